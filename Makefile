@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+# make help lists what there is.
+
+CLANG ?= clang-19
+STRIP ?= llvm-strip-19
+# The object in bpf/ is compared byte for byte, so its compiler is pinned to Debian's clang-19.
+CLANG_VERSION := 19.1.7
+
+# sudo does not keep the user's PATH.
+GO ?= $(shell command -v go || echo /usr/local/go/bin/go)
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
+PREFIX ?= /usr/local
+DESTDIR ?=
+FUZZ_EXECUTIONS ?= 200000
+
+# What building the object, checking and testing need beyond Go and make.
+PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light curl iperf3 bind9-dnsutils \
+	dnsmasq-base iputils-ping iputils-tracepath tcpdump procps
+
+export BPF2GO_CC = $(CLANG)
+export BPF2GO_STRIP = $(STRIP)
+export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
+
+.PHONY: help build test demo check generate deps fuzz install uninstall clean root
+
+help:
+	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
+	@echo "sudo make test      every test; needs root for network namespaces and BPF"
+	@echo "make build          bin/hairpin"
+	@echo "sudo make install   bin/hairpin, a systemd unit, a configuration to start from"
+	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
+	@echo "make generate       bpf/*_bpfel.* anew, with clang $(CLANG_VERSION)"
+	@echo "sudo make fuzz      FuzzDatapath until stopped"
+	@echo "sudo make deps      Debian packages for the above"
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.release=$(VERSION)" -o bin/hairpin ./cmd/hairpin
+
+root:
+	@test "$$(id -u)" = 0 || { echo "needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
+
+test: root
+	$(GO) test -count=1 -timeout 30m ./...
+	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test
+
+fuzz: root
+	$(GO) test -run '^$$' -fuzz '^FuzzDatapath$$' ./test
+
+demo: root build
+	test/demo/demo.sh
+
+generate:
+	@$(CLANG) --version | grep -qF "version $(CLANG_VERSION)" || \
+		{ echo "needs clang $(CLANG_VERSION), Debian's clang-19: sudo make deps" >&2; exit 1; }
+	$(GO) generate ./bpf
+
+check:
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) mod tidy -diff
+	@cp -r bpf bpf.before && $(MAKE) --no-print-directory generate && diff -r bpf.before bpf; \
+		status=$$?; rm -rf bpf.before; \
+		test $$status = 0 || { echo "bpf/ was not generated from its sources: make generate" >&2; exit 1; }
+
+deps: root
+	apt-get update -q
+	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES)
+
+install: build
+	install -D -m 0755 bin/hairpin $(DESTDIR)$(PREFIX)/sbin/hairpin
+
+clean:
+	rm -rf bin

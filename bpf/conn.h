@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Connection state: lookup, the pair of entries, promotion, TCP state, expiry.
+ * An opening lives in half_open until its handshake completes; only then does it enter conns. */
+#pragma once
+
+#include "maps.h"
+#include "packet.h"
+#include "work.h"
+
+enum { SECOND_NS = 1000000000, AWAITED_BITS = 13 };
+
+static __always_inline __u64 conn_now(void)
+{
+	return bpf_ktime_get_coarse_ns();
+}
+
+/* Member by member: a whole one would be put together on the stack first. */
+static __always_inline void tuple_reverse(const struct tuple *tuple, struct tuple *reverse)
+{
+	reverse->src = tuple->dst;
+	reverse->dst = tuple->src;
+	reverse->sport = tuple->dport;
+	reverse->dport = tuple->sport;
+	reverse->protocol = tuple->protocol;
+	__builtin_memset(reverse->pad, 0, sizeof(reverse->pad));
+}
+
+static __always_inline struct conn *conn_established(const struct tuple *key)
+{
+	struct conn_entry *entry = bpf_map_lookup_elem(&conns, key);
+
+	return entry ? &entry->conn : NULL;
+}
+
+static __always_inline struct conn *conn_find(const struct tuple *key)
+{
+	struct conn *conn = conn_established(key);
+
+	return conn ? conn : bpf_map_lookup_elem(&half_open, key);
+}
+
+/* The other direction, in the table where this one is. A stack frame of its own. */
+static __noinline struct conn *conn_other(const struct conn *conn, bool half)
+{
+	struct tuple key;
+
+	tuple_reverse(&conn->to, &key);
+	return half ? bpf_map_lookup_elem(&half_open, &key) : conn_established(&key);
+}
+
+static __always_inline bool stamp_over(const struct stamp *stamp)
+{
+	__u32 id = stamp->id;
+	__u32 *epoch = bpf_map_lookup_elem(&epochs, &id);
+
+	return !epoch || *epoch != stamp->epoch;
+}
+
+/* Its forward or its external address has gone, or it was ended by hand. */
+static __always_inline bool conn_over(const struct conn *conn)
+{
+	return stamp_over(&conn->forward) || stamp_over(&conn->address);
+}
+
+static __always_inline const struct settings *conn_settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings, &zero);
+}
+
+/* How long a half-open connection waits, counted from its last packet. */
+static __always_inline __u64 conn_opening_time(const struct settings *time, __u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? time->tcp_transitory : time->udp;
+}
+
+static __always_inline bool conn_expired(const struct conn *half)
+{
+	const struct settings *time = conn_settings();
+
+	return !time || conn_now() - half->last_seen >= conn_opening_time(time, half->to.protocol);
+}
+
+/* FNV-1a over the words of a server's endpoint. */
+static __always_inline __u32 conn_awaited_slot(const union addr *server, __be16 port)
+{
+	__u32 hash = 2166136261u;
+
+	for (int i = 0; i < 4; i++)
+		hash = (hash ^ server->word[i]) * 16777619u;
+	hash = (hash ^ port) * 16777619u;
+	return (hash ^ hash >> AWAITED_BITS) & ((1 << AWAITED_BITS) - 1);
+}
+
+/* May half_open hold a connection that waits for this packet? */
+static __always_inline bool conn_awaited(const struct tuple *answer)
+{
+	__u32 slot = conn_awaited_slot(&answer->src, answer->sport);
+	__u32 *until = bpf_map_lookup_elem(&awaited, &slot);
+
+	return until && *until && *until > conn_now() / SECOND_NS;
+}
+
+static __always_inline void conn_await(const struct tuple *answer, __u64 wait)
+{
+	__u32 slot = conn_awaited_slot(&answer->src, answer->sport);
+	__u32 *until = bpf_map_lookup_elem(&awaited, &slot);
+	__u32 end = (conn_now() + wait) / SECOND_NS + 1;
+
+	if (until && *until < end)
+		*until = end;
+}
+
+static __always_inline void conn_count_closed(const struct conn *conn)
+{
+	__u32 id = conn->forward.id;
+	struct forward_stats *stats = bpf_map_lookup_elem(&forward_stats, &id);
+
+	count_event(CONN_CLOSED);
+	if (stats && conn->path < PATHS)
+		stats->closed[conn->path]++;
+}
+
+/* Takes both directions out, wherever they are. */
+static __always_inline void conn_delete(struct work *work, const struct tuple *key, const struct conn *conn)
+{
+	tuple_reverse(&conn->to, &work->other);
+	if (conn_established(key)) {
+		conn_count_closed(conn);
+		bpf_map_delete_elem(&conns, &work->other);
+		bpf_map_delete_elem(&conns, key);
+		return;
+	}
+	count_event(CONN_ABANDONED);
+	bpf_map_delete_elem(&half_open, &work->other);
+	bpf_map_delete_elem(&half_open, key);
+}
+
+/* Its FIN counts once the other side has acknowledged it: a forged one never is. */
+static __always_inline bool conn_fin_acknowledged(const struct conn *from, const struct conn *by)
+{
+	return from->fin && by->ack == from->end;
+}
+
+/* RFC 7857 section 2: both FINs, or a RST that nothing has followed. */
+static __always_inline bool conn_closing(const struct conn *one, const struct conn *other)
+{
+	return (one->rst && other->rst) ||
+	       (conn_fin_acknowledged(one, other) && conn_fin_acknowledged(other, one));
+}
+
+static __always_inline __u64 conn_lifetime(const struct settings *time, const struct conn *opener,
+					   const struct conn *answerer)
+{
+	if (conn_over(opener))
+		return time->tcp_transitory;
+	if (opener->to.protocol != IPPROTO_TCP)
+		return time->udp;
+	return conn_closing(opener, answerer) ? time->tcp_transitory : time->tcp_established;
+}
+
+/* Runs as the opener's timer. A connection that is over stays for a while, so that what its server still
+ * sends is recognised and dropped. It looks again after the transitory time at most: states change. */
+static int conn_expire(void *map, struct tuple *key, struct conn_entry *entry)
+{
+	const struct settings *time = conn_settings();
+	__u64 lifetime, idle, seen = entry->conn.last_seen, now = conn_now();
+	struct tuple other_key;
+	struct conn *other;
+
+	tuple_reverse(&entry->conn.to, &other_key);
+	other = conn_established(&other_key);
+	if (time && other) {
+		if (other->last_seen > seen)
+			seen = other->last_seen;
+		lifetime = conn_lifetime(time, &entry->conn, other);
+		idle = now > seen ? now - seen : 0;
+		if (idle < lifetime) {
+			__u64 wait = lifetime - idle;
+
+			if (wait > time->tcp_transitory)
+				wait = time->tcp_transitory;
+			bpf_timer_start(&entry->timer, wait, 0);
+			return 0;
+		}
+	}
+	conn_count_closed(&entry->conn);
+	bpf_map_delete_elem(map, &other_key);
+	bpf_map_delete_elem(map, key);
+	return 0;
+}
+
+static __always_inline bool conn_start_timer(const struct tuple *key, __u64 wait)
+{
+	struct conn_entry *entry = bpf_map_lookup_elem(&conns, key);
+
+	return entry && bpf_timer_init(&entry->timer, &conns, 1 /* CLOCK_MONOTONIC */) == 0 &&
+	       bpf_timer_set_callback(&entry->timer, conn_expire) == 0 &&
+	       bpf_timer_start(&entry->timer, wait, 0) == 0;
+}
+
+/* One direction from half_open to conns; the kernel's error otherwise. */
+static __always_inline long conn_move(const struct tuple *key, const struct conn *half)
+{
+	struct work *work = work_get();
+
+	if (!work)
+		return -1;
+	work->image.conn = *half;
+	return bpf_map_update_elem(&conns, key, &work->image, BPF_NOEXIST);
+}
+
+/* Why the answerer's key is taken: another CPU moves the same connection, or conns is full. */
+static __always_inline enum reason conn_promoted_by_other(const struct tuple *opener_key,
+							  const struct tuple *answerer_key)
+{
+	struct conn *found = conn_established(answerer_key);
+
+	if (!found)
+		return REASON_TABLE_FULL;
+	if (found->to.sport == opener_key->dport && found->to.dport == opener_key->sport &&
+	    addr_equal(&found->to.src, &opener_key->dst) && addr_equal(&found->to.dst, &opener_key->src))
+		return REASON_NONE;
+	return REASON_TUPLE_IN_USE;
+}
+
+/* The handshake is complete: both directions move to conns, the answerer's first. Two CPUs may do it at
+ * once: the loser finds the answerer's entry there and leaves the rest to the winner. Entries go into
+ * conns before they leave half_open, so one table or the other always knows the connection. */
+static __noinline enum reason conn_promote(const struct tuple *opener_key, const struct tuple *answerer_key)
+{
+	struct conn *opener = bpf_map_lookup_elem(&half_open, opener_key);
+	struct conn *answerer = bpf_map_lookup_elem(&half_open, answerer_key);
+	const struct settings *time = conn_settings();
+	__u32 id;
+	struct forward_stats *stats;
+
+	if (!opener || !answerer || !time)
+		return REASON_ENDED;
+	if (conn_move(answerer_key, answerer) != 0)
+		return conn_promoted_by_other(opener_key, answerer_key);
+	if (conn_move(opener_key, opener) != 0 || !conn_start_timer(opener_key, time->tcp_transitory)) {
+		bpf_map_delete_elem(&conns, opener_key);
+		bpf_map_delete_elem(&conns, answerer_key);
+		return REASON_TABLE_FULL;
+	}
+	count_event(CONN_ESTABLISHED);
+	id = opener->forward.id;
+	stats = bpf_map_lookup_elem(&forward_stats, &id);
+	if (stats && opener->path < PATHS)
+		stats->established[opener->path]++;
+	bpf_map_delete_elem(&half_open, opener_key);
+	bpf_map_delete_elem(&half_open, answerer_key);
+	return REASON_NONE;
+}
+
+/* The opener's third packet proves that it has seen the answer (RFC 9293 3.5); with TCP Fast Open either
+ * side may be some data ahead. */
+static __always_inline bool conn_handshake_done(const struct packet *pkt, const struct conn *opener,
+						const struct conn *answerer)
+{
+	return answerer->packets && pkt->seq - opener->end < 0x10000 && pkt->ack - answerer->end < 0x10000;
+}
+
+static __always_inline void conn_track_tcp(const struct packet *pkt, struct conn *conn, bool half)
+{
+	if (pkt->tcp_flags & TCP_ACK)
+		conn->ack = pkt->ack;
+	if (half) {
+		if (pkt->tcp_flags & TCP_SYN)
+			conn->end = pkt->seq + 1;
+		return;
+	}
+	if (conn->rst)
+		conn->rst = 0;
+	if (pkt->tcp_flags & TCP_FIN) {
+		conn->fin = 1;
+		conn->end = pkt->seq + pkt->seq_length;
+	}
+}
+
+/* A RST closes only with the very sequence number that its receiver expects (RFC 5961 section 3 in
+ * spirit); any other is passed on, and changes and refreshes nothing. */
+static __always_inline bool conn_track_rst(const struct packet *pkt, struct conn *conn)
+{
+	struct conn *other = conn_other(conn, false);
+
+	if (!other || pkt->seq != other->ack)
+		return false;
+	conn->rst = 1;
+	other->rst = 1;
+	return true;
+}
+
+/* Follows the packet in the state of its connection. */
+static __always_inline void conn_track(const struct packet *pkt, struct conn *conn, bool half)
+{
+	bool refresh = true;
+
+	if (pkt->tuple.protocol == IPPROTO_TCP && pkt->fragment != FRAGMENT_LATER) {
+		if (pkt->tcp_flags & TCP_RST)
+			refresh = !half && conn_track_rst(pkt, conn);
+		else
+			conn_track_tcp(pkt, conn, half);
+	}
+	if (refresh)
+		conn->last_seen = conn_now();
+	conn->packets++;
+	conn->bytes += pkt->length;
+}
+
+/* A SYN of the opener begins anew where the old connection has closed (RFC 7857 section 2). */
+static __always_inline bool conn_reopens(const struct packet *pkt, const struct conn *conn)
+{
+	struct conn *other;
+
+	if (!(conn->fin || conn->rst) || !conn->opener || !packet_opens(pkt))
+		return false;
+	other = conn_other(conn, false);
+	return !other || conn_closing(conn, other);
+}
+
+/* Nothing follows this connection any more; its tuple may become another's. A half-open one may have lost
+ * its other direction to a flood: without it no answer would find its way. */
+static __always_inline bool conn_stale(const struct packet *pkt, const struct conn *conn, bool half)
+{
+	if (conn_over(conn))
+		return true;
+	if (!half)
+		return conn_reopens(pkt, conn);
+	return conn_expired(conn) || (conn->opener && !conn_other(conn, true));
+}
+
+/* Reserves an answerer's key: BPF_NOEXIST in half_open first, then a look into conns. An entry of conns
+ * appears before its twin leaves half_open, so the look cannot miss a connection that is just moving.
+ * What is over or expired gives way. */
+static __always_inline enum reason conn_reserve(struct work *work, const struct tuple *key,
+						const struct conn *conn)
+{
+	struct conn *other;
+
+	if (bpf_map_update_elem(&half_open, key, conn, BPF_NOEXIST) != 0) {
+		other = bpf_map_lookup_elem(&half_open, key);
+		if (!other || !(conn_over(other) || conn_expired(other)))
+			return REASON_TUPLE_IN_USE;
+		conn_delete(work, key, other);
+		if (bpf_map_update_elem(&half_open, key, conn, BPF_NOEXIST) != 0)
+			return REASON_TUPLE_IN_USE;
+	}
+	other = conn_established(key);
+	if (!other)
+		return REASON_NONE;
+	if (conn_over(other)) {
+		conn_delete(work, key, other);
+		return REASON_NONE;
+	}
+	bpf_map_delete_elem(&half_open, key);
+	return REASON_TUPLE_IN_USE;
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Routes and next hops by bpf_fib_lookup; what each of its answers means for the packet.
+ * ctx only passes through to a helper that takes either hook's. */
+#pragma once
+
+#include "maps.h"
+#include "packet.h"
+
+enum { FIB_AF_INET = 2, FIB_FRESH_NS = 1000000000 };
+
+/* Routes a packet of this length that came in by ifindex. SUCCESS and NO_NEIGH both set fib->ifindex and
+ * the gateway (kernel 5.12 on); only SUCCESS sets the MAC addresses and the MTU. */
+static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, __u32 ifindex,
+				      const struct tuple *way, __u32 length)
+{
+	__builtin_memset(fib, 0, sizeof(*fib));
+	fib->family = FIB_AF_INET;
+	fib->l4_protocol = way->protocol;
+	fib->tot_len = length;
+	fib->ifindex = ifindex;
+	fib->ipv4_src = way->src.word[3];
+	fib->ipv4_dst = way->dst.word[3];
+	return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+}
+
+static __always_inline bool fib_found(long result)
+{
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
+static __always_inline enum reason fib_reason(long result)
+{
+	switch (result) {
+	case BPF_FIB_LKUP_RET_FRAG_NEEDED:
+		return REASON_TOO_BIG;
+	case BPF_FIB_LKUP_RET_FWD_DISABLED:
+		return REASON_FORWARDING_OFF;
+	default:
+		return REASON_NO_ROUTE;
+	}
+}
+
+/* Raised by the control plane when a route or a neighbour changed. */
+static __always_inline __u32 fib_generation(void)
+{
+	__u32 zero = 0;
+	struct routes *now = bpf_map_lookup_elem(&routes, &zero);
+
+	return now ? now->generation : 0;
+}
+
+static __always_inline bool fib_fresh(const struct next_hop *hop, __u64 now)
+{
+	return hop->resolved && now - hop->resolved < FIB_FRESH_NS && hop->routes == fib_generation();
+}
+
+static __always_inline void fib_remember(struct next_hop *hop, const struct bpf_fib_lookup *fib,
+					 const struct packet *pkt, __u64 now)
+{
+	__builtin_memcpy(hop->dst_mac, fib->dmac, ETH_ALEN);
+	__builtin_memcpy(hop->src_mac, fib->smac, ETH_ALEN);
+	__builtin_memcpy(hop->local_mac, pkt->local_mac, ETH_ALEN);
+	hop->ifindex = fib->ifindex;
+	hop->mtu = fib->mtu_result;
+	hop->routes = fib_generation();
+	hop->resolved = now;
+}

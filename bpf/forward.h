@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The forwards: which one a packet to an external address belongs to, and whom it serves.
+ * Everything is read from one slot, so a packet sees the old set or the new one, never both. */
+#pragma once
+
+#include "maps.h"
+#include "packet.h"
+
+enum { FORWARD_KEY_BITS = 64, ALLOW_KEY_BITS = 160 };
+
+static __always_inline __u32 forward_slot(void)
+{
+	__u32 zero = 0;
+	struct live *now = bpf_map_lookup_elem(&live, &zero);
+
+	return now ? now->generation & 1 : 0;
+}
+
+static __always_inline struct forward *forward_lookup(__u32 slot, __u32 external, __u8 protocol, __be16 port)
+{
+	struct forward_key key = {
+		.prefix_length = FORWARD_KEY_BITS,
+		.external = external,
+		.protocol = protocol,
+		.port = port,
+	};
+	void *trie = bpf_map_lookup_elem(&forwards, &slot);
+
+	return trie && external ? bpf_map_lookup_elem(trie, &key) : NULL;
+}
+
+/* Forwards for just this address go before those for its interface. */
+static __always_inline struct forward *forward_find(__u32 slot, const struct external *external,
+						    __u8 protocol, __be16 port)
+{
+	struct forward *forward = forward_lookup(slot, external->fixed, protocol, port);
+
+	return forward ? forward : forward_lookup(slot, external->group, protocol, port);
+}
+
+static __always_inline bool forward_allows(__u32 slot, const struct forward *forward, const union addr *source)
+{
+	struct allow_key key = {
+		.prefix_length = ALLOW_KEY_BITS,
+		.forward = forward->stamp.id,
+		.source = *source,
+	};
+	void *trie;
+
+	if (!forward->restricted)
+		return true;
+	trie = bpf_map_lookup_elem(&allow, &slot);
+	return trie && bpf_map_lookup_elem(trie, &key);
+}

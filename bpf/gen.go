@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+
+// Package bpf holds the datapath: the C program and the Go twin that bpf2go
+// generates from it. Nothing in it is written by hand but this file.
+package bpf
+
+//go:generate go tool bpf2go -target bpfel -output-stem hairpin -type conn_path -type reflect -type role -type verdict -type reason -type stamp -type next_hop -type traffic -type interface_address -type end_request Hairpin hairpin.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror

@@ -1,0 +1,95 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The programs: each pulls its packet into reach, then parse, decide, apply, count.
+ * TC is complete; XDP does what it is sure of and leaves the rest, untouched, to TC. */
+#include <linux/bpf.h>
+
+#include "nat.h"
+#include "tc.h"
+#include "xdp.h"
+
+/* Everything before the first byte is read. */
+static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
+					  __u32 gso_size)
+{
+	__builtin_memset(&work->pkt, 0, sizeof(work->pkt));
+	__builtin_memset(&work->rw, 0, sizeof(work->rw));
+	work->pkt.hook = hook;
+	work->pkt.ifindex = ifindex;
+	work->pkt.frame_length = frame_length;
+	work->pkt.gso_size = gso_size;
+}
+
+SEC("tc")
+int hairpin_tc(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+	enum verdict verdict;
+
+	if (!work || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_TO_US || skb->vlan_present)
+		return TC_ACT_UNSPEC;
+	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size);
+	if (!tc_pull(skb) || !packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, &work->pkt))
+		return TC_ACT_UNSPEC;
+	if (work->pkt.fragment == FRAGMENT_LATER && !frag_complete(work))
+		return TC_ACT_UNSPEC;
+	verdict = nat_decide(skb, work);
+	if (verdict == VERDICT_SEND) {
+		if (tc_write(skb, &work->pkt, &work->rw))
+			return tc_send(skb, &work->rw);
+		verdict = VERDICT_DROP;
+		work->rw.reason = REASON_WRITE_FAILED;
+	}
+	if (work->rw.reason != REASON_NONE)
+		count(work->pkt.ifindex, verdict, work->rw.reason);
+	return verdict == VERDICT_PASS ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+}
+
+SEC("xdp.frags")
+int hairpin_xdp(struct xdp_md *ctx)
+{
+	struct work *work = work_get();
+	__u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
+	enum verdict verdict;
+
+	/* A frame of several buffers needs more of its output device than a devmap tells: TC's. */
+	if (!work || length != ctx->data_end - ctx->data)
+		return XDP_PASS;
+	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0);
+	if (!packet_parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, &work->pkt))
+		return XDP_PASS;
+	if (work->pkt.fragment != FRAGMENT_NONE)
+		return XDP_PASS;
+	verdict = nat_decide(ctx, work);
+	if (verdict == VERDICT_SEND) {
+		if (xdp_write(ctx, &work->pkt, &work->rw))
+			return xdp_send(ctx, &work->rw);
+		verdict = VERDICT_DROP;
+		work->rw.reason = REASON_WRITE_FAILED;
+	}
+	if (work->rw.reason != REASON_NONE)
+		count(work->pkt.ifindex, verdict, work->rw.reason);
+	return verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? XDP_DROP : XDP_PASS;
+}
+
+/* Ends one connection for user space: its forward's epoch is one that has passed. */
+SEC("syscall")
+int hairpin_end(struct end_request *request)
+{
+	struct tuple key = request->key, other_key;
+	struct conn *conn, *other;
+
+	conn = conn_find(&key);
+	request->found = conn != NULL;
+	if (!conn)
+		return 0;
+	tuple_reverse(&conn->to, &other_key);
+	other = conn_find(&other_key);
+	conn->forward.epoch--;
+	if (other)
+		other->forward.epoch = conn->forward.epoch;
+	return 0;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

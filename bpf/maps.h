@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The maps: who writes them and why they are of their type; and the counters.
+ * Sizes given here are defaults, the loader sets conns and half_open from the configuration. */
+#pragma once
+
+#include <bpf/bpf_helpers.h>
+
+#include "types.h"
+
+/* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
+enum schema { SCHEMA = 1 };
+
+/* Written once by the loader; a program of another schema leaves the pins alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, enum schema);
+	__uint(max_entries, 1);
+} schema SEC(".maps");
+
+/* Written by the control plane: one write swaps the whole set of forwards. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct live);
+	__uint(max_entries, 1);
+} live SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct routes);
+	__uint(max_entries, 1);
+} routes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct settings);
+	__uint(max_entries, 1);
+} settings SEC(".maps");
+
+/* Written by the control plane; an address event is one write. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, union addr);
+	__type(value, struct external);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} externals SEC(".maps");
+
+struct forward_trie {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct forward_key);
+	__type(value, struct forward);
+	__uint(max_entries, 4194304);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+};
+
+struct allow_trie {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct allow_key);
+	__type(value, __u8);
+	__uint(max_entries, 4194304);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+};
+
+/* Two slots each. The control plane fills the idle one with a new trie; what runs is never written. */
+struct forward_trie forwards_empty SEC(".maps");
+struct allow_trie allow_empty SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 2);
+	__array(values, struct forward_trie);
+} forwards SEC(".maps") = { .values = { &forwards_empty, &forwards_empty } };
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 2);
+	__array(values, struct allow_trie);
+} allow SEC(".maps") = { .values = { &allow_empty, &allow_empty } };
+
+/* The running configuration as text, in chunks, for whoever comes next: it swaps with the forwards. */
+struct document_chunks {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__uint(value_size, 4096);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 2);
+	__array(values, struct document_chunks);
+} documents SEC(".maps");
+
+/* Of forwards and external addresses, by stamp id; raised by the control plane to end connections. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 131072);
+} epochs SEC(".maps");
+
+/* Two entries a connection, never evicted: full means that openings are refused (RFC 6888 REQ-11d). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct tuple);
+	__type(value, struct conn_entry);
+	__uint(max_entries, 262144);
+} conns SEC(".maps");
+
+/* Two entries an opening; a flood of openings evicts only its like. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct tuple);
+	__type(value, struct conn);
+	__uint(max_entries, 65536);
+} half_open SEC(".maps");
+
+/* By hash of a server's address and port: the second until which a half-open connection may wait for
+ * its answer. Spares every packet that is not ours the look into half_open. Written by the datapath. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 8192);
+} awaited SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	__uint(max_entries, 8192);
+} fragments SEC(".maps");
+
+/* By ifindex, written by the control plane. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, struct interface);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} interfaces SEC(".maps");
+
+/* Devices that take XDP frames; anything else is TC's. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
+	__type(key, __u32);
+	__type(value, struct bpf_devmap_val);
+	__uint(max_entries, 4096);
+} tx_ports SEC(".maps");
+
+/* Entries made by the control plane, one a forward. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__type(key, __u32);
+	__type(value, struct forward_stats);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} forward_stats SEC(".maps");
+
+/* Every verdict but SEND and a PASS of what is not ours. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__type(key, struct counter_key);
+	__type(value, __u64);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} counters SEC(".maps");
+
+/* By enum conn_event. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, enum conn_event);
+	__type(value, __u64);
+	__uint(max_entries, CONN_EVENTS);
+} conn_events SEC(".maps");
+
+static __always_inline void count_event(enum conn_event event)
+{
+	__u64 *value = bpf_map_lookup_elem(&conn_events, &event);
+
+	if (value)
+		(*value)++;
+}
+
+static __always_inline void count(__u32 ifindex, enum verdict verdict, enum reason reason)
+{
+	struct counter_key key = { .ifindex = ifindex, .verdict = verdict, .reason = reason };
+	__u64 *value = bpf_map_lookup_elem(&counters, &key);
+
+	if (!value) {
+		__u64 zero = 0;
+
+		bpf_map_update_elem(&counters, &key, &zero, BPF_NOEXIST);
+		value = bpf_map_lookup_elem(&counters, &key);
+	}
+	if (value)
+		(*value)++;
+}

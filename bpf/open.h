@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Opening a connection: may it be, where does it go, what does its server see.
+ * Nothing is written before every question is answered. */
+#pragma once
+
+#include "conn.h"
+#include "fib.h"
+#include "forward.h"
+#include "work.h"
+
+/* RFC 6056: bounded; with half of all ports taken 32 misses in a row are one in four thousand million. */
+enum { PORT_TRIES = 32, PORT_LOWEST = 1024 };
+
+static __always_inline bool addr_in_prefix(const union addr *addr, const struct interface_address *prefix)
+{
+	__be32 differ = 0;
+
+	for (int i = 0; i < 4; i++)
+		differ |= (addr->word[i] ^ prefix->address.word[i]) & prefix->mask.word[i];
+	return !differ;
+}
+
+/* The router's address that its neighbour at `target` knows best: in its own subnet, else the first. */
+static __always_inline const union addr *open_router_address(const struct interface *out,
+							     const union addr *target)
+{
+	for (int i = 0; i < 8 && i < out->addresses; i++) {
+		if (addr_in_prefix(target, &out->address[i]))
+			return &out->address[i].address;
+	}
+	return out->addresses ? &out->address[0].address : NULL;
+}
+
+static __always_inline bool v4_in(__be32 addr, __u32 network, __u32 bits)
+{
+	return bpf_ntohl(addr) >> (32 - bits) == network >> (32 - bits);
+}
+
+/* RFC 1122 3.2.1.3: never the source of a packet that is to be forwarded. */
+static __always_inline bool v4_martian(__be32 addr)
+{
+	return v4_in(addr, 0x00000000, 8) || v4_in(addr, 0x7f000000, 8) || v4_in(addr, 0xe0000000, 3);
+}
+
+/* RFC 1918, and the shared space of RFC 6598. */
+static __always_inline bool v4_private(__be32 addr)
+{
+	return v4_in(addr, 0x0a000000, 8) || v4_in(addr, 0xac100000, 12) || v4_in(addr, 0xc0a80000, 16) ||
+	       v4_in(addr, 0x64400000, 10) || v4_in(addr, 0xa9fe0000, 16);
+}
+
+/* The interface by which the kernel would answer this packet; 0: by none, as when its source is the
+ * router's own address, broadcast, multicast or unreachable. */
+static __always_inline __u32 open_interface_back(void *ctx, struct work *work)
+{
+	struct tuple *way = &work->open.way;
+	__u32 ifindex = work->pkt.ifindex;
+
+	tuple_reverse(&work->pkt.tuple, way);
+	return fib_found(fib_route(ctx, &work->fib, ifindex, way, sizeof(struct iphdr))) ? work->fib.ifindex : 0;
+}
+
+/* Strict reverse path for a LAN; for a WAN the way back must lead to some WAN, as with several uplinks
+ * the default route is only one of them. */
+static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
+{
+	const struct packet *pkt = &work->pkt;
+	__be32 source = pkt->tuple.src.word[3];
+	const struct interface *back;
+	__u32 ifindex;
+
+	if (v4_martian(source) || (in->role == ROLE_WAN && !in->private && v4_private(source)))
+		return false;
+	ifindex = open_interface_back(ctx, work);
+	if (in->role == ROLE_LAN)
+		return ifindex == pkt->ifindex;
+	back = bpf_map_lookup_elem(&interfaces, &ifindex);
+	return back && back->role == ROLE_WAN;
+}
+
+/* Only if the server would else answer its client directly, past the router. */
+static __always_inline bool open_reflects(const struct packet *pkt, const struct forward *forward,
+					  const struct interface *in, __u32 out_ifindex)
+{
+	if (in->role != ROLE_LAN)
+		return false;
+	return forward->reflect == REFLECT_ROUTER || out_ifindex == pkt->ifindex;
+}
+
+/* Would a reflected connection's answers be taken for those of a socket or a forward of the router? */
+static __always_inline bool open_port_taken(void *ctx, struct work *work)
+{
+	const struct tuple *answer = &work->open.answer;
+	struct bpf_sock_tuple *tuple = &work->sock;
+	struct external *external = bpf_map_lookup_elem(&externals, &answer->dst);
+	struct bpf_sock *sock;
+
+	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
+		return true;
+	tuple->ipv4.saddr = answer->src.word[3];
+	tuple->ipv4.daddr = answer->dst.word[3];
+	tuple->ipv4.sport = answer->sport;
+	tuple->ipv4.dport = answer->dport;
+	if (answer->protocol == IPPROTO_TCP)
+		sock = bpf_skc_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+	else
+		sock = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sock)
+		return false;
+	bpf_sk_release(sock);
+	return true;
+}
+
+struct port_search {
+	void *ctx;
+	struct work *work;
+	enum reason reason;
+};
+
+/* One try; 1 ends the search. */
+static long open_try_port(__u32 index, struct port_search *search)
+{
+	struct opening *open = &search->work->open;
+
+	if (index > 0)
+		open->answer.dport = bpf_htons(PORT_LOWEST + bpf_get_prandom_u32() % (65536 - PORT_LOWEST));
+	if (open_port_taken(search->ctx, search->work))
+		return 0;
+	search->reason = conn_reserve(search->work, &open->answer, &open->conn);
+	return search->reason == REASON_NONE;
+}
+
+/* Keeps the client's port if it is free, else tries random ones (RFC 6056 section 3.3.2). The answerer's
+ * entry is the reservation. */
+static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
+{
+	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
+
+	bpf_loop(PORT_TRIES, open_try_port, &search, 0);
+	return search.reason == REASON_NONE ? REASON_NONE : REASON_NO_PORT;
+}
+
+/* May this packet become a connection of this forward at all? */
+static __always_inline enum reason open_permitted(void *ctx, struct work *work, const struct interface *in,
+						  const struct forward *forward)
+{
+	const struct packet *pkt = &work->pkt;
+
+	if (pkt->malformed)
+		return REASON_MALFORMED;
+	if (!packet_opens(pkt))
+		return REASON_NON_SYN;
+	if (pkt->hook == HOOK_XDP && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0)
+		return REASON_OTHER_HOST;
+	if (!open_source_ok(ctx, work, in))
+		return REASON_SPOOFED;
+	if (!forward_allows(forward_slot(), forward, &pkt->tuple.src))
+		return REASON_NOT_ALLOWED;
+	if (in->role == ROLE_LAN && forward->reflect == REFLECT_OFF)
+		return REASON_REFLECT_OFF;
+	return REASON_NONE;
+}
+
+/* The way to the target, and by it the answerer's key: whom the server sees and will answer. */
+static __always_inline enum reason open_route(void *ctx, struct work *work, const struct interface *in,
+					      const struct forward *forward)
+{
+	const struct packet *pkt = &work->pkt;
+	struct opening *open = &work->open;
+	struct tuple *way = &open->way;
+	const struct interface *out;
+	const union addr *source;
+	long result;
+
+	*way = pkt->tuple;
+	way->dst = forward->target;
+	way->dport = bpf_htons((__u16)(bpf_ntohs(way->dport) + forward->port_shift));
+	result = fib_route(ctx, &work->fib, pkt->ifindex, way, pkt->segment);
+	if (!fib_found(result))
+		return fib_reason(result);
+	open->neighbour = result == BPF_FIB_LKUP_RET_SUCCESS;
+	if (pkt->hook == HOOK_XDP && !open->neighbour)
+		return REASON_NEXT_HOP;
+	out = bpf_map_lookup_elem(&interfaces, &work->fib.ifindex);
+	if (!out)
+		return REASON_NOT_ATTACHED;
+	open->reflect = open_reflects(pkt, forward, in, work->fib.ifindex);
+	if (open->reflect) {
+		source = open_router_address(out, &way->dst);
+		if (!source)
+			return REASON_NO_ADDRESS;
+		way->src = *source;
+	}
+	tuple_reverse(way, &open->answer);
+	return REASON_NONE;
+}
+
+static __always_inline void open_write(const struct packet *pkt, const struct interface *in,
+				       const struct external *external, const struct forward *forward,
+				       struct conn *conn)
+{
+	__builtin_memset(conn, 0, sizeof(*conn));
+	tuple_reverse(&pkt->tuple, &conn->to);
+	conn->last_seen = conn_now();
+	conn->created = conn->last_seen / SECOND_NS;
+	conn->forward = forward->stamp;
+	conn->address = external->address;
+	conn->path = in->role == ROLE_LAN ? PATH_HAIRPIN : PATH_WAN;
+	conn->ifindex = pkt->ifindex;
+}
+
+/* Both directions: the answerer's first, its key is what must be unique; what is half done is undone. */
+static __always_inline enum reason open_insert(void *ctx, struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+	struct opening *open = &work->open;
+	struct conn *conn = &open->conn;
+	enum reason reason;
+
+	reason = open->reflect ? open_reserve_port(ctx, work) : conn_reserve(work, &open->answer, conn);
+	if (reason != REASON_NONE)
+		return reason;
+	tuple_reverse(&open->answer, &conn->to);
+	conn->opener = 1;
+	if (open->neighbour)
+		fib_remember(&conn->hop, &work->fib, pkt, conn->last_seen);
+	if (bpf_map_update_elem(&half_open, &pkt->tuple, conn, BPF_NOEXIST) == 0)
+		count_event(CONN_OPENED);
+	else	/* another CPU was first: its entries count */
+		bpf_map_delete_elem(&half_open, &open->answer);
+	return REASON_NONE;
+}
+
+/* On REASON_NONE the connection is in half_open. A stack frame of its own. */
+static __noinline enum reason open_connection(void *ctx, struct work *work, const struct external *external,
+					      const struct forward *forward)
+{
+	const struct packet *pkt = &work->pkt;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
+	const struct settings *time = conn_settings();
+	struct conn *old;
+	enum reason reason;
+
+	if (!in || !time)
+		return REASON_NOT_ATTACHED;
+	reason = open_permitted(ctx, work, in, forward);
+	if (reason == REASON_NONE)
+		reason = open_route(ctx, work, in, forward);
+	if (reason != REASON_NONE)
+		return reason;
+	old = conn_find(&pkt->tuple);
+	if (old)
+		conn_delete(work, &pkt->tuple, old);
+	open_write(pkt, in, external, forward, &work->open.conn);
+	conn_await(&work->open.answer, conn_opening_time(time, pkt->tuple.protocol));
+	return open_insert(ctx, work);
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Every type that both the kernel and Go see: map keys, map values, their enums. No code.
+ * Padding is explicit and must be zero in keys; sizes are asserted, Go gets its twin by bpf2go. */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+
+/* IPv4 is stored v4-mapped (::ffff:a.b.c.d), so one key serves both families. */
+union addr {
+	__u8 bytes[16];
+	__be32 word[4];
+};
+
+/* A packet's addresses as it arrives: the key of a connection's direction. */
+struct tuple {
+	union addr src;
+	union addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct tuple) == 40, "struct tuple has implicit padding");
+
+/* How a connection reached its forward. */
+enum conn_path {
+	PATH_WAN,
+	PATH_HAIRPIN,
+	PATH_LOCAL,
+	PATHS,
+};
+
+/* What the source of a hairpin connection becomes. */
+enum reflect {
+	REFLECT_AUTO,
+	REFLECT_ROUTER,
+	REFLECT_OFF,
+};
+
+enum role {
+	ROLE_WAN = 1,
+	ROLE_LAN = 2,
+};
+
+/* What becomes of a packet; REFUSE is the drop of an opening that may not become a connection. */
+enum verdict {
+	VERDICT_PASS,	/* not ours, or the kernel knows better: untouched, to the stack */
+	VERDICT_DEFER,	/* XDP only: ours, but for the TC program to do */
+	VERDICT_DROP,
+	VERDICT_REFUSE,
+	VERDICT_SEND,
+};
+
+/* Why. Also the counter index, and in lower case the metric label. */
+enum reason {
+	REASON_NONE,
+	REASON_MALFORMED,	/* transport header that no stack would accept */
+	REASON_FRAGMENT,	/* XDP: fragments belong to TC */
+	REASON_TTL_EXPIRED,
+	REASON_TOO_BIG,		/* for the MTU of the next hop */
+	REASON_NON_SYN,		/* TCP to a forward without connection and without SYN */
+	REASON_BAD_HANDSHAKE,	/* the opener's answer does not match the SYN/ACK */
+	REASON_ENDED,		/* the connection is over: forward or address has gone */
+	REASON_SPOOFED,		/* source does not belong behind the interface it came in by */
+	REASON_NOT_ALLOWED,	/* not in the forward's from list */
+	REASON_REFLECT_OFF,
+	REASON_TABLE_FULL,
+	REASON_TUPLE_IN_USE,	/* the answer would be taken for another connection's */
+	REASON_NO_PORT,		/* no free source port for a reflected connection */
+	REASON_NO_ADDRESS,	/* the output interface has no address to reflect from */
+	REASON_NO_ROUTE,
+	REASON_NOT_ATTACHED,	/* in or out through an interface hairpin does not watch */
+	REASON_FORWARDING_OFF,	/* ip_forward is 0 */
+	REASON_NEXT_HOP,	/* XDP: next hop unknown or due for renewal */
+	REASON_NO_XDP_TX,	/* XDP: output device does not take XDP frames */
+	REASON_PARTIAL_CHECKSUM, /* XDP: transport checksum may be left to an offload */
+	REASON_OTHER_HOST,	/* XDP: frame for another station */
+	REASON_WRITE_FAILED,	/* the kernel refused a write to the packet */
+};
+
+/* Two slots of forwards and allow-lists; the slot generation & 1 is live. */
+struct live {
+	__u32 generation;
+};
+
+/* Raised by the control plane when routes or neighbours change: cached next hops are then stale. */
+struct routes {
+	__u32 generation;
+};
+
+/* Idle times in nanoseconds. */
+struct settings {
+	__u64 tcp_established;	/* RFC 5382 REQ-5: at least 2 h 4 min */
+	__u64 tcp_transitory;	/* RFC 5382 REQ-5, RFC 7857 2.1: at least 4 min */
+	__u64 udp;		/* RFC 4787 REQ-5c: 5 min */
+	__u64 icmp;		/* RFC 5508 REQ-2: 60 s */
+};
+
+/* What a connection was made from. Once epochs[id] differs from epoch the connection is over. */
+struct stamp {
+	__u32 id;
+	__u32 epoch;
+};
+
+/* An address that forwards listen on: forwards for just this address, and for its interface; 0 is none. */
+struct external {
+	__u32 fixed;
+	__u32 group;
+	struct stamp address;
+};
+_Static_assert(sizeof(struct external) == 16, "struct external has implicit padding");
+
+/* LPM key: external id, protocol, then a prefix of the port in network order. */
+struct forward_key {
+	__u32 prefix_length;
+	__u32 external;
+	__u8 protocol;
+	__u8 pad;
+	__be16 port;
+};
+_Static_assert(sizeof(struct forward_key) == 12, "struct forward_key has implicit padding");
+
+struct forward {
+	union addr target;
+	struct stamp stamp;
+	enum reflect reflect;
+	__u16 port_shift;	/* target port = external port + this, modulo 65536 */
+	__u8 restricted;	/* has a from list in allow */
+	__u8 pad;
+};
+_Static_assert(sizeof(struct forward) == 32, "struct forward has implicit padding");
+
+/* LPM key: forward id, then a prefix of the source. */
+struct allow_key {
+	__u32 prefix_length;
+	__u32 forward;
+	union addr source;
+};
+_Static_assert(sizeof(struct allow_key) == 24, "struct allow_key has implicit padding");
+
+struct interface_address {
+	union addr address;
+	union addr mask;	/* of the 128 bit form: an IPv4 /24 has 120 bits set */
+};
+
+struct interface {
+	enum role role;
+	__u8 mac[6];		/* zero without Ethernet header */
+	__u8 private;		/* its own address is private, so private sources are no martians on it */
+	__u8 addresses;		/* how many of address[] are set */
+	struct interface_address address[8];
+};
+_Static_assert(sizeof(struct interface) == 268, "struct interface has implicit padding");
+
+/* Where a direction's packets leave. Resolved again after a second or when routes change. */
+struct next_hop {
+	__u64 resolved;		/* CLOCK_MONOTONIC ns; 0: unknown */
+	__u32 routes;		/* struct routes generation it was resolved under */
+	__u32 ifindex;
+	__u8 dst_mac[6];
+	__u8 src_mac[6];
+	__u8 local_mac[6];	/* ours, where this direction's packets come in */
+	__u8 pad[2];
+	__u32 mtu;
+};
+_Static_assert(sizeof(struct next_hop) == 40, "struct next_hop has implicit padding");
+
+/* One direction of a connection; the other one's key is this one's `to` reversed. */
+struct conn {
+	struct tuple to;	/* what its packets leave as */
+	__u64 last_seen;	/* CLOCK_MONOTONIC ns, of a tick */
+	__u64 packets;
+	__u64 bytes;		/* IP total length */
+	struct next_hop hop;
+	struct stamp forward;
+	struct stamp address;
+	__u32 ack;		/* TCP: last acknowledgement it sent */
+	__u32 end;		/* TCP: sequence number after its SYN, later after its FIN */
+	__u8 fin;		/* TCP: sent a FIN, whose end is `end` */
+	__u8 rst;		/* TCP: an exact RST of either side, nothing since from this one */
+	__u8 opener;		/* 1: the direction that opened the connection */
+	__u8 pad;
+	enum conn_path path;
+	__u32 ifindex;		/* interface the opener came in by */
+	__u32 created;		/* CLOCK_MONOTONIC s */
+};
+_Static_assert(sizeof(struct conn) == 144, "struct conn has implicit padding");
+
+/* A connection past its handshake; the opener's direction holds the timer. */
+struct conn_entry {
+	struct conn conn;
+	struct bpf_timer timer;
+};
+
+struct fragment_key {
+	union addr src;
+	union addr dst;
+	__u32 ifindex;
+	__be16 id;
+	__u8 protocol;
+	__u8 pad;
+};
+_Static_assert(sizeof(struct fragment_key) == 40, "struct fragment_key has implicit padding");
+
+struct fragment {
+	__u64 seen;
+	__be16 sport;
+	__be16 dport;
+	__u8 pad[4];
+};
+
+struct traffic {
+	__u64 packets;
+	__u64 bytes;
+};
+
+/* Per forward and CPU; direction 0 is the opener's. */
+struct forward_stats {
+	struct traffic traffic[PATHS][2];
+	__u64 established[PATHS];	/* connections that completed their handshake */
+	__u64 closed[PATHS];		/* of these, no longer in conns */
+};
+
+/* Counted per CPU: what no walk of a table can tell. Half-open ones that were evicted are
+ * opened - established - abandoned - what half_open holds now. */
+enum conn_event {
+	CONN_OPENED,
+	CONN_ESTABLISHED,
+	CONN_ABANDONED,		/* half-open, and taken out on purpose */
+	CONN_CLOSED,
+	CONN_EVENTS,
+};
+
+struct counter_key {
+	__u32 ifindex;
+	enum verdict verdict;
+	enum reason reason;
+};
+
+/* Argument of the program that ends one connection from user space. */
+struct end_request {
+	struct tuple key;	/* of either direction */
+	__u32 found;		/* answer: 1 if there was such a connection */
+	__u32 pad;
+};

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Working memory of one packet's way, per CPU: together its steps need more than the stack's 512 bytes.
+ * Nothing in it outlives the packet; programs on one CPU do not interrupt each other. */
+#pragma once
+
+#include <bpf/bpf_helpers.h>
+
+#include "packet.h"
+
+/* All that an apply step needs. No pointers: it survives whatever a helper does to the packet. */
+struct rewrite {
+	struct tuple to;
+	__wsum ip_diff, address_diff, port_diff;
+	__be16 ttl_protocol;	/* the 16 bit word that holds the TTL */
+	__u8 macs[2 * ETH_ALEN];	/* destination, source */
+	__u32 ifindex;
+	__be32 gateway;		/* if not 0: the kernel is to resolve this neighbour, macs are not known or due */
+	enum reason reason;
+};
+
+/* A connection in the making. */
+struct opening {
+	struct tuple way;	/* what is being routed */
+	struct tuple answer;	/* key of the answerer's direction */
+	bool reflect;		/* its source becomes the router's */
+	bool neighbour;		/* fib knows the target's MAC address */
+	struct conn conn;	/* the direction being written */
+};
+
+/* What a conn_entry is copied from: helpers may not read a live timer. */
+struct conn_image {
+	struct conn conn;
+	__u64 timer[2];
+};
+_Static_assert(sizeof(struct conn_image) == sizeof(struct conn_entry), "an image is copied into an entry");
+
+struct work {
+	struct packet pkt;
+	struct rewrite rw;
+	struct bpf_fib_lookup fib;
+	struct fragment_key fragment;
+	struct bpf_sock_tuple sock;
+	struct tuple other;	/* key of the other direction */
+	struct opening open;
+	struct conn_image image;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__uint(value_size, sizeof(struct work));
+	__uint(max_entries, 1);
+} works SEC(".maps");
+
+static __always_inline struct work *work_get(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&works, &zero);
+}

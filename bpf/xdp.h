@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* XDP: writes a rewrite into a frame and sends it. Only reached with finished checksums,
+ * known MAC addresses and an output device that takes XDP frames. */
+#pragma once
+
+#include "nat.h"
+
+enum { XDP_OFFSET_MAX = 0x3ff };
+
+/* The only place that turns an offset into a pointer. The verifier grants no range to an offset that may
+ * reach 0xffff, so it is bounded; the barrier keeps the checked and the used pointer in one register. */
+static __always_inline void *xdp_at(struct xdp_md *ctx, __u32 offset, __u32 length)
+{
+	void *p;
+
+	if (offset > XDP_OFFSET_MAX)
+		return NULL;
+	p = (void *)(long)ctx->data + offset;
+	asm volatile("" : "+r"(p));
+	return p + length <= (void *)(long)ctx->data_end ? p : NULL;
+}
+
+static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *pkt, const struct rewrite *rw)
+{
+	struct ethhdr *eth = xdp_at(ctx, 0, sizeof(*eth));
+	struct iphdr *ip = xdp_at(ctx, pkt->l3_off, sizeof(*ip));
+	__be16 *ports = xdp_at(ctx, pkt->l4_off, 2 * sizeof(*ports));
+	__sum16 *check = NULL;
+
+	if (pkt->l4_check_off)
+		check = xdp_at(ctx, pkt->l4_check_off, sizeof(*check));
+	if (!eth || !ip || !ports || (pkt->l4_check_off && !check))
+		return false;
+	if (check) {
+		*check = csum_apply(csum_apply(*check, rw->address_diff), rw->port_diff);
+		/* RFC 768: an UDP checksum of zero would mean none. */
+		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
+			*check = 0xffff;
+	}
+	ports[0] = rw->to.sport;
+	ports[1] = rw->to.dport;
+	ip->check = csum_apply(ip->check, rw->ip_diff);
+	__builtin_memcpy(&ip->ttl, &rw->ttl_protocol, sizeof(rw->ttl_protocol));
+	ip->saddr = rw->to.src.word[3];
+	ip->daddr = rw->to.dst.word[3];
+	__builtin_memcpy(eth, rw->macs, sizeof(rw->macs));
+	return true;
+}
+
+static __always_inline long xdp_send(struct xdp_md *ctx, const struct rewrite *rw)
+{
+	if (rw->ifindex == ctx->ingress_ifindex)
+		return XDP_TX;
+	return bpf_redirect_map(&tx_ports, rw->ifindex, XDP_DROP);
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"hairpin/loader"
+)
+
+func (a *app) attachCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "attach",
+		Short: "Load, attach to the configured interfaces and apply the file, once, without a daemon",
+		Long: `Load, attach to the configured interfaces and apply the file, once, without a
+daemon. Where hairpin is attached already with this very file, interfaces that
+lack the programs get them and forwards stay as they run.`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			return a.attach(command.Context())
+		},
+	}
+}
+
+func (a *app) detachCommand() *cobra.Command {
+	var all bool
+	command := &cobra.Command{
+		Use:   "detach [--all]",
+		Short: "Take the programs off all interfaces; --all removes forwards, connections and pins too",
+		Long: `Take the programs off all interfaces. Forwards and connections stay in the
+kernel for the next attach; --all removes them too, with every pin and the mount.`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			if all {
+				return a.detachAll(command.Context())
+			}
+			return a.detach(command.Context())
+		},
+	}
+	command.Flags().BoolVar(&all, "all", false, "leave nothing behind")
+	return command
+}
+
+func (a *app) upgradeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "upgrade",
+		Short: "Replace the attached programs by this binary's; no packet and no connection is lost",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			s, err := a.openLocked(command.Context())
+			if err != nil {
+				return err
+			}
+			defer s.Close()
+			if err := s.datapath.Upgrade(); err != nil {
+				return fmt.Errorf("upgrade: %w", err)
+			}
+			attachments, err := s.datapath.Attachments()
+			if err != nil {
+				return fmt.Errorf("list attachments: %w", err)
+			}
+			a.say("upgraded on %s", count(len(attachments), "interface"))
+			return nil
+		},
+	}
+}
+
+func (a *app) attach(ctx context.Context) error {
+	cfg, err := a.readConfig(a.configFile)
+	if err != nil {
+		return err
+	}
+	s, err := a.load(ctx, cfg.MaxConnections)
+	if err != nil {
+		return err
+	}
+	result, err := s.start(cfg)
+	if err = errors.Join(err, refusals(result.ports)); err != nil {
+		return errors.Join(err, a.discard(s))
+	}
+	defer s.Close()
+	a.say("%s", result)
+	daemon, err := daemonRuns(a.dir)
+	if err != nil {
+		return err
+	}
+	a.notices(s.resizeNotice(cfg), pendingNotice(result.ports, daemon))
+	if a.json {
+		return a.printJSON("attach", map[string]any{"interfaces": newPortRows(result.ports)})
+	}
+	return nil
+}
+
+func (s started) String() string {
+	var attached int
+	for _, p := range s.ports {
+		if p.attachment != nil {
+			attached++
+		}
+	}
+	text := fmt.Sprintf("attached to %s", count(attached, "interface"))
+	if !s.kept {
+		return text + ", applied: " + changeText(s.change)
+	}
+	text += ", kept what runs"
+	if differ := len(s.change.Added) + len(s.change.Removed) + len(s.change.Changed); differ > 0 {
+		text += fmt.Sprintf(": %s not as in the files (see \"hairpin diff\")", count(differ, "forward"))
+	}
+	return text
+}
+
+// detach leaves maps and pins: only the programs go.
+func (a *app) detach(ctx context.Context) error {
+	s, err := a.openLocked(ctx)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if err := a.refuseIfDaemon("would attach again at once"); err != nil {
+		return err
+	}
+	attachments, err := s.datapath.Attachments()
+	if err != nil {
+		return fmt.Errorf("list attachments: %w", err)
+	}
+	if err := s.tables.SetInterfaces(nil); err != nil {
+		return fmt.Errorf("set interfaces: %w", err)
+	}
+	for _, attachment := range attachments {
+		if err := s.datapath.Detach(attachment.Index); err != nil {
+			return err
+		}
+	}
+	a.say("detached from %s; \"hairpin attach\" goes on where this stopped", count(len(attachments), "interface"))
+	return nil
+}
+
+func (a *app) detachAll(ctx context.Context) error {
+	if _, err := os.Lstat(a.dir); errors.Is(err, fs.ErrNotExist) {
+		a.say("nothing to do: there is no %s", a.dir)
+		return nil
+	}
+	// Not opened: pins of another schema, or half of them, go as well.
+	release, err := a.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := a.refuseIfDaemon("needs what you are about to remove"); err != nil {
+		return err
+	}
+	if err := releasePresence(a.dir); err != nil {
+		return err
+	}
+	if err := loader.Remove(a.dir); err != nil {
+		return err
+	}
+	a.say("detached; nothing of hairpin is left in %s", a.dir)
+	return nil
+}
+
+func (a *app) refuseIfDaemon(why string) error {
+	runs, err := daemonRuns(a.dir)
+	if err == nil && runs {
+		err = fmt.Errorf("%w: it %s; stop it first (systemctl stop hairpin)", errDaemonRuns, why)
+	}
+	return err
+}

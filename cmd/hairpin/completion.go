@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"hairpin/loader"
+)
+
+func (a *app) completionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "completion SHELL",
+		Short: "Print the completion script of bash, zsh or fish",
+		Example: `  hairpin completion bash > /etc/bash_completion.d/hairpin
+  hairpin completion zsh > "${fpath[1]}/_hairpin"
+  hairpin completion fish > ~/.config/fish/completions/hairpin.fish`,
+		Args:      cobra.MatchAll(cobra.ExactArgs(1), knownShell),
+		ValidArgs: []string{"bash", "zsh", "fish"},
+		RunE: func(command *cobra.Command, args []string) error {
+			root := command.Root()
+			switch args[0] {
+			case "zsh":
+				return root.GenZshCompletion(a.out)
+			case "fish":
+				return root.GenFishCompletion(a.out, true)
+			}
+			return root.GenBashCompletionV2(a.out, true)
+		},
+	}
+}
+
+func knownShell(_ *cobra.Command, args []string) error {
+	switch args[0] {
+	case "bash", "zsh", "fish":
+		return nil
+	}
+	return fmt.Errorf("no completion for shell %q: there is one for bash, zsh and fish", clip(args[0]))
+}
+
+type completions = []cobra.Completion
+
+// completeForwards offers the names of the forwards that run.
+func (a *app) completeForwards(*cobra.Command, []string, string) (completions, cobra.ShellCompDirective) {
+	var names completions
+	if s, err := a.open(); err == nil {
+		defer s.Close()
+		if cfg, err := s.running(); err == nil {
+			for _, f := range cfg.Forwards {
+				names = append(names, f.Name)
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeForwardAdd offers the words of the grammar of `forward add`, and
+// interfaces before the port.
+func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (completions, cobra.ShellCompDirective) {
+	const nothing = cobra.ShellCompDirectiveNoFileComp
+	switch len(args) {
+	case 1:
+		return completions{"tcp", "udp", "tcp,udp"}, nothing
+	case 2:
+		return interfaceNames(":"), nothing | cobra.ShellCompDirectiveNoSpace
+	case 3:
+		return completions{"to"}, nothing
+	case 5, 7:
+		return completions{"from", "reflect"}, nothing
+	}
+	if len(args) > 5 && args[len(args)-1] == "reflect" {
+		return completions{"auto", "router", "off"}, nothing
+	}
+	return nil, nothing
+}
+
+// completeSelector offers the words of a selector of connections.
+func (a *app) completeSelector(command *cobra.Command, args []string, word string) (completions, cobra.ShellCompDirective) {
+	const nothing = cobra.ShellCompDirectiveNoFileComp
+	if len(args)%2 == 0 {
+		return completions{"forward", "proto", "src", "dst", "port", "path"}, nothing
+	}
+	switch args[len(args)-1] {
+	case "forward":
+		return a.completeForwards(command, args, word)
+	case "proto":
+		return completions{"tcp", "udp"}, nothing
+	case "path":
+		return completions{"wan", "hairpin", "local"}, nothing
+	}
+	return nil, nothing
+}
+
+func interfaceNames(suffix string) completions {
+	links, err := loader.Links()
+	if err != nil {
+		return nil
+	}
+	var names completions
+	for _, link := range links {
+		names = append(names, link.Name+suffix)
+	}
+	return names
+}

@@ -1,0 +1,344 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hairpin/cmd/hairpin/config"
+	"hairpin/maps"
+)
+
+const (
+	stdinName    = "<stdin>"
+	maxStdinSize = 16 << 20
+)
+
+func (a *app) checkCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check [FILE]",
+		Short: "Check a configuration file; nothing is changed, no privilege needed",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			path := a.configPath(args)
+			cfg, err := a.readConfig(path)
+			if a.json {
+				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
+			}
+			if err != nil {
+				return err
+			}
+			a.say("%s: valid, %s", path, count(len(cfg.Forwards), "forward"))
+			return nil
+		},
+	}
+}
+
+type checkResult struct {
+	File     string   `json:"file"`
+	Valid    bool     `json:"valid"`
+	Forwards int      `json:"forwards"`
+	Problems []string `json:"problems"`
+}
+
+func newCheckResult(path string, cfg maps.Config, err error) checkResult {
+	result := checkResult{File: path, Valid: err == nil, Forwards: len(cfg.Forwards), Problems: []string{}}
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			result.Problems = append(result.Problems, strings.TrimSuffix(line, "\n"))
+		}
+	}
+	return result
+}
+
+func (a *app) diffCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "diff [FILE]",
+		Short: "Show what apply would change: exit code 0 nothing, 3 something",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			differs, err := a.plan(a.configPath(args))
+			if err == nil && differs {
+				err = errDiffers
+			}
+			return err
+		},
+	}
+}
+
+func (a *app) applyCommand() *cobra.Command {
+	var dryRun bool
+	command := &cobra.Command{
+		Use:   "apply [FILE|-] [--dry-run]",
+		Short: "Make a configuration file what runs, in one step; - reads stdin",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(command *cobra.Command, args []string) error {
+			path := a.configPath(args)
+			if dryRun {
+				_, err := a.plan(path)
+				return err
+			}
+			return a.applyFile(command, path)
+		},
+	}
+	command.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
+	return command
+}
+
+func (a *app) configPath(args []string) string {
+	if len(args) > 0 {
+		return args[0]
+	}
+	return a.configFile
+}
+
+// readConfig reads and checks a configuration; "-" is stdin.
+func (a *app) readConfig(path string) (maps.Config, error) {
+	if path != "-" {
+		cfg, err := config.Load(path)
+		return cfg, invalid(err)
+	}
+	data, err := io.ReadAll(io.LimitReader(a.stdin, maxStdinSize+1))
+	if err != nil {
+		return maps.Config{}, invalid(fmt.Errorf("read %s: %w", stdinName, err))
+	}
+	if len(data) > maxStdinSize {
+		return maps.Config{}, invalid(fmt.Errorf("%s: more than %d MiB", stdinName, maxStdinSize>>20))
+	}
+	cfg, err := config.Parse(stdinName, data)
+	return cfg, invalid(err)
+}
+
+// plan prints what to apply path would change, and reports whether it is anything.
+func (a *app) plan(path string) (bool, error) {
+	cfg, err := a.readConfig(path)
+	if err != nil {
+		return false, err
+	}
+	s, err := a.open()
+	if err != nil {
+		return false, err
+	}
+	defer s.Close()
+	running, err := s.running()
+	if err != nil {
+		return false, err
+	}
+	if err := s.check(cfg); err != nil {
+		return false, err
+	}
+	change, err := s.tables.Plan(cfg)
+	if err != nil {
+		return false, err
+	}
+	a.notices(s.resizeNotice(cfg))
+	if a.json {
+		return !change.Empty(), a.printJSON("diff", listed(change))
+	}
+	a.printChange(running, cfg, change)
+	return !change.Empty(), nil
+}
+
+func (a *app) applyFile(command *cobra.Command, path string) error {
+	cfg, err := a.readConfig(path)
+	if err != nil {
+		return err
+	}
+	s, err := a.openLocked(command.Context())
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	result, err := s.apply(cfg)
+	if err != nil {
+		return err
+	}
+	a.say("applied: %s", changeText(result.change))
+	daemon, err := daemonRuns(a.dir)
+	if err != nil {
+		return err
+	}
+	if daemon && slices.Contains(result.change.Settings, "metrics.listen") {
+		a.say("metrics.listen: takes effect when the daemon reloads")
+	}
+	a.notices(s.resizeNotice(cfg), pendingNotice(result.ports, daemon))
+	if a.json {
+		return a.printJSON("apply", listed(result.change))
+	}
+	return nil
+}
+
+// changeText sums a change up.
+func changeText(change maps.Change) string {
+	if change.Empty() {
+		return count(change.Unchanged, "forward") + ", nothing to do"
+	}
+	text := fmt.Sprintf("%d added, %d removed, %d changed, %d unchanged",
+		len(change.Added), len(change.Removed), len(change.Changed), change.Unchanged)
+	if len(change.Settings) > 0 {
+		text += "; settings: " + strings.Join(change.Settings, ", ")
+	}
+	return text
+}
+
+// listed makes empty lists of absent ones: JSON tells null from [].
+func listed(change maps.Change) maps.Change {
+	for _, list := range []*[]string{&change.Added, &change.Removed, &change.Changed, &change.Settings} {
+		if *list == nil {
+			*list = []string{}
+		}
+	}
+	return change
+}
+
+// settingText is a setting as a configuration has it, by its key in the file.
+func settingText(cfg maps.Config, key string) string {
+	switch key {
+	case "interfaces.wan":
+		return fmt.Sprintf("%q", cfg.WAN)
+	case "interfaces.lan":
+		return fmt.Sprintf("%q", cfg.LAN)
+	case "datapath.mode":
+		return strconv.Quote(cfg.Mode)
+	case "datapath.max_connections":
+		return strconv.FormatUint(uint64(cfg.MaxConnections), 10)
+	case "timeouts.tcp_established":
+		return strconv.Quote(cfg.Timeouts.TCPEstablished.String())
+	case "timeouts.tcp_transitory":
+		return strconv.Quote(cfg.Timeouts.TCPTransitory.String())
+	case "timeouts.udp":
+		return strconv.Quote(cfg.Timeouts.UDP.String())
+	case "timeouts.icmp":
+		return strconv.Quote(cfg.Timeouts.ICMP.String())
+	case "reflection.default":
+		return strconv.Quote(string(cfg.Reflection))
+	case "metrics.listen":
+		return strconv.Quote(cfg.MetricsListen)
+	}
+	return "(differs)"
+}
+
+// printChange prints a change as lines of -, what runs, and +, what would.
+func (a *app) printChange(running, file maps.Config, change maps.Change) {
+	for _, key := range change.Settings {
+		fmt.Fprintf(a.out, "- %s = %s\n+ %s = %s\n", key, settingText(running, key), key, settingText(file, key))
+	}
+	for _, name := range change.Removed {
+		a.printForwardLine("-", running, name)
+	}
+	for _, name := range change.Changed {
+		a.printForwardLine("-", running, name)
+		a.printForwardLine("+", file, name)
+	}
+	for _, name := range change.Added {
+		a.printForwardLine("+", file, name)
+	}
+}
+
+func (a *app) printForwardLine(sign string, cfg maps.Config, name string) {
+	if f, ok := findForward(cfg, name); ok {
+		fmt.Fprintf(a.out, "%s forward %s\n", sign, f)
+	}
+}
+
+func (a *app) saveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "save",
+		Short: "Keep forwards that were added at run time, in forwards.d/50-cli.toml",
+		Args:  cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			return a.save(command)
+		},
+	}
+}
+
+// savePath is the one file that save writes, beside the configuration file.
+func (a *app) savePath() string {
+	return filepath.Join(filepath.Dir(a.configFile), config.DropInDir, "50-cli.toml")
+}
+
+func (a *app) save(command *cobra.Command) error {
+	s, err := a.openLocked(command.Context())
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	running, err := s.running()
+	if err != nil {
+		return err
+	}
+	files, err := a.readConfig(a.configFile)
+	if err != nil {
+		return err
+	}
+	change, err := s.tables.Plan(files)
+	if err != nil {
+		return err
+	}
+	path := a.savePath()
+	own, err := unsaved(running, files, change, path)
+	if err != nil {
+		return err
+	}
+	if len(change.Added)+len(change.Removed)+len(change.Changed) == 0 {
+		a.say("nothing to do: the files define every forward that runs")
+		return nil
+	}
+	if err := config.Write(path, own); err != nil {
+		return err
+	}
+	a.say("saved %s in %s", count(len(own), "forward"), path)
+	return nil
+}
+
+// unsaved lists the running forwards that belong in the file at path: those
+// that no other file defines. What another file defines must run as it is
+// there, because save edits no file that somebody wrote. Change is the way from
+// what runs to the files.
+func unsaved(running, files maps.Config, change maps.Change, path string) ([]maps.Forward, error) {
+	var errs []error
+	elsewhere := make(map[string]bool)
+	deleted, changed := set(change.Added), set(change.Changed)
+	for _, f := range files.Forwards {
+		if isFrom(f.Source, path) {
+			continue
+		}
+		elsewhere[f.Name] = true
+		switch {
+		case deleted[f.Name]:
+			errs = append(errs, fmt.Errorf("%s: forward %q was deleted at run time; delete it there, then save again", f.Source, f.Name))
+		case changed[f.Name]:
+			now, _ := findForward(running, f.Name)
+			errs = append(errs, fmt.Errorf("%s: forward %q was changed at run time, to: %s; write that there, then save again", f.Source, f.Name, now))
+		}
+	}
+	var own []maps.Forward
+	for _, f := range running.Forwards {
+		if !elsewhere[f.Name] {
+			own = append(own, f)
+		}
+	}
+	return own, invalid(errors.Join(errs...))
+}
+
+func set(names []string) map[string]bool {
+	members := make(map[string]bool, len(names))
+	for _, name := range names {
+		members[name] = true
+	}
+	return members
+}
+
+// isFrom reports whether a source, FILE:LINE, is in the file at path.
+func isFrom(source, path string) bool {
+	line, ok := strings.CutPrefix(source, path)
+	return ok && (line == "" || line[0] == ':')
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config reads and writes configuration files.
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"hairpin/maps"
+)
+
+// maxSize is what one file may have, in bytes; 65,535 forwards take less.
+const maxSize = 16 << 20
+
+// DropInDir is the directory beside the configuration file whose *.toml files
+// add forwards.
+const DropInDir = "forwards.d"
+
+// Load reads the configuration file at path and the forwards of the *.toml
+// files in DropInDir beside it, in the order of their names. Everything wrong
+// with any of them is reported: the error joins Problems, unless a file could
+// not be read at all.
+func Load(path string) (maps.Config, error) {
+	data, err := read(path)
+	if err != nil {
+		return maps.Config{}, err
+	}
+	sources := []source{{name: path, data: data}}
+	extra, err := dropIns(path)
+	if err != nil {
+		return maps.Config{}, err
+	}
+	for _, name := range extra {
+		data, err := read(name)
+		if err != nil {
+			return maps.Config{}, err
+		}
+		sources = append(sources, source{name: name, data: data, dropIn: true})
+	}
+	return parse(sources)
+}
+
+// Parse reads a configuration that is one file, called name in errors.
+func Parse(name string, data []byte) (maps.Config, error) {
+	if len(data) > maxSize {
+		return maps.Config{}, tooLarge(name)
+	}
+	return parse([]source{{name: name, data: data}})
+}
+
+// source is a file that has been read.
+type source struct {
+	name   string
+	data   []byte
+	dropIn bool
+}
+
+func dropIns(path string) ([]string, error) {
+	dir := filepath.Join(filepath.Dir(path), DropInDir)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	var files []string
+	for _, entry := range entries {
+		if name := entry.Name(); filepath.Ext(name) == ".toml" && !strings.HasPrefix(name, ".") {
+			files = append(files, filepath.Join(dir, name))
+		}
+	}
+	slices.Sort(files)
+	return files, nil
+}
+
+func tooLarge(name string) error {
+	return fmt.Errorf("%s: larger than %d MiB, which no configuration is", name, maxSize>>20)
+}
+
+// read takes regular files only: a pipe might never end.
+func read(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("read configuration: %s is not a regular file", path)
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if len(data) > maxSize {
+		return nil, tooLarge(path)
+	}
+	return data, nil
+}
+
+// digest is the same only for the same files with the same content.
+func digest(sources []source) string {
+	hash := sha256.New()
+	for _, s := range sources {
+		name := filepath.Base(s.name)
+		var sizes [16]byte
+		binary.LittleEndian.PutUint64(sizes[:], uint64(len(name)))
+		binary.LittleEndian.PutUint64(sizes[8:], uint64(len(s.data)))
+		hash.Write(sizes[:])
+		io.WriteString(hash, name)
+		hash.Write(s.data)
+	}
+	return hex.EncodeToString(hash.Sum(nil))
+}

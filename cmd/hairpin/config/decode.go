@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/pelletier/go-toml/v2/unstable"
+
+	"hairpin/maps"
+)
+
+const version = 1
+
+// reader turns documents into one configuration and collects what is wrong.
+type reader struct {
+	config   maps.Config
+	problems []*Problem
+	places   map[place]position // of what was read
+	broken   map[place]bool     // fields that have a problem already
+}
+
+// place is a field of a forward, or of no forward with index -1.
+type place struct {
+	index int
+	field string
+}
+
+type position struct {
+	doc    *document
+	offset int
+}
+
+func parse(sources []source) (maps.Config, error) {
+	r := &reader{config: maps.DefaultConfig(), places: map[place]position{}, broken: map[place]bool{}}
+	for _, s := range sources {
+		doc, offset, err := newDocument(s)
+		if err != nil {
+			r.report(position{doc, offset}, place{-1, ""}, err)
+			continue
+		}
+		r.document(doc)
+	}
+	r.validate()
+	if len(r.problems) > 0 {
+		return maps.Config{}, joined(r.problems)
+	}
+	r.config.Digest = digest(sources)
+	return r.config, nil
+}
+
+// report records a problem at a position.
+func (r *reader) report(at position, about place, err error) {
+	p := &Problem{File: at.doc.name, Problem: maps.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
+	if about.index >= 0 {
+		p.Forward = r.config.Forwards[about.index].Name
+	}
+	p.Line, p.Column = at.doc.position(at.offset)
+	r.problems = append(r.problems, p)
+	r.broken[about] = true
+}
+
+// fields are a table's keys and what reads each.
+type fields map[string]func(at position, v *value) error
+
+// table reads every key of a table; prefix is its name with a dot.
+func (r *reader) table(doc *document, t *table, index int, prefix string, known fields) {
+	for _, e := range t.entries {
+		about := place{index, prefix + e.key}
+		read, ok := known[e.key]
+		if !ok {
+			// The key is quoted in the message, it may be anything.
+			r.report(position{doc, e.offset}, place{index, ""}, unknownKey(e.key, prefix, known))
+			continue
+		}
+		at := position{doc, e.value.offset}
+		r.places[about] = at
+		if err := read(at, e.value); err != nil {
+			r.report(at, about, err)
+		}
+	}
+}
+
+func unknownKey(key, prefix string, known fields) error {
+	words := make([]string, 0, len(known))
+	for word := range known {
+		words = append(words, word)
+	}
+	slices.Sort(words)
+	where := ""
+	if prefix != "" {
+		where = " in [" + prefix[:len(prefix)-1] + "]"
+	}
+	return fmt.Errorf("unknown key %s%s; %s", maps.Quote(key), where, maps.Suggest(key, words...))
+}
+
+func (r *reader) document(doc *document) {
+	known := fields{
+		"version": readVersion,
+		"forward": func(at position, v *value) error { return r.forwards(doc, v) },
+	}
+	for section, read := range r.sections() {
+		known[section] = func(at position, v *value) error {
+			if doc.dropIn {
+				return errors.New("only version and [[forward]] may be in a file of " + DropInDir + "; move it to the main file")
+			}
+			if v.table == nil {
+				return typeError(v, "a table")
+			}
+			r.table(doc, v.table, -1, section+".", read)
+			return nil
+		}
+	}
+	if doc.root.get("version") == nil && !doc.dropIn {
+		r.report(position{doc, 0}, place{-1, "version"}, fmt.Errorf("it is missing; begin the file with version = %d", version))
+	}
+	r.table(doc, doc.root, -1, "", known)
+}
+
+func readVersion(_ position, v *value) error {
+	number, err := integer(v)
+	if err == nil && number != version {
+		err = fmt.Errorf("%s is not supported; this hairpin reads version = %d", v.text, version)
+	}
+	return err
+}
+
+// sections are the tables of the main file but [[forward]].
+func (r *reader) sections() map[string]fields {
+	c := &r.config
+	return map[string]fields{
+		"interfaces": {"wan": intoStrings(&c.WAN), "lan": intoStrings(&c.LAN)},
+		"datapath": {
+			"mode": intoString(&c.Mode),
+			"max_connections": func(_ position, v *value) error {
+				number, err := integer(v)
+				if err == nil && (number < 0 || number > math.MaxUint32) {
+					err = fmt.Errorf("%s is out of range", v.text)
+				}
+				c.MaxConnections = uint32(number)
+				return err
+			},
+		},
+		"timeouts": {
+			"tcp_established": intoDuration(&c.Timeouts.TCPEstablished),
+			"tcp_transitory":  intoDuration(&c.Timeouts.TCPTransitory),
+			"udp":             intoDuration(&c.Timeouts.UDP),
+			"icmp":            intoDuration(&c.Timeouts.ICMP),
+		},
+		"reflection": {
+			"default": func(_ position, v *value) (err error) {
+				c.Reflection, err = reflectMode(v)
+				return err
+			},
+		},
+		"metrics": {"listen": intoString(&c.MetricsListen)},
+	}
+}
+
+// forwards reads [[forward]], also when it is written as an array.
+func (r *reader) forwards(doc *document, v *value) error {
+	if v.kind != unstable.Array {
+		return errors.New("it is one table where a list was expected; write [[forward]]")
+	}
+	for _, item := range v.items {
+		if item.table == nil {
+			r.report(position{doc, max(item.offset, 0)}, place{-1, "forward"}, typeError(item, "a table"))
+			continue
+		}
+		r.forward(doc, item.table)
+	}
+	return nil
+}
+
+func (r *reader) forward(doc *document, t *table) {
+	index := len(r.config.Forwards)
+	start := position{doc, t.offset}
+	line, _ := doc.position(t.offset)
+	r.config.Forwards = append(r.config.Forwards, maps.Forward{Source: fmt.Sprintf("%s:%d", doc.name, line)})
+	f := &r.config.Forwards[index]
+	r.places[place{index, ""}] = start
+	// The name goes first, for the messages about the others.
+	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
+		f.Name = e.value.text
+	}
+	target := ""
+	r.table(doc, t, index, "", fields{
+		"name":     intoString(&f.Name),
+		"protocol": intoProtocols(&f.Protocols),
+		"external": intoExternal(&f.External),
+		"port":     intoPorts(&f.Ports),
+		"to":       intoString(&target),
+		"from":     intoPrefixes(&f.From),
+		"reflect": func(_ position, v *value) (err error) {
+			f.Reflect, err = reflectMode(v)
+			return err
+		},
+		"hosts": intoStrings(&f.Hosts),
+	})
+	for _, key := range []string{"name", "protocol", "to"} {
+		if t.get(key) == nil {
+			r.report(start, place{index, key}, errors.New("it is missing"))
+		}
+	}
+	about := place{index, "to"}
+	if _, there := r.places[about]; there && !r.broken[about] && !r.broken[place{index, "port"}] {
+		if err := f.SetTarget(target); err != nil {
+			r.report(r.places[about], about, err)
+		}
+	}
+}
+
+// validate adds what is wrong with values that could be read. Those that could
+// not are left out of it.
+func (r *reader) validate() {
+	checked := r.config
+	checked.Forwards = slices.Clone(r.config.Forwards)
+	unread := map[int]bool{}
+	for about := range r.broken {
+		if about.index >= 0 {
+			// Without protocols it is in nobody's way.
+			checked.Forwards[about.index].Protocols = nil
+			unread[about.index] = true
+		}
+	}
+	noInterfaces := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}]
+	for _, p := range maps.Problems(checked.Validate()) {
+		about := place{p.Index, p.Field}
+		switch {
+		case r.broken[about],
+			unread[p.Index] && p.Field == "protocol",
+			noInterfaces && p.Field == "external":
+			continue
+		}
+		at, ok := r.places[about]
+		if !ok {
+			at = r.places[place{p.Index, ""}]
+		}
+		found := &Problem{File: at.doc.name, Problem: *p}
+		found.Line, found.Column = at.doc.position(at.offset)
+		r.problems = append(r.problems, found)
+	}
+}
+
+func typeError(v *value, expected string) error {
+	kind := map[unstable.Kind]string{
+		unstable.String: "a string", unstable.Bool: "a boolean", unstable.Integer: "an integer", unstable.Float: "a number with a fraction",
+		unstable.Array: "a list", unstable.Table: "a table",
+	}[v.kind]
+	if kind == "" {
+		kind = "a date or time"
+	}
+	if v.kind == unstable.Array || v.kind == unstable.Table {
+		return fmt.Errorf("it is %s where %s was expected", kind, expected)
+	}
+	return fmt.Errorf("%s is %s where %s was expected", maps.Quote(v.text), kind, expected)
+}
+
+func integer(v *value) (int64, error) {
+	if v.kind != unstable.Integer {
+		return 0, typeError(v, "an integer")
+	}
+	number, err := strconv.ParseInt(v.text, 0, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s is out of range", v.text)
+	}
+	return number, nil
+}
+
+func intoString(into *string) func(position, *value) error {
+	return func(_ position, v *value) error {
+		if v.kind != unstable.String {
+			return typeError(v, "a string")
+		}
+		*into = v.text
+		return nil
+	}
+}
+
+// list calls each for the strings of a list; one alone is a list too.
+func list(v *value, each func(string) error) error {
+	items := v.items
+	if v.kind != unstable.Array {
+		items = []*value{v}
+	}
+	var errs []error
+	for _, item := range items {
+		if item.kind != unstable.String {
+			errs = append(errs, typeError(item, "a string"))
+			continue
+		}
+		errs = append(errs, each(item.text))
+	}
+	return joinWords(errs)
+}
+
+func intoStrings(into *[]string) func(position, *value) error {
+	return func(_ position, v *value) error {
+		return list(v, func(text string) error {
+			*into = append(*into, text)
+			return nil
+		})
+	}
+}
+
+func intoDuration(into *time.Duration) func(position, *value) error {
+	return func(_ position, v *value) error {
+		if v.kind != unstable.String {
+			return fmt.Errorf("%w; write it with its unit, as in \"90s\"", typeError(v, "a duration"))
+		}
+		duration, err := time.ParseDuration(v.text)
+		if err != nil {
+			return fmt.Errorf("%s is not a duration; one looks like 2h4m or 90s", maps.Quote(v.text))
+		}
+		*into = duration
+		return nil
+	}
+}
+
+func intoProtocols(into *[]maps.Protocol) func(position, *value) error {
+	return func(_ position, v *value) error {
+		return list(v, func(text string) error {
+			protocol, err := maps.ParseProtocol(text)
+			if err == nil {
+				*into = append(*into, protocol)
+			}
+			return err
+		})
+	}
+}
+
+func intoExternal(into *maps.External) func(position, *value) error {
+	return func(_ position, v *value) (err error) {
+		if v.kind != unstable.String {
+			return typeError(v, "a string")
+		}
+		if v.text == "" {
+			return errors.New("it is empty; leave the key out to listen on every WAN interface")
+		}
+		*into, err = maps.ParseExternal(v.text)
+		return err
+	}
+}
+
+// intoPorts takes "443", "6000-6010", and 443 without quotes.
+func intoPorts(into *maps.Ports) func(position, *value) error {
+	return func(_ position, v *value) (err error) {
+		if v.kind != unstable.String && v.kind != unstable.Integer {
+			return typeError(v, "a port")
+		}
+		*into, err = maps.ParsePorts(v.text)
+		return err
+	}
+}
+
+func reflectMode(v *value) (maps.Reflect, error) {
+	if v.kind != unstable.String {
+		return "", typeError(v, "a string")
+	}
+	return maps.ParseReflect(v.text)
+}
+
+func intoPrefixes(into *[]netip.Prefix) func(position, *value) error {
+	return func(_ position, v *value) error {
+		if v.kind == unstable.Array && len(v.items) == 0 {
+			return errors.New("it is an empty list, which would let nobody in; leave the key out to let everybody in")
+		}
+		return list(v, func(text string) error {
+			prefix, err := maps.ParsePrefix(text)
+			if err == nil {
+				*into = append(*into, prefix)
+			}
+			return err
+		})
+	}
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"bytes"
+	"errors"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/pelletier/go-toml/v2"
+	"github.com/pelletier/go-toml/v2/unstable"
+)
+
+// document is a file as a tree whose every node knows where it stands. The
+// TOML package's own decoder stops at the first value it cannot take.
+type document struct {
+	source
+	root  *table
+	lines []int // offsets where they begin
+}
+
+type table struct {
+	offset  int
+	entries []entry
+}
+
+type entry struct {
+	key    string
+	offset int // of the key
+	value  *value
+}
+
+// value is one of: a table, an array of items, or a scalar's text.
+type value struct {
+	kind   unstable.Kind
+	offset int
+	text   string // of a string without its quotes
+	items  []*value
+	table  *table
+}
+
+func (t *table) get(key string) *entry {
+	for i := range t.entries {
+		if t.entries[i].key == key {
+			return &t.entries[i]
+		}
+	}
+	return nil
+}
+
+// position counts lines and characters from 1.
+func (d *document) position(offset int) (line, column int) {
+	line, exact := slices.BinarySearch(d.lines, offset)
+	if !exact {
+		line--
+	}
+	return line + 1, utf8.RuneCount(d.data[d.lines[line]:offset]) + 1
+}
+
+// newDocument reads a file. Its error, nil if it is TOML, comes with the place.
+func newDocument(s source) (d *document, offset int, err error) {
+	d = &document{source: s, root: &table{}, lines: []int{0}}
+	for i, c := range s.data {
+		if c == '\n' {
+			d.lines = append(d.lines, i+1)
+		}
+	}
+	if bytes.HasPrefix(s.data, []byte("\ufeff")) {
+		return d, 0, errors.New("a byte order mark before the first key; save the file as UTF-8 without one")
+	}
+	if valid := validPrefix(s.data); valid < len(s.data) {
+		return d, valid, errors.New("not UTF-8; save the file in that encoding")
+	}
+	// The decoder finds what is not TOML, duplicates included; then the parser
+	// can be trusted.
+	var all map[string]any
+	if err := toml.Unmarshal(s.data, &all); err != nil {
+		return d, d.offsetOf(err), errors.New(strings.TrimPrefix(err.Error(), "toml: "))
+	}
+	return d, 0, d.parse()
+}
+
+func validPrefix(data []byte) int {
+	for i := 0; i < len(data); {
+		r, size := utf8.DecodeRune(data[i:])
+		if r == utf8.RuneError && size == 1 {
+			return i
+		}
+		i += size
+	}
+	return len(data)
+}
+
+func (d *document) offsetOf(err error) int {
+	var at *toml.DecodeError
+	if !errors.As(err, &at) {
+		return 0
+	}
+	line, column := at.Position()
+	line = min(max(line, 1), len(d.lines))
+	return min(d.lines[line-1]+max(column, 1)-1, len(d.data))
+}
+
+func (d *document) parse() error {
+	var p unstable.Parser
+	p.Reset(d.data)
+	current := d.root
+	for p.NextExpression() {
+		node := p.Expression()
+		switch node.Kind {
+		case unstable.Table:
+			current = d.root.descend(keys(node), false)
+		case unstable.ArrayTable:
+			current = d.root.descend(keys(node), true)
+		case unstable.KeyValue:
+			current.set(keys(node), newValue(&p, node.Value()))
+		}
+	}
+	return p.Error()
+}
+
+func keys(node *unstable.Node) (path []entry) {
+	for it := node.Key(); it.Next(); {
+		path = append(path, entry{key: string(it.Node().Data), offset: int(it.Node().Raw.Offset)})
+	}
+	return path
+}
+
+// descend goes from a table down a header's keys, making what is missing; an
+// array of tables gets a new one if the header is one of those.
+func (t *table) descend(path []entry, array bool) *table {
+	for i, key := range path {
+		last := i == len(path)-1
+		next := t.get(key.key)
+		if next == nil {
+			made := &value{kind: unstable.Table, offset: key.offset, table: &table{offset: key.offset}}
+			if array && last {
+				made = &value{kind: unstable.Array, offset: key.offset}
+			}
+			t.entries = append(t.entries, entry{key: key.key, offset: key.offset, value: made})
+			next = &t.entries[len(t.entries)-1]
+		}
+		v := next.value
+		if array && last {
+			v.items = append(v.items, &value{kind: unstable.Table, offset: key.offset, table: &table{offset: key.offset}})
+		}
+		if v.kind == unstable.Array && len(v.items) > 0 {
+			v = v.items[len(v.items)-1]
+		}
+		if v.table == nil {
+			// Only what the decoder has refused gets here.
+			v.table = &table{offset: key.offset}
+		}
+		t = v.table
+	}
+	return t
+}
+
+func (t *table) set(path []entry, v *value) {
+	last := path[len(path)-1]
+	t = t.descend(path[:len(path)-1], false)
+	if v.offset < 0 {
+		v.offset = last.offset
+	}
+	t.entries = append(t.entries, entry{key: last.key, offset: last.offset, value: v})
+}
+
+func newValue(p *unstable.Parser, node *unstable.Node) *value {
+	v := &value{kind: node.Kind, offset: -1, text: string(node.Data)}
+	switch {
+	case node.Raw.Length > 0:
+		v.offset = int(node.Raw.Offset)
+	case len(node.Data) > 0 && node.Kind != unstable.String:
+		v.offset = int(p.Range(node.Data).Offset)
+	}
+	switch node.Kind {
+	case unstable.Array:
+		for it := node.Children(); it.Next(); {
+			if it.Node().Kind != unstable.Comment {
+				v.items = append(v.items, newValue(p, it.Node()))
+			}
+		}
+	case unstable.InlineTable:
+		v.kind, v.table = unstable.Table, &table{offset: max(v.offset, 0)}
+		for it := node.Children(); it.Next(); {
+			if it.Node().Kind == unstable.KeyValue {
+				v.table.set(keys(it.Node()), newValue(p, it.Node().Value()))
+			}
+		}
+	}
+	return v
+}

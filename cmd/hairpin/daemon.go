@@ -1,0 +1,478 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+const (
+	// defaultBeat is how often an idle loop shows that it turns, and tries again
+	// what failed.
+	defaultBeat = 5 * time.Second
+	// stalledAfter is when a loop that has not turned counts as stuck. It is
+	// longer than the loop waits for the writer lock.
+	stalledAfter = 45 * time.Second
+	// followLockWait bounds how long the loop stands still for another writer.
+	followLockWait = 10 * time.Second
+)
+
+func (a *app) runCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "The daemon: attach, apply the file, follow the network, serve metrics",
+		Long: `The daemon: attach, apply the file, follow links, addresses and routes, serve
+metrics. SIGHUP reloads the file; an invalid one changes nothing. SIGTERM ends
+the daemon and nothing else: the datapath goes on, "hairpin detach --all" ends it.
+
+Over a live datapath that was applied from these very files the daemon keeps
+what runs, with the forwards that were changed at run time.`,
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			hangup := make(chan os.Signal, 1)
+			signal.Notify(hangup, unix.SIGHUP)
+			defer signal.Stop(hangup)
+			ctx, stop := signal.NotifyContext(command.Context(), unix.SIGTERM, unix.SIGINT)
+			defer stop()
+			return a.serve(ctx, hangup)
+		},
+	}
+}
+
+// follower is the daemon: it keeps a router in line with its configuration
+// files and with the network, and reports how that goes.
+type follower struct {
+	router   *router
+	lock     func(context.Context) (func(), error)
+	read     func() (maps.Config, error)                  // the configuration files
+	resize   func(maps.Config) string                     // see session.resizeNotice
+	listen   func(address string) (*metricsServer, error) // starts the metrics server
+	reloaded func(taken bool)                             // for the metrics
+	count    func(context.Context)                        // connections for the metrics, until the context ends
+	notify   func(state string)                           // the service manager
+	log      *slog.Logger
+	beat     time.Duration
+
+	metrics *metricsServer
+	state   daemonState
+	failing map[string]string // what failed last time, so that it is logged once
+	retry   bool              // the last look at the network failed in part
+	gone    error             // the datapath is not there any more
+}
+
+// daemonState is what the metrics server reads while the loop writes.
+type daemonState struct {
+	ports  atomic.Pointer[[]port]
+	ready  atomic.Bool
+	turned atomic.Int64 // unix time in ns at which the loop turned last
+}
+
+// serve is `hairpin run` from start to end.
+func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
+	log := a.newLogger()
+	cfg, err := a.readConfig(a.configFile)
+	if err != nil {
+		return err
+	}
+	s, err := a.load(ctx, cfg.MaxConnections)
+	if err != nil {
+		return err
+	}
+	presence, err := claimPresence(ctx, a.dir)
+	if err != nil {
+		return errors.Join(err, a.discard(s))
+	}
+	defer presence.Close()
+
+	f := a.newFollower(s, log)
+	events, err := loader.Follow(ctx)
+	if err != nil {
+		return errors.Join(fmt.Errorf("follow the network: %w", err), a.discard(s))
+	}
+	if err := f.start(cfg, s); err != nil {
+		return errors.Join(err, f.close(), a.discard(s))
+	}
+	s.unlock()
+	defer s.Close()
+	defer f.close()
+
+	defer background(ctx, f.count)()
+
+	f.notify(daemon.SdNotifyReady)
+	err = f.loop(ctx, events, hangup)
+	f.notify(daemon.SdNotifyStopping)
+	log.Info("stopped; the datapath goes on")
+	return err
+}
+
+// background runs do until the returned function is called, and ended.
+func background(ctx context.Context, do func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { do(ctx) })
+	return func() {
+		cancel()
+		running.Wait()
+	}
+}
+
+func (a *app) newLogger() *slog.Logger {
+	level := slog.LevelInfo
+	switch {
+	case a.quiet:
+		level = slog.LevelWarn
+	case a.verbose:
+		level = slog.LevelDebug
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if a.getenv("JOURNAL_STREAM") != "" {
+		// The journal has its own time.
+		options.ReplaceAttr = func(groups []string, attr slog.Attr) slog.Attr {
+			if len(groups) == 0 && attr.Key == slog.TimeKey {
+				return slog.Attr{}
+			}
+			return attr
+		}
+	}
+	return slog.New(slog.NewTextHandler(a.stderr, options))
+}
+
+func (a *app) newFollower(s *session, log *slog.Logger) *follower {
+	f := &follower{
+		router: s.router,
+		lock: func(ctx context.Context) (func(), error) {
+			ctx, cancel := context.WithTimeout(ctx, followLockWait)
+			defer cancel()
+			return loader.Lock(ctx, a.dir)
+		},
+		read:   func() (maps.Config, error) { return a.readConfig(a.configFile) },
+		resize: s.resizeNotice,
+		notify: func(state string) {
+			if _, err := daemon.SdNotify(false, state); err != nil {
+				log.Warn("cannot notify the service manager", "error", err)
+			}
+		},
+		log:     log,
+		beat:    beat(log),
+		metrics: &metricsServer{},
+		failing: make(map[string]string),
+	}
+	collector := maps.NewCollector(s.tables, maps.CollectorOptions{
+		Version:    buildInfo().Version,
+		Interfaces: f.state.interfaces,
+	})
+	f.reloaded = collector.Reloaded
+	f.count = func(ctx context.Context) {
+		collector.Run(ctx, func(err error) { log.Warn("cannot count connections", "error", err) })
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	handler := metricsHandler(registry, &f.state, defaultLimits, log)
+	f.listen = func(address string) (*metricsServer, error) {
+		return startMetrics(address, handler, defaultLimits, log)
+	}
+	return f
+}
+
+// beat is short enough for the watchdog of the service manager, if it has one.
+func beat(log *slog.Logger) time.Duration {
+	watchdog, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Warn("cannot read the watchdog's interval", "error", err)
+	}
+	if watchdog > 0 && watchdog/2 < defaultBeat {
+		return watchdog / 2
+	}
+	return defaultBeat
+}
+
+// start brings the datapath into service; the writer lock is held.
+func (f *follower) start(cfg maps.Config, s *session) error {
+	f.state.turn()
+	var err error
+	if f.metrics, err = f.listen(cfg.MetricsListen); err != nil {
+		f.metrics = &metricsServer{}
+		return err
+	}
+	if s.datapath.Adopted() {
+		// The programs may be of an older binary. What fails here still runs.
+		if err := s.datapath.Upgrade(); err != nil {
+			f.log.Error("cannot upgrade the programs, the old ones stay", "error", err)
+		}
+	}
+	result, err := f.router.start(cfg)
+	if err == nil && !s.datapath.Adopted() {
+		err = refusals(result.ports)
+	}
+	if err != nil {
+		return err
+	}
+	f.log.Info(result.String())
+	f.warnResize(cfg)
+	f.see(result.ports)
+	f.retry = f.report("follow the network", refusals(result.ports))
+	f.reloaded(true)
+	f.state.ready.Store(true)
+	return nil
+}
+
+func (f *follower) close() error {
+	return f.metrics.Close()
+}
+
+// loop follows the network until ctx ends. It fails only if the network cannot
+// be followed any more, or the datapath was taken away: whoever starts the
+// daemon again gets a new one.
+func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup <-chan os.Signal) error {
+	ticker := time.NewTicker(f.beat)
+	defer ticker.Stop()
+	for {
+		f.state.turn()
+		f.notify(daemon.SdNotifyWatchdog)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hangup:
+			f.reload(ctx)
+		case event, ok := <-events:
+			if !ok && ctx.Err() == nil {
+				return errors.New("follow the network: the kernel's messages ended")
+			}
+			f.follow(ctx, event)
+		case <-ticker.C:
+			if f.retry {
+				f.follow(ctx, loader.Event{Links: true, Routes: true})
+			}
+		}
+		if f.gone != nil {
+			return f.gone
+		}
+	}
+}
+
+// follow does what an event asks for. Failures are logged once and tried again
+// with the next beat.
+func (f *follower) follow(ctx context.Context, event loader.Event) {
+	if !event.Links && !event.Routes {
+		return
+	}
+	err := f.locked(ctx, func() error {
+		var errs []error
+		if event.Links {
+			errs = append(errs, f.followLinks())
+		}
+		if event.Routes {
+			errs = append(errs, f.router.tables.BumpRoutes())
+		}
+		return errors.Join(errs...)
+	})
+	if ctx.Err() != nil {
+		return
+	}
+	if err = errors.Join(err, refusals(f.state.look())); errors.Is(err, loader.ErrNotLoaded) {
+		f.gone = err
+	}
+	f.retry = f.report("follow the network", err) || f.retry && !event.Links
+}
+
+func (f *follower) followLinks() error {
+	running, err := f.router.tables.Running()
+	if err != nil {
+		return fmt.Errorf("read what runs: %w", err)
+	}
+	ports, err := f.router.follow(running)
+	if ports != nil {
+		f.see(ports)
+	}
+	return err
+}
+
+func (f *follower) locked(ctx context.Context, do func() error) error {
+	release, err := f.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return do()
+}
+
+// see logs what changed about the interfaces, and shows them to the metrics.
+func (f *follower) see(ports []port) {
+	before := make(map[string]port)
+	for _, p := range f.state.look() {
+		before[p.name] = p
+	}
+	for _, p := range ports {
+		old, known := before[p.name]
+		switch {
+		case p.attachment != nil && (old.attachment == nil || old.attachment.Index != p.attachment.Index):
+			f.log.Info("attached", "interface", p.name, "role", p.role.String(), "mode", p.mode(), "index", p.attachment.Index)
+			if p.attachment.Reason != "" {
+				f.log.Info("not as fast as it could be", "interface", p.name, "reason", p.attachment.Reason)
+			}
+		case p.link == nil && (!known || old.link != nil):
+			f.log.Warn("pending, no such interface yet", "interface", p.name, "role", p.role.String())
+		}
+		if now := p.addresses(); p.link != nil && (old.link == nil || !slices.Equal(now, old.addresses())) {
+			f.log.Info("addresses", "interface", p.name, "addresses", now)
+		}
+	}
+	f.state.ports.Store(&ports)
+}
+
+// report logs a failure when it is new, and its end. It tells whether there is one.
+func (f *follower) report(what string, err error) bool {
+	if err == nil {
+		if f.failing[what] != "" {
+			f.log.Info("works again", "what", what)
+		}
+		delete(f.failing, what)
+		return false
+	}
+	if f.failing[what] != err.Error() {
+		f.log.Error(what, "error", err)
+	}
+	f.failing[what] = err.Error()
+	return true
+}
+
+// reload applies the files as they are now, or changes nothing.
+func (f *follower) reload(ctx context.Context) {
+	f.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+	result, err := f.tryReload(ctx)
+	f.reloaded(err == nil)
+	status := "reloaded"
+	if err != nil {
+		status = "reload failed, the configuration before runs on"
+	}
+	if result.done {
+		f.log.Info("reloaded: " + changeText(result.change))
+		f.see(result.ports)
+		f.retry = f.retry || err != nil
+	}
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			f.log.Error("reload", "error", strings.TrimSuffix(line, "\n"))
+		}
+		if !result.done {
+			f.log.Error(status)
+		}
+	}
+	f.notify(daemon.SdNotifyReady + "\nSTATUS=" + status)
+}
+
+func (f *follower) tryReload(ctx context.Context) (applied, error) {
+	cfg, err := f.read()
+	if err != nil {
+		return applied{}, err
+	}
+	before := f.metrics.listen
+	if err := f.moveMetrics(cfg.MetricsListen); err != nil {
+		return applied{}, err
+	}
+	var result applied
+	err = f.locked(ctx, func() error {
+		result, err = f.router.apply(cfg)
+		return err
+	})
+	if !result.done {
+		return result, errors.Join(err, f.moveMetrics(before))
+	}
+	f.warnResize(cfg)
+	return result, err
+}
+
+// moveMetrics serves metrics at another address, or goes on at the one before.
+func (f *follower) moveMetrics(address string) error {
+	before := f.metrics
+	if address == before.listen {
+		return nil
+	}
+	server, err := f.listen(address)
+	if !errors.Is(err, unix.EADDRINUSE) {
+		if err != nil {
+			return err
+		}
+		f.metrics = server
+		return before.Close()
+	}
+	// The address may be ours already, as 0.0.0.0 and 127.0.0.1 of one port are.
+	f.metrics = &metricsServer{}
+	before.Close()
+	if server, err = f.listen(address); err == nil {
+		f.metrics = server
+		return nil
+	}
+	back, again := f.listen(before.listen)
+	if again == nil {
+		f.metrics = back
+	}
+	return errors.Join(err, again)
+}
+
+func (f *follower) warnResize(cfg maps.Config) {
+	if notice := f.resize(cfg); notice != "" {
+		f.log.Warn(notice)
+	}
+}
+
+func (s *daemonState) turn() { s.turned.Store(time.Now().UnixNano()) }
+
+func (s *daemonState) look() []port {
+	if ports := s.ports.Load(); ports != nil {
+		return *ports
+	}
+	return nil
+}
+
+// interfaces is what the collector needs of the ports.
+func (s *daemonState) interfaces() []maps.InterfaceStatus {
+	var list []maps.InterfaceStatus
+	for _, p := range s.look() {
+		status := maps.InterfaceStatus{
+			Name: p.name, Role: p.role, Mode: p.mode(),
+			Attached: p.attachment != nil, Addresses: p.addresses(),
+		}
+		if p.link != nil {
+			status.Index = p.link.Index
+		}
+		list = append(list, status)
+	}
+	return list
+}
+
+// Healthy fails if the loop is stuck.
+func (s *daemonState) Healthy() error {
+	if still := time.Since(time.Unix(0, s.turned.Load())); still > stalledAfter {
+		return fmt.Errorf("the daemon's loop has stood still for %s", still.Round(time.Second))
+	}
+	return nil
+}
+
+// Ready fails until the configuration is applied.
+func (s *daemonState) Ready() error {
+	if !s.ready.Load() {
+		return errors.New("starting")
+	}
+	return nil
+}

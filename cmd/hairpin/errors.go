@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+// Exit codes, a promise to scripts.
+const (
+	exitDone        = 0 // or nothing to do
+	exitInvalid     = 1 // usage or configuration
+	exitRefused     = 2 // by the kernel, or no permission
+	exitNotFound    = 3 // or diff not empty
+	exitNotAttached = 4 // or attached by a hairpin of another schema
+	exitLocked      = 5
+)
+
+var (
+	// errDiffers is how diff says so: it has printed what differs.
+	errDiffers   = errors.New("configuration and running state differ")
+	errNoCommand = errors.New("no command given")
+)
+
+// usageError is about the arguments: nothing was tried.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// invalidError is about the configuration or a forward: nothing was changed.
+type invalidError struct{ error }
+
+func (e invalidError) Unwrap() error { return e.error }
+
+// notFoundError names what does not exist.
+type notFoundError struct{ kind, name, hint string }
+
+func (e notFoundError) Error() string {
+	text := fmt.Sprintf("no %s %q", e.kind, e.name)
+	if e.hint != "" {
+		text += ": " + e.hint
+	}
+	return text
+}
+
+// invalid marks an error of the configuration.
+func invalid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return invalidError{err}
+}
+
+func exitCode(err error) int {
+	var (
+		usage    usageError
+		wrong    invalidError
+		problem  *maps.Problem
+		notFound notFoundError
+	)
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema):
+		return exitNotAttached
+	case errors.Is(err, loader.ErrLocked), errors.Is(err, errDaemonRuns):
+		return exitLocked
+	case errors.Is(err, loader.ErrPermission), errors.Is(err, fs.ErrPermission):
+		return exitRefused
+	case errors.Is(err, errDiffers), errors.As(err, &notFound):
+		return exitNotFound
+	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &problem):
+		return exitInvalid
+	}
+	return exitRefused
+}
+
+// finish writes out what is buffered, reports err and returns the exit code.
+func (a *app) finish(err error) int {
+	if flushed := a.out.Flush(); flushed != nil && err == nil {
+		err = fmt.Errorf("write output: %w", flushed)
+	}
+	if err != nil && !errors.Is(err, errDiffers) {
+		a.report(err)
+	}
+	return exitCode(err)
+}
+
+func (a *app) report(err error) {
+	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
+		if line = strings.TrimRight(line, "\r\n"); line != "" {
+			fmt.Fprintln(a.stderr, "hairpin: "+printable(shorten(line)))
+		}
+	}
+	var verifier *ebpf.VerifierError
+	switch {
+	case !errors.As(err, &verifier):
+	case a.verbose:
+		fmt.Fprintf(a.stderr, "%+v\n", verifier)
+	default:
+		fmt.Fprintln(a.stderr, "hairpin: -v prints the verifier's log in full")
+	}
+}
+
+// shorten keeps a megabyte that somebody typed out of the terminal.
+func shorten(line string) string {
+	const limit = 2000
+	if len(line) <= limit {
+		return line
+	}
+	return line[:limit/2] + " ... " + line[len(line)-limit/2:]
+}
+
+// flagError explains the one mistake that looks like an option and is none.
+func flagError(_ *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		if short := unknown.GetSpecifiedShortnames(); short != "" && short[0] >= '0' && short[0] <= '9' {
+			return fmt.Errorf("\"-%s\" is neither an option nor a port: ports are 1 to 65535", short)
+		}
+	}
+	return err
+}

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"hairpin/maps"
+)
+
+// sourceCLI is the source of a forward that no file defines.
+const sourceCLI = "cli"
+
+func (a *app) forwardCommand() *cobra.Command {
+	show := a.forwardShowCommand()
+	command := &cobra.Command{
+		Use:               "forward [show] [NAME..] [-s]",
+		Aliases:           []string{"forwards"},
+		Short:             "Show, add and delete forwards",
+		RunE:              show.RunE,
+		ValidArgsFunction: a.completeForwards,
+	}
+	command.Flags().AddFlagSet(show.Flags())
+	command.AddCommand(show, a.forwardAddCommand(), a.forwardDelCommand())
+	return command
+}
+
+func (a *app) forwardShowCommand() *cobra.Command {
+	var stats bool
+	command := &cobra.Command{
+		Use:               "show [NAME..] [-s]",
+		Aliases:           []string{"list", "ls"},
+		Short:             "Show the forwards that run",
+		ValidArgsFunction: a.completeForwards,
+		RunE: func(_ *cobra.Command, names []string) error {
+			return a.showForwards(names, stats)
+		},
+	}
+	command.Flags().BoolVarP(&stats, "stats", "s", false, "with counters")
+	return command
+}
+
+func (a *app) forwardAddCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "add " + maps.ForwardSyntax,
+		Short: "Add a forward to what runs",
+		Long: `Add a forward to what runs; "hairpin save" keeps it over a restart.
+
+Without ADDR or IF it listens on every address of every WAN interface. PORT
+"any" forwards every port to the same port of the target.`,
+		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
+  hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
+  hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24`,
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeForwardAdd,
+		RunE: func(command *cobra.Command, args []string) error {
+			forward, err := maps.ParseForward(args)
+			if err != nil {
+				return invalid(err)
+			}
+			forward.Source = sourceCLI
+			return a.addForward(command, forward)
+		},
+	}
+}
+
+func (a *app) forwardDelCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "del NAME..",
+		Aliases:           []string{"delete", "rm", "remove"},
+		Short:             "Delete forwards from what runs; their connections end at once",
+		Args:              cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeForwards,
+		RunE: func(command *cobra.Command, names []string) error {
+			return a.delForwards(command, names)
+		},
+	}
+}
+
+func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
+	s, err := a.openLocked(command.Context())
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	running, err := s.running()
+	if err != nil {
+		return err
+	}
+	if old, ok := findForward(running, forward.Name); ok {
+		return invalid(fmt.Errorf("forward %q exists already: %s (from %s); delete it first or take another name",
+			old.Name, old, old.Source))
+	}
+	wanted := running
+	wanted.Forwards = append(slices.Clone(running.Forwards), forward)
+	if _, err := s.apply(wanted); err != nil {
+		return err
+	}
+	a.say("added %s", forward)
+	a.say("runtime only: \"hairpin save\" keeps it")
+	return nil
+}
+
+func (a *app) delForwards(command *cobra.Command, names []string) error {
+	s, err := a.openLocked(command.Context())
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	running, err := s.running()
+	if err != nil {
+		return err
+	}
+	deleted, err := findForwards(running, names)
+	if err != nil {
+		return err
+	}
+	wanted := running
+	wanted.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f maps.Forward) bool {
+		return slices.Contains(names, f.Name)
+	})
+	if _, err := s.apply(wanted); err != nil {
+		return err
+	}
+	for _, f := range deleted {
+		a.say("deleted %s", f)
+		if f.Source == sourceCLI {
+			continue
+		}
+		a.say("runtime only: %s defines %q, and the next reload brings it back unless it is removed there", f.Source, f.Name)
+	}
+	return nil
+}
+
+func findForward(cfg maps.Config, name string) (maps.Forward, bool) {
+	for _, f := range cfg.Forwards {
+		if f.Name == name {
+			return f, true
+		}
+	}
+	return maps.Forward{}, false
+}
+
+// findForwards returns those of the names, in the order of cfg, and an error
+// that names every one that is missing.
+func findForwards(cfg maps.Config, names []string) ([]maps.Forward, error) {
+	known := make([]string, len(cfg.Forwards))
+	for i, f := range cfg.Forwards {
+		known[i] = f.Name
+	}
+	var errs []error
+	for _, name := range names {
+		if !slices.Contains(known, name) {
+			errs = append(errs, notFoundError{kind: "forward", name: clip(name), hint: maps.Suggest(name, known...)})
+		}
+	}
+	var found []maps.Forward
+	for _, f := range cfg.Forwards {
+		if slices.Contains(names, f.Name) {
+			found = append(found, f)
+		}
+	}
+	return found, errors.Join(errs...)
+}
+
+// forwardRow is a forward as other programs may read it.
+type forwardRow struct {
+	Name        string   `json:"name"`
+	Protocol    []string `json:"protocol"`
+	External    string   `json:"external"` // address or interface, "" is every WAN interface
+	Port        string   `json:"port"`     // "443", "6000-6010", "any"
+	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", "ADDR" if port is any
+	Reflect     string   `json:"reflect"`
+	From        []string `json:"from"` // empty: everybody
+	Source      string   `json:"source"`
+	Connections int      `json:"connections"` // now
+	Packets     uint64   `json:"packets"`     // both directions, since it was added
+	Bytes       uint64   `json:"bytes"`
+}
+
+func newForwardRow(cfg maps.Config, f maps.Forward) forwardRow {
+	row := forwardRow{
+		Name:     f.Name,
+		Protocol: []string{},
+		External: f.External.String(),
+		Port:     f.Ports.String(),
+		Target:   f.TargetString(),
+		Reflect:  string(f.Reflect),
+		From:     []string{},
+		Source:   f.Source,
+	}
+	for _, p := range f.Protocols {
+		row.Protocol = append(row.Protocol, p.String())
+	}
+	for _, prefix := range f.From {
+		row.From = append(row.From, prefix.String())
+	}
+	if f.Ports.Every() {
+		row.Port = "any"
+	}
+	if f.Reflect == "" {
+		row.Reflect = string(cfg.Reflection)
+	}
+	return row
+}
+
+func (a *app) showForwards(names []string, stats bool) error {
+	s, err := a.open()
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	cfg, err := s.running()
+	if err != nil {
+		return err
+	}
+	forwards, missing := cfg.Forwards, error(nil)
+	if len(names) > 0 {
+		forwards, missing = findForwards(cfg, names)
+	}
+	rows := make([]forwardRow, 0, len(forwards))
+	for _, f := range forwards {
+		rows = append(rows, newForwardRow(cfg, f))
+	}
+	if stats || a.json {
+		if err := s.addStats(rows); err != nil {
+			return err
+		}
+	}
+	if a.json {
+		return errors.Join(a.printJSON("forwards", rows), missing)
+	}
+	return errors.Join(a.printForwards(rows, stats), missing)
+}
+
+func (a *app) printForwards(rows []forwardRow, stats bool) error {
+	if len(rows) == 0 {
+		return nil
+	}
+	header := []string{"NAME", "PROTO", "EXTERNAL", "PORT", "TARGET", "REFLECT", "FROM"}
+	if stats {
+		header = append(header, "CONNECTIONS", "PACKETS", "BYTES")
+	} else {
+		header = append(header, "SOURCE")
+	}
+	t := newTable(a.out, header...)
+	for _, r := range rows {
+		external, from := r.External, strings.Join(r.From, ",")
+		if external == "" {
+			external = "any"
+		}
+		if from == "" {
+			from = "any"
+		}
+		cells := []string{r.Name, strings.Join(r.Protocol, ","), external, r.Port, r.Target, r.Reflect, from}
+		if stats {
+			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10))
+		} else {
+			cells = append(cells, r.Source)
+		}
+		t.row(cells...)
+	}
+	return t.flush()
+}
+
+// addStats fills in the counters of rows.
+func (s *session) addStats(rows []forwardRow) error {
+	stats, err := s.tables.ForwardStats()
+	if err != nil {
+		return err
+	}
+	now, err := s.tables.CountConnections(maps.Selector{})
+	if err != nil {
+		return err
+	}
+	for i := range rows {
+		r := &rows[i]
+		r.Connections = now.Forwards[r.Name]
+		r.Packets, r.Bytes = stats[r.Name].Packets(), stats[r.Name].Bytes()
+	}
+	return nil
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Hairpin translates network addresses on Linux routers: one binary, the
+// daemon and its command line. The packets themselves are the business of the
+// programs in package bpf, which go on without either.
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hairpin/loader"
+)
+
+const (
+	defaultConfigFile = "/etc/hairpin/hairpin.toml"
+	defaultLockWait   = 30 * time.Second
+)
+
+// env is the world outside, so that tests can run commands in process.
+type env struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	getenv         func(string) string
+}
+
+// app is one run of the command line: the options that every command has, and
+// where its output goes.
+type app struct {
+	stdin  io.Reader
+	out    *bufio.Writer
+	stderr io.Writer
+	getenv func(string) string
+
+	configFile string
+	dir        string
+	lockWait   time.Duration
+	json       bool
+	quiet      bool
+	verbose    bool
+
+	started bool // arguments were accepted: what fails from here on is no usage error
+}
+
+func main() {
+	os.Exit(run(context.Background(), env{
+		stdin:  os.Stdin,
+		stdout: os.Stdout,
+		stderr: os.Stderr,
+		getenv: os.Getenv,
+	}, os.Args[1:]))
+}
+
+// run executes one command and returns its exit code.
+func run(ctx context.Context, env env, args []string) int {
+	a := &app{
+		stdin:  env.stdin,
+		out:    bufio.NewWriter(env.stdout),
+		stderr: env.stderr,
+		getenv: env.getenv,
+	}
+	root := a.rootCommand()
+	if args == nil {
+		args = []string{} // cobra takes nil for "those of the process"
+	}
+	root.SetArgs(args)
+
+	command, err := root.ExecuteContextC(ctx)
+	if err != nil && !a.started {
+		err = fmt.Errorf("%w\nsee %q", usageError{err}, command.CommandPath()+" --help")
+	}
+	return a.finish(err)
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "hairpin",
+		Short: "Port forwards and NAT reflection for Linux routers, in eBPF",
+		Long: `Port forwards and NAT reflection for Linux routers, in eBPF.
+
+Forwards and connections live in the kernel: every command works with the
+daemon up or down. Data goes to stdout, talk to stderr.
+
+Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
+2 kernel refused or no permission, 3 not found or diff not empty,
+4 not attached or other schema, 5 lock not obtained.`,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		Args:              rootArgs,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			a.started = true
+			return nil
+		},
+		RunE: func(command *cobra.Command, _ []string) error {
+			a.started = false
+			return errNoCommand
+		},
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.out)
+	root.SetErr(a.stderr)
+	root.SetFlagErrorFunc(flagError)
+	cobra.EnableCommandSorting = false
+
+	flags := root.PersistentFlags()
+	flags.SortFlags = false
+	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`")
+	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` of the pinned maps and programs")
+	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another writer")
+	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no talk, errors only")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more talk; the verifier's log in full")
+	root.MarkFlagsMutuallyExclusive("quiet", "verbose")
+
+	root.AddCommand(
+		a.runCommand(),
+		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.saveCommand(),
+		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
+		a.forwardCommand(), a.connCommand(),
+		a.completionCommand(), a.versionCommand(),
+	)
+	return root
+}
+
+// rootArgs refuses what is no command, with the nearest one that is.
+func rootArgs(root *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if near := root.SuggestionsFor(args[0]); len(near) > 0 {
+		return fmt.Errorf("unknown command %q: did you mean %q?", args[0], near[0])
+	}
+	return fmt.Errorf("unknown command %q", args[0])
+}

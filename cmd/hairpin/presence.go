@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+var errDaemonRuns = errors.New("a daemon runs here")
+
+// presenceName is a directory among the pins, locked by the daemon for as long
+// as it lives: the kernel lets go of the lock however the daemon ends. (A bpffs
+// holds no regular files, but directories can be locked.)
+const presenceName = "daemon"
+
+// presenceRetry outlasts the moment for which daemonRuns holds the lock.
+const presenceRetry = time.Second
+
+// claimPresence makes this process the daemon of dir, or fails with
+// errDaemonRuns. The caller holds the writer lock and keeps the file open.
+func claimPresence(ctx context.Context, dir string) (*os.File, error) {
+	path := filepath.Join(dir, presenceName)
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("create daemon lock: %w", err)
+	}
+	file, err := openPresence(path)
+	if err != nil {
+		return nil, fmt.Errorf("open daemon lock: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, presenceRetry)
+	defer cancel()
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			file.Close()
+			return nil, fmt.Errorf("take daemon lock: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			file.Close()
+			return nil, fmt.Errorf("%w: %s is served by another process; stop that first, or use another --bpffs", errDaemonRuns, dir)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// releasePresence removes the lock of a daemon that does not run, so that the
+// pins can be removed as a whole. The caller holds the writer lock.
+func releasePresence(dir string) error {
+	err := os.Remove(filepath.Join(dir, presenceName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove daemon lock: %w", err)
+	}
+	return nil
+}
+
+// daemonRuns tells whether a daemon serves dir.
+func daemonRuns(dir string) (bool, error) {
+	file, err := openPresence(filepath.Join(dir, presenceName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open daemon lock: %w", err)
+	}
+	defer file.Close()
+	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("try daemon lock: %w", err)
+	}
+	return false, nil
+}
+
+func openPresence(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+}

@@ -1,0 +1,321 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+// attacher is what the commands and the daemon need of a *loader.Datapath.
+type attacher interface {
+	Attach(ifname string, mode loader.Mode) (loader.Attachment, error)
+	Detach(ifindex int) error
+	Attachments() ([]loader.Attachment, error)
+}
+
+// tables is what the commands and the daemon change of *maps.Tables.
+type tables interface {
+	Running() (maps.Config, error)
+	Plan(maps.Config) (maps.Change, error)
+	Apply(maps.Config) (maps.Change, error)
+	SetInterfaces([]maps.Interface) error
+	BumpRoutes() error
+}
+
+// router brings programs and tables in line with a configuration and with the
+// interfaces that the machine has at this moment. Whoever calls a method that
+// changes something holds the writer lock.
+type router struct {
+	attacher attacher
+	tables   tables
+	links    func() ([]loader.Link, error)
+}
+
+// port is one interface of the configuration as it stands now.
+type port struct {
+	name       string
+	role       maps.Role
+	link       *loader.Link       // nil: there is none of this name, it is pending
+	attachment *loader.Attachment // nil: the programs are not on it
+	err        error              // why they are not, if that was tried
+}
+
+// look reports the interfaces of cfg and whatever else is attached, changing nothing.
+func (r *router) look(cfg maps.Config) (ports []port, strays []loader.Attachment, err error) {
+	links, err := r.links()
+	if err != nil {
+		return nil, nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	attachments, err := r.attacher.Attachments()
+	if err != nil {
+		return nil, nil, fmt.Errorf("list attachments: %w", err)
+	}
+	byIndex := make(map[int]*loader.Attachment, len(attachments))
+	for i := range attachments {
+		byIndex[attachments[i].Index] = &attachments[i]
+	}
+	byName := make(map[string]*loader.Link, len(links))
+	for i := range links {
+		byName[links[i].Name] = &links[i]
+	}
+
+	add := func(names []string, role maps.Role) {
+		for _, name := range names {
+			p := port{name: name, role: role, link: byName[name]}
+			if p.link != nil {
+				p.attachment = byIndex[p.link.Index]
+				delete(byIndex, p.link.Index)
+			}
+			ports = append(ports, p)
+		}
+	}
+	add(cfg.WAN, maps.RoleWAN)
+	add(cfg.LAN, maps.RoleLAN)
+	for _, a := range attachments {
+		if byIndex[a.Index] != nil {
+			strays = append(strays, a)
+		}
+	}
+	return ports, strays, nil
+}
+
+// attach puts the programs on the ports that lack them. A port that refuses
+// them keeps the reason in err; added are the interfaces that have them now.
+func (r *router) attach(ports []port, mode string) (added []int) {
+	for i := range ports {
+		p := &ports[i]
+		if p.link == nil || p.attachment != nil {
+			continue
+		}
+		attachment, err := r.attacher.Attach(p.name, loader.Mode(mode))
+		switch {
+		case errors.Is(err, loader.ErrNoInterface):
+			p.link = nil // went away since it was listed
+		case err != nil:
+			p.err = err
+		default:
+			p.attachment = &attachment
+			added = append(added, attachment.Index)
+		}
+	}
+	return added
+}
+
+// follow brings programs and tables in line with the machine's interfaces, cfg
+// being what runs. Ports that refuse the programs are left out.
+func (r *router) follow(cfg maps.Config) ([]port, error) {
+	ports, strays, err := r.look(cfg)
+	if err != nil {
+		return nil, err
+	}
+	r.attach(ports, cfg.Mode)
+	return ports, r.settle(ports, strays)
+}
+
+// settle tells the tables of the ports and then frees interfaces that are none
+// of them: in this order, so that no packet is sent by an unwatched interface.
+func (r *router) settle(ports []port, strays []loader.Attachment) error {
+	if err := r.tables.SetInterfaces(watched(ports)); err != nil {
+		return fmt.Errorf("set interfaces: %w", err)
+	}
+	var errs []error
+	for _, stray := range strays {
+		errs = append(errs, r.attacher.Detach(stray.Index))
+	}
+	return errors.Join(errs...)
+}
+
+// check refuses what only the machine at hand can tell to be wrong with cfg.
+func (r *router) check(cfg maps.Config) error {
+	links, err := r.links()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	return invalid(cfg.CheckAddresses(machine(cfg, links)))
+}
+
+// applied says what apply did.
+type applied struct {
+	done   bool // cfg runs, even if an error says that something about it went wrong
+	change maps.Change
+	ports  []port
+}
+
+// apply makes cfg what runs: wholly, or not at all if an interface refuses the
+// programs or the tables refuse the forwards.
+func (r *router) apply(cfg maps.Config) (applied, error) {
+	if err := r.check(cfg); err != nil {
+		return applied{}, err
+	}
+	running, err := r.tables.Running()
+	if errors.Is(err, maps.ErrEmpty) {
+		running.Mode = cfg.Mode // nothing is attached by another
+	} else if err != nil {
+		return applied{}, fmt.Errorf("read what runs: %w", err)
+	}
+	ports, strays, err := r.look(cfg)
+	if err != nil {
+		return applied{}, err
+	}
+	added := r.attach(ports, cfg.Mode)
+	if err := refusals(ports); err != nil {
+		return applied{}, errors.Join(err, r.undo(added))
+	}
+	change, err := r.tables.Apply(cfg)
+	if err != nil {
+		return applied{}, errors.Join(err, r.undo(added))
+	}
+	if running.Mode != cfg.Mode {
+		err = r.reattach(ports, added, cfg.Mode)
+	}
+	err = errors.Join(err, r.settle(ports, strays))
+	return applied{done: true, change: change, ports: ports}, err
+}
+
+// reattach moves the ports that were attached before to another mode.
+func (r *router) reattach(ports []port, added []int, mode string) error {
+	fresh := make(map[int]bool, len(added))
+	for _, index := range added {
+		fresh[index] = true
+	}
+	for i := range ports {
+		if p := &ports[i]; p.attachment != nil && !fresh[p.attachment.Index] {
+			p.attachment = nil
+		}
+	}
+	r.attach(ports, mode)
+	return refusals(ports)
+}
+
+func (r *router) undo(added []int) error {
+	var errs []error
+	for _, index := range added {
+		errs = append(errs, r.attacher.Detach(index))
+	}
+	return errors.Join(errs...)
+}
+
+// started says how start left things.
+type started struct {
+	kept   bool        // what ran before goes on
+	change maps.Change // what was changed; if kept, what the file would change
+	ports  []port
+}
+
+// start brings a datapath into service. One that was served with these very
+// files before keeps what runs, with the forwards that were changed at run
+// time; otherwise cfg is applied.
+func (r *router) start(cfg maps.Config) (started, error) {
+	running, err := r.tables.Running()
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return started{}, fmt.Errorf("read what runs: %w", err)
+	}
+	if err != nil || running.Digest != cfg.Digest {
+		result, err := r.apply(cfg)
+		return started{change: result.change, ports: result.ports}, err
+	}
+	change, err := r.tables.Plan(cfg)
+	if err != nil {
+		return started{}, fmt.Errorf("compare with what runs: %w", err)
+	}
+	ports, err := r.follow(running)
+	return started{kept: true, change: change, ports: ports}, err
+}
+
+// refusals joins the errors of ports that refused the programs.
+func refusals(ports []port) error {
+	var errs []error
+	for _, p := range ports {
+		errs = append(errs, p.err)
+	}
+	return errors.Join(errs...)
+}
+
+// watched are the ports that have the programs, as the tables want them.
+func watched(ports []port) []maps.Interface {
+	var interfaces []maps.Interface
+	for _, p := range ports {
+		if p.attachment != nil && p.link != nil {
+			interfaces = append(interfaces, asInterface(*p.link, p.role))
+		}
+	}
+	return interfaces
+}
+
+// machine is every interface there is, those of cfg with their role.
+func machine(cfg maps.Config, links []loader.Link) []maps.Interface {
+	roles := make(map[string]maps.Role)
+	for _, name := range cfg.LAN {
+		roles[name] = maps.RoleLAN
+	}
+	for _, name := range cfg.WAN {
+		roles[name] = maps.RoleWAN
+	}
+	interfaces := make([]maps.Interface, 0, len(links))
+	for _, link := range links {
+		interfaces = append(interfaces, asInterface(link, roles[link.Name]))
+	}
+	return interfaces
+}
+
+func asInterface(link loader.Link, role maps.Role) maps.Interface {
+	return maps.Interface{
+		Name:        link.Name,
+		Index:       link.Index,
+		Role:        role,
+		Addresses:   link.Addresses,
+		XDPTransmit: link.XDPTransmit,
+	}
+}
+
+// pending names the ports that are not there.
+func pending(ports []port) []string {
+	var names []string
+	for _, p := range ports {
+		if p.link == nil {
+			names = append(names, p.name)
+		}
+	}
+	return names
+}
+
+// mode is how an interface is attached: "xdp+tcx", "xdp-generic+tcx", "tcx",
+// "clsact" and so on; empty if it is not.
+func (p port) mode() string {
+	if p.attachment == nil {
+		return ""
+	}
+	var parts []string
+	switch p.attachment.XDP {
+	case "":
+	case "native":
+		parts = append(parts, "xdp")
+	default:
+		parts = append(parts, "xdp-"+p.attachment.XDP)
+	}
+	if p.attachment.TC != "" {
+		parts = append(parts, p.attachment.TC)
+	}
+	return strings.Join(parts, "+")
+}
+
+// addresses are the IPv4 addresses of a port, the only ones that forwards of
+// this version listen on.
+func (p port) addresses() []netip.Addr {
+	if p.link == nil {
+		return nil
+	}
+	var list []netip.Addr
+	for _, prefix := range p.link.Addresses {
+		if addr := prefix.Addr(); addr.Is4() {
+			list = append(list, addr)
+		}
+	}
+	return list
+}

@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+// status is what `hairpin status` tells.
+type status struct {
+	Version     string           `json:"version"`
+	Kernel      string           `json:"kernel"`
+	BPFFS       string           `json:"bpffs"`
+	Schema      uint32           `json:"datapath_schema"`
+	Daemon      bool             `json:"daemon"` // runs
+	Forwards    int              `json:"forwards"`
+	Connections connectionStatus `json:"connections"`
+	Interfaces  []portRow        `json:"interfaces"`
+	Warnings    []string         `json:"warnings"`
+}
+
+type connectionStatus struct {
+	Used     int    `json:"used"`
+	HalfOpen int    `json:"half_open"`
+	Limit    uint32 `json:"limit"`
+}
+
+// portRow is an interface of the configuration.
+type portRow struct {
+	Name      string   `json:"name"`
+	Role      string   `json:"role"`
+	State     string   `json:"state"` // attached, detached, pending
+	Mode      string   `json:"mode"`  // "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact"; "" unless attached
+	Reason    string   `json:"reason,omitempty"`
+	Index     int      `json:"index,omitempty"`
+	Addresses []string `json:"addresses"` // of a WAN interface: what forwards listen on
+}
+
+// nearlyFull is the share of the connection table above which status warns.
+const nearlyFull = 0.9
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show interfaces, addresses, table use and what is wrong",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			st, err := a.status()
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON("status", st)
+			}
+			return a.printStatus(st)
+		},
+	}
+}
+
+func (a *app) status() (status, error) {
+	st := status{
+		Version: buildInfo().Version,
+		BPFFS:   a.dir,
+		Schema:  uint32(bpf.HairpinSchemaSCHEMA), // Open refuses any other
+	}
+	s, err := a.open()
+	if err != nil {
+		return st, err
+	}
+	defer s.Close()
+	if st.Kernel, err = kernelRelease(); err != nil {
+		return st, err
+	}
+	if st.Daemon, err = daemonRuns(a.dir); err != nil {
+		return st, err
+	}
+	cfg, err := s.tables.Running()
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return st, fmt.Errorf("read what runs: %w", err)
+	}
+	st.Forwards = len(cfg.Forwards)
+	if st.Connections, err = s.connectionStatus(); err != nil {
+		return st, err
+	}
+	ports, _, err := s.look(cfg)
+	if err != nil {
+		return st, err
+	}
+	st.Interfaces = newPortRows(ports)
+	st.Warnings = s.warnings(cfg, st, ports)
+	return st, nil
+}
+
+func newPortRows(ports []port) []portRow {
+	rows := make([]portRow, 0, len(ports))
+	for _, p := range ports {
+		row := portRow{Name: p.name, Role: p.role.String(), State: "pending", Mode: p.mode(), Addresses: []string{}}
+		if p.link != nil {
+			row.State, row.Index = "detached", p.link.Index
+			for _, addr := range p.addresses() {
+				row.Addresses = append(row.Addresses, addr.String())
+			}
+		}
+		if p.attachment != nil {
+			row.State, row.Reason = "attached", p.attachment.Reason
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// warnings names what keeps forwards from working, or soon will.
+func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
+	list := []string{}
+	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	if len(ports) == 0 {
+		warn("no configuration was applied: \"hairpin attach\" does")
+	}
+	if !forwards("all") && len(ports) > 0 {
+		warn("IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1")
+	}
+	for _, p := range ports {
+		switch {
+		case p.link == nil:
+		case p.attachment == nil:
+			warn("%s: not attached: \"hairpin attach\" does", p.name)
+		case !p.link.Up:
+			warn("%s: the link is down", p.name)
+		case len(p.addresses()) == 0 && p.role == maps.RoleWAN:
+			warn("%s: no IPv4 address, so its forwards listen on none", p.name)
+		}
+		if p.attachment != nil && !forwards(p.name) {
+			warn("%s: IPv4 forwarding is off here: sysctl -w net.ipv4.conf.%s.forwarding=1", p.name, p.name)
+		}
+	}
+	if !st.Daemon && len(ports) > 0 {
+		warn("no daemon: changes of addresses, interfaces and routes are not followed")
+	}
+	if used := float64(st.Connections.Used); used >= nearlyFull*float64(st.Connections.Limit) {
+		warn("the connection table is nearly full: raise max_connections")
+	}
+	if links, err := s.links(); err == nil {
+		for _, problem := range maps.Problems(cfg.CheckAddresses(machine(cfg, links))) {
+			warn("%s", problem)
+		}
+	}
+	return list
+}
+
+// forwards reports whether the kernel forwards IPv4 packets that come in by an
+// interface. What cannot be read counts as on: the interface may just have gone.
+func forwards(ifname string) bool {
+	data, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4/conf", ifname, "forwarding"))
+	return err != nil || strings.TrimSpace(string(data)) != "0"
+}
+
+func kernelRelease() (string, error) {
+	var name unix.Utsname
+	if err := unix.Uname(&name); err != nil {
+		return "", fmt.Errorf("read kernel release: %w", err)
+	}
+	return unix.ByteSliceToString(name.Release[:]), nil
+}
+
+func (a *app) printStatus(st status) error {
+	daemon := "not running"
+	if st.Daemon {
+		daemon = "running"
+	}
+	facts := [][2]string{
+		{"version", fmt.Sprintf("%s, datapath schema %d, kernel %s", st.Version, st.Schema, st.Kernel)},
+		{"daemon", daemon},
+		{"bpffs", st.BPFFS},
+		{"forwards", fmt.Sprint(st.Forwards)},
+		{"connections", fmt.Sprintf("%d of %d, %d half-open", st.Connections.Used, st.Connections.Limit, st.Connections.HalfOpen)},
+	}
+	for _, fact := range facts {
+		fmt.Fprintf(a.out, "%-12s %s\n", fact[0]+":", printable(fact[1]))
+	}
+	if len(st.Interfaces) > 0 {
+		fmt.Fprintln(a.out)
+		t := newTable(a.out, "INTERFACE", "ROLE", "STATE", "MODE", "ADDRESSES")
+		for _, p := range st.Interfaces {
+			t.row(p.Name, p.Role, p.State, p.Mode, strings.Join(p.Addresses, ","))
+		}
+		if err := t.flush(); err != nil {
+			return err
+		}
+	}
+	for _, p := range st.Interfaces {
+		if p.Reason != "" {
+			fmt.Fprintf(a.out, "%s: %s\n", printable(p.Name), printable(p.Reason))
+		}
+	}
+	if len(st.Warnings) > 0 {
+		fmt.Fprintln(a.out)
+	}
+	for _, warning := range st.Warnings {
+		fmt.Fprintln(a.out, "warning: "+printable(warning))
+	}
+	return nil
+}
+
+var _ attacher = (*loader.Datapath)(nil)

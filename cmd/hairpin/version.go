@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/spf13/cobra"
+
+	"hairpin/bpf"
+)
+
+// build says what this binary was made from.
+type build struct {
+	Version  string `json:"version"`            // of the module, "devel" if built from a work tree
+	Revision string `json:"revision,omitempty"` // of the work tree
+	Modified bool   `json:"modified,omitempty"` // the work tree had changes of its own
+	Schema   uint32 `json:"datapath_schema"`    // of the pinned maps that it understands
+	Go       string `json:"go"`
+	Platform string `json:"platform"`
+}
+
+func buildInfo() build {
+	b := build{
+		Version:  "devel",
+		Schema:   uint32(bpf.HairpinSchemaSCHEMA),
+		Go:       runtime.Version(),
+		Platform: runtime.GOOS + "/" + runtime.GOARCH,
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return b
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		b.Version = v
+	}
+	for _, setting := range info.Settings {
+		switch setting.Key {
+		case "vcs.revision":
+			b.Revision = setting.Value
+		case "vcs.modified":
+			b.Modified = setting.Value == "true"
+		}
+	}
+	return b
+}
+
+func (b build) String() string {
+	text := "hairpin " + b.Version
+	if b.Revision != "" {
+		text += fmt.Sprintf(" (%.12s", b.Revision)
+		if b.Modified {
+			text += ", modified"
+		}
+		text += ")"
+	}
+	return fmt.Sprintf("%s datapath schema %d %s %s", text, b.Schema, b.Go, b.Platform)
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Show the version of this binary",
+		Args:  cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if a.json {
+				return a.printJSON("version", buildInfo())
+			}
+			_, err := fmt.Fprintln(a.out, buildInfo())
+			return err
+		},
+	}
+}

@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Event says what may have changed since the last one.
+type Event struct {
+	Links  bool // interfaces, their addresses, or whether they take XDP frames
+	Routes bool // routes, rules or neighbours
+}
+
+func (e Event) merge(other Event) Event {
+	return Event{Links: e.Links || other.Links, Routes: e.Routes || other.Routes}
+}
+
+var everything = Event{Links: true, Routes: true}
+
+// followInterval is the least time between two events: a routing daemon that installs a full table
+// makes twenty a second, not a million.
+const followInterval = 50 * time.Millisecond
+
+// Follow tells of changes in the network namespace until ctx ends, then closes the channel. What
+// happens while the receiver is busy, or faster than 20 times a second, becomes one event. The first
+// one says everything: a receiver that looks only then misses nothing. So does one after the
+// kernel had more to tell than it could keep.
+func Follow(ctx context.Context) (<-chan Event, error) {
+	sockets, err := subscribe()
+	if err != nil {
+		return nil, explain(fmt.Errorf("follow interfaces: %w", err))
+	}
+	return follow(ctx, sockets), nil
+}
+
+// subscribe opens sockets that hear events and nothing else, so that no answer to a request is ever
+// mixed with them.
+func subscribe() ([]*nl.NetlinkSocket, error) {
+	route, err := nl.Subscribe(unix.NETLINK_ROUTE,
+		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+		unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP)
+	if err != nil {
+		return nil, err
+	}
+	netdev, err := subscribeNetdev()
+	if err != nil {
+		route.Close()
+		return nil, err
+	}
+	if netdev == nil {
+		return []*nl.NetlinkSocket{route}, nil
+	}
+	return []*nl.NetlinkSocket{route, netdev}, nil
+}
+
+// subscribeNetdev returns nil if the kernel does not tell of XDP features.
+func subscribeNetdev() (*nl.NetlinkSocket, error) {
+	family, err := netlink.GenlFamilyGet(netdevFamily)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, group := range family.Groups {
+		if group.Name != netdevGroup {
+			continue
+		}
+		socket, err := nl.Subscribe(unix.NETLINK_GENERIC)
+		if err != nil {
+			return nil, err
+		}
+		err = unix.SetsockoptInt(socket.GetFd(), unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, int(group.ID))
+		if err != nil {
+			socket.Close()
+			return nil, err
+		}
+		return socket, nil
+	}
+	return nil, nil
+}
+
+// follower gathers what the sockets tell until somebody takes it.
+type follower struct {
+	mutex   sync.Mutex
+	pending Event
+	wake    chan struct{} // holds one: there is something pending
+}
+
+func (f *follower) add(e Event) {
+	if e == (Event{}) {
+		return
+	}
+	f.mutex.Lock()
+	f.pending = f.pending.merge(e)
+	f.mutex.Unlock()
+	select {
+	case f.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (f *follower) take() Event {
+	f.mutex.Lock()
+	defer f.mutex.Unlock()
+	e := f.pending
+	f.pending = Event{}
+	return e
+}
+
+func follow(ctx context.Context, sockets []*nl.NetlinkSocket) <-chan Event {
+	f := &follower{wake: make(chan struct{}, 1)}
+	f.add(everything)
+	events := make(chan Event)
+	var readers sync.WaitGroup
+	for _, socket := range sockets {
+		readers.Go(func() { f.read(ctx, socket) })
+	}
+	go func() {
+		f.deliver(ctx, events)
+		for _, socket := range sockets {
+			socket.Close()
+		}
+		readers.Wait()
+		close(events)
+	}()
+	return events
+}
+
+// deliver hands events on until ctx ends.
+func (f *follower) deliver(ctx context.Context, events chan<- Event) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.wake:
+		}
+		event := f.take()
+		if event == (Event{}) {
+			continue // told already, with the one before
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case events <- event:
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(followInterval):
+		}
+	}
+}
+
+// read gathers from one socket until it is closed.
+func (f *follower) read(ctx context.Context, socket *nl.NetlinkSocket) {
+	for {
+		messages, from, err := socket.Receive()
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// ENOBUFS: the kernel dropped messages; the socket works on. Of any other error as
+			// little is known.
+			f.add(everything)
+			if !errors.Is(err, unix.ENOBUFS) && !pause(ctx) {
+				return
+			}
+			continue
+		}
+		if from.Pid != nl.PidKernel {
+			continue
+		}
+		for _, message := range messages {
+			f.add(classify(message))
+		}
+	}
+}
+
+// pause keeps a socket that fails at once from taking the processor. It reports whether to go on.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(time.Second):
+		return true
+	}
+}
+
+// classify says what a message is about.
+func classify(message syscall.NetlinkMessage) Event {
+	switch message.Header.Type {
+	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		// A route, its source or its MTU goes with them, and not always a message of its own.
+		return everything
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWRULE, unix.RTM_DELRULE,
+		unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		return Event{Routes: true}
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		if len(message.Data) > 0 && message.Data[0] == unix.AF_BRIDGE {
+			// A bridge learnt a port; whom a packet goes to is the same.
+			return Event{}
+		}
+		return Event{Routes: true}
+	case unix.NLMSG_NOOP, unix.NLMSG_ERROR, unix.NLMSG_DONE:
+		return Event{}
+	}
+	// The netdev family's number is given at boot; its socket hears nothing else.
+	return Event{Links: true}
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
+)
+
+// kernelFloor is LINUX_VERSION_CODE of 6.1, the oldest kernel with all the datapath needs.
+const kernelFloor = 6<<16 | 1<<8
+
+func checkKernel() error {
+	code, err := features.LinuxVersionCode()
+	if err != nil {
+		return fmt.Errorf("read kernel version: %w", err)
+	}
+	return checkVersion(code)
+}
+
+func checkVersion(code uint32) error {
+	if code >= kernelFloor {
+		return nil
+	}
+	return fmt.Errorf("%w: this is Linux %d.%d, hairpin needs %d.%d or later",
+		ErrKernel, code>>16, code>>8&0xff, kernelFloor>>16, kernelFloor>>8&0xff)
+}
+
+// needed are the privileges of everything but mounting, and the one that stands in for them where
+// the kernel has it so.
+var needed = []struct {
+	name       string
+	number     int
+	orSysAdmin bool
+}{
+	{"CAP_BPF", unix.CAP_BPF, true},
+	{"CAP_PERFMON", unix.CAP_PERFMON, true},
+	{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN, false},
+}
+
+// explain makes an ErrPermission of an error that comes from a missing privilege, and names it.
+func explain(err error) error {
+	if err == nil || errors.Is(err, ErrPermission) {
+		return err
+	}
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		return err
+	}
+	missing := missingCapabilities()
+	switch {
+	case len(missing) > 0:
+		return fmt.Errorf("%w: %w: needs %s: run as root", ErrPermission, err, strings.Join(missing, ", "))
+	case os.Geteuid() != 0:
+		return fmt.Errorf("%w: %w: run as root", ErrPermission, err)
+	case isVerifierError(err):
+		// The verifier says EACCES of a program that it does not like; that is no privilege.
+		return err
+	}
+	return fmt.Errorf("%w: %w: a security module, lockdown or container refuses it", ErrPermission, err)
+}
+
+func isVerifierError(err error) bool {
+	var verifier *ebpf.VerifierError
+	return errors.As(err, &verifier)
+}
+
+// missingCapabilities returns the names of the privileges this thread lacks.
+func missingCapabilities() []string {
+	admin := hasCapability(unix.CAP_SYS_ADMIN)
+	var missing []string
+	for _, c := range needed {
+		if !hasCapability(c.number) && !(c.orSysAdmin && admin) {
+			missing = append(missing, c.name)
+		}
+	}
+	return missing
+}
+
+func hasCapability(number int) bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[number/32].Effective&(1<<(number%32)) != 0
+}

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package loader brings the datapath into the kernel and looks after it there: it pins maps, programs
+// and links in a bpffs of their own, attaches the programs to interfaces, replaces them without a
+// packet missing one, and follows the links, addresses and routes they depend on.
+//
+// Everything it makes outlives the process. Whoever opens the pins later sees what runs.
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+)
+
+// DefaultDir is where the datapath is pinned unless Options say otherwise.
+const DefaultDir = "/sys/fs/bpf/hairpin"
+
+// What a caller may want to tell apart. Each is wrapped with the place, the cause and the way out.
+var (
+	// ErrNotLoaded says that nothing is pinned in the directory, or no longer what was opened.
+	ErrNotLoaded = errors.New("hairpin is not loaded")
+	// ErrSchema says that the pins were made by a version that lays them out differently.
+	ErrSchema = errors.New("the datapath has another layout")
+	// ErrLocked says that another writer held the directory until the context ended.
+	ErrLocked = errors.New("another hairpin is at work")
+	// ErrPermission says that a privilege is missing.
+	ErrPermission = errors.New("no permission")
+	// ErrKernel says that the kernel is older than hairpin works with.
+	ErrKernel = errors.New("kernel is too old")
+	// ErrNoInterface says that there is no such interface now; it may appear later.
+	ErrNoInterface = errors.New("no such interface")
+)
+
+// Options say where the datapath lives and how large it is.
+type Options struct {
+	// Dir is the bpffs mount; empty means DefaultDir. Its parent must exist.
+	Dir string
+	// MaxConnections is the number of connections to have room for, 1 to 1<<28. 0 takes the size of
+	// what is pinned, or 131072 if nothing is.
+	MaxConnections uint32
+	// NoTCX attaches with clsact filters, as on kernels before 6.6, though the kernel has TCX.
+	NoTCX bool
+}
+
+func (o Options) dir() string {
+	if o.Dir == "" {
+		return DefaultDir
+	}
+	return o.Dir
+}
+
+// Datapath is an open datapath. It holds file descriptors only: the datapath runs with or without
+// it. Its methods are not safe for concurrent use, and those that change something want the Lock.
+type Datapath struct {
+	dir     string
+	objs    bpf.HairpinObjects
+	adopted bool
+	noTCX   bool
+}
+
+// Load opens the pinned datapath, or makes one if there is none. The caller holds the Lock.
+//
+// It returns an error wrapping ErrKernel, ErrPermission or ErrSchema where that is the reason, and
+// an error if what is pinned has room for another number of connections than asked for.
+func Load(opts Options) (*Datapath, error) {
+	d, err := load(opts)
+	return d, explain(err)
+}
+
+func load(opts Options) (*Datapath, error) {
+	if err := checkKernel(); err != nil {
+		return nil, err
+	}
+	if opts.MaxConnections > maxConnections {
+		return nil, fmt.Errorf("size connection table: %d connections are more than the limit of %d", opts.MaxConnections, maxConnections)
+	}
+	if err := mountDir(opts.dir()); err != nil {
+		return nil, err
+	}
+	if err := clean(opts.dir()); err != nil {
+		return nil, err
+	}
+
+	d, err := adopt(opts)
+	if !errors.Is(err, ErrNotLoaded) {
+		return d, err
+	}
+	// Filters may have outlived pins that somebody removed.
+	if err := removePins(pins(opts.dir())); err != nil {
+		return nil, err
+	}
+	return create(opts)
+}
+
+// Open opens the pinned datapath and changes nothing. It needs no Lock.
+//
+// It returns an error wrapping ErrNotLoaded if there is none, ErrSchema if it is of another version.
+// MaxConnections is not looked at.
+func Open(opts Options) (*Datapath, error) {
+	opts.MaxConnections = 0
+	d, err := adopt(opts)
+	return d, explain(err)
+}
+
+// Objects are the maps and programs, owned by the Datapath. Another process may have upgraded the
+// pinned programs since; those that work on maps alone do so all the same.
+func (d *Datapath) Objects() *bpf.HairpinObjects {
+	return &d.objs
+}
+
+// Adopted reports whether the datapath was there already.
+func (d *Datapath) Adopted() bool {
+	return d.adopted
+}
+
+// Close lets go of the file descriptors. What is pinned and attached stays.
+func (d *Datapath) Close() error {
+	return d.objs.Close()
+}
+
+// create loads the datapath and pins it: aside first, then in place by one rename, so that there is
+// no moment at which a reader finds half of it.
+func create(opts Options) (_ *Datapath, err error) {
+	spec, err := newSpec(opts.MaxConnections)
+	if err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return nil, fmt.Errorf("load datapath: %w", err)
+	}
+	defer coll.Close()
+
+	if err := coll.Maps[bpf.HairpinMapSchema].Put(uint32(0), uint32(bpf.HairpinSchemaSCHEMA)); err != nil {
+		return nil, fmt.Errorf("write schema number: %w", err)
+	}
+
+	p := pins(opts.dir())
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(p.aside()))
+		}
+	}()
+	if err := p.pinAside(coll); err != nil {
+		return nil, err
+	}
+	if err := fault("rename"); err != nil {
+		return nil, err
+	}
+	if err := os.Rename(p.aside(), p.datapath()); err != nil {
+		return nil, fmt.Errorf("put pins in place: %w", err)
+	}
+	return newDatapath(opts, coll, false)
+}
+
+// adopt opens what is pinned.
+func adopt(opts Options) (*Datapath, error) {
+	p := pins(opts.dir())
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	coll := &ebpf.Collection{Maps: make(map[string]*ebpf.Map), Programs: make(map[string]*ebpf.Program)}
+	defer coll.Close()
+	if err := p.open(coll, opts.MaxConnections); err != nil {
+		return nil, err
+	}
+	return newDatapath(opts, coll, true)
+}
+
+// newDatapath takes maps and programs out of the collection.
+func newDatapath(opts Options, coll *ebpf.Collection, adopted bool) (*Datapath, error) {
+	d := &Datapath{dir: opts.dir(), adopted: adopted, noTCX: opts.NoTCX}
+	// Not the objects as a whole: global variables exist for the loading process alone.
+	if err := coll.Assign(&d.objs.HairpinMaps); err != nil {
+		return nil, fmt.Errorf("open datapath: %w", err)
+	}
+	if err := coll.Assign(&d.objs.HairpinPrograms); err != nil {
+		_ = d.objs.HairpinMaps.Close()
+		return nil, fmt.Errorf("open datapath: %w", err)
+	}
+	return d, nil
+}
+
+// fault is for tests to make a step fail.
+var fault = func(step string) error { return nil }

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// lockPoll is how often a lock that somebody holds is tried again: flock(2) cannot wait for a context.
+const lockPoll = 10 * time.Millisecond
+
+// Lock makes the caller the only writer of the datapath in dir, until release; the kernel releases it
+// should the process die. It mounts the bpffs if there is none, and release unmounts it again if
+// nothing was made in it.
+//
+// It returns an error wrapping ErrLocked if another writer holds the lock until ctx ends.
+func Lock(ctx context.Context, dir string) (release func(), err error) {
+	dir = Options{Dir: dir}.dir()
+	for {
+		if err := mountDir(dir); err != nil {
+			return nil, explain(err)
+		}
+		file, err := flock(ctx, dir)
+		if errors.Is(err, os.ErrNotExist) && ctx.Err() == nil {
+			continue
+		}
+		if err != nil {
+			return nil, explain(err)
+		}
+		// Whoever held the lock before may have unmounted the directory: then this is the lock of
+		// a thing of the past.
+		current, err := isCurrent(file, dir)
+		if err != nil {
+			_ = file.Close()
+			return nil, explain(err)
+		}
+		if current {
+			return func() { unlock(file, dir) }, nil
+		}
+		_ = file.Close()
+	}
+}
+
+// unlock leaves no empty mount behind. That it could not take it away is no news to a caller.
+func unlock(file *os.File, dir string) {
+	defer file.Close()
+	// After Remove somebody may have mounted anew: that is theirs.
+	if current, err := isCurrent(file, dir); err != nil || !current {
+		return
+	}
+	if entries, err := os.ReadDir(dir); err == nil && len(entries) == 0 {
+		_ = unmountDir(dir)
+	}
+}
+
+func isCurrent(file *os.File, dir string) (bool, error) {
+	held, err := file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at lock: %w", err)
+	}
+	named, err := os.Lstat(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at lock: %w", err)
+	}
+	return os.SameFile(held, named), nil
+}
+
+// flock opens a directory and takes its lock.
+func flock(ctx context.Context, dir string) (*os.File, error) {
+	file, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open lock: %w", err)
+	}
+	for {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = file.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
+		select {
+		case <-ctx.Done():
+			err := fmt.Errorf("%w: %s is locked%s: try again", ErrLocked, dir, holder(file))
+			_ = file.Close()
+			return nil, err
+		case <-time.After(lockPoll):
+		}
+	}
+}
+
+// holder says who has the lock of file, as far as /proc/locks tells.
+func holder(file *os.File) string {
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+		return ""
+	}
+	table, err := os.ReadFile("/proc/locks")
+	if err != nil {
+		return ""
+	}
+	id := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
+	for line := range strings.Lines(string(table)) {
+		// proc_locks(5): NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE ..., with "->" after
+		// the number of one that waits.
+		fields := strings.Fields(line)
+		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == id {
+			return " by process " + fields[4]
+		}
+	}
+	return ""
+}

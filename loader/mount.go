@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The source of a mount of ours tells that it is ours, and whether the directory is as well: a bpffs
+// has no other place to write that down, and it must survive the process.
+const (
+	sourceMount    = "hairpin"
+	sourceMountDir = "hairpin-made"
+)
+
+// mountPoint is what a path shows of the mount it lies on.
+type mountPoint struct {
+	root   bool // the path is where it is mounted
+	fstype string
+	source string
+}
+
+func (m mountPoint) ours() bool {
+	return m.root && m.fstype == "bpf" && (m.source == sourceMount || m.source == sourceMountDir)
+}
+
+// mountDir makes a bpffs of dir, for root alone, unless it is one.
+func mountDir(dir string) error {
+	mounted, err := isMounted(dir)
+	if mounted || err != nil {
+		return err
+	}
+	made, err := makeDir(dir)
+	if err != nil {
+		return err
+	}
+	// Two that come at once must not mount one over the other: who has the lock of the directory
+	// below looks again.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	below, err := flock(ctx, dir)
+	if err != nil {
+		return err
+	}
+	defer below.Close()
+	if mounted, err = isMounted(dir); mounted || err != nil {
+		return err
+	}
+	if err := checkMountable(dir); err != nil {
+		return err
+	}
+	if !made {
+		return mountBPF(sourceMount, dir)
+	}
+	if err := mountBPF(sourceMountDir, dir); err != nil {
+		return errors.Join(err, os.Remove(dir))
+	}
+	return nil
+}
+
+// isMounted reports whether dir is a bpffs that can be trusted. It is an error if something else is
+// at the path.
+func isMounted(dir string) (bool, error) {
+	info, err := os.Lstat(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look at pin directory: %w", err)
+	}
+	if info.Mode()&os.ModeSymlink != 0 {
+		return false, fmt.Errorf("pin directory %s is a symbolic link: name the directory itself", dir)
+	}
+	if !info.IsDir() {
+		return false, fmt.Errorf("pin directory %s is not a directory: name another one", dir)
+	}
+	if err := checkOwner(dir, info); err != nil {
+		return false, err
+	}
+	at, err := mountOf(dir)
+	if err != nil {
+		return false, err
+	}
+	if at.root && at.fstype != "bpf" {
+		return false, fmt.Errorf("pin directory %s is a mount of type %s, not bpf: name another one", dir, at.fstype)
+	}
+	return at.root, nil
+}
+
+// makeDir reports whether dir is its work.
+func makeDir(dir string) (bool, error) {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		return false, nil
+	}
+	if errors.Is(err, os.ErrPermission) && onSysfs(filepath.Dir(dir)) {
+		// /sys/fs/bpf before anybody mounted a bpffs there: no directory can be made.
+		if err := mountBPF(sourceMount, filepath.Dir(dir)); err != nil {
+			return false, err
+		}
+		err = os.Mkdir(dir, 0o700)
+	}
+	if err != nil {
+		return false, fmt.Errorf("make pin directory: %w", err)
+	}
+	return true, nil
+}
+
+// checkMountable refuses to hide what somebody keeps in dir.
+func checkMountable(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read pin directory: %w", err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("pin directory %s is no mount of its own and holds %s: empty it or name another one", dir, entries[0].Name())
+	}
+	return nil
+}
+
+func mountBPF(source, dir string) error {
+	err := unix.Mount(source, dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
+	if errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_ADMIN) {
+		return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN: run as root, or have it mounted before: mount -t bpf -o mode=0700 hairpin %s",
+			ErrPermission, dir, dir)
+	}
+	if err != nil {
+		return fmt.Errorf("mount bpffs on %s: %w", dir, err)
+	}
+	return nil
+}
+
+// unmountDir takes away the mount on dir, and the directory, as far as mountDir made them and nobody
+// keeps anything there.
+func unmountDir(dir string) error {
+	at, err := mountOf(dir)
+	if errors.Is(err, os.ErrNotExist) || err == nil && !at.ours() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("read pin directory: %w", err)
+	}
+	if len(entries) > 0 {
+		return fmt.Errorf("unmount %s: %s in it is not hairpin's: remove it first", dir, entries[0].Name())
+	}
+	// Detached, because the holder of the lock has the directory open.
+	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	if at.source != sourceMountDir {
+		return nil
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove pin directory: %w", err)
+	}
+	return unmountParent(filepath.Dir(dir))
+}
+
+// unmountParent undoes what makeDir did for want of a bpffs on /sys/fs/bpf.
+func unmountParent(parent string) error {
+	at, err := mountOf(parent)
+	if err != nil || !at.ours() {
+		return err
+	}
+	if entries, err := os.ReadDir(parent); err != nil || len(entries) > 0 {
+		return err
+	}
+	if err := unix.Unmount(parent, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("unmount %s: %w", parent, err)
+	}
+	return nil
+}
+
+func onSysfs(path string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(path, &fs) == nil && fs.Type == unix.SYSFS_MAGIC
+}
+
+// mountOf finds the mount that path lies on.
+func mountOf(path string) (mountPoint, error) {
+	var stat unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &stat)
+	if err != nil {
+		return mountPoint{}, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	table, err := os.ReadFile("/proc/thread-self/mountinfo")
+	if err != nil {
+		return mountPoint{}, fmt.Errorf("read mounts: %w", err)
+	}
+	at := mountPoint{root: stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0}
+	id := strconv.FormatUint(stat.Mnt_id, 10)
+	for line := range strings.Lines(string(table)) {
+		// proc_pid_mountinfo(5): ID ... - type source options
+		fields, rest, found := strings.Cut(line, " - ")
+		if !found || !strings.HasPrefix(fields, id+" ") {
+			continue
+		}
+		if described := strings.Fields(rest); len(described) >= 2 {
+			at.fstype, at.source = described[0], described[1]
+			return at, nil
+		}
+	}
+	return mountPoint{}, fmt.Errorf("find the mount of %s: not in mountinfo", path)
+}
+
+// checkOwner refuses what others could have put there: a pin is a program that will run in the kernel.
+func checkOwner(path string, info os.FileInfo) error {
+	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Uid != 0 {
+		return fmt.Errorf("%s is not owned by root, so it cannot be trusted: name another directory, or chown root it", path)
+	}
+	if info.Mode().Perm()&0o022 != 0 {
+		return fmt.Errorf("%s can be written by others than root (%s), so it cannot be trusted: name another directory, or chmod go-w it",
+			path, info.Mode().Perm())
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// The generic netlink family that tells what a device can do with XDP frames, from Linux 6.3 on:
+// include/uapi/linux/netdev.h, Documentation/netlink/specs/netdev.yaml.
+const (
+	netdevFamily       = "netdev"
+	netdevVersion      = 1
+	netdevGroup        = "mgmt"
+	netdevCmdDevGet    = 1
+	netdevAttrIfindex  = 1
+	netdevAttrFeatures = 3
+	// featureTransmit is NETDEV_XDP_ACT_NDO_XMIT. A veth has it only while its peer has GRO or XDP.
+	featureTransmit = 1 << 2
+)
+
+// xdpFeatures returns the feature bits by ifindex, nil if the kernel cannot tell.
+func xdpFeatures() (map[int]uint64, error) {
+	family, err := netlink.GenlFamilyGet(netdevFamily)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("ask for XDP features: %w", err)
+	}
+	messages, err := retryDump(func() ([][]byte, error) {
+		request := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_DUMP)
+		request.AddData(&nl.Genlmsg{Command: netdevCmdDevGet, Version: netdevVersion})
+		return request.Execute(unix.NETLINK_GENERIC, 0)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list XDP features: %w", err)
+	}
+	features := make(map[int]uint64, len(messages))
+	for _, message := range messages {
+		ifindex, bits, err := parseFeatures(message)
+		if err != nil {
+			return nil, fmt.Errorf("list XDP features: %w", err)
+		}
+		features[ifindex] = bits
+	}
+	return features, nil
+}
+
+func parseFeatures(message []byte) (ifindex int, bits uint64, err error) {
+	if len(message) < nl.SizeofGenlmsg {
+		return 0, 0, errors.New("short message")
+	}
+	attrs, err := nl.ParseRouteAttr(message[nl.SizeofGenlmsg:])
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, attr := range attrs {
+		switch {
+		case attr.Attr.Type == netdevAttrIfindex && len(attr.Value) == 4:
+			ifindex = int(binary.NativeEndian.Uint32(attr.Value))
+		case attr.Attr.Type == netdevAttrFeatures && len(attr.Value) == 8:
+			bits = binary.NativeEndian.Uint64(attr.Value)
+		}
+	}
+	return ifindex, bits, nil
+}
+
+// transmitsXDP reports whether a device sends frames that are redirected to it. Where the kernel
+// cannot tell, a driver that runs XDP natively on real hardware does; of a veth nobody knows.
+func transmitsXDP(dev netlink.Link, features map[int]uint64) bool {
+	if features != nil {
+		return features[dev.Attrs().Index]&featureTransmit != 0
+	}
+	return isPhysical(dev.Attrs()) && xdpMode(dev) == XDPNative
+}

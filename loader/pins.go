@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+)
+
+// pins is the directory of a datapath:
+//
+//	datapath/maps/NAME       every map but data sections and templates
+//	datapath/programs/NAME
+//	datapath/links/KIND_IFINDEX
+//	new-PID/...              what a process is about to put in place
+//
+// Names hold no dot: bpffs refuses them.
+type pins string
+
+func (p pins) datapath() string          { return filepath.Join(string(p), "datapath") }
+func (p pins) aside() string             { return filepath.Join(string(p), asidePrefix+strconv.Itoa(os.Getpid())) }
+func (p pins) maps() string              { return filepath.Join(p.datapath(), "maps") }
+func (p pins) programs() string          { return filepath.Join(p.datapath(), "programs") }
+func (p pins) links() string             { return filepath.Join(p.datapath(), "links") }
+func (p pins) mapPin(name string) string { return filepath.Join(p.maps(), name) }
+func (p pins) asidePrograms() string     { return filepath.Join(p.aside(), "programs") }
+
+const asidePrefix = "new-"
+
+const (
+	// maxConnections leaves room to count table entries, two a connection, in 32 bits.
+	maxConnections = 1 << 28
+	// minHalfOpen keeps the table of openings useful where few connections are asked for: an LRU
+	// map gives each processor a share of its entries.
+	minHalfOpen = 1024
+)
+
+// newSpec returns the embedded datapath, sized; 0 leaves the sizes as compiled.
+func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
+	spec, err := bpf.LoadHairpin()
+	if err != nil {
+		return nil, fmt.Errorf("read embedded datapath: %w", err)
+	}
+	if connections > 0 {
+		spec.Maps[bpf.HairpinMapConns].MaxEntries = 2 * connections
+		spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = max(connections/2, minHalfOpen)
+	}
+	return spec, nil
+}
+
+// isTemplate tells maps that only show the kernel what an inner map looks like: the datapath never
+// names them once it runs.
+func isTemplate(name string) bool {
+	return name == bpf.HairpinMapForwardsEmpty || name == bpf.HairpinMapAllowEmpty
+}
+
+// isPinned tells the maps that outlive a program. Data sections belong to the program they were
+// compiled with.
+func isPinned(name string) bool {
+	return !isTemplate(name) && !strings.HasPrefix(name, ".")
+}
+
+// pinAside pins everything into a directory that nobody looks at yet.
+func (p pins) pinAside(coll *ebpf.Collection) error {
+	for _, dir := range []string{"", "maps", "programs", "links"} {
+		if err := os.Mkdir(filepath.Join(p.aside(), dir), 0o700); err != nil {
+			return fmt.Errorf("make pin directory: %w", err)
+		}
+	}
+	for name, m := range coll.Maps {
+		if !isPinned(name) {
+			continue
+		}
+		if err := fault("pin " + name); err != nil {
+			return err
+		}
+		if err := m.Pin(filepath.Join(p.aside(), "maps", name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	return pinPrograms(coll.Programs, p.asidePrograms())
+}
+
+func pinPrograms(programs map[string]*ebpf.Program, dir string) error {
+	for name, program := range programs {
+		if err := fault("pin " + name); err != nil {
+			return err
+		}
+		if err := program.Pin(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("pin program %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// check looks whether there is a datapath, and whether it can be trusted.
+func (p pins) check() error {
+	mounted, err := isMounted(string(p))
+	if err != nil {
+		return err
+	}
+	if !mounted {
+		return fmt.Errorf("%w: nothing is mounted on %s", ErrNotLoaded, string(p))
+	}
+	if isEmpty(p.maps()) && isEmpty(p.programs()) {
+		return fmt.Errorf("%w: nothing is pinned in %s", ErrNotLoaded, string(p))
+	}
+	return filepath.WalkDir(p.datapath(), checkPin)
+}
+
+// isEmpty reports whether there is nothing in a directory, or no directory.
+func isEmpty(dir string) bool {
+	entries, err := os.ReadDir(dir)
+	return len(entries) == 0 && (err == nil || errors.Is(err, os.ErrNotExist))
+}
+
+// checkPin lets pass what another writer removes while we look.
+func checkPin(path string, entry fs.DirEntry, err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at pins: %w", err)
+	}
+	info, err := entry.Info()
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look at pins: %w", err)
+	}
+	return checkOwner(path, info)
+}
+
+// open puts the pinned maps and programs into the collection.
+func (p pins) open(coll *ebpf.Collection, connections uint32) error {
+	if err := p.checkSchema(); err != nil {
+		return err
+	}
+	spec, err := p.openMaps(coll)
+	if err != nil {
+		return err
+	}
+	have := coll.Maps[bpf.HairpinMapConns].MaxEntries() / 2
+	if connections > 0 && connections != have {
+		return fmt.Errorf("the datapath in %s has room for %d connections, not the %d asked for: "+
+			"set max_connections = %d to keep it, or end every connection and start anew with \"hairpin detach --all\"",
+			string(p), have, connections, have)
+	}
+	return p.openPrograms(coll, spec)
+}
+
+// checkSchema reads the number that everything else depends on.
+func (p pins) checkSchema() error {
+	m, err := p.openMap(bpf.HairpinMapSchema)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	var schema uint32
+	if err := m.Lookup(uint32(0), &schema); err != nil {
+		return fmt.Errorf("%w: read schema number in %s: %w: %s", ErrSchema, string(p), err, anew)
+	}
+	if schema != uint32(bpf.HairpinSchemaSCHEMA) {
+		return fmt.Errorf("%w: schema %d in %s, this version has %d: use the version that made it, or %s",
+			ErrSchema, schema, string(p), uint32(bpf.HairpinSchemaSCHEMA), anew)
+	}
+	return nil
+}
+
+// anew is the way out of whatever cannot be adopted.
+const anew = `end every connection with "hairpin detach --all" and start anew`
+
+func (p pins) openMap(name string) (*ebpf.Map, error) {
+	m, err := ebpf.LoadPinnedMap(p.mapPin(name), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("pin %s is missing: somebody removed it: %s", p.mapPin(name), anew)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open map %s: %w", name, err)
+	}
+	return m, nil
+}
+
+// openMaps opens every map, and returns the specification they agree with.
+func (p pins) openMaps(coll *ebpf.Collection) (*ebpf.CollectionSpec, error) {
+	conns, err := p.openMap(bpf.HairpinMapConns)
+	if err != nil {
+		return nil, err
+	}
+	coll.Maps[bpf.HairpinMapConns] = conns
+	spec, err := newSpec(conns.MaxEntries() / 2)
+	if err != nil {
+		return nil, err
+	}
+	for name, mapSpec := range spec.Maps {
+		if isTemplate(name) {
+			// Made again: nothing that runs refers to it by name.
+			m, err := ebpf.NewMap(mapSpec)
+			if err != nil {
+				return nil, fmt.Errorf("make map %s: %w", name, err)
+			}
+			coll.Maps[name] = m
+		}
+		if !isPinned(name) {
+			continue
+		}
+		if coll.Maps[name] == nil {
+			if coll.Maps[name], err = p.openMap(name); err != nil {
+				delete(coll.Maps, name)
+				return nil, err
+			}
+		}
+		if err := mapSpec.Compatible(coll.Maps[name]); err != nil {
+			return nil, fmt.Errorf("%w: map %s in %s: %w: use the version that made it, or %s", ErrSchema, name, string(p), err, anew)
+		}
+	}
+	return spec, nil
+}
+
+func (p pins) openPrograms(coll *ebpf.Collection, spec *ebpf.CollectionSpec) error {
+	for name := range spec.Programs {
+		path := filepath.Join(p.programs(), name)
+		program, err := ebpf.LoadPinnedProgram(path, nil)
+		if errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("pin %s is missing: somebody removed it: %s", path, anew)
+		}
+		if err != nil {
+			return fmt.Errorf("open program %s: %w", name, err)
+		}
+		coll.Programs[name] = program
+	}
+	return nil
+}
+
+// clean removes what a process left that was killed before it could put it in place. The caller
+// holds the Lock, so there is nobody still at it.
+func clean(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return fmt.Errorf("look for leftovers: %w", err)
+	}
+	for _, entry := range entries {
+		if !strings.HasPrefix(entry.Name(), asidePrefix) {
+			continue
+		}
+		if err := os.RemoveAll(filepath.Join(dir, entry.Name())); err != nil {
+			return fmt.Errorf("remove leftover: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+)
+
+// The clsact filter, on kernels without TCX. Others use priority 1 and let the kernel give them
+// handles; this place is ours, and the name says so.
+const (
+	filterName     = "hairpin"
+	filterPriority = 2
+	filterHandle   = 0x6870
+	// qdiscMark, in the directory that stands for the filter, says that the qdisc is ours as well.
+	qdiscMark = "qdisc"
+)
+
+// attachTC attaches the TC program, in front of all others, and says by what. undo takes off what
+// was not there before.
+func (d *Datapath) attachTC(dev netlink.Link, programs *bpf.HairpinPrograms) (kind string, undo func() error, err error) {
+	if !d.noTCX {
+		kind, undo, err = d.attachTCX(dev, programs)
+	}
+	if d.noTCX || errors.Is(err, ebpf.ErrNotSupported) {
+		kind, undo, err = d.attachClsact(dev, programs.HairpinTc)
+	}
+	if err != nil {
+		return "", nil, err
+	}
+	other := kindClsact
+	if kind == TCClsact {
+		other = kindTCX
+	}
+	return kind, undo, d.removeHook(other, dev.Attrs().Index)
+}
+
+func (d *Datapath) attachTCX(dev netlink.Link, programs *bpf.HairpinPrograms) (kind string, undo func() error, err error) {
+	old, err := pins(d.dir).hook(kindTCX, dev.Attrs().Index)
+	if err != nil {
+		return "", nil, err
+	}
+	defer old.Close()
+	if old != nil {
+		running, err := old.running(dev)
+		if err != nil {
+			return "", nil, err
+		}
+		if running != 0 {
+			return TCX, func() error { return nil }, update(old, dev, programs.HairpinTc)
+		}
+		if err := old.remove(); err != nil {
+			return "", nil, err
+		}
+	}
+
+	if err := d.pinTCX(dev, programs.HairpinTc); err != nil {
+		return "", nil, err
+	}
+	return TCX, func() error { return d.removeHook(kindTCX, dev.Attrs().Index) }, nil
+}
+
+func (d *Datapath) pinTCX(dev netlink.Link, program *ebpf.Program) error {
+	if err := fault("attach tcx"); err != nil {
+		return err
+	}
+	l, err := link.AttachTCX(link.TCXOptions{
+		Interface: dev.Attrs().Index,
+		Program:   program,
+		Attach:    ebpf.AttachTCXIngress,
+		// What passes on untouched goes to whatever is attached behind.
+		Anchor: link.Head(),
+	})
+	if err != nil {
+		return fmt.Errorf("attach TC: %w", err)
+	}
+	return d.pinLink(l, kindTCX, dev.Attrs().Index)
+}
+
+// runningTCX returns the program that l runs on dev, 0 if it is not there. The device is asked as
+// well as the link: an interface in another network namespace may have the same index.
+func runningTCX(l link.Link, dev netlink.Link) (ebpf.ProgramID, error) {
+	info, err := l.Info()
+	if err != nil {
+		return 0, fmt.Errorf("look at TC link: %w", err)
+	}
+	if on := info.TCX(); on == nil || int(on.Ifindex) != dev.Attrs().Index {
+		return 0, nil
+	}
+	attached, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, unix.ENODEV) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("list TC programs: %w", err)
+	}
+	for _, program := range attached.Programs {
+		if id, ok := program.LinkID(); ok && id == info.ID {
+			return program.ID, nil
+		}
+	}
+	return 0, nil
+}
+
+// attachClsact attaches the TC program as a filter. The kernel keeps no link that could be pinned;
+// an empty directory in its place remembers the filter, one in that the qdisc.
+func (d *Datapath) attachClsact(dev netlink.Link, program *ebpf.Program) (kind string, undo func() error, err error) {
+	ifindex := dev.Attrs().Index
+	if err := checkPlace(ifindex); err != nil {
+		return "", nil, err
+	}
+	old, err := findFilter(ifindex)
+	if err != nil {
+		return "", nil, err
+	}
+	// Written first: what is remembered and not there can be told, what is there and forgotten not.
+	path := pins(d.dir).linkPin(kindClsact, ifindex)
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return "", nil, fmt.Errorf("pin clsact filter: %w", err)
+	}
+	undo = func() error { return nil }
+	if old == nil {
+		undo = func() error { return removeFilter(ifindex, path) }
+	}
+	if err := addQdisc(ifindex, path); err != nil {
+		return "", nil, errors.Join(err, undo())
+	}
+	if err := replaceFilter(ifindex, program); err != nil {
+		return "", nil, errors.Join(err, undo())
+	}
+	return TCClsact, undo, nil
+}
+
+// addQdisc adds the qdisc that filters hang on, unless it is there.
+func addQdisc(ifindex int, path string) error {
+	if err := fault("add qdisc"); err != nil {
+		return err
+	}
+	err := netlink.QdiscAdd(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: ifindex,
+			Handle:    netlink.MakeHandle(0xffff, 0),
+			Parent:    netlink.HANDLE_CLSACT,
+		},
+		QdiscType: "clsact",
+	})
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("add clsact qdisc: %w", err)
+	}
+	if err := os.Mkdir(filepath.Join(path, qdiscMark), 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("pin clsact qdisc: %w", err)
+	}
+	return nil
+}
+
+func replaceFilter(ifindex int, program *ebpf.Program) error {
+	err := netlink.FilterReplace(&netlink.BpfFilter{
+		FilterAttrs:  filterAttrs(ifindex),
+		Fd:           program.FD(),
+		Name:         filterName,
+		DirectAction: true,
+	})
+	if err != nil {
+		return fmt.Errorf("replace clsact filter: %w", err)
+	}
+	return nil
+}
+
+func filterAttrs(ifindex int) netlink.FilterAttrs {
+	return netlink.FilterAttrs{
+		LinkIndex: ifindex,
+		Parent:    netlink.HANDLE_MIN_INGRESS,
+		Handle:    filterHandle,
+		Priority:  filterPriority,
+		Protocol:  unix.ETH_P_ALL,
+	}
+}
+
+// findFilter returns our filter on an interface, nil if there is none.
+func findFilter(ifindex int) (*netlink.BpfFilter, error) {
+	filters, err := listFilters(ifindex, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return nil, err
+	}
+	for _, filter := range filters {
+		if isOurs(filter) {
+			return filter.(*netlink.BpfFilter), nil
+		}
+	}
+	return nil, nil
+}
+
+func isOurs(filter netlink.Filter) bool {
+	f, ok := filter.(*netlink.BpfFilter)
+	return ok && f.Priority == filterPriority && f.Handle == filterHandle && f.Name == filterName
+}
+
+// checkPlace makes sure that nobody has the place of our filter: the kernel would replace theirs, or
+// refuse a second kind at one priority in words that tell nothing.
+func checkPlace(ifindex int) error {
+	filters, err := listFilters(ifindex, netlink.HANDLE_MIN_INGRESS)
+	if err != nil {
+		return err
+	}
+	for _, filter := range filters {
+		if filter.Attrs().Priority == filterPriority && !isOurs(filter) {
+			return fmt.Errorf("another %s filter has priority %d on ingress, which hairpin needs: give that one another priority",
+				filter.Type(), filterPriority)
+		}
+	}
+	return nil
+}
+
+// listFilters lists the filters of one direction; an interface that is gone, or has no qdisc, has none.
+func listFilters(ifindex int, parent uint32) ([]netlink.Filter, error) {
+	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
+	filters, err := retryDump(func() ([]netlink.Filter, error) { return netlink.FilterList(dev, parent) })
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	return filters, nil
+}
+
+// removeFilter removes our filter, the qdisc if we added it and nobody else uses it, and the memory
+// of both.
+func removeFilter(ifindex int, path string) error {
+	filter, err := findFilter(ifindex)
+	if err != nil {
+		return err
+	}
+	if filter != nil {
+		if err := netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex)}); err != nil && !isGone(err) {
+			return fmt.Errorf("remove clsact filter: %w", err)
+		}
+	}
+	mark := filepath.Join(path, qdiscMark)
+	if _, err := os.Lstat(mark); err == nil {
+		if err := removeQdisc(ifindex); err != nil {
+			return err
+		}
+	}
+	if err := os.RemoveAll(path); err != nil {
+		return fmt.Errorf("unpin clsact filter: %w", err)
+	}
+	return nil
+}
+
+func removeQdisc(ifindex int) error {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		if filters, err := listFilters(ifindex, parent); err != nil || len(filters) > 0 {
+			return err
+		}
+	}
+	err := netlink.QdiscDel(&netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{
+			LinkIndex: ifindex,
+			Handle:    netlink.MakeHandle(0xffff, 0),
+			Parent:    netlink.HANDLE_CLSACT,
+		},
+		QdiscType: "clsact",
+	})
+	if err != nil && !isGone(err) {
+		return fmt.Errorf("remove clsact qdisc: %w", err)
+	}
+	return nil
+}
+
+// isGone tells errors that mean there is nothing left to remove.
+func isGone(err error) bool {
+	for _, errno := range []error{unix.ENOENT, unix.ENODEV, unix.EINVAL} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+)
+
+// Upgrade replaces the programs by those of this version, on the same maps: connections go on, and
+// no packet meets an interface without a program. If a step fails, the old programs run on.
+func (d *Datapath) Upgrade() error {
+	if err := d.upgrade(); err != nil {
+		return explain(fmt.Errorf("upgrade: %w", err))
+	}
+	return nil
+}
+
+func (d *Datapath) upgrade() error {
+	if err := clean(d.dir); err != nil {
+		return err
+	}
+	old, err := d.pinnedPrograms()
+	if err != nil {
+		return err
+	}
+	defer old.Close()
+	fresh, err := d.loadPrograms()
+	if err != nil {
+		return err
+	}
+	if err := d.swapPrograms(old, fresh); err != nil {
+		return errors.Join(err, fresh.Close())
+	}
+	before := d.objs.HairpinPrograms
+	d.objs.HairpinPrograms = *fresh
+	return before.Close()
+}
+
+// swapPrograms makes every attachment and the pins change from old to fresh, or none.
+func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms) error {
+	p := pins(d.dir)
+	// Once they are exchanged, the old pins are there. What cannot be removed now, the next writer
+	// cleans.
+	defer os.RemoveAll(p.aside())
+	if err := p.pinProgramsAside(fresh); err != nil {
+		return err
+	}
+	hooks, err := d.liveHooks()
+	if err != nil {
+		return err
+	}
+	defer closeHooks(hooks)
+
+	// From here on packets see the change.
+	replaced, err := replaceAll(hooks, fresh)
+	if err == nil {
+		err = exchangePrograms(p)
+	}
+	if err != nil {
+		_, undone := replaceAll(replaced, old)
+		return errors.Join(err, undone)
+	}
+	return nil
+}
+
+// loadPrograms loads the embedded programs with the maps of the datapath.
+func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, error) {
+	if err := fault("load"); err != nil {
+		return nil, err
+	}
+	spec, err := newSpec(d.objs.Conns.MaxEntries() / 2)
+	if err != nil {
+		return nil, err
+	}
+	pinned := make(map[string]*ebpf.Map)
+	held := &ebpf.Collection{Maps: pinned}
+	defer held.Close()
+	for name, mapSpec := range spec.Maps {
+		if !isPinned(name) {
+			continue
+		}
+		if pinned[name], err = pins(d.dir).openMap(name); err != nil {
+			delete(pinned, name)
+			return nil, err
+		}
+		// The library writes initial contents to a map that it is given as well. They would replace
+		// the running forwards.
+		mapSpec.Contents = nil
+	}
+	var programs bpf.HairpinPrograms
+	if err := spec.LoadAndAssign(&programs, &ebpf.CollectionOptions{MapReplacements: pinned}); err != nil {
+		if errors.Is(err, ebpf.ErrMapIncompatible) {
+			return nil, fmt.Errorf("%w: %w: use the version that made it, or %s", ErrSchema, err, anew)
+		}
+		return nil, fmt.Errorf("load programs: %w", err)
+	}
+	return &programs, nil
+}
+
+func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {
+	if err := os.Mkdir(p.aside(), 0o700); err != nil {
+		return fmt.Errorf("make pin directory: %w", err)
+	}
+	if err := os.Mkdir(p.asidePrograms(), 0o700); err != nil {
+		return fmt.Errorf("make pin directory: %w", err)
+	}
+	return pinPrograms(map[string]*ebpf.Program{
+		bpf.HairpinProgHairpinXdp: programs.HairpinXdp,
+		bpf.HairpinProgHairpinTc:  programs.HairpinTc,
+		bpf.HairpinProgHairpinEnd: programs.HairpinEnd,
+	}, p.asidePrograms())
+}
+
+// liveHooks opens the attachments that have an interface.
+func (d *Datapath) liveHooks() ([]*hook, error) {
+	all, err := pins(d.dir).hooks()
+	if err != nil {
+		closeHooks(all)
+		return nil, err
+	}
+	var live []*hook
+	for i, h := range all {
+		alive, err := h.alive()
+		if err != nil {
+			closeHooks(append(live, all[i:]...))
+			return nil, fmt.Errorf("look at %s: %w", h, err)
+		}
+		if alive {
+			live = append(live, h)
+		} else {
+			h.Close()
+		}
+	}
+	return live, nil
+}
+
+// alive reports whether there is a program to replace. An interface that went to another network
+// namespace still runs its XDP and TCX links.
+func (h *hook) alive() (bool, error) {
+	if h.kind == kindClsact {
+		filter, err := findFilter(h.ifindex)
+		return filter != nil, err
+	}
+	info, err := h.link.Info()
+	if err != nil {
+		return false, err
+	}
+	if xdp := info.XDP(); xdp != nil {
+		return xdp.Ifindex != 0, nil
+	}
+	tcx := info.TCX()
+	return tcx != nil && tcx.Ifindex != 0, nil
+}
+
+// replaceAll returns the hooks that have the programs now.
+func replaceAll(hooks []*hook, programs *bpf.HairpinPrograms) (done []*hook, err error) {
+	for _, h := range hooks {
+		err := h.replace(programs)
+		if errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV) {
+			// Its interface went this moment.
+			continue
+		}
+		if err != nil {
+			return done, fmt.Errorf("replace program of %s on %s: %w", h.kind, interfaceName(h.ifindex), err)
+		}
+		done = append(done, h)
+	}
+	return done, nil
+}
+
+func interfaceName(ifindex int) string {
+	dev, err := netlink.LinkByIndex(ifindex)
+	if err != nil {
+		return fmt.Sprintf("interface %d", ifindex)
+	}
+	return dev.Attrs().Name
+}
+
+// exchangePrograms puts the pins of all programs in place at once.
+func exchangePrograms(p pins) error {
+	if err := fault("rename"); err != nil {
+		return err
+	}
+	err := unix.Renameat2(unix.AT_FDCWD, p.asidePrograms(), unix.AT_FDCWD, p.programs(), unix.RENAME_EXCHANGE)
+	if err != nil {
+		return fmt.Errorf("put pins in place: %w", err)
+	}
+	return nil
+}

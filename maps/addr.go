@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+
+	"hairpin/bpf"
+)
+
+// The one place that knows how addresses, ports and prefixes lie in the maps:
+// addresses v4-mapped, ports in network order, prefix lengths of the 128-bit form.
+
+func toAddr(addr netip.Addr) bpf.HairpinAddr {
+	return bpf.HairpinAddr{Bytes: addr.As16()}
+}
+
+func fromAddr(addr bpf.HairpinAddr) netip.Addr {
+	return netip.AddrFrom16(addr.Bytes).Unmap()
+}
+
+// be16 turns a port into its network order form, and such a form back.
+func be16(port uint16) uint16 {
+	var b [2]byte
+	binary.BigEndian.PutUint16(b[:], port)
+	return binary.NativeEndian.Uint16(b[:])
+}
+
+func addrPort(addr bpf.HairpinAddr, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(fromAddr(addr), be16(port))
+}
+
+// mappedBits is the prefix length of the 128-bit form: 120 for an IPv4 /24.
+func mappedBits(prefix netip.Prefix) uint32 {
+	bits := uint32(prefix.Bits())
+	if prefix.Addr().Is4() {
+		bits += 96
+	}
+	return bits
+}
+
+// mappedMask is the mask of the 128-bit form.
+func mappedMask(prefix netip.Prefix) bpf.HairpinAddr {
+	var mask bpf.HairpinAddr
+	copy(mask.Bytes[:], net.CIDRMask(int(mappedBits(prefix)), 128))
+	return mask
+}
+
+// reversed is the key of the other direction of a connection whose packets
+// leave as `to`.
+func reversed(to bpf.HairpinTuple) bpf.HairpinTuple {
+	to.Src, to.Dst = to.Dst, to.Src
+	to.Sport, to.Dport = to.Dport, to.Sport
+	return to
+}
+
+const (
+	externalBits = 32
+	// protocolBits is the prefix length that leaves the port open: a 1:1 forward.
+	protocolBits = externalBits + 8 + 8
+	sourceBits   = 32
+)
+
+// forwardKey is the trie key of the ports that share the first `bits` bits of port.
+func forwardKey(external uint32, protocol Protocol, port uint16, bits int) bpf.HairpinForwardKey {
+	return bpf.HairpinForwardKey{
+		PrefixLength: protocolBits + uint32(bits),
+		External:     external,
+		Protocol:     uint8(protocol),
+		Port:         be16(port),
+	}
+}
+
+func allowKey(forward uint32, source netip.Prefix) bpf.HairpinAllowKey {
+	return bpf.HairpinAllowKey{
+		PrefixLength: sourceBits + mappedBits(source),
+		Forward:      forward,
+		Source:       toAddr(source.Addr()),
+	}
+}

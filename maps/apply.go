@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+)
+
+// Plan says what Apply would do, and changes nothing. It needs no lock.
+func (t *Tables) Plan(c Config) (Change, error) {
+	if err := c.Validate(); err != nil {
+		return Change{}, err
+	}
+	running, _, err := t.running()
+	if err != nil && !errors.Is(err, ErrEmpty) {
+		return Change{}, err
+	}
+	return compare(running.Config, c), nil
+}
+
+// Apply makes c what the datapath runs. Everything is checked and built first;
+// then one write swaps the whole set of forwards, together with the document
+// that Running reads. Forwards that do the same as before keep their connections
+// and counters; connections of the others end right after the swap. The caller
+// holds the writer lock and calls SetInterfaces next.
+//
+// A writer may be killed at any step. Before the swap nothing has changed for
+// packets: new ids, addresses and counters that no live forward refers to mean
+// nothing. After it the document lists what remains to be done, and the next
+// writer does it.
+func (t *Tables) Apply(c Config) (Change, error) {
+	if err := c.Validate(); err != nil {
+		return Change{}, err
+	}
+	running, generation, err := t.running()
+	fresh := errors.Is(err, ErrEmpty)
+	if err != nil && !fresh {
+		return Change{}, err
+	}
+	if err := t.finish(running); err != nil {
+		return Change{}, err
+	}
+	change := compare(running.Config, c)
+	p, err := t.compile(c, running)
+	if err != nil {
+		return Change{}, err
+	}
+	if !fresh && p.unchanged(running) {
+		return change, nil
+	}
+	if err := t.stage(p, running, generation); err != nil {
+		return Change{}, err
+	}
+	if err := t.step("swap", func() error {
+		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation + 1})
+	}); err != nil {
+		return Change{}, err
+	}
+	doc, _, err := t.running()
+	if err == nil {
+		err = t.finish(doc)
+	}
+	if err != nil {
+		return change, fmt.Errorf("the new forwards run, but cleaning up failed: %w", err)
+	}
+	return change, nil
+}
+
+func (t *Tables) compile(c Config, running *document) (*program, error) {
+	if limit := t.objs.ForwardStats.MaxEntries(); uint64(len(c.Forwards)) > uint64(limit) {
+		return nil, fmt.Errorf("%d forwards, but the tables hold %d", len(c.Forwards), limit)
+	}
+	if t.objs.Epochs.MaxEntries() <= t.objs.Externals.MaxEntries()+1 {
+		return nil, errors.New("epochs table is no larger than the table of external addresses")
+	}
+	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
+	if err != nil {
+		return nil, fmt.Errorf("list external addresses: %w", err)
+	}
+	have := inventory{epoch: t.epoch, forwardIDs: t.addressIDs() - 1}
+	for _, external := range present {
+		have.lastExternal = max(have.lastExternal, external.Fixed, external.Group)
+	}
+	p, err := compile(c, running, have)
+	if err != nil {
+		return nil, err
+	}
+	return p, t.checkSizes(p, running, present)
+}
+
+// checkSizes refuses before anything is written what would not fit.
+func (t *Tables) checkSizes(p *program, running *document, present map[bpf.HairpinAddr]bpf.HairpinExternal) error {
+	spec, err := embedded()
+	if err != nil {
+		return err
+	}
+	if need, limit := uint32(len(p.keys)), spec.Maps[bpf.HairpinMapForwards].InnerMap.MaxEntries; need > limit {
+		return fmt.Errorf("the forwards need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
+	}
+	if need, limit := uint32(len(p.sources)), spec.Maps[bpf.HairpinMapAllow].InnerMap.MaxEntries; need > limit {
+		return fmt.Errorf("the from lists have %d networks, but the table holds %d", need, limit)
+	}
+	if need, limit := uint32(len(running.Stamps)+len(p.fresh)), t.objs.ForwardStats.MaxEntries(); need > limit {
+		return fmt.Errorf("%d forwards run and %d are new or changed, but the tables hold %d at once; apply the change in steps",
+			len(running.Stamps), len(p.fresh), limit)
+	}
+	addresses := uint32(len(present))
+	for external := range p.doc.Externals {
+		if _, there := present[toAddr(external.Address)]; external.Address.IsValid() && !there {
+			addresses++
+		}
+	}
+	if limit := t.objs.Externals.MaxEntries(); addresses > limit {
+		return fmt.Errorf("%d external addresses, but the table holds %d", addresses, limit)
+	}
+	return nil
+}
+
+// stage builds the program into the idle slot of generation, where nothing
+// reads it.
+func (t *Tables) stage(p *program, running *document, generation uint32) error {
+	slot := (generation + 1) & 1
+	text, err := json.Marshal(&p.doc)
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		// The document goes first. Writing a slot of an outer map waits until no
+		// program runs that began before, so that none is left that took this slot
+		// of forwards for the live one before the last swap.
+		{"store configuration", func() error {
+			return fillSlot(t.objs.Documents, slot, func() (*ebpf.Map, error) { return newChunks(text) })
+		}},
+		{"store forwards", func() error {
+			return fillSlot(t.objs.Forwards, slot, func() (*ebpf.Map, error) {
+				return newTrie(bpf.HairpinMapForwards, p.keys, p.values)
+			})
+		}},
+		{"store from lists", func() error {
+			return fillSlot(t.objs.Allow, slot, func() (*ebpf.Map, error) {
+				return newTrie(bpf.HairpinMapAllow, p.sources, make([]uint8, len(p.sources)))
+			})
+		}},
+		{"make counters", func() error { return t.makeStats(p, running) }},
+		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
+	} {
+		if err := t.step(step.name, step.do); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func fillSlot(outer *ebpf.Map, slot uint32, build func() (*ebpf.Map, error)) error {
+	inner, err := build()
+	if err != nil {
+		return err
+	}
+	defer inner.Close()
+	if err := outer.Put(slot, inner); err != nil {
+		return fmt.Errorf("fill slot %d of %s: %w", slot, outerName(outer), err)
+	}
+	return nil
+}
+
+func outerName(m *ebpf.Map) string { return strings.Split(m.String(), "#")[0] }
+
+func newTrie[K, V any](outer string, keys []K, values []V) (*ebpf.Map, error) {
+	trie, err := newInner(outer, 0)
+	if err != nil {
+		return nil, err
+	}
+	if err := putAll(trie, keys, values, 1); err != nil {
+		trie.Close()
+		return nil, err
+	}
+	return trie, nil
+}
+
+// makeStats gives every new id counters that stand at zero.
+func (t *Tables) makeStats(p *program, running *document) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	keys := make([]uint32, len(p.fresh))
+	for i, s := range p.fresh {
+		keys[i] = s.id
+	}
+	zeros := make([]bpf.HairpinForwardStats, len(keys)*cpus)
+	if err = putAll(t.objs.ForwardStats, keys, zeros, cpus); !errors.Is(err, unix.E2BIG) {
+		return err
+	}
+	// Writers that were killed have left counters of ids that never went live.
+	if err := t.dropStrayStats(running); err != nil {
+		return err
+	}
+	return putAll(t.objs.ForwardStats, keys, zeros, cpus)
+}
+
+// dropStrayStats deletes the counters that belong to no running forward.
+func (t *Tables) dropStrayStats(running *document) error {
+	live := make(map[uint32]bool, len(running.Stamps))
+	for _, s := range running.Stamps {
+		live[s.id] = true
+	}
+	stats, err := t.rawStats()
+	if err != nil {
+		return err
+	}
+	for id := range stats {
+		if !live[id] {
+			if err := drop(t.objs.ForwardStats, id); err != nil {
+				return fmt.Errorf("drop counters: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// addExternals makes the datapath look for the forwards of fixed addresses. Old
+// ones stay: until the swap they are in use.
+func (t *Tables) addExternals(doc *document) error {
+	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
+	if err != nil {
+		return fmt.Errorf("list external addresses: %w", err)
+	}
+	ids := t.freeAddressIDs(present)
+	for external, id := range doc.Externals {
+		if !external.Address.IsValid() {
+			continue
+		}
+		addr := toAddr(external.Address)
+		want := present[addr]
+		want.Fixed = id
+		if err := t.putExternal(addr, present[addr], want, ids); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// finish does what follows the swap to doc; it may be repeated.
+func (t *Tables) finish(doc *document) error {
+	t.mu.Lock()
+	done := t.finished
+	t.mu.Unlock()
+	if done || doc.Schema == 0 {
+		return nil
+	}
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"end connections", func() error { return t.endForwards(doc) }},
+		{"drop counters", func() error { return t.dropStats(doc) }},
+		{"drop external addresses", func() error { return t.dropExternals(doc) }},
+		{"set timeouts", func() error { return t.setTimeouts(doc.Config.Timeouts) }},
+	} {
+		if err := t.step(step.name, step.do); err != nil {
+			return err
+		}
+	}
+	t.mu.Lock()
+	t.finished = true
+	t.mu.Unlock()
+	return nil
+}
+
+func (t *Tables) endForwards(doc *document) error {
+	for _, s := range doc.Ended {
+		if err := t.endStamp(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Tables) dropStats(doc *document) error {
+	for _, s := range doc.Ended {
+		if err := drop(t.objs.ForwardStats, s.id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropExternals forgets fixed addresses that no forward names any more. What an
+// address means as a WAN interface's is SetInterfaces' to say.
+func (t *Tables) dropExternals(doc *document) error {
+	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
+	if err != nil {
+		return fmt.Errorf("list external addresses: %w", err)
+	}
+	for addr, external := range present {
+		if external.Fixed == 0 || doc.Externals[External{Address: fromAddr(addr)}] == external.Fixed {
+			continue
+		}
+		external.Fixed = 0
+		if external.Group != 0 {
+			err = t.objs.Externals.Put(addr, external)
+		} else if err = t.endStamp(stamp{external.Address.Id, external.Address.Epoch}); err == nil {
+			err = drop(t.objs.Externals, addr)
+		}
+		if err != nil {
+			return fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
+		}
+	}
+	return nil
+}
+
+func (t *Tables) setTimeouts(timeouts Timeouts) error {
+	want := bpf.HairpinSettings{
+		TcpEstablished: uint64(timeouts.TCPEstablished),
+		TcpTransitory:  uint64(timeouts.TCPTransitory),
+		Udp:            uint64(timeouts.UDP),
+		Icmp:           uint64(timeouts.ICMP),
+	}
+	var now bpf.HairpinSettings
+	if err := t.objs.Settings.Lookup(uint32(0), &now); err != nil || now == want {
+		return err
+	}
+	return t.objs.Settings.Put(uint32(0), want)
+}
+
+func compareExternal(a, b External) int {
+	return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Interface, b.Interface))
+}

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/cilium/ebpf"
+)
+
+const batchSize = 4096
+
+// putAll writes entries with as few system calls as the kernel allows.
+// perKey is how many values belong to a key: one, or one a CPU.
+func putAll[K, V any](m *ebpf.Map, keys []K, values []V, perKey int) error {
+	for len(keys) > 0 {
+		n := min(len(keys), batchSize)
+		_, err := m.BatchUpdate(keys[:n], values[:n*perKey], nil)
+		if errors.Is(err, ebpf.ErrNotSupported) {
+			return putEach(m, keys, values, perKey)
+		}
+		if err != nil {
+			return fmt.Errorf("fill map: %w", err)
+		}
+		keys, values = keys[n:], values[n*perKey:]
+	}
+	return nil
+}
+
+func putEach[K, V any](m *ebpf.Map, keys []K, values []V, perKey int) error {
+	for i := range keys {
+		var value any = values[i]
+		if perKey > 1 || m.Type() == ebpf.PerCPUHash {
+			value = values[i*perKey : (i+1)*perKey]
+		}
+		if err := m.Put(keys[i], value); err != nil {
+			return fmt.Errorf("fill map: %w", err)
+		}
+	}
+	return nil
+}
+
+// scan calls visit for the entries of a hash map, perKey values at a time, while
+// others may change it. An entry that stays is visited, perhaps more than once;
+// one that comes or goes may be visited or not.
+func scan[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
+	keys, values := make([]K, batchSize), make([]V, batchSize*perKey)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := m.BatchLookup(&cursor, keys, values, nil)
+		switch {
+		case errors.Is(err, ebpf.ErrNotSupported):
+			return scanEach(m, perKey, visit)
+		case errors.Is(err, syscall.ENOSPC):
+			// One bucket is longer than the batch.
+			keys, values = make([]K, 2*len(keys)), make([]V, 2*len(values))
+			continue
+		case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
+			return fmt.Errorf("read map: %w", err)
+		}
+		for i := range n {
+			visit(keys[i], values[i*perKey:(i+1)*perKey])
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// scanEach starts over when the key it stands at is deleted too often.
+func scanEach[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
+	const attempts = 5
+	var err error
+	for range attempts {
+		var key K
+		var value V
+		values := make([]V, perKey)
+		var out any = &value
+		if perKey > 1 || m.Type() == ebpf.PerCPUHash {
+			out = &values
+		}
+		entries := m.Iterate()
+		for entries.Next(&key, out) {
+			if out == any(&value) {
+				values[0] = value
+			}
+			visit(key, values)
+		}
+		if err = entries.Err(); !errors.Is(err, ebpf.ErrIterationAborted) {
+			break
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("read map: %w", err)
+	}
+	return nil
+}
+
+// readAll is a copy of a small hash map.
+func readAll[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
+	all := map[K]V{}
+	err := scan(m, 1, func(key K, values []V) { all[key] = values[0] })
+	return all, err
+}

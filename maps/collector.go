@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"hairpin/bpf"
+)
+
+// CollectorOptions tell the collector what is not in the maps.
+type CollectorOptions struct {
+	Version    string                   // of this build
+	Interfaces func() []InterfaceStatus // the configured interfaces as they are now
+}
+
+// InterfaceStatus is a configured interface, present or not.
+type InterfaceStatus struct {
+	Name      string
+	Index     int // 0 while it is absent
+	Role      Role
+	Mode      string // how the datapath is attached, or would be
+	Attached  bool
+	Addresses []netip.Addr
+}
+
+// Collector gives the metrics of a datapath (DESIGN.md section 10). What takes
+// a walk of the connections is counted by Run, never by a scrape.
+type Collector struct {
+	tables  *Tables
+	options CollectorOptions
+
+	mu       sync.Mutex
+	names    map[uint32]string // of interfaces by index, also of those that went
+	counted  *Count            // nil before the first Refresh
+	evicted  uint64
+	reloaded time.Time // last time a configuration was taken
+	reloadOK float64
+}
+
+// NewCollector gives the metrics of tables. Run must be called too.
+func NewCollector(tables *Tables, options CollectorOptions) *Collector {
+	return &Collector{tables: tables, options: options, names: map[uint32]string{}}
+}
+
+// The metrics; no label carries an address or port of a client.
+var (
+	forwardPackets     = desc("forward_packets_total", "Packets translated for a forward, by path and direction (in: to the target).", "forward", "path", "direction")
+	forwardBytes       = desc("forward_bytes_total", "Bytes of IP packets translated for a forward, by path and direction (in: to the target).", "forward", "path", "direction")
+	forwardOpened      = desc("forward_connections_total", "Connections of a forward that completed their handshake, by path.", "forward", "path")
+	forwardConnections = desc("forward_connections", "Connections of a forward, half-open ones included.", "forward")
+	connections        = desc("connections", "Connections by state.", "state")
+	connectionsLimit   = desc("connections_limit", "Connections that the table holds.")
+	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that gave way to newer ones, those past their time included.")
+	connectionsRefused = desc("connections_refused_total", "Openings that did not become connections, by reason.", "reason")
+	packetsDropped     = desc("packets_dropped_total", "Packets dropped, by incoming interface and reason.", "interface", "reason")
+	packetsPassed      = desc("packets_passed_total", "Packets of forwards left to the kernel or from XDP to TC, by incoming interface and reason.", "interface", "reason")
+	interfaceAttached  = desc("interface_attached", "1 if the datapath is attached to the interface, 0 if not.", "interface", "role", "mode")
+	externalAddress    = desc("external_address_info", "Address that a WAN interface has and forwards listen on.", "interface", "address")
+	reloadSuccessful   = desc("config_last_reload_successful", "1 if the last configuration that was read was taken, 0 if it was refused.")
+	reloadTime         = desc("config_last_reload_success_timestamp_seconds", "When a configuration was taken last, in seconds since 1970.")
+	buildInfo          = desc("build_info", "The running build.", "version", "goversion")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("hairpin_"+name, help, labels, nil)
+}
+
+// Describe implements prometheus.Collector.
+func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		forwardPackets, forwardBytes, forwardOpened, forwardConnections, connections, connectionsLimit,
+		halfOpenEvicted, connectionsRefused, packetsDropped, packetsPassed, interfaceAttached,
+		externalAddress, reloadSuccessful, reloadTime, buildInfo,
+	} {
+		descs <- d
+	}
+}
+
+// Reloaded records that a configuration was taken, or refused.
+func (c *Collector) Reloaded(taken bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reloadOK = 0
+	if taken {
+		c.reloadOK, c.reloaded = 1, time.Now()
+	}
+}
+
+// Run keeps counting connections until ctx ends, for at most a twentieth of a
+// core's time. Errors go to report; the last good count stays.
+func (c *Collector) Run(ctx context.Context, report func(error)) {
+	const pause, duty = time.Second, 20
+	for {
+		start := time.Now()
+		if err := c.Refresh(); err != nil {
+			report(err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(max(pause, duty*time.Since(start))):
+		}
+	}
+}
+
+// Refresh counts the connections once, walking the tables.
+func (c *Collector) Refresh() error {
+	snap, err := c.tables.snapshot()
+	if err != nil {
+		return err
+	}
+	count, err := c.tables.count(snap, Selector{})
+	if err != nil {
+		return err
+	}
+	evicted, err := c.tables.evicted(snap.openings)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counted = &count
+	// Openings go on while this counts, so the difference may step back a little;
+	// a counter may not.
+	c.evicted = max(c.evicted, evicted)
+	return nil
+}
+
+// evicted is how many half-open connections are gone though nobody took them
+// out, given how many there are.
+func (t *Tables) evicted(present int) (uint64, error) {
+	left := uint64(present)
+	for _, event := range []bpf.HairpinConnEvent{
+		bpf.HairpinConnEventCONN_ESTABLISHED, bpf.HairpinConnEventCONN_ABANDONED,
+	} {
+		count, err := t.event(event)
+		if err != nil {
+			return 0, err
+		}
+		left += count
+	}
+	opened, err := t.event(bpf.HairpinConnEventCONN_OPENED)
+	return since(opened, left), err
+}
+
+// Collect implements prometheus.Collector.
+func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
+	s := scrape{metrics: metrics}
+	var interfaces []InterfaceStatus
+	if c.options.Interfaces != nil {
+		interfaces = c.options.Interfaces()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, link := range interfaces {
+		if link.Index != 0 {
+			c.names[uint32(link.Index)] = link.Name
+		}
+	}
+	s.gauge(buildInfo, 1, c.options.Version, runtime.Version())
+	s.interfaces(interfaces)
+	s.gauge(connectionsLimit, float64(c.tables.objs.Conns.MaxEntries()/2))
+	s.reload(c)
+	s.connections(c)
+	s.forwards(c.tables)
+	s.packets(c.tables, c.names)
+}
+
+// scrape sends samples.
+type scrape struct {
+	metrics chan<- prometheus.Metric
+}
+
+func (s scrape) gauge(d *prometheus.Desc, value float64, labels ...string) {
+	s.metrics <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, labels...)
+}
+
+func (s scrape) counter(d *prometheus.Desc, value uint64, labels ...string) {
+	s.metrics <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(value), labels...)
+}
+
+func (s scrape) interfaces(interfaces []InterfaceStatus) {
+	for _, link := range interfaces {
+		attached := 0.0
+		if link.Attached {
+			attached = 1
+		}
+		s.gauge(interfaceAttached, attached, link.Name, link.Role.String(), link.Mode)
+		for _, addr := range link.Addresses {
+			if link.Role == RoleWAN && addr.Is4() {
+				s.gauge(externalAddress, 1, link.Name, addr.String())
+			}
+		}
+	}
+}
+
+func (s scrape) reload(c *Collector) {
+	s.gauge(reloadSuccessful, c.reloadOK)
+	if !c.reloaded.IsZero() {
+		s.gauge(reloadTime, float64(c.reloaded.UnixMilli())/1000)
+	}
+}
+
+func (s scrape) connections(c *Collector) {
+	if c.counted == nil {
+		return
+	}
+	s.gauge(connections, float64(c.counted.HalfOpen), StateHalfOpen)
+	s.gauge(connections, float64(c.counted.Established), StateEstablished)
+	s.gauge(connections, float64(c.counted.Closing), StateClosing)
+	s.counter(halfOpenEvicted, c.evicted)
+	running, err := c.tables.Running()
+	if err != nil && !errors.Is(err, ErrEmpty) {
+		s.metrics <- prometheus.NewInvalidMetric(forwardConnections, err)
+		return
+	}
+	for _, f := range running.Forwards {
+		s.gauge(forwardConnections, float64(c.counted.Forwards[f.Name]), f.Name)
+	}
+}
+
+func (s scrape) forwards(t *Tables) {
+	stats, err := t.ForwardStats()
+	if err != nil {
+		if !errors.Is(err, ErrEmpty) {
+			s.metrics <- prometheus.NewInvalidMetric(forwardPackets, err)
+		}
+		return
+	}
+	paths := pathNames()
+	for name, stat := range stats {
+		for path := range paths {
+			for direction, word := range [...]string{"in", "out"} {
+				s.counter(forwardPackets, stat.Traffic[path][direction].Packets, name, paths[path], word)
+				s.counter(forwardBytes, stat.Traffic[path][direction].Bytes, name, paths[path], word)
+			}
+			s.counter(forwardOpened, stat.Established[path], name, paths[path])
+		}
+	}
+}
+
+// packets sums the datapath's counters: an interface that came back with
+// another number goes on under its name.
+func (s scrape) packets(t *Tables, interfaces map[uint32]string) {
+	counters, err := t.rawCounters()
+	if err != nil {
+		s.metrics <- prometheus.NewInvalidMetric(packetsDropped, err)
+		return
+	}
+	type series struct{ link, reason string }
+	refused, dropped, passed := map[string]uint64{}, map[series]uint64{}, map[series]uint64{}
+	for key, packets := range counters {
+		link, known := interfaces[key.Ifindex]
+		if !known {
+			link = "unknown"
+		}
+		at := series{link, word(names().reasons, uint32(key.Reason))}
+		switch key.Verdict {
+		case bpf.HairpinVerdictVERDICT_REFUSE:
+			refused[at.reason] += packets
+			dropped[at] += packets
+		case bpf.HairpinVerdictVERDICT_DROP:
+			dropped[at] += packets
+		case bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinVerdictVERDICT_DEFER:
+			passed[at] += packets
+		}
+	}
+	for reason, packets := range refused {
+		s.counter(connectionsRefused, packets, reason)
+	}
+	for at, packets := range dropped {
+		s.counter(packetsDropped, packets, at.link, at.reason)
+	}
+	for at, packets := range passed {
+		s.counter(packetsPassed, packets, at.link, at.reason)
+	}
+}

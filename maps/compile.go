@@ -1,0 +1,279 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+
+	"hairpin/bpf"
+)
+
+// Change is what an Apply does to what runs. A forward is changed if anything
+// about it is, but only a change of what the datapath does ends its connections.
+type Change struct {
+	Added     []string `json:"added"`
+	Removed   []string `json:"removed"`
+	Changed   []string `json:"changed"`
+	Unchanged int      `json:"unchanged"`
+	Settings  []string `json:"settings"` // keys that differ outside the forwards, such as "timeouts.udp"
+}
+
+// Empty reports whether nothing would change.
+func (c Change) Empty() bool {
+	return len(c.Added)+len(c.Removed)+len(c.Changed)+len(c.Settings) == 0
+}
+
+// compare finds what differs between two configurations. Where a forward was
+// written is not part of what it is.
+func compare(from, to Config) Change {
+	var change Change
+	before := byName(from.Forwards)
+	for _, f := range to.Forwards {
+		i, there := before[f.Name]
+		delete(before, f.Name)
+		switch {
+		case !there:
+			change.Added = append(change.Added, f.Name)
+		case sameBehaviour(from, from.Forwards[i], to, f) && slices.Equal(from.Forwards[i].Hosts, f.Hosts):
+			change.Unchanged++
+		default:
+			change.Changed = append(change.Changed, f.Name)
+		}
+	}
+	for _, f := range from.Forwards {
+		if _, left := before[f.Name]; left {
+			change.Removed = append(change.Removed, f.Name)
+		}
+	}
+	change.Settings = compareSettings(from, to)
+	return change
+}
+
+func byName(forwards []Forward) map[string]int {
+	index := make(map[string]int, len(forwards))
+	for i, f := range forwards {
+		index[f.Name] = i
+	}
+	return index
+}
+
+func compareSettings(from, to Config) (keys []string) {
+	for _, setting := range []struct {
+		key      string
+		from, to any
+	}{
+		{"interfaces.wan", from.WAN, to.WAN},
+		{"interfaces.lan", from.LAN, to.LAN},
+		{"datapath.mode", from.Mode, to.Mode},
+		{"datapath.max_connections", from.MaxConnections, to.MaxConnections},
+		{"timeouts.tcp_established", from.Timeouts.TCPEstablished, to.Timeouts.TCPEstablished},
+		{"timeouts.tcp_transitory", from.Timeouts.TCPTransitory, to.Timeouts.TCPTransitory},
+		{"timeouts.udp", from.Timeouts.UDP, to.Timeouts.UDP},
+		{"timeouts.icmp", from.Timeouts.ICMP, to.Timeouts.ICMP},
+		{"reflection.default", from.reflectOf(Forward{}), to.reflectOf(Forward{})},
+		{"metrics.listen", from.MetricsListen, to.MetricsListen},
+	} {
+		// No interfaces, written or not, are the same.
+		if fmt.Sprint(setting.from) != fmt.Sprint(setting.to) {
+			keys = append(keys, setting.key)
+		}
+	}
+	return keys
+}
+
+// sameBehaviour reports whether the datapath does the same for both forwards.
+func sameBehaviour(fc Config, f Forward, gc Config, g Forward) bool {
+	return f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
+		f.TargetPorts() == g.TargetPorts() && fc.reflectOf(f) == gc.reflectOf(g) &&
+		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From)
+}
+
+func sameSet[T comparable](a, b []T) bool {
+	return !slices.ContainsFunc(a, func(x T) bool { return !slices.Contains(b, x) }) &&
+		!slices.ContainsFunc(b, func(x T) bool { return !slices.Contains(a, x) })
+}
+
+// program is a configuration as the datapath reads it.
+type program struct {
+	doc     document
+	fresh   []stamp // of forwards that are new or do something else now
+	keys    []bpf.HairpinForwardKey
+	values  []bpf.HairpinForward
+	sources []bpf.HairpinAllowKey
+}
+
+// inventory is what a compilation needs to know of the kernel's maps.
+type inventory struct {
+	epoch        func(id uint32) (uint32, error)
+	forwardIDs   uint32 // ids of forwards are 1 to this
+	lastExternal uint32 // highest external id that any address still has
+}
+
+// compile turns a valid configuration into table entries. A forward that does
+// the same as in the running document keeps its stamp, so its connections live.
+// Any other one gets an id that no forward has now: until the swap the old one
+// goes on under the old id, and whoever is killed on the way leaves no forward
+// whose connections are over before they began.
+func compile(c Config, running *document, have inventory) (*program, error) {
+	p := &program{doc: document{Schema: documentSchema, Config: c}}
+	if err := p.assignStamps(running, have); err != nil {
+		return nil, err
+	}
+	p.assignExternals(running, have)
+	every, own := p.selectors()
+	for _, external := range slices.SortedFunc(maps.Keys(p.doc.Externals), compareExternal) {
+		layers := [][]int{own[external]}
+		if external.Interface != "" {
+			layers = [][]int{every, own[external]}
+		}
+		if err := p.paint(p.doc.Externals[external], layers); err != nil {
+			return nil, err
+		}
+	}
+	for i, f := range c.Forwards {
+		for _, prefix := range f.From {
+			p.sources = append(p.sources, allowKey(p.doc.Stamps[i].id, prefix))
+		}
+	}
+	return p, nil
+}
+
+func (p *program) assignStamps(running *document, have inventory) error {
+	c := p.doc.Config
+	before := byName(running.Config.Forwards)
+	ids := &idPool{next: 1, last: have.forwardIDs, used: map[uint32]bool{}}
+	for _, s := range running.Stamps {
+		ids.used[s.id] = true
+	}
+	p.doc.Stamps = make([]stamp, len(c.Forwards))
+	kept := map[uint32]bool{}
+	for i, f := range c.Forwards {
+		old, there := before[f.Name]
+		if there && sameBehaviour(running.Config, running.Config.Forwards[old], c, f) {
+			p.doc.Stamps[i] = running.Stamps[old]
+			kept[running.Stamps[old].id] = true
+			continue
+		}
+		id, err := ids.take()
+		if err != nil {
+			return fmt.Errorf("%d forwards run and %d more are new or changed: %w; apply the change in steps", len(running.Stamps), len(p.fresh)+1, err)
+		}
+		epoch, err := have.epoch(id)
+		if err != nil {
+			return err
+		}
+		p.doc.Stamps[i] = stamp{id, epoch}
+		p.fresh = append(p.fresh, p.doc.Stamps[i])
+	}
+	for _, s := range running.Stamps {
+		if !kept[s.id] {
+			p.doc.Ended = append(p.doc.Ended, s)
+		}
+	}
+	return nil
+}
+
+// assignExternals gives every WAN interface and every fixed address an id. Old
+// ones stay; a new one is higher than any that an address may still have, for
+// addresses do not swap together with the forwards.
+func (p *program) assignExternals(running *document, have inventory) {
+	p.doc.Externals = map[External]uint32{}
+	last := have.lastExternal
+	for _, id := range running.Externals {
+		last = max(last, id)
+	}
+	add := func(external External) {
+		if _, there := p.doc.Externals[external]; there {
+			return
+		}
+		id, there := running.Externals[external]
+		if !there {
+			last++
+			id = last
+		}
+		p.doc.Externals[external] = id
+	}
+	for _, name := range p.doc.Config.WAN {
+		add(External{Interface: name})
+	}
+	for _, f := range p.doc.Config.Forwards {
+		if f.External.Address.IsValid() {
+			add(f.External)
+		}
+	}
+}
+
+// selectors sorts the forwards by where they listen, larger ranges first.
+func (p *program) selectors() (every []int, own map[External][]int) {
+	forwards := p.doc.Config.Forwards
+	order := make([]int, len(forwards))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int {
+		return cmp.Compare(forwards[b].Ports.Len(), forwards[a].Ports.Len())
+	})
+	own = map[External][]int{}
+	for _, i := range order {
+		if external := forwards[i].External; external != (External{}) {
+			own[external] = append(own[external], i)
+		} else {
+			every = append(every, i)
+		}
+	}
+	return every, own
+}
+
+// paint lays forwards over each other, the more specific ones last, and adds
+// the entries that give each port the topmost.
+func (p *program) paint(external uint32, layers [][]int) error {
+	for _, protocol := range []Protocol{TCP, UDP} {
+		tree := newPortTree()
+		for _, layer := range layers {
+			for _, i := range layer {
+				f := &p.doc.Config.Forwards[i]
+				if slices.Contains(f.Protocols, protocol) {
+					first, last := f.Ports.bounds()
+					tree.paint(first, last, i)
+				}
+			}
+		}
+		err := tree.each(func(port uint16, bits, owner int) error {
+			value, err := p.value(owner)
+			p.keys = append(p.keys, forwardKey(external, protocol, port, bits))
+			p.values = append(p.values, value)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *program) value(i int) (bpf.HairpinForward, error) {
+	f := &p.doc.Config.Forwards[i]
+	mode, ok := valueOf(names().reflects, string(p.doc.Config.reflectOf(*f)))
+	if !ok {
+		return bpf.HairpinForward{}, fmt.Errorf("forward %s: the datapath knows no reflect mode %s", Quote(f.Name), Quote(string(f.Reflect)))
+	}
+	value := bpf.HairpinForward{
+		Target:    toAddr(f.Target),
+		Stamp:     p.doc.Stamps[i].kernel(),
+		Reflect:   bpf.HairpinReflect(mode),
+		PortShift: f.TargetPorts().First - f.Ports.First,
+	}
+	if len(f.From) > 0 {
+		value.Restricted = 1
+	}
+	return value, nil
+}
+
+// unchanged reports whether the document says the same as the running one.
+func (p *program) unchanged(running *document) bool {
+	return running.Schema == documentSchema && reflect.DeepEqual(p.doc.Config, running.Config)
+}

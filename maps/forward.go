@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package maps is the typed view of hairpin's kernel maps: forwards and how
+// they get into the kernel, connections, counters, and their metrics.
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Protocol is an IP protocol number that forwards may have.
+type Protocol uint8
+
+// The protocols of forwards.
+const (
+	TCP Protocol = unix.IPPROTO_TCP
+	UDP Protocol = unix.IPPROTO_UDP
+)
+
+// protocolNames is in the order messages list them.
+var protocolNames = []string{"tcp", "udp"}
+
+// ParseProtocol reads "tcp" or "udp".
+func ParseProtocol(text string) (Protocol, error) {
+	switch text {
+	case "tcp":
+		return TCP, nil
+	case "udp":
+		return UDP, nil
+	}
+	return 0, fmt.Errorf("protocol %s is not supported; %s", Quote(text), Suggest(text, protocolNames...))
+}
+
+// String is the protocol's name, its number if it has none here.
+func (p Protocol) String() string {
+	switch p {
+	case TCP:
+		return "tcp"
+	case UDP:
+		return "udp"
+	case unix.IPPROTO_ICMP:
+		return "icmp"
+	}
+	return fmt.Sprintf("protocol-%d", uint8(p))
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (p *Protocol) UnmarshalText(text []byte) error {
+	protocol, err := ParseProtocol(string(text))
+	if err == nil {
+		*p = protocol
+	}
+	return err
+}
+
+// External says where a forward listens: at one address, at the addresses of
+// one WAN interface, or, the zero value, at those of every WAN interface.
+// At most one of the two is set.
+type External struct {
+	Interface string
+	Address   netip.Addr
+}
+
+// ParseExternal reads an address or the name of an interface; "" is every WAN
+// interface.
+func ParseExternal(text string) (External, error) {
+	if text == "" {
+		return External{}, nil
+	}
+	if !looksLikeAddress(text) {
+		if err := checkInterfaceName(text); err != nil {
+			return External{}, err
+		}
+		return External{Interface: text}, nil
+	}
+	addr, err := ParseAddress(text)
+	if err != nil {
+		return External{}, err
+	}
+	return External{Address: addr}, nil
+}
+
+// String is the address, the interface, or "" for every WAN interface.
+func (e External) String() string {
+	if e.Address.IsValid() {
+		return e.Address.String()
+	}
+	return e.Interface
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (e External) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (e *External) UnmarshalText(text []byte) error {
+	external, err := ParseExternal(string(text))
+	if err == nil {
+		*e = external
+	}
+	return err
+}
+
+// looksLikeAddress tells addresses, also mistyped ones, from interface names.
+func looksLikeAddress(text string) bool {
+	return strings.Trim(text, "0123456789.") == "" && strings.Contains(text, ".") ||
+		strings.ContainsAny(text, ":[]")
+}
+
+// ParseAddress reads an IPv4 address without leading zeros.
+func ParseAddress(text string) (netip.Addr, error) {
+	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
+	switch {
+	case err != nil:
+		return netip.Addr{}, fmt.Errorf("%s is not an address; an address looks like 192.168.1.20, without leading zeros", Quote(text))
+	case !addr.Is4():
+		return netip.Addr{}, fmt.Errorf("%s: IPv6 forwards are not supported by this version", Quote(text))
+	}
+	return addr, nil
+}
+
+// ParsePrefix reads an IPv4 network such as 192.168.1.0/24, or an address for
+// itself alone.
+func ParsePrefix(text string) (netip.Prefix, error) {
+	if !strings.Contains(text, "/") {
+		addr, err := ParseAddress(text)
+		if err != nil {
+			return netip.Prefix{}, err
+		}
+		return netip.PrefixFrom(addr, addr.BitLen()), nil
+	}
+	prefix, err := netip.ParsePrefix(text)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, fmt.Errorf("%s is not a network; a network looks like 192.168.1.0/24", Quote(text))
+	case !prefix.Addr().Is4():
+		return netip.Prefix{}, fmt.Errorf("%s: IPv6 forwards are not supported by this version", Quote(text))
+	case prefix != prefix.Masked():
+		return netip.Prefix{}, fmt.Errorf("%s has bits set behind its length; write %s", Quote(text), prefix.Masked())
+	}
+	return prefix, nil
+}
+
+// Reflect is what the source of a hairpin connection becomes.
+type Reflect string
+
+// The reflect modes; "" stands for the default of the configuration.
+const (
+	ReflectAuto   Reflect = "auto"
+	ReflectRouter Reflect = "router"
+	ReflectOff    Reflect = "off"
+)
+
+var reflectModes = []string{string(ReflectAuto), string(ReflectRouter), string(ReflectOff)}
+
+// ParseReflect reads a reflect mode.
+func ParseReflect(text string) (Reflect, error) {
+	switch mode := Reflect(text); mode {
+	case ReflectAuto, ReflectRouter, ReflectOff:
+		return mode, nil
+	}
+	return "", fmt.Errorf("%s is not a reflect mode; %s", Quote(text), Suggest(text, reflectModes...))
+}
+
+// Forward is a rule: what arrives for an external address and its ports goes to
+// the target.
+type Forward struct {
+	Name       string         `json:"name"`
+	Protocols  []Protocol     `json:"protocol"`
+	External   External       `json:"external"`
+	Ports      Ports          `json:"port"`
+	Target     netip.Addr     `json:"target"`
+	TargetPort uint16         `json:"target_port,omitempty"` // of Ports.First; 0: the same ports
+	From       []netip.Prefix `json:"from,omitempty"`        // who may connect; empty: everybody
+	Reflect    Reflect        `json:"reflect,omitempty"`
+	Hosts      []string       `json:"hosts,omitempty"`  // names for split DNS
+	Source     string         `json:"source,omitempty"` // where it was written, such as FILE:LINE
+}
+
+var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
+
+func checkName(name string) error {
+	if !namePattern.MatchString(name) {
+		return fmt.Errorf("%s is not a name for a forward; a name has 1 to 32 of a-z, 0-9, dot, underscore and dash, and starts with a letter or digit", Quote(name))
+	}
+	return nil
+}
+
+// ExternalString is the address or interface and the ports as the command line
+// writes them, such as "wan0:443"; a 1:1 forward has the port "any".
+func (f Forward) ExternalString() string {
+	ports := f.Ports.String()
+	if f.Ports.Every() {
+		ports = anyPort
+	}
+	if f.External == (External{}) {
+		return ports
+	}
+	return f.External.String() + ":" + ports
+}
+
+// TargetPorts are the ports at the target, as many as f.Ports.
+func (f Forward) TargetPorts() Ports {
+	if f.Ports.Every() || f.TargetPort == 0 {
+		return f.Ports
+	}
+	return Ports{First: f.TargetPort, Last: f.TargetPort + (f.Ports.Last - f.Ports.First)}
+}
+
+// TargetString is the target as the command line writes it, with its ports
+// unless they are all of them.
+func (f Forward) TargetString() string {
+	if f.Ports.Every() {
+		return f.Target.String()
+	}
+	return f.Target.String() + ":" + f.TargetPorts().String()
+}
+
+// String is the forward in the grammar of ParseForward.
+func (f Forward) String() string {
+	words := []string{f.Name, joined(f.Protocols), f.ExternalString(), "to", f.TargetString()}
+	if len(f.From) > 0 {
+		words = append(words, "from", joined(f.From))
+	}
+	if f.Reflect != "" {
+		words = append(words, "reflect", string(f.Reflect))
+	}
+	return strings.Join(words, " ")
+}
+
+func joined[T fmt.Stringer](list []T) string {
+	words := make([]string, len(list))
+	for i, item := range list {
+		words[i] = item.String()
+	}
+	return strings.Join(words, ",")
+}

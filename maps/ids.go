@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+
+	"hairpin/bpf"
+)
+
+// idPool hands out the free ids from first to last, lowest first.
+type idPool struct {
+	next, last uint32
+	used       map[uint32]bool
+}
+
+func (p *idPool) take() (uint32, error) {
+	for ; p.next <= p.last; p.next++ {
+		if !p.used[p.next] {
+			p.used[p.next] = true
+			return p.next, nil
+		}
+	}
+	return 0, fmt.Errorf("all ids up to %d are in use", p.last)
+}
+
+func (t *Tables) freeAddressIDs(present map[bpf.HairpinAddr]bpf.HairpinExternal) *idPool {
+	pool := &idPool{next: t.addressIDs(), last: t.objs.Epochs.MaxEntries() - 1, used: map[uint32]bool{}}
+	for _, external := range present {
+		pool.used[external.Address.Id] = true
+	}
+	return pool
+}

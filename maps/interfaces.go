@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+)
+
+// Role is what an interface is to the datapath.
+type Role bpf.HairpinRole
+
+// The roles; an interface without one is not hairpin's.
+const (
+	RoleWAN = Role(bpf.HairpinRoleROLE_WAN)
+	RoleLAN = Role(bpf.HairpinRoleROLE_LAN)
+)
+
+// String is "wan" or "lan", "" for none.
+func (r Role) String() string {
+	if r == 0 {
+		return ""
+	}
+	return word(names().roles, uint32(r))
+}
+
+// Interface is a device of the router as it is now.
+type Interface struct {
+	Name        string
+	Index       int
+	Role        Role           // 0 if hairpin has nothing to do with it
+	Addresses   []netip.Prefix // with the lengths of their networks; IPv6 is left out
+	XDPTransmit bool           // takes XDP frames
+
+	HardwareAddr net.HardwareAddr // empty without Ethernet header
+}
+
+// SetInterfaces tells the datapath which interfaces and addresses there are
+// now, writing only what differs. Connections to an address that went are over.
+// Call it after Apply and after each change of links and addresses, under the
+// writer lock. Of an interface's addresses the datapath knows the first eight;
+// forwards listen on all.
+func (t *Tables) SetInterfaces(ifs []Interface) error {
+	doc, _, err := t.running()
+	if err != nil && !errors.Is(err, ErrEmpty) {
+		return err
+	}
+	if err := t.finish(doc); err != nil {
+		return err
+	}
+	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link Interface) bool { return link.Role == 0 })
+	// A new interface is known before its addresses, a gone one is forgotten after them.
+	if err := t.putInterfaces(ifs); err != nil {
+		return err
+	}
+	if err := t.setExternals(doc, ifs); err != nil {
+		return err
+	}
+	if err := t.dropInterfaces(ifs); err != nil {
+		return err
+	}
+	if err := t.setTransmitters(ifs); err != nil {
+		return err
+	}
+	return t.pruneCounters(ifs)
+}
+
+func (t *Tables) putInterfaces(ifs []Interface) error {
+	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, link := range ifs {
+		value := link.kernel()
+		if present[uint32(link.Index)] == value {
+			continue
+		}
+		if err := t.objs.Interfaces.Put(uint32(link.Index), value); err != nil {
+			return fmt.Errorf("write interface %s: %w", link.Name, err)
+		}
+	}
+	return nil
+}
+
+func (t *Tables) dropInterfaces(ifs []Interface) error {
+	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for index := range present {
+		if indexOf(ifs, index) >= 0 {
+			continue
+		}
+		if err := drop(t.objs.Interfaces, index); err != nil {
+			return fmt.Errorf("forget interface %d: %w", index, err)
+		}
+	}
+	return nil
+}
+
+func indexOf(ifs []Interface, index uint32) int {
+	return slices.IndexFunc(ifs, func(link Interface) bool { return uint32(link.Index) == index })
+}
+
+// drop deletes an entry that may have gone already.
+func drop(m *ebpf.Map, key any) error {
+	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return err
+	}
+	return nil
+}
+
+// carrierGrade is the shared address space of RFC 6598.
+var carrierGrade = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
+
+// kernel is the entry of the interfaces map.
+func (link Interface) kernel() bpf.HairpinInterface {
+	value := bpf.HairpinInterface{Role: bpf.HairpinRole(link.Role)}
+	if len(link.HardwareAddr) == len(value.Mac) {
+		copy(value.Mac[:], link.HardwareAddr)
+	}
+	for _, prefix := range link.Addresses {
+		addr := prefix.Addr()
+		if !addr.Is4() {
+			continue
+		}
+		if addr.IsPrivate() || addr.IsLinkLocalUnicast() || carrierGrade.Contains(addr) {
+			value.Private = 1
+		}
+		if int(value.Addresses) < len(value.Address) {
+			value.Address[value.Addresses] = bpf.HairpinInterfaceAddress{
+				Address: toAddr(addr),
+				Mask:    mappedMask(prefix),
+			}
+			value.Addresses++
+		}
+	}
+	return value
+}
+
+// setExternals brings the addresses that forwards listen on up to date.
+func (t *Tables) setExternals(doc *document, ifs []Interface) error {
+	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
+	if err != nil {
+		return fmt.Errorf("list external addresses: %w", err)
+	}
+	wanted := wantedExternals(doc, ifs)
+	if limit := t.objs.Externals.MaxEntries(); uint32(len(wanted)) > limit {
+		return fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
+	}
+	ids := t.freeAddressIDs(present)
+	for _, addr := range slices.SortedFunc(maps.Keys(present), compareAddr) {
+		old, want := present[addr], wanted[addr]
+		// Its connections end before anything else happens to the address.
+		if old.Group != 0 && want.Group == 0 || want == (bpf.HairpinExternal{}) {
+			if err := t.endStamp(stamp{old.Address.Id, old.Address.Epoch}); err != nil {
+				return err
+			}
+		}
+		if want == (bpf.HairpinExternal{}) {
+			if err := drop(t.objs.Externals, addr); err != nil {
+				return fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
+			}
+		}
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(wanted), compareAddr) {
+		if err := t.putExternal(addr, present[addr], wanted[addr], ids); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func compareAddr(a, b bpf.HairpinAddr) int { return fromAddr(a).Compare(fromAddr(b)) }
+
+// wantedExternals leaves the stamps to putExternal.
+func wantedExternals(doc *document, ifs []Interface) map[bpf.HairpinAddr]bpf.HairpinExternal {
+	wanted := map[bpf.HairpinAddr]bpf.HairpinExternal{}
+	for _, link := range ifs {
+		group := doc.Externals[External{Interface: link.Name}]
+		if link.Role != RoleWAN || group == 0 {
+			continue
+		}
+		for _, prefix := range link.Addresses {
+			addr := prefix.Addr()
+			if _, twice := wanted[toAddr(addr)]; addr.Is4() && !addr.IsLoopback() && !twice {
+				wanted[toAddr(addr)] = bpf.HairpinExternal{Group: group}
+			}
+		}
+	}
+	for external, id := range doc.Externals {
+		if external.Address.IsValid() {
+			value := wanted[toAddr(external.Address)]
+			value.Fixed = id
+			wanted[toAddr(external.Address)] = value
+		}
+	}
+	return wanted
+}
+
+// putExternal writes an entry if it differs. An address keeps its id, and its
+// entry always carries the epoch that is current, also after a writer was
+// killed between the two.
+func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal, ids *idPool) error {
+	id := old.Address.Id
+	if id == 0 {
+		var err error
+		if id, err = ids.take(); err != nil {
+			return fmt.Errorf("address %s: %w", fromAddr(addr), err)
+		}
+	}
+	epoch, err := t.epoch(id)
+	if err != nil {
+		return err
+	}
+	want.Address = bpf.HairpinStamp{Id: id, Epoch: epoch}
+	if want == old {
+		return nil
+	}
+	if err := t.objs.Externals.Put(addr, want); err != nil {
+		return fmt.Errorf("write address %s: %w", fromAddr(addr), err)
+	}
+	return nil
+}
+
+// setTransmitters fills the devmap of devices that take XDP frames.
+func (t *Tables) setTransmitters(ifs []Interface) error {
+	present, err := readAll[uint32, bpf.HairpinBpfDevmapVal](t.objs.TxPorts)
+	if err != nil {
+		return fmt.Errorf("list devices for XDP: %w", err)
+	}
+	for index := range present {
+		if i := indexOf(ifs, index); i >= 0 && ifs[i].XDPTransmit {
+			continue
+		}
+		if err := drop(t.objs.TxPorts, index); err != nil {
+			return fmt.Errorf("take device %d from XDP: %w", index, err)
+		}
+	}
+	for _, link := range ifs {
+		index := uint32(link.Index)
+		if value, there := present[index]; !link.XDPTransmit || there && value.Ifindex == index {
+			continue
+		}
+		err := t.objs.TxPorts.Put(index, bpf.HairpinBpfDevmapVal{Ifindex: index})
+		// The kernel knows no such device: it went while this ran, and its
+		// removal will be heard of.
+		if err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("offer device %s to XDP: %w", link.Name, err)
+		}
+	}
+	return nil
+}
+
+// pruneCounters takes out the counters of interfaces that are gone once they
+// fill half the table: devices of dialled lines come back with new numbers.
+func (t *Tables) pruneCounters(ifs []Interface) error {
+	counters, err := t.rawCounters()
+	if err != nil || uint32(len(counters)) < t.objs.Counters.MaxEntries()/2 {
+		return err
+	}
+	for key := range counters {
+		if key.Ifindex == 0 || indexOf(ifs, key.Ifindex) >= 0 {
+			continue
+		}
+		if err := drop(t.objs.Counters, key); err != nil {
+			return fmt.Errorf("drop counters of interface %d: %w", key.Ifindex, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// ForwardSyntax is the grammar that ParseForward reads.
+const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE]"
+
+// ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is
+// tcp, udp or both with a comma; the port "any" makes a 1:1 forward. Everything
+// wrong is reported, as Problems; what a forward may be is Config.Validate's.
+func ParseForward(args []string) (Forward, error) {
+	if len(args) < 5 {
+		return Forward{}, fmt.Errorf("forward needs %s", ForwardSyntax)
+	}
+	p := forwardParser{Forward: Forward{Name: args[0]}}
+	p.check("name", checkName(args[0]))
+	p.protocols(args[1])
+	p.external(args[2])
+	if args[3] != "to" {
+		p.check("", fmt.Errorf("%s where \"to\" was expected, after the port; the order is %s", Quote(args[3]), ForwardSyntax))
+	}
+	p.target(args[4])
+	p.options(args[5:])
+	if err := errors.Join(p.problems...); err != nil {
+		return Forward{}, err
+	}
+	return p.Forward, nil
+}
+
+type forwardParser struct {
+	Forward
+	problems []error
+}
+
+func (p *forwardParser) check(field string, err error) bool {
+	if err != nil {
+		p.problems = append(p.problems, &Problem{Forward: p.Name, Field: field, Message: err.Error()})
+	}
+	return err == nil
+}
+
+func (p *forwardParser) protocols(text string) {
+	for name := range strings.SplitSeq(text, ",") {
+		protocol, err := ParseProtocol(name)
+		if err == nil && slices.Contains(p.Protocols, protocol) {
+			err = fmt.Errorf("%s is there twice", protocol)
+		}
+		if p.check("protocol", err) {
+			p.Protocols = append(p.Protocols, protocol)
+		}
+	}
+}
+
+func (p *forwardParser) external(text string) {
+	selector, ports := splitPorts(text)
+	if ports == "" && selector != "" {
+		if looksLikeAddress(selector) {
+			p.check("port", fmt.Errorf("%s has no port; write %s:443, or %s:%s for every port", Quote(text), selector, selector, anyPort))
+			return
+		}
+		selector, ports = "", selector
+	}
+	external, err := ParseExternal(selector)
+	p.check("external", err)
+	p.External = external
+	if ports == anyPort {
+		return
+	}
+	p.Ports, err = ParsePorts(ports)
+	p.check("port", err)
+}
+
+func (p *forwardParser) target(text string) {
+	p.check("to", p.SetTarget(text))
+}
+
+// SetTarget reads ADDR[:PORT[-PORT]] for a forward that has its ports already;
+// a range is as long as theirs.
+func (f *Forward) SetTarget(text string) error {
+	addr, ports := splitPorts(text)
+	target, err := ParseAddress(addr)
+	if err != nil {
+		return err
+	}
+	f.Target = target
+	switch {
+	case ports != "":
+		return f.setTargetPorts(ports)
+	case strings.HasSuffix(text, ":"):
+		return fmt.Errorf("%s ends where a port was expected", Quote(text))
+	}
+	return nil
+}
+
+func (f *Forward) setTargetPorts(text string) error {
+	ports, err := ParsePorts(text)
+	if err != nil {
+		return err
+	}
+	switch {
+	case f.Ports.Every():
+		return fmt.Errorf("port %s at the target, but the forward is for every port; leave one out or give both", ports)
+	case strings.Contains(text, "-") && ports.Len() != f.Ports.Len():
+		return fmt.Errorf("ports %s are %d, but the external ports %s are %d; give as many, or only the first",
+			ports, ports.Len(), f.Ports, f.Ports.Len())
+	}
+	f.TargetPort = ports.First
+	return nil
+}
+
+func (p *forwardParser) options(args []string) {
+	seen := map[string]bool{}
+	for len(args) > 0 {
+		option := args[0]
+		if option != "from" && option != "reflect" {
+			p.check("", fmt.Errorf("%s is not an option of a forward; %s", Quote(option), Suggest(option, "from", "reflect")))
+			return
+		}
+		if len(args) == 1 {
+			p.check("", fmt.Errorf("nothing after %q", option))
+			return
+		}
+		if seen[option] {
+			p.check("", fmt.Errorf("%q is there twice", option))
+		}
+		seen[option] = true
+		p.option(option, args[1])
+		args = args[2:]
+	}
+}
+
+func (p *forwardParser) option(option, value string) {
+	if option == "reflect" {
+		mode, err := ParseReflect(value)
+		p.check(option, err)
+		p.Reflect = mode
+		return
+	}
+	for text := range strings.SplitSeq(value, ",") {
+		prefix, err := ParsePrefix(text)
+		if p.check(option, err) && !slices.Contains(p.From, prefix) {
+			p.From = append(p.From, prefix)
+		}
+	}
+}
+
+// splitPorts cuts "ADDR:PORT" before its last colon, but "[2001:db8::1]" and a
+// bare IPv6 address not at all.
+func splitPorts(text string) (before, ports string) {
+	if _, err := netip.ParseAddr(text); err == nil || strings.HasSuffix(text, "]") {
+		return text, ""
+	}
+	if i := strings.LastIndexByte(text, ':'); i >= 0 {
+		return text[:i], text[i+1:]
+	}
+	return text, ""
+}

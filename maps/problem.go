@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Problem is one thing wrong with a configuration or with arguments, in words
+// for whoever wrote them.
+type Problem struct {
+	Index   int    // place of the forward in Config.Forwards, -1 if it is not about one
+	Forward string // name of the forward, "" if it is not about one
+	Field   string // key of the configuration file, such as "to" or "timeouts.udp"
+	Message string // what is wrong
+	Hint    string // what to do, "" if the message says it
+}
+
+// Error implements error on one line; text from outside is quoted in it.
+func (p *Problem) Error() string {
+	var text strings.Builder
+	if p.Index >= 0 {
+		fmt.Fprintf(&text, "forward %s: ", Quote(p.Forward))
+	}
+	if p.Field != "" {
+		text.WriteString(p.Field + ": ")
+	}
+	text.WriteString(p.Message)
+	if p.Hint != "" {
+		text.WriteString("; " + p.Hint)
+	}
+	return text.String()
+}
+
+// Problems lists every Problem that err holds, in order.
+func Problems(err error) []*Problem {
+	var problem *Problem
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var all []*Problem
+		for _, err := range joined.Unwrap() {
+			all = append(all, Problems(err)...)
+		}
+		return all
+	}
+	if errors.As(err, &problem) {
+		return []*Problem{problem}
+	}
+	return nil
+}
+
+// Quote makes text from outside safe and short enough for a message.
+func Quote(text string) string {
+	const limit = 64
+	if runes := []rune(text[:min(len(text), 4*limit)]); len(runes) > limit || len(text) > 4*limit {
+		return fmt.Sprintf("%q...", string(runes[:min(limit, len(runes))]))
+	}
+	return fmt.Sprintf("%q", text)
+}
+
+// Suggest is a hint that names the known word closest to a mistyped one, or
+// lists the words if none is close and the list is short.
+func Suggest(word string, known ...string) string {
+	best, distance := "", 3
+	for _, candidate := range known {
+		// A word that is mostly different letters is another word, not a slip.
+		if d := editDistance(strings.ToLower(word), candidate); d < distance && 2*d <= len(candidate) {
+			best, distance = candidate, d
+		}
+	}
+	switch {
+	case best != "":
+		return fmt.Sprintf("did you mean %q?", best)
+	case len(known) == 1:
+		return "only " + known[0] + " is possible here"
+	case len(known) > 1 && len(known) <= 8:
+		return "possible are " + strings.Join(known[:len(known)-1], ", ") + " and " + known[len(known)-1]
+	}
+	return ""
+}
+
+// editDistance counts the letters to insert, drop, change or swap with their
+// neighbour; words of more than 64 bytes are infinitely far.
+func editDistance(a, b string) int {
+	if len(a) > 64 || len(b) > 64 {
+		return 1 << 30
+	}
+	var before, above []int
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		before, above = above, row
+		row = make([]int, len(b)+1)
+		row[0] = i + 1
+		for j := range len(b) {
+			change := above[j]
+			if a[i] != b[j] {
+				change++
+			}
+			row[j+1] = slices.Min([]int{change, above[j+1] + 1, row[j] + 1})
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				row[j+1] = min(row[j+1], before[j-1]+1)
+			}
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// SelectorSyntax is the grammar that ParseSelector reads, each word at most once.
+const SelectorSyntax = "forward NAME | proto P | src CIDR | dst CIDR | port N | path wan|hairpin|local"
+
+var selectorWords = []string{"forward", "proto", "src", "dst", "port", "path"}
+
+// Selector picks connections; every field that is set must match. The zero
+// value picks all.
+type Selector struct {
+	Forward     string
+	Protocol    Protocol
+	Source      netip.Prefix // of the client
+	Destination netip.Prefix // of the external address or the target
+	Port        uint16       // of the external address or the target
+	Path        string       // "wan", "hairpin" or "local"
+}
+
+// ParseSelector reads the arguments of the `conn` commands (SelectorSyntax).
+// Everything wrong is reported, as Problems.
+func ParseSelector(args []string) (Selector, error) {
+	var s Selector
+	var problems []error
+	seen := map[string]bool{}
+	for ; len(args) > 0; args = args[min(2, len(args)):] {
+		word := args[0]
+		var err error
+		switch {
+		case !slices.Contains(selectorWords, word):
+			err = fmt.Errorf("%s does not select connections; %s", Quote(word), Suggest(word, selectorWords...))
+		case len(args) == 1:
+			err = fmt.Errorf("nothing after %q; selectors are %s", word, SelectorSyntax)
+		case seen[word]:
+			err = fmt.Errorf("%q is there twice", word)
+		default:
+			err = s.set(word, args[1])
+		}
+		seen[word] = true
+		if err != nil {
+			problems = append(problems, &Problem{Index: -1, Message: err.Error()})
+		}
+	}
+	if err := errors.Join(problems...); err != nil {
+		return Selector{}, err
+	}
+	return s, nil
+}
+
+func (s *Selector) set(word, value string) (err error) {
+	switch word {
+	case "forward":
+		s.Forward, err = value, checkName(value)
+	case "proto":
+		s.Protocol, err = ParseProtocol(value)
+	case "src":
+		s.Source, err = ParsePrefix(value)
+	case "dst":
+		s.Destination, err = ParsePrefix(value)
+	case "port":
+		s.Port, err = parsePort(value)
+	case "path":
+		s.Path = value
+		if paths := pathNames(); !slices.Contains(paths, value) {
+			err = fmt.Errorf("%s is not a path; %s", Quote(value), Suggest(value, paths...))
+		}
+	}
+	return err
+}
+
+// pathNames lists the paths in the datapath's order.
+func pathNames() []string {
+	paths := make([]string, len(names().paths))
+	for value, word := range names().paths {
+		paths[value] = word
+	}
+	return paths
+}
+
+// String is the selector in the grammar of ParseSelector, "" if it picks all.
+func (s Selector) String() string {
+	var words []string
+	add := func(word, value string, set bool) {
+		if set {
+			words = append(words, word, value)
+		}
+	}
+	add("forward", s.Forward, s.Forward != "")
+	add("proto", s.Protocol.String(), s.Protocol != 0)
+	add("src", s.Source.String(), s.Source.IsValid())
+	add("dst", s.Destination.String(), s.Destination.IsValid())
+	add("port", fmt.Sprint(s.Port), s.Port != 0)
+	add("path", s.Path, s.Path != "")
+	return strings.Join(words, " ")
+}
+
+func (s Selector) matches(c *Connection) bool {
+	switch {
+	case s.Forward != "" && s.Forward != c.Forward,
+		s.Protocol != 0 && s.Protocol != c.Protocol,
+		s.Path != "" && s.Path != c.Path,
+		s.Port != 0 && s.Port != c.External.Port() && s.Port != c.Target.Port(),
+		s.Source.IsValid() && !s.Source.Contains(c.Client.Addr()),
+		s.Destination.IsValid() && !s.Destination.Contains(c.External.Addr()) && !s.Destination.Contains(c.Target.Addr()):
+		return false
+	}
+	return true
+}

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+)
+
+// ErrEmpty says that no configuration was ever applied to these maps.
+var ErrEmpty = errors.New("nothing has been applied yet")
+
+const documentSchema = 1
+
+// document is the running configuration, with what later writers need to know
+// about how it lies in the kernel. It swaps together with the forwards.
+type document struct {
+	Schema    int                 `json:"schema"`
+	Config    Config              `json:"config"`
+	Stamps    []stamp             `json:"stamps"`    // of Config.Forwards, in the same order
+	Externals map[External]uint32 `json:"externals"` // external ids: of WAN interfaces and of fixed addresses
+	Ended     []stamp             `json:"ended"`     // of forwards whose connections end with this document
+}
+
+// stamp is an id with the epoch that its connections carry. As JSON it is an
+// array, for there may be many.
+type stamp struct{ id, epoch uint32 }
+
+// MarshalJSON implements json.Marshaler.
+func (s stamp) MarshalJSON() ([]byte, error) { return json.Marshal([2]uint32{s.id, s.epoch}) }
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (s *stamp) UnmarshalJSON(text []byte) error {
+	var pair [2]uint32
+	err := json.Unmarshal(text, &pair)
+	s.id, s.epoch = pair[0], pair[1]
+	return err
+}
+
+func (s stamp) kernel() bpf.HairpinStamp {
+	return bpf.HairpinStamp{Id: s.id, Epoch: s.epoch}
+}
+
+// Tables is the typed view of a loaded datapath's maps. Its methods may be
+// called from several goroutines; those that write need the writer lock of the
+// pins, and one caller at a time.
+type Tables struct {
+	objs *bpf.HairpinObjects
+
+	mu       sync.Mutex // guards the rest
+	cached   *document  // of cachedAt
+	cachedAt uint32
+	finished bool // what follows a swap has been done for cachedAt
+
+	// step runs each step of a writer. Tests stop it half-way.
+	step func(name string, do func() error) error
+}
+
+// New gives the view of objs, which stay the caller's to close.
+func New(objs *bpf.HairpinObjects) *Tables {
+	return &Tables{objs: objs, step: func(name string, do func() error) error {
+		if err := do(); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		return nil
+	}}
+}
+
+// Running is the configuration that the datapath runs. It needs no lock. On
+// fresh maps it is the DefaultConfig, and the error is ErrEmpty.
+func (t *Tables) Running() (Config, error) {
+	doc, _, err := t.running()
+	return doc.Config, err
+}
+
+// running reads the live document and its generation. The document is shared:
+// nobody changes it.
+func (t *Tables) running() (*document, uint32, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for {
+		generation, err := t.generation()
+		if err != nil {
+			return &document{}, 0, err
+		}
+		if t.cached != nil && t.cachedAt == generation {
+			return t.cached, generation, nil
+		}
+		doc, err := t.readDocument(generation & 1)
+		// The slot is written only while another generation lives. If this one
+		// still lives, it was not written before it was opened.
+		if now, again := t.generation(); again != nil || now != generation {
+			if again != nil {
+				return &document{}, 0, again
+			}
+			continue
+		}
+		if err != nil {
+			return &document{Config: DefaultConfig()}, generation, err
+		}
+		t.cached, t.cachedAt, t.finished = doc, generation, false
+		return doc, generation, nil
+	}
+}
+
+func (t *Tables) generation() (uint32, error) {
+	var live bpf.HairpinLive
+	if err := t.objs.Live.Lookup(uint32(0), &live); err != nil {
+		return 0, fmt.Errorf("read live generation: %w", err)
+	}
+	return live.Generation, nil
+}
+
+func (t *Tables) readDocument(slot uint32) (*document, error) {
+	var chunks *ebpf.Map
+	err := t.objs.Documents.Lookup(slot, &chunks)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, ErrEmpty
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open running configuration: %w", err)
+	}
+	defer chunks.Close()
+	text, err := readChunks(chunks)
+	if err != nil {
+		return nil, fmt.Errorf("read running configuration: %w", err)
+	}
+	doc := new(document)
+	if err := json.Unmarshal(text, doc); err != nil {
+		return nil, fmt.Errorf("read running configuration: %w", err)
+	}
+	if doc.Schema != documentSchema || len(doc.Stamps) != len(doc.Config.Forwards) {
+		return nil, fmt.Errorf("read running configuration: written by another version of hairpin (schema %d, this one knows %d)",
+			doc.Schema, documentSchema)
+	}
+	return doc, nil
+}
+
+// chunk is one entry of a document's map; the first begins with the length.
+type chunk [4096]byte
+
+const lengthBytes = 8
+
+func readChunks(m *ebpf.Map) ([]byte, error) {
+	var text []byte
+	length := uint64(lengthBytes)
+	for i := uint32(0); uint64(len(text)) < length; i++ {
+		var c chunk
+		if err := m.Lookup(i, &c); err != nil {
+			return nil, err
+		}
+		text = append(text, c[:]...)
+		if i == 0 {
+			length += binary.LittleEndian.Uint64(c[:])
+		}
+	}
+	return text[lengthBytes:length], nil
+}
+
+// newChunks makes a map that holds text.
+func newChunks(text []byte) (*ebpf.Map, error) {
+	count := (lengthBytes + len(text) + len(chunk{}) - 1) / len(chunk{})
+	chunks, keys := make([]chunk, count), make([]uint32, count)
+	binary.LittleEndian.PutUint64(chunks[0][:], uint64(len(text)))
+	rest := text[copy(chunks[0][lengthBytes:], text):]
+	for i := range chunks {
+		keys[i] = uint32(i)
+		if i > 0 {
+			rest = rest[copy(chunks[i][:], rest):]
+		}
+	}
+	m, err := newInner(bpf.HairpinMapDocuments, uint32(count))
+	if err != nil {
+		return nil, err
+	}
+	if err := putAll(m, keys, chunks, 1); err != nil {
+		m.Close()
+		return nil, err
+	}
+	return m, nil
+}
+
+// newInner makes a map that fits a slot of the named outer map; size 0 is the
+// size the datapath was built with.
+func newInner(outer string, size uint32) (*ebpf.Map, error) {
+	spec, err := embedded()
+	if err != nil {
+		return nil, err
+	}
+	inner := spec.Maps[outer].InnerMap.Copy()
+	if size != 0 {
+		inner.MaxEntries = size
+	}
+	m, err := ebpf.NewMap(inner)
+	if err != nil {
+		return nil, fmt.Errorf("create a map for a slot of %s: %w", outer, err)
+	}
+	return m, nil
+}
+
+func (t *Tables) epoch(id uint32) (uint32, error) {
+	var epoch uint32
+	if err := t.objs.Epochs.Lookup(id, &epoch); err != nil {
+		return 0, fmt.Errorf("read epoch of %d: %w", id, err)
+	}
+	return epoch, nil
+}
+
+// endStamp ends the connections that carry s. It may be repeated.
+func (t *Tables) endStamp(s stamp) error {
+	epoch, err := t.epoch(s.id)
+	if err != nil || epoch != s.epoch {
+		return err
+	}
+	if err := t.objs.Epochs.Put(s.id, s.epoch+1); err != nil {
+		return fmt.Errorf("raise epoch of %d: %w", s.id, err)
+	}
+	return nil
+}
+
+// addressIDs is the first id of external addresses; forwards have those from 1
+// to below it. The split leaves an id for every external address there can be.
+func (t *Tables) addressIDs() uint32 {
+	return t.objs.Epochs.MaxEntries() - t.objs.Externals.MaxEntries()
+}
+
+// BumpRoutes makes the datapath resolve every next hop again, with each
+// connection's next packet. Call it when routes or neighbours have changed.
+func (t *Tables) BumpRoutes() error {
+	var routes bpf.HairpinRoutes
+	if err := t.objs.Routes.Lookup(uint32(0), &routes); err != nil {
+		return fmt.Errorf("read route generation: %w", err)
+	}
+	routes.Generation++
+	if err := t.objs.Routes.Put(uint32(0), routes); err != nil {
+		return fmt.Errorf("raise route generation: %w", err)
+	}
+	return nil
+}

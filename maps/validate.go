@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	minTimeout = time.Second
+	maxTimeout = 720 * time.Hour
+	// A connection takes about half a kilobyte in the kernel.
+	maxConnections = 1 << 24
+)
+
+// Validate finds everything wrong that can be seen without looking at the
+// machine: the error joins Problems. Forwards that contradict each other are
+// among them; a forward wins over another one that listens less specifically
+// (address, then interface, then every WAN interface), or equally so on a larger
+// range that holds its own.
+func (c Config) Validate() error {
+	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}}
+	v.interfaces()
+	v.settings()
+	for i, f := range c.Forwards {
+		if f.External.Address.IsValid() {
+			v.fixed[f.External.Address] = i
+		}
+	}
+	for i := range c.Forwards {
+		v.forward(i)
+	}
+	v.conflicts()
+	return errors.Join(v.problems...)
+}
+
+type validator struct {
+	Config
+	problems []error
+	names    map[string]int     // index of the forward that has the name
+	fixed    map[netip.Addr]int // index of a forward that listens at the address
+}
+
+// check records err, if any, as a problem of a field; index -1 is no forward's.
+func (v *validator) check(index int, field string, err error) bool {
+	if err != nil {
+		p := &Problem{Index: index, Field: field, Message: err.Error()}
+		if index >= 0 {
+			p.Forward = v.Forwards[index].Name
+		}
+		v.problems = append(v.problems, p)
+	}
+	return err == nil
+}
+
+func (v *validator) interfaces() {
+	seen := map[string]string{}
+	for _, list := range []struct {
+		field string
+		names []string
+	}{{"interfaces.wan", v.WAN}, {"interfaces.lan", v.LAN}} {
+		for _, name := range list.names {
+			err := checkInterfaceName(name)
+			if where := seen[name]; err == nil && where != "" {
+				err = fmt.Errorf("%s is already in %s", Quote(name), where)
+			}
+			v.check(-1, list.field, err)
+			seen[name] = list.field
+		}
+	}
+}
+
+func checkInterfaceName(name string) error {
+	const limit = 15 // IFNAMSIZ without the final zero
+	if name == "" || name == "." || name == ".." || len(name) > limit ||
+		strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r >= 0x7f }) {
+		return fmt.Errorf("%s cannot be the name of an interface", Quote(name))
+	}
+	if looksLikeAddress(name) {
+		return fmt.Errorf("%s is an address where the name of an interface was expected", Quote(name))
+	}
+	return nil
+}
+
+func (v *validator) settings() {
+	if !slices.Contains(modes, v.Mode) {
+		v.check(-1, "datapath.mode", fmt.Errorf("%s is not a mode; %s", Quote(v.Mode), Suggest(v.Mode, modes...)))
+	}
+	if v.MaxConnections < 1 || v.MaxConnections > maxConnections {
+		v.check(-1, "datapath.max_connections", fmt.Errorf("%d is out of range; it is 1 to %d", v.MaxConnections, maxConnections))
+	}
+	for _, timeout := range []struct {
+		field string
+		value time.Duration
+	}{
+		{"tcp_established", v.Timeouts.TCPEstablished},
+		{"tcp_transitory", v.Timeouts.TCPTransitory},
+		{"udp", v.Timeouts.UDP},
+		{"icmp", v.Timeouts.ICMP},
+	} {
+		if timeout.value < minTimeout || timeout.value > maxTimeout {
+			v.check(-1, "timeouts."+timeout.field, fmt.Errorf("%s is out of range; it is %s to 720h", timeout.value, minTimeout))
+		}
+	}
+	if v.Reflection != "" {
+		_, err := ParseReflect(string(v.Reflection))
+		v.check(-1, "reflection.default", err)
+	}
+	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
+}
+
+func checkListen(listen string) error {
+	if listen == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(listen)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err == nil && host != "" && host != "localhost" {
+		_, err = netip.ParseAddr(host)
+	}
+	if err != nil {
+		return fmt.Errorf("%s is not an address to listen at; it looks like 127.0.0.1:9845, and \"\" is no metrics", Quote(listen))
+	}
+	return nil
+}
+
+func (v *validator) forward(i int) {
+	f := &v.Forwards[i]
+	v.check(i, "name", v.name(i))
+	v.check(i, "protocol", checkProtocols(f.Protocols))
+	v.check(i, "external", v.external(f.External))
+	if !f.Ports.Every() && (f.Ports.First == 0 || f.Ports.First > f.Ports.Last) {
+		v.check(i, "port", fmt.Errorf("%d-%d is not a range of ports", f.Ports.First, f.Ports.Last))
+	}
+	v.check(i, "to", v.target(f))
+	for _, prefix := range f.From {
+		if !prefix.IsValid() || !prefix.Addr().Is4() || prefix != prefix.Masked() {
+			v.check(i, "from", fmt.Errorf("%s is not an IPv4 network", prefix))
+		}
+	}
+	if f.Reflect != "" {
+		_, err := ParseReflect(string(f.Reflect))
+		v.check(i, "reflect", err)
+	}
+	for _, host := range f.Hosts {
+		v.check(i, "hosts", checkHost(host))
+	}
+}
+
+func (v *validator) name(i int) error {
+	name := v.Forwards[i].Name
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if other, taken := v.names[name]; taken {
+		return fmt.Errorf("the name is taken by another forward%s", v.where(other))
+	}
+	v.names[name] = i
+	return nil
+}
+
+func (v *validator) where(i int) string {
+	if source := v.Forwards[i].Source; source != "" {
+		return " (" + source + ")"
+	}
+	return ""
+}
+
+func checkProtocols(protocols []Protocol) error {
+	if len(protocols) == 0 {
+		return errors.New("there is none; it is tcp, udp, or both")
+	}
+	for i, protocol := range protocols {
+		if _, err := ParseProtocol(protocol.String()); err != nil {
+			return err
+		}
+		if slices.Contains(protocols[:i], protocol) {
+			return fmt.Errorf("%s is there twice", protocol)
+		}
+	}
+	return nil
+}
+
+func (v *validator) external(e External) error {
+	switch {
+	case e.Interface != "" && e.Address.IsValid():
+		return errors.New("it is an address or an interface, not both")
+	case e.Address.IsValid():
+		return checkUnicast(e.Address)
+	case e.Interface != "" && !slices.Contains(v.WAN, e.Interface):
+		hint := "no WAN interface is configured"
+		if len(v.WAN) > 0 {
+			hint = Suggest(e.Interface, v.WAN...)
+		}
+		return fmt.Errorf("%s is not a WAN interface; %s", Quote(e.Interface), hint)
+	case e.Interface == "" && len(v.WAN) == 0:
+		return errors.New("it is every WAN interface, but none is configured; name one in interfaces.wan, or give an address")
+	}
+	return nil
+}
+
+func (v *validator) target(f *Forward) error {
+	if !f.Target.IsValid() {
+		return errors.New("there is no target")
+	}
+	if err := checkUnicast(f.Target); err != nil {
+		return err
+	}
+	if other, fixed := v.fixed[f.Target]; fixed {
+		return fmt.Errorf("%s is the external address of forward %s%s, so packets would go round", f.Target, Quote(v.Forwards[other].Name), v.where(other))
+	}
+	if f.Ports.Every() && f.TargetPort != 0 {
+		return fmt.Errorf("port %d at the target, but the forward is for every port; leave one out or give both", f.TargetPort)
+	}
+	if last := int(f.TargetPort) + f.Ports.Len() - 1; f.TargetPort != 0 && last > 65535 {
+		return fmt.Errorf("%d ports from %d on end at %d, but 65535 is the last there is", f.Ports.Len(), f.TargetPort, last)
+	}
+	return nil
+}
+
+// checkUnicast refuses what can be neither a host's nor the router's address.
+func checkUnicast(addr netip.Addr) error {
+	kind := ""
+	switch {
+	case !addr.Is4():
+		return fmt.Errorf("%s: IPv6 forwards are not supported by this version", addr)
+	case addr.As4()[0] == 0:
+		kind = "no address of a host"
+	case addr.IsLoopback():
+		kind = "a loopback address"
+	case addr.IsMulticast():
+		kind = "a multicast address"
+	case addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
+		kind = "the broadcast address"
+	case addr.As4()[0] >= 240:
+		kind = "a reserved address"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s is %s", addr, kind)
+}
+
+func checkHost(host string) error {
+	valid := len(host) > 0 && len(host) <= 253
+	for label := range strings.SplitSeq(strings.TrimSuffix(host, "."), ".") {
+		letters := strings.Trim(strings.ToLower(label), "abcdefghijklmnopqrstuvwxyz0123456789-_") == ""
+		valid = valid && letters && label != "" && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-'
+	}
+	if !valid {
+		return fmt.Errorf("%s is not a host name", Quote(host))
+	}
+	return nil
+}
+
+// conflicts looks at forwards that listen at the same place for the same
+// protocol. Of two that share ports one must hold the other.
+func (v *validator) conflicts() {
+	type place struct {
+		External
+		Protocol
+	}
+	places := map[place][]int{}
+	var order []place
+	for i, f := range v.Forwards {
+		for _, protocol := range f.Protocols {
+			at := place{f.External, protocol}
+			if places[at] == nil {
+				order = append(order, at)
+			}
+			places[at] = append(places[at], i)
+		}
+	}
+	reported := map[[2]int]bool{}
+	for _, at := range order {
+		for _, pair := range v.overlaps(places[at]) {
+			if !reported[pair] {
+				reported[pair] = true
+				v.check(pair[1], "port", v.conflict(pair[1], pair[0]))
+			}
+		}
+	}
+}
+
+// overlaps gives pairs of forwards of which neither holds the other, the one
+// that comes first in the configuration first. With the ranges sorted by start,
+// larger ones first, those that a range may lie in form a stack.
+func (v *validator) overlaps(forwards []int) (pairs [][2]int) {
+	forwards = slices.Clone(forwards)
+	slices.SortStableFunc(forwards, func(a, b int) int {
+		af, al := v.Forwards[a].Ports.bounds()
+		bf, bl := v.Forwards[b].Ports.bounds()
+		return cmp.Or(cmp.Compare(af, bf), cmp.Compare(bl, al))
+	})
+	var around []int
+	for _, i := range forwards {
+		ports := v.Forwards[i].Ports
+		for len(around) > 0 && !ports.overlaps(v.Forwards[around[len(around)-1]].Ports) {
+			around = around[:len(around)-1]
+		}
+		if n := len(around); n > 0 && !ports.within(v.Forwards[around[n-1]].Ports) {
+			pairs = append(pairs, [2]int{min(i, around[n-1]), max(i, around[n-1])})
+		}
+		around = append(around, i)
+	}
+	return pairs
+}
+
+func (v *validator) conflict(i, other int) error {
+	f, g := &v.Forwards[i], &v.Forwards[other]
+	name := Quote(g.Name) + v.where(other)
+	switch {
+	case f.Ports == g.Ports && f.Ports.Every():
+		return fmt.Errorf("every port is taken by forward %s", name)
+	case f.Ports == g.Ports:
+		return fmt.Errorf("%s is taken by forward %s", f.Ports, name)
+	}
+	return fmt.Errorf("%s shares some ports with forward %s, which has %s; only a range that lies within the other one may overlap it", f.Ports, name, g.Ports)
+}
+
+// CheckAddresses finds forwards that cannot work on a router with these
+// interfaces, of any role: those whose target is one of its own addresses, or
+// no host's on its networks. The error joins Problems.
+func (c Config) CheckAddresses(ifs []Interface) error {
+	v := validator{Config: c}
+	for i, f := range c.Forwards {
+		for _, link := range ifs {
+			for _, prefix := range link.Addresses {
+				v.check(i, "to", checkAgainst(f.Target, prefix, link.Name))
+			}
+		}
+	}
+	return errors.Join(v.problems...)
+}
+
+func checkAgainst(target netip.Addr, prefix netip.Prefix, link string) error {
+	switch {
+	case !target.Is4() || !prefix.Contains(target):
+		return nil
+	case target == prefix.Addr():
+		return fmt.Errorf("%s is this router's own address on %s; a target is another host", target, link)
+	case prefix.Bits() < 31 && target == prefix.Masked().Addr():
+		return fmt.Errorf("%s is the network of %s, not a host", target, link)
+	case prefix.Bits() < 31 && target == lastOf(prefix):
+		return fmt.Errorf("%s is the broadcast address of %s, not a host", target, link)
+	}
+	return nil
+}
+
+// lastOf is the broadcast address of an IPv4 network.
+func lastOf(prefix netip.Prefix) netip.Addr {
+	addr := prefix.Masked().Addr().As4()
+	for bit := prefix.Bits(); bit < 32; bit++ {
+		addr[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.AddrFrom4(addr)
+}

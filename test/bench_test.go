@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"hairpin/bpf"
+	"hairpin/maps"
+	"hairpin/test/lab"
+)
+
+// What the kernel's programs answer: linux/pkt_cls.h and linux/bpf.h.
+const (
+	tcUnspec   = ^uint32(0)
+	tcShot     = 2
+	tcRedirect = 7
+
+	xdpDrop     = 1
+	xdpPass     = 2
+	xdpTx       = 3
+	xdpRedirect = 4
+)
+
+// The bench's network.
+var (
+	wanAddress   = netip.MustParseAddr("203.0.113.1")
+	lanAddress   = netip.MustParseAddr("192.168.1.1")
+	otherAddress = netip.MustParseAddr("192.168.2.1")
+	internetHost = netip.MustParseAddr("198.51.100.7")
+	server       = netip.MustParseAddr("192.168.1.20")
+	client       = netip.MustParseAddr("192.168.1.50")
+	otherClient  = netip.MustParseAddr("192.168.2.60")
+
+	gatewayMAC     = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	serverMAC      = net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	clientMAC      = net.HardwareAddr{2, 0, 0, 0, 0, 3}
+	otherClientMAC = net.HardwareAddr{2, 0, 0, 0, 0, 4}
+)
+
+// bench is the loaded programs and a router around them, for single packets by
+// BPF_PROG_TEST_RUN: three interfaces, resolved neighbours, a few forwards.
+type bench struct {
+	router         *lab.Host
+	objs           bpf.HairpinObjects
+	tables         *maps.Tables
+	wan, lan, lan2 port
+}
+
+type port struct {
+	index int
+	mac   net.HardwareAddr
+}
+
+// answer is what a program made of a packet.
+type answer struct {
+	code uint32
+	data []byte
+}
+
+func newBench(tb testing.TB, forwards ...string) *bench {
+	tb.Helper()
+	b := &bench{router: lab.NewHost(tb, "router")}
+	internet := lab.NewHost(tb, "internet")
+	for _, p := range []struct {
+		name, address string
+		port          *port
+	}{
+		{"wan0", "203.0.113.1/24", &b.wan}, {"lan0", "192.168.1.1/24", &b.lan}, {"lan1", "192.168.2.1/24", &b.lan2},
+	} {
+		lab.Cable(b.router, p.name, internet, "to-"+p.name)
+		b.router.Address(p.name, p.address)
+		*p.port = port{b.router.Index(p.name), b.router.HardwareAddr(p.name)}
+	}
+	b.router.Sysctl("net/ipv4/ip_forward", "1")
+	b.neighbour(tb, b.wan, netip.MustParseAddr("203.0.113.254"), gatewayMAC)
+	b.neighbour(tb, b.lan, server, serverMAC)
+	b.neighbour(tb, b.lan, client, clientMAC)
+	b.neighbour(tb, b.lan2, otherClient, otherClientMAC)
+	b.router.Route("wan0", "0.0.0.0/0", "203.0.113.254", "")
+	b.load(tb)
+	b.configure(tb, forwards)
+	return b
+}
+
+func (b *bench) neighbour(tb testing.TB, p port, ip netip.Addr, mac net.HardwareAddr) {
+	tb.Helper()
+	err := b.router.Do(func() error {
+		return netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: p.index, IP: ip.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT,
+		})
+	})
+	if err != nil {
+		tb.Fatalf("set neighbour %s: %v", ip, err)
+	}
+}
+
+// load creates the maps, small ones.
+func (b *bench) load(tb testing.TB) {
+	tb.Helper()
+	spec, err := bpf.LoadHairpin()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	spec.Maps[bpf.HairpinMapConns].MaxEntries = 4096
+	spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = 4096
+	if err := spec.LoadAndAssign(&b.objs, nil); err != nil {
+		tb.Fatalf("load programs: %+v", err)
+	}
+	tb.Cleanup(func() { b.objs.Close() })
+	b.tables = maps.New(&b.objs)
+}
+
+func (b *bench) configure(tb testing.TB, forwards []string) {
+	tb.Helper()
+	config := maps.DefaultConfig()
+	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
+	config.MaxConnections = 2048
+	for _, words := range forwards {
+		config.Forwards = append(config.Forwards, mustForward(tb, words))
+	}
+	if _, err := b.tables.Apply(config); err != nil {
+		tb.Fatalf("apply: %v", err)
+	}
+	must(b.tables.SetInterfaces([]maps.Interface{
+		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true,
+			Addresses: []netip.Prefix{netip.PrefixFrom(wanAddress, 24)}},
+		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true,
+			Addresses: []netip.Prefix{netip.PrefixFrom(lanAddress, 24)}},
+		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true,
+			Addresses: []netip.Prefix{netip.PrefixFrom(otherAddress, 24)}},
+	}))
+}
+
+// tc runs a frame that came in by p through the TC program.
+func (b *bench) tc(tb testing.TB, p port, data []byte) answer {
+	tb.Helper()
+	context := make([]byte, 192) // struct __sk_buff
+	binary.NativeEndian.PutUint32(context[40:], uint32(p.index))
+	return b.run(tb, b.objs.HairpinTc, context, data)
+}
+
+// xdp runs a frame that came in by p through the XDP program.
+func (b *bench) xdp(tb testing.TB, p port, data []byte) answer {
+	tb.Helper()
+	context := make([]byte, 24) // struct xdp_md
+	binary.NativeEndian.PutUint32(context[4:], uint32(len(data)))
+	binary.NativeEndian.PutUint32(context[12:], uint32(p.index))
+	return b.run(tb, b.objs.HairpinXdp, context, data)
+}
+
+func (b *bench) run(tb testing.TB, program *ebpf.Program, context, data []byte) (a answer) {
+	tb.Helper()
+	opts := &ebpf.RunOptions{Data: data, DataOut: make([]byte, len(data)+256), Context: context}
+	err := b.router.Do(func() (err error) {
+		a.code, err = program.Run(opts)
+		return err
+	})
+	if err != nil {
+		tb.Fatalf("run %s with %d bytes: %v", program, len(data), err)
+	}
+	a.data = opts.DataOut
+	return a
+}
+
+// counted is how often a reason was given, on any interface.
+func (b *bench) counted(tb testing.TB, reason string) (n uint64) {
+	tb.Helper()
+	counters, err := b.tables.Counters()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, c := range counters {
+		if c.Reason == reason {
+			n += c.Packets
+		}
+	}
+	return n
+}
+
+// connections is how many connections there are, half-open ones too.
+func (b *bench) connections(tb testing.TB) []maps.Connection {
+	tb.Helper()
+	list, err := b.tables.Connections(maps.Selector{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return list
+}

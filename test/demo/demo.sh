@@ -1,0 +1,313 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Shows hairpin at work in network namespaces: an Internet host, a router, and a LAN with a
+# client and a web server. Touches nothing of this machine's own network.
+#
+#   sudo make demo           run through and clean up
+#   sudo make demo HOLD=1    leave it up at the end and print how to enter each host
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+hairpin=$root/bin/hairpin
+net=hp-demo-$$          # prefix of the namespaces
+external=203.0.113.2    # the router's public address
+work=
+daemon=
+
+main() {
+	[ "$(id -u)" = 0 ] || fail "needs root: sudo make demo"
+	[ -x "$hairpin" ] || fail "there is no $hairpin: run \"make build\" first"
+	install_packages
+	trap cleanup EXIT
+	trap 'exit 130' INT TERM
+	work=$(mktemp -d)
+
+	say "1. A router, the Internet on one side, a LAN with a client and a web server on the other"
+	build_network
+	start_nginx
+	picture
+
+	say "2. A port forward as most routers have it: nftables rewrites the destination (DNAT)"
+	forward_by_nft
+	ask internet
+	hang_from_lan
+	in_host router nft delete table ip demo
+	note "The nftables rules are removed again."
+
+	say "3. The same forward by hairpin"
+	start_hairpin
+
+	say "4. The public address now works from everywhere"
+	ask internet
+	ask client
+	ask server
+
+	say "5. Whom the web server saw"
+	note "Its access log: the true client from the Internet; the router for neighbours in the LAN,"
+	note "because that is what brings the server's answers back through the router."
+	run server tail -n 3 "$work/access.log"
+
+	say "6. What hairpin says"
+	show_state
+
+	[ -z "${HOLD:-}" ] || hold
+	say "Done. Removing everything again."
+}
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+note() { printf '   %s\n' "$*"; }
+fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
+
+# Not "ip netns exec": that hides the pinned maps and programs from hairpin.
+in_host() {
+	local host=$1
+	shift
+	nsenter --net="/run/netns/$net-$host" "$@"
+}
+
+# run shows a command as if typed on a host, and its output.
+run() {
+	local host=$1
+	shift
+	printf '\n%s# %s\n' "$host" "${*//"$work"\//}"
+	in_host "$host" "$@" | sed 's/^/   /'
+}
+
+# until_true waits for a command to succeed, ten seconds at most.
+until_true() {
+	local deadline=$((SECONDS + 10))
+	until "$@" >/dev/null 2>&1; do
+		[ $SECONDS -lt $deadline ] || fail "waited in vain for: $*"
+		sleep 0.05
+	done
+}
+
+install_packages() {
+	local tool missing=()
+	local -A package=([ip]=iproute2 [ss]=iproute2 [nft]=nftables [curl]=curl [nginx]=nginx [nsenter]=util-linux)
+	for tool in "${!package[@]}"; do
+		command -v "$tool" >/dev/null || missing+=("${package[$tool]}")
+	done
+	[ ${#missing[@]} -gt 0 ] || return 0
+
+	say "Installing what the demo lacks: ${missing[*]}"
+	# A freshly installed nginx must not start to serve on this machine, now or at boot.
+	local policy=/usr/sbin/policy-rc.d
+	if [ ! -e $policy ]; then
+		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+		printf '#!/bin/sh\nexit 101\n' >$policy
+		chmod +x $policy
+	fi
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y "${missing[@]}"
+	if [[ " ${missing[*]} " == *" nginx "* ]] && command -v systemctl >/dev/null; then
+		systemctl --quiet disable nginx || true
+	fi
+	if [ "$(trap -p EXIT)" ]; then
+		rm -f $policy
+		trap - EXIT
+	fi
+}
+
+build_network() {
+	local host
+	for host in internet router switch client server; do
+		ip netns add "$net-$host"
+		in_host $host ip link set lo up
+	done
+	cable router wan0 internet eth0
+	cable router lan0 switch port0
+	cable client eth0 switch port1
+	cable server eth0 switch port2
+	in_host switch ip link add br0 type bridge
+	in_host switch ip link set br0 up
+	for host in port0 port1 port2; do
+		in_host switch ip link set $host master br0
+	done
+
+	in_host internet ip addr add 203.0.113.1/24 dev eth0
+	in_host router ip addr add $external/24 dev wan0
+	in_host router ip addr add 192.168.1.1/24 dev lan0
+	in_host client ip addr add 192.168.1.50/24 dev eth0
+	in_host server ip addr add 192.168.1.20/24 dev eth0
+	in_host router ip route add default via 203.0.113.1
+	in_host client ip route add default via 192.168.1.1
+	in_host server ip route add default via 192.168.1.1
+	in_host router sysctl -qw net.ipv4.ip_forward=1
+}
+
+# cable joins two hosts: HOST INTERFACE HOST INTERFACE
+cable() {
+	in_host "$1" ip link add "$2" type veth peer name "$4" netns "$net-$3"
+	in_host "$1" ip link set "$2" up
+	in_host "$3" ip link set "$4" up
+}
+
+picture() {
+	cat <<-'END'
+
+	     Internet host               router                        LAN 192.168.1.0/24
+	   +--------------+       +------------------+            +-- client .50
+	   | 203.0.113.1  |-- wan0| 203.0.113.2      |lan0 -- switch
+	   +--------------+       |      192.168.1.1 |            +-- server .20, nginx on port 8080
+	                          +------------------+
+
+	   Wanted: http://203.0.113.2/ shows the server's page, from everywhere.
+	END
+}
+
+start_nginx() {
+	mkdir "$work/www"
+	echo "Hello from the web server in the LAN" >"$work/www/index.html"
+	head -c 20000000 /dev/zero >"$work/www/film"
+	chmod -R a+rX "$work"
+	cat >"$work/nginx.conf" <<-END
+		daemon off;
+		worker_processes 1;
+		user root;
+		pid $work/nginx.pid;
+		error_log $work/error.log;
+		events {}
+		http {
+			log_format brief '\$remote_addr asked for "\$request"';
+			access_log $work/access.log brief;
+			client_body_temp_path $work/body;
+			proxy_temp_path $work/proxy;
+			fastcgi_temp_path $work/fastcgi;
+			uwsgi_temp_path $work/uwsgi;
+			scgi_temp_path $work/scgi;
+			server {
+				listen 8080;
+				root $work/www;
+			}
+		}
+	END
+	in_host server nginx -c "$work/nginx.conf" -e "$work/error.log" &
+	until_true in_host server curl -sf http://127.0.0.1:8080/
+}
+
+# ask has a host open the public address, which has to work.
+ask() {
+	run "$1" curl --silent --show-error --max-time 5 http://$external/
+}
+
+forward_by_nft() {
+	in_host router nft -f - <<-END
+		table ip demo {
+			chain prerouting {
+				type nat hook prerouting priority dstnat
+				ip daddr $external tcp dport 80 dnat to 192.168.1.20:8080
+			}
+		}
+	END
+	run router nft list table ip demo
+	note ""
+	note "From the Internet that works:"
+}
+
+hang_from_lan() {
+	local curl
+	note ""
+	note "From the LAN it does not: the server answers its neighbour directly, from 192.168.1.20,"
+	note "which the client never called. The connection hangs:"
+	printf '\nclient# curl --max-time 3 http://%s/ &\n' $external
+	in_host client curl --silent --show-error --max-time 3 http://$external/ >"$work/curl.log" 2>&1 &
+	curl=$!
+	until_true in_syn_sent
+	run client ss -tn state syn-sent
+	if wait $curl; then
+		fail "the client got through without hairpin"
+	fi
+	sed 's/^/   /' "$work/curl.log"
+}
+
+in_syn_sent() {
+	in_host client ss -Htn state syn-sent dst $external | grep -q .
+}
+
+start_hairpin() {
+	cat >"$work/hairpin.toml" <<-'END'
+		version = 1
+
+		[interfaces]
+		wan = ["wan0"]
+		lan = ["lan0"]
+
+		[[forward]]
+		name = "web"
+		protocol = ["tcp"]
+		port = "80"
+		to = "192.168.1.20:8080"
+	END
+	run router cat "$work/hairpin.toml"
+	printf '\nrouter# hairpin -c hairpin.toml run &\n'
+	in_host router "$hairpin" -c "$work/hairpin.toml" --bpffs "$work/pins" run >"$work/daemon.log" 2>&1 &
+	daemon=$!
+	until_true ready_or_gone
+	sed 's/^/   /' "$work/daemon.log"
+	kill -0 $daemon 2>/dev/null || fail "hairpin has ended"
+}
+
+ready_or_gone() {
+	in_host router curl -sf http://127.0.0.1:9845/-/ready || ! kill -0 $daemon
+}
+
+# ask_hairpin runs a command of the CLI on the router.
+ask_hairpin() {
+	printf '\nrouter# hairpin %s\n' "$*"
+	in_host router "$hairpin" -c "$work/hairpin.toml" --bpffs "$work/pins" "$@" | sed 's/^/   /'
+}
+
+show_state() {
+	local host
+	note "While the Internet host and the LAN client watch a long film:"
+	for host in internet client; do
+		in_host $host curl --silent --limit-rate 1M --output /dev/null http://$external/film &
+	done
+	until_true both_watch
+	ask_hairpin forward show -s
+	ask_hairpin conn show
+	printf '\nrouter# curl http://127.0.0.1:9845/metrics\n'
+	in_host router curl -s http://127.0.0.1:9845/metrics |
+		grep -E '^hairpin_(forward_(packets|connections)_total|connections\{|connections_limit|interface_attached|external_address)' | sed 's/^/   /'
+}
+
+both_watch() {
+	[ "$(in_host router "$hairpin" -c "$work/hairpin.toml" --bpffs "$work/pins" conn show | grep -c established)" -ge 2 ]
+}
+
+hold() {
+	local host
+	say "Still up, because of HOLD=1. To enter a host, from another terminal:"
+	for host in internet router client server; do
+		printf '   %-9s sudo nsenter --net=/run/netns/%s-%s bash\n' "$host" "$net" "$host"
+	done
+	note "There, try: curl http://$external/"
+	note "On the router: $hairpin -c $work/hairpin.toml --bpffs $work/pins conn show"
+	note "The web server's log: $work/access.log"
+	printf '\n   Press Enter or Ctrl-C to clean up. '
+	read -r || true
+}
+
+cleanup() {
+	local host pid
+	trap - EXIT INT TERM
+	for host in internet router switch client server; do
+		for pid in $(ip netns pids "$net-$host" 2>/dev/null); do
+			[ "$pid" = "$daemon" ] || kill "$pid" 2>/dev/null || true
+		done
+	done
+	if [ -n "$daemon" ]; then
+		kill "$daemon" 2>/dev/null || true
+		wait "$daemon" 2>/dev/null || true
+		in_host router "$hairpin" --quiet --bpffs "$work/pins" detach --all || true
+	fi
+	wait
+	for host in internet router switch client server; do
+		ip netns delete "$net-$host" 2>/dev/null || true
+	done
+	[ -z "$work" ] || rm -rf --one-file-system "$work"
+}
+
+main "$@"

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Hairpin is the program under test on a router: the built binary with a configuration file
+// and a pin directory of its own.
+type Hairpin struct {
+	File string // configuration
+	Dir  string // pins
+
+	tb     testing.TB
+	host   *Host
+	binary string
+	notify *net.UnixConn
+	daemon *Process
+}
+
+// NewHairpin prepares hairpin on a host; nothing runs yet. Whatever it leaves there is
+// removed when the test ends.
+func NewHairpin(h *Host, config string) *Hairpin {
+	h.tb.Helper()
+	// Not the test's own directory: the path of a socket is at most 107 bytes.
+	dir, err := os.MkdirTemp("", "hairpin-lab-")
+	h.must("make directory", err)
+	hp := &Hairpin{
+		File: filepath.Join(dir, "hairpin.toml"), Dir: filepath.Join(dir, "pins"),
+		tb: h.tb, host: h, binary: Binary(h.tb),
+	}
+	hp.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: hp.socket(), Net: "unixgram"})
+	h.must("listen for readiness", err)
+	h.tb.Cleanup(func() {
+		hp.notify.Close()
+		for unix.Unmount(hp.Dir, unix.MNT_DETACH) == nil {
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			h.tb.Errorf("remove lab directory: %v", err)
+		}
+	})
+	hp.Write(config)
+	return hp
+}
+
+// For returns hairpin for use in a subtest.
+func (hp *Hairpin) For(tb testing.TB) *Hairpin {
+	other := *hp
+	other.tb, other.host = tb, hp.host.For(tb)
+	return &other
+}
+
+// Write replaces the configuration file.
+func (hp *Hairpin) Write(config string) {
+	hp.tb.Helper()
+	hp.host.must("write configuration", os.WriteFile(hp.File, []byte(config), 0o600))
+}
+
+// Start runs the daemon and returns once it says it is ready.
+func (hp *Hairpin) Start() {
+	hp.tb.Helper()
+	hp.daemon = hp.host.StartWith([]string{"NOTIFY_SOCKET=" + hp.socket()}, "", hp.args("run")...)
+	hp.await("READY=1")
+}
+
+// Reload makes the daemon read its file again and returns when it has.
+func (hp *Hairpin) Reload() {
+	hp.tb.Helper()
+	hp.daemon.Signal(unix.SIGHUP)
+	hp.await("RELOADING=1")
+	hp.await("READY=1")
+}
+
+// Stop ends the daemon as the init system does.
+func (hp *Hairpin) Stop() {
+	hp.tb.Helper()
+	hp.daemon.Signal(unix.SIGTERM)
+	if code := hp.daemon.Wait(); code != 0 {
+		hp.tb.Errorf("daemon: exit code %d on SIGTERM, want 0", code)
+	}
+}
+
+// Kill ends the daemon without a chance to do anything about it.
+func (hp *Hairpin) Kill() {
+	hp.tb.Helper()
+	hp.daemon.Signal(syscall.SIGKILL)
+	hp.daemon.Wait()
+}
+
+// Log returns what the daemon has written so far.
+func (hp *Hairpin) Log() string { return hp.daemon.Stdout.String() + hp.daemon.Stderr.String() }
+
+// Try runs a command of the CLI. It may be called from any goroutine.
+func (hp *Hairpin) Try(args ...string) (Result, error) {
+	return hp.host.Try(hp.args(args...)...)
+}
+
+// Run runs a command that has to succeed and returns its standard output.
+func (hp *Hairpin) Run(args ...string) string {
+	hp.tb.Helper()
+	return hp.host.Run(hp.args(args...)...)
+}
+
+// Fail runs a command that has to end with an exit code, and returns what it said.
+func (hp *Hairpin) Fail(code int, args ...string) string {
+	hp.tb.Helper()
+	r, err := hp.Try(args...)
+	if err != nil {
+		hp.tb.Fatal(err)
+	}
+	if r.Code != code {
+		hp.tb.Fatalf("hairpin %s: exit code %d, want %d\n%s%s", strings.Join(args, " "), r.Code, code, r.Stdout, r.Stderr)
+	}
+	return r.Stderr
+}
+
+func (hp *Hairpin) args(args ...string) []string {
+	return append([]string{hp.binary, "-c", hp.File, "--bpffs", hp.Dir}, args...)
+}
+
+func (hp *Hairpin) socket() string { return filepath.Join(filepath.Dir(hp.File), "notify") }
+
+// await waits for a state of sd_notify(3) of the daemon that runs now.
+func (hp *Hairpin) await(state string) {
+	hp.tb.Helper()
+	message := make([]byte, 4096)
+	deadline := time.Now().Add(Patience)
+	for {
+		hp.notify.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		n, err := hp.notify.Read(message)
+		if err == nil && strings.Contains(string(message[:n]), state) {
+			return
+		}
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			hp.tb.Fatalf("daemon: wait for %s: %v", state, err)
+		}
+		select {
+		case <-hp.daemon.Done():
+			hp.tb.Fatalf("daemon: ended before %s\n%s", state, hp.Log())
+		default:
+		}
+		if time.Now().After(deadline) {
+			hp.tb.Fatalf("daemon: no %s within %v\n%s", state, Patience, hp.Log())
+		}
+	}
+}

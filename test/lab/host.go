@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// Host is a machine of a lab: one network namespace. Its methods end the test on failure
+// unless they return an error.
+type Host struct {
+	Name string
+
+	tb testing.TB
+	fd int
+	nl *netlink.Handle
+}
+
+// NewHost makes a host with its loopback up and IPv6 off, so that a wire carries nothing
+// but what a test sends. It lives until the test ends.
+func NewHost(tb testing.TB, name string) *Host {
+	tb.Helper()
+	NeedRoot(tb)
+	fd, err := newNamespace()
+	if err != nil {
+		tb.Fatalf("make host %s: %v", name, err)
+	}
+	h := &Host{Name: name, tb: tb, fd: fd}
+	tb.Cleanup(func() { unix.Close(fd) })
+
+	h.nl, err = netlink.NewHandleAt(netns.NsHandle(fd), unix.NETLINK_ROUTE)
+	h.must("open netlink", err)
+	tb.Cleanup(h.nl.Close)
+
+	h.Up("lo")
+	h.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
+	h.Sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+	return h
+}
+
+func newNamespace() (int, error) {
+	type result struct {
+		fd  int
+		err error
+	}
+	made := make(chan result)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, the namespace stays with its descriptor.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			made <- result{err: fmt.Errorf("unshare network: %w", err)}
+			return
+		}
+		fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		made <- result{fd, err}
+	}()
+	r := <-made
+	return r.fd, r.err
+}
+
+// Do runs fn on a thread inside the host. Sockets that fn opens stay there; goroutines that
+// it starts do not.
+func (h *Host) Do(fn func() error) error {
+	runtime.LockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("open own namespace: %w", err)
+	}
+	defer unix.Close(home)
+	if err := unix.Setns(h.fd, unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("enter host %s: %w", h.Name, err)
+	}
+	defer func() {
+		// A thread that cannot go home stays locked and dies with its goroutine.
+		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	return fn()
+}
+
+// Cable joins two hosts with a veth pair; both ends are up.
+func Cable(a *Host, aName string, b *Host, bName string) {
+	a.tb.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = aName
+	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: bName, PeerNamespace: netlink.NsFd(b.fd)}
+	a.must("add veth "+aName, a.nl.LinkAdd(pair))
+	a.Up(aName)
+	b.Up(bName)
+}
+
+// Bridge makes a switch out of the ports.
+func (h *Host) Bridge(name string, ports ...string) {
+	h.tb.Helper()
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	quiet := false // snooping makes the bridge itself send IGMP reports
+	bridge := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &quiet}
+	h.must("add bridge "+name, h.nl.LinkAdd(bridge))
+	for _, port := range ports {
+		h.must("add port "+port, h.nl.LinkSetMaster(h.link(port), bridge))
+	}
+	h.Up(name)
+}
+
+// Plug adds a port to a bridge.
+func (h *Host) Plug(bridge, port string) {
+	h.tb.Helper()
+	h.must("add port "+port, h.nl.LinkSetMaster(h.link(port), h.link(bridge)))
+}
+
+// Up sets interfaces up.
+func (h *Host) Up(names ...string) {
+	h.tb.Helper()
+	for _, name := range names {
+		h.must("set "+name+" up", h.nl.LinkSetUp(h.link(name)))
+	}
+}
+
+// Unplug deletes an interface, and with it the other end of its cable.
+func (h *Host) Unplug(name string) {
+	h.tb.Helper()
+	h.must("delete "+name, h.nl.LinkDel(h.link(name)))
+}
+
+// Address adds addresses, written as prefixes, to an interface.
+func (h *Host) Address(dev string, prefixes ...string) {
+	h.tb.Helper()
+	for _, prefix := range prefixes {
+		h.must("add address "+prefix, h.nl.AddrAdd(h.link(dev), h.address(prefix)))
+	}
+}
+
+// Unaddress removes addresses from an interface.
+func (h *Host) Unaddress(dev string, prefixes ...string) {
+	h.tb.Helper()
+	for _, prefix := range prefixes {
+		h.must("delete address "+prefix, h.nl.AddrDel(h.link(dev), h.address(prefix)))
+	}
+}
+
+// Route sets a route through an interface; gateway and source may be empty.
+func (h *Host) Route(dev, prefix, gateway, source string) {
+	h.tb.Helper()
+	_, dst, err := net.ParseCIDR(prefix)
+	h.must("parse route", err)
+	route := &netlink.Route{LinkIndex: h.Index(dev), Dst: dst, Gw: net.ParseIP(gateway), Src: net.ParseIP(source)}
+	if gateway == "" {
+		route.Scope = netlink.SCOPE_LINK
+	}
+	h.must("set route to "+prefix, h.nl.RouteReplace(route))
+}
+
+// HardwareAddr returns an interface's MAC address.
+func (h *Host) HardwareAddr(dev string) net.HardwareAddr {
+	h.tb.Helper()
+	return h.link(dev).Attrs().HardwareAddr
+}
+
+// SetHardwareAddr changes an interface's MAC address.
+func (h *Host) SetHardwareAddr(dev string, mac net.HardwareAddr) {
+	h.tb.Helper()
+	h.must("set MAC address", h.nl.LinkSetHardwareAddr(h.link(dev), mac))
+}
+
+// Index returns an interface's index.
+func (h *Host) Index(dev string) int {
+	h.tb.Helper()
+	return h.link(dev).Attrs().Index
+}
+
+// Links returns the host's interfaces by name.
+func (h *Host) Links() map[string]netlink.Link {
+	h.tb.Helper()
+	list, err := h.nl.LinkList()
+	h.must("list links", err)
+	links := make(map[string]netlink.Link)
+	for _, link := range list {
+		links[link.Attrs().Name] = link
+	}
+	return links
+}
+
+// Qdiscs returns what is queueing, or hooked in, on an interface.
+func (h *Host) Qdiscs(dev string) []netlink.Qdisc {
+	h.tb.Helper()
+	list, err := h.nl.QdiscList(h.link(dev))
+	h.must("list qdiscs", err)
+	return list
+}
+
+// Sysctl writes a setting of the host's network.
+func (h *Host) Sysctl(key, value string) {
+	h.tb.Helper()
+	h.must("set "+key, h.Do(func() error {
+		return os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0)
+	}))
+}
+
+// SNMP returns a counter of /proc/net/snmp, such as "Tcp InCsumErrors".
+func (h *Host) SNMP(protocol, counter string) string {
+	h.tb.Helper()
+	var text []byte
+	h.must("read counters", h.Do(func() (err error) {
+		text, err = os.ReadFile("/proc/thread-self/net/snmp")
+		return err
+	}))
+	var names []string
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if fields[0] != protocol+":" {
+			continue
+		}
+		if names == nil {
+			names = fields
+			continue
+		}
+		for i, name := range names {
+			if name == counter {
+				return fields[i]
+			}
+		}
+	}
+	h.tb.Fatalf("%s: no counter %s %s", h.Name, protocol, counter)
+	return ""
+}
+
+// Feature is an offload that the ethtool ioctl can switch: linux/ethtool.h, ETHTOOL_S*.
+type Feature uint32
+
+const (
+	TransmitChecksum Feature = 0x17
+	Segmentation     Feature = 0x1f // TSO
+	ReceiveOffload   Feature = 0x2c // GRO
+)
+
+// Offload switches a feature of an interface.
+func (h *Host) Offload(dev string, feature Feature, on bool) {
+	h.tb.Helper()
+	value := struct{ command, data uint32 }{command: uint32(feature)}
+	if on {
+		value.data = 1
+	}
+	h.must(fmt.Sprintf("ethtool %s", dev), h.Do(func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		var request struct {
+			name [unix.IFNAMSIZ]byte
+			data unsafe.Pointer
+			_    [16]byte
+		}
+		copy(request.name[:unix.IFNAMSIZ-1], dev)
+		request.data = unsafe.Pointer(&value)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	}))
+}
+
+func (h *Host) link(name string) netlink.Link {
+	h.tb.Helper()
+	link, err := h.nl.LinkByName(name)
+	h.must("find "+name, err)
+	return link
+}
+
+func (h *Host) address(prefix string) *netlink.Addr {
+	h.tb.Helper()
+	if _, err := netip.ParsePrefix(prefix); err != nil {
+		h.tb.Fatalf("%s: %v", h.Name, err)
+	}
+	addr, err := netlink.ParseAddr(prefix)
+	h.must("parse address", err)
+	return addr
+}
+
+func (h *Host) must(what string, err error) {
+	h.tb.Helper()
+	if err != nil {
+		h.tb.Fatalf("%s: %s: %v", h.Name, what, err)
+	}
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import "testing"
+
+// Addresses of the usual network.
+const (
+	External       = "203.0.113.2"   // of the router's wan0
+	Gateway        = "203.0.113.1"   // the Internet host's end of that cable
+	InternetSource = "198.51.100.10" // what the Internet host sends from, beyond the gateway
+	RouterLAN      = "192.168.1.1"   // of the router's lan0
+	RouterGuest    = "192.168.2.1"   // of the router's lan1
+	Server         = "192.168.1.20"
+	Client         = "192.168.1.50"
+	Guest          = "192.168.2.50"
+)
+
+// Network is a home: a router with the Internet on wan0, a LAN of a client and a server
+// behind a switch on lan0, and a second LAN of one guest on lan1.
+//
+//	Internet eth0 --- wan0 Router lan0 --- port0 Switch port1 --- eth0 Client
+//	                          lan1 --- eth0 Guest     port2 --- eth0 Server
+type Network struct {
+	Internet, Router, Switch, Client, Server, Guest *Host
+}
+
+// NewNetwork makes the usual network. The router forwards; nothing translates yet.
+func NewNetwork(tb testing.TB) *Network {
+	tb.Helper()
+	n := &Network{
+		Internet: NewHost(tb, "internet"),
+		Router:   NewHost(tb, "router"),
+		Switch:   NewHost(tb, "switch"),
+		Client:   NewHost(tb, "client"),
+		Server:   NewHost(tb, "server"),
+		Guest:    NewHost(tb, "guest"),
+	}
+	Cable(n.Router, "wan0", n.Internet, "eth0")
+	Cable(n.Router, "lan0", n.Switch, "port0")
+	Cable(n.Router, "lan1", n.Guest, "eth0")
+	Cable(n.Client, "eth0", n.Switch, "port1")
+	Cable(n.Server, "eth0", n.Switch, "port2")
+	n.Switch.Bridge("br0", "port0", "port1", "port2")
+
+	n.Internet.Address("eth0", Gateway+"/24", InternetSource+"/32")
+	n.Internet.Route("eth0", "203.0.113.0/24", "", InternetSource)
+	n.Router.Address("wan0", External+"/24")
+	n.Router.Address("lan0", RouterLAN+"/24")
+	n.Router.Address("lan1", RouterGuest+"/24")
+	n.Client.Address("eth0", Client+"/24")
+	n.Server.Address("eth0", Server+"/24")
+	n.Guest.Address("eth0", Guest+"/24")
+
+	n.Router.Route("wan0", "0.0.0.0/0", Gateway, "")
+	n.Client.Route("eth0", "0.0.0.0/0", RouterLAN, "")
+	n.Server.Route("eth0", "0.0.0.0/0", RouterLAN, "")
+	n.Guest.Route("eth0", "0.0.0.0/0", RouterGuest, "")
+	n.Router.Sysctl("net/ipv4/ip_forward", "1")
+	return n
+}
+
+// For returns the network for use in a subtest, whose failures and cleanups are then its own.
+func (n *Network) For(tb testing.TB) *Network {
+	return &Network{
+		Internet: n.Internet.For(tb), Router: n.Router.For(tb), Switch: n.Switch.For(tb),
+		Client: n.Client.For(tb), Server: n.Server.For(tb), Guest: n.Guest.For(tb),
+	}
+}
+
+// For returns the host for use in a subtest.
+func (h *Host) For(tb testing.TB) *Host {
+	other := *h
+	other.tb = tb
+	return &other
+}
+
+// Offloads is who leaves checksums to the network card.
+type Offloads int
+
+const (
+	// AsTheyCome is veth's default: checksums are never filled in, segments stay whole.
+	AsTheyCome Offloads = iota
+	// RouterOff makes the router's kernel complete what hosts left partial, so a wrong
+	// partial sum becomes a wrong checksum on the wire.
+	RouterOff
+	// AllOff puts complete checksums on every wire.
+	AllOff
+	// AllOffGRO is AllOff between hosts that accept XDP frames: a veth does while its peer has GRO.
+	AllOffGRO
+)
+
+// String names the variant in a subtest.
+func (o Offloads) String() string {
+	return [...]string{"as they come", "router off", "all off", "all off, GRO"}[o]
+}
+
+// SetOffloads changes every interface of the network.
+func (n *Network) SetOffloads(o Offloads) {
+	ports := []struct {
+		host *Host
+		devs []string
+	}{
+		{n.Router, []string{"wan0", "lan0", "lan1"}},
+		{n.Internet, []string{"eth0"}},
+		{n.Switch, []string{"port0", "port1", "port2"}},
+		{n.Client, []string{"eth0"}},
+		{n.Server, []string{"eth0"}},
+		{n.Guest, []string{"eth0"}},
+	}
+	for i, port := range ports {
+		for _, dev := range port.devs {
+			off := o >= AllOff || o == RouterOff && i == 0
+			port.host.Offload(dev, TransmitChecksum, !off)
+			port.host.Offload(dev, Segmentation, !off)
+			port.host.Offload(dev, ReceiveOffload, o == AllOffGRO && i != 0)
+		}
+	}
+}

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Patience is how long anything that should happen at once may take on a busy machine.
+const Patience = 20 * time.Second
+
+// Process is a program that runs on a host until it ends or its test does.
+type Process struct {
+	Stdout, Stderr *Buffer
+
+	host *Host
+	name string
+	cmd  *exec.Cmd
+	done chan struct{}
+	err  error
+}
+
+// Buffer collects output while it is read.
+type Buffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (b *Buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// String returns everything written so far.
+func (b *Buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// Start runs a program on the host. Its output appears in the log of a failed test.
+func (h *Host) Start(args ...string) *Process {
+	h.tb.Helper()
+	return h.StartWith(nil, "", args...)
+}
+
+// StartWith is Start with more environment and an input.
+func (h *Host) StartWith(env []string, stdin string, args ...string) *Process {
+	h.tb.Helper()
+	p, err := h.spawn(env, stdin, args)
+	h.must("start "+args[0], err)
+	h.tb.Cleanup(func() {
+		p.Signal(unix.SIGKILL)
+		<-p.done
+		if h.tb.Failed() {
+			h.tb.Logf("%s: %s\n%s%s", h.Name, p.name, p.Stdout, p.Stderr)
+		}
+	})
+	return p
+}
+
+// spawn starts a process from a thread that lives as long as the process does: Pdeathsig
+// fires when the parent thread, not the parent process, ends.
+func (h *Host) spawn(env []string, stdin string, args []string) (*Process, error) {
+	p := &Process{Stdout: new(Buffer), Stderr: new(Buffer), host: h, name: strings.Join(args, " "), done: make(chan struct{})}
+	p.cmd = exec.Command(args[0], args[1:]...)
+	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.Stdin = strings.NewReader(stdin)
+	p.cmd.Stdout, p.cmd.Stderr = p.Stdout, p.Stderr
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	p.cmd.WaitDelay = Patience
+
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		defer close(p.done)
+		err := unix.Setns(h.fd, unix.CLONE_NEWNET)
+		if err == nil {
+			err = p.cmd.Start()
+		}
+		started <- err
+		if err == nil {
+			p.err = p.cmd.Wait()
+		}
+	}()
+	return p, <-started
+}
+
+// Signal sends a signal to the process, if it still runs.
+func (p *Process) Signal(signal syscall.Signal) {
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		p.host.tb.Errorf("%s: signal %s: %v", p.host.Name, p.name, err)
+	}
+}
+
+// Pid returns the process id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Wait waits for the end of the process and returns its exit code, -1 if a signal ended it.
+func (p *Process) Wait() int {
+	p.host.tb.Helper()
+	select {
+	case <-p.done:
+		return p.cmd.ProcessState.ExitCode()
+	case <-time.After(Patience):
+		p.host.tb.Fatalf("%s: %s still runs after %v", p.host.Name, p.name, Patience)
+		return -1
+	}
+}
+
+// Result is what a finished command left.
+type Result struct {
+	Stdout, Stderr string
+	Code           int
+}
+
+// Try runs a command on the host to its end. It may be called from any goroutine.
+func (h *Host) Try(args ...string) (Result, error) {
+	return h.TryInput("", args...)
+}
+
+// TryInput is Try with something on the standard input.
+func (h *Host) TryInput(stdin string, args ...string) (Result, error) {
+	p, err := h.spawn(nil, stdin, args)
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: start %s: %w", h.Name, args[0], err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(3 * Patience):
+		p.cmd.Process.Kill()
+		<-p.done
+		return Result{}, fmt.Errorf("%s: %s: no end after %v\n%s%s", h.Name, p.name, 3*Patience, p.Stdout, p.Stderr)
+	}
+	return Result{p.Stdout.String(), p.Stderr.String(), p.cmd.ProcessState.ExitCode()}, nil
+}
+
+// Run runs a command that has to succeed and returns its output.
+func (h *Host) Run(args ...string) string {
+	h.tb.Helper()
+	return h.RunInput("", args...)
+}
+
+// RunInput is Run with something on the standard input.
+func (h *Host) RunInput(stdin string, args ...string) string {
+	h.tb.Helper()
+	r, err := h.TryInput(stdin, args...)
+	if err != nil {
+		h.tb.Fatal(err)
+	}
+	if r.Code != 0 {
+		h.tb.Fatalf("%s: %s: exit code %d\n%s%s", h.Name, strings.Join(args, " "), r.Code, r.Stdout, r.Stderr)
+	}
+	return r.Stdout
+}
+
+// Eventually asks until the answer is nil, and ends the test with the last one after the
+// deadline.
+func Eventually(tb interface {
+	Helper()
+	Fatalf(string, ...any)
+}, within time.Duration, ask func() error) {
+	tb.Helper()
+	deadline := time.Now().Add(within)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ask()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatalf("not within %v: %v", within, err)
+			return
+		}
+		<-tick.C
+	}
+}

@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"hash/fnv"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The TCP service does what each request asks: one byte of operation, eight of length.
+const (
+	opUpload   = 'u' // take that many bytes, answer their SHA-256
+	opDownload = 'd' // send that many bytes and their SHA-256
+	opEcho     = 'e' // send back that many bytes
+	opWho      = 'w' // tell whom the server sees
+)
+
+// block is random data that transfers repeat, each time with its number in front.
+var block = func() []byte {
+	b := make([]byte, 1<<18)
+	rand.Read(b)
+	return b
+}()
+
+// ServeTCP serves on an address of the host until the test ends.
+func (h *Host) ServeTCP(address string) {
+	h.tb.Helper()
+	var listener net.Listener
+	h.must("listen on "+address, h.Do(func() (err error) {
+		listener, err = net.Listen("tcp4", address)
+		return err
+	}))
+	h.tb.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				serve(c)
+			}()
+		}
+	}()
+}
+
+func serve(c net.Conn) error {
+	for {
+		var request [9]byte
+		if _, err := io.ReadFull(c, request[:]); err != nil {
+			return err
+		}
+		if err := answer(c, request[0], int64(binary.BigEndian.Uint64(request[1:]))); err != nil {
+			return err
+		}
+	}
+}
+
+func answer(c net.Conn, op byte, length int64) error {
+	digest := sha256.New()
+	switch op {
+	case opUpload:
+		if _, err := io.CopyN(digest, c, length); err != nil {
+			return err
+		}
+		return write(c, digest.Sum(nil))
+	case opDownload:
+		if err := send(c, digest, length); err != nil {
+			return err
+		}
+		return write(c, digest.Sum(nil))
+	case opEcho:
+		data := make([]byte, length)
+		if _, err := io.ReadFull(c, data); err != nil {
+			return err
+		}
+		return write(c, data)
+	case opWho:
+		who := c.RemoteAddr().String()
+		return write(c, append([]byte{byte(len(who))}, who...))
+	}
+	return fmt.Errorf("unknown request %q", op)
+}
+
+func write(w io.Writer, data []byte) error {
+	_, err := w.Write(data)
+	return err
+}
+
+// send writes length bytes of which no two blocks are alike, and adds them to the digest.
+func send(w io.Writer, digest hash.Hash, length int64) error {
+	data := bytes.Clone(block)
+	for number := uint64(0); length > 0; number++ {
+		binary.BigEndian.PutUint64(data, number)
+		data = data[:min(int64(len(data)), length)]
+		digest.Write(data)
+		if err := write(w, data); err != nil {
+			return err
+		}
+		length -= int64(len(data))
+	}
+	return nil
+}
+
+// Conn is a client's connection to a TCP service.
+type Conn struct {
+	*net.TCPConn
+}
+
+// DialTCP connects from the host to a TCP service. A source address, with or without a port,
+// may be given: "192.168.1.50:40000".
+func (h *Host) DialTCP(address, source string, timeout time.Duration) (*Conn, error) {
+	dialer := net.Dialer{Timeout: timeout}
+	if source != "" {
+		addr, err := net.ResolveTCPAddr("tcp4", source)
+		if err != nil {
+			return nil, err
+		}
+		dialer.LocalAddr = addr
+	}
+	var c net.Conn
+	err := h.Do(func() (err error) {
+		c, err = dialer.DialContext(context.Background(), "tcp4", address)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", h.Name, err)
+	}
+	return &Conn{c.(*net.TCPConn)}, nil
+}
+
+// Who asks what the server sees as the client's address.
+func (c *Conn) Who() (netip.AddrPort, error) {
+	if err := c.request(opWho, 0); err != nil {
+		return netip.AddrPort{}, err
+	}
+	text := make([]byte, 1)
+	if _, err := io.ReadFull(c, text); err != nil {
+		return netip.AddrPort{}, err
+	}
+	text = make([]byte, text[0])
+	if _, err := io.ReadFull(c, text); err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.ParseAddrPort(string(text))
+}
+
+// Upload sends length bytes and compares the digest that the server made of them.
+func (c *Conn) Upload(length int64) error {
+	if err := c.request(opUpload, length); err != nil {
+		return err
+	}
+	digest := sha256.New()
+	if err := send(c, digest, length); err != nil {
+		return fmt.Errorf("upload: %w", err)
+	}
+	return c.compare(digest)
+}
+
+// Download takes length bytes and compares their digest with the server's.
+func (c *Conn) Download(length int64) error {
+	if err := c.request(opDownload, length); err != nil {
+		return err
+	}
+	digest := sha256.New()
+	if n, err := io.CopyN(digest, c, length); err != nil {
+		return fmt.Errorf("download: after %d bytes of %d: %w", n, length, err)
+	}
+	return c.compare(digest)
+}
+
+// Echo sends random bytes and compares what comes back.
+func (c *Conn) Echo(length int) error {
+	if err := c.request(opEcho, int64(length)); err != nil {
+		return err
+	}
+	data := make([]byte, length)
+	rand.Read(data)
+	if err := write(c, data); err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	back := make([]byte, length)
+	if _, err := io.ReadFull(c, back); err != nil {
+		return fmt.Errorf("echo: %w", err)
+	}
+	if !bytes.Equal(data, back) {
+		return errors.New("echo: other bytes came back")
+	}
+	return nil
+}
+
+// Lost returns how many of the segments this side sent got lost: retransmissions, less those
+// that the receiver reported as not needed (RFC 3708).
+func (c *Conn) Lost() (int, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var info *unix.TCPInfo
+	var failed error
+	if err := raw.Control(func(fd uintptr) {
+		info, failed = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
+	}); err != nil {
+		return 0, err
+	}
+	if failed != nil {
+		return 0, failed
+	}
+	return max(0, int(info.Total_retrans)-int(info.Dsack_dups)), nil
+}
+
+func (c *Conn) request(op byte, length int64) error {
+	c.SetDeadline(time.Now().Add(2 * Patience))
+	request := binary.BigEndian.AppendUint64([]byte{op}, uint64(length))
+	return write(c, request)
+}
+
+func (c *Conn) compare(digest hash.Hash) error {
+	theirs := make([]byte, sha256.Size)
+	if _, err := io.ReadFull(c, theirs); err != nil {
+		return fmt.Errorf("read digest: %w", err)
+	}
+	if ours := digest.Sum(nil); !bytes.Equal(ours, theirs) {
+		return fmt.Errorf("content differs: SHA-256 %x here, %x there", ours, theirs)
+	}
+	return nil
+}
+
+// Tally sums up datagrams, in whatever order they come.
+type Tally struct {
+	Datagrams int
+	Bytes     int64
+	Digest    uint64 // sum of the datagrams' FNV-1a hashes
+}
+
+// Add counts a datagram.
+func (t *Tally) Add(datagram []byte) {
+	h := fnv.New64a()
+	h.Write(datagram)
+	t.Datagrams++
+	t.Bytes += int64(len(datagram))
+	t.Digest += h.Sum64()
+}
+
+// Echoer is a UDP service that sends back each datagram.
+type Echoer struct {
+	conn *net.UDPConn
+	mu   sync.Mutex
+	seen map[netip.AddrPort]*Tally
+}
+
+// socketBuffer keeps a burst of datagrams until a busy machine gets to read them.
+const socketBuffer = 8 << 20
+
+// ServeUDP echoes on an address of the host until the test ends.
+func (h *Host) ServeUDP(address string) *Echoer {
+	h.tb.Helper()
+	e := &Echoer{seen: make(map[netip.AddrPort]*Tally)}
+	h.must("listen on "+address, h.Do(func() error {
+		c, err := h.listenUDP(address)
+		e.conn = c
+		return err
+	}))
+	h.tb.Cleanup(func() { e.conn.Close() })
+	go e.serve()
+	return e
+}
+
+// Seen returns what came from each peer as the server sees it.
+func (e *Echoer) Seen() map[netip.AddrPort]Tally {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	seen := make(map[netip.AddrPort]Tally, len(e.seen))
+	for peer, tally := range e.seen {
+		seen[peer] = *tally
+	}
+	return seen
+}
+
+// Send sends one datagram to a peer that nobody asked for.
+func (e *Echoer) Send(peer netip.AddrPort, datagram []byte) error {
+	_, err := e.conn.WriteToUDPAddrPort(datagram, peer)
+	return err
+}
+
+func (e *Echoer) serve() {
+	data := make([]byte, 1<<16)
+	for {
+		n, peer, err := e.conn.ReadFromUDPAddrPort(data)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue
+		}
+		e.mu.Lock()
+		if e.seen[peer] == nil {
+			e.seen[peer] = new(Tally)
+		}
+		e.seen[peer].Add(data[:n])
+		e.mu.Unlock()
+		e.conn.WriteToUDPAddrPort(data[:n], peer)
+	}
+}
+
+func (h *Host) listenUDP(address string) (*net.UDPConn, error) {
+	addr, err := net.ResolveUDPAddr("udp4", address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := net.ListenUDP("udp4", addr)
+	if err != nil {
+		return nil, err
+	}
+	return c, forceBuffers(c)
+}
+
+func forceBuffers(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer),
+			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, socketBuffer))
+	})
+	return errors.Join(err, failed)
+}
+
+// DialUDP opens a connected UDP socket on the host; datagrams from anybody else than address
+// do not reach it. The source may be empty.
+func (h *Host) DialUDP(address, source string) (*net.UDPConn, error) {
+	var local *net.UDPAddr
+	if source != "" {
+		addr, err := net.ResolveUDPAddr("udp4", source)
+		if err != nil {
+			return nil, err
+		}
+		local = addr
+	}
+	remote, err := net.ResolveUDPAddr("udp4", address)
+	if err != nil {
+		return nil, err
+	}
+	var c *net.UDPConn
+	err = h.Do(func() (err error) {
+		if c, err = net.DialUDP("udp4", local, remote); err != nil {
+			return err
+		}
+		return forceBuffers(c)
+	})
+	return c, err
+}
+
+// Exchange sends count datagrams of sizes 1 to limit in turn, a few at a time, and takes as
+// many echoes. It returns what was sent; an error tells what is missing or differs.
+func Exchange(c *net.UDPConn, count, limit int) (Tally, error) {
+	const window = 32
+	var sent, received Tally
+	data, back := make([]byte, limit), make([]byte, 1<<16)
+	for sent.Datagrams < count || received.Datagrams < count {
+		for sent.Datagrams < count && sent.Datagrams-received.Datagrams < window {
+			datagram := data[:sent.Datagrams%limit+1]
+			rand.Read(datagram)
+			if _, err := c.Write(datagram); err != nil && !errors.Is(err, syscall.ECONNREFUSED) {
+				return sent, fmt.Errorf("send datagram %d: %w", sent.Datagrams, err)
+			}
+			sent.Add(datagram)
+		}
+		c.SetReadDeadline(time.Now().Add(3 * time.Second))
+		n, err := c.Read(back)
+		if err != nil {
+			return sent, fmt.Errorf("%d of %d datagrams unanswered: %w", sent.Datagrams-received.Datagrams, sent.Datagrams, err)
+		}
+		received.Add(back[:n])
+	}
+	if sent != received {
+		return sent, fmt.Errorf("sent %+v, got back %+v", sent, received)
+	}
+	return sent, nil
+}

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"testing"
+
+	"hairpin/test/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }

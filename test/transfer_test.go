@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"hairpin/test/lab"
+)
+
+// transferBytes goes over TCP in each direction of each transfer.
+const transferBytes = 100_000_000
+
+var (
+	externalAddress = netip.MustParseAddr(lab.External)
+	serverAddress   = netip.MustParseAddr(lab.Server)
+	routerAddress   = netip.MustParseAddr(lab.RouterLAN)
+)
+
+// way is one way to a forward, and whom the server takes for the client.
+type way struct {
+	name string
+	from *lab.Host
+	addr netip.Addr // of the client itself
+	sees netip.Addr
+}
+
+// ways are all the ways to a forward that reflects as `auto` does: a client whose answers
+// would not pass the router appears as the router, everybody else as himself.
+func ways(n *lab.Network) []way {
+	return []way{
+		{"from the Internet", n.Internet, netip.MustParseAddr(lab.InternetSource), netip.MustParseAddr(lab.InternetSource)},
+		{"from the LAN", n.Client, netip.MustParseAddr(lab.Client), routerAddress},
+		{"from the server itself", n.Server, serverAddress, routerAddress},
+		{"from a second LAN", n.Guest, netip.MustParseAddr(lab.Guest), netip.MustParseAddr(lab.Guest)},
+	}
+}
+
+// All kinds of clients move bulk data both ways through a forward, with every way that
+// devices and hooks handle checksums and segments.
+func TestTransfers(t *testing.T) {
+	variants := []struct {
+		mode     string
+		offloads lab.Offloads
+	}{
+		{"tc", lab.AsTheyCome},
+		{"tc", lab.RouterOff},
+		{"tc", lab.AllOff},
+		{"xdp", lab.AsTheyCome},
+		{"xdp", lab.AllOff},
+		{"xdp", lab.AllOffGRO},
+	}
+	for _, v := range variants {
+		t.Run(fmt.Sprintf("%s, offloads %s", v.mode, v.offloads), func(t *testing.T) {
+			n := lab.NewNetwork(t)
+			n.SetOffloads(v.offloads)
+			n.Server.ServeTCP(":8080")
+			udp := n.Server.ServeUDP(":5353")
+			start(t, n, v.mode, forwards)
+			for _, w := range ways(n) {
+				t.Run(w.name, func(t *testing.T) {
+					transfer(t, n.For(t), w, udp)
+				})
+			}
+			for _, h := range []*lab.Host{n.Internet, n.Client, n.Server, n.Guest, n.Router} {
+				for _, protocol := range []string{"Tcp", "Udp"} {
+					if bad := h.SNMP(protocol, "InCsumErrors"); bad != "0" {
+						t.Errorf("%s counts %s %s checksum errors", h.Name, bad, protocol)
+					}
+				}
+			}
+		})
+	}
+}
+
+func transfer(t *testing.T, n *lab.Network, w way, udp *lab.Echoer) {
+	from := w.from.For(t)
+	watch := arrivals(w)
+	captures := []*lab.Capture{n.Server.Capture("eth0", watch)}
+	if w.addr != serverAddress {
+		captures = append(captures, from.Capture("eth0", watch))
+	}
+	transferTCP(t, from, w)
+	transferUDP(t, from, w, udp)
+	for _, c := range captures {
+		stats := c.Stop()
+		t.Logf("%d packets, %d partial checksums, %d bytes", stats.Packets, stats.Partial, stats.Bytes)
+		if stats.Bytes < transferBytes {
+			t.Errorf("captured %d bytes of a transfer of %d", stats.Bytes, transferBytes)
+		}
+	}
+}
+
+// arrivals says what may arrive at either end: at the client's only answers of the external
+// address, at the server's only packets of the client as the forward shows him.
+func arrivals(w way) func(*lab.Packet) error {
+	return func(p *lab.Packet) error {
+		toClient := p.Dst.Addr() == w.addr && p.Src.Addr() == externalAddress
+		toServer := p.Dst.Addr() == serverAddress && p.Src.Addr() == w.sees
+		if !toClient && !toServer {
+			return errors.New("neither an answer of the external address nor from whom the server should see")
+		}
+		return nil
+	}
+}
+
+func transferTCP(t *testing.T, from *lab.Host, w way) {
+	c, err := from.DialTCP(lab.External+":80", "", lab.Patience)
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer c.Close()
+	who, err := c.Who()
+	if err != nil || who.Addr() != w.sees {
+		t.Errorf("server sees %v, want %v (%v)", who.Addr(), w.sees, err)
+	}
+	if err := c.Upload(transferBytes); err != nil {
+		t.Error(err)
+	}
+	if err := c.Download(transferBytes); err != nil {
+		t.Error(err)
+	}
+}
+
+func transferUDP(t *testing.T, from *lab.Host, w way, udp *lab.Echoer) {
+	c, err := from.DialUDP(lab.External+":53", "")
+	if err != nil {
+		t.Fatalf("connect: %v", err)
+	}
+	defer c.Close()
+	before := udp.Seen()
+	sent, err := lab.Exchange(c, 10_000, 1472)
+	if err != nil {
+		t.Error(err)
+	}
+	for peer, tally := range udp.Seen() {
+		if before[peer] == tally {
+			continue
+		}
+		if peer.Addr() != w.sees || tally != sent {
+			t.Errorf("server saw %+v from %v, want %+v from %v", tally, peer, sent, w.sees)
+		}
+	}
+}
