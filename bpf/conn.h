@@ -240,10 +240,15 @@ static __noinline enum reason conn_promote(const struct tuple *opener_key, const
 		return REASON_ENDED;
 	if (conn_move(answerer_key, answerer) != 0)
 		return conn_promoted_by_other(opener_key, answerer_key);
-	if (conn_move(opener_key, opener) != 0 || !conn_start_timer(opener_key, time->tcp_transitory)) {
-		bpf_map_delete_elem(&conns, opener_key);
+	if (conn_move(opener_key, opener) != 0) {
 		bpf_map_delete_elem(&conns, answerer_key);
 		return REASON_TABLE_FULL;
+	}
+	/* The kernel may have no memory for a timer at hand. The next packet tries again. */
+	if (!conn_start_timer(opener_key, time->tcp_transitory)) {
+		bpf_map_delete_elem(&conns, opener_key);
+		bpf_map_delete_elem(&conns, answerer_key);
+		return REASON_NONE;
 	}
 	count_event(CONN_ESTABLISHED);
 	id = opener->forward.id;

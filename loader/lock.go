@@ -55,7 +55,7 @@ func unlock(file *os.File, dir string) {
 	if current, err := isCurrent(file, dir); err != nil || !current {
 		return
 	}
-	if entries, err := os.ReadDir(dir); err == nil && len(entries) == 0 {
+	if kept, err := firstPin(dir); err == nil && kept == "" {
 		_ = unmountDir(dir)
 	}
 }

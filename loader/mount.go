@@ -150,12 +150,12 @@ func unmountDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(dir)
+	kept, err := firstPin(dir)
 	if err != nil {
-		return fmt.Errorf("read pin directory: %w", err)
+		return err
 	}
-	if len(entries) > 0 {
-		return fmt.Errorf("unmount %s: %s in it is not hairpin's: remove it first", dir, entries[0].Name())
+	if kept != "" {
+		return fmt.Errorf("unmount %s: %s in it is not hairpin's: remove it first", dir, kept)
 	}
 	// Detached, because the holder of the lock has the directory open.
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
@@ -176,13 +176,29 @@ func unmountParent(parent string) error {
 	if err != nil || !at.ours() {
 		return err
 	}
-	if entries, err := os.ReadDir(parent); err != nil || len(entries) > 0 {
+	if kept, err := firstPin(parent); kept != "" || err != nil {
 		return err
 	}
 	if err := unix.Unmount(parent, unix.UMOUNT_NOFOLLOW); err != nil && !errors.Is(err, unix.EBUSY) {
 		return fmt.Errorf("unmount %s: %w", parent, err)
 	}
 	return nil
+}
+
+// firstPin returns the name of something that somebody keeps in a bpffs, "" if there is nothing. The
+// kernel's own files (maps.debug, progs.debug; populate_bpffs in kernel/bpf/inode.c) have a dot in
+// their names, which it lets nobody else have.
+func firstPin(dir string) (string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("read pin directory: %w", err)
+	}
+	for _, entry := range entries {
+		if !strings.Contains(entry.Name(), ".") {
+			return entry.Name(), nil
+		}
+	}
+	return "", nil
 }
 
 func onSysfs(path string) bool {

@@ -36,7 +36,7 @@ func xdpFeatures() (map[int]uint64, error) {
 	}
 	messages, err := retryDump(func() ([][]byte, error) {
 		request := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_DUMP)
-		request.AddData(&nl.Genlmsg{Command: netdevCmdDevGet, Version: netdevVersion})
+		request.AddData(genlHeader{netdevCmdDevGet, netdevVersion})
 		return request.Execute(unix.NETLINK_GENERIC, 0)
 	})
 	if err != nil {
@@ -52,6 +52,13 @@ func xdpFeatures() (map[int]uint64, error) {
 	}
 	return features, nil
 }
+
+// genlHeader is struct genlmsghdr: command, version, and two reserved bytes, which the kernel wants
+// to be zero. Those that nl.Genlmsg sends are whatever lies behind it in memory.
+type genlHeader [nl.SizeofGenlmsg]byte
+
+func (h genlHeader) Len() int          { return len(h) }
+func (h genlHeader) Serialize() []byte { return h[:] }
 
 func parseFeatures(message []byte) (ifindex int, bits uint64, err error) {
 	if len(message) < nl.SizeofGenlmsg {

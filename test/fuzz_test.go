@@ -21,13 +21,11 @@ func FuzzDatapath(f *testing.F) {
 		f.Add(uint8(1), seed)
 		f.Add(uint8(2), seed)
 	}
-	for _, udp := range []bool{false, true} {
-		for _, way := range b.flows(udp, 30000) {
-			way.open(f)
-		}
+	for _, flow := range fuzzFlows(b) {
+		flow.open(f)
 	}
 	f.Fuzz(func(t *testing.T, from uint8, data []byte) {
-		if len(data) < ethernetLength || len(data) > 2048 {
+		if len(data) < ethernetLength+20 || len(data) > 2048 {
 			return
 		}
 		at := []port{b.wan, b.lan, b.lan2}[from%3]
@@ -121,23 +119,36 @@ func opens(data []byte) bool {
 
 // fuzzSeeds are packets of open connections, openings, and some of each kind of oddity.
 func fuzzSeeds(b *bench) (seeds [][]byte) {
-	for _, udp := range []bool{false, true} {
-		for _, clientPort := range []uint16{30000, 30001} {
-			for _, f := range b.flows(udp, clientPort) {
-				for _, changes := range [][]func(*frame){
-					with(tcp("S", clientISN, 0)), with(tcp("SA", serverISN, clientISN+1)),
-					with(tcp("PA", clientISN+1, serverISN+1), payload("data")),
-					with(tcp("FA", clientISN+1, serverISN+1)), with(tcp("R", clientISN+1, 0)),
-					with(tcp("S", clientISN, 0), options(12), trailer(6)),
-					with(payload("first of a few"), func(f *frame) { f.more, f.id = true, 9 }),
-					with(payload("later fragment"), func(f *frame) { f.offset, f.id = 16, 9 }),
-				} {
-					in, _ := f.in(changes...)
-					back, _ := f.back(changes...)
-					seeds = append(seeds, in.bytes(), back.bytes())
-				}
-			}
+	flows := fuzzFlows(b)
+	for _, fresh := range b.flows(false, 31000) {
+		flows = append(flows, fresh)
+	}
+	for _, f := range flows {
+		for _, changes := range [][]func(*frame){
+			with(tcp("S", clientISN, 0)), with(tcp("SA", serverISN, clientISN+1)),
+			with(tcp("PA", clientISN+1, serverISN+1), payload("data")),
+			with(tcp("FA", clientISN+1, serverISN+1)), with(tcp("R", clientISN+1, 0)),
+			with(tcp("S", clientISN, 0), options(12), trailer(6)),
+			with(payload("first of a few"), func(f *frame) { f.more, f.id = true, 9 }),
+			with(payload("later fragment"), func(f *frame) { f.offset, f.id = 16, 9 }),
+		} {
+			in, _ := f.in(changes...)
+			back, _ := f.back(changes...)
+			seeds = append(seeds, in.bytes(), back.bytes())
 		}
 	}
 	return seeds
+}
+
+// fuzzFlows are one connection a way and protocol, each from a port of its own: two hairpin
+// clients with the same port would not both keep it.
+func fuzzFlows(b *bench) (flows []flow) {
+	clientPort := uint16(30000)
+	for _, udp := range []bool{false, true} {
+		for way := range b.flows(udp, 0) {
+			clientPort++
+			flows = append(flows, b.flows(udp, clientPort)[way])
+		}
+	}
+	return flows
 }

@@ -12,7 +12,7 @@ import (
 )
 
 // transferBytes goes over TCP in each direction of each transfer.
-const transferBytes = 100_000_000
+const transferBytes = 200_000_000
 
 var (
 	externalAddress = netip.MustParseAddr(lab.External)

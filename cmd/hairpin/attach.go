@@ -21,7 +21,7 @@ func (a *app) attachCommand() *cobra.Command {
 		Long: `Load, attach to the configured interfaces and apply the file, once, without a
 daemon. Where hairpin is attached already with this very file, interfaces that
 lack the programs get them and forwards stay as they run.`,
-		Args: cobra.NoArgs,
+		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			return a.attach(command.Context())
 		},
@@ -35,7 +35,7 @@ func (a *app) detachCommand() *cobra.Command {
 		Short: "Take the programs off all interfaces; --all removes forwards, connections and pins too",
 		Long: `Take the programs off all interfaces. Forwards and connections stay in the
 kernel for the next attach; --all removes them too, with every pin and the mount.`,
-		Args: cobra.NoArgs,
+		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			if all {
 				return a.detachAll(command.Context())
@@ -51,7 +51,7 @@ func (a *app) upgradeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "upgrade",
 		Short: "Replace the attached programs by this binary's; no packet and no connection is lost",
-		Args:  cobra.NoArgs,
+		Args:  takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			s, err := a.openLocked(command.Context())
 			if err != nil {

@@ -17,7 +17,7 @@ func (a *app) completionCommand() *cobra.Command {
 		Example: `  hairpin completion bash > /etc/bash_completion.d/hairpin
   hairpin completion zsh > "${fpath[1]}/_hairpin"
   hairpin completion fish > ~/.config/fish/completions/hairpin.fish`,
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), knownShell),
+		Args:      cobra.MatchAll(needs("SHELL: bash, zsh or fish"), takes(1), knownShell),
 		ValidArgs: []string{"bash", "zsh", "fish"},
 		RunE: func(command *cobra.Command, args []string) error {
 			root := command.Root()

@@ -26,7 +26,7 @@ func (a *app) checkCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [FILE]",
 		Short: "Check a configuration file; nothing is changed, no privilege needed",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  takes(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
@@ -63,7 +63,7 @@ func (a *app) diffCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff [FILE]",
 		Short: "Show what apply would change: exit code 0 nothing, 3 something",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  takes(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			differs, err := a.plan(a.configPath(args))
 			if err == nil && differs {
@@ -79,7 +79,7 @@ func (a *app) applyCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:   "apply [FILE|-] [--dry-run]",
 		Short: "Make a configuration file what runs, in one step; - reads stdin",
-		Args:  cobra.MaximumNArgs(1),
+		Args:  takes(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			path := a.configPath(args)
 			if dryRun {
@@ -253,7 +253,7 @@ func (a *app) saveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "save",
 		Short: "Keep forwards that were added at run time, in forwards.d/50-cli.toml",
-		Args:  cobra.NoArgs,
+		Args:  takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			return a.save(command)
 		},

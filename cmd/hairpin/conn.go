@@ -81,7 +81,7 @@ func (a *app) connFlushCommand() *cobra.Command {
 select src 0.0.0.0/0.
 
 ` + selectorHelp,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              needs("a SELECTOR, " + maps.SelectorSyntax),
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.withSelector(args, func(s *session, selector maps.Selector) error {

@@ -46,7 +46,7 @@ the daemon and nothing else: the datapath goes on, "hairpin detach --all" ends i
 
 Over a live datapath that was applied from these very files the daemon keeps
 what runs, with the forwards that were changed at run time.`,
-		Args: cobra.NoArgs,
+		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, unix.SIGHUP)

@@ -9,8 +9,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 
 	"hairpin/loader"
 	"hairpin/maps"
@@ -102,6 +100,9 @@ func (a *app) report(err error) {
 			fmt.Fprintln(a.stderr, "hairpin: "+printable(shorten(line)))
 		}
 	}
+	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
+		fmt.Fprintln(a.stderr, `hairpin: "hairpin run", the daemon, or "hairpin attach" loads it`)
+	}
 	var verifier *ebpf.VerifierError
 	switch {
 	case !errors.As(err, &verifier):
@@ -119,15 +120,4 @@ func shorten(line string) string {
 		return line
 	}
 	return line[:limit/2] + " ... " + line[len(line)-limit/2:]
-}
-
-// flagError explains the one mistake that looks like an option and is none.
-func flagError(_ *cobra.Command, err error) error {
-	var unknown *pflag.NotExistError
-	if errors.As(err, &unknown) {
-		if short := unknown.GetSpecifiedShortnames(); short != "" && short[0] >= '0' && short[0] <= '9' {
-			return fmt.Errorf("\"-%s\" is neither an option nor a port: ports are 1 to 65535", short)
-		}
-	}
-	return err
 }

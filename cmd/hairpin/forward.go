@@ -57,7 +57,7 @@ Without ADDR or IF it listens on every address of every WAN interface. PORT
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24`,
-		Args:              cobra.MinimumNArgs(1),
+		Args:              needs(maps.ForwardSyntax),
 		ValidArgsFunction: a.completeForwardAdd,
 		RunE: func(command *cobra.Command, args []string) error {
 			forward, err := maps.ParseForward(args)
@@ -75,7 +75,7 @@ func (a *app) forwardDelCommand() *cobra.Command {
 		Use:               "del NAME..",
 		Aliases:           []string{"delete", "rm", "remove"},
 		Short:             "Delete forwards from what runs; their connections end at once",
-		Args:              cobra.MinimumNArgs(1),
+		Args:              needs("NAME"),
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(command *cobra.Command, names []string) error {
 			return a.delForwards(command, names)

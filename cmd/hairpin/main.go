@@ -8,6 +8,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -95,6 +96,9 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 		Args:              rootArgs,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if a.quiet && a.verbose {
+				return errors.New("-q and -v exclude each other")
+			}
 			a.started = true
 			return nil
 		},
@@ -107,6 +111,7 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 	root.SetOut(a.out)
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(flagError)
+	root.SetUsageFunc(printUsage)
 	cobra.EnableCommandSorting = false
 
 	flags := root.PersistentFlags()
@@ -117,7 +122,6 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no talk, errors only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more talk; the verifier's log in full")
-	root.MarkFlagsMutuallyExclusive("quiet", "verbose")
 
 	root.AddCommand(
 		a.runCommand(),
@@ -127,15 +131,4 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 		a.completionCommand(), a.versionCommand(),
 	)
 	return root
-}
-
-// rootArgs refuses what is no command, with the nearest one that is.
-func rootArgs(root *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	if near := root.SuggestionsFor(args[0]); len(near) > 0 {
-		return fmt.Errorf("unknown command %q: did you mean %q?", args[0], near[0])
-	}
-	return fmt.Errorf("unknown command %q", args[0])
 }

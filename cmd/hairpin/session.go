@@ -49,7 +49,7 @@ func (s *session) unlock() {
 func (s *session) running() (maps.Config, error) {
 	cfg, err := s.tables.Running()
 	if errors.Is(err, maps.ErrEmpty) {
-		return cfg, fmt.Errorf("%w: no configuration was ever applied; \"hairpin attach\" does", loader.ErrNotLoaded)
+		return cfg, fmt.Errorf("%w: %w; \"hairpin attach\" applies the file", loader.ErrNotLoaded, err)
 	}
 	if err != nil {
 		return cfg, fmt.Errorf("read what runs: %w", err)

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"hairpin/maps"
+)
+
+// rootArgs refuses what is no command, with the nearest one that is.
+func rootArgs(root *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var names []string
+	for _, command := range root.Commands() {
+		if command.IsAvailableCommand() {
+			names = append(names, command.Name())
+		}
+	}
+	text := fmt.Sprintf("unknown command %q", clip(args[0]))
+	if hint := maps.Suggest(args[0], names...); hint != "" {
+		text += ": " + hint
+	}
+	return errors.New(text)
+}
+
+// needs refuses a command without arguments, naming what is missing.
+func needs(what string) cobra.PositionalArgs {
+	return func(command *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return fmt.Errorf("%s needs %s", command.CommandPath(), what)
+		}
+		return nil
+	}
+}
+
+// takes refuses more than n arguments, naming the first that is too many.
+func takes(n int) cobra.PositionalArgs {
+	return func(command *cobra.Command, args []string) error {
+		if len(args) > n {
+			return fmt.Errorf("%s: %q is one argument too many", command.CommandPath(), clip(args[n]))
+		}
+		return nil
+	}
+}
+
+// flagError explains the one mistake that looks like an option and is none.
+func flagError(_ *cobra.Command, err error) error {
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		if short := unknown.GetSpecifiedShortnames(); short != "" && short[0] >= '0' && short[0] <= '9' {
+			return fmt.Errorf("\"-%s\" is neither an option nor a port: ports are 1 to 65535", short)
+		}
+	}
+	return err
+}
+
+// printUsage is the part of a help text behind the description.
+func printUsage(command *cobra.Command) error {
+	out := command.OutOrStdout()
+	if command.HasParent() {
+		fmt.Fprintf(out, "Usage:\n  %s %s\n", command.Parent().CommandPath(), command.Use)
+	} else {
+		fmt.Fprintf(out, "Usage:\n  %s [OPTION..] COMMAND\n", command.CommandPath())
+	}
+	if command.HasExample() {
+		fmt.Fprintf(out, "\nExamples:\n%s\n", command.Example)
+	}
+	if command.HasAvailableSubCommands() {
+		fmt.Fprint(out, "\nCommands:\n")
+		for _, sub := range command.Commands() {
+			if sub.IsAvailableCommand() {
+				fmt.Fprintf(out, "  %-12s %s\n", sub.Name(), sub.Short)
+			}
+		}
+	}
+	printFlags(out, "Options", command.LocalFlags())
+	printFlags(out, "Options of every command", command.InheritedFlags())
+	return nil
+}
+
+func printFlags(out io.Writer, title string, flags *pflag.FlagSet) {
+	if !flags.HasAvailableFlags() {
+		return
+	}
+	fmt.Fprintf(out, "\n%s:\n", title)
+	flags.VisitAll(func(flag *pflag.Flag) {
+		value, usage := pflag.UnquoteUsage(flag)
+		name := "    --" + flag.Name
+		if flag.Shorthand != "" {
+			name = "-" + flag.Shorthand + ", --" + flag.Name
+		}
+		if flag.Value.Type() == "bool" {
+			value = ""
+		} else {
+			usage += " (" + flag.DefValue + ")"
+		}
+		fmt.Fprintf(out, "  %-20s %s\n", name+" "+value, usage)
+	})
+}
