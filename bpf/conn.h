@@ -7,7 +7,8 @@
 #include "packet.h"
 #include "work.h"
 
-enum { SECOND_NS = 1000000000, AWAITED_BITS = 13 };
+enum { SECOND_NS = 1000000000, AWAITED_BITS = 13, SWEEP_VISITS = 4096 };
+enum { CLOCK_MONOTONIC_ID = 1, TIMER_EXISTS = 16 /* EBUSY */ };
 
 static __always_inline __u64 conn_now(void)
 {
@@ -27,9 +28,7 @@ static __always_inline void tuple_reverse(const struct tuple *tuple, struct tupl
 
 static __always_inline struct conn *conn_established(const struct tuple *key)
 {
-	struct conn_entry *entry = bpf_map_lookup_elem(&conns, key);
-
-	return entry ? &entry->conn : NULL;
+	return bpf_map_lookup_elem(&conns, key);
 }
 
 static __always_inline struct conn *conn_find(const struct tuple *key)
@@ -160,44 +159,78 @@ static __always_inline __u64 conn_lifetime(const struct settings *time, const st
 	return conn_closing(opener, answerer) ? time->tcp_transitory : time->tcp_established;
 }
 
-/* Runs as the opener's timer. A connection that is over stays for a while, so that what its server still
- * sends is recognised and dropped. It looks again after the transitory time at most: states change. */
-static int conn_expire(void *map, struct tuple *key, struct conn_entry *entry)
+/* A connection that is over stays for a while, so that what its server still sends is recognised and
+ * dropped. */
+static __always_inline bool conn_due(const struct conn *opener, const struct conn *answerer)
 {
 	const struct settings *time = conn_settings();
-	__u64 lifetime, idle, seen = entry->conn.last_seen, now = conn_now();
-	struct tuple other_key;
-	struct conn *other;
+	/* Not conn_now(): a syscall program, which starts the sweeping, may not read the coarse clock. */
+	__u64 now = bpf_ktime_get_ns(), seen = opener->last_seen;
 
-	tuple_reverse(&entry->conn.to, &other_key);
-	other = conn_established(&other_key);
-	if (time && other) {
-		if (other->last_seen > seen)
-			seen = other->last_seen;
-		lifetime = conn_lifetime(time, &entry->conn, other);
-		idle = now > seen ? now - seen : 0;
-		if (idle < lifetime) {
-			__u64 wait = lifetime - idle;
+	if (!time || !answerer)
+		return true;
+	if (answerer->last_seen > seen)
+		seen = answerer->last_seen;
+	return now > seen && now - seen >= conn_lifetime(time, opener, answerer);
+}
 
-			if (wait > time->tcp_transitory)
-				wait = time->tcp_transitory;
-			bpf_timer_start(&entry->timer, wait, 0);
-			return 0;
-		}
+struct sweep {
+	__u64 first;	/* created, of the first visited that lives on */
+};
+
+/* One visit; 1 ends the round: none waits, or all have been seen. */
+static long conn_visit(__u32 index, struct sweep *sweep)
+{
+	struct visit visit;
+	struct conn *conn;
+	struct tuple other;
+
+	(void)index;
+	if (bpf_map_pop_elem(&visits, &visit) != 0)
+		return 1;
+	conn = conn_established(&visit.key);
+	if (!conn || conn->created != visit.created)
+		return 0;
+	if (!conn_due(conn, conn_other(conn, false)) && bpf_map_push_elem(&visits, &visit, 0) == 0) {
+		if (sweep->first == visit.created)
+			return 1;
+		if (!sweep->first)
+			sweep->first = visit.created;
+		return 0;
 	}
-	conn_count_closed(&entry->conn);
-	bpf_map_delete_elem(map, &other_key);
-	bpf_map_delete_elem(map, key);
+	conn_count_closed(conn);
+	tuple_reverse(&conn->to, &other);
+	bpf_map_delete_elem(&conns, &other);
+	bpf_map_delete_elem(&conns, &visit.key);
 	return 0;
 }
 
-static __always_inline bool conn_start_timer(const struct tuple *key, __u64 wait)
+/* Runs once a second, with or without the daemon: a full table is gone through in half a minute. */
+static int conn_sweep(void *map, __u32 *key, struct sweeper *sweeper)
 {
-	struct conn_entry *entry = bpf_map_lookup_elem(&conns, key);
+	struct sweep sweep = {};
 
-	return entry && bpf_timer_init(&entry->timer, &conns, 1 /* CLOCK_MONOTONIC */) == 0 &&
-	       bpf_timer_set_callback(&entry->timer, conn_expire) == 0 &&
-	       bpf_timer_start(&entry->timer, wait, 0) == 0;
+	(void)map;
+	(void)key;
+	bpf_loop(SWEEP_VISITS, conn_visit, &sweep, 0);
+	bpf_timer_start(&sweeper->timer, SECOND_NS, 0);
+	return 0;
+}
+
+/* Starts the sweeping, or hands it to this program. */
+static __always_inline long conn_start_sweeper(void)
+{
+	__u32 zero = 0;
+	struct sweeper *sweeper = bpf_map_lookup_elem(&sweepers, &zero);
+	long err;
+
+	if (!sweeper)
+		return -1;
+	err = bpf_timer_init(&sweeper->timer, &sweepers, CLOCK_MONOTONIC_ID);
+	if (err && err != -TIMER_EXISTS)
+		return err;
+	err = bpf_timer_set_callback(&sweeper->timer, conn_sweep);
+	return err ? err : bpf_timer_start(&sweeper->timer, SECOND_NS, 0);
 }
 
 /* One direction from half_open to conns; the kernel's error otherwise. */
@@ -207,8 +240,8 @@ static __always_inline long conn_move(const struct tuple *key, const struct conn
 
 	if (!work)
 		return -1;
-	work->image.conn = *half;
-	return bpf_map_update_elem(&conns, key, &work->image, BPF_NOEXIST);
+	work->moving = *half;
+	return bpf_map_update_elem(&conns, key, &work->moving, BPF_NOEXIST);
 }
 
 /* Why the answerer's key is taken: another CPU moves the same connection, or conns is full. */
@@ -232,23 +265,20 @@ static __noinline enum reason conn_promote(const struct tuple *opener_key, const
 {
 	struct conn *opener = bpf_map_lookup_elem(&half_open, opener_key);
 	struct conn *answerer = bpf_map_lookup_elem(&half_open, answerer_key);
-	const struct settings *time = conn_settings();
-	__u32 id;
 	struct forward_stats *stats;
+	struct visit visit;
+	__u32 id;
 
-	if (!opener || !answerer || !time)
+	if (!opener || !answerer)
 		return REASON_ENDED;
 	if (conn_move(answerer_key, answerer) != 0)
 		return conn_promoted_by_other(opener_key, answerer_key);
-	if (conn_move(opener_key, opener) != 0) {
-		bpf_map_delete_elem(&conns, answerer_key);
-		return REASON_TABLE_FULL;
-	}
-	/* The kernel may have no memory for a timer at hand. The next packet tries again. */
-	if (!conn_start_timer(opener_key, time->tcp_transitory)) {
+	visit.key = *opener_key;
+	visit.created = opener->created;
+	if (conn_move(opener_key, opener) != 0 || bpf_map_push_elem(&visits, &visit, 0) != 0) {
 		bpf_map_delete_elem(&conns, opener_key);
 		bpf_map_delete_elem(&conns, answerer_key);
-		return REASON_NONE;
+		return REASON_TABLE_FULL;
 	}
 	count_event(CONN_ESTABLISHED);
 	id = opener->forward.id;

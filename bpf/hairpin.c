@@ -92,4 +92,12 @@ int hairpin_end(struct end_request *request)
 	return 0;
 }
 
+/* Run by whoever loads the programs: connections expire from then on. */
+SEC("syscall")
+int hairpin_start(void *ctx)
+{
+	(void)ctx;
+	return (int)conn_start_sweeper();
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -50,17 +50,9 @@ type HairpinConn struct {
 	Opener   uint8
 	Pad      uint8
 	Path     HairpinConnPath
+	Created  uint64
 	Ifindex  uint32
-	Created  uint32
-}
-
-type HairpinConnEntry struct {
-	_     structs.HostLayout
-	Conn  HairpinConn
-	Timer struct {
-		_ structs.HostLayout
-		_ [16]byte
-	}
+	Pad2     uint32
 }
 
 type HairpinConnEvent uint32
@@ -247,6 +239,14 @@ type HairpinStamp struct {
 	Epoch uint32
 }
 
+type HairpinSweeper struct {
+	_     structs.HostLayout
+	Timer struct {
+		_ structs.HostLayout
+		_ [16]byte
+	}
+}
+
 type HairpinTraffic struct {
 	_       structs.HostLayout
 	Packets uint64
@@ -273,6 +273,12 @@ const (
 	HairpinVerdictVERDICT_SEND   HairpinVerdict = 4
 )
 
+type HairpinVisit struct {
+	_       structs.HostLayout
+	Key     HairpinTuple
+	Created uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -296,9 +302,12 @@ const (
 	HairpinMapRoutes        = "routes"
 	HairpinMapSchema        = "schema"
 	HairpinMapSettings      = "settings"
+	HairpinMapSweepers      = "sweepers"
 	HairpinMapTxPorts       = "tx_ports"
+	HairpinMapVisits        = "visits"
 	HairpinMapWorks         = "works"
 	HairpinProgHairpinEnd   = "hairpin_end"
+	HairpinProgHairpinStart = "hairpin_start"
 	HairpinProgHairpinTc    = "hairpin_tc"
 	HairpinProgHairpinXdp   = "hairpin_xdp"
 )
@@ -345,9 +354,10 @@ type HairpinSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinProgramSpecs struct {
-	HairpinEnd *ebpf.ProgramSpec `ebpf:"hairpin_end"`
-	HairpinTc  *ebpf.ProgramSpec `ebpf:"hairpin_tc"`
-	HairpinXdp *ebpf.ProgramSpec `ebpf:"hairpin_xdp"`
+	HairpinEnd   *ebpf.ProgramSpec `ebpf:"hairpin_end"`
+	HairpinStart *ebpf.ProgramSpec `ebpf:"hairpin_start"`
+	HairpinTc    *ebpf.ProgramSpec `ebpf:"hairpin_tc"`
+	HairpinXdp   *ebpf.ProgramSpec `ebpf:"hairpin_xdp"`
 }
 
 // HairpinMapSpecs contains maps before they are loaded into the kernel.
@@ -373,7 +383,9 @@ type HairpinMapSpecs struct {
 	Routes        *ebpf.MapSpec `ebpf:"routes"`
 	Schema        *ebpf.MapSpec `ebpf:"schema"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
+	Sweepers      *ebpf.MapSpec `ebpf:"sweepers"`
 	TxPorts       *ebpf.MapSpec `ebpf:"tx_ports"`
+	Visits        *ebpf.MapSpec `ebpf:"visits"`
 	Works         *ebpf.MapSpec `ebpf:"works"`
 }
 
@@ -422,7 +434,9 @@ type HairpinMaps struct {
 	Routes        *ebpf.Map `ebpf:"routes"`
 	Schema        *ebpf.Map `ebpf:"schema"`
 	Settings      *ebpf.Map `ebpf:"settings"`
+	Sweepers      *ebpf.Map `ebpf:"sweepers"`
 	TxPorts       *ebpf.Map `ebpf:"tx_ports"`
+	Visits        *ebpf.Map `ebpf:"visits"`
 	Works         *ebpf.Map `ebpf:"works"`
 }
 
@@ -447,7 +461,9 @@ func (m *HairpinMaps) Close() error {
 		m.Routes,
 		m.Schema,
 		m.Settings,
+		m.Sweepers,
 		m.TxPorts,
+		m.Visits,
 		m.Works,
 	)
 }
@@ -462,14 +478,16 @@ type HairpinVariables struct {
 //
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinPrograms struct {
-	HairpinEnd *ebpf.Program `ebpf:"hairpin_end"`
-	HairpinTc  *ebpf.Program `ebpf:"hairpin_tc"`
-	HairpinXdp *ebpf.Program `ebpf:"hairpin_xdp"`
+	HairpinEnd   *ebpf.Program `ebpf:"hairpin_end"`
+	HairpinStart *ebpf.Program `ebpf:"hairpin_start"`
+	HairpinTc    *ebpf.Program `ebpf:"hairpin_tc"`
+	HairpinXdp   *ebpf.Program `ebpf:"hairpin_xdp"`
 }
 
 func (p *HairpinPrograms) Close() error {
 	return _HairpinClose(
 		p.HairpinEnd,
+		p.HairpinStart,
 		p.HairpinTc,
 		p.HairpinXdp,
 	)

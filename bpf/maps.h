@@ -111,9 +111,24 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct tuple);
-	__type(value, struct conn_entry);
+	__type(value, struct conn);
 	__uint(max_entries, 262144);
 } conns SEC(".maps");
+
+/* Every connection of conns waits here for its next visit. Twice as many as there may be connections, for
+ * those that went before theirs. A timer for each connection would need memory when there may be none. */
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__type(value, struct visit);
+	__uint(max_entries, 262144);
+} visits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct sweeper);
+	__uint(max_entries, 1);
+} sweepers SEC(".maps");
 
 /* Two entries an opening; a flood of openings evicts only its like. */
 struct {

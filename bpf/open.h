@@ -202,7 +202,7 @@ static __always_inline void open_write(const struct packet *pkt, const struct in
 	__builtin_memset(conn, 0, sizeof(*conn));
 	tuple_reverse(&pkt->tuple, &conn->to);
 	conn->last_seen = conn_now();
-	conn->created = conn->last_seen / SECOND_NS;
+	conn->created = bpf_ktime_get_ns();
 	conn->forward = forward->stamp;
 	conn->address = external->address;
 	conn->path = in->role == ROLE_LAN ? PATH_HAIRPIN : PATH_WAN;

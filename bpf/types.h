@@ -182,14 +182,20 @@ struct conn {
 	__u8 opener;		/* 1: the direction that opened the connection */
 	__u8 pad;
 	enum conn_path path;
+	__u64 created;		/* CLOCK_MONOTONIC ns */
 	__u32 ifindex;		/* interface the opener came in by */
-	__u32 created;		/* CLOCK_MONOTONIC s */
+	__u32 pad2;
 };
-_Static_assert(sizeof(struct conn) == 144, "struct conn has implicit padding");
+_Static_assert(sizeof(struct conn) == 152, "struct conn has implicit padding");
 
-/* A connection past its handshake; the opener's direction holds the timer. */
-struct conn_entry {
-	struct conn conn;
+/* An appointment to see whether a connection has expired. */
+struct visit {
+	struct tuple key;	/* the opener's */
+	__u64 created;		/* of the connection meant, should its key have become another's */
+};
+
+/* The one timer that keeps the appointments. */
+struct sweeper {
 	struct bpf_timer timer;
 };
 

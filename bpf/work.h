@@ -27,13 +27,6 @@ struct opening {
 	struct conn conn;	/* the direction being written */
 };
 
-/* What a conn_entry is copied from: helpers may not read a live timer. */
-struct conn_image {
-	struct conn conn;
-	__u64 timer[2];
-};
-_Static_assert(sizeof(struct conn_image) == sizeof(struct conn_entry), "an image is copied into an entry");
-
 struct work {
 	struct packet pkt;
 	struct rewrite rw;
@@ -42,7 +35,7 @@ struct work {
 	struct bpf_sock_tuple sock;
 	struct tuple other;	/* key of the other direction */
 	struct opening open;
-	struct conn_image image;
+	struct conn moving;	/* a copy on its way from half_open to conns */
 };
 
 struct {

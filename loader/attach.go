@@ -186,8 +186,9 @@ func (h *hook) remove() error {
 // Attach makes the programs run on an interface: it updates what is attached already, else attaches
 // and pins. It may be called again at any time; a changed mode takes effect then.
 //
-// It returns an error wrapping ErrNoInterface if there is no such interface, and ErrNotLoaded if the
-// datapath was removed since it was opened. If it fails, the interface is as it was.
+// It returns an error wrapping ErrNoInterface if there is no such interface, ErrNotEthernet if its
+// frames have no Ethernet header, and ErrNotLoaded if the datapath was removed since it was opened. If
+// it fails, the interface is as it was.
 func (d *Datapath) Attach(ifname string, mode Mode) (Attachment, error) {
 	a, err := d.attach(ifname, mode)
 	if err != nil {
@@ -225,6 +226,10 @@ func (d *Datapath) attach(ifname string, mode Mode) (Attachment, error) {
 	a.TC = tc
 	if a.XDP, a.Reason, err = d.attachXDP(dev, x, programs); err != nil {
 		return Attachment{}, errors.Join(err, undo())
+	}
+	// The other way to attach TC last: until here there was a way back.
+	if err := d.removeHook(otherTC(tc), dev.Attrs().Index); err != nil {
+		return Attachment{}, err
 	}
 	return a, d.sweep()
 }
@@ -269,6 +274,11 @@ func findDevice(ifname string) (netlink.Link, error) {
 	}
 	if dev.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 {
 		return nil, errors.New("it is the loopback device: nothing to forward comes in there; name the WAN and LAN interfaces")
+	}
+	// The library's name for ARPHRD_ETHER. Loopback has another one.
+	if kind := dev.Attrs().EncapType; kind != "ether" {
+		return nil, fmt.Errorf("%w: its link type is %s, and this version of hairpin works on interfaces with Ethernet frames only, "+
+			"not on tun, ppp or wireguard: name another interface", ErrNotEthernet, kind)
 	}
 	return dev, nil
 }

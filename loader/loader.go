@@ -34,6 +34,8 @@ var (
 	ErrKernel = errors.New("kernel is too old")
 	// ErrNoInterface says that there is no such interface now; it may appear later.
 	ErrNoInterface = errors.New("no such interface")
+	// ErrNotEthernet says that an interface carries bare packets, which the programs do not parse.
+	ErrNotEthernet = errors.New("not an Ethernet interface")
 )
 
 // Options say where the datapath lives and how large it is.
@@ -150,6 +152,9 @@ func create(opts Options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	if err := fault("rename"); err != nil {
+		return nil, err
+	}
+	if err := startSweeper(&bpf.HairpinPrograms{HairpinStart: coll.Programs[bpf.HairpinProgHairpinStart]}); err != nil {
 		return nil, err
 	}
 	if err := os.Rename(p.aside(), p.datapath()); err != nil {

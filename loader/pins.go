@@ -52,6 +52,7 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	}
 	if connections > 0 {
 		spec.Maps[bpf.HairpinMapConns].MaxEntries = 2 * connections
+		spec.Maps[bpf.HairpinMapVisits].MaxEntries = 2 * connections
 		spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = max(connections/2, minHalfOpen)
 	}
 	return spec, nil

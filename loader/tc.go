@@ -35,14 +35,15 @@ func (d *Datapath) attachTC(dev netlink.Link, programs *bpf.HairpinPrograms) (ki
 	if d.noTCX || errors.Is(err, ebpf.ErrNotSupported) {
 		kind, undo, err = d.attachClsact(dev, programs.HairpinTc)
 	}
-	if err != nil {
-		return "", nil, err
+	return kind, undo, err
+}
+
+// otherTC returns the kind of hook that TC does not have besides the one it has.
+func otherTC(tc string) string {
+	if tc == TCClsact {
+		return kindTCX
 	}
-	other := kindClsact
-	if kind == TCClsact {
-		other = kindTCX
-	}
-	return kind, undo, d.removeHook(other, dev.Attrs().Index)
+	return kindClsact
 }
 
 func (d *Datapath) attachTCX(dev netlink.Link, programs *bpf.HairpinPrograms) (kind string, undo func() error, err error) {

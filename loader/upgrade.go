@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -62,13 +63,36 @@ func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms) error {
 	// From here on packets see the change.
 	replaced, err := replaceAll(hooks, fresh)
 	if err == nil {
+		err = startSweeper(fresh)
+	}
+	if err == nil {
 		err = exchangePrograms(p)
 	}
 	if err != nil {
 		_, undone := replaceAll(replaced, old)
-		return errors.Join(err, undone)
+		return errors.Join(err, undone, startSweeper(old))
 	}
 	return nil
+}
+
+// startSweeper has these programs take connections out that have expired. The kernel may have no
+// memory at hand for the timer: it is asked again for a second.
+func startSweeper(programs *bpf.HairpinPrograms) error {
+	if err := fault("start"); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(time.Second); ; {
+		code, err := programs.HairpinStart.Run(nil)
+		if err != nil {
+			return fmt.Errorf("start sweeper: %w", err)
+		}
+		if code == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("start sweeper: %w", unix.Errno(-int32(code)))
+		}
+	}
 }
 
 // loadPrograms loads the embedded programs with the maps of the datapath.
@@ -113,9 +137,10 @@ func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {
 		return fmt.Errorf("make pin directory: %w", err)
 	}
 	return pinPrograms(map[string]*ebpf.Program{
-		bpf.HairpinProgHairpinXdp: programs.HairpinXdp,
-		bpf.HairpinProgHairpinTc:  programs.HairpinTc,
-		bpf.HairpinProgHairpinEnd: programs.HairpinEnd,
+		bpf.HairpinProgHairpinXdp:   programs.HairpinXdp,
+		bpf.HairpinProgHairpinTc:    programs.HairpinTc,
+		bpf.HairpinProgHairpinEnd:   programs.HairpinEnd,
+		bpf.HairpinProgHairpinStart: programs.HairpinStart,
 	}, p.asidePrograms())
 }
 

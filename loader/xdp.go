@@ -18,9 +18,8 @@ import (
 // xdpPlan is what is to become of XDP on an interface.
 type xdpPlan struct {
 	native  bool
-	generic bool   // if native XDP fails
-	reason  string // why there is neither
-	old     *hook  // ours, dead or alive; nil if there is none
+	generic bool  // if native XDP fails
+	old     *hook // ours, dead or alive; nil if there is none
 	alive   bool
 	mode    string // what the old one runs as
 }
@@ -33,10 +32,6 @@ func (d *Datapath) prepareXDP(dev netlink.Link, mode Mode) (xdpPlan, error) {
 		plan.native, plan.generic = true, true
 	case ModeAuto:
 		plan.native = isPhysical(dev.Attrs())
-	}
-	if plan.native && dev.Attrs().EncapType != "ether" {
-		// The program takes a frame for Ethernet; only TC is told where the network header is.
-		plan.native, plan.generic, plan.reason = false, false, "XDP needs an Ethernet device"
 	}
 
 	var err error
@@ -75,7 +70,7 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 		plan.alive = false
 	}
 	if !plan.native {
-		return "", plan.reason, nil
+		return "", "", nil
 	}
 	if plan.alive {
 		if err := update(plan.old, dev, programs.HairpinXdp); err != nil {

@@ -112,7 +112,7 @@ type direction struct {
 	packets, bytes uint64
 	forward        uint32
 	ack, end       uint32
-	created        uint32
+	created        uint64
 	path           bpf.HairpinConnPath
 	fin, rst       bool
 	half           bool
@@ -175,7 +175,7 @@ func derive(key bpf.HairpinTuple, opener, answer *direction, now uint64) Connect
 		External:    addrPort(key.Dst, key.Dport),
 		Source:      addrPort(opener.to.Src, opener.to.Sport),
 		Target:      addrPort(opener.to.Dst, opener.to.Dport),
-		AgeSeconds:  since(now/second, uint64(opener.created)),
+		AgeSeconds:  since(now, opener.created) / second,
 		IdleSeconds: since(now, max(opener.seen, answer.seen)) / second,
 		Packets:     opener.packets + answer.packets,
 		Bytes:       opener.bytes + answer.bytes,
@@ -220,8 +220,8 @@ func (t *Tables) snapshot() (*snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list half-open connections: %w", err)
 	}
-	err = scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, entries []bpf.HairpinConnEntry) {
-		if conn := &entries[0].Conn; !epochs.over(conn) {
+	err = scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
+		if conn := &conns[0]; !epochs.over(conn) {
 			snap.add(key, conn, false)
 		}
 	})

@@ -130,7 +130,8 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 	}
 	for _, f := range deleted {
 		a.say("deleted %s", f)
-		if f.Source == sourceCLI {
+		if f.Source == sourceCLI || isFrom(f.Source, a.savePath()) {
+			a.say("runtime only: \"hairpin save\" keeps it that way")
 			continue
 		}
 		a.say("runtime only: %s defines %q, and the next reload brings it back unless it is removed there", f.Source, f.Name)

@@ -127,7 +127,8 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 	if len(ports) == 0 {
 		warn("no configuration was applied: \"hairpin attach\" does")
 	}
-	if !forwards("all") && len(ports) > 0 {
+	everywhere := forwards("all")
+	if !everywhere && len(ports) > 0 {
 		warn("IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1")
 	}
 	for _, p := range ports {
@@ -140,7 +141,7 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 		case len(p.addresses()) == 0 && p.role == maps.RoleWAN:
 			warn("%s: no IPv4 address, so its forwards listen on none", p.name)
 		}
-		if p.attachment != nil && !forwards(p.name) {
+		if p.attachment != nil && everywhere && !forwards(p.name) {
 			warn("%s: IPv4 forwarding is off here: sysctl -w net.ipv4.conf.%s.forwarding=1", p.name, p.name)
 		}
 	}

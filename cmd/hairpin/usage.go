@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -35,7 +36,7 @@ func rootArgs(root *cobra.Command, args []string) error {
 func needs(what string) cobra.PositionalArgs {
 	return func(command *cobra.Command, args []string) error {
 		if len(args) == 0 {
-			return fmt.Errorf("%s needs %s", command.CommandPath(), what)
+			return fmt.Errorf("%s needs %s", commandName(command), what)
 		}
 		return nil
 	}
@@ -45,7 +46,7 @@ func needs(what string) cobra.PositionalArgs {
 func takes(n int) cobra.PositionalArgs {
 	return func(command *cobra.Command, args []string) error {
 		if len(args) > n {
-			return fmt.Errorf("%s: %q is one argument too many", command.CommandPath(), clip(args[n]))
+			return fmt.Errorf("%s: %q is one argument too many", commandName(command), clip(args[n]))
 		}
 		return nil
 	}
@@ -104,4 +105,9 @@ func printFlags(out io.Writer, title string, flags *pflag.FlagSet) {
 		}
 		fmt.Fprintf(out, "  %-20s %s\n", name+" "+value, usage)
 	})
+}
+
+// commandName is how a command is called, without the name of the program.
+func commandName(command *cobra.Command) string {
+	return strings.TrimPrefix(command.CommandPath(), command.Root().Name()+" ")
 }

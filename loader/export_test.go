@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"syscall"
+	"testing"
+)
+
+// SetFault makes fail decide which steps fail, until the test ends.
+func SetFault(tb testing.TB, fail func(step string) error) {
+	before := fault
+	fault = fail
+	tb.Cleanup(func() { fault = before })
+}
+
+// Classify is what Follow makes of a message.
+func Classify(message syscall.NetlinkMessage) Event { return classify(message) }
+
+// CheckVersion is what Load does with LINUX_VERSION_CODE.
+func CheckVersion(code uint32) error { return checkVersion(code) }

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+)
+
+func TestLoadCreatesThenAdopts(t *testing.T) {
+	dir := newDir(t)
+	first := mustLoad(t, Options{Dir: dir})
+	if first.Adopted() {
+		t.Error("the first load says that it adopted")
+	}
+	if err := first.Objects().Routes.Put(uint32(0), bpf.HairpinRoutes{Generation: 7}); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+
+	second := mustLoad(t, Options{Dir: dir})
+	if !second.Adopted() {
+		t.Error("the second load says that it made the datapath")
+	}
+	var routes bpf.HairpinRoutes
+	if err := second.Objects().Routes.Lookup(uint32(0), &routes); err != nil || routes.Generation != 7 {
+		t.Errorf("adopted map holds %d (%v), want 7", routes.Generation, err)
+	}
+	if left := slices.DeleteFunc(tree(t, dir), func(p string) bool { return !strings.Contains(p, asidePrefix) }); len(left) > 0 {
+		t.Errorf("leftovers: %q", left)
+	}
+}
+
+func TestPinsAreForRootAlone(t *testing.T) {
+	dir := newDir(t)
+	mustLoad(t, Options{Dir: dir})
+	for _, path := range tree(t, dir) {
+		info, err := os.Lstat(dir + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm()&0o077 != 0 {
+			t.Errorf("%s has mode %v", path, info.Mode())
+		}
+	}
+}
+
+func TestLoadSizesTheTables(t *testing.T) {
+	for _, c := range []struct{ connections, conns, halfOpen uint32 }{
+		{1, 2, 1024},
+		{10_000, 20_000, 5_000},
+	} {
+		d := mustLoad(t, Options{Dir: newDir(t), MaxConnections: c.connections})
+		if got := d.Objects().Conns.MaxEntries(); got != c.conns {
+			t.Errorf("%d connections: conns has room for %d entries, want %d", c.connections, got, c.conns)
+		}
+		if got := d.Objects().HalfOpen.MaxEntries(); got != c.halfOpen {
+			t.Errorf("%d connections: half_open has room for %d entries, want %d", c.connections, got, c.halfOpen)
+		}
+	}
+	_, err := Load(Options{Dir: newDir(t), MaxConnections: maxConnections + 1})
+	wantError(t, err, nil, "268435457", "268435456")
+}
+
+func TestAdoptKeepsTheSize(t *testing.T) {
+	dir := newDir(t)
+	mustLoad(t, Options{Dir: dir, MaxConnections: 4096}).Close()
+
+	_, err := Load(Options{Dir: dir, MaxConnections: 8192})
+	wantError(t, err, nil, "4096", "8192", "detach --all")
+
+	d, err := Load(Options{Dir: dir})
+	if err != nil {
+		t.Fatal("load at any size:", err)
+	}
+	defer d.Close()
+	if got := d.Objects().Conns.MaxEntries(); got != 8192 {
+		t.Errorf("conns has room for %d entries, want 8192", got)
+	}
+}
+
+func TestOpenHasEveryObject(t *testing.T) {
+	dir := newDir(t)
+	mustLoad(t, Options{Dir: dir}).Close()
+	d, err := Open(Options{Dir: dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	o := d.Objects()
+	if o.ForwardsEmpty == nil || o.AllowEmpty == nil || o.Conns == nil || o.HairpinXdp == nil || o.HairpinTc == nil {
+		t.Fatalf("objects missing: %+v", o)
+	}
+	// With nobody else alive the pinned program still runs.
+	request := bpf.HairpinEndRequest{Found: 9}
+	var answer bpf.HairpinEndRequest
+	if _, err := o.HairpinEnd.Run(&ebpf.RunOptions{Context: &request, ContextOut: &answer}); err != nil {
+		t.Fatal("run hairpin_end:", err)
+	}
+	if answer.Found != 0 {
+		t.Errorf("an empty table has %d connections to end", answer.Found)
+	}
+}
+
+func TestOpenWithoutDatapath(t *testing.T) {
+	dir := newDir(t)
+	_, err := Open(Options{Dir: dir})
+	wantError(t, err, ErrNotLoaded, dir)
+	if exists(dir) {
+		t.Error("Open made the directory")
+	}
+	if err := mountDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(Options{Dir: dir})
+	wantError(t, err, ErrNotLoaded, dir)
+}
+
+func TestOtherSchemaIsRefused(t *testing.T) {
+	dir := newDir(t)
+	d := mustLoad(t, Options{Dir: dir})
+	if err := d.Objects().Schema.Put(uint32(0), uint32(99)); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, dir)
+	_, err := Load(Options{Dir: dir})
+	wantError(t, err, ErrSchema, "99", "detach --all")
+	_, err = Open(Options{Dir: dir})
+	wantError(t, err, ErrSchema, "99")
+	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
+		t.Errorf("pins changed: %s", diff)
+	}
+}
+
+func TestOtherMapLayoutIsRefused(t *testing.T) {
+	dir := newDir(t)
+	mustLoad(t, Options{Dir: dir}).Close()
+	pin := pins(dir).mapPin(bpf.HairpinMapInterfaces)
+	if err := os.Remove(pin); err != nil {
+		t.Fatal(err)
+	}
+	other, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 12, MaxEntries: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Pin(pin); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Load(Options{Dir: dir})
+	wantError(t, err, ErrSchema, "interfaces", "ValueSize", "detach --all")
+}
+
+// Every pin in turn goes missing: the error names it, and Remove works.
+func TestMissingPin(t *testing.T) {
+	dir := newDir(t)
+	d := mustLoad(t, Options{Dir: dir})
+	p := pins(dir)
+	var files []string
+	for _, path := range tree(t, p.datapath()) {
+		if info, err := os.Lstat(p.datapath() + path); err == nil && !info.IsDir() {
+			files = append(files, path)
+		}
+	}
+	d.Close()
+	if len(files) < 20 {
+		t.Fatalf("found %d pins only: %q", len(files), files)
+	}
+	for _, file := range files {
+		if err := os.Remove(p.datapath() + file); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(Options{Dir: dir})
+		wantError(t, err, nil, file, "missing", "detach --all")
+		if err := Remove(dir); err != nil {
+			t.Fatalf("remove without %s: %v", file, err)
+		}
+		mustLoad(t, Options{Dir: dir}).Close()
+	}
+}
+
+func TestAllPinsGone(t *testing.T) {
+	dir := newDir(t)
+	d := mustLoad(t, Options{Dir: dir})
+	for _, sub := range []string{pins(dir).maps(), pins(dir).programs()} {
+		if err := os.RemoveAll(sub); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Mkdir(sub, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again := mustLoad(t, Options{Dir: dir})
+	if again.Adopted() {
+		t.Error("adopted what is not there")
+	}
+	wantError(t, d.Detach(1), ErrNotLoaded, "removed")
+}
+
+// A creator that is killed or fails leaves nothing that the next one stumbles over.
+func TestFailedCreation(t *testing.T) {
+	dir := newDir(t)
+	for _, step := range []string{"pin conns", "pin hairpin_tc", "rename"} {
+		reached := failAt(t, step)
+		_, err := Load(Options{Dir: dir, MaxConnections: 2048})
+		noFault()
+		wantError(t, err, errFault)
+		if !reached() {
+			t.Errorf("step %q does not exist", step)
+		}
+		if left := tree(t, dir); len(left) > 1 {
+			t.Errorf("after failed %q: %q", step, left)
+		}
+	}
+	// What a kill leaves is cleaned by the next one.
+	killed := filepath.Join(dir, asidePrefix+"1", "maps")
+	if err := os.MkdirAll(killed, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	mustLoad(t, Options{Dir: dir})
+	if exists(filepath.Dir(killed)) {
+		t.Error("the leftover of a killed creator is still there")
+	}
+}
+
+func TestUntrustedPinsAreRefused(t *testing.T) {
+	dir := newDir(t)
+	mustLoad(t, Options{Dir: dir}).Close()
+	program := filepath.Join(pins(dir).programs(), bpf.HairpinProgHairpinTc)
+
+	for _, c := range []struct {
+		name string
+		do   func() error
+		undo func() error
+		want []string
+	}{
+		{"a pin of somebody else", func() error { return os.Chown(program, 65534, 0) }, func() error { return os.Chown(program, 0, 0) }, []string{program, "not owned by root"}},
+		{"a pin that others write", func() error { return os.Chmod(program, 0o620) }, func() error { return os.Chmod(program, 0o600) }, []string{program, "written by others"}},
+		{"a directory of somebody else", func() error { return os.Chown(dir, 65534, 0) }, func() error { return os.Chown(dir, 0, 0) }, []string{dir, "not owned by root"}},
+		{"a directory that others write", func() error { return os.Chmod(dir, 0o777) }, func() error { return os.Chmod(dir, 0o700) }, []string{dir, "written by others"}},
+	} {
+		if err := c.do(); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(Options{Dir: dir})
+		wantError(t, err, nil, c.want...)
+		_, err = Open(Options{Dir: dir})
+		wantError(t, err, nil, c.want...)
+		if err := c.undo(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustLoad(t, Options{Dir: dir})
+}
+
+func TestMissingPrivilege(t *testing.T) {
+	for _, c := range []struct {
+		drop []int
+		want []string
+	}{
+		{[]int{unix.CAP_BPF, unix.CAP_SYS_ADMIN}, []string{"CAP_BPF"}},
+		{[]int{unix.CAP_PERFMON, unix.CAP_SYS_ADMIN}, []string{"CAP_PERFMON"}},
+		{[]int{unix.CAP_NET_ADMIN, unix.CAP_SYS_ADMIN}, []string{"CAP_NET_ADMIN"}},
+	} {
+		dir := newDir(t)
+		if err := mountDir(dir); err != nil {
+			t.Fatal(err)
+		}
+		err := without(c.drop, func() error {
+			d, err := Load(Options{Dir: dir, MaxConnections: 2048})
+			if err == nil {
+				d.Close()
+			}
+			return err
+		})
+		wantError(t, err, ErrPermission, c.want...)
+		if left := tree(t, dir); len(left) > 1 {
+			t.Errorf("left behind: %q", left)
+		}
+	}
+
+	dir := newDir(t)
+	err := without([]int{unix.CAP_SYS_ADMIN}, func() error {
+		_, err := Load(Options{Dir: dir})
+		return err
+	})
+	wantError(t, err, ErrPermission, "CAP_SYS_ADMIN", "mount -t bpf")
+	if exists(dir) {
+		t.Error("the directory that could not be mounted on stays")
+	}
+}
+
+// A daemon may drop everything but these; the bpffs is mounted before.
+func TestFewPrivilegesAreEnough(t *testing.T) {
+	newNetNS(t)
+	dir := newDir(t)
+	if err := mountDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	mustVeth(t, "a", "b")
+	var all []int
+	for c := range unix.CAP_LAST_CAP + 1 {
+		if !slices.Contains([]int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON}, c) {
+			all = append(all, c)
+		}
+	}
+	// In this thread, which has the namespace.
+	if err := drop(all); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Load(Options{Dir: dir, MaxConnections: 2048})
+	if err != nil {
+		t.Fatalf("load: %+v", err)
+	}
+	defer d.Close()
+	mustAttach(t, d, "a", ModeXDP)
+	if err := d.Upgrade(); err != nil {
+		t.Error("upgrade:", err)
+	}
+	if _, err := Links(); err != nil {
+		t.Error("links:", err)
+	}
+	if _, err := Follow(within(t, 1)); err != nil {
+		t.Error("follow:", err)
+	}
+	if list := mustAttachments(t, d); len(list) != 1 {
+		t.Errorf("attached: %+v", list)
+	}
+	if err := d.Detach(mustLink(t, "a").Attrs().Index); err != nil {
+		t.Error("detach:", err)
+	}
+	// The thread cannot unmount; another one does, at the end.
+	done := make(chan error)
+	go func() { done <- Remove(dir) }()
+	if err := <-done; err != nil {
+		t.Error("remove:", err)
+	}
+}
+
+// without runs f in a thread that lacks capabilities.
+func without(capabilities []int, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread is of no more use
+		if err := drop(capabilities); err != nil {
+			done <- err
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+func drop(capabilities []int) error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	for _, c := range capabilities {
+		data[c/32].Effective &^= 1 << (c % 32)
+		data[c/32].Permitted &^= 1 << (c % 32)
+	}
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		return fmt.Errorf("drop capabilities: %w", err)
+	}
+	return nil
+}
+
+func TestKernelFloor(t *testing.T) {
+	for code, old := range map[uint32]bool{
+		5<<16 | 19<<8 | 255: true,
+		6<<16 | 0<<8 | 255:  true,
+		6<<16 | 1<<8:        false,
+		7 << 16:             false,
+	} {
+		err := checkVersion(code)
+		if errors.Is(err, ErrKernel) != old || old != (err != nil) {
+			t.Errorf("version %#x: %v", code, err)
+		}
+	}
+	wantError(t, checkVersion(5<<16|15<<8|3), ErrKernel, "5.15", "6.1")
+}
+
+// The verifier says EACCES of a program it does not like: that is no missing privilege.
+func TestVerifierErrorIsNoPermissionError(t *testing.T) {
+	needRoot(t)
+	_, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL"})
+	if err == nil {
+		t.Fatal("an empty program loads")
+	}
+	verifier := &ebpf.VerifierError{Cause: unix.EACCES}
+	if got := explain(verifier); errors.Is(got, ErrPermission) {
+		t.Errorf("explained as %v", got)
+	}
+	if got := explain(unix.EPERM); !errors.Is(got, ErrPermission) {
+		t.Errorf("EPERM explained as %v", got)
+	}
+}

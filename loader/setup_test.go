@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader_test
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"hairpin/loader"
+	"hairpin/test/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// connections keeps the tables of most tests small.
+const connections = 1024
+
+// pinDir names a directory that does not exist yet. What is mounted there goes with the test.
+func pinDir(t *testing.T) string {
+	t.Helper()
+	lab.NeedRoot(t)
+	dir := filepath.Join(t.TempDir(), "pins")
+	t.Cleanup(func() {
+		for unix.Unmount(dir, unix.MNT_DETACH) == nil {
+		}
+	})
+	return dir
+}
+
+// router is a host with interfaces wan0 and lan0, and a place for pins.
+type router struct {
+	*lab.Host
+	t   *testing.T
+	dir string
+}
+
+func newRouter(t *testing.T) *router {
+	t.Helper()
+	r := &router{Host: lab.NewHost(t, "router"), t: t, dir: pinDir(t)}
+	lab.Cable(r.Host, "wan0", r.Host, "wan1")
+	lab.Cable(r.Host, "lan0", r.Host, "lan1")
+	return r
+}
+
+// do runs fn in the network namespace of the router; it has to succeed.
+func (r *router) do(what string, fn func() error) {
+	r.t.Helper()
+	if err := r.Do(fn); err != nil {
+		r.t.Fatalf("%s: %v", what, err)
+	}
+}
+
+// tryLoad loads with small tables where opts do not say otherwise.
+func (r *router) tryLoad(opts loader.Options) (d *loader.Datapath, err error) {
+	opts.Dir = r.dir
+	if opts.MaxConnections == 0 {
+		opts.MaxConnections = connections
+	}
+	err = r.Do(func() error {
+		d, err = loader.Load(opts)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.t.Cleanup(func() { d.Close() })
+	return d, nil
+}
+
+func (r *router) load(opts loader.Options) *loader.Datapath {
+	r.t.Helper()
+	d, err := r.tryLoad(opts)
+	if err != nil {
+		r.t.Fatalf("load: %v", err)
+	}
+	return d
+}
+
+func (r *router) tryAttach(d *loader.Datapath, dev string, mode loader.Mode) (a loader.Attachment, err error) {
+	err = r.Do(func() error {
+		a, err = d.Attach(dev, mode)
+		return err
+	})
+	return a, err
+}
+
+func (r *router) attach(d *loader.Datapath, dev string, mode loader.Mode) loader.Attachment {
+	r.t.Helper()
+	a, err := r.tryAttach(d, dev, mode)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return a
+}
+
+func (r *router) attachments(d *loader.Datapath) (list []loader.Attachment) {
+	r.t.Helper()
+	r.do("list attachments", func() (err error) {
+		list, err = d.Attachments()
+		return err
+	})
+	return list
+}
+
+func (r *router) upgrade(d *loader.Datapath) error {
+	return r.Do(d.Upgrade)
+}
+
+func (r *router) remove() {
+	r.t.Helper()
+	r.do("remove", func() error { return loader.Remove(r.dir) })
+}
+
+// hooks is what runs on an interface, whoever put it there.
+type hooks struct {
+	TCX     []ebpf.ProgramID
+	XDP     uint32
+	XDPMode uint32
+	Filters []string
+	Qdiscs  []string
+}
+
+// hooks looks at an interface with the kernel's own answers, not the loader's.
+func (r *router) hooks(dev string) (h hooks) {
+	r.t.Helper()
+	r.do("look at "+dev, func() error {
+		device, err := netlink.LinkByName(dev)
+		if err != nil {
+			return err
+		}
+		attached, err := link.QueryPrograms(link.QueryOptions{Target: device.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+		if err != nil {
+			return err
+		}
+		for _, program := range attached.Programs {
+			h.TCX = append(h.TCX, program.ID)
+		}
+		if xdp := device.Attrs().Xdp; xdp != nil && xdp.Attached {
+			h.XDP, h.XDPMode = xdp.ProgId, xdp.AttachMode
+		}
+		qdiscs, err := netlink.QdiscList(device)
+		if err != nil {
+			return err
+		}
+		for _, qdisc := range qdiscs {
+			h.Qdiscs = append(h.Qdiscs, qdisc.Type())
+			if qdisc.Type() == "clsact" {
+				h.Filters, err = filters(device)
+			}
+		}
+		return err
+	})
+	return h
+}
+
+func filters(device netlink.Link) (list []string, err error) {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		found, err := netlink.FilterList(device, parent)
+		if err != nil {
+			return nil, err
+		}
+		for _, filter := range found {
+			text := fmt.Sprintf("%x priority %d", parent, filter.Attrs().Priority)
+			if f, ok := filter.(*netlink.BpfFilter); ok {
+				text += fmt.Sprintf(" handle %x %s program %d", f.Handle, f.Name, f.Id)
+			}
+			list = append(list, text)
+		}
+	}
+	return list, nil
+}
+
+func (r *router) want(when, dev string, want hooks) {
+	r.t.Helper()
+	if got := r.hooks(dev); !reflect.DeepEqual(got, want) {
+		r.t.Errorf("%s %s:\n got %+v\nwant %+v", dev, when, got, want)
+	}
+}
+
+// pinned lists what is in the pin directory, paths relative to it; nothing if it is not there. The
+// kernel's own files are left out.
+func (r *router) pinned() (list []string) {
+	r.t.Helper()
+	return pinnedIn(r.t, r.dir)
+}
+
+func pinnedIn(t *testing.T, dir string) (list []string) {
+	t.Helper()
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && path != dir && !strings.Contains(entry.Name(), ".") {
+			list = append(list, strings.TrimPrefix(path, dir+"/"))
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Fatalf("list pins: %v", err)
+	}
+	return list
+}
+
+func isBPF(dir string) bool {
+	var stat unix.Statfs_t
+	return unix.Statfs(dir, &stat) == nil && stat.Type == unix.BPF_FS_MAGIC
+}
+
+// nothingLeft looks for a mount, pins and the directory.
+func nothingLeft(t *testing.T, dir string) {
+	t.Helper()
+	if isBPF(dir) {
+		t.Errorf("left mounted on %s, with %q", dir, pinnedIn(t, dir))
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("pin directory left: %v", err)
+	}
+}
+
+// foreign makes a program of somebody else that lets every packet pass.
+func foreign(t *testing.T, kind ebpf.ProgramType, pass int32) *ebpf.Program {
+	t.Helper()
+	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
+		Name: "foreign", Type: kind, License: "GPL",
+		Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, pass), asm.Return()},
+	})
+	if err != nil {
+		t.Fatalf("load foreign program: %v", err)
+	}
+	t.Cleanup(func() { program.Close() })
+	return program
+}
+
+func programID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {
+	t.Helper()
+	info, err := program.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return id
+}
+
+var errInjected = errors.New("injected fault")
+
+// eachFault runs attempt with every step failing in turn, once each, until it passes without a
+// fault. It wants every faulty attempt to fail with the injected error, and calls after with the step.
+func eachFault(t *testing.T, attempt func() error, after func(step string)) {
+	t.Helper()
+	var steps []string
+	left := 0
+	loader.SetFault(t, func(step string) error {
+		if left--; left == 0 {
+			steps = append(steps, step)
+			return errInjected
+		}
+		return nil
+	})
+	for at := 1; ; at++ {
+		left = at
+		known := len(steps)
+		err := attempt()
+		if len(steps) == known {
+			if err != nil {
+				t.Errorf("without a fault: %v", err)
+			}
+			break
+		}
+		step := steps[known]
+		if !errors.Is(err, errInjected) {
+			t.Errorf("%s failed: error %v, want the injected one", step, err)
+		}
+		after(step)
+		if t.Failed() {
+			break
+		}
+	}
+	left = 0
+	if len(steps) == 0 {
+		t.Error("no step failed")
+	}
+	t.Logf("faults at: %s", strings.Join(steps, ", "))
+}
+
+func contains(t *testing.T, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Error("no error")
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("error does not say %q: %v", part, err)
+		}
+	}
+}

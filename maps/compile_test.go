@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"hairpin/bpf"
+)
+
+// TestPortTreeIsThePainter compares longest match in the prefixes with an array
+// in which each range just overwrites what was there.
+func TestPortTreeIsThePainter(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for round := range 60 {
+		tree, array := newPortTree(), make([]int, 65536)
+		for i := range array {
+			array[i] = -1
+		}
+		for owner := range 1 + rng.IntN(40) {
+			first := rng.IntN(65536)
+			last := min(65535, first+rng.IntN(1+65536>>rng.IntN(17)))
+			if round%7 == 0 {
+				first &^= 7
+				last |= 7
+			}
+			tree.paint(first, last, owner)
+			for port := first; port <= last; port++ {
+				array[port] = owner
+			}
+		}
+		type prefix struct {
+			port uint16
+			bits int
+		}
+		prefixes := map[prefix]int{}
+		tree.each(func(port uint16, bits, owner int) error {
+			prefixes[prefix{port, bits}] = owner
+			return nil
+		})
+		for port := range 65536 {
+			got := -1
+			for bits := 16; bits >= 0 && got < 0; bits-- {
+				if owner, ok := prefixes[prefix{uint16(port) &^ (1<<(16-bits) - 1), bits}]; ok {
+					got = owner
+				}
+			}
+			if got != array[port] {
+				t.Fatalf("round %d: port %d belongs to %d, want %d", round, port, got, array[port])
+			}
+		}
+	}
+}
+
+func TestPortTreeNeedsFewPrefixes(t *testing.T) {
+	for ports, want := range map[Ports]int{
+		{}:             1,
+		{1, 65535}:     16,
+		{1, 65534}:     30,
+		{6000, 6000}:   1,
+		{8192, 16383}:  1,
+		{6000, 6010}:   3,
+		{1024, 65535}:  6,
+		{32768, 65535}: 1,
+		{65535, 65535}: 1,
+		{10000, 20000}: 10,
+	} {
+		tree := newPortTree()
+		first, last := ports.bounds()
+		tree.paint(first, last, 0)
+		count := 0
+		tree.each(func(uint16, int, int) error { count++; return nil })
+		if count != want {
+			t.Errorf("%v: %d prefixes, want %d", ports, count, want)
+		}
+	}
+}
+
+func testInventory() inventory {
+	return inventory{epoch: func(uint32) (uint32, error) { return 0, nil }, forwardIDs: 1000}
+}
+
+func mustCompile(t *testing.T, c Config, running *document, have inventory) *program {
+	t.Helper()
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	p, err := compile(c, running, have)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// find looks up as the datapath does: a fixed address, then its interface.
+func (p *program) find(external External, protocol Protocol, port uint16) string {
+	best, name := uint32(0), ""
+	for i, key := range p.keys {
+		bits := key.PrefixLength - protocolBits
+		if key.External == p.doc.Externals[external] && key.External != 0 && Protocol(key.Protocol) == protocol &&
+			(be16(key.Port)^port)>>(16-bits) == 0 && key.PrefixLength > best {
+			best, name = key.PrefixLength, p.doc.names()[p.values[i].Stamp.Id]
+		}
+	}
+	return name
+}
+
+func TestTheMoreSpecificForwardWins(t *testing.T) {
+	p := mustCompile(t, configWith(t,
+		"every-port tcp 6005 to 10.0.0.1",
+		"every-range tcp 6000-6100 to 10.0.0.1",
+		"one-range tcp wan0:6000-6010 to 10.0.0.1",
+		"one-port tcp wan0:6002 to 10.0.0.1",
+		"one-half tcp wan0:6000-6001 to 10.0.0.1",
+		"fixed tcp 203.0.113.1:6003 to 10.0.0.1",
+		"all tcp wan1:any to 10.0.0.1",
+	), &document{}, testInventory())
+	wan0, wan1 := External{Interface: "wan0"}, External{Interface: "wan1"}
+	fixed := External{Address: netip.MustParseAddr("203.0.113.1")}
+	for _, test := range []struct {
+		external External
+		port     uint16
+		want     string
+	}{
+		{wan0, 6005, "one-range"}, // the interface beats the smaller range of every interface
+		{wan0, 6000, "one-half"},
+		{wan0, 6001, "one-half"},
+		{wan0, 6002, "one-port"},
+		{wan0, 6003, "one-range"},
+		{wan0, 6010, "one-range"},
+		{wan0, 6011, "every-range"},
+		{wan0, 5999, ""},
+		{wan1, 6005, "all"}, // even all of its ports
+		{wan1, 80, "all"},
+		{fixed, 6003, "fixed"},
+		{fixed, 6004, ""}, // the datapath goes on with the group
+	} {
+		if got := p.find(test.external, TCP, test.port); got != test.want {
+			t.Errorf("%s:%d goes to %q, want %q", test.external, test.port, got, test.want)
+		}
+		if got := p.find(test.external, UDP, test.port); got != "" {
+			t.Errorf("udp %s:%d goes to %q", test.external, test.port, got)
+		}
+	}
+}
+
+// TestRandomForwardsAgreeWithTheRule checks compile against the rule itself,
+// port by port.
+func TestRandomForwardsAgreeWithTheRule(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 15 {
+		c := configWith(t)
+		for i := range 60 {
+			first := uint16(1 + rng.IntN(200))
+			f := Forward{
+				Name: fmt.Sprintf("f%d", i), Protocols: []Protocol{TCP}, Target: netip.MustParseAddr("10.0.0.1"),
+				Ports: Ports{first, first + uint16(rng.IntN(1<<rng.IntN(8)))},
+			}
+			if rng.IntN(2) == 0 {
+				f.External.Interface = "wan0"
+			}
+			c.Forwards = append(c.Forwards, f)
+			if c.Validate() != nil {
+				c.Forwards = c.Forwards[:len(c.Forwards)-1]
+			}
+		}
+		p := mustCompile(t, c, &document{}, testInventory())
+		for port := range uint16(500) {
+			want, size := "", 1<<20
+			for _, f := range c.Forwards {
+				weight := f.Ports.Len()
+				if f.External.Interface == "" {
+					weight += 1 << 17
+				}
+				if f.Ports.First <= port && port <= f.Ports.Last && weight < size {
+					want, size = f.Name, weight
+				}
+			}
+			if got := p.find(External{Interface: "wan0"}, TCP, port); got != want {
+				t.Fatalf("port %d goes to %q, want %q, of\n%v", port, got, want, c.Forwards)
+			}
+		}
+	}
+}
+
+func TestProtocolsShareTheForwardsID(t *testing.T) {
+	c := configWith(t, "a tcp,udp 6000-6010 to 10.0.0.1:7000 from 10.0.0.0/8 reflect router")
+	c.WAN = c.WAN[:1]
+	p := mustCompile(t, c, &document{}, testInventory())
+	if len(p.keys) != 6 || len(p.fresh) != 1 {
+		t.Fatalf("%d entries, %d ids", len(p.keys), len(p.fresh))
+	}
+	for _, value := range p.values {
+		want := bpf.HairpinForward{
+			Target: toAddr(netip.MustParseAddr("10.0.0.1")), Stamp: p.fresh[0].kernel(),
+			Reflect: bpf.HairpinReflectREFLECT_ROUTER, PortShift: 1000, Restricted: 1,
+		}
+		if value != want {
+			t.Errorf("got %+v, want %+v", value, want)
+		}
+	}
+	if want := []bpf.HairpinAllowKey{allowKey(p.fresh[0].id, netip.MustParsePrefix("10.0.0.0/8"))}; !slices.Equal(p.sources, want) || want[0].PrefixLength != 32+96+8 {
+		t.Errorf("sources %+v", p.sources)
+	}
+}
+
+func TestPortShiftMayGoDown(t *testing.T) {
+	p := mustCompile(t, configWith(t, "a tcp 8443 to 10.0.0.1:443"), &document{}, testInventory())
+	if port := 8443 + p.values[0].PortShift; port != 443 {
+		t.Errorf("8443 becomes %d", port)
+	}
+}
+
+func TestStampsAndExternalIDsAreStable(t *testing.T) {
+	have := testInventory()
+	have.epoch = func(id uint32) (uint32, error) { return 100 + id, nil }
+	have.lastExternal = 7
+	first := mustCompile(t, configWith(t, "a tcp 1 to 10.0.0.1", "b tcp 203.0.113.5:2 to 10.0.0.1", "c tcp 3 to 10.0.0.1"), &document{}, have)
+	if want := []stamp{{1, 101}, {2, 102}, {3, 103}}; !slices.Equal(first.doc.Stamps, want) {
+		t.Fatalf("stamps %v, want %v", first.doc.Stamps, want)
+	}
+	fixed := External{Address: netip.MustParseAddr("203.0.113.5")}
+	if wan0, id := first.doc.Externals[External{Interface: "wan0"}], first.doc.Externals[fixed]; wan0 != 8 || id != 10 {
+		t.Errorf("external ids %v: those an address may still have are in them", first.doc.Externals)
+	}
+
+	// c goes, a is retargeted, b moves to the front, d comes.
+	second := mustCompile(t, configWith(t, "b tcp 203.0.113.5:2 to 10.0.0.1", "d tcp 4 to 10.0.0.1", "a tcp 1 to 10.0.0.2"), &first.doc, have)
+	if want := []stamp{{2, 102}, {4, 104}, {5, 105}}; !slices.Equal(second.doc.Stamps, want) {
+		t.Errorf("stamps %v, want %v: new forwards get ids that nothing runs under", second.doc.Stamps, want)
+	}
+	if want := []stamp{{1, 101}, {3, 103}}; !slices.Equal(second.doc.Ended, want) {
+		t.Errorf("ended %v, want %v", second.doc.Ended, want)
+	}
+	if second.doc.Externals[fixed] != first.doc.Externals[fixed] {
+		t.Error("external id of an address changed")
+	}
+
+	// What ended is free for the next.
+	third := mustCompile(t, configWith(t, "b tcp 203.0.113.5:2 to 10.0.0.1", "e tcp 5 to 10.0.0.1"), &second.doc, have)
+	if want := []stamp{{2, 102}, {1, 101}}; !slices.Equal(third.doc.Stamps, want) {
+		t.Errorf("stamps %v, want %v", third.doc.Stamps, want)
+	}
+}
+
+func TestWhatEndsConnections(t *testing.T) {
+	base := configWith(t, "a tcp,udp 443 to 10.0.0.1 from 10.0.0.0/8,192.0.2.0/24")
+	for name, test := range map[string]struct {
+		change func(*Config)
+		ends   bool
+		listed bool
+	}{
+		"nothing":                   {func(*Config) {}, false, false},
+		"where it is written":       {func(c *Config) { c.Forwards[0].Source = "x:1" }, false, false},
+		"order of its lists":        {func(c *Config) { slices.Reverse(c.Forwards[0].From); slices.Reverse(c.Forwards[0].Protocols) }, false, false},
+		"same target port, written": {func(c *Config) { c.Forwards[0].TargetPort = 443 }, false, false},
+		"default mode, written":     {func(c *Config) { c.Forwards[0].Reflect = ReflectAuto }, false, false},
+		"hosts":                     {func(c *Config) { c.Forwards[0].Hosts = []string{"a.example"} }, false, true},
+		"target":                    {func(c *Config) { c.Forwards[0].Target = netip.MustParseAddr("10.0.0.2") }, true, true},
+		"target port":               {func(c *Config) { c.Forwards[0].TargetPort = 444 }, true, true},
+		"ports":                     {func(c *Config) { c.Forwards[0].Ports = Ports{444, 444} }, true, true},
+		"protocols":                 {func(c *Config) { c.Forwards[0].Protocols = []Protocol{TCP} }, true, true},
+		"external":                  {func(c *Config) { c.Forwards[0].External.Interface = "wan0" }, true, true},
+		"from":                      {func(c *Config) { c.Forwards[0].From = c.Forwards[0].From[:1] }, true, true},
+		"reflect":                   {func(c *Config) { c.Forwards[0].Reflect = ReflectOff }, true, true},
+		"default reflection":        {func(c *Config) { c.Reflection = ReflectOff }, true, true},
+	} {
+		changed := base
+		changed.Forwards = []Forward{base.Forwards[0]}
+		changed.Forwards[0].From = slices.Clone(base.Forwards[0].From)
+		changed.Forwards[0].Protocols = slices.Clone(base.Forwards[0].Protocols)
+		changed.Forwards[0].TargetPort = 0
+		test.change(&changed)
+		before := base
+		before.Forwards = []Forward{base.Forwards[0]}
+		before.Forwards[0].TargetPort = 0
+		running := mustCompile(t, before, &document{}, testInventory())
+		p := mustCompile(t, changed, &running.doc, testInventory())
+		if ends := len(p.doc.Ended) == 1; ends != test.ends {
+			t.Errorf("%s: connections end: %v", name, ends)
+		}
+		if listed := len(compare(before, changed).Changed) == 1; listed != test.listed {
+			t.Errorf("%s: in the list of changes: %v", name, listed)
+		}
+	}
+}
+
+func TestIDsRunOut(t *testing.T) {
+	have := testInventory()
+	have.forwardIDs = 2
+	_, err := compile(configWith(t, "a tcp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1", "c tcp 3 to 10.0.0.1"), &document{}, have)
+	if want := "all ids up to 2 are in use"; err == nil || !contains(err, want) {
+		t.Errorf("error %v lacks %q", err, want)
+	}
+}
+
+func TestCompareListsSettings(t *testing.T) {
+	from, to := configWith(t), configWith(t)
+	to.LAN, to.Timeouts.UDP, to.MaxConnections = nil, to.Timeouts.UDP*2, 5
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[interfaces.lan datapath.max_connections timeouts.udp]" {
+		t.Error(got)
+	}
+	to.LAN, from.LAN = []string{}, nil
+	to.Timeouts, to.MaxConnections = from.Timeouts, from.MaxConnections
+	if change := compare(from, to); !change.Empty() {
+		t.Errorf("an empty list is not none: %+v", change)
+	}
+}
+
+func TestLabelsComeFromTheDatapath(t *testing.T) {
+	for _, test := range []struct {
+		words map[uint32]string
+		value uint32
+		want  string
+	}{
+		{names().reasons, uint32(bpf.HairpinReasonREASON_TABLE_FULL), "table_full"},
+		{names().verdicts, uint32(bpf.HairpinVerdictVERDICT_REFUSE), "refuse"},
+		{names().paths, uint32(bpf.HairpinConnPathPATH_HAIRPIN), "hairpin"},
+		{names().roles, uint32(bpf.HairpinRoleROLE_LAN), "lan"},
+		{names().reflects, uint32(bpf.HairpinReflectREFLECT_OFF), "off"},
+		{names().reasons, 4711, "unknown_4711"},
+	} {
+		if got := word(test.words, test.value); got != test.want {
+			t.Errorf("got %s, want %s", got, test.want)
+		}
+	}
+	if paths := fmt.Sprint(pathNames()); paths != "[wan hairpin local]" {
+		t.Error(paths)
+	}
+	for _, mode := range reflectModes {
+		if _, ok := valueOf(names().reflects, mode); !ok {
+			t.Errorf("the datapath knows no %s", mode)
+		}
+	}
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+var netipValues = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})
+
+func mustForward(t testing.TB, line string) Forward {
+	t.Helper()
+	f, err := ParseForward(strings.Fields(line))
+	if err != nil {
+		t.Fatalf("parse %q: %v", line, err)
+	}
+	return f
+}
+
+func TestParseForwardReadsWhatStringWrites(t *testing.T) {
+	for _, test := range []struct {
+		line string
+		want Forward
+	}{
+		{"web tcp 443 to 192.168.1.20:443", Forward{Protocols: []Protocol{TCP}, Ports: Ports{443, 443}, TargetPort: 443}},
+		{"web tcp,udp 203.0.113.1:443 to 192.168.1.20:8443", Forward{
+			Protocols: []Protocol{TCP, UDP}, External: External{Address: netip.MustParseAddr("203.0.113.1")},
+			Ports: Ports{443, 443}, TargetPort: 8443,
+		}},
+		{"web udp wan0:6000-6010 to 192.168.1.20:7000-7010 from 10.0.0.0/8,192.0.2.1/32 reflect router", Forward{
+			Protocols: []Protocol{UDP}, External: External{Interface: "wan0"}, Ports: Ports{6000, 6010}, TargetPort: 7000,
+			From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
+			Reflect: ReflectRouter,
+		}},
+		{"web tcp any to 192.168.1.20", Forward{Protocols: []Protocol{TCP}}},
+		{"web tcp wan0:any to 192.168.1.20 reflect off", Forward{
+			Protocols: []Protocol{TCP}, External: External{Interface: "wan0"}, Reflect: ReflectOff,
+		}},
+	} {
+		test.want.Name, test.want.Target = "web", netip.MustParseAddr("192.168.1.20")
+		f := mustForward(t, test.line)
+		if diff := cmp.Diff(test.want, f, netipValues); diff != "" {
+			t.Errorf("%s: (-want +got)\n%s", test.line, diff)
+		}
+		if f.String() != test.line {
+			t.Errorf("%s: String gives %s", test.line, f)
+		}
+	}
+}
+
+func TestParseForwardTakesShortForms(t *testing.T) {
+	for line, want := range map[string]string{
+		"a tcp 443 to 192.168.1.20":                          "a tcp 443 to 192.168.1.20:443",
+		"a tcp 6000-6010 to 192.168.1.20:7000":               "a tcp 6000-6010 to 192.168.1.20:7000-7010",
+		"a tcp 443 to 192.168.1.20 reflect off from 1.2.3.4": "a tcp 443 to 192.168.1.20:443 from 1.2.3.4/32 reflect off",
+		"a tcp 80-80 to 192.168.1.20":                        "a tcp 80 to 192.168.1.20:80",
+	} {
+		if got := mustForward(t, line).String(); got != want {
+			t.Errorf("%s: got %s, want %s", line, got, want)
+		}
+	}
+}
+
+func TestParseForwardSaysWhatIsWrong(t *testing.T) {
+	long := strings.Repeat("x", 1<<20)
+	for line, wants := range map[string][]string{
+		"web tcp 443":                                     {"forward needs NAME PROTO"},
+		"Web tcp 443 to 10.0.0.1":                         {`name: "Web" is not a name`},
+		"we\x1b[31mb tcp 443 to 10.0.0.1":                 {`"we\x1b[31mb" is not a name`},
+		long + " tcp 443 to 10.0.0.1":                     {`xxx"... is not a name`},
+		"web tpc 443 to 10.0.0.1":                         {`protocol "tpc" is not supported`, `did you mean "tcp"?`},
+		"web sctp 443 to 10.0.0.1":                        {`protocol "sctp" is not supported`},
+		"web icmp 443 to 10.0.0.1":                        {`protocol "icmp" is not supported; possible are tcp and udp`},
+		"web tcp,tcp 443 to 10.0.0.1":                     {"protocol: tcp is there twice"},
+		"web tcp 0 to 10.0.0.1":                           {`port: "0" is not a port`, "1 to 65535"},
+		"web tcp 65536 to 10.0.0.1":                       {`"65536" is not a port`},
+		"web tcp -1 to 10.0.0.1":                          {`"" is not a port`},
+		"web tcp 80abc to 10.0.0.1":                       {`"80abc" is not a port`},
+		"web tcp 080 to 10.0.0.1":                         {`"080" is not a port`},
+		"web tcp +80 to 10.0.0.1":                         {`"+80" is not a port`},
+		"web tcp 6010-6000 to 10.0.0.1":                   {"runs backwards; write 6000-6010"},
+		"web tcp 443 to 010.0.0.1":                        {`to: "010.0.0.1" is not an address`, "without leading zeros"},
+		"web tcp 443 to server.lan:80":                    {`"server.lan" is not an address`},
+		"web tcp 443 to 10.0.0.1:":                        {"ends where a port was expected"},
+		"web tcp 443 to [2001:db8::1]:443":                {"IPv6 forwards are not supported by this version"},
+		"web tcp 443 to 2001:db8::1":                      {"IPv6 forwards are not supported by this version"},
+		"web tcp [2001:db8::1]:443 to 10.0.0.1":           {"external: ", "IPv6 forwards are not supported by this version"},
+		"web tcp 203.0.113.1 to 10.0.0.1":                 {"has no port; write 203.0.113.1:443"},
+		"web tcp 203.0.113:80 to 10.0.0.1":                {`"203.0.113" is not an address`},
+		"web tcp eth/0:80 to 10.0.0.1":                    {`"eth/0" cannot be the name of an interface`},
+		"web tcp 6000-6010 to 10.0.0.1:7000-7011":         {"ports 7000-7011 are 12, but the external ports 6000-6010 are 11"},
+		"web tcp any to 10.0.0.1:80":                      {"port 80 at the target, but the forward is for every port"},
+		"web tcp 443 too 10.0.0.1":                        {`"too" where "to" was expected`},
+		"web tcp 443 to 10.0.0.1 form 10.0.0.0/8":         {`"form" is not an option of a forward; did you mean "from"?`},
+		"web tcp 443 to 10.0.0.1 from":                    {`nothing after "from"`},
+		"web tcp 443 to 10.0.0.1 from 10.0.0.1/8":         {"write 10.0.0.0/8"},
+		"web tcp 443 to 10.0.0.1 from 10.0.0.0/33":        {"is not a network"},
+		"web tcp 443 to 10.0.0.1 from ::/0":               {"IPv6 forwards are not supported"},
+		"web tcp 443 to 10.0.0.1 reflect public":          {`"public" is not a reflect mode; possible are auto, router and off`},
+		"web tcp 443 to 10.0.0.1 reflect off reflect off": {`"reflect" is there twice`},
+		"W tpc 0 to 1.2.3 from x reflect y":               {`"W" is not`, `"tpc"`, `"0" is not`, `"1.2.3" is not`, `"x" is not`, `"y" is not`},
+	} {
+		_, err := ParseForward(strings.Split(line, " "))
+		if err == nil {
+			t.Errorf("%.80s: taken", line)
+			continue
+		}
+		for _, want := range wants {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%.80s: error %q lacks %q", line, err, want)
+			}
+		}
+		if strings.ContainsAny(err.Error(), "\x1b") || len(err.Error()) > 1000 {
+			t.Errorf("%.80s: error of %d bytes is not fit for a terminal", line, len(err.Error()))
+		}
+	}
+}
+
+func FuzzParseForward(f *testing.F) {
+	for _, line := range []string{
+		"web tcp,udp wan0:6000-6010 to 192.168.1.20:7000 from 10.0.0.0/8 reflect router",
+		"x tcp [2001:db8::1]:443 to 10.0.0.1", "x tcp any to 1.2.3.4", "a b c to :", "a b : to ]:[",
+	} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		forward, err := ParseForward(strings.Split(line, " "))
+		if err != nil {
+			return
+		}
+		again, err := ParseForward(strings.Fields(forward.String()))
+		if err != nil || again.String() != forward.String() {
+			t.Fatalf("%q reads as %q, which reads as %q (%v)", line, forward, again, err)
+		}
+	})
+}
+
+func TestParseSelector(t *testing.T) {
+	const line = "forward web proto udp src 10.0.0.0/8 dst 203.0.113.1/32 port 443 path hairpin"
+	s, err := ParseSelector(strings.Fields(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.String() != line {
+		t.Errorf("got %s", s)
+	}
+	if s, err := ParseSelector(nil); err != nil || s != (Selector{}) {
+		t.Errorf("no words give %v, %v", s, err)
+	}
+	for line, want := range map[string]string{
+		"sorce 10.0.0.0/8":    `"sorce" does not select connections`,
+		"prot tcp":            `did you mean "port"?`,
+		"port":                `nothing after "port"`,
+		"port 0":              `"0" is not a port`,
+		"path lan":            `"lan" is not a path; did you mean "wan"?`,
+		"proto tcp proto udp": `"proto" is there twice`,
+		"src 10.0.0.1/8":      "write 10.0.0.0/8",
+		"path x port y src z": "\"z\" is not an address",
+	} {
+		if _, err := ParseSelector(strings.Fields(line)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: error %v lacks %s", line, err, want)
+		}
+	}
+}
+
+func TestSuggest(t *testing.T) {
+	for word, want := range map[string]string{
+		"prot":  `did you mean "proto"?`,
+		"form":  `did you mean "from"?`,
+		"zebra": "possible are from and proto",
+	} {
+		if got := Suggest(word, "from", "proto"); got != want {
+			t.Errorf("%s: %s", word, got)
+		}
+	}
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"hairpin/bpf"
+)
+
+func contains(err error, want string) bool { return err != nil && strings.Contains(err.Error(), want) }
+
+// needRoot fails a test that cannot do what it is for.
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Fatal("needs root: sudo make test")
+	}
+	if err := rlimit.RemoveMemlock(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// smallSpec is the embedded object with tables that are quickly made.
+func smallSpec(t testing.TB) *ebpf.CollectionSpec {
+	t.Helper()
+	spec, err := bpf.LoadHairpin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, size := range map[string]uint32{
+		bpf.HairpinMapConns:        64,
+		bpf.HairpinMapHalfOpen:     1024,
+		bpf.HairpinMapFragments:    16,
+		bpf.HairpinMapExternals:    16,
+		bpf.HairpinMapEpochs:       64,
+		bpf.HairpinMapForwardStats: 32,
+		bpf.HairpinMapCounters:     64,
+	} {
+		spec.Maps[name].MaxEntries = size
+	}
+	return spec
+}
+
+// newTables makes a datapath's maps, without programs.
+func newTables(t testing.TB, spec *ebpf.CollectionSpec) *Tables {
+	t.Helper()
+	needRoot(t)
+	var objs bpf.HairpinObjects
+	if err := spec.LoadAndAssign(&objs.HairpinMaps, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { objs.HairpinMaps.Close() })
+	return New(&objs)
+}
+
+// again is what the next process sees.
+func (t *Tables) again() *Tables { return New(t.objs) }
+
+func mustApply(t testing.TB, tables *Tables, c Config) Change {
+	t.Helper()
+	change, err := tables.Apply(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return change
+}
