@@ -68,7 +68,16 @@ deps: root
 	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES)
 
 install: build
-	install -D -m 0755 bin/hairpin $(DESTDIR)$(PREFIX)/sbin/hairpin
+	install -D -m 0755 bin/hairpin $(DESTDIR)$(PREFIX)/bin/hairpin
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' cmd/hairpin/dist/hairpin.service \
+		> $(DESTDIR)$(PREFIX)/lib/systemd/system/hairpin.service
+	test -e $(DESTDIR)/etc/hairpin/hairpin.toml || \
+		install -D -m 0644 cmd/hairpin/dist/hairpin.toml $(DESTDIR)/etc/hairpin/hairpin.toml
+	install -d $(DESTDIR)/etc/hairpin/forwards.d
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/hairpin $(DESTDIR)$(PREFIX)/lib/systemd/system/hairpin.service
 
 clean:
 	rm -rf bin

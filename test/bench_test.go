@@ -50,6 +50,7 @@ type bench struct {
 	router         *lab.Host
 	objs           bpf.HairpinObjects
 	tables         *maps.Tables
+	config         maps.Config
 	wan, lan, lan2 port
 }
 
@@ -119,15 +120,14 @@ func (b *bench) load(tb testing.TB) {
 
 func (b *bench) configure(tb testing.TB, forwards []string) {
 	tb.Helper()
-	config := maps.DefaultConfig()
+	b.config = maps.DefaultConfig()
+	config := &b.config
 	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
 	config.MaxConnections = 2048
 	for _, words := range forwards {
 		config.Forwards = append(config.Forwards, mustForward(tb, words))
 	}
-	if _, err := b.tables.Apply(config); err != nil {
-		tb.Fatalf("apply: %v", err)
-	}
+	b.apply(tb)
 	must(b.tables.SetInterfaces([]maps.Interface{
 		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(wanAddress, 24)}},
@@ -136,6 +136,14 @@ func (b *bench) configure(tb testing.TB, forwards []string) {
 		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(otherAddress, 24)}},
 	}))
+}
+
+// apply makes b.config what runs.
+func (b *bench) apply(tb testing.TB) {
+	tb.Helper()
+	if _, err := b.tables.Apply(b.config); err != nil {
+		tb.Fatalf("apply: %v", err)
+	}
 }
 
 // tc runs a frame that came in by p through the TC program.

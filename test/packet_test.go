@@ -15,21 +15,21 @@ import (
 // frame is an Ethernet frame with an IPv4 TCP or UDP packet, in words. Its bytes and its
 // checksums are gopacket's, which knows nothing of the code under test.
 type frame struct {
-	from, to    net.HardwareAddr
-	src, dst    netip.AddrPort
-	udp         bool
-	flags       string // of TCP: letters of SAFRP
-	seq, ack    uint32
-	ttl         uint8
-	options     []layers.IPv4Option
-	payload     []byte
-	noChecksum  bool   // UDP only
-	trailer     []byte // behind the IP packet
-	more        bool   // more fragments follow
-	offset      uint16 // of the fragment, in bytes
-	id          uint16
-	partial     bool // the transport checksum is left to an offload
-	mutate      func([]byte)
+	from, to   net.HardwareAddr
+	src, dst   netip.AddrPort
+	udp        bool
+	flags      string // of TCP: letters of SAFRP
+	seq, ack   uint32
+	ttl        uint8
+	options    []layers.IPv4Option
+	payload    []byte
+	noChecksum bool   // UDP only
+	trailer    []byte // behind the IP packet
+	more       bool   // more fragments follow
+	offset     uint16 // of the fragment, in bytes
+	id         uint16
+	partial    bool // the transport checksum is left to an offload
+	mutate     func([]byte)
 }
 
 func (f frame) tcpLayer() *layers.TCP {

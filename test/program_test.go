@@ -563,3 +563,5 @@ func TestFragments(t *testing.T) {
 		}
 	}
 }
+
+func mustAddrPort(text string) netip.AddrPort { return netip.MustParseAddrPort(text) }

@@ -120,7 +120,9 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	f.notify(daemon.SdNotifyReady)
 	err = f.loop(ctx, events, hangup)
 	f.notify(daemon.SdNotifyStopping)
-	log.Info("stopped; the datapath goes on")
+	if err == nil {
+		log.Info("stopped; the datapath goes on")
+	}
 	return err
 }
 

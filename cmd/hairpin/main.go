@@ -60,12 +60,7 @@ func main() {
 
 // run executes one command and returns its exit code.
 func run(ctx context.Context, env env, args []string) int {
-	a := &app{
-		stdin:  env.stdin,
-		out:    bufio.NewWriter(env.stdout),
-		stderr: env.stderr,
-		getenv: env.getenv,
-	}
+	a := newApp(env)
 	root := a.rootCommand()
 	if args == nil {
 		args = []string{} // cobra takes nil for "those of the process"
@@ -77,6 +72,10 @@ func run(ctx context.Context, env env, args []string) int {
 		err = fmt.Errorf("%w\nsee %q", usageError{err}, command.CommandPath()+" --help")
 	}
 	return a.finish(err)
+}
+
+func newApp(env env) *app {
+	return &app{stdin: env.stdin, out: bufio.NewWriter(env.stdout), stderr: env.stderr, getenv: env.getenv}
 }
 
 func (a *app) rootCommand() *cobra.Command {

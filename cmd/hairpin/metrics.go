@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"syscall"
 	"time"
@@ -86,7 +87,7 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 	}
 	// An address that is to come, as the router's at boot, can be listened at.
 	free := net.ListenConfig{Control: freebind}
-	listener, err := free.Listen(context.Background(), "tcp", listen)
+	listener, err := free.Listen(context.Background(), tcpFamily(listen), listen)
 	if err != nil {
 		return nil, fmt.Errorf("serve metrics: %w", err)
 	}
@@ -110,6 +111,14 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 		}
 	}()
 	return s, nil
+}
+
+// tcpFamily keeps 0.0.0.0 from meaning every IPv6 address as well.
+func tcpFamily(listen string) string {
+	if address, err := netip.ParseAddrPort(listen); err == nil && address.Addr().Is4() {
+		return "tcp4"
+	}
+	return "tcp"
 }
 
 func freebind(network, _ string, conn syscall.RawConn) error {

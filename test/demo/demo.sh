@@ -303,7 +303,7 @@ cleanup() {
 		wait "$daemon" 2>/dev/null || true
 		in_host router "$hairpin" --quiet --bpffs "$work/pins" detach --all || true
 	fi
-	wait
+	{ wait; } 2>/dev/null
 	for host in internet router switch client server; do
 		ip netns delete "$net-$host" 2>/dev/null || true
 	done

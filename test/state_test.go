@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+	"hairpin/maps"
+	"hairpin/test/lab"
+)
+
+// state is that of the only connection.
+func (b *bench) state(tb testing.TB) string {
+	tb.Helper()
+	list := b.connections(tb)
+	if len(list) != 1 {
+		tb.Fatalf("%d connections, want one: %+v", len(list), list)
+	}
+	return list[0].State
+}
+
+func wantState(tb testing.TB, b *bench, when, want string) {
+	tb.Helper()
+	if got := b.state(tb); got != want {
+		tb.Fatalf("%s the connection is %s, want %s", when, got, want)
+	}
+}
+
+// TestHandshake: only the opener's right answer to the server's right answer makes a connection
+// that a flood cannot evict.
+func TestHandshake(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	f := b.flows(false, 20000)["from the Internet"]
+	f.send(t, true, tcp("S", clientISN, 0))
+	wantState(t, b, "after a SYN", "half-open")
+	f.send(t, true, tcp("S", clientISN, 0))
+	f.send(t, true, tcp("S", clientISN, 0))
+	wantState(t, b, "after the SYN again", "half-open")
+	forged, _ := f.in(tcp("A", clientISN+1, serverISN+1))
+	if got := b.tc(t, f.at, forged.bytes()); got.code != tcShot {
+		t.Errorf("an ACK before the SYN/ACK: tc answers %d", int32(got.code))
+	}
+	f.send(t, false, tcp("SA", serverISN, clientISN+1))
+	forged, _ = f.in(tcp("A", clientISN+1, serverISN-70000))
+	if got := b.tc(t, f.at, forged.bytes()); got.code != tcShot || b.counted(t, "bad_handshake") != 2 {
+		t.Errorf("a guessed ACK: tc answers %d", int32(got.code))
+	}
+	wantState(t, b, "after a guessed ACK", "half-open")
+	f.send(t, true, tcp("A", clientISN+1, serverISN+1))
+	wantState(t, b, "after the handshake", "established")
+}
+
+// TestReset: a RST ends a connection only with the sequence number that its receiver expects.
+func TestReset(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	f := b.flows(false, 20000)["from the Internet"]
+	f.open(t)
+	for _, seq := range []uint32{0, clientISN, clientISN + 2, clientISN + 5000, serverISN} {
+		f.send(t, true, tcp("R", seq, 0))
+		wantState(t, b, fmt.Sprintf("after a RST at %d", seq), "established")
+	}
+	f.send(t, true, tcp("R", clientISN+1, 0))
+	wantState(t, b, "after the exact RST", "closing")
+	f.send(t, true, tcp("PA", clientISN+1, serverISN+1), payload("still here"))
+	wantState(t, b, "after data behind the RST (RFC 7857 2.2)", "established")
+	f.send(t, false, tcp("R", serverISN+1, 0))
+	wantState(t, b, "after the server's exact RST", "closing")
+}
+
+// TestClose: both FINs, acknowledged, close; a SYN of the opener then begins anew.
+func TestClose(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	f := b.flows(false, 20000)["hairpin"]
+	f.open(t)
+	f.send(t, true, tcp("FA", clientISN+400, serverISN+1)) // forged: nobody acknowledges it
+	f.send(t, false, tcp("FA", serverISN+1, clientISN+1))
+	f.send(t, true, tcp("A", clientISN+1, serverISN+2))
+	wantState(t, b, "after a forged FIN", "established")
+	f.send(t, true, tcp("S", clientISN+9000, 0))
+	wantState(t, b, "after a SYN in the middle", "established")
+	f.send(t, true, tcp("FA", clientISN+1, serverISN+2))
+	wantState(t, b, "before the last ACK", "established")
+	f.send(t, false, tcp("A", serverISN+2, clientISN+2))
+	wantState(t, b, "after both FINs", "closing")
+	f.send(t, true, tcp("S", clientISN+9000, 0))
+	wantState(t, b, "after a new SYN", "half-open")
+}
+
+// TestForwardGone: its connections are over at once. What the server still sends stays inside, what
+// the client sends is the kernel's to refuse.
+func TestForwardGone(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	for i, udp := range []bool{false, true} {
+		f := b.flows(udp, uint16(20000+i))["hairpin"]
+		f.open(t)
+	}
+	kept := b.flows(true, 20007)["hairpin"]
+	kept.external, kept.target = mustAddrPort("203.0.113.1:6003"), mustAddrPort("192.168.1.20:7003")
+	kept.open(t)
+	b.config.Forwards = b.config.Forwards[1:]
+	b.apply(t)
+	for i, udp := range []bool{false, true} {
+		f := b.flows(udp, uint16(20000+i))["hairpin"]
+		for _, h := range hooks {
+			in, _ := f.back(tcp("PA", serverISN+1, clientISN+1))
+			if got := h.run(b, t, b.lan, in.bytes()); got.code != h.drop {
+				t.Errorf("the server, %s udp=%v: answers %d", h.name, udp, int32(got.code))
+			}
+			in, _ = f.in(tcp("PA", clientISN+1, serverISN+1))
+			if got := h.run(b, t, b.lan, in.bytes()); got.code != h.pass {
+				t.Errorf("the client, %s udp=%v: answers %d", h.name, udp, int32(got.code))
+			}
+		}
+	}
+	kept.send(t, true, payload("of another forward"))
+	if list := b.connections(t); len(list) != 1 {
+		t.Errorf("%d connections are listed, want the one that is kept", len(list))
+	}
+}
+
+// TestRetargeted: no connection jumps to the new target; a new one goes there.
+func TestRetargeted(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	f := b.flows(false, 20000)["from the Internet"]
+	f.open(t)
+	b.config.Forwards[0].TargetPort = 9443
+	b.apply(t)
+	in, _ := f.in(tcp("PA", clientISN+1, serverISN+1))
+	if got := b.tc(t, f.at, in.bytes()); got.code != tcShot {
+		t.Errorf("data of the old connection: tc answers %d", int32(got.code))
+	}
+	f.target = mustAddrPort("192.168.1.20:9443")
+	in, want := f.in(tcp("S", clientISN+5000, 0))
+	hooks[0].sends(t, f, func() {}, f.at, b.lan, in, want)
+}
+
+// TestTableFull: openings are refused, no connection makes room for them.
+func TestTableFull(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	room := int(b.objs.Conns.MaxEntries()) / 2
+	at := func(i int) flow { return b.flows(true, uint16(10000+i))["hairpin"] }
+	for i := range room {
+		at(i).send(t, true, payload("open"))
+		at(i).send(t, false, payload("answer"))
+	}
+	at(room).send(t, true, payload("open"))
+	in, _ := at(room).back(payload("answer"))
+	if got := b.tc(t, b.lan, in.bytes()); got.code != tcShot || b.counted(t, "table_full") != 1 {
+		t.Errorf("one too many: tc answers %d", int32(got.code))
+	}
+	for i := range room {
+		at(i).send(t, true, payload("still there"))
+		at(i).send(t, false, payload("still there"))
+	}
+}
+
+// TestExpiry: an idle connection goes when its time is over, a busy one stays. No daemon is needed.
+func TestExpiry(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	b.config.Timeouts = maps.Timeouts{
+		TCPEstablished: 2 * time.Second, TCPTransitory: time.Second, UDP: time.Second, ICMP: time.Second,
+	}
+	b.apply(t)
+	if code, err := b.objs.HairpinStart.Run(nil); err != nil || code != 0 {
+		t.Fatalf("start sweeper: %d %v", int32(code), err)
+	}
+	for i := range 50 {
+		b.flows(i%2 == 0, uint16(20000+i))["hairpin"].open(t)
+	}
+	busy := b.flows(true, 21000)["from the Internet"]
+	busy.open(t)
+	for deadline := time.Now().Add(30 * time.Second); len(b.connections(t)) > 1; {
+		busy.send(t, true, payload("busy"))
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections are left", len(b.connections(t)))
+		}
+	}
+	if list := b.connections(t); len(list) != 1 || list[0].Client.Port() != 21000 {
+		t.Errorf("left: %+v", list)
+	}
+}
+
+// TestHairpinPorts: clients with the same port all get through, each as another one; a port that a
+// forward or a socket of the router has is nobody's.
+func TestHairpinPorts(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	first, second := b.flows(true, 20000)["hairpin"], b.flows(true, 20000)["server to itself"]
+	first.open(t)
+	in, _ := second.in(payload("same port"))
+	if got := b.tc(t, second.at, in.bytes()); got.code != tcRedirect {
+		t.Fatalf("tc answers %d", int32(got.code))
+	}
+	seen := map[string]bool{}
+	for _, c := range b.connections(t) {
+		if c.Source.Port() < 1024 || c.Source.Addr() != lanAddress || seen[c.Source.String()] {
+			t.Errorf("the server sees %s", c.Source)
+		}
+		seen[c.Source.String()] = true
+	}
+	if len(seen) != 2 {
+		t.Errorf("the server sees %v", seen)
+	}
+}
+
+// TestMemory: with room for 131,072 connections the kernel holds at most 160 MiB for all maps.
+func TestMemory(t *testing.T) {
+	lab.NeedRoot(t)
+	var objs bpf.HairpinObjects
+	if err := bpf.LoadHairpinObjects(&objs, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer objs.Close()
+	var total uint64
+	for _, m := range []*ebpf.Map{
+		objs.Allow, objs.Awaited, objs.ConnEvents, objs.Conns, objs.Counters, objs.Documents, objs.Epochs,
+		objs.Externals, objs.ForwardStats, objs.Forwards, objs.Fragments, objs.HalfOpen, objs.Interfaces,
+		objs.Live, objs.Routes, objs.Schema, objs.Settings, objs.Sweepers, objs.TxPorts, objs.Visits, objs.Works,
+	} {
+		info, err := m.Info()
+		if err != nil {
+			t.Fatal(err)
+		}
+		locked, ok := info.Memlock()
+		if !ok {
+			t.Fatalf("the kernel does not tell the memory of %s", m)
+		}
+		total += locked
+	}
+	connections := uint64(objs.Conns.MaxEntries()) / 2
+	t.Logf("%d bytes, %d per connection", total, total/connections)
+	if connections != 131072 || total > 160<<20 {
+		t.Errorf("%d bytes for %d connections", total, connections)
+	}
+}
