@@ -64,7 +64,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	verdict = nat_decide(ctx, work);
 	if (verdict == VERDICT_SEND) {
 		if (xdp_write(ctx, &work->pkt, &work->rw))
-			return xdp_send(ctx, &work->rw);
+			return xdp_send(&work->rw);
 		verdict = VERDICT_DROP;
 		work->rw.reason = REASON_WRITE_FAILED;
 	}

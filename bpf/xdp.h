@@ -47,9 +47,9 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *p
 	return true;
 }
 
-static __always_inline long xdp_send(struct xdp_md *ctx, const struct rewrite *rw)
+/* Never XDP_TX, also for the interface it came in by: on a veth whose peer has GRO but no XDP program the
+ * kernel leaves such frames lying in the peer's ring until other traffic wakes it (veth_xdp_flush). */
+static __always_inline long xdp_send(const struct rewrite *rw)
 {
-	if (rw->ifindex == ctx->ingress_ifindex)
-		return XDP_TX;
 	return bpf_redirect_map(&tx_ports, rw->ifindex, XDP_DROP);
 }

@@ -36,7 +36,7 @@ func Links() ([]Link, error) {
 	if err != nil {
 		return nil, explain(fmt.Errorf("list addresses: %w", err))
 	}
-	features, err := xdpFeatures()
+	features, err := xdpFeatures(devices)
 	if err != nil {
 		return nil, explain(err)
 	}

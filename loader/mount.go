@@ -16,12 +16,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The source of a mount of ours tells that it is ours, and whether the directory is as well: a bpffs
-// has no other place to write that down, and it must survive the process.
+// mountSource tells a mount of ours: a bpffs has no place to write that down, and it must survive the
+// process. A directory of ours has the mode madeMode: the sticky bit means nothing where root alone
+// may write.
 const (
-	sourceMount    = "hairpin"
-	sourceMountDir = "hairpin-made"
+	mountSource = "hairpin"
+	madeMode    = os.ModeDir | os.ModeSticky | 0o700
 )
+
+// mountWait bounds the wait for another process that mounts.
+const mountWait = 10 * time.Second
 
 // mountPoint is what a path shows of the mount it lies on.
 type mountPoint struct {
@@ -31,41 +35,55 @@ type mountPoint struct {
 }
 
 func (m mountPoint) ours() bool {
-	return m.root && m.fstype == "bpf" && (m.source == sourceMount || m.source == sourceMountDir)
+	return m.root && m.fstype == "bpf" && m.source == mountSource
 }
 
 // mountDir makes a bpffs of dir, for root alone, unless it is one.
 func mountDir(dir string) error {
-	mounted, err := isMounted(dir)
-	if mounted || err != nil {
-		return err
+	for deadline := time.Now().Add(mountWait); ; {
+		mounted, err := isMounted(dir)
+		if mounted || err != nil {
+			return err
+		}
+		if err := makeDir(dir); err != nil {
+			return err
+		}
+		err = mountOn(dir)
+		if err == nil {
+			return nil
+		}
+		// Whoever unmounts removes the directory as well: once more, then.
+		if !errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
+			return errors.Join(err, removeDir(dir))
+		}
 	}
-	made, err := makeDir(dir)
-	if err != nil {
-		return err
-	}
-	// Two that come at once must not mount one over the other: who has the lock of the directory
-	// below looks again.
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	below, err := flock(ctx, dir)
+}
+
+// mountOn mounts a bpffs on a directory that has none. Two that come at once must not mount one over
+// the other: who has the lock of the directory below looks again.
+func mountOn(dir string) error {
+	below, err := lockBelow(dir)
 	if err != nil {
 		return err
 	}
 	defer below.Close()
-	if mounted, err = isMounted(dir); mounted || err != nil {
+	mounted, err := isMounted(dir)
+	if mounted || err != nil {
 		return err
+	}
+	if current, err := isCurrent(below, dir); !current {
+		return errors.Join(err, os.ErrNotExist)
 	}
 	if err := checkMountable(dir); err != nil {
 		return err
 	}
-	if !made {
-		return mountBPF(sourceMount, dir)
-	}
-	if err := mountBPF(sourceMountDir, dir); err != nil {
-		return errors.Join(err, os.Remove(dir))
-	}
-	return nil
+	return mountBPF(dir)
+}
+
+func lockBelow(dir string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), mountWait)
+	defer cancel()
+	return flock(ctx, dir)
 }
 
 // isMounted reports whether dir is a bpffs that can be trusted. It is an error if something else is
@@ -97,23 +115,36 @@ func isMounted(dir string) (bool, error) {
 	return at.root, nil
 }
 
-// makeDir reports whether dir is its work.
-func makeDir(dir string) (bool, error) {
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		return false, nil
+// makeDir makes dir unless it is there.
+func makeDir(dir string) error {
+	err := os.Mkdir(dir, madeMode.Perm()|os.ModeSticky)
+	if err == nil || errors.Is(err, os.ErrExist) {
+		return nil
 	}
-	if errors.Is(err, os.ErrPermission) && onSysfs(filepath.Dir(dir)) {
+	parent := filepath.Dir(dir)
+	if onSysfs(parent) {
 		// /sys/fs/bpf before anybody mounted a bpffs there: no directory can be made.
-		if err := mountBPF(sourceMount, filepath.Dir(dir)); err != nil {
-			return false, err
+		if err := mountParent(parent); err != nil {
+			return err
 		}
-		err = os.Mkdir(dir, 0o700)
+		err = os.Mkdir(dir, madeMode.Perm()|os.ModeSticky)
 	}
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make pin directory: %w", err)
+	}
+	return nil
+}
+
+func mountParent(parent string) error {
+	below, err := lockBelow(parent)
 	if err != nil {
-		return false, fmt.Errorf("make pin directory: %w", err)
+		return err
 	}
-	return true, nil
+	defer below.Close()
+	if !onSysfs(parent) {
+		return nil
+	}
+	return mountBPF(parent)
 }
 
 // checkMountable refuses to hide what somebody keeps in dir.
@@ -128,8 +159,8 @@ func checkMountable(dir string) error {
 	return nil
 }
 
-func mountBPF(source, dir string) error {
-	err := unix.Mount(source, dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
+func mountBPF(dir string) error {
+	err := unix.Mount(mountSource, dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
 	if errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_ADMIN) {
 		return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN: run as root, or have it mounted before: mount -t bpf -o mode=0700 hairpin %s",
 			ErrPermission, dir, dir)
@@ -161,13 +192,47 @@ func unmountDir(dir string) error {
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
-	if at.source != sourceMountDir {
-		return nil
+	return removeDir(dir)
+}
+
+// removeDir removes the directory if we made it and nobody is about to mount on it.
+func removeDir(dir string) error {
+	info, err := os.Lstat(dir)
+	if err != nil || info.Mode() != madeMode || checkOwner(dir, info) != nil {
+		return ignoreGone(err)
 	}
-	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove pin directory: %w", err)
+	if err := removeUnlocked(dir); err != nil {
+		return err
 	}
 	return unmountParent(filepath.Dir(dir))
+}
+
+// removeUnlocked leaves a directory that somebody has the lock of: they want to mount on it.
+func removeUnlocked(dir string) error {
+	now, cancel := context.WithCancel(context.Background())
+	cancel()
+	below, err := flock(now, dir)
+	if errors.Is(err, ErrLocked) {
+		return nil
+	}
+	if err != nil {
+		return ignoreGone(err)
+	}
+	defer below.Close()
+	if at, err := mountOf(dir); err != nil || at.root {
+		return ignoreGone(err)
+	}
+	if err := os.Remove(dir); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
+		return ignoreGone(err)
+	}
+	return nil
+}
+
+func ignoreGone(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // unmountParent undoes what makeDir did for want of a bpffs on /sys/fs/bpf.
@@ -208,29 +273,41 @@ func onSysfs(path string) bool {
 
 // mountOf finds the mount that path lies on.
 func mountOf(path string) (mountPoint, error) {
-	var stat unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &stat)
-	if err != nil {
-		return mountPoint{}, &os.PathError{Op: "statx", Path: path, Err: err}
+	// Between the two questions the mount may go: then the first has another answer.
+	for range 100 {
+		var stat unix.Statx_t
+		err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &stat)
+		if err != nil {
+			return mountPoint{}, &os.PathError{Op: "statx", Path: path, Err: err}
+		}
+		at, err := mountByID(stat.Mnt_id)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		at.root = stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+		return at, err
 	}
+	return mountPoint{}, fmt.Errorf("find the mount of %s: not in mountinfo", path)
+}
+
+// mountByID returns os.ErrNotExist if there is no such mount.
+func mountByID(id uint64) (mountPoint, error) {
 	table, err := os.ReadFile("/proc/thread-self/mountinfo")
 	if err != nil {
 		return mountPoint{}, fmt.Errorf("read mounts: %w", err)
 	}
-	at := mountPoint{root: stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0}
-	id := strconv.FormatUint(stat.Mnt_id, 10)
+	prefix := strconv.FormatUint(id, 10) + " "
 	for line := range strings.Lines(string(table)) {
 		// proc_pid_mountinfo(5): ID ... - type source options
 		fields, rest, found := strings.Cut(line, " - ")
-		if !found || !strings.HasPrefix(fields, id+" ") {
+		if !found || !strings.HasPrefix(fields, prefix) {
 			continue
 		}
 		if described := strings.Fields(rest); len(described) >= 2 {
-			at.fstype, at.source = described[0], described[1]
-			return at, nil
+			return mountPoint{fstype: described[0], source: described[1]}, nil
 		}
 	}
-	return mountPoint{}, fmt.Errorf("find the mount of %s: not in mountinfo", path)
+	return mountPoint{}, os.ErrNotExist
 }
 
 // checkOwner refuses what others could have put there: a pin is a program that will run in the kernel.

@@ -58,6 +58,7 @@ func TestMountOfOthersStays(t *testing.T) {
 	if err := unix.Mount("fstab", dir, "bpf", 0, "mode=0700"); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
 	mustLoad(t, Options{Dir: dir})
 	if err := Remove(dir); err != nil {
 		t.Fatal(err)

@@ -25,8 +25,10 @@ const (
 	featureTransmit = 1 << 2
 )
 
-// xdpFeatures returns the feature bits by ifindex, nil if the kernel cannot tell.
-func xdpFeatures() (map[int]uint64, error) {
+// xdpFeatures returns the feature bits of the devices by ifindex, nil if the kernel cannot tell. It asks
+// for one at a time: the messages of the kernel's list lack the mark that more follow, and the netlink
+// library stops at the first.
+func xdpFeatures(devices []netlink.Link) (map[int]uint64, error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
 	if errors.Is(err, unix.ENOENT) {
 		return nil, nil
@@ -34,21 +36,25 @@ func xdpFeatures() (map[int]uint64, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ask for XDP features: %w", err)
 	}
-	messages, err := retryDump(func() ([][]byte, error) {
-		request := nl.NewNetlinkRequest(int(family.ID), unix.NLM_F_DUMP)
+	features := make(map[int]uint64, len(devices))
+	for _, dev := range devices {
+		request := nl.NewNetlinkRequest(int(family.ID), 0)
 		request.AddData(genlHeader{netdevCmdDevGet, netdevVersion})
-		return request.Execute(unix.NETLINK_GENERIC, 0)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list XDP features: %w", err)
-	}
-	features := make(map[int]uint64, len(messages))
-	for _, message := range messages {
-		ifindex, bits, err := parseFeatures(message)
-		if err != nil {
-			return nil, fmt.Errorf("list XDP features: %w", err)
+		request.AddData(nl.NewRtAttr(netdevAttrIfindex, nl.Uint32Attr(uint32(dev.Attrs().Index))))
+		messages, err := request.Execute(unix.NETLINK_GENERIC, 0)
+		if errors.Is(err, unix.ENODEV) {
+			continue // gone this moment
 		}
-		features[ifindex] = bits
+		if err != nil {
+			return nil, fmt.Errorf("ask for XDP features of %s: %w", dev.Attrs().Name, err)
+		}
+		for _, message := range messages {
+			ifindex, bits, err := parseFeatures(message)
+			if err != nil {
+				return nil, fmt.Errorf("ask for XDP features of %s: %w", dev.Attrs().Name, err)
+			}
+			features[ifindex] = bits
+		}
 	}
 	return features, nil
 }

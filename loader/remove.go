@@ -22,8 +22,12 @@ func Remove(dir string) error {
 
 func remove(p pins) error {
 	mounted, err := isMounted(string(p))
-	if !mounted || err != nil {
+	if err != nil {
 		return err
+	}
+	if !mounted {
+		// A process that was killed may have come no further than to make it.
+		return removeDir(string(p))
 	}
 	if err := removePins(p); err != nil {
 		return err

@@ -250,6 +250,16 @@ func programID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {
 	return id
 }
 
+func mapID(t *testing.T, m *ebpf.Map) ebpf.MapID {
+	t.Helper()
+	info, err := m.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	return id
+}
+
 var errInjected = errors.New("injected fault")
 
 // eachFault runs attempt with every step failing in turn, once each, until it passes without a

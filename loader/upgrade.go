@@ -25,14 +25,14 @@ func (d *Datapath) Upgrade() error {
 }
 
 func (d *Datapath) upgrade() error {
-	if err := clean(d.dir); err != nil {
-		return err
-	}
 	old, err := d.pinnedPrograms()
 	if err != nil {
 		return err
 	}
 	defer old.Close()
+	if err := clean(d.dir); err != nil {
+		return err
+	}
 	fresh, err := d.loadPrograms()
 	if err != nil {
 		return err

@@ -78,21 +78,20 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 		}
 		return plan.mode, "", nil
 	}
-	err = d.pinXDP(dev, link.XDPDriverMode, programs.HairpinXdp)
-	if err == nil {
-		return XDPNative, "", nil
+	mode = XDPNative
+	l, err := newXDP(dev, link.XDPDriverMode, programs.HairpinXdp)
+	if isRefusal(err) {
+		reason = nativeReason(err)
+		if !plan.generic {
+			return "", reason, nil
+		}
+		mode = XDPGeneric
+		l, err = newXDP(dev, link.XDPGenericMode, programs.HairpinXdp)
 	}
-	if isFinal(err) {
+	if err != nil {
 		return "", "", err
 	}
-	reason = nativeReason(err)
-	if !plan.generic {
-		return "", reason, nil
-	}
-	if err := d.pinXDP(dev, link.XDPGenericMode, programs.HairpinXdp); err != nil {
-		return "", "", err
-	}
-	return XDPGeneric, reason, nil
+	return mode, reason, d.pinLink(l, kindXDP, dev.Attrs().Index)
 }
 
 // keeps reports whether the XDP link that runs is one the mode may have.
@@ -116,18 +115,18 @@ func update(h *hook, dev netlink.Link, program *ebpf.Program) error {
 	return nil
 }
 
-func (d *Datapath) pinXDP(dev netlink.Link, flags link.XDPAttachFlags, program *ebpf.Program) error {
+func newXDP(dev netlink.Link, flags link.XDPAttachFlags, program *ebpf.Program) (link.Link, error) {
 	if err := fault("attach xdp"); err != nil {
-		return err
+		return nil, err
 	}
 	l, err := link.AttachXDP(link.XDPOptions{Program: program, Interface: dev.Attrs().Index, Flags: flags})
 	if errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST) {
-		return errors.Join(foreignXDP(0), err)
+		return nil, errors.Join(foreignXDP(0), err)
 	}
 	if err != nil {
-		return fmt.Errorf("attach XDP: %w", err)
+		return nil, fmt.Errorf("attach XDP: %w", err)
 	}
-	return d.pinLink(l, kindXDP, dev.Attrs().Index)
+	return l, nil
 }
 
 // pinLink pins a fresh link; it takes the program off again if it cannot.
@@ -143,14 +142,18 @@ func (d *Datapath) pinLink(l link.Link, kind string, ifindex int) error {
 	return nil
 }
 
-// isFinal tells errors that generic XDP, or none, is no answer to.
-func isFinal(err error) bool {
-	for _, errno := range []error{unix.EBUSY, unix.EEXIST, unix.EPERM, unix.EACCES, unix.ENODEV} {
-		if errors.Is(err, errno) {
-			return true
-		}
+// isRefusal tells whether it is the driver that will not have the program: then generic XDP, or none,
+// is the answer.
+func isRefusal(err error) bool {
+	var errno unix.Errno
+	if !errors.As(err, &errno) {
+		return errors.Is(err, ebpf.ErrNotSupported)
 	}
-	return false
+	switch errno {
+	case unix.EBUSY, unix.EEXIST, unix.EPERM, unix.EACCES, unix.ENODEV:
+		return false
+	}
+	return true
 }
 
 // nativeReason puts in words why a driver refused; the kernel gives a bpf link no text.

@@ -5,26 +5,41 @@ package maps
 import (
 	"errors"
 	"fmt"
-	"syscall"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 )
 
 const batchSize = 4096
 
+// memoryPatience is how long a writer waits for the kernel to find memory.
+const memoryPatience = 5 * time.Second
+
 // putAll writes entries with as few system calls as the kernel allows.
 // perKey is how many values belong to a key: one, or one a CPU.
+//
+// Maps that are not allocated beforehand take their entries from a small
+// reserve that the kernel refills in the background. Many entries in a row
+// outrun it, which looks like a lack of memory but passes within milliseconds.
 func putAll[K, V any](m *ebpf.Map, keys []K, values []V, perKey int) error {
+	pause, patience := time.Millisecond, time.Now().Add(memoryPatience)
 	for len(keys) > 0 {
 		n := min(len(keys), batchSize)
-		_, err := m.BatchUpdate(keys[:n], values[:n*perKey], nil)
-		if errors.Is(err, ebpf.ErrNotSupported) {
+		done, err := m.BatchUpdate(keys[:n], values[:n*perKey], nil)
+		switch {
+		case errors.Is(err, ebpf.ErrNotSupported):
 			return putEach(m, keys, values, perKey)
-		}
-		if err != nil {
+		case errors.Is(err, unix.ENOMEM) && time.Now().Before(patience):
+			time.Sleep(pause)
+			pause = min(2*pause, 100*time.Millisecond)
+		case err != nil:
 			return fmt.Errorf("fill map: %w", err)
 		}
-		keys, values = keys[n:], values[n*perKey:]
+		if done > 0 && err != nil {
+			pause, patience = time.Millisecond, time.Now().Add(memoryPatience)
+		}
+		keys, values = keys[done:], values[done*perKey:]
 	}
 	return nil
 }
@@ -53,7 +68,7 @@ func scan[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
 		switch {
 		case errors.Is(err, ebpf.ErrNotSupported):
 			return scanEach(m, perKey, visit)
-		case errors.Is(err, syscall.ENOSPC):
+		case errors.Is(err, unix.ENOSPC):
 			// One bucket is longer than the batch.
 			keys, values = make([]K, 2*len(keys)), make([]V, 2*len(values))
 			continue

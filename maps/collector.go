@@ -32,14 +32,15 @@ type InterfaceStatus struct {
 }
 
 // Collector gives the metrics of a datapath (DESIGN.md section 10). What takes
-// a walk of the connections is counted by Run, never by a scrape.
+// a walk of the connections is counted by Run, never by a scrape; what the
+// datapath has counted since is added.
 type Collector struct {
 	tables  *Tables
 	options CollectorOptions
 
 	mu       sync.Mutex
 	names    map[uint32]string // of interfaces by index, also of those that went
-	counted  *Count            // nil before the first Refresh
+	counted  *tally            // nil before the first Refresh
 	evicted  uint64
 	reloaded time.Time // last time a configuration was taken
 	reloadOK float64
@@ -113,42 +114,18 @@ func (c *Collector) Run(ctx context.Context, report func(error)) {
 
 // Refresh counts the connections once, walking the tables.
 func (c *Collector) Refresh() error {
-	snap, err := c.tables.snapshot()
+	counted, err := c.tables.tally()
 	if err != nil {
 		return err
 	}
-	count, err := c.tables.count(snap, Selector{})
-	if err != nil {
-		return err
-	}
-	evicted, err := c.tables.evicted(snap.openings)
-	if err != nil {
-		return err
-	}
+	evicted := max(0, counted.events.opening()-int64(counted.openings))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.counted = &count
+	c.counted = counted
 	// Openings go on while this counts, so the difference may step back a little;
 	// a counter may not.
-	c.evicted = max(c.evicted, evicted)
+	c.evicted = max(c.evicted, uint64(evicted))
 	return nil
-}
-
-// evicted is how many half-open connections are gone though nobody took them
-// out, given how many there are.
-func (t *Tables) evicted(present int) (uint64, error) {
-	left := uint64(present)
-	for _, event := range []bpf.HairpinConnEvent{
-		bpf.HairpinConnEventCONN_ESTABLISHED, bpf.HairpinConnEventCONN_ABANDONED,
-	} {
-		count, err := t.event(event)
-		if err != nil {
-			return 0, err
-		}
-		left += count
-	}
-	opened, err := t.event(bpf.HairpinConnEventCONN_OPENED)
-	return since(opened, left), err
 }
 
 // Collect implements prometheus.Collector.
@@ -170,7 +147,7 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	s.gauge(connectionsLimit, float64(c.tables.objs.Conns.MaxEntries()/2))
 	s.reload(c)
 	s.connections(c)
-	s.forwards(c.tables)
+	s.forwards(c)
 	s.packets(c.tables, c.names)
 }
 
@@ -210,25 +187,24 @@ func (s scrape) reload(c *Collector) {
 }
 
 func (s scrape) connections(c *Collector) {
+	now, err := c.tables.events()
+	if err != nil {
+		s.metrics <- prometheus.NewInvalidMetric(connections, err)
+		return
+	}
+	s.gauge(connections, float64(c.counted.establishedAt(now)), StateEstablished)
 	if c.counted == nil {
+		// Only a walk tells half-open connections from evicted ones, and which are closing.
 		return
 	}
-	s.gauge(connections, float64(c.counted.HalfOpen), StateHalfOpen)
-	s.gauge(connections, float64(c.counted.Established), StateEstablished)
-	s.gauge(connections, float64(c.counted.Closing), StateClosing)
+	limit := int64(c.tables.objs.HalfOpen.MaxEntries() / 2)
+	s.gauge(connections, float64(min(c.counted.halfOpenAt(now), limit)), StateHalfOpen)
+	s.gauge(connections, float64(c.counted.closing), StateClosing)
 	s.counter(halfOpenEvicted, c.evicted)
-	running, err := c.tables.Running()
-	if err != nil && !errors.Is(err, ErrEmpty) {
-		s.metrics <- prometheus.NewInvalidMetric(forwardConnections, err)
-		return
-	}
-	for _, f := range running.Forwards {
-		s.gauge(forwardConnections, float64(c.counted.Forwards[f.Name]), f.Name)
-	}
 }
 
-func (s scrape) forwards(t *Tables) {
-	stats, err := t.ForwardStats()
+func (s scrape) forwards(c *Collector) {
+	doc, stats, err := c.tables.runningStats()
 	if err != nil {
 		if !errors.Is(err, ErrEmpty) {
 			s.metrics <- prometheus.NewInvalidMetric(forwardPackets, err)
@@ -236,14 +212,16 @@ func (s scrape) forwards(t *Tables) {
 		return
 	}
 	paths := pathNames()
-	for name, stat := range stats {
+	for i, f := range doc.Config.Forwards {
+		stat := stats[doc.Stamps[i].id]
 		for path := range paths {
 			for direction, word := range [...]string{"in", "out"} {
-				s.counter(forwardPackets, stat.Traffic[path][direction].Packets, name, paths[path], word)
-				s.counter(forwardBytes, stat.Traffic[path][direction].Bytes, name, paths[path], word)
+				s.counter(forwardPackets, stat.Traffic[path][direction].Packets, f.Name, paths[path], word)
+				s.counter(forwardBytes, stat.Traffic[path][direction].Bytes, f.Name, paths[path], word)
 			}
-			s.counter(forwardOpened, stat.Established[path], name, paths[path])
+			s.counter(forwardOpened, stat.Established[path], f.Name, paths[path])
 		}
+		s.gauge(forwardConnections, float64(c.counted.forwardAt(doc.Stamps[i], stat)), f.Name)
 	}
 }
 

@@ -110,7 +110,7 @@ type direction struct {
 	to             bpf.HairpinTuple
 	seen           uint64
 	packets, bytes uint64
-	forward        uint32
+	forward        stamp
 	ack, end       uint32
 	created        uint64
 	path           bpf.HairpinConnPath
@@ -143,7 +143,7 @@ func (t *Tables) eachOf(snap *snapshot, sel Selector, visit func(bpf.HairpinTupl
 	forwards := doc.names()
 	now := monotonic()
 	for key, opener := range snap.openers {
-		name, ok := forwards[opener.forward]
+		name, ok := forwards[opener.forward.id]
 		if !ok {
 			continue // of a forward that went a moment ago
 		}
@@ -241,7 +241,7 @@ func (s *snapshot) add(key bpf.HairpinTuple, conn *bpf.HairpinConn, half bool) {
 		seen:    conn.LastSeen,
 		packets: conn.Packets,
 		bytes:   conn.Bytes,
-		forward: conn.Forward.Id,
+		forward: stamp{conn.Forward.Id, conn.Forward.Epoch},
 		ack:     conn.Ack,
 		end:     conn.End,
 		created: conn.Created,

@@ -40,6 +40,16 @@ func (s Stats) Connections() (connections uint64) {
 	return connections
 }
 
+// present is how many connections are in the table: closed ones may have
+// completed their handshake on another CPU, so only the sums tell.
+func (s Stats) present() int64 {
+	present := int64(0)
+	for path := range s.Established {
+		present += int64(s.Established[path] - s.Closed[path])
+	}
+	return present
+}
+
 func (s *Stats) add(cpu *bpf.HairpinForwardStats) {
 	for path := range s.Traffic {
 		for direction := range s.Traffic[path] {
@@ -61,27 +71,36 @@ type Counter struct {
 
 // ForwardStats gives the counters of the running forwards, by name.
 func (t *Tables) ForwardStats() (map[string]Stats, error) {
+	doc, raw, err := t.runningStats()
+	if err != nil {
+		return nil, err
+	}
+	stats := make(map[string]Stats, len(doc.Stamps))
+	for i, s := range doc.Stamps {
+		stats[doc.Config.Forwards[i].Name] = raw[s.id]
+	}
+	return stats, nil
+}
+
+// runningStats gives the running forwards and the counters by id.
+func (t *Tables) runningStats() (*document, map[uint32]Stats, error) {
 	for {
 		doc, generation, err := t.running()
 		if err != nil {
-			return nil, err
+			return doc, nil, err
 		}
 		raw, err := t.rawStats()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		// Ids may have changed hands with a swap meanwhile.
-		if now, err := t.generation(); err != nil || now != generation {
-			if err != nil {
-				return nil, err
-			}
-			continue
+		now, err := t.generation()
+		if err != nil {
+			return nil, nil, err
 		}
-		stats := make(map[string]Stats, len(doc.Stamps))
-		for i, s := range doc.Stamps {
-			stats[doc.Config.Forwards[i].Name] = raw[s.id]
+		if now == generation {
+			return doc, raw, nil
 		}
-		return stats, nil
 	}
 }
 
@@ -135,19 +154,6 @@ func (t *Tables) rawCounters() (map[bpf.HairpinCounterKey]uint64, error) {
 		return nil, fmt.Errorf("read counters: %w", err)
 	}
 	return all, nil
-}
-
-// event sums one counter of connections over the CPUs.
-func (t *Tables) event(event bpf.HairpinConnEvent) (uint64, error) {
-	var cpus []uint64
-	if err := t.objs.ConnEvents.Lookup(uint32(event), &cpus); err != nil {
-		return 0, fmt.Errorf("read connection events: %w", err)
-	}
-	sum := uint64(0)
-	for _, count := range cpus {
-		sum += count
-	}
-	return sum, nil
 }
 
 func scanPerCPU[K, V any](m *ebpf.Map, visit func(K, []V)) error {

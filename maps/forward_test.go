@@ -154,7 +154,7 @@ func TestParseSelector(t *testing.T) {
 	}
 	for line, want := range map[string]string{
 		"sorce 10.0.0.0/8":    `"sorce" does not select connections`,
-		"prot tcp":            `did you mean "port"?`,
+		"prot tcp":            `did you mean "proto"?`,
 		"port":                `nothing after "port"`,
 		"port 0":              `"0" is not a port`,
 		"path lan":            `"lan" is not a path; did you mean "wan"?`,

@@ -24,7 +24,6 @@ const (
 
 	xdpDrop     = 1
 	xdpPass     = 2
-	xdpTx       = 3
 	xdpRedirect = 4
 )
 

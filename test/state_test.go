@@ -136,7 +136,7 @@ func TestRetargeted(t *testing.T) {
 	}
 	f.target = mustAddrPort("192.168.1.20:9443")
 	in, want := f.in(tcp("S", clientISN+5000, 0))
-	hooks[0].sends(t, f, func() {}, f.at, b.lan, in, want)
+	hooks[0].sends(t, f, func() {}, f.at, in, want)
 }
 
 // TestTableFull: openings are refused, no connection makes room for them.

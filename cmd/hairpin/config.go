@@ -203,9 +203,9 @@ func listed(change maps.Change) maps.Change {
 func settingText(cfg maps.Config, key string) string {
 	switch key {
 	case "interfaces.wan":
-		return fmt.Sprintf("%q", cfg.WAN)
+		return listText(cfg.WAN)
 	case "interfaces.lan":
-		return fmt.Sprintf("%q", cfg.LAN)
+		return listText(cfg.LAN)
 	case "datapath.mode":
 		return strconv.Quote(cfg.Mode)
 	case "datapath.max_connections":
@@ -224,6 +224,15 @@ func settingText(cfg maps.Config, key string) string {
 		return strconv.Quote(cfg.MetricsListen)
 	}
 	return "(differs)"
+}
+
+// listText is a list of strings as a configuration has it.
+func listText(list []string) string {
+	quoted := make([]string, len(list))
+	for i, text := range list {
+		quoted[i] = strconv.Quote(text)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
 // printChange prints a change as lines of -, what runs, and +, what would.

@@ -26,8 +26,8 @@ import (
 )
 
 const (
-	// defaultBeat is how often an idle loop shows that it turns, and tries again
-	// what failed.
+	// defaultBeat is how often an idle loop shows that it turns, looks whether all
+	// is as it should be, and tries again what failed.
 	defaultBeat = 5 * time.Second
 	// stalledAfter is when a loop that has not turned counts as stuck. It is
 	// longer than the loop waits for the writer lock.
@@ -72,11 +72,11 @@ type follower struct {
 	log      *slog.Logger
 	beat     time.Duration
 
-	metrics *metricsServer
-	state   daemonState
-	failing map[string]string // what failed last time, so that it is logged once
-	retry   bool              // the last look at the network failed in part
-	gone    error             // the datapath is not there any more
+	metrics   *metricsServer
+	state     daemonState
+	failing   map[string]string // what failed last time, so that it is logged once
+	routesDue bool              // next hops are to be resolved again
+	gone      error             // the datapath is not there any more
 }
 
 // daemonState is what the metrics server reads while the loop writes.
@@ -232,7 +232,7 @@ func (f *follower) start(cfg maps.Config, s *session) error {
 	f.log.Info(result.String())
 	f.warnResize(cfg)
 	f.see(result.ports)
-	f.retry = f.report("follow the network", refusals(result.ports))
+	f.report("follow the network", refusals(result.ports))
 	f.reloaded(true)
 	f.state.ready.Store(true)
 	return nil
@@ -262,9 +262,8 @@ func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup 
 			}
 			f.follow(ctx, event)
 		case <-ticker.C:
-			if f.retry {
-				f.follow(ctx, loader.Event{Links: true, Routes: true})
-			}
+			// The command line may have changed what runs.
+			f.follow(ctx, loader.Event{Links: true})
 		}
 		if f.gone != nil {
 			return f.gone
@@ -272,10 +271,11 @@ func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup 
 	}
 }
 
-// follow does what an event asks for. Failures are logged once and tried again
-// with the next beat.
+// follow does what an event asks for. Failures are logged once; the next beat
+// looks at the interfaces again, and at the routes if they are still due.
 func (f *follower) follow(ctx context.Context, event loader.Event) {
-	if !event.Links && !event.Routes {
+	f.routesDue = f.routesDue || event.Routes
+	if !event.Links && !f.routesDue {
 		return
 	}
 	err := f.locked(ctx, func() error {
@@ -283,8 +283,10 @@ func (f *follower) follow(ctx context.Context, event loader.Event) {
 		if event.Links {
 			errs = append(errs, f.followLinks())
 		}
-		if event.Routes {
-			errs = append(errs, f.router.tables.BumpRoutes())
+		if f.routesDue {
+			err := f.router.tables.BumpRoutes()
+			f.routesDue = err != nil
+			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	})
@@ -294,7 +296,7 @@ func (f *follower) follow(ctx context.Context, event loader.Event) {
 	if err = errors.Join(err, refusals(f.state.look())); errors.Is(err, loader.ErrNotLoaded) {
 		f.gone = err
 	}
-	f.retry = f.report("follow the network", err) || f.retry && !event.Links
+	f.report("follow the network", err)
 }
 
 func (f *follower) followLinks() error {
@@ -342,20 +344,19 @@ func (f *follower) see(ports []port) {
 	f.state.ports.Store(&ports)
 }
 
-// report logs a failure when it is new, and its end. It tells whether there is one.
-func (f *follower) report(what string, err error) bool {
+// report logs a failure when it is new, and its end.
+func (f *follower) report(what string, err error) {
 	if err == nil {
 		if f.failing[what] != "" {
 			f.log.Info("works again", "what", what)
 		}
 		delete(f.failing, what)
-		return false
+		return
 	}
 	if f.failing[what] != err.Error() {
 		f.log.Error(what, "error", err)
 	}
 	f.failing[what] = err.Error()
-	return true
 }
 
 // reload applies the files as they are now, or changes nothing.
@@ -370,7 +371,6 @@ func (f *follower) reload(ctx context.Context) {
 	if result.done {
 		f.log.Info("reloaded: " + changeText(result.change))
 		f.see(result.ports)
-		f.retry = f.retry || err != nil
 	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {

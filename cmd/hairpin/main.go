@@ -98,6 +98,13 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 			if a.quiet && a.verbose {
 				return errors.New("-q and -v exclude each other")
 			}
+			if a.dir == "" {
+				// Most likely a variable that is not set: the default is not what was meant.
+				return errors.New("--bpffs is empty; leave it out for " + loader.DefaultDir)
+			}
+			if a.lockWait < 0 {
+				return fmt.Errorf("--wait %s is negative; 0s is not to wait at all", a.lockWait)
+			}
 			a.started = true
 			return nil
 		},

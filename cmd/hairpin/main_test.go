@@ -8,6 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -23,8 +26,17 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	dist, err := filepath.Abs("dist")
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("ESC", "\x1b")
+			env.Setenv("DIST", dist)
+			return nil
+		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits":   exits,
 			"json":    validJSON,
@@ -33,22 +45,19 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits runs hairpin with nothing pinned and wants an exit code: `exits 1 forward add`.
+// exits runs hairpin where nothing is pinned and wants an exit code: `exits 1 forward add`.
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: exits CODE ARG..")
 	}
-	var stdout, stderr bytes.Buffer
-	code := run(context.Background(), env{
-		stdin:  strings.NewReader(ts.ReadFile("stdin")),
-		stdout: &stdout,
-		stderr: &stderr,
-		getenv: ts.Getenv,
-	}, append([]string{"-c", ts.MkAbs("hairpin.toml"), "--bpffs", ts.MkAbs("none")}, args[1:]...))
-	ts.Logf("[stdout]\n%s[stderr]\n%s", &stdout, &stderr)
-	fmt.Fprint(ts.Stdout(), stdout.String())
-	fmt.Fprint(ts.Stderr(), stderr.String())
-	if fmt.Sprint(code) != args[0] {
+	var failed *exec.ExitError
+	code := exitDone
+	if err := ts.Exec("hairpin", append([]string{"-c", "hairpin.toml", "--bpffs", "none"}, args[1:]...)...); errors.As(err, &failed) {
+		code = failed.ExitCode()
+	} else {
+		ts.Check(err)
+	}
+	if strconv.Itoa(code) != args[0] {
 		ts.Fatalf("hairpin %q: exit code %d, want %s", args[1:], code, args[0])
 	}
 }

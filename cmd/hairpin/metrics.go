@@ -75,9 +75,10 @@ func metricsHandler(gatherer prometheus.Gatherer, health health, limits serverLi
 
 // metricsServer is a running server; its zero value serves nothing.
 type metricsServer struct {
-	http   *http.Server
-	stop   time.Duration
-	listen string // as configured
+	http     *http.Server
+	listener net.Listener
+	stop     time.Duration
+	listen   string // as configured
 }
 
 // startMetrics serves handler on listen, "HOST:PORT"; empty: nothing is served.
@@ -101,12 +102,13 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 			MaxHeaderBytes:    limits.headerBytes,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
-		stop:   limits.stop,
-		listen: listen,
+		listener: listener,
+		stop:     limits.stop,
+		listen:   listen,
 	}
-	log.Info("serving metrics", "address", listener.Addr().String())
+	log.Info("serving metrics", "address", s.address())
 	go func() {
-		if err := s.http.Serve(limitListener(listener, limits.connections)); !errors.Is(err, http.ErrServerClosed) {
+		if err := s.http.Serve(limitListener(listener, limits.connections)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			log.Error("metrics server stopped", "error", err)
 		}
 	}()
@@ -133,11 +135,16 @@ func freebind(network, _ string, conn syscall.RawConn) error {
 	return errors.Join(control, err)
 }
 
+// address is where it listens, with the port that the kernel gave for 0.
+func (s *metricsServer) address() string { return s.listener.Addr().String() }
+
 // Close lets running answers end, for a moment, and closes all connections.
 func (s *metricsServer) Close() error {
 	if s.http == nil {
 		return nil
 	}
+	// Not left to Shutdown, which does not know of it before Serve has begun.
+	s.listener.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), s.stop)
 	defer cancel()
 	if s.http.Shutdown(ctx) == nil {

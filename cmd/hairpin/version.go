@@ -12,9 +12,12 @@ import (
 	"hairpin/bpf"
 )
 
+// release is what the linker sets: "make build" does, from the tag or commit.
+var release string
+
 // build says what this binary was made from.
 type build struct {
-	Version  string `json:"version"`            // of the module, "devel" if built from a work tree
+	Version  string `json:"version"`            // release, else of the module, "devel" if built from a work tree
 	Revision string `json:"revision,omitempty"` // of the work tree
 	Modified bool   `json:"modified,omitempty"` // the work tree had changes of its own
 	Schema   uint32 `json:"datapath_schema"`    // of the pinned maps that it understands
@@ -30,11 +33,14 @@ func buildInfo() build {
 		Platform: runtime.GOOS + "/" + runtime.GOARCH,
 	}
 	info, ok := debug.ReadBuildInfo()
+	if ok && info.Main.Version != "" && info.Main.Version != "(devel)" {
+		b.Version = info.Main.Version
+	}
+	if release != "" {
+		b.Version = release
+	}
 	if !ok {
 		return b
-	}
-	if v := info.Main.Version; v != "" && v != "(devel)" {
-		b.Version = v
 	}
 	for _, setting := range info.Settings {
 		switch setting.Key {

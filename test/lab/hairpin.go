@@ -3,14 +3,14 @@
 package lab
 
 import (
-	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +24,7 @@ type Hairpin struct {
 	tb     testing.TB
 	host   *Host
 	binary string
-	notify *net.UnixConn
+	states *states
 	daemon *Process
 }
 
@@ -39,10 +39,10 @@ func NewHairpin(h *Host, config string) *Hairpin {
 		File: filepath.Join(dir, "hairpin.toml"), Dir: filepath.Join(dir, "pins"),
 		tb: h.tb, host: h, binary: Binary(h.tb),
 	}
-	hp.notify, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: hp.socket(), Net: "unixgram"})
+	hp.states, err = listenStates(hp.socket())
 	h.must("listen for readiness", err)
 	h.tb.Cleanup(func() {
-		hp.notify.Close()
+		hp.states.conn.Close()
 		for unix.Unmount(hp.Dir, unix.MNT_DETACH) == nil {
 		}
 		if err := os.RemoveAll(dir); err != nil {
@@ -69,16 +69,17 @@ func (hp *Hairpin) Write(config string) {
 // Start runs the daemon and returns once it says it is ready.
 func (hp *Hairpin) Start() {
 	hp.tb.Helper()
+	from := hp.states.count()
 	hp.daemon = hp.host.StartWith([]string{"NOTIFY_SOCKET=" + hp.socket()}, "", hp.args("run")...)
-	hp.await("READY=1")
+	hp.await(from, "READY=1")
 }
 
 // Reload makes the daemon read its file again and returns when it has.
 func (hp *Hairpin) Reload() {
 	hp.tb.Helper()
+	from := hp.states.count()
 	hp.daemon.Signal(unix.SIGHUP)
-	hp.await("RELOADING=1")
-	hp.await("READY=1")
+	hp.await(hp.await(from, "RELOADING=1"), "READY=1")
 }
 
 // Stop ends the daemon as the init system does.
@@ -130,27 +131,70 @@ func (hp *Hairpin) args(args ...string) []string {
 
 func (hp *Hairpin) socket() string { return filepath.Join(filepath.Dir(hp.File), "notify") }
 
-// await waits for a state of sd_notify(3) of the daemon that runs now.
-func (hp *Hairpin) await(state string) {
+// await waits for a state of sd_notify(3) of the daemon that runs now, among those from an
+// index on, and returns the index after it.
+func (hp *Hairpin) await(from int, state string) int {
 	hp.tb.Helper()
-	message := make([]byte, 4096)
-	deadline := time.Now().Add(Patience)
-	for {
-		hp.notify.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-		n, err := hp.notify.Read(message)
-		if err == nil && strings.Contains(string(message[:n]), state) {
-			return
-		}
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
-			hp.tb.Fatalf("daemon: wait for %s: %v", state, err)
-		}
+	next := 0
+	Eventually(hp.tb, Patience, func() error {
 		select {
 		case <-hp.daemon.Done():
 			hp.tb.Fatalf("daemon: ended before %s\n%s", state, hp.Log())
 		default:
 		}
-		if time.Now().After(deadline) {
-			hp.tb.Fatalf("daemon: no %s within %v\n%s", state, Patience, hp.Log())
+		if next = hp.states.after(from, state); next == 0 {
+			return fmt.Errorf("daemon: no %s\n%s", state, hp.Log())
+		}
+		return nil
+	})
+	return next
+}
+
+// states is what a daemon tells its service manager.
+type states struct {
+	conn *net.UnixConn
+	mu   sync.Mutex
+	all  []string
+}
+
+func listenStates(socket string) (*states, error) {
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return nil, err
+	}
+	s := &states{conn: conn}
+	go s.read()
+	return s, nil
+}
+
+// read takes every message: the queue is short, and a full one stops whoever writes to it.
+func (s *states) read() {
+	message := make([]byte, 4096)
+	for {
+		n, err := s.conn.Read(message)
+		if err != nil {
+			return
+		}
+		s.mu.Lock()
+		s.all = append(s.all, string(message[:n]))
+		s.mu.Unlock()
+	}
+}
+
+func (s *states) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.all)
+}
+
+// after returns the index after the first message with a state, 0 if there is none.
+func (s *states) after(from int, state string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, message := range s.all[from:] {
+		if strings.Contains(message, state) {
+			return from + i + 1
 		}
 	}
+	return 0
 }

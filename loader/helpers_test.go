@@ -7,11 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -20,34 +18,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
-
-// apart marks the process that has namespaces of its own.
-const apart = "HAIRPIN_LOADER_TEST_APART"
-
-// TestMain runs the tests in a process with a mount and a network namespace of its own: whatever
-// becomes of it, no mount and no interface stays behind.
-func TestMain(m *testing.M) {
-	if os.Getuid() != 0 || os.Getenv(apart) != "" {
-		os.Exit(m.Run())
-	}
-	// The child dies with the thread that started it.
-	runtime.LockOSThread()
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), apart+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Unshareflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET,
-		Pdeathsig:    unix.SIGKILL,
-	}
-	var exit *exec.ExitError
-	if err := cmd.Run(); errors.As(err, &exit) {
-		os.Exit(exit.ExitCode())
-	} else if err != nil {
-		fmt.Fprintln(os.Stderr, "start tests in namespaces of their own:", err)
-		os.Exit(1)
-	}
-	os.Exit(0)
-}
 
 func needRoot(t *testing.T) {
 	t.Helper()

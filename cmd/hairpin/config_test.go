@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hairpin/cmd/hairpin/config"
+	"hairpin/maps"
+)
+
+// What diff prints of a setting can be pasted into a file.
+func TestPrintedSettingsAreConfiguration(t *testing.T) {
+	file := maps.DefaultConfig()
+	file.WAN, file.LAN, file.Mode = []string{"wan0", "ppp0"}, []string{}, maps.ModeTC
+	var out bytes.Buffer
+	a := newApp(env{stdout: &out})
+	a.printChange(maps.DefaultConfig(), file, maps.Change{Settings: []string{"interfaces.wan", "interfaces.lan", "datapath.mode"}})
+	if err := a.out.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	want := `- interfaces.wan = []
++ interfaces.wan = ["wan0", "ppp0"]
+- interfaces.lan = []
++ interfaces.lan = []
+- datapath.mode = "auto"
++ datapath.mode = "tc"
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("change (-want +got):\n%s", diff)
+	}
+}
+
+// Every setting that can differ has a text of its own, and the parser takes it back.
+func TestEverySettingHasText(t *testing.T) {
+	cfg := maps.DefaultConfig()
+	cfg.WAN, cfg.LAN = []string{"wan0", "ppp0"}, []string{"lan0"}
+	for _, key := range []string{
+		"interfaces.wan", "interfaces.lan", "datapath.mode", "datapath.max_connections",
+		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.udp", "timeouts.icmp",
+		"reflection.default", "metrics.listen",
+	} {
+		text := "version = 1\n" + key + " = " + settingText(cfg, key) + "\n"
+		if _, err := config.Parse("setting", []byte(text)); err != nil {
+			t.Errorf("%s: %v\n%s", key, err, text)
+		}
+	}
+}
+
+func TestChangeText(t *testing.T) {
+	for want, change := range map[string]maps.Change{
+		"1 forward, nothing to do":  {Unchanged: 1},
+		"2 forwards, nothing to do": {Unchanged: 2},
+		"1 added, 2 removed, 1 changed, 3 unchanged; settings: timeouts.udp": {
+			Added: []string{"a"}, Removed: []string{"b", "c"}, Changed: []string{"d"}, Unchanged: 3, Settings: []string{"timeouts.udp"},
+		},
+	} {
+		if got := changeText(change); got != want {
+			t.Errorf("changeText = %q, want %q", got, want)
+		}
+	}
+}
+
+func TestCheckResultListsEveryProblem(t *testing.T) {
+	result := newCheckResult("x.toml", maps.Config{}, errors.Join(errors.New("x.toml:1:1: one"), errors.New("x.toml:2:1: two")))
+	want := checkResult{File: "x.toml", Problems: []string{"x.toml:1:1: one", "x.toml:2:1: two"}}
+	if diff := cmp.Diff(want, result); diff != "" {
+		t.Errorf("result (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+// daemonFake is a follower over a machine in memory; the test's goroutine is its loop's.
+type daemonFake struct {
+	*follower
+	machine  *machineFake
+	file     maps.Config // what the configuration files say
+	fileErr  error
+	lockErr  error
+	output   bytes.Buffer
+	notified []string
+	taken    []bool // reloads, by whether they were
+}
+
+func newDaemon(t *testing.T) *daemonFake {
+	t.Helper()
+	d := &daemonFake{machine: newMachine("wan0", "lan0"), file: testConfig()}
+	log := slog.New(slog.NewTextHandler(&d.output, nil))
+	d.follower = &follower{
+		router:   d.machine.router(),
+		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
+		read:     func() (maps.Config, error) { return d.file, d.fileErr },
+		resize:   func(maps.Config) string { return "" },
+		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
+		notify:   func(state string) { d.notified = append(d.notified, state) },
+		listen: func(address string) (*metricsServer, error) {
+			return startMetrics(address, http.NotFoundHandler(), defaultLimits, log)
+		},
+		log: log, beat: time.Hour, metrics: &metricsServer{}, failing: map[string]string{},
+	}
+	result, err := d.router.start(d.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.see(result.ports)
+	d.machine.did()
+	t.Cleanup(func() { d.metrics.Close() })
+	return d
+}
+
+func links() loader.Event  { return loader.Event{Links: true} }
+func routes() loader.Event { return loader.Event{Routes: true} }
+
+func TestDaemonFollowsInterfaces(t *testing.T) {
+	d := newDaemon(t)
+	ctx := context.Background()
+
+	d.machine.unplug("wan0")
+	d.follow(ctx, links())
+	wantDone(t, d.machine, "interfaces lan0")
+	if got := pending(d.state.look()); len(got) != 1 || got[0] != "wan0" {
+		t.Errorf("pending %v, want wan0", got)
+	}
+
+	d.machine.plug("wan0", 9)
+	d.follow(ctx, links())
+	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0")
+
+	d.follow(ctx, routes())
+	wantDone(t, d.machine, "routes")
+}
+
+// An interface that refuses leaves the others working, and is told of once.
+func TestDaemonTriesAgain(t *testing.T) {
+	d := newDaemon(t)
+	ctx := context.Background()
+	d.machine.unplug("wan0")
+	d.machine.plug("wan0", 9)
+	d.machine.refuse["wan0"] = errors.New("wan0 is busy")
+	for range 3 {
+		d.follow(ctx, links())
+		wantDone(t, d.machine, "interfaces lan0")
+	}
+	if n := strings.Count(d.output.String(), "wan0 is busy"); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, &d.output)
+	}
+	delete(d.machine.refuse, "wan0")
+	d.follow(ctx, links())
+	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0")
+}
+
+// What could not be done for want of the lock is done with the next beat.
+func TestDaemonWithoutLock(t *testing.T) {
+	d := newDaemon(t)
+	ctx := context.Background()
+	d.lockErr = loader.ErrLocked
+	d.follow(ctx, routes())
+	wantDone(t, d.machine)
+	d.lockErr = nil
+	d.follow(ctx, links())
+	wantDone(t, d.machine, "interfaces wan0,lan0", "routes")
+	d.follow(ctx, links())
+	wantDone(t, d.machine, "interfaces wan0,lan0")
+}
+
+// A datapath that was taken away ends the daemon, for the next one to make another.
+func TestDaemonEndsWithItsDatapath(t *testing.T) {
+	d := newDaemon(t)
+	d.machine.attached = map[int]loader.Attachment{}
+	d.machine.refuse["wan0"] = loader.ErrNotLoaded
+	events := make(chan loader.Event, 1)
+	events <- links()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := d.loop(ctx, events, nil); exitCode(err) != exitNotAttached {
+		t.Errorf("loop: %v, exit code %d, want %d", err, exitCode(err), exitNotAttached)
+	}
+}
+
+func TestReload(t *testing.T) {
+	d := newDaemon(t)
+	d.file.Forwards[0].Target = d.file.Forwards[0].Target.Next()
+	d.reload(context.Background())
+	wantDone(t, d.machine, "apply", "interfaces wan0,lan0")
+	if len(d.taken) != 1 || !d.taken[0] {
+		t.Errorf("reloads taken: %v, want one", d.taken)
+	}
+	if len(d.notified) != 2 || !strings.HasPrefix(d.notified[0], "RELOADING=1\nMONOTONIC_USEC=") || !strings.HasPrefix(d.notified[1], "READY=1") {
+		t.Errorf("told the service manager %q", d.notified)
+	}
+}
+
+// Whatever is wrong with the files, nothing changes, and every problem is told.
+func TestReloadOfInvalidFiles(t *testing.T) {
+	for name, spoil := range map[string]func(d *daemonFake){
+		"file": func(d *daemonFake) {
+			d.fileErr = errors.Join(errors.New("x.toml:1:1: one"), errors.New("x.toml:2:1: two"))
+		},
+		"forward": func(d *daemonFake) { d.file.Forwards[0].Name = "" },
+		"target":  func(d *daemonFake) { d.file.Forwards[0].Target = d.machine.list[1].Addresses[0].Addr() },
+		"interface refuses": func(d *daemonFake) {
+			d.machine.plug("lan1", 7)
+			d.machine.refuse["lan1"] = errors.New("busy")
+			d.file.LAN = []string{"lan0", "lan1"}
+		},
+		"metrics address": func(d *daemonFake) { d.file.MetricsListen = "127.0.0.1:99999" },
+		"locked":          func(d *daemonFake) { d.lockErr = loader.ErrLocked },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemon(t)
+			before := *d.machine.running
+			d.file.Forwards = append([]maps.Forward{}, d.file.Forwards...)
+			spoil(d)
+			d.reload(context.Background())
+			wantDone(t, d.machine)
+			if d.machine.running.Forwards[0].Target != before.Forwards[0].Target || d.metrics.listen != "" {
+				t.Error("something changed")
+			}
+			if len(d.taken) != 1 || d.taken[0] {
+				t.Errorf("reloads taken: %v, want one refused", d.taken)
+			}
+			if last := d.notified[len(d.notified)-1]; !strings.HasPrefix(last, "READY=1") {
+				t.Errorf("the service manager waits: %q", d.notified)
+			}
+			if name == "file" && (!strings.Contains(d.output.String(), "x.toml:1:1") || !strings.Contains(d.output.String(), "x.toml:2:1")) {
+				t.Errorf("problems are missing:\n%s", &d.output)
+			}
+		})
+	}
+}
+
+// The metrics server moves with the file, also to an address that holds the one before, and
+// stays where it was if the reload fails.
+func TestReloadMovesMetrics(t *testing.T) {
+	d := newDaemon(t)
+	probe, err := startMetrics("127.0.0.1:0", http.NotFoundHandler(), defaultLimits, d.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := strings.Cut(probe.address(), ":")
+	probe.Close()
+	serves := func(want string) {
+		t.Helper()
+		if d.metrics.listen != want {
+			t.Errorf("metrics at %q, want %q", d.metrics.listen, want)
+		}
+		response, err := http.Get("http://127.0.0.1:" + port + "/")
+		if err != nil {
+			t.Errorf("metrics: %v", err)
+			return
+		}
+		response.Body.Close()
+	}
+	for _, host := range []string{"127.0.0.1", "0.0.0.0", "127.0.0.1"} {
+		d.file.MetricsListen = host + ":" + port
+		d.reload(context.Background())
+		serves(d.file.MetricsListen)
+	}
+
+	d.file.MetricsListen = "127.0.0.1:0"
+	d.machine.applyErr = errors.New("no memory")
+	d.reload(context.Background())
+	serves("127.0.0.1:" + port)
+}
+
+func TestLoopEndsWithItsContext(t *testing.T) {
+	d := newDaemon(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	events := make(chan loader.Event)
+	ended := make(chan error, 1)
+	go func() { ended <- d.loop(ctx, events, make(chan os.Signal)) }()
+	events <- routes()
+	cancel()
+	close(events)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("loop: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the loop goes on")
+	}
+}
+
+// What the command line applies is the daemon's to look after from then on.
+func TestLoopNoticesWhatOthersApply(t *testing.T) {
+	d := newDaemon(t)
+	d.beat = time.Millisecond
+	d.machine.plug("lan1", 7)
+	d.machine.running.LAN = []string{"lan0", "lan1"}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	d.notify = func(string) {
+		if len(d.state.look()) == 3 {
+			cancel()
+		}
+	}
+	if err := d.loop(ctx, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if ports := d.state.look(); len(ports) != 3 || ports[2].attachment == nil {
+		t.Errorf("looks after %+v, want lan1 too", ports)
+	}
+}
+
+func TestLoopReloadsOnHangup(t *testing.T) {
+	d := newDaemon(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	hangup := make(chan os.Signal, 1)
+	d.reloaded = func(bool) { cancel() }
+	hangup <- unix.SIGHUP
+	if err := d.loop(ctx, nil, hangup); err != nil {
+		t.Errorf("loop: %v", err)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	var s daemonState
+	if s.Ready() == nil {
+		t.Error("ready before the start")
+	}
+	s.ready.Store(true)
+	s.turn()
+	if err := errors.Join(s.Ready(), s.Healthy()); err != nil {
+		t.Error(err)
+	}
+	s.turned.Store(time.Now().Add(-2 * stalledAfter).UnixNano())
+	if s.Healthy() == nil {
+		t.Error("healthy though the loop stands still")
+	}
+}
+
+// Of two daemons on one directory the second is refused; a look at the first does no harm.
+func TestPresence(t *testing.T) {
+	dir, ctx := t.TempDir(), context.Background()
+	runs := func(want bool) {
+		t.Helper()
+		if got, err := daemonRuns(dir); err != nil || got != want {
+			t.Errorf("daemon runs: %v, %v, want %v", got, err, want)
+		}
+	}
+	runs(false)
+	first, err := claimPresence(ctx, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	runs(true)
+	if _, err := claimPresence(ctx, dir); !errors.Is(err, errDaemonRuns) {
+		t.Errorf("second daemon: %v, want %v", err, errDaemonRuns)
+	}
+	runs(true)
+	first.Close()
+	runs(false)
+	if err := errors.Join(releasePresence(dir), releasePresence(dir)); err != nil {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}

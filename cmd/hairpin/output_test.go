@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hairpin/maps"
+)
+
+func TestPrintable(t *testing.T) {
+	for text, want := range map[string]string{
+		"plain":              "plain",
+		"two\nlines":         "two\nlines",
+		"Grüße, 世界":          "Grüße, 世界",
+		"\x1b[31mred":        `\x1b[31mred`,
+		"bell\a tab\t":       `bell\x07 tab\x09`,
+		"broken \xff\xfe":    `broken \xff\xfe`,
+		"right\u202eto left": `right\u202eto left`,
+		"a real \ufffd":      "a real \ufffd",
+	} {
+		if got := printable(text); got != want {
+			t.Errorf("printable(%q) = %q, want %q", text, got, want)
+		}
+	}
+}
+
+// Rows stay rows and columns columns whatever is in a cell.
+func TestTable(t *testing.T) {
+	var out bytes.Buffer
+	table := newTable(&out, "NAME", "VALUE", "LAST")
+	table.row("a", "", "x")
+	table.row("longer", "b\nc\td", "\x1b[2J")
+	if err := table.flush(); err != nil {
+		t.Fatal(err)
+	}
+	want := "NAME    VALUE      LAST\n" +
+		"a       -          x\n" +
+		"longer  b\\nc\\x09d  \\x1b[2J\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("table (-want +got):\n%s", diff)
+	}
+}
+
+// The fields that other programs rely on, of a forward that says little and one that says all.
+func TestForwardJSON(t *testing.T) {
+	cfg := maps.DefaultConfig()
+	cfg.Reflection = maps.ReflectRouter
+	var rows []forwardRow
+	for _, f := range []maps.Forward{
+		{
+			Name: "all", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, External: maps.External{Interface: "wan0"},
+			Ports: maps.Ports{First: 6000, Last: 6010}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 7000,
+			From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: maps.ReflectOff, Source: "a.toml:3",
+		},
+		{Name: "little", Protocols: []maps.Protocol{maps.TCP}, Target: netip.MustParseAddr("192.168.1.20"), Source: sourceCLI},
+	} {
+		rows = append(rows, newForwardRow(cfg, f))
+	}
+	var out, errs bytes.Buffer
+	a := newApp(env{stdout: &out, stderr: &errs})
+	if err := a.printJSON("forwards", rows); err != nil {
+		t.Fatal(err)
+	}
+	a.finish(nil)
+	want := `{"schema":1,"forwards":[` +
+		`{"name":"all","protocol":["tcp","udp"],"external":"wan0","port":"6000-6010","target":"192.168.1.20:7000-7010","reflect":"off","from":["10.0.0.0/8"],"source":"a.toml:3","connections":0,"packets":0,"bytes":0},` +
+		`{"name":"little","protocol":["tcp"],"external":"","port":"any","target":"192.168.1.20","reflect":"router","from":[],"source":"cli","connections":0,"packets":0,"bytes":0}]}` + "\n"
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("document (-want +got):\n%s", diff)
+	}
+}

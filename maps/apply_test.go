@@ -1,0 +1,647 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"hairpin/bpf"
+)
+
+// inner opens a slot of an outer map.
+func inner(t testing.TB, outer *ebpf.Map, slot uint32) *ebpf.Map {
+	t.Helper()
+	var m *ebpf.Map
+	if err := outer.Lookup(slot, &m); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+// route finds a forward in the kernel's maps as the datapath does, and whether
+// the connections it makes live.
+func (t *Tables) route(tb testing.TB, addr string, protocol Protocol, port uint16) (f bpf.HairpinForward, found, lives bool) {
+	tb.Helper()
+	var external bpf.HairpinExternal
+	if err := t.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
+		return f, false, false
+	}
+	generation, err := t.generation()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	trie := inner(tb, t.objs.Forwards, generation&1)
+	for _, id := range []uint32{external.Fixed, external.Group} {
+		if id == 0 || trie.Lookup(forwardKey(id, protocol, port, portBits), &f) != nil {
+			continue
+		}
+		lives = t.current(tb, f.Stamp) && t.current(tb, external.Address)
+		return f, true, lives
+	}
+	return f, false, false
+}
+
+func (t *Tables) current(tb testing.TB, s bpf.HairpinStamp) bool {
+	tb.Helper()
+	epoch, err := t.epoch(s.Id)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return epoch == s.Epoch
+}
+
+// wantRoute checks where a packet would go: "" is nowhere.
+func (t *Tables) wantRoute(tb testing.TB, addr string, port uint16, target string) bpf.HairpinForward {
+	tb.Helper()
+	f, found, lives := t.route(tb, addr, TCP, port)
+	got := ""
+	if found {
+		got = netip.AddrPortFrom(fromAddr(f.Target), port+f.PortShift).String()
+	}
+	if got != target || found && !lives {
+		tb.Errorf("%s:%d goes to %q (lives: %v), want %q", addr, port, got, lives, target)
+	}
+	return f
+}
+
+func wan(name string, index int, addrs ...string) Interface {
+	link := Interface{Name: name, Index: index, Role: RoleWAN}
+	for _, addr := range addrs {
+		link.Addresses = append(link.Addresses, netip.MustParsePrefix(addr))
+	}
+	return link
+}
+
+func mustSetInterfaces(t testing.TB, tables *Tables, ifs ...Interface) {
+	t.Helper()
+	if err := tables.SetInterfaces(ifs); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestApplyAndRunning(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	running, err := tables.Running()
+	if !errors.Is(err, ErrEmpty) || len(running.Forwards) != 0 || running.Mode != ModeAuto {
+		t.Fatalf("fresh maps run %+v, %v", running, err)
+	}
+	c := configWith(t, "a tcp,udp 80 to 10.0.0.1:8080 from 10.0.0.0/8 reflect off", "b tcp 203.0.113.7:81 to 10.0.0.2", "c tcp wan0:82-90 to 10.0.0.3")
+	c.Digest, c.Forwards[0].Source, c.Forwards[0].Hosts = "abc", "hairpin.toml:12", []string{"a.example"}
+	if plan, err := tables.Plan(c); err != nil || fmt.Sprint(plan.Added) != "[a b c]" {
+		t.Errorf("plan %+v, %v", plan, err)
+	}
+	if _, err := tables.Running(); !errors.Is(err, ErrEmpty) {
+		t.Errorf("planning changed something: %v", err)
+	}
+	change := mustApply(t, tables, c)
+	if fmt.Sprint(change.Added, change.Changed, change.Removed) != "[a b c] [] []" {
+		t.Errorf("change %+v", change)
+	}
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"), wan("wan1", 3, "198.51.100.1/24", "198.51.100.2/24"))
+	for name, tables := range map[string]*Tables{"this": tables, "the next": tables.again()} {
+		running, err := tables.Running()
+		if diff := cmp.Diff(c, running, netipValues, cmpopts.EquateEmpty()); diff != "" || err != nil {
+			t.Errorf("%s process reads %v (-want +got)\n%s", name, err, diff)
+		}
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:8080")
+	tables.wantRoute(t, "198.51.100.2", 80, "10.0.0.1:8080")
+	tables.wantRoute(t, "203.0.113.7", 81, "10.0.0.2:81")
+	tables.wantRoute(t, "203.0.113.7", 80, "")
+	tables.wantRoute(t, "203.0.113.1", 85, "10.0.0.3:85")
+	tables.wantRoute(t, "198.51.100.1", 85, "")
+
+	generation, _ := tables.generation()
+	if change := mustApply(t, tables.again(), c); !change.Empty() || change.Unchanged != 3 {
+		t.Errorf("applying the same again changes %+v", change)
+	}
+	if now, _ := tables.generation(); now != generation {
+		t.Error("applying the same again swaps")
+	}
+	c.Digest = "def"
+	if change := mustApply(t, tables, c); !change.Empty() {
+		t.Errorf("another digest changes %+v", change)
+	}
+	if running, _ := tables.again().Running(); running.Digest != "def" {
+		t.Errorf("digest %q", running.Digest)
+	}
+}
+
+func TestAnInvalidConfigurationChangesNothing(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	good := configWith(t, "a tcp 80 to 10.0.0.1")
+	mustApply(t, tables, good)
+	generation, _ := tables.generation()
+	bad := configWith(t, "a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2")
+	if _, err := tables.Apply(bad); len(Problems(err)) != 1 {
+		t.Errorf("error %v", err)
+	}
+	if _, err := tables.Plan(bad); len(Problems(err)) != 1 {
+		t.Errorf("error %v", err)
+	}
+	if now, _ := tables.generation(); now != generation {
+		t.Error("generation moved")
+	}
+}
+
+func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1", "b tcp 81 to 10.0.0.1", "c tcp 82 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	before := map[uint16]bpf.HairpinForward{}
+	for port := uint16(80); port < 83; port++ {
+		before[port] = tables.wantRoute(t, "203.0.113.1", port, fmt.Sprintf("10.0.0.1:%d", port))
+	}
+	for id := range uint32(3) {
+		tables.putStats(t, id+1, 1, 7)
+	}
+	change := mustApply(t, tables, configWith(t, "d tcp 83 to 10.0.0.1", "b tcp 81 to 10.0.0.9", "a tcp 80 to 10.0.0.1"))
+	if got := fmt.Sprint(change.Added, change.Changed, change.Removed, change.Unchanged); got != "[d] [b] [c] 1" {
+		t.Errorf("change %s", got)
+	}
+	if a := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); a.Stamp != before[80].Stamp {
+		t.Errorf("stamp of a: %v, was %v", a.Stamp, before[80].Stamp)
+	}
+	tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.9:81")
+	tables.wantRoute(t, "203.0.113.1", 82, "")
+	for _, port := range []uint16{81, 82} {
+		if tables.current(t, before[port].Stamp) {
+			t.Errorf("connections made by the old forward of port %d live on", port)
+		}
+	}
+	stats, err := tables.ForwardStats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]uint64{"a": 7, "b": 0, "d": 0} {
+		if got := stats[name].Packets(); got != want {
+			t.Errorf("%s counts %d packets, want %d", name, got, want)
+		}
+	}
+	if raw, _ := tables.rawStats(); len(stats) != 3 || len(raw) != 3 {
+		t.Errorf("counters of %d forwards, %d entries", len(stats), len(raw))
+	}
+	// A removed forward that comes back is a new one.
+	mustApply(t, tables, configWith(t, "c tcp 82 to 10.0.0.1"))
+	c := tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82")
+	for port, f := range before {
+		if f.Stamp == c.Stamp {
+			t.Errorf("the stamp of port %d is used again", port)
+		}
+	}
+}
+
+// putStats writes packets for a path into every CPU's counters of a forward.
+func (t *Tables) putStats(tb testing.TB, id uint32, path int, packets uint64) {
+	tb.Helper()
+	values := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
+	values[0].Traffic[path][0] = bpf.HairpinTraffic{Packets: packets, Bytes: 100 * packets}
+	if last := len(values) - 1; last > 0 {
+		values[0].Traffic[path][0].Packets--
+		values[last].Traffic[path][0].Packets++
+		values[last].Established[path] = 2
+	}
+	if err := t.objs.ForwardStats.Update(id, values, ebpf.UpdateExist); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+var errKilled = errors.New("killed")
+
+// TestAKilledWriterLeavesAConsistentState kills Apply before each of its steps.
+// Whatever runs then must work, and the next writer gets where it wants.
+func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
+	old := configWith(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.1", "gone tcp 82 to 10.0.0.1", "fixed tcp 203.0.113.7:83 to 10.0.0.1")
+	old.Timeouts.UDP = time.Hour
+	next := configWith(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.2", "other tcp 203.0.113.8:84 to 10.0.0.1")
+	recoveries := map[string]func(*Tables){
+		"the same again": func(tables *Tables) { mustApply(t, tables, next) },
+		"another in between": func(tables *Tables) {
+			mustApply(t, tables, configWith(t, "keep tcp 80 to 10.0.0.1", "new tcp 203.0.113.9:85 to 10.0.0.5"))
+			mustApply(t, tables, next)
+		},
+	}
+	for name, recover := range recoveries {
+		for step := 0; ; step++ {
+			tables := newTables(t, smallSpec(t))
+			mustApply(t, tables, old)
+			mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+			keep := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+			ended := []bpf.HairpinStamp{
+				tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.1:81").Stamp,
+				tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82").Stamp,
+				tables.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83").Stamp,
+			}
+			at, killed := 0, false
+			tables.step = func(_ string, do func() error) error {
+				if at++; at > step {
+					killed = true
+					return errKilled
+				}
+				return do()
+			}
+			_, err := tables.Apply(next)
+			if killed != errors.Is(err, errKilled) {
+				t.Fatalf("step %d: %v", step, err)
+			}
+
+			after := tables.again()
+			running, err := after.Running()
+			if err != nil {
+				t.Fatal(err)
+			}
+			swapped := len(compare(running, next).Added) == 0
+			if !swapped && !compare(running, old).Empty() {
+				t.Fatalf("step %d: neither the old nor the new configuration runs", step)
+			}
+			if swapped {
+				after.wantRoute(t, "203.0.113.1", 81, "10.0.0.2:81")
+				after.wantRoute(t, "203.0.113.1", 82, "")
+				after.wantRoute(t, "203.0.113.7", 83, "")
+				after.wantRoute(t, "203.0.113.8", 84, "10.0.0.1:84")
+			} else {
+				after.wantRoute(t, "203.0.113.1", 81, "10.0.0.1:81")
+				after.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82")
+				after.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83")
+				after.wantRoute(t, "203.0.113.8", 84, "")
+			}
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
+			}
+
+			recover(after)
+			after.wantRoute(t, "203.0.113.1", 81, "10.0.0.2:81")
+			after.wantRoute(t, "203.0.113.8", 84, "10.0.0.1:84")
+			after.wantRoute(t, "203.0.113.9", 85, "")
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
+			}
+			for _, s := range ended {
+				if after.current(t, s) {
+					t.Errorf("%s, step %d: connections of stamp %v live on", name, step, s)
+				}
+			}
+			if externals, _ := readAll[bpf.HairpinAddr, bpf.HairpinExternal](after.objs.Externals); len(externals) != 2 {
+				t.Errorf("%s, step %d: external addresses %v", name, step, externals)
+			}
+			var settings bpf.HairpinSettings
+			if after.objs.Settings.Lookup(uint32(0), &settings); settings.Udp != uint64(next.Timeouts.UDP) {
+				t.Errorf("%s, step %d: timeouts %+v", name, step, settings)
+			}
+			if !killed {
+				t.Logf("%d steps", step)
+				break
+			}
+		}
+	}
+}
+
+// TestSetInterfacesFinishesForAKilledWriter: the daemon may come next, with no
+// configuration to apply.
+func TestSetInterfacesFinishesForAKilledWriter(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	link := wan("wan0", 2, "203.0.113.1/24")
+	mustSetInterfaces(t, tables, link)
+	old := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+	tables.step = func(name string, do func() error) error {
+		if name == "end connections" {
+			return errKilled
+		}
+		return do()
+	}
+	if _, err := tables.Apply(configWith(t, "a tcp 80 to 10.0.0.2")); !contains(err, "the new forwards run") {
+		t.Errorf("error %v", err)
+	}
+	if !tables.current(t, old.Stamp) {
+		t.Fatal("not killed in time")
+	}
+	mustSetInterfaces(t, tables.again(), link)
+	if tables.current(t, old.Stamp) {
+		t.Error("connections of the old target live on")
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
+}
+
+func TestFullTablesAreRefused(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"forwards": {func(c *Config) { c.Forwards = manyForwards(33).Forwards }, "33 forwards, but the tables hold 32"},
+		"at once":  {func(c *Config) { c.Forwards = manyForwards(32).Forwards }, "1 forwards run and 32 are new or changed, but the tables hold 32 at once; apply the change in steps"},
+		"addresses": {func(c *Config) {
+			for i := range 17 {
+				c.Forwards = append(c.Forwards, mustForward(t, fmt.Sprintf("x%d tcp 203.0.113.%d:80 to 10.0.0.1", i, i+1)))
+			}
+		}, "17 external addresses, but the table holds 16"},
+	} {
+		tables := newTables(t, smallSpec(t))
+		c := configWith(t, "a tcp 7000 to 10.0.0.1")
+		mustApply(t, tables, c)
+		test.change(&c)
+		if _, err := tables.Apply(c); !contains(err, test.want) {
+			t.Errorf("%s: error %v lacks %q", name, err, test.want)
+		}
+		if running, err := tables.again().Running(); err != nil || len(running.Forwards) != 1 {
+			t.Errorf("%s: %d forwards run, %v", name, len(running.Forwards), err)
+		}
+	}
+}
+
+// TestLeftoverCountersGiveWay: writers that were killed may have filled the
+// table with counters of ids that never went live.
+func TestLeftoverCountersGiveWay(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	zeros := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
+	for id := uint32(17); id < 48; id++ {
+		if err := tables.objs.ForwardStats.Put(id, zeros); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1", "b tcp 81 to 10.0.0.1"))
+	if stats, err := tables.rawStats(); err != nil || len(stats) != 2 {
+		t.Errorf("%d entries, %v", len(stats), err)
+	}
+}
+
+// TestIDsAreUsedAgain fills half of the table again and again.
+func TestIDsAreUsedAgain(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustSetInterfaces(t, tables)
+	for round := range 40 {
+		c := manyForwards(16)
+		for i := range c.Forwards {
+			c.Forwards[i].Target = netip.AddrFrom4([4]byte{10, 0, byte(round), 1})
+		}
+		mustApply(t, tables, c)
+	}
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	tables.wantRoute(t, "203.0.113.1", 5, "10.0.39.1:5")
+}
+
+func TestRunningNeedsNoLock(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, manyForwards(1))
+	stop, failed := make(chan struct{}), make(chan error, 1)
+	go func() {
+		reader := tables.again()
+		for {
+			select {
+			case <-stop:
+				failed <- nil
+				return
+			default:
+			}
+			c, err := reader.Running()
+			// Each configuration says in its digest how many forwards it has.
+			if err == nil && c.Digest != "" && c.Digest != fmt.Sprint(len(c.Forwards)) {
+				err = fmt.Errorf("%d forwards, digest %s", len(c.Forwards), c.Digest)
+			}
+			if err == nil {
+				_, err = reader.ForwardStats()
+			}
+			if err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	for i := range 60 {
+		c := manyForwards(1 + i%12)
+		c.Digest = fmt.Sprint(len(c.Forwards))
+		mustApply(t, tables, c)
+	}
+	close(stop)
+	if err := <-failed; err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSetInterfacesFollowsAddresses(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	c := configWith(t, "a tcp 80 to 10.0.0.1", "own tcp wan1:81 to 10.0.0.1", "fixed tcp 203.0.113.7:82 to 10.0.0.1")
+	mustApply(t, tables, c)
+	tables.wantRoute(t, "203.0.113.1", 80, "")
+	wan0, wan1 := wan("wan0", 2, "203.0.113.1/24", "2001:db8::1/64"), wan("wan1", 3, "198.51.100.1/24")
+	mustSetInterfaces(t, tables, wan0, wan1)
+	first, _, _ := tables.route(t, "203.0.113.1", TCP, 80)
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+	tables.wantRoute(t, "203.0.113.1", 81, "")
+	tables.wantRoute(t, "198.51.100.1", 81, "10.0.0.1:81")
+	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
+	tables.wantRoute(t, "203.0.113.7", 80, "")
+
+	address := func(addr string) bpf.HairpinStamp {
+		var external bpf.HairpinExternal
+		if err := tables.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
+			t.Fatal(addr, err)
+		}
+		return external.Address
+	}
+	old, other := address("203.0.113.1"), address("198.51.100.1")
+	mustSetInterfaces(t, tables.again(), wan("wan0", 2, "203.0.113.2/24", "203.0.113.7/24"), wan1)
+	tables.wantRoute(t, "203.0.113.1", 80, "")
+	tables.wantRoute(t, "203.0.113.2", 80, "10.0.0.1:80")
+	tables.wantRoute(t, "203.0.113.7", 80, "10.0.0.1:80")
+	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
+	if tables.current(t, old) {
+		t.Error("connections of an address that went live on")
+	}
+	if !tables.current(t, other) || !tables.current(t, first.Stamp) {
+		t.Error("connections ended that have nothing to do with the address")
+	}
+
+	// Comes back: new connections live, the old ones do not come back to life.
+	fixed := address("203.0.113.7")
+	mustSetInterfaces(t, tables, wan0, wan1)
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+	if now := address("203.0.113.1"); now == old {
+		t.Error("the old connections live again")
+	}
+	// A fixed address that left its interface serves its own forwards only.
+	if tables.current(t, fixed) {
+		t.Error("connections of a fixed address that left live on")
+	}
+	tables.wantRoute(t, "203.0.113.7", 80, "")
+	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
+
+	// The interface itself goes.
+	mustSetInterfaces(t, tables, wan1)
+	tables.wantRoute(t, "203.0.113.1", 80, "")
+	if interfaces, err := readAll[uint32, bpf.HairpinInterface](tables.objs.Interfaces); err != nil || len(interfaces) != 1 {
+		t.Errorf("interfaces %v, %v", interfaces, err)
+	}
+	tables.wantRoute(t, "198.51.100.1", 80, "10.0.0.1:80")
+}
+
+func TestInterfaceEntries(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	lan := Interface{Name: "lan0", Index: 5, Role: RoleLAN, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24")}, HardwareAddr: mac}
+	crowded := wan("wan0", 6)
+	for i := range 10 {
+		crowded.Addresses = append(crowded.Addresses, netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 28))
+	}
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, lan, crowded, Interface{Name: "other", Index: 7})
+	got, err := readAll[uint32, bpf.HairpinInterface](tables.objs.Interfaces)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("interfaces %v, %v", got, err)
+	}
+	want := bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LAN, Mac: [6]byte(mac), Private: 1, Addresses: 1}
+	want.Address[0].Address = toAddr(netip.MustParseAddr("192.168.1.1"))
+	for i := range 15 {
+		want.Address[0].Mask.Bytes[i] = 0xff
+	}
+	if got[5] != want {
+		t.Errorf("got %+v, want %+v", got[5], want)
+	}
+	if w := got[6]; w.Addresses != 8 || w.Private != 0 || w.Address[0].Mask.Bytes[15] != 0xf0 {
+		t.Errorf("got %+v", w)
+	}
+	for _, prefix := range crowded.Addresses {
+		tables.wantRoute(t, prefix.Addr().String(), 80, "10.0.0.1:80")
+	}
+}
+
+func TestTransmittersFollow(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	link := Interface{Name: "lo", Index: lo.Index, Role: RoleLAN, XDPTransmit: true}
+	gone := Interface{Name: "gone", Index: 1 << 30, Role: RoleLAN, XDPTransmit: true}
+	for i, ifs := range [][]Interface{{link, gone}, {link}, {{Name: "lo", Index: lo.Index, Role: RoleLAN}}, {link}, {}} {
+		mustSetInterfaces(t, tables, ifs...)
+		want := len(ifs) > 0 && ifs[0].XDPTransmit
+		ports, err := readAll[uint32, bpf.HairpinBpfDevmapVal](tables.objs.TxPorts)
+		if _, there := ports[uint32(lo.Index)]; err != nil || there != want || len(ports) > 1 {
+			t.Errorf("step %d: devices %v, %v", i, ports, err)
+		}
+	}
+}
+
+func TestTooManyAddressesChangeNothing(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	link := wan("wan0", 2, "203.0.113.1/24")
+	mustSetInterfaces(t, tables, link)
+	for i := range 16 {
+		link.Addresses = append(link.Addresses, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i + 1)}), 24))
+	}
+	if err := tables.SetInterfaces([]Interface{link}); !contains(err, "17 external addresses, but the table holds 16") {
+		t.Errorf("error %v", err)
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+}
+
+func TestBumpRoutes(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	for want := uint32(1); want < 3; want++ {
+		var routes bpf.HairpinRoutes
+		if err := tables.BumpRoutes(); err != nil {
+			t.Fatal(err)
+		}
+		if tables.objs.Routes.Lookup(uint32(0), &routes); routes.Generation != want {
+			t.Errorf("generation %d, want %d", routes.Generation, want)
+		}
+	}
+}
+
+// TestTenThousandForwards uses tables of full size.
+func TestTenThousandForwards(t *testing.T) {
+	spec := smallSpec(t)
+	full, _ := bpf.LoadHairpin()
+	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapForwardStats, bpf.HairpinMapExternals} {
+		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
+	}
+	tables := newTables(t, spec)
+	c := manyForwards(10000)
+	for i := range c.Forwards {
+		c.Forwards[i].From = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+	}
+	start := time.Now()
+	mustApply(t, tables, c)
+	t.Logf("10,000 new: %v", time.Since(start))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	for i := range c.Forwards {
+		c.Forwards[i].Target = netip.AddrFrom4([4]byte{10, 2, 0, 1})
+	}
+	c.Forwards = slices.Delete(c.Forwards, 100, 200)
+	start = time.Now()
+	change := mustApply(t, tables.again(), c)
+	t.Logf("10,000 changed: %v", time.Since(start))
+	if len(change.Changed) != 9900 || len(change.Removed) != 100 {
+		t.Errorf("%d changed, %d removed", len(change.Changed), len(change.Removed))
+	}
+	if stats, err := tables.ForwardStats(); err != nil || len(stats) != 9900 {
+		t.Errorf("counters of %d forwards, %v", len(stats), err)
+	}
+	tables.wantRoute(t, "203.0.113.1", 10000, "10.2.0.1:10000")
+	tables.wantRoute(t, "203.0.113.1", 150, "")
+	c.Forwards = append(c.Forwards, mustForward(t, "one tcp 60000 to 10.0.0.1"))
+	start = time.Now()
+	mustApply(t, tables.again(), c)
+	t.Logf("one more: %v", time.Since(start))
+	tables.wantRoute(t, "203.0.113.1", 60000, "10.0.0.1:60000")
+}
+
+func TestEveryPortIsAForward(t *testing.T) {
+	spec := smallSpec(t)
+	full, _ := bpf.LoadHairpin()
+	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapForwardStats, bpf.HairpinMapExternals} {
+		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
+	}
+	tables := newTables(t, spec)
+	mustApply(t, tables, manyForwards(65535))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	tables.wantRoute(t, "203.0.113.1", 65535, "10.1.255.255:65535")
+	tables.wantRoute(t, "203.0.113.1", 1, "10.1.0.1:1")
+}
+
+func TestDocumentsOfEverySize(t *testing.T) {
+	needRoot(t)
+	for _, size := range []int{0, 1, 4087, 4088, 4089, 8183, 8184, 8185, 100000} {
+		text := []byte(strings.Repeat("x", size))
+		for i := range text {
+			text[i] = byte('a' + i%23)
+		}
+		m, err := newChunks(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := readChunks(m)
+		m.Close()
+		if err != nil || string(got) != string(text) {
+			t.Errorf("size %d: reads back %d bytes, %v", size, len(got), err)
+		}
+	}
+}
+
+func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	if err := fillSlot(tables.objs.Documents, 0, func() (*ebpf.Map, error) { return newChunks([]byte(`{"schema":2}`)) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tables.Running(); !contains(err, "written by another version of hairpin") {
+		t.Errorf("error %v", err)
+	}
+	if _, err := tables.Apply(configWith(t)); !contains(err, "written by another version of hairpin") {
+		t.Errorf("error %v", err)
+	}
+}

@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+)
+
+// flow is a connection as the datapath would enter it.
+type flow struct {
+	protocol                         Protocol
+	client, external, source, target string
+	forward, address                 bpf.HairpinStamp
+	path                             bpf.HairpinConnPath
+	half                             bool
+	idle                             time.Duration
+	opener, answer                   func(*bpf.HairpinConn) // what else to set
+}
+
+func endpoint(text string) (bpf.HairpinAddr, uint16) {
+	ap := netip.MustParseAddrPort(text)
+	return toAddr(ap.Addr()), be16(ap.Port())
+}
+
+func tuple(protocol Protocol, from, to string) bpf.HairpinTuple {
+	key := bpf.HairpinTuple{Protocol: uint8(protocol)}
+	key.Src, key.Sport = endpoint(from)
+	key.Dst, key.Dport = endpoint(to)
+	return key
+}
+
+// pair gives both entries, the opener's first.
+func (f flow) pair() (keys [2]bpf.HairpinTuple, conns [2]bpf.HairpinConn) {
+	now := monotonic()
+	keys = [2]bpf.HairpinTuple{tuple(f.protocol, f.client, f.external), tuple(f.protocol, f.target, f.source)}
+	conns = [2]bpf.HairpinConn{
+		{To: reversed(keys[1]), Packets: 10, Bytes: 1000, Opener: 1},
+		{To: reversed(keys[0]), Packets: 7, Bytes: 5000},
+	}
+	for i := range conns {
+		conns[i].Forward, conns[i].Address, conns[i].Path = f.forward, f.address, f.path
+		conns[i].LastSeen = now - min(now, uint64(f.idle))
+		conns[i].Created = now - min(now, 90*second)
+	}
+	for i, set := range []func(*bpf.HairpinConn){f.opener, f.answer} {
+		if set != nil {
+			set(&conns[i])
+		}
+	}
+	return keys, conns
+}
+
+func (t *Tables) open(tb testing.TB, flows ...flow) {
+	tb.Helper()
+	for _, f := range flows {
+		keys, conns := f.pair()
+		for i := range keys {
+			var err error
+			if f.half {
+				err = t.objs.HalfOpen.Put(keys[i], conns[i])
+			} else {
+				err = t.objs.Conns.Put(keys[i], conns[i])
+			}
+			if err != nil {
+				tb.Fatal(err)
+			}
+		}
+	}
+}
+
+// stamps reads what the datapath would stamp connections to an address with.
+func (t *Tables) stamps(tb testing.TB, addr string, port uint16) (forward, address bpf.HairpinStamp) {
+	tb.Helper()
+	f, found, lives := t.route(tb, addr, TCP, port)
+	if !found || !lives {
+		tb.Fatalf("no forward for %s:%d", addr, port)
+	}
+	var external bpf.HairpinExternal
+	if err := t.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
+		tb.Fatal(err)
+	}
+	return f.Stamp, external.Address
+}
+
+// connected has two forwards and one flow of every kind, live and not.
+func connected(t testing.TB) (*Tables, []flow) {
+	tables := newTables(t, smallSpec(t))
+	c := configWith(t, "web tcp,udp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30")
+	mustApply(t, tables, c)
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	web, address := tables.stamps(t, "203.0.113.1", 443)
+	ssh, _ := tables.stamps(t, "203.0.113.1", 22)
+	old := bpf.HairpinStamp{Id: web.Id, Epoch: web.Epoch - 1}
+	fin := func(seq uint32) func(*bpf.HairpinConn) {
+		return func(c *bpf.HairpinConn) { c.Fin, c.End, c.Ack = 1, seq, seq^1 }
+	}
+	rst := func(c *bpf.HairpinConn) { c.Rst = 1 }
+	const external, target = "203.0.113.1:443", "192.168.1.20:8443"
+	base := flow{protocol: TCP, external: external, target: target, forward: web, address: address}
+	from := func(client, source string, change func(*flow)) flow {
+		f := base
+		f.client, f.source = client, source
+		if change != nil {
+			change(&f)
+		}
+		return f
+	}
+	flows := []flow{
+		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.idle = 61 * time.Second }),
+		from("192.168.1.50:5000", "192.168.1.1:5001", func(f *flow) { f.path = bpf.HairpinConnPathPATH_HAIRPIN }),
+		from("198.51.100.9:5001", "198.51.100.9:5001", func(f *flow) { f.half = true }),
+		from("198.51.100.9:5002", "198.51.100.9:5002", func(f *flow) { f.opener, f.answer = fin(10), fin(11) }),
+		from("198.51.100.9:5003", "198.51.100.9:5003", func(f *flow) { f.opener, f.answer = rst, rst }),
+		from("198.51.100.9:5004", "198.51.100.9:5004", func(f *flow) { f.opener = rst }),
+		from("198.51.100.9:5005", "198.51.100.9:5005", func(f *flow) { f.opener = fin(10) }),
+		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.protocol = UDP }),
+		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) {
+			f.external, f.target, f.forward = "203.0.113.1:22", "192.168.1.30:22", ssh
+		}),
+		// None of these is there for anybody.
+		from("198.51.100.9:6000", "198.51.100.9:6000", func(f *flow) { f.forward = old }),
+		from("198.51.100.9:6001", "198.51.100.9:6001", func(f *flow) { f.address.Epoch++ }),
+		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *flow) { f.half, f.idle = true, 5*time.Minute }),
+		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *flow) { f.half, f.forward = true, old }),
+		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *flow) { f.forward.Id = 1 << 31 }),
+	}
+	tables.open(t, flows...)
+	return tables, flows[:9]
+}
+
+func TestConnections(t *testing.T) {
+	tables, flows := connected(t)
+	states := []string{"established", "established", "half-open", "closing", "closing", "established", "established", "established", "established"}
+	want := map[string]string{}
+	for i, f := range flows {
+		want[fmt.Sprintln(f.protocol, f.client, f.external)] = states[i]
+	}
+	list, err := tables.Connections(Selector{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, c := range list {
+		got[fmt.Sprintln(c.Protocol, c.Client, c.External)] = c.State
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if len(list) != len(flows) {
+		t.Errorf("%d rows for %d connections", len(list), len(flows))
+	}
+	again, err := tables.again().Connections(Selector{Path: "hairpin"})
+	if err != nil || len(again) != 1 {
+		t.Fatalf("%d connections, %v", len(again), err)
+	}
+	text, err := json.Marshal(again[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	const wantText = `{"protocol":"tcp","path":"hairpin","forward":"web","state":"established",` +
+		`"client":"192.168.1.50:5000","external":"203.0.113.1:443","source":"192.168.1.1:5001","target":"192.168.1.20:8443",` +
+		`"age_seconds":90,"idle_seconds":0,"packets":17,"bytes":6000}`
+	if string(text) != wantText {
+		t.Errorf("got  %s\nwant %s", text, wantText)
+	}
+}
+
+func TestSelectorsPick(t *testing.T) {
+	tables, _ := connected(t)
+	for line, want := range map[string]int{
+		"":                               9,
+		"forward ssh":                    1,
+		"forward none":                   0,
+		"proto udp":                      1,
+		"src 192.168.1.0/24":             1,
+		"src 198.51.100.9":               8,
+		"dst 203.0.113.1":                9,
+		"dst 192.168.1.30":               1,
+		"port 443":                       8,
+		"port 8443":                      8,
+		"port 22":                        1,
+		"port 5000":                      0,
+		"path local":                     0,
+		"path wan proto tcp forward web": 6,
+	} {
+		sel, err := ParseSelector(strings.Fields(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		count, err := tables.CountConnections(sel)
+		if err != nil || count.Total != want {
+			t.Errorf("%q counts %d, want %d (%v)", line, count.Total, want, err)
+		}
+		if list, err := tables.Connections(sel); err != nil || len(list) != want {
+			t.Errorf("%q lists %d, want %d (%v)", line, len(list), want, err)
+		}
+	}
+}
+
+func TestCountConnections(t *testing.T) {
+	tables, _ := connected(t)
+	got, err := tables.CountConnections(Selector{})
+	want := Count{Total: 9, HalfOpen: 1, Established: 6, Closing: 2, Forwards: map[string]int{"web": 8, "ssh": 1}}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v (-want +got)\n%s", err, diff)
+	}
+	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
+	if got, err := tables.CountConnections(Selector{}); err != nil || got.Total != 1 {
+		t.Errorf("after web was removed: %+v, %v", got, err)
+	}
+	mustSetInterfaces(t, tables)
+	if got, err := tables.CountConnections(Selector{}); err != nil || got.Total != 0 {
+		t.Errorf("after the address went: %+v, %v", got, err)
+	}
+}
+
+// TestAConnectionBetweenTheTablesIsOne: while its handshake completes it is in
+// both.
+func TestAConnectionBetweenTheTablesIsOne(t *testing.T) {
+	tables, flows := connected(t)
+	both := flows[0]
+	both.half = true
+	tables.open(t, both)
+	list, err := tables.Connections(Selector{Forward: "web", Protocol: TCP, Path: "wan"})
+	if err != nil || len(list) != 6 {
+		t.Fatalf("%d connections, %v", len(list), err)
+	}
+	if list[0].State != StateEstablished {
+		t.Errorf("it is %s", list[0].State)
+	}
+}
+
+func TestEndConnections(t *testing.T) {
+	needRoot(t)
+	spec := smallSpec(t)
+	var objs struct {
+		bpf.HairpinMaps
+		End *ebpf.Program `ebpf:"hairpin_end"`
+	}
+	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { objs.HairpinMaps.Close(); objs.End.Close() })
+	tables := New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinEnd: objs.End}})
+	mustApply(t, tables, configWith(t, "web tcp,udp 443 to 192.168.1.20:8443"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	web, address := tables.stamps(t, "203.0.113.1", 443)
+	for i := range 10 {
+		client := fmt.Sprintf("198.51.100.9:%d", 5000+i)
+		tables.open(t, flow{
+			protocol: TCP, client: client, external: "203.0.113.1:443", source: client, target: "192.168.1.20:8443",
+			forward: web, address: address, half: i == 3, path: bpf.HairpinConnPath(i % 2),
+		})
+	}
+	for _, test := range []struct {
+		sel         Selector
+		ended, left int
+	}{{Selector{Path: "hairpin"}, 5, 5}, {Selector{Path: "hairpin"}, 0, 5}, {Selector{Protocol: UDP}, 0, 5}, {Selector{}, 5, 0}} {
+		ended, err := tables.EndConnections(test.sel)
+		count, countErr := tables.CountConnections(Selector{})
+		if err != nil || countErr != nil || ended != test.ended || count.Total != test.left {
+			t.Errorf("%q: ended %d, want %d; %d are left, want %d (%v, %v)", test.sel, ended, test.ended, count.Total, test.left, err, countErr)
+		}
+	}
+}
+
+// TestListingUnderChange: what stays is listed once, whatever comes and goes.
+func TestListingUnderChange(t *testing.T) {
+	spec := smallSpec(t)
+	spec.Maps[bpf.HairpinMapConns].MaxEntries = 4096
+	tables := newTables(t, spec)
+	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	web, address := tables.stamps(t, "203.0.113.1", 443)
+	client := func(path bpf.HairpinConnPath, n int) flow {
+		from := fmt.Sprintf("198.51.%d.9:%d", n>>8, 5000+n&0xff)
+		return flow{
+			protocol: TCP, client: from, external: "203.0.113.1:443", source: from, target: "192.168.1.20:8443",
+			forward: web, address: address, path: path,
+		}
+	}
+	for i := range 800 {
+		tables.open(t, client(bpf.HairpinConnPathPATH_WAN, i))
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for n := 0; ; n++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			keys, conns := client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+n%900).pair()
+			for i := range keys {
+				tables.objs.Conns.Put(keys[i], conns[i])
+			}
+			keys, _ = client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+(n+450)%900).pair()
+			for i := range keys {
+				tables.objs.Conns.Delete(keys[i])
+			}
+		}
+	}()
+	for range 100 {
+		list, err := tables.Connections(Selector{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[string]bool{}
+		stay := 0
+		for _, c := range list {
+			if seen[c.Client.String()] {
+				t.Fatalf("%s is listed twice", c.Client)
+			}
+			seen[c.Client.String()] = true
+			if c.Path == "wan" {
+				stay++
+			}
+		}
+		if stay != 800 {
+			t.Fatalf("%d of 800 are listed", stay)
+		}
+	}
+	close(stop)
+	<-stopped
+}
+
+func TestFullTableIsListed(t *testing.T) {
+	spec := smallSpec(t)
+	const connections = 131072
+	spec.Maps[bpf.HairpinMapConns].MaxEntries = 2 * connections
+	tables := newTables(t, spec)
+	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	web, address := tables.stamps(t, "203.0.113.1", 443)
+	keys, values := make([]bpf.HairpinTuple, 0, 2*connections), make([]bpf.HairpinConn, 0, 2*connections)
+	f := flow{
+		protocol: TCP, client: "10.0.0.0:5000", external: "203.0.113.1:443", source: "10.0.0.0:5000", target: "192.168.1.20:8443",
+		forward: web, address: address,
+	}
+	base, conns := f.pair()
+	for i := range connections {
+		client := toAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+		pair := base
+		pair[0].Src, pair[1].Dst = client, client
+		for side := range pair {
+			conn := conns[side]
+			conn.To = reversed(pair[1-side])
+			keys = append(keys, pair[side])
+			values = append(values, conn)
+		}
+	}
+	if err := putAll(tables.objs.Conns, keys, values, 1); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	count, err := tables.CountConnections(Selector{})
+	t.Logf("count: %v", time.Since(start))
+	if err != nil || count.Established != connections {
+		t.Errorf("%+v, %v", count, err)
+	}
+	start = time.Now()
+	list, err := tables.Connections(Selector{})
+	t.Logf("list: %v", time.Since(start))
+	if err != nil || len(list) != connections || list[0].Packets != 17 {
+		t.Errorf("%d connections, %v", len(list), err)
+	}
+}
+
+func TestMonotonicIsTheDatapathsClock(t *testing.T) {
+	var before, after unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &before)
+	now := monotonic()
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &after)
+	if now < uint64(before.Nano()) || now > uint64(after.Nano()) {
+		t.Errorf("%d is not between %d and %d", now, before.Nano(), after.Nano())
+	}
+	if since(5, 7) != 0 || since(7, 5) != 2 {
+		t.Error("time runs backwards")
+	}
+}

@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+
+	"hairpin/bpf"
+)
+
+// events are the datapath's counts of what happens to connections, by conn_event.
+type events [bpf.HairpinConnEventCONN_EVENTS]uint64
+
+// present is how many connections are past their handshake, those that are over
+// but not yet taken out included.
+func (e *events) present() int64 {
+	return int64(e[bpf.HairpinConnEventCONN_ESTABLISHED] - e[bpf.HairpinConnEventCONN_CLOSED])
+}
+
+// opening is how many half-open connections there would be if none were evicted.
+func (e *events) opening() int64 {
+	return int64(e[bpf.HairpinConnEventCONN_OPENED] - e[bpf.HairpinConnEventCONN_ESTABLISHED] -
+		e[bpf.HairpinConnEventCONN_ABANDONED])
+}
+
+// events sums the counts over the CPUs.
+func (t *Tables) events() (*events, error) {
+	sums := new(events)
+	for event := range sums {
+		var cpus []uint64
+		if err := t.objs.ConnEvents.Lookup(uint32(event), &cpus); err != nil {
+			return nil, fmt.Errorf("read connection events: %w", err)
+		}
+		for _, count := range cpus {
+			sums[event] += count
+		}
+	}
+	return sums, nil
+}
+
+// tally is what a walk of the connections found, and the datapath's counts from
+// just before it: what these have become says what has changed since. Each walk
+// starts anew, so a count that went astray does not last. Nil stands for no walk
+// yet, when the counts are all there is.
+type tally struct {
+	halfOpen, established, closing int64
+	openings                       int // openers in half_open, dead or alive
+	events                         *events
+	forwards                       map[stamp]forwardTally
+}
+
+type forwardTally struct {
+	halfOpen, others int64
+	stats            Stats
+}
+
+// tally walks the connections.
+func (t *Tables) tally() (*tally, error) {
+	doc, stats, err := t.runningStats()
+	if err != nil && !errors.Is(err, ErrEmpty) {
+		return nil, err
+	}
+	before, err := t.events()
+	if err != nil {
+		return nil, err
+	}
+	snap, err := t.snapshot()
+	if err != nil {
+		return nil, err
+	}
+	found := &tally{openings: snap.openings, events: before, forwards: map[stamp]forwardTally{}}
+	for _, s := range doc.Stamps {
+		found.forwards[s] = forwardTally{stats: stats[s.id]}
+	}
+	for _, opener := range snap.openers {
+		answer := snap.answers[reversed(opener.to)]
+		forward := found.forwards[opener.forward]
+		switch stateOf(&opener, &answer) {
+		case StateHalfOpen:
+			found.halfOpen++
+			forward.halfOpen++
+		case StateClosing:
+			found.closing++
+			forward.others++
+		default:
+			found.established++
+			forward.others++
+		}
+		found.forwards[opener.forward] = forward
+	}
+	return found, nil
+}
+
+func (t *tally) establishedAt(now *events) int64 {
+	if t == nil {
+		return max(0, now.present())
+	}
+	return max(0, t.established+now.present()-t.events.present())
+}
+
+// halfOpenAt does not see evictions.
+func (t *tally) halfOpenAt(now *events) int64 {
+	return max(0, t.halfOpen+now.opening()-t.events.opening())
+}
+
+// forwardAt is how many connections the forward has whose counters are now.
+func (t *tally) forwardAt(s stamp, now Stats) int64 {
+	if t == nil {
+		return max(0, now.present())
+	}
+	forward := t.forwards[s]
+	// What has been established since was most likely half-open in the walk.
+	since := int64(now.Connections() - forward.stats.Connections())
+	return max(0, forward.others+now.present()-forward.stats.present()) + max(0, forward.halfOpen-since)
+}
