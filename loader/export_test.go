@@ -14,8 +14,9 @@ func SetFault(tb testing.TB, fail func(step string) error) {
 	tb.Cleanup(func() { fault = before })
 }
 
-// Classify is what Follow makes of a message.
-func Classify(message syscall.NetlinkMessage) Event { return classify(message) }
+// ClassifyRoute and ClassifyNetdev are what Follow makes of a message of either family.
+func ClassifyRoute(message syscall.NetlinkMessage) Event  { return classifyRoute(message) }
+func ClassifyNetdev(message syscall.NetlinkMessage) Event { return classifyNetdev(message) }
 
 // CheckVersion is what Load does with LINUX_VERSION_CODE.
 func CheckVersion(code uint32) error { return checkVersion(code) }

@@ -37,16 +37,23 @@ const followInterval = 50 * time.Millisecond
 // one says everything: a receiver that looks only then misses nothing. So does one after the
 // kernel had more to tell than it could keep.
 func Follow(ctx context.Context) (<-chan Event, error) {
-	sockets, err := subscribe()
+	sources, err := subscribe()
 	if err != nil {
 		return nil, explain(fmt.Errorf("follow interfaces: %w", err))
 	}
-	return follow(ctx, sockets), nil
+	return follow(ctx, sources), nil
+}
+
+// source is a socket that hears events, and what its messages mean. The number of a generic netlink
+// family is given at boot, and may be that of a route message.
+type source struct {
+	*nl.NetlinkSocket
+	classify func(syscall.NetlinkMessage) Event
 }
 
 // subscribe opens sockets that hear events and nothing else, so that no answer to a request is ever
 // mixed with them.
-func subscribe() ([]*nl.NetlinkSocket, error) {
+func subscribe() ([]source, error) {
 	route, err := nl.Subscribe(unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
@@ -59,10 +66,11 @@ func subscribe() ([]*nl.NetlinkSocket, error) {
 		route.Close()
 		return nil, err
 	}
-	if netdev == nil {
-		return []*nl.NetlinkSocket{route}, nil
+	sources := []source{{route, classifyRoute}}
+	if netdev != nil {
+		sources = append(sources, source{netdev, classifyNetdev})
 	}
-	return []*nl.NetlinkSocket{route, netdev}, nil
+	return sources, nil
 }
 
 // subscribeNetdev returns nil if the kernel does not tell of XDP features.
@@ -120,18 +128,18 @@ func (f *follower) take() Event {
 	return e
 }
 
-func follow(ctx context.Context, sockets []*nl.NetlinkSocket) <-chan Event {
+func follow(ctx context.Context, sources []source) <-chan Event {
 	f := &follower{wake: make(chan struct{}, 1)}
 	f.add(everything)
 	events := make(chan Event)
 	var readers sync.WaitGroup
-	for _, socket := range sockets {
-		readers.Go(func() { f.read(ctx, socket) })
+	for _, from := range sources {
+		readers.Go(func() { f.read(ctx, from) })
 	}
 	go func() {
 		f.deliver(ctx, events)
-		for _, socket := range sockets {
-			socket.Close()
+		for _, from := range sources {
+			from.Close()
 		}
 		readers.Wait()
 		close(events)
@@ -165,9 +173,9 @@ func (f *follower) deliver(ctx context.Context, events chan<- Event) {
 }
 
 // read gathers from one socket until it is closed.
-func (f *follower) read(ctx context.Context, socket *nl.NetlinkSocket) {
+func (f *follower) read(ctx context.Context, from source) {
 	for {
-		messages, from, err := socket.Receive()
+		messages, sender, err := from.Receive()
 		if errors.Is(err, os.ErrClosed) {
 			return
 		}
@@ -180,11 +188,11 @@ func (f *follower) read(ctx context.Context, socket *nl.NetlinkSocket) {
 			}
 			continue
 		}
-		if from.Pid != nl.PidKernel {
+		if sender.Pid != nl.PidKernel {
 			continue
 		}
 		for _, message := range messages {
-			f.add(classify(message))
+			f.add(from.classify(message))
 		}
 	}
 }
@@ -199,8 +207,8 @@ func pause(ctx context.Context) bool {
 	}
 }
 
-// classify says what a message is about.
-func classify(message syscall.NetlinkMessage) Event {
+// classifyRoute says what a message of the route family is about.
+func classifyRoute(message syscall.NetlinkMessage) Event {
 	switch message.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		// A route, its source or its MTU goes with them, and not always a message of its own.
@@ -214,9 +222,15 @@ func classify(message syscall.NetlinkMessage) Event {
 			return Event{}
 		}
 		return Event{Routes: true}
-	case unix.NLMSG_NOOP, unix.NLMSG_ERROR, unix.NLMSG_DONE:
+	}
+	return Event{}
+}
+
+// classifyNetdev says what a message on the socket of the netdev family is about.
+func classifyNetdev(message syscall.NetlinkMessage) Event {
+	// The kernel gives numbers below to messages about messages.
+	if message.Header.Type < unix.NLMSG_MIN_TYPE {
 		return Event{}
 	}
-	// The netdev family's number is given at boot; its socket hears nothing else.
 	return Event{Links: true}
 }

@@ -4,10 +4,11 @@ package maps
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,275 +21,307 @@ import (
 	"hairpin/bpf"
 )
 
-// countPackets adds to a counter of the datapath.
-func (t *Tables) countPackets(tb testing.TB, index uint32, verdict bpf.HairpinVerdict, reason bpf.HairpinReason, packets uint64) {
+// putEvents writes the datapath's counts, on different CPUs for what begins a
+// connection and what ends it.
+func (t *Tables) putEvents(tb testing.TB, opened, established, abandoned, closed uint64) {
 	tb.Helper()
-	values := make([]uint64, ebpf.MustPossibleCPU())
-	values[0]++
-	values[len(values)-1] += packets - 1
-	key := bpf.HairpinCounterKey{Ifindex: index, Verdict: verdict, Reason: reason}
-	if err := t.objs.Counters.Put(key, values); err != nil {
-		tb.Fatal(err)
-	}
-}
-
-func (t *Tables) countEvent(tb testing.TB, event bpf.HairpinConnEvent, count uint64) {
-	tb.Helper()
-	values := make([]uint64, ebpf.MustPossibleCPU())
-	values[0] = count
-	if err := t.objs.ConnEvents.Put(uint32(event), values); err != nil {
-		tb.Fatal(err)
-	}
-}
-
-// collected is a collector over connections and counters of every kind.
-func collected(t testing.TB) *Collector {
-	tables, _ := connected(t)
-	web, _ := tables.stamps(t, "203.0.113.1", 443)
-	tables.putStats(t, web.Id, 1, 7)
-	tables.countPackets(t, 2, bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinReasonREASON_NOT_ATTACHED, 3)
-	tables.countPackets(t, 2, bpf.HairpinVerdictVERDICT_DEFER, bpf.HairpinReasonREASON_FRAGMENT, 4)
-	tables.countPackets(t, 2, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
-	tables.countPackets(t, 2, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 6)
-	tables.countPackets(t, 5, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 7)
-	tables.countPackets(t, 99, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 8)
-	tables.countEvent(t, bpf.HairpinConnEventCONN_OPENED, 100)
-	tables.countEvent(t, bpf.HairpinConnEventCONN_ESTABLISHED, 80)
-	tables.countEvent(t, bpf.HairpinConnEventCONN_ABANDONED, 10)
-	c := NewCollector(tables, CollectorOptions{
-		Version: "1.2.3",
-		Interfaces: func() []InterfaceStatus {
-			return []InterfaceStatus{
-				{Name: "wan0", Index: 2, Role: RoleWAN, Mode: "xdp", Attached: true, Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}},
-				{Name: "lan0", Index: 5, Role: RoleLAN, Mode: "tc", Addresses: []netip.Addr{netip.MustParseAddr("192.168.1.1")}},
-				{Name: "wan1", Role: RoleWAN, Mode: "tc"},
-			}
-		},
-	})
-	if err := c.Refresh(); err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func TestCollectorSamples(t *testing.T) {
-	c := collected(t)
-	c.Reloaded(true)
-	c.Reloaded(false)
-	c.reloaded = time.UnixMilli(1700000000500)
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(c)
-	if err := testutil.GatherAndCompare(registry, strings.NewReader(wantSamples())); err != nil {
-		t.Error(err)
-	}
-	problems, err := testutil.GatherAndLint(registry)
-	if err != nil || len(problems) > 0 {
-		t.Errorf("lint: %v, %v", problems, err)
-	}
-}
-
-// wantSamples is every sample: those of the forwards by path, whether zero or not.
-func wantSamples() string {
-	text := `# HELP hairpin_build_info The running build.
-# TYPE hairpin_build_info gauge
-hairpin_build_info{goversion="` + runtime.Version() + `",version="1.2.3"} 1
-# HELP hairpin_config_last_reload_success_timestamp_seconds When a configuration was taken last, in seconds since 1970.
-# TYPE hairpin_config_last_reload_success_timestamp_seconds gauge
-hairpin_config_last_reload_success_timestamp_seconds 1.7000000005e+09
-# HELP hairpin_config_last_reload_successful 1 if the last configuration that was read was taken, 0 if it was refused.
-# TYPE hairpin_config_last_reload_successful gauge
-hairpin_config_last_reload_successful 0
-# HELP hairpin_connections Connections by state.
-# TYPE hairpin_connections gauge
-hairpin_connections{state="closing"} 2
-hairpin_connections{state="established"} 6
-hairpin_connections{state="half-open"} 1
-# HELP hairpin_connections_limit Connections that the table holds.
-# TYPE hairpin_connections_limit gauge
-hairpin_connections_limit 32
-# HELP hairpin_connections_refused_total Openings that did not become connections, by reason.
-# TYPE hairpin_connections_refused_total counter
-hairpin_connections_refused_total{reason="table_full"} 21
-# HELP hairpin_external_address_info Address that a WAN interface has and forwards listen on.
-# TYPE hairpin_external_address_info gauge
-hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1
-# HELP hairpin_forward_connections Connections of a forward, half-open ones included.
-# TYPE hairpin_forward_connections gauge
-hairpin_forward_connections{forward="ssh"} 1
-hairpin_forward_connections{forward="web"} 8
-# HELP hairpin_half_open_evicted_total Half-open connections that gave way to newer ones, those past their time included.
-# TYPE hairpin_half_open_evicted_total counter
-hairpin_half_open_evicted_total 7
-# HELP hairpin_interface_attached 1 if the datapath is attached to the interface, 0 if not.
-# TYPE hairpin_interface_attached gauge
-hairpin_interface_attached{interface="lan0",mode="tc",role="lan"} 0
-hairpin_interface_attached{interface="wan0",mode="xdp",role="wan"} 1
-hairpin_interface_attached{interface="wan1",mode="tc",role="wan"} 0
-# HELP hairpin_packets_dropped_total Packets dropped, by incoming interface and reason.
-# TYPE hairpin_packets_dropped_total counter
-hairpin_packets_dropped_total{interface="lan0",reason="table_full"} 7
-hairpin_packets_dropped_total{interface="unknown",reason="table_full"} 8
-hairpin_packets_dropped_total{interface="wan0",reason="ended"} 5
-hairpin_packets_dropped_total{interface="wan0",reason="table_full"} 6
-# HELP hairpin_packets_passed_total Packets of forwards left to the kernel or from XDP to TC, by incoming interface and reason.
-# TYPE hairpin_packets_passed_total counter
-hairpin_packets_passed_total{interface="wan0",reason="fragment"} 4
-hairpin_packets_passed_total{interface="wan0",reason="not_attached"} 3
-# HELP hairpin_forward_bytes_total Bytes of IP packets translated for a forward, by path and direction (in: to the target).
-# TYPE hairpin_forward_bytes_total counter
-# HELP hairpin_forward_connections_total Connections of a forward that completed their handshake, by path.
-# TYPE hairpin_forward_connections_total counter
-# HELP hairpin_forward_packets_total Packets translated for a forward, by path and direction (in: to the target).
-# TYPE hairpin_forward_packets_total counter
-`
-	values := map[string]int{
-		"hairpin_forward_bytes_totalwebhairpinin":     700,
-		"hairpin_forward_packets_totalwebhairpinin":   7,
-		"hairpin_forward_connections_totalwebhairpin": min(2, 2*(ebpf.MustPossibleCPU()-1)),
-	}
-	for _, forward := range []string{"web", "ssh"} {
-		for _, path := range []string{"wan", "hairpin", "local"} {
-			for _, direction := range []string{"in", "out"} {
-				for _, name := range []string{"hairpin_forward_bytes_total", "hairpin_forward_packets_total"} {
-					text += fmt.Sprintf("%s{direction=%q,forward=%q,path=%q} %d\n", name, direction, forward, path, values[name+forward+path+direction])
-				}
-			}
-			name := "hairpin_forward_connections_total"
-			text += fmt.Sprintf("%s{forward=%q,path=%q} %d\n", name, forward, path, values[name+forward+path])
+	for event, count := range []uint64{opened, established, abandoned, closed} {
+		cpus := make([]uint64, ebpf.MustPossibleCPU())
+		cpus[event/2*(len(cpus)-1)] = count
+		if err := t.objs.ConnEvents.Put(uint32(event), cpus); err != nil {
+			tb.Fatal(err)
 		}
 	}
-	return text
 }
 
-func TestNoLabelNamesAClient(t *testing.T) {
-	c := collected(t)
-	registry := prometheus.NewRegistry()
+// putForwardStats writes counters of a forward, those of endings on another CPU.
+func (t *Tables) putForwardStats(tb testing.TB, id uint32, sum bpf.HairpinForwardStats) {
+	tb.Helper()
+	cpus := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
+	last := len(cpus) - 1
+	cpus[0].Traffic, cpus[0].Established = sum.Traffic, sum.Established
+	cpus[last].Closed = sum.Closed
+	if err := t.objs.ForwardStats.Put(id, cpus); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+func (t *Tables) putCounter(tb testing.TB, index uint32, verdict bpf.HairpinVerdict, reason bpf.HairpinReason, packets uint64) {
+	tb.Helper()
+	cpus := make([]uint64, ebpf.MustPossibleCPU())
+	cpus[0] = packets - 1
+	cpus[len(cpus)-1]++
+	key := bpf.HairpinCounterKey{Ifindex: index, Verdict: verdict, Reason: reason}
+	if err := t.objs.Counters.Put(key, cpus); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// samples gathers what a scrape gives, a line each, of metrics that begin with
+// one of the prefixes.
+func samples(tb testing.TB, c *Collector, prefixes ...string) []string {
+	tb.Helper()
+	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
 	families, err := registry.Gather()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	clients := regexp.MustCompile(`198\.51\.100\.|192\.168\.1\.50|\b[56]00\d\b`)
+	lines := []string{}
 	for _, family := range families {
-		if found := clients.FindString(family.String()); found != "" {
-			t.Errorf("%s shows %s", family.GetName(), found)
+		if !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(family.GetName(), prefix) }) {
+			continue
+		}
+		for _, metric := range family.GetMetric() {
+			var labels []string
+			for _, label := range metric.GetLabel() {
+				labels = append(labels, fmt.Sprintf("%s=%q", label.GetName(), label.GetValue()))
+			}
+			value := metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
+			lines = append(lines, fmt.Sprintf("%s{%s} %v", family.GetName(), strings.Join(labels, ","), value))
 		}
 	}
+	return lines
 }
 
-func TestACollectorOfFreshMaps(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	c := NewCollector(tables, CollectorOptions{Version: "1"})
+func wantSamples(tb testing.TB, got []string, want ...string) {
+	tb.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		tb.Errorf("samples (-want +got)\n%s", diff)
+	}
+}
+
+func mustRefresh(tb testing.TB, c *Collector) {
+	tb.Helper()
 	if err := c.Refresh(); err != nil {
-		t.Fatal(err)
-	}
-	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(c)
-	// Build, limit, last reload, three states, evictions.
-	if count, err := testutil.GatherAndCount(registry); err != nil || count != 7 {
-		t.Errorf("%d samples, %v", count, err)
+		tb.Fatal(err)
 	}
 }
 
-func TestEvictionsNeverGoBack(t *testing.T) {
-	c := collected(t)
-	c.tables.countEvent(t, bpf.HairpinConnEventCONN_ABANDONED, 15)
-	if err := c.Refresh(); err != nil || c.evicted != 7 {
-		t.Errorf("%d, %v", c.evicted, err)
-	}
-	c.tables.countEvent(t, bpf.HairpinConnEventCONN_OPENED, 1)
-	if err := c.Refresh(); err != nil || c.evicted != 7 {
-		t.Errorf("%d, %v", c.evicted, err)
-	}
+// counted is connected with the datapath's counts to match: five openings have
+// been evicted.
+func counted(t testing.TB) (tables *Tables, web, ssh uint32) {
+	tables, _ = connected(t)
+	forward, _ := tables.stamps(t, "203.0.113.1", 443)
+	other, _ := tables.stamps(t, "203.0.113.1", 22)
+	tables.putEvents(t, 30, 20, 2, 9)
+	tables.putForwardStats(t, forward.Id, bpf.HairpinForwardStats{
+		Traffic:     [3][2]bpf.HairpinTraffic{{{Packets: 100, Bytes: 10000}, {Packets: 70, Bytes: 50000}}, {{Packets: 10, Bytes: 1000}, {Packets: 7, Bytes: 5000}}},
+		Established: [3]uint64{15, 1},
+		Closed:      [3]uint64{7},
+	})
+	tables.putForwardStats(t, other.Id, bpf.HairpinForwardStats{Established: [3]uint64{3}, Closed: [3]uint64{2}})
+	return tables, forward.Id, other.Id
 }
 
-// TestAnInterfaceKeepsItsCounters: a dialled line comes back with another index.
-func TestAnInterfaceKeepsItsCounters(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	index := 2
-	c := NewCollector(tables, CollectorOptions{Interfaces: func() []InterfaceStatus {
-		return []InterfaceStatus{{Name: "ppp0", Index: index, Role: RoleWAN}}
+func TestCollectorGivesEverySample(t *testing.T) {
+	tables, _, _ := counted(t)
+	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 5)
+	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 2)
+	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 11)
+	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinReasonREASON_NO_ROUTE, 3)
+	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_DEFER, bpf.HairpinReasonREASON_NEXT_HOP, 4)
+	tables.putCounter(t, 99, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReason(4711), 1)
+	c := NewCollector(tables, CollectorOptions{Version: "v1", Interfaces: func() []InterfaceStatus {
+		return []InterfaceStatus{
+			{Name: "wan0", Index: 2, Role: RoleWAN, Mode: "xdp", Attached: true, Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}},
+			{Name: "lan0", Index: 3, Role: RoleLAN, Mode: "tc", Attached: true, Addresses: []netip.Addr{netip.MustParseAddr("192.168.1.1")}},
+			{Name: "wan1", Role: RoleWAN, Mode: "auto"},
+		}
 	}})
-	tables.countPackets(t, 2, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
-	dropped := func() string {
-		registry := prometheus.NewRegistry()
-		registry.MustRegister(c)
-		text, err := testutil.CollectAndFormat(c, "text/plain; version=0.0.4", "hairpin_packets_dropped_total")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text[strings.LastIndex(strings.TrimSpace(string(text)), "\n")+1:])
+	c.Reloaded(true)
+	c.reloaded = time.Unix(1_700_000_000, 500_000_000)
+	mustRefresh(t, c)
+	problems, err := testutil.CollectAndLint(c)
+	if len(problems) > 0 || err != nil {
+		t.Errorf("promlint: %v, %v", problems, err)
 	}
-	first := dropped()
-	index = 0
-	if now := dropped(); now != first {
-		t.Errorf("gone: %q, was %q", now, first)
-	}
-	index = 7
-	tables.countPackets(t, 7, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 6)
-	if now, want := dropped(), strings.Replace(first, "} 5", "} 11", 1); now != want {
-		t.Errorf("back: %q, want %q", now, want)
-	}
-}
-
-func TestCountersOfGoneInterfacesMakeRoom(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	for index := range uint32(31) {
-		tables.countPackets(t, index, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
-	}
-	mustSetInterfaces(t, tables, wan("wan0", 2))
-	if counters, err := tables.Counters(); err != nil || len(counters) != 31 {
-		t.Errorf("%d counters, %v: they went without need", len(counters), err)
-	}
-	tables.countPackets(t, 31, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
-	mustSetInterfaces(t, tables, wan("wan0", 2))
+	wantSamples(t, samples(t, c, "hairpin_"),
+		`hairpin_build_info{goversion="`+runtime.Version()+`",version="v1"} 1`,
+		`hairpin_config_last_reload_success_timestamp_seconds{} 1.7000000005e+09`,
+		`hairpin_config_last_reload_successful{} 1`,
+		`hairpin_connections{state="closing"} 2`,
+		`hairpin_connections{state="established"} 6`,
+		`hairpin_connections{state="half-open"} 1`,
+		`hairpin_connections_limit{} 32`,
+		`hairpin_connections_refused_total{reason="table_full"} 7`,
+		`hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1`,
+		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="local"} 0`,
+		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="wan"} 0`,
+		`hairpin_forward_bytes_total{direction="in",forward="web",path="hairpin"} 1000`,
+		`hairpin_forward_bytes_total{direction="in",forward="web",path="local"} 0`,
+		`hairpin_forward_bytes_total{direction="in",forward="web",path="wan"} 10000`,
+		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="local"} 0`,
+		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="wan"} 0`,
+		`hairpin_forward_bytes_total{direction="out",forward="web",path="hairpin"} 5000`,
+		`hairpin_forward_bytes_total{direction="out",forward="web",path="local"} 0`,
+		`hairpin_forward_bytes_total{direction="out",forward="web",path="wan"} 50000`,
+		`hairpin_forward_connections{forward="ssh"} 1`,
+		`hairpin_forward_connections{forward="web"} 8`,
+		`hairpin_forward_connections_total{forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_connections_total{forward="ssh",path="local"} 0`,
+		`hairpin_forward_connections_total{forward="ssh",path="wan"} 3`,
+		`hairpin_forward_connections_total{forward="web",path="hairpin"} 1`,
+		`hairpin_forward_connections_total{forward="web",path="local"} 0`,
+		`hairpin_forward_connections_total{forward="web",path="wan"} 15`,
+		`hairpin_forward_packets_total{direction="in",forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_packets_total{direction="in",forward="ssh",path="local"} 0`,
+		`hairpin_forward_packets_total{direction="in",forward="ssh",path="wan"} 0`,
+		`hairpin_forward_packets_total{direction="in",forward="web",path="hairpin"} 10`,
+		`hairpin_forward_packets_total{direction="in",forward="web",path="local"} 0`,
+		`hairpin_forward_packets_total{direction="in",forward="web",path="wan"} 100`,
+		`hairpin_forward_packets_total{direction="out",forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_packets_total{direction="out",forward="ssh",path="local"} 0`,
+		`hairpin_forward_packets_total{direction="out",forward="ssh",path="wan"} 0`,
+		`hairpin_forward_packets_total{direction="out",forward="web",path="hairpin"} 7`,
+		`hairpin_forward_packets_total{direction="out",forward="web",path="local"} 0`,
+		`hairpin_forward_packets_total{direction="out",forward="web",path="wan"} 70`,
+		`hairpin_half_open_evicted_total{} 5`,
+		`hairpin_interface_attached{interface="lan0",mode="tc",role="lan"} 1`,
+		`hairpin_interface_attached{interface="wan0",mode="xdp",role="wan"} 1`,
+		`hairpin_interface_attached{interface="wan1",mode="auto",role="wan"} 0`,
+		`hairpin_packets_dropped_total{interface="lan0",reason="table_full"} 2`,
+		`hairpin_packets_dropped_total{interface="unknown",reason="unknown_4711"} 1`,
+		`hairpin_packets_dropped_total{interface="wan0",reason="ended"} 11`,
+		`hairpin_packets_dropped_total{interface="wan0",reason="table_full"} 5`,
+		`hairpin_packets_passed_total{interface="lan0",reason="next_hop"} 4`,
+		`hairpin_packets_passed_total{interface="wan0",reason="no_route"} 3`,
+	)
 	counters, err := tables.Counters()
-	want := []Counter{{0, "drop", "ended", 5}, {2, "drop", "ended", 5}}
-	if diff := cmp.Diff(want, counters); diff != "" || err != nil {
-		t.Errorf("%v (-want +got)\n%s", err, diff)
+	if err != nil || len(counters) != 6 || counters[0] != (Counter{2, "drop", "ended", 11}) {
+		t.Errorf("counters %v, %v", counters, err)
 	}
 }
 
-func TestRunRefreshesUntilItIsStopped(t *testing.T) {
-	c := collected(t)
-	c.counted = nil
-	ctx, cancel := context.WithCancel(t.Context())
-	stopped := make(chan struct{})
-	go func() {
-		c.Run(ctx, func(err error) { t.Error(err) })
-		close(stopped)
-	}()
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
-		c.mu.Lock()
-		done := c.counted != nil
-		c.mu.Unlock()
-		if done {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("nothing counted")
-		}
-	}
-	cancel()
-	<-stopped
+// TestGaugesBeforeTheFirstWalk: a daemon that starts over a running datapath
+// must not say that there is no connection.
+func TestGaugesBeforeTheFirstWalk(t *testing.T) {
+	tables, _, _ := counted(t)
+	c := NewCollector(tables.again(), CollectorOptions{})
+	// Those that are over but still in the table are not told apart yet.
+	wantSamples(t, samples(t, c, "hairpin_connections", "hairpin_forward_connections", "hairpin_half_open"),
+		`hairpin_connections{state="established"} 11`,
+		`hairpin_connections_limit{} 32`,
+		`hairpin_forward_connections{forward="ssh"} 1`,
+		`hairpin_forward_connections{forward="web"} 9`,
+		`hairpin_forward_connections_total{forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_connections_total{forward="ssh",path="local"} 0`,
+		`hairpin_forward_connections_total{forward="ssh",path="wan"} 3`,
+		`hairpin_forward_connections_total{forward="web",path="hairpin"} 1`,
+		`hairpin_forward_connections_total{forward="web",path="local"} 0`,
+		`hairpin_forward_connections_total{forward="web",path="wan"} 15`,
+	)
 }
 
-func TestScrapeOfTenThousandForwards(t *testing.T) {
-	spec := smallSpec(t)
-	full, _ := bpf.LoadHairpin()
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapForwardStats, bpf.HairpinMapExternals} {
-		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
-	}
-	tables := newTables(t, spec)
-	mustApply(t, tables, manyForwards(10000))
+func TestGaugesFollowBetweenWalks(t *testing.T) {
+	tables, web, ssh := counted(t)
 	c := NewCollector(tables, CollectorOptions{})
-	if err := c.Refresh(); err != nil {
-		t.Fatal(err)
+	mustRefresh(t, c)
+	gauges := func() string {
+		var values []string
+		for _, line := range samples(t, c, "hairpin_connections", "hairpin_forward_connections", "hairpin_half_open") {
+			if !strings.Contains(line, "_total{f") && !strings.Contains(line, "_limit") {
+				values = append(values, line[strings.LastIndexByte(line, ' ')+1:])
+			}
+		}
+		return strings.Join(values, " ")
 	}
-	start := time.Now()
-	text, err := testutil.CollectAndFormat(c, "text/plain; version=0.0.4")
+	for _, step := range []struct {
+		what                                   string
+		opened, established, abandoned, closed uint64
+		web, ssh                               [2]uint64 // established, closed
+		want                                   string    // closing, established, half-open; ssh, web; evicted
+	}{
+		{"nothing", 30, 20, 2, 9, [2]uint64{16, 7}, [2]uint64{3, 2}, "2 6 1 1 8 5"},
+		{"an opening", 31, 20, 2, 9, [2]uint64{16, 7}, [2]uint64{3, 2}, "2 6 2 1 8 5"},
+		{"it completes, of ssh", 31, 21, 2, 9, [2]uint64{16, 7}, [2]uint64{4, 2}, "2 7 1 2 8 5"},
+		{"the half-open one of web completes", 31, 22, 2, 9, [2]uint64{17, 7}, [2]uint64{4, 2}, "2 8 0 2 8 5"},
+		{"two of web end", 31, 22, 2, 11, [2]uint64{17, 9}, [2]uint64{4, 2}, "2 6 0 2 6 5"},
+		{"a flood", 5000, 22, 2, 11, [2]uint64{17, 9}, [2]uint64{4, 2}, "2 6 512 2 6 5"},
+		{"more end than the walk found alive", 5000, 22, 2, 22, [2]uint64{17, 17}, [2]uint64{4, 4}, "2 0 512 0 0 5"},
+	} {
+		tables.putEvents(t, step.opened, step.established, step.abandoned, step.closed)
+		tables.putForwardStats(t, web, bpf.HairpinForwardStats{Established: [3]uint64{step.web[0]}, Closed: [3]uint64{step.web[1]}})
+		tables.putForwardStats(t, ssh, bpf.HairpinForwardStats{Established: [3]uint64{step.ssh[0]}, Closed: [3]uint64{step.ssh[1]}})
+		if got := gauges(); got != step.want {
+			t.Errorf("%s: gauges %s, want %s", step.what, got, step.want)
+		}
+	}
+	mustRefresh(t, c)
+	if got, want := gauges(), "2 6 1 1 8 4973"; got != want {
+		t.Errorf("after another walk: gauges %s, want %s", got, want)
+	}
+	// Openings counted while a walk goes on may make the difference step back.
+	tables.putEvents(t, 4990, 22, 2, 22)
+	mustRefresh(t, c)
+	if got, want := gauges(), "2 6 1 1 8 4973"; got != want {
+		t.Errorf("a counter goes back: %s, want %s", got, want)
+	}
+}
+
+// TestGaugesOfAForwardThatChanged: its counters begin anew, and what the walk
+// found is not its own.
+func TestGaugesOfAForwardThatChanged(t *testing.T) {
+	tables, _, _ := counted(t)
+	c := NewCollector(tables, CollectorOptions{})
+	mustRefresh(t, c)
+	mustApply(t, tables, configWith(t, "web tcp,udp 443 to 192.168.1.21:8443", "new tcp 23 to 192.168.1.30"))
+	web, _ := tables.stamps(t, "203.0.113.1", 443)
+	tables.putForwardStats(t, web.Id, bpf.HairpinForwardStats{Established: [3]uint64{2}})
+	wantSamples(t, slices.DeleteFunc(samples(t, c, "hairpin_forward_connections"), func(line string) bool { return strings.Contains(line, "_total") }),
+		`hairpin_forward_connections{forward="new"} 0`,
+		`hairpin_forward_connections{forward="web"} 2`,
+	)
+}
+
+// TestCollectorOfFreshMaps: nothing was applied yet.
+func TestCollectorOfFreshMaps(t *testing.T) {
+	c := NewCollector(newTables(t, smallSpec(t)), CollectorOptions{Version: "v1"})
+	c.Reloaded(false)
+	mustRefresh(t, c)
+	wantSamples(t, samples(t, c, "hairpin_"),
+		`hairpin_build_info{goversion="`+runtime.Version()+`",version="v1"} 1`,
+		`hairpin_config_last_reload_successful{} 0`,
+		`hairpin_connections{state="closing"} 0`,
+		`hairpin_connections{state="established"} 0`,
+		`hairpin_connections{state="half-open"} 0`,
+		`hairpin_connections_limit{} 32`,
+		`hairpin_half_open_evicted_total{} 0`,
+	)
+}
+
+// TestRunCountsAtOnce and stops when it is told to.
+func TestRunCountsAtOnce(t *testing.T) {
+	tables, _, _ := counted(t)
+	c := NewCollector(tables, CollectorOptions{})
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	c.Run(ctx, func(err error) { t.Error(err) })
+	if c.counted == nil || c.counted.established != 6 {
+		t.Errorf("counted %+v", c.counted)
+	}
+}
+
+// TestRunKeepsTheLastCount when a walk fails.
+func TestRunKeepsTheLastCount(t *testing.T) {
+	tables, _, _ := counted(t)
+	c := NewCollector(tables, CollectorOptions{})
+	mustRefresh(t, c)
+	last := c.counted
+	broken := *tables.objs
+	conns, err := tables.objs.Conns.Clone()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d bytes in %v", len(text), time.Since(start))
+	conns.Close()
+	broken.Conns = conns
+	c.tables = New(&broken)
+	ctx, cancel := context.WithCancel(t.Context())
+	var reported error
+	c.Run(ctx, func(err error) { reported = errors.Join(reported, err); cancel() })
+	if !contains(reported, "list connections") || c.counted != last {
+		t.Errorf("error %v", reported)
+	}
 }

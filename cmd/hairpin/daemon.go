@@ -71,6 +71,7 @@ type follower struct {
 	notify   func(state string)                           // the service manager
 	log      *slog.Logger
 	beat     time.Duration
+	watchdog bool // the service manager wants to hear of every beat
 
 	metrics   *metricsServer
 	state     daemonState
@@ -169,12 +170,12 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 		read:   func() (maps.Config, error) { return a.readConfig(a.configFile) },
 		resize: s.resizeNotice,
 		notify: func(state string) {
-			if _, err := daemon.SdNotify(false, state); err != nil {
-				log.Warn("cannot notify the service manager", "error", err)
+			if err := notifyManager(a.getenv("NOTIFY_SOCKET"), state); err != nil {
+				log.Warn(state, "error", err)
 			}
 		},
 		log:     log,
-		beat:    beat(log),
+		beat:    defaultBeat,
 		metrics: &metricsServer{},
 		failing: make(map[string]string),
 	}
@@ -186,6 +187,7 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 	f.count = func(ctx context.Context) {
 		collector.Run(ctx, func(err error) { log.Warn("cannot count connections", "error", err) })
 	}
+	f.setWatchdog()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -196,16 +198,16 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 	return f
 }
 
-// beat is short enough for the watchdog of the service manager, if it has one.
-func beat(log *slog.Logger) time.Duration {
+// setWatchdog shortens the beat if the service manager wants to hear of it sooner.
+func (f *follower) setWatchdog() {
 	watchdog, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
-		log.Warn("cannot read the watchdog's interval", "error", err)
+		f.log.Warn("cannot read the watchdog's interval", "error", err)
 	}
-	if watchdog > 0 && watchdog/2 < defaultBeat {
-		return watchdog / 2
+	f.watchdog = watchdog > 0
+	if f.watchdog {
+		f.beat = min(f.beat, watchdog/2)
 	}
-	return defaultBeat
 }
 
 // start brings the datapath into service; the writer lock is held.
@@ -250,7 +252,6 @@ func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup 
 	defer ticker.Stop()
 	for {
 		f.state.turn()
-		f.notify(daemon.SdNotifyWatchdog)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -262,6 +263,9 @@ func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup 
 			}
 			f.follow(ctx, event)
 		case <-ticker.C:
+			if f.watchdog {
+				f.notify(daemon.SdNotifyWatchdog)
+			}
 			// The command line may have changed what runs.
 			f.follow(ctx, loader.Event{Links: true})
 		}

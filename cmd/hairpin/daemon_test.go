@@ -234,12 +234,15 @@ func TestLoopEndsWithItsContext(t *testing.T) {
 // What the command line applies is the daemon's to look after from then on.
 func TestLoopNoticesWhatOthersApply(t *testing.T) {
 	d := newDaemon(t)
-	d.beat = time.Millisecond
+	d.beat, d.watchdog = time.Millisecond, true
 	d.machine.plug("lan1", 7)
 	d.machine.running.LAN = []string{"lan0", "lan1"}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	d.notify = func(string) {
+	d.notify = func(state string) {
+		if state != "WATCHDOG=1" {
+			t.Errorf("told the service manager %q", state)
+		}
 		if len(d.state.look()) == 3 {
 			cancel()
 		}

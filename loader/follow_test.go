@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader_test
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"hairpin/loader"
+	"hairpin/test/lab"
+)
+
+// patience bounds the wait for an event.
+const patience = 5 * time.Second
+
+// listed returns an interface as Links shows it.
+func (r *router) listed(dev string) (found loader.Link) {
+	r.t.Helper()
+	r.do("list links", func() error {
+		links, err := loader.Links()
+		if !slices.IsSortedFunc(links, func(a, b loader.Link) int { return a.Index - b.Index }) {
+			r.t.Errorf("links are not by index: %+v", links)
+		}
+		for _, l := range links {
+			if l.Name == dev {
+				found = l
+			}
+		}
+		return err
+	})
+	return found
+}
+
+func TestLinks(t *testing.T) {
+	r := newRouter(t)
+	r.Address("wan0", "203.0.113.2/24", "203.0.113.3/32")
+	r.do("set MTU", func() error {
+		dev, err := netlink.LinkByName("wan0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMTU(dev, 1400)
+	})
+	l := r.listed("wan0")
+	if l.Index != r.Index("wan0") || !l.Up || l.MTU != 1400 || l.HardwareAddr.String() != r.HardwareAddr("wan0").String() {
+		t.Errorf("wan0: %+v", l)
+	}
+	want := []netip.Prefix{netip.MustParsePrefix("203.0.113.2/24"), netip.MustParsePrefix("203.0.113.3/32")}
+	if !slices.Equal(l.Addresses, want) {
+		t.Errorf("addresses %v, want %v", l.Addresses, want)
+	}
+	if lo := r.listed("lo"); lo.Index == 0 || !slices.Contains(lo.Addresses, netip.MustParsePrefix("127.0.0.1/8")) {
+		t.Errorf("lo: %+v", lo)
+	}
+	r.do("set down", func() error {
+		dev, err := netlink.LinkByName("wan0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(dev)
+	})
+	if r.listed("wan0").Up {
+		t.Error("wan0 is down and listed as up")
+	}
+	if gone := r.listed("wan9"); gone.Index != 0 {
+		t.Errorf("no such interface: %+v", gone)
+	}
+}
+
+// A veth sends redirected frames while its peer has GRO or a program of XDP.
+func TestLinksXDPTransmit(t *testing.T) {
+	r := newRouter(t)
+	if r.listed("wan1").XDPTransmit {
+		t.Error("the peer has neither GRO nor XDP")
+	}
+	r.Offload("wan0", lab.ReceiveOffload, true)
+	if !r.listed("wan1").XDPTransmit {
+		t.Error("the peer has GRO")
+	}
+	if r.listed("lan1").XDPTransmit {
+		t.Error("the peer of another interface has neither")
+	}
+	r.attach(r.load(loader.Options{}), "lan0", loader.ModeXDP)
+	if !r.listed("lan1").XDPTransmit {
+		t.Error("the peer has XDP")
+	}
+}
+
+// followed reads what Follow tells.
+type followed struct {
+	t      *testing.T
+	events <-chan loader.Event
+	cancel context.CancelFunc
+}
+
+func (r *router) follow() *followed {
+	r.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	r.t.Cleanup(cancel)
+	f := &followed{t: r.t, cancel: cancel}
+	r.do("follow", func() (err error) {
+		f.events, err = loader.Follow(ctx)
+		return err
+	})
+	return f
+}
+
+// await returns the next event that satisfies want.
+func (f *followed) await(what string, want func(loader.Event) bool) {
+	f.t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case event, open := <-f.events:
+			if !open {
+				f.t.Fatalf("%s: the channel is closed", what)
+			}
+			if want(event) {
+				return
+			}
+		case <-deadline:
+			f.t.Fatalf("%s: no event within %v", what, patience)
+		}
+	}
+}
+
+// drain reads until nothing has come for a while, so that the next event has another cause.
+func (f *followed) drain() {
+	f.t.Helper()
+	deadline := time.After(patience)
+	for {
+		select {
+		case <-f.events:
+		case <-time.After(150 * time.Millisecond):
+			return
+		case <-deadline:
+			f.t.Fatal("events do not end")
+		}
+	}
+}
+
+func TestFollow(t *testing.T) {
+	r := newRouter(t)
+	r.Address("lan0", "192.168.1.1/24")
+	f := r.follow()
+	f.await("the first event", func(e loader.Event) bool { return e == loader.Event{Links: true, Routes: true} })
+
+	links := func(e loader.Event) bool { return e.Links }
+	routes := func(e loader.Event) bool { return e == loader.Event{Routes: true} }
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "new0"
+	steps := []struct {
+		what string
+		do   func()
+		want func(loader.Event) bool
+	}{
+		{"link added", func() {
+			r.do("add link", func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "new1"}) })
+		}, links},
+		{"link up", func() { r.Up("new0") }, links},
+		{"link deleted", func() { r.Unplug("new0") }, links},
+		{"address added", func() { r.Address("wan0", "203.0.113.2/24") }, links},
+		{"address deleted", func() { r.Unaddress("wan0", "203.0.113.2/24") }, links},
+		{"route added", func() { r.Route("lan0", "198.51.100.0/24", "192.168.1.2", "") }, routes},
+		{"route deleted", func() { r.Run("ip", "route", "del", "198.51.100.0/24") }, routes},
+		{"neighbour added", func() {
+			r.Run("ip", "neigh", "add", "192.168.1.9", "lladdr", "02:00:00:00:00:09", "dev", "lan0")
+		}, routes},
+		{"rule added", func() { r.Run("ip", "rule", "add", "from", "192.168.1.7", "lookup", "main") }, routes},
+		{"XDP features", func() { r.Offload("wan0", lab.ReceiveOffload, true) }, links},
+	}
+	for _, step := range steps {
+		f.drain()
+		step.do()
+		f.await(step.what, step.want)
+	}
+}
+
+// A receiver that is busy finds one event for all that happened.
+func TestFollowCoalesces(t *testing.T) {
+	r := newRouter(t)
+	r.Address("lan0", "192.168.1.1/24")
+	f := r.follow()
+	f.drain()
+	for range 200 {
+		r.Route("lan0", "198.51.100.0/24", "192.168.1.2", "")
+		r.Route("lan0", "198.51.100.0/24", "192.168.1.3", "")
+	}
+	count := 0
+	for quiet := false; !quiet; {
+		select {
+		case <-f.events:
+			count++
+		case <-time.After(150 * time.Millisecond):
+			quiet = true
+		}
+	}
+	// One that waited for us, one for what came while it was handed over, and what the kernel
+	// took its time with.
+	if count == 0 || count > 5 {
+		t.Errorf("%d events for 400 changes that nobody read", count)
+	}
+}
+
+// The channel is closed once the context ends, whether somebody reads or not.
+func TestFollowEnds(t *testing.T) {
+	f := newRouter(t).follow()
+	f.cancel()
+	lab.Eventually(t, patience, func() error {
+		for range f.events { // ends with the channel
+		}
+		return nil
+	})
+}
+
+func TestClassify(t *testing.T) {
+	message := func(kind uint16, data ...byte) syscall.NetlinkMessage {
+		return syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: kind}, Data: data}
+	}
+	both, routes := loader.Event{Links: true, Routes: true}, loader.Event{Routes: true}
+	for _, c := range []struct {
+		name    string
+		message syscall.NetlinkMessage
+		want    loader.Event
+	}{
+		{"link", message(unix.RTM_DELLINK), both},
+		{"address", message(unix.RTM_DELADDR), both},
+		{"route", message(unix.RTM_NEWROUTE), routes},
+		{"rule", message(unix.RTM_DELRULE), routes},
+		{"next hop", message(unix.RTM_NEWNEXTHOP), routes},
+		{"neighbour", message(unix.RTM_NEWNEIGH, unix.AF_INET), routes},
+		{"neighbour without a family", message(unix.RTM_NEWNEIGH), routes},
+		{"bridge port", message(unix.RTM_NEWNEIGH, unix.AF_BRIDGE), loader.Event{}},
+		{"end of a list", message(unix.NLMSG_DONE), loader.Event{}},
+		{"error", message(unix.NLMSG_ERROR), loader.Event{}},
+	} {
+		if got := loader.ClassifyRoute(c.message); got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+	}
+	// The netdev family may have any number, that of a route message too.
+	for _, kind := range []uint16{unix.NLMSG_MIN_TYPE, unix.RTM_NEWROUTE, unix.RTM_NEWRULE, unix.RTM_NEWNEIGH, 0x20f} {
+		if got := loader.ClassifyNetdev(message(kind, unix.AF_BRIDGE)); got != (loader.Event{Links: true}) {
+			t.Errorf("netdev family %d: %+v", kind, got)
+		}
+	}
+	if got := loader.ClassifyNetdev(message(unix.NLMSG_ERROR)); got != (loader.Event{}) {
+		t.Errorf("netdev error: %+v", got)
+	}
+}

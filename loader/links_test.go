@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package loader
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+)
+
+func mustLinks(t *testing.T) []Link {
+	t.Helper()
+	links, err := Links()
+	if err != nil {
+		t.Fatal("list links:", err)
+	}
+	return links
+}
+
+func TestLinks(t *testing.T) {
+	newNetNS(t)
+	index := mustVeth(t, "a", "b")
+	a := mustLink(t, "a")
+	if err := netlink.LinkSetMTU(a, 1400); err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetDown(mustLink(t, "b")); err != nil {
+		t.Fatal(err)
+	}
+	for _, ip := range []string{"192.0.2.1", "192.0.2.2"} {
+		address := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(ip), Mask: net.CIDRMask(24, 32)}}
+		if err := netlink.AddrAdd(a, address); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got, down *Link
+	links := mustLinks(t)
+	for i := range links {
+		switch links[i].Name {
+		case "a":
+			got = &links[i]
+		case "b":
+			down = &links[i]
+		}
+	}
+	if got == nil || down == nil {
+		t.Fatalf("links: %+v", links)
+	}
+	if down.Up {
+		t.Error("b is up")
+	}
+	// IPv6 gives itself an address when it likes.
+	got.Addresses = ipv4(got.Addresses)
+	want := Link{
+		Name: "a", Index: index, Up: true, MTU: 1400, HardwareAddr: a.Attrs().HardwareAddr,
+		Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("192.0.2.2/24")},
+	}
+	same := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
+	if diff := cmp.Diff(want, *got, same); diff != "" {
+		t.Error(diff)
+	}
+}
+
+func ipv4(all []netip.Prefix) (some []netip.Prefix) {
+	for _, prefix := range all {
+		if prefix.Addr().Is4() {
+			some = append(some, prefix)
+		}
+	}
+	return some
+}
+
+// Every interface of many is there, and the kernel is asked cleanly each time.
+func TestLinksOfMany(t *testing.T) {
+	newNetNS(t)
+	for n := range 100 {
+		mustVeth(t, fmt.Sprintf("a%d", n), fmt.Sprintf("b%d", n))
+	}
+	for range 20 {
+		if links := mustLinks(t); len(links) != 201 {
+			t.Fatalf("%d links", len(links))
+		}
+	}
+}
+
+// On a kernel that cannot tell, only a NIC whose driver runs XDP is trusted with XDP frames.
+func TestXDPTransmitWithoutFeatures(t *testing.T) {
+	native := &netlink.LinkXdp{Attached: true, AttachMode: nl.XDP_ATTACHED_DRV}
+	generic := &netlink.LinkXdp{Attached: true, AttachMode: nl.XDP_ATTACHED_SKB}
+	nic := netlink.LinkAttrs{Index: 2, ParentDev: "0000:01:00.0", ParentDevBus: "pci"}
+	for _, c := range []struct {
+		name     string
+		parent   netlink.LinkAttrs
+		xdp      *netlink.LinkXdp
+		features map[int]uint64
+		want     bool
+	}{
+		{"NIC with native XDP", nic, native, nil, true},
+		{"NIC with generic XDP", nic, generic, nil, false},
+		{"NIC without XDP", nic, nil, nil, false},
+		{"veth with native XDP", netlink.LinkAttrs{Index: 2}, native, nil, false},
+		{"NIC that says so", nic, nil, map[int]uint64{2: featureTransmit}, true},
+		{"NIC that says no", nic, native, map[int]uint64{2: 3}, false},
+		{"device that is not listed", nic, native, map[int]uint64{}, false},
+	} {
+		attrs := c.parent
+		attrs.Xdp = c.xdp
+		if got := transmitsXDP(&netlink.Device{LinkAttrs: attrs}, c.features); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}
+
+func TestParseFeatures(t *testing.T) {
+	message := append([]byte{1, 1, 0, 0},
+		8, 0, 1, 0, 7, 0, 0, 0, // ifindex
+		12, 0, 3, 0, 0x47, 0, 0, 0, 0, 0, 0, 0) // features
+	index, bits, err := parseFeatures(message)
+	if index != 7 || bits != 0x47 || err != nil {
+		t.Errorf("parsed %d, %#x, %v", index, bits, err)
+	}
+	if _, _, err := parseFeatures(message[:2]); err == nil {
+		t.Error("a short message passes")
+	}
+}
