@@ -4,11 +4,8 @@ package loader
 
 import (
 	"fmt"
-	"net"
-	"net/netip"
 	"testing"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 )
@@ -20,59 +17,6 @@ func mustLinks(t *testing.T) []Link {
 		t.Fatal("list links:", err)
 	}
 	return links
-}
-
-func TestLinks(t *testing.T) {
-	newNetNS(t)
-	index := mustVeth(t, "a", "b")
-	a := mustLink(t, "a")
-	if err := netlink.LinkSetMTU(a, 1400); err != nil {
-		t.Fatal(err)
-	}
-	if err := netlink.LinkSetDown(mustLink(t, "b")); err != nil {
-		t.Fatal(err)
-	}
-	for _, ip := range []string{"192.0.2.1", "192.0.2.2"} {
-		address := &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(ip), Mask: net.CIDRMask(24, 32)}}
-		if err := netlink.AddrAdd(a, address); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var got, down *Link
-	links := mustLinks(t)
-	for i := range links {
-		switch links[i].Name {
-		case "a":
-			got = &links[i]
-		case "b":
-			down = &links[i]
-		}
-	}
-	if got == nil || down == nil {
-		t.Fatalf("links: %+v", links)
-	}
-	if down.Up {
-		t.Error("b is up")
-	}
-	// IPv6 gives itself an address when it likes.
-	got.Addresses = ipv4(got.Addresses)
-	want := Link{
-		Name: "a", Index: index, Up: true, MTU: 1400, HardwareAddr: a.Attrs().HardwareAddr,
-		Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("192.0.2.2/24")},
-	}
-	same := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
-	if diff := cmp.Diff(want, *got, same); diff != "" {
-		t.Error(diff)
-	}
-}
-
-func ipv4(all []netip.Prefix) (some []netip.Prefix) {
-	for _, prefix := range all {
-		if prefix.Addr().Is4() {
-			some = append(some, prefix)
-		}
-	}
-	return some
 }
 
 // Every interface of many is there, and the kernel is asked cleanly each time.

@@ -409,3 +409,34 @@ func TestVerifierErrorIsNoPermissionError(t *testing.T) {
 		t.Errorf("EPERM explained as %v", got)
 	}
 }
+
+// The forwards that run are in maps within maps, which the embedded object has contents of its own for.
+func TestUpgradeKeepsForwards(t *testing.T) {
+	d := mustLoad(t, Options{Dir: newDir(t)})
+	o := d.Objects()
+	spec, err := newSpec(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for outer, template := range map[*ebpf.Map]string{o.Forwards: bpf.HairpinMapForwardsEmpty, o.Allow: bpf.HairpinMapAllowEmpty} {
+		inner, err := ebpf.NewMap(spec.Maps[template])
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer inner.Close()
+		if err := outer.Put(uint32(1), inner); err != nil {
+			t.Fatal(err)
+		}
+		want, err := mapID(inner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Upgrade(); err != nil {
+			t.Fatal(err)
+		}
+		var id uint32
+		if err := outer.Lookup(uint32(1), &id); err != nil || id != uint32(want) {
+			t.Errorf("%s holds map %d (%v), want %d", outer, id, err, want)
+		}
+	}
+}

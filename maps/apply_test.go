@@ -223,6 +223,7 @@ var errKilled = errors.New("killed")
 // TestAKilledWriterLeavesAConsistentState kills Apply before each of its steps.
 // Whatever runs then must work, and the next writer gets where it wants.
 func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
+	t.Parallel()
 	old := configWith(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.1", "gone tcp 82 to 10.0.0.1", "fixed tcp 203.0.113.7:83 to 10.0.0.1")
 	old.Timeouts.UDP = time.Hour
 	next := configWith(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.2", "other tcp 203.0.113.8:84 to 10.0.0.1")
@@ -380,6 +381,7 @@ func TestLeftoverCountersGiveWay(t *testing.T) {
 
 // TestIDsAreUsedAgain fills half of the table again and again.
 func TestIDsAreUsedAgain(t *testing.T) {
+	t.Parallel()
 	tables := newTables(t, smallSpec(t))
 	mustSetInterfaces(t, tables)
 	for round := range 40 {
@@ -394,6 +396,7 @@ func TestIDsAreUsedAgain(t *testing.T) {
 }
 
 func TestRunningNeedsNoLock(t *testing.T) {
+	t.Parallel()
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, manyForwards(1))
 	stop, failed := make(chan struct{}), make(chan error, 1)
@@ -644,4 +647,33 @@ func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
 	if _, err := tables.Apply(configWith(t)); !contains(err, "written by another version of hairpin") {
 		t.Errorf("error %v", err)
 	}
+}
+
+// TestAnAddressOfAKilledWriterServesNobodyElse: its external id must not become
+// another address's before it is taken away.
+func TestAnAddressOfAKilledWriterServesNobodyElse(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	kill := func(tables *Tables, step string, c Config) {
+		tables.step = func(name string, do func() error) error {
+			if name == step {
+				return errKilled
+			}
+			return do()
+		}
+		if _, err := tables.Apply(c); !errors.Is(err, errKilled) {
+			t.Fatalf("killed at %s: %v", step, err)
+		}
+	}
+	kill(tables.again(), "swap", configWith(t, "b tcp 203.0.113.8:81 to 10.0.0.1"))
+	next := configWith(t, "c tcp 203.0.113.9:81 to 10.0.0.2")
+	staging := tables.again()
+	// The cleaning up before this one would hide what is looked at here.
+	if _, _, err := staging.running(); err != nil {
+		t.Fatal(err)
+	}
+	staging.finished = true
+	kill(staging, "end connections", next)
+	tables.wantRoute(t, "203.0.113.9", 81, "10.0.0.2:81")
+	tables.wantRoute(t, "203.0.113.8", 81, "")
 }

@@ -262,17 +262,21 @@ func TestGaugesFollowBetweenWalks(t *testing.T) {
 }
 
 // TestGaugesOfAForwardThatChanged: its counters begin anew, and what the walk
-// found is not its own.
+// found is not its own, even if it has the id of the one that went.
 func TestGaugesOfAForwardThatChanged(t *testing.T) {
-	tables, _, _ := counted(t)
+	tables, web, _ := counted(t)
 	c := NewCollector(tables, CollectorOptions{})
 	mustRefresh(t, c)
-	mustApply(t, tables, configWith(t, "web tcp,udp 443 to 192.168.1.21:8443", "new tcp 23 to 192.168.1.30"))
-	web, _ := tables.stamps(t, "203.0.113.1", 443)
-	tables.putForwardStats(t, web.Id, bpf.HairpinForwardStats{Established: [3]uint64{2}})
+	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
+	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30", "heir tcp 443 to 192.168.1.21"))
+	heir, _ := tables.stamps(t, "203.0.113.1", 443)
+	if heir.Id != web {
+		t.Fatalf("id %d, want %d again", heir.Id, web)
+	}
+	tables.putForwardStats(t, heir.Id, bpf.HairpinForwardStats{Established: [3]uint64{2}})
 	wantSamples(t, slices.DeleteFunc(samples(t, c, "hairpin_forward_connections"), func(line string) bool { return strings.Contains(line, "_total") }),
-		`hairpin_forward_connections{forward="new"} 0`,
-		`hairpin_forward_connections{forward="web"} 2`,
+		`hairpin_forward_connections{forward="heir"} 2`,
+		`hairpin_forward_connections{forward="ssh"} 1`,
 	)
 }
 

@@ -15,6 +15,7 @@ import (
 // TestPortTreeIsThePainter compares longest match in the prefixes with an array
 // in which each range just overwrites what was there.
 func TestPortTreeIsThePainter(t *testing.T) {
+	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
 	for round := range 60 {
 		tree, array := newPortTree(), make([]int, 65536)

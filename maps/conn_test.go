@@ -277,6 +277,7 @@ func TestEndConnections(t *testing.T) {
 
 // TestListingUnderChange: what stays is listed once, whatever comes and goes.
 func TestListingUnderChange(t *testing.T) {
+	t.Parallel()
 	spec := smallSpec(t)
 	spec.Maps[bpf.HairpinMapConns].MaxEntries = 4096
 	tables := newTables(t, spec)
@@ -337,6 +338,7 @@ func TestListingUnderChange(t *testing.T) {
 }
 
 func TestFullTableIsListed(t *testing.T) {
+	t.Parallel()
 	spec := smallSpec(t)
 	const connections = 131072
 	spec.Maps[bpf.HairpinMapConns].MaxEntries = 2 * connections

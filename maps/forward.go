@@ -33,7 +33,7 @@ func ParseProtocol(text string) (Protocol, error) {
 	case "udp":
 		return UDP, nil
 	}
-	return 0, fmt.Errorf("protocol %s is not supported; %s", Quote(text), Suggest(text, protocolNames...))
+	return 0, fmt.Errorf("%s is not a supported protocol; %s", Quote(text), Suggest(text, protocolNames...))
 }
 
 // String is the protocol's name, its number if it has none here.

@@ -55,8 +55,26 @@ type forwardTally struct {
 	stats            Stats
 }
 
-// tally walks the connections.
+// tally walks the connections. What opens or ends during the walk may be counted twice or not at all, so
+// it is done again, a few times at most, until nothing did.
 func (t *Tables) tally() (*tally, error) {
+	const walks = 3
+	for walk := 1; ; walk++ {
+		found, err := t.walk()
+		if err != nil {
+			return nil, err
+		}
+		after, err := t.events()
+		if err != nil {
+			return nil, err
+		}
+		if *after == *found.events || walk == walks {
+			return found, nil
+		}
+	}
+}
+
+func (t *Tables) walk() (*tally, error) {
 	doc, stats, err := t.runningStats()
 	if err != nil && !errors.Is(err, ErrEmpty) {
 		return nil, err

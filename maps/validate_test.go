@@ -41,7 +41,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `"lan0" is not a WAN interface`},
 		{"no WAN interface", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.WAN = nil }, "none is configured"},
 		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = nil }, "protocol: there is none"},
-		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{47} }, `"protocol-47" is not supported`},
+		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{47} }, `"protocol-47" is not a supported protocol`},
 		{"no target", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Target = netip.Addr{} }, "there is no target"},
 		{"IPv6 target", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Target = netip.MustParseAddr("2001:db8::1") }, "IPv6 forwards are not supported by this version"},
 		{"port 0", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Ports.First = 0 }, "0-80 is not a range of ports"},

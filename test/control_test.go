@@ -102,6 +102,9 @@ func TestInvalidFileChangesNothing(t *testing.T) {
 			}
 		})
 	}
+	if scrape(t, s.Network, "hairpin_config_last_reload_successful") != 0 {
+		t.Error("the metrics say that the last reload went well")
+	}
 	if now := liveGeneration(t, s.hp); now != generation {
 		t.Errorf("generation %d, was %d", now, generation)
 	}

@@ -26,6 +26,7 @@ type service struct {
 func startService(t *testing.T, mode string) *service {
 	t.Helper()
 	s := &service{Network: lab.NewNetwork(t)}
+	s.SetOffloads(offloadsFor(mode))
 	s.Server.ServeTCP(":8080")
 	s.Server.ServeUDP(":5353")
 	s.hp = start(t, s.Network, mode, forwards)
@@ -128,7 +129,7 @@ func TestUpgradesUnderTraffic(t *testing.T) {
 			if len(old) == 0 {
 				t.Fatal("no pinned link found")
 			}
-			for range 50 {
+			for range 100 {
 				s.hp.Run("upgrade")
 				linked := linkedPrograms(t, s.hp.Dir)
 				for path, program := range linked {

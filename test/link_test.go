@@ -43,6 +43,7 @@ func TestInterfaceComesBack(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
 			n := lab.NewNetwork(t)
+			n.SetOffloads(offloadsFor(mode))
 			n.Server.ServeTCP(":8080")
 			start(t, n, mode, forwards)
 			ready := func(t *testing.T) {
@@ -54,6 +55,7 @@ func TestInterfaceComesBack(t *testing.T) {
 			for range 3 {
 				replug(n, "lan0", n.Switch, "port0", lab.RouterLAN+"/24")
 				n.Switch.Plug("br0", "port0")
+				n.SetOffloads(offloadsFor(mode))
 				ready(t)
 			}
 			for range 3 {
@@ -61,6 +63,7 @@ func TestInterfaceComesBack(t *testing.T) {
 				n.Internet.Address("eth0", lab.Gateway+"/24", lab.InternetSource+"/32")
 				n.Internet.Route("eth0", "203.0.113.0/24", "", lab.InternetSource)
 				n.Router.Route("wan0", "0.0.0.0/0", lab.Gateway, "")
+				n.SetOffloads(offloadsFor(mode))
 				ready(t)
 			}
 		})
@@ -104,6 +107,7 @@ func TestExternalAddressReplaced(t *testing.T) {
 func externalAddressReplaced(t *testing.T, mode string) {
 	const replacement = "203.0.113.77"
 	n := lab.NewNetwork(t)
+	n.SetOffloads(offloadsFor(mode))
 	n.Server.ServeTCP(":8080")
 	udp := n.Server.ServeUDP(":5353")
 	start(t, n, mode, forwards)

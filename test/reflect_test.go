@@ -26,6 +26,7 @@ func TestReflectModes(t *testing.T) {
 	}
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork(t)
+		n.SetOffloads(offloadsFor(mode))
 		n.Server.ServeTCP(":8080")
 		udp := n.Server.ServeUDP(":8080")
 		hp := start(t, n, mode, "")
@@ -101,11 +102,17 @@ func seenUDP(t *testing.T, from *lab.Host, port string, udp *lab.Echoer, served 
 // A hundred LAN clients that all use the same source port share one forward: behind the one
 // reflected address each needs a port of its own.
 func TestSameSourcePort(t *testing.T) {
-	const clients = 100
+	for _, mode := range []string{"tc", "xdp"} {
+		t.Run(mode, func(t *testing.T) { sameSourcePort(t, mode, 100) })
+	}
+}
+
+func sameSourcePort(t *testing.T, mode string, clients int) {
 	n := lab.NewNetwork(t)
+	n.SetOffloads(offloadsFor(mode))
 	n.Server.ServeTCP(":8080")
 	udp := n.Server.ServeUDP(":5353")
-	start(t, n, "tc", forwards)
+	start(t, n, mode, forwards)
 
 	var sources []string
 	for i := range clients {

@@ -38,6 +38,15 @@ mode = %q
 %s`, mode, forwards)
 }
 
+// offloadsFor returns offloads that let the mode do its work: XDP sends only finished
+// checksums, and to a veth only if its peer accepts XDP frames.
+func offloadsFor(mode string) lab.Offloads {
+	if mode == "xdp" {
+		return lab.AllOffGRO
+	}
+	return lab.AsTheyCome
+}
+
 // start runs hairpin on the network's router until the test ends.
 func start(t *testing.T, n *lab.Network, mode, forwards string) *lab.Hairpin {
 	t.Helper()

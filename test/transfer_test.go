@@ -65,6 +65,9 @@ func TestTransfers(t *testing.T) {
 					transfer(t, n.For(t), w, udp)
 				})
 			}
+			if v.offloads == lab.AllOffGRO {
+				mostlyXDP(t, n)
+			}
 			for _, h := range []*lab.Host{n.Internet, n.Client, n.Server, n.Guest, n.Router} {
 				for _, protocol := range []string{"Tcp", "Udp"} {
 					if bad := h.SNMP(protocol, "InCsumErrors"); bad != "0" {
@@ -73,6 +76,16 @@ func TestTransfers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// mostlyXDP makes sure that it was XDP that sent: it leaves a packet to TC only now and then.
+func mostlyXDP(t *testing.T, n *lab.Network) {
+	t.Helper()
+	sent, left := scrape(t, n, "hairpin_forward_packets_total"), scrape(t, n, "hairpin_packets_passed_total")
+	t.Logf("%.0f packets forwarded, XDP left %.0f to TC", sent, left)
+	if left > sent/100 {
+		t.Error("XDP leaves packets to TC that it could send itself")
 	}
 }
 

@@ -70,7 +70,21 @@ func metricsHandler(gatherer prometheus.Gatherer, health health, limits serverLi
 	}
 	mux.HandleFunc("GET /-/healthy", answer(health.Healthy))
 	mux.HandleFunc("GET /-/ready", answer(health.Ready))
-	return http.MaxBytesHandler(mux, limits.bodyBytes)
+	return refuseBody(mux, limits.bodyBytes)
+}
+
+// refuseBody answers for next where a request has a body of more than limit
+// bytes or of a length that it does not say. No handler reads one, so
+// http.MaxBytesHandler would never count: the server waited for it to end.
+func refuseBody(next http.Handler, limit int64) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength < 0 || r.ContentLength > limit {
+			w.Header().Set("Connection", "close")
+			http.Error(w, "no body is wanted", http.StatusRequestEntityTooLarge)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // metricsServer is a running server; its zero value serves nothing.

@@ -183,7 +183,7 @@ start_nginx() {
 			}
 		}
 	END
-	in_host server nginx -c "$work/nginx.conf" -e "$work/error.log" &
+	nsenter --net="/run/netns/$net-server" nginx -c "$work/nginx.conf" -e "$work/error.log" &
 	until_true in_host server curl -sf http://127.0.0.1:8080/
 }
 
@@ -212,7 +212,8 @@ hang_from_lan() {
 	note "From the LAN it does not: the server answers its neighbour directly, from 192.168.1.20,"
 	note "which the client never called. The connection hangs:"
 	printf '\nclient# curl --max-time 3 http://%s/ &\n' $external
-	in_host client curl --silent --show-error --max-time 3 http://$external/ >"$work/curl.log" 2>&1 &
+	nsenter --net="/run/netns/$net-client" \
+		curl --silent --show-error --max-time 3 http://$external/ >"$work/curl.log" 2>&1 &
 	curl=$!
 	until_true in_syn_sent
 	run client ss -tn state syn-sent
@@ -242,7 +243,8 @@ start_hairpin() {
 	END
 	run router cat "$work/hairpin.toml"
 	printf '\nrouter# hairpin -c hairpin.toml run &\n'
-	in_host router "$hairpin" -c "$work/hairpin.toml" --bpffs "$work/pins" run >"$work/daemon.log" 2>&1 &
+	nsenter --net="/run/netns/$net-router" \
+		"$hairpin" -c "$work/hairpin.toml" --bpffs "$work/pins" run >"$work/daemon.log" 2>&1 &
 	daemon=$!
 	until_true ready_or_gone
 	sed 's/^/   /' "$work/daemon.log"
@@ -263,7 +265,7 @@ show_state() {
 	local host
 	note "While the Internet host and the LAN client watch a long film:"
 	for host in internet client; do
-		in_host $host curl --silent --limit-rate 1M --output /dev/null http://$external/film &
+		nsenter --net="/run/netns/$net-$host" curl --silent --limit-rate 1M --output /dev/null http://$external/film &
 	done
 	until_true both_watch
 	ask_hairpin forward show -s
@@ -309,5 +311,15 @@ cleanup() {
 	done
 	[ -z "$work" ] || rm -rf --one-file-system "$work"
 }
+
+end_processes() {
+	local pid
+	for pid in $(ip netns pids "$net-$1" 2>/dev/null); do
+		kill "$pid" 2>/dev/null || true
+	done
+	until_true no_processes "$1"
+}
+
+no_processes() { [ -z "$(ip netns pids "$net-$1" 2>/dev/null)" ]; }
 
 main "$@"

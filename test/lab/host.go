@@ -244,8 +244,7 @@ func (h *Host) SNMP(protocol, counter string) string {
 type Feature uint32
 
 const (
-	TransmitChecksum Feature = 0x17
-	Segmentation     Feature = 0x1f // TSO
+	TransmitChecksum Feature = 0x17 // and with it TSO, which needs it
 	ReceiveOffload   Feature = 0x2c // GRO
 )
 

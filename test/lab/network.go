@@ -112,7 +112,6 @@ func (n *Network) SetOffloads(o Offloads) {
 		for _, dev := range port.devs {
 			off := o >= AllOff || o == RouterOff && i == 0
 			port.host.Offload(dev, TransmitChecksum, !off)
-			port.host.Offload(dev, Segmentation, !off)
 			port.host.Offload(dev, ReceiveOffload, o == AllOffGRO && i != 0)
 		}
 	}

@@ -4,12 +4,8 @@ package lab
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"runtime"
@@ -195,29 +191,4 @@ func Eventually(tb interface {
 		}
 		<-tick.C
 	}
-}
-
-// Get fetches a URL from the host.
-func (h *Host) Get(url string) string {
-	h.tb.Helper()
-	var dialer net.Dialer
-	client := http.Client{Timeout: Patience, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, network, address string) (c net.Conn, err error) {
-			err = h.Do(func() error {
-				c, err = dialer.DialContext(ctx, network, address)
-				return err
-			})
-			return c, err
-		},
-	}}
-	answer, err := client.Get(url)
-	h.must("get "+url, err)
-	defer answer.Body.Close()
-	body, err := io.ReadAll(answer.Body)
-	h.must("get "+url, err)
-	if answer.StatusCode != http.StatusOK {
-		h.tb.Fatalf("%s: get %s: %s\n%s", h.Name, url, answer.Status, body)
-	}
-	return string(body)
 }

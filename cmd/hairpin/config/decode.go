@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2/unstable"
@@ -49,7 +50,7 @@ func parse(sources []source) (maps.Config, error) {
 	}
 	r.validate()
 	if len(r.problems) > 0 {
-		return maps.Config{}, joined(r.problems)
+		return maps.Config{}, joined(r.problems, sources)
 	}
 	r.config.Digest = digest(sources)
 	return r.config, nil
@@ -170,7 +171,7 @@ func (r *reader) forwards(doc *document, v *value) error {
 	}
 	for _, item := range v.items {
 		if item.table == nil {
-			r.report(position{doc, max(item.offset, 0)}, place{-1, "forward"}, typeError(item, "a table"))
+			r.report(position{doc, item.offset}, place{-1, "forward"}, typeError(item, "a table"))
 			continue
 		}
 		r.forward(doc, item.table)
@@ -209,7 +210,11 @@ func (r *reader) forward(doc *document, t *table) {
 		}
 	}
 	about := place{index, "to"}
-	if _, there := r.places[about]; there && !r.broken[about] && !r.broken[place{index, "port"}] {
+	if r.broken[place{index, "port"}] && strings.Count(target, ":") == 1 {
+		// Its ports have nothing to be compared with; its address still counts.
+		target, _, _ = strings.Cut(target, ":")
+	}
+	if _, there := r.places[about]; there && !r.broken[about] {
 		if err := f.SetTarget(target); err != nil {
 			r.report(r.places[about], about, err)
 		}

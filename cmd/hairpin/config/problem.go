@@ -31,12 +31,10 @@ func (p *Problem) Unwrap() error { return &p.Problem }
 const maxProblems = 100
 
 // joined orders problems as they stand, within the order of the files.
-func joined(problems []*Problem) error {
+func joined(problems []*Problem, sources []source) error {
 	files := map[string]int{}
-	for _, p := range problems {
-		if _, seen := files[p.File]; !seen {
-			files[p.File] = len(files)
-		}
+	for i, s := range sources {
+		files[s.name] = i
 	}
 	slices.SortStableFunc(problems, func(a, b *Problem) int {
 		return cmp.Or(cmp.Compare(files[a.File], files[b.File]), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))

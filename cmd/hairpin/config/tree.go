@@ -115,7 +115,7 @@ func (d *document) parse() error {
 		case unstable.ArrayTable:
 			current = d.root.descend(keys(node), true)
 		case unstable.KeyValue:
-			current.set(keys(node), newValue(&p, node.Value()))
+			current.set(&p, node)
 		}
 	}
 	return p.Error()
@@ -158,15 +158,41 @@ func (t *table) descend(path []entry, array bool) *table {
 	return t
 }
 
-func (t *table) set(path []entry, v *value) {
+func (t *table) set(p *unstable.Parser, node *unstable.Node) {
+	path := keys(node)
 	last := path[len(path)-1]
 	t = t.descend(path[:len(path)-1], false)
-	if v.offset < 0 {
-		v.offset = last.offset
-	}
+	v := newValue(p, node.Value())
+	v.offset = valueOffset(p, node)
+	v.place(v.offset)
 	t.entries = append(t.entries, entry{key: last.key, offset: last.offset, value: v})
 }
 
+// valueOffset is where a key's value begins. The parser does not tell it of
+// lists.
+func valueOffset(p *unstable.Parser, node *unstable.Node) int {
+	end := 0
+	for it := node.Key(); it.Next(); {
+		end = int(it.Node().Raw.Offset + it.Node().Raw.Length)
+	}
+	rest := p.Data()[end:]
+	return end + len(rest) - len(bytes.TrimLeft(rest, " \t="))
+}
+
+// place gives an offset to what has none of its own.
+func (v *value) place(offset int) {
+	if v.offset < 0 {
+		v.offset = offset
+	}
+	if v.table != nil {
+		v.table.offset = v.offset
+	}
+	for _, item := range v.items {
+		item.place(v.offset)
+	}
+}
+
+// newValue leaves the offset below zero if the parser does not tell it.
 func newValue(p *unstable.Parser, node *unstable.Node) *value {
 	v := &value{kind: node.Kind, offset: -1, text: string(node.Data)}
 	switch {
@@ -183,10 +209,10 @@ func newValue(p *unstable.Parser, node *unstable.Node) *value {
 			}
 		}
 	case unstable.InlineTable:
-		v.kind, v.table = unstable.Table, &table{offset: max(v.offset, 0)}
+		v.kind, v.table = unstable.Table, &table{}
 		for it := node.Children(); it.Next(); {
 			if it.Node().Kind == unstable.KeyValue {
-				v.table.set(keys(it.Node()), newValue(p, it.Node().Value()))
+				v.table.set(p, it.Node())
 			}
 		}
 	}

@@ -1,0 +1,424 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	"hairpin/maps"
+)
+
+var values = []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
+
+// full has every key there is.
+const full = `version = 1
+[interfaces]
+wan = ["wan0"]
+lan = ["lan0", "lan1"]
+[datapath]
+mode = "xdp"
+max_connections = 65_536
+[timeouts]
+tcp_established = "3h"
+tcp_transitory = "5m"
+udp = "6m"
+icmp = "61s"
+[reflection]
+default = "router"
+[metrics]
+listen = "127.0.0.1:9999"
+[[forward]]
+name = "web"
+protocol = ["tcp", "udp"]
+external = "wan0"
+port = "443"
+to = "192.168.1.20:8443"
+from = ["10.0.0.0/8", "192.0.2.1"]
+reflect = "auto"
+hosts = ["www.example.org"]
+[[forward]]
+name = "games"
+protocol = "udp"
+port = "6000-6010"
+to = "192.168.1.30"
+[[forward]]
+name = "all"
+protocol = ["tcp"]
+external = "203.0.113.7"
+to = "192.168.1.40"
+`
+
+func TestParseReadsEveryKey(t *testing.T) {
+	got, err := Parse("x.toml", []byte(full))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := maps.Config{
+		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, Mode: "xdp", MaxConnections: 65536,
+		Timeouts: maps.Timeouts{
+			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, UDP: 6 * time.Minute, ICMP: 61 * time.Second,
+		},
+		Reflection: maps.ReflectRouter, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
+		Forwards: []maps.Forward{
+			{
+				Name: "web", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, External: maps.External{Interface: "wan0"},
+				Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
+				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
+				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org"}, Source: "x.toml:17",
+			},
+			{
+				Name: "games", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 6000, Last: 6010},
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:26",
+			},
+			{
+				Name: "all", Protocols: []maps.Protocol{maps.TCP}, External: maps.External{Address: netip.MustParseAddr("203.0.113.7")},
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:31",
+			},
+		},
+	}
+	if diff := cmp.Diff(want, got, values...); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if len(got.Digest) != 64 {
+		t.Errorf("digest %q", got.Digest)
+	}
+}
+
+func TestParseTakes(t *testing.T) {
+	wan := "version = 1\ninterfaces.wan = [\"wan0\"]\n"
+	for name, text := range map[string]string{
+		"nothing but the version": "version = 1",
+		"CRLF":                    strings.ReplaceAll(full, "\n", "\r\n"),
+		"dotted keys":             "version = 1\ntimeouts.udp = \"1m\"\n",
+		"an inline table":         "version = 1\ntimeouts = { udp = \"1m\" }\n",
+		"forwards in a list":      wan + `forward = [{ name = "a", protocol = "tcp", port = 1, to = "10.0.0.1" }, { name = "b", protocol = "tcp", port = 2, to = "10.0.0.1" }]`,
+		"a port without quotes":   wan + "[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = 443\nto = \"10.0.0.1\"",
+		"keys in any order":       wan + "[[forward]]\nto = \"10.0.0.1:9\"\nport = 443\nprotocol = \"tcp\"\nname = \"a\"",
+		"no metrics":              "version = 1\nmetrics.listen = \"\"",
+	} {
+		if _, err := Parse("x.toml", []byte(text)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	got, err := Parse("x.toml", []byte("version = 1"))
+	want := maps.DefaultConfig()
+	want.Digest = got.Digest
+	if diff := cmp.Diff(want, got, values...); diff != "" || err != nil {
+		t.Errorf("%v (-want +got)\n%s", err, diff)
+	}
+}
+
+// TestProblems checks whole messages: where, what, and what to do.
+func TestProblems(t *testing.T) {
+	forward := func(lines string) string {
+		return "version = 1\ninterfaces.wan = [\"wan0\", \"wan1\"]\n[[forward]]\n" + lines
+	}
+	good := "name = \"a\"\nprotocol = [\"tcp\"]\nport = \"80\"\nto = \"10.0.0.1\"\n"
+	for _, test := range []struct {
+		name, text string
+		want       []string
+	}{
+		{"empty", "", []string{`x.toml:1:1: version: it is missing; begin the file with version = 1`}},
+		{"other version", "version = 2", []string{`x.toml:1:11: version: 2 is not supported; this hairpin reads version = 1`}},
+		{"version as text", `version = "1"`, []string{`x.toml:1:11: version: "1" is a string where an integer was expected`}},
+		{"not TOML", "version = 1\nmode = [1,,2]\n", []string{`x.toml:2:11: `}},
+		{"truncated", "version = 1\n[[forw", []string{`x.toml:2:6: expected`}},
+		{"NUL", "version = 1\n\x00\n", []string{`x.toml:2:1: `}},
+		{"byte order mark", "\ufeffversion = 1", []string{`x.toml:1:1: a byte order mark before the first key`}},
+		{"not UTF-8", "version = 1\n# \xff\n", []string{`x.toml:2:3: not UTF-8`}},
+		{"key twice", "version = 1\nversion = 1\n", []string{`x.toml:2:1: `}},
+		{"table twice", "version = 1\n[datapath]\n[datapath]\n", []string{`x.toml:3:2: `}},
+		{"unknown table", "version = 1\n[timeout]\nudp = 1\n", []string{`x.toml:2:2: unknown key "timeout"; did you mean "timeouts"?`}},
+		{"unknown key", "version = 1\n[timeouts]\n  tpc_established = \"1h\"\n", []string{`x.toml:3:3: unknown key "tpc_established" in [timeouts]; did you mean "tcp_established"?`}},
+		{"hostile key", "version = 1\n\"a\\u001b[31m\\nb\" = 1\n", []string{`x.toml:2:1: unknown key "a\x1b[31m\nb"; possible are `}},
+		{"characters before it", "version = 1\ndatapath = { mode = \"äöü\", x = 1 }\n", []string{
+			`x.toml:2:21: datapath.mode: "äöü" is not a mode; possible are auto, xdp and tc`,
+			`x.toml:2:28: unknown key "x" in [datapath]; possible are max_connections and mode`,
+		}},
+		{"table as text", "version = 1\ntimeouts = \"1h\"\n", []string{`x.toml:2:12: timeouts: "1h" is a string where a table was expected`}},
+		{"one forward table", "version = 1\n[forward]\nname = \"a\"\n", []string{`x.toml:2:2: forward: it is one table where a list was expected; write [[forward]]`}},
+		{"forward of numbers", "version = 1\nforward = [1]\n", []string{`x.toml:2:12: forward: "1" is an integer where a table was expected`}},
+		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write it with its unit, as in "90s"`}},
+		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; one looks like 2h4m or 90s`}},
+		{"short duration", "version = 1\ntimeouts.udp = \"0s\"\n", []string{`x.toml:2:16: timeouts.udp: 0s is out of range; it is 1s to 720h`}},
+		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
+		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
+		{"listen", "version = 1\nmetrics.listen = \"9845\"\n", []string{`x.toml:2:18: metrics.listen: "9845" is not an address to listen at; it looks like 127.0.0.1:9845, and "" is no metrics`}},
+		{"reflection mode of later", "version = 1\nreflection.default = \"public\"\n", []string{`x.toml:2:22: reflection.default: "public" is not a reflect mode; possible are auto, router and off`}},
+		{"prefixes", "version = 1\n[reflection]\nprefixes = { \"192.168.1.0/24\" = \"198.18.1.0/24\" }\n", []string{`x.toml:3:1: unknown key "prefixes" in [reflection]; only default is possible here`}},
+		{"interface twice", "version = 1\n[interfaces]\nwan = [\"a\"]\nlan = [\"a\"]\n", []string{`x.toml:4:7: interfaces.lan: "a" is already in interfaces.wan`}},
+		{"interfaces of numbers", "version = 1\n[interfaces]\nlan = [1, true]\n", []string{`x.toml:3:7: interfaces.lan: "1" is an integer where a string was expected; "true" is a boolean where a string was expected`}},
+
+		{"nothing in it", forward(""), []string{
+			`x.toml:3:3: forward "": name: it is missing`,
+			`x.toml:3:3: forward "": protocol: it is missing`,
+			`x.toml:3:3: forward "": to: it is missing`,
+		}},
+		{"unknown key of a forward", forward(good + "form = [\"10.0.0.0/8\"]"), []string{`x.toml:8:1: forward "a": unknown key "form"; did you mean "from"?`}},
+		{"name", forward(strings.Replace(good, `"a"`, `"A b"`, 1)), []string{`x.toml:4:8: forward "A b": name: "A b" is not a name for a forward`}},
+		{"name as number", forward(strings.Replace(good, `"a"`, `7`, 1)), []string{`x.toml:4:8: forward "": name: "7" is an integer where a string was expected`}},
+		{"protocol", forward(strings.Replace(good, `"tcp"`, `"tcp", "sctp"`, 1)), []string{`x.toml:5:12: forward "a": protocol: "sctp" is not a supported protocol; possible are tcp and udp`}},
+		{"no protocol", forward(strings.Replace(good, `"tcp"`, ``, 1)), []string{`x.toml:5:12: forward "a": protocol: there is none; it is tcp, udp, or both`}},
+		{"port", forward(strings.Replace(good, `"80"`, `"80abc"`, 1)), []string{`x.toml:6:8: forward "a": port: "80abc" is not a port; a port is a number from 1 to 65535, a range is written 6000-6010`}},
+		{"port 0", forward(strings.Replace(good, `"80"`, `0`, 1)), []string{`x.toml:6:8: forward "a": port: "0" is not a port`}},
+		{"port list", forward(strings.Replace(good, `"80"`, `[80, 81]`, 1)), []string{`x.toml:6:8: forward "a": port: it is a list where a port was expected`}},
+		{"backward range", forward(strings.Replace(good, `"80"`, `"90-80"`, 1)), []string{`x.toml:6:8: forward "a": port: "90-80" runs backwards; write 80-90`}},
+		{"target", forward(strings.Replace(good, `"10.0.0.1"`, `"010.0.0.1:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "010.0.0.1" is not an address; an address looks like 192.168.1.20, without leading zeros`}},
+		{"IPv6 target", forward(strings.Replace(good, `"10.0.0.1"`, `"[2001:db8::1]:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "[2001:db8::1]": IPv6 forwards are not supported by this version`}},
+		{"loopback target", forward(strings.Replace(good, `"10.0.0.1"`, `"127.0.0.1"`, 1)), []string{`x.toml:7:6: forward "a": to: 127.0.0.1 is a loopback address`}},
+		{"range length", forward(strings.Replace(good, `"10.0.0.1"`, `"10.0.0.1:80-81"`, 1)), []string{`x.toml:7:6: forward "a": to: ports 80-81 are 2, but the external ports 80 are 1; give as many, or only the first`}},
+		{"empty external", forward(good + "external = \"\""), []string{`x.toml:8:12: forward "a": external: it is empty; leave the key out to listen on every WAN interface`}},
+		{"unknown interface", forward(good + "external = \"wan\""), []string{`x.toml:8:12: forward "a": external: "wan" is not a WAN interface; did you mean "wan0"?`}},
+		{"empty from", forward(good + "from = []"), []string{`x.toml:8:8: forward "a": from: it is an empty list, which would let nobody in; leave the key out to let everybody in`}},
+		{"from", forward(good + "from = [\"10.0.0.1/8\", \"x\"]"), []string{`x.toml:8:8: forward "a": from: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8; "x" is not an address`}},
+		{"host", forward(good + "hosts = [\"a b\"]"), []string{`x.toml:8:9: forward "a": hosts: "a b" is not a host name`}},
+		{"same name", forward(good) + "[[forward]]\n" + strings.Replace(good, "80", "81", 1), []string{`x.toml:9:8: forward "a": name: the name is taken by another forward (x.toml:3)`}},
+		{"same port", forward(good) + "[[forward]]\n" + strings.Replace(good, `"a"`, `"b"`, 1), []string{`x.toml:11:8: forward "b": port: 80 is taken by forward "a" (x.toml:3)`}},
+	} {
+		_, err := Parse("x.toml", []byte(test.text))
+		if err == nil {
+			t.Errorf("%s: taken", test.name)
+			continue
+		}
+		lines := strings.Split(err.Error(), "\n")
+		if len(lines) != len(test.want) {
+			t.Errorf("%s: %d problems, want %d:\n%v", test.name, len(lines), len(test.want), err)
+			continue
+		}
+		for i, line := range lines {
+			if !strings.HasPrefix(line, test.want[i]) {
+				t.Errorf("%s:\ngot  %s\nwant %s", test.name, line, test.want[i])
+			}
+		}
+	}
+}
+
+// TestEveryProblemIsReported, and none that only follows from another.
+func TestEveryProblemIsReported(t *testing.T) {
+	_, err := Parse("x.toml", []byte(`version = 3
+[interfaces]
+wan = [7]
+[timeout]
+[datapath]
+mode = "fast"
+[[forward]]
+name = "a"
+protocol = "tcp"
+port = "x"
+to = "127.0.0.1"
+[[forward]]
+name = "a"
+protocol = "tcp"
+external = "wan0"
+port = 80
+to = "10.0.0.1"
+`))
+	var got []string
+	for _, p := range maps.Problems(err) {
+		got = append(got, fmt.Sprint(p.Index, p.Field))
+	}
+	if want := "-1version -1interfaces.wan -1 -1datapath.mode 0port 0to 1name"; strings.Join(got, " ") != want {
+		t.Errorf("got  %s\nwant %s\n%v", strings.Join(got, " "), want, err)
+	}
+	var problem *Problem
+	if !errors.As(err, &problem) || problem.Line != 1 || problem.Column != 11 || problem.File != "x.toml" {
+		t.Errorf("first problem %+v", problem)
+	}
+}
+
+func TestVeryManyProblemsAreCounted(t *testing.T) {
+	_, err := Parse("x.toml", []byte("version = 1\n"+strings.Repeat("[[forward]]\n", 1000)))
+	if lines := strings.Split(err.Error(), "\n"); len(lines) != maxProblems+1 || lines[maxProblems] != "and 3900 more problems" {
+		t.Errorf("%d lines, the last %s", len(lines), lines[len(lines)-1])
+	}
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+const oneForward = "[[forward]]\nname = %q\nprotocol = \"tcp\"\nport = %d\nto = \"10.0.0.1\"\n"
+
+func TestLoadAddsTheForwardsBesideIt(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hairpin.toml")
+	writeFile(t, path, "version = 1\ninterfaces.wan = [\"wan0\"]\n"+fmt.Sprintf(oneForward, "main", 1))
+	writeFile(t, filepath.Join(dir, DropInDir, "50-cli.toml"), "version = 1\n"+fmt.Sprintf(oneForward, "cli", 3))
+	writeFile(t, filepath.Join(dir, DropInDir, "10-first.toml"), fmt.Sprintf(oneForward, "first", 2))
+	writeFile(t, filepath.Join(dir, DropInDir, ".50-cli.toml.123"), "rubbish")
+	writeFile(t, filepath.Join(dir, DropInDir, ".50-cli.toml"), "rubbish")
+	writeFile(t, filepath.Join(dir, DropInDir, "README"), "rubbish")
+	c, err := Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range c.Forwards {
+		got = append(got, f.Name+" "+strings.TrimPrefix(f.Source, dir))
+	}
+	if want := "main /hairpin.toml:3, first /forwards.d/10-first.toml:1, cli /forwards.d/50-cli.toml:2"; strings.Join(got, ", ") != want {
+		t.Errorf("got  %s\nwant %s", strings.Join(got, ", "), want)
+	}
+
+	digests := map[string]bool{c.Digest: true}
+	again, err := Load(path)
+	if err != nil || again.Digest != c.Digest {
+		t.Errorf("digest %s of the same files, was %s (%v)", again.Digest, c.Digest, err)
+	}
+	for _, change := range []func(){
+		func() { writeFile(t, filepath.Join(dir, DropInDir, "60-new.toml"), "") },
+		func() {
+			os.Rename(filepath.Join(dir, DropInDir, "60-new.toml"), filepath.Join(dir, DropInDir, "61-new.toml"))
+		},
+		func() { writeFile(t, filepath.Join(dir, DropInDir, "61-new.toml"), "# comment") },
+	} {
+		change()
+		c, err := Load(path)
+		if err != nil || digests[c.Digest] {
+			t.Errorf("digest %s is that of other files (%v)", c.Digest, err)
+		}
+		digests[c.Digest] = true
+	}
+}
+
+func TestProblemsOfSeveralFiles(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hairpin.toml")
+	writeFile(t, path, "version = 1\ninterfaces.wan = [\"wan0\"]\n"+fmt.Sprintf(oneForward, "a", 1)+"[nonsense]\n")
+	writeFile(t, filepath.Join(dir, DropInDir, "1.toml"), "[interfaces]\nwan = [\"x\"]\n[[forward]]\n= 1")
+	writeFile(t, filepath.Join(dir, DropInDir, "2.toml"), "version = 2\n[metrics]\nlisten = \"\"\n"+fmt.Sprintf(oneForward, "b", 1))
+	_, err := Load(path)
+	if err == nil {
+		t.Fatal("taken")
+	}
+	want := []string{
+		"/hairpin.toml:8:2: unknown key \"nonsense\"",
+		"/forwards.d/1.toml:4:1: ",
+		"/forwards.d/2.toml:1:11: version: 2 is not supported",
+		"/forwards.d/2.toml:2:2: metrics: only version and [[forward]] may be in a file of forwards.d; move it to the main file",
+		"/forwards.d/2.toml:7:8: forward \"b\": port: 1 is taken by forward \"a\" (" + dir + "/hairpin.toml:3)",
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) != len(want) {
+		t.Fatalf("%d problems:\n%v", len(lines), err)
+	}
+	for i := range want {
+		if !strings.HasPrefix(lines[i], dir+want[i]) {
+			t.Errorf("got  %s\nwant %s", lines[i], want[i])
+		}
+	}
+}
+
+func TestLoadTakesOnlyFilesOfBoundedSize(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Load(filepath.Join(dir, "none.toml")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no file: %v", err)
+	}
+	if _, err := Load(dir); err == nil || !strings.Contains(err.Error(), "is not a regular file") {
+		t.Errorf("a directory: %v", err)
+	}
+	fifo := filepath.Join(dir, "fifo.toml")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(fifo); err == nil || !strings.Contains(err.Error(), "is not a regular file") {
+		t.Errorf("a pipe: %v", err)
+	}
+	huge := filepath.Join(dir, "huge.toml")
+	writeFile(t, huge, "")
+	if err := os.Truncate(huge, 1<<30); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(huge); err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
+		t.Errorf("a gigabyte: %v", err)
+	}
+	if _, err := Parse("x", make([]byte, maxSize+1)); err == nil || !strings.Contains(err.Error(), "larger than 16 MiB") {
+		t.Errorf("data: %v", err)
+	}
+}
+
+func TestTenThousandForwards(t *testing.T) {
+	var text strings.Builder
+	text.WriteString("version = 1\ninterfaces.wan = [\"wan0\"]\n")
+	for i := range 10000 {
+		fmt.Fprintf(&text, oneForward, fmt.Sprintf("f%d", i), i+1)
+	}
+	start := time.Now()
+	c, err := Parse("x.toml", []byte(text.String()))
+	if err != nil || len(c.Forwards) != 10000 {
+		t.Fatalf("%d forwards, %v", len(c.Forwards), err)
+	}
+	t.Log(time.Since(start))
+	if want := "x.toml:49998"; c.Forwards[9999].Source != want {
+		t.Errorf("the last is at %s, want %s", c.Forwards[9999].Source, want)
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(full))
+	f.Add([]byte("version = 1\n[[forward]]\nname = \"a\"\n[forward.x]\n[[forward.x.y]]\n"))
+	f.Add([]byte("version = 1\nforward = [[{a = {}}], {name = []}]\n"))
+	f.Add([]byte("interfaces.wan.x = 1\n[interfaces.lan]\n\"\" = 1979-05-27\n"))
+	f.Add([]byte("\ufeff\xff\x00"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse("x.toml", data)
+		if err != nil {
+			for _, line := range strings.Split(err.Error(), "\n") {
+				if !strings.HasPrefix(line, "x.toml:") && !strings.HasPrefix(line, "and ") {
+					t.Fatalf("no place in %q", line)
+				}
+			}
+			return
+		}
+		if err := c.Validate(); err != nil {
+			t.Fatalf("taken, but %v", err)
+		}
+		text, err := format(c.Forwards)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := parse([]source{{name: "y.toml", data: text, dropIn: true}}); err != nil && len(c.WAN) == 0 {
+			t.Fatalf("written as\n%s\nwhich gives %v", text, err)
+		}
+	})
+}
+
+func TestTheDigestTellsFilesApart(t *testing.T) {
+	seen := map[string]int{}
+	for i, sources := range [][]source{
+		{{name: "a", data: []byte("bc")}},
+		{{name: "ab", data: []byte("c")}},
+		{{name: "a", data: []byte("b")}, {name: "c"}},
+		{{name: "a"}, {name: "bc"}},
+		{{name: "a"}},
+	} {
+		if other, same := seen[digest(sources)]; same {
+			t.Errorf("files %d and %d have the same digest", other, i)
+		}
+		seen[digest(sources)] = i
+	}
+	if digest([]source{{name: "/etc/a"}}) != digest([]source{{name: "/tmp/a"}}) {
+		t.Error("the directory is part of the digest")
+	}
+}
