@@ -109,7 +109,7 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	struct rewrite *rw = &work->rw;
 	enum reason reason = REASON_NONE;
 
-	if (pkt->malformed)
+	if (packet_invalid(pkt))
 		return nat_verdict(rw, REASON_MALFORMED);
 	if (pkt->hook == HOOK_XDP)
 		reason = nat_xdp_limits(pkt, conn);
@@ -151,7 +151,7 @@ static __always_inline enum verdict nat_follow_half(void *ctx, struct work *work
 	enum reason reason = REASON_NONE;
 	struct conn *moved;
 
-	if (!pkt->malformed)
+	if (!packet_invalid(pkt))
 		reason = nat_advance(pkt, conn);
 	if (reason != REASON_NONE)
 		return nat_verdict(&work->rw, reason);

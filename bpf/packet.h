@@ -67,6 +67,12 @@ static __always_inline bool tcp_flags_valid(__u8 flags)
 	return flags & (TCP_ACK | TCP_RST);
 }
 
+/* Must not be sent on, whatever it belongs to. */
+static __always_inline bool packet_invalid(const struct packet *pkt)
+{
+	return pkt->malformed || pkt->broken;
+}
+
 /* TCP connections begin with a SYN (RFC 7857 section 2), all others with any packet. */
 static __always_inline bool packet_opens(const struct packet *pkt)
 {

@@ -34,9 +34,7 @@ func Lock(ctx context.Context, dir string) (release func(), err error) {
 		if err != nil {
 			return nil, explain(err)
 		}
-		// Whoever held the lock before may have unmounted the directory: then this is the lock of
-		// a thing of the past.
-		current, err := isCurrent(file, dir)
+		current, err := isLock(file, dir)
 		if err != nil {
 			_ = file.Close()
 			return nil, explain(err)
@@ -46,6 +44,17 @@ func Lock(ctx context.Context, dir string) (release func(), err error) {
 		}
 		_ = file.Close()
 	}
+}
+
+// isLock reports whether the file is the root of the mount on dir. Whoever held the lock before may
+// have unmounted it: then the file is a thing of the past, or the directory below. Nobody mounts on
+// that while we have its lock, so it cannot pass for mounted.
+func isLock(file *os.File, dir string) (bool, error) {
+	current, err := isCurrent(file, dir)
+	if !current || err != nil {
+		return false, err
+	}
+	return isMounted(dir)
 }
 
 // unlock leaves no empty mount behind. That it could not take it away is no news to a caller.

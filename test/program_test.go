@@ -579,6 +579,10 @@ func TestFragments(t *testing.T) {
 	if got := b.tc(t, f.at, stranger.bytes()); got.code != tcUnspec {
 		t.Errorf("another datagram's fragment: tc answers %d", got.code)
 	}
+	cut, _ := f.in(payload("the rest"), fragment(7, 24, false), mutate(func(data []byte) { data[16], data[17] = 0x05, 0xdc }))
+	if got := b.tc(t, f.at, cut.bytes()); got.code != tcShot {
+		t.Errorf("a fragment of this datagram that is longer than its frame: tc answers %d", int32(got.code))
+	}
 	for _, data := range [][]byte{first.bytes(), later.bytes()} {
 		if got := b.xdp(t, f.at, data); got.code != xdpPass || !bytes.Equal(got.data, data) {
 			t.Errorf("xdp answers %d", got.code)
