@@ -11,26 +11,29 @@ GO ?= $(shell command -v go || echo /usr/local/go/bin/go)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 PREFIX ?= /usr/local
 DESTDIR ?=
-FUZZ_EXECUTIONS ?= 200000
+FUZZ_EXECUTIONS ?= 100000
+MUTATIONS ?= 50000000
+SEED ?= 1
 
 # What building the object, checking and testing need beyond Go and make.
 PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light curl iperf3 bind9-dnsutils \
-	dnsmasq-base iputils-ping iputils-tracepath tcpdump procps
+	dnsmasq-base iputils-ping iputils-tracepath traceroute hping3 nmap tcpdump procps
 
 export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test demo check generate deps fuzz install uninstall clean root
+.PHONY: help build test conformance demo check generate deps fuzz install uninstall clean root
 
 help:
 	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
 	@echo "sudo make test      every test; needs root for network namespaces and BPF"
+	@echo "sudo make conformance   the checks of five RFCs; writes test/CONFORMANCE.md"
 	@echo "make build          bin/hairpin"
 	@echo "sudo make install   bin/hairpin, a systemd unit, a configuration to start from"
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
 	@echo "make generate       bpf/*_bpfel.* anew, with clang $(CLANG_VERSION)"
-	@echo "sudo make fuzz      FuzzDatapath until stopped"
+	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N for others"
 	@echo "sudo make deps      Debian packages for the above"
 
 build:
@@ -43,8 +46,11 @@ test: root
 	$(GO) test -count=1 -timeout 30m ./...
 	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test
 
+conformance: root
+	$(GO) test -count=1 -run '^TestConformance$$' ./test -args -rewrite; status=$$?; cat test/CONFORMANCE.md; exit $$status
+
 fuzz: root
-	$(GO) test -run '^$$' -fuzz '^FuzzDatapath$$' ./test
+	$(GO) test -count=1 -v -timeout 0 -run '^TestMutations$$' ./test -args -executions=$(MUTATIONS) -seed=$(SEED)
 
 demo: root build
 	test/demo/demo.sh

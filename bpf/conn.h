@@ -31,11 +31,21 @@ static __always_inline struct conn *conn_established(const struct tuple *key)
 	return bpf_map_lookup_elem(&conns, key);
 }
 
+static __always_inline void *conn_half_table(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? (void *)&half_open : (void *)&half_open_other;
+}
+
+static __always_inline struct conn *conn_half_open(const struct tuple *key)
+{
+	return bpf_map_lookup_elem(conn_half_table(key->protocol), key);
+}
+
 static __always_inline struct conn *conn_find(const struct tuple *key)
 {
 	struct conn *conn = conn_established(key);
 
-	return conn ? conn : bpf_map_lookup_elem(&half_open, key);
+	return conn ? conn : conn_half_open(key);
 }
 
 /* The other direction, in the table where this one is. A stack frame of its own. */
@@ -44,7 +54,7 @@ static __noinline struct conn *conn_other(const struct conn *conn, bool half)
 	struct tuple key;
 
 	tuple_reverse(&conn->to, &key);
-	return half ? bpf_map_lookup_elem(&half_open, &key) : conn_established(&key);
+	return half ? conn_half_open(&key) : conn_established(&key);
 }
 
 static __always_inline bool stamp_over(const struct stamp *stamp)
@@ -68,10 +78,15 @@ static __always_inline const struct settings *conn_settings(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
+static __always_inline __u64 conn_idle_time(const struct settings *time, __u8 protocol)
+{
+	return protocol == IPPROTO_ICMP ? time->icmp : time->udp;
+}
+
 /* How long a half-open connection waits, counted from its last packet. */
 static __always_inline __u64 conn_opening_time(const struct settings *time, __u8 protocol)
 {
-	return protocol == IPPROTO_TCP ? time->tcp_transitory : time->udp;
+	return protocol == IPPROTO_TCP ? time->tcp_opening : conn_idle_time(time, protocol);
 }
 
 static __always_inline bool conn_expired(const struct conn *half)
@@ -111,12 +126,36 @@ static __always_inline void conn_await(const struct tuple *answer, __u64 wait)
 		*until = end;
 }
 
-static __always_inline void conn_count_closed(const struct conn *conn)
+/* One more, or one less, of this client's. */
+static __always_inline void conn_charge(const union addr *client, __s32 change)
+{
+	__u32 *connections = bpf_map_lookup_elem(&sources, client), none = 0;
+
+	if (!connections && change > 0) {
+		bpf_map_update_elem(&sources, client, &none, BPF_NOEXIST);
+		connections = bpf_map_lookup_elem(&sources, client);
+	}
+	if (connections && (change > 0 || *connections))
+		__sync_fetch_and_add(connections, change);
+}
+
+static __always_inline bool conn_too_many(const union addr *client)
+{
+	const __u32 *connections = bpf_map_lookup_elem(&sources, client);
+	const struct settings *settings = conn_settings();
+
+	return connections && settings && settings->source_limit && *connections >= settings->source_limit;
+}
+
+static __always_inline void conn_count_closed(const union addr *client, const struct conn *conn)
 {
 	__u32 id = conn->forward.id;
 	struct forward_stats *stats = bpf_map_lookup_elem(&forward_stats, &id);
 
+	if (conn->expired)
+		return;
 	count_event(CONN_CLOSED);
+	conn_charge(client, -1);
 	if (stats && conn->path < PATHS)
 		stats->closed[conn->path]++;
 }
@@ -126,14 +165,14 @@ static __always_inline void conn_delete(struct work *work, const struct tuple *k
 {
 	tuple_reverse(&conn->to, &work->other);
 	if (conn_established(key)) {
-		conn_count_closed(conn);
+		conn_count_closed(conn->opener ? &key->src : &conn->to.dst, conn);
 		bpf_map_delete_elem(&conns, &work->other);
 		bpf_map_delete_elem(&conns, key);
 		return;
 	}
 	count_event(CONN_ABANDONED);
-	bpf_map_delete_elem(&half_open, &work->other);
-	bpf_map_delete_elem(&half_open, key);
+	bpf_map_delete_elem(conn_half_table(key->protocol), &work->other);
+	bpf_map_delete_elem(conn_half_table(key->protocol), key);
 }
 
 /* Its FIN counts once the other side has acknowledged it: a forged one never is. */
@@ -149,29 +188,49 @@ static __always_inline bool conn_closing(const struct conn *one, const struct co
 	       (conn_fin_acknowledged(one, other) && conn_fin_acknowledged(other, one));
 }
 
+/* How long a connection of conns stays. One that is over stays for a while, so that what its server still
+ * sends is recognised and dropped, and, but for TCP, so that its tuple stays out of others' reach. */
 static __always_inline __u64 conn_lifetime(const struct settings *time, const struct conn *opener,
 					   const struct conn *answerer)
 {
-	if (conn_over(opener))
-		return time->tcp_transitory;
-	if (opener->to.protocol != IPPROTO_TCP)
-		return time->udp;
-	return conn_closing(opener, answerer) ? time->tcp_transitory : time->tcp_established;
+	__u8 protocol = opener->to.protocol;
+
+	if (protocol != IPPROTO_TCP)
+		return conn_idle_time(time, protocol) + (conn_over(opener) ? time->port_hold : 0);
+	return conn_over(opener) || conn_closing(opener, answerer) ? time->tcp_closing : time->tcp_established;
 }
 
-/* A connection that is over stays for a while, so that what its server still sends is recognised and
- * dropped. */
+/* What counts is the last packet of either side; but no stranger can keep a connection alive that its
+ * server has left (RFC 4787 REQ-6). TCP has a state machine for that. */
+static __always_inline __u64 conn_seen(const struct conn *opener, const struct conn *answerer)
+{
+	if (opener->path == PATH_WAN && opener->to.protocol != IPPROTO_TCP)
+		return answerer->last_seen;
+	return answerer->last_seen > opener->last_seen ? answerer->last_seen : opener->last_seen;
+}
+
 static __always_inline bool conn_due(const struct conn *opener, const struct conn *answerer)
 {
 	const struct settings *time = conn_settings();
 	/* Not conn_now(): a syscall program, which starts the sweeping, may not read the coarse clock. */
-	__u64 now = bpf_ktime_get_ns(), seen = opener->last_seen;
+	__u64 now = bpf_ktime_get_ns(), seen;
 
 	if (!time || !answerer)
 		return true;
-	if (answerer->last_seen > seen)
-		seen = answerer->last_seen;
+	seen = conn_seen(opener, answerer);
 	return now > seen && now - seen >= conn_lifetime(time, opener, answerer);
+}
+
+/* Does nobody else get its tuple for a while (RFC 6888 REQ-8)? Then it is over, but stays. */
+static __always_inline bool conn_linger(struct conn *opener, struct conn *answerer)
+{
+	if (!answerer || opener->path != PATH_HAIRPIN || opener->to.protocol == IPPROTO_TCP || conn_over(opener))
+		return false;
+	conn_count_closed(&answerer->to.dst, opener);
+	opener->expired = answerer->expired = 1;
+	opener->forward.epoch--;
+	answerer->forward.epoch = opener->forward.epoch;
+	return true;
 }
 
 struct sweep {
@@ -181,9 +240,10 @@ struct sweep {
 /* One visit; 1 ends the round: none waits, or all have been seen. */
 static long conn_visit(__u32 index, struct sweep *sweep)
 {
+	struct conn *conn, *answerer;
 	struct visit visit;
-	struct conn *conn;
 	struct tuple other;
+	bool stays;
 
 	(void)index;
 	if (bpf_map_pop_elem(&visits, &visit) != 0)
@@ -191,14 +251,16 @@ static long conn_visit(__u32 index, struct sweep *sweep)
 	conn = conn_established(&visit.key);
 	if (!conn || conn->created != visit.created)
 		return 0;
-	if (!conn_due(conn, conn_other(conn, false)) && bpf_map_push_elem(&visits, &visit, 0) == 0) {
+	answerer = conn_other(conn, false);
+	stays = !conn_due(conn, answerer) || conn_linger(conn, answerer);
+	if (stays && bpf_map_push_elem(&visits, &visit, 0) == 0) {
 		if (sweep->first == visit.created)
 			return 1;
 		if (!sweep->first)
 			sweep->first = visit.created;
 		return 0;
 	}
-	conn_count_closed(conn);
+	conn_count_closed(&visit.key.src, conn);
 	tuple_reverse(&conn->to, &other);
 	bpf_map_delete_elem(&conns, &other);
 	bpf_map_delete_elem(&conns, &visit.key);
@@ -263,8 +325,8 @@ static __always_inline enum reason conn_promoted_by_other(const struct tuple *op
  * conns before they leave half_open, so one table or the other always knows the connection. */
 static __noinline enum reason conn_promote(const struct tuple *opener_key, const struct tuple *answerer_key)
 {
-	struct conn *opener = bpf_map_lookup_elem(&half_open, opener_key);
-	struct conn *answerer = bpf_map_lookup_elem(&half_open, answerer_key);
+	struct conn *opener = conn_half_open(opener_key);
+	struct conn *answerer = conn_half_open(answerer_key);
 	struct forward_stats *stats;
 	struct visit visit;
 	__u32 id;
@@ -281,12 +343,13 @@ static __noinline enum reason conn_promote(const struct tuple *opener_key, const
 		return REASON_TABLE_FULL;
 	}
 	count_event(CONN_ESTABLISHED);
+	conn_charge(&opener_key->src, 1);
 	id = opener->forward.id;
 	stats = bpf_map_lookup_elem(&forward_stats, &id);
 	if (stats && opener->path < PATHS)
 		stats->established[opener->path]++;
-	bpf_map_delete_elem(&half_open, opener_key);
-	bpf_map_delete_elem(&half_open, answerer_key);
+	bpf_map_delete_elem(conn_half_table(opener_key->protocol), opener_key);
+	bpf_map_delete_elem(conn_half_table(answerer_key->protocol), answerer_key);
 	return REASON_NONE;
 }
 
@@ -350,7 +413,7 @@ static __always_inline bool conn_reopens(const struct packet *pkt, const struct 
 {
 	struct conn *other;
 
-	if (!(conn->fin || conn->rst) || !conn->opener || !packet_opens(pkt))
+	if (!(conn->fin || conn->rst) || !conn->opener || !pkt->opens)
 		return false;
 	other = conn_other(conn, false);
 	return !other || conn_closing(conn, other);
@@ -367,29 +430,42 @@ static __always_inline bool conn_stale(const struct packet *pkt, const struct co
 	return conn_expired(conn) || (conn->opener && !conn_other(conn, true));
 }
 
+/* May this tuple's connection make room for a new one? It is over or expired, and what its server last
+ * heard of it was not another client's, or is long ago (RFC 6888 REQ-8, which excepts TCP). */
+static __always_inline bool conn_gives_way(const struct conn *old, const struct conn *fresh, bool half)
+{
+	const struct settings *time = conn_settings();
+	__u8 protocol = old->to.protocol;
+
+	if (!time || !(conn_over(old) || (half && conn_expired(old))))
+		return false;
+	if (protocol == IPPROTO_TCP || addr_equal(&old->to.dst, &fresh->to.dst))
+		return true;
+	return conn_now() - old->last_seen >= conn_idle_time(time, protocol) + time->port_hold;
+}
+
 /* Reserves an answerer's key: BPF_NOEXIST in half_open first, then a look into conns. An entry of conns
- * appears before its twin leaves half_open, so the look cannot miss a connection that is just moving.
- * What is over or expired gives way. */
+ * appears before its twin leaves half_open, so the look cannot miss a connection that is just moving. */
 static __always_inline enum reason conn_reserve(struct work *work, const struct tuple *key,
 						const struct conn *conn)
 {
 	struct conn *other;
 
-	if (bpf_map_update_elem(&half_open, key, conn, BPF_NOEXIST) != 0) {
-		other = bpf_map_lookup_elem(&half_open, key);
-		if (!other || !(conn_over(other) || conn_expired(other)))
+	if (bpf_map_update_elem(conn_half_table(key->protocol), key, conn, BPF_NOEXIST) != 0) {
+		other = conn_half_open(key);
+		if (!other || !conn_gives_way(other, conn, true))
 			return REASON_TUPLE_IN_USE;
 		conn_delete(work, key, other);
-		if (bpf_map_update_elem(&half_open, key, conn, BPF_NOEXIST) != 0)
+		if (bpf_map_update_elem(conn_half_table(key->protocol), key, conn, BPF_NOEXIST) != 0)
 			return REASON_TUPLE_IN_USE;
 	}
 	other = conn_established(key);
 	if (!other)
 		return REASON_NONE;
-	if (conn_over(other)) {
+	if (conn_gives_way(other, conn, false)) {
 		conn_delete(work, key, other);
 		return REASON_NONE;
 	}
-	bpf_map_delete_elem(&half_open, key);
+	bpf_map_delete_elem(conn_half_table(key->protocol), key);
 	return REASON_TUPLE_IN_USE;
 }

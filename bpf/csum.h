@@ -29,9 +29,10 @@ static __always_inline __u64 csum_diff_addr(const union addr *from, const union 
 	return sum;
 }
 
+/* Nothing for no change: the other zero, 0xffff, would turn the checksum of all zeros into a wrong one. */
 static __always_inline __u64 csum_diff16(__be16 from, __be16 to)
 {
-	return (__u64)(__u16)~from + to;
+	return from == to ? 0 : (__u64)(__u16)~from + to;
 }
 
 /* RFC 1624 equation 3. */
@@ -46,9 +47,9 @@ static __always_inline bool csum_maybe_partial(const struct packet *pkt)
 {
 	__u64 sum = bpf_htons(pkt->tuple.protocol);
 
-	if (!pkt->l4_check_off)
+	if (!pkt->l4.check_off)
 		return false;
-	sum += bpf_htons((__u16)(pkt->length - (pkt->l4_off - pkt->l3_off)));
+	sum += bpf_htons((__u16)(pkt->length - packet_header(pkt)));
 	sum += (__u64)pkt->tuple.src.word[3] + pkt->tuple.dst.word[3];
-	return csum_fold16(sum) == pkt->l4_check;
+	return csum_fold16(sum) == pkt->l4.check;
 }

@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Fragments: the first of a datagram lends its ports to those that follow it.
- * Only datagrams that hairpin translated are remembered; other fragments stay the kernel's. */
+/* Fragments: the first of a datagram decides for all of them, in whatever order they come.
+ * Only addresses that hairpin serves are followed; all other fragments stay the kernel's. */
 #pragma once
 
 #include "conn.h"
 
-/* RFC 791 and Linux: a datagram has 30 s to arrive. */
-enum { FRAGMENT_SECONDS = 30 };
+/* RFC 791 and Linux: a datagram has 30 s to arrive. An id may be used again after a second. */
+enum { FRAGMENT_SECONDS = 30, FRAGMENT_AGAIN_SECONDS = 1, FRAGMENT_RANGES = 8, FRAGMENT_HELD_MAX = 46 };
 
 /* Into working memory: the stack is short. */
 static __always_inline struct fragment_key *frag_key(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct fragment_key *key = &work->fragment;
+	struct fragment_key *key = &work->held.datagram;
 
 	key->src = pkt->tuple.src;
 	key->dst = pkt->tuple.dst;
@@ -23,25 +23,120 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	return key;
 }
 
-/* False: nobody knows the ports of this fragment. */
-static __always_inline bool frag_complete(struct work *work)
+/* May a forward have to do with these addresses? */
+static __always_inline bool frag_concerns(const struct packet *pkt)
 {
-	struct fragment *first = bpf_map_lookup_elem(&fragments, frag_key(work));
-
-	if (!first || conn_now() - first->seen > (__u64)FRAGMENT_SECONDS * SECOND_NS)
-		return false;
-	work->pkt.tuple.sport = first->sport;
-	work->pkt.tuple.dport = first->dport;
-	return true;
+	return bpf_map_lookup_elem(&externals, &pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src);
 }
 
-static __always_inline void frag_remember(struct work *work)
+/* False: some of these bytes have come before, or too many gaps. Ranges never touch each other, so what
+ * joins the new one lies on either side of it. */
+static __always_inline bool frag_cover(struct fragment *datagram, struct fragment_range piece)
 {
-	struct fragment first = {
-		.seen = conn_now(),
-		.sport = work->pkt.tuple.sport,
-		.dport = work->pkt.tuple.dport,
-	};
+	struct fragment_range *range = datagram->range;
 
-	bpf_map_update_elem(&fragments, frag_key(work), &first, BPF_ANY);
+	for (int i = 0; i < FRAGMENT_RANGES; i++) {
+		if (piece.start < range[i].end && range[i].start < piece.end)
+			return false;
+	}
+	for (int i = 0; i < FRAGMENT_RANGES; i++) {
+		if (!range[i].end || (range[i].end != piece.start && range[i].start != piece.end))
+			continue;
+		if (range[i].start < piece.start)
+			piece.start = range[i].start;
+		else
+			piece.end = range[i].end;
+		range[i].start = range[i].end = 0;
+	}
+	for (int i = 0; i < FRAGMENT_RANGES; i++) {
+		if (!range[i].end) {
+			range[i] = piece;
+			return true;
+		}
+	}
+	return false;
+}
+
+/* All of it has come. */
+static __always_inline bool frag_whole(const struct fragment *datagram)
+{
+	bool whole = false;
+
+	for (int i = 0; i < FRAGMENT_RANGES; i++)
+		whole |= !datagram->range[i].start && datagram->range[i].end == datagram->length;
+	return whole && datagram->length;
+}
+
+/* Its id is another datagram's by now. */
+static __always_inline bool frag_outdated(const struct packet *pkt, const struct fragment *datagram)
+{
+	__u64 age = conn_now() - datagram->seen;
+	bool again = pkt->fragment == FRAGMENT_FIRST && datagram->owner != OWNER_UNKNOWN;
+
+	/* What the kernel gets comes by here again, if it was held, when all has come. */
+	return age > (__u64)FRAGMENT_SECONDS * SECOND_NS ||
+	       (frag_whole(datagram) && datagram->owner != OWNER_KERNEL) ||
+	       (again && (datagram->owner == OWNER_KERNEL || age > (__u64)FRAGMENT_AGAIN_SECONDS * SECOND_NS));
+}
+
+/* The datagram of this fragment; NULL: of no concern, or no memory. */
+static __always_inline struct fragment *frag_datagram(struct work *work)
+{
+	struct fragment_key *key = frag_key(work);
+	struct fragment *datagram = bpf_map_lookup_elem(&fragments, key);
+	struct fragment fresh = {};
+
+	if (datagram && !frag_outdated(&work->pkt, datagram))
+		return datagram;
+	if (!frag_concerns(&work->pkt))
+		return NULL;
+	fresh.seen = conn_now();
+	bpf_map_update_elem(&fragments, key, &fresh, BPF_ANY);
+	return bpf_map_lookup_elem(&fragments, key);
+}
+
+static __always_inline enum verdict frag_drop(struct work *work, enum reason reason)
+{
+	work->rw.reason = reason;
+	return VERDICT_DROP;
+}
+
+/* What becomes of a fragment before anything is known of its connection; SEND: that decides. */
+static __noinline enum verdict frag_enter(struct work *work, struct fragment *datagram)
+{
+	struct packet *pkt = &work->pkt;
+
+	/* What overlaps is the kernel's to judge, and what was held comes by here again. */
+	if (pkt->fragment == FRAGMENT_LATER && datagram->owner == OWNER_KERNEL)
+		return VERDICT_PASS;
+	if (pkt->flaw != REASON_NONE)
+		return frag_drop(work, pkt->flaw);
+	if (!frag_cover(datagram, pkt->piece))
+		return frag_drop(work, REASON_FRAGMENT_OVERLAP);
+	if (pkt->last)
+		datagram->length = pkt->piece.end;
+	if (pkt->fragment == FRAGMENT_FIRST)
+		return VERDICT_SEND;
+	pkt->tuple.sport = datagram->sport;
+	pkt->tuple.dport = datagram->dport;
+	switch (datagram->owner) {
+	case OWNER_CONN:
+		return VERDICT_SEND;
+	case OWNER_NOBODY:
+		return frag_drop(work, REASON_NO_CONNECTION);
+	default:
+		work->rw.reason = REASON_FRAGMENT_EARLY;
+		return VERDICT_HOLD;
+	}
+}
+
+/* The first fragment's fate is that of all. */
+static __always_inline void frag_settle(const struct packet *pkt, struct fragment *datagram, enum verdict verdict)
+{
+	datagram->sport = pkt->tuple.sport;
+	datagram->dport = pkt->tuple.dport;
+	if (verdict == VERDICT_SEND)
+		datagram->owner = OWNER_CONN;
+	else
+		datagram->owner = verdict == VERDICT_PASS ? OWNER_KERNEL : OWNER_NOBODY;
 }

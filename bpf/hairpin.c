@@ -5,7 +5,6 @@
  * TC is complete; XDP does what it is sure of and leaves the rest, untouched, to TC. */
 #include <linux/bpf.h>
 
-#include "nat.h"
 #include "tc.h"
 #include "xdp.h"
 
@@ -13,37 +12,77 @@
 static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
 					  __u32 gso_size)
 {
-	__builtin_memset(&work->pkt, 0, sizeof(work->pkt));
-	__builtin_memset(&work->rw, 0, sizeof(work->rw));
+	__builtin_memset(&work->pkt, 0, offsetof(struct packet, quote));
+	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, macs));
 	work->pkt.hook = hook;
 	work->pkt.ifindex = ifindex;
 	work->pkt.frame_length = frame_length;
 	work->pkt.gso_size = gso_size;
 }
 
+/* Puts a verdict into effect; what it was is known and counted already, but for errors. */
+static __always_inline int tc_apply(struct __sk_buff *skb, struct work *work, struct fragment *datagram,
+				    enum verdict verdict)
+{
+	bool held = datagram && work->pkt.fragment == FRAGMENT_FIRST && datagram->held;
+	__u32 mtu = work->rw.mtu;
+
+	if (verdict == VERDICT_PASS)
+		return !held || hold_return(skb, work, datagram) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	if (verdict != VERDICT_SEND)
+		return tell_write(skb, work) ? tc_tell(work) : TC_ACT_SHOT;
+	if (held && hold_send(skb, work, datagram))
+		return TC_ACT_SHOT;
+	if (mtu && work->pkt.segment > mtu && tc_shorten(skb, work))
+		return TC_ACT_SHOT;
+	return tc_send(skb, &work->rw);
+}
+
+/* What becomes of the packet, and written into it if it is sent. */
+static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work *work, struct fragment *datagram)
+{
+	const struct packet *pkt = &work->pkt;
+	enum verdict verdict = VERDICT_SEND;
+
+	if (datagram)
+		verdict = frag_enter(work, datagram);
+	if (verdict == VERDICT_HOLD && !hold_keep(skb, work, datagram))
+		verdict = VERDICT_DROP;
+	if (verdict != VERDICT_SEND)
+		return verdict;
+	verdict = pkt->icmp_error ? icmp_decide(skb, work) : nat_decide(skb, work);
+	/* Its connection has gone since the first fragment. */
+	if (verdict == VERDICT_PASS && pkt->fragment == FRAGMENT_LATER)
+		verdict = frag_drop(work, REASON_NO_CONNECTION);
+	if (datagram && pkt->fragment == FRAGMENT_FIRST)
+		frag_settle(pkt, datagram, verdict);
+	return verdict;
+}
+
 SEC("tc")
 int hairpin_tc(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
+	struct fragment *datagram = NULL;
 	enum verdict verdict;
 
 	if (!work || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_TO_US || skb->vlan_present)
 		return TC_ACT_UNSPEC;
+	if (!tc_reach_ethernet(skb))
+		return TC_ACT_UNSPEC;
 	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size);
 	if (!tc_pull(skb) || !packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, &work->pkt))
 		return TC_ACT_UNSPEC;
-	if (work->pkt.fragment == FRAGMENT_LATER && !frag_complete(work))
+	if (work->pkt.fragment != FRAGMENT_NONE)
+		datagram = frag_datagram(work);
+	if (work->pkt.fragment == FRAGMENT_LATER && !datagram)
 		return TC_ACT_UNSPEC;
-	verdict = nat_decide(skb, work);
-	if (verdict == VERDICT_SEND) {
-		if (tc_write(skb, &work->pkt, &work->rw))
-			return tc_send(skb, &work->rw);
-		verdict = VERDICT_DROP;
-		work->rw.reason = REASON_WRITE_FAILED;
-	}
+	verdict = tc_decide(skb, work, datagram);
+	if (verdict == VERDICT_SEND)
+		verdict = tc_write_all(skb, work);
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);
-	return verdict == VERDICT_PASS ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	return tc_apply(skb, work, datagram, verdict);
 }
 
 SEC("xdp.frags")
@@ -59,7 +98,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0);
 	if (!packet_parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, &work->pkt))
 		return XDP_PASS;
-	if (work->pkt.fragment != FRAGMENT_NONE)
+	if (!xdp_fit(&work->pkt))
 		return XDP_PASS;
 	verdict = nat_decide(ctx, work);
 	if (verdict == VERDICT_SEND) {
@@ -67,6 +106,10 @@ int hairpin_xdp(struct xdp_md *ctx)
 			return xdp_send(&work->rw);
 		verdict = VERDICT_DROP;
 		work->rw.reason = REASON_WRITE_FAILED;
+	}
+	if ((verdict == VERDICT_DROP || verdict == VERDICT_REFUSE) && xdp_other_host(&work->pkt)) {
+		verdict = VERDICT_DEFER;
+		work->rw.reason = REASON_OTHER_HOST;
 	}
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);

@@ -48,7 +48,7 @@ type HairpinConn struct {
 	Fin      uint8
 	Rst      uint8
 	Opener   uint8
-	Pad      uint8
+	Expired  uint8
 	Path     HairpinConnPath
 	Created  uint64
 	Ifindex  uint32
@@ -122,11 +122,18 @@ type HairpinForwardStats struct {
 }
 
 type HairpinFragment struct {
-	_     structs.HostLayout
-	Seen  uint64
-	Sport uint16
-	Dport uint16
-	Pad   [4]uint8
+	_      structs.HostLayout
+	Seen   uint64
+	Sport  uint16
+	Dport  uint16
+	Owner  uint8
+	Held   uint8
+	Length uint16
+	Range  [8]struct {
+		_     structs.HostLayout
+		Start uint16
+		End   uint16
+	}
 }
 
 type HairpinFragmentKey struct {
@@ -139,12 +146,30 @@ type HairpinFragmentKey struct {
 	Pad      uint8
 }
 
+type HairpinHeldFragment struct {
+	_      structs.HostLayout
+	Length uint32
+	Bytes  [2036]uint8
+}
+
+type HairpinHeldKey struct {
+	_        structs.HostLayout
+	Datagram HairpinFragmentKey
+	Number   uint32
+}
+
+type HairpinIcmpBudget struct {
+	_    structs.HostLayout
+	Next uint64
+}
+
 type HairpinInterface struct {
 	_         structs.HostLayout
 	Role      HairpinRole
 	Mac       [6]uint8
 	Private   uint8
 	Addresses uint8
+	MssMtu    uint32
 	Address   [8]HairpinInterfaceAddress
 }
 
@@ -176,27 +201,35 @@ type HairpinReason uint32
 const (
 	HairpinReasonREASON_NONE             HairpinReason = 0
 	HairpinReasonREASON_MALFORMED        HairpinReason = 1
-	HairpinReasonREASON_FRAGMENT         HairpinReason = 2
-	HairpinReasonREASON_TTL_EXPIRED      HairpinReason = 3
-	HairpinReasonREASON_TOO_BIG          HairpinReason = 4
-	HairpinReasonREASON_NON_SYN          HairpinReason = 5
-	HairpinReasonREASON_BAD_HANDSHAKE    HairpinReason = 6
-	HairpinReasonREASON_ENDED            HairpinReason = 7
-	HairpinReasonREASON_SPOOFED          HairpinReason = 8
-	HairpinReasonREASON_NOT_ALLOWED      HairpinReason = 9
-	HairpinReasonREASON_REFLECT_OFF      HairpinReason = 10
-	HairpinReasonREASON_TABLE_FULL       HairpinReason = 11
-	HairpinReasonREASON_TUPLE_IN_USE     HairpinReason = 12
-	HairpinReasonREASON_NO_PORT          HairpinReason = 13
-	HairpinReasonREASON_NO_ADDRESS       HairpinReason = 14
-	HairpinReasonREASON_NO_ROUTE         HairpinReason = 15
-	HairpinReasonREASON_NOT_ATTACHED     HairpinReason = 16
-	HairpinReasonREASON_FORWARDING_OFF   HairpinReason = 17
-	HairpinReasonREASON_NEXT_HOP         HairpinReason = 18
-	HairpinReasonREASON_NO_XDP_TX        HairpinReason = 19
-	HairpinReasonREASON_PARTIAL_CHECKSUM HairpinReason = 20
-	HairpinReasonREASON_OTHER_HOST       HairpinReason = 21
-	HairpinReasonREASON_WRITE_FAILED     HairpinReason = 22
+	HairpinReasonREASON_BAD_CHECKSUM     HairpinReason = 2
+	HairpinReasonREASON_FRAGMENT_TINY    HairpinReason = 3
+	HairpinReasonREASON_FRAGMENT_OVERLAP HairpinReason = 4
+	HairpinReasonREASON_FRAGMENT_EARLY   HairpinReason = 5
+	HairpinReasonREASON_ICMP_ERROR       HairpinReason = 6
+	HairpinReasonREASON_MSS              HairpinReason = 7
+	HairpinReasonREASON_TTL_EXPIRED      HairpinReason = 8
+	HairpinReasonREASON_TOO_BIG          HairpinReason = 9
+	HairpinReasonREASON_NON_SYN          HairpinReason = 10
+	HairpinReasonREASON_BAD_HANDSHAKE    HairpinReason = 11
+	HairpinReasonREASON_ENDED            HairpinReason = 12
+	HairpinReasonREASON_NO_CONNECTION    HairpinReason = 13
+	HairpinReasonREASON_SPOOFED          HairpinReason = 14
+	HairpinReasonREASON_NOT_ALLOWED      HairpinReason = 15
+	HairpinReasonREASON_REFLECT_OFF      HairpinReason = 16
+	HairpinReasonREASON_SOURCE_LIMIT     HairpinReason = 17
+	HairpinReasonREASON_TABLE_FULL       HairpinReason = 18
+	HairpinReasonREASON_TUPLE_IN_USE     HairpinReason = 19
+	HairpinReasonREASON_NO_PORT          HairpinReason = 20
+	HairpinReasonREASON_PORT_FIXED       HairpinReason = 21
+	HairpinReasonREASON_NO_ADDRESS       HairpinReason = 22
+	HairpinReasonREASON_NO_ROUTE         HairpinReason = 23
+	HairpinReasonREASON_NOT_ATTACHED     HairpinReason = 24
+	HairpinReasonREASON_FORWARDING_OFF   HairpinReason = 25
+	HairpinReasonREASON_NEXT_HOP         HairpinReason = 26
+	HairpinReasonREASON_NO_XDP_TX        HairpinReason = 27
+	HairpinReasonREASON_PARTIAL_CHECKSUM HairpinReason = 28
+	HairpinReasonREASON_OTHER_HOST       HairpinReason = 29
+	HairpinReasonREASON_WRITE_FAILED     HairpinReason = 30
 )
 
 type HairpinReflect uint32
@@ -222,16 +255,28 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 1
+	HairpinSchemaSCHEMA HairpinSchema = 2
 )
 
 type HairpinSettings struct {
 	_              structs.HostLayout
 	TcpEstablished uint64
-	TcpTransitory  uint64
+	TcpOpening     uint64
+	TcpClosing     uint64
 	Udp            uint64
 	Icmp           uint64
+	PortHold       uint64
+	IcmpInterval   uint64
+	Told           HairpinSide
+	SourceLimit    uint32
 }
+
+type HairpinSide uint32
+
+const (
+	HairpinSideSIDE_WAN HairpinSide = 1
+	HairpinSideSIDE_LAN HairpinSide = 2
+)
 
 type HairpinStamp struct {
 	_     structs.HostLayout
@@ -271,6 +316,8 @@ const (
 	HairpinVerdictVERDICT_DROP   HairpinVerdict = 2
 	HairpinVerdictVERDICT_REFUSE HairpinVerdict = 3
 	HairpinVerdictVERDICT_SEND   HairpinVerdict = 4
+	HairpinVerdictVERDICT_HOLD   HairpinVerdict = 5
+	HairpinVerdictVERDICT_TELL   HairpinVerdict = 6
 )
 
 type HairpinVisit struct {
@@ -289,6 +336,7 @@ const (
 	HairpinMapConnEvents    = "conn_events"
 	HairpinMapConns         = "conns"
 	HairpinMapCounters      = "counters"
+	HairpinMapCrafts        = "crafts"
 	HairpinMapDocuments     = "documents"
 	HairpinMapEpochs        = "epochs"
 	HairpinMapExternals     = "externals"
@@ -297,12 +345,17 @@ const (
 	HairpinMapForwardsEmpty = "forwards_empty"
 	HairpinMapFragments     = "fragments"
 	HairpinMapHalfOpen      = "half_open"
+	HairpinMapHalfOpenOther = "half_open_other"
+	HairpinMapHeldFragments = "held_fragments"
+	HairpinMapIcmpBudgets   = "icmp_budgets"
 	HairpinMapInterfaces    = "interfaces"
 	HairpinMapLive          = "live"
 	HairpinMapRoutes        = "routes"
 	HairpinMapSchema        = "schema"
 	HairpinMapSettings      = "settings"
+	HairpinMapSources       = "sources"
 	HairpinMapSweepers      = "sweepers"
+	HairpinMapTargets       = "targets"
 	HairpinMapTxPorts       = "tx_ports"
 	HairpinMapVisits        = "visits"
 	HairpinMapWorks         = "works"
@@ -370,6 +423,7 @@ type HairpinMapSpecs struct {
 	ConnEvents    *ebpf.MapSpec `ebpf:"conn_events"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
+	Crafts        *ebpf.MapSpec `ebpf:"crafts"`
 	Documents     *ebpf.MapSpec `ebpf:"documents"`
 	Epochs        *ebpf.MapSpec `ebpf:"epochs"`
 	Externals     *ebpf.MapSpec `ebpf:"externals"`
@@ -378,12 +432,17 @@ type HairpinMapSpecs struct {
 	ForwardsEmpty *ebpf.MapSpec `ebpf:"forwards_empty"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	HalfOpen      *ebpf.MapSpec `ebpf:"half_open"`
+	HalfOpenOther *ebpf.MapSpec `ebpf:"half_open_other"`
+	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
+	IcmpBudgets   *ebpf.MapSpec `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
 	Live          *ebpf.MapSpec `ebpf:"live"`
 	Routes        *ebpf.MapSpec `ebpf:"routes"`
 	Schema        *ebpf.MapSpec `ebpf:"schema"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
+	Sources       *ebpf.MapSpec `ebpf:"sources"`
 	Sweepers      *ebpf.MapSpec `ebpf:"sweepers"`
+	Targets       *ebpf.MapSpec `ebpf:"targets"`
 	TxPorts       *ebpf.MapSpec `ebpf:"tx_ports"`
 	Visits        *ebpf.MapSpec `ebpf:"visits"`
 	Works         *ebpf.MapSpec `ebpf:"works"`
@@ -421,6 +480,7 @@ type HairpinMaps struct {
 	ConnEvents    *ebpf.Map `ebpf:"conn_events"`
 	Conns         *ebpf.Map `ebpf:"conns"`
 	Counters      *ebpf.Map `ebpf:"counters"`
+	Crafts        *ebpf.Map `ebpf:"crafts"`
 	Documents     *ebpf.Map `ebpf:"documents"`
 	Epochs        *ebpf.Map `ebpf:"epochs"`
 	Externals     *ebpf.Map `ebpf:"externals"`
@@ -429,12 +489,17 @@ type HairpinMaps struct {
 	ForwardsEmpty *ebpf.Map `ebpf:"forwards_empty"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	HalfOpen      *ebpf.Map `ebpf:"half_open"`
+	HalfOpenOther *ebpf.Map `ebpf:"half_open_other"`
+	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
+	IcmpBudgets   *ebpf.Map `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.Map `ebpf:"interfaces"`
 	Live          *ebpf.Map `ebpf:"live"`
 	Routes        *ebpf.Map `ebpf:"routes"`
 	Schema        *ebpf.Map `ebpf:"schema"`
 	Settings      *ebpf.Map `ebpf:"settings"`
+	Sources       *ebpf.Map `ebpf:"sources"`
 	Sweepers      *ebpf.Map `ebpf:"sweepers"`
+	Targets       *ebpf.Map `ebpf:"targets"`
 	TxPorts       *ebpf.Map `ebpf:"tx_ports"`
 	Visits        *ebpf.Map `ebpf:"visits"`
 	Works         *ebpf.Map `ebpf:"works"`
@@ -448,6 +513,7 @@ func (m *HairpinMaps) Close() error {
 		m.ConnEvents,
 		m.Conns,
 		m.Counters,
+		m.Crafts,
 		m.Documents,
 		m.Epochs,
 		m.Externals,
@@ -456,12 +522,17 @@ func (m *HairpinMaps) Close() error {
 		m.ForwardsEmpty,
 		m.Fragments,
 		m.HalfOpen,
+		m.HalfOpenOther,
+		m.HeldFragments,
+		m.IcmpBudgets,
 		m.Interfaces,
 		m.Live,
 		m.Routes,
 		m.Schema,
 		m.Settings,
+		m.Sources,
 		m.Sweepers,
+		m.Targets,
 		m.TxPorts,
 		m.Visits,
 		m.Works,

@@ -8,7 +8,7 @@
 #include "types.h"
 
 /* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 1 };
+enum schema { SCHEMA = 2 };
 
 /* Written once by the loader; a program of another schema leaves the pins alone. */
 struct {
@@ -130,13 +130,29 @@ struct {
 	__uint(max_entries, 1);
 } sweepers SEC(".maps");
 
-/* Two entries an opening; a flood of openings evicts only its like. */
+/* Two entries an opening; a flood of openings evicts only its like: TCP's here. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
 	__type(value, struct conn);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 32768);
 } half_open SEC(".maps");
+
+/* And those of all other protocols. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct tuple);
+	__type(value, struct conn);
+	__uint(max_entries, 32768);
+} half_open_other SEC(".maps");
+
+/* How many connections of conns a client has; who is forgotten may have as many again. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, union addr);
+	__type(value, __u32);
+	__uint(max_entries, 16384);
+} sources SEC(".maps");
 
 /* By hash of a server's address and port: the second until which a half-open connection may wait for
  * its answer. Spares every packet that is not ours the look into half_open. Written by the datapath. */
@@ -147,12 +163,46 @@ struct {
 	__uint(max_entries, 8192);
 } awaited SEC(".maps");
 
+/* Addresses that forwards lead to, written by the control plane: fragments from them or to an external
+ * address may be ours. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, union addr);
+	__type(value, __u8);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} targets SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct fragment_key);
 	__type(value, struct fragment);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 4096);
 } fragments SEC(".maps");
+
+/* Together with fragments under 2 MiB; a flood of fragments without a first evicts only its like. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct held_key);
+	__type(value, struct held_fragment);
+	__uint(max_entries, 640);
+} held_fragments SEC(".maps");
+
+/* Packets that TC puts together, by CPU: the loader makes one for each. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__uint(value_size, sizeof(struct craft));
+	__uint(max_entries, 1);
+} crafts SEC(".maps");
+
+/* By enum role. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct icmp_budget);
+	__uint(max_entries, 3);
+} icmp_budgets SEC(".maps");
 
 /* By ifindex, written by the control plane. */
 struct {

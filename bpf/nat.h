@@ -11,9 +11,21 @@
 #include "open.h"
 #include "work.h"
 
-static __always_inline enum verdict nat_verdict(struct rewrite *rw, enum reason reason)
+/* Are senders on this packet's side told why they are refused? */
+static __always_inline bool nat_tells(const struct packet *pkt)
 {
-	rw->reason = reason;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
+	const struct settings *settings = conn_settings();
+
+	return in && settings && settings->told & (in->role == ROLE_WAN ? SIDE_WAN : SIDE_LAN);
+}
+
+/* What needs an answer, or the kernel's help, is not for XDP. */
+static __always_inline enum verdict nat_verdict(struct work *work, enum reason reason)
+{
+	bool xdp = work->pkt.hook == HOOK_XDP;
+
+	work->rw.reason = reason;
 	switch (reason) {
 	case REASON_NONE:
 	case REASON_FORWARDING_OFF:
@@ -22,16 +34,23 @@ static __always_inline enum verdict nat_verdict(struct rewrite *rw, enum reason 
 	case REASON_NO_XDP_TX:
 	case REASON_PARTIAL_CHECKSUM:
 	case REASON_OTHER_HOST:
+	case REASON_MSS:
 		return VERDICT_DEFER;
-	case REASON_MALFORMED:
 	case REASON_TTL_EXPIRED:
 	case REASON_TOO_BIG:
+		return xdp ? VERDICT_DEFER : VERDICT_DROP;
+	case REASON_MALFORMED:
+	case REASON_BAD_CHECKSUM:
+	case REASON_FRAGMENT_TINY:
 	case REASON_NON_SYN:
 	case REASON_BAD_HANDSHAKE:
 	case REASON_ENDED:
+	case REASON_NO_CONNECTION:
 		return VERDICT_DROP;
-	default:
+	case REASON_SPOOFED:
 		return VERDICT_REFUSE;
+	default:
+		return xdp && nat_tells(&work->pkt) ? VERDICT_DEFER : VERDICT_REFUSE;
 	}
 }
 
@@ -40,13 +59,49 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 {
 	__u32 ifindex = conn->hop.ifindex;
 
-	if (!fib_fresh(&conn->hop, conn_now()) || pkt->ttl <= 1 || pkt->segment > conn->hop.mtu)
+	if (!fib_fresh(&conn->hop, conn_now()))
 		return REASON_NEXT_HOP;
+	if (pkt->segment > conn->hop.mtu)
+		return REASON_TOO_BIG;
 	if (__builtin_memcmp(conn->hop.local_mac, pkt->local_mac, ETH_ALEN) != 0)
 		return REASON_OTHER_HOST;
 	if (csum_maybe_partial(pkt))
 		return REASON_PARTIAL_CHECKSUM;
 	return bpf_map_lookup_elem(&tx_ports, &ifindex) ? REASON_NONE : REASON_NO_XDP_TX;
+}
+
+/* What is too long for the next hop is cut up, if it may be. */
+static __always_inline enum reason nat_fits(const struct packet *pkt, struct rewrite *rw, __u32 mtu)
+{
+	rw->mtu = mtu;
+	if (pkt->segment <= mtu)
+		return REASON_NONE;
+	return packet_divisible(pkt) ? REASON_NONE : REASON_TOO_BIG;
+}
+
+/* Asks the kernel for the way; it will resolve the neighbour. */
+static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct tuple *to)
+{
+	const struct packet *pkt = &work->pkt;
+	struct bpf_fib_lookup *fib = &work->fib;
+	struct rewrite *rw = &work->rw;
+	long result = fib_route(ctx, fib, pkt->ifindex, to, pkt->segment);
+
+	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
+		if (nat_fits(pkt, rw, fib->mtu_result) != REASON_NONE)
+			return REASON_TOO_BIG;
+		result = fib_route(ctx, fib, pkt->ifindex, to, sizeof(struct iphdr));
+	}
+	if (!fib_found(result))
+		return fib_reason(result);
+	rw->ifindex = fib->ifindex;
+	rw->gateway = fib->ipv4_dst;
+	rw->resolved = result == BPF_FIB_LKUP_RET_SUCCESS;
+	if (rw->resolved)
+		rw->mtu = fib->mtu_result;
+	__builtin_memcpy(rw->macs, fib->dmac, ETH_ALEN);
+	__builtin_memcpy(rw->macs + ETH_ALEN, fib->smac, ETH_ALEN);
+	return REASON_NONE;
 }
 
 /* Once a second a packet goes by way of the kernel's neighbour table, which keeps its entry alive; the
@@ -55,25 +110,51 @@ static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, st
 {
 	const struct packet *pkt = &work->pkt;
 	struct rewrite *rw = &work->rw;
-	struct bpf_fib_lookup *fib = &work->fib;
 	__u64 now = conn_now();
-	long result;
+	enum reason reason;
 
 	if (pkt->hook == HOOK_TC && !fib_fresh(&conn->hop, now)) {
-		result = fib_route(ctx, fib, pkt->ifindex, &conn->to, pkt->segment);
-		if (!fib_found(result))
-			return fib_reason(result);
-		if (result == BPF_FIB_LKUP_RET_SUCCESS)
-			fib_remember(&conn->hop, fib, pkt, now);
-		rw->ifindex = fib->ifindex;
-		rw->gateway = fib->ipv4_dst;
-		return REASON_NONE;
+		reason = nat_route(ctx, work, &conn->to);
+		if (reason == REASON_NONE && rw->resolved)
+			fib_remember(&conn->hop, &work->fib, pkt, now);
+		return reason;
 	}
-	if (pkt->segment > conn->hop.mtu)
-		return REASON_TOO_BIG;
 	rw->ifindex = conn->hop.ifindex;
+	rw->resolved = true;
 	__builtin_memcpy(rw->macs, conn->hop.dst_mac, sizeof(rw->macs));
-	return REASON_NONE;
+	return nat_fits(pkt, rw, conn->hop.mtu);
+}
+
+static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
+{
+	const struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return interface && interface->mss_mtu ? interface->mss_mtu : ~0u;
+}
+
+/* A SYN says how long the segments of the other direction may be: what comes in by this packet's way out
+ * has to leave by its way in, and both have their MTU. */
+static __always_inline enum reason nat_clamp_mss(const struct packet *pkt, const struct conn *conn,
+						 struct rewrite *rw)
+{
+	__u32 in, out, mtu;
+
+	if (pkt->tuple.protocol != IPPROTO_TCP || !(pkt->tcp_flags & TCP_SYN))
+		return REASON_NONE;
+	in = nat_mss_mtu(pkt->ifindex);
+	out = nat_mss_mtu(rw->ifindex);
+	mtu = in < out ? in : out;
+	if (mtu == ~0u)
+		return REASON_NONE;
+	if (conn->hop.mtu && conn->hop.mtu < mtu)
+		mtu = conn->hop.mtu;
+	rw->mss = (__u16)(mtu - sizeof(struct iphdr) - sizeof(struct tcphdr));
+	return pkt->hook == HOOK_XDP ? REASON_MSS : REASON_NONE;
+}
+
+static __always_inline __wsum nat_port_diff(const struct tuple *from, const struct tuple *to)
+{
+	return csum_fold32(csum_diff16(from->sport, to->sport) + csum_diff16(from->dport, to->dport));
 }
 
 static __always_inline void nat_rewrite(const struct packet *pkt, const struct tuple *to, struct rewrite *rw)
@@ -85,8 +166,7 @@ static __always_inline void nat_rewrite(const struct packet *pkt, const struct t
 	rw->ttl_protocol = bpf_htons((__u16)((pkt->ttl - 1) << 8 | pkt->tuple.protocol));
 	rw->address_diff = csum_fold32(addresses);
 	rw->ip_diff = csum_fold32(addresses + csum_diff16(ttl, rw->ttl_protocol));
-	rw->port_diff = csum_fold32(csum_diff16(pkt->tuple.sport, to->sport) +
-				    csum_diff16(pkt->tuple.dport, to->dport));
+	rw->port_diff = nat_port_diff(&pkt->tuple, to);
 }
 
 static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn)
@@ -107,23 +187,21 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 {
 	const struct packet *pkt = &work->pkt;
 	struct rewrite *rw = &work->rw;
-	enum reason reason = REASON_NONE;
+	enum reason reason = pkt->flaw;
 
-	if (packet_invalid(pkt))
-		return nat_verdict(rw, REASON_MALFORMED);
-	if (pkt->hook == HOOK_XDP)
-		reason = nat_xdp_limits(pkt, conn);
-	else if (pkt->ttl <= 1)
+	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
+	if (reason == REASON_NONE && pkt->hook == HOOK_XDP)
+		reason = nat_xdp_limits(pkt, conn);
 	if (reason == REASON_NONE)
 		reason = nat_next_hop(ctx, work, conn);
+	if (reason == REASON_NONE)
+		reason = nat_clamp_mss(pkt, conn, rw);
 	if (reason != REASON_NONE)
-		return nat_verdict(rw, reason);
+		return nat_verdict(work, reason);
 	conn_track(pkt, conn, half);
 	nat_count(pkt, conn);
 	nat_rewrite(pkt, &conn->to, rw);
-	if (pkt->fragment == FRAGMENT_FIRST)
-		frag_remember(work);
 	return VERDICT_SEND;
 }
 
@@ -134,12 +212,12 @@ static __always_inline enum reason nat_advance(const struct packet *pkt, const s
 	struct tuple other_key;
 	struct conn *other;
 
-	if (conn->opener != tcp || (tcp && pkt->tcp_flags & (TCP_SYN | TCP_RST)))
+	if (conn->opener != tcp || (tcp && pkt->tcp_flags & (TCP_SYN | TCP_RST)) || pkt->fragment == FRAGMENT_LATER)
 		return REASON_NONE;
 	tuple_reverse(&conn->to, &other_key);
 	if (!tcp)
 		return conn_promote(&other_key, &pkt->tuple);
-	other = bpf_map_lookup_elem(&half_open, &other_key);
+	other = conn_half_open(&other_key);
 	if (!other || !conn_handshake_done(pkt, conn, other))
 		return REASON_BAD_HANDSHAKE;
 	return conn_promote(&pkt->tuple, &other_key);
@@ -151,10 +229,10 @@ static __always_inline enum verdict nat_follow_half(void *ctx, struct work *work
 	enum reason reason = REASON_NONE;
 	struct conn *moved;
 
-	if (!packet_invalid(pkt))
+	if (pkt->flaw == REASON_NONE)
 		reason = nat_advance(pkt, conn);
 	if (reason != REASON_NONE)
-		return nat_verdict(&work->rw, reason);
+		return nat_verdict(work, reason);
 	moved = conn_established(&pkt->tuple);
 	return nat_follow(ctx, work, moved ? moved : conn, !moved);
 }
@@ -163,7 +241,6 @@ static __always_inline enum verdict nat_follow_half(void *ctx, struct work *work
 static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct rewrite *rw = &work->rw;
 	struct conn *conn = conn_established(&pkt->tuple);
 	bool half = !conn;
 	struct external *external;
@@ -174,26 +251,27 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 		return nat_follow(ctx, work, conn, false);
 	external = bpf_map_lookup_elem(&externals, &pkt->tuple.dst);
 	if (half && !external && !conn_awaited(&pkt->tuple))
-		return nat_verdict(rw, REASON_NONE);
+		return nat_verdict(work, REASON_NONE);
 	if (half)
-		conn = bpf_map_lookup_elem(&half_open, &pkt->tuple);
+		conn = conn_half_open(&pkt->tuple);
 	if (half && conn && !conn_stale(pkt, conn, true))
 		return nat_follow_half(ctx, work, conn);
 	/* What a server still says on a connection that is over must not leave with its own address. */
 	if (conn && !conn->opener)
-		return nat_verdict(rw, REASON_ENDED);
-	if (!external)
-		return nat_verdict(rw, REASON_NONE);
+		return nat_verdict(work, REASON_ENDED);
+	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
+	if (!external || (pkt->tuple.protocol == IPPROTO_ICMP && !pkt->opens))
+		return nat_verdict(work, REASON_NONE);
 	if (pkt->broken)
-		return nat_verdict(rw, REASON_MALFORMED);
+		return nat_verdict(work, REASON_MALFORMED);
 	forward = forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport);
-	if (!forward)
-		return nat_verdict(rw, REASON_NONE);
+	if (!forward || open_routers_own(ctx, work))
+		return nat_verdict(work, REASON_NONE);
 	reason = open_connection(ctx, work, external, forward);
 	if (reason != REASON_NONE)
-		return nat_verdict(rw, reason);
-	conn = bpf_map_lookup_elem(&half_open, &pkt->tuple);
+		return nat_verdict(work, reason);
+	conn = conn_half_open(&pkt->tuple);
 	if (!conn)
-		return nat_verdict(rw, REASON_TABLE_FULL);
+		return nat_verdict(work, REASON_TABLE_FULL);
 	return nat_follow(ctx, work, conn, true);
 }

@@ -8,8 +8,9 @@
 #include "forward.h"
 #include "work.h"
 
-/* RFC 6056: bounded; with half of all ports taken 32 misses in a row are one in four thousand million. */
-enum { PORT_TRIES = 32, PORT_LOWEST = 1024 };
+/* RFC 6056: bounded; with half of all ports taken 32 misses in a row are one in four thousand million. The
+ * last of them take either parity. */
+enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
 
 static __always_inline bool addr_in_prefix(const union addr *addr, const struct interface_address *prefix)
 {
@@ -87,23 +88,50 @@ static __always_inline bool open_reflects(const struct packet *pkt, const struct
 	return forward->reflect == REFLECT_ROUTER || out_ifindex == pkt->ifindex;
 }
 
+static __always_inline void open_socket_tuple(const struct tuple *packet, struct bpf_sock_tuple *tuple)
+{
+	tuple->ipv4.saddr = packet->src.word[3];
+	tuple->ipv4.daddr = packet->dst.word[3];
+	tuple->ipv4.sport = packet->sport;
+	tuple->ipv4.dport = packet->dport;
+}
+
+/* Is this the answer to a connection that the router itself has made? A forward of all ports must not take
+ * it. */
+static __noinline bool open_routers_own(void *ctx, struct work *work)
+{
+	const struct tuple *packet = &work->pkt.tuple;
+	struct bpf_sock_tuple *tuple = &work->sock;
+	struct bpf_sock *sock = NULL;
+	bool connected;
+
+	open_socket_tuple(packet, tuple);
+	if (packet->protocol == IPPROTO_TCP)
+		sock = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+	else if (packet->protocol == IPPROTO_UDP)
+		sock = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!sock)
+		return false;
+	connected = sock->dst_port != 0;
+	bpf_sk_release(sock);
+	return connected;
+}
+
 /* Would a reflected connection's answers be taken for those of a socket or a forward of the router? */
 static __always_inline bool open_port_taken(void *ctx, struct work *work)
 {
 	const struct tuple *answer = &work->open.answer;
-	struct bpf_sock_tuple *tuple = &work->sock;
 	struct external *external = bpf_map_lookup_elem(&externals, &answer->dst);
-	struct bpf_sock *sock;
+	struct bpf_sock_tuple *tuple = &work->sock;
+	struct bpf_sock *sock = NULL;
 
 	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
 		return true;
-	tuple->ipv4.saddr = answer->src.word[3];
-	tuple->ipv4.daddr = answer->dst.word[3];
-	tuple->ipv4.sport = answer->sport;
-	tuple->ipv4.dport = answer->dport;
+	open_socket_tuple(answer, tuple);
+	/* TCP's answers also go to sockets that are just opening or closing. */
 	if (answer->protocol == IPPROTO_TCP)
 		sock = bpf_skc_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
-	else
+	else if (answer->protocol == IPPROTO_UDP)
 		sock = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
 		return false;
@@ -117,16 +145,29 @@ struct port_search {
 	enum reason reason;
 };
 
+/* Of the same range and parity as the client's (RFC 4787 REQ-3a, REQ-4), else unpredictable. */
+static __always_inline __be16 open_draw_port(__be16 client, bool any_parity)
+{
+	__u32 kept = bpf_ntohs(client), random = bpf_get_prandom_u32();
+	__u32 port = kept < PORT_LOWEST ? random % PORT_LOWEST
+					: PORT_LOWEST + random % (PORTS_ALL - PORT_LOWEST);
+
+	if (!any_parity)
+		port = (port & ~1u) | (kept & 1);
+	return bpf_htons((__u16)(port ? port : 2));
+}
+
 /* One try; 1 ends the search. */
 static long open_try_port(__u32 index, struct port_search *search)
 {
-	struct opening *open = &search->work->open;
+	struct work *work = search->work;
+	struct opening *open = &work->open;
 
 	if (index > 0)
-		open->answer.dport = bpf_htons(PORT_LOWEST + bpf_get_prandom_u32() % (65536 - PORT_LOWEST));
-	if (open_port_taken(search->ctx, search->work))
+		open->answer.dport = open_draw_port(work->pkt.tuple.sport, index > PORT_PARITY_TRIES);
+	if (open_port_taken(search->ctx, work))
 		return 0;
-	search->reason = conn_reserve(search->work, &open->answer, &open->conn);
+	search->reason = conn_reserve(work, &open->answer, &open->conn);
 	return search->reason == REASON_NONE;
 }
 
@@ -135,9 +176,12 @@ static long open_try_port(__u32 index, struct port_search *search)
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
+	bool fixed = !work->pkt.l4.ports_length;
 
-	bpf_loop(PORT_TRIES, open_try_port, &search, 0);
-	return search.reason == REASON_NONE ? REASON_NONE : REASON_NO_PORT;
+	bpf_loop(fixed ? 1 : PORT_TRIES, open_try_port, &search, 0);
+	if (search.reason == REASON_NONE)
+		return REASON_NONE;
+	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
 }
 
 /* May this packet become a connection of this forward at all? */
@@ -146,9 +190,9 @@ static __always_inline enum reason open_permitted(void *ctx, struct work *work, 
 {
 	const struct packet *pkt = &work->pkt;
 
-	if (pkt->malformed)
-		return REASON_MALFORMED;
-	if (!packet_opens(pkt))
+	if (pkt->flaw != REASON_NONE)
+		return pkt->flaw;
+	if (!pkt->opens)
 		return REASON_NON_SYN;
 	if (pkt->hook == HOOK_XDP && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0)
 		return REASON_OTHER_HOST;
@@ -158,7 +202,7 @@ static __always_inline enum reason open_permitted(void *ctx, struct work *work, 
 		return REASON_NOT_ALLOWED;
 	if (in->role == ROLE_LAN && forward->reflect == REFLECT_OFF)
 		return REASON_REFLECT_OFF;
-	return REASON_NONE;
+	return conn_too_many(&pkt->tuple.src) ? REASON_SOURCE_LIMIT : REASON_NONE;
 }
 
 /* The way to the target, and by it the answerer's key: whom the server sees and will answer. */
@@ -175,7 +219,7 @@ static __always_inline enum reason open_route(void *ctx, struct work *work, cons
 	*way = pkt->tuple;
 	way->dst = forward->target;
 	way->dport = bpf_htons((__u16)(bpf_ntohs(way->dport) + forward->port_shift));
-	result = fib_route(ctx, &work->fib, pkt->ifindex, way, pkt->segment);
+	result = fib_route(ctx, &work->fib, pkt->ifindex, way, sizeof(struct iphdr));
 	if (!fib_found(result))
 		return fib_reason(result);
 	open->neighbour = result == BPF_FIB_LKUP_RET_SUCCESS;
@@ -224,10 +268,10 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work)
 	conn->opener = 1;
 	if (open->neighbour)
 		fib_remember(&conn->hop, &work->fib, pkt, conn->last_seen);
-	if (bpf_map_update_elem(&half_open, &pkt->tuple, conn, BPF_NOEXIST) == 0)
+	if (bpf_map_update_elem(conn_half_table(pkt->tuple.protocol), &pkt->tuple, conn, BPF_NOEXIST) == 0)
 		count_event(CONN_OPENED);
 	else	/* another CPU was first: its entries count */
-		bpf_map_delete_elem(&half_open, &open->answer);
+		bpf_map_delete_elem(conn_half_table(pkt->tuple.protocol), &open->answer);
 	return REASON_NONE;
 }
 

@@ -18,10 +18,45 @@ enum hook { HOOK_TC, HOOK_XDP };
 enum fragment_kind { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
 enum tcp_flag { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10 };
-enum { TCP_FLAGS_OFFSET = 13, IP_MORE_FRAGMENTS = 0x2000, IP_OFFSET_MASK = 0x1fff };
+enum { TCP_FLAGS_OFFSET = 13, SCTP_HEADER = 12, SCTP_INIT = 1 };
+enum { IP_RESERVED = 0x8000, IP_DONT_FRAGMENT = 0x4000, IP_MORE_FRAGMENTS = 0x2000, IP_OFFSET_MASK = 0x1fff };
 
-/* Longest Ethernet, IPv4 and TCP headers together. */
-enum { PACKET_HEADERS_MAX = sizeof(struct ethhdr) + 60 + 60 };
+/* RFC 792; linux/icmp.h would bring the C library with it. */
+enum icmp_type {
+	ICMP_ECHOREPLY = 0,
+	ICMP_DEST_UNREACH = 3,
+	ICMP_ECHO = 8,
+	ICMP_TIME_EXCEEDED = 11,
+	ICMP_PARAMETERPROB = 12,
+};
+
+struct icmphdr {
+	__u8 type, code;
+	__sum16 checksum;
+	__be16 id;		/* of a query */
+	__be16 mtu;		/* of Frag Needed, RFC 1191 */
+};
+
+/* Longest Ethernet, IPv4 and TCP headers together, or of an ICMP error and what it quotes. */
+enum { PACKET_HEADERS_MAX = sizeof(struct ethhdr) + 60 + sizeof(struct icmphdr) + 60 + sizeof(struct tcphdr) };
+
+/* What of a transport header concerns translation; offsets are from the first byte of the frame. */
+struct transport {
+	__u16 off;
+	__u16 ports_off;	/* of both ports, or of an ICMP query's id */
+	__u16 check_off;	/* 0: no checksum here that covers what is changed */
+	__sum16 check;
+	__u8 ports_length;	/* 4: both ports, 2: an id, 0: nothing that may be changed */
+	bool pseudo;		/* the checksum covers the addresses */
+};
+
+/* The packet inside an ICMP error, as it left the router. */
+struct quote {
+	struct tuple tuple;
+	struct transport l4;
+	__u16 l3_off;
+	__sum16 ip_check;
+};
 
 struct packet {
 	struct tuple tuple;
@@ -32,17 +67,23 @@ struct packet {
 	__u32 segment;		/* longest IP packet that this is on the wire */
 	__u32 seq, ack;		/* TCP, host order */
 	__u32 seq_length;	/* TCP: sequence space it takes */
-	__u16 l3_off, l4_off;
-	__u16 l4_check_off;	/* 0: no transport checksum here */
-	__sum16 l4_check;
+	enum reason flaw;	/* ports are good, but it must not be sent on; NONE: sound */
+	__u16 l3_off;
+	struct transport l4;
+	struct fragment_range piece;	/* of a fragment: what it brings */
 	__be16 id;
 	__u8 local_mac[6];
 	__u8 ttl;
 	__u8 tcp_flags;		/* FIN, SYN, RST, ACK only */
+	__u8 tcp_header;	/* its length, with options */
 	__u8 fragment;		/* enum fragment_kind */
 	__u8 hook;		/* set by the hook: enum hook */
-	bool malformed;		/* ports are good, the rest of the transport header is not */
+	bool last;		/* of a fragment: nothing comes behind it */
+	bool dont_fragment;
+	bool icmp_error;
+	bool opens;		/* may open a connection */
 	bool broken;		/* no ports: lengths that no stack would accept */
+	struct quote quote;	/* of an ICMP error, else not set */
 };
 
 static __always_inline void addr_from_v4(union addr *addr, __be32 v4)
@@ -67,16 +108,81 @@ static __always_inline bool tcp_flags_valid(__u8 flags)
 	return flags & (TCP_ACK | TCP_RST);
 }
 
-/* Must not be sent on, whatever it belongs to. */
-static __always_inline bool packet_invalid(const struct packet *pkt)
+static __always_inline __u32 packet_header(const struct packet *pkt)
 {
-	return pkt->malformed || pkt->broken;
+	return pkt->l4.off - pkt->l3_off;
 }
 
-/* TCP connections begin with a SYN (RFC 7857 section 2), all others with any packet. */
-static __always_inline bool packet_opens(const struct packet *pkt)
+/* TC would have to cut it up: only what has no IP options, whose copying has rules of its own, and of GSO
+ * packets only TCP's. */
+static __always_inline bool packet_divisible(const struct packet *pkt)
 {
-	return pkt->tuple.protocol != IPPROTO_TCP || pkt->tcp_flags == TCP_SYN;
+	return !pkt->dont_fragment && packet_header(pkt) == sizeof(struct iphdr) &&
+	       (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP);
+}
+
+/* Nothing behind the header's first byte is known to a later fragment. */
+static __always_inline void *packet_reach(void *l4, void *data_end, __u32 available, __u32 wanted)
+{
+	return available >= wanted && l4 + wanted <= data_end ? l4 : NULL;
+}
+
+/* The connection that an ICMP query belongs to: its id is the port of the side that asks. */
+static __always_inline bool packet_query(struct icmphdr *icmp, __u16 off, struct tuple *tuple,
+					 struct transport *l4)
+{
+	if (icmp->type == ICMP_ECHO)
+		tuple->sport = icmp->id;
+	else if (icmp->type == ICMP_ECHOREPLY)
+		tuple->dport = icmp->id;
+	else
+		return false;
+	l4->ports_off = off + offsetof(struct icmphdr, id);
+	l4->ports_length = sizeof(icmp->id);
+	l4->check_off = off + offsetof(struct icmphdr, checksum);
+	l4->check = icmp->checksum;
+	return true;
+}
+
+/* Ports and checksum of a transport header, of which a quote may hold no more than 8 bytes. False: not
+ * even these. */
+static __always_inline bool packet_ports(void *header, void *data_end, __u32 available, __u16 off,
+					 struct tuple *tuple, struct transport *l4)
+{
+	__be16 *ports = packet_reach(header, data_end, available, 2 * sizeof(*ports));
+	__u16 check = tuple->protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check)
+						      : offsetof(struct udphdr, check);
+	__sum16 *sum = packet_reach(header, data_end, available, check + sizeof(*sum));
+
+	if (!ports)
+		return false;
+	l4->off = off;
+	if (tuple->protocol != IPPROTO_UDPLITE) {
+		tuple->sport = ports[0];
+		tuple->dport = ports[1];
+		l4->ports_off = off;
+		l4->ports_length = tuple->protocol == IPPROTO_SCTP ? 0 : 2 * sizeof(*ports);
+	}
+	/* CRC32c of SCTP covers no address. RFC 768: zero of UDP means that the sender did not compute one. */
+	if (!sum || tuple->protocol == IPPROTO_SCTP)
+		return true;
+	l4->check = *(__sum16 *)((void *)sum + check);
+	l4->pseudo = true;
+	if (l4->check || tuple->protocol != IPPROTO_UDP)
+		l4->check_off = off + check;
+	return true;
+}
+
+static __always_inline bool packet_has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
+	       protocol == IPPROTO_UDPLITE;
+}
+
+/* Translated by address alone: nothing in them depends on it. */
+static __always_inline bool packet_opaque(__u8 protocol)
+{
+	return protocol == IPPROTO_GRE || protocol == IPPROTO_ESP || protocol == IPPROTO_IPIP;
 }
 
 static __always_inline void packet_parse_tcp(struct tcphdr *tcp, void *data_end, __u32 available,
@@ -84,19 +190,18 @@ static __always_inline void packet_parse_tcp(struct tcphdr *tcp, void *data_end,
 {
 	__u32 header;
 
-	pkt->malformed = true;
-	if ((void *)(tcp + 1) > data_end || available < sizeof(*tcp))
+	if (!packet_reach(tcp, data_end, available, sizeof(*tcp)))
 		return;
 	header = tcp->doff * 4;
 	pkt->tcp_flags = *((__u8 *)tcp + TCP_FLAGS_OFFSET) & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
 	if (header < sizeof(*tcp) || header > available || !tcp_flags_valid(pkt->tcp_flags))
 		return;
-	pkt->malformed = false;
+	pkt->flaw = REASON_NONE;
+	pkt->opens = pkt->tcp_flags == TCP_SYN;
+	pkt->tcp_header = (__u8)header;
 	pkt->seq = bpf_ntohl(tcp->seq);
 	pkt->ack = bpf_ntohl(tcp->ack_seq);
 	pkt->seq_length = available - header + !!(pkt->tcp_flags & TCP_SYN) + !!(pkt->tcp_flags & TCP_FIN);
-	pkt->l4_check = tcp->check;
-	pkt->l4_check_off = pkt->l4_off + offsetof(struct tcphdr, check);
 	if (pkt->gso_size)
 		pkt->segment = pkt->length - available + header + pkt->gso_size;
 }
@@ -106,49 +211,149 @@ static __always_inline void packet_parse_udp(struct udphdr *udp, void *data_end,
 {
 	__u32 length;
 
-	pkt->malformed = true;
-	if ((void *)(udp + 1) > data_end || available < sizeof(*udp))
+	if (!packet_reach(udp, data_end, available, sizeof(*udp)))
 		return;
 	length = bpf_ntohs(udp->len);
-	if (length < sizeof(*udp) || (length > available && pkt->fragment == FRAGMENT_NONE))
+	/* Of UDP-Lite this is the checksum's coverage, RFC 3828. */
+	if (pkt->tuple.protocol == IPPROTO_UDP &&
+	    (length < sizeof(*udp) || (length > available && pkt->fragment == FRAGMENT_NONE)))
 		return;
-	pkt->malformed = false;
-	pkt->l4_check = udp->check;
-	/* RFC 768: zero means that the sender did not compute one. */
-	if (udp->check)
-		pkt->l4_check_off = pkt->l4_off + offsetof(struct udphdr, check);
+	pkt->flaw = REASON_NONE;
+	pkt->opens = true;
 	if (pkt->gso_size)
 		pkt->segment = pkt->length - available + sizeof(*udp) + pkt->gso_size;
 }
 
-static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 available, struct packet *pkt)
+/* RFC 9260 3.3.2: an association begins with an INIT chunk and no verification tag. */
+static __always_inline void packet_parse_sctp(void *sctp, void *data_end, __u32 available, struct packet *pkt)
 {
-	__be16 *ports = l4;
+	__be32 *words = packet_reach(sctp, data_end, available, SCTP_HEADER);
+	__u8 *chunk = packet_reach(sctp, data_end, available, SCTP_HEADER + 4);
+
+	if (!words)
+		return;
+	pkt->flaw = REASON_NONE;
+	pkt->opens = chunk && !words[1] && chunk[SCTP_HEADER] == SCTP_INIT;
+	/* Its GSO packets carry no size; the kernel splits them where their sender did. */
+	if (pkt->gso_size)
+		pkt->segment = 0;
+}
+
+/* The packet that an ICMP error is about. False: of no concern to translation. */
+static __always_inline bool packet_parse_quote(struct iphdr *ip, void *data_end, __u32 available, __u16 off,
+					       struct packet *pkt)
+{
+	struct quote *quote = &pkt->quote;
+	struct icmphdr *icmp;
+	__u32 header;
+	void *l4;
+
+	__builtin_memset(quote, 0, sizeof(*quote));
+	pkt->broken = true;
+	if (!packet_reach(ip, data_end, available, sizeof(*ip)) || ip->version != 4)
+		return true;
+	header = ip->ihl * 4;
+	if (header < sizeof(*ip) || header + sizeof(*icmp) > available)
+		return true;
+	quote->l3_off = off;
+	quote->ip_check = ip->check;
+	quote->l4.off = off + header;
+	quote->tuple.protocol = ip->protocol;
+	addr_from_v4(&quote->tuple.src, ip->saddr);
+	addr_from_v4(&quote->tuple.dst, ip->daddr);
+	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK))
+		return false;
+	l4 = (void *)ip + header;
+	icmp = packet_reach(l4, data_end, available - header, sizeof(*icmp));
+	pkt->broken = !icmp;
+	if (!icmp || packet_opaque(quote->tuple.protocol))
+		return true;
+	if (quote->tuple.protocol == IPPROTO_ICMP)
+		return packet_query(icmp, quote->l4.off, &quote->tuple, &quote->l4);
+	return packet_has_ports(quote->tuple.protocol) &&
+	       packet_ports(l4, data_end, available - header, quote->l4.off, &quote->tuple, &quote->l4);
+}
+
+/* False: of no concern to translation, as redirects or router advertisements. */
+static __always_inline bool packet_parse_icmp(struct icmphdr *icmp, void *data_end, __u32 available,
+					      struct packet *pkt)
+{
+	if (!packet_reach(icmp, data_end, available, sizeof(*icmp)))
+		return false;
+	pkt->flaw = REASON_NONE;
+	pkt->opens = icmp->type == ICMP_ECHO && icmp->code == 0;
+	if (packet_query(icmp, pkt->l4.off, &pkt->tuple, &pkt->l4))
+		return true;
+	if (icmp->type != ICMP_DEST_UNREACH && icmp->type != ICMP_TIME_EXCEEDED &&
+	    icmp->type != ICMP_PARAMETERPROB)
+		return false;
+	pkt->icmp_error = true;
+	pkt->l4.check_off = pkt->l4.off + offsetof(struct icmphdr, checksum);
+	pkt->l4.check = icmp->checksum;
+	if (pkt->fragment != FRAGMENT_NONE)
+		pkt->flaw = REASON_MALFORMED;
+	return packet_parse_quote((void *)(icmp + 1), data_end, available - sizeof(*icmp),
+				  pkt->l4.off + sizeof(*icmp), pkt);
+}
+
+/* Any protocol with ports; flaw is set until its own parser has found it sound. */
+static __always_inline void packet_parse_ported(void *l4, void *data_end, __u32 available, struct packet *pkt)
+{
 	__u8 protocol = pkt->tuple.protocol;
 
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
-		return false;
-	if (pkt->fragment == FRAGMENT_LATER)
-		return true;
-	if ((void *)(ports + 2) > data_end || available < 2 * sizeof(*ports)) {
+	if (!packet_ports(l4, data_end, available, pkt->l4.off, &pkt->tuple, &pkt->l4)) {
 		pkt->broken = true;
-		return true;
+		return;
 	}
-	pkt->tuple.sport = ports[0];
-	pkt->tuple.dport = ports[1];
 	if (protocol == IPPROTO_TCP)
 		packet_parse_tcp(l4, data_end, available, pkt);
+	else if (protocol == IPPROTO_SCTP)
+		packet_parse_sctp(l4, data_end, available, pkt);
 	else
 		packet_parse_udp(l4, data_end, available, pkt);
+	if (protocol == IPPROTO_UDPLITE)
+		return;
 	if (!pkt->tuple.sport)
-		pkt->malformed = true;
+		pkt->flaw = REASON_MALFORMED;
 	pkt->broken = !pkt->tuple.dport;
+}
+
+/* False: a protocol that hairpin has nothing to do with. */
+static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 available, struct packet *pkt)
+{
+	__u8 protocol = pkt->tuple.protocol;
+	bool opaque = packet_opaque(protocol);
+
+	if (pkt->fragment == FRAGMENT_LATER || opaque) {
+		pkt->opens = opaque && pkt->fragment != FRAGMENT_LATER;
+		return opaque || protocol == IPPROTO_ICMP || packet_has_ports(protocol);
+	}
+	if (protocol != IPPROTO_ICMP && !packet_has_ports(protocol))
+		return false;
+	pkt->flaw = pkt->fragment == FRAGMENT_FIRST ? REASON_FRAGMENT_TINY : REASON_MALFORMED;
+	if (protocol == IPPROTO_ICMP)
+		return packet_parse_icmp(l4, data_end, available, pkt);
+	packet_parse_ported(l4, data_end, available, pkt);
 	return true;
+}
+
+/* What of its datagram a fragment brings. False: no datagram is put together like that. */
+static __always_inline bool packet_parse_piece(__u16 frag_off, __u32 available, struct packet *pkt)
+{
+	__u32 start = frag_off & IP_OFFSET_MASK;
+
+	pkt->last = !(frag_off & IP_MORE_FRAGMENTS);
+	pkt->piece.start = (__u16)start;
+	pkt->piece.end = (__u16)(start + (available + 7) / 8);
+	pkt->fragment = start ? FRAGMENT_LATER : FRAGMENT_FIRST;
+	return available && !pkt->dont_fragment && (pkt->last || available % 8 == 0) &&
+	       packet_header(pkt) + start * 8 + available <= 0xffff;
 }
 
 static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, struct packet *pkt)
 {
-	__u32 header;
+	__u32 header, available;
+	bool sound, known;
 	__u16 frag_off;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 4)
@@ -158,22 +363,27 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 		return false;
 	pkt->length = bpf_ntohs(ip->tot_len);
 	frag_off = bpf_ntohs(ip->frag_off);
-	if (frag_off & IP_OFFSET_MASK)
-		pkt->fragment = FRAGMENT_LATER;
-	else if (frag_off & IP_MORE_FRAGMENTS)
-		pkt->fragment = FRAGMENT_FIRST;
+	pkt->dont_fragment = frag_off & IP_DONT_FRAGMENT;
 	pkt->segment = pkt->length;
 	pkt->id = ip->id;
 	pkt->ttl = ip->ttl;
-	pkt->l4_off = pkt->l3_off + header;
+	pkt->l4.off = pkt->l3_off + header;
 	addr_from_v4(&pkt->tuple.src, ip->saddr);
 	addr_from_v4(&pkt->tuple.dst, ip->daddr);
 	pkt->tuple.protocol = ip->protocol;
 	if (pkt->length < header || pkt->length > pkt->frame_length - pkt->l3_off) {
 		pkt->broken = true;
+		pkt->flaw = REASON_MALFORMED;
 		return true;
 	}
-	return packet_parse_l4((void *)ip + header, data_end, pkt->length - header, pkt);
+	available = pkt->length - header;
+	sound = !(frag_off & IP_RESERVED);
+	if (frag_off & (IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
+		sound &= packet_parse_piece(frag_off, available, pkt);
+	known = packet_parse_l4((void *)ip + header, data_end, available, pkt);
+	if (!sound)
+		pkt->flaw = REASON_MALFORMED;
+	return known;
 }
 
 /* False: nothing hairpin could have to do with, or headers no stack would forward. */

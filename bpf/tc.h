@@ -5,9 +5,32 @@
 
 #include <linux/pkt_cls.h>
 
-#include "nat.h"
+#include "hold.h"
+#include "icmp.h"
+#include "tell.h"
 
-enum { PACKET_TO_US = 0 };	/* PACKET_HOST of linux/if_packet.h */
+enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
+enum { RESEGMENT_STEP = 2048, RESEGMENT_STEPS = 32 };
+enum tcp_option { TCPOPT_EOL = 0, TCPOPT_NOP = 1, TCPOPT_MSS = 2, TCPOLEN_MSS = 4, TCP_OPTIONS_MAX = 40 };
+
+/* Since Linux 6.9 generic XDP may leave an skb whose data begins with its IP header: what it passes on has to
+ * get its Ethernet header back. False: it has none. */
+static __always_inline bool tc_reach_ethernet(struct __sk_buff *skb)
+{
+	struct ethhdr *eth = (void *)(long)skb->data, saved;
+
+	/* The first octet of most MAC addresses cannot be that of an IP header. */
+	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
+	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
+		return true;
+	if (bpf_skb_load_bytes_relative(skb, 0, &saved, sizeof(saved), BPF_HDR_START_MAC) != 0 ||
+	    saved.h_proto != skb->protocol)
+		return false;
+	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && __builtin_memcmp(eth, &saved, sizeof(saved)) == 0)
+		return true;
+	return bpf_skb_change_head(skb, sizeof(saved), 0) == 0 &&
+	       bpf_skb_store_bytes(skb, 0, &saved, sizeof(saved), 0) == 0;
+}
 
 /* Brings all headers into reach of pointers. */
 static __always_inline bool tc_pull(struct __sk_buff *skb)
@@ -17,25 +40,62 @@ static __always_inline bool tc_pull(struct __sk_buff *skb)
 	return skb->data + wanted <= skb->data_end || bpf_skb_pull_data(skb, wanted) == 0;
 }
 
+/* What an ICMP error quotes; its own checksum is the outer packet's affair. */
+static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct quote *quote,
+					   const struct rewrite *rw)
+{
+	__be32 addresses[2] = { rw->quoted.src.word[3], rw->quoted.dst.word[3] };
+	__be16 ports[2] = { rw->quoted.sport, rw->quoted.dport };
+	__be16 id = rw->quoted.sport | rw->quoted.dport;
+	__u32 ip = quote->l3_off;
+	long err;
+
+	err = bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, check), &rw->quoted_ip_check, 2, 0);
+	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses, sizeof(addresses), 0);
+	if (quote->l4.check_off)
+		err |= bpf_skb_store_bytes(skb, quote->l4.check_off, &rw->quoted_check, 2, 0);
+	if (quote->l4.ports_length == sizeof(ports))
+		err |= bpf_skb_store_bytes(skb, quote->l4.ports_off, ports, sizeof(ports), 0);
+	else if (quote->l4.ports_length)
+		err |= bpf_skb_store_bytes(skb, quote->l4.ports_off, &id, sizeof(id), 0);
+	return err;
+}
+
 static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet *pkt, const struct rewrite *rw)
 {
 	__be32 addresses[2] = { rw->to.src.word[3], rw->to.dst.word[3] };
 	__be16 ports[2] = { rw->to.sport, rw->to.dport };
+	__be16 id = rw->to.sport | rw->to.dport;
 	__u64 mangled = pkt->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 ip = pkt->l3_off;
 	long err = 0;
 
-	if (pkt->l4_check_off) {
-		err |= bpf_l4_csum_replace(skb, pkt->l4_check_off, 0, rw->address_diff,
+	if (pkt->l4.check_off && pkt->l4.pseudo)
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->address_diff,
 					   BPF_F_PSEUDO_HDR | mangled);
-		err |= bpf_l4_csum_replace(skb, pkt->l4_check_off, 0, rw->port_diff, mangled);
-	}
-	if (pkt->fragment != FRAGMENT_LATER)
-		err |= bpf_skb_store_bytes(skb, pkt->l4_off, ports, sizeof(ports), 0);
+	if (pkt->l4.check_off && rw->port_diff)
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->port_diff, mangled);
+	if (pkt->l4.ports_length == sizeof(ports))
+		err |= bpf_skb_store_bytes(skb, pkt->l4.ports_off, ports, sizeof(ports), 0);
+	else if (pkt->l4.ports_length)
+		err |= bpf_skb_store_bytes(skb, pkt->l4.ports_off, &id, sizeof(id), 0);
+	if (pkt->icmp_error)
+		err |= tc_write_quote(skb, &pkt->quote, rw);
 	err |= bpf_l3_csum_replace(skb, ip + offsetof(struct iphdr, check), 0, rw->ip_diff, 0);
 	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, ttl), &rw->ttl_protocol, 2, 0);
 	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses, sizeof(addresses), 0);
 	return err == 0;
+}
+
+/* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
+static __noinline bool tc_icmp_sound(struct __sk_buff *skb, const struct packet *pkt)
+{
+	struct craft *craft = craft_get();
+	__u32 icmp = packet_header(pkt), quoted = pkt->quote.l3_off - pkt->l3_off;
+	__u32 behind = pkt->quote.l4.off - pkt->l3_off;
+
+	return craft && craft_load(skb, craft, pkt->l3_off, pkt->length) &&
+	       craft_sum(craft, icmp, pkt->length) == 0xffff && craft_sum(craft, quoted, behind) == 0xffff;
 }
 
 static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
@@ -47,4 +107,114 @@ static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite 
 	if (bpf_skb_store_bytes(skb, 0, rw->macs, sizeof(rw->macs), 0) != 0)
 		return TC_ACT_SHOT;
 	return bpf_redirect(rw->ifindex, 0);
+}
+
+struct tc_resegment {
+	struct __sk_buff *skb;
+	__u32 excess;
+};
+
+/* Making room shortens the segments of a GSO packet, which taking it away again need not undo. */
+static long tc_resegment_step(__u32 index, struct tc_resegment *work)
+{
+	__u32 step = work->excess < RESEGMENT_STEP ? work->excess : RESEGMENT_STEP;
+
+	(void)index;
+	if (bpf_skb_adjust_room(work->skb, (__s32)step, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_NO_CSUM_RESET) != 0 ||
+	    bpf_skb_adjust_room(work->skb, -(__s32)step, BPF_ADJ_ROOM_NET,
+				BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET) != 0)
+		return 1;
+	work->excess -= step;
+	return !work->excess;
+}
+
+/* Too long without DF: TCP that is still to be segmented gets shorter segments, all else is cut up. True:
+ * it has been sent. */
+static __noinline bool tc_shorten(struct __sk_buff *skb, struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+	struct tc_resegment resegment = { .skb = skb, .excess = pkt->segment - work->rw.mtu };
+	struct craft *craft = craft_get();
+	__u16 *check;
+
+	if (pkt->gso_size) {
+		bpf_loop(RESEGMENT_STEPS, tc_resegment_step, &resegment, 0);
+		return false;
+	}
+	if (!craft || !work->rw.resolved || !craft_load(skb, craft, pkt->l3_off, pkt->length))
+		return false;
+	if (craft_partial(skb, &pkt->l4)) {
+		check = (__u16 *)&craft->packet[(pkt->l4.check_off - pkt->l3_off) & (CRAFT_PIECE - 1)];
+		*check = ~craft_sum(craft, packet_header(pkt), pkt->length);
+		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
+			*check = 0xffff;
+	}
+	if (craft_begin(skb, pkt))
+		craft_send(skb, work, craft, pkt->length);
+	return true;
+}
+
+/* Where in the options the value of the MSS is; 0: nowhere. */
+static __always_inline __u32 tc_find_mss(const __u8 *options, __u32 length)
+{
+	__u32 at = 0;
+
+	for (int i = 0; i < TCP_OPTIONS_MAX && at + TCPOLEN_MSS <= length; i++) {
+		if (at > TCP_OPTIONS_MAX - TCPOLEN_MSS)
+			return 0;
+		if (options[at] == TCPOPT_MSS && options[at + 1] == TCPOLEN_MSS)
+			return at + 2;
+		if (options[at] == TCPOPT_EOL || (options[at] != TCPOPT_NOP && !options[at + 1]))
+			return 0;
+		at += options[at] == TCPOPT_NOP ? 1 : options[at + 1];
+	}
+	return 0;
+}
+
+/* Lowers the MSS option of a SYN, RFC 9293 3.7.1; never raises it, nor adds one. */
+static __noinline long tc_clamp_mss(struct __sk_buff *skb, struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+	__u32 start = pkt->l4.off + sizeof(struct tcphdr), length = pkt->tcp_header - sizeof(struct tcphdr), at;
+	__be16 old, mss = bpf_htons(work->rw.mss);
+
+	__builtin_memset(work->options, 0, sizeof(work->options));
+	if (!length || length > sizeof(work->options) ||
+	    bpf_skb_load_bytes(skb, start, work->options, length) != 0)
+		return 0;
+	at = tc_find_mss(work->options, length);
+	if (!at || at > TCP_OPTIONS_MAX - sizeof(old))
+		return 0;
+	__builtin_memcpy(&old, &work->options[at], sizeof(old));
+	if (bpf_ntohs(old) <= work->rw.mss)
+		return 0;
+	if (bpf_skb_store_bytes(skb, start + at, &mss, sizeof(mss), 0) != 0)
+		return -1;
+	/* At an odd place both bytes count in the other half of the sum's words. */
+	if (at % 2) {
+		old = __builtin_bswap16(old);
+		mss = __builtin_bswap16(mss);
+	}
+	return bpf_l4_csum_replace(skb, pkt->l4.check_off, old, mss, sizeof(mss));
+}
+
+/* Writes all that the decision asks for. */
+static __always_inline enum verdict tc_write_all(struct __sk_buff *skb, struct work *work)
+{
+	if (work->pkt.icmp_error && !tc_icmp_sound(skb, &work->pkt)) {
+		work->rw.reason = REASON_BAD_CHECKSUM;
+		return VERDICT_DROP;
+	}
+	if (!tc_write(skb, &work->pkt, &work->rw) || (work->rw.mss && tc_clamp_mss(skb, work) != 0)) {
+		work->rw.reason = REASON_WRITE_FAILED;
+		return VERDICT_DROP;
+	}
+	return VERDICT_SEND;
+}
+
+/* The answer leaves the way the packet came. */
+static __always_inline int tc_tell(const struct work *work)
+{
+	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);
+	return bpf_redirect(work->pkt.ifindex, 0);
 }

@@ -50,24 +50,34 @@ enum verdict {
 	VERDICT_DROP,
 	VERDICT_REFUSE,
 	VERDICT_SEND,
+	VERDICT_HOLD,	/* TC only: a fragment kept until the first of its datagram arrives */
+	VERDICT_TELL,	/* counter only: a DROP or REFUSE that was answered with an ICMP error */
 };
 
 /* Why. Also the counter index, and in lower case the metric label. */
 enum reason {
 	REASON_NONE,
-	REASON_MALFORMED,	/* transport header that no stack would accept */
-	REASON_FRAGMENT,	/* XDP: fragments belong to TC */
+	REASON_MALFORMED,	/* headers that no stack would accept */
+	REASON_BAD_CHECKSUM,	/* of an ICMP error, or of the IP header it quotes */
+	REASON_FRAGMENT_TINY,	/* first fragment without a whole transport header (RFC 1858) */
+	REASON_FRAGMENT_OVERLAP, /* covers bytes that another fragment has brought */
+	REASON_FRAGMENT_EARLY,	/* came before the first of its datagram: held, or too long for that */
+	REASON_ICMP_ERROR,	/* with SEND: translated */
+	REASON_MSS,		/* XDP: a SYN whose MSS may have to be clamped */
 	REASON_TTL_EXPIRED,
 	REASON_TOO_BIG,		/* for the MTU of the next hop */
-	REASON_NON_SYN,		/* TCP to a forward without connection and without SYN */
+	REASON_NON_SYN,		/* TCP to a forward without connection and SYN, or SCTP without INIT */
 	REASON_BAD_HANDSHAKE,	/* the opener's answer does not match the SYN/ACK */
 	REASON_ENDED,		/* the connection is over: forward or address has gone */
+	REASON_NO_CONNECTION,	/* an ICMP error about a forward's packet that no connection sent */
 	REASON_SPOOFED,		/* source does not belong behind the interface it came in by */
 	REASON_NOT_ALLOWED,	/* not in the forward's from list */
 	REASON_REFLECT_OFF,
+	REASON_SOURCE_LIMIT,	/* its client has as many connections as one may have */
 	REASON_TABLE_FULL,
 	REASON_TUPLE_IN_USE,	/* the answer would be taken for another connection's */
 	REASON_NO_PORT,		/* no free source port for a reflected connection */
+	REASON_PORT_FIXED,	/* its source port is taken, and its protocol's ports cannot be changed */
 	REASON_NO_ADDRESS,	/* the output interface has no address to reflect from */
 	REASON_NO_ROUTE,
 	REASON_NOT_ATTACHED,	/* in or out through an interface hairpin does not watch */
@@ -89,13 +99,25 @@ struct routes {
 	__u32 generation;
 };
 
+/* Sides that are told when they are refused: bits of struct settings. */
+enum side {
+	SIDE_WAN = 1 << 0,
+	SIDE_LAN = 1 << 1,
+};
+
 /* Idle times in nanoseconds. */
 struct settings {
 	__u64 tcp_established;	/* RFC 5382 REQ-5: at least 2 h 4 min */
-	__u64 tcp_transitory;	/* RFC 5382 REQ-5, RFC 7857 2.1: at least 4 min */
-	__u64 udp;		/* RFC 4787 REQ-5c: 5 min */
+	__u64 tcp_opening;	/* RFC 5382 REQ-5, RFC 7857 2.1: at least 4 min */
+	__u64 tcp_closing;	/* the same */
+	__u64 udp;		/* RFC 4787 REQ-5c: 5 min; also of every other protocol */
 	__u64 icmp;		/* RFC 5508 REQ-2: 60 s */
+	__u64 port_hold;	/* RFC 6888 REQ-8: 120 s */
+	__u64 icmp_interval;	/* between two ICMP errors to one side, on average; 0: no limit */
+	enum side told;		/* bits: both sides may be told */
+	__u32 source_limit;	/* RFC 6888 REQ-4: connections of one client address; 0: no limit */
 };
+_Static_assert(sizeof(struct settings) == 64, "struct settings has implicit padding");
 
 /* What a connection was made from. Once epochs[id] differs from epoch the connection is over. */
 struct stamp {
@@ -149,9 +171,10 @@ struct interface {
 	__u8 mac[6];		/* zero without Ethernet header */
 	__u8 private;		/* its own address is private, so private sources are no martians on it */
 	__u8 addresses;		/* how many of address[] are set */
+	__u32 mss_mtu;		/* MTU that a passing SYN's MSS has to suit; 0: left alone */
 	struct interface_address address[8];
 };
-_Static_assert(sizeof(struct interface) == 268, "struct interface has implicit padding");
+_Static_assert(sizeof(struct interface) == 272, "struct interface has implicit padding");
 
 /* Where a direction's packets leave. Resolved again after a second or when routes change. */
 struct next_hop {
@@ -180,7 +203,7 @@ struct conn {
 	__u8 fin;		/* TCP: sent a FIN, whose end is `end` */
 	__u8 rst;		/* TCP: an exact RST of either side, nothing since from this one */
 	__u8 opener;		/* 1: the direction that opened the connection */
-	__u8 pad;
+	__u8 expired;		/* idle for too long: only keeps its tuple from other clients for a while */
 	enum conn_path path;
 	__u64 created;		/* CLOCK_MONOTONIC ns */
 	__u32 ifindex;		/* interface the opener came in by */
@@ -209,11 +232,55 @@ struct fragment_key {
 };
 _Static_assert(sizeof(struct fragment_key) == 40, "struct fragment_key has implicit padding");
 
+enum fragment_owner {
+	OWNER_UNKNOWN,		/* its first fragment has not come yet */
+	OWNER_CONN,		/* a connection's */
+	OWNER_KERNEL,
+	OWNER_NOBODY,		/* its first fragment was dropped */
+};
+
+/* Of a datagram's payload, in units of 8 bytes: from start up to before end. */
+struct fragment_range {
+	__u16 start;
+	__u16 end;
+};
+
+/* A datagram that arrives in pieces. */
 struct fragment {
-	__u64 seen;
+	__u64 seen;		/* CLOCK_MONOTONIC ns, of a tick: of the piece that came first */
 	__be16 sport;
 	__be16 dport;
-	__u8 pad[4];
+	__u8 owner;		/* enum fragment_owner */
+	__u8 held;		/* how many of its pieces are, or were, in held_fragments */
+	__u16 length;		/* units of 8 bytes; 0: its last piece has not come yet */
+	struct fragment_range range[8];	/* that have come; an empty one is free */
+};
+_Static_assert(sizeof(struct fragment) == 48, "struct fragment has implicit padding");
+
+struct held_key {
+	struct fragment_key datagram;
+	__u32 number;		/* from 0, in the order they came */
+};
+_Static_assert(sizeof(struct held_key) == 44, "struct held_key has implicit padding");
+
+enum { HELD_BYTES = 2036 };
+
+/* A fragment that came before the first of its datagram, from its IP header on. */
+struct held_fragment {
+	__u32 length;
+	__u8 bytes[HELD_BYTES];
+};
+
+enum { CRAFT_PACKET = 1 << 16, CRAFT_PIECE = 1 << 14 };
+
+/* Room to put packets together: a whole IP packet, and what may be read beyond its last byte. */
+struct craft {
+	__u8 packet[CRAFT_PACKET + CRAFT_PIECE];
+};
+
+/* When the next ICMP error may be sent (GCRA), by enum role. */
+struct icmp_budget {
+	__u64 next;		/* CLOCK_MONOTONIC ns */
 };
 
 struct traffic {

@@ -9,13 +9,20 @@
 
 /* All that an apply step needs. No pointers: it survives whatever a helper does to the packet. */
 struct rewrite {
-	struct tuple to;
-	__wsum ip_diff, address_diff, port_diff;
-	__be16 ttl_protocol;	/* the 16 bit word that holds the TTL */
-	__u8 macs[2 * ETH_ALEN];	/* destination, source */
-	__u32 ifindex;
-	__be32 gateway;		/* if not 0: the kernel is to resolve this neighbour, macs are not known or due */
 	enum reason reason;
+	__u32 ifindex;
+	__be32 gateway;		/* if not 0: the kernel is to resolve this neighbour */
+	__u32 mtu;		/* of the next hop; 0: not known */
+	__u16 mss;		/* most that a SYN may promise; 0: what it likes */
+	bool resolved;		/* macs are known */
+	/* From here on set only with VERDICT_SEND. */
+	__u8 macs[2 * ETH_ALEN];	/* destination, source */
+	struct tuple to;
+	__wsum ip_diff, address_diff;
+	__wsum port_diff;	/* of an ICMP error: of all that it quotes */
+	__be16 ttl_protocol;	/* the 16 bit word that holds the TTL */
+	struct tuple quoted;	/* the quoted packet as its sender sent it */
+	__sum16 quoted_ip_check, quoted_check;
 };
 
 /* A connection in the making. */
@@ -36,6 +43,9 @@ struct work {
 	struct tuple other;	/* key of the other direction */
 	struct opening open;
 	struct conn moving;	/* a copy on its way from half_open to conns */
+	struct held_key held;
+	__u8 options[40];	/* of a TCP header */
+	__u8 header[sizeof(struct iphdr)];	/* of a packet being put together */
 };
 
 struct {

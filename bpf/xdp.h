@@ -7,6 +7,21 @@
 
 enum { XDP_OFFSET_MAX = 0x3ff };
 
+/* All else is TC's: what has to be put together, or says something about other packets. */
+static __always_inline bool xdp_fit(const struct packet *pkt)
+{
+	return pkt->fragment == FRAGMENT_NONE &&
+	       (pkt->tuple.protocol == IPPROTO_TCP || pkt->tuple.protocol == IPPROTO_UDP);
+}
+
+/* In promiscuous mode: whatever it is, it is not this router's to drop. */
+static __always_inline bool xdp_other_host(const struct packet *pkt)
+{
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
+
+	return in && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0;
+}
+
 /* The only place that turns an offset into a pointer. The verifier grants no range to an offset that may
  * reach 0xffff, so it is bounded; the barrier keeps the checked and the used pointer in one register. */
 static __always_inline void *xdp_at(struct xdp_md *ctx, __u32 offset, __u32 length)
@@ -24,12 +39,12 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *p
 {
 	struct ethhdr *eth = xdp_at(ctx, 0, sizeof(*eth));
 	struct iphdr *ip = xdp_at(ctx, pkt->l3_off, sizeof(*ip));
-	__be16 *ports = xdp_at(ctx, pkt->l4_off, 2 * sizeof(*ports));
+	__be16 *ports = xdp_at(ctx, pkt->l4.ports_off, 2 * sizeof(*ports));
 	__sum16 *check = NULL;
 
-	if (pkt->l4_check_off)
-		check = xdp_at(ctx, pkt->l4_check_off, sizeof(*check));
-	if (!eth || !ip || !ports || (pkt->l4_check_off && !check))
+	if (pkt->l4.check_off)
+		check = xdp_at(ctx, pkt->l4.check_off, sizeof(*check));
+	if (!eth || !ip || !ports || (pkt->l4.check_off && !check))
 		return false;
 	if (check) {
 		*check = csum_apply(csum_apply(*check, rw->address_diff), rw->port_diff);

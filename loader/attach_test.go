@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package loader_test
+package loader
 
 import (
 	"errors"
@@ -14,23 +14,21 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
-
-	"hairpin/loader"
 )
 
 func TestAttachModes(t *testing.T) {
 	cases := []struct {
-		mode  loader.Mode
+		mode  Mode
 		noTCX bool
 		xdp   string
 	}{
-		{loader.ModeTC, false, ""},
-		{loader.ModeTC, true, ""},
-		{loader.ModeXDP, false, loader.XDPNative},
-		{loader.ModeXDP, true, loader.XDPNative},
+		{ModeTC, false, ""},
+		{ModeTC, true, ""},
+		{ModeXDP, false, XDPNative},
+		{ModeXDP, true, XDPNative},
 		// A veth is made of software.
-		{loader.ModeAuto, false, ""},
-		{loader.ModeAuto, true, ""},
+		{ModeAuto, false, ""},
+		{ModeAuto, true, ""},
 	}
 	for _, c := range cases {
 		name := string(c.mode) + " tcx"
@@ -40,16 +38,16 @@ func TestAttachModes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRouter(t)
 			before := r.hooks("wan0")
-			d := r.load(loader.Options{NoTCX: c.noTCX})
+			d := r.load(Options{NoTCX: c.noTCX})
 			a := r.attach(d, "wan0", c.mode)
-			want := loader.Attachment{Interface: "wan0", Index: r.Index("wan0"), XDP: c.xdp, TC: loader.TCX}
+			want := Attachment{Interface: "wan0", Index: r.Index("wan0"), XDP: c.xdp, TC: TCX}
 			if c.noTCX {
-				want.TC = loader.TCClsact
+				want.TC = TCClsact
 			}
 			if a != want {
 				t.Errorf("attached %+v, want %+v", a, want)
 			}
-			if list := r.attachments(d); !reflect.DeepEqual(list, []loader.Attachment{want}) {
+			if list := r.attachments(d); !reflect.DeepEqual(list, []Attachment{want}) {
 				t.Errorf("attachments %+v, want %+v", list, want)
 			}
 			running := r.hooks("wan0")
@@ -69,25 +67,25 @@ func TestAttachModes(t *testing.T) {
 	}
 }
 
-func (r *router) detach(d *loader.Datapath, dev string) {
+func (r *router) detach(d *Datapath, dev string) {
 	r.t.Helper()
 	index := r.Index(dev)
 	r.do("detach", func() error { return d.Detach(index) })
 }
 
 // runs compares what the kernel says with the attachment.
-func runs(t *testing.T, d *loader.Datapath, h hooks, want loader.Attachment) {
+func runs(t *testing.T, d *Datapath, h hooks, want Attachment) {
 	t.Helper()
-	tc := programID(t, d.Objects().HairpinTc)
-	if got := slices.Contains(h.TCX, tc); got != (want.TC == loader.TCX) {
+	tc := mustProgramID(t, d.Objects().HairpinTc)
+	if got := slices.Contains(h.TCX, tc); got != (want.TC == TCX) {
 		t.Errorf("TCX programs %v, ours is %d", h.TCX, tc)
 	}
-	if got := len(h.Filters) > 0; got != (want.TC == loader.TCClsact) {
+	if got := len(h.Filters) > 0; got != (want.TC == TCClsact) {
 		t.Errorf("filters %q", h.Filters)
 	}
 	xdp := uint32(0)
 	if want.XDP != "" {
-		xdp = uint32(programID(t, d.Objects().HairpinXdp))
+		xdp = uint32(mustProgramID(t, d.Objects().HairpinXdp))
 	}
 	if h.XDP != xdp || xdp != 0 && h.XDPMode != nl.XDP_ATTACHED_DRV {
 		t.Errorf("XDP program %d in mode %d, want %d in the driver", h.XDP, h.XDPMode, xdp)
@@ -98,17 +96,17 @@ func runs(t *testing.T, d *loader.Datapath, h hooks, want loader.Attachment) {
 func TestAttachChangesMode(t *testing.T) {
 	r := newRouter(t)
 	before := r.hooks("wan0")
-	tcx := r.load(loader.Options{})
-	clsact := r.load(loader.Options{NoTCX: true})
+	tcx := r.load(Options{})
+	clsact := r.load(Options{NoTCX: true})
 	steps := []struct {
-		d    *loader.Datapath
-		mode loader.Mode
-		want loader.Attachment
+		d    *Datapath
+		mode Mode
+		want Attachment
 	}{
-		{tcx, loader.ModeXDP, loader.Attachment{XDP: loader.XDPNative, TC: loader.TCX}},
-		{tcx, loader.ModeTC, loader.Attachment{TC: loader.TCX}},
-		{clsact, loader.ModeXDP, loader.Attachment{XDP: loader.XDPNative, TC: loader.TCClsact}},
-		{tcx, loader.ModeAuto, loader.Attachment{TC: loader.TCX}},
+		{tcx, ModeXDP, Attachment{XDP: XDPNative, TC: TCX}},
+		{tcx, ModeTC, Attachment{TC: TCX}},
+		{clsact, ModeXDP, Attachment{XDP: XDPNative, TC: TCClsact}},
+		{tcx, ModeAuto, Attachment{TC: TCX}},
 	}
 	for _, s := range steps {
 		s.want.Interface, s.want.Index = "wan0", r.Index("wan0")
@@ -116,7 +114,7 @@ func TestAttachChangesMode(t *testing.T) {
 			t.Errorf("attached %+v, want %+v", a, s.want)
 		}
 		runs(t, s.d, r.hooks("wan0"), s.want)
-		if list := r.attachments(s.d); !reflect.DeepEqual(list, []loader.Attachment{s.want}) {
+		if list := r.attachments(s.d); !reflect.DeepEqual(list, []Attachment{s.want}) {
 			t.Errorf("attachments %+v, want %+v", list, s.want)
 		}
 	}
@@ -126,22 +124,22 @@ func TestAttachChangesMode(t *testing.T) {
 
 func TestAttachRefusals(t *testing.T) {
 	r := newRouter(t)
-	d := r.load(loader.Options{})
+	d := r.load(Options{})
 	cases := []struct {
 		dev  string
-		mode loader.Mode
+		mode Mode
 		is   error
 		says string
 	}{
-		{"ppp9", loader.ModeAuto, loader.ErrNoInterface, "ppp9"},
-		{"", loader.ModeAuto, loader.ErrNoInterface, "1 to 15"},
-		{strings.Repeat("x", 16), loader.ModeAuto, loader.ErrNoInterface, "1 to 15"},
+		{"ppp9", ModeAuto, ErrNoInterface, "ppp9"},
+		{"", ModeAuto, ErrNoInterface, "1 to 15"},
+		{strings.Repeat("x", 16), ModeAuto, ErrNoInterface, "1 to 15"},
 		{"wan0", "fast", nil, `"fast"`},
-		{"lo", loader.ModeTC, nil, "loopback"},
+		{"lo", ModeTC, nil, "loopback"},
 	}
 	for _, c := range cases {
 		_, err := r.tryAttach(d, c.dev, c.mode)
-		contains(t, err, c.says)
+		wantError(t, err, nil, c.says)
 		if c.is != nil && !errors.Is(err, c.is) {
 			t.Errorf("%q: error %v, want %v", c.dev, err, c.is)
 		}
@@ -154,19 +152,19 @@ func TestAttachRefusals(t *testing.T) {
 // A packet without an Ethernet header is nothing for the programs, whatever the mode.
 func TestAttachRefusesBarePackets(t *testing.T) {
 	r := newRouter(t)
-	d := r.load(loader.Options{})
+	d := r.load(Options{})
 	r.tuntap("tun0", netlink.TUNTAP_MODE_TUN)
 	r.tuntap("tap0", netlink.TUNTAP_MODE_TAP)
 	before := r.hooks("tun0")
-	for _, mode := range []loader.Mode{loader.ModeAuto, loader.ModeXDP, loader.ModeTC} {
+	for _, mode := range []Mode{ModeAuto, ModeXDP, ModeTC} {
 		_, err := r.tryAttach(d, "tun0", mode)
-		if !errors.Is(err, loader.ErrNotEthernet) {
+		if !errors.Is(err, ErrNotEthernet) {
 			t.Errorf("mode %s on tun: error %v, want ErrNotEthernet", mode, err)
 		}
-		contains(t, err, "tun0", "this version", "wireguard", "ppp")
+		wantError(t, err, nil, "tun0", "this version", "wireguard", "ppp")
 		r.want("refused", "tun0", before)
 		// A tap has the header, and the same driver.
-		if a := r.attach(d, "tap0", mode); a.TC != loader.TCX {
+		if a := r.attach(d, "tap0", mode); a.TC != TCX {
 			t.Errorf("mode %s on tap: %+v", mode, a)
 		}
 	}
@@ -193,15 +191,15 @@ func TestForeignXDP(t *testing.T) {
 		return err
 	})
 	before := r.hooks("wan0")
-	d := r.load(loader.Options{})
-	_, err := r.tryAttach(d, "wan0", loader.ModeXDP)
-	contains(t, err, "wan0", "XDP program", "mode tc")
+	d := r.load(Options{})
+	_, err := r.tryAttach(d, "wan0", ModeXDP)
+	wantError(t, err, nil, "wan0", "XDP program", "mode tc")
 	r.want("refused", "wan0", before)
 	if pins := r.links(); len(pins) > 0 {
 		t.Errorf("pinned %q", pins)
 	}
 
-	r.attach(d, "wan0", loader.ModeTC)
+	r.attach(d, "wan0", ModeTC)
 	r.remove()
 	r.want("removed", "wan0", before)
 }
@@ -231,8 +229,8 @@ func TestForeignTCSurvives(t *testing.T) {
 			if len(before.TCX) != 1 || len(before.Filters) != 2 {
 				t.Fatalf("foreign programs: %+v", before)
 			}
-			d := r.load(loader.Options{NoTCX: noTCX})
-			r.attach(d, "wan0", loader.ModeTC)
+			d := r.load(Options{NoTCX: noTCX})
+			r.attach(d, "wan0", ModeTC)
 			running := r.hooks("wan0")
 			if !noTCX && (len(running.TCX) != 2 || running.TCX[1] != theirs) {
 				t.Errorf("TCX programs %v, want ours in front of %d", running.TCX, theirs)
@@ -242,7 +240,7 @@ func TestForeignTCSurvives(t *testing.T) {
 			}
 			r.detach(d, "wan0")
 			r.want("detached", "wan0", before)
-			r.attach(d, "wan0", loader.ModeXDP)
+			r.attach(d, "wan0", ModeXDP)
 			r.remove()
 			r.want("removed", "wan0", before)
 		})
@@ -266,7 +264,7 @@ func foreignTC(t *testing.T, r *router, dev string) ebpf.ProgramID {
 			netlink.FilterAdd(foreignFilter(r.Index(dev), netlink.HANDLE_MIN_INGRESS, 1, program)),
 			netlink.FilterAdd(foreignFilter(r.Index(dev), netlink.HANDLE_MIN_EGRESS, 2, program)))
 	})
-	return programID(t, program)
+	return mustProgramID(t, program)
 }
 
 func clsact(index int) netlink.Qdisc {
@@ -288,8 +286,8 @@ func foreignFilter(index int, parent uint32, priority uint16, program *ebpf.Prog
 // The qdisc was hairpin's, but somebody hung a filter on it since: it stays.
 func TestSharedQdiscStays(t *testing.T) {
 	r := newRouter(t)
-	d := r.load(loader.Options{NoTCX: true})
-	r.attach(d, "wan0", loader.ModeTC)
+	d := r.load(Options{NoTCX: true})
+	r.attach(d, "wan0", ModeTC)
 	program := foreign(t, ebpf.SchedCLS, -1)
 	r.do("add filter", func() error {
 		return netlink.FilterAdd(foreignFilter(r.Index("wan0"), netlink.HANDLE_MIN_EGRESS, 1, program))
@@ -311,9 +309,9 @@ func TestTakenPriorityIsRefused(t *testing.T) {
 			netlink.FilterAdd(foreignFilter(index, netlink.HANDLE_MIN_INGRESS, 2, program)))
 	})
 	before := r.hooks("wan0")
-	d := r.load(loader.Options{NoTCX: true})
-	_, err := r.tryAttach(d, "wan0", loader.ModeTC)
-	contains(t, err, "wan0", "priority 2")
+	d := r.load(Options{NoTCX: true})
+	_, err := r.tryAttach(d, "wan0", ModeTC)
+	wantError(t, err, nil, "wan0", "priority 2")
 	r.want("refused", "wan0", before)
 	if pins := r.links(); len(pins) > 0 {
 		t.Errorf("pinned %q", pins)
@@ -332,13 +330,13 @@ func TestDeadLink(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRouter(t)
-			d := r.load(loader.Options{NoTCX: c.noTCX})
-			first := r.attach(d, "wan0", loader.ModeXDP)
+			d := r.load(Options{NoTCX: c.noTCX})
+			first := r.attach(d, "wan0", ModeXDP)
 			r.Unplug("wan0")
 			if list := r.attachments(d); len(list) > 0 {
 				t.Errorf("attachments of a deleted interface: %+v", list)
 			}
-			if _, err := r.tryAttach(d, "wan0", loader.ModeXDP); !errors.Is(err, loader.ErrNoInterface) {
+			if _, err := r.tryAttach(d, "wan0", ModeXDP); !errors.Is(err, ErrNoInterface) {
 				t.Errorf("error %v, want ErrNoInterface", err)
 			}
 			if err := r.upgrade(d); err != nil {
@@ -360,10 +358,10 @@ func TestDeadLink(t *testing.T) {
 			if list := r.attachments(d); len(list) > 0 {
 				t.Errorf("attachments of a new interface: %+v", list)
 			}
-			again := r.load(loader.Options{NoTCX: c.noTCX})
+			again := r.load(Options{NoTCX: c.noTCX})
 			want := first
 			want.Index = r.Index("wan0")
-			if a := r.attach(again, "wan0", loader.ModeXDP); a != want {
+			if a := r.attach(again, "wan0", ModeXDP); a != want {
 				t.Errorf("attached %+v, want %+v", a, want)
 			}
 			runs(t, again, r.hooks("wan0"), want)
@@ -377,9 +375,9 @@ func TestDeadLink(t *testing.T) {
 // A deleted interface can be detached from, and the next Attach forgets dead links by itself.
 func TestDetachDeadLink(t *testing.T) {
 	r := newRouter(t)
-	d := r.load(loader.Options{})
-	wan := r.attach(d, "wan0", loader.ModeXDP)
-	lan := r.attach(d, "lan0", loader.ModeXDP)
+	d := r.load(Options{})
+	wan := r.attach(d, "wan0", ModeXDP)
+	lan := r.attach(d, "lan0", ModeXDP)
 	r.Unplug("wan0")
 	r.do("detach", func() error { return d.Detach(wan.Index) })
 	if pins := r.links(); len(pins) != 2 {
@@ -394,7 +392,7 @@ func TestDetachDeadLink(t *testing.T) {
 	if r.Index("wan0") == lan.Index {
 		t.Fatal("the index was used again")
 	}
-	r.attach(d, "wan0", loader.ModeTC)
+	r.attach(d, "wan0", ModeTC)
 	if pins := r.links(); len(pins) != 1 {
 		t.Errorf("pinned %q, want that of wan0", pins)
 	}
@@ -412,12 +410,12 @@ func TestAttachFaults(t *testing.T) {
 			r := newRouter(t)
 			bare := r.hooks("wan0")
 			if first.attached {
-				r.attach(r.load(loader.Options{NoTCX: first.noTCX}), "wan0", loader.ModeTC)
+				r.attach(r.load(Options{NoTCX: first.noTCX}), "wan0", ModeTC)
 			}
-			d := r.load(loader.Options{NoTCX: first.toClsact})
+			d := r.load(Options{NoTCX: first.toClsact})
 			before, links := r.hooks("wan0"), r.links()
 			eachFault(t,
-				func() error { _, err := r.tryAttach(d, "wan0", loader.ModeXDP); return err },
+				func() error { _, err := r.tryAttach(d, "wan0", ModeXDP); return err },
 				func(step string) {
 					r.want(step+" failed", "wan0", before)
 					if now := r.links(); !reflect.DeepEqual(now, links) {
@@ -434,22 +432,22 @@ func TestAttachFaults(t *testing.T) {
 func TestStaleDatapath(t *testing.T) {
 	r := newRouter(t)
 	before := r.hooks("wan0")
-	d := r.load(loader.Options{})
+	d := r.load(Options{})
 	stale := func(when string) {
 		t.Helper()
-		if _, err := r.tryAttach(d, "wan0", loader.ModeTC); !errors.Is(err, loader.ErrNotLoaded) {
+		if _, err := r.tryAttach(d, "wan0", ModeTC); !errors.Is(err, ErrNotLoaded) {
 			t.Errorf("%s: attach: error %v, want ErrNotLoaded", when, err)
 		}
-		if err := r.Do(func() error { return d.Detach(r.Index("wan0")) }); !errors.Is(err, loader.ErrNotLoaded) {
+		if err := r.Do(func() error { return d.Detach(r.Index("wan0")) }); !errors.Is(err, ErrNotLoaded) {
 			t.Errorf("%s: detach: error %v, want ErrNotLoaded", when, err)
 		}
-		if err := r.upgrade(d); !errors.Is(err, loader.ErrNotLoaded) {
+		if err := r.upgrade(d); !errors.Is(err, ErrNotLoaded) {
 			t.Errorf("%s: upgrade: error %v, want ErrNotLoaded", when, err)
 		}
 		r.want(when, "wan0", before)
 	}
 	r.remove()
 	stale("removed")
-	r.load(loader.Options{})
+	r.load(Options{})
 	stale("made anew")
 }

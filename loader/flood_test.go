@@ -3,79 +3,117 @@
 package loader
 
 import (
-	"context"
+	"errors"
 	"net"
 	"os"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"hairpin/test/lab"
 )
 
 // A receiver that listens to a flood is told 20 times a second at most.
 func TestFollowIsBounded(t *testing.T) {
-	newNetNS(t)
-	index := mustVeth(t, "a", "b")
-	ctx, cancel := context.WithCancel(context.Background())
-	events, err := Follow(ctx)
-	if err != nil {
-		t.Fatal("follow:", err)
-	}
+	r := newRouter(t)
+	f := r.follow()
 	counted := make(chan int)
 	go func() {
 		count := 0
-		for range events {
+		for range f.events {
 			count++
 		}
 		counted <- count
 	}()
+	index := r.Index("wan0")
 	start := time.Now()
-	for n := 0; time.Since(start) < time.Second; n++ {
-		err := netlink.NeighSet(&netlink.Neigh{
-			LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
-			IP:           net.IPv4(10, 9, 9, 9),
-			HardwareAddr: net.HardwareAddr{2, 0, 0, byte(n >> 16), byte(n >> 8), byte(n)},
-		})
-		if err != nil {
-			t.Fatal(err)
+	r.do("change a neighbour", func() error {
+		for n := 0; time.Since(start) < time.Second; n++ {
+			err := netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: index, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
+				IP:           net.IPv4(10, 9, 9, 9),
+				HardwareAddr: net.HardwareAddr{2, 0, 0, byte(n >> 16), byte(n >> 8), byte(n)},
+			})
+			if err != nil {
+				return err
+			}
 		}
-	}
-	cancel()
+		return nil
+	})
+	f.cancel()
 	count := <-counted
 	if most := int(time.Since(start)/followInterval) + 2; count > most || count < 2 {
 		t.Errorf("%d events, want 2 to %d", count, most)
 	}
 }
 
+// Links and addresses are told of at once, however short ago something else was, but not without end.
+func TestLinksDoNotWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, events := newFollower(), make(chan Event)
+		go f.deliver(t.Context(), events)
+		waits := func(what string, e Event, want time.Duration) {
+			t.Helper()
+			synctest.Wait()
+			start := time.Now()
+			f.hear(e)
+			if got := <-events; got != e {
+				t.Errorf("%s: told %+v, want %+v", what, got, e)
+			}
+			if took := time.Since(start); took != want {
+				t.Errorf("%s is told after %v, want %v", what, took, want)
+			}
+		}
+		routes := Event{Routes: true}
+		waits("the first event", routes, 0)
+		waits("the next route", routes, followInterval)
+		for range followBurst {
+			waits("a link", everything, 0)
+		}
+		waits("one link too many", everything, followInterval)
+		waits("a route after links", routes, followInterval)
+		time.Sleep(time.Hour)
+		for range followBurst {
+			waits("a link after a pause", everything, 0)
+		}
+	})
+}
+
 // What the kernel could not keep may have been anything. The socket goes on.
 func TestFollowSurvivesAnOverrun(t *testing.T) {
-	newNetNS(t)
-	sources, err := subscribe()
-	if err != nil {
-		t.Fatal(err)
-	}
+	r := newRouter(t)
+	var sources []source
+	r.do("overrun a socket", func() (err error) {
+		if sources, err = subscribe(); err != nil {
+			return err
+		}
+		return errors.Join(sources[0].SetReceiveBufferSize(1, false), addRules(200))
+	})
 	defer func() {
 		for _, s := range sources {
 			s.Close()
 		}
 	}()
-	if err := sources[0].SetReceiveBufferSize(1, false); err != nil {
-		t.Fatal(err)
-	}
-	// Rules, because an interface would have something to tell on its own.
-	for n := range 200 {
-		rule := netlink.NewRule()
-		rule.Priority, rule.Table = 1000+n, 100
-		if err := netlink.RuleAdd(rule); err != nil {
-			t.Fatal(err)
-		}
-	}
-	f := &follower{wake: make(chan struct{}, 1)}
+	f := newFollower()
 	go f.read(within(t, time.Minute), sources[0])
 	f.awaits(t, everything)
 	f.take()
-	mustVeth(t, "c", "d")
+	lab.Cable(r.Host, "c", r.Host, "d")
 	f.awaits(t, everything)
+}
+
+// addRules makes rules, because an interface would have something to tell on its own.
+func addRules(count int) error {
+	for n := range count {
+		rule := netlink.NewRule()
+		rule.Priority, rule.Table = 1000+n, 100
+		if err := netlink.RuleAdd(rule); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // awaits gathers until all that is wanted was told.
@@ -93,17 +131,17 @@ func (f *follower) awaits(t *testing.T, want Event) {
 }
 
 func TestFollowLeavesNoSocket(t *testing.T) {
-	newNetNS(t)
+	r := newRouter(t)
+	round := func() {
+		f := r.follow()
+		f.cancel()
+		for range f.events {
+		}
+	}
+	round()
 	before := openFiles(t)
 	for range 20 {
-		ctx, cancel := context.WithCancel(context.Background())
-		events, err := Follow(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		cancel()
-		for range events {
-		}
+		round()
 	}
 	if after := openFiles(t); after > before {
 		t.Errorf("%d files open, %d before", after, before)
@@ -112,25 +150,17 @@ func TestFollowLeavesNoSocket(t *testing.T) {
 
 // Nothing that is opened on the way stays open.
 func TestNoDescriptorStays(t *testing.T) {
-	newNetNS(t)
-	dir := newDir(t)
-	mustVeth(t, "a", "b")
+	r := newRouter(t)
 	round := func() {
-		d, err := Load(Options{Dir: dir})
-		if err != nil {
+		d := r.load(Options{})
+		r.attach(d, "wan0", ModeXDP)
+		if err := r.upgrade(d); err != nil {
 			t.Fatal(err)
 		}
-		mustAttach(t, d, "a", ModeXDP)
-		if err := d.Upgrade(); err != nil {
-			t.Fatal(err)
-		}
-		mustAttachments(t, d)
-		if err := d.Detach(mustLink(t, "a").Attrs().Index); err != nil {
-			t.Fatal(err)
-		}
+		r.attachments(d)
+		r.detach(d, "wan0")
 		d.Close()
 	}
-	mustLoad(t, Options{Dir: dir}).Close()
 	round() // the library keeps a few for good
 	before := openFiles(t)
 	for range 5 {

@@ -28,14 +28,20 @@ func (e Event) merge(other Event) Event {
 
 var everything = Event{Links: true, Routes: true}
 
-// followInterval is the least time between two events: a routing daemon that installs a full table
-// makes twenty a second, not a million.
-const followInterval = 50 * time.Millisecond
+const (
+	// followInterval is the time from one event to the next: a routing daemon that installs a full
+	// table makes twenty a second, not a million.
+	followInterval = 50 * time.Millisecond
+	// followBurst is how many events about links need not wait for it. A line that is dialled tells
+	// of its link and its addresses one by one, and connections wait for the last.
+	followBurst = 20
+)
 
 // Follow tells of changes in the network namespace until ctx ends, then closes the channel. What
-// happens while the receiver is busy, or faster than 20 times a second, becomes one event. The first
-// one says everything: a receiver that looks only then misses nothing. So does one after the
-// kernel had more to tell than it could keep.
+// happens while the receiver is busy, or faster than 20 times a second, becomes one event; but up to
+// 20 about links and addresses in a row are told at once. The first event says everything: a receiver
+// that looks only then misses nothing. So does one after the kernel had more to tell than it could
+// keep.
 func Follow(ctx context.Context) (<-chan Event, error) {
 	sources, err := subscribe()
 	if err != nil {
@@ -105,17 +111,36 @@ type follower struct {
 	mutex   sync.Mutex
 	pending Event
 	wake    chan struct{} // holds one: there is something pending
+	urgent  chan struct{} // holds one: it cannot wait
 }
 
-func (f *follower) add(e Event) {
+func newFollower() *follower {
+	return &follower{wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
+}
+
+// add notes what may have changed.
+func (f *follower) add(e Event) { f.note(e, false) }
+
+// hear adds what the kernel told. Links and addresses are urgent; what the kernel had no room for is
+// not, there will be more of it.
+func (f *follower) hear(e Event) { f.note(e, e.Links) }
+
+func (f *follower) note(e Event, urgent bool) {
 	if e == (Event{}) {
 		return
 	}
 	f.mutex.Lock()
+	defer f.mutex.Unlock()
 	f.pending = f.pending.merge(e)
-	f.mutex.Unlock()
+	if urgent {
+		raise(f.urgent)
+	}
+	raise(f.wake)
+}
+
+func raise(flag chan struct{}) {
 	select {
-	case f.wake <- struct{}{}:
+	case flag <- struct{}{}:
 	default:
 	}
 }
@@ -125,11 +150,15 @@ func (f *follower) take() Event {
 	defer f.mutex.Unlock()
 	e := f.pending
 	f.pending = Event{}
+	select {
+	case <-f.urgent:
+	default:
+	}
 	return e
 }
 
 func follow(ctx context.Context, sources []source) <-chan Event {
-	f := &follower{wake: make(chan struct{}, 1)}
+	f := newFollower()
 	f.add(everything)
 	events := make(chan Event)
 	var readers sync.WaitGroup
@@ -149,6 +178,7 @@ func follow(ctx context.Context, sources []source) <-chan Event {
 
 // deliver hands events on until ctx ends.
 func (f *follower) deliver(ctx context.Context, events chan<- Event) {
+	var paid time.Time // until when the urgent ones have used up what may come
 	for {
 		select {
 		case <-ctx.Done():
@@ -164,12 +194,25 @@ func (f *follower) deliver(ctx context.Context, events chan<- Event) {
 			return
 		case events <- event:
 		}
+		urgent := f.urgent
+		if time.Until(paid) > (followBurst-1)*followInterval {
+			urgent = nil
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-time.After(followInterval):
+		case <-urgent:
+			paid = latest(paid, time.Now()).Add(followInterval)
 		}
 	}
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // read gathers from one socket until it is closed.
@@ -192,7 +235,7 @@ func (f *follower) read(ctx context.Context, from source) {
 			continue
 		}
 		for _, message := range messages {
-			f.add(from.classify(message))
+			f.hear(from.classify(message))
 		}
 	}
 }

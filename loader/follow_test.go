@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package loader_test
+package loader
 
 import (
 	"context"
@@ -13,7 +13,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"hairpin/loader"
 	"hairpin/test/lab"
 )
 
@@ -21,11 +20,11 @@ import (
 const patience = 5 * time.Second
 
 // listed returns an interface as Links shows it.
-func (r *router) listed(dev string) (found loader.Link) {
+func (r *router) listed(dev string) (found Link) {
 	r.t.Helper()
 	r.do("list links", func() error {
-		links, err := loader.Links()
-		if !slices.IsSortedFunc(links, func(a, b loader.Link) int { return a.Index - b.Index }) {
+		links, err := Links()
+		if !slices.IsSortedFunc(links, func(a, b Link) int { return a.Index - b.Index }) {
 			r.t.Errorf("links are not by index: %+v", links)
 		}
 		for _, l := range links {
@@ -87,7 +86,7 @@ func TestLinksXDPTransmit(t *testing.T) {
 	if r.listed("lan1").XDPTransmit {
 		t.Error("the peer of another interface has neither")
 	}
-	r.attach(r.load(loader.Options{}), "lan0", loader.ModeXDP)
+	r.attach(r.load(Options{}), "lan0", ModeXDP)
 	if !r.listed("lan1").XDPTransmit {
 		t.Error("the peer has XDP")
 	}
@@ -96,7 +95,7 @@ func TestLinksXDPTransmit(t *testing.T) {
 // followed reads what Follow tells.
 type followed struct {
 	t      *testing.T
-	events <-chan loader.Event
+	events <-chan Event
 	cancel context.CancelFunc
 }
 
@@ -106,14 +105,14 @@ func (r *router) follow() *followed {
 	r.t.Cleanup(cancel)
 	f := &followed{t: r.t, cancel: cancel}
 	r.do("follow", func() (err error) {
-		f.events, err = loader.Follow(ctx)
+		f.events, err = Follow(ctx)
 		return err
 	})
 	return f
 }
 
 // await returns the next event that satisfies want.
-func (f *followed) await(what string, want func(loader.Event) bool) {
+func (f *followed) await(what string, want func(Event) bool) {
 	f.t.Helper()
 	deadline := time.After(patience)
 	for {
@@ -150,16 +149,16 @@ func TestFollow(t *testing.T) {
 	r := newRouter(t)
 	r.Address("lan0", "192.168.1.1/24")
 	f := r.follow()
-	f.await("the first event", func(e loader.Event) bool { return e == loader.Event{Links: true, Routes: true} })
+	f.await("the first event", func(e Event) bool { return e == Event{Links: true, Routes: true} })
 
-	links := func(e loader.Event) bool { return e.Links }
-	routes := func(e loader.Event) bool { return e == loader.Event{Routes: true} }
+	links := func(e Event) bool { return e.Links }
+	routes := func(e Event) bool { return e == Event{Routes: true} }
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "new0"
 	steps := []struct {
 		what string
 		do   func()
-		want func(loader.Event) bool
+		want func(Event) bool
 	}{
 		{"link added", func() {
 			r.do("add link", func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "new1"}) })
@@ -224,11 +223,11 @@ func TestClassify(t *testing.T) {
 	message := func(kind uint16, data ...byte) syscall.NetlinkMessage {
 		return syscall.NetlinkMessage{Header: syscall.NlMsghdr{Type: kind}, Data: data}
 	}
-	both, routes := loader.Event{Links: true, Routes: true}, loader.Event{Routes: true}
+	both, routes := Event{Links: true, Routes: true}, Event{Routes: true}
 	for _, c := range []struct {
 		name    string
 		message syscall.NetlinkMessage
-		want    loader.Event
+		want    Event
 	}{
 		{"link", message(unix.RTM_DELLINK), both},
 		{"address", message(unix.RTM_DELADDR), both},
@@ -237,21 +236,21 @@ func TestClassify(t *testing.T) {
 		{"next hop", message(unix.RTM_NEWNEXTHOP), routes},
 		{"neighbour", message(unix.RTM_NEWNEIGH, unix.AF_INET), routes},
 		{"neighbour without a family", message(unix.RTM_NEWNEIGH), routes},
-		{"bridge port", message(unix.RTM_NEWNEIGH, unix.AF_BRIDGE), loader.Event{}},
-		{"end of a list", message(unix.NLMSG_DONE), loader.Event{}},
-		{"error", message(unix.NLMSG_ERROR), loader.Event{}},
+		{"bridge port", message(unix.RTM_NEWNEIGH, unix.AF_BRIDGE), Event{}},
+		{"end of a list", message(unix.NLMSG_DONE), Event{}},
+		{"error", message(unix.NLMSG_ERROR), Event{}},
 	} {
-		if got := loader.ClassifyRoute(c.message); got != c.want {
+		if got := classifyRoute(c.message); got != c.want {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
 	// The netdev family may have any number, that of a route message too.
 	for _, kind := range []uint16{unix.NLMSG_MIN_TYPE, unix.RTM_NEWROUTE, unix.RTM_NEWRULE, unix.RTM_NEWNEIGH, 0x20f} {
-		if got := loader.ClassifyNetdev(message(kind, unix.AF_BRIDGE)); got != (loader.Event{Links: true}) {
+		if got := classifyNetdev(message(kind, unix.AF_BRIDGE)); got != (Event{Links: true}) {
 			t.Errorf("netdev family %d: %+v", kind, got)
 		}
 	}
-	if got := loader.ClassifyNetdev(message(unix.NLMSG_ERROR)); got != (loader.Event{}) {
+	if got := classifyNetdev(message(unix.NLMSG_ERROR)); got != (Event{}) {
 		t.Errorf("netdev error: %+v", got)
 	}
 }

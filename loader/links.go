@@ -19,6 +19,7 @@ type Link struct {
 	Index        int
 	Up           bool // by the administrator; the cable is another matter
 	MTU          int  // in bytes, of an IP packet
+	PPP          bool // a PPP device, as of PPPoE
 	HardwareAddr net.HardwareAddr
 	Addresses    []netip.Prefix // of both families, with the host part
 	// XDPTransmit says that the device sends frames that XDP redirects to it. One that does not
@@ -55,6 +56,7 @@ func newLink(dev netlink.Link, addresses []netlink.Addr, features map[int]uint64
 		Index:        attrs.Index,
 		Up:           attrs.RawFlags&unix.IFF_UP != 0,
 		MTU:          attrs.MTU,
+		PPP:          attrs.EncapType == "ppp", // the library's name for ARPHRD_PPP
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
 	}

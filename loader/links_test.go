@@ -8,26 +8,26 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
-)
 
-func mustLinks(t *testing.T) []Link {
-	t.Helper()
-	links, err := Links()
-	if err != nil {
-		t.Fatal("list links:", err)
-	}
-	return links
-}
+	"hairpin/test/lab"
+)
 
 // Every interface of many is there, and the kernel is asked cleanly each time.
 func TestLinksOfMany(t *testing.T) {
-	newNetNS(t)
+	host := lab.NewHost(t, "router")
 	for n := range 100 {
-		mustVeth(t, fmt.Sprintf("a%d", n), fmt.Sprintf("b%d", n))
+		lab.Cable(host, fmt.Sprintf("a%d", n), host, fmt.Sprintf("b%d", n))
 	}
 	for range 20 {
-		if links := mustLinks(t); len(links) != 201 {
-			t.Fatalf("%d links", len(links))
+		err := host.Do(func() error {
+			links, err := Links()
+			if err == nil && len(links) != 201 {
+				err = fmt.Errorf("%d links", len(links))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }

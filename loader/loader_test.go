@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/test/lab"
 )
 
 func TestLoadCreatesThenAdopts(t *testing.T) {
@@ -38,7 +40,7 @@ func TestLoadCreatesThenAdopts(t *testing.T) {
 	if err := second.Objects().Routes.Lookup(uint32(0), &routes); err != nil || routes.Generation != 7 {
 		t.Errorf("adopted map holds %d (%v), want 7", routes.Generation, err)
 	}
-	if left := slices.DeleteFunc(tree(t, dir), func(p string) bool { return !strings.Contains(p, asidePrefix) }); len(left) > 0 {
+	if left := slices.DeleteFunc(pinnedIn(t, dir), func(p string) bool { return !strings.Contains(p, asidePrefix) }); len(left) > 0 {
 		t.Errorf("leftovers: %q", left)
 	}
 }
@@ -46,8 +48,8 @@ func TestLoadCreatesThenAdopts(t *testing.T) {
 func TestPinsAreForRootAlone(t *testing.T) {
 	dir := newDir(t)
 	mustLoad(t, Options{Dir: dir})
-	for _, path := range tree(t, dir) {
-		info, err := os.Lstat(dir + path)
+	for _, path := range append(pinnedIn(t, dir), "") {
+		info, err := os.Lstat(filepath.Join(dir, path))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -60,14 +62,16 @@ func TestPinsAreForRootAlone(t *testing.T) {
 func TestLoadSizesTheTables(t *testing.T) {
 	for _, c := range []struct{ connections, conns, halfOpen uint32 }{
 		{1, 2, 1024},
-		{10_000, 20_000, 5_000},
+		{10_000, 20_000, 2_500},
 	} {
 		d := mustLoad(t, Options{Dir: newDir(t), MaxConnections: c.connections})
 		if got := d.Objects().Conns.MaxEntries(); got != c.conns {
 			t.Errorf("%d connections: conns has room for %d entries, want %d", c.connections, got, c.conns)
 		}
-		if got := d.Objects().HalfOpen.MaxEntries(); got != c.halfOpen {
-			t.Errorf("%d connections: half_open has room for %d entries, want %d", c.connections, got, c.halfOpen)
+		for name, m := range map[string]*ebpf.Map{"TCP": d.Objects().HalfOpen, "other": d.Objects().HalfOpenOther} {
+			if got := m.MaxEntries(); got != c.halfOpen {
+				t.Errorf("%d connections: half-open ones of %s have room for %d entries, want %d", c.connections, name, got, c.halfOpen)
+			}
 		}
 	}
 	_, err := Load(Options{Dir: newDir(t), MaxConnections: maxConnections + 1})
@@ -134,13 +138,36 @@ func TestOtherSchemaIsRefused(t *testing.T) {
 	if err := d.Objects().Schema.Put(uint32(0), uint32(99)); err != nil {
 		t.Fatal(err)
 	}
-	before := tree(t, dir)
+	before := pinnedIn(t, dir)
 	_, err := Load(Options{Dir: dir})
 	wantError(t, err, ErrSchema, "99", "detach --all")
 	_, err = Open(Options{Dir: dir})
 	wantError(t, err, ErrSchema, "99")
-	if diff := cmp.Diff(before, tree(t, dir)); diff != "" {
+	if diff := cmp.Diff(before, pinnedIn(t, dir)); diff != "" {
 		t.Errorf("pins changed: %s", diff)
+	}
+}
+
+// TestPinsOfSchema1AreRefused: these lack maps and have smaller values, and the message must be about
+// neither.
+func TestPinsOfSchema1AreRefused(t *testing.T) {
+	dir := newDir(t)
+	d := mustLoad(t, Options{Dir: dir})
+	if err := d.Objects().Schema.Put(uint32(0), uint32(1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{bpf.HairpinMapTargets, bpf.HairpinMapHeldFragments, bpf.HairpinMapIcmpBudgets} {
+		if err := os.Remove(pins(dir).mapPin(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := fmt.Sprintf("schema 1 in %s, this version has 2: use the version that made it, or end every connection with \"hairpin detach --all\" and start anew", dir)
+	_, err := Load(Options{Dir: dir})
+	wantError(t, err, ErrSchema, want)
+	_, err = Open(Options{Dir: dir})
+	wantError(t, err, ErrSchema, want)
+	if err := Remove(dir); err != nil {
+		t.Error("remove:", err)
 	}
 }
 
@@ -169,8 +196,8 @@ func TestMissingPin(t *testing.T) {
 	d := mustLoad(t, Options{Dir: dir})
 	p := pins(dir)
 	var files []string
-	for _, path := range tree(t, p.datapath()) {
-		if info, err := os.Lstat(p.datapath() + path); err == nil && !info.IsDir() {
+	for _, path := range pinnedIn(t, p.datapath()) {
+		if info, err := os.Lstat(filepath.Join(p.datapath(), path)); err == nil && !info.IsDir() {
 			files = append(files, path)
 		}
 	}
@@ -179,7 +206,7 @@ func TestMissingPin(t *testing.T) {
 		t.Fatalf("found %d pins only: %q", len(files), files)
 	}
 	for _, file := range files {
-		if err := os.Remove(p.datapath() + file); err != nil {
+		if err := os.Remove(filepath.Join(p.datapath(), file)); err != nil {
 			t.Fatal(err)
 		}
 		_, err := Load(Options{Dir: dir})
@@ -213,17 +240,24 @@ func TestAllPinsGone(t *testing.T) {
 func TestFailedCreation(t *testing.T) {
 	dir := newDir(t)
 	for _, step := range []string{"pin conns", "pin hairpin_tc", "rename"} {
-		reached := failAt(t, step)
-		_, err := Load(Options{Dir: dir, MaxConnections: 2048})
-		noFault()
-		wantError(t, err, errFault)
-		if !reached() {
+		reached := false
+		setFault(t, func(at string) error {
+			if at != step {
+				return nil
+			}
+			reached = true
+			return errInjected
+		})
+		_, err := Load(Options{Dir: dir, MaxConnections: connections})
+		wantError(t, err, errInjected)
+		if !reached {
 			t.Errorf("step %q does not exist", step)
 		}
-		if left := tree(t, dir); len(left) > 1 {
+		if left := pinnedIn(t, dir); len(left) > 0 {
 			t.Errorf("after failed %q: %q", step, left)
 		}
 	}
+	setFault(t, func(string) error { return nil })
 	// What a kill leaves is cleaned by the next one.
 	killed := filepath.Join(dir, asidePrefix+"1", "maps")
 	if err := os.MkdirAll(killed, 0o700); err != nil {
@@ -279,14 +313,14 @@ func TestMissingPrivilege(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := without(c.drop, func() error {
-			d, err := Load(Options{Dir: dir, MaxConnections: 2048})
+			d, err := Load(Options{Dir: dir, MaxConnections: connections})
 			if err == nil {
 				d.Close()
 			}
 			return err
 		})
 		wantError(t, err, ErrPermission, c.want...)
-		if left := tree(t, dir); len(left) > 1 {
+		if left := pinnedIn(t, dir); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
 		}
 	}
@@ -304,49 +338,57 @@ func TestMissingPrivilege(t *testing.T) {
 
 // A daemon may drop everything but these; the bpffs is mounted before.
 func TestFewPrivilegesAreEnough(t *testing.T) {
-	newNetNS(t)
-	dir := newDir(t)
-	if err := mountDir(dir); err != nil {
+	r := newRouter(t)
+	if err := mountDir(r.dir); err != nil {
 		t.Fatal(err)
 	}
-	mustVeth(t, "a", "b")
-	var all []int
+	var rest []int
 	for c := range unix.CAP_LAST_CAP + 1 {
 		if !slices.Contains([]int{unix.CAP_BPF, unix.CAP_NET_ADMIN, unix.CAP_PERFMON}, c) {
-			all = append(all, c)
+			rest = append(rest, c)
 		}
 	}
-	// In this thread, which has the namespace.
-	if err := drop(all); err != nil {
-		t.Fatal(err)
+	index := r.Index("wan0")
+	done := make(chan error)
+	// A thread of its own: it can neither get its privileges back nor leave the namespace.
+	go func() {
+		done <- r.Do(func() error {
+			if err := drop(rest); err != nil {
+				return err
+			}
+			return serve(r.dir, index, within(t, 1))
+		})
+	}()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
-	d, err := Load(Options{Dir: dir, MaxConnections: 2048})
+	r.remove()
+}
+
+// serve does once what the daemon does.
+func serve(dir string, index int, ctx context.Context) error {
+	d, err := Load(Options{Dir: dir, MaxConnections: connections})
 	if err != nil {
-		t.Fatalf("load: %+v", err)
+		return fmt.Errorf("load: %w", err)
 	}
 	defer d.Close()
-	mustAttach(t, d, "a", ModeXDP)
+	if _, err := d.Attach("wan0", ModeXDP); err != nil {
+		return err
+	}
 	if err := d.Upgrade(); err != nil {
-		t.Error("upgrade:", err)
+		return err
 	}
 	if _, err := Links(); err != nil {
-		t.Error("links:", err)
+		return err
 	}
-	if _, err := Follow(within(t, 1)); err != nil {
-		t.Error("follow:", err)
+	if _, err := Follow(ctx); err != nil {
+		return err
 	}
-	if list := mustAttachments(t, d); len(list) != 1 {
-		t.Errorf("attached: %+v", list)
+	list, err := d.Attachments()
+	if err != nil || len(list) != 1 {
+		return fmt.Errorf("attached: %+v, %w", list, err)
 	}
-	if err := d.Detach(mustLink(t, "a").Attrs().Index); err != nil {
-		t.Error("detach:", err)
-	}
-	// The thread cannot unmount; another one does, at the end.
-	done := make(chan error)
-	go func() { done <- Remove(dir) }()
-	if err := <-done; err != nil {
-		t.Error("remove:", err)
-	}
+	return d.Detach(index)
 }
 
 // without runs f in a thread that lacks capabilities.
@@ -396,7 +438,7 @@ func TestKernelFloor(t *testing.T) {
 
 // The verifier says EACCES of a program it does not like: that is no missing privilege.
 func TestVerifierErrorIsNoPermissionError(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	_, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL"})
 	if err == nil {
 		t.Fatal("an empty program loads")

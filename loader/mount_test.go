@@ -15,6 +15,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"hairpin/test/lab"
 )
 
 func TestMountAndUnmount(t *testing.T) {
@@ -66,7 +68,7 @@ func TestMountOfOthersStays(t *testing.T) {
 	if at, err := mountOf(dir); err != nil || !at.root {
 		t.Errorf("after Remove: %+v, %v", at, err)
 	}
-	if left := tree(t, dir); len(left) > 1 {
+	if left := pinnedIn(t, dir); len(left) > 0 {
 		t.Errorf("left in it: %q", left)
 	}
 }
@@ -75,24 +77,24 @@ func TestMountOfOthersStays(t *testing.T) {
 func TestPinOfOthersStays(t *testing.T) {
 	dir := newDir(t)
 	mustLoad(t, Options{Dir: dir})
-	foreign := filepath.Join(dir, "foreign")
-	if err := foreignProgram(t, ebpf.XDP, 2).Pin(foreign); err != nil {
+	pin := filepath.Join(dir, "foreign")
+	if err := foreign(t, ebpf.XDP, 2).Pin(pin); err != nil {
 		t.Fatal(err)
 	}
 	wantError(t, Remove(dir), nil, "foreign")
-	if !exists(foreign) {
+	if !exists(pin) {
 		t.Error("the pin is gone")
 	}
 	if exists(pins(dir).datapath()) {
 		t.Error("our own pins stay")
 	}
-	if err := os.Remove(foreign); err != nil {
+	if err := os.Remove(pin); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestUnfitDirectories(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	for name, c := range map[string]struct {
 		make func(dir string) error
 		want string
@@ -126,7 +128,7 @@ func TestUnfitDirectories(t *testing.T) {
 
 // /sys/fs/bpf before anybody mounted a bpffs there: an empty directory of sysfs.
 func TestBareSysfs(t *testing.T) {
-	needRoot(t)
+	lab.NeedRoot(t)
 	sys := t.TempDir()
 	if err := unix.Mount("sysfs", sys, "sysfs", 0, ""); err != nil {
 		t.Fatal(err)
@@ -149,23 +151,21 @@ func TestBareSysfs(t *testing.T) {
 
 // The bpffs is unmounted under a running datapath: the next start makes a new one.
 func TestUnmountedWhileRunning(t *testing.T) {
-	newNetNS(t)
-	dir := newDir(t)
-	mustVeth(t, "a", "b")
-	d := mustLoad(t, Options{Dir: dir})
-	mustAttach(t, d, "a", ModeXDP)
-	if err := unix.Unmount(dir, 0); err != nil {
+	r := newRouter(t)
+	d := r.load(Options{})
+	r.attach(d, "wan0", ModeXDP)
+	if err := unix.Unmount(r.dir, 0); err != nil {
 		t.Fatal(err)
 	}
-	_, err := d.Attach("a", ModeTC)
-	wantError(t, err, ErrNotLoaded, dir)
+	_, err := r.tryAttach(d, "wan0", ModeTC)
+	wantError(t, err, ErrNotLoaded, r.dir)
 
-	again := mustLoad(t, Options{Dir: dir})
+	again := r.load(Options{})
 	if again.Adopted() {
 		t.Error("adopted what is not there")
 	}
-	mustAttach(t, again, "a", ModeXDP)
-	_, err = d.Attach("a", ModeTC)
+	r.attach(again, "wan0", ModeXDP)
+	_, err = r.tryAttach(d, "wan0", ModeTC)
 	wantError(t, err, ErrNotLoaded, "removed")
 }
 

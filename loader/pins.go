@@ -39,7 +39,7 @@ const asidePrefix = "new-"
 const (
 	// maxConnections leaves room to count table entries, two a connection, in 32 bits.
 	maxConnections = 1 << 28
-	// minHalfOpen keeps the table of openings useful where few connections are asked for: an LRU
+	// minHalfOpen keeps the tables of openings useful where few connections are asked for: an LRU
 	// map gives each processor a share of its entries.
 	minHalfOpen = 1024
 )
@@ -50,10 +50,16 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read embedded datapath: %w", err)
 	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count CPUs: %w", err)
+	}
+	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(cpus)
 	if connections > 0 {
 		spec.Maps[bpf.HairpinMapConns].MaxEntries = 2 * connections
 		spec.Maps[bpf.HairpinMapVisits].MaxEntries = 2 * connections
-		spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = max(connections/2, minHalfOpen)
+		spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = max(connections/4, minHalfOpen)
+		spec.Maps[bpf.HairpinMapHalfOpenOther].MaxEntries = max(connections/4, minHalfOpen)
 	}
 	return spec, nil
 }

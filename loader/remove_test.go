@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package loader_test
+package loader
 
 import (
 	"os"
@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"hairpin/bpf"
-	"hairpin/loader"
 )
 
 // Remove works from whatever state it finds, and once more after that; interfaces are as before.
@@ -81,7 +80,7 @@ func TestRemoveNothing(t *testing.T) {
 // What was made by a first Load is all there is to remove, also if nobody attached.
 func TestRemoveUnattached(t *testing.T) {
 	r := newRouter(t)
-	if err := r.load(loader.Options{}).Close(); err != nil {
+	if err := r.load(Options{}).Close(); err != nil {
 		t.Fatal(err)
 	}
 	if !isBPF(r.dir) {
@@ -94,7 +93,7 @@ func TestRemoveUnattached(t *testing.T) {
 // The kernel's own files in a fresh bpffs are nobody's pins.
 func TestKernelFilesAreNoPins(t *testing.T) {
 	r := newRouter(t)
-	r.load(loader.Options{})
+	r.load(Options{})
 	entries, err := os.ReadDir(r.dir)
 	if err != nil {
 		t.Fatal(err)

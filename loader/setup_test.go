@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package loader_test
+package loader
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -18,7 +20,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"hairpin/loader"
 	"hairpin/test/lab"
 )
 
@@ -27,8 +28,8 @@ func TestMain(m *testing.M) { lab.Main(m) }
 // connections keeps the tables of most tests small.
 const connections = 1024
 
-// pinDir names a directory that does not exist yet. What is mounted there goes with the test.
-func pinDir(t *testing.T) string {
+// newDir names a directory for pins that does not exist yet. What is mounted there goes with the test.
+func newDir(t *testing.T) string {
 	t.Helper()
 	lab.NeedRoot(t)
 	dir := filepath.Join(t.TempDir(), "pins")
@@ -48,7 +49,7 @@ type router struct {
 
 func newRouter(t *testing.T) *router {
 	t.Helper()
-	r := &router{Host: lab.NewHost(t, "router"), t: t, dir: pinDir(t)}
+	r := &router{Host: lab.NewHost(t, "router"), t: t, dir: newDir(t)}
 	lab.Cable(r.Host, "wan0", r.Host, "wan1")
 	lab.Cable(r.Host, "lan0", r.Host, "lan1")
 	return r
@@ -62,33 +63,31 @@ func (r *router) do(what string, fn func() error) {
 	}
 }
 
-// tryLoad loads with small tables where opts do not say otherwise.
-func (r *router) tryLoad(opts loader.Options) (d *loader.Datapath, err error) {
-	opts.Dir = r.dir
+// mustLoad loads with small tables where opts do not say otherwise.
+func mustLoad(t *testing.T, opts Options) *Datapath {
+	t.Helper()
 	if opts.MaxConnections == 0 {
 		opts.MaxConnections = connections
 	}
-	err = r.Do(func() error {
-		d, err = loader.Load(opts)
-		return err
-	})
+	d, err := Load(opts)
 	if err != nil {
-		return nil, err
+		t.Fatalf("load: %+v", err)
 	}
-	r.t.Cleanup(func() { d.Close() })
-	return d, nil
-}
-
-func (r *router) load(opts loader.Options) *loader.Datapath {
-	r.t.Helper()
-	d, err := r.tryLoad(opts)
-	if err != nil {
-		r.t.Fatalf("load: %v", err)
-	}
+	t.Cleanup(func() { d.Close() })
 	return d
 }
 
-func (r *router) tryAttach(d *loader.Datapath, dev string, mode loader.Mode) (a loader.Attachment, err error) {
+func (r *router) load(opts Options) (d *Datapath) {
+	r.t.Helper()
+	opts.Dir = r.dir
+	r.do("load", func() error {
+		d = mustLoad(r.t, opts)
+		return nil
+	})
+	return d
+}
+
+func (r *router) tryAttach(d *Datapath, dev string, mode Mode) (a Attachment, err error) {
 	err = r.Do(func() error {
 		a, err = d.Attach(dev, mode)
 		return err
@@ -96,7 +95,7 @@ func (r *router) tryAttach(d *loader.Datapath, dev string, mode loader.Mode) (a 
 	return a, err
 }
 
-func (r *router) attach(d *loader.Datapath, dev string, mode loader.Mode) loader.Attachment {
+func (r *router) attach(d *Datapath, dev string, mode Mode) Attachment {
 	r.t.Helper()
 	a, err := r.tryAttach(d, dev, mode)
 	if err != nil {
@@ -105,7 +104,7 @@ func (r *router) attach(d *loader.Datapath, dev string, mode loader.Mode) loader
 	return a
 }
 
-func (r *router) attachments(d *loader.Datapath) (list []loader.Attachment) {
+func (r *router) attachments(d *Datapath) (list []Attachment) {
 	r.t.Helper()
 	r.do("list attachments", func() (err error) {
 		list, err = d.Attachments()
@@ -114,13 +113,13 @@ func (r *router) attachments(d *loader.Datapath) (list []loader.Attachment) {
 	return list
 }
 
-func (r *router) upgrade(d *loader.Datapath) error {
+func (r *router) upgrade(d *Datapath) error {
 	return r.Do(d.Upgrade)
 }
 
 func (r *router) remove() {
 	r.t.Helper()
-	r.do("remove", func() error { return loader.Remove(r.dir) })
+	r.do("remove", func() error { return Remove(r.dir) })
 }
 
 // hooks is what runs on an interface, whoever put it there.
@@ -240,7 +239,7 @@ func foreign(t *testing.T, kind ebpf.ProgramType, pass int32) *ebpf.Program {
 	return program
 }
 
-func programID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {
+func mustProgramID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {
 	t.Helper()
 	info, err := program.Info()
 	if err != nil {
@@ -250,7 +249,7 @@ func programID(t *testing.T, program *ebpf.Program) ebpf.ProgramID {
 	return id
 }
 
-func mapID(t *testing.T, m *ebpf.Map) ebpf.MapID {
+func mustMapID(t *testing.T, m *ebpf.Map) ebpf.MapID {
 	t.Helper()
 	info, err := m.Info()
 	if err != nil {
@@ -262,13 +261,20 @@ func mapID(t *testing.T, m *ebpf.Map) ebpf.MapID {
 
 var errInjected = errors.New("injected fault")
 
+// setFault has fail decide which steps fail, until the test ends.
+func setFault(t *testing.T, fail func(step string) error) {
+	before := fault
+	fault = fail
+	t.Cleanup(func() { fault = before })
+}
+
 // eachFault runs attempt with every step failing in turn, once each, until it passes without a
 // fault. It wants every faulty attempt to fail with the injected error, and calls after with the step.
 func eachFault(t *testing.T, attempt func() error, after func(step string)) {
 	t.Helper()
 	var steps []string
 	left := 0
-	loader.SetFault(t, func(step string) error {
+	setFault(t, func(step string) error {
 		if left--; left == 0 {
 			steps = append(steps, step)
 			return errInjected
@@ -301,15 +307,31 @@ func eachFault(t *testing.T, attempt func() error, after func(step string)) {
 	t.Logf("faults at: %s", strings.Join(steps, ", "))
 }
 
-func contains(t *testing.T, err error, parts ...string) {
+// wantError checks that an error wraps another, if not nil, and says what a user needs.
+func wantError(t *testing.T, err, is error, words ...string) {
 	t.Helper()
 	if err == nil {
-		t.Error("no error")
+		t.Errorf("no error, want one with %q", words)
 		return
 	}
-	for _, part := range parts {
-		if !strings.Contains(err.Error(), part) {
-			t.Errorf("error does not say %q: %v", part, err)
+	if is != nil && !errors.Is(err, is) {
+		t.Errorf("error %q is not %q", err, is)
+	}
+	for _, word := range words {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("error %q does not say %q", err, word)
 		}
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
+func within(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	t.Cleanup(cancel)
+	return ctx
 }

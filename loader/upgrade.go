@@ -75,23 +75,35 @@ func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms) error {
 	return nil
 }
 
-// startSweeper has these programs take connections out that have expired. The kernel may have no
-// memory at hand for the timer: it is asked again for a second.
+// startSweeper has these programs take connections out that have expired.
 func startSweeper(programs *bpf.HairpinPrograms) error {
 	if err := fault("start"); err != nil {
 		return err
 	}
-	for deadline := time.Now().Add(time.Second); ; {
-		code, err := programs.HairpinStart.Run(nil)
-		if err != nil {
-			return fmt.Errorf("start sweeper: %w", err)
-		}
-		if code == 0 {
-			return nil
+	err := insist(func() (uint32, error) { return programs.HairpinStart.Run(nil) })
+	if err != nil {
+		return fmt.Errorf("start sweeper: %w", err)
+	}
+	return nil
+}
+
+// startPatience is how long insist waits for the kernel to find memory.
+const startPatience = time.Second
+
+// insist runs a program until it returns 0. The kernel may have no memory at hand for a timer, which
+// its background work mends within milliseconds.
+func insist(run func() (uint32, error)) error {
+	pause, deadline := time.Millisecond, time.Now().Add(startPatience)
+	for {
+		code, err := run()
+		if err != nil || code == 0 {
+			return err
 		}
 		if time.Now().After(deadline) {
-			return fmt.Errorf("start sweeper: %w", unix.Errno(-int32(code)))
+			return unix.Errno(-int32(code))
 		}
+		time.Sleep(pause)
+		pause = min(2*pause, 50*time.Millisecond)
 	}
 }
 

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package loader_test
+package loader
 
 import (
+	"errors"
 	"path/filepath"
 	"reflect"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
-	"hairpin/loader"
 )
 
 // pinnedProgram returns the program that a pin holds.
@@ -21,7 +24,7 @@ func (r *router) pinnedProgram(name string) ebpf.ProgramID {
 		r.t.Fatalf("open pin: %v", err)
 	}
 	defer program.Close()
-	return programID(r.t, program)
+	return mustProgramID(r.t, program)
 }
 
 var programNames = []string{bpf.HairpinProgHairpinXdp, bpf.HairpinProgHairpinTc, bpf.HairpinProgHairpinEnd, bpf.HairpinProgHairpinStart}
@@ -36,11 +39,11 @@ func (r *router) pinnedPrograms() map[string]ebpf.ProgramID {
 }
 
 // attachAll has every kind of attachment: XDP and TCX on wan0, clsact on lan0.
-func attachAll(r *router) *loader.Datapath {
+func attachAll(r *router) *Datapath {
 	r.t.Helper()
-	r.attach(r.load(loader.Options{NoTCX: true}), "lan0", loader.ModeTC)
-	d := r.load(loader.Options{})
-	r.attach(d, "wan0", loader.ModeXDP)
+	r.attach(r.load(Options{NoTCX: true}), "lan0", ModeTC)
+	d := r.load(Options{})
+	r.attach(d, "wan0", ModeXDP)
 	return d
 }
 
@@ -49,7 +52,7 @@ func attachAll(r *router) *loader.Datapath {
 func TestUpgrade(t *testing.T) {
 	r := newRouter(t)
 	d := attachAll(r)
-	pins, epochs := r.pinned(), mapID(t, d.Objects().Epochs)
+	pins, epochs := r.pinned(), mustMapID(t, d.Objects().Epochs)
 	if err := d.Objects().Epochs.Put(uint32(7), uint32(70)); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +77,7 @@ func TestUpgrade(t *testing.T) {
 		if len(newLan.Filters) != 1 || newLan.Filters[0] == lan.Filters[0] {
 			t.Errorf("lan0 filters %q, were %q", newLan.Filters, lan.Filters)
 		}
-		if got := programID(t, d.Objects().HairpinTc); got != after[bpf.HairpinProgHairpinTc] {
+		if got := mustProgramID(t, d.Objects().HairpinTc); got != after[bpf.HairpinProgHairpinTc] {
 			t.Errorf("the datapath has program %d open, pinned is %v", got, after)
 		}
 		if t.Failed() {
@@ -84,12 +87,12 @@ func TestUpgrade(t *testing.T) {
 	if now := r.pinned(); !reflect.DeepEqual(now, pins) {
 		t.Errorf("pins %q, were %q", now, pins)
 	}
-	opened, err := loader.Open(loader.Options{Dir: r.dir})
+	opened, err := Open(Options{Dir: r.dir})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer opened.Close()
-	if got := mapID(t, opened.Objects().Epochs); got != epochs {
+	if got := mustMapID(t, opened.Objects().Epochs); got != epochs {
 		t.Errorf("map %d, was %d", got, epochs)
 	}
 	var epoch uint32
@@ -103,7 +106,7 @@ func TestUpgrade(t *testing.T) {
 func TestUpgradeByAnother(t *testing.T) {
 	r := newRouter(t)
 	d := attachAll(r)
-	other, err := loader.Open(loader.Options{Dir: r.dir})
+	other, err := Open(Options{Dir: r.dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +115,7 @@ func TestUpgradeByAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	upgraded := r.hooks("wan0")
-	r.attach(d, "wan0", loader.ModeXDP)
+	r.attach(d, "wan0", ModeXDP)
 	r.want("attached by the one with the old programs", "wan0", upgraded)
 }
 
@@ -122,7 +125,7 @@ func TestUpgradeFaults(t *testing.T) {
 	d := attachAll(r)
 	pins, programs := r.pinned(), r.pinnedPrograms()
 	wan, lan := r.hooks("wan0"), r.hooks("lan0")
-	opened := programID(t, d.Objects().HairpinTc)
+	opened := mustProgramID(t, d.Objects().HairpinTc)
 	eachFault(t, func() error { return r.upgrade(d) }, func(step string) {
 		r.want(step+" failed", "wan0", wan)
 		r.want(step+" failed", "lan0", lan)
@@ -132,11 +135,40 @@ func TestUpgradeFaults(t *testing.T) {
 		if now := r.pinned(); !reflect.DeepEqual(now, pins) {
 			t.Errorf("%s failed: pins %q, were %q", step, now, pins)
 		}
-		if now := programID(t, d.Objects().HairpinTc); now != opened {
+		if now := mustProgramID(t, d.Objects().HairpinTc); now != opened {
 			t.Errorf("%s failed: program %d is open, was %d", step, now, opened)
 		}
 	})
 	if now := r.pinnedPrograms(); reflect.DeepEqual(now, programs) {
 		t.Error("the last attempt changed nothing")
 	}
+}
+
+// A program that wants memory is run again, soon at first, and neither without pause nor for ever.
+func TestInsist(t *testing.T) {
+	noMemory := unix.ENOMEM
+	synctest.Test(t, func(t *testing.T) {
+		runs := 0
+		if err := insist(func() (uint32, error) { runs++; return uint32(-int32(noMemory)), nil }); !errors.Is(err, noMemory) {
+			t.Errorf("error %v, want %v", err, noMemory)
+		}
+		if runs < 10 || runs > 30 {
+			t.Errorf("%d runs in a second", runs)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		runs, start := 0, time.Now()
+		err := insist(func() (uint32, error) {
+			if runs++; runs < 3 {
+				return uint32(-int32(noMemory)), nil
+			}
+			return 0, nil
+		})
+		if took := time.Since(start); err != nil || runs != 3 || took != 3*time.Millisecond {
+			t.Errorf("%d runs, %v, after %v", runs, err, took)
+		}
+		if err := insist(func() (uint32, error) { return 0, errInjected }); !errors.Is(err, errInjected) {
+			t.Errorf("error %v", err)
+		}
+	})
 }

@@ -58,7 +58,8 @@ func reversed(to bpf.HairpinTuple) bpf.HairpinTuple {
 
 const (
 	externalBits = 32
-	// protocolBits is the prefix length that leaves the port open: a 1:1 forward.
+	// protocolBits is the prefix length that leaves the port open: a 1:1 forward
+	// of one protocol. One of any protocol leaves that open too.
 	protocolBits = externalBits + 8 + 8
 	sourceBits   = 32
 )
@@ -71,6 +72,11 @@ func forwardKey(external uint32, protocol Protocol, port uint16, bits int) bpf.H
 		Protocol:     uint8(protocol),
 		Port:         be16(port),
 	}
+}
+
+// anyKey is the trie key of every protocol.
+func anyKey(external uint32) bpf.HairpinForwardKey {
+	return bpf.HairpinForwardKey{PrefixLength: externalBits, External: external}
 }
 
 func allowKey(forward uint32, source netip.Prefix) bpf.HairpinAllowKey {

@@ -3,10 +3,12 @@
 package maps
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -113,6 +115,12 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 		return fmt.Errorf("%d forwards run and %d are new or changed, but the tables hold %d at once; apply the change in steps",
 			len(running.Stamps), len(p.fresh), limit)
 	}
+	if need, limit := uint32(len(targets(&p.doc))), t.objs.Targets.MaxEntries(); need > limit {
+		return fmt.Errorf("the forwards have %d targets, but the table holds %d", need, limit)
+	}
+	if need, limit := uint32(len(targets(&p.doc, running))), t.objs.Targets.MaxEntries(); need > limit {
+		return fmt.Errorf("the forwards that run and the new ones have %d targets, but the table holds %d at once; apply the change in steps", need, limit)
+	}
 	addresses := uint32(len(present))
 	for external := range p.doc.Externals {
 		if _, there := present[toAddr(external.Address)]; external.Address.IsValid() && !there {
@@ -155,6 +163,7 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		}},
 		{"make counters", func() error { return t.makeStats(p, running) }},
 		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
+		{"add targets", func() error { return t.addTargets(&p.doc, running) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
@@ -267,7 +276,8 @@ func (t *Tables) finish(doc *document) error {
 		{"end connections", func() error { return t.endForwards(doc) }},
 		{"drop counters", func() error { return t.dropStats(doc) }},
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
-		{"set timeouts", func() error { return t.setTimeouts(doc.Config.Timeouts) }},
+		{"drop targets", func() error { return t.dropTargets(doc) }},
+		{"set settings", func() error { return t.setSettings(doc.Config) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
@@ -321,18 +331,87 @@ func (t *Tables) dropExternals(doc *document) error {
 	return nil
 }
 
-func (t *Tables) setTimeouts(timeouts Timeouts) error {
-	want := bpf.HairpinSettings{
-		TcpEstablished: uint64(timeouts.TCPEstablished),
-		TcpTransitory:  uint64(timeouts.TCPTransitory),
-		Udp:            uint64(timeouts.UDP),
-		Icmp:           uint64(timeouts.ICMP),
+// targets are the addresses that the forwards of documents lead to.
+func targets(docs ...*document) map[bpf.HairpinAddr]bool {
+	all := map[bpf.HairpinAddr]bool{}
+	for _, doc := range docs {
+		for _, f := range doc.Config.Forwards {
+			all[toAddr(f.Target)] = true
+		}
 	}
+	return all
+}
+
+// addTargets makes the datapath take fragments from the new forwards' targets
+// for its own. Those of the running ones stay until the swap; what a writer that
+// failed has left goes, and makes room.
+func (t *Tables) addTargets(doc, running *document) error {
+	present, err := t.keepTargets(targets(doc, running))
+	if err != nil {
+		return err
+	}
+	var missing []bpf.HairpinAddr
+	for addr := range targets(doc) {
+		if _, there := present[addr]; !there {
+			missing = append(missing, addr)
+		}
+	}
+	ones := bytes.Repeat([]uint8{1}, len(missing))
+	return putAll(t.objs.Targets, missing, ones, 1)
+}
+
+func (t *Tables) dropTargets(doc *document) error {
+	_, err := t.keepTargets(targets(doc))
+	return err
+}
+
+// keepTargets forgets every target that is not wanted, and returns what was there.
+func (t *Tables) keepTargets(wanted map[bpf.HairpinAddr]bool) (map[bpf.HairpinAddr]uint8, error) {
+	present, err := readAll[bpf.HairpinAddr, uint8](t.objs.Targets)
+	if err != nil {
+		return nil, fmt.Errorf("list targets: %w", err)
+	}
+	for addr := range present {
+		if wanted[addr] {
+			continue
+		}
+		if err := drop(t.objs.Targets, addr); err != nil {
+			return nil, fmt.Errorf("forget target %s: %w", fromAddr(addr), err)
+		}
+	}
+	return present, nil
+}
+
+func (t *Tables) setSettings(c Config) error {
+	want := c.settings()
 	var now bpf.HairpinSettings
 	if err := t.objs.Settings.Lookup(uint32(0), &now); err != nil || now == want {
 		return err
 	}
 	return t.objs.Settings.Put(uint32(0), want)
+}
+
+// settings is the entry of the settings map.
+func (c Config) settings() bpf.HairpinSettings {
+	settings := bpf.HairpinSettings{
+		TcpEstablished: uint64(c.Timeouts.TCPEstablished),
+		TcpOpening:     uint64(c.Timeouts.Opening()),
+		TcpClosing:     uint64(c.Timeouts.Closing()),
+		Udp:            uint64(c.Timeouts.UDP),
+		Icmp:           uint64(c.Timeouts.ICMP),
+		PortHold:       uint64(c.Timeouts.PortHold),
+		IcmpInterval:   second / uint64(max(1, c.ICMP.Rate)),
+		SourceLimit:    c.PerSource(),
+	}
+	for name, side := range map[string]bpf.HairpinSide{
+		SideLAN: bpf.HairpinSideSIDE_LAN,
+		SideWAN: bpf.HairpinSideSIDE_WAN,
+	} {
+		if slices.Contains(c.ICMP.Refuse, name) {
+			settings.Told |= side
+		}
+	}
+	return settings
 }
 
 func compareExternal(a, b External) int {

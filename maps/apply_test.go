@@ -282,7 +282,15 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
 			}
 
+			known := after.targetList(t)
+			for addr := range targets(&document{Config: running}) {
+				if target := fromAddr(addr).String(); !slices.Contains(known, target) {
+					t.Errorf("%s, step %d: target %s is not known", name, step, target)
+				}
+			}
+
 			recover(after)
+			after.wantTargets(t, "10.0.0.1", "10.0.0.2")
 			after.wantRoute(t, "203.0.113.1", 81, "10.0.0.2:81")
 			after.wantRoute(t, "203.0.113.8", 84, "10.0.0.1:84")
 			after.wantRoute(t, "203.0.113.9", 85, "")

@@ -63,6 +63,9 @@ var (
 	connectionsRefused = desc("connections_refused_total", "Openings that did not become connections, by reason.", "reason")
 	packetsDropped     = desc("packets_dropped_total", "Packets dropped, by incoming interface and reason.", "interface", "reason")
 	packetsPassed      = desc("packets_passed_total", "Packets of forwards left to the kernel or from XDP to TC, by incoming interface and reason.", "interface", "reason")
+	icmpTranslated     = desc("icmp_errors_translated_total", "ICMP errors about packets of connections, translated and sent on.")
+	icmpSent           = desc("icmp_errors_sent_total", "ICMP errors that the router made to tell why a packet was dropped, by incoming interface of the packet and reason.", "interface", "reason")
+	fragmentsHeld      = desc("fragments_held_total", "Fragments that came before the first of their datagram and were kept until it arrives.")
 	interfaceAttached  = desc("interface_attached", "1 if the datapath is attached to the interface, 0 if not.", "interface", "role", "mode")
 	externalAddress    = desc("external_address_info", "Address that a WAN interface has and forwards listen on.", "interface", "address")
 	reloadSuccessful   = desc("config_last_reload_successful", "1 if the last configuration that was read was taken, 0 if it was refused.")
@@ -78,8 +81,8 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		forwardPackets, forwardBytes, forwardOpened, forwardConnections, connections, connectionsLimit,
-		halfOpenEvicted, connectionsRefused, packetsDropped, packetsPassed, interfaceAttached,
-		externalAddress, reloadSuccessful, reloadTime, buildInfo,
+		halfOpenEvicted, connectionsRefused, packetsDropped, packetsPassed, icmpTranslated, icmpSent, fragmentsHeld,
+		interfaceAttached, externalAddress, reloadSuccessful, reloadTime, buildInfo,
 	} {
 		descs <- d
 	}
@@ -197,7 +200,7 @@ func (s scrape) connections(c *Collector) {
 		// Only a walk tells half-open connections from evicted ones, and which are closing.
 		return
 	}
-	limit := int64(c.tables.objs.HalfOpen.MaxEntries() / 2)
+	limit := int64(c.tables.objs.HalfOpen.MaxEntries()+c.tables.objs.HalfOpenOther.MaxEntries()) / 2
 	s.gauge(connections, float64(min(c.counted.halfOpenAt(now), limit)), StateHalfOpen)
 	s.gauge(connections, float64(c.counted.closing), StateClosing)
 	s.counter(halfOpenEvicted, c.evicted)
@@ -234,7 +237,8 @@ func (s scrape) packets(t *Tables, interfaces map[uint32]string) {
 		return
 	}
 	type series struct{ link, reason string }
-	refused, dropped, passed := map[string]uint64{}, map[series]uint64{}, map[series]uint64{}
+	refused, held, translated := map[string]uint64{}, uint64(0), uint64(0)
+	dropped, passed, told := map[series]uint64{}, map[series]uint64{}, map[series]uint64{}
 	for key, packets := range counters {
 		link, known := interfaces[key.Ifindex]
 		if !known {
@@ -249,15 +253,24 @@ func (s scrape) packets(t *Tables, interfaces map[uint32]string) {
 			dropped[at] += packets
 		case bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinVerdictVERDICT_DEFER:
 			passed[at] += packets
+		case bpf.HairpinVerdictVERDICT_TELL:
+			told[at] += packets
+		case bpf.HairpinVerdictVERDICT_HOLD:
+			held += packets
+		case bpf.HairpinVerdictVERDICT_SEND:
+			if key.Reason == bpf.HairpinReasonREASON_ICMP_ERROR {
+				translated += packets
+			}
 		}
 	}
+	s.counter(icmpTranslated, translated)
+	s.counter(fragmentsHeld, held)
 	for reason, packets := range refused {
 		s.counter(connectionsRefused, packets, reason)
 	}
-	for at, packets := range dropped {
-		s.counter(packetsDropped, packets, at.link, at.reason)
-	}
-	for at, packets := range passed {
-		s.counter(packetsPassed, packets, at.link, at.reason)
+	for d, all := range map[*prometheus.Desc]map[series]uint64{packetsDropped: dropped, packetsPassed: passed, icmpSent: told} {
+		for at, packets := range all {
+			s.counter(d, packets, at.link, at.reason)
+		}
 	}
 }

@@ -122,6 +122,14 @@ func TestCollectorGivesEverySample(t *testing.T) {
 	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinReasonREASON_NO_ROUTE, 3)
 	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_DEFER, bpf.HairpinReasonREASON_NEXT_HOP, 4)
 	tables.putCounter(t, 99, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReason(4711), 1)
+	// None of these is a drop of its own, or passes anything.
+	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 6)
+	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 2)
+	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_NONE, 9)
+	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_TELL, bpf.HairpinReasonREASON_TABLE_FULL, 1)
+	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_TELL, bpf.HairpinReasonREASON_TTL_EXPIRED, 7)
+	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_HOLD, bpf.HairpinReasonREASON_FRAGMENT_EARLY, 4)
+	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_HOLD, bpf.HairpinReasonREASON_FRAGMENT_EARLY, 1)
 	c := NewCollector(tables, CollectorOptions{Version: "v1", Interfaces: func() []InterfaceStatus {
 		return []InterfaceStatus{
 			{Name: "wan0", Index: 2, Role: RoleWAN, Mode: "xdp", Attached: true, Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}},
@@ -178,7 +186,11 @@ func TestCollectorGivesEverySample(t *testing.T) {
 		`hairpin_forward_packets_total{direction="out",forward="web",path="hairpin"} 7`,
 		`hairpin_forward_packets_total{direction="out",forward="web",path="local"} 0`,
 		`hairpin_forward_packets_total{direction="out",forward="web",path="wan"} 70`,
+		`hairpin_fragments_held_total{} 5`,
 		`hairpin_half_open_evicted_total{} 5`,
+		`hairpin_icmp_errors_sent_total{interface="lan0",reason="table_full"} 1`,
+		`hairpin_icmp_errors_sent_total{interface="wan0",reason="ttl_expired"} 7`,
+		`hairpin_icmp_errors_translated_total{} 8`,
 		`hairpin_interface_attached{interface="lan0",mode="tc",role="lan"} 1`,
 		`hairpin_interface_attached{interface="wan0",mode="xdp",role="wan"} 1`,
 		`hairpin_interface_attached{interface="wan1",mode="auto",role="wan"} 0`,
@@ -190,7 +202,7 @@ func TestCollectorGivesEverySample(t *testing.T) {
 		`hairpin_packets_passed_total{interface="wan0",reason="no_route"} 3`,
 	)
 	counters, err := tables.Counters()
-	if err != nil || len(counters) != 6 || counters[0] != (Counter{2, "drop", "ended", 11}) {
+	if err != nil || len(counters) != 13 || counters[0] != (Counter{2, "drop", "ended", 11}) {
 		t.Errorf("counters %v, %v", counters, err)
 	}
 }
@@ -239,8 +251,8 @@ func TestGaugesFollowBetweenWalks(t *testing.T) {
 		{"it completes, of ssh", 31, 21, 2, 9, [2]uint64{16, 7}, [2]uint64{4, 2}, "2 7 1 2 8 5"},
 		{"the half-open one of web completes", 31, 22, 2, 9, [2]uint64{17, 7}, [2]uint64{4, 2}, "2 8 0 2 8 5"},
 		{"two of web end", 31, 22, 2, 11, [2]uint64{17, 9}, [2]uint64{4, 2}, "2 6 0 2 6 5"},
-		{"a flood", 5000, 22, 2, 11, [2]uint64{17, 9}, [2]uint64{4, 2}, "2 6 512 2 6 5"},
-		{"more end than the walk found alive", 5000, 22, 2, 22, [2]uint64{17, 17}, [2]uint64{4, 4}, "2 0 512 0 0 5"},
+		{"a flood", 5000, 22, 2, 11, [2]uint64{17, 9}, [2]uint64{4, 2}, "2 6 1024 2 6 5"},
+		{"more end than the walk found alive", 5000, 22, 2, 22, [2]uint64{17, 17}, [2]uint64{4, 4}, "2 0 1024 0 0 5"},
 	} {
 		tables.putEvents(t, step.opened, step.established, step.abandoned, step.closed)
 		tables.putForwardStats(t, web, bpf.HairpinForwardStats{Established: [3]uint64{step.web[0]}, Closed: [3]uint64{step.web[1]}})
@@ -292,7 +304,9 @@ func TestCollectorOfFreshMaps(t *testing.T) {
 		`hairpin_connections{state="established"} 0`,
 		`hairpin_connections{state="half-open"} 0`,
 		`hairpin_connections_limit{} 32`,
+		`hairpin_fragments_held_total{} 0`,
 		`hairpin_half_open_evicted_total{} 0`,
+		`hairpin_icmp_errors_translated_total{} 0`,
 	)
 }
 

@@ -70,10 +70,17 @@ func compareSettings(from, to Config) (keys []string) {
 		{"interfaces.lan", from.LAN, to.LAN},
 		{"datapath.mode", from.Mode, to.Mode},
 		{"datapath.max_connections", from.MaxConnections, to.MaxConnections},
+		{"datapath.max_per_source", from.PerSource(), to.PerSource()},
+		{"datapath.mss_clamp", from.mssClamp(), to.mssClamp()},
 		{"timeouts.tcp_established", from.Timeouts.TCPEstablished, to.Timeouts.TCPEstablished},
 		{"timeouts.tcp_transitory", from.Timeouts.TCPTransitory, to.Timeouts.TCPTransitory},
+		{"timeouts.tcp_opening", from.Timeouts.Opening(), to.Timeouts.Opening()},
+		{"timeouts.tcp_closing", from.Timeouts.Closing(), to.Timeouts.Closing()},
 		{"timeouts.udp", from.Timeouts.UDP, to.Timeouts.UDP},
 		{"timeouts.icmp", from.Timeouts.ICMP, to.Timeouts.ICMP},
+		{"timeouts.port_hold", from.Timeouts.PortHold, to.Timeouts.PortHold},
+		{"icmp.refuse", sorted(from.ICMP.Refuse), sorted(to.ICMP.Refuse)},
+		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
 		{"reflection.default", from.reflectOf(Forward{}), to.reflectOf(Forward{})},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
 	} {
@@ -82,8 +89,23 @@ func compareSettings(from, to Config) (keys []string) {
 			keys = append(keys, setting.key)
 		}
 	}
-	return keys
+	// What both leave to another setting has not changed of itself.
+	return slices.DeleteFunc(keys, func(key string) bool {
+		return key == "datapath.max_per_source" && from.MaxPerSource == to.MaxPerSource ||
+			key == "timeouts.tcp_opening" && from.Timeouts.TCPOpening == to.Timeouts.TCPOpening ||
+			key == "timeouts.tcp_closing" && from.Timeouts.TCPClosing == to.Timeouts.TCPClosing
+	})
 }
+
+// mssClamp tells no interfaces from none written: these are the PPP devices.
+func (c Config) mssClamp() string {
+	if c.MSSClamp == nil {
+		return "ppp"
+	}
+	return fmt.Sprintf("%q", sorted(c.MSSClamp))
+}
+
+func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
 
 // sameBehaviour reports whether the datapath does the same for both forwards.
 func sameBehaviour(fc Config, f Forward, gc Config, g Forward) bool {
@@ -231,28 +253,54 @@ func (p *program) selectors() (every []int, own map[External][]int) {
 // paint lays forwards over each other, the more specific ones last, and adds
 // the entries that give each port the topmost.
 func (p *program) paint(external uint32, layers [][]int) error {
-	for _, protocol := range []Protocol{TCP, UDP} {
+	layers, all := p.overAny(layers)
+	if all >= 0 {
+		if err := p.add(anyKey(external), all); err != nil {
+			return err
+		}
+	}
+	for _, protocol := range protocols {
 		tree := newPortTree()
 		for _, layer := range layers {
 			for _, i := range layer {
 				f := &p.doc.Config.Forwards[i]
-				if slices.Contains(f.Protocols, protocol) {
+				if slices.Contains(f.Protocols, protocol.Protocol) {
 					first, last := f.Ports.bounds()
 					tree.paint(first, last, i)
 				}
 			}
 		}
 		err := tree.each(func(port uint16, bits, owner int) error {
-			value, err := p.value(owner)
-			p.keys = append(p.keys, forwardKey(external, protocol, port, bits))
-			p.values = append(p.values, value)
-			return err
+			return p.add(forwardKey(external, protocol.Protocol, port, bits), owner)
 		})
 		if err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// overAny takes the forward of any protocol out of the topmost layer that has
+// one, -1 if none has. It leaves that layer and those over it: what is below
+// shows nowhere.
+func (p *program) overAny(layers [][]int) (over [][]int, all int) {
+	for i, layer := range slices.Backward(layers) {
+		isAny := func(forward int) bool {
+			return slices.Contains(p.doc.Config.Forwards[forward].Protocols, Any)
+		}
+		if at := slices.IndexFunc(layer, isAny); at >= 0 {
+			rest := slices.Delete(slices.Clone(layer), at, at+1)
+			return append([][]int{rest}, layers[i+1:]...), layer[at]
+		}
+	}
+	return layers, -1
+}
+
+func (p *program) add(key bpf.HairpinForwardKey, owner int) error {
+	value, err := p.value(owner)
+	p.keys = append(p.keys, key)
+	p.values = append(p.values, value)
+	return err
 }
 
 func (p *program) value(i int) (bpf.HairpinForward, error) {

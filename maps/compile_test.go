@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"hairpin/bpf"
 )
@@ -101,9 +102,12 @@ func mustCompile(t *testing.T, c Config, running *document, have inventory) *pro
 func (p *program) find(external External, protocol Protocol, port uint16) string {
 	best, name := uint32(0), ""
 	for i, key := range p.keys {
-		bits := key.PrefixLength - protocolBits
-		if key.External == p.doc.Externals[external] && key.External != 0 && Protocol(key.Protocol) == protocol &&
-			(be16(key.Port)^port)>>(16-bits) == 0 && key.PrefixLength > best {
+		same := key.PrefixLength == externalBits
+		if !same {
+			bits := key.PrefixLength - protocolBits
+			same = Protocol(key.Protocol) == protocol && (be16(key.Port)^port)>>(16-bits) == 0
+		}
+		if same && key.External == p.doc.Externals[external] && key.External != 0 && key.PrefixLength > best {
 			best, name = key.PrefixLength, p.doc.names()[p.values[i].Stamp.Id]
 		}
 	}
@@ -145,6 +149,59 @@ func TestTheMoreSpecificForwardWins(t *testing.T) {
 		}
 		if got := p.find(test.external, UDP, test.port); got != "" {
 			t.Errorf("udp %s:%d goes to %q", test.external, test.port, got)
+		}
+	}
+}
+
+func TestProtocolsWithoutPorts(t *testing.T) {
+	p := mustCompile(t, configWith(t,
+		"every-any any any to 10.0.0.1",
+		"every-ping icmp any to 10.0.0.2",
+		"every-web tcp 80 to 10.0.0.3",
+		"own-any any wan0:any to 10.0.0.4",
+		"own-tunnel gre,esp,ipip,udplite wan0:any to 10.0.0.5",
+		"own-tcp tcp wan0:any to 10.0.0.6",
+		"own-ssh tcp,sctp wan0:22 to 10.0.0.7",
+		"fixed sctp,icmp 203.0.113.1:any to 10.0.0.8",
+	), &document{}, testInventory())
+	wan0, wan1 := External{Interface: "wan0"}, External{Interface: "wan1"}
+	fixed := External{Address: netip.MustParseAddr("203.0.113.1")}
+	for _, test := range []struct {
+		external External
+		protocol Protocol
+		port     uint16
+		want     string
+	}{
+		{wan1, UDP, 80, "every-any"},
+		{wan1, GRE, 0, "every-any"},
+		{wan1, ICMP, 0, "every-ping"},
+		{wan1, TCP, 80, "every-web"},
+		{wan1, TCP, 81, "every-any"},
+		{wan0, ICMP, 0, "own-any"}, // the interface beats the protocol of every interface
+		{wan0, UDP, 80, "own-any"},
+		{wan0, SCTP, 23, "own-any"},
+		{wan0, SCTP, 22, "own-ssh"},
+		{wan0, TCP, 22, "own-ssh"},
+		{wan0, TCP, 80, "own-tcp"}, // and the port
+		{wan0, GRE, 0, "own-tunnel"},
+		{wan0, ESP, 0, "own-tunnel"},
+		{wan0, IPIP, 0, "own-tunnel"},
+		{wan0, UDPLite, 0, "own-tunnel"},
+		{fixed, SCTP, 1, "fixed"},
+		{fixed, ICMP, 0, "fixed"},
+		{fixed, TCP, 1, ""}, // the datapath goes on with the group
+	} {
+		if got := p.find(test.external, test.protocol, test.port); got != test.want {
+			t.Errorf("%s %s:%d goes to %q, want %q", test.protocol, test.external, test.port, got, test.want)
+		}
+	}
+	for i, key := range p.keys {
+		bits := key.PrefixLength
+		if any := key.Protocol == 0; any != (bits == 32) || bits != 32 && bits < 48 {
+			t.Errorf("prefix of %d bits for protocol %d", bits, key.Protocol)
+		}
+		if p.values[i].PortShift != 0 {
+			t.Errorf("port shift %d", p.values[i].PortShift)
 		}
 	}
 }
@@ -305,8 +362,19 @@ func TestCompareListsSettings(t *testing.T) {
 	if got := fmt.Sprint(compare(from, to).Settings); got != "[interfaces.lan datapath.max_connections timeouts.udp]" {
 		t.Error(got)
 	}
+	to = configWith(t)
+	to.Timeouts.TCPTransitory, to.ICMP.Rate, to.ICMP.Refuse, to.MSSClamp = time.Second, 1, nil, []string{}
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[datapath.mss_clamp timeouts.tcp_transitory icmp.refuse icmp.rate]" {
+		t.Error(got)
+	}
+	to = configWith(t)
+	to.Timeouts.TCPOpening, to.Timeouts.TCPClosing = time.Second, to.Timeouts.TCPTransitory
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[timeouts.tcp_opening]" {
+		t.Errorf("%s: what is written as it was by default is no change", got)
+	}
+	to = configWith(t)
+	from.ICMP.Refuse, to.ICMP.Refuse = []string{"lan", "wan"}, []string{"wan", "lan"}
 	to.LAN, from.LAN = []string{}, nil
-	to.Timeouts, to.MaxConnections = from.Timeouts, from.MaxConnections
 	if change := compare(from, to); !change.Empty() {
 		t.Errorf("an empty list is not none: %+v", change)
 	}

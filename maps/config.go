@@ -3,15 +3,45 @@
 package maps
 
 import (
+	"cmp"
+	"slices"
 	"time"
 )
 
-// Timeouts are how long a connection may be idle. Each is from 1 s to 720 h.
+// Timeouts are how long a connection may be idle. Each is from 1 s to 720 h; the
+// two for TCP that may be absent, as zero, are TCPTransitory then.
 type Timeouts struct {
-	TCPEstablished time.Duration `json:"tcp_established"` // RFC 5382 REQ-5
-	TCPTransitory  time.Duration `json:"tcp_transitory"`  // half-open or closing; RFC 5382 REQ-5, RFC 7857 2.1
-	UDP            time.Duration `json:"udp"`             // RFC 4787 REQ-5
-	ICMP           time.Duration `json:"icmp"`            // RFC 5508 REQ-2
+	TCPEstablished time.Duration `json:"tcp_established"`       // RFC 5382 REQ-5
+	TCPTransitory  time.Duration `json:"tcp_transitory"`        // half-open or closing; RFC 5382 REQ-5
+	TCPOpening     time.Duration `json:"tcp_opening,omitempty"` // half-open alone; RFC 7857 2.1
+	TCPClosing     time.Duration `json:"tcp_closing,omitempty"` // closing alone; RFC 7857 2.1
+	UDP            time.Duration `json:"udp"`                   // and of every protocol without one here; RFC 4787 REQ-5
+	ICMP           time.Duration `json:"icmp"`                  // RFC 5508 REQ-2
+	// PortHold is how long another client does not get the source port that a
+	// reflected connection, not of TCP, has had; RFC 6888 REQ-8.
+	PortHold time.Duration `json:"port_hold"`
+}
+
+// Opening is how long a half-open TCP connection may be idle.
+func (t Timeouts) Opening() time.Duration { return cmp.Or(t.TCPOpening, t.TCPTransitory) }
+
+// Closing is how long a TCP connection that ends, or has ended, may be idle.
+func (t Timeouts) Closing() time.Duration { return cmp.Or(t.TCPClosing, t.TCPTransitory) }
+
+// The sides of the router, as roles of its interfaces.
+const (
+	SideLAN = "lan"
+	SideWAN = "wan"
+)
+
+// ICMPErrors says which ICMP errors of its own the router sends.
+type ICMPErrors struct {
+	// Refuse lists the sides that are told when an opening is
+	// refused (ICMP 3/13, RFC 5508 REQ-8); the others meet silence.
+	Refuse []string `json:"refuse"`
+	// Rate is how many errors a second each side gets at most, 1 to 1,000,000
+	// (RFC 5508 REQ-10f). Those about the MTU are not limited.
+	Rate uint32 `json:"rate"`
 }
 
 // The device modes.
@@ -25,21 +55,25 @@ var modes = []string{ModeAuto, ModeXDP, ModeTC}
 
 // Config is everything a configuration file says.
 type Config struct {
-	WAN            []string  `json:"wan"`
-	LAN            []string  `json:"lan"`
-	Mode           string    `json:"mode"`
-	MaxConnections uint32    `json:"max_connections"`
-	Timeouts       Timeouts  `json:"timeouts"`
-	Reflection     Reflect   `json:"reflection"`     // of forwards that say nothing
-	MetricsListen  string    `json:"metrics_listen"` // ADDR:PORT; "" means no metrics
-	Forwards       []Forward `json:"forwards"`
-	Digest         string    `json:"digest,omitempty"` // of the files it was read from
+	WAN            []string   `json:"wan"`
+	LAN            []string   `json:"lan"`
+	Mode           string     `json:"mode"`
+	MaxConnections uint32     `json:"max_connections"`
+	MaxPerSource   uint32     `json:"max_per_source,omitempty"` // connections of one client address (RFC 6888 REQ-4); 0: half of all
+	MSSClamp       []string   `json:"mss_clamp"`                // WAN interfaces whose MTU the MSS of SYNs has to suit; nil: those that are PPP devices
+	Timeouts       Timeouts   `json:"timeouts"`
+	ICMP           ICMPErrors `json:"icmp"`
+	Reflection     Reflect    `json:"reflection"`     // of forwards that say nothing
+	MetricsListen  string     `json:"metrics_listen"` // ADDR:PORT; "" means no metrics
+	Forwards       []Forward  `json:"forwards"`
+	Digest         string     `json:"digest,omitempty"` // of the files it was read from
 }
 
 // DefaultConfig is what a file that says nothing means: mode auto, 131072
-// connections, the timeouts of the RFCs (RFC 5382 REQ-5 for TCP, RFC 4787
-// REQ-5c for UDP, RFC 5508 REQ-2 for ICMP), reflection auto, metrics on
-// loopback port 9845; no interfaces, no forwards.
+// connections, the MSS clamped to PPP devices, the timeouts of the RFCs (RFC
+// 5382 REQ-5 for TCP, RFC 4787 REQ-5c for UDP, RFC 5508 REQ-2 for ICMP), refused
+// LAN clients told and at most 1000 ICMP errors a second, reflection auto,
+// metrics on loopback port 9845; no interfaces, no forwards.
 func DefaultConfig() Config {
 	return Config{
 		Mode:           ModeAuto,
@@ -49,11 +83,16 @@ func DefaultConfig() Config {
 			TCPTransitory:  4 * time.Minute,
 			UDP:            5 * time.Minute,
 			ICMP:           time.Minute,
+			PortHold:       2 * time.Minute,
 		},
+		ICMP:          ICMPErrors{Refuse: []string{SideLAN}, Rate: 1000},
 		Reflection:    ReflectAuto,
 		MetricsListen: "127.0.0.1:9845",
 	}
 }
+
+// PerSource is how many connections one client address may have.
+func (c Config) PerSource() uint32 { return cmp.Or(c.MaxPerSource, max(1, c.MaxConnections/2)) }
 
 // reflectOf is the mode a forward has, its own or the default.
 func (c Config) reflectOf(f Forward) Reflect {
@@ -64,4 +103,15 @@ func (c Config) reflectOf(f Forward) Reflect {
 		return c.Reflection
 	}
 	return ReflectAuto
+}
+
+// clamps reports whether the MSS of SYNs has to suit the interface's MTU.
+func (c Config) clamps(link Interface) bool {
+	if link.Role != RoleWAN {
+		return false
+	}
+	if c.MSSClamp == nil {
+		return link.PPP
+	}
+	return slices.Contains(c.MSSClamp, link.Name)
 }

@@ -194,7 +194,7 @@ func stateOf(opener, answer *direction) string {
 	return StateEstablished
 }
 
-// snapshot reads half_open before conns: what moves from one to the other
+// snapshot reads the half-open ones before conns: what moves from one to the other
 // meanwhile is then found twice, never missed, and conns has the last word.
 func (t *Tables) snapshot() (*snapshot, error) {
 	snap := &snapshot{openers: map[bpf.HairpinTuple]direction{}, answers: map[bpf.HairpinTuple]direction{}}
@@ -204,24 +204,22 @@ func (t *Tables) snapshot() (*snapshot, error) {
 	}
 	epochs := epochReader{tables: t, known: map[uint32]int64{}}
 	now := monotonic()
-	err := scan(t.objs.HalfOpen, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
+	half := func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
 		conn := &conns[0]
 		if conn.Opener != 0 {
 			snap.openings++
 		}
-		wait := settings.Udp
-		if Protocol(key.Protocol) == TCP {
-			wait = settings.TcpTransitory
-		}
-		if since(now, conn.LastSeen) < wait && !epochs.over(conn) {
+		if since(now, conn.LastSeen) < openingTime(&settings, Protocol(key.Protocol)) && !epochs.over(conn) {
 			snap.add(key, conn, true)
 		}
-	})
+	}
+	err := errors.Join(scan(t.objs.HalfOpen, 1, half), scan(t.objs.HalfOpenOther, 1, half))
 	if err != nil {
 		return nil, fmt.Errorf("list half-open connections: %w", err)
 	}
 	err = scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
-		if conn := &conns[0]; !epochs.over(conn) {
+		// One that has expired only keeps its addresses and ports from others.
+		if conn := &conns[0]; conn.Expired == 0 && !epochs.over(conn) {
 			snap.add(key, conn, false)
 		}
 	})
@@ -229,6 +227,17 @@ func (t *Tables) snapshot() (*snapshot, error) {
 		return nil, fmt.Errorf("list connections: %w", err)
 	}
 	return snap, nil
+}
+
+// openingTime follows conn_opening_time() of the datapath.
+func openingTime(settings *bpf.HairpinSettings, protocol Protocol) uint64 {
+	switch protocol {
+	case TCP:
+		return settings.TcpOpening
+	case ICMP:
+		return settings.Icmp
+	}
+	return settings.Udp
 }
 
 func (s *snapshot) add(key bpf.HairpinTuple, conn *bpf.HairpinConn, half bool) {

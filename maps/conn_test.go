@@ -66,13 +66,14 @@ func (t *Tables) open(tb testing.TB, flows ...flow) {
 	for _, f := range flows {
 		keys, conns := f.pair()
 		for i := range keys {
-			var err error
-			if f.half {
-				err = t.objs.HalfOpen.Put(keys[i], conns[i])
-			} else {
-				err = t.objs.Conns.Put(keys[i], conns[i])
+			into := t.objs.Conns
+			switch {
+			case f.half && f.protocol == TCP:
+				into = t.objs.HalfOpen
+			case f.half:
+				into = t.objs.HalfOpenOther
 			}
-			if err != nil {
+			if err := into.Put(keys[i], conns[i]); err != nil {
 				tb.Fatal(err)
 			}
 		}
@@ -134,6 +135,10 @@ func connected(t testing.TB) (*Tables, []flow) {
 		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *flow) { f.half, f.idle = true, 5*time.Minute }),
 		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *flow) { f.half, f.forward = true, old }),
 		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *flow) { f.forward.Id = 1 << 31 }),
+		from("198.51.100.9:6005", "198.51.100.9:6005", func(f *flow) {
+			expired := func(c *bpf.HairpinConn) { c.Expired = 1 }
+			f.opener, f.answer = expired, expired
+		}),
 	}
 	tables.open(t, flows...)
 	return tables, flows[:9]
@@ -222,6 +227,84 @@ func TestCountConnections(t *testing.T) {
 	mustSetInterfaces(t, tables)
 	if got, err := tables.CountConnections(Selector{}); err != nil || got.Total != 0 {
 		t.Errorf("after the address went: %+v, %v", got, err)
+	}
+}
+
+// TestHalfOpenOnesWaitAsLongAsTheirProtocol says, no longer.
+func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	c := configWith(t, "web tcp,udp,sctp 443 to 192.168.1.20", "tunnel gre,icmp any to 192.168.1.20")
+	c.Timeouts.TCPOpening, c.Timeouts.UDP, c.Timeouts.ICMP = 100*time.Second, 200*time.Second, 20*time.Second
+	mustApply(t, tables, c)
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	web, address := tables.stamps(t, "203.0.113.1", 443)
+	patience := map[Protocol]time.Duration{
+		TCP: 100 * time.Second, UDP: 200 * time.Second, SCTP: 200 * time.Second, GRE: 200 * time.Second, ICMP: 20 * time.Second,
+	}
+	want := map[string]bool{}
+	for protocol, patience := range patience {
+		for i, idle := range []time.Duration{patience - 10*time.Second, patience + time.Second} {
+			client := fmt.Sprintf("198.51.100.%d:5000", i+1)
+			tables.open(t, flow{
+				protocol: protocol, client: client, external: "203.0.113.1:443", source: client, target: "192.168.1.20:443",
+				forward: web, address: address, half: true, idle: idle,
+			})
+		}
+		want[protocol.String()+" 198.51.100.1:5000"] = true
+	}
+	list, err := tables.Connections(Selector{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	for _, conn := range list {
+		got[conn.Protocol.String()+" "+conn.Client.String()] = true
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// TestConnectionsWithoutPorts have an identifier where there is one, else 0.
+func TestConnectionsWithoutPorts(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20", "all any any to 192.168.1.20"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	_, address := tables.stamps(t, "203.0.113.1", 443)
+	all, _, _ := tables.route(t, "203.0.113.1", GRE, 0)
+	base := flow{external: "203.0.113.1:0", target: "192.168.1.20:0", forward: all.Stamp, address: address}
+	ping, tunnel := base, base
+	ping.protocol, ping.client, ping.source = ICMP, "198.51.100.9:77", "198.51.100.9:78"
+	tunnel.protocol, tunnel.client, tunnel.source = GRE, "198.51.100.9:0", "198.51.100.9:0"
+	tables.open(t, ping, tunnel)
+	for line, want := range map[string]string{
+		"proto icmp": `{"protocol":"icmp","path":"wan","forward":"all","state":"established",` +
+			`"client":"198.51.100.9:77","external":"203.0.113.1:0","source":"198.51.100.9:78","target":"192.168.1.20:0",` +
+			`"age_seconds":90,"idle_seconds":0,"packets":17,"bytes":6000}`,
+		"proto gre": `{"protocol":"gre","path":"wan","forward":"all","state":"established",` +
+			`"client":"198.51.100.9:0","external":"203.0.113.1:0","source":"198.51.100.9:0","target":"192.168.1.20:0",` +
+			`"age_seconds":90,"idle_seconds":0,"packets":17,"bytes":6000}`,
+		"proto sctp": "",
+	} {
+		sel, err := ParseSelector(strings.Fields(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := tables.Connections(sel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := ""
+		for _, conn := range list {
+			text, err := json.Marshal(conn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got += string(text)
+		}
+		if got != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", line, got, want)
+		}
 	}
 }
 

@@ -9,57 +9,7 @@ import (
 	"net/netip"
 	"regexp"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
-
-// Protocol is an IP protocol number that forwards may have.
-type Protocol uint8
-
-// The protocols of forwards.
-const (
-	TCP Protocol = unix.IPPROTO_TCP
-	UDP Protocol = unix.IPPROTO_UDP
-)
-
-// protocolNames is in the order messages list them.
-var protocolNames = []string{"tcp", "udp"}
-
-// ParseProtocol reads "tcp" or "udp".
-func ParseProtocol(text string) (Protocol, error) {
-	switch text {
-	case "tcp":
-		return TCP, nil
-	case "udp":
-		return UDP, nil
-	}
-	return 0, fmt.Errorf("%s is not a supported protocol; %s", Quote(text), Suggest(text, protocolNames...))
-}
-
-// String is the protocol's name, its number if it has none here.
-func (p Protocol) String() string {
-	switch p {
-	case TCP:
-		return "tcp"
-	case UDP:
-		return "udp"
-	case unix.IPPROTO_ICMP:
-		return "icmp"
-	}
-	return fmt.Sprintf("protocol-%d", uint8(p))
-}
-
-// MarshalText implements encoding.TextMarshaler.
-func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
-
-// UnmarshalText implements encoding.TextUnmarshaler.
-func (p *Protocol) UnmarshalText(text []byte) error {
-	protocol, err := ParseProtocol(string(text))
-	if err == nil {
-		*p = protocol
-	}
-	return err
-}
 
 // External says where a forward listens: at one address, at the addresses of
 // one WAN interface, or, the zero value, at those of every WAN interface.

@@ -41,6 +41,14 @@ func TestParseForwardReadsWhatStringWrites(t *testing.T) {
 		{"web tcp wan0:any to 192.168.1.20 reflect off", Forward{
 			Protocols: []Protocol{TCP}, External: External{Interface: "wan0"}, Reflect: ReflectOff,
 		}},
+		{"web sctp 9899-9900 to 192.168.1.20:9899-9900", Forward{Protocols: []Protocol{SCTP}, Ports: Ports{9899, 9900}, TargetPort: 9899}},
+		{"web tcp,sctp any to 192.168.1.20", Forward{Protocols: []Protocol{TCP, SCTP}}},
+		{"web icmp,gre,esp,ipip,udplite wan0:any to 192.168.1.20 reflect router", Forward{
+			Protocols: []Protocol{ICMP, GRE, ESP, IPIP, UDPLite}, External: External{Interface: "wan0"}, Reflect: ReflectRouter,
+		}},
+		{"web any 203.0.113.7:any to 192.168.1.20", Forward{
+			Protocols: []Protocol{Any}, External: External{Address: netip.MustParseAddr("203.0.113.7")},
+		}},
 	} {
 		test.want.Name, test.want.Target = "web", netip.MustParseAddr("192.168.1.20")
 		f := mustForward(t, test.line)
@@ -74,8 +82,15 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 		"we\x1b[31mb tcp 443 to 10.0.0.1":                 {`"we\x1b[31mb" is not a name`},
 		long + " tcp 443 to 10.0.0.1":                     {`xxx"... is not a name`},
 		"web tpc 443 to 10.0.0.1":                         {`"tpc" is not a supported protocol`, `did you mean "tcp"?`},
-		"web sctp 443 to 10.0.0.1":                        {`"sctp" is not a supported protocol`},
-		"web icmp 443 to 10.0.0.1":                        {`"icmp" is not a supported protocol; possible are tcp and udp`},
+		"web ipv6 443 to 10.0.0.1":                        {`"ipv6" is not a supported protocol; did you mean "ipip"?`},
+		"web 47 any to 10.0.0.1":                          {`"47" is not a supported protocol; possible are tcp, udp, sctp, icmp, udplite, gre, esp, ipip and any`},
+		"web icmp 443 to 10.0.0.1":                        {`port: 443 is given, but icmp has no ports to select by; leave it out ("any" on the command line)`},
+		"web tcp,gre 443 to 10.0.0.1":                     {"port: 443 is given, but gre has no ports", "make a forward of its own for gre"},
+		"web any 443 to 10.0.0.1":                         {"port: 443 is given, but any has no ports"},
+		"web any,tcp any to 10.0.0.1":                     {"protocol: any is every protocol; leave the others out"},
+		"web esp any to 10.0.0.1:4500":                    {"to: port 4500 at the target, but esp has no ports; leave it out"},
+		"web sctp 443 to 10.0.0.1:444":                    {"to: port 444 at the target, but 443 at the external address: the ports of sctp cannot change, because its checksum covers them"},
+		"web tcp,sctp 80-90 to 10.0.0.1:180":              {"to: port 180-190 at the target, but 80-90 at the external address"},
 		"web tcp,tcp 443 to 10.0.0.1":                     {"protocol: tcp is there twice"},
 		"web tcp 0 to 10.0.0.1":                           {`port: "0" is not a port`, "1 to 65535"},
 		"web tcp 65536 to 10.0.0.1":                       {`"65536" is not a port`},
@@ -161,6 +176,7 @@ func TestParseSelector(t *testing.T) {
 		"proto tcp proto udp": `"proto" is there twice`,
 		"src 10.0.0.1/8":      "write 10.0.0.0/8",
 		"path x port y src z": "\"z\" is not an address",
+		"proto any":           "no connection is of protocol any; leave proto out",
 	} {
 		if _, err := ParseSelector(strings.Fields(line)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v lacks %s", line, err, want)

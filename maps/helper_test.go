@@ -34,13 +34,16 @@ func smallSpec(t testing.TB) *ebpf.CollectionSpec {
 		t.Fatal(err)
 	}
 	for name, size := range map[string]uint32{
-		bpf.HairpinMapConns:        64,
-		bpf.HairpinMapHalfOpen:     1024,
-		bpf.HairpinMapFragments:    16,
-		bpf.HairpinMapExternals:    16,
-		bpf.HairpinMapEpochs:       64,
-		bpf.HairpinMapForwardStats: 32,
-		bpf.HairpinMapCounters:     64,
+		bpf.HairpinMapConns:         64,
+		bpf.HairpinMapHalfOpen:      1024,
+		bpf.HairpinMapHalfOpenOther: 1024,
+		bpf.HairpinMapSources:       1024,
+		bpf.HairpinMapFragments:     16,
+		bpf.HairpinMapHeldFragments: 16,
+		bpf.HairpinMapExternals:     16,
+		bpf.HairpinMapEpochs:        64,
+		bpf.HairpinMapForwardStats:  32,
+		bpf.HairpinMapCounters:      64,
 	} {
 		spec.Maps[name].MaxEntries = size
 	}

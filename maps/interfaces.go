@@ -40,6 +40,8 @@ type Interface struct {
 	Role        Role           // 0 if hairpin has nothing to do with it
 	Addresses   []netip.Prefix // with the lengths of their networks; IPv6 is left out
 	XDPTransmit bool           // takes XDP frames
+	MTU         int            // in bytes, of an IP packet
+	PPP         bool           // a PPP device
 
 	HardwareAddr net.HardwareAddr // empty without Ethernet header
 }
@@ -59,7 +61,7 @@ func (t *Tables) SetInterfaces(ifs []Interface) error {
 	}
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link Interface) bool { return link.Role == 0 })
 	// A new interface is known before its addresses, a gone one is forgotten after them.
-	if err := t.putInterfaces(ifs); err != nil {
+	if err := t.putInterfaces(doc, ifs); err != nil {
 		return err
 	}
 	if err := t.setExternals(doc, ifs); err != nil {
@@ -74,13 +76,16 @@ func (t *Tables) SetInterfaces(ifs []Interface) error {
 	return t.pruneCounters(ifs)
 }
 
-func (t *Tables) putInterfaces(ifs []Interface) error {
+func (t *Tables) putInterfaces(doc *document, ifs []Interface) error {
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, link := range ifs {
 		value := link.kernel()
+		if doc.Config.clamps(link) {
+			value.MssMtu = uint32(max(0, link.MTU))
+		}
 		if present[uint32(link.Index)] == value {
 			continue
 		}

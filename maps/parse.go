@@ -14,8 +14,9 @@ import (
 const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE]"
 
 // ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is
-// tcp, udp or both with a comma; the port "any" makes a 1:1 forward. Everything
-// wrong is reported, as Problems; what a forward may be is Config.Validate's.
+// one of ProtocolNames, or several with commas; the port "any" makes a 1:1
+// forward. Everything wrong is reported, as Problems; whether the forward fits
+// the others and the interfaces is Config.Validate's to say.
 func ParseForward(args []string) (Forward, error) {
 	if len(args) < 5 {
 		return Forward{}, fmt.Errorf("forward needs %s", ForwardSyntax)
@@ -29,6 +30,11 @@ func ParseForward(args []string) (Forward, error) {
 	}
 	p.target(args[4])
 	p.options(args[5:])
+	if p.problems == nil {
+		p.check("protocol", checkProtocols(p.Protocols))
+		p.check("port", checkPorts(&p.Forward))
+		p.check("to", checkSCTP(&p.Forward))
+	}
 	if err := errors.Join(p.problems...); err != nil {
 		return Forward{}, err
 	}
@@ -105,7 +111,10 @@ func (f *Forward) setTargetPorts(text string) error {
 	if err != nil {
 		return err
 	}
+	protocol, portless := f.portless()
 	switch {
+	case portless:
+		return fmt.Errorf("port %s at the target, but %s has no ports; leave it out", ports, protocol)
 	case f.Ports.Every():
 		return fmt.Errorf("port %s at the target, but the forward is for every port; leave one out or give both", ports)
 	case strings.Contains(text, "-") && ports.Len() != f.Ports.Len():

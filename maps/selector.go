@@ -62,6 +62,9 @@ func (s *Selector) set(word, value string) (err error) {
 		s.Forward, err = value, checkName(value)
 	case "proto":
 		s.Protocol, err = ParseProtocol(value)
+		if s.Protocol == Any {
+			err = fmt.Errorf("no connection is of protocol %s; leave proto out to select every protocol", Any)
+		}
 	case "src":
 		s.Source, err = ParsePrefix(value)
 	case "dst":

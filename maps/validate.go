@@ -19,13 +19,14 @@ const (
 	maxTimeout = 720 * time.Hour
 	// A connection takes about half a kilobyte in the kernel.
 	maxConnections = 1 << 24
+	maxICMPRate    = 1_000_000
 )
 
 // Validate finds everything wrong that can be seen without looking at the
 // machine: the error joins Problems. Forwards that contradict each other are
 // among them; a forward wins over another one that listens less specifically
 // (address, then interface, then every WAN interface), or equally so on a larger
-// range that holds its own.
+// range that holds its own, or for any protocol.
 func (c Config) Validate() error {
 	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}}
 	v.interfaces()
@@ -97,24 +98,66 @@ func (v *validator) settings() {
 	if v.MaxConnections < 1 || v.MaxConnections > maxConnections {
 		v.check(-1, "datapath.max_connections", fmt.Errorf("%d is out of range; it is 1 to %d", v.MaxConnections, maxConnections))
 	}
-	for _, timeout := range []struct {
-		field string
-		value time.Duration
-	}{
-		{"tcp_established", v.Timeouts.TCPEstablished},
-		{"tcp_transitory", v.Timeouts.TCPTransitory},
-		{"udp", v.Timeouts.UDP},
-		{"icmp", v.Timeouts.ICMP},
-	} {
-		if timeout.value < minTimeout || timeout.value > maxTimeout {
-			v.check(-1, "timeouts."+timeout.field, fmt.Errorf("%s is out of range; it is %s to 720h", timeout.value, minTimeout))
-		}
+	if v.MaxPerSource > v.MaxConnections {
+		v.check(-1, "datapath.max_per_source", fmt.Errorf("%d is more than max_connections, %d", v.MaxPerSource, v.MaxConnections))
 	}
+	v.timeouts()
+	v.icmp()
+	v.check(-1, "datapath.mss_clamp", v.mssClamp())
 	if v.Reflection != "" {
 		_, err := ParseReflect(string(v.Reflection))
 		v.check(-1, "reflection.default", err)
 	}
 	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
+}
+
+func (v *validator) timeouts() {
+	check := func(field string, value time.Duration) { v.check(-1, "timeouts."+field, CheckTimeout(value)) }
+	check("tcp_established", v.Timeouts.TCPEstablished)
+	check("tcp_transitory", v.Timeouts.TCPTransitory)
+	if v.Timeouts.TCPOpening != 0 {
+		check("tcp_opening", v.Timeouts.TCPOpening)
+	}
+	if v.Timeouts.TCPClosing != 0 {
+		check("tcp_closing", v.Timeouts.TCPClosing)
+	}
+	check("udp", v.Timeouts.UDP)
+	check("icmp", v.Timeouts.ICMP)
+	check("port_hold", v.Timeouts.PortHold)
+}
+
+// CheckTimeout refuses what is out of the range of Timeouts.
+func CheckTimeout(value time.Duration) error {
+	if value < minTimeout || value > maxTimeout {
+		return fmt.Errorf("%s is out of range; it is %s to 720h", value, minTimeout)
+	}
+	return nil
+}
+
+func (v *validator) icmp() {
+	sides := []string{SideLAN, SideWAN}
+	for i, side := range v.ICMP.Refuse {
+		var err error
+		switch {
+		case !slices.Contains(sides, side):
+			err = fmt.Errorf("%s is not a side; %s", Quote(side), Suggest(side, sides...))
+		case slices.Contains(v.ICMP.Refuse[:i], side):
+			err = fmt.Errorf("%s is there twice", Quote(side))
+		}
+		v.check(-1, "icmp.refuse", err)
+	}
+	if v.ICMP.Rate < 1 || v.ICMP.Rate > maxICMPRate {
+		v.check(-1, "icmp.rate", fmt.Errorf("%d is out of range; it is 1 to %d a second", v.ICMP.Rate, maxICMPRate))
+	}
+}
+
+func (v *validator) mssClamp() error {
+	for _, name := range v.MSSClamp {
+		if !slices.Contains(v.WAN, name) {
+			return v.notWAN(name)
+		}
+	}
+	return nil
 }
 
 func checkListen(listen string) error {
@@ -139,9 +182,7 @@ func (v *validator) forward(i int) {
 	v.check(i, "name", v.name(i))
 	v.check(i, "protocol", checkProtocols(f.Protocols))
 	v.check(i, "external", v.external(f.External))
-	if !f.Ports.Every() && (f.Ports.First == 0 || f.Ports.First > f.Ports.Last) {
-		v.check(i, "port", fmt.Errorf("%d-%d is not a range of ports", f.Ports.First, f.Ports.Last))
-	}
+	v.check(i, "port", checkPorts(f))
 	v.check(i, "to", v.target(f))
 	for _, prefix := range f.From {
 		if !prefix.IsValid() || !prefix.Addr().Is4() || prefix != prefix.Masked() {
@@ -178,7 +219,7 @@ func (v *validator) where(i int) string {
 
 func checkProtocols(protocols []Protocol) error {
 	if len(protocols) == 0 {
-		return errors.New("there is none; it is tcp, udp, or both")
+		return errors.New("there is none; it is one or more of " + strings.Join(ProtocolNames(), ", "))
 	}
 	for i, protocol := range protocols {
 		if _, err := ParseProtocol(protocol.String()); err != nil {
@@ -187,6 +228,23 @@ func checkProtocols(protocols []Protocol) error {
 		if slices.Contains(protocols[:i], protocol) {
 			return fmt.Errorf("%s is there twice", protocol)
 		}
+	}
+	if len(protocols) > 1 && slices.Contains(protocols, Any) {
+		return fmt.Errorf("%s is every protocol; leave the others out, or make a forward of its own for them", Any)
+	}
+	return nil
+}
+
+func checkPorts(f *Forward) error {
+	if f.Ports.Every() {
+		return nil
+	}
+	if f.Ports.First == 0 || f.Ports.First > f.Ports.Last {
+		return fmt.Errorf("%d-%d is not a range of ports", f.Ports.First, f.Ports.Last)
+	}
+	if protocol, portless := f.portless(); portless {
+		return fmt.Errorf("%s is given, but %s has no ports to select by; leave it out (%q on the command line), or make a forward of its own for %s",
+			f.Ports, protocol, anyPort, protocol)
 	}
 	return nil
 }
@@ -198,15 +256,19 @@ func (v *validator) external(e External) error {
 	case e.Address.IsValid():
 		return checkUnicast(e.Address)
 	case e.Interface != "" && !slices.Contains(v.WAN, e.Interface):
-		hint := "no WAN interface is configured"
-		if len(v.WAN) > 0 {
-			hint = Suggest(e.Interface, v.WAN...)
-		}
-		return fmt.Errorf("%s is not a WAN interface; %s", Quote(e.Interface), hint)
+		return v.notWAN(e.Interface)
 	case e.Interface == "" && len(v.WAN) == 0:
 		return errors.New("it is every WAN interface, but none is configured; name one in interfaces.wan, or give an address")
 	}
 	return nil
+}
+
+func (v *validator) notWAN(name string) error {
+	hint := "no WAN interface is configured"
+	if len(v.WAN) > 0 {
+		hint = Suggest(name, v.WAN...)
+	}
+	return fmt.Errorf("%s is not a WAN interface; %s", Quote(name), hint)
 }
 
 func (v *validator) target(f *Forward) error {
@@ -225,7 +287,17 @@ func (v *validator) target(f *Forward) error {
 	if last := int(f.TargetPort) + f.Ports.Len() - 1; f.TargetPort != 0 && last > 65535 {
 		return fmt.Errorf("%d ports from %d on end at %d, but 65535 is the last there is", f.Ports.Len(), f.TargetPort, last)
 	}
-	return nil
+	return checkSCTP(f)
+}
+
+// checkSCTP refuses to change ports: the CRC32c of a packet covers them and all
+// behind them, but no address.
+func checkSCTP(f *Forward) error {
+	if !slices.Contains(f.Protocols, SCTP) || f.TargetPorts() == f.Ports {
+		return nil
+	}
+	return fmt.Errorf("port %s at the target, but %s at the external address: the ports of sctp cannot change, because its checksum covers them; give the same, or make a forward of its own for sctp",
+		f.TargetPorts(), f.Ports)
 }
 
 // checkUnicast refuses what can be neither a host's nor the router's address.
@@ -285,7 +357,7 @@ func (v *validator) conflicts() {
 		for _, pair := range v.overlaps(places[at]) {
 			if !reported[pair] {
 				reported[pair] = true
-				v.check(pair[1], "port", v.conflict(pair[1], pair[0]))
+				v.check(pair[1], "port", v.conflict(pair[1], pair[0], at.Protocol))
 			}
 		}
 	}
@@ -315,10 +387,14 @@ func (v *validator) overlaps(forwards []int) (pairs [][2]int) {
 	return pairs
 }
 
-func (v *validator) conflict(i, other int) error {
+func (v *validator) conflict(i, other int, protocol Protocol) error {
 	f, g := &v.Forwards[i], &v.Forwards[other]
 	name := Quote(g.Name) + v.where(other)
 	switch {
+	case protocol == Any:
+		return fmt.Errorf("every protocol is taken by forward %s", name)
+	case !protocol.hasPorts():
+		return fmt.Errorf("%s is taken by forward %s", protocol, name)
 	case f.Ports == g.Ports && f.Ports.Every():
 		return fmt.Errorf("every port is taken by forward %s", name)
 	case f.Ports == g.Ports:

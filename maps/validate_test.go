@@ -41,7 +41,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `"lan0" is not a WAN interface`},
 		{"no WAN interface", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.WAN = nil }, "none is configured"},
 		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = nil }, "protocol: there is none"},
-		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{47} }, `"protocol-47" is not a supported protocol`},
+		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{41} }, `"protocol-41" is not a supported protocol`},
 		{"no target", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Target = netip.Addr{} }, "there is no target"},
 		{"IPv6 target", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Target = netip.MustParseAddr("2001:db8::1") }, "IPv6 forwards are not supported by this version"},
 		{"port 0", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Ports.First = 0 }, "0-80 is not a range of ports"},
@@ -49,8 +49,17 @@ func TestValidateRefuses(t *testing.T) {
 		{"interface in both", nil, func(c *Config) { c.LAN = []string{"wan0"} }, `interfaces.lan: "wan0" is already in interfaces.wan`},
 		{"interface name", nil, func(c *Config) { c.LAN = []string{"a name that is too long"} }, "cannot be the name of an interface"},
 		{"mode", nil, func(c *Config) { c.Mode = "xpd" }, `datapath.mode: "xpd" is not a mode; did you mean "xdp"?`},
+		{"too many of one client", nil, func(c *Config) { c.MaxPerSource = c.MaxConnections + 1 }, "datapath.max_per_source: 131073 is more than max_connections, 131072"},
 		{"no connections", nil, func(c *Config) { c.MaxConnections = 0 }, "datapath.max_connections: 0 is out of range"},
 		{"timeout", nil, func(c *Config) { c.Timeouts.UDP = time.Millisecond }, "timeouts.udp: 1ms is out of range"},
+		{"opening timeout", nil, func(c *Config) { c.Timeouts.TCPOpening = time.Millisecond }, "timeouts.tcp_opening: 1ms is out of range"},
+		{"closing timeout", nil, func(c *Config) { c.Timeouts.TCPClosing = 721 * time.Hour }, "timeouts.tcp_closing: 721h0m0s is out of range"},
+		{"port hold", nil, func(c *Config) { c.Timeouts.PortHold = 0 }, "timeouts.port_hold: 0s is out of range"},
+		{"refused side", nil, func(c *Config) { c.ICMP.Refuse = []string{"lna"} }, `icmp.refuse: "lna" is not a side; did you mean "lan"?`},
+		{"refused side twice", nil, func(c *Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
+		{"no ICMP at all", nil, func(c *Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
+		{"too much ICMP", nil, func(c *Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
+		{"clamp on no WAN interface", nil, func(c *Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is not a WAN interface; did you mean "wan0"?`},
 		{"reflection", nil, func(c *Config) { c.Reflection = "prefix" }, "reflection.default: "},
 		{"listen", nil, func(c *Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
@@ -60,6 +69,11 @@ func TestValidateRefuses(t *testing.T) {
 		{"equally long overlapping", []string{"a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6015 to 10.0.0.2"}, nil, `forward "b": port: 6005-6015 shares some ports with forward "a", which has 6000-6010`},
 		{"partly overlapping", []string{"a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6100 to 10.0.0.2"}, nil, "shares some ports"},
 		{"partly overlapping inside a larger one", []string{"o tcp 1-9000 to 10.0.0.1", "a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6100 to 10.0.0.2"}, nil, `forward "b": port: 6005-6100 shares some ports with forward "a"`},
+		{"port of a protocol without", []string{"a gre any to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Ports = Ports{80, 80} }, `port: 80 is given, but gre has no ports`},
+		{"any and another", []string{"a tcp any to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{TCP, Any} }, `protocol: any is every protocol`},
+		{"sctp to another port", []string{"a sctp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].TargetPort = 81 }, `to: port 81 at the target, but 80 at the external address: the ports of sctp cannot change`},
+		{"two of one protocol", []string{"a icmp any to 10.0.0.1", "b gre,icmp any to 10.0.0.2"}, nil, `forward "b": port: icmp is taken by forward "a"`},
+		{"two of every protocol", []string{"a any wan0:any to 10.0.0.1", "b any wan0:any to 10.0.0.2"}, nil, `forward "b": port: every protocol is taken by forward "a"`},
 		{"two 1:1", []string{"a tcp wan0:any to 10.0.0.1", "b tcp wan0:any to 10.0.0.2"}, nil, `every port is taken by forward "a"`},
 	} {
 		c := configWith(t, test.lines...)
@@ -80,6 +94,16 @@ func TestValidateTakes(t *testing.T) {
 			"c tcp 203.0.113.1:80 to 10.0.0.3", "d tcp wan1:80 to 10.0.0.4", "e udp 80 to 10.0.0.5"),
 		"a range in a range": configWith(t, "a tcp 6000-6010 to 10.0.0.1", "b tcp 6000 to 10.0.0.2", "c tcp 6010 to 10.0.0.2",
 			"d tcp 6002-6004 to 10.0.0.2", "e tcp 6003 to 10.0.0.2", "f tcp any to 10.0.0.2"),
+		"any under its protocols": configWith(t, "a any wan0:any to 10.0.0.1", "b tcp wan0:any to 10.0.0.2", "c tcp wan0:80 to 10.0.0.3",
+			"d icmp,gre wan0:any to 10.0.0.4", "e any any to 10.0.0.5", "f any 203.0.113.1:any to 10.0.0.6"),
+		"sctp to its own ports": configWith(t, "a sctp,tcp 80-90 to 10.0.0.1:80", "b sctp wan0:any to 10.0.0.2"),
+		"every ICMP setting": func() Config {
+			c := configWith(t)
+			c.ICMP = ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 1_000_000}
+			c.MSSClamp, c.Timeouts.TCPOpening, c.Timeouts.TCPClosing = []string{"wan1", "wan0"}, time.Second, 720*time.Hour
+			return c
+		}(),
+		"silence":             func() Config { c := configWith(t); c.ICMP.Refuse, c.MSSClamp = []string{}, []string{}; return c }(),
 		"one after the other": configWith(t, "a tcp 6000-6010 to 10.0.0.1", "b tcp 6011-6020 to 10.0.0.1"),
 		"hosts": func() Config {
 			c := configWith(t, "a tcp 80 to 10.0.0.1")

@@ -34,8 +34,16 @@ var (
 	otherAddress = netip.MustParseAddr("192.168.2.1")
 	internetHost = netip.MustParseAddr("198.51.100.7")
 	server       = netip.MustParseAddr("192.168.1.20")
+	basicServer  = netip.MustParseAddr("192.168.1.21") // what basicAddress stands for, without ports
+	basicAddress = netip.MustParseAddr("203.0.113.9")
+	dmzServer    = netip.MustParseAddr("192.168.1.22") // what dmzAddress stands for, whatever the protocol
+	dmzAddress   = netip.MustParseAddr("203.0.113.10")
 	client       = netip.MustParseAddr("192.168.1.50")
 	otherClient  = netip.MustParseAddr("192.168.2.60")
+
+	wanMAC   = net.HardwareAddr{2, 0, 0, 0, 1, 1} // the router's own
+	lanMAC   = net.HardwareAddr{2, 0, 0, 0, 1, 2}
+	otherMAC = net.HardwareAddr{2, 0, 0, 0, 1, 3}
 
 	gatewayMAC     = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 	serverMAC      = net.HardwareAddr{2, 0, 0, 0, 0, 2}
@@ -47,10 +55,12 @@ var (
 // BPF_PROG_TEST_RUN: three interfaces, resolved neighbours, a few forwards.
 type bench struct {
 	router         *lab.Host
+	wires          *lab.Host // the far ends of the router's cables, "to-wan0" and so on
 	objs           bpf.HairpinObjects
 	tables         *maps.Tables
 	config         maps.Config
 	wan, lan, lan2 port
+	narrow         bool // some MTU is not as it was
 }
 
 type port struct {
@@ -66,25 +76,37 @@ type answer struct {
 
 func newBench(tb testing.TB, forwards ...string) *bench {
 	tb.Helper()
-	b := &bench{router: lab.NewHost(tb, "router")}
-	internet := lab.NewHost(tb, "internet")
+	return newBenchFor(tb, 2048, forwards...)
+}
+
+// newBenchFor is a bench with room for so many connections, and for as many half-open ones.
+func newBenchFor(tb testing.TB, connections uint32, forwards ...string) *bench {
+	tb.Helper()
+	b := &bench{router: lab.NewHost(tb, "router"), wires: lab.NewHost(tb, "wires")}
 	for _, p := range []struct {
 		name, address string
+		mac           net.HardwareAddr
 		port          *port
 	}{
-		{"wan0", "203.0.113.1/24", &b.wan}, {"lan0", "192.168.1.1/24", &b.lan}, {"lan1", "192.168.2.1/24", &b.lan2},
+		{"wan0", "203.0.113.1/24", wanMAC, &b.wan},
+		{"lan0", "192.168.1.1/24", lanMAC, &b.lan},
+		{"lan1", "192.168.2.1/24", otherMAC, &b.lan2},
 	} {
-		lab.Cable(b.router, p.name, internet, "to-"+p.name)
+		lab.Cable(b.router, p.name, b.wires, "to-"+p.name)
 		b.router.Address(p.name, p.address)
-		*p.port = port{b.router.Index(p.name), b.router.HardwareAddr(p.name)}
+		b.router.SetHardwareAddr(p.name, p.mac)
+		*p.port = port{b.router.Index(p.name), p.mac}
 	}
+	b.router.Address("wan0", "203.0.113.9/32", "203.0.113.10/32")
 	b.router.Sysctl("net/ipv4/ip_forward", "1")
 	b.neighbour(tb, b.wan, netip.MustParseAddr("203.0.113.254"), gatewayMAC)
-	b.neighbour(tb, b.lan, server, serverMAC)
+	for _, target := range []netip.Addr{server, basicServer, dmzServer} {
+		b.neighbour(tb, b.lan, target, serverMAC)
+	}
 	b.neighbour(tb, b.lan, client, clientMAC)
 	b.neighbour(tb, b.lan2, otherClient, otherClientMAC)
 	b.router.Route("wan0", "0.0.0.0/0", "203.0.113.254", "")
-	b.load(tb)
+	b.load(tb, 2*connections)
 	b.configure(tb, forwards)
 	return b
 }
@@ -101,15 +123,17 @@ func (b *bench) neighbour(tb testing.TB, p port, ip netip.Addr, mac net.Hardware
 	}
 }
 
-// load creates the maps, small ones.
-func (b *bench) load(tb testing.TB) {
+// load creates the maps with so many entries, two a connection.
+func (b *bench) load(tb testing.TB, entries uint32) {
 	tb.Helper()
 	spec, err := bpf.LoadHairpin()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	spec.Maps[bpf.HairpinMapConns].MaxEntries = 4096
-	spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = 4096
+	spec.Maps[bpf.HairpinMapConns].MaxEntries = entries
+	spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = entries
+	spec.Maps[bpf.HairpinMapHalfOpenOther].MaxEntries = entries
+	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(ebpf.MustPossibleCPU())
 	if err := spec.LoadAndAssign(&b.objs, nil); err != nil {
 		tb.Fatalf("load programs: %+v", err)
 	}
@@ -122,19 +146,22 @@ func (b *bench) configure(tb testing.TB, forwards []string) {
 	b.config = maps.DefaultConfig()
 	config := &b.config
 	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
-	config.MaxConnections = 2048
+	config.MaxConnections = b.objs.Conns.MaxEntries() / 2
 	for _, words := range forwards {
 		config.Forwards = append(config.Forwards, mustForward(tb, words))
 	}
 	b.apply(tb)
-	must(b.tables.SetInterfaces([]maps.Interface{
+	interfaces := []maps.Interface{
 		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true,
-			Addresses: []netip.Prefix{netip.PrefixFrom(wanAddress, 24)}},
+			Addresses: []netip.Prefix{netip.PrefixFrom(wanAddress, 24),
+				netip.PrefixFrom(basicAddress, 32), netip.PrefixFrom(dmzAddress, 32)}},
 		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(lanAddress, 24)}},
 		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(otherAddress, 24)}},
-	}))
+	}
+	// The devmap takes an ifindex for one of the namespace that writes it.
+	must(b.router.Do(func() error { return b.tables.SetInterfaces(interfaces) }))
 }
 
 // apply makes b.config what runs.

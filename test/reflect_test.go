@@ -54,7 +54,7 @@ func TestReflectModes(t *testing.T) {
 // patience is how long to wait for an answer: long for one that has to come.
 func patience(served bool) time.Duration {
 	if served {
-		return lab.Patience
+		return 5 * time.Second
 	}
 	return 300 * time.Millisecond
 }

@@ -4,6 +4,8 @@ package test
 
 import (
 	"fmt"
+	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 
@@ -143,16 +145,20 @@ func TestRetargeted(t *testing.T) {
 func TestTableFull(t *testing.T) {
 	b := newBench(t, benchForwards...)
 	room := int(b.objs.Conns.MaxEntries()) / 2
-	at := func(i int) flow { return b.flows(true, uint16(10000+i))["hairpin"] }
+	at := func(i int) flow { // each of another client, who may have only so many
+		f := b.flows(true, 20001)["from the Internet"]
+		f.client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{45, 0, byte(i >> 8), byte(i)}), 20001)
+		f.source = f.client
+		return f
+	}
 	for i := range room {
 		at(i).send(t, true, payload("open"))
 		at(i).send(t, false, payload("answer"))
 	}
 	at(room).send(t, true, payload("open"))
-	in, _ := at(room).back(payload("answer"))
-	if got := b.tc(t, b.lan, in.bytes()); got.code != tcShot || b.counted(t, "table_full") != 1 {
-		t.Errorf("one too many: tc answers %d", int32(got.code))
-	}
+	c := &corpus{b: b}
+	c.play(t, hooks[0], c.back(at(room), payload("answer")).refused("table_full").
+		told(lanAddress, icmpUnreachable, codeProhibited, 0))
 	for i := range room {
 		at(i).send(t, true, payload("still there"))
 		at(i).send(t, false, payload("still there"))
@@ -163,7 +169,7 @@ func TestTableFull(t *testing.T) {
 func TestExpiry(t *testing.T) {
 	b := newBench(t, benchForwards...)
 	b.config.Timeouts = maps.Timeouts{
-		TCPEstablished: 2 * time.Second, TCPTransitory: time.Second, UDP: time.Second, ICMP: time.Second,
+		TCPEstablished: 2 * time.Second, TCPTransitory: time.Second, UDP: time.Second, ICMP: time.Second, PortHold: time.Second,
 	}
 	b.apply(t)
 	if code, err := b.objs.HairpinStart.Run(nil); err != nil || code != 0 {
@@ -176,6 +182,7 @@ func TestExpiry(t *testing.T) {
 	busy.open(t)
 	for deadline := time.Now().Add(30 * time.Second); len(b.connections(t)) > 1; {
 		busy.send(t, true, payload("busy"))
+		busy.send(t, false, payload("busy"))
 		if time.Now().After(deadline) {
 			t.Fatalf("%d connections are left", len(b.connections(t)))
 		}
@@ -215,25 +222,39 @@ func TestMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer objs.Close()
-	var total uint64
-	for _, m := range []*ebpf.Map{
-		objs.Allow, objs.Awaited, objs.ConnEvents, objs.Conns, objs.Counters, objs.Documents, objs.Epochs,
-		objs.Externals, objs.ForwardStats, objs.Forwards, objs.Fragments, objs.HalfOpen, objs.Interfaces,
-		objs.Live, objs.Routes, objs.Schema, objs.Settings, objs.Sweepers, objs.TxPorts, objs.Visits, objs.Works,
-	} {
-		info, err := m.Info()
-		if err != nil {
-			t.Fatal(err)
-		}
-		locked, ok := info.Memlock()
-		if !ok {
-			t.Fatalf("the kernel does not tell the memory of %s", m)
-		}
-		total += locked
+	total := uint64(0)
+	for all, i := reflect.ValueOf(objs.HairpinMaps), 0; i < all.NumField(); i++ {
+		total += memory(t, all.Field(i).Interface().(*ebpf.Map))
 	}
 	connections := uint64(objs.Conns.MaxEntries()) / 2
 	t.Logf("%d bytes, %d per connection", total, total/connections)
 	if connections != 131072 || total > 160<<20 {
 		t.Errorf("%d bytes for %d connections", total, connections)
 	}
+}
+
+// TestFragmentMemory: a flood of fragments finds at most 2 MiB to fill.
+func TestFragmentMemory(t *testing.T) {
+	lab.NeedRoot(t)
+	var objs bpf.HairpinObjects
+	if err := bpf.LoadHairpinObjects(&objs, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer objs.Close()
+	if total := memory(t, objs.Fragments) + memory(t, objs.HeldFragments); total > 2<<20 {
+		t.Errorf("fragments may take %d bytes", total)
+	}
+}
+
+func memory(t *testing.T, m *ebpf.Map) uint64 {
+	t.Helper()
+	info, err := m.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	locked, ok := info.Memlock()
+	if !ok && m.Type() != ebpf.LPMTrie { // an empty one takes nothing
+		t.Fatalf("the kernel does not tell the memory of %s", m)
+	}
+	return locked
 }

@@ -52,6 +52,7 @@ func TestTransfers(t *testing.T) {
 		{"xdp", lab.AsTheyCome},
 		{"xdp", lab.AllOff},
 		{"xdp", lab.AllOffGRO},
+		{"xdp", lab.OnGRO},
 	}
 	for _, v := range variants {
 		t.Run(fmt.Sprintf("%s, offloads %s", v.mode, v.offloads), func(t *testing.T) {

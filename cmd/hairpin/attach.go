@@ -66,7 +66,7 @@ func (a *app) upgradeCommand() *cobra.Command {
 				return fmt.Errorf("list attachments: %w", err)
 			}
 			a.say("upgraded on %s", count(len(attachments), "interface"))
-			return nil
+			return a.printInterfaces("upgrade", attachments)
 		},
 	}
 }
@@ -138,13 +138,41 @@ func (a *app) detach(ctx context.Context) error {
 		}
 	}
 	a.say("detached from %s; \"hairpin attach\" goes on where this stopped", count(len(attachments), "interface"))
-	return nil
+	return a.printInterfaces("detach", attachments)
+}
+
+// printInterfaces is the JSON document of a command that did something to
+// interfaces: {"schema":1,"<name>":{"interfaces":[..]}}.
+func (a *app) printInterfaces(name string, attachments []loader.Attachment) error {
+	if !a.json {
+		return nil
+	}
+	names := make([]string, 0, len(attachments))
+	for _, attachment := range attachments {
+		names = append(names, attachment.Interface)
+	}
+	return a.printJSON(name, map[string]any{"interfaces": names})
+}
+
+// attachedNow lists what runs in a.dir, nothing if that is not a datapath of
+// this version.
+func (a *app) attachedNow() []loader.Attachment {
+	datapath, err := loader.Open(loader.Options{Dir: a.dir})
+	if err != nil {
+		return nil
+	}
+	defer datapath.Close()
+	attachments, err := datapath.Attachments()
+	if err != nil {
+		return nil
+	}
+	return attachments
 }
 
 func (a *app) detachAll(ctx context.Context) error {
 	if _, err := os.Lstat(a.dir); errors.Is(err, fs.ErrNotExist) {
 		a.say("nothing to do: there is no %s", a.dir)
-		return nil
+		return a.printInterfaces("detach", nil)
 	}
 	// Not opened: pins of another schema, or half of them, go as well.
 	release, err := a.lock(ctx)
@@ -155,6 +183,7 @@ func (a *app) detachAll(ctx context.Context) error {
 	if err := a.refuseIfDaemon("needs what you are about to remove"); err != nil {
 		return err
 	}
+	attachments := a.attachedNow()
 	if err := releasePresence(a.dir); err != nil {
 		return err
 	}
@@ -162,7 +191,7 @@ func (a *app) detachAll(ctx context.Context) error {
 		return err
 	}
 	a.say("detached; nothing of hairpin is left in %s", a.dir)
-	return nil
+	return a.printInterfaces("detach", attachments)
 }
 
 func (a *app) refuseIfDaemon(why string) error {

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/loader"
+	"hairpin/maps"
 )
 
 func (a *app) completionCommand() *cobra.Command {
@@ -62,7 +63,7 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 	const nothing = cobra.ShellCompDirectiveNoFileComp
 	switch len(args) {
 	case 1:
-		return completions{"tcp", "udp", "tcp,udp"}, nothing
+		return append(maps.ProtocolNames(), "tcp,udp"), nothing
 	case 2:
 		return interfaceNames(":"), nothing | cobra.ShellCompDirectiveNoSpace
 	case 3:
@@ -86,7 +87,7 @@ func (a *app) completeSelector(command *cobra.Command, args []string, word strin
 	case "forward":
 		return a.completeForwards(command, args, word)
 	case "proto":
-		return completions{"tcp", "udp"}, nothing
+		return connectionProtocols(), nothing
 	case "path":
 		return completions{"wan", "hairpin", "local"}, nothing
 	}

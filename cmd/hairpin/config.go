@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -210,14 +211,31 @@ func settingText(cfg maps.Config, key string) string {
 		return strconv.Quote(cfg.Mode)
 	case "datapath.max_connections":
 		return strconv.FormatUint(uint64(cfg.MaxConnections), 10)
+	case "datapath.max_per_source":
+		return strconv.FormatUint(uint64(cfg.PerSource()), 10)
+	case "datapath.mss_clamp":
+		if cfg.MSSClamp == nil {
+			return "(absent: PPP devices)" // no value means this
+		}
+		return listText(cfg.MSSClamp)
 	case "timeouts.tcp_established":
-		return strconv.Quote(cfg.Timeouts.TCPEstablished.String())
+		return durationText(cfg.Timeouts.TCPEstablished)
 	case "timeouts.tcp_transitory":
-		return strconv.Quote(cfg.Timeouts.TCPTransitory.String())
+		return durationText(cfg.Timeouts.TCPTransitory)
+	case "timeouts.tcp_opening":
+		return durationText(cfg.Timeouts.Opening())
+	case "timeouts.tcp_closing":
+		return durationText(cfg.Timeouts.Closing())
 	case "timeouts.udp":
-		return strconv.Quote(cfg.Timeouts.UDP.String())
+		return durationText(cfg.Timeouts.UDP)
 	case "timeouts.icmp":
-		return strconv.Quote(cfg.Timeouts.ICMP.String())
+		return durationText(cfg.Timeouts.ICMP)
+	case "timeouts.port_hold":
+		return durationText(cfg.Timeouts.PortHold)
+	case "icmp.refuse":
+		return listText(cfg.ICMP.Refuse)
+	case "icmp.rate":
+		return strconv.FormatUint(uint64(cfg.ICMP.Rate), 10)
 	case "reflection.default":
 		return strconv.Quote(string(cfg.Reflection))
 	case "metrics.listen":
@@ -225,6 +243,8 @@ func settingText(cfg maps.Config, key string) string {
 	}
 	return "(differs)"
 }
+
+func durationText(duration time.Duration) string { return strconv.Quote(duration.String()) }
 
 // listText is a list of strings as a configuration has it.
 func listText(list []string) string {
@@ -299,13 +319,21 @@ func (a *app) save(command *cobra.Command) error {
 	}
 	if len(change.Added)+len(change.Removed)+len(change.Changed) == 0 {
 		a.say("nothing to do: the files define every forward that runs")
-		return nil
+		return a.printSaved(path, len(own), false)
 	}
 	if err := config.Write(path, own); err != nil {
 		return err
 	}
 	a.say("saved %s in %s", count(len(own), "forward"), path)
-	return nil
+	return a.printSaved(path, len(own), true)
+}
+
+// printSaved tells what is in the file that save writes, and whether it wrote it.
+func (a *app) printSaved(path string, forwards int, written bool) error {
+	if !a.json {
+		return nil
+	}
+	return a.printJSON("save", map[string]any{"file": path, "forwards": forwards, "written": written})
 }
 
 // unsaved lists the running forwards that belong in the file at path: those

@@ -38,13 +38,17 @@ func TestPrintedSettingsAreConfiguration(t *testing.T) {
 // Every setting that can differ has a text of its own, and the parser takes it back.
 func TestEverySettingHasText(t *testing.T) {
 	cfg := maps.DefaultConfig()
-	cfg.WAN, cfg.LAN = []string{"wan0", "ppp0"}, []string{"lan0"}
+	cfg.WAN, cfg.LAN, cfg.MSSClamp = []string{"wan0", "ppp0"}, []string{"lan0"}, []string{"ppp0"}
 	for _, key := range []string{
-		"interfaces.wan", "interfaces.lan", "datapath.mode", "datapath.max_connections",
-		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.udp", "timeouts.icmp",
-		"reflection.default", "metrics.listen",
+		"interfaces.wan", "interfaces.lan", "datapath.mode", "datapath.max_connections", "datapath.max_per_source",
+		"datapath.mss_clamp",
+		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.tcp_opening", "timeouts.tcp_closing",
+		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "icmp.refuse", "icmp.rate", "reflection.default", "metrics.listen",
 	} {
 		text := "version = 1\n" + key + " = " + settingText(cfg, key) + "\n"
+		if key == "datapath.mss_clamp" {
+			text += "interfaces.wan = " + settingText(cfg, "interfaces.wan") + "\n"
+		}
 		if _, err := config.Parse("setting", []byte(text)); err != nil {
 			t.Errorf("%s: %v\n%s", key, err, text)
 		}

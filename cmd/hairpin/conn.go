@@ -5,7 +5,9 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -13,7 +15,15 @@ import (
 	"hairpin/maps"
 )
 
-const selectorHelp = "SELECTOR := " + maps.SelectorSyntax + "\nSeveral must all match."
+// selectorHelp ends the help of every conn command.
+var selectorHelp = "SELECTOR := " + maps.SelectorSyntax + "\nP := " +
+	strings.Join(connectionProtocols(), "|") + "\nSeveral must all match."
+
+// connectionProtocols are those of forwards without "any", which no connection is.
+func connectionProtocols() []string {
+	names := maps.ProtocolNames()
+	return names[:len(names)-1]
+}
 
 func (a *app) connCommand() *cobra.Command {
 	show := a.connShowCommand()
@@ -31,10 +41,14 @@ func (a *app) connCommand() *cobra.Command {
 
 func (a *app) connShowCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:               "show [SELECTOR..]",
-		Aliases:           []string{"list", "ls"},
-		Short:             "List connections",
-		Long:              "List connections, one a line, as whoever opened them sees them.\n\n" + selectorHelp,
+		Use:     "show [SELECTOR..]",
+		Aliases: []string{"list", "ls"},
+		Short:   "List connections",
+		Long: `List connections, one a line, as whoever opened them sees them. CLIENT and SOURCE
+of an icmp connection are ADDR:ID, the identifier of the echo; what has no port,
+such as gre, is an address alone. JSON has ADDR:0 there.
+
+` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.withSelector(args, func(s *session, selector maps.Selector) error {
@@ -130,11 +144,20 @@ func (a *app) printConnections(list []maps.Connection) error {
 	t := newTable(a.out, "PROTO", "PATH", "FORWARD", "STATE", "CLIENT", "EXTERNAL", "SOURCE", "TARGET", "AGE", "IDLE", "PACKETS", "BYTES")
 	for _, c := range list {
 		t.row(c.Protocol.String(), c.Path, c.Forward, c.State,
-			c.Client.String(), c.External.String(), c.Source.String(), c.Target.String(),
+			endpoint(c.Client), endpoint(c.External), endpoint(c.Source), endpoint(c.Target),
 			seconds(c.AgeSeconds), seconds(c.IdleSeconds),
 			strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.Bytes, 10))
 	}
 	return t.flush()
+}
+
+// endpoint is the address alone where the protocol has no port: JSON has port 0
+// there.
+func endpoint(at netip.AddrPort) string {
+	if at.Port() == 0 {
+		return at.Addr().String()
+	}
+	return at.String()
 }
 
 // seconds is a duration as people read it: "7s", "4m0s", "2h4m0s".

@@ -308,8 +308,10 @@ func (f *follower) followLinks() error {
 	if err != nil {
 		return fmt.Errorf("read what runs: %w", err)
 	}
+	before := f.state.look()
 	ports, err := f.router.follow(running)
 	if ports != nil {
+		err = errors.Join(err, f.router.forget(before))
 		f.see(ports)
 	}
 	return err

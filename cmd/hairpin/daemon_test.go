@@ -66,6 +66,8 @@ func TestDaemonFollowsInterfaces(t *testing.T) {
 
 	d.machine.unplug("wan0")
 	d.follow(ctx, links())
+	wantDone(t, d.machine, "interfaces lan0", "detach 2")
+	d.follow(ctx, links())
 	wantDone(t, d.machine, "interfaces lan0")
 	if got := pending(d.state.look()); len(got) != 1 || got[0] != "wan0" {
 		t.Errorf("pending %v, want wan0", got)
@@ -86,6 +88,8 @@ func TestDaemonTriesAgain(t *testing.T) {
 	d.machine.unplug("wan0")
 	d.machine.plug("wan0", 9)
 	d.machine.refuse["wan0"] = errors.New("wan0 is busy")
+	d.follow(ctx, links())
+	wantDone(t, d.machine, "interfaces lan0", "detach 2")
 	for range 3 {
 		d.follow(ctx, links())
 		wantDone(t, d.machine, "interfaces lan0")
@@ -96,6 +100,15 @@ func TestDaemonTriesAgain(t *testing.T) {
 	delete(d.machine.refuse, "wan0")
 	d.follow(ctx, links())
 	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0")
+}
+
+// An interface that was made again under its name is another one.
+func TestDaemonForgetsTheOldIndex(t *testing.T) {
+	d := newDaemon(t)
+	d.machine.unplug("wan0")
+	d.machine.plug("wan0", 9)
+	d.follow(context.Background(), links())
+	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0", "detach 2")
 }
 
 // What could not be done for want of the lock is done with the next beat.

@@ -53,10 +53,15 @@ func (a *app) forwardAddCommand() *cobra.Command {
 		Long: `Add a forward to what runs; "hairpin save" keeps it over a restart.
 
 Without ADDR or IF it listens on every address of every WAN interface. PORT
-"any" forwards every port to the same port of the target.`,
+"any" forwards every port to the same port of the target.
+
+PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
+or several with commas. Ports of sctp cannot change on the way. icmp (ping) and
+those behind it have no ports here: their PORT is "any". PROTO any is all of them.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
-  hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24`,
+  hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
+  hairpin forward add tunnel gre,icmp any to 192.168.1.40`,
 		Args:              needs(maps.ForwardSyntax),
 		ValidArgsFunction: a.completeForwardAdd,
 		RunE: func(command *cobra.Command, args []string) error {
@@ -104,7 +109,20 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	}
 	a.say("added %s", forward)
 	a.say("runtime only: \"hairpin save\" keeps it")
-	return nil
+	return a.printForwardRows("add", wanted, []maps.Forward{forward})
+}
+
+// printForwardRows is the JSON document of a command that changed forwards:
+// {"schema":1,"<name>":{"forwards":[..]}}, without counters.
+func (a *app) printForwardRows(name string, cfg maps.Config, forwards []maps.Forward) error {
+	if !a.json {
+		return nil
+	}
+	rows := make([]forwardRow, 0, len(forwards))
+	for _, f := range forwards {
+		rows = append(rows, newForwardRow(cfg, f))
+	}
+	return a.printJSON(name, map[string]any{"forwards": rows})
 }
 
 func (a *app) delForwards(command *cobra.Command, names []string) error {
@@ -136,7 +154,7 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 		}
 		a.say("runtime only: %s defines %q, and the next reload brings it back unless it is removed there", f.Source, f.Name)
 	}
-	return nil
+	return a.printForwardRows("del", running, deleted)
 }
 
 func findForward(cfg maps.Config, name string) (maps.Forward, bool) {

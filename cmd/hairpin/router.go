@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"hairpin/loader"
@@ -127,6 +128,27 @@ func (r *router) settle(ports []port, strays []loader.Attachment) error {
 	var errs []error
 	for _, stray := range strays {
 		errs = append(errs, r.attacher.Detach(stray.Index))
+	}
+	return errors.Join(errs...)
+}
+
+// forget takes the programs off interfaces that they were on before and that are
+// not here any more: what is left of one that was deleted goes, and one that went
+// to another network namespace does not translate there.
+func (r *router) forget(before []port) error {
+	links, err := r.links()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	var errs []error
+	for _, p := range before {
+		if p.attachment == nil {
+			continue
+		}
+		index := p.attachment.Index
+		if !slices.ContainsFunc(links, func(link loader.Link) bool { return link.Index == index }) {
+			errs = append(errs, r.attacher.Detach(index))
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -266,11 +288,14 @@ func machine(cfg maps.Config, links []loader.Link) []maps.Interface {
 
 func asInterface(link loader.Link, role maps.Role) maps.Interface {
 	return maps.Interface{
-		Name:        link.Name,
-		Index:       link.Index,
-		Role:        role,
-		Addresses:   link.Addresses,
-		XDPTransmit: link.XDPTransmit,
+		Name:         link.Name,
+		Index:        link.Index,
+		Role:         role,
+		Addresses:    link.Addresses,
+		XDPTransmit:  link.XDPTransmit,
+		MTU:          link.MTU,
+		PPP:          link.PPP,
+		HardwareAddr: link.HardwareAddr,
 	}
 }
 

@@ -4,12 +4,15 @@ package main
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"hairpin/loader"
 	"hairpin/maps"
@@ -41,7 +44,7 @@ func (m *machineFake) router() *router {
 
 func (m *machineFake) plug(name string, index int) {
 	m.list = append(m.list, loader.Link{
-		Name: name, Index: index, Up: true,
+		Name: name, Index: index, Up: true, MTU: 1400 + index, PPP: index == 9, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(index)},
 		Addresses: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(index), 1}), 24)},
 	})
 }
@@ -74,7 +77,11 @@ func (m *machineFake) Attach(name string, mode loader.Mode) (loader.Attachment, 
 }
 
 func (m *machineFake) Detach(index int) error {
-	m.log = append(m.log, "detach "+m.attached[index].Interface)
+	name := m.attached[index].Interface
+	if name == "" {
+		name = strconv.Itoa(index) // gone
+	}
+	m.log = append(m.log, "detach "+name)
 	delete(m.attached, index)
 	return nil
 }
@@ -156,6 +163,14 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 	wantDone(t, m, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0", "detach old0")
 	if m.interfaces[0].Role != maps.RoleWAN || m.interfaces[1].Role != maps.RoleLAN {
 		t.Errorf("roles: %+v", m.interfaces)
+	}
+	// All of what a link is gets to the tables.
+	want := maps.Interface{
+		Name: "wan0", Index: 2, Role: maps.RoleWAN, MTU: 1402, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24")},
+	}
+	if diff := cmp.Diff(want, m.interfaces[0], cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		t.Errorf("wan0 (-want +got):\n%s", diff)
 	}
 }
 

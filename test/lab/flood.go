@@ -4,7 +4,6 @@ package lab
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -15,24 +14,12 @@ import (
 // FloodSYN sends count SYNs to an address from random public sources, out of an interface of
 // the host and to a neighbour's MAC address, as fast as one thread can.
 func (h *Host) FloodSYN(dev string, neighbour net.HardwareAddr, to netip.AddrPort, count int) error {
-	var fd int
-	source, index := h.HardwareAddr(dev), h.Index(dev)
-	err := h.Do(func() (err error) {
-		fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("open packet socket: %w", err)
-	}
-	defer unix.Close(fd)
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_IP), Ifindex: index}); err != nil {
-		return fmt.Errorf("bind to %s: %w", dev, err)
-	}
-	frame := append(append(append([]byte(nil), neighbour...), source...), 0x08, 0x00)
+	w := h.Wire(dev, neighbour)
+	packet := make([]byte, 0, 64)
 	for range count {
-		frame = appendSYN(frame[:14], netip.AddrPortFrom(publicAddr(), uint16(1024+rand.N(64512))), to)
-		if _, err := unix.Write(fd, frame); err != nil && err != unix.ENOBUFS {
-			return fmt.Errorf("send: %w", err)
+		packet = appendSYN(packet[:0], netip.AddrPortFrom(publicAddr(), uint16(1024+rand.N(64512))), to)
+		if err := w.Send(packet); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -3,7 +3,9 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -47,7 +49,24 @@ func NewHost(tb testing.TB, name string) *Host {
 	h.Up("lo")
 	h.Sysctl("net/ipv6/conf/all/disable_ipv6", "1")
 	h.Sysctl("net/ipv6/conf/default/disable_ipv6", "1")
+	h.speakFreely()
 	return h
+}
+
+// speakFreely lifts the limits on ICMP: a kernel keeps quiet about most of what a test provokes.
+func (h *Host) speakFreely() {
+	h.tb.Helper()
+	h.Sysctl("net/ipv4/icmp_ratelimit", "0")
+	// Before Linux 6.12 the machine has one limit for all, which only the first namespace shows.
+	h.must("lift limit of ICMP", h.Do(func() error {
+		for _, key := range []string{"icmp_msgs_per_sec", "icmp_msgs_burst"} {
+			err := os.WriteFile("/proc/sys/net/ipv4/"+key, []byte("1000000"), 0)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+		return nil
+	}))
 }
 
 func newNamespace() (int, error) {
@@ -176,6 +195,24 @@ func (h *Host) HardwareAddr(dev string) net.HardwareAddr {
 func (h *Host) SetHardwareAddr(dev string, mac net.HardwareAddr) {
 	h.tb.Helper()
 	h.must("set MAC address", h.nl.LinkSetHardwareAddr(h.link(dev), mac))
+}
+
+// MTU sets the MTU of an interface. A cable takes what both its ends take.
+func (h *Host) MTU(dev string, mtu int) {
+	h.tb.Helper()
+	h.must(fmt.Sprintf("set MTU %d of %s", mtu, dev), h.nl.LinkSetMTU(h.link(dev), mtu))
+}
+
+// Announce makes the host announce the MSS for an MTU of its own choice on every route, so
+// that nothing but path MTU discovery keeps the segments small that its peers send.
+func (h *Host) Announce(mtu int) {
+	h.tb.Helper()
+	routes, err := h.nl.RouteList(nil, netlink.FAMILY_V4)
+	h.must("list routes", err)
+	for _, route := range routes {
+		route.AdvMSS = mtu - 40
+		h.must(fmt.Sprintf("announce MSS on %v", route), h.nl.RouteReplace(&route))
+	}
 }
 
 // Index returns an interface's index.

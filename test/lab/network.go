@@ -60,6 +60,40 @@ func NewNetwork(tb testing.TB) *Network {
 	return n
 }
 
+// Addresses of a host beyond the Internet host, which is then a router.
+const (
+	Far        = "192.0.2.10"
+	FarGateway = "192.0.2.1" // the Internet host's end of that cable, eth1
+)
+
+// AddFar adds a host beyond the Internet host.
+//
+//	Far eth0 --- eth1 Internet eth0 --- wan0 Router
+func (n *Network) AddFar(tb testing.TB) *Host {
+	tb.Helper()
+	far := NewHost(tb, "far")
+	Cable(n.Internet, "eth1", far, "eth0")
+	n.Internet.Address("eth1", FarGateway+"/24")
+	n.Internet.Sysctl("net/ipv4/ip_forward", "1")
+	far.Address("eth0", Far+"/24")
+	far.Route("eth0", "0.0.0.0/0", FarGateway, "")
+	return far
+}
+
+// SetMTU sets the MTU of both ends of the WAN's cable, of all of the LAN's, and of the guest's.
+func (n *Network) SetMTU(wan, lan, guest int) {
+	n.Internet.MTU("eth0", wan)
+	n.Router.MTU("wan0", wan)
+	for _, port := range []string{"port0", "port1", "port2", "br0"} {
+		n.Switch.MTU(port, lan)
+	}
+	n.Router.MTU("lan0", lan)
+	n.Client.MTU("eth0", lan)
+	n.Server.MTU("eth0", lan)
+	n.Router.MTU("lan1", guest)
+	n.Guest.MTU("eth0", guest)
+}
+
 // For returns the network for use in a subtest, whose failures and cleanups are then its own.
 func (n *Network) For(tb testing.TB) *Network {
 	return &Network{
@@ -88,11 +122,13 @@ const (
 	AllOff
 	// AllOffGRO is AllOff between hosts that accept XDP frames: a veth does while its peer has GRO.
 	AllOffGRO
+	// OnGRO tempts XDP to send frames whose checksums are not filled in.
+	OnGRO
 )
 
 // String names the variant in a subtest.
 func (o Offloads) String() string {
-	return [...]string{"as they come", "router off", "all off", "all off, GRO"}[o]
+	return [...]string{"as they come", "router off", "all off", "all off, GRO", "on, GRO"}[o]
 }
 
 // SetOffloads changes every interface of the network.
@@ -110,9 +146,9 @@ func (n *Network) SetOffloads(o Offloads) {
 	}
 	for i, port := range ports {
 		for _, dev := range port.devs {
-			off := o >= AllOff || o == RouterOff && i == 0
+			off := o == AllOff || o == AllOffGRO || o == RouterOff && i == 0
 			port.host.Offload(dev, TransmitChecksum, !off)
-			port.host.Offload(dev, ReceiveOffload, o == AllOffGRO && i != 0)
+			port.host.Offload(dev, ReceiveOffload, (o == AllOffGRO || o == OnGRO) && i != 0)
 		}
 	}
 }

@@ -19,13 +19,66 @@ type Packet struct {
 	Src, Dst netip.AddrPort // ports are 0 in later fragments and in anything but TCP and UDP
 	TTL      uint8
 	Flags    uint8 // of TCP
-	Length   int   // of the IP packet
-	Partial  bool  // the transport checksum is left to an offload
+	ID       uint16
+	DF       bool
+	Fragment bool        // of a datagram
+	Length   int         // of the IP packet
+	Partial  bool        // the transport checksum is left to an offload
+	ICMP     *ICMPHeader // nil in anything else
+	Data     []byte      // the whole packet, valid until the observer returns
 }
+
+// ICMPHeader is what an ICMP message says.
+type ICMPHeader struct {
+	Type, Code uint8
+	Rest       uint32  // of an echo: id and sequence number; of 3/4: the MTU
+	Quote      *Packet // of errors: the packet that caused it, with ports and without flags
+}
+
+// Types of ICMP messages, and codes of Destination Unreachable (RFC 792, RFC 1812).
+const (
+	EchoReply       = 0
+	Unreachable     = 3
+	EchoRequest     = 8
+	TimeExceeded    = 11
+	HostUnreachable = 1
+	PortUnreachable = 3
+	FragNeeded      = 4
+	Prohibited      = 13
+)
+
+// MSS returns the maximum segment size that a TCP header announces, 0 if none.
+func (p *Packet) MSS() int {
+	tcp := p.Data[int(p.Data[0]&15)*4:]
+	options := tcp[20 : tcp[12]>>4*4]
+	for len(options) >= 4 {
+		switch kind, length := options[0], options[1]; {
+		case kind == 2:
+			return int(binary.BigEndian.Uint16(options[2:]))
+		case kind == 1:
+			options = options[1:]
+		case kind == 0 || length < 2 || int(length) > len(options):
+			return 0
+		default:
+			options = options[length:]
+		}
+	}
+	return 0
+}
+
+// Payload returns what is behind the IP header.
+func (p *Packet) Payload() []byte { return p.Data[int(p.Data[0]&15)*4:] }
 
 // String is the packet as a failed test shows it.
 func (p *Packet) String() string {
-	return fmt.Sprintf("protocol %d %s > %s flags %#02x ttl %d length %d", p.Protocol, p.Src, p.Dst, p.Flags, p.TTL, p.Length)
+	text := fmt.Sprintf("protocol %d %s > %s flags %#02x ttl %d length %d", p.Protocol, p.Src, p.Dst, p.Flags, p.TTL, p.Length)
+	if p.ICMP != nil {
+		text += fmt.Sprintf(" type %d code %d rest %#x", p.ICMP.Type, p.ICMP.Code, p.ICMP.Rest)
+	}
+	if p.ICMP != nil && p.ICMP.Quote != nil {
+		text += fmt.Sprintf(" quoting %v", p.ICMP.Quote)
+	}
+	return text
 }
 
 // TCP flags.
@@ -53,6 +106,7 @@ func parsePacket(data []byte, partial bool) (*Packet, error) {
 		return p, errShort
 	}
 	data = data[:p.Length] // padding is no part of any checksum
+	p.Data, p.ID, p.DF = data, binary.BigEndian.Uint16(data[4:]), data[6]&0x40 != 0
 	p.Protocol, p.TTL = data[9], data[8]
 	src, dst := netip.AddrFrom4([4]byte(data[12:])), netip.AddrFrom4([4]byte(data[16:]))
 	p.Src, p.Dst = netip.AddrPortFrom(src, 0), netip.AddrPortFrom(dst, 0)
@@ -60,7 +114,8 @@ func parsePacket(data []byte, partial bool) (*Packet, error) {
 		return p, fmt.Errorf("IP header checksum: sum is %#04x", s)
 	}
 	if binary.BigEndian.Uint16(data[6:])&0x3fff != 0 {
-		return p, nil // a fragment: its checksum is over the whole datagram
+		p.Fragment = true // its checksum is over the whole datagram
+		return p, nil
 	}
 	return p, p.transport(data[header:])
 }
@@ -72,7 +127,7 @@ func (p *Packet) transport(data []byte) error {
 		if s := sum(0, data); s != 0xffff {
 			return fmt.Errorf("ICMP checksum: sum is %#04x", s)
 		}
-		return nil
+		return p.icmp(data)
 	case unix.IPPROTO_TCP:
 		at = 16
 	case unix.IPPROTO_UDP:
@@ -89,6 +144,36 @@ func (p *Packet) transport(data []byte) error {
 		p.Flags = data[13]
 	}
 	return p.transportChecksum(data, binary.BigEndian.Uint16(data[at:]))
+}
+
+func (p *Packet) icmp(data []byte) (err error) {
+	if len(data) < 8 {
+		return errShort
+	}
+	p.ICMP = &ICMPHeader{Type: data[0], Code: data[1], Rest: binary.BigEndian.Uint32(data[4:])}
+	switch p.ICMP.Type {
+	case Unreachable, TimeExceeded, 12:
+		p.ICMP.Quote, err = parseQuote(data[8:])
+	}
+	return err
+}
+
+// parseQuote reads the start of a packet that an ICMP error quotes. Its IP header checksum has
+// to be right; the transport's may be that of an offload.
+func parseQuote(data []byte) (*Packet, error) {
+	p := &Packet{Data: data}
+	if len(data) < 20 || data[0]>>4 != 4 || data[0]&15 < 5 || len(data) < int(data[0]&15)*4+8 {
+		return p, fmt.Errorf("quote: %w", errShort)
+	}
+	header := int(data[0]&15) * 4
+	p.Length, p.Protocol, p.TTL = int(binary.BigEndian.Uint16(data[2:])), data[9], data[8]
+	p.ID, p.DF = binary.BigEndian.Uint16(data[4:]), data[6]&0x40 != 0
+	p.Src = netip.AddrPortFrom(netip.AddrFrom4([4]byte(data[12:])), binary.BigEndian.Uint16(data[header:]))
+	p.Dst = netip.AddrPortFrom(netip.AddrFrom4([4]byte(data[16:])), binary.BigEndian.Uint16(data[header+2:]))
+	if s := sum(0, data[:header]); s != 0xffff {
+		return p, fmt.Errorf("quoted IP header checksum: sum is %#04x", s)
+	}
+	return p, nil
 }
 
 func (p *Packet) transportChecksum(data []byte, field uint16) error {

@@ -370,6 +370,20 @@ func (h *Host) DialUDP(address, source string) (*net.UDPConn, error) {
 	return c, err
 }
 
+// ReportErrors makes a socket report every ICMP error, also those that UDP takes for temporary:
+// ip(7), IP_RECVERR.
+func ReportErrors(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) {
+		failed = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_RECVERR, 1)
+	})
+	return errors.Join(err, failed)
+}
+
 // Exchange sends count datagrams of sizes 1 to limit in turn, a few at a time, and takes as
 // many echoes. It returns what was sent; an error tells what is missing or differs.
 func Exchange(c *net.UDPConn, count, limit int) (Tally, error) {

@@ -30,11 +30,19 @@ lan = ["lan0", "lan1"]
 [datapath]
 mode = "xdp"
 max_connections = 65_536
+max_per_source = 1000
+mss_clamp = ["wan0"]
 [timeouts]
 tcp_established = "3h"
 tcp_transitory = "5m"
+tcp_opening = "4m1s"
+tcp_closing = "4m2s"
 udp = "6m"
 icmp = "61s"
+port_hold = "121s"
+[icmp]
+refuse = ["wan", "lan"]
+rate = 50
 [reflection]
 default = "router"
 [metrics]
@@ -58,6 +66,19 @@ name = "all"
 protocol = ["tcp"]
 external = "203.0.113.7"
 to = "192.168.1.40"
+[[forward]]
+name = "tunnels"
+protocol = ["icmp", "gre", "esp", "ipip", "udplite"]
+to = "192.168.1.50"
+[[forward]]
+name = "signals"
+protocol = "sctp"
+port = "2905-2906"
+to = "192.168.1.50:2905-2906"
+[[forward]]
+name = "rest"
+protocol = "any"
+to = "192.168.1.60"
 `
 
 func TestParseReadsEveryKey(t *testing.T) {
@@ -66,25 +87,38 @@ func TestParseReadsEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := maps.Config{
-		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, Mode: "xdp", MaxConnections: 65536,
+		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
 		Timeouts: maps.Timeouts{
-			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, UDP: 6 * time.Minute, ICMP: 61 * time.Second,
+			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, TCPOpening: 241 * time.Second, TCPClosing: 242 * time.Second,
+			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second,
 		},
+		ICMP:       maps.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
 		Reflection: maps.ReflectRouter, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
 		Forwards: []maps.Forward{
 			{
 				Name: "web", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, External: maps.External{Interface: "wan0"},
 				Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org"}, Source: "x.toml:17",
+				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org"}, Source: "x.toml:25",
 			},
 			{
 				Name: "games", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:26",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:34",
 			},
 			{
 				Name: "all", Protocols: []maps.Protocol{maps.TCP}, External: maps.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:31",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:39",
+			},
+			{
+				Name: "tunnels", Protocols: []maps.Protocol{maps.ICMP, maps.GRE, maps.ESP, maps.IPIP, maps.UDPLite},
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:44",
+			},
+			{
+				Name: "signals", Protocols: []maps.Protocol{maps.SCTP}, Ports: maps.Ports{First: 2905, Last: 2906},
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:48",
+			},
+			{
+				Name: "rest", Protocols: []maps.Protocol{maps.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:53",
 			},
 		},
 	}
@@ -123,6 +157,22 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestNoneIsNotAbsent: an empty list says something.
+func TestNoneIsNotAbsent(t *testing.T) {
+	none, err := Parse("x.toml", []byte("version = 1\ndatapath.mss_clamp = []\nicmp.refuse = []\n"))
+	if err != nil || none.MSSClamp == nil || len(none.MSSClamp)+len(none.ICMP.Refuse) != 0 {
+		t.Errorf("none: clamps %q, refuses %q, %v", none.MSSClamp, none.ICMP.Refuse, err)
+	}
+	absent, err := Parse("x.toml", []byte("version = 1\n"))
+	if err != nil || absent.MSSClamp != nil || len(absent.ICMP.Refuse) != 1 {
+		t.Errorf("absent: clamps %q, refuses %q, %v", absent.MSSClamp, absent.ICMP.Refuse, err)
+	}
+	one, err := Parse("x.toml", []byte("version = 1\nicmp.refuse = \"wan\"\n"))
+	if err != nil || len(one.ICMP.Refuse) != 1 || one.ICMP.Refuse[0] != maps.SideWAN {
+		t.Errorf("one: refuses %q, %v", one.ICMP.Refuse, err)
+	}
+}
+
 // TestProblems checks whole messages: where, what, and what to do.
 func TestProblems(t *testing.T) {
 	forward := func(lines string) string {
@@ -148,7 +198,7 @@ func TestProblems(t *testing.T) {
 		{"hostile key", "version = 1\n\"a\\u001b[31m\\nb\" = 1\n", []string{`x.toml:2:1: unknown key "a\x1b[31m\nb"; possible are `}},
 		{"characters before it", "version = 1\ndatapath = { mode = \"äöü\", x = 1 }\n", []string{
 			`x.toml:2:21: datapath.mode: "äöü" is not a mode; possible are auto, xdp and tc`,
-			`x.toml:2:28: unknown key "x" in [datapath]; possible are max_connections and mode`,
+			`x.toml:2:28: unknown key "x" in [datapath]; possible are max_connections, max_per_source, mode and mss_clamp`,
 		}},
 		{"table as text", "version = 1\ntimeouts = \"1h\"\n", []string{`x.toml:2:12: timeouts: "1h" is a string where a table was expected`}},
 		{"one forward table", "version = 1\n[forward]\nname = \"a\"\n", []string{`x.toml:2:2: forward: it is one table where a list was expected; write [[forward]]`}},
@@ -156,6 +206,17 @@ func TestProblems(t *testing.T) {
 		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write it with its unit, as in "90s"`}},
 		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; one looks like 2h4m or 90s`}},
 		{"short duration", "version = 1\ntimeouts.udp = \"0s\"\n", []string{`x.toml:2:16: timeouts.udp: 0s is out of range; it is 1s to 720h`}},
+		{"no duration at all", "version = 1\ntimeouts.tcp_opening = \"0s\"\n", []string{`x.toml:2:24: timeouts.tcp_opening: 0s is out of range; it is 1s to 720h`}},
+		{"long duration", "version = 1\ntimeouts.tcp_closing = \"721h\"\n", []string{`x.toml:2:24: timeouts.tcp_closing: 721h0m0s is out of range`}},
+		{"no connections of one client", "version = 1\n[datapath]\nmax_per_source = 0\n", []string{`x.toml:3:18: datapath.max_per_source: 0 would let nobody in; leave the key out for the default`}},
+		{"more of one client than of all", "version = 1\n[datapath]\nmax_connections = 10\nmax_per_source = 11\n", []string{`x.toml:4:18: datapath.max_per_source: 11 is more than max_connections, 10`}},
+		{"side", "version = 1\nicmp = { refuse = [\"lan\", \"dmz\"] }\n", []string{`x.toml:2:19: icmp.refuse: "dmz" is not a side; possible are lan and wan`}},
+		{"side as number", "version = 1\n[icmp]\nrefuse = [1]\n", []string{`x.toml:3:10: icmp.refuse: "1" is an integer where a string was expected`}},
+		{"no rate", "version = 1\n[icmp]\nrate = 0\n", []string{`x.toml:3:8: icmp.rate: 0 is out of range; it is 1 to 1000000 a second`}},
+		{"rate as text", "version = 1\n[icmp]\nrate = \"1/s\"\n", []string{`x.toml:3:8: icmp.rate: "1/s" is a string where an integer was expected`}},
+		{"huge rate", "version = 1\n[icmp]\nrate = 5_000_000_000\n", []string{`x.toml:3:8: icmp.rate: 5_000_000_000 is out of range`}},
+		{"clamp", "version = 1\ninterfaces.wan = [\"ppp0\"]\ndatapath.mss_clamp = [\"ppp1\"]\n", []string{`x.toml:3:22: datapath.mss_clamp: "ppp1" is not a WAN interface; did you mean "ppp0"?`}},
+		{"clamp on what cannot be read", "version = 1\ninterfaces.wan = 7\ndatapath.mss_clamp = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
 		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
 		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
 		{"listen", "version = 1\nmetrics.listen = \"9845\"\n", []string{`x.toml:2:18: metrics.listen: "9845" is not an address to listen at; it looks like 127.0.0.1:9845, and "" is no metrics`}},
@@ -172,8 +233,17 @@ func TestProblems(t *testing.T) {
 		{"unknown key of a forward", forward(good + "form = [\"10.0.0.0/8\"]"), []string{`x.toml:8:1: forward "a": unknown key "form"; did you mean "from"?`}},
 		{"name", forward(strings.Replace(good, `"a"`, `"A b"`, 1)), []string{`x.toml:4:8: forward "A b": name: "A b" is not a name for a forward`}},
 		{"name as number", forward(strings.Replace(good, `"a"`, `7`, 1)), []string{`x.toml:4:8: forward "": name: "7" is an integer where a string was expected`}},
-		{"protocol", forward(strings.Replace(good, `"tcp"`, `"tcp", "sctp"`, 1)), []string{`x.toml:5:12: forward "a": protocol: "sctp" is not a supported protocol; possible are tcp and udp`}},
-		{"no protocol", forward(strings.Replace(good, `"tcp"`, ``, 1)), []string{`x.toml:5:12: forward "a": protocol: there is none; it is tcp, udp, or both`}},
+		{"protocol", forward(strings.Replace(good, `"tcp"`, `"tcp", "ospf"`, 1)), []string{`x.toml:5:12: forward "a": protocol: "ospf" is not a supported protocol; possible are tcp, udp, sctp, icmp, udplite, gre, esp, ipip and any`}},
+		{"port without", forward(strings.Replace(good, `"tcp"`, `"tcp", "icmp"`, 1)), []string{`x.toml:6:8: forward "a": port: 80 is given, but icmp has no ports to select by; leave it out`}},
+		{"port of the target without", forward("name = \"a\"\nprotocol = \"gre\"\nto = \"10.0.0.1:80\""), []string{`x.toml:6:6: forward "a": to: port 80 at the target, but gre has no ports; leave it out`}},
+		{"sctp to another port", forward(strings.Replace(strings.Replace(good, "tcp", "sctp", 1), "10.0.0.1", "10.0.0.1:81", 1)), []string{
+			`x.toml:7:6: forward "a": to: port 81 at the target, but 80 at the external address: the ports of sctp cannot change, because its checksum covers them`,
+		}},
+		{"any and another", forward("name = \"a\"\nprotocol = [\"any\", \"gre\"]\nto = \"10.0.0.1\""), []string{`x.toml:5:12: forward "a": protocol: any is every protocol; leave the others out`}},
+		{"gre twice", forward("name = \"a\"\nprotocol = \"gre\"\nto = \"10.0.0.1\"\n[[forward]]\nname = \"b\"\nprotocol = \"gre\"\nto = \"10.0.0.2\""), []string{
+			`x.toml:7:3: forward "b": port: gre is taken by forward "a" (x.toml:3)`,
+		}},
+		{"no protocol", forward(strings.Replace(good, `"tcp"`, ``, 1)), []string{`x.toml:5:12: forward "a": protocol: there is none; it is one or more of tcp, udp, sctp, icmp, udplite, gre, esp, ipip, any`}},
 		{"port", forward(strings.Replace(good, `"80"`, `"80abc"`, 1)), []string{`x.toml:6:8: forward "a": port: "80abc" is not a port; a port is a number from 1 to 65535, a range is written 6000-6010`}},
 		{"port 0", forward(strings.Replace(good, `"80"`, `0`, 1)), []string{`x.toml:6:8: forward "a": port: "0" is not a port`}},
 		{"port list", forward(strings.Replace(good, `"80"`, `[80, 81]`, 1)), []string{`x.toml:6:8: forward "a": port: it is a list where a port was expected`}},

@@ -138,22 +138,21 @@ func (r *reader) sections() map[string]fields {
 	return map[string]fields{
 		"interfaces": {"wan": intoStrings(&c.WAN), "lan": intoStrings(&c.LAN)},
 		"datapath": {
-			"mode": intoString(&c.Mode),
-			"max_connections": func(_ position, v *value) error {
-				number, err := integer(v)
-				if err == nil && (number < 0 || number > math.MaxUint32) {
-					err = fmt.Errorf("%s is out of range", v.text)
-				}
-				c.MaxConnections = uint32(number)
-				return err
-			},
+			"mode":            intoString(&c.Mode),
+			"max_connections": intoUint32(&c.MaxConnections),
+			"max_per_source":  intoLimit(&c.MaxPerSource),
+			"mss_clamp":       intoList(&c.MSSClamp),
 		},
 		"timeouts": {
 			"tcp_established": intoDuration(&c.Timeouts.TCPEstablished),
 			"tcp_transitory":  intoDuration(&c.Timeouts.TCPTransitory),
+			"tcp_opening":     intoTimeout(&c.Timeouts.TCPOpening),
+			"tcp_closing":     intoTimeout(&c.Timeouts.TCPClosing),
 			"udp":             intoDuration(&c.Timeouts.UDP),
 			"icmp":            intoDuration(&c.Timeouts.ICMP),
+			"port_hold":       intoDuration(&c.Timeouts.PortHold),
 		},
+		"icmp": {"refuse": intoList(&c.ICMP.Refuse), "rate": intoUint32(&c.ICMP.Rate)},
 		"reflection": {
 			"default": func(_ position, v *value) (err error) {
 				c.Reflection, err = reflectMode(v)
@@ -240,7 +239,7 @@ func (r *reader) validate() {
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
-			noInterfaces && p.Field == "external":
+			noInterfaces && (p.Field == "external" || p.Field == "datapath.mss_clamp"):
 			continue
 		}
 		at, ok := r.places[about]
@@ -311,6 +310,47 @@ func intoStrings(into *[]string) func(position, *value) error {
 			*into = append(*into, text)
 			return nil
 		})
+	}
+}
+
+// intoList replaces a default, also by an empty list, which is not an absent one.
+func intoList(into *[]string) func(position, *value) error {
+	return func(at position, v *value) error {
+		*into = []string{}
+		return intoStrings(into)(at, v)
+	}
+}
+
+func intoUint32(into *uint32) func(position, *value) error {
+	return func(_ position, v *value) error {
+		number, err := integer(v)
+		if err == nil && (number < 0 || number > math.MaxUint32) {
+			err = fmt.Errorf("%s is out of range", v.text)
+		}
+		*into = uint32(number)
+		return err
+	}
+}
+
+// intoLimit reads a number that may be absent: zero would mean that.
+func intoLimit(into *uint32) func(position, *value) error {
+	return func(at position, v *value) error {
+		err := intoUint32(into)(at, v)
+		if err == nil && *into == 0 {
+			err = errors.New("0 would let nobody in; leave the key out for the default")
+		}
+		return err
+	}
+}
+
+// intoTimeout reads one that may be absent: zero would mean that.
+func intoTimeout(into *time.Duration) func(position, *value) error {
+	return func(at position, v *value) error {
+		err := intoDuration(into)(at, v)
+		if err == nil && *into == 0 {
+			err = maps.CheckTimeout(*into)
+		}
+		return err
 	}
 }
 

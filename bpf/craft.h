@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* TC: replaces the packet in an skb by another one, as long or short as that may be.
+ * The new one is put together in memory: a header in working memory, its payload in a craft. */
+#pragma once
+
+#include "nat.h"
+
+enum { CRAFT_SUM_STEP = 512, CRAFT_EINVAL = 22 };
+/* More than any header before a checksum, and a little. */
+enum { CRAFT_PULL = 128, CRAFT_PULL_AGAIN = 4 };
+
+/* Keeps the compiler from folding two checks of a length into one that the verifier does not follow. */
+static __always_inline __u32 craft_length(__u32 length)
+{
+	asm volatile("" : "+r"(length));
+	return length;
+}
+
+static __always_inline struct craft *craft_get(void)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+
+	return bpf_map_lookup_elem(&crafts, &cpu);
+}
+
+struct craft_sum {
+	struct craft *craft;
+	__u32 at, end;
+	__u64 sum;
+};
+
+/* bpf_csum_diff takes whole words, and on older kernels 512 bytes at most. */
+static long craft_sum_step(__u32 index, struct craft_sum *work)
+{
+	__u32 length = (work->end - work->at) & ~3u, at = work->at & (CRAFT_PACKET - 1);
+	__s64 sum;
+
+	(void)index;
+	if (length > CRAFT_SUM_STEP)
+		length = CRAFT_SUM_STEP;
+	if (!length || work->at > work->end)
+		return 1;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&work->craft->packet[at], length, 0);
+	work->sum += (__u32)sum;
+	work->at += length;
+	return 0;
+}
+
+/* Sum of the craft's bytes from at, which is even, to before end, as its 16 bit words in network order. */
+static __noinline __u16 craft_sum(struct craft *craft, __u32 at, __u32 end)
+{
+	struct craft_sum work = { .craft = craft, .at = at, .end = end };
+	__u32 left;
+
+	bpf_loop(CRAFT_PACKET / CRAFT_SUM_STEP + 1, craft_sum_step, &work, 0);
+	for (int i = 0; i < 3; i++) {
+		left = (work.at + i) & (CRAFT_PACKET - 1);
+		if (work.at + i < end)
+			work.sum += bpf_htons(i % 2 ? craft->packet[left] : craft->packet[left] << 8);
+	}
+	return csum_fold16(work.sum);
+}
+
+/* Copies the IP packet out of the skb. */
+static __always_inline bool craft_load(struct __sk_buff *skb, struct craft *craft, __u32 off, __u32 length)
+{
+	if (!length || length > CRAFT_PACKET - 1)
+		return false;
+	return bpf_skb_load_bytes(skb, off, craft->packet, length) == 0;
+}
+
+/* Is the checksum in this skb its device's to finish? Then it cannot be shortened beyond that, which is how
+ * it shows; what is lost by that has been copied. */
+static __always_inline bool craft_partial(struct __sk_buff *skb, const struct transport *l4)
+{
+	return l4->check_off && l4->pseudo && bpf_skb_change_tail(skb, l4->check_off + 1, 0) == -CRAFT_EINVAL;
+}
+
+/* The packet in the skb is given up: what comes after is crafted, and whole. No device is to finish a checksum
+ * in it: the kernel forgets about that when the place it begins at is pulled out from behind the IP header
+ * (skb_postpull_rcsum), on some only at the next pull. */
+static __always_inline bool craft_begin(struct __sk_buff *skb, const struct packet *pkt)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
+
+	return bpf_skb_change_tail(skb, pkt->l4.off + 2 * CRAFT_PULL, 0) == 0 &&
+	       bpf_skb_adjust_room(skb, -CRAFT_PULL, BPF_ADJ_ROOM_NET, flags) == 0 &&
+	       bpf_skb_adjust_room(skb, -CRAFT_PULL_AGAIN, BPF_ADJ_ROOM_NET, flags) == 0;
+}
+
+/* The header and these bytes of the craft become the skb's packet. */
+static __noinline long craft_put(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 at, __u32 end)
+{
+	__u32 payload = work->pkt.l3_off + sizeof(work->header), length = craft_length(end - at);
+	long err;
+
+	at &= CRAFT_PACKET - 1;
+	if (!length || length > CRAFT_PIECE)
+		return -1;
+	err = bpf_skb_change_tail(skb, payload + length, 0);
+	err |= bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, sizeof(work->header), BPF_F_RECOMPUTE_CSUM);
+	err |= bpf_skb_store_bytes(skb, payload, &craft->packet[at], length, BPF_F_RECOMPUTE_CSUM);
+	return err | bpf_skb_store_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs), BPF_F_RECOMPUTE_CSUM);
+}
+
+struct craft_split {
+	struct __sk_buff *skb;
+	struct work *work;
+	struct craft *craft;
+	__u32 at, size, end;	/* of the payload: next piece, length of each, all */
+	__u16 frag_off;		/* of the whole, host order */
+};
+
+/* Writes length and place of a piece into the header. */
+static __always_inline void craft_piece_header(struct iphdr *ip, const struct craft_split *split, __u32 end)
+{
+	__be16 length = bpf_htons((__u16)(sizeof(*ip) + end - split->at));
+	__u32 start = (split->frag_off & IP_OFFSET_MASK) + (split->at - sizeof(*ip)) / 8;
+	__u32 more = end < split->end ? IP_MORE_FRAGMENTS : split->frag_off & IP_MORE_FRAGMENTS;
+	__be16 frag_off = bpf_htons((__u16)((split->frag_off & IP_DONT_FRAGMENT) | more | start));
+
+	ip->check = csum_apply(ip->check, csum_fold32(csum_diff16(ip->tot_len, length) +
+						      csum_diff16(ip->frag_off, frag_off)));
+	ip->tot_len = length;
+	ip->frag_off = frag_off;
+}
+
+/* One piece; 1 ends the loop. */
+static long craft_send_piece(__u32 index, struct craft_split *split)
+{
+	__u32 end = split->at + split->size;
+
+	(void)index;
+	if (end > split->end)
+		end = split->end;
+	craft_piece_header((struct iphdr *)split->work->header, split, end);
+	if (craft_put(split->skb, split->work, split->craft, split->at, end) != 0)
+		return 1;
+	bpf_clone_redirect(split->skb, split->work->rw.ifindex, 0);
+	split->at = end;
+	return end >= split->end;
+}
+
+/* Sends the IP packet in the craft, which has no options, in evenly long pieces if it is too long for the
+ * next hop: so none is too short for a checksum. In order (RFC 4787 REQ-13a). */
+static __noinline long craft_send(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 length)
+{
+	struct iphdr *ip = (struct iphdr *)work->header;
+	struct craft_split split = { .skb = skb, .work = work, .craft = craft, .at = sizeof(*ip), .end = length };
+	__u32 payload = length - sizeof(*ip), room = (work->rw.mtu - sizeof(*ip)) & ~7u, pieces;
+
+	__builtin_memcpy(ip, craft->packet, sizeof(*ip));
+	split.frag_off = bpf_ntohs(ip->frag_off);
+	split.size = payload;
+	if (work->rw.mtu && length > work->rw.mtu) {
+		if (room < 8 || room > CRAFT_PIECE)
+			return -1;
+		pieces = (payload + room - 1) / room;
+		split.size = ((payload + pieces - 1) / pieces + 7) & ~7u;
+	}
+	return bpf_loop(CRAFT_PACKET / 8, craft_send_piece, &split, 0);
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* TC: fragments that came too early are kept here until the first of their datagram arrives, and then sent
+ * after it. Why here: the datapath alone knows where they go, and it does so while no daemon runs. */
+#pragma once
+
+#include "craft.h"
+#include "frag.h"
+
+/* False: not kept, too long or too many, or with IP options. Should the first have arrived meanwhile, on
+ * another CPU, this one is lost, as if the network had lost it. */
+static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struct fragment *datagram)
+{
+	struct craft *craft = craft_get();
+	struct held_fragment *held;
+	__u32 length = work->pkt.length;
+
+	if (!craft || !length || length > HELD_BYTES || datagram->held >= FRAGMENT_HELD_MAX ||
+	    packet_header(&work->pkt) != sizeof(struct iphdr))
+		return false;
+	held = (struct held_fragment *)craft->packet;
+	held->length = length;
+	if (bpf_skb_load_bytes(skb, work->pkt.l3_off, held->bytes, length) != 0)
+		return false;
+	work->held.number = datagram->held;
+	if (bpf_map_update_elem(&held_fragments, &work->held, held, BPF_ANY) != 0)
+		return false;
+	datagram->held++;
+	return true;
+}
+
+/* Where in the craft a first fragment waits; as long as one may be. */
+enum { HOLD_SAVED = CRAFT_PIECE };
+
+struct hold {
+	struct __sk_buff *skb;
+	struct work *work;
+	struct craft *craft;
+	bool kernel;
+};
+
+/* The header of a held fragment as its connection's packets leave. False: it has travelled too far. */
+static __always_inline bool hold_translate(struct iphdr *ip, const struct rewrite *rw)
+{
+	__be16 before, after;
+
+	if (ip->ttl <= 1)
+		return false;
+	before = bpf_htons((__u16)(ip->ttl << 8 | ip->protocol));
+	ip->ttl--;
+	after = bpf_htons((__u16)(ip->ttl << 8 | ip->protocol));
+	ip->check = csum_apply(ip->check, csum_fold32((__u64)rw->address_diff + csum_diff16(before, after)));
+	ip->saddr = rw->to.src.word[3];
+	ip->daddr = rw->to.dst.word[3];
+	return true;
+}
+
+/* Takes a held fragment out, into the craft. Its length; 0: gone. */
+static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
+{
+	struct held_fragment *held;
+	__u32 length;
+
+	hold->work->held.number = number;
+	held = bpf_map_lookup_elem(&held_fragments, &hold->work->held);
+	if (!held)
+		return 0;
+	length = held->length;
+	if (length <= sizeof(struct iphdr) || length > HELD_BYTES)
+		return 0;
+	if (bpf_probe_read_kernel(hold->craft->packet, length, held->bytes) != 0)
+		length = 0;
+	bpf_map_delete_elem(&held_fragments, &hold->work->held);
+	return length;
+}
+
+static long hold_release_one(__u32 index, struct hold *hold)
+{
+	struct iphdr *ip = (struct iphdr *)hold->craft->packet;
+	__u32 length = hold_take(hold, index);
+
+	if (!length || ip->ihl != sizeof(*ip) / 4)
+		return 0;
+	if (!hold->kernel) {
+		if (hold_translate(ip, &hold->work->rw))
+			craft_send(hold->skb, hold->work, hold->craft, length);
+		return 0;
+	}
+	__builtin_memcpy(hold->work->header, ip, sizeof(*ip));
+	if (craft_put(hold->skb, hold->work, hold->craft, sizeof(*ip), length) == 0)
+		bpf_clone_redirect(hold->skb, hold->work->pkt.ifindex, BPF_F_INGRESS);
+	return 0;
+}
+
+/* Sends what is held of the datagram after its first fragment, which the skb holds translated. False:
+ * nothing was sent, the neighbour has to be resolved first. */
+static __noinline bool hold_send(struct __sk_buff *skb, struct work *work, const struct fragment *datagram)
+{
+	struct hold hold = { .skb = skb, .work = work, .craft = craft_get() };
+	__u32 length = work->pkt.length;
+
+	if (!hold.craft || !work->rw.resolved || packet_header(&work->pkt) != sizeof(struct iphdr) ||
+	    !craft_load(skb, hold.craft, work->pkt.l3_off, length))
+		return false;
+	if (craft_begin(skb, &work->pkt)) {
+		craft_send(skb, work, hold.craft, length);
+		bpf_loop(datagram->held, hold_release_one, &hold, 0);
+	}
+	return true;
+}
+
+/* Hands what is held to the kernel, which gets it after the first fragment in the skb. False: that one is
+ * lost. */
+static __noinline bool hold_return(struct __sk_buff *skb, struct work *work, const struct fragment *datagram)
+{
+	struct hold hold = { .skb = skb, .work = work, .craft = craft_get(), .kernel = true };
+	__u32 length = work->pkt.length;
+
+	if (!hold.craft || length <= sizeof(work->header) || length > HOLD_SAVED ||
+	    packet_header(&work->pkt) != sizeof(struct iphdr) ||
+	    bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
+	    bpf_skb_load_bytes(skb, work->pkt.l3_off, &hold.craft->packet[HOLD_SAVED], length) != 0)
+		return true;
+	if (!craft_begin(skb, &work->pkt))
+		return false;
+	bpf_loop(datagram->held, hold_release_one, &hold, 0);
+	__builtin_memcpy(work->header, &hold.craft->packet[HOLD_SAVED], sizeof(work->header));
+	return craft_put(skb, work, hold.craft, HOLD_SAVED + sizeof(work->header), HOLD_SAVED + length) == 0;
+}

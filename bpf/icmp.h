@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* ICMP errors about packets that hairpin sent (RFC 5508 REQ-3 to REQ-7): whose they are, and what they
+ * are to say. They never make, refresh or end a connection (RFC 4787 REQ-12, RFC 5382 REQ-10). */
+#pragma once
+
+#include "nat.h"
+
+/* No connection sent what is quoted. If a forward might have, nobody is to hear of it. */
+static __always_inline enum verdict icmp_stray(struct work *work)
+{
+	const struct tuple *sent = &work->pkt.quote.tuple;
+	struct external *external = bpf_map_lookup_elem(&externals, &sent->src);
+
+	if (external && forward_find(forward_slot(), external, sent->protocol, sent->sport))
+		return nat_verdict(work, REASON_NO_CONNECTION);
+	return nat_verdict(work, REASON_NONE);
+}
+
+/* The quote as the packet was before translation, and what that does to the checksums around it. */
+static __always_inline void icmp_requote(struct work *work)
+{
+	const struct quote *quote = &work->pkt.quote;
+	struct rewrite *rw = &work->rw;
+	__u64 addresses = csum_diff_addr(&quote->tuple.src, &rw->quoted.src) +
+			  csum_diff_addr(&quote->tuple.dst, &rw->quoted.dst);
+	__wsum ports = nat_port_diff(&quote->tuple, &rw->quoted);
+	__u64 changed = addresses + ports;
+
+	rw->quoted_ip_check = csum_apply(quote->ip_check, csum_fold32(addresses));
+	changed += csum_diff16(quote->ip_check, rw->quoted_ip_check);
+	if (quote->l4.check_off) {
+		rw->quoted_check = csum_apply(quote->l4.check, ports);
+		if (quote->l4.pseudo)
+			rw->quoted_check = csum_apply(rw->quoted_check, csum_fold32(addresses));
+		if (quote->tuple.protocol == IPPROTO_UDP && !rw->quoted_check)
+			rw->quoted_check = 0xffff;
+		changed += csum_diff16(quote->l4.check, rw->quoted_check);
+	}
+	rw->port_diff = csum_fold32(changed);
+}
+
+/* Its destination becomes the sender of what it quotes. Whoever reports it keeps his name, unless the
+ * connection's source is hidden in this direction (RFC 5508 REQ-4, REQ-5, REQ-7). */
+static __always_inline void icmp_rewrite(struct work *work, const struct tuple *way, const struct conn *conn)
+{
+	struct tuple *to = &work->open.way;
+	struct rewrite *rw = &work->rw;
+
+	*to = work->pkt.tuple;
+	to->dst = conn->to.dst;
+	if (!addr_equal(&way->src, &conn->to.src))
+		to->src = conn->to.src;
+	nat_rewrite(&work->pkt, to, rw);
+	tuple_reverse(&conn->to, &rw->quoted);
+	icmp_requote(work);
+}
+
+/* The way of an ICMP error, top to bottom. A stack frame of its own. */
+static __noinline enum verdict icmp_decide(void *ctx, struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+	struct tuple *way = &work->other;
+	const struct conn *conn;
+	enum reason reason;
+
+	if (pkt->broken)
+		return nat_verdict(work, bpf_map_lookup_elem(&externals, &pkt->tuple.dst) ? REASON_MALFORMED
+											  : REASON_NONE);
+	/* What the sender of the quoted packet would have got for an answer. */
+	tuple_reverse(&pkt->quote.tuple, way);
+	conn = conn_established(way);
+	if (!conn)
+		conn = conn_half_open(way);
+	if (!conn)
+		return icmp_stray(work);
+	if (conn_over(conn))
+		return nat_verdict(work, REASON_ENDED);
+	reason = pkt->flaw;
+	if (reason == REASON_NONE && pkt->ttl <= 1)
+		reason = REASON_TTL_EXPIRED;
+	if (reason == REASON_NONE)
+		reason = nat_route(ctx, work, &conn->to);
+	if (reason == REASON_NONE && work->rw.mtu && pkt->segment > work->rw.mtu)
+		reason = REASON_TOO_BIG;
+	if (reason != REASON_NONE)
+		return nat_verdict(work, reason);
+	icmp_rewrite(work, way, conn);
+	work->rw.reason = REASON_ICMP_ERROR;
+	return VERDICT_SEND;
+}

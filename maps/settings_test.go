@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"hairpin/bpf"
+)
+
+// targetList reads the targets that the datapath knows.
+func (t *Tables) targetList(tb testing.TB) []string {
+	tb.Helper()
+	present, err := readAll[bpf.HairpinAddr, uint8](t.objs.Targets)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var list []string
+	for addr, one := range present {
+		if one != 1 {
+			tb.Errorf("target %s has value %d", fromAddr(addr), one)
+		}
+		list = append(list, fromAddr(addr).String())
+	}
+	slices.Sort(list)
+	return list
+}
+
+func (t *Tables) wantTargets(tb testing.TB, want ...string) {
+	tb.Helper()
+	if diff := cmp.Diff(want, t.targetList(tb)); diff != "" {
+		tb.Errorf("targets (-want +got)\n%s", diff)
+	}
+}
+
+func (t *Tables) mustSettings(tb testing.TB) (settings bpf.HairpinSettings) {
+	tb.Helper()
+	if err := t.objs.Settings.Lookup(uint32(0), &settings); err != nil {
+		tb.Fatal(err)
+	}
+	return settings
+}
+
+func TestSettings(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	for _, test := range []struct {
+		name   string
+		change func(*Config)
+		want   func(*bpf.HairpinSettings)
+	}{
+		{"as the RFCs have it", func(*Config) {}, func(*bpf.HairpinSettings) {}},
+		{"transitory is for both", func(c *Config) { c.Timeouts.TCPTransitory = time.Hour },
+			func(s *bpf.HairpinSettings) { s.TcpOpening, s.TcpClosing = 3600*second, 3600*second }},
+		{"opening alone", func(c *Config) { c.Timeouts.TCPOpening = time.Second }, func(s *bpf.HairpinSettings) { s.TcpOpening = second }},
+		{"closing alone", func(c *Config) { c.Timeouts.TCPClosing = time.Second }, func(s *bpf.HairpinSettings) { s.TcpClosing = second }},
+		{"others", func(c *Config) { c.Timeouts.UDP, c.Timeouts.ICMP = time.Second, 2*time.Second },
+			func(s *bpf.HairpinSettings) { s.Udp, s.Icmp = second, 2*second }},
+		{"ports are free sooner", func(c *Config) { c.Timeouts.PortHold = 3 * time.Second }, func(s *bpf.HairpinSettings) { s.PortHold = 3 * second }},
+		{"nobody is told", func(c *Config) { c.ICMP.Refuse = nil }, func(s *bpf.HairpinSettings) { s.Told = 0 }},
+		{"WAN is told", func(c *Config) { c.ICMP.Refuse = []string{SideWAN} },
+			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN }},
+		{"both are told", func(c *Config) { c.ICMP.Refuse = []string{SideWAN, SideLAN} },
+			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN | bpf.HairpinSideSIDE_LAN }},
+		{"few of one client", func(c *Config) { c.MaxPerSource = 7 }, func(s *bpf.HairpinSettings) { s.SourceLimit = 7 }},
+		{"half of few", func(c *Config) { c.MaxConnections = 10 }, func(s *bpf.HairpinSettings) { s.SourceLimit = 5 }},
+		{"slow", func(c *Config) { c.ICMP.Rate = 1 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = second }},
+		{"fast", func(c *Config) { c.ICMP.Rate = 1_000_000 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = 1000 }},
+	} {
+		c := configWith(t)
+		test.change(&c)
+		mustApply(t, tables, c)
+		want := bpf.HairpinSettings{
+			TcpEstablished: 7440 * second, TcpOpening: 240 * second, TcpClosing: 240 * second,
+			Udp: 300 * second, Icmp: 60 * second, PortHold: 120 * second, SourceLimit: 65536, IcmpInterval: 1_000_000, Told: bpf.HairpinSideSIDE_LAN,
+		}
+		test.want(&want)
+		if got := tables.mustSettings(t); got != want {
+			t.Errorf("%s: got %+v, want %+v", test.name, got, want)
+		}
+	}
+}
+
+func TestTargetsAreThoseOfTheForwards(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1", "b udp 80 to 10.0.0.1", "c icmp any to 10.0.0.2"))
+	tables.wantTargets(t, "10.0.0.1", "10.0.0.2")
+
+	swapped := false
+	tables.step = func(name string, do func() error) error {
+		// As long as either set may be live, both sets' are there.
+		if name == "swap" {
+			swapped = true
+			tables.wantTargets(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
+		}
+		return do()
+	}
+	mustApply(t, tables, configWith(t, "b udp 80 to 10.0.0.1", "c icmp any to 10.0.0.3"))
+	if !swapped {
+		t.Error("the step was not reached")
+	}
+	tables.wantTargets(t, "10.0.0.1", "10.0.0.3")
+}
+
+func TestTooManyTargetsAreRefused(t *testing.T) {
+	spec := smallSpec(t)
+	spec.Maps[bpf.HairpinMapTargets].MaxEntries = 4
+	tables := newTables(t, spec)
+	to := func(first, last int) Config {
+		c := configWith(t)
+		for i := first; i <= last; i++ {
+			c.Forwards = append(c.Forwards, mustForward(t, fmt.Sprintf("f%d tcp %d to 10.0.0.%d", i, i, i)))
+		}
+		return c
+	}
+	mustApply(t, tables, to(1, 4))
+	for want, c := range map[string]Config{
+		"the forwards have 5 targets, but the table holds 4":                                                              to(1, 5),
+		"the forwards that run and the new ones have 5 targets, but the table holds 4 at once; apply the change in steps": to(2, 5),
+	} {
+		if _, err := tables.Apply(c); !contains(err, want) {
+			t.Errorf("error %v lacks %q", err, want)
+		}
+		tables.wantTargets(t, "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
+	}
+	mustApply(t, tables, to(2, 4))
+	mustApply(t, tables, to(2, 5))
+	tables.wantTargets(t, "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5")
+}
+
+// TestTargetsOfAFailedWriterMakeRoom: the same process may try again.
+func TestTargetsOfAFailedWriterMakeRoom(t *testing.T) {
+	spec := smallSpec(t)
+	spec.Maps[bpf.HairpinMapTargets].MaxEntries = 2
+	tables := newTables(t, spec)
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	whole := tables.step
+	tables.step = func(name string, do func() error) error {
+		if name == "swap" {
+			return errKilled
+		}
+		return do()
+	}
+	if _, err := tables.Apply(configWith(t, "a tcp 80 to 10.0.0.2")); err == nil {
+		t.Fatal("not killed")
+	}
+	tables.step = whole
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.3"))
+	tables.wantTargets(t, "10.0.0.3")
+}
+
+func TestMSSClampFollowsTheLinks(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	ppp, ethernet := wan("wan0", 2), wan("wan1", 3)
+	ppp.PPP, ppp.MTU, ethernet.MTU = true, 1492, 1500
+	lan := Interface{Name: "lan0", Index: 4, Role: RoleLAN, MTU: 1280, PPP: true}
+	for _, test := range []struct {
+		name  string
+		clamp []string
+		want  [3]uint32 // of ppp, ethernet, lan
+	}{
+		{"by default", nil, [3]uint32{1492, 0, 0}},
+		{"none", []string{}, [3]uint32{}},
+		{"by name", []string{"wan1"}, [3]uint32{0, 1500, 0}},
+		{"both", []string{"wan1", "wan0"}, [3]uint32{1492, 1500, 0}},
+	} {
+		c := configWith(t)
+		c.MSSClamp = test.clamp
+		mustApply(t, tables, c)
+		// The next process knows absent from empty as well.
+		mustSetInterfaces(t, tables.again(), ppp, ethernet, lan)
+		var got [3]uint32
+		for i := range got {
+			var value bpf.HairpinInterface
+			if err := tables.objs.Interfaces.Lookup(uint32(2+i), &value); err != nil {
+				t.Fatal(err)
+			}
+			got[i] = value.MssMtu
+		}
+		if got != test.want {
+			t.Errorf("%s: MTUs %v, want %v", test.name, got, test.want)
+		}
+	}
+	ethernet.MTU = 1280
+	mustSetInterfaces(t, tables, ppp, ethernet, lan)
+	var value bpf.HairpinInterface
+	if err := tables.objs.Interfaces.Lookup(uint32(3), &value); err != nil || value.MssMtu != 1280 {
+		t.Errorf("after the link's MTU changed to 1280: %d, %v", value.MssMtu, err)
+	}
+}
+
+// TestTheTriePrefersWhatSaysMore looks protocols up as the datapath does.
+func TestTheTriePrefersWhatSaysMore(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t,
+		"all any wan0:any to 10.0.0.1", "tcp tcp wan0:any to 10.0.0.2", "web tcp,sctp wan0:80 to 10.0.0.3", "ping icmp wan0:any to 10.0.0.4"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	for _, test := range []struct {
+		protocol Protocol
+		port     uint16
+		target   string
+	}{
+		{TCP, 80, "10.0.0.3"}, {SCTP, 80, "10.0.0.3"}, {TCP, 81, "10.0.0.2"}, {SCTP, 81, "10.0.0.1"},
+		{UDP, 80, "10.0.0.1"}, {ICMP, 0, "10.0.0.4"}, {GRE, 0, "10.0.0.1"}, {ESP, 0, "10.0.0.1"}, {IPIP, 0, "10.0.0.1"}, {UDPLite, 0, "10.0.0.1"},
+	} {
+		f, found, lives := tables.route(t, "203.0.113.1", test.protocol, test.port)
+		if want := netip.MustParseAddr(test.target); !found || !lives || fromAddr(f.Target) != want || f.PortShift != 0 {
+			t.Errorf("%s %d goes to %s (found %v, lives %v), want %s", test.protocol, test.port, fromAddr(f.Target), found, lives, want)
+		}
+	}
+}

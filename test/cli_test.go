@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+
+	"hairpin/bpf"
+	"hairpin/test/lab"
+)
+
+// Every command that does something says in JSON what it did, as one document and nothing else.
+func TestCommandsPrintDocuments(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, config("tc", forwards))
+	for _, step := range []struct {
+		args string
+		key  string
+		want string // of the document's body; "" is not looked at
+	}{
+		{"attach", "attach", ""},
+		{"forward add late tcp,sctp 8443 to 192.168.1.20", "add", `{"forwards":[{"name":"late","protocol":["tcp","sctp"],` +
+			`"external":"","port":"8443","target":"192.168.1.20:8443","reflect":"auto","from":[],"source":"cli","connections":0,"packets":0,"bytes":0}]}`},
+		{"save", "save", fmt.Sprintf(`{"file":%q,"forwards":1,"written":true}`, filepath.Join(filepath.Dir(hp.File), "forwards.d", "50-cli.toml"))},
+		{"save", "save", fmt.Sprintf(`{"file":%q,"forwards":1,"written":false}`, filepath.Join(filepath.Dir(hp.File), "forwards.d", "50-cli.toml"))},
+		{"apply", "apply", `{"added":[],"removed":[],"changed":[],"unchanged":3,"settings":[]}`},
+		{"forward del late", "del", ""},
+		{"upgrade", "upgrade", `{"interfaces":["wan0","lan0","lan1"]}`},
+		{"detach", "detach", `{"interfaces":["wan0","lan0","lan1"]}`},
+		{"detach", "detach", `{"interfaces":[]}`},
+		{"attach", "attach", ""},
+		{"detach --all", "detach", `{"interfaces":["wan0","lan0","lan1"]}`},
+		{"detach --all", "detach", `{"interfaces":[]}`},
+	} {
+		out := hp.Run(append([]string{"-j"}, strings.Fields(step.args)...)...)
+		var document map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(out), &document); err != nil {
+			t.Fatalf("%s: %v\n%s", step.args, err, out)
+		}
+		if string(document["schema"]) != "1" || document[step.key] == nil || len(document) != 2 {
+			t.Errorf("%s: not a document of schema 1 with %q alone: %s", step.args, step.key, out)
+		}
+		if got := string(document[step.key]); step.want != "" && withoutOrder(got) != withoutOrder(step.want) {
+			t.Errorf("%s:\ngot  %s\nwant %s", step.args, got, step.want)
+		}
+	}
+}
+
+// withoutOrder makes texts equal that differ in the order of interfaces alone.
+func withoutOrder(text string) string {
+	words := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '[' || r == ']' })
+	slices.Sort(words)
+	return strings.Join(words, ",")
+}
+
+// Forwards of every protocol get into the kernel, into a file, and back from there.
+func TestEveryProtocolOnTheCommandLine(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, config("tc", forwards))
+	hp.Run("attach")
+	want := []string{
+		"sctp wan0 2905-2906 192.168.1.20:2905-2906", "icmp,gre,esp,ipip,udplite wan0 any 192.168.1.20", "any 203.0.113.77 any 192.168.1.20",
+	}
+	for i, line := range []string{"sctp wan0:2905-2906", "icmp,gre,esp,ipip,udplite wan0:any", "any 203.0.113.77:any"} {
+		words := append([]string{"forward", "add", fmt.Sprintf("f%d", i)}, strings.Fields(line)...)
+		hp.Run(append(words, "to", lab.Server)...)
+	}
+	listed := func() (list []string) {
+		for _, f := range show(t, hp, "forward", "show").Forwards {
+			if f.Name[0] != 'f' {
+				continue
+			}
+			var protocols []string
+			for _, p := range f.Protocol.([]any) {
+				protocols = append(protocols, p.(string))
+			}
+			list = append(list, strings.Join(protocols, ",")+" "+f.External+" "+f.Port+" "+f.Target)
+		}
+		return list
+	}
+	if diff := cmp.Diff(want, listed()); diff != "" {
+		t.Errorf("forwards (-want +got)\n%s", diff)
+	}
+	hp.Run("save")
+	hp.Run("detach", "--all")
+	hp.Run("check")
+	hp.Run("attach")
+	if diff := cmp.Diff(want, listed()); diff != "" {
+		t.Errorf("forwards after a new start (-want +got)\n%s", diff)
+	}
+	if said := hp.Fail(1, "forward", "add", "again", "gre", "wan0:any", "to", lab.Server); !strings.Contains(said, `gre is taken by forward "f1"`) {
+		t.Errorf("a second forward of gre: %s", said)
+	}
+}
+
+// settingLines is what diff prints for a file with every setting that ICMP and TCP got.
+const settingLines = `- datapath.mss_clamp = (absent: PPP devices)
++ datapath.mss_clamp = ["wan0"]
+- timeouts.tcp_opening = "4m0s"
++ timeouts.tcp_opening = "10s"
+- timeouts.tcp_closing = "4m0s"
++ timeouts.tcp_closing = "20s"
+- icmp.refuse = ["lan"]
++ icmp.refuse = []
+- icmp.rate = 1000
++ icmp.rate = 10
+`
+
+func TestDiffShowsEverySetting(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, config("tc", forwards))
+	hp.Run("attach")
+	hp.Write(config("tc", "mss_clamp = [\"wan0\"]\n[timeouts]\ntcp_opening = \"10s\"\ntcp_closing = \"20s\"\n"+
+		"[icmp]\nrefuse = []\nrate = 10\n"+forwards))
+	r, err := hp.Try("diff")
+	if err != nil || r.Code != 3 || r.Stdout != settingLines {
+		t.Errorf("diff: exit code %d, %v (-want +got)\n%s", r.Code, err, cmp.Diff(settingLines, r.Stdout))
+	}
+	hp.Run("apply")
+	hp.Run("diff")
+	settings := pinnedEntry[bpf.HairpinSettings](t, hp, bpf.HairpinMapSettings, 0)
+	if settings.TcpOpening != 10e9 || settings.TcpClosing != 20e9 || settings.IcmpInterval != 1e8 || settings.Told != 0 {
+		t.Errorf("settings %+v", settings)
+	}
+}
+
+func pinnedEntry[T any](t *testing.T, hp *lab.Hairpin, name string, key uint32) T {
+	t.Helper()
+	value, err := tryPinnedEntry[T](hp, name, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+func tryPinnedEntry[T any](hp *lab.Hairpin, name string, key uint32) (value T, err error) {
+	m, err := ebpf.LoadPinnedMap(filepath.Join(hp.Dir, "datapath", "maps", name), nil)
+	if err != nil {
+		return value, err
+	}
+	defer m.Close()
+	return value, m.Lookup(key, &value)
+}
+
+// The daemon has the clamp follow the MTU of the link.
+func TestMSSClampFollowsTheMTU(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := start(t, n, "tc", "mss_clamp = [\"wan0\"]\n"+forwards)
+	index := uint32(n.Router.Index("wan0"))
+	if got := pinnedEntry[bpf.HairpinInterface](t, hp, bpf.HairpinMapInterfaces, index).MssMtu; got != 1500 {
+		t.Errorf("MTU %d, want 1500", got)
+	}
+	n.Router.Run("ip", "link", "set", "wan0", "mtu", "1400")
+	lab.Eventually(t, lab.Patience, func() error {
+		entry, err := tryPinnedEntry[bpf.HairpinInterface](hp, bpf.HairpinMapInterfaces, index)
+		if err == nil && entry.MssMtu != 1400 {
+			err = fmt.Errorf("MTU %d, want 1400", entry.MssMtu)
+		}
+		return err
+	})
+	if got := pinnedEntry[bpf.HairpinInterface](t, hp, bpf.HairpinMapInterfaces, uint32(n.Router.Index("lan0"))).MssMtu; got != 0 {
+		t.Errorf("the LAN has MTU %d, want 0", got)
+	}
+}
+
+// What is pinned for an interface that was deleted goes, though nothing else is attached any more.
+func TestPinsOfVanishedInterfacesGo(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := start(t, n, "xdp", forwards)
+	ending := fmt.Sprintf("_%d", n.Router.Index("wan0"))
+	pins := func() (list []string) {
+		err := filepath.WalkDir(filepath.Join(hp.Dir, "datapath", "links"), func(path string, _ fs.DirEntry, err error) error {
+			if errors.Is(err, os.ErrNotExist) {
+				return nil // went while we looked
+			}
+			if strings.HasSuffix(path, ending) {
+				list = append(list, filepath.Base(path))
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	if len(pins()) != 2 {
+		t.Fatalf("pins of wan0: %q, want those of XDP and TC", pins())
+	}
+	n.Router.Unplug("wan0")
+	lab.Eventually(t, lab.Patience, func() error {
+		if left := pins(); len(left) > 0 {
+			return fmt.Errorf("pins left: %q", left)
+		}
+		return nil
+	})
+	if got := show(t, hp, "forward", "show").Forwards; len(got) != 2 {
+		t.Errorf("forwards %+v", got)
+	}
+}

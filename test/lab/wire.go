@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
+
+// Wire sends packets of a test's own making out of an interface, past the host's IP stack.
+type Wire struct {
+	fd    int
+	frame []byte // Ethernet header, then the packet sent last
+}
+
+// Wire opens an interface of the host for packets to a neighbour's MAC address.
+func (h *Host) Wire(dev string, neighbour net.HardwareAddr) *Wire {
+	h.tb.Helper()
+	w := &Wire{frame: append(append(append([]byte(nil), neighbour...), h.HardwareAddr(dev)...), 0x08, 0x00)}
+	index := h.Index(dev)
+	h.must("open "+dev, h.Do(func() (err error) {
+		// A socket of protocol 0 receives nothing.
+		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			return fmt.Errorf("open packet socket: %w", err)
+		}
+		return unix.Bind(w.fd, &unix.SockaddrLinklayer{Ifindex: index})
+	}))
+	h.tb.Cleanup(func() { unix.Close(w.fd) })
+	return w
+}
+
+// Send sends IPv4 packets, in this order. A device whose queue is full drops, as any would.
+func (w *Wire) Send(packets ...[]byte) error {
+	for _, packet := range packets {
+		w.frame = append(w.frame[:14], packet...)
+		if _, err := unix.Write(w.fd, w.frame); err != nil && !errors.Is(err, unix.ENOBUFS) {
+			return fmt.Errorf("send packet: %w", err)
+		}
+	}
+	return nil
+}
+
+// Datagram is an IPv4 datagram to send, whole or in pieces.
+type Datagram struct {
+	Src, Dst netip.Addr
+	Protocol uint8
+	TTL      uint8  // 0: 64
+	ID       uint16 // 0: random
+	DF       bool
+	Payload  []byte
+}
+
+// Packet returns the datagram as one packet.
+func (d Datagram) Packet() []byte { return d.piece(0, len(d.Payload), d.id()) }
+
+// Fragments returns the datagram in pieces of so many bytes of payload, a multiple of 8.
+func (d Datagram) Fragments(size int) [][]byte {
+	var fragments [][]byte
+	for id, at := d.id(), 0; at < len(d.Payload); at += size {
+		fragments = append(fragments, d.piece(at, min(at+size, len(d.Payload)), id))
+	}
+	return fragments
+}
+
+// Fragment returns one piece of the datagram: the payload from one byte, a multiple of 8, to
+// before another.
+func (d Datagram) Fragment(from, to int) []byte { return d.piece(from, to, d.id()) }
+
+func (d Datagram) id() uint16 {
+	if d.ID == 0 {
+		return uint16(1 + rand.N(65535))
+	}
+	return d.ID
+}
+
+func (d Datagram) piece(from, to int, id uint16) []byte {
+	ttl := d.TTL
+	if ttl == 0 {
+		ttl = 64
+	}
+	flags := uint16(from / 8)
+	if to < len(d.Payload) {
+		flags |= 0x2000
+	}
+	if d.DF {
+		flags |= 0x4000
+	}
+	b := binary.BigEndian.AppendUint16([]byte{0x45, 0}, uint16(20+to-from))
+	b = binary.BigEndian.AppendUint16(b, id)
+	b = binary.BigEndian.AppendUint16(b, flags)
+	b = append(b, ttl, d.Protocol, 0, 0)
+	b = append(append(b, d.Src.AsSlice()...), d.Dst.AsSlice()...)
+	binary.BigEndian.PutUint16(b[10:], ^sum(0, b))
+	return append(b, d.Payload[from:to]...)
+}
+
+// seal writes the transport checksum over the pseudo header (RFC 9293 section 3.1) and the
+// first bytes of the payload.
+func (d Datagram) seal(at, cover int) Datagram {
+	pseudo := sum(sum(0, d.Src.AsSlice()), d.Dst.AsSlice())
+	pseudo = sum(pseudo, []byte{0, d.Protocol, byte(len(d.Payload) >> 8), byte(len(d.Payload))})
+	checksum := ^sum(pseudo, d.Payload[:cover])
+	if checksum == 0 && d.Protocol != unix.IPPROTO_TCP {
+		checksum = 0xffff
+	}
+	binary.BigEndian.PutUint16(d.Payload[at:], checksum)
+	return d
+}
+
+func ports(src, dst netip.AddrPort) []byte {
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, src.Port()), dst.Port())
+}
+
+// UDP makes a UDP datagram.
+func UDP(src, dst netip.AddrPort, data []byte) Datagram {
+	b := binary.BigEndian.AppendUint16(ports(src, dst), uint16(8+len(data)))
+	b = append(append(b, 0, 0), data...)
+	return Datagram{Src: src.Addr(), Dst: dst.Addr(), Protocol: unix.IPPROTO_UDP, Payload: b}.seal(6, len(b))
+}
+
+// UDPLite makes a datagram whose checksum covers only its header (RFC 3828).
+func UDPLite(src, dst netip.AddrPort, data []byte) Datagram {
+	b := append(append(ports(src, dst), 0, 8, 0, 0), data...)
+	return Datagram{Src: src.Addr(), Dst: dst.Addr(), Protocol: unix.IPPROTO_UDPLITE, Payload: b}.seal(6, 8)
+}
+
+// TCP makes a segment. Options are given as on the wire, padded to a multiple of 4.
+func TCP(src, dst netip.AddrPort, flags uint8, seq, ack uint32, options, data []byte) Datagram {
+	b := binary.BigEndian.AppendUint32(ports(src, dst), seq)
+	b = binary.BigEndian.AppendUint32(b, ack)
+	b = append(b, byte(20+len(options))<<2, flags, 0xfa, 0xf0, 0, 0, 0, 0)
+	b = append(append(b, options...), data...)
+	return Datagram{Src: src.Addr(), Dst: dst.Addr(), Protocol: unix.IPPROTO_TCP, Payload: b}.seal(16, len(b))
+}
+
+// ICMP makes an ICMP message; rest is the second word of its header.
+func ICMP(src, dst netip.Addr, kind, code uint8, rest uint32, data []byte) Datagram {
+	b := binary.BigEndian.AppendUint32([]byte{kind, code, 0, 0}, rest)
+	b = append(b, data...)
+	binary.BigEndian.PutUint16(b[2:], ^sum(0, b))
+	return Datagram{Src: src, Dst: dst, Protocol: unix.IPPROTO_ICMP, Payload: b}
+}
