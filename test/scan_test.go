@@ -86,6 +86,31 @@ func TestSpoofedFloods(t *testing.T) {
 	}
 }
 
+// flood is a run of hping3.
+type flood struct {
+	from *lab.Host
+	args []string
+}
+
+// spoofs are floods in the name of the client of a connection from port 40000, resets apart.
+// Segments leave from its own host, as nobody else's router lets its address pass.
+func spoofs(n *lab.Network, far *lab.Host) (others, resets []flood) {
+	hping := []string{"hping3", "-q", "-n", "-i", "u50", "-c", "5000"}
+	segment := slices.Concat(hping, []string{"-a", lab.InternetSource, "-s", "40000", "-k", "-p", "80"})
+	message := slices.Concat(hping, []string{"--icmp", "--icmp-ipproto", "6", "--icmp-ipsrc", lab.External, "--icmp-srcport", "80",
+		"--icmp-ipdst", lab.InternetSource, "--icmp-dstport", "40000"})
+	for _, flags := range []string{"-FA", "-S"} {
+		others = append(others, flood{n.Internet, slices.Concat(segment, []string{flags, lab.External})})
+	}
+	for _, kind := range [][]string{{"3", "3"}, {"3", "4"}, {"11", "0"}} {
+		others = append(others, flood{far, slices.Concat(message, []string{"-C", kind[0], "-K", kind[1], lab.External})})
+	}
+	for _, flags := range []string{"-R", "-RA"} {
+		resets = append(resets, flood{n.Internet, slices.Concat(segment, []string{flags, lab.External})})
+	}
+	return others, resets
+}
+
 func spoofedFloods(t *testing.T, mode string) {
 	n := lab.NewNetwork(t)
 	n.SetOffloads(offloadsFor(mode))
@@ -104,25 +129,7 @@ func spoofedFloods(t *testing.T, mode string) {
 		}
 		conns = append(conns, c)
 	}
-	// Segments leave from the client's own host, as nobody else's router lets its address pass.
-	type flood struct {
-		from *lab.Host
-		args []string
-	}
-	hping := []string{"hping3", "-q", "-n", "-i", "u50", "-c", "5000"}
-	segment := slices.Concat(hping, []string{"-a", lab.InternetSource, "-s", "40000", "-k", "-p", "80"})
-	message := slices.Concat(hping, []string{"--icmp", "--icmp-ipproto", "6", "--icmp-ipsrc", lab.External, "--icmp-srcport", "80",
-		"--icmp-ipdst", lab.InternetSource, "--icmp-dstport", "40000"})
-	var floods, resets []flood
-	for _, flags := range []string{"-FA", "-S"} {
-		floods = append(floods, flood{n.Internet, slices.Concat(segment, []string{flags, lab.External})})
-	}
-	for _, kind := range [][]string{{"3", "3"}, {"3", "4"}, {"11", "0"}} {
-		floods = append(floods, flood{far, slices.Concat(message, []string{"-C", kind[0], "-K", kind[1], lab.External})})
-	}
-	for _, flags := range []string{"-R", "-RA"} {
-		resets = append(resets, flood{n.Internet, slices.Concat(segment, []string{flags, lab.External})})
-	}
+	floods, resets := spoofs(n, far)
 	// The one that is attacked says nothing meanwhile, and the resets come last, as what is said after
 	// one makes it good.
 	for _, attack := range [][]flood{floods, resets} {
