@@ -408,15 +408,21 @@ static __always_inline void conn_track(const struct packet *pkt, struct conn *co
 	conn->bytes += pkt->length;
 }
 
-/* A SYN of the opener begins anew where the old connection has closed (RFC 7857 section 2). */
-static __always_inline bool conn_reopens(const struct packet *pkt, const struct conn *conn)
+/* Both sides have closed it. */
+static __always_inline bool conn_closed(const struct conn *conn)
 {
-	struct conn *other;
+	const struct conn *other;
 
-	if (!(conn->fin || conn->rst) || !conn->opener || !pkt->opens)
+	if (!(conn->fin || conn->rst))
 		return false;
 	other = conn_other(conn, false);
 	return !other || conn_closing(conn, other);
+}
+
+/* A SYN of the opener begins anew where the old connection has closed (RFC 7857 section 2). */
+static __always_inline bool conn_reopens(const struct packet *pkt, const struct conn *conn)
+{
+	return conn->opener && pkt->opens && conn_closed(conn);
 }
 
 /* Nothing follows this connection any more; its tuple may become another's. A half-open one may have lost
@@ -430,14 +436,14 @@ static __always_inline bool conn_stale(const struct packet *pkt, const struct co
 	return conn_expired(conn) || (conn->opener && !conn_other(conn, true));
 }
 
-/* May this tuple's connection make room for a new one? It is over or expired, and what its server last
- * heard of it was not another client's, or is long ago (RFC 6888 REQ-8, which excepts TCP). */
+/* May this tuple's connection make room for a new one? It is over, expired, or closed, and what its server
+ * last heard of it was not another client's, or is long ago (RFC 6888 REQ-8, which excepts TCP). */
 static __always_inline bool conn_gives_way(const struct conn *old, const struct conn *fresh, bool half)
 {
 	const struct settings *time = conn_settings();
 	__u8 protocol = old->to.protocol;
 
-	if (!time || !(conn_over(old) || (half && conn_expired(old))))
+	if (!time || !(conn_over(old) || (half ? conn_expired(old) : conn_closed(old))))
 		return false;
 	if (protocol == IPPROTO_TCP || addr_equal(&old->to.dst, &fresh->to.dst))
 		return true;

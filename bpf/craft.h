@@ -9,13 +9,6 @@ enum { CRAFT_SUM_STEP = 512, CRAFT_EINVAL = 22 };
 /* More than any header before a checksum, and a little. */
 enum { CRAFT_PULL = 128, CRAFT_PULL_AGAIN = 4 };
 
-/* Keeps the compiler from folding two checks of a length into one that the verifier does not follow. */
-static __always_inline __u32 craft_length(__u32 length)
-{
-	asm volatile("" : "+r"(length));
-	return length;
-}
-
 static __always_inline struct craft *craft_get(void)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
@@ -64,7 +57,7 @@ static __noinline __u16 craft_sum(struct craft *craft, __u32 at, __u32 end)
 /* Copies the IP packet out of the skb. */
 static __always_inline bool craft_load(struct __sk_buff *skb, struct craft *craft, __u32 off, __u32 length)
 {
-	if (!length || length > CRAFT_PACKET - 1)
+	if (!packet_bounded(&length, CRAFT_PACKET - 1))
 		return false;
 	return bpf_skb_load_bytes(skb, off, craft->packet, length) == 0;
 }
@@ -91,11 +84,11 @@ static __always_inline bool craft_begin(struct __sk_buff *skb, const struct pack
 /* The header and these bytes of the craft become the skb's packet. */
 static __noinline long craft_put(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 at, __u32 end)
 {
-	__u32 payload = work->pkt.l3_off + sizeof(work->header), length = craft_length(end - at);
+	__u32 payload = work->pkt.l3_off + sizeof(work->header), length = end - at;
 	long err;
 
 	at &= CRAFT_PACKET - 1;
-	if (!length || length > CRAFT_PIECE)
+	if (!packet_bounded(&length, CRAFT_PIECE))
 		return -1;
 	err = bpf_skb_change_tail(skb, payload + length, 0);
 	err |= bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, sizeof(work->header), BPF_F_RECOMPUTE_CSUM);

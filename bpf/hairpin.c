@@ -136,10 +136,10 @@ int hairpin_end(struct end_request *request)
 }
 
 /* Run by whoever loads the programs: connections expire from then on. */
-SEC("syscall")
-int hairpin_start(void *ctx)
+SEC("tc")
+int hairpin_start(struct __sk_buff *skb)
 {
-	(void)ctx;
+	(void)skb;
 	return (int)conn_start_sweeper();
 }
 

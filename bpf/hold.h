@@ -14,7 +14,7 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 	struct held_fragment *held;
 	__u32 length = work->pkt.length;
 
-	if (!craft || !length || length > HELD_BYTES || datagram->held >= FRAGMENT_HELD_MAX ||
+	if (!craft || !packet_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
 	    packet_header(&work->pkt) != sizeof(struct iphdr))
 		return false;
 	held = (struct held_fragment *)craft->packet;
@@ -65,7 +65,7 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 	if (!held)
 		return 0;
 	length = held->length;
-	if (length <= sizeof(struct iphdr) || length > HELD_BYTES)
+	if (length <= sizeof(struct iphdr) || !packet_bounded(&length, HELD_BYTES))
 		return 0;
 	if (bpf_probe_read_kernel(hold->craft->packet, length, held->bytes) != 0)
 		length = 0;
@@ -115,7 +115,7 @@ static __noinline bool hold_return(struct __sk_buff *skb, struct work *work, con
 	struct hold hold = { .skb = skb, .work = work, .craft = craft_get(), .kernel = true };
 	__u32 length = work->pkt.length;
 
-	if (!hold.craft || length <= sizeof(work->header) || length > HOLD_SAVED ||
+	if (!hold.craft || length <= sizeof(work->header) || !packet_bounded(&length, HOLD_SAVED) ||
 	    packet_header(&work->pkt) != sizeof(struct iphdr) ||
 	    bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
 	    bpf_skb_load_bytes(skb, work->pkt.l3_off, &hold.craft->packet[HOLD_SAVED], length) != 0)

@@ -171,7 +171,8 @@ static long open_try_port(__u32 index, struct port_search *search)
 	return search->reason == REASON_NONE;
 }
 
-/* Keeps the client's port if it is free, else tries random ones (RFC 6056 section 3.3.2). The answerer's
+/* Keeps the client's port if it is free, else tries random ones (RFC 6056 section 3.3.2). It is not where two
+ * forwards of one server are used from one port, and where several clients are reflected. The answerer's
  * entry is the reservation. */
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
 {
@@ -228,8 +229,7 @@ static __always_inline enum reason open_route(void *ctx, struct work *work, cons
 	out = bpf_map_lookup_elem(&interfaces, &work->fib.ifindex);
 	if (!out)
 		return REASON_NOT_ATTACHED;
-	open->reflect = open_reflects(pkt, forward, in, work->fib.ifindex);
-	if (open->reflect) {
+	if (open_reflects(pkt, forward, in, work->fib.ifindex)) {
 		source = open_router_address(out, &way->dst);
 		if (!source)
 			return REASON_NO_ADDRESS;
@@ -261,7 +261,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work)
 	struct conn *conn = &open->conn;
 	enum reason reason;
 
-	reason = open->reflect ? open_reserve_port(ctx, work) : conn_reserve(work, &open->answer, conn);
+	reason = open_reserve_port(ctx, work);
 	if (reason != REASON_NONE)
 		return reason;
 	tuple_reverse(&open->answer, &conn->to);

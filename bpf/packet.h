@@ -121,6 +121,20 @@ static __always_inline bool packet_divisible(const struct packet *pkt)
 	       (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP);
 }
 
+/* Is 0 < *length <= most? Said so that Linux 6.1 follows it: it learns no lower bound from a comparison with
+ * zero, and no upper one from what the compiler folds two comparisons into. */
+static __always_inline bool packet_bounded(__u32 *length, __u32 most)
+{
+	__u32 less = *length - 1;
+
+	asm volatile("" : "+r"(less));
+	if (less >= most)
+		return false;
+	asm volatile("" : "+r"(less));
+	*length = less + 1;
+	return true;
+}
+
 /* Nothing behind the header's first byte is known to a later fragment. */
 static __always_inline void *packet_reach(void *l4, void *data_end, __u32 available, __u32 wanted)
 {
@@ -144,6 +158,17 @@ static __always_inline bool packet_query(struct icmphdr *icmp, __u16 off, struct
 	return true;
 }
 
+/* The 16 bit word at an offset into it. The offset is kept as it was checked: else the compiler chooses
+ * both the bound and the place by protocol, and Linux 6.1 takes these for two choices. */
+static __always_inline __sum16 *packet_sum(void *l4, void *data_end, __u32 available, __u16 check)
+{
+	__sum16 *sum;
+
+	asm volatile("" : "+r"(check));
+	sum = l4 + (check & 31);
+	return available >= check + sizeof(*sum) && (void *)(sum + 1) <= data_end ? sum : NULL;
+}
+
 /* Ports and checksum of a transport header, of which a quote may hold no more than 8 bytes. False: not
  * even these. */
 static __always_inline bool packet_ports(void *header, void *data_end, __u32 available, __u16 off,
@@ -152,7 +177,7 @@ static __always_inline bool packet_ports(void *header, void *data_end, __u32 ava
 	__be16 *ports = packet_reach(header, data_end, available, 2 * sizeof(*ports));
 	__u16 check = tuple->protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check)
 						      : offsetof(struct udphdr, check);
-	__sum16 *sum = packet_reach(header, data_end, available, check + sizeof(*sum));
+	__sum16 *sum = packet_sum(header, data_end, available, check);
 
 	if (!ports)
 		return false;
@@ -166,7 +191,7 @@ static __always_inline bool packet_ports(void *header, void *data_end, __u32 ava
 	/* CRC32c of SCTP covers no address. RFC 768: zero of UDP means that the sender did not compute one. */
 	if (!sum || tuple->protocol == IPPROTO_SCTP)
 		return true;
-	l4->check = *(__sum16 *)((void *)sum + check);
+	l4->check = *sum;
 	l4->pseudo = true;
 	if (l4->check || tuple->protocol != IPPROTO_UDP)
 		l4->check_off = off + check;

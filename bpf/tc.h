@@ -160,6 +160,8 @@ static __always_inline __u32 tc_find_mss(const __u8 *options, __u32 length)
 	__u32 at = 0;
 
 	for (int i = 0; i < TCP_OPTIONS_MAX && at + TCPOLEN_MSS <= length; i++) {
+		/* What is compared is what is used next: Linux 6.1 does not see that a copy is the same. */
+		asm volatile("" : "+r"(at));
 		if (at > TCP_OPTIONS_MAX - TCPOLEN_MSS)
 			return 0;
 		if (options[at] == TCPOPT_MSS && options[at + 1] == TCPOLEN_MSS)
@@ -179,11 +181,11 @@ static __noinline long tc_clamp_mss(struct __sk_buff *skb, struct work *work)
 	__be16 old, mss = bpf_htons(work->rw.mss);
 
 	__builtin_memset(work->options, 0, sizeof(work->options));
-	if (!length || length > sizeof(work->options) ||
+	if (!packet_bounded(&length, sizeof(work->options)) ||
 	    bpf_skb_load_bytes(skb, start, work->options, length) != 0)
 		return 0;
 	at = tc_find_mss(work->options, length);
-	if (!at || at > TCP_OPTIONS_MAX - sizeof(old))
+	if (!packet_bounded(&at, TCP_OPTIONS_MAX - sizeof(old)))
 		return 0;
 	__builtin_memcpy(&old, &work->options[at], sizeof(old));
 	if (bpf_ntohs(old) <= work->rw.mss)

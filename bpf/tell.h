@@ -85,7 +85,8 @@ static __always_inline __u32 tell_message(struct __sk_buff *skb, const struct wo
 
 	if (quote > TELL_QUOTE)
 		quote = TELL_QUOTE;
-	if (!quote || bpf_skb_load_bytes(skb, work->pkt.l3_off, icmp + 1, quote) != 0)
+	if (!packet_bounded(&quote, TELL_QUOTE) ||
+	    bpf_skb_load_bytes(skb, work->pkt.l3_off, icmp + 1, quote) != 0)
 		return 0;
 	__builtin_memset(icmp, 0, sizeof(*icmp));
 	icmp->type = tell.type;

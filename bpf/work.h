@@ -29,7 +29,6 @@ struct rewrite {
 struct opening {
 	struct tuple way;	/* what is being routed */
 	struct tuple answer;	/* key of the answerer's direction */
-	bool reflect;		/* its source becomes the router's */
 	bool neighbour;		/* fib knows the target's MAC address */
 	struct conn conn;	/* the direction being written */
 };

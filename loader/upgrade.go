@@ -80,7 +80,7 @@ func startSweeper(programs *bpf.HairpinPrograms) error {
 	if err := fault("start"); err != nil {
 		return err
 	}
-	err := insist(func() (uint32, error) { return programs.HairpinStart.Run(nil) })
+	err := insist(func() (uint32, error) { return programs.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}) })
 	if err != nil {
 		return fmt.Errorf("start sweeper: %w", err)
 	}

@@ -45,7 +45,7 @@ func (p *probe) stage(forwards ...string) *stage {
 	shared, there := p.suite.benches[name]
 	if !there {
 		shared.bench = newBench(p.suite.t, append(slices.Clone(forwards), sweptForward)...)
-		if code, err := shared.objs.HairpinStart.Run(nil); err != nil || code != 0 {
+		if code, err := shared.objs.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
 			p.Fatalf("start sweeper: %d %v", int32(code), err)
 		}
 		shared.config = shared.bench.config

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/cilium/ebpf"
+
 	"hairpin/bpf"
 )
 
@@ -85,7 +87,7 @@ func (b *bench) shortLives(t *testing.T) {
 	timeouts.TCPEstablished, timeouts.TCPTransitory = time.Second, time.Second
 	timeouts.UDP, timeouts.ICMP = time.Second, time.Second
 	b.apply(t)
-	if code, err := b.objs.HairpinStart.Run(nil); err != nil || code != 0 {
+	if code, err := b.objs.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
 		t.Fatalf("start sweeper: %d %v", int32(code), err)
 	}
 }

@@ -172,7 +172,7 @@ func TestExpiry(t *testing.T) {
 		TCPEstablished: 2 * time.Second, TCPTransitory: time.Second, UDP: time.Second, ICMP: time.Second, PortHold: time.Second,
 	}
 	b.apply(t)
-	if code, err := b.objs.HairpinStart.Run(nil); err != nil || code != 0 {
+	if code, err := b.objs.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
 		t.Fatalf("start sweeper: %d %v", int32(code), err)
 	}
 	for i := range 50 {
@@ -257,4 +257,35 @@ func memory(t *testing.T, m *ebpf.Map) uint64 {
 		t.Fatalf("the kernel does not tell the memory of %s", m)
 	}
 	return locked
+}
+
+// TestForwardsOfOneServer: whoever uses two forwards of one server from one port is told apart there
+// by another port, which it may have itself once the first connection has closed.
+func TestForwardsOfOneServer(t *testing.T) {
+	b := newBench(t, append(benchForwards, "again tcp 444 to 192.168.1.20:8443")...)
+	first := b.flows(false, 20000)["from the Internet"]
+	first.open(t)
+	second := first
+	second.external = netip.AddrPortFrom(wanAddress, 444)
+	second.send(t, true, tcp("S", clientISN, 0))
+	ports := map[uint16]bool{}
+	for _, c := range b.connections(t) {
+		if c.Source.Addr() != internetHost || c.Source.Port()%2 != 0 || c.Source.Port() < 1024 {
+			t.Errorf("the server sees %s, want an even port of %s", c.Source, internetHost)
+		}
+		ports[c.Source.Port()] = true
+	}
+	if len(ports) != 2 || !ports[20000] {
+		t.Errorf("ports %v, want 20000 and another", ports)
+	}
+
+	first.send(t, true, tcp("FA", clientISN+1, serverISN+1))
+	first.send(t, false, tcp("FA", serverISN+1, clientISN+2))
+	first.send(t, true, tcp("A", clientISN+2, serverISN+2))
+	third := first
+	third.external = netip.AddrPortFrom(wanAddress, 445)
+	b.config.Forwards = append(b.config.Forwards, mustForward(t, "third tcp 445 to 192.168.1.20:8443"))
+	b.apply(t)
+	in, want := third.in(tcp("S", clientISN+9000, 0))
+	hooks[0].sends(t, third, func() {}, third.at, in, want)
 }
