@@ -80,7 +80,7 @@ static __always_inline const struct settings *conn_settings(void)
 
 static __always_inline __u64 conn_idle_time(const struct settings *time, __u8 protocol)
 {
-	return protocol == IPPROTO_ICMP ? time->icmp : time->udp;
+	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 ? time->icmp : time->udp;
 }
 
 /* How long a half-open connection waits, counted from its last packet. */

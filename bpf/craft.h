@@ -84,14 +84,15 @@ static __always_inline bool craft_begin(struct __sk_buff *skb, const struct pack
 /* The header and these bytes of the craft become the skb's packet. */
 static __noinline long craft_put(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 at, __u32 end)
 {
-	__u32 payload = work->pkt.l3_off + sizeof(work->header), length = end - at;
+	__u32 base = packet_base(&work->pkt), payload = work->pkt.l3_off + base;
+	__u32 length = end - at;
 	long err;
 
 	at &= CRAFT_PACKET - 1;
 	if (!packet_bounded(&length, CRAFT_PIECE))
 		return -1;
 	err = bpf_skb_change_tail(skb, payload + length, 0);
-	err |= bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, sizeof(work->header), BPF_F_RECOMPUTE_CSUM);
+	err |= bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, base, BPF_F_RECOMPUTE_CSUM);
 	err |= bpf_skb_store_bytes(skb, payload, &craft->packet[at], length, BPF_F_RECOMPUTE_CSUM);
 	return err | bpf_skb_store_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs), BPF_F_RECOMPUTE_CSUM);
 }
@@ -126,7 +127,8 @@ static long craft_send_piece(__u32 index, struct craft_split *split)
 	(void)index;
 	if (end > split->end)
 		end = split->end;
-	craft_piece_header((struct iphdr *)split->work->header, split, end);
+	if (!split->work->pkt.v6)
+		craft_piece_header((struct iphdr *)split->work->header, split, end);
 	if (craft_put(split->skb, split->work, split->craft, split->at, end) != 0)
 		return 1;
 	bpf_clone_redirect(split->skb, split->work->rw.ifindex, 0);
@@ -135,18 +137,18 @@ static long craft_send_piece(__u32 index, struct craft_split *split)
 }
 
 /* Sends the IP packet in the craft, which has no options, in evenly long pieces if it is too long for the
- * next hop: so none is too short for a checksum. In order (RFC 4787 REQ-13a). */
+ * next hop: so none is too short for a checksum. In order (RFC 4787 REQ-13a). IPv6 is not cut up. */
 static __noinline long craft_send(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 length)
 {
-	struct iphdr *ip = (struct iphdr *)work->header;
-	struct craft_split split = { .skb = skb, .work = work, .craft = craft, .at = sizeof(*ip), .end = length };
-	__u32 payload = length - sizeof(*ip), room = (work->rw.mtu - sizeof(*ip)) & ~7u, pieces;
+	__u32 base = packet_base(&work->pkt), payload = length - base, pieces;
+	struct craft_split split = { .skb = skb, .work = work, .craft = craft, .at = base, .end = length };
+	__u32 room = (work->rw.mtu - base) & ~7u;
 
-	__builtin_memcpy(ip, craft->packet, sizeof(*ip));
-	split.frag_off = bpf_ntohs(ip->frag_off);
+	__builtin_memcpy(work->header, craft->packet, sizeof(work->header));
+	split.frag_off = bpf_ntohs(((struct iphdr *)work->header)->frag_off);
 	split.size = payload;
 	if (work->rw.mtu && length > work->rw.mtu) {
-		if (room < 8 || room > CRAFT_PIECE)
+		if (room < 8 || room > CRAFT_PIECE || work->pkt.v6)
 			return -1;
 		pieces = (payload + room - 1) / room;
 		split.size = ((payload + pieces - 1) / pieces + 7) & ~7u;

@@ -29,6 +29,12 @@ static __always_inline __u64 csum_diff_addr(const union addr *from, const union 
 	return sum;
 }
 
+/* Of an IPv4 address too: what maps it to IPv6 counts for zero. */
+static __always_inline __u64 csum_addr(const union addr *addr)
+{
+	return (__u64)addr->word[0] + addr->word[1] + addr->word[2] + addr->word[3];
+}
+
 /* Nothing for no change: the other zero, 0xffff, would turn the checksum of all zeros into a wrong one. */
 static __always_inline __u64 csum_diff16(__be16 from, __be16 to)
 {
@@ -50,6 +56,6 @@ static __always_inline bool csum_maybe_partial(const struct packet *pkt)
 	if (!pkt->l4.check_off)
 		return false;
 	sum += bpf_htons((__u16)(pkt->length - packet_header(pkt)));
-	sum += (__u64)pkt->tuple.src.word[3] + pkt->tuple.dst.word[3];
+	sum += csum_addr(&pkt->tuple.src) + csum_addr(&pkt->tuple.dst);
 	return csum_fold16(sum) == pkt->l4.check;
 }

@@ -6,7 +6,7 @@
 #include "maps.h"
 #include "packet.h"
 
-enum { FIB_AF_INET = 2, FIB_FRESH_NS = 1000000000 };
+enum { FIB_AF_INET = 2, FIB_AF_INET6 = 10, FIB_FRESH_NS = 1000000000 };
 
 /* Routes a packet of this length that came in by ifindex. SUCCESS and NO_NEIGH both set fib->ifindex and
  * the gateway (kernel 5.12 on); only SUCCESS sets the MAC addresses and the MTU. */
@@ -14,13 +14,26 @@ static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, __u
 				      const struct tuple *way, __u32 length)
 {
 	__builtin_memset(fib, 0, sizeof(*fib));
-	fib->family = FIB_AF_INET;
 	fib->l4_protocol = way->protocol;
 	fib->tot_len = length;
 	fib->ifindex = ifindex;
-	fib->ipv4_src = way->src.word[3];
-	fib->ipv4_dst = way->dst.word[3];
+	if (addr_is_v4(&way->dst)) {
+		fib->family = FIB_AF_INET;
+		fib->ipv4_src = way->src.word[3];
+		fib->ipv4_dst = way->dst.word[3];
+	} else {
+		fib->family = FIB_AF_INET6;
+		__builtin_memcpy(fib->ipv6_src, way->src.word, sizeof(fib->ipv6_src));
+		__builtin_memcpy(fib->ipv6_dst, way->dst.word, sizeof(fib->ipv6_dst));
+	}
 	return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+}
+
+/* Of another family than the packet, where a route is by way of one (RFC 5549). */
+static __always_inline void fib_gateway(const struct bpf_fib_lookup *fib, struct bpf_redir_neigh *gateway)
+{
+	gateway->nh_family = fib->family;
+	__builtin_memcpy(gateway->ipv6_nh, fib->ipv6_dst, sizeof(gateway->ipv6_nh));
 }
 
 static __always_inline bool fib_found(long result)

@@ -19,7 +19,7 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	key->ifindex = pkt->ifindex;
 	key->id = pkt->id;
 	key->protocol = pkt->tuple.protocol;
-	key->pad = 0;
+	__builtin_memset(key->pad, 0, sizeof(key->pad));
 	return key;
 }
 

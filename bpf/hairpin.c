@@ -21,21 +21,14 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 }
 
 /* Puts a verdict into effect; what it was is known and counted already, but for errors. */
-static __always_inline int tc_apply(struct __sk_buff *skb, struct work *work, struct fragment *datagram,
-				    enum verdict verdict)
+static __always_inline int tc_apply(struct __sk_buff *skb, const struct packet *pkt,
+				    const struct fragment *datagram, enum verdict verdict)
 {
-	bool held = datagram && work->pkt.fragment == FRAGMENT_FIRST && datagram->held;
-	__u32 mtu = work->rw.mtu;
+	__u32 held = datagram && pkt->fragment == FRAGMENT_FIRST ? datagram->held : 0;
 
 	if (verdict == VERDICT_PASS)
-		return !held || hold_return(skb, work, datagram) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
-	if (verdict != VERDICT_SEND)
-		return tell_write(skb, work) ? tc_tell(work) : TC_ACT_SHOT;
-	if (held && hold_send(skb, work, datagram))
-		return TC_ACT_SHOT;
-	if (mtu && work->pkt.segment > mtu && tc_shorten(skb, work))
-		return TC_ACT_SHOT;
-	return tc_send(skb, &work->rw);
+		return tc_pass(skb, held);
+	return verdict == VERDICT_SEND ? tc_forward(skb, held) : tc_refuse(skb);
 }
 
 /* What becomes of the packet, and written into it if it is sent. */
@@ -50,7 +43,7 @@ static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work
 		verdict = VERDICT_DROP;
 	if (verdict != VERDICT_SEND)
 		return verdict;
-	verdict = pkt->icmp_error ? icmp_decide(skb, work) : nat_decide(skb, work);
+	verdict = pkt->icmp_error ? tc_icmp(skb) : tc_nat(skb);
 	/* Its connection has gone since the first fragment. */
 	if (verdict == VERDICT_PASS && pkt->fragment == FRAGMENT_LATER)
 		verdict = frag_drop(work, REASON_NO_CONNECTION);
@@ -66,12 +59,13 @@ int hairpin_tc(struct __sk_buff *skb)
 	struct fragment *datagram = NULL;
 	enum verdict verdict;
 
-	if (!work || skb->protocol != bpf_htons(ETH_P_IP) || skb->pkt_type != PACKET_TO_US || skb->vlan_present)
+	if (!work || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+	    skb->pkt_type != PACKET_TO_US || skb->vlan_present)
 		return TC_ACT_UNSPEC;
 	if (!tc_reach_ethernet(skb))
 		return TC_ACT_UNSPEC;
 	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size);
-	if (!tc_pull(skb) || !packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, &work->pkt))
+	if (!tc_pull(skb) || !tc_parse(skb))
 		return TC_ACT_UNSPEC;
 	if (work->pkt.fragment != FRAGMENT_NONE)
 		datagram = frag_datagram(work);
@@ -79,10 +73,10 @@ int hairpin_tc(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	verdict = tc_decide(skb, work, datagram);
 	if (verdict == VERDICT_SEND)
-		verdict = tc_write_all(skb, work);
+		verdict = tc_write_all(skb);
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);
-	return tc_apply(skb, work, datagram, verdict);
+	return tc_apply(skb, &work->pkt, datagram, verdict);
 }
 
 SEC("xdp.frags")
@@ -96,11 +90,11 @@ int hairpin_xdp(struct xdp_md *ctx)
 	if (!work || length != ctx->data_end - ctx->data)
 		return XDP_PASS;
 	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0);
-	if (!packet_parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, &work->pkt))
+	if (!xdp_parse(ctx))
 		return XDP_PASS;
 	if (!xdp_fit(&work->pkt))
 		return XDP_PASS;
-	verdict = nat_decide(ctx, work);
+	verdict = xdp_nat(ctx);
 	if (verdict == VERDICT_SEND) {
 		if (xdp_write(ctx, &work->pkt, &work->rw))
 			return xdp_send(&work->rw);

@@ -141,9 +141,9 @@ type HairpinFragmentKey struct {
 	Src      HairpinAddr
 	Dst      HairpinAddr
 	Ifindex  uint32
-	Id       uint16
+	Id       uint32
 	Protocol uint8
-	Pad      uint8
+	Pad      [3]uint8
 }
 
 type HairpinHeldFragment struct {

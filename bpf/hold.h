@@ -15,7 +15,7 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 	__u32 length = work->pkt.length;
 
 	if (!craft || !packet_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
-	    packet_header(&work->pkt) != sizeof(struct iphdr))
+	    !packet_plain(&work->pkt))
 		return false;
 	held = (struct held_fragment *)craft->packet;
 	held->length = length;
@@ -39,16 +39,24 @@ struct hold {
 };
 
 /* The header of a held fragment as its connection's packets leave. False: it has travelled too far. */
-static __always_inline bool hold_translate(struct iphdr *ip, const struct rewrite *rw)
+static __always_inline bool hold_translate(struct hold *hold)
 {
-	__be16 before, after;
+	const struct rewrite *rw = &hold->work->rw;
+	struct ipv6hdr *ip6 = (struct ipv6hdr *)hold->craft->packet;
+	struct iphdr *ip = (struct iphdr *)hold->craft->packet;
+	__u8 ttl = hold->work->pkt.v6 ? ip6->hop_limit : ip->ttl;
 
-	if (ip->ttl <= 1)
+	if (ttl <= 1)
 		return false;
-	before = bpf_htons((__u16)(ip->ttl << 8 | ip->protocol));
+	if (hold->work->pkt.v6) {
+		ip6->hop_limit--;
+		__builtin_memcpy(&ip6->saddr, &rw->to.src, sizeof(rw->to.src));
+		__builtin_memcpy(&ip6->daddr, &rw->to.dst, sizeof(rw->to.dst));
+		return true;
+	}
 	ip->ttl--;
-	after = bpf_htons((__u16)(ip->ttl << 8 | ip->protocol));
-	ip->check = csum_apply(ip->check, csum_fold32((__u64)rw->address_diff + csum_diff16(before, after)));
+	ip->check = csum_apply(ip->check, csum_fold32((__u64)rw->address_diff +
+						      csum_diff16(bpf_htons(ttl << 8), bpf_htons(ip->ttl << 8))));
 	ip->saddr = rw->to.src.word[3];
 	ip->daddr = rw->to.dst.word[3];
 	return true;
@@ -65,7 +73,7 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 	if (!held)
 		return 0;
 	length = held->length;
-	if (length <= sizeof(struct iphdr) || !packet_bounded(&length, HELD_BYTES))
+	if (length <= packet_base(&hold->work->pkt) || !packet_bounded(&length, HELD_BYTES))
 		return 0;
 	if (bpf_probe_read_kernel(hold->craft->packet, length, held->bytes) != 0)
 		length = 0;
@@ -75,54 +83,52 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 
 static long hold_release_one(__u32 index, struct hold *hold)
 {
-	struct iphdr *ip = (struct iphdr *)hold->craft->packet;
-	__u32 length = hold_take(hold, index);
+	__u32 length = hold_take(hold, index), base = packet_base(&hold->work->pkt);
 
-	if (!length || ip->ihl != sizeof(*ip) / 4)
+	if (!length)
 		return 0;
 	if (!hold->kernel) {
-		if (hold_translate(ip, &hold->work->rw))
+		if (hold_translate(hold))
 			craft_send(hold->skb, hold->work, hold->craft, length);
 		return 0;
 	}
-	__builtin_memcpy(hold->work->header, ip, sizeof(*ip));
-	if (craft_put(hold->skb, hold->work, hold->craft, sizeof(*ip), length) == 0)
+	__builtin_memcpy(hold->work->header, hold->craft->packet, sizeof(hold->work->header));
+	if (craft_put(hold->skb, hold->work, hold->craft, base, length) == 0)
 		bpf_clone_redirect(hold->skb, hold->work->pkt.ifindex, BPF_F_INGRESS);
 	return 0;
 }
 
 /* Sends what is held of the datagram after its first fragment, which the skb holds translated. False:
  * nothing was sent, the neighbour has to be resolved first. */
-static __noinline bool hold_send(struct __sk_buff *skb, struct work *work, const struct fragment *datagram)
+static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, __u32 held)
 {
 	struct hold hold = { .skb = skb, .work = work, .craft = craft_get() };
 	__u32 length = work->pkt.length;
 
-	if (!hold.craft || !work->rw.resolved || packet_header(&work->pkt) != sizeof(struct iphdr) ||
+	if (!hold.craft || !work->rw.resolved || !packet_plain(&work->pkt) ||
 	    !craft_load(skb, hold.craft, work->pkt.l3_off, length))
 		return false;
 	if (craft_begin(skb, &work->pkt)) {
 		craft_send(skb, work, hold.craft, length);
-		bpf_loop(datagram->held, hold_release_one, &hold, 0);
+		bpf_loop(held, hold_release_one, &hold, 0);
 	}
 	return true;
 }
 
 /* Hands what is held to the kernel, which gets it after the first fragment in the skb. False: that one is
  * lost. */
-static __noinline bool hold_return(struct __sk_buff *skb, struct work *work, const struct fragment *datagram)
+static __always_inline bool hold_return(struct __sk_buff *skb, struct work *work, __u32 held)
 {
 	struct hold hold = { .skb = skb, .work = work, .craft = craft_get(), .kernel = true };
-	__u32 length = work->pkt.length;
+	__u32 length = work->pkt.length, base = packet_base(&work->pkt);
 
-	if (!hold.craft || length <= sizeof(work->header) || !packet_bounded(&length, HOLD_SAVED) ||
-	    packet_header(&work->pkt) != sizeof(struct iphdr) ||
+	if (!hold.craft || length <= base || !packet_bounded(&length, HOLD_SAVED) || !packet_plain(&work->pkt) ||
 	    bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
 	    bpf_skb_load_bytes(skb, work->pkt.l3_off, &hold.craft->packet[HOLD_SAVED], length) != 0)
 		return true;
 	if (!craft_begin(skb, &work->pkt))
 		return false;
-	bpf_loop(datagram->held, hold_release_one, &hold, 0);
+	bpf_loop(held, hold_release_one, &hold, 0);
 	__builtin_memcpy(work->header, &hold.craft->packet[HOLD_SAVED], sizeof(work->header));
-	return craft_put(skb, work, hold.craft, HOLD_SAVED + sizeof(work->header), HOLD_SAVED + length) == 0;
+	return craft_put(skb, work, hold.craft, HOLD_SAVED + base, HOLD_SAVED + length) == 0;
 }

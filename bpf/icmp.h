@@ -26,8 +26,10 @@ static __always_inline void icmp_requote(struct work *work)
 	__wsum ports = nat_port_diff(&quote->tuple, &rw->quoted);
 	__u64 changed = addresses + ports;
 
-	rw->quoted_ip_check = csum_apply(quote->ip_check, csum_fold32(addresses));
-	changed += csum_diff16(quote->ip_check, rw->quoted_ip_check);
+	if (!work->pkt.v6) {
+		rw->quoted_ip_check = csum_apply(quote->ip_check, csum_fold32(addresses));
+		changed += csum_diff16(quote->ip_check, rw->quoted_ip_check);
+	}
 	if (quote->l4.check_off) {
 		rw->quoted_check = csum_apply(quote->l4.check, ports);
 		if (quote->l4.pseudo)
@@ -55,8 +57,8 @@ static __always_inline void icmp_rewrite(struct work *work, const struct tuple *
 	icmp_requote(work);
 }
 
-/* The way of an ICMP error, top to bottom. A stack frame of its own. */
-static __noinline enum verdict icmp_decide(void *ctx, struct work *work)
+/* The way of an ICMP error, top to bottom. */
+static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct tuple *way = &work->other;

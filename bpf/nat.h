@@ -95,7 +95,7 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	if (!fib_found(result))
 		return fib_reason(result);
 	rw->ifindex = fib->ifindex;
-	rw->gateway = fib->ipv4_dst;
+	fib_gateway(fib, &rw->gateway);
 	rw->resolved = result == BPF_FIB_LKUP_RET_SUCCESS;
 	if (rw->resolved)
 		rw->mtu = fib->mtu_result;
@@ -148,7 +148,7 @@ static __always_inline enum reason nat_clamp_mss(const struct packet *pkt, const
 		return REASON_NONE;
 	if (conn->hop.mtu && conn->hop.mtu < mtu)
 		mtu = conn->hop.mtu;
-	rw->mss = (__u16)(mtu - sizeof(struct iphdr) - sizeof(struct tcphdr));
+	rw->mss = (__u16)(mtu - packet_base(pkt) - sizeof(struct tcphdr));
 	return pkt->hook == HOOK_XDP ? REASON_MSS : REASON_NONE;
 }
 
@@ -160,12 +160,12 @@ static __always_inline __wsum nat_port_diff(const struct tuple *from, const stru
 static __always_inline void nat_rewrite(const struct packet *pkt, const struct tuple *to, struct rewrite *rw)
 {
 	__u64 addresses = csum_diff_addr(&pkt->tuple.src, &to->src) + csum_diff_addr(&pkt->tuple.dst, &to->dst);
-	__be16 ttl = bpf_htons((__u16)(pkt->ttl << 8 | pkt->tuple.protocol));
 
 	rw->to = *to;
-	rw->ttl_protocol = bpf_htons((__u16)((pkt->ttl - 1) << 8 | pkt->tuple.protocol));
+	rw->ttl = pkt->ttl - 1;
 	rw->address_diff = csum_fold32(addresses);
-	rw->ip_diff = csum_fold32(addresses + csum_diff16(ttl, rw->ttl_protocol));
+	/* In IPv4's header the TTL is the upper half of its word. */
+	rw->ip_diff = csum_fold32(addresses + csum_diff16(bpf_htons(pkt->ttl << 8), bpf_htons(rw->ttl << 8)));
 	rw->port_diff = nat_port_diff(&pkt->tuple, to);
 }
 
@@ -260,7 +260,7 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 	if (conn && !conn->opener)
 		return nat_verdict(work, REASON_ENDED);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
-	if (!external || (pkt->tuple.protocol == IPPROTO_ICMP && !pkt->opens))
+	if (!external || (packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens))
 		return nat_verdict(work, REASON_NONE);
 	if (pkt->broken)
 		return nat_verdict(work, REASON_MALFORMED);

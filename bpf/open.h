@@ -21,33 +21,47 @@ static __always_inline bool addr_in_prefix(const union addr *addr, const struct 
 	return !differ;
 }
 
-/* The router's address that its neighbour at `target` knows best: in its own subnet, else the first. */
+/* The router's address that its neighbour at `target` knows best: in its own subnet, else the first of its
+ * family. */
 static __always_inline const union addr *open_router_address(const struct interface *out,
 							     const union addr *target)
 {
+	const union addr *first = NULL;
+
 	for (int i = 0; i < 8 && i < out->addresses; i++) {
 		if (addr_in_prefix(target, &out->address[i]))
 			return &out->address[i].address;
+		if (!first && addr_is_v4(&out->address[i].address) == addr_is_v4(target))
+			first = &out->address[i].address;
 	}
-	return out->addresses ? &out->address[0].address : NULL;
+	return first;
 }
 
-static __always_inline bool v4_in(__be32 addr, __u32 network, __u32 bits)
+static __always_inline bool word_in(__be32 word, __u32 network, __u32 bits)
 {
-	return bpf_ntohl(addr) >> (32 - bits) == network >> (32 - bits);
+	return bpf_ntohl(word) >> (32 - bits) == network >> (32 - bits);
 }
 
-/* RFC 1122 3.2.1.3: never the source of a packet that is to be forwarded. */
-static __always_inline bool v4_martian(__be32 addr)
+/* RFC 1122 3.2.1.3, RFC 4291 2.4: never the source of a packet that is to be forwarded. */
+static __always_inline bool addr_martian(const union addr *addr)
 {
-	return v4_in(addr, 0x00000000, 8) || v4_in(addr, 0x7f000000, 8) || v4_in(addr, 0xe0000000, 3);
+	__be32 first = addr->word[0], last = addr->word[3];
+
+	if (addr_is_v4(addr))
+		return word_in(last, 0x00000000, 8) || word_in(last, 0x7f000000, 8) || word_in(last, 0xe0000000, 3);
+	return word_in(first, 0xff000000, 8) || word_in(first, 0xfe800000, 10) ||
+	       !(first | addr->word[1] | addr->word[2]);
 }
 
-/* RFC 1918, and the shared space of RFC 6598. */
-static __always_inline bool v4_private(__be32 addr)
+/* RFC 1918, the shared space of RFC 6598, link-local; RFC 4193. */
+static __always_inline bool addr_private(const union addr *addr)
 {
-	return v4_in(addr, 0x0a000000, 8) || v4_in(addr, 0xac100000, 12) || v4_in(addr, 0xc0a80000, 16) ||
-	       v4_in(addr, 0x64400000, 10) || v4_in(addr, 0xa9fe0000, 16);
+	__be32 last = addr->word[3];
+
+	if (!addr_is_v4(addr))
+		return word_in(addr->word[0], 0xfc000000, 7);
+	return word_in(last, 0x0a000000, 8) || word_in(last, 0xac100000, 12) || word_in(last, 0xc0a80000, 16) ||
+	       word_in(last, 0x64400000, 10) || word_in(last, 0xa9fe0000, 16);
 }
 
 /* The interface by which the kernel would answer this packet; 0: by none, as when its source is the
@@ -66,11 +80,11 @@ static __always_inline __u32 open_interface_back(void *ctx, struct work *work)
 static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
-	__be32 source = pkt->tuple.src.word[3];
+	const union addr *source = &pkt->tuple.src;
 	const struct interface *back;
 	__u32 ifindex;
 
-	if (v4_martian(source) || (in->role == ROLE_WAN && !in->private && v4_private(source)))
+	if (addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source)))
 		return false;
 	ifindex = open_interface_back(ctx, work);
 	if (in->role == ROLE_LAN)
@@ -88,12 +102,21 @@ static __always_inline bool open_reflects(const struct packet *pkt, const struct
 	return forward->reflect == REFLECT_ROUTER || out_ifindex == pkt->ifindex;
 }
 
-static __always_inline void open_socket_tuple(const struct tuple *packet, struct bpf_sock_tuple *tuple)
+/* Returns the length of what it has filled, by which the kernel knows the family. */
+static __always_inline __u32 open_socket_tuple(const struct tuple *packet, struct bpf_sock_tuple *tuple)
 {
-	tuple->ipv4.saddr = packet->src.word[3];
-	tuple->ipv4.daddr = packet->dst.word[3];
-	tuple->ipv4.sport = packet->sport;
-	tuple->ipv4.dport = packet->dport;
+	if (addr_is_v4(&packet->dst)) {
+		tuple->ipv4.saddr = packet->src.word[3];
+		tuple->ipv4.daddr = packet->dst.word[3];
+		tuple->ipv4.sport = packet->sport;
+		tuple->ipv4.dport = packet->dport;
+		return sizeof(tuple->ipv4);
+	}
+	__builtin_memcpy(tuple->ipv6.saddr, packet->src.word, sizeof(tuple->ipv6.saddr));
+	__builtin_memcpy(tuple->ipv6.daddr, packet->dst.word, sizeof(tuple->ipv6.daddr));
+	tuple->ipv6.sport = packet->sport;
+	tuple->ipv6.dport = packet->dport;
+	return sizeof(tuple->ipv6);
 }
 
 /* Is this the answer to a connection that the router itself has made? A forward of all ports must not take
@@ -104,12 +127,13 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 	struct bpf_sock_tuple *tuple = &work->sock;
 	struct bpf_sock *sock = NULL;
 	bool connected;
+	__u32 length;
 
-	open_socket_tuple(packet, tuple);
+	length = open_socket_tuple(packet, tuple);
 	if (packet->protocol == IPPROTO_TCP)
-		sock = bpf_sk_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_sk_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	else if (packet->protocol == IPPROTO_UDP)
-		sock = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_sk_lookup_udp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
 		return false;
 	connected = sock->dst_port != 0;
@@ -124,15 +148,16 @@ static __always_inline bool open_port_taken(void *ctx, struct work *work)
 	struct external *external = bpf_map_lookup_elem(&externals, &answer->dst);
 	struct bpf_sock_tuple *tuple = &work->sock;
 	struct bpf_sock *sock = NULL;
+	__u32 length;
 
 	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
 		return true;
-	open_socket_tuple(answer, tuple);
+	length = open_socket_tuple(answer, tuple);
 	/* TCP's answers also go to sockets that are just opening or closing. */
 	if (answer->protocol == IPPROTO_TCP)
-		sock = bpf_skc_lookup_tcp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_skc_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	else if (answer->protocol == IPPROTO_UDP)
-		sock = bpf_sk_lookup_udp(ctx, tuple, sizeof(tuple->ipv4), BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_sk_lookup_udp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
 		return false;
 	bpf_sk_release(sock);

@@ -6,6 +6,7 @@
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include <stdbool.h>
@@ -30,15 +31,45 @@ enum icmp_type {
 	ICMP_PARAMETERPROB = 12,
 };
 
+/* RFC 4443. */
+enum icmpv6_type {
+	ICMPV6_DEST_UNREACH = 1,
+	ICMPV6_PKT_TOOBIG = 2,
+	ICMPV6_TIME_EXCEED = 3,
+	ICMPV6_PARAMPROB = 4,
+	ICMPV6_ECHO_REQUEST = 128,
+	ICMPV6_ECHO_REPLY = 129,
+};
+
+/* RFC 8200 4: what may stand before the transport header of a packet that is translated. */
+enum ipv6_extension { NEXTHDR_HOP = 0, NEXTHDR_FRAGMENT = 44, NEXTHDR_DEST = 60 };
+/* So many, and so long together. */
+enum { IPV6_EXTENSIONS = 4, IPV6_EXTENSIONS_MAX = 64 };
+
+struct ipv6_fragment {
+	__u8 next, reserved;
+	__be16 offset;		/* lowest bit: more follow */
+	__be32 id;
+};
+
 struct icmphdr {
 	__u8 type, code;
 	__sum16 checksum;
-	__be16 id;		/* of a query */
-	__be16 mtu;		/* of Frag Needed, RFC 1191 */
+	union {
+		struct {
+			__be16 id;	/* of a query */
+			__be16 mtu;	/* of Frag Needed, RFC 1191 */
+		};
+		__be32 mtu6;	/* of Packet Too Big */
+	};
 };
 
-/* Longest Ethernet, IPv4 and TCP headers together, or of an ICMP error and what it quotes. */
-enum { PACKET_HEADERS_MAX = sizeof(struct ethhdr) + 60 + sizeof(struct icmphdr) + 60 + sizeof(struct tcphdr) };
+/* Longest Ethernet, IP and TCP headers together, or of an ICMP error and what it quotes. */
+enum {
+	PACKET_HEADERS_V4 = sizeof(struct ethhdr) + 60 + sizeof(struct icmphdr) + 60 + sizeof(struct tcphdr),
+	PACKET_HEADERS_V6 = sizeof(struct ethhdr) + 2 * (sizeof(struct ipv6hdr) + IPV6_EXTENSIONS_MAX) +
+			    sizeof(struct icmphdr) + sizeof(struct tcphdr),
+};
 
 /* What of a transport header concerns translation; offsets are from the first byte of the frame. */
 struct transport {
@@ -71,7 +102,7 @@ struct packet {
 	__u16 l3_off;
 	struct transport l4;
 	struct fragment_range piece;	/* of a fragment: what it brings */
-	__be16 id;
+	__be32 id;		/* of a datagram in fragments */
 	__u8 local_mac[6];
 	__u8 ttl;
 	__u8 tcp_flags;		/* FIN, SYN, RST, ACK only */
@@ -80,6 +111,7 @@ struct packet {
 	__u8 hook;		/* set by the hook: enum hook */
 	bool last;		/* of a fragment: nothing comes behind it */
 	bool dont_fragment;
+	bool v6;
 	bool icmp_error;
 	bool opens;		/* may open a connection */
 	bool broken;		/* no ports: lengths that no stack would accept */
@@ -100,6 +132,16 @@ static __always_inline bool addr_equal(const union addr *a, const union addr *b)
 	       a->word[0] == b->word[0];
 }
 
+static __always_inline bool addr_is_v4(const union addr *addr)
+{
+	return !addr->word[0] && !addr->word[1] && addr->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline void addr_from_v6(union addr *addr, const struct in6_addr *v6)
+{
+	__builtin_memcpy(addr, v6, sizeof(*addr));
+}
+
 /* RFC 9293 3.10: the combinations a stack would act upon. */
 static __always_inline bool tcp_flags_valid(__u8 flags)
 {
@@ -113,11 +155,22 @@ static __always_inline __u32 packet_header(const struct packet *pkt)
 	return pkt->l4.off - pkt->l3_off;
 }
 
-/* TC would have to cut it up: only what has no IP options, whose copying has rules of its own, and of GSO
- * packets only TCP's. */
+/* The IP header itself: what a packet made here has, too. */
+static __always_inline __u32 packet_base(const struct packet *pkt)
+{
+	return pkt->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+}
+
+/* No options, whose copying has rules of its own; IPv6's extensions are not copied. */
+static __always_inline bool packet_plain(const struct packet *pkt)
+{
+	return pkt->v6 || packet_header(pkt) == sizeof(struct iphdr);
+}
+
+/* TC would have to cut it up: only what has no IP options, and of GSO packets only TCP's. */
 static __always_inline bool packet_divisible(const struct packet *pkt)
 {
-	return !pkt->dont_fragment && packet_header(pkt) == sizeof(struct iphdr) &&
+	return !pkt->dont_fragment && packet_plain(pkt) &&
 	       (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP);
 }
 
@@ -145,12 +198,15 @@ static __always_inline void *packet_reach(void *l4, void *data_end, __u32 availa
 static __always_inline bool packet_query(struct icmphdr *icmp, __u16 off, struct tuple *tuple,
 					 struct transport *l4)
 {
-	if (icmp->type == ICMP_ECHO)
+	bool v6 = tuple->protocol == IPPROTO_ICMPV6;
+
+	if (icmp->type == (v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO))
 		tuple->sport = icmp->id;
-	else if (icmp->type == ICMP_ECHOREPLY)
+	else if (icmp->type == (v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY))
 		tuple->dport = icmp->id;
 	else
 		return false;
+	l4->pseudo = v6;
 	l4->ports_off = off + offsetof(struct icmphdr, id);
 	l4->ports_length = sizeof(icmp->id);
 	l4->check_off = off + offsetof(struct icmphdr, checksum);
@@ -202,6 +258,18 @@ static __always_inline bool packet_has_ports(__u8 protocol)
 {
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
 	       protocol == IPPROTO_UDPLITE;
+}
+
+static __always_inline bool packet_is_icmp(const struct packet *pkt, __u8 protocol)
+{
+	return protocol == (pkt->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
+
+static __always_inline bool packet_is_error(const struct packet *pkt, __u8 type)
+{
+	if (pkt->v6)
+		return type >= ICMPV6_DEST_UNREACH && type <= ICMPV6_PARAMPROB;
+	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
 /* Translated by address alone: nothing in them depends on it. */
@@ -264,8 +332,70 @@ static __always_inline void packet_parse_sctp(void *sctp, void *data_end, __u32 
 		pkt->segment = 0;
 }
 
+/* Behind the extension headers, or a fragment's: the transport header's place from the IP header on, and its
+ * protocol. 0: beyond reach, or more of them than are worth it. */
+static __always_inline __u32 packet_skip_extensions(struct ipv6hdr *ip, void *data_end, __u8 *protocol,
+						    struct ipv6_fragment *fragment)
+{
+	__u32 off = sizeof(*ip);
+	__u8 next = ip->nexthdr, *header;
+
+	for (int i = 0; i < IPV6_EXTENSIONS; i++) {
+		if (next != NEXTHDR_HOP && next != NEXTHDR_DEST && next != NEXTHDR_FRAGMENT)
+			break;
+		header = (void *)ip + off;
+		if (off > sizeof(*ip) + IPV6_EXTENSIONS_MAX - sizeof(*fragment) ||
+		    (void *)(header + sizeof(*fragment)) > data_end)
+			return 0;
+		off += next == NEXTHDR_FRAGMENT ? sizeof(*fragment) : (header[1] + 1) * 8;
+		if (next == NEXTHDR_FRAGMENT)
+			__builtin_memcpy(fragment, header, sizeof(*fragment));
+		next = header[0];
+		if (fragment->id || fragment->offset)
+			break;
+	}
+	*protocol = next;
+	return off <= sizeof(*ip) + IPV6_EXTENSIONS_MAX ? off : 0;
+}
+
+static __always_inline __u32 packet_parse_quoted_ipv4(struct iphdr *ip, struct quote *quote)
+{
+	if (ip->version != 4 || ip->ihl * 4 < sizeof(*ip))
+		return 0;
+	quote->ip_check = ip->check;
+	/* A later fragment has no ports; as no protocol it is nobody's. */
+	quote->tuple.protocol = ip->frag_off & bpf_htons(IP_OFFSET_MASK) ? IPPROTO_RAW : ip->protocol;
+	addr_from_v4(&quote->tuple.src, ip->saddr);
+	addr_from_v4(&quote->tuple.dst, ip->daddr);
+	return ip->ihl * 4;
+}
+
+static __always_inline __u32 packet_parse_quoted_ipv6(struct ipv6hdr *ip, void *data_end, struct quote *quote)
+{
+	struct ipv6_fragment fragment = {};
+	__u32 header;
+
+	if (ip->version != 6)
+		return 0;
+	addr_from_v6(&quote->tuple.src, &ip->saddr);
+	addr_from_v6(&quote->tuple.dst, &ip->daddr);
+	header = packet_skip_extensions(ip, data_end, &quote->tuple.protocol, &fragment);
+	if (fragment.offset & bpf_htons(~7))
+		quote->tuple.protocol = IPPROTO_RAW;
+	return header;
+}
+
+/* The header of the packet that an ICMP error is about. Its length; 0: none that could be understood. */
+static __always_inline __u32 packet_parse_quoted_ip(void *header, void *data_end, __u32 available, bool v6,
+						    struct quote *quote)
+{
+	if (!packet_reach(header, data_end, available, v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)))
+		return 0;
+	return v6 ? packet_parse_quoted_ipv6(header, data_end, quote) : packet_parse_quoted_ipv4(header, quote);
+}
+
 /* The packet that an ICMP error is about. False: of no concern to translation. */
-static __always_inline bool packet_parse_quote(struct iphdr *ip, void *data_end, __u32 available, __u16 off,
+static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 available, __u16 off,
 					       struct packet *pkt)
 {
 	struct quote *quote = &pkt->quote;
@@ -275,25 +405,17 @@ static __always_inline bool packet_parse_quote(struct iphdr *ip, void *data_end,
 
 	__builtin_memset(quote, 0, sizeof(*quote));
 	pkt->broken = true;
-	if (!packet_reach(ip, data_end, available, sizeof(*ip)) || ip->version != 4)
-		return true;
-	header = ip->ihl * 4;
-	if (header < sizeof(*ip) || header + sizeof(*icmp) > available)
+	header = packet_parse_quoted_ip(ip, data_end, available, pkt->v6, quote);
+	if (!header || header + sizeof(*icmp) > available)
 		return true;
 	quote->l3_off = off;
-	quote->ip_check = ip->check;
 	quote->l4.off = off + header;
-	quote->tuple.protocol = ip->protocol;
-	addr_from_v4(&quote->tuple.src, ip->saddr);
-	addr_from_v4(&quote->tuple.dst, ip->daddr);
-	if (ip->frag_off & bpf_htons(IP_OFFSET_MASK))
-		return false;
-	l4 = (void *)ip + header;
+	l4 = ip + header;
 	icmp = packet_reach(l4, data_end, available - header, sizeof(*icmp));
 	pkt->broken = !icmp;
 	if (!icmp || packet_opaque(quote->tuple.protocol))
 		return true;
-	if (quote->tuple.protocol == IPPROTO_ICMP)
+	if (packet_is_icmp(pkt, quote->tuple.protocol))
 		return packet_query(icmp, quote->l4.off, &quote->tuple, &quote->l4);
 	return packet_has_ports(quote->tuple.protocol) &&
 	       packet_ports(l4, data_end, available - header, quote->l4.off, &quote->tuple, &quote->l4);
@@ -306,19 +428,19 @@ static __always_inline bool packet_parse_icmp(struct icmphdr *icmp, void *data_e
 	if (!packet_reach(icmp, data_end, available, sizeof(*icmp)))
 		return false;
 	pkt->flaw = REASON_NONE;
-	pkt->opens = icmp->type == ICMP_ECHO && icmp->code == 0;
-	if (packet_query(icmp, pkt->l4.off, &pkt->tuple, &pkt->l4))
+	if (packet_query(icmp, pkt->l4.off, &pkt->tuple, &pkt->l4)) {
+		pkt->opens = icmp->type == (pkt->v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO) && icmp->code == 0;
 		return true;
-	if (icmp->type != ICMP_DEST_UNREACH && icmp->type != ICMP_TIME_EXCEEDED &&
-	    icmp->type != ICMP_PARAMETERPROB)
+	}
+	if (!packet_is_error(pkt, icmp->type))
 		return false;
 	pkt->icmp_error = true;
+	pkt->l4.pseudo = pkt->v6;
 	pkt->l4.check_off = pkt->l4.off + offsetof(struct icmphdr, checksum);
 	pkt->l4.check = icmp->checksum;
 	if (pkt->fragment != FRAGMENT_NONE)
 		pkt->flaw = REASON_MALFORMED;
-	return packet_parse_quote((void *)(icmp + 1), data_end, available - sizeof(*icmp),
-				  pkt->l4.off + sizeof(*icmp), pkt);
+	return packet_parse_quote(icmp + 1, data_end, available - sizeof(*icmp), pkt->l4.off + sizeof(*icmp), pkt);
 }
 
 /* Any protocol with ports; flaw is set until its own parser has found it sound. */
@@ -347,32 +469,47 @@ static __always_inline void packet_parse_ported(void *l4, void *data_end, __u32 
 static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 available, struct packet *pkt)
 {
 	__u8 protocol = pkt->tuple.protocol;
-	bool opaque = packet_opaque(protocol);
+	bool opaque = packet_opaque(protocol), icmp = packet_is_icmp(pkt, protocol);
 
 	if (pkt->fragment == FRAGMENT_LATER || opaque) {
 		pkt->opens = opaque && pkt->fragment != FRAGMENT_LATER;
-		return opaque || protocol == IPPROTO_ICMP || packet_has_ports(protocol);
+		return opaque || icmp || packet_has_ports(protocol);
 	}
-	if (protocol != IPPROTO_ICMP && !packet_has_ports(protocol))
+	if (!icmp && !packet_has_ports(protocol))
 		return false;
 	pkt->flaw = pkt->fragment == FRAGMENT_FIRST ? REASON_FRAGMENT_TINY : REASON_MALFORMED;
-	if (protocol == IPPROTO_ICMP)
+	if (icmp)
 		return packet_parse_icmp(l4, data_end, available, pkt);
 	packet_parse_ported(l4, data_end, available, pkt);
 	return true;
 }
 
-/* What of its datagram a fragment brings. False: no datagram is put together like that. */
-static __always_inline bool packet_parse_piece(__u16 frag_off, __u32 available, struct packet *pkt)
+/* What of its datagram a fragment brings; offset in units of 8 bytes. False: no datagram is put together
+ * like that. */
+static __always_inline bool packet_parse_piece(__u32 start, bool more, __u32 available, struct packet *pkt)
 {
-	__u32 start = frag_off & IP_OFFSET_MASK;
-
-	pkt->last = !(frag_off & IP_MORE_FRAGMENTS);
+	pkt->last = !more;
 	pkt->piece.start = (__u16)start;
 	pkt->piece.end = (__u16)(start + (available + 7) / 8);
 	pkt->fragment = start ? FRAGMENT_LATER : FRAGMENT_FIRST;
-	return available && !pkt->dont_fragment && (pkt->last || available % 8 == 0) &&
+	return available && (pkt->last || available % 8 == 0) &&
 	       packet_header(pkt) + start * 8 + available <= 0xffff;
+}
+
+/* What the header says, and this more; a GSO packet beyond 64 KiB says nothing (BIG TCP). */
+static __always_inline __u32 packet_length(const struct packet *pkt, __u32 said, __u32 more)
+{
+	return pkt->gso_size && !said ? pkt->frame_length - pkt->l3_off : said + more;
+}
+
+/* Lengths that contradict each other or the frame. */
+static __always_inline bool packet_misfit(struct packet *pkt)
+{
+	if (pkt->length >= packet_header(pkt) && pkt->length <= pkt->frame_length - pkt->l3_off)
+		return false;
+	pkt->broken = true;
+	pkt->flaw = REASON_MALFORMED;
+	return true;
 }
 
 static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, struct packet *pkt)
@@ -386,25 +523,59 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 	header = ip->ihl * 4;
 	if (header < sizeof(*ip))
 		return false;
-	pkt->length = bpf_ntohs(ip->tot_len);
 	frag_off = bpf_ntohs(ip->frag_off);
-	pkt->dont_fragment = frag_off & IP_DONT_FRAGMENT;
+	pkt->length = packet_length(pkt, bpf_ntohs(ip->tot_len), 0);
 	pkt->segment = pkt->length;
+	pkt->dont_fragment = frag_off & IP_DONT_FRAGMENT;
 	pkt->id = ip->id;
 	pkt->ttl = ip->ttl;
 	pkt->l4.off = pkt->l3_off + header;
+	pkt->tuple.protocol = ip->protocol;
 	addr_from_v4(&pkt->tuple.src, ip->saddr);
 	addr_from_v4(&pkt->tuple.dst, ip->daddr);
-	pkt->tuple.protocol = ip->protocol;
-	if (pkt->length < header || pkt->length > pkt->frame_length - pkt->l3_off) {
-		pkt->broken = true;
-		pkt->flaw = REASON_MALFORMED;
+	if (packet_misfit(pkt))
 		return true;
-	}
 	available = pkt->length - header;
 	sound = !(frag_off & IP_RESERVED);
 	if (frag_off & (IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
-		sound &= packet_parse_piece(frag_off, available, pkt);
+		sound &= packet_parse_piece(frag_off & IP_OFFSET_MASK, frag_off & IP_MORE_FRAGMENTS, available, pkt) &&
+			 !pkt->dont_fragment;
+	known = packet_parse_l4((void *)ip + header, data_end, available, pkt);
+	if (!sound)
+		pkt->flaw = REASON_MALFORMED;
+	return known;
+}
+
+static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end, struct packet *pkt)
+{
+	struct ipv6_fragment fragment = {};
+	__u32 header, available;
+	bool sound = true, known;
+	__u16 frag_off;
+
+	if ((void *)(ip + 1) > data_end || ip->version != 6)
+		return false;
+	pkt->v6 = true;
+	pkt->dont_fragment = true;
+	pkt->length = packet_length(pkt, bpf_ntohs(ip->payload_len), sizeof(*ip));
+	pkt->segment = pkt->length;
+	pkt->ttl = ip->hop_limit;
+	addr_from_v6(&pkt->tuple.src, &ip->saddr);
+	addr_from_v6(&pkt->tuple.dst, &ip->daddr);
+	/* In the tables these are IPv4 addresses. */
+	if (addr_is_v4(&pkt->tuple.src) || addr_is_v4(&pkt->tuple.dst))
+		return false;
+	header = packet_skip_extensions(ip, data_end, &pkt->tuple.protocol, &fragment);
+	if (!header)
+		return false;
+	pkt->l4.off = pkt->l3_off + header;
+	if (packet_misfit(pkt))
+		return true;
+	available = pkt->length - header;
+	frag_off = bpf_ntohs(fragment.offset);
+	pkt->id = fragment.id;
+	if (frag_off & ~6u)
+		sound = packet_parse_piece(frag_off >> 3, frag_off & 1, available, pkt);
 	known = packet_parse_l4((void *)ip + header, data_end, available, pkt);
 	if (!sound)
 		pkt->flaw = REASON_MALFORMED;
@@ -416,9 +587,11 @@ static __always_inline bool packet_parse(void *data, void *data_end, struct pack
 {
 	struct ethhdr *eth = data;
 
-	if ((void *)(eth + 1) > data_end || eth->h_proto != bpf_htons(ETH_P_IP))
+	if ((void *)(eth + 1) > data_end)
 		return false;
 	__builtin_memcpy(pkt->local_mac, eth->h_dest, ETH_ALEN);
 	pkt->l3_off = sizeof(*eth);
-	return packet_parse_ipv4((void *)(eth + 1), data_end, pkt);
+	if (eth->h_proto == bpf_htons(ETH_P_IP))
+		return packet_parse_ipv4((void *)(eth + 1), data_end, pkt);
+	return eth->h_proto == bpf_htons(ETH_P_IPV6) && packet_parse_ipv6((void *)(eth + 1), data_end, pkt);
 }

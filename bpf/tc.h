@@ -35,37 +35,75 @@ static __always_inline bool tc_reach_ethernet(struct __sk_buff *skb)
 /* Brings all headers into reach of pointers. */
 static __always_inline bool tc_pull(struct __sk_buff *skb)
 {
-	__u32 wanted = skb->len < PACKET_HEADERS_MAX ? skb->len : PACKET_HEADERS_MAX;
+	__u32 wanted = skb->protocol == bpf_htons(ETH_P_IPV6) ? PACKET_HEADERS_V6 : PACKET_HEADERS_V4;
 
-	return skb->data + wanted <= skb->data_end || bpf_skb_pull_data(skb, wanted) == 0;
+	if ((void *)(long)skb->data + wanted <= (void *)(long)skb->data_end)
+		return true;
+	return bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted) == 0;
+}
+
+/* These are not static, so that the verifier takes each for itself, once, and not again for all that it may
+ * have found before. Linux 6.1 lets them look up their working memory, but not be given it. */
+__noinline int tc_parse(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	return work && packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, &work->pkt);
+}
+
+__noinline int tc_nat(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	return work ? nat_decide(skb, work) : VERDICT_PASS;
+}
+
+__noinline int tc_icmp(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	return work ? icmp_decide(skb, work) : VERDICT_PASS;
+}
+
+/* Both addresses of an IP header. */
+static __always_inline long tc_write_addresses(struct __sk_buff *skb, const struct packet *pkt, __u32 ip,
+					       const struct tuple *to)
+{
+	__be32 addresses[2] = { to->src.word[3], to->dst.word[3] };
+
+	if (!pkt->v6)
+		return bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses, sizeof(addresses), 0);
+	return bpf_skb_store_bytes(skb, ip + offsetof(struct ipv6hdr, saddr), &to->src, 2 * sizeof(to->src), 0);
+}
+
+/* Both ports, or a query's id. */
+static __always_inline long tc_write_ports(struct __sk_buff *skb, const struct transport *l4,
+					   const struct tuple *to)
+{
+	__be16 ports[2] = { to->sport, to->dport }, id = to->sport | to->dport;
+
+	if (l4->ports_length == sizeof(ports))
+		return bpf_skb_store_bytes(skb, l4->ports_off, ports, sizeof(ports), 0);
+	return l4->ports_length ? bpf_skb_store_bytes(skb, l4->ports_off, &id, sizeof(id), 0) : 0;
 }
 
 /* What an ICMP error quotes; its own checksum is the outer packet's affair. */
-static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct quote *quote,
+static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct packet *pkt,
 					   const struct rewrite *rw)
 {
-	__be32 addresses[2] = { rw->quoted.src.word[3], rw->quoted.dst.word[3] };
-	__be16 ports[2] = { rw->quoted.sport, rw->quoted.dport };
-	__be16 id = rw->quoted.sport | rw->quoted.dport;
-	__u32 ip = quote->l3_off;
-	long err;
+	const struct quote *quote = &pkt->quote;
+	long err = tc_write_addresses(skb, pkt, quote->l3_off, &rw->quoted);
 
-	err = bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, check), &rw->quoted_ip_check, 2, 0);
-	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses, sizeof(addresses), 0);
+	if (!pkt->v6)
+		err |= bpf_skb_store_bytes(skb, quote->l3_off + offsetof(struct iphdr, check),
+					   &rw->quoted_ip_check, 2, 0);
 	if (quote->l4.check_off)
 		err |= bpf_skb_store_bytes(skb, quote->l4.check_off, &rw->quoted_check, 2, 0);
-	if (quote->l4.ports_length == sizeof(ports))
-		err |= bpf_skb_store_bytes(skb, quote->l4.ports_off, ports, sizeof(ports), 0);
-	else if (quote->l4.ports_length)
-		err |= bpf_skb_store_bytes(skb, quote->l4.ports_off, &id, sizeof(id), 0);
-	return err;
+	return err | tc_write_ports(skb, &quote->l4, &rw->quoted);
 }
 
 static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet *pkt, const struct rewrite *rw)
 {
-	__be32 addresses[2] = { rw->to.src.word[3], rw->to.dst.word[3] };
-	__be16 ports[2] = { rw->to.sport, rw->to.dport };
-	__be16 id = rw->to.sport | rw->to.dport;
 	__u64 mangled = pkt->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
 	__u32 ip = pkt->l3_off;
 	long err = 0;
@@ -73,36 +111,46 @@ static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet 
 	if (pkt->l4.check_off && pkt->l4.pseudo)
 		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->address_diff,
 					   BPF_F_PSEUDO_HDR | mangled);
+	/* The helper takes it that an IP header's checksum makes up for the addresses in skb->csum. */
+	if (pkt->l4.check_off && pkt->l4.pseudo && pkt->v6)
+		bpf_csum_update(skb, rw->address_diff);
 	if (pkt->l4.check_off && rw->port_diff)
 		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->port_diff, mangled);
-	if (pkt->l4.ports_length == sizeof(ports))
-		err |= bpf_skb_store_bytes(skb, pkt->l4.ports_off, ports, sizeof(ports), 0);
-	else if (pkt->l4.ports_length)
-		err |= bpf_skb_store_bytes(skb, pkt->l4.ports_off, &id, sizeof(id), 0);
+	err |= tc_write_ports(skb, &pkt->l4, &rw->to);
 	if (pkt->icmp_error)
-		err |= tc_write_quote(skb, &pkt->quote, rw);
-	err |= bpf_l3_csum_replace(skb, ip + offsetof(struct iphdr, check), 0, rw->ip_diff, 0);
-	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, ttl), &rw->ttl_protocol, 2, 0);
-	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses, sizeof(addresses), 0);
+		err |= tc_write_quote(skb, pkt, rw);
+	err |= tc_write_addresses(skb, pkt, ip, &rw->to);
+	if (pkt->v6)
+		ip += offsetof(struct ipv6hdr, hop_limit) - offsetof(struct iphdr, ttl);
+	else
+		err |= bpf_l3_csum_replace(skb, ip + offsetof(struct iphdr, check), 0, rw->ip_diff, 0);
+	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, ttl), &rw->ttl, sizeof(rw->ttl),
+				   pkt->v6 ? BPF_F_RECOMPUTE_CSUM : 0);
 	return err == 0;
 }
 
 /* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
-static __noinline bool tc_icmp_sound(struct __sk_buff *skb, const struct packet *pkt)
+static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct packet *pkt)
 {
 	struct craft *craft = craft_get();
 	__u32 icmp = packet_header(pkt), quoted = pkt->quote.l3_off - pkt->l3_off;
 	__u32 behind = pkt->quote.l4.off - pkt->l3_off;
+	__u64 sum = 0;
 
-	return craft && craft_load(skb, craft, pkt->l3_off, pkt->length) &&
-	       craft_sum(craft, icmp, pkt->length) == 0xffff && craft_sum(craft, quoted, behind) == 0xffff;
+	if (!craft || !craft_load(skb, craft, pkt->l3_off, pkt->length))
+		return false;
+	if (pkt->v6)
+		sum = csum_addr(&pkt->tuple.src) + csum_addr(&pkt->tuple.dst) + bpf_htonl(pkt->length - icmp) +
+		      bpf_htonl(IPPROTO_ICMPV6);
+	return csum_fold16(sum + craft_sum(craft, icmp, pkt->length)) == 0xffff &&
+	       (pkt->v6 || craft_sum(craft, quoted, behind) == 0xffff);
 }
 
 static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
 {
-	struct bpf_redir_neigh hop = { .nh_family = FIB_AF_INET, .ipv4_nh = rw->gateway };
+	struct bpf_redir_neigh hop = rw->gateway;
 
-	if (rw->gateway)
+	if (hop.nh_family)
 		return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
 	if (bpf_skb_store_bytes(skb, 0, rw->macs, sizeof(rw->macs), 0) != 0)
 		return TC_ACT_SHOT;
@@ -130,7 +178,7 @@ static long tc_resegment_step(__u32 index, struct tc_resegment *work)
 
 /* Too long without DF: TCP that is still to be segmented gets shorter segments, all else is cut up. True:
  * it has been sent. */
-static __noinline bool tc_shorten(struct __sk_buff *skb, struct work *work)
+static __always_inline bool tc_shorten(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct tc_resegment resegment = { .skb = skb, .excess = pkt->segment - work->rw.mtu };
@@ -174,7 +222,7 @@ static __always_inline __u32 tc_find_mss(const __u8 *options, __u32 length)
 }
 
 /* Lowers the MSS option of a SYN, RFC 9293 3.7.1; never raises it, nor adds one. */
-static __noinline long tc_clamp_mss(struct __sk_buff *skb, struct work *work)
+static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	__u32 start = pkt->l4.off + sizeof(struct tcphdr), length = pkt->tcp_header - sizeof(struct tcphdr), at;
@@ -200,9 +248,13 @@ static __noinline long tc_clamp_mss(struct __sk_buff *skb, struct work *work)
 	return bpf_l4_csum_replace(skb, pkt->l4.check_off, old, mss, sizeof(mss));
 }
 
-/* Writes all that the decision asks for. */
-static __always_inline enum verdict tc_write_all(struct __sk_buff *skb, struct work *work)
+/* Writes all that the decision asks for. A verdict. */
+__noinline int tc_write_all(struct __sk_buff *skb)
 {
+	struct work *work = work_get();
+
+	if (!work)
+		return VERDICT_DROP;
 	if (work->pkt.icmp_error && !tc_icmp_sound(skb, &work->pkt)) {
 		work->rw.reason = REASON_BAD_CHECKSUM;
 		return VERDICT_DROP;
@@ -214,9 +266,37 @@ static __always_inline enum verdict tc_write_all(struct __sk_buff *skb, struct w
 	return VERDICT_SEND;
 }
 
-/* The answer leaves the way the packet came. */
-static __always_inline int tc_tell(const struct work *work)
+/* What was decided against is answered, if its sender is to know. A TC action. */
+__noinline int tc_refuse(struct __sk_buff *skb)
 {
+	struct work *work = work_get();
+
+	if (!work || !tell_write(skb, work))
+		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);
-	return bpf_redirect(work->pkt.ifindex, 0);
+	return (int)bpf_redirect(work->pkt.ifindex, 0);
+}
+
+/* To the kernel, and after it what was held of its datagram. A TC action. */
+__noinline int tc_pass(struct __sk_buff *skb, __u32 held)
+{
+	struct work *work = work_get();
+
+	return !work || !held || hold_return(skb, work, held) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+}
+
+/* To the next hop, in pieces if need be, and after it what was held of its datagram. A TC action. */
+__noinline int tc_forward(struct __sk_buff *skb, __u32 held)
+{
+	struct work *work = work_get();
+	__u32 mtu;
+
+	if (!work)
+		return TC_ACT_SHOT;
+	mtu = work->rw.mtu;
+	if (held && hold_send(skb, work, held))
+		return TC_ACT_SHOT;
+	if (mtu && work->pkt.segment > mtu && tc_shorten(skb, work))
+		return TC_ACT_SHOT;
+	return (int)tc_send(skb, &work->rw);
 }

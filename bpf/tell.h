@@ -5,25 +5,56 @@
 
 #include "craft.h"
 
-/* The error and its quote come to 532 bytes, below the 576 of RFC 1812 4.3.2.3. */
-enum icmp_code { ICMP_HOST_UNREACH = 1, ICMP_FRAG_NEEDED = 4, ICMP_PKT_FILTERED = 13, ICMP_EXC_TTL = 0 };
-enum { TELL_QUOTE = 504, TELL_TTL = 64, TELL_TOS = 0xc0 /* RFC 1812 4.3.2.5 */, TELL_BURST_NS = SECOND_NS };
+/* The error and its quote come to 532 bytes, below the 576 of RFC 1812 4.3.2.3, or to the 1280 of RFC 4443 2.4. */
+enum icmp_code { ICMP_HOST_UNREACH = 1, ICMP_FRAG_NEEDED = 4, ICMP_PKT_FILTERED = 13 };
+enum icmpv6_code { ICMPV6_ADM_PROHIBITED = 1, ICMPV6_ADDR_UNREACH = 3 };
+enum { TELL_QUOTE_V4 = 504, TELL_QUOTE_V6 = 1232, TELL_TTL = 64, TELL_TOS = 0xc0 /* RFC 1812 4.3.2.5 */, TELL_BURST_NS = SECOND_NS };
 
 struct tell {
-	__u8 type, code;	/* 0: says nothing */
+	__u8 type, code;	/* both 0: says nothing */
+	bool mtu;		/* says the MTU, too */
 };
+
+static __always_inline struct tell tell_prohibited(const struct packet *pkt)
+{
+	if (!nat_tells(pkt))
+		return (struct tell){};
+	if (pkt->v6)
+		return (struct tell){ .type = ICMPV6_DEST_UNREACH, .code = ICMPV6_ADM_PROHIBITED };
+	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = ICMP_PKT_FILTERED };
+}
+
+static __always_inline struct tell tell_unreachable(const struct packet *pkt)
+{
+	if (!nat_tells(pkt))
+		return (struct tell){};
+	if (pkt->v6)
+		return (struct tell){ .type = ICMPV6_DEST_UNREACH, .code = ICMPV6_ADDR_UNREACH };
+	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = ICMP_HOST_UNREACH };
+}
+
+/* Without DF the size is not to blame, but options or a protocol that cannot be cut up. */
+static __always_inline struct tell tell_too_big(const struct packet *pkt)
+{
+	if (!pkt->dont_fragment)
+		return (struct tell){};
+	if (pkt->v6)
+		return (struct tell){ .type = ICMPV6_PKT_TOOBIG, .mtu = true };
+	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = ICMP_FRAG_NEEDED, .mtu = true };
+}
 
 /* What this reason is called in ICMP. */
 static __always_inline struct tell tell_of(const struct work *work)
 {
+	const struct packet *pkt = &work->pkt;
+
 	switch (work->rw.reason) {
 	case REASON_TTL_EXPIRED:
-		return (struct tell){ ICMP_TIME_EXCEEDED, ICMP_EXC_TTL };
+		return (struct tell){ .type = pkt->v6 ? ICMPV6_TIME_EXCEED : ICMP_TIME_EXCEEDED };
 	case REASON_TOO_BIG:
-		/* Without DF the size is not to blame, but options or a protocol that cannot be cut up. */
-		return (struct tell){ work->pkt.dont_fragment ? ICMP_DEST_UNREACH : 0, ICMP_FRAG_NEEDED };
+		return tell_too_big(pkt);
 	case REASON_NO_ROUTE:
-		return (struct tell){ nat_tells(&work->pkt) ? ICMP_DEST_UNREACH : 0, ICMP_HOST_UNREACH };
+		return tell_unreachable(pkt);
 	case REASON_NOT_ALLOWED:
 	case REASON_REFLECT_OFF:
 	case REASON_SOURCE_LIMIT:
@@ -33,7 +64,7 @@ static __always_inline struct tell tell_of(const struct work *work)
 	case REASON_PORT_FIXED:
 	case REASON_NO_ADDRESS:
 	case REASON_NOT_ATTACHED:
-		return (struct tell){ nat_tells(&work->pkt) ? ICMP_DEST_UNREACH : 0, ICMP_PKT_FILTERED };
+		return tell_prohibited(pkt);
 	default:
 		return (struct tell){};
 	}
@@ -48,7 +79,7 @@ static __always_inline bool tell_allowed(const struct interface *in, struct tell
 	struct icmp_budget *budget = bpf_map_lookup_elem(&icmp_budgets, &role);
 	__u64 now = conn_now(), next;
 
-	if (tell.type == ICMP_DEST_UNREACH && tell.code == ICMP_FRAG_NEEDED)
+	if (tell.mtu)
 		return true;
 	if (!settings || !budget)
 		return false;
@@ -59,11 +90,10 @@ static __always_inline bool tell_allowed(const struct interface *in, struct tell
 	return true;
 }
 
-static __always_inline void tell_header(struct work *work, const union addr *from, __u32 length)
+static __always_inline void tell_header4(struct work *work, const union addr *from, __u32 length)
 {
 	struct iphdr *ip = (struct iphdr *)work->header;
 
-	__builtin_memset(ip, 0, sizeof(*ip));
 	ip->version = 4;
 	ip->ihl = sizeof(*ip) / 4;
 	ip->tos = TELL_TOS;
@@ -76,26 +106,48 @@ static __always_inline void tell_header(struct work *work, const union addr *fro
 	ip->check = (__sum16)~csum_fold16((__u32)bpf_csum_diff(NULL, 0, (__be32 *)ip, sizeof(*ip), 0));
 }
 
+static __always_inline void tell_header(struct work *work, const union addr *from, __u32 length)
+{
+	struct ipv6hdr *ip = (struct ipv6hdr *)work->header;
+
+	__builtin_memset(work->header, 0, sizeof(work->header));
+	if (!work->pkt.v6)
+		return tell_header4(work, from, length);
+	ip->version = 6;
+	ip->priority = TELL_TOS >> 4;
+	ip->payload_len = bpf_htons((__u16)length);
+	ip->nexthdr = IPPROTO_ICMPV6;
+	ip->hop_limit = TELL_TTL;
+	__builtin_memcpy(&ip->saddr, from, sizeof(*from));
+	__builtin_memcpy(&ip->daddr, &work->pkt.tuple.src, sizeof(*from));
+}
+
 /* The ICMP message, behind the room for an IP header in the craft. Its length; 0: cannot be. */
 static __always_inline __u32 tell_message(struct __sk_buff *skb, const struct work *work, struct craft *craft,
-					  struct tell tell)
+					  const union addr *from, struct tell tell)
 {
-	struct icmphdr *icmp = (struct icmphdr *)&craft->packet[sizeof(struct iphdr)];
-	__u32 quote = work->pkt.length, end;
+	const struct packet *pkt = &work->pkt;
+	__u32 base = packet_base(pkt), quote = pkt->length, most = pkt->v6 ? TELL_QUOTE_V6 : TELL_QUOTE_V4, end;
+	struct icmphdr *icmp = (struct icmphdr *)&craft->packet[base];
+	__u64 sum = 0;
 
-	if (quote > TELL_QUOTE)
-		quote = TELL_QUOTE;
-	if (!packet_bounded(&quote, TELL_QUOTE) ||
-	    bpf_skb_load_bytes(skb, work->pkt.l3_off, icmp + 1, quote) != 0)
+	if (quote > most)
+		quote = most;
+	if (!packet_bounded(&quote, TELL_QUOTE_V6) || bpf_skb_load_bytes(skb, pkt->l3_off, icmp + 1, quote) != 0)
 		return 0;
 	__builtin_memset(icmp, 0, sizeof(*icmp));
 	icmp->type = tell.type;
 	icmp->code = tell.code;
-	if (tell.type == ICMP_DEST_UNREACH && tell.code == ICMP_FRAG_NEEDED)
+	if (tell.mtu && pkt->v6)
+		icmp->mtu6 = bpf_htonl(work->rw.mtu);
+	else if (tell.mtu)
 		icmp->mtu = bpf_htons((__u16)work->rw.mtu);
-	end = sizeof(struct iphdr) + sizeof(*icmp) + quote;
-	icmp->checksum = (__sum16)~craft_sum(craft, sizeof(struct iphdr), end);
-	return end - sizeof(struct iphdr);
+	end = base + sizeof(*icmp) + quote;
+	if (pkt->v6)
+		sum = csum_addr(from) + csum_addr(&pkt->tuple.src) + bpf_htonl(end - base) +
+		      bpf_htonl(IPPROTO_ICMPV6);
+	icmp->checksum = (__sum16)~csum_fold16(sum + craft_sum(craft, base, end));
+	return end - base;
 }
 
 /* Back where it came from: out of the interface and to the station that sent it. */
@@ -110,14 +162,14 @@ static __always_inline bool tell_address(struct __sk_buff *skb, struct work *wor
 }
 
 /* True: the skb now holds the answer, to go out where it came in. */
-static __noinline bool tell_write(struct __sk_buff *skb, struct work *work)
+static __always_inline bool tell_write(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
 	struct craft *craft = craft_get();
 	struct tell tell = tell_of(work);
+	__u32 length, base = packet_base(pkt);
 	const union addr *from;
-	__u32 length;
 
 	/* RFC 1812 4.3.2.7: not about errors, nor about any but the first fragment. */
 	if (!tell.type || !in || !craft || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
@@ -125,10 +177,10 @@ static __noinline bool tell_write(struct __sk_buff *skb, struct work *work)
 	from = open_router_address(in, &pkt->tuple.src);
 	if (!from || !tell_allowed(in, tell))
 		return false;
-	length = tell_message(skb, work, craft, tell);
+	length = tell_message(skb, work, craft, from, tell);
 	if (!length || !tell_address(skb, work))
 		return false;
 	tell_header(work, from, length);
 	return craft_begin(skb, pkt) &&
-	       craft_put(skb, work, craft, sizeof(struct iphdr), sizeof(struct iphdr) + length) == 0;
+	       craft_put(skb, work, craft, base, base + length) == 0;
 }

@@ -226,11 +226,11 @@ struct fragment_key {
 	union addr src;
 	union addr dst;
 	__u32 ifindex;
-	__be16 id;
+	__be32 id;
 	__u8 protocol;
-	__u8 pad;
+	__u8 pad[3];
 };
-_Static_assert(sizeof(struct fragment_key) == 40, "struct fragment_key has implicit padding");
+_Static_assert(sizeof(struct fragment_key) == 44, "struct fragment_key has implicit padding");
 
 enum fragment_owner {
 	OWNER_UNKNOWN,		/* its first fragment has not come yet */
@@ -261,7 +261,7 @@ struct held_key {
 	struct fragment_key datagram;
 	__u32 number;		/* from 0, in the order they came */
 };
-_Static_assert(sizeof(struct held_key) == 44, "struct held_key has implicit padding");
+_Static_assert(sizeof(struct held_key) == 48, "struct held_key has implicit padding");
 
 enum { HELD_BYTES = 2036 };
 

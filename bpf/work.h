@@ -11,7 +11,7 @@
 struct rewrite {
 	enum reason reason;
 	__u32 ifindex;
-	__be32 gateway;		/* if not 0: the kernel is to resolve this neighbour */
+	struct bpf_redir_neigh gateway;	/* unless its family is 0, the kernel is to resolve this neighbour */
 	__u32 mtu;		/* of the next hop; 0: not known */
 	__u16 mss;		/* most that a SYN may promise; 0: what it likes */
 	bool resolved;		/* macs are known */
@@ -20,7 +20,7 @@ struct rewrite {
 	struct tuple to;
 	__wsum ip_diff, address_diff;
 	__wsum port_diff;	/* of an ICMP error: of all that it quotes */
-	__be16 ttl_protocol;	/* the 16 bit word that holds the TTL */
+	__u8 ttl;
 	struct tuple quoted;	/* the quoted packet as its sender sent it */
 	__sum16 quoted_ip_check, quoted_check;
 };
@@ -44,7 +44,7 @@ struct work {
 	struct conn moving;	/* a copy on its way from half_open to conns */
 	struct held_key held;
 	__u8 options[40];	/* of a TCP header */
-	__u8 header[sizeof(struct iphdr)];	/* of a packet being put together */
+	__u8 header[sizeof(struct ipv6hdr)];	/* of a packet being put together */
 };
 
 struct {

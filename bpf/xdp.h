@@ -7,6 +7,21 @@
 
 enum { XDP_OFFSET_MAX = 0x3ff };
 
+/* Not static, as those of TC. */
+__noinline int xdp_parse(struct xdp_md *ctx)
+{
+	struct work *work = work_get();
+
+	return work && packet_parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, &work->pkt);
+}
+
+__noinline int xdp_nat(struct xdp_md *ctx)
+{
+	struct work *work = work_get();
+
+	return work ? nat_decide(ctx, work) : VERDICT_PASS;
+}
+
 /* All else is TC's: what has to be put together, or says something about other packets. */
 static __always_inline bool xdp_fit(const struct packet *pkt)
 {
@@ -35,16 +50,42 @@ static __always_inline void *xdp_at(struct xdp_md *ctx, __u32 offset, __u32 leng
 	return p + length <= (void *)(long)ctx->data_end ? p : NULL;
 }
 
+static __always_inline bool xdp_write_ipv6(struct xdp_md *ctx, const struct packet *pkt, const struct rewrite *rw)
+{
+	struct ipv6hdr *ip = xdp_at(ctx, pkt->l3_off, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	ip->hop_limit = rw->ttl;
+	__builtin_memcpy(&ip->saddr, &rw->to.src, sizeof(rw->to.src));
+	__builtin_memcpy(&ip->daddr, &rw->to.dst, sizeof(rw->to.dst));
+	return true;
+}
+
+static __always_inline bool xdp_write_ipv4(struct xdp_md *ctx, const struct packet *pkt, const struct rewrite *rw)
+{
+	struct iphdr *ip = xdp_at(ctx, pkt->l3_off, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	ip->check = csum_apply(ip->check, rw->ip_diff);
+	ip->ttl = rw->ttl;
+	ip->saddr = rw->to.src.word[3];
+	ip->daddr = rw->to.dst.word[3];
+	return true;
+}
+
+/* What fails does so before the first byte is written. */
 static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *pkt, const struct rewrite *rw)
 {
 	struct ethhdr *eth = xdp_at(ctx, 0, sizeof(*eth));
-	struct iphdr *ip = xdp_at(ctx, pkt->l3_off, sizeof(*ip));
 	__be16 *ports = xdp_at(ctx, pkt->l4.ports_off, 2 * sizeof(*ports));
 	__sum16 *check = NULL;
 
 	if (pkt->l4.check_off)
 		check = xdp_at(ctx, pkt->l4.check_off, sizeof(*check));
-	if (!eth || !ip || !ports || (pkt->l4.check_off && !check))
+	if (!eth || !ports || (pkt->l4.check_off && !check) ||
+	    !(pkt->v6 ? xdp_write_ipv6(ctx, pkt, rw) : xdp_write_ipv4(ctx, pkt, rw)))
 		return false;
 	if (check) {
 		*check = csum_apply(csum_apply(*check, rw->address_diff), rw->port_diff);
@@ -54,10 +95,6 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *p
 	}
 	ports[0] = rw->to.sport;
 	ports[1] = rw->to.dport;
-	ip->check = csum_apply(ip->check, rw->ip_diff);
-	__builtin_memcpy(&ip->ttl, &rw->ttl_protocol, sizeof(rw->ttl_protocol));
-	ip->saddr = rw->to.src.word[3];
-	ip->daddr = rw->to.dst.word[3];
 	__builtin_memcpy(eth, rw->macs, sizeof(rw->macs));
 	return true;
 }

@@ -21,7 +21,14 @@ type Link struct {
 	MTU          int  // in bytes, of an IP packet
 	PPP          bool // a PPP device, as of PPPoE
 	HardwareAddr net.HardwareAddr
-	Addresses    []netip.Prefix // of both families, with the host part
+	// Addresses are of both families, with the host part, and the one to send from first.
+	Addresses []netip.Prefix
+	// Passive are addresses of IPv6 that nothing new is sent from: deprecated, or still probed for
+	// being another host's too (RFC 4862 5.4). An address is probed again when its link comes up
+	// again, and its connections go on.
+	Passive []netip.Prefix
+	// PortOf names the bridge, bond or team that the interface belongs to: its packets are that one's.
+	PortOf string
 	// XDPTransmit says that the device sends frames that XDP redirects to it. One that does not
 	// drops them, some without a count.
 	XDPTransmit bool
@@ -43,7 +50,9 @@ func Links() ([]Link, error) {
 	}
 	links := make([]Link, 0, len(devices))
 	for _, dev := range devices {
-		links = append(links, newLink(dev, addresses, features))
+		l := newLink(dev, addresses, features)
+		l.PortOf = portOf(dev, devices)
+		links = append(links, l)
 	}
 	slices.SortFunc(links, func(a, b Link) int { return a.Index - b.Index })
 	return links, nil
@@ -60,16 +69,50 @@ func newLink(dev netlink.Link, addresses []netlink.Addr, features map[int]uint64
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
 	}
-	for _, a := range addresses {
-		if a.LinkIndex != attrs.Index {
+	l.setAddresses(addresses)
+	return l
+}
+
+// setAddresses takes those of a list that are the link's and can be used. Temporary ones (RFC 8981)
+// come last: they are soon gone, and meant for the router's own connections.
+func (l *Link) setAddresses(list []netlink.Addr) {
+	var temporary []netip.Prefix
+	for _, a := range list {
+		address, ok := netip.AddrFromSlice(a.IP)
+		// No packet on the wire has an IPv4-mapped address.
+		if a.LinkIndex != l.Index || !ok || address.Is4In6() {
 			continue
 		}
-		if address, ok := netip.AddrFromSlice(a.IP); ok {
-			ones, _ := a.Mask.Size()
-			l.Addresses = append(l.Addresses, netip.PrefixFrom(address.Unmap(), ones))
+		ones, _ := a.Mask.Size()
+		prefix := netip.PrefixFrom(address, ones)
+		switch {
+		case address.Is4():
+			l.Addresses = append(l.Addresses, prefix) // the flags mean other things
+		case a.Flags&unix.IFA_F_DADFAILED != 0: // it is another host's
+		case a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DEPRECATED) != 0:
+			l.Passive = append(l.Passive, prefix)
+		case a.Flags&unix.IFA_F_TEMPORARY != 0:
+			temporary = append(temporary, prefix)
+		default:
+			l.Addresses = append(l.Addresses, prefix)
 		}
 	}
-	return l
+	l.Addresses = append(l.Addresses, temporary...)
+}
+
+// portOf names the device that takes what arrives on dev, if that is another one. A VRF does not:
+// its interfaces have addresses and routes of their own.
+func portOf(dev netlink.Link, devices []netlink.Link) string {
+	master := dev.Attrs().MasterIndex
+	if master == 0 {
+		return ""
+	}
+	for _, other := range devices {
+		if other.Attrs().Index == master && other.Type() != "vrf" {
+			return other.Attrs().Name
+		}
+	}
+	return ""
 }
 
 // retryDump asks again if what is listed changed meanwhile: the kernel tells, and an interrupted

@@ -65,11 +65,11 @@ const (
 )
 
 // forwardKey is the trie key of the ports that share the first `bits` bits of port.
-func forwardKey(external uint32, protocol Protocol, port uint16, bits int) bpf.HairpinForwardKey {
+func forwardKey(external uint32, protocol uint8, port uint16, bits int) bpf.HairpinForwardKey {
 	return bpf.HairpinForwardKey{
 		PrefixLength: protocolBits + uint32(bits),
 		External:     external,
-		Protocol:     uint8(protocol),
+		Protocol:     protocol,
 		Port:         be16(port),
 	}
 }

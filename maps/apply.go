@@ -4,7 +4,6 @@ package maps
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -122,8 +121,8 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 		return fmt.Errorf("the forwards that run and the new ones have %d targets, but the table holds %d at once; apply the change in steps", need, limit)
 	}
 	addresses := uint32(len(present))
-	for external := range p.doc.Externals {
-		if _, there := present[toAddr(external.Address)]; external.Address.IsValid() && !there {
+	for at := range p.doc.Externals {
+		if _, there := present[toAddr(at.Address)]; at.Address.IsValid() && !there {
 			addresses++
 		}
 	}
@@ -247,11 +246,11 @@ func (t *Tables) addExternals(doc *document) error {
 		return fmt.Errorf("list external addresses: %w", err)
 	}
 	ids := t.freeAddressIDs(present)
-	for external, id := range doc.Externals {
-		if !external.Address.IsValid() {
+	for at, id := range doc.Externals {
+		if !at.Address.IsValid() {
 			continue
 		}
-		addr := toAddr(external.Address)
+		addr := toAddr(at.Address)
 		want := present[addr]
 		want.Fixed = id
 		if err := t.putExternal(addr, present[addr], want, ids); err != nil {
@@ -315,7 +314,7 @@ func (t *Tables) dropExternals(doc *document) error {
 		return fmt.Errorf("list external addresses: %w", err)
 	}
 	for addr, external := range present {
-		if external.Fixed == 0 || doc.Externals[External{Address: fromAddr(addr)}] == external.Fixed {
+		if external.Fixed == 0 || doc.Externals[addressPlace(fromAddr(addr))] == external.Fixed {
 			continue
 		}
 		external.Fixed = 0
@@ -412,8 +411,4 @@ func (c Config) settings() bpf.HairpinSettings {
 		}
 	}
 	return settings
-}
-
-func compareExternal(a, b External) int {
-	return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Interface, b.Interface))
 }

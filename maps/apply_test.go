@@ -35,7 +35,8 @@ func inner(t testing.TB, outer *ebpf.Map, slot uint32) *ebpf.Map {
 func (t *Tables) route(tb testing.TB, addr string, protocol Protocol, port uint16) (f bpf.HairpinForward, found, lives bool) {
 	tb.Helper()
 	var external bpf.HairpinExternal
-	if err := t.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
+	at := netip.MustParseAddr(addr)
+	if err := t.objs.Externals.Lookup(toAddr(at), &external); err != nil {
 		return f, false, false
 	}
 	generation, err := t.generation()
@@ -44,7 +45,7 @@ func (t *Tables) route(tb testing.TB, addr string, protocol Protocol, port uint1
 	}
 	trie := inner(tb, t.objs.Forwards, generation&1)
 	for _, id := range []uint32{external.Fixed, external.Group} {
-		if id == 0 || trie.Lookup(forwardKey(id, protocol, port, portBits), &f) != nil {
+		if id == 0 || trie.Lookup(forwardKey(id, protocol.number(at.Is6()), port, portBits), &f) != nil {
 			continue
 		}
 		lives = t.current(tb, f.Stamp) && t.current(tb, external.Address)

@@ -175,7 +175,7 @@ func (s scrape) interfaces(interfaces []InterfaceStatus) {
 		}
 		s.gauge(interfaceAttached, attached, link.Name, link.Role.String(), link.Mode)
 		for _, addr := range link.Addresses {
-			if link.Role == RoleWAN && addr.Is4() {
+			if link.Role == RoleWAN && IsExternal(addr) {
 				s.gauge(externalAddress, 1, link.Name, addr.String())
 			}
 		}

@@ -153,6 +153,7 @@ func TestCollectorGivesEverySample(t *testing.T) {
 		`hairpin_connections{state="half-open"} 1`,
 		`hairpin_connections_limit{} 32`,
 		`hairpin_connections_refused_total{reason="table_full"} 7`,
+		`hairpin_external_address_info{address="2001:db8::1",interface="wan0"} 1`,
 		`hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1`,
 		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="hairpin"} 0`,
 		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="local"} 0`,

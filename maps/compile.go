@@ -146,13 +146,13 @@ func compile(c Config, running *document, have inventory) (*program, error) {
 		return nil, err
 	}
 	p.assignExternals(running, have)
-	every, own := p.selectors()
-	for _, external := range slices.SortedFunc(maps.Keys(p.doc.Externals), compareExternal) {
-		layers := [][]int{own[external]}
-		if external.Interface != "" {
-			layers = [][]int{every, own[external]}
+	listening := p.listening()
+	for _, at := range slices.SortedFunc(maps.Keys(p.doc.Externals), comparePlace) {
+		layers := [][]int{listening[at]}
+		if at.Interface != "" {
+			layers = [][]int{listening[at.everywhere()], listening[at]}
 		}
-		if err := p.paint(p.doc.Externals[external], layers); err != nil {
+		if err := p.paint(at, layers); err != nil {
 			return nil, err
 		}
 	}
@@ -199,38 +199,40 @@ func (p *program) assignStamps(running *document, have inventory) error {
 	return nil
 }
 
-// assignExternals gives every WAN interface and every fixed address an id. Old
-// ones stay; a new one is higher than any that an address may still have, for
+// assignExternals gives every fixed address an id and every WAN interface two,
+// so that no address is looked up among forwards of the other family. Old ids
+// stay; a new one is higher than any that an address may still have, for
 // addresses do not swap together with the forwards.
 func (p *program) assignExternals(running *document, have inventory) {
-	p.doc.Externals = map[External]uint32{}
+	p.doc.Externals = map[place]uint32{}
 	last := have.lastExternal
 	for _, id := range running.Externals {
 		last = max(last, id)
 	}
-	add := func(external External) {
-		if _, there := p.doc.Externals[external]; there {
+	add := func(at place) {
+		if _, there := p.doc.Externals[at]; there {
 			return
 		}
-		id, there := running.Externals[external]
+		id, there := running.Externals[at]
 		if !there {
 			last++
 			id = last
 		}
-		p.doc.Externals[external] = id
+		p.doc.Externals[at] = id
 	}
 	for _, name := range p.doc.Config.WAN {
-		add(External{Interface: name})
+		add(interfacePlace(name, false))
+		add(interfacePlace(name, true))
 	}
 	for _, f := range p.doc.Config.Forwards {
 		if f.External.Address.IsValid() {
-			add(f.External)
+			add(f.place())
 		}
 	}
 }
 
-// selectors sorts the forwards by where they listen, larger ranges first.
-func (p *program) selectors() (every []int, own map[External][]int) {
+// listening sorts the forwards by where they listen, larger ranges first.
+func (p *program) listening() map[place][]int {
 	forwards := p.doc.Config.Forwards
 	order := make([]int, len(forwards))
 	for i := range order {
@@ -239,20 +241,18 @@ func (p *program) selectors() (every []int, own map[External][]int) {
 	slices.SortStableFunc(order, func(a, b int) int {
 		return cmp.Compare(forwards[b].Ports.Len(), forwards[a].Ports.Len())
 	})
-	own = map[External][]int{}
+	listening := map[place][]int{}
 	for _, i := range order {
-		if external := forwards[i].External; external != (External{}) {
-			own[external] = append(own[external], i)
-		} else {
-			every = append(every, i)
-		}
+		at := forwards[i].place()
+		listening[at] = append(listening[at], i)
 	}
-	return every, own
+	return listening
 }
 
 // paint lays forwards over each other, the more specific ones last, and adds
 // the entries that give each port the topmost.
-func (p *program) paint(external uint32, layers [][]int) error {
+func (p *program) paint(at place, layers [][]int) error {
+	external := p.doc.Externals[at]
 	layers, all := p.overAny(layers)
 	if all >= 0 {
 		if err := p.add(anyKey(external), all); err != nil {
@@ -271,7 +271,7 @@ func (p *program) paint(external uint32, layers [][]int) error {
 			}
 		}
 		err := tree.each(func(port uint16, bits, owner int) error {
-			return p.add(forwardKey(external, protocol.Protocol, port, bits), owner)
+			return p.add(forwardKey(external, protocol.number(at.is6()), port, bits), owner)
 		})
 		if err != nil {
 			return err

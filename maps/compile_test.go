@@ -99,15 +99,15 @@ func mustCompile(t *testing.T, c Config, running *document, have inventory) *pro
 }
 
 // find looks up as the datapath does: a fixed address, then its interface.
-func (p *program) find(external External, protocol Protocol, port uint16) string {
+func (p *program) find(at place, protocol Protocol, port uint16) string {
 	best, name := uint32(0), ""
 	for i, key := range p.keys {
 		same := key.PrefixLength == externalBits
 		if !same {
 			bits := key.PrefixLength - protocolBits
-			same = Protocol(key.Protocol) == protocol && (be16(key.Port)^port)>>(16-bits) == 0
+			same = key.Protocol == protocol.number(at.is6()) && (be16(key.Port)^port)>>(16-bits) == 0
 		}
-		if same && key.External == p.doc.Externals[external] && key.External != 0 && key.PrefixLength > best {
+		if same && key.External == p.doc.Externals[at] && key.External != 0 && key.PrefixLength > best {
 			best, name = key.PrefixLength, p.doc.names()[p.values[i].Stamp.Id]
 		}
 	}
@@ -124,12 +124,12 @@ func TestTheMoreSpecificForwardWins(t *testing.T) {
 		"fixed tcp 203.0.113.1:6003 to 10.0.0.1",
 		"all tcp wan1:any to 10.0.0.1",
 	), &document{}, testInventory())
-	wan0, wan1 := External{Interface: "wan0"}, External{Interface: "wan1"}
-	fixed := External{Address: netip.MustParseAddr("203.0.113.1")}
+	wan0, wan1 := interfacePlace("wan0", false), interfacePlace("wan1", false)
+	fixed := addressPlace(netip.MustParseAddr("203.0.113.1"))
 	for _, test := range []struct {
-		external External
-		port     uint16
-		want     string
+		at   place
+		port uint16
+		want string
 	}{
 		{wan0, 6005, "one-range"}, // the interface beats the smaller range of every interface
 		{wan0, 6000, "one-half"},
@@ -144,11 +144,11 @@ func TestTheMoreSpecificForwardWins(t *testing.T) {
 		{fixed, 6003, "fixed"},
 		{fixed, 6004, ""}, // the datapath goes on with the group
 	} {
-		if got := p.find(test.external, TCP, test.port); got != test.want {
-			t.Errorf("%s:%d goes to %q, want %q", test.external, test.port, got, test.want)
+		if got := p.find(test.at, TCP, test.port); got != test.want {
+			t.Errorf("%s:%d goes to %q, want %q", test.at, test.port, got, test.want)
 		}
-		if got := p.find(test.external, UDP, test.port); got != "" {
-			t.Errorf("udp %s:%d goes to %q", test.external, test.port, got)
+		if got := p.find(test.at, UDP, test.port); got != "" {
+			t.Errorf("udp %s:%d goes to %q", test.at, test.port, got)
 		}
 	}
 }
@@ -164,10 +164,10 @@ func TestProtocolsWithoutPorts(t *testing.T) {
 		"own-ssh tcp,sctp wan0:22 to 10.0.0.7",
 		"fixed sctp,icmp 203.0.113.1:any to 10.0.0.8",
 	), &document{}, testInventory())
-	wan0, wan1 := External{Interface: "wan0"}, External{Interface: "wan1"}
-	fixed := External{Address: netip.MustParseAddr("203.0.113.1")}
+	wan0, wan1 := interfacePlace("wan0", false), interfacePlace("wan1", false)
+	fixed := addressPlace(netip.MustParseAddr("203.0.113.1"))
 	for _, test := range []struct {
-		external External
+		at       place
 		protocol Protocol
 		port     uint16
 		want     string
@@ -191,8 +191,8 @@ func TestProtocolsWithoutPorts(t *testing.T) {
 		{fixed, ICMP, 0, "fixed"},
 		{fixed, TCP, 1, ""}, // the datapath goes on with the group
 	} {
-		if got := p.find(test.external, test.protocol, test.port); got != test.want {
-			t.Errorf("%s %s:%d goes to %q, want %q", test.protocol, test.external, test.port, got, test.want)
+		if got := p.find(test.at, test.protocol, test.port); got != test.want {
+			t.Errorf("%s %s:%d goes to %q, want %q", test.protocol, test.at, test.port, got, test.want)
 		}
 	}
 	for i, key := range p.keys {
@@ -238,7 +238,7 @@ func TestRandomForwardsAgreeWithTheRule(t *testing.T) {
 					want, size = f.Name, weight
 				}
 			}
-			if got := p.find(External{Interface: "wan0"}, TCP, port); got != want {
+			if got := p.find(interfacePlace("wan0", false), TCP, port); got != want {
 				t.Fatalf("port %d goes to %q, want %q, of\n%v", port, got, want, c.Forwards)
 			}
 		}
@@ -281,8 +281,8 @@ func TestStampsAndExternalIDsAreStable(t *testing.T) {
 	if want := []stamp{{1, 101}, {2, 102}, {3, 103}}; !slices.Equal(first.doc.Stamps, want) {
 		t.Fatalf("stamps %v, want %v", first.doc.Stamps, want)
 	}
-	fixed := External{Address: netip.MustParseAddr("203.0.113.5")}
-	if wan0, id := first.doc.Externals[External{Interface: "wan0"}], first.doc.Externals[fixed]; wan0 != 8 || id != 10 {
+	fixed := addressPlace(netip.MustParseAddr("203.0.113.5"))
+	if wan0, id := first.doc.Externals[interfacePlace("wan0", false)], first.doc.Externals[fixed]; wan0 != 8 || id != 12 {
 		t.Errorf("external ids %v: those an address may still have are in them", first.doc.Externals)
 	}
 

@@ -168,7 +168,7 @@ func (d *document) names() map[uint32]string {
 
 func derive(key bpf.HairpinTuple, opener, answer *direction, now uint64) Connection {
 	return Connection{
-		Protocol:    Protocol(key.Protocol),
+		Protocol:    protocolOf(key.Protocol),
 		Path:        word(names().paths, uint32(opener.path)),
 		State:       stateOf(opener, answer),
 		Client:      addrPort(key.Src, key.Sport),
@@ -209,7 +209,7 @@ func (t *Tables) snapshot() (*snapshot, error) {
 		if conn.Opener != 0 {
 			snap.openings++
 		}
-		if since(now, conn.LastSeen) < openingTime(&settings, Protocol(key.Protocol)) && !epochs.over(conn) {
+		if since(now, conn.LastSeen) < openingTime(&settings, protocolOf(key.Protocol)) && !epochs.over(conn) {
 			snap.add(key, conn, true)
 		}
 	}

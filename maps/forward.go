@@ -64,20 +64,30 @@ func looksLikeAddress(text string) bool {
 		strings.ContainsAny(text, ":[]")
 }
 
-// ParseAddress reads an IPv4 address without leading zeros.
+// ParseAddress reads an IPv4 address without leading zeros, or an IPv6 address,
+// which may be in brackets.
 func ParseAddress(text string) (netip.Addr, error) {
-	addr, err := netip.ParseAddr(strings.TrimSuffix(strings.TrimPrefix(text, "["), "]"))
+	inner, opened := strings.CutPrefix(text, "[")
+	inner, closed := strings.CutSuffix(inner, "]")
+	addr, err := netip.ParseAddr(inner)
 	switch {
-	case err != nil:
-		return netip.Addr{}, fmt.Errorf("%s is not an address; an address looks like 192.168.1.20, without leading zeros", Quote(text))
-	case !addr.Is4():
-		return netip.Addr{}, fmt.Errorf("%s: IPv6 forwards are not supported by this version", Quote(text))
+	case err != nil || opened != closed || opened && addr.Is4():
+		return netip.Addr{}, fmt.Errorf("%s is not an address; an address looks like 192.168.1.20, without leading zeros, or 2001:db8::20, which takes a port in brackets, [2001:db8::20]:443", Quote(text))
+	case addr.Is4In6():
+		return netip.Addr{}, mappedError(text, addr.Unmap())
+	case addr.Zone() != "":
+		return netip.Addr{}, fmt.Errorf("%s has a zone, which says where a link-local address is; give a global or unique local one, without zone", Quote(text))
 	}
 	return addr, nil
 }
 
-// ParsePrefix reads an IPv4 network such as 192.168.1.0/24, or an address for
-// itself alone.
+// mappedError is about an IPv4 address in the guise of IPv6, which is on no wire.
+func mappedError(text string, plain fmt.Stringer) error {
+	return fmt.Errorf("%s is an IPv4-mapped address; write %s", Quote(text), plain)
+}
+
+// ParsePrefix reads a network such as 192.168.1.0/24 or 2001:db8::/32, or an
+// address for itself alone.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	if !strings.Contains(text, "/") {
 		addr, err := ParseAddress(text)
@@ -89,9 +99,10 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	prefix, err := netip.ParsePrefix(text)
 	switch {
 	case err != nil:
-		return netip.Prefix{}, fmt.Errorf("%s is not a network; a network looks like 192.168.1.0/24", Quote(text))
-	case !prefix.Addr().Is4():
-		return netip.Prefix{}, fmt.Errorf("%s: IPv6 forwards are not supported by this version", Quote(text))
+		return netip.Prefix{}, fmt.Errorf("%s is not a network; a network looks like 192.168.1.0/24 or 2001:db8::/32", Quote(text))
+	case prefix.Addr().Is4In6():
+		plain := netip.PrefixFrom(prefix.Addr().Unmap(), max(0, prefix.Bits()-96))
+		return netip.Prefix{}, mappedError(text, plain.Masked())
 	case prefix != prefix.Masked():
 		return netip.Prefix{}, fmt.Errorf("%s has bits set behind its length; write %s", Quote(text), prefix.Masked())
 	}
@@ -153,7 +164,10 @@ func (f Forward) ExternalString() string {
 	if f.External == (External{}) {
 		return ports
 	}
-	return f.External.String() + ":" + ports
+	if f.External.Address.IsValid() {
+		return withPorts(f.External.Address, ports)
+	}
+	return f.External.Interface + ":" + ports
 }
 
 // TargetPorts are the ports at the target, as many as f.Ports.
@@ -170,7 +184,14 @@ func (f Forward) TargetString() string {
 	if f.Ports.Every() {
 		return f.Target.String()
 	}
-	return f.Target.String() + ":" + f.TargetPorts().String()
+	return withPorts(f.Target, f.TargetPorts().String())
+}
+
+func withPorts(addr netip.Addr, ports string) string {
+	if addr.Is6() {
+		return "[" + addr.String() + "]:" + ports
+	}
+	return addr.String() + ":" + ports
 }
 
 // String is the forward in the grammar of ParseForward.

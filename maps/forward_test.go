@@ -102,9 +102,6 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 		"web tcp 443 to 010.0.0.1":                        {`to: "010.0.0.1" is not an address`, "without leading zeros"},
 		"web tcp 443 to server.lan:80":                    {`"server.lan" is not an address`},
 		"web tcp 443 to 10.0.0.1:":                        {"ends where a port was expected"},
-		"web tcp 443 to [2001:db8::1]:443":                {"IPv6 forwards are not supported by this version"},
-		"web tcp 443 to 2001:db8::1":                      {"IPv6 forwards are not supported by this version"},
-		"web tcp [2001:db8::1]:443 to 10.0.0.1":           {"external: ", "IPv6 forwards are not supported by this version"},
 		"web tcp 203.0.113.1 to 10.0.0.1":                 {"has no port; write 203.0.113.1:443"},
 		"web tcp 203.0.113:80 to 10.0.0.1":                {`"203.0.113" is not an address`},
 		"web tcp eth/0:80 to 10.0.0.1":                    {`"eth/0" cannot be the name of an interface`},
@@ -115,7 +112,6 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 		"web tcp 443 to 10.0.0.1 from":                    {`nothing after "from"`},
 		"web tcp 443 to 10.0.0.1 from 10.0.0.1/8":         {"write 10.0.0.0/8"},
 		"web tcp 443 to 10.0.0.1 from 10.0.0.0/33":        {"is not a network"},
-		"web tcp 443 to 10.0.0.1 from ::/0":               {"IPv6 forwards are not supported"},
 		"web tcp 443 to 10.0.0.1 reflect public":          {`"public" is not a reflect mode; possible are auto, router and off`},
 		"web tcp 443 to 10.0.0.1 reflect off reflect off": {`"reflect" is there twice`},
 		"W tpc 0 to 1.2.3 from x reflect y":               {`"W" is not`, `"tpc"`, `"0" is not`, `"1.2.3" is not`, `"x" is not`, `"y" is not`},
@@ -139,7 +135,7 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 func FuzzParseForward(f *testing.F) {
 	for _, line := range []string{
 		"web tcp,udp wan0:6000-6010 to 192.168.1.20:7000 from 10.0.0.0/8 reflect router",
-		"x tcp [2001:db8::1]:443 to 10.0.0.1", "x tcp any to 1.2.3.4", "a b c to :", "a b : to ]:[",
+		"x tcp [2001:db8::1]:443 to 10.0.0.1", "x tcp any to 1.2.3.4", "x tcp,udp [2001:db8::1]:6000-6010 to [fd00::20]:7000 from 2001:db8::/32,::1", "a b c to :", "a b : to ]:[",
 	} {
 		f.Add(line)
 	}

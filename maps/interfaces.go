@@ -38,7 +38,8 @@ type Interface struct {
 	Name        string
 	Index       int
 	Role        Role           // 0 if hairpin has nothing to do with it
-	Addresses   []netip.Prefix // with the lengths of their networks; IPv6 is left out
+	Addresses   []netip.Prefix // with the lengths of their networks; of a family the one to use first
+	Passive     []netip.Prefix // the same, but nothing is sent from them unless it answers
 	XDPTransmit bool           // takes XDP frames
 	MTU         int            // in bytes, of an IP packet
 	PPP         bool           // a PPP device
@@ -49,8 +50,8 @@ type Interface struct {
 // SetInterfaces tells the datapath which interfaces and addresses there are
 // now, writing only what differs. Connections to an address that went are over.
 // Call it after Apply and after each change of links and addresses, under the
-// writer lock. Of an interface's addresses the datapath knows the first eight;
-// forwards listen on all.
+// writer lock. Of an interface's own addresses the datapath knows eight, of both
+// families if it has both; forwards listen on all.
 func (t *Tables) SetInterfaces(ifs []Interface) error {
 	doc, _, err := t.running()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -135,21 +136,47 @@ func (link Interface) kernel() bpf.HairpinInterface {
 	}
 	for _, prefix := range link.Addresses {
 		addr := prefix.Addr()
-		if !addr.Is4() {
-			continue
-		}
-		if addr.IsPrivate() || addr.IsLinkLocalUnicast() || carrierGrade.Contains(addr) {
+		// An interface of IPv6 always has a link-local address, which says nothing.
+		if addr.Is4() && (addr.IsPrivate() || addr.IsLinkLocalUnicast() || carrierGrade.Contains(addr)) {
 			value.Private = 1
 		}
-		if int(value.Addresses) < len(value.Address) {
-			value.Address[value.Addresses] = bpf.HairpinInterfaceAddress{
-				Address: toAddr(addr),
-				Mask:    mappedMask(prefix),
-			}
-			value.Addresses++
+	}
+	for i, prefix := range link.own(len(value.Address)) {
+		value.Address[i] = bpf.HairpinInterfaceAddress{
+			Address: toAddr(prefix.Addr()),
+			Mask:    mappedMask(prefix),
 		}
+		value.Addresses++
 	}
 	return value
+}
+
+// own are up to n addresses that the router may send from, IPv4 first. Neither
+// family takes more than half while the other one needs it.
+func (link Interface) own(n int) []netip.Prefix {
+	var v4, v6 []netip.Prefix
+	for _, prefix := range link.Addresses {
+		switch addr := prefix.Addr(); {
+		case addr.Is4():
+			v4 = append(v4, prefix)
+		case global6(addr):
+			v6 = append(v6, prefix)
+		}
+	}
+	v4 = v4[:min(len(v4), max(n/2, n-len(v6)))]
+	v6 = v6[:min(len(v6), n-len(v4))]
+	return slices.Concat(v4, v6)
+}
+
+// global6 reports whether an address is of IPv6 and not bound to its link: global
+// or unique local (RFC 4193).
+func global6(addr netip.Addr) bool {
+	return addr.Is6() && !addr.Is4In6() && addr.IsGlobalUnicast()
+}
+
+// IsExternal reports whether forwards can listen on an address of a WAN interface.
+func IsExternal(addr netip.Addr) bool {
+	return addr.Is4() && !addr.IsLoopback() || global6(addr)
 }
 
 // setExternals brings the addresses that forwards listen on up to date.
@@ -191,22 +218,22 @@ func compareAddr(a, b bpf.HairpinAddr) int { return fromAddr(a).Compare(fromAddr
 func wantedExternals(doc *document, ifs []Interface) map[bpf.HairpinAddr]bpf.HairpinExternal {
 	wanted := map[bpf.HairpinAddr]bpf.HairpinExternal{}
 	for _, link := range ifs {
-		group := doc.Externals[External{Interface: link.Name}]
-		if link.Role != RoleWAN || group == 0 {
+		if link.Role != RoleWAN {
 			continue
 		}
-		for _, prefix := range link.Addresses {
+		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
 			addr := prefix.Addr()
-			if _, twice := wanted[toAddr(addr)]; addr.Is4() && !addr.IsLoopback() && !twice {
+			group := doc.Externals[interfacePlace(link.Name, addr.Is6())]
+			if _, twice := wanted[toAddr(addr)]; group != 0 && IsExternal(addr) && !twice {
 				wanted[toAddr(addr)] = bpf.HairpinExternal{Group: group}
 			}
 		}
 	}
-	for external, id := range doc.Externals {
-		if external.Address.IsValid() {
-			value := wanted[toAddr(external.Address)]
+	for at, id := range doc.Externals {
+		if at.Address.IsValid() {
+			value := wanted[toAddr(at.Address)]
 			value.Fixed = id
-			wanted[toAddr(external.Address)] = value
+			wanted[toAddr(at.Address)] = value
 		}
 	}
 	return wanted

@@ -5,7 +5,6 @@ package maps
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 )
@@ -31,6 +30,8 @@ func ParseForward(args []string) (Forward, error) {
 	p.target(args[4])
 	p.options(args[5:])
 	if p.problems == nil {
+		p.check("to", checkFamilies(&p.Forward))
+		p.check("from", checkFrom(&p.Forward))
 		p.check("protocol", checkProtocols(p.Protocols))
 		p.check("port", checkPorts(&p.Forward))
 		p.check("to", checkSCTP(&p.Forward))
@@ -69,6 +70,14 @@ func (p *forwardParser) external(text string) {
 	selector, ports := splitPorts(text)
 	if ports == "" && selector != "" {
 		if looksLikeAddress(selector) {
+			addr, err := ParseAddress(selector)
+			if !p.check("external", err) {
+				return
+			}
+			selector = addr.String()
+			if addr.Is6() {
+				selector = "[" + selector + "]"
+			}
 			p.check("port", fmt.Errorf("%s has no port; write %s:443, or %s:%s for every port", Quote(text), selector, selector, anyPort))
 			return
 		}
@@ -100,7 +109,7 @@ func (f *Forward) SetTarget(text string) error {
 	switch {
 	case ports != "":
 		return f.setTargetPorts(ports)
-	case strings.HasSuffix(text, ":"):
+	case addr != text:
 		return fmt.Errorf("%s ends where a port was expected", Quote(text))
 	}
 	return nil
@@ -161,14 +170,12 @@ func (p *forwardParser) option(option, value string) {
 	}
 }
 
-// splitPorts cuts "ADDR:PORT" before its last colon, but "[2001:db8::1]" and a
-// bare IPv6 address not at all.
+// splitPorts cuts "ADDR:PORT" before its last colon. What has more colons has a
+// port only behind brackets: 2001:db8::1:443 is an address.
 func splitPorts(text string) (before, ports string) {
-	if _, err := netip.ParseAddr(text); err == nil || strings.HasSuffix(text, "]") {
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 || strings.HasSuffix(text, "]") || strings.Contains(text[:i], ":") && text[0] != '[' {
 		return text, ""
 	}
-	if i := strings.LastIndexByte(text, ':'); i >= 0 {
-		return text[:i], text[i+1:]
-	}
-	return text, ""
+	return text[:i], text[i+1:]
 }

@@ -9,7 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Protocol is an IP protocol number that forwards may have.
+// Protocol is what forwards may have: an IP protocol number, and ICMP for that of
+// either family.
 type Protocol uint8
 
 // The protocols of forwards.
@@ -41,6 +42,22 @@ var protocols = []struct {
 	{ESP, "esp", false},
 	{IPIP, "ipip", false},
 	{Any, "any", false},
+}
+
+// number is the protocol's number in packets of a family.
+func (p Protocol) number(v6 bool) uint8 {
+	if p == ICMP && v6 {
+		return unix.IPPROTO_ICMPV6
+	}
+	return uint8(p)
+}
+
+// protocolOf is the protocol that a number in a packet stands for.
+func protocolOf(number uint8) Protocol {
+	if number == unix.IPPROTO_ICMPV6 {
+		return ICMP
+	}
+	return Protocol(number)
 }
 
 // ProtocolNames lists what a forward may have as its protocol; the last one,

@@ -22,11 +22,11 @@ const documentSchema = 1
 // document is the running configuration, with what later writers need to know
 // about how it lies in the kernel. It swaps together with the forwards.
 type document struct {
-	Schema    int                 `json:"schema"`
-	Config    Config              `json:"config"`
-	Stamps    []stamp             `json:"stamps"`    // of Config.Forwards, in the same order
-	Externals map[External]uint32 `json:"externals"` // external ids: of WAN interfaces and of fixed addresses
-	Ended     []stamp             `json:"ended"`     // of forwards whose connections end with this document
+	Schema    int              `json:"schema"`
+	Config    Config           `json:"config"`
+	Stamps    []stamp          `json:"stamps"`    // of Config.Forwards, in the same order
+	Externals map[place]uint32 `json:"externals"` // external ids: of WAN interfaces, one per family, and of fixed addresses
+	Ended     []stamp          `json:"ended"`     // of forwards whose connections end with this document
 }
 
 // stamp is an id with the epoch that its connections carry. As JSON it is an

@@ -184,11 +184,7 @@ func (v *validator) forward(i int) {
 	v.check(i, "external", v.external(f.External))
 	v.check(i, "port", checkPorts(f))
 	v.check(i, "to", v.target(f))
-	for _, prefix := range f.From {
-		if !prefix.IsValid() || !prefix.Addr().Is4() || prefix != prefix.Masked() {
-			v.check(i, "from", fmt.Errorf("%s is not an IPv4 network", prefix))
-		}
-	}
+	v.check(i, "from", checkFrom(f))
 	if f.Reflect != "" {
 		_, err := ParseReflect(string(f.Reflect))
 		v.check(i, "reflect", err)
@@ -278,6 +274,9 @@ func (v *validator) target(f *Forward) error {
 	if err := checkUnicast(f.Target); err != nil {
 		return err
 	}
+	if err := checkFamilies(f); err != nil {
+		return err
+	}
 	if other, fixed := v.fixed[f.Target]; fixed {
 		return fmt.Errorf("%s is the external address of forward %s%s, so packets would go round", f.Target, Quote(v.Forwards[other].Name), v.where(other))
 	}
@@ -288,6 +287,38 @@ func (v *validator) target(f *Forward) error {
 		return fmt.Errorf("%d ports from %d on end at %d, but 65535 is the last there is", f.Ports.Len(), f.TargetPort, last)
 	}
 	return checkSCTP(f)
+}
+
+// checkFamilies refuses to translate from one family to the other.
+func checkFamilies(f *Forward) error {
+	if external := f.External.Address; external.IsValid() && external.Is6() != f.Target.Is6() {
+		return fmt.Errorf("%s is an %s address, but the external address %s is %s; a forward stays within its family",
+			f.Target, family(f.Target), external, family(external))
+	}
+	return nil
+}
+
+// family is the name of an address's family.
+func family(addr netip.Addr) string {
+	if addr.Is6() {
+		return "IPv6"
+	}
+	return "IPv4"
+}
+
+// checkFrom refuses networks that no client can have: with the target's family
+// that of the clients is given.
+func checkFrom(f *Forward) error {
+	for _, prefix := range f.From {
+		switch {
+		case !prefix.IsValid() || prefix.Addr().Is4In6() || prefix != prefix.Masked():
+			return fmt.Errorf("%s is not a network", prefix)
+		case f.Target.IsValid() && prefix.Addr().Is6() != f.Target.Is6():
+			return fmt.Errorf("%s is an %s network, but the target %s is %s, and so are its clients; make a forward of its own for each family",
+				prefix, family(prefix.Addr()), f.Target, family(f.Target))
+		}
+	}
+	return nil
 }
 
 // checkSCTP refuses to change ports: the CRC32c of a packet covers them and all
@@ -304,14 +335,18 @@ func checkSCTP(f *Forward) error {
 func checkUnicast(addr netip.Addr) error {
 	kind := ""
 	switch {
-	case !addr.Is4():
-		return fmt.Errorf("%s: IPv6 forwards are not supported by this version", addr)
-	case addr.As4()[0] == 0:
-		kind = "no address of a host"
+	case addr.Is4In6():
+		return mappedError(addr.String(), addr.Unmap())
 	case addr.IsLoopback():
 		kind = "a loopback address"
 	case addr.IsMulticast():
 		kind = "a multicast address"
+	case addr.Is6() && addr.IsLinkLocalUnicast():
+		kind = "a link-local address, which cannot be reached through a router; give a global or unique local one"
+	case addr.IsUnspecified(), addr.Is4() && addr.As4()[0] == 0:
+		kind = "no address of a host"
+	case addr.Is6():
+		return nil
 	case addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
 		kind = "the broadcast address"
 	case addr.As4()[0] >= 240:
@@ -337,15 +372,15 @@ func checkHost(host string) error {
 // conflicts looks at forwards that listen at the same place for the same
 // protocol. Of two that share ports one must hold the other.
 func (v *validator) conflicts() {
-	type place struct {
-		External
+	type listening struct {
+		place
 		Protocol
 	}
-	places := map[place][]int{}
-	var order []place
+	places := map[listening][]int{}
+	var order []listening
 	for i, f := range v.Forwards {
 		for _, protocol := range f.Protocols {
-			at := place{f.External, protocol}
+			at := listening{f.place(), protocol}
 			if places[at] == nil {
 				order = append(order, at)
 			}
@@ -410,7 +445,7 @@ func (c Config) CheckAddresses(ifs []Interface) error {
 	v := validator{Config: c}
 	for i, f := range c.Forwards {
 		for _, link := range ifs {
-			for _, prefix := range link.Addresses {
+			for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
 				v.check(i, "to", checkAgainst(f.Target, prefix, link.Name))
 			}
 		}
@@ -420,10 +455,16 @@ func (c Config) CheckAddresses(ifs []Interface) error {
 
 func checkAgainst(target netip.Addr, prefix netip.Prefix, link string) error {
 	switch {
-	case !target.Is4() || !prefix.Contains(target):
+	case !prefix.Contains(target):
 		return nil
 	case target == prefix.Addr():
 		return fmt.Errorf("%s is this router's own address on %s; a target is another host", target, link)
+	case target.Is6():
+		// RFC 4291 2.6.1; RFC 6164: not of the 127 bits between two routers.
+		if prefix.Bits() < 127 && target == prefix.Masked().Addr() {
+			return fmt.Errorf("%s is every router's address on the network of %s (subnet-router anycast); a target is another host", target, link)
+		}
+		return nil
 	case prefix.Bits() < 31 && target == prefix.Masked().Addr():
 		return fmt.Errorf("%s is the network of %s, not a host", target, link)
 	case prefix.Bits() < 31 && target == lastOf(prefix):

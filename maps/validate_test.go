@@ -43,7 +43,6 @@ func TestValidateRefuses(t *testing.T) {
 		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = nil }, "protocol: there is none"},
 		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{41} }, `"protocol-41" is not a supported protocol`},
 		{"no target", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Target = netip.Addr{} }, "there is no target"},
-		{"IPv6 target", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Target = netip.MustParseAddr("2001:db8::1") }, "IPv6 forwards are not supported by this version"},
 		{"port 0", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Ports.First = 0 }, "0-80 is not a range of ports"},
 		{"bad host", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Hosts = []string{"a b"} }, `hosts: "a b" is not a host name`},
 		{"interface in both", nil, func(c *Config) { c.LAN = []string{"wan0"} }, `interfaces.lan: "wan0" is already in interfaces.wan`},

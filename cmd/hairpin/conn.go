@@ -46,7 +46,8 @@ func (a *app) connShowCommand() *cobra.Command {
 		Short:   "List connections",
 		Long: `List connections, one a line, as whoever opened them sees them. CLIENT and SOURCE
 of an icmp connection are ADDR:ID, the identifier of the echo; what has no port,
-such as gre, is an address alone. JSON has ADDR:0 there.
+such as gre, is an address alone. JSON has ADDR:0 there. An IPv6 address with a
+port is in brackets; icmp is ICMPv6 there.
 
 ` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
@@ -92,7 +93,7 @@ func (a *app) connFlushCommand() *cobra.Command {
 		Use:   "flush SELECTOR..",
 		Short: "End connections at once; the other ends are not told",
 		Long: `End connections at once; the other ends are not told. To end all of them,
-select src 0.0.0.0/0.
+select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
 
 ` + selectorHelp,
 		Args:              needs("a SELECTOR, " + maps.SelectorSyntax),

@@ -52,8 +52,10 @@ func (a *app) forwardAddCommand() *cobra.Command {
 		Short: "Add a forward to what runs",
 		Long: `Add a forward to what runs; "hairpin save" keeps it over a restart.
 
-Without ADDR or IF it listens on every address of every WAN interface. PORT
-"any" forwards every port to the same port of the target.
+Without ADDR or IF it listens on every address of every WAN interface that is of
+the target's family: a forward is all IPv4 or all IPv6. IPv6 with a port is
+written [2001:db8::1]:443. PORT "any" forwards every port to the same port of
+the target.
 
 PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
 or several with commas. Ports of sctp cannot change on the way. icmp (ping) and
@@ -61,6 +63,7 @@ those behind it have no ports here: their PORT is "any". PROTO any is all of the
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
+  hairpin forward add web6 tcp wan0:443 to [fd00::20]:8443
   hairpin forward add tunnel gre,icmp any to 192.168.1.40`,
 		Args:              needs(maps.ForwardSyntax),
 		ValidArgsFunction: a.completeForwardAdd,

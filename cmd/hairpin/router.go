@@ -44,7 +44,7 @@ type port struct {
 	role       maps.Role
 	link       *loader.Link       // nil: there is none of this name, it is pending
 	attachment *loader.Attachment // nil: the programs are not on it
-	err        error              // why they are not, if that was tried
+	err        error              // why they are not, if that was tried or cannot be
 }
 
 // look reports the interfaces of cfg and whatever else is attached, changing nothing.
@@ -69,7 +69,12 @@ func (r *router) look(cfg maps.Config) (ports []port, strays []loader.Attachment
 	add := func(names []string, role maps.Role) {
 		for _, name := range names {
 			p := port{name: name, role: role, link: byName[name]}
-			if p.link != nil {
+			switch {
+			case p.link == nil:
+			case p.link.PortOf != "":
+				// Programs that it has had until now are stray.
+				p.err = fmt.Errorf("%s is a port of %s, and what arrives there is %s's; name that one in the configuration", name, p.link.PortOf, p.link.PortOf)
+			default:
 				p.attachment = byIndex[p.link.Index]
 				delete(byIndex, p.link.Index)
 			}
@@ -91,7 +96,7 @@ func (r *router) look(cfg maps.Config) (ports []port, strays []loader.Attachment
 func (r *router) attach(ports []port, mode string) (added []int) {
 	for i := range ports {
 		p := &ports[i]
-		if p.link == nil || p.attachment != nil {
+		if p.link == nil || p.attachment != nil || p.err != nil {
 			continue
 		}
 		attachment, err := r.attacher.Attach(p.name, loader.Mode(mode))
@@ -292,6 +297,7 @@ func asInterface(link loader.Link, role maps.Role) maps.Interface {
 		Index:        link.Index,
 		Role:         role,
 		Addresses:    link.Addresses,
+		Passive:      link.Passive,
 		XDPTransmit:  link.XDPTransmit,
 		MTU:          link.MTU,
 		PPP:          link.PPP,
@@ -330,17 +336,21 @@ func (p port) mode() string {
 	return strings.Join(parts, "+")
 }
 
-// addresses are the IPv4 addresses of a port, the only ones that forwards of
-// this version listen on.
+// addresses are those of a port that forwards can listen on.
 func (p port) addresses() []netip.Addr {
 	if p.link == nil {
 		return nil
 	}
 	var list []netip.Addr
-	for _, prefix := range p.link.Addresses {
-		if addr := prefix.Addr(); addr.Is4() {
+	for _, prefix := range slices.Concat(p.link.Addresses, p.link.Passive) {
+		if addr := prefix.Addr(); maps.IsExternal(addr) {
 			list = append(list, addr)
 		}
 	}
 	return list
+}
+
+// hasFamily reports whether a port has an address that forwards to target can listen on.
+func (p port) hasFamily(target netip.Addr) bool {
+	return slices.ContainsFunc(p.addresses(), func(addr netip.Addr) bool { return addr.Is6() == target.Is6() })
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -44,7 +45,7 @@ type portRow struct {
 	Mode      string   `json:"mode"`  // "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact"; "" unless attached
 	Reason    string   `json:"reason,omitempty"`
 	Index     int      `json:"index,omitempty"`
-	Addresses []string `json:"addresses"` // of a WAN interface: what forwards listen on
+	Addresses []string `json:"addresses"` // of both families; of a WAN interface: what forwards listen on
 }
 
 // nearlyFull is the share of the connection table above which status warns.
@@ -127,24 +128,21 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 	if len(ports) == 0 {
 		warn("no configuration was applied: \"hairpin attach\" does")
 	}
-	everywhere := forwards("all")
-	if !everywhere && len(ports) > 0 {
-		warn("IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1")
-	}
 	for _, p := range ports {
 		switch {
 		case p.link == nil:
+		case p.err != nil:
+			warn("%s", p.err)
 		case p.attachment == nil:
 			warn("%s: not attached: \"hairpin attach\" does", p.name)
 		case !p.link.Up:
 			warn("%s: the link is down", p.name)
 		case len(p.addresses()) == 0 && p.role == maps.RoleWAN:
-			warn("%s: no IPv4 address, so its forwards listen on none", p.name)
-		}
-		if p.attachment != nil && everywhere && !forwards(p.name) {
-			warn("%s: IPv4 forwarding is off here: sysctl -w net.ipv4.conf.%s.forwarding=1", p.name, p.name)
+			warn("%s: no address, so its forwards listen on none", p.name)
 		}
 	}
+	list = append(list, notForwarding(cfg, ports, forwards)...)
+	list = append(list, deaf(cfg, ports)...)
 	if !st.Daemon && len(ports) > 0 {
 		warn("no daemon: changes of addresses, interfaces and routes are not followed")
 	}
@@ -159,11 +157,68 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 	return list
 }
 
-// forwards reports whether the kernel forwards IPv4 packets that come in by an
-// interface. What cannot be read counts as on: the interface may just have gone.
-func forwards(ifname string) bool {
-	data, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4/conf", ifname, "forwarding"))
+// notForwarding names the interfaces that do not forward; forwards tells, as
+// below. IPv6 is no matter to those who have no forward of it.
+func notForwarding(cfg maps.Config, ports []port, forwards func(sysctl, ifname string) bool) (list []string) {
+	of6 := func(f maps.Forward) bool { return f.Target.Is6() }
+	for _, family := range []struct {
+		name, sysctl, all string
+		wanted            bool
+	}{
+		{"IPv4", "net.ipv4", "ip_forward", len(ports) > 0},
+		{"IPv6", "net.ipv6", "conf.all.forwarding", slices.ContainsFunc(cfg.Forwards, of6)},
+	} {
+		if !family.wanted {
+			continue
+		}
+		if !forwards(family.sysctl, "all") {
+			list = append(list, fmt.Sprintf("%s forwarding is off: sysctl -w %s.%s=1", family.name, family.sysctl, family.all))
+			continue
+		}
+		for _, p := range ports {
+			if p.attachment != nil && !forwards(family.sysctl, p.name) {
+				list = append(list, fmt.Sprintf("%s: %s forwarding is off here: sysctl -w %s.conf.%s.forwarding=1", p.name, family.name, family.sysctl, p.name))
+			}
+		}
+	}
+	return list
+}
+
+// forwards reports whether the kernel forwards packets that come in by an
+// interface; sysctl is net.ipv4 or net.ipv6. What cannot be read counts as on: the
+// interface may just have gone.
+func forwards(sysctl, ifname string) bool {
+	dir := strings.ReplaceAll(sysctl, ".", "/")
+	data, err := os.ReadFile(filepath.Join("/proc/sys", dir, "conf", ifname, "forwarding"))
 	return err != nil || strings.TrimSpace(string(data)) != "0"
+}
+
+// deaf names the forwards that no interface has an address for, of their family.
+// Interfaces without any address have a warning of their own.
+func deaf(cfg maps.Config, ports []port) (list []string) {
+	for _, f := range cfg.Forwards {
+		if f.External.Address.IsValid() {
+			continue
+		}
+		addressed, hears := false, false
+		for _, p := range ports {
+			if p.role == maps.RoleWAN && (f.External.Interface == "" || f.External.Interface == p.name) {
+				addressed = addressed || len(p.addresses()) > 0
+				hears = hears || p.hasFamily(f.Target)
+			}
+		}
+		if addressed && !hears {
+			where, family := f.External.Interface, "IPv4"
+			if where == "" {
+				where = "every WAN interface"
+			}
+			if f.Target.Is6() {
+				family = "IPv6"
+			}
+			list = append(list, fmt.Sprintf("forward %q: %s is without an %s address, so it listens on none", f.Name, where, family))
+		}
+	}
+	return list
 }
 
 func kernelRelease() (string, error) {

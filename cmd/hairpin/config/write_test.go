@@ -56,6 +56,25 @@ func TestWriteIsReadBack(t *testing.T) {
 	}
 }
 
+func TestWriteIsReadBackOfIPv6(t *testing.T) {
+	main := filepath.Join(t.TempDir(), "hairpin.toml")
+	writeFile(t, main, "version = 1\ninterfaces.wan = [\"wan0\"]\n")
+	const forward = "[[forward]]\nprotocol = \"tcp\"\n"
+	want := parsed(t, "version = 1\ninterfaces.wan = [\"wan0\"]\n"+
+		forward+"name = \"a\"\nexternal = \"2001:db8::1\"\nport = \"6000-6010\"\nto = \"[fd00::20]:7000\"\nfrom = [\"2001:db8::/32\", \"fd00::9\"]\n"+
+		forward+"name = \"b\"\nexternal = \"wan0\"\nto = \"fd00::20\"\n")
+	if err := Write(filepath.Join(filepath.Dir(main), DropInDir, "50-cli.toml"), want); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(main)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(maps.Forward{}, "Source"))...); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
 func TestWriteKeepsTheMode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), DropInDir, "50-cli.toml")
 	for _, mode := range []fs.FileMode{0o644, 0o600, 0o640} {
