@@ -256,6 +256,7 @@ func newCorpusBench(tb testing.TB) *bench {
 func (b *bench) kernelPort(tb testing.TB) {
 	tb.Helper()
 	lab.Cable(b.router, "kernel0", b.wires, "to-kernel0")
+	b.router.Sysctl("net/ipv6/conf/kernel0/disable_ipv6", "1") // it is to say nothing itself
 	b.router.Address("kernel0", "192.168.88.1/24")
 	b.neighbour(tb, port{index: b.router.Index("kernel0")}, netip.MustParseAddr("192.168.88.8"), serverMAC)
 }
