@@ -39,17 +39,20 @@ static long craft_sum_step(__u32 index, struct craft_sum *work)
 	return 0;
 }
 
-/* Sum of the craft's bytes from at, which is even, to before end, as its 16 bit words in network order. */
-static __noinline __u16 craft_sum(struct craft *craft, __u32 at, __u32 end)
+/* Sum of the craft's bytes from at, which is even, to before end, as its 16 bit words in network order. Not
+ * static, as what follows: the verifier takes each for itself, once. */
+__noinline int craft_sum(__u32 at, __u32 end)
 {
-	struct craft_sum work = { .craft = craft, .at = at, .end = end };
+	struct craft_sum work = { .craft = craft_get(), .at = at, .end = end };
 	__u32 left;
 
+	if (!work.craft)
+		return 0;
 	bpf_loop(CRAFT_PACKET / CRAFT_SUM_STEP + 1, craft_sum_step, &work, 0);
 	for (int i = 0; i < 3; i++) {
 		left = (work.at + i) & (CRAFT_PACKET - 1);
 		if (work.at + i < end)
-			work.sum += bpf_htons(i % 2 ? craft->packet[left] : craft->packet[left] << 8);
+			work.sum += bpf_htons(i % 2 ? work.craft->packet[left] : work.craft->packet[left] << 8);
 	}
 	return csum_fold16(work.sum);
 }
@@ -82,19 +85,24 @@ static __always_inline bool craft_begin(struct __sk_buff *skb, const struct pack
 }
 
 /* The header and these bytes of the craft become the skb's packet. */
-static __noinline long craft_put(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 at, __u32 end)
+__noinline int craft_put(struct __sk_buff *skb, __u32 at, __u32 end)
 {
-	__u32 base = packet_base(&work->pkt), payload = work->pkt.l3_off + base;
-	__u32 length = end - at;
-	long err;
+	struct work *work = work_get();
+	struct craft *craft = craft_get();
+	__u32 base, payload, length = end - at;
+	int err;
 
+	if (!work || !craft)
+		return -1;
+	base = packet_base(&work->pkt);
+	payload = work->pkt.l3_off + base;
 	at &= CRAFT_PACKET - 1;
 	if (!packet_bounded(&length, CRAFT_PIECE))
 		return -1;
-	err = bpf_skb_change_tail(skb, payload + length, 0);
-	err |= bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, base, BPF_F_RECOMPUTE_CSUM);
-	err |= bpf_skb_store_bytes(skb, payload, &craft->packet[at], length, BPF_F_RECOMPUTE_CSUM);
-	return err | bpf_skb_store_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs), BPF_F_RECOMPUTE_CSUM);
+	err = (int)bpf_skb_change_tail(skb, payload + length, 0);
+	err |= (int)bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, base, BPF_F_RECOMPUTE_CSUM);
+	err |= (int)bpf_skb_store_bytes(skb, payload, &craft->packet[at], length, BPF_F_RECOMPUTE_CSUM);
+	return err | (int)bpf_skb_store_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs), BPF_F_RECOMPUTE_CSUM);
 }
 
 struct craft_split {
@@ -129,7 +137,7 @@ static long craft_send_piece(__u32 index, struct craft_split *split)
 		end = split->end;
 	if (!split->work->pkt.v6)
 		craft_piece_header((struct iphdr *)split->work->header, split, end);
-	if (craft_put(split->skb, split->work, split->craft, split->at, end) != 0)
+	if (craft_put(split->skb, split->at, end) != 0)
 		return 1;
 	bpf_clone_redirect(split->skb, split->work->rw.ifindex, 0);
 	split->at = end;

@@ -10,7 +10,7 @@
 
 /* Everything before the first byte is read. */
 static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
-					  __u32 gso_size)
+					  __u32 gso_size, __u16 l3_off)
 {
 	__builtin_memset(&work->pkt, 0, offsetof(struct packet, quote));
 	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, macs));
@@ -18,6 +18,7 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 	work->pkt.ifindex = ifindex;
 	work->pkt.frame_length = frame_length;
 	work->pkt.gso_size = gso_size;
+	work->pkt.l3_off = l3_off;
 }
 
 /* Puts a verdict into effect; what it was is known and counted already, but for errors. */
@@ -58,13 +59,15 @@ int hairpin_tc(struct __sk_buff *skb)
 	struct work *work = work_get();
 	struct fragment *datagram = NULL;
 	enum verdict verdict;
+	int l3_off;
 
 	if (!work || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
 	    skb->pkt_type != PACKET_TO_US || skb->vlan_present)
 		return TC_ACT_UNSPEC;
-	if (!tc_reach_ethernet(skb))
+	l3_off = tc_find_ip(skb);
+	if (l3_off < 0)
 		return TC_ACT_UNSPEC;
-	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size);
+	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size, (__u16)l3_off);
 	if (!tc_pull(skb) || !tc_parse(skb))
 		return TC_ACT_UNSPEC;
 	if (work->pkt.fragment != FRAGMENT_NONE)
@@ -89,7 +92,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	/* A frame of several buffers needs more of its output device than a devmap tells: TC's. */
 	if (!work || length != ctx->data_end - ctx->data)
 		return XDP_PASS;
-	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0);
+	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0, sizeof(struct ethhdr));
 	if (!xdp_parse(ctx))
 		return XDP_PASS;
 	if (!xdp_fit(&work->pkt))

@@ -28,9 +28,6 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 	return true;
 }
 
-/* Where in the craft a first fragment waits; as long as one may be. */
-enum { HOLD_SAVED = CRAFT_PIECE };
-
 struct hold {
 	struct __sk_buff *skb;
 	struct work *work;
@@ -93,7 +90,7 @@ static long hold_release_one(__u32 index, struct hold *hold)
 		return 0;
 	}
 	__builtin_memcpy(hold->work->header, hold->craft->packet, sizeof(hold->work->header));
-	if (craft_put(hold->skb, hold->work, hold->craft, base, length) == 0)
+	if (craft_put(hold->skb, base, length) == 0)
 		bpf_clone_redirect(hold->skb, hold->work->pkt.ifindex, BPF_F_INGRESS);
 	return 0;
 }
@@ -115,20 +112,14 @@ static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, 
 	return true;
 }
 
-/* Hands what is held to the kernel, which gets it after the first fragment in the skb. False: that one is
- * lost. */
-static __always_inline bool hold_return(struct __sk_buff *skb, struct work *work, __u32 held)
+/* Hands the first fragment and what was held to the kernel: they come in once more, and are known by then. */
+static __always_inline void hold_return(struct __sk_buff *skb, struct work *work, __u32 held)
 {
 	struct hold hold = { .skb = skb, .work = work, .craft = craft_get(), .kernel = true };
-	__u32 length = work->pkt.length, base = packet_base(&work->pkt);
 
-	if (!hold.craft || length <= base || !packet_bounded(&length, HOLD_SAVED) || !packet_plain(&work->pkt) ||
+	if (!hold.craft || !packet_plain(&work->pkt) ||
 	    bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
-	    bpf_skb_load_bytes(skb, work->pkt.l3_off, &hold.craft->packet[HOLD_SAVED], length) != 0)
-		return true;
-	if (!craft_begin(skb, &work->pkt))
-		return false;
+	    bpf_clone_redirect(skb, work->pkt.ifindex, BPF_F_INGRESS) != 0 || !craft_begin(skb, &work->pkt))
+		return;
 	bpf_loop(held, hold_release_one, &hold, 0);
-	__builtin_memcpy(work->header, &hold.craft->packet[HOLD_SAVED], sizeof(work->header));
-	return craft_put(skb, work, hold.craft, HOLD_SAVED + base, HOLD_SAVED + length) == 0;
 }

@@ -538,8 +538,8 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 	available = pkt->length - header;
 	sound = !(frag_off & IP_RESERVED);
 	if (frag_off & (IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
-		sound &= packet_parse_piece(frag_off & IP_OFFSET_MASK, frag_off & IP_MORE_FRAGMENTS, available, pkt) &&
-			 !pkt->dont_fragment;
+		sound &= packet_parse_piece(frag_off & IP_OFFSET_MASK, frag_off & IP_MORE_FRAGMENTS, available,
+					    pkt) && !pkt->dont_fragment;
 	known = packet_parse_l4((void *)ip + header, data_end, available, pkt);
 	if (!sound)
 		pkt->flaw = REASON_MALFORMED;
@@ -582,16 +582,34 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	return known;
 }
 
-/* False: nothing hairpin could have to do with, or headers no stack would forward. */
-static __always_inline bool packet_parse(void *data, void *data_end, struct packet *pkt)
+/* The packet has moved within its frame. */
+static __always_inline void packet_shift(struct packet *pkt, __u16 by)
+{
+	struct transport *l4[] = { &pkt->l4, &pkt->quote.l4 };
+
+	pkt->l3_off += by;
+	pkt->frame_length += by;
+	pkt->quote.l3_off += by;
+	for (int i = 0; i < 2; i++) {
+		l4[i]->off += by;
+		l4[i]->ports_off += by;
+		l4[i]->check_off += l4[i]->check_off ? by : 0;
+	}
+}
+
+/* The IP packet at l3_off, behind an Ethernet header unless that is 0. False: nothing hairpin could have to do
+ * with, or headers no stack would forward. */
+static __always_inline bool packet_parse(void *data, void *data_end, __be16 protocol, struct packet *pkt)
 {
 	struct ethhdr *eth = data;
+	/* One way for the verifier, not two. */
+	void *ip = data + (pkt->l3_off & 15);
 
 	if ((void *)(eth + 1) > data_end)
 		return false;
-	__builtin_memcpy(pkt->local_mac, eth->h_dest, ETH_ALEN);
-	pkt->l3_off = sizeof(*eth);
-	if (eth->h_proto == bpf_htons(ETH_P_IP))
-		return packet_parse_ipv4((void *)(eth + 1), data_end, pkt);
-	return eth->h_proto == bpf_htons(ETH_P_IPV6) && packet_parse_ipv6((void *)(eth + 1), data_end, pkt);
+	if (pkt->l3_off)
+		__builtin_memcpy(pkt->local_mac, eth->h_dest, ETH_ALEN);
+	if (protocol == bpf_htons(ETH_P_IP))
+		return packet_parse_ipv4(ip, data_end, pkt);
+	return protocol == bpf_htons(ETH_P_IPV6) && packet_parse_ipv6(ip, data_end, pkt);
 }

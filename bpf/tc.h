@@ -13,23 +13,52 @@ enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
 enum { RESEGMENT_STEP = 2048, RESEGMENT_STEPS = 32 };
 enum tcp_option { TCPOPT_EOL = 0, TCPOPT_NOP = 1, TCPOPT_MSS = 2, TCPOLEN_MSS = 4, TCP_OPTIONS_MAX = 40 };
 
-/* Since Linux 6.9 generic XDP may leave an skb whose data begins with its IP header: what it passes on has to
- * get its Ethernet header back. False: it has none. */
-static __always_inline bool tc_reach_ethernet(struct __sk_buff *skb)
+/* Puts an Ethernet header before data that begin with an IP header. */
+static __always_inline bool tc_give_ethernet(struct __sk_buff *skb, const struct ethhdr *eth)
+{
+	return bpf_skb_change_head(skb, sizeof(*eth), 0) == 0 &&
+	       bpf_skb_store_bytes(skb, 0, eth, sizeof(*eth), 0) == 0;
+}
+
+/* Does this device carry bare IP packets, as PPP, WireGuard and tun do? The control plane knows. */
+static __always_inline bool tc_bare(const struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return in && !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
+}
+
+/* Where the IP header is; negative: nowhere that could be told. Since Linux 6.9 generic XDP may leave an skb
+ * whose data begins with it though the device is an Ethernet one: that gets its header back. */
+static __always_inline int tc_find_ip(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data, saved;
 
 	/* The first octet of most MAC addresses cannot be that of an IP header. */
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
-		return true;
+		return sizeof(*eth);
+	if (tc_bare(skb))
+		return 0;
 	if (bpf_skb_load_bytes_relative(skb, 0, &saved, sizeof(saved), BPF_HDR_START_MAC) != 0 ||
 	    saved.h_proto != skb->protocol)
-		return false;
+		return -1;
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && __builtin_memcmp(eth, &saved, sizeof(saved)) == 0)
+		return sizeof(*eth);
+	return tc_give_ethernet(skb, &saved) ? (int)sizeof(saved) : -1;
+}
+
+/* What is about to be sent has an Ethernet header, for helpers that send demand one; a device that carries
+ * bare packets takes it off again. */
+static __always_inline bool tc_ensure_ethernet(struct __sk_buff *skb, struct packet *pkt)
+{
+	struct ethhdr eth = { .h_proto = skb->protocol };
+
+	if (pkt->l3_off)
 		return true;
-	return bpf_skb_change_head(skb, sizeof(saved), 0) == 0 &&
-	       bpf_skb_store_bytes(skb, 0, &saved, sizeof(saved), 0) == 0;
+	packet_shift(pkt, sizeof(eth));
+	return tc_give_ethernet(skb, &eth);
 }
 
 /* Brings all headers into reach of pointers. */
@@ -48,7 +77,8 @@ __noinline int tc_parse(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
-	return work && packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, &work->pkt);
+	return work && packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->protocol,
+				    &work->pkt);
 }
 
 __noinline int tc_nat(struct __sk_buff *skb)
@@ -72,7 +102,8 @@ static __always_inline long tc_write_addresses(struct __sk_buff *skb, const stru
 	__be32 addresses[2] = { to->src.word[3], to->dst.word[3] };
 
 	if (!pkt->v6)
-		return bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses, sizeof(addresses), 0);
+		return bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses,
+					   sizeof(addresses), 0);
 	return bpf_skb_store_bytes(skb, ip + offsetof(struct ipv6hdr, saddr), &to->src, 2 * sizeof(to->src), 0);
 }
 
@@ -142,8 +173,8 @@ static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct pa
 	if (pkt->v6)
 		sum = csum_addr(&pkt->tuple.src) + csum_addr(&pkt->tuple.dst) + bpf_htonl(pkt->length - icmp) +
 		      bpf_htonl(IPPROTO_ICMPV6);
-	return csum_fold16(sum + craft_sum(craft, icmp, pkt->length)) == 0xffff &&
-	       (pkt->v6 || craft_sum(craft, quoted, behind) == 0xffff);
+	return csum_fold16(sum + craft_sum(icmp, pkt->length)) == 0xffff &&
+	       (pkt->v6 || craft_sum(quoted, behind) == 0xffff);
 }
 
 static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
@@ -193,7 +224,7 @@ static __always_inline bool tc_shorten(struct __sk_buff *skb, struct work *work)
 		return false;
 	if (craft_partial(skb, &pkt->l4)) {
 		check = (__u16 *)&craft->packet[(pkt->l4.check_off - pkt->l3_off) & (CRAFT_PIECE - 1)];
-		*check = ~craft_sum(craft, packet_header(pkt), pkt->length);
+		*check = ~craft_sum(packet_header(pkt), pkt->length);
 		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
 			*check = 0xffff;
 	}
@@ -255,6 +286,10 @@ __noinline int tc_write_all(struct __sk_buff *skb)
 
 	if (!work)
 		return VERDICT_DROP;
+	if (!tc_ensure_ethernet(skb, &work->pkt)) {
+		work->rw.reason = REASON_WRITE_FAILED;
+		return VERDICT_DROP;
+	}
 	if (work->pkt.icmp_error && !tc_icmp_sound(skb, &work->pkt)) {
 		work->rw.reason = REASON_BAD_CHECKSUM;
 		return VERDICT_DROP;
@@ -271,7 +306,7 @@ __noinline int tc_refuse(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
-	if (!work || !tell_write(skb, work))
+	if (!work || !tell_of(work).type || !tc_ensure_ethernet(skb, &work->pkt) || !tell_write(skb, work))
 		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);
 	return (int)bpf_redirect(work->pkt.ifindex, 0);
@@ -282,7 +317,11 @@ __noinline int tc_pass(struct __sk_buff *skb, __u32 held)
 {
 	struct work *work = work_get();
 
-	return !work || !held || hold_return(skb, work, held) ? TC_ACT_UNSPEC : TC_ACT_SHOT;
+	if (!work || !held)
+		return TC_ACT_UNSPEC;
+	if (tc_ensure_ethernet(skb, &work->pkt))
+		hold_return(skb, work, held);
+	return TC_ACT_SHOT;
 }
 
 /* To the next hop, in pieces if need be, and after it what was held of its datagram. A TC action. */

@@ -8,7 +8,8 @@
 /* The error and its quote come to 532 bytes, below the 576 of RFC 1812 4.3.2.3, or to the 1280 of RFC 4443 2.4. */
 enum icmp_code { ICMP_HOST_UNREACH = 1, ICMP_FRAG_NEEDED = 4, ICMP_PKT_FILTERED = 13 };
 enum icmpv6_code { ICMPV6_ADM_PROHIBITED = 1, ICMPV6_ADDR_UNREACH = 3 };
-enum { TELL_QUOTE_V4 = 504, TELL_QUOTE_V6 = 1232, TELL_TTL = 64, TELL_TOS = 0xc0 /* RFC 1812 4.3.2.5 */, TELL_BURST_NS = SECOND_NS };
+enum { TELL_QUOTE_V4 = 504, TELL_QUOTE_V6 = 1232, TELL_TTL = 64, TELL_BURST_NS = SECOND_NS };
+enum { TELL_TOS = 0xc0 };	/* RFC 1812 4.3.2.5 */
 
 struct tell {
 	__u8 type, code;	/* both 0: says nothing */
@@ -146,7 +147,7 @@ static __always_inline __u32 tell_message(struct __sk_buff *skb, const struct wo
 	if (pkt->v6)
 		sum = csum_addr(from) + csum_addr(&pkt->tuple.src) + bpf_htonl(end - base) +
 		      bpf_htonl(IPPROTO_ICMPV6);
-	icmp->checksum = (__sum16)~csum_fold16(sum + craft_sum(craft, base, end));
+	icmp->checksum = (__sum16)~csum_fold16(sum + craft_sum(base, end));
 	return end - base;
 }
 
@@ -182,5 +183,5 @@ static __always_inline bool tell_write(struct __sk_buff *skb, struct work *work)
 		return false;
 	tell_header(work, from, length);
 	return craft_begin(skb, pkt) &&
-	       craft_put(skb, work, craft, base, base + length) == 0;
+	       craft_put(skb, base, base + length) == 0;
 }

@@ -10,9 +10,12 @@ enum { XDP_OFFSET_MAX = 0x3ff };
 /* Not static, as those of TC. */
 __noinline int xdp_parse(struct xdp_md *ctx)
 {
+	struct ethhdr *eth = (void *)(long)ctx->data;
 	struct work *work = work_get();
 
-	return work && packet_parse((void *)(long)ctx->data, (void *)(long)ctx->data_end, &work->pkt);
+	if (!work || (void *)(eth + 1) > (void *)(long)ctx->data_end)
+		return false;
+	return packet_parse(eth, (void *)(long)ctx->data_end, eth->h_proto, &work->pkt);
 }
 
 __noinline int xdp_nat(struct xdp_md *ctx)

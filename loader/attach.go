@@ -184,10 +184,10 @@ func (h *hook) remove() error {
 }
 
 // Attach makes the programs run on an interface: it updates what is attached already, else attaches
-// and pins. It may be called again at any time; a changed mode takes effect then.
+// and pins. Where packets are bare that is TC alone, whatever the mode. It may be called again at any time; a changed mode takes effect then.
 //
-// It returns an error wrapping ErrNoInterface if there is no such interface, ErrNotEthernet if its
-// frames have no Ethernet header, and ErrNotLoaded if the datapath was removed since it was opened. If
+// It returns an error wrapping ErrNoInterface if there is no such interface, ErrLinkType if its
+// packets are neither Ethernet frames nor bare, and ErrNotLoaded if the datapath was removed since it was opened. If
 // it fails, the interface is as it was.
 func (d *Datapath) Attach(ifname string, mode Mode) (Attachment, error) {
 	a, err := d.attach(ifname, mode)
@@ -211,6 +211,9 @@ func (d *Datapath) attach(ifname string, mode Mode) (Attachment, error) {
 	}
 	defer programs.Close()
 
+	if bare(dev) {
+		mode = ModeTC
+	}
 	x, err := d.prepareXDP(dev, mode)
 	if err != nil {
 		return Attachment{}, err
@@ -275,12 +278,18 @@ func findDevice(ifname string) (netlink.Link, error) {
 	if dev.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 {
 		return nil, errors.New("it is the loopback device: nothing to forward comes in there; name the WAN and LAN interfaces")
 	}
-	// The library's name for ARPHRD_ETHER. Loopback has another one.
-	if kind := dev.Attrs().EncapType; kind != "ether" {
-		return nil, fmt.Errorf("%w: its link type is %s, and this version of hairpin works on interfaces with Ethernet frames only, "+
-			"not on tun, ppp or wireguard: name another interface", ErrNotEthernet, kind)
+	if kind := dev.Attrs().EncapType; kind != "ether" && !bare(dev) {
+		return nil, fmt.Errorf("%w %s: packets are Ethernet frames, or bare as on ppp, wireguard and tun; name another interface",
+			ErrLinkType, kind)
 	}
 	return dev, nil
+}
+
+// bare reports whether the device carries packets without a link-layer header: ARPHRD_NONE, as of
+// WireGuard and tun, and ARPHRD_PPP, whose header the driver keeps to itself.
+func bare(dev netlink.Link) bool {
+	kind := dev.Attrs().EncapType
+	return kind == "none" || kind == "ppp"
 }
 
 // pinnedPrograms opens the programs to attach. They are the pinned ones, not those that were opened

@@ -149,21 +149,16 @@ func TestAttachRefusals(t *testing.T) {
 	}
 }
 
-// A packet without an Ethernet header is nothing for the programs, whatever the mode.
-func TestAttachRefusesBarePackets(t *testing.T) {
+// Where packets are bare TC works alone, whatever the mode; a tap, of the same driver, has frames.
+func TestAttachToBarePackets(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
 	r.tuntap("tun0", netlink.TUNTAP_MODE_TUN)
 	r.tuntap("tap0", netlink.TUNTAP_MODE_TAP)
-	before := r.hooks("tun0")
 	for _, mode := range []Mode{ModeAuto, ModeXDP, ModeTC} {
-		_, err := r.tryAttach(d, "tun0", mode)
-		if !errors.Is(err, ErrNotEthernet) {
-			t.Errorf("mode %s on tun: error %v, want ErrNotEthernet", mode, err)
+		if a := r.attach(d, "tun0", mode); a.TC != TCX || a.XDP != "" {
+			t.Errorf("mode %s on tun: %+v, want TC alone", mode, a)
 		}
-		wantError(t, err, nil, "tun0", "this version", "wireguard", "ppp")
-		r.want("refused", "tun0", before)
-		// A tap has the header, and the same driver.
 		if a := r.attach(d, "tap0", mode); a.TC != TCX {
 			t.Errorf("mode %s on tap: %+v", mode, a)
 		}

@@ -34,8 +34,8 @@ var (
 	ErrKernel = errors.New("kernel is too old")
 	// ErrNoInterface says that there is no such interface now; it may appear later.
 	ErrNoInterface = errors.New("no such interface")
-	// ErrNotEthernet says that an interface carries bare packets, which the programs do not parse.
-	ErrNotEthernet = errors.New("not an Ethernet interface")
+	// ErrLinkType says that an interface carries what the programs do not parse.
+	ErrLinkType = errors.New("unsupported link type")
 )
 
 // Options say where the datapath lives and how large it is.
