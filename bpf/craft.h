@@ -108,7 +108,6 @@ __noinline int craft_put(struct __sk_buff *skb, __u32 at, __u32 end)
 struct craft_split {
 	struct __sk_buff *skb;
 	struct work *work;
-	struct craft *craft;
 	__u32 at, size, end;	/* of the payload: next piece, length of each, all */
 	__u16 frag_off;		/* of the whole, host order */
 };
@@ -149,7 +148,7 @@ static long craft_send_piece(__u32 index, struct craft_split *split)
 static __noinline long craft_send(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 length)
 {
 	__u32 base = packet_base(&work->pkt), payload = length - base, pieces;
-	struct craft_split split = { .skb = skb, .work = work, .craft = craft, .at = base, .end = length };
+	struct craft_split split = { .skb = skb, .work = work, .at = base, .end = length };
 	__u32 room = (work->rw.mtu - base) & ~7u;
 
 	__builtin_memcpy(work->header, craft->packet, sizeof(work->header));

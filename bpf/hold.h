@@ -117,8 +117,7 @@ static __always_inline void hold_return(struct __sk_buff *skb, struct work *work
 {
 	struct hold hold = { .skb = skb, .work = work, .craft = craft_get(), .kernel = true };
 
-	if (!hold.craft || !packet_plain(&work->pkt) ||
-	    bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
+	if (!hold.craft || bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
 	    bpf_clone_redirect(skb, work->pkt.ifindex, BPF_F_INGRESS) != 0 || !craft_begin(skb, &work->pkt))
 		return;
 	bpf_loop(held, hold_release_one, &hold, 0);

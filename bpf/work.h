@@ -37,7 +37,6 @@ struct work {
 	struct packet pkt;
 	struct rewrite rw;
 	struct bpf_fib_lookup fib;
-	struct fragment_key fragment;
 	struct bpf_sock_tuple sock;
 	struct tuple other;	/* key of the other direction */
 	struct opening open;

@@ -35,15 +35,19 @@ var sinks = []string{"wan0", "lan0", "lan1", "kernel0"}
 // TestWires sends every case as real frames through three routers: with TC alone, with XDP in the
 // driver, and with generic XDP. What comes out has to be what the case says, and so the same,
 // byte for byte and on the right cable.
-func TestWires(t *testing.T) {
+func TestWires(t *testing.T) { onWires(t, newCorpusBench, allRows()) }
+
+// onWires plays the cases on wires of their own for each mode.
+func onWires(t *testing.T, newBench func(testing.TB) *bench, rows []row) {
+	t.Helper()
 	first := map[string][]string{}
 	for _, mode := range []struct {
 		name  string
 		flags link.XDPAttachFlags
 	}{{"tc", 0}, {"native", link.XDPDriverMode}, {"generic", link.XDPGenericMode}} {
-		w := newWires(t, mode.flags)
+		w := newWires(t, newBench(t), mode.flags)
 		failed := 0
-		for _, r := range allRows() {
+		for _, r := range rows {
 			if failed == wireFailures {
 				t.Errorf("%s: the other cases are left out", mode.name)
 				break
@@ -62,9 +66,9 @@ func TestWires(t *testing.T) {
 	}
 }
 
-func newWires(t *testing.T, flags link.XDPAttachFlags) *wires {
+func newWires(t *testing.T, b *bench, flags link.XDPAttachFlags) *wires {
 	t.Helper()
-	w := &wires{b: newCorpusBench(t), sockets: map[string]int{}}
+	w := &wires{b: b, sockets: map[string]int{}}
 	for _, dev := range sinks {
 		w.sockets[dev] = w.open(t, dev)
 	}
@@ -81,6 +85,7 @@ func newWires(t *testing.T, flags link.XDPAttachFlags) *wires {
 		w.attachTC(t, dev, w.b.objs.HairpinTc)
 		w.attachTC(t, dev, kernel)
 	}
+	w.quiet(t)
 	return w
 }
 

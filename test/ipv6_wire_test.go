@@ -3,69 +3,33 @@
 package test
 
 import (
-	"slices"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
 // TestWires6 sends every case of IPv6 as real frames through three routers, as TestWires does. Held
 // fragments show only here.
 func TestWires6(t *testing.T) {
-	first := map[string][]string{}
-	for _, mode := range []struct {
-		name  string
-		flags link.XDPAttachFlags
-	}{{"tc", 0}, {"native", link.XDPDriverMode}, {"generic", link.XDPGenericMode}} {
-		w := newWires6(t, mode.flags)
-		failed := 0
-		for _, r := range allRows6() {
-			if failed == wireFailures {
-				t.Errorf("%s: the other cases are left out", mode.name)
-				break
-			}
-			ok := t.Run(mode.name+"/"+r.name, func(t *testing.T) {
-				frames := w.play(t, row{r.name, func(c *corpus) []step { return r.steps(case6{c}) }})
-				if other, known := first[r.name]; known && !slices.Equal(frames, other) {
-					t.Errorf("what comes out is\n%v, of the router before\n%v", frames, other)
-				}
-				first[r.name] = frames
-			})
-			if !ok {
-				failed++
-			}
-		}
+	var rows []row
+	for _, r := range allRows6() {
+		rows = append(rows, row{r.name, func(c *corpus) []step { return r.steps(case6{c}) }})
 	}
+	onWires(t, newWireBench6, rows)
 }
 
-func newWires6(t *testing.T, flags link.XDPAttachFlags) *wires {
-	t.Helper()
-	w := &wires{b: newBench6(t), sockets: map[string]int{}}
-	w.b.kernelPort(t)
+// newWireBench6 is the bench of the IPv6 cases, for wires.
+func newWireBench6(tb testing.TB) *bench {
+	tb.Helper()
+	b := newBench6(tb)
+	b.kernelPort(tb)
 	// The hosts themselves are to say nothing: neither which groups they are in (RFC 3810) nor what they look for.
 	for _, dev := range sinks {
-		w.b.router.Run("ip", "link", "set", dev, "multicast", "off")
-		w.b.wires.Run("ip", "link", "set", "to-"+dev, "multicast", "off")
+		b.router.Run("ip", "link", "set", dev, "multicast", "off")
+		b.wires.Run("ip", "link", "set", "to-"+dev, "multicast", "off")
 	}
-	for _, dev := range sinks {
-		w.sockets[dev] = w.open(t, dev)
-	}
-	kernel := toKernel(t, w.b.router.Index("kernel0"))
-	watching := xdpPasser(t)
-	for _, dev := range sinks[:3] {
-		if flags == link.XDPDriverMode {
-			w.attachXDP(t, w.b.wires, "to-"+dev, watching, link.XDPDriverMode)
-		}
-		if flags != 0 {
-			w.attachXDP(t, w.b.router, dev, w.b.objs.HairpinXdp, flags)
-		}
-		w.attachTC(t, dev, w.b.objs.HairpinTc)
-		w.attachTC(t, dev, kernel)
-	}
-	w.quiet(t)
-	return w
+	return b
 }
 
 // quiet returns when nothing has come out for a while.
