@@ -8,15 +8,24 @@
 
 enum { FIB_AF_INET = 2, FIB_AF_INET6 = 10, FIB_FRESH_NS = 1000000000 };
 
-/* Routes a packet of this length that came in by ifindex. SUCCESS and NO_NEIGH both set fib->ifindex and
- * the gateway (kernel 5.12 on); only SUCCESS sets the MAC addresses and the MTU. */
-static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, __u32 ifindex,
+/* Where a route begins: with the packet that came in by an interface, or at the interface it has to leave by. */
+struct fib_start {
+	__u32 ifindex;
+	__u32 flags;		/* 0, or BPF_FIB_LOOKUP_OUTPUT */
+};
+
+/* Routes a packet of this length. SUCCESS and NO_NEIGH both set fib->ifindex and the gateway (kernel 5.12
+ * on); only SUCCESS sets the MAC addresses and the MTU. Negative: there is no such interface. */
+static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, struct fib_start start,
 				      const struct tuple *way, __u32 length)
 {
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->l4_protocol = way->protocol;
+	/* Rules may ask for ports (ip-rule(8)). */
+	fib->sport = way->sport;
+	fib->dport = way->dport;
 	fib->tot_len = length;
-	fib->ifindex = ifindex;
+	fib->ifindex = start.ifindex;
 	if (addr_is_v4(&way->dst)) {
 		fib->family = FIB_AF_INET;
 		fib->ipv4_src = way->src.word[3];
@@ -26,7 +35,7 @@ static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, __u
 		__builtin_memcpy(fib->ipv6_src, way->src.word, sizeof(fib->ipv6_src));
 		__builtin_memcpy(fib->ipv6_dst, way->dst.word, sizeof(fib->ipv6_dst));
 	}
-	return bpf_fib_lookup(ctx, fib, sizeof(*fib), 0);
+	return bpf_fib_lookup(ctx, fib, sizeof(*fib), start.flags);
 }
 
 /* Of another family than the packet, where a route is by way of one (RFC 5549). */

@@ -52,7 +52,9 @@ type HairpinConn struct {
 	Path     HairpinConnPath
 	Created  uint64
 	Ifindex  uint32
-	Pad2     uint32
+	Rebuilt  uint8
+	Told     uint8
+	Pad      [2]uint8
 }
 
 type HairpinConnEvent uint32
@@ -184,6 +186,13 @@ type HairpinLive struct {
 	Generation uint32
 }
 
+type HairpinMapping struct {
+	_          structs.HostLayout
+	Client     HairpinAddr
+	ClientPort uint16
+	Port       uint16
+}
+
 type HairpinNextHop struct {
 	_        structs.HostLayout
 	Resolved uint64
@@ -194,6 +203,22 @@ type HairpinNextHop struct {
 	LocalMac [6]uint8
 	Pad      [2]uint8
 	Mtu      uint32
+}
+
+type HairpinOrigin struct {
+	_         structs.HostLayout
+	External  uint32
+	PortShift uint16
+	Pad       uint16
+}
+
+type HairpinOriginKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Target       HairpinAddr
+	Protocol     uint8
+	Pad          uint8
+	Port         uint16
 }
 
 type HairpinReason uint32
@@ -237,14 +262,18 @@ type HairpinReflect uint32
 const (
 	HairpinReflectREFLECT_AUTO   HairpinReflect = 0
 	HairpinReflectREFLECT_ROUTER HairpinReflect = 1
-	HairpinReflectREFLECT_OFF    HairpinReflect = 2
+	HairpinReflectREFLECT_PUBLIC HairpinReflect = 2
+	HairpinReflectREFLECT_PREFIX HairpinReflect = 3
+	HairpinReflectREFLECT_OFF    HairpinReflect = 4
 )
 
 type HairpinRole uint32
 
 const (
-	HairpinRoleROLE_WAN HairpinRole = 1
-	HairpinRoleROLE_LAN HairpinRole = 2
+	HairpinRoleROLE_WAN   HairpinRole = 1
+	HairpinRoleROLE_LAN   HairpinRole = 2
+	HairpinRoleROLE_LOCAL HairpinRole = 3
+	HairpinRoleROLES      HairpinRole = 4
 )
 
 type HairpinRoutes struct {
@@ -255,7 +284,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 2
+	HairpinSchemaSCHEMA HairpinSchema = 3
 )
 
 type HairpinSettings struct {
@@ -269,6 +298,8 @@ type HairpinSettings struct {
 	IcmpInterval   uint64
 	Told           HairpinSide
 	SourceLimit    uint32
+	StandIns       uint32
+	Pad            uint32
 }
 
 type HairpinSide uint32
@@ -282,6 +313,19 @@ type HairpinStamp struct {
 	_     structs.HostLayout
 	Id    uint32
 	Epoch uint32
+}
+
+type HairpinStandIn struct {
+	_       structs.HostLayout
+	Network HairpinAddr
+	Mask    HairpinAddr
+	Client  uint32
+}
+
+type HairpinStandInKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Address      HairpinAddr
 }
 
 type HairpinSweeper struct {
@@ -349,11 +393,17 @@ const (
 	HairpinMapHeldFragments = "held_fragments"
 	HairpinMapIcmpBudgets   = "icmp_budgets"
 	HairpinMapInterfaces    = "interfaces"
+	HairpinMapListeners     = "listeners"
 	HairpinMapLive          = "live"
+	HairpinMapMappings      = "mappings"
+	HairpinMapOrigins       = "origins"
+	HairpinMapOriginsEmpty  = "origins_empty"
 	HairpinMapRoutes        = "routes"
 	HairpinMapSchema        = "schema"
 	HairpinMapSettings      = "settings"
 	HairpinMapSources       = "sources"
+	HairpinMapStandIns      = "stand_ins"
+	HairpinMapStandInsEmpty = "stand_ins_empty"
 	HairpinMapSweepers      = "sweepers"
 	HairpinMapTargets       = "targets"
 	HairpinMapTxPorts       = "tx_ports"
@@ -436,11 +486,17 @@ type HairpinMapSpecs struct {
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	IcmpBudgets   *ebpf.MapSpec `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
+	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Live          *ebpf.MapSpec `ebpf:"live"`
+	Mappings      *ebpf.MapSpec `ebpf:"mappings"`
+	Origins       *ebpf.MapSpec `ebpf:"origins"`
+	OriginsEmpty  *ebpf.MapSpec `ebpf:"origins_empty"`
 	Routes        *ebpf.MapSpec `ebpf:"routes"`
 	Schema        *ebpf.MapSpec `ebpf:"schema"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Sources       *ebpf.MapSpec `ebpf:"sources"`
+	StandIns      *ebpf.MapSpec `ebpf:"stand_ins"`
+	StandInsEmpty *ebpf.MapSpec `ebpf:"stand_ins_empty"`
 	Sweepers      *ebpf.MapSpec `ebpf:"sweepers"`
 	Targets       *ebpf.MapSpec `ebpf:"targets"`
 	TxPorts       *ebpf.MapSpec `ebpf:"tx_ports"`
@@ -493,11 +549,17 @@ type HairpinMaps struct {
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	IcmpBudgets   *ebpf.Map `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.Map `ebpf:"interfaces"`
+	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Live          *ebpf.Map `ebpf:"live"`
+	Mappings      *ebpf.Map `ebpf:"mappings"`
+	Origins       *ebpf.Map `ebpf:"origins"`
+	OriginsEmpty  *ebpf.Map `ebpf:"origins_empty"`
 	Routes        *ebpf.Map `ebpf:"routes"`
 	Schema        *ebpf.Map `ebpf:"schema"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Sources       *ebpf.Map `ebpf:"sources"`
+	StandIns      *ebpf.Map `ebpf:"stand_ins"`
+	StandInsEmpty *ebpf.Map `ebpf:"stand_ins_empty"`
 	Sweepers      *ebpf.Map `ebpf:"sweepers"`
 	Targets       *ebpf.Map `ebpf:"targets"`
 	TxPorts       *ebpf.Map `ebpf:"tx_ports"`
@@ -526,11 +588,17 @@ func (m *HairpinMaps) Close() error {
 		m.HeldFragments,
 		m.IcmpBudgets,
 		m.Interfaces,
+		m.Listeners,
 		m.Live,
+		m.Mappings,
+		m.Origins,
+		m.OriginsEmpty,
 		m.Routes,
 		m.Schema,
 		m.Settings,
 		m.Sources,
+		m.StandIns,
+		m.StandInsEmpty,
 		m.Sweepers,
 		m.Targets,
 		m.TxPorts,

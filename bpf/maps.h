@@ -8,7 +8,7 @@
 #include "types.h"
 
 /* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 2 };
+enum schema { SCHEMA = 3 };
 
 /* Written once by the loader; a program of another schema leaves the pins alone. */
 struct {
@@ -65,9 +65,27 @@ struct allow_trie {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 };
 
+struct stand_in_trie {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct stand_in_key);
+	__type(value, struct stand_in);
+	__uint(max_entries, 8192);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+};
+
+struct origin_trie {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct origin_key);
+	__type(value, struct origin);
+	__uint(max_entries, 4194304);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+};
+
 /* Two slots each. The control plane fills the idle one with a new trie; what runs is never written. */
 struct forward_trie forwards_empty SEC(".maps");
 struct allow_trie allow_empty SEC(".maps");
+struct stand_in_trie stand_ins_empty SEC(".maps");
+struct origin_trie origins_empty SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
@@ -82,6 +100,40 @@ struct {
 	__uint(max_entries, 2);
 	__array(values, struct allow_trie);
 } allow SEC(".maps") = { .values = { &allow_empty, &allow_empty } };
+
+/* Of reflect prefix: clients to stand-ins, and back. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 2);
+	__array(values, struct stand_in_trie);
+} stand_ins SEC(".maps") = { .values = { &stand_ins_empty, &stand_ins_empty } };
+
+/* And the forwards by their targets: what a server says to a stand-in rebuilds a connection that was lost. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 2);
+	__array(values, struct origin_trie);
+} origins SEC(".maps") = { .values = { &origins_empty, &origins_empty } };
+
+/* By external id: the address that has it, if that is one alone. An address event is one write. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, __u32);
+	__type(value, union addr);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} listeners SEC(".maps");
+
+/* Two entries a mapping. A port of a mapping that was evicted may become another client's; no connection can
+ * be taken for another by that, conns sees to it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct tuple);
+	__type(value, struct mapping);
+	__uint(max_entries, 32768);
+} mappings SEC(".maps");
 
 /* The running configuration as text, in chunks, for whoever comes next: it swaps with the forwards. */
 struct document_chunks {
@@ -201,7 +253,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, struct icmp_budget);
-	__uint(max_entries, 3);
+	__uint(max_entries, ROLES);
 } icmp_budgets SEC(".maps");
 
 /* By ifindex, written by the control plane. */

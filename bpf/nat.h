@@ -11,16 +11,24 @@
 #include "open.h"
 #include "work.h"
 
-/* Are senders on this packet's side told why they are refused? */
-static __always_inline bool nat_tells(const struct packet *pkt)
+static __always_inline enum role nat_role(__u32 ifindex)
 {
-	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
-	const struct settings *settings = conn_settings();
+	const struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	return in && settings && settings->told & (in->role == ROLE_WAN ? SIDE_WAN : SIDE_LAN);
+	return interface ? interface->role : 0;
 }
 
-/* What needs an answer, or the kernel's help, is not for XDP. */
+/* Are senders behind this interface told why they are refused? */
+static __always_inline bool nat_tells(__u32 ifindex)
+{
+	const struct settings *settings = conn_settings();
+	enum role role = nat_role(ifindex);
+
+	return role && settings && settings->told & (role == ROLE_WAN ? SIDE_WAN : SIDE_LAN);
+}
+
+/* What needs an answer, or the kernel's help, is not for XDP. The router's own processes are refused by the
+ * kernel, for what they ask for is an address of its own. */
 static __always_inline enum verdict nat_verdict(struct work *work, enum reason reason)
 {
 	bool xdp = work->pkt.hook == HOOK_XDP;
@@ -44,13 +52,16 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	case REASON_FRAGMENT_TINY:
 	case REASON_NON_SYN:
 	case REASON_BAD_HANDSHAKE:
-	case REASON_ENDED:
 	case REASON_NO_CONNECTION:
 		return VERDICT_DROP;
 	case REASON_SPOOFED:
 		return VERDICT_REFUSE;
+	case REASON_ENDED:
+		return xdp && nat_tells(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_DROP;
 	default:
-		return xdp && nat_tells(&work->pkt) ? VERDICT_DEFER : VERDICT_REFUSE;
+		if (nat_role(work->pkt.ifindex) == ROLE_LOCAL)
+			return VERDICT_PASS;
+		return xdp && nat_tells(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_REFUSE;
 	}
 }
 
@@ -79,18 +90,47 @@ static __always_inline enum reason nat_fits(const struct packet *pkt, struct rew
 	return packet_divisible(pkt) ? REASON_NONE : REASON_TOO_BIG;
 }
 
-/* Asks the kernel for the way; it will resolve the neighbour. */
-static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct tuple *to)
+static __always_inline void nat_take_hop(struct rewrite *rw, const struct next_hop *hop)
+{
+	rw->ifindex = hop->ifindex;
+	rw->resolved = true;
+	__builtin_memcpy(rw->macs, hop->dst_mac, sizeof(rw->macs));
+}
+
+/* Answers to the Internet leave by the WAN their connection came in by, with other uplinks or without;
+ * everything else goes where the kernel would send what came in here. */
+static __always_inline struct fib_start nat_start(const struct packet *pkt, const struct conn *conn)
+{
+	if (conn->path == PATH_WAN && !conn->opener)
+		return (struct fib_start){ .ifindex = conn->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
+	return (struct fib_start){ .ifindex = pkt->ifindex };
+}
+
+/* The kernel's answer for a packet that may be cut up. */
+static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
 {
 	const struct packet *pkt = &work->pkt;
+	long result = fib_route(ctx, &work->fib, start, to, pkt->segment);
+
+	if (result != BPF_FIB_LKUP_RET_FRAG_NEEDED || nat_fits(pkt, &work->rw, work->fib.mtu_result) != REASON_NONE)
+		return result;
+	return fib_route(ctx, &work->fib, start, to, sizeof(struct iphdr));
+}
+
+/* Asks the kernel for the way; it will resolve the neighbour. What it knows no way for on the interface it has
+ * to leave by goes back to the station it came from, and if that interface has gone, by any other. */
+static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct conn *conn)
+{
+	struct fib_start start = nat_start(&work->pkt, conn);
 	struct bpf_fib_lookup *fib = &work->fib;
 	struct rewrite *rw = &work->rw;
-	long result = fib_route(ctx, fib, pkt->ifindex, to, pkt->segment);
+	long result = nat_ask(ctx, work, start, &conn->to);
 
-	if (result == BPF_FIB_LKUP_RET_FRAG_NEEDED) {
-		if (nat_fits(pkt, rw, fib->mtu_result) != REASON_NONE)
-			return REASON_TOO_BIG;
-		result = fib_route(ctx, fib, pkt->ifindex, to, sizeof(struct iphdr));
+	if (result < 0 && start.flags)
+		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &conn->to);
+	else if (result == BPF_FIB_LKUP_RET_NOT_FWDED && start.flags) {
+		nat_take_hop(rw, &conn->hop);
+		return REASON_NONE;
 	}
 	if (!fib_found(result))
 		return fib_reason(result);
@@ -104,6 +144,18 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	return REASON_NONE;
 }
 
+/* To whom; the router itself is no next hop, its own packets come and go by the loopback device. */
+static __always_inline enum reason nat_way(void *ctx, struct work *work, const struct conn *conn)
+{
+	struct rewrite *rw = &work->rw;
+
+	if (conn->path != PATH_LOCAL || conn->opener)
+		return nat_route(ctx, work, conn);
+	rw->ifindex = conn->ifindex;
+	rw->local = true;
+	return REASON_NONE;
+}
+
 /* Once a second a packet goes by way of the kernel's neighbour table, which keeps its entry alive; the
  * others use what was learned then. */
 static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn)
@@ -114,14 +166,12 @@ static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, st
 	enum reason reason;
 
 	if (pkt->hook == HOOK_TC && !fib_fresh(&conn->hop, now)) {
-		reason = nat_route(ctx, work, &conn->to);
-		if (reason == REASON_NONE && rw->resolved)
+		reason = nat_way(ctx, work, conn);
+		if (reason == REASON_NONE && rw->resolved && rw->gateway.nh_family)
 			fib_remember(&conn->hop, &work->fib, pkt, now);
 		return reason;
 	}
-	rw->ifindex = conn->hop.ifindex;
-	rw->resolved = true;
-	__builtin_memcpy(rw->macs, conn->hop.dst_mac, sizeof(rw->macs));
+	nat_take_hop(rw, &conn->hop);
 	return nat_fits(pkt, rw, conn->hop.mtu);
 }
 
@@ -205,7 +255,8 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	return VERDICT_SEND;
 }
 
-/* Does this packet complete the handshake? Then its connection moves to conns. */
+/* Does this packet complete the handshake? Then its connection moves to conns. One that was rebuilt has both
+ * sides speak instead. */
 static __always_inline enum reason nat_advance(const struct packet *pkt, const struct conn *conn)
 {
 	bool tcp = pkt->tuple.protocol == IPPROTO_TCP;
@@ -218,7 +269,9 @@ static __always_inline enum reason nat_advance(const struct packet *pkt, const s
 	if (!tcp)
 		return conn_promote(&other_key, &pkt->tuple);
 	other = conn_half_open(&other_key);
-	if (!other || !conn_handshake_done(pkt, conn, other))
+	if (other && conn->rebuilt && !other->packets)
+		return REASON_NONE;
+	if (!other || (!conn->rebuilt && !conn_handshake_done(pkt, conn, other)))
 		return REASON_BAD_HANDSHAKE;
 	return conn_promote(&pkt->tuple, &other_key);
 }
@@ -237,6 +290,30 @@ static __always_inline enum verdict nat_follow_half(void *ctx, struct work *work
 	return nat_follow(ctx, work, moved ? moved : conn, !moved);
 }
 
+/* Nothing more may be said on it: it is over, and this begins no other. What a server still says must not leave
+ * with its own address. */
+static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn,
+				      const struct external *external)
+{
+	return !conn->opener || (conn_over(conn) && (!pkt->opens || !external));
+}
+
+/* Not to an external address. But where a stand-in is answered, there was a connection. */
+static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+	enum reason reason;
+	struct conn *conn;
+
+	if (!stand_in_answered(&pkt->tuple.dst))
+		return nat_verdict(work, REASON_NONE);
+	reason = open_rebuild(ctx, work);
+	if (reason != REASON_NONE)
+		return nat_verdict(work, reason);
+	conn = conn_half_open(&pkt->tuple);
+	return conn ? nat_follow_half(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
+}
+
 /* The way of a packet, top to bottom. */
 static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 {
@@ -250,17 +327,18 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 	if (conn && !conn_stale(pkt, conn, false))
 		return nat_follow(ctx, work, conn, false);
 	external = bpf_map_lookup_elem(&externals, &pkt->tuple.dst);
-	if (half && !external && !conn_awaited(&pkt->tuple))
+	if (half && !external && !conn_awaited(&pkt->tuple) && !stand_in_answered(&pkt->tuple.dst))
 		return nat_verdict(work, REASON_NONE);
 	if (half)
 		conn = conn_half_open(&pkt->tuple);
 	if (half && conn && !conn_stale(pkt, conn, true))
 		return nat_follow_half(ctx, work, conn);
-	/* What a server still says on a connection that is over must not leave with its own address. */
-	if (conn && !conn->opener)
+	if (conn && nat_ended(pkt, conn, external))
 		return nat_verdict(work, REASON_ENDED);
+	if (!external)
+		return nat_stranger(ctx, work);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
-	if (!external || (packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens))
+	if (packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);
 	if (pkt->broken)
 		return nat_verdict(work, REASON_MALFORMED);

@@ -6,6 +6,8 @@
 #include "conn.h"
 #include "fib.h"
 #include "forward.h"
+#include "mapping.h"
+#include "stand_in.h"
 #include "work.h"
 
 /* RFC 6056: bounded; with half of all ports taken 32 misses in a row are one in four thousand million. The
@@ -68,22 +70,25 @@ static __always_inline bool addr_private(const union addr *addr)
  * router's own address, broadcast, multicast or unreachable. */
 static __always_inline __u32 open_interface_back(void *ctx, struct work *work)
 {
+	struct fib_start start = { .ifindex = work->pkt.ifindex };
 	struct tuple *way = &work->open.way;
-	__u32 ifindex = work->pkt.ifindex;
 
 	tuple_reverse(&work->pkt.tuple, way);
-	return fib_found(fib_route(ctx, &work->fib, ifindex, way, sizeof(struct iphdr))) ? work->fib.ifindex : 0;
+	return fib_found(fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr))) ? work->fib.ifindex : 0;
 }
 
 /* Strict reverse path for a LAN; for a WAN the way back must lead to some WAN, as with several uplinks
  * the default route is only one of them. */
-static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
+static __always_inline bool open_source_ok(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex), *back;
 	const union addr *source = &pkt->tuple.src;
-	const struct interface *back;
 	__u32 ifindex;
 
+	/* Nobody else puts packets into the loopback device. */
+	if (!in || in->role == ROLE_LOCAL)
+		return in;
 	if (addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source)))
 		return false;
 	ifindex = open_interface_back(ctx, work);
@@ -93,13 +98,37 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	return back && back->role == ROLE_WAN;
 }
 
-/* Only if the server would else answer its client directly, past the router. */
-static __always_inline bool open_reflects(const struct packet *pkt, const struct forward *forward,
+/* Only if the server would else answer its client directly, past the router; but whoever the router's own
+ * processes are to others, its address is what a server can answer. */
+static __always_inline bool open_reflects(const struct opening *open, const struct forward *forward,
 					  const struct interface *in, __u32 out_ifindex)
 {
-	if (in->role != ROLE_LAN)
-		return false;
-	return forward->reflect == REFLECT_ROUTER || out_ifindex == pkt->ifindex;
+	if (in->role == ROLE_LOCAL)
+		return true;
+	return in->role == ROLE_LAN && (forward->reflect == REFLECT_ROUTER || out_ifindex == open->ifindex);
+}
+
+/* Whom the server sees. A client of reflect prefix that has no stand-in is treated as by reflect auto. */
+static __always_inline enum reason open_source(struct work *work, const struct interface *in,
+					       const struct forward *forward)
+{
+	struct opening *open = &work->open;
+	__u32 ifindex = work->fib.ifindex;
+	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
+	const union addr *source;
+
+	if (!out)
+		return REASON_NOT_ATTACHED;
+	if (in->role == ROLE_LAN && forward->reflect == REFLECT_PREFIX && stand_in_swap(&open->way.src, true))
+		return REASON_NONE;
+	open->mapped = in->role == ROLE_LAN && forward->reflect == REFLECT_PUBLIC;
+	if (!open->mapped && !open_reflects(open, forward, in, ifindex))
+		return REASON_NONE;
+	source = open->mapped ? &open->key.dst : open_router_address(out, &open->way.dst);
+	if (!source)
+		return REASON_NO_ADDRESS;
+	open->way.src = *source;
+	return REASON_NONE;
 }
 
 /* Returns the length of what it has filled, by which the kernel knows the family. */
@@ -119,6 +148,17 @@ static __always_inline __u32 open_socket_tuple(const struct tuple *packet, struc
 	return sizeof(tuple->ipv6);
 }
 
+/* Is it on its way from a server to the router itself, translated already? */
+static __always_inline bool open_delivered(struct work *work)
+{
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &work->pkt.ifindex);
+
+	if (!in || in->role != ROLE_LOCAL)
+		return false;
+	tuple_reverse(&work->pkt.tuple, &work->other);
+	return conn_find(&work->other);
+}
+
 /* Is this the answer to a connection that the router itself has made? A forward of all ports must not take
  * it. */
 static __noinline bool open_routers_own(void *ctx, struct work *work)
@@ -129,6 +169,8 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 	bool connected;
 	__u32 length;
 
+	if (open_delivered(work))
+		return true;
 	length = open_socket_tuple(packet, tuple);
 	if (packet->protocol == IPPROTO_TCP)
 		sock = bpf_sk_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
@@ -189,8 +231,8 @@ static long open_try_port(__u32 index, struct port_search *search)
 	struct opening *open = &work->open;
 
 	if (index > 0)
-		open->answer.dport = open_draw_port(work->pkt.tuple.sport, index > PORT_PARITY_TRIES);
-	if (open_port_taken(search->ctx, work))
+		open->answer.dport = open_draw_port(open->key.sport, index > PORT_PARITY_TRIES);
+	if (open_port_taken(search->ctx, work) || (open->mapped && !mapping_claim(work)))
 		return 0;
 	search->reason = conn_reserve(work, &open->answer, &open->conn);
 	return search->reason == REASON_NONE;
@@ -202,12 +244,30 @@ static long open_try_port(__u32 index, struct port_search *search)
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
-	bool fixed = !work->pkt.l4.ports_length;
+	struct opening *open = &work->open;
+	bool fixed = !work->pkt.l4.ports_length || open->answered;
 
+	open->mapped &= !fixed;
+	if (open->mapped)
+		open->answer.dport = mapping_port(work);
 	bpf_loop(fixed ? 1 : PORT_TRIES, open_try_port, &search, 0);
+	if (search.reason == REASON_NONE && open->mapped)
+		mapping_keep(work);
 	if (search.reason == REASON_NONE)
 		return REASON_NONE;
 	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
+}
+
+/* May it be in the middle of a connection whose state was lost? With a stand-in the rule alone tells what
+ * that was. */
+static __always_inline bool open_rebuilds(const struct work *work, const struct interface *in,
+					  const struct forward *forward)
+{
+	const struct packet *pkt = &work->pkt;
+
+	if (in->role != ROLE_LAN || forward->reflect != REFLECT_PREFIX || pkt->fragment == FRAGMENT_LATER)
+		return false;
+	return !(pkt->tcp_flags & (TCP_SYN | TCP_RST)) && stand_in_has(&work->open.key.src);
 }
 
 /* May this packet become a connection of this forward at all? */
@@ -215,67 +275,81 @@ static __always_inline enum reason open_permitted(void *ctx, struct work *work, 
 						  const struct forward *forward)
 {
 	const struct packet *pkt = &work->pkt;
+	const union addr *client = &work->open.key.src;
 
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
-	if (!pkt->opens)
+	if ((!pkt->opens || work->open.answered) && !open_rebuilds(work, in, forward))
 		return REASON_NON_SYN;
 	if (pkt->hook == HOOK_XDP && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0)
 		return REASON_OTHER_HOST;
-	if (!open_source_ok(ctx, work, in))
+	if (!open_source_ok(ctx, work))
 		return REASON_SPOOFED;
-	if (!forward_allows(forward_slot(), forward, &pkt->tuple.src))
+	if (!forward_allows(forward_slot(), forward, client))
 		return REASON_NOT_ALLOWED;
-	if (in->role == ROLE_LAN && forward->reflect == REFLECT_OFF)
+	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
 		return REASON_REFLECT_OFF;
-	return conn_too_many(&pkt->tuple.src) ? REASON_SOURCE_LIMIT : REASON_NONE;
+	return conn_too_many(client) ? REASON_SOURCE_LIMIT : REASON_NONE;
 }
 
 /* The way to the target, and by it the answerer's key: whom the server sees and will answer. */
 static __always_inline enum reason open_route(void *ctx, struct work *work, const struct interface *in,
 					      const struct forward *forward)
 {
-	const struct packet *pkt = &work->pkt;
 	struct opening *open = &work->open;
+	struct fib_start start = { .ifindex = open->ifindex };
 	struct tuple *way = &open->way;
-	const struct interface *out;
-	const union addr *source;
+	enum reason reason;
 	long result;
 
-	*way = pkt->tuple;
+	*way = open->key;
 	way->dst = forward->target;
 	way->dport = bpf_htons((__u16)(bpf_ntohs(way->dport) + forward->port_shift));
-	result = fib_route(ctx, &work->fib, pkt->ifindex, way, sizeof(struct iphdr));
+	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
 	if (!fib_found(result))
 		return fib_reason(result);
 	open->neighbour = result == BPF_FIB_LKUP_RET_SUCCESS;
-	if (pkt->hook == HOOK_XDP && !open->neighbour)
+	if (work->pkt.hook == HOOK_XDP && !open->neighbour)
 		return REASON_NEXT_HOP;
-	out = bpf_map_lookup_elem(&interfaces, &work->fib.ifindex);
-	if (!out)
-		return REASON_NOT_ATTACHED;
-	if (open_reflects(pkt, forward, in, work->fib.ifindex)) {
-		source = open_router_address(out, &way->dst);
-		if (!source)
-			return REASON_NO_ADDRESS;
-		way->src = *source;
-	}
+	reason = open_source(work, in, forward);
 	tuple_reverse(way, &open->answer);
-	return REASON_NONE;
+	return reason;
 }
 
+static __always_inline enum conn_path open_path(const struct interface *in)
+{
+	switch (in->role) {
+	case ROLE_LAN:
+		return PATH_HAIRPIN;
+	case ROLE_LOCAL:
+		return PATH_LOCAL;
+	default:
+		return PATH_WAN;
+	}
+}
+
+/* The answerer's direction. Its next hop is not resolved yet, but whoever sent this packet is known: should
+ * the kernel know no way back by the interface it came in by, that is it. */
 static __always_inline void open_write(const struct packet *pkt, const struct interface *in,
 				       const struct external *external, const struct forward *forward,
-				       struct conn *conn)
+				       struct opening *open)
 {
+	struct conn *conn = &open->conn;
+
 	__builtin_memset(conn, 0, sizeof(*conn));
-	tuple_reverse(&pkt->tuple, &conn->to);
+	tuple_reverse(&open->key, &conn->to);
 	conn->last_seen = conn_now();
 	conn->created = bpf_ktime_get_ns();
 	conn->forward = forward->stamp;
 	conn->address = external->address;
-	conn->path = in->role == ROLE_LAN ? PATH_HAIRPIN : PATH_WAN;
-	conn->ifindex = pkt->ifindex;
+	conn->path = open_path(in);
+	conn->ifindex = open->ifindex;
+	conn->rebuilt = !pkt->opens || open->answered;
+	if (open->answered)
+		return;
+	conn->hop.ifindex = open->ifindex;
+	__builtin_memcpy(conn->hop.dst_mac, pkt->remote_mac, ETH_ALEN);
+	__builtin_memcpy(conn->hop.src_mac, pkt->local_mac, ETH_ALEN);
 }
 
 /* Both directions: the answerer's first, its key is what must be unique; what is half done is undone. */
@@ -291,21 +365,23 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work)
 		return reason;
 	tuple_reverse(&open->answer, &conn->to);
 	conn->opener = 1;
-	if (open->neighbour)
+	__builtin_memset(&conn->hop, 0, sizeof(conn->hop));
+	if (open->neighbour && !open->answered)
 		fib_remember(&conn->hop, &work->fib, pkt, conn->last_seen);
-	if (bpf_map_update_elem(conn_half_table(pkt->tuple.protocol), &pkt->tuple, conn, BPF_NOEXIST) == 0)
+	if (bpf_map_update_elem(conn_half_table(pkt->tuple.protocol), &open->key, conn, BPF_NOEXIST) == 0)
 		count_event(CONN_OPENED);
 	else	/* another CPU was first: its entries count */
 		bpf_map_delete_elem(conn_half_table(pkt->tuple.protocol), &open->answer);
 	return REASON_NONE;
 }
 
-/* On REASON_NONE the connection is in half_open. A stack frame of its own. */
-static __noinline enum reason open_connection(void *ctx, struct work *work, const struct external *external,
-					      const struct forward *forward)
+/* Of open.key; on REASON_NONE it is in half_open. A stack frame of its own. */
+static __noinline enum reason open_make(void *ctx, struct work *work, const struct external *external,
+					const struct forward *forward)
 {
-	const struct packet *pkt = &work->pkt;
-	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
+	struct opening *open = &work->open;
+	__u32 ifindex = open->ifindex;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 	const struct settings *time = conn_settings();
 	struct conn *old;
 	enum reason reason;
@@ -317,10 +393,53 @@ static __noinline enum reason open_connection(void *ctx, struct work *work, cons
 		reason = open_route(ctx, work, in, forward);
 	if (reason != REASON_NONE)
 		return reason;
-	old = conn_find(&pkt->tuple);
+	old = conn_find(&open->key);
 	if (old)
-		conn_delete(work, &pkt->tuple, old);
-	open_write(pkt, in, external, forward, &work->open.conn);
-	conn_await(&work->open.answer, conn_opening_time(time, pkt->tuple.protocol));
+		conn_delete(work, &open->key, old);
+	open_write(&work->pkt, in, external, forward, open);
+	conn_await(&open->answer, conn_opening_time(time, open->key.protocol));
 	return open_insert(ctx, work);
+}
+
+/* By its opener's packet. */
+static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct external *external,
+						   const struct forward *forward)
+{
+	work->open.key = work->pkt.tuple;
+	work->open.ifindex = work->pkt.ifindex;
+	work->open.answered = false;
+	return open_make(ctx, work, external, forward);
+}
+
+/* The way to the client of a connection that is being rebuilt: by that it must once have come. */
+static __always_inline bool open_find_client(void *ctx, struct work *work)
+{
+	struct fib_start start = { .ifindex = work->pkt.ifindex };
+	struct opening *open = &work->open;
+
+	tuple_reverse(&open->key, &open->way);
+	if (!fib_found(fib_route(ctx, &work->fib, start, &open->way, sizeof(struct iphdr))))
+		return false;
+	open->ifindex = work->fib.ifindex;
+	return true;
+}
+
+/* By its answerer's, which is to a stand-in. */
+static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
+{
+	const struct tuple *answer = &work->pkt.tuple;
+	struct tuple *key = &work->open.key;
+	const struct external *external;
+	const struct forward *forward;
+
+	if (work->pkt.hook == HOOK_XDP)
+		return REASON_NEXT_HOP;
+	if (!stand_in_asked(answer, key))
+		return REASON_NO_CONNECTION;
+	external = bpf_map_lookup_elem(&externals, &key->dst);
+	forward = external ? forward_find(forward_slot(), external, key->protocol, key->dport) : NULL;
+	if (!forward || !addr_equal(&forward->target, &answer->src) || !open_find_client(ctx, work))
+		return REASON_NO_CONNECTION;
+	work->open.answered = true;
+	return open_make(ctx, work, external, forward);
 }

@@ -103,7 +103,8 @@ struct packet {
 	struct transport l4;
 	struct fragment_range piece;	/* of a fragment: what it brings */
 	__be32 id;		/* of a datagram in fragments */
-	__u8 local_mac[6];
+	__u8 local_mac[6];	/* ours, that it was sent to */
+	__u8 remote_mac[6];	/* of the station that sent it */
 	__u8 ttl;
 	__u8 tcp_flags;		/* FIN, SYN, RST, ACK only */
 	__u8 tcp_header;	/* its length, with options */
@@ -607,8 +608,10 @@ static __always_inline bool packet_parse(void *data, void *data_end, __be16 prot
 
 	if ((void *)(eth + 1) > data_end)
 		return false;
-	if (pkt->l3_off)
+	if (pkt->l3_off) {
 		__builtin_memcpy(pkt->local_mac, eth->h_dest, ETH_ALEN);
+		__builtin_memcpy(pkt->remote_mac, eth->h_source, ETH_ALEN);
+	}
 	if (protocol == bpf_htons(ETH_P_IP))
 		return packet_parse_ipv4(ip, data_end, pkt);
 	return protocol == bpf_htons(ETH_P_IPV6) && packet_parse_ipv6(ip, data_end, pkt);

@@ -177,10 +177,19 @@ static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct pa
 	       (pkt->v6 || craft_sum(quoted, behind) == 0xffff);
 }
 
+/* To the router itself: the kernel finds the way, out of the loopback device and in again, as its own packets
+ * take it. What comes in any other way with an address of the router's for a source it takes for forged. */
+static __always_inline long tc_deliver(__u32 ifindex)
+{
+	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
+}
+
 static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	struct bpf_redir_neigh hop = rw->gateway;
 
+	if (rw->local)
+		return tc_deliver(rw->ifindex);
 	if (hop.nh_family)
 		return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
 	if (bpf_skb_store_bytes(skb, 0, rw->macs, sizeof(rw->macs), 0) != 0)
@@ -305,10 +314,20 @@ __noinline int tc_write_all(struct __sk_buff *skb)
 __noinline int tc_refuse(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
+	struct tell tell;
+	bool written;
 
-	if (!work || !tell_of(work).type || !tc_ensure_ethernet(skb, &work->pkt) || !tell_write(skb, work))
+	if (!work)
+		return TC_ACT_SHOT;
+	tell = tell_of(work);
+	if (!(tell.type || tell.reset) || !tc_ensure_ethernet(skb, &work->pkt))
+		return TC_ACT_SHOT;
+	written = tell.reset ? tell_write_reset(skb, work, tell) : tell_write(skb, work, tell);
+	if (!written)
 		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);
+	if (nat_role(work->pkt.ifindex) == ROLE_LOCAL)
+		return (int)tc_deliver(work->pkt.ifindex);
 	return (int)bpf_redirect(work->pkt.ifindex, 0);
 }
 

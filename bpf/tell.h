@@ -1,37 +1,38 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: tells a sender by ICMP why its packet went no further, quoting it as it came (RFC 1812 4.3.2).
+/* TC: tells a sender why its packet went no further: by ICMP, quoting it as it came (RFC 1812 4.3.2), or by RST.
  * Written here, as the kernel knows neither the forward nor, for packets to itself, of any lifetime. */
 #pragma once
 
 #include "craft.h"
 
 /* The error and its quote come to 532 bytes, below the 576 of RFC 1812 4.3.2.3, or to the 1280 of RFC 4443 2.4. */
-enum icmp_code { ICMP_HOST_UNREACH = 1, ICMP_FRAG_NEEDED = 4, ICMP_PKT_FILTERED = 13 };
-enum icmpv6_code { ICMPV6_ADM_PROHIBITED = 1, ICMPV6_ADDR_UNREACH = 3 };
+enum icmp_code { ICMP_HOST_UNREACH = 1, ICMP_PORT_UNREACH = 3, ICMP_FRAG_NEEDED = 4, ICMP_PKT_FILTERED = 13 };
+enum icmpv6_code { ICMPV6_ADM_PROHIBITED = 1, ICMPV6_ADDR_UNREACH = 3, ICMPV6_PORT_UNREACH = 4 };
 enum { TELL_QUOTE_V4 = 504, TELL_QUOTE_V6 = 1232, TELL_TTL = 64, TELL_BURST_NS = SECOND_NS };
 enum { TELL_TOS = 0xc0 };	/* RFC 1812 4.3.2.5 */
 
 struct tell {
 	__u8 type, code;	/* both 0: says nothing */
 	bool mtu;		/* says the MTU, too */
+	bool reset;		/* not ICMP, but a RST */
 };
 
-static __always_inline struct tell tell_prohibited(const struct packet *pkt)
+/* Destination Unreachable, to those who are told at all. */
+static __always_inline struct tell tell_unreachable(const struct packet *pkt, enum icmp_code v4, enum icmpv6_code v6)
 {
-	if (!nat_tells(pkt))
+	if (!nat_tells(pkt->ifindex))
 		return (struct tell){};
 	if (pkt->v6)
-		return (struct tell){ .type = ICMPV6_DEST_UNREACH, .code = ICMPV6_ADM_PROHIBITED };
-	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = ICMP_PKT_FILTERED };
+		return (struct tell){ .type = ICMPV6_DEST_UNREACH, .code = (__u8)v6 };
+	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = (__u8)v4 };
 }
 
-static __always_inline struct tell tell_unreachable(const struct packet *pkt)
+/* Its connection is over: whoever is told opens another one at once. */
+static __always_inline struct tell tell_ended(const struct packet *pkt)
 {
-	if (!nat_tells(pkt))
-		return (struct tell){};
-	if (pkt->v6)
-		return (struct tell){ .type = ICMPV6_DEST_UNREACH, .code = ICMPV6_ADDR_UNREACH };
-	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = ICMP_HOST_UNREACH };
+	if (pkt->tuple.protocol != IPPROTO_TCP || pkt->fragment != FRAGMENT_NONE)
+		return tell_unreachable(pkt, ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH);
+	return (struct tell){ .reset = !(pkt->tcp_flags & TCP_RST) && nat_tells(pkt->ifindex) };
 }
 
 /* Without DF the size is not to blame, but options or a protocol that cannot be cut up. */
@@ -55,7 +56,9 @@ static __always_inline struct tell tell_of(const struct work *work)
 	case REASON_TOO_BIG:
 		return tell_too_big(pkt);
 	case REASON_NO_ROUTE:
-		return tell_unreachable(pkt);
+		return tell_unreachable(pkt, ICMP_HOST_UNREACH, ICMPV6_ADDR_UNREACH);
+	case REASON_ENDED:
+		return tell_ended(pkt);
 	case REASON_NOT_ALLOWED:
 	case REASON_REFLECT_OFF:
 	case REASON_SOURCE_LIMIT:
@@ -65,7 +68,7 @@ static __always_inline struct tell tell_of(const struct work *work)
 	case REASON_PORT_FIXED:
 	case REASON_NO_ADDRESS:
 	case REASON_NOT_ATTACHED:
-		return tell_prohibited(pkt);
+		return tell_unreachable(pkt, ICMP_PKT_FILTERED, ICMPV6_ADM_PROHIBITED);
 	default:
 		return (struct tell){};
 	}
@@ -91,7 +94,7 @@ static __always_inline bool tell_allowed(const struct interface *in, struct tell
 	return true;
 }
 
-static __always_inline void tell_header4(struct work *work, const union addr *from, __u32 length)
+static __always_inline void tell_header4(struct work *work, const struct tuple *way, __u32 length)
 {
 	struct iphdr *ip = (struct iphdr *)work->header;
 
@@ -101,36 +104,41 @@ static __always_inline void tell_header4(struct work *work, const union addr *fr
 	ip->tot_len = bpf_htons((__u16)(sizeof(*ip) + length));
 	ip->frag_off = bpf_htons(IP_DONT_FRAGMENT);
 	ip->ttl = TELL_TTL;
-	ip->protocol = IPPROTO_ICMP;
-	ip->saddr = from->word[3];
-	ip->daddr = work->pkt.tuple.src.word[3];
+	ip->protocol = way->protocol;
+	ip->saddr = way->src.word[3];
+	ip->daddr = way->dst.word[3];
 	ip->check = (__sum16)~csum_fold16((__u32)bpf_csum_diff(NULL, 0, (__be32 *)ip, sizeof(*ip), 0));
 }
 
-static __always_inline void tell_header(struct work *work, const union addr *from, __u32 length)
+static __always_inline void tell_header(struct work *work, const struct tuple *way, __u32 length)
 {
 	struct ipv6hdr *ip = (struct ipv6hdr *)work->header;
 
 	__builtin_memset(work->header, 0, sizeof(work->header));
 	if (!work->pkt.v6)
-		return tell_header4(work, from, length);
+		return tell_header4(work, way, length);
 	ip->version = 6;
 	ip->priority = TELL_TOS >> 4;
 	ip->payload_len = bpf_htons((__u16)length);
-	ip->nexthdr = IPPROTO_ICMPV6;
+	ip->nexthdr = way->protocol;
 	ip->hop_limit = TELL_TTL;
-	__builtin_memcpy(&ip->saddr, from, sizeof(*from));
-	__builtin_memcpy(&ip->daddr, &work->pkt.tuple.src, sizeof(*from));
+	__builtin_memcpy(&ip->saddr, &way->src, sizeof(way->src));
+	__builtin_memcpy(&ip->daddr, &way->dst, sizeof(way->dst));
+}
+
+/* Of the pseudo-header: that of ICMPv6 and of TCP in either family. */
+static __always_inline __u64 tell_pseudo_sum(const struct tuple *way, __u32 length)
+{
+	return csum_addr(&way->src) + csum_addr(&way->dst) + bpf_htonl(length) + bpf_htonl(way->protocol);
 }
 
 /* The ICMP message, behind the room for an IP header in the craft. Its length; 0: cannot be. */
 static __always_inline __u32 tell_message(struct __sk_buff *skb, const struct work *work, struct craft *craft,
-					  const union addr *from, struct tell tell)
+					  const struct tuple *way, struct tell tell)
 {
 	const struct packet *pkt = &work->pkt;
 	__u32 base = packet_base(pkt), quote = pkt->length, most = pkt->v6 ? TELL_QUOTE_V6 : TELL_QUOTE_V4, end;
 	struct icmphdr *icmp = (struct icmphdr *)&craft->packet[base];
-	__u64 sum = 0;
 
 	if (quote > most)
 		quote = most;
@@ -144,44 +152,118 @@ static __always_inline __u32 tell_message(struct __sk_buff *skb, const struct wo
 	else if (tell.mtu)
 		icmp->mtu = bpf_htons((__u16)work->rw.mtu);
 	end = base + sizeof(*icmp) + quote;
-	if (pkt->v6)
-		sum = csum_addr(from) + csum_addr(&pkt->tuple.src) + bpf_htonl(end - base) +
-		      bpf_htonl(IPPROTO_ICMPV6);
-	icmp->checksum = (__sum16)~csum_fold16(sum + craft_sum(base, end));
+	icmp->checksum = (__sum16)~csum_fold16((pkt->v6 ? tell_pseudo_sum(way, end - base) : 0) +
+					       craft_sum(base, end));
 	return end - base;
 }
 
 /* Back where it came from: out of the interface and to the station that sent it. */
-static __always_inline bool tell_address(struct __sk_buff *skb, struct work *work)
+static __always_inline void tell_address(struct work *work)
 {
-	__u8 *macs = work->rw.macs;
+	__builtin_memcpy(work->rw.macs, work->pkt.remote_mac, ETH_ALEN);
+	__builtin_memcpy(work->rw.macs + ETH_ALEN, work->pkt.local_mac, ETH_ALEN);
+}
 
-	if (bpf_skb_load_bytes(skb, ETH_ALEN, macs, ETH_ALEN) != 0)
+/* From the address that its sender knows this router by. */
+static __always_inline bool tell_way(struct work *work, const struct interface *in)
+{
+	const struct packet *pkt = &work->pkt;
+	struct tuple *way = &work->open.way;
+	const union addr *from = in->role == ROLE_LOCAL ? &pkt->tuple.dst : open_router_address(in, &pkt->tuple.src);
+
+	if (!from)
 		return false;
-	__builtin_memcpy(macs + ETH_ALEN, work->pkt.local_mac, ETH_ALEN);
+	__builtin_memset(way, 0, sizeof(*way));
+	way->src = *from;
+	way->dst = pkt->tuple.src;
+	way->protocol = pkt->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 	return true;
 }
 
 /* True: the skb now holds the answer, to go out where it came in. */
-static __always_inline bool tell_write(struct __sk_buff *skb, struct work *work)
+static __always_inline bool tell_write(struct __sk_buff *skb, struct work *work, struct tell tell)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
 	struct craft *craft = craft_get();
-	struct tell tell = tell_of(work);
 	__u32 length, base = packet_base(pkt);
-	const union addr *from;
 
 	/* RFC 1812 4.3.2.7: not about errors, nor about any but the first fragment. */
-	if (!tell.type || !in || !craft || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
+	if (!in || !craft || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
 		return false;
-	from = open_router_address(in, &pkt->tuple.src);
-	if (!from || !tell_allowed(in, tell))
+	if (!tell_way(work, in) || !tell_allowed(in, tell))
 		return false;
-	length = tell_message(skb, work, craft, from, tell);
-	if (!length || !tell_address(skb, work))
+	length = tell_message(skb, work, craft, &work->open.way, tell);
+	if (!length)
 		return false;
-	tell_header(work, from, length);
-	return craft_begin(skb, pkt) &&
-	       craft_put(skb, base, base + length) == 0;
+	tell_address(work);
+	tell_header(work, &work->open.way, length);
+	return craft_begin(skb, pkt) && craft_put(skb, base, base + length) == 0;
+}
+
+/* What a RST says: RFC 9293 3.10.7.1. */
+struct tell_reset {
+	__u32 seq, ack;
+	__u8 flags;
+};
+
+/* Puts a RST that goes this way into the skb, whose packet has been given up. */
+static __always_inline bool tell_put_reset(struct __sk_buff *skb, struct work *work, const struct tuple *way,
+					   struct tell_reset reset)
+{
+	struct craft *craft = craft_get();
+	__u32 base = packet_base(&work->pkt);
+	struct tcphdr *tcp;
+
+	if (!craft)
+		return false;
+	tcp = (struct tcphdr *)&craft->packet[base];
+	__builtin_memset(tcp, 0, sizeof(*tcp));
+	tcp->source = way->sport;
+	tcp->dest = way->dport;
+	tcp->seq = bpf_htonl(reset.seq);
+	tcp->ack_seq = bpf_htonl(reset.ack);
+	tcp->doff = sizeof(*tcp) / 4;
+	*((__u8 *)tcp + TCP_FLAGS_OFFSET) = reset.flags;
+	tcp->check = (__sum16)~csum_fold16(tell_pseudo_sum(way, sizeof(*tcp)) + craft_sum(base, base + sizeof(*tcp)));
+	tell_header(work, way, sizeof(*tcp));
+	return craft_put(skb, base, base + sizeof(*tcp)) == 0;
+}
+
+/* The other side of a connection that is over hears of it with the first packet of either: it may be waiting
+ * for what will never come. Its receiver takes no other sequence number than the one it expects. */
+static __always_inline void tell_other_side(struct __sk_buff *skb, struct work *work)
+{
+	struct conn *conn = conn_established(&work->pkt.tuple), *other;
+	struct tell_reset reset = { .flags = TCP_RST };
+
+	if (!conn || conn->told || !nat_tells(conn->hop.ifindex))
+		return;
+	other = conn_other(conn, false);
+	if (!other)
+		return;
+	conn->told = other->told = 1;
+	reset.seq = other->ack;
+	work->rw.ifindex = conn->hop.ifindex;
+	__builtin_memcpy(work->rw.macs, conn->hop.dst_mac, sizeof(work->rw.macs));
+	work->open.way = conn->to;
+	if (tell_put_reset(skb, work, &work->open.way, reset))
+		bpf_clone_redirect(skb, work->rw.ifindex, 0);
+}
+
+/* True: as tell_write, a RST. */
+static __always_inline bool tell_write_reset(struct __sk_buff *skb, struct work *work, struct tell tell)
+{
+	const struct packet *pkt = &work->pkt;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
+	struct tell_reset reset = { .seq = pkt->ack, .flags = TCP_RST };
+
+	if (!in || !tell_allowed(in, tell) || !craft_begin(skb, pkt))
+		return false;
+	tell_other_side(skb, work);
+	if (!(pkt->tcp_flags & TCP_ACK))
+		reset = (struct tell_reset){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };
+	tell_address(work);
+	tuple_reverse(&pkt->tuple, &work->open.way);
+	return tell_put_reset(skb, work, &work->open.way, reset);
 }

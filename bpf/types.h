@@ -35,12 +35,16 @@ enum conn_path {
 enum reflect {
 	REFLECT_AUTO,
 	REFLECT_ROUTER,
+	REFLECT_PUBLIC,
+	REFLECT_PREFIX,
 	REFLECT_OFF,
 };
 
 enum role {
 	ROLE_WAN = 1,
 	ROLE_LAN = 2,
+	ROLE_LOCAL = 3,	/* the loopback device: by it the router's own packets come in */
+	ROLES,
 };
 
 /* What becomes of a packet; REFUSE is the drop of an opening that may not become a connection. */
@@ -116,8 +120,10 @@ struct settings {
 	__u64 icmp_interval;	/* between two ICMP errors to one side, on average; 0: no limit */
 	enum side told;		/* bits: both sides may be told */
 	__u32 source_limit;	/* RFC 6888 REQ-4: connections of one client address; 0: no limit */
+	__u32 stand_ins;	/* whether there are any */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct settings) == 64, "struct settings has implicit padding");
+_Static_assert(sizeof(struct settings) == 72, "struct settings has implicit padding");
 
 /* What a connection was made from. Once epochs[id] differs from epoch the connection is over. */
 struct stamp {
@@ -160,6 +166,48 @@ struct allow_key {
 	union addr source;
 };
 _Static_assert(sizeof(struct allow_key) == 24, "struct allow_key has implicit padding");
+
+/* LPM key: a client's address, or its stand-in. */
+struct stand_in_key {
+	__u32 prefix_length;
+	union addr address;
+};
+_Static_assert(sizeof(struct stand_in_key) == 20, "struct stand_in_key has implicit padding");
+
+/* Clients and their stand-ins have the same host bits, so one value serves both ways. */
+struct stand_in {
+	union addr network;	/* what the bits under mask become */
+	union addr mask;	/* of the 128 bit form */
+	__u32 client;		/* 1: the key is a client's, 0: a stand-in's */
+};
+_Static_assert(sizeof(struct stand_in) == 36, "struct stand_in has implicit padding");
+
+/* LPM key: a target and protocol, then a prefix of the port in network order. */
+struct origin_key {
+	__u32 prefix_length;
+	union addr target;
+	__u8 protocol;
+	__u8 pad;
+	__be16 port;
+};
+_Static_assert(sizeof(struct origin_key) == 24, "struct origin_key has implicit padding");
+
+/* The forward with reflect prefix that leads to a target, seen from there. */
+struct origin {
+	__u32 external;		/* where it listens; 0: several lead there */
+	__u16 port_shift;	/* as in struct forward */
+	__u16 pad;
+};
+_Static_assert(sizeof(struct origin) == 8, "struct origin has implicit padding");
+
+/* Of reflect public: the external port that stands for a client's (RFC 4787 REQ-1). Kept twice: by client
+ * and external address, to be the same for all its connections, and by what it stands for, to be its alone. */
+struct mapping {
+	union addr client;
+	__be16 client_port;
+	__be16 port;
+};
+_Static_assert(sizeof(struct mapping) == 20, "struct mapping has implicit padding");
 
 struct interface_address {
 	union addr address;
@@ -207,7 +255,9 @@ struct conn {
 	enum conn_path path;
 	__u64 created;		/* CLOCK_MONOTONIC ns */
 	__u32 ifindex;		/* interface the opener came in by */
-	__u32 pad2;
+	__u8 rebuilt;		/* made from its rule in the middle: nobody has seen its handshake */
+	__u8 told;		/* it is over, and both sides were told */
+	__u8 pad[2];
 };
 _Static_assert(sizeof(struct conn) == 152, "struct conn has implicit padding");
 
@@ -278,7 +328,7 @@ struct craft {
 	__u8 packet[CRAFT_PACKET + CRAFT_PIECE];
 };
 
-/* When the next ICMP error may be sent (GCRA), by enum role. */
+/* When the next ICMP error or RST may be sent (GCRA), by enum role. */
 struct icmp_budget {
 	__u64 next;		/* CLOCK_MONOTONIC ns */
 };

@@ -15,6 +15,7 @@ struct rewrite {
 	__u32 mtu;		/* of the next hop; 0: not known */
 	__u16 mss;		/* most that a SYN may promise; 0: what it likes */
 	bool resolved;		/* macs are known */
+	bool local;		/* to the router itself, by its loopback device */
 	/* From here on set only with VERDICT_SEND. */
 	__u8 macs[2 * ETH_ALEN];	/* destination, source */
 	struct tuple to;
@@ -27,6 +28,10 @@ struct rewrite {
 
 /* A connection in the making. */
 struct opening {
+	struct tuple key;	/* of the opener's direction */
+	__u32 ifindex;		/* by which that comes in */
+	bool answered;		/* it is the answerer's packet that rebuilds it */
+	bool mapped;		/* its port is to be the client's alone */
 	struct tuple way;	/* what is being routed */
 	struct tuple answer;	/* key of the answerer's direction */
 	bool neighbour;		/* fib knows the target's MAC address */
@@ -39,6 +44,7 @@ struct work {
 	struct bpf_fib_lookup fib;
 	struct bpf_sock_tuple sock;
 	struct tuple other;	/* key of the other direction */
+	struct tuple mapping;	/* key of one */
 	struct opening open;
 	struct conn moving;	/* a copy on its way from half_open to conns */
 	struct held_key held;
