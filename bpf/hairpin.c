@@ -29,6 +29,8 @@ static __always_inline int tc_apply(struct __sk_buff *skb, const struct packet *
 
 	if (verdict == VERDICT_PASS)
 		return tc_pass(skb, held);
+	if (verdict == VERDICT_DEFER)
+		return (int)tc_again(skb, pkt);
 	return verdict == VERDICT_SEND ? tc_forward(skb, held) : tc_refuse(skb);
 }
 

@@ -156,6 +156,13 @@ static __always_inline enum reason nat_way(void *ctx, struct work *work, const s
 	return REASON_NONE;
 }
 
+/* The router's own packets come with a route, of the loopback device. While a neighbour is being resolved the
+ * kernel would take that for the one to go by: without it they come in once more. */
+static __always_inline bool nat_has_route(const struct packet *pkt)
+{
+	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
+}
+
 /* Once a second a packet goes by way of the kernel's neighbour table, which keeps its entry alive; the
  * others use what was learned then. */
 static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn)
@@ -169,6 +176,8 @@ static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, st
 		reason = nat_way(ctx, work, conn);
 		if (reason == REASON_NONE && rw->resolved && rw->gateway.nh_family)
 			fib_remember(&conn->hop, &work->fib, pkt, now);
+		if (reason == REASON_NONE && !rw->resolved && nat_has_route(pkt))
+			reason = REASON_NEXT_HOP;
 		return reason;
 	}
 	nat_take_hop(rw, &conn->hop);

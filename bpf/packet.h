@@ -156,6 +156,12 @@ static __always_inline __u32 packet_header(const struct packet *pkt)
 	return pkt->l4.off - pkt->l3_off;
 }
 
+/* On the loopback device, which has no addresses: sent there by this program, to come in once more. */
+static __always_inline bool packet_again(const struct packet *pkt)
+{
+	return pkt->remote_mac[0];
+}
+
 /* The IP header itself: what a packet made here has, too. */
 static __always_inline __u32 packet_base(const struct packet *pkt)
 {

@@ -184,6 +184,16 @@ static __always_inline long tc_deliver(__u32 ifindex)
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 
+/* Once more, as if it had just come in. A TC action. */
+static __always_inline long tc_again(struct __sk_buff *skb, const struct packet *pkt)
+{
+	__u8 again = 2;	/* of a source address: locally administered */
+
+	if (bpf_skb_store_bytes(skb, ETH_ALEN, &again, sizeof(again), 0) != 0)
+		return TC_ACT_SHOT;
+	return bpf_redirect(pkt->ifindex, BPF_F_INGRESS);
+}
+
 static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	struct bpf_redir_neigh hop = rw->gateway;

@@ -50,7 +50,7 @@ enum role {
 /* What becomes of a packet; REFUSE is the drop of an opening that may not become a connection. */
 enum verdict {
 	VERDICT_PASS,	/* not ours, or the kernel knows better: untouched, to the stack */
-	VERDICT_DEFER,	/* XDP only: ours, but for the TC program to do */
+	VERDICT_DEFER,	/* ours, but for the TC program to do: XDP's, or TC's own when it comes in once more */
 	VERDICT_DROP,
 	VERDICT_REFUSE,
 	VERDICT_SEND,
@@ -86,7 +86,7 @@ enum reason {
 	REASON_NO_ROUTE,
 	REASON_NOT_ATTACHED,	/* in or out through an interface hairpin does not watch */
 	REASON_FORWARDING_OFF,	/* ip_forward is 0 */
-	REASON_NEXT_HOP,	/* XDP: next hop unknown or due for renewal */
+	REASON_NEXT_HOP,	/* unknown, or due for renewal */
 	REASON_NO_XDP_TX,	/* XDP: output device does not take XDP frames */
 	REASON_PARTIAL_CHECKSUM, /* XDP: transport checksum may be left to an offload */
 	REASON_OTHER_HOST,	/* XDP: frame for another station */

@@ -184,7 +184,8 @@ func (h *hook) remove() error {
 }
 
 // Attach makes the programs run on an interface: it updates what is attached already, else attaches
-// and pins. Where packets are bare that is TC alone, whatever the mode. It may be called again at any time; a changed mode takes effect then.
+// and pins. Where packets are bare, and on the loopback device, that is TC alone, whatever the mode. It may
+// be called again at any time; a changed mode takes effect then.
 //
 // It returns an error wrapping ErrNoInterface if there is no such interface, ErrLinkType if its
 // packets are neither Ethernet frames nor bare, and ErrNotLoaded if the datapath was removed since it was opened. If
@@ -211,7 +212,7 @@ func (d *Datapath) attach(ifname string, mode Mode) (Attachment, error) {
 	}
 	defer programs.Close()
 
-	if bare(dev) {
+	if bare(dev) || loopback(dev) {
 		mode = ModeTC
 	}
 	x, err := d.prepareXDP(dev, mode)
@@ -275,15 +276,15 @@ func findDevice(ifname string) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look interface up: %w", err)
 	}
-	if dev.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 {
-		return nil, errors.New("it is the loopback device: nothing to forward comes in there; name the WAN and LAN interfaces")
-	}
-	if kind := dev.Attrs().EncapType; kind != "ether" && !bare(dev) {
+	if kind := dev.Attrs().EncapType; kind != "ether" && !bare(dev) && !loopback(dev) {
 		return nil, fmt.Errorf("%w %s: packets are Ethernet frames, or bare as on ppp, wireguard and tun; name another interface",
 			ErrLinkType, kind)
 	}
 	return dev, nil
 }
+
+// loopback reports whether the device is the one that brings the router its own packets.
+func loopback(dev netlink.Link) bool { return dev.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 }
 
 // bare reports whether the device carries packets without a link-layer header: ARPHRD_NONE, as of
 // WireGuard and tun, and ARPHRD_PPP, whose header the driver keeps to itself.

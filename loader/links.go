@@ -20,6 +20,7 @@ type Link struct {
 	Up           bool // by the administrator; the cable is another matter
 	MTU          int  // in bytes, of an IP packet
 	PPP          bool // a PPP device, as of PPPoE
+	Loopback     bool // brings the router its own packets
 	HardwareAddr net.HardwareAddr
 	// Addresses are of both families, with the host part, and the one to send from first.
 	Addresses []netip.Prefix
@@ -66,6 +67,7 @@ func newLink(dev netlink.Link, addresses []netlink.Addr, features map[int]uint64
 		Up:           attrs.RawFlags&unix.IFF_UP != 0,
 		MTU:          attrs.MTU,
 		PPP:          attrs.EncapType == "ppp", // the library's name for ARPHRD_PPP
+		Loopback:     loopback(dev),
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
 	}

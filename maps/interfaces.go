@@ -23,9 +23,11 @@ type Role bpf.HairpinRole
 const (
 	RoleWAN = Role(bpf.HairpinRoleROLE_WAN)
 	RoleLAN = Role(bpf.HairpinRoleROLE_LAN)
+	// RoleLocal is the loopback device's, by which the router's own packets come in.
+	RoleLocal = Role(bpf.HairpinRoleROLE_LOCAL)
 )
 
-// String is "wan" or "lan", "" for none.
+// String is "wan", "lan" or "local", "" for none.
 func (r Role) String() string {
 	if r == 0 {
 		return ""
@@ -84,7 +86,8 @@ func (t *Tables) putInterfaces(doc *document, ifs []Interface) error {
 	}
 	for _, link := range ifs {
 		value := link.kernel()
-		if doc.Config.clamps(link) {
+		// The MTU of the loopback device is no other one's.
+		if link.Role == RoleLocal || doc.Config.clamps(link) {
 			value.MssMtu = uint32(max(0, link.MTU))
 		}
 		if present[uint32(link.Index)] == value {

@@ -71,6 +71,8 @@ func (r *router) look(cfg maps.Config) (ports []port, strays []loader.Attachment
 			p := port{name: name, role: role, link: byName[name]}
 			switch {
 			case p.link == nil:
+			case p.link.Loopback:
+				p.err = fmt.Errorf("%s is the loopback device, which is watched anyway; name the WAN and LAN interfaces in the configuration", name)
 			case p.link.PortOf != "":
 				// Programs that it has had until now are stray.
 				p.err = fmt.Errorf("%s is a port of %s, and what arrives there is %s's; name that one in the configuration", name, p.link.PortOf, p.link.PortOf)
@@ -83,6 +85,12 @@ func (r *router) look(cfg maps.Config) (ports []port, strays []loader.Attachment
 	}
 	add(cfg.WAN, maps.RoleWAN)
 	add(cfg.LAN, maps.RoleLAN)
+	if own := slices.IndexFunc(links, func(link loader.Link) bool { return link.Loopback }); own >= 0 && len(ports) > 0 {
+		// By it the router's own processes reach the forwards.
+		link := &links[own]
+		ports = append(ports, port{name: link.Name, role: maps.RoleLocal, link: link, attachment: byIndex[link.Index]})
+		delete(byIndex, link.Index)
+	}
 	for _, a := range attachments {
 		if byIndex[a.Index] != nil {
 			strays = append(strays, a)
