@@ -117,8 +117,8 @@ static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_sta
 	return fib_route(ctx, &work->fib, start, to, sizeof(struct iphdr));
 }
 
-/* Asks the kernel for the way; it will resolve the neighbour. What it knows no way for on the interface it has
- * to leave by goes back to the station it came from, and if that interface has gone, by any other. */
+/* Asks the kernel for the way; it will resolve the neighbour. What it knows no way for by the interface that it
+ * has to leave by goes back to the station it came from, and if that interface has gone, by any other. */
 static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct conn *conn)
 {
 	struct fib_start start = nat_start(&work->pkt, conn);
@@ -126,9 +126,11 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	struct rewrite *rw = &work->rw;
 	long result = nat_ask(ctx, work, start, &conn->to);
 
-	if (result < 0 && start.flags)
+	if (start.flags && result < 0)
 		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &conn->to);
-	else if (result == BPF_FIB_LKUP_RET_NOT_FWDED && start.flags) {
+	/* Of IPv6 the kernel takes an interface for a wish. */
+	else if (start.flags && (result == BPF_FIB_LKUP_RET_NOT_FWDED ||
+				 (fib_found(result) && fib->ifindex != start.ifindex))) {
 		nat_take_hop(rw, &conn->hop);
 		return REASON_NONE;
 	}

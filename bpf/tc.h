@@ -320,6 +320,16 @@ __noinline int tc_write_all(struct __sk_buff *skb)
 	return VERDICT_SEND;
 }
 
+/* Back where the packet came in. By a clone, so that it also goes there when the packet was made up by user
+ * space, which ends with the program; but what is for the router itself cannot be cloned its way. */
+static __always_inline int tc_answer(struct __sk_buff *skb, __u32 ifindex)
+{
+	if (nat_role(ifindex) == ROLE_LOCAL)
+		return (int)tc_deliver(ifindex);
+	bpf_clone_redirect(skb, ifindex, 0);
+	return TC_ACT_SHOT;
+}
+
 /* What was decided against is answered, if its sender is to know. A TC action. */
 __noinline int tc_refuse(struct __sk_buff *skb)
 {
@@ -336,9 +346,7 @@ __noinline int tc_refuse(struct __sk_buff *skb)
 	if (!written)
 		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);
-	if (nat_role(work->pkt.ifindex) == ROLE_LOCAL)
-		return (int)tc_deliver(work->pkt.ifindex);
-	return (int)bpf_redirect(work->pkt.ifindex, 0);
+	return tc_answer(skb, work->pkt.ifindex);
 }
 
 /* To the kernel, and after it what was held of its datagram. A TC action. */

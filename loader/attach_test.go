@@ -135,7 +135,6 @@ func TestAttachRefusals(t *testing.T) {
 		{"", ModeAuto, ErrNoInterface, "1 to 15"},
 		{strings.Repeat("x", 16), ModeAuto, ErrNoInterface, "1 to 15"},
 		{"wan0", "fast", nil, `"fast"`},
-		{"lo", ModeTC, nil, "loopback"},
 	}
 	for _, c := range cases {
 		_, err := r.tryAttach(d, c.dev, c.mode)
@@ -146,6 +145,18 @@ func TestAttachRefusals(t *testing.T) {
 	}
 	if list := r.attachments(d); len(list) > 0 {
 		t.Errorf("attached %+v", list)
+	}
+}
+
+// TestLoopbackHasTCAlone: its packets have partial checksums, and are never another device's.
+func TestLoopbackHasTCAlone(t *testing.T) {
+	r := newRouter(t)
+	d := r.load(Options{})
+	r.attach(d, "lo", ModeXDP)
+	for _, a := range r.attachments(d) {
+		if a.Interface != "lo" || a.XDP != "" || a.TC == "" {
+			t.Errorf("attached %+v", a)
+		}
 	}
 }
 

@@ -161,7 +161,7 @@ func TestPinsOfSchema1AreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := fmt.Sprintf("schema 1 in %s, this version has 2: use the version that made it, or end every connection with \"hairpin detach --all\" and start anew", dir)
+	want := fmt.Sprintf("schema 1 in %s, this version has %d: use the version that made it, or end every connection with \"hairpin detach --all\" and start anew", dir, bpf.HairpinSchemaSCHEMA)
 	_, err := Load(Options{Dir: dir})
 	wantError(t, err, ErrSchema, want)
 	_, err = Open(Options{Dir: dir})

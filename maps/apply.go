@@ -277,6 +277,7 @@ func (t *Tables) finish(doc *document) error {
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
 		{"drop targets", func() error { return t.dropTargets(doc) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
+		{"tell of ended connections", func() error { return t.tellForwards(doc) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
@@ -295,6 +296,13 @@ func (t *Tables) endForwards(doc *document) error {
 		}
 	}
 	return nil
+}
+
+func (t *Tables) tellForwards(doc *document) error {
+	if len(doc.Ended) == 0 {
+		return nil
+	}
+	return t.tellEnded()
 }
 
 func (t *Tables) dropStats(doc *document) error {

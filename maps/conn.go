@@ -86,23 +86,15 @@ func (t *Tables) count(snap *snapshot, sel Selector) (Count, error) {
 }
 
 // EndConnections ends the connections that sel picks and says how many it
-// ended: the datapath drops what still comes for them.
+// ended: the datapath drops what still comes for them, and tells both sides.
 func (t *Tables) EndConnections(sel Selector) (int, error) {
 	var keys []bpf.HairpinTuple
 	err := t.eachConnection(sel, func(key bpf.HairpinTuple, _ *Connection) { keys = append(keys, key) })
 	if err != nil {
 		return 0, err
 	}
-	ended := 0
-	for _, key := range keys {
-		request := bpf.HairpinEndRequest{Key: key}
-		var answer bpf.HairpinEndRequest
-		if _, err := t.objs.HairpinEnd.Run(&ebpf.RunOptions{Context: request, ContextOut: &answer}); err != nil {
-			return ended, fmt.Errorf("end connection: %w", err)
-		}
-		ended += int(answer.Found)
-	}
-	return ended, nil
+	ended, err := t.end(keys)
+	return ended, errors.Join(err, t.tellEnded())
 }
 
 // direction is what a listing needs of one direction of a connection.

@@ -63,14 +63,18 @@ func (t *Tables) SetInterfaces(ifs []Interface) error {
 		return err
 	}
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link Interface) bool { return link.Role == 0 })
+	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
 	// A new interface is known before its addresses, a gone one is forgotten after them.
-	if err := t.putInterfaces(doc, ifs); err != nil {
+	if err := t.putInterfaces(doc, ifs, present); err != nil {
 		return err
 	}
-	if err := t.setExternals(doc, ifs); err != nil {
+	if err := t.followAddresses(doc, ifs, present); err != nil {
 		return err
 	}
-	if err := t.dropInterfaces(ifs); err != nil {
+	if err := t.dropInterfaces(ifs, present); err != nil {
 		return err
 	}
 	if err := t.setTransmitters(ifs); err != nil {
@@ -79,11 +83,40 @@ func (t *Tables) SetInterfaces(ifs []Interface) error {
 	return t.pruneCounters(ifs)
 }
 
-func (t *Tables) putInterfaces(doc *document, ifs []Interface) error {
-	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
+// followAddresses ends the connections of addresses that have gone, external
+// ones and those that reflected connections came from, and has both sides told.
+func (t *Tables) followAddresses(doc *document, ifs []Interface, before map[uint32]bpf.HairpinInterface) error {
+	ended, err := t.setExternals(doc, ifs)
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return err
 	}
+	gone := goneAddresses(before, ifs)
+	if err := t.endReflectedFrom(gone); err != nil {
+		return err
+	}
+	if !ended && len(gone) == 0 {
+		return nil
+	}
+	return t.tellEnded()
+}
+
+// goneAddresses are the router's own that no interface has any more.
+func goneAddresses(present map[uint32]bpf.HairpinInterface, ifs []Interface) map[bpf.HairpinAddr]bool {
+	gone := map[bpf.HairpinAddr]bool{}
+	for _, value := range present {
+		for _, own := range value.Address[:value.Addresses] {
+			gone[own.Address] = true
+		}
+	}
+	for _, link := range ifs {
+		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+			delete(gone, toAddr(prefix.Addr()))
+		}
+	}
+	return gone
+}
+
+func (t *Tables) putInterfaces(doc *document, ifs []Interface, present map[uint32]bpf.HairpinInterface) error {
 	for _, link := range ifs {
 		value := link.kernel()
 		// The MTU of the loopback device is no other one's.
@@ -100,11 +133,7 @@ func (t *Tables) putInterfaces(doc *document, ifs []Interface) error {
 	return nil
 }
 
-func (t *Tables) dropInterfaces(ifs []Interface) error {
-	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
-	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
-	}
+func (t *Tables) dropInterfaces(ifs []Interface, present map[uint32]bpf.HairpinInterface) error {
 	for index := range present {
 		if indexOf(ifs, index) >= 0 {
 			continue
@@ -182,37 +211,39 @@ func IsExternal(addr netip.Addr) bool {
 	return addr.Is4() && !addr.IsLoopback() || global6(addr)
 }
 
-// setExternals brings the addresses that forwards listen on up to date.
-func (t *Tables) setExternals(doc *document, ifs []Interface) error {
+// setExternals brings the addresses that forwards listen on up to date, and says
+// whether connections have ended by that.
+func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err error) {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
-		return fmt.Errorf("list external addresses: %w", err)
+		return false, fmt.Errorf("list external addresses: %w", err)
 	}
 	wanted := wantedExternals(doc, ifs)
 	if limit := t.objs.Externals.MaxEntries(); uint32(len(wanted)) > limit {
-		return fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
+		return false, fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
 	}
 	ids := t.freeAddressIDs(present)
 	for _, addr := range slices.SortedFunc(maps.Keys(present), compareAddr) {
 		old, want := present[addr], wanted[addr]
 		// Its connections end before anything else happens to the address.
 		if old.Group != 0 && want.Group == 0 || want == (bpf.HairpinExternal{}) {
+			ended = true
 			if err := t.endStamp(stamp{old.Address.Id, old.Address.Epoch}); err != nil {
-				return err
+				return ended, err
 			}
 		}
 		if want == (bpf.HairpinExternal{}) {
 			if err := drop(t.objs.Externals, addr); err != nil {
-				return fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
+				return ended, fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
 			}
 		}
 	}
 	for _, addr := range slices.SortedFunc(maps.Keys(wanted), compareAddr) {
 		if err := t.putExternal(addr, present[addr], wanted[addr], ids); err != nil {
-			return err
+			return ended, err
 		}
 	}
-	return nil
+	return ended, nil
 }
 
 func compareAddr(a, b bpf.HairpinAddr) int { return fromAddr(a).Compare(fromAddr(b)) }

@@ -36,11 +36,11 @@ func TestCommandsPrintDocuments(t *testing.T) {
 		{"save", "save", fmt.Sprintf(`{"file":%q,"forwards":1,"written":false}`, filepath.Join(filepath.Dir(hp.File), "forwards.d", "50-cli.toml"))},
 		{"apply", "apply", `{"added":[],"removed":[],"changed":[],"unchanged":3,"settings":[]}`},
 		{"forward del late", "del", ""},
-		{"upgrade", "upgrade", `{"interfaces":["wan0","lan0","lan1"]}`},
-		{"detach", "detach", `{"interfaces":["wan0","lan0","lan1"]}`},
+		{"upgrade", "upgrade", `{"interfaces":["wan0","lan0","lan1","lo"]}`},
+		{"detach", "detach", `{"interfaces":["wan0","lan0","lan1","lo"]}`},
 		{"detach", "detach", `{"interfaces":[]}`},
 		{"attach", "attach", ""},
-		{"detach --all", "detach", `{"interfaces":["wan0","lan0","lan1"]}`},
+		{"detach --all", "detach", `{"interfaces":["wan0","lan0","lan1","lo"]}`},
 		{"detach --all", "detach", `{"interfaces":[]}`},
 	} {
 		out := hp.Run(append([]string{"-j"}, strings.Fields(step.args)...)...)

@@ -103,7 +103,7 @@ func TestMetrics(t *testing.T) {
 	if left > sent/10 {
 		t.Errorf("XDP left %v of %v packets to TC", left, sent)
 	}
-	if got := scrape(t, n, "hairpin_interface_attached"); got != 3 {
-		t.Errorf("%v interfaces attached, want 3", got)
+	if got := scrape(t, n, "hairpin_interface_attached"); got != 4 {
+		t.Errorf("%v interfaces attached, want 3 and the loopback device", got)
 	}
 }
