@@ -189,6 +189,10 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) error {
 	if limit := t.objs.Externals.MaxEntries(); uint32(len(wanted)) > limit {
 		return fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
 	}
+	listeners := wantedListeners(doc, wanted)
+	if err := t.dropListeners(listeners); err != nil {
+		return err
+	}
 	ids := t.freeAddressIDs(present)
 	for _, addr := range slices.SortedFunc(maps.Keys(present), compareAddr) {
 		old, want := present[addr], wanted[addr]
@@ -209,7 +213,7 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) error {
 			return err
 		}
 	}
-	return nil
+	return t.putListeners(listeners)
 }
 
 func compareAddr(a, b bpf.HairpinAddr) int { return fromAddr(a).Compare(fromAddr(b)) }
