@@ -151,10 +151,14 @@ func (b *bench) configure(tb testing.TB, forwards []string) {
 		config.Forwards = append(config.Forwards, mustForward(tb, words))
 	}
 	b.apply(tb)
+	b.watch(tb, netip.PrefixFrom(wanAddress, 24), netip.PrefixFrom(basicAddress, 32), netip.PrefixFrom(dmzAddress, 32))
+}
+
+// watch tells the programs of the interfaces; external are the addresses of wan0.
+func (b *bench) watch(tb testing.TB, external ...netip.Prefix) {
+	tb.Helper()
 	interfaces := []maps.Interface{
-		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true,
-			Addresses: []netip.Prefix{netip.PrefixFrom(wanAddress, 24),
-				netip.PrefixFrom(basicAddress, 32), netip.PrefixFrom(dmzAddress, 32)}},
+		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true, Addresses: external},
 		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(lanAddress, 24)}},
 		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true,
