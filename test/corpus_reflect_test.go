@@ -3,6 +3,7 @@
 package test
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
@@ -36,10 +37,11 @@ var (
 	}
 )
 
-// newReflectBench is a bench with stand-ins for most of its clients, which refuses in silence.
-func newReflectBench(tb testing.TB) *bench {
+// newReflectBench is a bench with stand-ins for most of its clients, which refuses in silence, and with
+// room for so many connections.
+func newReflectBench(tb testing.TB, connections uint32) *bench {
 	tb.Helper()
-	b := newBench(tb)
+	b := newBenchFor(tb, connections, 2048)
 	b.neighbour(tb, b.lan, stranger, strangerMAC)
 	b.config.ICMP.Refuse = []string{}
 	b.config.StandIns = []maps.StandIn{
@@ -70,7 +72,7 @@ func (c *corpus) web(way string, udp bool) flow {
 
 // TestReflectCorpus puts every case through TC alone and through XDP, which may leave a packet to TC.
 func TestReflectCorpus(t *testing.T) {
-	b := newReflectBench(t)
+	b := newReflectBench(t, 2048)
 	var rows []row
 	rows = append(rows, standInRows()...)
 	rows = append(rows, rebuiltRows()...)
@@ -235,7 +237,7 @@ func publicRows() (rows []row) {
 
 // TestRemovedForwardIsNotRebuilt, whoever goes on with its connection.
 func TestRemovedForwardIsNotRebuilt(t *testing.T) {
-	b := newReflectBench(t)
+	b := newReflectBench(t, 2048)
 	b.config.Forwards = b.config.Forwards[1:2]
 	b.apply(t)
 	for _, h := range hooks {
@@ -258,7 +260,7 @@ func TestRemovedForwardIsNotRebuilt(t *testing.T) {
 // TestForwardThatLeadsElsewhereIsNotRebuilt: of an address that forwards name and that is its interface's only one,
 // the forward for just this address has the port; that it leads to the same server does not make it the one.
 func TestForwardThatLeadsElsewhereIsNotRebuilt(t *testing.T) {
-	b := newReflectBench(t)
+	b := newReflectBench(t, 2048)
 	b.config.Forwards = []maps.Forward{
 		mustForward(t, "group tcp 90 to 192.168.1.20:91 reflect prefix"), mustForward(t, "own tcp 203.0.113.9:90 to 192.168.1.20:92 reflect prefix"),
 	}
@@ -272,5 +274,69 @@ func TestForwardThatLeadsElsewhereIsNotRebuilt(t *testing.T) {
 		} {
 			c.play(t, h, s)
 		}
+	}
+}
+
+// TestManyConnectionsNeedNoPortSearch: with reflect prefix as many connections of a LAN as there may be keep their
+// ports, all at once, at one port of one server.
+func TestManyConnectionsNeedNoPortSearch(t *testing.T) {
+	const clients, ports = 4, 50_000
+	b := newReflectBench(t, clients*ports)
+	x := &executor{b: b, context: [2][]byte{make([]byte, 192)}, out: [2][]byte{make([]byte, 2048)}}
+	f := (&corpus{b: b}).web("hairpin", true)
+	try := func(at port, in, want frame) error {
+		got, err := x.run(0, at, in.bytes())
+		if err == nil && (got.code != tcRedirect || !bytes.Equal(got.data[ethernetLength:], want.bytes()[ethernetLength:])) {
+			err = fmt.Errorf("%v > %v: tc answers %d, %x", in.src, in.dst, int32(got.code), got.data)
+		}
+		return err
+	}
+	err := b.router.Do(func() error {
+		for i := range clients * ports {
+			host, number := byte(50+i%clients), uint16(10_000+i/clients)
+			f.client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, 1, host}), number)
+			f.source = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 18, 1, host}), number)
+			in, want := f.in(payload("question"))
+			if err := try(f.at, in, want); err != nil {
+				return err
+			}
+			in, want = f.back(payload("answer"))
+			if err := try(b.lan, in, want); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	count, err := b.tables.CountConnections(maps.Selector{})
+	if err != nil || count.Established != clients*ports {
+		t.Errorf("%+v are there, want %d established (%v)", count, clients*ports, err)
+	}
+}
+
+// TestPublicPortStaysTheClients: a client's port is one and the same for all that it talks to (RFC 4787 REQ-1), and
+// nobody else's.
+func TestPublicPortStaysTheClients(t *testing.T) {
+	b := newReflectBench(t, 2048)
+	to := func(way, external, target string) flow {
+		f := (&corpus{b: b}).to(way, true, external, target)
+		f.client = netip.AddrPortFrom(f.client.Addr(), 40000)
+		return f
+	}
+	first := to("server to itself", "203.0.113.1:443", "192.168.1.20:8443").sourcePort(t, payload("mine"))
+	second := to("hairpin", "203.0.113.1:443", "192.168.1.20:8443").sourcePort(t, payload("another"))
+	if first != 40000 || second == first || second%2 != 0 {
+		t.Errorf("two clients with port 40000 have %d and %d", first, second)
+	}
+	for range 3 {
+		again := to("hairpin", "203.0.113.1:444", "192.168.1.21:8444").sourcePort(t, payload("the same"))
+		if again != second {
+			t.Errorf("a client that has port %d at one server has %d at another", second, again)
+		}
+	}
+	if got := to("server to itself", "203.0.113.1:444", "192.168.1.21:8444").sourcePort(t, payload("mine")); got != first {
+		t.Errorf("a client that has port %d at one server has %d at another", first, got)
 	}
 }
