@@ -309,14 +309,14 @@ static __always_inline bool nat_ended(const struct packet *pkt, const struct con
 	return !conn->opener || (conn_over(conn) && (!pkt->opens || !external));
 }
 
-/* Not to an external address. But where a stand-in is answered, there was a connection. */
+/* Not to an external address. But where a stand-in is answered from inside, there was a connection. */
 static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	enum reason reason;
 	struct conn *conn;
 
-	if (!stand_in_answered(&pkt->tuple.dst))
+	if (nat_role(pkt->ifindex) != ROLE_LAN || !stand_in_answered(&pkt->tuple.dst))
 		return nat_verdict(work, REASON_NONE);
 	reason = open_rebuild(ctx, work);
 	if (reason != REASON_NONE)

@@ -424,6 +424,16 @@ static __always_inline bool open_find_client(void *ctx, struct work *work)
 	return true;
 }
 
+/* Does this forward lead to whom the answer comes from? Of an address with several it may be another one that has
+ * the port. */
+static __always_inline bool open_leads_to(const struct forward *forward, const struct tuple *asked,
+					  const struct tuple *answer)
+{
+	__u16 port = (__u16)(bpf_ntohs(asked->dport) + forward->port_shift);
+
+	return addr_equal(&forward->target, &answer->src) && bpf_htons(port) == answer->sport;
+}
+
 /* By its answerer's, which is to a stand-in. */
 static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 {
@@ -438,7 +448,7 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 		return REASON_NO_CONNECTION;
 	external = bpf_map_lookup_elem(&externals, &key->dst);
 	forward = external ? forward_find(forward_slot(), external, key->protocol, key->dport) : NULL;
-	if (!forward || !addr_equal(&forward->target, &answer->src) || !open_find_client(ctx, work))
+	if (!forward || !open_leads_to(forward, key, answer) || !open_find_client(ctx, work))
 		return REASON_NO_CONNECTION;
 	work->open.answered = true;
 	return open_make(ctx, work, external, forward);

@@ -62,6 +62,7 @@ const (
 	// of one protocol. One of any protocol leaves that open too.
 	protocolBits = externalBits + 8 + 8
 	sourceBits   = 32
+	targetBits   = 128
 )
 
 // forwardKey is the trie key of the ports that share the first `bits` bits of port.
@@ -85,4 +86,26 @@ func allowKey(forward uint32, source netip.Prefix) bpf.HairpinAllowKey {
 		Forward:      forward,
 		Source:       toAddr(source.Addr()),
 	}
+}
+
+// originKey is the trie key of the ports of a target that share the first `bits`
+// bits of port.
+func originKey(target netip.Addr, protocol uint8, port uint16, bits int) bpf.HairpinOriginKey {
+	return bpf.HairpinOriginKey{
+		PrefixLength: targetBits + 8 + 8 + uint32(bits),
+		Target:       toAddr(target),
+		Protocol:     protocol,
+		Port:         be16(port),
+	}
+}
+
+// anyOriginKey is the trie key of every protocol of a target.
+func anyOriginKey(target netip.Addr) bpf.HairpinOriginKey {
+	return bpf.HairpinOriginKey{PrefixLength: targetBits, Target: toAddr(target)}
+}
+
+// standInEntry is what the addresses of a network become.
+func standInEntry(from, to netip.Prefix) (bpf.HairpinStandInKey, bpf.HairpinStandIn) {
+	return bpf.HairpinStandInKey{PrefixLength: mappedBits(from), Address: toAddr(from.Addr())},
+		bpf.HairpinStandIn{Network: toAddr(to.Addr()), Mask: mappedMask(to)}
 }

@@ -110,6 +110,12 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 	if need, limit := uint32(len(p.sources)), spec.Maps[bpf.HairpinMapAllow].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("the from lists have %d networks, but the table holds %d", need, limit)
 	}
+	if need, limit := uint32(len(p.standInKeys)), spec.Maps[bpf.HairpinMapStandIns].InnerMap.MaxEntries; need > limit {
+		return fmt.Errorf("reflection.prefixes needs %d table entries, two for each network, but the table holds %d", need, limit)
+	}
+	if need, limit := uint32(len(p.originKeys)), spec.Maps[bpf.HairpinMapOrigins].InnerMap.MaxEntries; need > limit {
+		return fmt.Errorf("the targets of forwards with reflect prefix need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
+	}
 	if need, limit := uint32(len(running.Stamps)+len(p.fresh)), t.objs.ForwardStats.MaxEntries(); need > limit {
 		return fmt.Errorf("%d forwards run and %d are new or changed, but the tables hold %d at once; apply the change in steps",
 			len(running.Stamps), len(p.fresh), limit)
@@ -158,6 +164,16 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		{"store from lists", func() error {
 			return fillSlot(t.objs.Allow, slot, func() (*ebpf.Map, error) {
 				return newTrie(bpf.HairpinMapAllow, p.sources, make([]uint8, len(p.sources)))
+			})
+		}},
+		{"store stand-ins", func() error {
+			return fillSlot(t.objs.StandIns, slot, func() (*ebpf.Map, error) {
+				return newTrie(bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
+			})
+		}},
+		{"store origins", func() error {
+			return fillSlot(t.objs.Origins, slot, func() (*ebpf.Map, error) {
+				return newTrie(bpf.HairpinMapOrigins, p.originKeys, p.origins)
 			})
 		}},
 		{"make counters", func() error { return t.makeStats(p, running) }},
@@ -409,6 +425,9 @@ func (c Config) settings() bpf.HairpinSettings {
 		PortHold:       uint64(c.Timeouts.PortHold),
 		IcmpInterval:   second / uint64(max(1, c.ICMP.Rate)),
 		SourceLimit:    c.PerSource(),
+	}
+	if len(c.StandIns) > 0 {
+		settings.StandIns = 1
 	}
 	for name, side := range map[string]bpf.HairpinSide{
 		SideLAN: bpf.HairpinSideSIDE_LAN,

@@ -82,6 +82,7 @@ func compareSettings(from, to Config) (keys []string) {
 		{"icmp.refuse", sorted(from.ICMP.Refuse), sorted(to.ICMP.Refuse)},
 		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
 		{"reflection.default", from.reflectOf(Forward{}), to.reflectOf(Forward{})},
+		{"reflection.prefixes", sortedStandIns(from.StandIns), sortedStandIns(to.StandIns)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
 	} {
 		// No interfaces, written or not, are the same.
@@ -111,7 +112,8 @@ func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) 
 func sameBehaviour(fc Config, f Forward, gc Config, g Forward) bool {
 	return f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
 		f.TargetPorts() == g.TargetPorts() && fc.reflectOf(f) == gc.reflectOf(g) &&
-		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From)
+		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From) &&
+		(fc.reflectOf(f) != ReflectPrefix || sameSet(fc.standInsOf(f), gc.standInsOf(g)))
 }
 
 func sameSet[T comparable](a, b []T) bool {
@@ -126,6 +128,12 @@ type program struct {
 	keys    []bpf.HairpinForwardKey
 	values  []bpf.HairpinForward
 	sources []bpf.HairpinAllowKey
+
+	standInKeys []bpf.HairpinStandInKey
+	standIns    []bpf.HairpinStandIn
+	claims      map[service][]claim
+	originKeys  []bpf.HairpinOriginKey
+	origins     []bpf.HairpinOrigin
 }
 
 // inventory is what a compilation needs to know of the kernel's maps.
@@ -161,6 +169,8 @@ func compile(c Config, running *document, have inventory) (*program, error) {
 			p.sources = append(p.sources, allowKey(p.doc.Stamps[i].id, prefix))
 		}
 	}
+	p.addStandIns()
+	p.addOrigins()
 	return p, nil
 }
 
@@ -276,6 +286,7 @@ func (p *program) paint(at place, layers [][]int) error {
 		if err != nil {
 			return err
 		}
+		p.claim(at, protocol.Protocol, tree, all)
 	}
 	return nil
 }
@@ -313,7 +324,7 @@ func (p *program) value(i int) (bpf.HairpinForward, error) {
 		Target:    toAddr(f.Target),
 		Stamp:     p.doc.Stamps[i].kernel(),
 		Reflect:   bpf.HairpinReflect(mode),
-		PortShift: f.TargetPorts().First - f.Ports.First,
+		PortShift: f.portShift(),
 	}
 	if len(f.From) > 0 {
 		value.Restricted = 1

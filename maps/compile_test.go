@@ -44,6 +44,20 @@ func TestPortTreeIsThePainter(t *testing.T) {
 			prefixes[prefix{port, bits}] = owner
 			return nil
 		})
+		runs := make([]int, 65536)
+		for i := range runs {
+			runs[i] = -1
+		}
+		before := -1
+		tree.eachRun(-1, func(first, last, owner int) {
+			if first <= before || last < first || first == before+1 && first > 0 && runs[before] == owner {
+				t.Fatalf("round %d: run %d-%d of %d after %d", round, first, last, owner, before)
+			}
+			for before = first; before <= last; before++ {
+				runs[before] = owner
+			}
+			before = last
+		})
 		for port := range 65536 {
 			got := -1
 			for bits := 16; bits >= 0 && got < 0; bits-- {
@@ -51,8 +65,8 @@ func TestPortTreeIsThePainter(t *testing.T) {
 					got = owner
 				}
 			}
-			if got != array[port] {
-				t.Fatalf("round %d: port %d belongs to %d, want %d", round, port, got, array[port])
+			if got != array[port] || runs[port] != got {
+				t.Fatalf("round %d: port %d belongs to %d, and by runs to %d, want %d", round, port, got, runs[port], array[port])
 			}
 		}
 	}
@@ -373,6 +387,16 @@ func TestCompareListsSettings(t *testing.T) {
 		t.Errorf("%s: what is written as it was by default is no change", got)
 	}
 	to = configWith(t)
+	to.StandIns = standIns("192.168.1.0/24 198.18.1.0/24", "192.168.2.0/24 198.18.2.0/24")
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[reflection.prefixes]" {
+		t.Error(got)
+	}
+	from.StandIns = slices.Clone(to.StandIns)
+	slices.Reverse(from.StandIns)
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[]" {
+		t.Errorf("%s: their order means nothing", got)
+	}
+	from.StandIns, to = nil, configWith(t)
 	from.ICMP.Refuse, to.ICMP.Refuse = []string{"lan", "wan"}, []string{"wan", "lan"}
 	to.LAN, from.LAN = []string{}, nil
 	if change := compare(from, to); !change.Empty() {
@@ -400,7 +424,7 @@ func TestLabelsComeFromTheDatapath(t *testing.T) {
 	if paths := fmt.Sprint(pathNames()); paths != "[wan hairpin local]" {
 		t.Error(paths)
 	}
-	for _, mode := range reflectModes {
+	for _, mode := range ReflectNames() {
 		if _, ok := valueOf(names().reflects, mode); !ok {
 			t.Errorf("the datapath knows no %s", mode)
 		}

@@ -63,7 +63,8 @@ type Config struct {
 	MSSClamp       []string   `json:"mss_clamp"`                // WAN interfaces whose MTU the MSS of SYNs has to suit; nil: those that are PPP devices
 	Timeouts       Timeouts   `json:"timeouts"`
 	ICMP           ICMPErrors `json:"icmp"`
-	Reflection     Reflect    `json:"reflection"`     // of forwards that say nothing
+	Reflection     Reflect    `json:"reflection"` // of forwards that say nothing
+	StandIns       []StandIn  `json:"stand_ins,omitempty"`
 	MetricsListen  string     `json:"metrics_listen"` // ADDR:PORT; "" means no metrics
 	Forwards       []Forward  `json:"forwards"`
 	Digest         string     `json:"digest,omitempty"` // of the files it was read from

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -116,18 +117,22 @@ type Reflect string
 const (
 	ReflectAuto   Reflect = "auto"
 	ReflectRouter Reflect = "router"
+	ReflectPublic Reflect = "public"
+	ReflectPrefix Reflect = "prefix"
 	ReflectOff    Reflect = "off"
 )
 
-var reflectModes = []string{string(ReflectAuto), string(ReflectRouter), string(ReflectOff)}
+// ReflectNames lists the reflect modes.
+func ReflectNames() []string {
+	return []string{string(ReflectAuto), string(ReflectRouter), string(ReflectPublic), string(ReflectPrefix), string(ReflectOff)}
+}
 
 // ParseReflect reads a reflect mode.
 func ParseReflect(text string) (Reflect, error) {
-	switch mode := Reflect(text); mode {
-	case ReflectAuto, ReflectRouter, ReflectOff:
-		return mode, nil
+	if modes := ReflectNames(); !slices.Contains(modes, text) {
+		return "", fmt.Errorf("%s is not a reflect mode; %s", Quote(text), Suggest(text, modes...))
 	}
-	return "", fmt.Errorf("%s is not a reflect mode; %s", Quote(text), Suggest(text, reflectModes...))
+	return Reflect(text), nil
 }
 
 // Forward is a rule: what arrives for an external address and its ports goes to
@@ -177,6 +182,9 @@ func (f Forward) TargetPorts() Ports {
 	}
 	return Ports{First: f.TargetPort, Last: f.TargetPort + (f.Ports.Last - f.Ports.First)}
 }
+
+// portShift is what a port changes by on the way to the target, modulo 65536.
+func (f *Forward) portShift() uint16 { return f.TargetPorts().First - f.Ports.First }
 
 // TargetString is the target as the command line writes it, with its ports
 // unless they are all of them.

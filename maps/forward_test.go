@@ -112,7 +112,7 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 		"web tcp 443 to 10.0.0.1 from":                    {`nothing after "from"`},
 		"web tcp 443 to 10.0.0.1 from 10.0.0.1/8":         {"write 10.0.0.0/8"},
 		"web tcp 443 to 10.0.0.1 from 10.0.0.0/33":        {"is not a network"},
-		"web tcp 443 to 10.0.0.1 reflect public":          {`"public" is not a reflect mode; possible are auto, router and off`},
+		"web tcp 443 to 10.0.0.1 reflect stand-in":        {`"stand-in" is not a reflect mode; possible are auto, router, public, prefix and off`},
 		"web tcp 443 to 10.0.0.1 reflect off reflect off": {`"reflect" is there twice`},
 		"W tpc 0 to 1.2.3 from x reflect y":               {`"W" is not`, `"tpc"`, `"0" is not`, `"1.2.3" is not`, `"x" is not`, `"y" is not`},
 	} {
@@ -135,6 +135,7 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 func FuzzParseForward(f *testing.F) {
 	for _, line := range []string{
 		"web tcp,udp wan0:6000-6010 to 192.168.1.20:7000 from 10.0.0.0/8 reflect router",
+		"web tcp 443 to 192.168.1.20:8443 reflect public", "web any any to 192.168.1.20 reflect prefix",
 		"x tcp [2001:db8::1]:443 to 10.0.0.1", "x tcp any to 1.2.3.4", "x tcp,udp [2001:db8::1]:6000-6010 to [fd00::20]:7000 from 2001:db8::/32,::1", "a b c to :", "a b : to ]:[",
 	} {
 		f.Add(line)

@@ -222,6 +222,10 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err e
 	if limit := t.objs.Externals.MaxEntries(); uint32(len(wanted)) > limit {
 		return false, fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
 	}
+	listeners := wantedListeners(doc, wanted)
+	if err := t.dropListeners(listeners); err != nil {
+		return false, err
+	}
 	ids := t.freeAddressIDs(present)
 	for _, addr := range slices.SortedFunc(maps.Keys(present), compareAddr) {
 		old, want := present[addr], wanted[addr]
@@ -243,7 +247,7 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err e
 			return ended, err
 		}
 	}
-	return ended, nil
+	return ended, t.putListeners(listeners)
 }
 
 func compareAddr(a, b bpf.HairpinAddr) int { return fromAddr(a).Compare(fromAddr(b)) }

@@ -70,3 +70,46 @@ func (t *portTree) eachNode(node int32, start, depth int, visit func(uint16, int
 	}
 	return nil
 }
+
+// eachRun visits the ports in order, as the longest ranges that belong to one
+// owner; those that have none here are below's, -1 for nobody.
+func (t *portTree) eachRun(below int, visit func(first, last, owner int)) {
+	run := portRun{owner: -1}
+	t.runsOf(0, 0, 0, below, func(next portRun) {
+		if next.owner == run.owner {
+			run.last = next.last
+			return
+		}
+		if run.owner >= 0 {
+			visit(run.first, run.last, run.owner)
+		}
+		run = next
+	})
+	if run.owner >= 0 {
+		visit(run.first, run.last, run.owner)
+	}
+}
+
+type portRun struct{ first, last, owner int }
+
+// runsOf handles the node of the prefix start/depth, whose ports are owner's
+// where no longer prefix has them.
+func (t *portTree) runsOf(node int32, start, depth, owner int, visit func(portRun)) {
+	n := t.nodes[node]
+	if n.owner != 0 {
+		owner = int(n.owner) - 1
+	}
+	size := 1 << (portBits - depth)
+	if n.children == [2]int32{} {
+		visit(portRun{start, start + size - 1, owner})
+		return
+	}
+	for side, child := range n.children {
+		from := start + side*size/2
+		if child == 0 {
+			visit(portRun{from, from + size/2 - 1, owner})
+			continue
+		}
+		t.runsOf(child, from, depth+1, owner, visit)
+	}
+}

@@ -57,6 +57,7 @@ func TestSettings(t *testing.T) {
 		{"as the RFCs have it", func(*Config) {}, func(*bpf.HairpinSettings) {}},
 		{"transitory is for both", func(c *Config) { c.Timeouts.TCPTransitory = time.Hour },
 			func(s *bpf.HairpinSettings) { s.TcpOpening, s.TcpClosing = 3600*second, 3600*second }},
+		{"stand-ins", func(c *Config) { c.StandIns = standIns("192.168.1.0/24 198.18.1.0/24") }, func(s *bpf.HairpinSettings) { s.StandIns = 1 }},
 		{"opening alone", func(c *Config) { c.Timeouts.TCPOpening = time.Second }, func(s *bpf.HairpinSettings) { s.TcpOpening = second }},
 		{"closing alone", func(c *Config) { c.Timeouts.TCPClosing = time.Second }, func(s *bpf.HairpinSettings) { s.TcpClosing = second }},
 		{"others", func(c *Config) { c.Timeouts.UDP, c.Timeouts.ICMP = time.Second, 2*time.Second },

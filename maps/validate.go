@@ -108,6 +108,7 @@ func (v *validator) settings() {
 		_, err := ParseReflect(string(v.Reflection))
 		v.check(-1, "reflection.default", err)
 	}
+	v.standIns()
 	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
 }
 
@@ -185,10 +186,7 @@ func (v *validator) forward(i int) {
 	v.check(i, "port", checkPorts(f))
 	v.check(i, "to", v.target(f))
 	v.check(i, "from", checkFrom(f))
-	if f.Reflect != "" {
-		_, err := ParseReflect(string(f.Reflect))
-		v.check(i, "reflect", err)
-	}
+	v.check(i, "reflect", v.reflect(f))
 	for _, host := range f.Hosts {
 		v.check(i, "hosts", checkHost(host))
 	}
@@ -438,15 +436,23 @@ func (v *validator) conflict(i, other int, protocol Protocol) error {
 	return fmt.Errorf("%s shares some ports with forward %s, which has %s; only a range that lies within the other one may overlap it", f.Ports, name, g.Ports)
 }
 
-// CheckAddresses finds forwards that cannot work on a router with these
-// interfaces, of any role: those whose target is one of its own addresses, or
-// no host's on its networks. The error joins Problems.
+// CheckAddresses finds what cannot work on a router with these interfaces, of any
+// role: forwards whose target is one of its own addresses, or no host's on its
+// networks, and stand-ins that are addresses of these networks. The error joins
+// Problems.
 func (c Config) CheckAddresses(ifs []Interface) error {
 	v := validator{Config: c}
 	for i, f := range c.Forwards {
 		for _, link := range ifs {
 			for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
 				v.check(i, "to", checkAgainst(f.Target, prefix, link.Name))
+			}
+		}
+	}
+	for _, s := range c.StandIns {
+		for _, link := range ifs {
+			for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+				v.check(-1, s.Field(), s.checkFree(prefix.Masked(), "the network of "+link.Name))
 			}
 		}
 	}

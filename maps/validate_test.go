@@ -59,7 +59,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"no ICMP at all", nil, func(c *Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
 		{"too much ICMP", nil, func(c *Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
 		{"clamp on no WAN interface", nil, func(c *Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is not a WAN interface; did you mean "wan0"?`},
-		{"reflection", nil, func(c *Config) { c.Reflection = "prefix" }, "reflection.default: "},
+		{"reflection", nil, func(c *Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
 		{"listen", nil, func(c *Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
 		{"same port", []string{"a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2"}, nil, `forward "b": port: 80 is taken by forward "a"`},

@@ -76,11 +76,11 @@ type answer struct {
 
 func newBench(tb testing.TB, forwards ...string) *bench {
 	tb.Helper()
-	return newBenchFor(tb, 2048, forwards...)
+	return newBenchFor(tb, 2048, 2048, forwards...)
 }
 
-// newBenchFor is a bench with room for so many connections, and for as many half-open ones.
-func newBenchFor(tb testing.TB, connections uint32, forwards ...string) *bench {
+// newBenchFor is a bench with room for so many connections, and so many half-open ones.
+func newBenchFor(tb testing.TB, connections, halfOpen uint32, forwards ...string) *bench {
 	tb.Helper()
 	b := &bench{router: lab.NewHost(tb, "router"), wires: lab.NewHost(tb, "wires")}
 	for _, p := range []struct {
@@ -106,7 +106,7 @@ func newBenchFor(tb testing.TB, connections uint32, forwards ...string) *bench {
 	b.neighbour(tb, b.lan, client, clientMAC)
 	b.neighbour(tb, b.lan2, otherClient, otherClientMAC)
 	b.router.Route("wan0", "0.0.0.0/0", "203.0.113.254", "")
-	b.load(tb, 2*connections)
+	b.load(tb, 2*connections, 2*halfOpen)
 	b.configure(tb, forwards)
 	return b
 }
@@ -123,16 +123,16 @@ func (b *bench) neighbour(tb testing.TB, p port, ip netip.Addr, mac net.Hardware
 	}
 }
 
-// load creates the maps with so many entries, two a connection.
-func (b *bench) load(tb testing.TB, entries uint32) {
+// load creates the maps with so many entries for connections, two each.
+func (b *bench) load(tb testing.TB, conns, halfOpen uint32) {
 	tb.Helper()
 	spec, err := bpf.LoadHairpin()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	spec.Maps[bpf.HairpinMapConns].MaxEntries = entries
-	spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = entries
-	spec.Maps[bpf.HairpinMapHalfOpenOther].MaxEntries = entries
+	spec.Maps[bpf.HairpinMapConns].MaxEntries = conns
+	spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = halfOpen
+	spec.Maps[bpf.HairpinMapHalfOpenOther].MaxEntries = halfOpen
 	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(ebpf.MustPossibleCPU())
 	if err := spec.LoadAndAssign(&b.objs, nil); err != nil {
 		tb.Fatalf("load programs: %+v", err)
@@ -151,10 +151,14 @@ func (b *bench) configure(tb testing.TB, forwards []string) {
 		config.Forwards = append(config.Forwards, mustForward(tb, words))
 	}
 	b.apply(tb)
+	b.watch(tb, netip.PrefixFrom(wanAddress, 24), netip.PrefixFrom(basicAddress, 32), netip.PrefixFrom(dmzAddress, 32))
+}
+
+// watch tells the programs of the interfaces; external are the addresses of wan0.
+func (b *bench) watch(tb testing.TB, external ...netip.Prefix) {
+	tb.Helper()
 	interfaces := []maps.Interface{
-		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true,
-			Addresses: []netip.Prefix{netip.PrefixFrom(wanAddress, 24),
-				netip.PrefixFrom(basicAddress, 32), netip.PrefixFrom(dmzAddress, 32)}},
+		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true, Addresses: external},
 		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(lanAddress, 24)}},
 		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true,

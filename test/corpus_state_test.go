@@ -279,7 +279,7 @@ func (f flow) takeAllPorts(tb testing.TB) (taken []bpf.HairpinTuple) {
 // TestPortsExhausted is row 79: the next client is refused and told, no port is used twice, the
 // connections that are stay, and clients get through again as ports become free.
 func TestPortsExhausted(t *testing.T) {
-	b := newBenchFor(t, 1<<16, benchForwards...)
+	b := newBenchFor(t, 1<<16, 1<<16, benchForwards...)
 	b.settings(t, func(s *bpf.HairpinSettings) { s.IcmpInterval = 0 })
 	first, second := b.flows(false, 20001)["hairpin"], b.flows(false, 20002)["server to itself"]
 	taken := first.takeAllPorts(t)
@@ -324,7 +324,7 @@ func TestSourceLimit(t *testing.T) {
 func BenchmarkPortSearch(b *testing.B) {
 	for name, exhausted := range map[string]bool{"free": false, "none": true} {
 		b.Run(name, func(b *testing.B) {
-			bench := newBenchFor(b, 1<<16, benchForwards...)
+			bench := newBenchFor(b, 1<<16, 1<<16, benchForwards...)
 			if exhausted {
 				bench.flows(false, 20001)["hairpin"].takeAllPorts(b)
 			}

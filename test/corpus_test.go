@@ -55,7 +55,7 @@ func newCase(tb testing.TB, b *bench) *corpus {
 func (b *bench) forget(tb testing.TB) {
 	tb.Helper()
 	for _, m := range []*ebpf.Map{
-		b.objs.Conns, b.objs.HalfOpen, b.objs.HalfOpenOther, b.objs.Sources, b.objs.Fragments, b.objs.HeldFragments,
+		b.objs.Conns, b.objs.HalfOpen, b.objs.HalfOpenOther, b.objs.Sources, b.objs.Mappings, b.objs.Fragments, b.objs.HeldFragments,
 	} {
 		key := make([]byte, m.KeySize())
 		for m.NextKey(nil, key) == nil {

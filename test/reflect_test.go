@@ -5,6 +5,7 @@ package test
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,7 +13,14 @@ import (
 	"hairpin/test/lab"
 )
 
-// Each reflect mode decides whom the server sees, and `off` whom it does not see at all.
+// prefixes give stand-ins to the first half of the LAN and to the guests.
+const prefixes = `
+[reflection]
+prefixes = { "192.168.1.0/25" = "198.18.1.0/25", "192.168.2.0/24" = "198.18.2.0/24" }
+`
+
+// Each reflect mode decides whom the server sees, and `off` whom it does not see at all. All of
+// them are there at once.
 func TestReflectModes(t *testing.T) {
 	nobody := netip.Addr{}
 	internet, guest := netip.MustParseAddr(lab.InternetSource), netip.MustParseAddr(lab.Guest)
@@ -22,6 +30,8 @@ func TestReflectModes(t *testing.T) {
 	}{
 		{"auto", internet, routerAddress, routerAddress, guest},
 		{"router", internet, routerAddress, routerAddress, routerAddress},
+		{"public", internet, externalAddress, externalAddress, externalAddress},
+		{"prefix", internet, netip.MustParseAddr("198.18.1.50"), netip.MustParseAddr("198.18.1.20"), netip.MustParseAddr("198.18.2.50")},
 		{"off", internet, nobody, nobody, nobody},
 	}
 	for _, mode := range []string{"tc", "xdp"} {
@@ -29,7 +39,7 @@ func TestReflectModes(t *testing.T) {
 		n.SetOffloads(offloadsFor(mode))
 		n.Server.ServeTCP(":8080")
 		udp := n.Server.ServeUDP(":8080")
-		hp := start(t, n, mode, "")
+		hp := start(t, n, mode, prefixes)
 		for i, tt := range tests {
 			port := fmt.Sprint(80 + i)
 			hp.Run("forward", "add", tt.reflect, "tcp,udp", port, "to", lab.Server+":8080", "reflect", tt.reflect)
@@ -46,6 +56,36 @@ func TestReflectModes(t *testing.T) {
 						t.Errorf("over UDP the server sees %v, want %v", got, c.want)
 					}
 				})
+			}
+		}
+	}
+}
+
+// A client that has no stand-in is reflected as by `auto`: by the router in the server's own LAN,
+// not at all in another one.
+func TestClientWithoutStandIn(t *testing.T) {
+	const prefixes = "[reflection]\ndefault = \"prefix\"\nprefixes = { \"192.168.1.0/25\" = \"198.18.1.0/25\" }\n"
+	for _, mode := range []string{"tc", "xdp"} {
+		n := lab.NewNetwork(t)
+		n.SetOffloads(offloadsFor(mode))
+		n.Server.ServeTCP(":8080")
+		start(t, n, mode, prefixes+forwards)
+		n.Client.Address("eth0", "192.168.1.200/24")
+		for source, want := range map[string]string{
+			"192.168.1.50:0": "198.18.1.50", "192.168.1.200:0": lab.RouterLAN, lab.Guest + ":0": lab.Guest,
+		} {
+			from := n.Client
+			if strings.HasPrefix(source, lab.Guest) {
+				from = n.Guest
+			}
+			c, err := from.DialTCP(lab.External+":80", source, lab.Patience)
+			if err != nil {
+				t.Errorf("%s, %s: %v", mode, source, err)
+				continue
+			}
+			defer c.Close()
+			if who, err := c.Who(); err != nil || who.Addr().String() != want {
+				t.Errorf("%s, %s: the server sees %v, want %s (%v)", mode, source, who, want, err)
 			}
 		}
 	}
@@ -103,16 +143,20 @@ func seenUDP(t *testing.T, from *lab.Host, port string, udp *lab.Echoer, served 
 // reflected address each needs a port of its own.
 func TestSameSourcePort(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
-		t.Run(mode, func(t *testing.T) { sameSourcePort(t, mode, 100) })
+		t.Run(mode, func(t *testing.T) { sameSourcePort(t, mode, "", routerAddress, 100) })
+		t.Run(mode+", public", func(t *testing.T) {
+			sameSourcePort(t, mode, "[reflection]\ndefault = \"public\"\n", externalAddress, 100)
+		})
 	}
 }
 
-func sameSourcePort(t *testing.T, mode string, clients int) {
+// sameSourcePort has the server see clients by one address.
+func sameSourcePort(t *testing.T, mode, settings string, sees netip.Addr, clients int) {
 	n := lab.NewNetwork(t)
 	n.SetOffloads(offloadsFor(mode))
 	n.Server.ServeTCP(":8080")
 	udp := n.Server.ServeUDP(":5353")
-	start(t, n, mode, forwards)
+	start(t, n, mode, settings+forwards)
 
 	var sources []string
 	for i := range clients {
@@ -120,11 +164,11 @@ func sameSourcePort(t *testing.T, mode string, clients int) {
 		n.Client.Address("eth0", addr+"/24")
 		sources = append(sources, addr+":40000")
 	}
-	t.Run("tcp", func(t *testing.T) { sameSourcePortTCP(t, n.Client.For(t), sources) })
-	t.Run("udp", func(t *testing.T) { sameSourcePortUDP(t, n.Client.For(t), sources, udp) })
+	t.Run("tcp", func(t *testing.T) { sameSourcePortTCP(t, n.Client.For(t), sees, sources) })
+	t.Run("udp", func(t *testing.T) { sameSourcePortUDP(t, n.Client.For(t), sees, sources, udp) })
 }
 
-func sameSourcePortTCP(t *testing.T, client *lab.Host, sources []string) {
+func sameSourcePortTCP(t *testing.T, client *lab.Host, sees netip.Addr, sources []string) {
 	var mu sync.Mutex
 	tuples := make(map[netip.AddrPort]string)
 	together(len(sources), func(i int) {
@@ -141,7 +185,7 @@ func sameSourcePortTCP(t *testing.T, client *lab.Host, sources []string) {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		if other := tuples[who]; other != "" || who.Addr() != routerAddress {
+		if other := tuples[who]; other != "" || who.Addr() != sees {
 			t.Errorf("server sees %s as %v, and so %q", sources[i], who, other)
 		}
 		tuples[who] = sources[i]
@@ -151,7 +195,7 @@ func sameSourcePortTCP(t *testing.T, client *lab.Host, sources []string) {
 	}
 }
 
-func sameSourcePortUDP(t *testing.T, client *lab.Host, sources []string, udp *lab.Echoer) {
+func sameSourcePortUDP(t *testing.T, client *lab.Host, sees netip.Addr, sources []string, udp *lab.Echoer) {
 	together(len(sources), func(i int) {
 		c, err := client.DialUDP(lab.External+":53", sources[i])
 		if err != nil {
@@ -169,8 +213,8 @@ func sameSourcePortUDP(t *testing.T, client *lab.Host, sources []string, udp *la
 	})
 	seen := udp.Seen()
 	for peer, tally := range seen {
-		if peer.Addr() != routerAddress || tally.Datagrams != 20 {
-			t.Errorf("server saw %d datagrams from %v, want 20 from the router", tally.Datagrams, peer)
+		if peer.Addr() != sees || tally.Datagrams != 20 {
+			t.Errorf("server saw %d datagrams from %v, want 20 from %v", tally.Datagrams, peer, sees)
 		}
 	}
 	if len(seen) != len(sources) {

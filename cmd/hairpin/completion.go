@@ -72,7 +72,7 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 		return completions{"from", "reflect"}, nothing
 	}
 	if len(args) > 5 && args[len(args)-1] == "reflect" {
-		return completions{"auto", "router", "off"}, nothing
+		return maps.ReflectNames(), nothing
 	}
 	return nil, nothing
 }

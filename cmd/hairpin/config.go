@@ -238,6 +238,8 @@ func settingText(cfg maps.Config, key string) string {
 		return strconv.FormatUint(uint64(cfg.ICMP.Rate), 10)
 	case "reflection.default":
 		return strconv.Quote(string(cfg.Reflection))
+	case "reflection.prefixes":
+		return standInsText(cfg.StandIns)
 	case "metrics.listen":
 		return strconv.Quote(cfg.MetricsListen)
 	}
@@ -253,6 +255,18 @@ func listText(list []string) string {
 		quoted[i] = strconv.Quote(text)
 	}
 	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// standInsText is a table of networks as a configuration has it.
+func standInsText(list []maps.StandIn) string {
+	if len(list) == 0 {
+		return "{}"
+	}
+	pairs := make([]string, len(list))
+	for i, s := range list {
+		pairs[i] = fmt.Sprintf("%q = %q", s.Clients, s.Network)
+	}
+	return "{ " + strings.Join(pairs, ", ") + " }"
 }
 
 // printChange prints a change as lines of -, what runs, and +, what would.

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -39,11 +40,16 @@ func TestPrintedSettingsAreConfiguration(t *testing.T) {
 func TestEverySettingHasText(t *testing.T) {
 	cfg := maps.DefaultConfig()
 	cfg.WAN, cfg.LAN, cfg.MSSClamp = []string{"wan0", "ppp0"}, []string{"lan0"}, []string{"ppp0"}
+	cfg.StandIns = []maps.StandIn{
+		{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
+		{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
+	}
 	for _, key := range []string{
 		"interfaces.wan", "interfaces.lan", "datapath.mode", "datapath.max_connections", "datapath.max_per_source",
 		"datapath.mss_clamp",
 		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.tcp_opening", "timeouts.tcp_closing",
-		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "icmp.refuse", "icmp.rate", "reflection.default", "metrics.listen",
+		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "icmp.refuse", "icmp.rate", "reflection.default", "reflection.prefixes",
+		"metrics.listen",
 	} {
 		text := "version = 1\n" + key + " = " + settingText(cfg, key) + "\n"
 		if key == "datapath.mss_clamp" {

@@ -59,7 +59,10 @@ the target.
 
 PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
 or several with commas. Ports of sctp cannot change on the way. icmp (ping) and
-those behind it have no ports here: their PORT is "any". PROTO any is all of them.`,
+those behind it have no ports here: their PORT is "any". PROTO any is all of them.
+
+MODE is ` + strings.Join(maps.ReflectNames(), ", ") + `: what the
+target sees of LAN clients. Absent, it is that of the configuration.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24

@@ -36,6 +36,7 @@ type router struct {
 	attacher attacher
 	tables   tables
 	links    func() ([]loader.Link, error)
+	routes   func() ([]netip.Prefix, error)
 }
 
 // port is one interface of the configuration as it stands now.
@@ -172,7 +173,16 @@ func (r *router) check(cfg maps.Config) error {
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
 	}
-	return invalid(cfg.CheckAddresses(machine(cfg, links)))
+	problems := cfg.CheckAddresses(machine(cfg, links))
+	if len(cfg.StandIns) > 0 {
+		// Only then: there may be a million.
+		routes, err := r.routes()
+		if err != nil {
+			return err
+		}
+		problems = errors.Join(problems, cfg.CheckRoutes(routes))
+	}
+	return invalid(problems)
 }
 
 // applied says what apply did.

@@ -23,6 +23,7 @@ type machineFake struct {
 	list     []loader.Link
 	attached map[int]loader.Attachment
 	refuse   map[string]error // interfaces that refuse the programs
+	routes   []netip.Prefix
 	running  *maps.Config
 	applyErr error
 
@@ -39,7 +40,8 @@ func newMachine(names ...string) *machineFake {
 }
 
 func (m *machineFake) router() *router {
-	return &router{attacher: m, tables: m, links: func() ([]loader.Link, error) { return slices.Clone(m.list), nil }}
+	return &router{attacher: m, tables: m, links: func() ([]loader.Link, error) { return slices.Clone(m.list), nil },
+		routes: func() ([]netip.Prefix, error) { return m.routes, nil }}
 }
 
 func (m *machineFake) plug(name string, index int) {
@@ -191,6 +193,20 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 			t.Errorf("apply: %v, done %v", err, result.done)
 		}
 		wantDone(t, m, "attach wan0 auto", "attach lan0 auto", "detach wan0", "detach lan0")
+	})
+	t.Run("stand-ins are somebody's", func(t *testing.T) {
+		m := newMachine("wan0", "lan0")
+		m.routes = []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15")}
+		cfg := testConfig()
+		cfg.StandIns = []maps.StandIn{
+			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
+			{Clients: netip.MustParsePrefix("192.168.2.0/24"), Network: netip.MustParsePrefix("10.0.3.0/24")},
+		}
+		_, err := m.router().apply(cfg)
+		if exitCode(err) != exitInvalid || strings.Count(err.Error(), "overlaps") != 2 {
+			t.Errorf("apply: %v, exit code %d", err, exitCode(err))
+		}
+		wantDone(t, m)
 	})
 	t.Run("target is the router", func(t *testing.T) {
 		m := newMachine("wan0", "lan0")

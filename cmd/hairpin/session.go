@@ -23,7 +23,7 @@ type session struct {
 func newSession(datapath *loader.Datapath, release func()) *session {
 	tables := maps.New(datapath.Objects())
 	return &session{
-		router:   &router{attacher: datapath, tables: tables, links: loader.Links},
+		router:   &router{attacher: datapath, tables: tables, links: loader.Links, routes: loader.Routes},
 		datapath: datapath,
 		tables:   tables,
 		release:  release,

@@ -45,6 +45,7 @@ refuse = ["wan", "lan"]
 rate = 50
 [reflection]
 default = "router"
+prefixes = { "192.168.1.0/24" = "198.18.1.0/24", "fd00:1::/64" = "fd00:2::/64" }
 [metrics]
 listen = "127.0.0.1:9999"
 [[forward]]
@@ -94,31 +95,35 @@ func TestParseReadsEveryKey(t *testing.T) {
 		},
 		ICMP:       maps.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
 		Reflection: maps.ReflectRouter, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
+		StandIns: []maps.StandIn{
+			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
+			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
+		},
 		Forwards: []maps.Forward{
 			{
 				Name: "web", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, External: maps.External{Interface: "wan0"},
 				Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org"}, Source: "x.toml:25",
+				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org"}, Source: "x.toml:26",
 			},
 			{
 				Name: "games", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:34",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:35",
 			},
 			{
 				Name: "all", Protocols: []maps.Protocol{maps.TCP}, External: maps.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:39",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:40",
 			},
 			{
 				Name: "tunnels", Protocols: []maps.Protocol{maps.ICMP, maps.GRE, maps.ESP, maps.IPIP, maps.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:44",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:45",
 			},
 			{
 				Name: "signals", Protocols: []maps.Protocol{maps.SCTP}, Ports: maps.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:48",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:49",
 			},
 			{
-				Name: "rest", Protocols: []maps.Protocol{maps.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:53",
+				Name: "rest", Protocols: []maps.Protocol{maps.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:54",
 			},
 		},
 	}
@@ -220,8 +225,25 @@ func TestProblems(t *testing.T) {
 		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
 		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
 		{"listen", "version = 1\nmetrics.listen = \"9845\"\n", []string{`x.toml:2:18: metrics.listen: "9845" is not an address to listen at; it looks like 127.0.0.1:9845, and "" is no metrics`}},
-		{"reflection mode of later", "version = 1\nreflection.default = \"public\"\n", []string{`x.toml:2:22: reflection.default: "public" is not a reflect mode; possible are auto, router and off`}},
-		{"prefixes", "version = 1\n[reflection]\nprefixes = { \"192.168.1.0/24\" = \"198.18.1.0/24\" }\n", []string{`x.toml:3:1: unknown key "prefixes" in [reflection]; only default is possible here`}},
+		{"reflection mode", "version = 1\nreflection.default = \"stand-in\"\n", []string{`x.toml:2:22: reflection.default: "stand-in" is not a reflect mode; possible are auto, router, public, prefix and off`}},
+		{"no prefixes", "version = 1\nreflection.default = \"prefix\"\n", []string{`x.toml:2:22: reflection.default: prefix needs reflection.prefixes`}},
+		{"prefixes in a list", "version = 1\n[reflection]\ndefault = \"prefix\"\nprefixes = [\"192.168.1.0/24\"]\n", []string{`x.toml:4:12: reflection.prefixes: it is a list where a table was expected`}},
+		{"what is no prefix", "version = 1\n[reflection]\ndefault = \"prefix\"\nprefixes = { \"192.168.1.7/24\" = \"198.18.1.0/24\", \"10.0.0.0/8\" = 11, lan0 = \"198.18.2.0/24\", \"fd00::/64\" = \"fd01::1/64\" }\n", []string{
+			`x.toml:4:14: reflection.prefixes: "192.168.1.7/24" has bits set behind its length; write 192.168.1.0/24`,
+			`x.toml:4:50: reflection.prefixes."10.0.0.0/8": "11" is an integer where a network was expected`,
+			`x.toml:4:69: reflection.prefixes: "lan0" is not an address`,
+			`x.toml:4:93: reflection.prefixes."fd00::/64": "fd01::1/64" has bits set behind its length; write fd01::/64`,
+		}},
+		{"prefixes", "version = 1\n[reflection.prefixes]\n\"192.168.1.0/24\" = \"198.18.1.0/25\"\n \"fd00:0::/64\" = \"10.0.0.0/24\"\n\"fd00::/64\" = \"fd01::/64\"\n", []string{
+			`x.toml:3:1: reflection.prefixes."192.168.1.0/24": 198.18.1.0/25 and the clients 192.168.1.0/24 differ in size`,
+			`x.toml:5:1: reflection.prefixes."fd00::/64": it is there twice`,
+		}},
+		{"prefix without prefixes of the family", forward(good + "reflect = \"prefix\"\n[reflection.prefixes]\n\"fd00::/64\" = \"fd01::/64\""), []string{
+			`x.toml:8:11: forward "a": reflect: it is prefix, but reflection.prefixes has no IPv4 network; add that of the clients, or choose another mode`,
+		}},
+		{"prefix by default without", forward(good + "[reflection]\ndefault = \"prefix\"\nprefixes = { \"fd00::/64\" = \"fd01::/64\" }"), []string{
+			`x.toml:3:3: forward "a": reflect: it is prefix by default, but reflection.prefixes has no IPv4 network`,
+		}},
 		{"interface twice", "version = 1\n[interfaces]\nwan = [\"a\"]\nlan = [\"a\"]\n", []string{`x.toml:4:7: interfaces.lan: "a" is already in interfaces.wan`}},
 		{"interfaces of numbers", "version = 1\n[interfaces]\nlan = [1, true]\n", []string{`x.toml:3:7: interfaces.lan: "1" is an integer where a string was expected; "true" is a boolean where a string was expected`}},
 

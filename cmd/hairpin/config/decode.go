@@ -158,9 +158,46 @@ func (r *reader) sections() map[string]fields {
 				c.Reflection, err = reflectMode(v)
 				return err
 			},
+			"prefixes": r.standIns,
 		},
 		"metrics": {"listen": intoString(&c.MetricsListen)},
 	}
+}
+
+// standIns reads a table whose keys are networks, of clients.
+func (r *reader) standIns(at position, v *value) error {
+	const field = "reflection.prefixes"
+	if v.table == nil {
+		return typeError(v, "a table")
+	}
+	for _, e := range v.table.entries {
+		at.offset = e.offset
+		about := place{-1, field}
+		clients, err := maps.ParsePrefix(e.key)
+		s := maps.StandIn{Clients: clients}
+		if err == nil {
+			about.field = s.Field()
+			s.Network, err = network(e.value)
+		}
+		if _, twice := r.places[about]; err == nil && twice {
+			err = errors.New("it is there twice, in other words")
+		}
+		if err != nil {
+			r.report(at, about, err)
+			r.broken[place{-1, field}] = true
+			continue
+		}
+		r.places[about] = at
+		r.config.StandIns = append(r.config.StandIns, s)
+	}
+	return nil
+}
+
+func network(v *value) (netip.Prefix, error) {
+	if v.kind != unstable.String {
+		return netip.Prefix{}, typeError(v, "a network")
+	}
+	return maps.ParsePrefix(v.text)
 }
 
 // forwards reads [[forward]], also when it is written as an array.
@@ -234,12 +271,14 @@ func (r *reader) validate() {
 		}
 	}
 	noInterfaces := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}]
+	noPrefixes := r.broken[place{-1, "reflection"}] || r.broken[place{-1, "reflection.prefixes"}]
 	for _, p := range maps.Problems(checked.Validate()) {
 		about := place{p.Index, p.Field}
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
-			noInterfaces && (p.Field == "external" || p.Field == "datapath.mss_clamp"):
+			noInterfaces && (p.Field == "external" || p.Field == "datapath.mss_clamp"),
+			noPrefixes && (p.Field == "reflect" || p.Field == "reflection.default"):
 			continue
 		}
 		at, ok := r.places[about]

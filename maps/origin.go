@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+)
+
+// service is where a forward leads to, without the port; protocol Any is every
+// protocol.
+type service struct {
+	target   netip.Addr
+	protocol Protocol
+}
+
+func compareService(a, b service) int {
+	return cmp.Or(a.target.Compare(b.target), cmp.Compare(b.protocol, a.protocol))
+}
+
+// claim is a range of a service's ports, and how its clients get there.
+type claim struct {
+	first, last int
+	origin      bpf.HairpinOrigin
+}
+
+// claim notes where the forwards with reflect prefix lead to that show in a tree
+// of at; ports that have none there are below's, -1 for nobody.
+func (p *program) claim(at place, protocol Protocol, tree *portTree, below int) {
+	c := &p.doc.Config
+	if len(c.StandIns) == 0 {
+		return
+	}
+	tree.eachRun(below, func(first, last, owner int) {
+		f := &c.Forwards[owner]
+		if c.reflectOf(*f) != ReflectPrefix {
+			return
+		}
+		shift := f.portShift()
+		from := int(uint16(first) + shift)
+		if p.claims == nil {
+			p.claims = map[service][]claim{}
+		}
+		to := service{f.Target, protocol}
+		p.claims[to] = append(p.claims[to], claim{from, from + last - first, bpf.HairpinOrigin{External: p.doc.Externals[at], PortShift: shift}})
+	})
+}
+
+// addOrigins makes the entries that lead back from targets. Those of one
+// protocol are left out where they say what those of every protocol do.
+func (p *program) addOrigins() {
+	for _, to := range slices.SortedFunc(maps.Keys(p.claims), compareService) {
+		sole := soleClaims(p.claims[to])
+		if to.protocol == Any {
+			p.addOrigin(anyOriginKey(to.target), sole[0].origin)
+			continue
+		}
+		if slices.Equal(sole, soleClaims(p.claims[service{to.target, Any}])) {
+			continue
+		}
+		tree := newPortTree()
+		for i, c := range sole {
+			tree.paint(c.first, c.last, i)
+		}
+		number := to.protocol.number(to.target.Is6())
+		_ = tree.each(func(port uint16, bits, owner int) error {
+			p.addOrigin(originKey(to.target, number, port, bits), sole[owner].origin)
+			return nil
+		})
+	}
+}
+
+func (p *program) addOrigin(key bpf.HairpinOriginKey, origin bpf.HairpinOrigin) {
+	p.originKeys = append(p.originKeys, key)
+	p.origins = append(p.origins, origin)
+}
+
+// soleClaims cuts claims into ranges that do not overlap, in port order. One that
+// several claim has no origin: from there nobody can tell which it was.
+func soleClaims(claims []claim) []claim {
+	type edge struct{ port, count, number int }
+	edges := make([]edge, 0, 2*len(claims))
+	for i, c := range claims {
+		edges = append(edges, edge{c.first, 1, i}, edge{c.last + 1, -1, -i})
+	}
+	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.port, b.port) })
+	var sole []claim
+	open, number := 0, 0 // how many are, and the sum of their numbers: that of one which is alone
+	for i, e := range edges {
+		open, number = open+e.count, number+e.number
+		if open == 0 || edges[i+1].port == e.port {
+			continue
+		}
+		next := claim{first: e.port, last: edges[i+1].port - 1}
+		if open == 1 {
+			next.origin = claims[number].origin
+		}
+		if n := len(sole); n > 0 && sole[n-1].origin == next.origin && sole[n-1].last+1 == next.first {
+			sole[n-1].last = next.last
+			continue
+		}
+		sole = append(sole, next)
+	}
+	return sole
+}
+
+// wantedListeners are the addresses that have an external id alone; without
+// stand-ins nobody asks.
+func wantedListeners(doc *document, externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf.HairpinAddr {
+	listeners := map[uint32]bpf.HairpinAddr{}
+	if len(doc.Config.StandIns) == 0 {
+		return listeners
+	}
+	addresses := map[uint32]int{0: 2} // no id is nobody's
+	for addr, external := range externals {
+		for _, id := range []uint32{external.Fixed, external.Group} {
+			addresses[id]++
+			listeners[id] = addr
+		}
+	}
+	maps.DeleteFunc(listeners, func(id uint32, _ bpf.HairpinAddr) bool { return addresses[id] > 1 })
+	return listeners
+}
+
+// dropListeners forgets those of ids that no address has alone any more. It goes
+// before the addresses change: until they have, nothing is rebuilt that might be
+// another address's. One whose address was replaced stays; the datapath finds
+// the old address gone, until one write puts the new one there.
+func (t *Tables) dropListeners(wanted map[uint32]bpf.HairpinAddr) error {
+	present, err := readAll[uint32, bpf.HairpinAddr](t.objs.Listeners)
+	if err != nil {
+		return fmt.Errorf("list listeners: %w", err)
+	}
+	for id := range present {
+		if _, there := wanted[id]; there {
+			continue
+		}
+		if err := drop(t.objs.Listeners, id); err != nil {
+			return fmt.Errorf("forget listener %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// putListeners goes after the addresses that it names.
+func (t *Tables) putListeners(wanted map[uint32]bpf.HairpinAddr) error {
+	for _, id := range slices.Sorted(maps.Keys(wanted)) {
+		var now bpf.HairpinAddr
+		err := t.objs.Listeners.Lookup(id, &now)
+		if err == nil && now == wanted[id] {
+			continue
+		}
+		if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = t.objs.Listeners.Put(id, wanted[id])
+		}
+		if err != nil {
+			return fmt.Errorf("write listener %s: %w", fromAddr(wanted[id]), err)
+		}
+	}
+	return nil
+}
