@@ -320,12 +320,14 @@ __noinline int tc_write_all(struct __sk_buff *skb)
 	return VERDICT_SEND;
 }
 
-/* Back where the packet came in. By a clone, so that it also goes there when the packet was made up by user
- * space, which ends with the program; but what is for the router itself cannot be cloned its way. */
-static __always_inline int tc_answer(struct __sk_buff *skb, __u32 ifindex)
+/* Back where the packet came in. A RST by a clone, so that it also goes there when user space has made the
+ * packet up, which ends with the program; but what is for the router itself cannot be cloned its way. */
+static __always_inline long tc_answer(struct __sk_buff *skb, __u32 ifindex, bool reset)
 {
 	if (nat_role(ifindex) == ROLE_LOCAL)
-		return (int)tc_deliver(ifindex);
+		return tc_deliver(ifindex);
+	if (!reset)
+		return bpf_redirect(ifindex, 0);
 	bpf_clone_redirect(skb, ifindex, 0);
 	return TC_ACT_SHOT;
 }
@@ -346,7 +348,7 @@ __noinline int tc_refuse(struct __sk_buff *skb)
 	if (!written)
 		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);
-	return tc_answer(skb, work->pkt.ifindex);
+	return (int)tc_answer(skb, work->pkt.ifindex, tell.reset);
 }
 
 /* To the kernel, and after it what was held of its datagram. A TC action. */
