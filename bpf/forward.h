@@ -38,6 +38,7 @@ static __always_inline struct forward *forward_find(__u32 slot, const struct ext
 	return forward ? forward : forward_lookup(slot, external->group, protocol, port);
 }
 
+/* The longest prefix that the address is in says yes or no. */
 static __always_inline bool forward_allows(__u32 slot, const struct forward *forward, const union addr *source)
 {
 	struct allow_key key = {
@@ -45,10 +46,12 @@ static __always_inline bool forward_allows(__u32 slot, const struct forward *for
 		.forward = forward->stamp.id,
 		.source = *source,
 	};
+	const __u8 *allowed;
 	void *trie;
 
 	if (!forward->restricted)
 		return true;
 	trie = bpf_map_lookup_elem(&allow, &slot);
-	return trie && bpf_map_lookup_elem(trie, &key);
+	allowed = trie ? bpf_map_lookup_elem(trie, &key) : NULL;
+	return allowed && *allowed;
 }

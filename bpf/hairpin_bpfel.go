@@ -54,7 +54,8 @@ type HairpinConn struct {
 	Ifindex  uint32
 	Rebuilt  uint8
 	Told     uint8
-	Pad      [2]uint8
+	Local    uint8
+	Pad      uint8
 }
 
 type HairpinConnEvent uint32
@@ -166,13 +167,15 @@ type HairpinIcmpBudget struct {
 }
 
 type HairpinInterface struct {
-	_         structs.HostLayout
-	Role      HairpinRole
-	Mac       [6]uint8
-	Private   uint8
-	Addresses uint8
-	MssMtu    uint32
-	Address   [8]HairpinInterfaceAddress
+	_           structs.HostLayout
+	Role        HairpinRole
+	Mac         [6]uint8
+	Private     uint8
+	Addresses   uint8
+	MssMtu      uint32
+	InterceptV4 uint32
+	InterceptV6 uint32
+	Address     [8]HairpinInterfaceAddress
 }
 
 type HairpinInterfaceAddress struct {
@@ -299,7 +302,8 @@ type HairpinSettings struct {
 	Told           HairpinSide
 	SourceLimit    uint32
 	StandIns       uint32
-	Pad            uint32
+	InterceptFirst uint16
+	InterceptLast  uint16
 }
 
 type HairpinSide uint32
@@ -395,6 +399,7 @@ const (
 	HairpinMapInterfaces    = "interfaces"
 	HairpinMapListeners     = "listeners"
 	HairpinMapLive          = "live"
+	HairpinMapLocals        = "locals"
 	HairpinMapMappings      = "mappings"
 	HairpinMapOrigins       = "origins"
 	HairpinMapOriginsEmpty  = "origins_empty"
@@ -488,6 +493,7 @@ type HairpinMapSpecs struct {
 	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Live          *ebpf.MapSpec `ebpf:"live"`
+	Locals        *ebpf.MapSpec `ebpf:"locals"`
 	Mappings      *ebpf.MapSpec `ebpf:"mappings"`
 	Origins       *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty  *ebpf.MapSpec `ebpf:"origins_empty"`
@@ -551,6 +557,7 @@ type HairpinMaps struct {
 	Interfaces    *ebpf.Map `ebpf:"interfaces"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Live          *ebpf.Map `ebpf:"live"`
+	Locals        *ebpf.Map `ebpf:"locals"`
 	Mappings      *ebpf.Map `ebpf:"mappings"`
 	Origins       *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty  *ebpf.Map `ebpf:"origins_empty"`
@@ -590,6 +597,7 @@ func (m *HairpinMaps) Close() error {
 		m.Interfaces,
 		m.Listeners,
 		m.Live,
+		m.Locals,
 		m.Mappings,
 		m.Origins,
 		m.OriginsEmpty,

@@ -8,6 +8,7 @@
 #include "fib.h"
 #include "forward.h"
 #include "frag.h"
+#include "intercept.h"
 #include "open.h"
 #include "work.h"
 
@@ -146,14 +147,14 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	return REASON_NONE;
 }
 
-/* To whom; the router itself is no next hop, its own packets come and go by the loopback device. */
+/* To whom; the router itself is no next hop, what is for it comes and goes by the loopback device. */
 static __always_inline enum reason nat_way(void *ctx, struct work *work, const struct conn *conn)
 {
 	struct rewrite *rw = &work->rw;
 
-	if (conn->path != PATH_LOCAL || conn->opener)
+	if (!conn->local)
 		return nat_route(ctx, work, conn);
-	rw->ifindex = conn->ifindex;
+	rw->ifindex = LOOPBACK_IFINDEX;
 	rw->local = true;
 	return REASON_NONE;
 }
@@ -303,26 +304,54 @@ static __always_inline enum verdict nat_follow_half(void *ctx, struct work *work
 
 /* Nothing more may be said on it: it is over, and this begins no other. What a server still says must not leave
  * with its own address. */
-static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn,
-				      const struct external *external)
+static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, bool served)
 {
-	return !conn->opener || (conn_over(conn) && (!pkt->opens || !external));
+	return !conn->opener || (conn_over(conn) && (!pkt->opens || !served));
 }
 
-/* Not to an external address. But where a stand-in is answered from inside, there was a connection. */
+/* Makes the connection that this packet opens. */
+static __always_inline enum verdict nat_open(void *ctx, struct work *work, const struct stamp *address,
+					     const struct forward *forward)
+{
+	enum reason reason = open_connection(ctx, work, address, forward);
+	struct conn *conn;
+
+	if (reason != REASON_NONE)
+		return nat_verdict(work, reason);
+	conn = conn_half_open(&work->pkt.tuple);
+	return conn ? nat_follow(ctx, work, conn, true) : nat_verdict(work, REASON_TABLE_FULL);
+}
+
+/* Where a stand-in is answered, there was a connection. */
+static __always_inline enum verdict nat_rebuild(void *ctx, struct work *work)
+{
+	enum reason reason = open_rebuild(ctx, work);
+	struct conn *conn;
+
+	if (reason != REASON_NONE)
+		return nat_verdict(work, reason);
+	conn = conn_half_open(&work->pkt.tuple);
+	return conn ? nat_follow_half(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
+}
+
+/* May it be ours, though it is to no external address? */
+static __always_inline bool nat_concerns(const struct packet *pkt)
+{
+	return stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt);
+}
+
+/* To no forward's address and port: an intercept's, or to a stand-in, from inside. What is in the middle of a
+ * connection that was there before an intercept stays as it is. */
 static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	enum reason reason;
-	struct conn *conn;
+	const struct forward *forward = intercept_find(pkt);
 
-	if (nat_role(pkt->ifindex) != ROLE_LAN || !stand_in_answered(&pkt->tuple.dst))
-		return nat_verdict(work, REASON_NONE);
-	reason = open_rebuild(ctx, work);
-	if (reason != REASON_NONE)
-		return nat_verdict(work, reason);
-	conn = conn_half_open(&pkt->tuple);
-	return conn ? nat_follow_half(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
+	if (forward && pkt->opens && !open_routers_own(ctx, work))
+		return nat_open(ctx, work, &forward->stamp, forward);
+	if (nat_role(pkt->ifindex) == ROLE_LAN && stand_in_answered(&pkt->tuple.dst))
+		return nat_rebuild(ctx, work);
+	return nat_verdict(work, REASON_NONE);
 }
 
 /* The way of a packet, top to bottom. */
@@ -330,37 +359,31 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct conn *conn = conn_established(&pkt->tuple);
-	bool half = !conn;
+	bool half = !conn, served;
 	struct external *external;
 	struct forward *forward;
-	enum reason reason;
 
 	if (conn && !conn_stale(pkt, conn, false))
 		return nat_follow(ctx, work, conn, false);
 	external = bpf_map_lookup_elem(&externals, &pkt->tuple.dst);
-	if (half && !external && !conn_awaited(&pkt->tuple) && !stand_in_answered(&pkt->tuple.dst))
+	served = external || nat_concerns(pkt);
+	if (half && !served && !conn_awaited(&pkt->tuple))
 		return nat_verdict(work, REASON_NONE);
 	if (half)
 		conn = conn_half_open(&pkt->tuple);
 	if (half && conn && !conn_stale(pkt, conn, true))
 		return nat_follow_half(ctx, work, conn);
-	if (conn && nat_ended(pkt, conn, external))
+	if (conn && nat_ended(pkt, conn, served))
 		return nat_verdict(work, REASON_ENDED);
-	if (!external)
-		return nat_stranger(ctx, work);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
-	if (packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
+	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);
-	if (pkt->broken)
+	if (external && pkt->broken)
 		return nat_verdict(work, REASON_MALFORMED);
-	forward = forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport);
-	if (!forward || open_routers_own(ctx, work))
+	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
+	if (!forward)
+		return nat_stranger(ctx, work);
+	if (open_routers_own(ctx, work))
 		return nat_verdict(work, REASON_NONE);
-	reason = open_connection(ctx, work, external, forward);
-	if (reason != REASON_NONE)
-		return nat_verdict(work, reason);
-	conn = conn_half_open(&pkt->tuple);
-	if (!conn)
-		return nat_verdict(work, REASON_TABLE_FULL);
-	return nat_follow(ctx, work, conn, true);
+	return nat_open(ctx, work, &external->address, forward);
 }

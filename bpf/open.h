@@ -117,6 +117,11 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
 	const union addr *source;
 
+	/* What the router itself says to others meets no program: it is to answer to itself. */
+	if (open->local) {
+		open->way.src = open->way.dst;
+		return REASON_NONE;
+	}
 	if (!out)
 		return REASON_NOT_ATTACHED;
 	if (in->role == ROLE_LAN && forward->reflect == REFLECT_PREFIX && stand_in_swap(&open->way.src, true))
@@ -306,7 +311,8 @@ static __always_inline enum reason open_route(void *ctx, struct work *work, cons
 	way->dst = forward->target;
 	way->dport = bpf_htons((__u16)(bpf_ntohs(way->dport) + forward->port_shift));
 	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
-	if (!fib_found(result))
+	open->local = !fib_found(result) && in->role == ROLE_LAN && bpf_map_lookup_elem(&locals, &way->dst);
+	if (!fib_found(result) && !open->local)
 		return fib_reason(result);
 	open->neighbour = result == BPF_FIB_LKUP_RET_SUCCESS;
 	if (work->pkt.hook == HOOK_XDP && !open->neighbour)
@@ -331,7 +337,7 @@ static __always_inline enum conn_path open_path(const struct interface *in)
 /* The answerer's direction. Its next hop is not resolved yet, but whoever sent this packet is known: should
  * the kernel know no way back by the interface it came in by, that is it. */
 static __always_inline void open_write(const struct packet *pkt, const struct interface *in,
-				       const struct external *external, const struct forward *forward,
+				       const struct stamp *address, const struct forward *forward,
 				       struct opening *open)
 {
 	struct conn *conn = &open->conn;
@@ -341,9 +347,10 @@ static __always_inline void open_write(const struct packet *pkt, const struct in
 	conn->last_seen = conn_now();
 	conn->created = bpf_ktime_get_ns();
 	conn->forward = forward->stamp;
-	conn->address = external->address;
+	conn->address = *address;
 	conn->path = open_path(in);
 	conn->ifindex = open->ifindex;
+	conn->local = in->role == ROLE_LOCAL;
 	conn->rebuilt = !pkt->opens || open->answered;
 	if (open->answered)
 		return;
@@ -365,6 +372,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work)
 		return reason;
 	tuple_reverse(&open->answer, &conn->to);
 	conn->opener = 1;
+	conn->local = open->local;
 	__builtin_memset(&conn->hop, 0, sizeof(conn->hop));
 	if (open->neighbour && !open->answered)
 		fib_remember(&conn->hop, &work->fib, pkt, conn->last_seen);
@@ -376,7 +384,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work)
 }
 
 /* Of open.key; on REASON_NONE it is in half_open. A stack frame of its own. */
-static __noinline enum reason open_make(void *ctx, struct work *work, const struct external *external,
+static __noinline enum reason open_make(void *ctx, struct work *work, const struct stamp *address,
 					const struct forward *forward)
 {
 	struct opening *open = &work->open;
@@ -396,19 +404,19 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	old = conn_find(&open->key);
 	if (old)
 		conn_delete(work, &open->key, old);
-	open_write(&work->pkt, in, external, forward, open);
+	open_write(&work->pkt, in, address, forward, open);
 	conn_await(&open->answer, conn_opening_time(time, open->key.protocol));
 	return open_insert(ctx, work);
 }
 
-/* By its opener's packet. */
-static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct external *external,
+/* By its opener's packet, to an address that this is the stamp of. */
+static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct stamp *address,
 						   const struct forward *forward)
 {
 	work->open.key = work->pkt.tuple;
 	work->open.ifindex = work->pkt.ifindex;
 	work->open.answered = false;
-	return open_make(ctx, work, external, forward);
+	return open_make(ctx, work, address, forward);
 }
 
 /* The way to the client of a connection that is being rebuilt: by that it must once have come. */
@@ -451,5 +459,5 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 	if (!forward || !open_leads_to(forward, key, answer) || !open_find_client(ctx, work))
 		return REASON_NO_CONNECTION;
 	work->open.answered = true;
-	return open_make(ctx, work, external, forward);
+	return open_make(ctx, work, &external->address, forward);
 }

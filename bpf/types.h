@@ -121,7 +121,8 @@ struct settings {
 	enum side told;		/* bits: both sides may be told */
 	__u32 source_limit;	/* RFC 6888 REQ-4: connections of one client address; 0: no limit */
 	__u32 stand_ins;	/* whether there are any */
-	__u32 pad;
+	__u16 intercept_first;	/* lowest port that an intercept has; above the highest one: there is none */
+	__u16 intercept_last;
 };
 _Static_assert(sizeof(struct settings) == 72, "struct settings has implicit padding");
 
@@ -220,9 +221,10 @@ struct interface {
 	__u8 private;		/* its own address is private, so private sources are no martians on it */
 	__u8 addresses;		/* how many of address[] are set */
 	__u32 mss_mtu;		/* MTU that a passing SYN's MSS has to suit; 0: left alone */
+	__u32 intercept_v4, intercept_v6; /* external ids of what listens on every address; 0: nothing does */
 	struct interface_address address[8];
 };
-_Static_assert(sizeof(struct interface) == 272, "struct interface has implicit padding");
+_Static_assert(sizeof(struct interface) == 280, "struct interface has implicit padding");
 
 /* Where a direction's packets leave. Resolved again after a second or when routes change. */
 struct next_hop {
@@ -257,7 +259,8 @@ struct conn {
 	__u32 ifindex;		/* interface the opener came in by */
 	__u8 rebuilt;		/* made from its rule in the middle: nobody has seen its handshake */
 	__u8 told;		/* it is over, and both sides were told */
-	__u8 pad[2];
+	__u8 local;		/* its packets are for the router itself */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct conn) == 152, "struct conn has implicit padding");
 

@@ -32,6 +32,7 @@ struct opening {
 	__u32 ifindex;		/* by which that comes in */
 	bool answered;		/* it is the answerer's packet that rebuilds it */
 	bool mapped;		/* its port is to be the client's alone */
+	bool local;		/* its target is the router itself */
 	struct tuple way;	/* what is being routed */
 	struct tuple answer;	/* key of the answerer's direction */
 	bool neighbour;		/* fib knows the target's MAC address */

@@ -163,7 +163,7 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		}},
 		{"store from lists", func() error {
 			return fillSlot(t.objs.Allow, slot, func() (*ebpf.Map, error) {
-				return newTrie(bpf.HairpinMapAllow, p.sources, make([]uint8, len(p.sources)))
+				return newTrie(bpf.HairpinMapAllow, p.sources, bytes.Repeat([]uint8{1}, len(p.sources)))
 			})
 		}},
 		{"store stand-ins", func() error {
@@ -425,6 +425,7 @@ func (c Config) settings() bpf.HairpinSettings {
 		PortHold:       uint64(c.Timeouts.PortHold),
 		IcmpInterval:   second / uint64(max(1, c.ICMP.Rate)),
 		SourceLimit:    c.PerSource(),
+		InterceptFirst: 1, // above the last one: there is none
 	}
 	if len(c.StandIns) > 0 {
 		settings.StandIns = 1
