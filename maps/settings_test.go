@@ -78,7 +78,7 @@ func TestSettings(t *testing.T) {
 		mustApply(t, tables, c)
 		want := bpf.HairpinSettings{
 			TcpEstablished: 7440 * second, TcpOpening: 240 * second, TcpClosing: 240 * second,
-			Udp: 300 * second, Icmp: 60 * second, PortHold: 120 * second, SourceLimit: 65536, IcmpInterval: 1_000_000, Told: bpf.HairpinSideSIDE_LAN,
+			Udp: 300 * second, Icmp: 60 * second, PortHold: 120 * second, SourceLimit: 65536, IcmpInterval: 1_000_000, InterceptFirst: 1, Told: bpf.HairpinSideSIDE_LAN,
 		}
 		test.want(&want)
 		if got := tables.mustSettings(t); got != want {
