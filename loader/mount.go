@@ -106,6 +106,9 @@ func isMounted(dir string) (bool, error) {
 		return false, err
 	}
 	at, err := mountOf(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil // whoever leaves has removed it since
+	}
 	if err != nil {
 		return false, err
 	}

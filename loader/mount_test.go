@@ -197,6 +197,34 @@ func TestLockExcludes(t *testing.T) {
 	}
 }
 
+// Each of many writers that make nothing takes the mount away again, while the next ones look at it.
+func TestLockComesAndGoes(t *testing.T) {
+	dir := newDir(t)
+	ctx := within(t, time.Minute)
+	var inside atomic.Int32
+	var writers sync.WaitGroup
+	for range 8 {
+		writers.Go(func() {
+			for range 300 {
+				release, err := Lock(ctx, dir)
+				if err != nil {
+					t.Error("lock:", err)
+					return
+				}
+				if n := inside.Add(1); n != 1 {
+					t.Errorf("%d writers at once", n)
+				}
+				inside.Add(-1)
+				release()
+			}
+		})
+	}
+	writers.Wait()
+	if exists(dir) {
+		t.Error("the mount stays")
+	}
+}
+
 // Writers that load and remove under each other's eyes are never two at a time.
 func TestLockAcrossRemove(t *testing.T) {
 	dir := newDir(t)

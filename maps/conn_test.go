@@ -40,6 +40,10 @@ func tuple(protocol Protocol, from, to string) bpf.HairpinTuple {
 	return key
 }
 
+// age is that of the tests' connections. All times are short: the datapath's clock begins when the machine
+// boots, and that may be just before the tests.
+const age = 5 * time.Second
+
 // pair gives both entries, the opener's first.
 func (f flow) pair() (keys [2]bpf.HairpinTuple, conns [2]bpf.HairpinConn) {
 	now := monotonic()
@@ -50,8 +54,8 @@ func (f flow) pair() (keys [2]bpf.HairpinTuple, conns [2]bpf.HairpinConn) {
 	}
 	for i := range conns {
 		conns[i].Forward, conns[i].Address, conns[i].Path = f.forward, f.address, f.path
-		conns[i].LastSeen = now - min(now, uint64(f.idle))
-		conns[i].Created = now - min(now, 90*second)
+		conns[i].LastSeen = now - uint64(f.idle)
+		conns[i].Created = now - uint64(age)
 	}
 	for i, set := range []func(*bpf.HairpinConn){f.opener, f.answer} {
 		if set != nil {
@@ -98,6 +102,7 @@ func (t *Tables) stamps(tb testing.TB, addr string, port uint16) (forward, addre
 func connected(t testing.TB) (*Tables, []flow) {
 	tables := newTables(t, smallSpec(t))
 	c := configWith(t, "web tcp,udp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30")
+	c.Timeouts.TCPOpening = 10 * time.Second
 	mustApply(t, tables, c)
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
 	web, address := tables.stamps(t, "203.0.113.1", 443)
@@ -118,7 +123,7 @@ func connected(t testing.TB) (*Tables, []flow) {
 		return f
 	}
 	flows := []flow{
-		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.idle = 61 * time.Second }),
+		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.idle = 11 * time.Second }),
 		from("192.168.1.50:5000", "192.168.1.1:5001", func(f *flow) { f.path = bpf.HairpinConnPathPATH_HAIRPIN }),
 		from("198.51.100.9:5001", "198.51.100.9:5001", func(f *flow) { f.half = true }),
 		from("198.51.100.9:5002", "198.51.100.9:5002", func(f *flow) { f.opener, f.answer = fin(10), fin(11) }),
@@ -132,7 +137,7 @@ func connected(t testing.TB) (*Tables, []flow) {
 		// None of these is there for anybody.
 		from("198.51.100.9:6000", "198.51.100.9:6000", func(f *flow) { f.forward = old }),
 		from("198.51.100.9:6001", "198.51.100.9:6001", func(f *flow) { f.address.Epoch++ }),
-		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *flow) { f.half, f.idle = true, 5*time.Minute }),
+		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *flow) { f.half, f.idle = true, 11*time.Second }),
 		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *flow) { f.half, f.forward = true, old }),
 		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *flow) { f.forward.Id = 1 << 31 }),
 		from("198.51.100.9:6005", "198.51.100.9:6005", func(f *flow) {
@@ -175,7 +180,7 @@ func TestConnections(t *testing.T) {
 	}
 	const wantText = `{"protocol":"tcp","path":"hairpin","forward":"web","state":"established",` +
 		`"client":"192.168.1.50:5000","external":"203.0.113.1:443","source":"192.168.1.1:5001","target":"192.168.1.20:8443",` +
-		`"age_seconds":90,"idle_seconds":0,"packets":17,"bytes":6000}`
+		`"age_seconds":5,"idle_seconds":0,"packets":17,"bytes":6000}`
 	if string(text) != wantText {
 		t.Errorf("got  %s\nwant %s", text, wantText)
 	}
@@ -234,16 +239,16 @@ func TestCountConnections(t *testing.T) {
 func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	c := configWith(t, "web tcp,udp,sctp 443 to 192.168.1.20", "tunnel gre,icmp any to 192.168.1.20")
-	c.Timeouts.TCPOpening, c.Timeouts.UDP, c.Timeouts.ICMP = 100*time.Second, 200*time.Second, 20*time.Second
+	c.Timeouts.TCPOpening, c.Timeouts.UDP, c.Timeouts.ICMP = 5*time.Second, 10*time.Second, 15*time.Second
 	mustApply(t, tables, c)
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
 	web, address := tables.stamps(t, "203.0.113.1", 443)
 	patience := map[Protocol]time.Duration{
-		TCP: 100 * time.Second, UDP: 200 * time.Second, SCTP: 200 * time.Second, GRE: 200 * time.Second, ICMP: 20 * time.Second,
+		TCP: 5 * time.Second, UDP: 10 * time.Second, SCTP: 10 * time.Second, GRE: 10 * time.Second, ICMP: 15 * time.Second,
 	}
 	want := map[string]bool{}
 	for protocol, patience := range patience {
-		for i, idle := range []time.Duration{patience - 10*time.Second, patience + time.Second} {
+		for i, idle := range []time.Duration{patience - 4*time.Second, patience + time.Second} {
 			client := fmt.Sprintf("198.51.100.%d:5000", i+1)
 			tables.open(t, flow{
 				protocol: protocol, client: client, external: "203.0.113.1:443", source: client, target: "192.168.1.20:443",
@@ -280,10 +285,10 @@ func TestConnectionsWithoutPorts(t *testing.T) {
 	for line, want := range map[string]string{
 		"proto icmp": `{"protocol":"icmp","path":"wan","forward":"all","state":"established",` +
 			`"client":"198.51.100.9:77","external":"203.0.113.1:0","source":"198.51.100.9:78","target":"192.168.1.20:0",` +
-			`"age_seconds":90,"idle_seconds":0,"packets":17,"bytes":6000}`,
+			`"age_seconds":5,"idle_seconds":0,"packets":17,"bytes":6000}`,
 		"proto gre": `{"protocol":"gre","path":"wan","forward":"all","state":"established",` +
 			`"client":"198.51.100.9:0","external":"203.0.113.1:0","source":"198.51.100.9:0","target":"192.168.1.20:0",` +
-			`"age_seconds":90,"idle_seconds":0,"packets":17,"bytes":6000}`,
+			`"age_seconds":5,"idle_seconds":0,"packets":17,"bytes":6000}`,
 		"proto sctp": "",
 	} {
 		sel, err := ParseSelector(strings.Fields(line))

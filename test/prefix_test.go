@@ -44,8 +44,7 @@ func startNginx(t *testing.T, h *lab.Host) (log string) {
 	log = filepath.Join(dir, "access.log")
 	text := strings.ReplaceAll(`
 daemon off;
-worker_processes 1;
-user root;
+master_process off;
 pid DIR/nginx.pid;
 events {}
 http {
