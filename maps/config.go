@@ -65,6 +65,7 @@ type Config struct {
 	ICMP           ICMPErrors `json:"icmp"`
 	Reflection     Reflect    `json:"reflection"`     // of forwards that say nothing
 	MetricsListen  string     `json:"metrics_listen"` // ADDR:PORT; "" means no metrics
+	DNS            []DNSFile  `json:"dns,omitempty"`  // files that tell inside clients of hosts, by format
 	Forwards       []Forward  `json:"forwards"`
 	Digest         string     `json:"digest,omitempty"` // of the files it was read from
 }
