@@ -143,9 +143,11 @@ func view(out *bytes.Buffer, zoneFile string) {
 		zoneFile = DefaultZoneFile
 	}
 	fmt.Fprintf(out, `// The names are in the zone's file: hairpin dns --format bind-rpz. With views every zone
-// is in one: put this before the view of the others, which have "match-clients { any; };".
+// is in one: put this before the view of the others, which has "match-clients { any; };".
 view "inside" {
-	match-clients { localhost; 10.0.0.0/8; 172.16.0.0/12; 192.168.0.0/16; fc00::/7; };
+	// Not "localhost", which is the public address as well: what the server asks itself there
+	// is for the view of the others.
+	match-clients { 127.0.0.0/8; ::1; 10.0.0.0/8; 172.16.0.0/12; 192.168.0.0/16; fc00::/7; };
 	recursion yes;
 	allow-recursion { any; };
 	allow-query-cache { any; };
