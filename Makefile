@@ -17,7 +17,7 @@ SEED ?= 1
 
 # What building the object, checking and testing need beyond Go and make.
 PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light curl iperf3 bind9-dnsutils \
-	dnsmasq-base iputils-ping iputils-tracepath traceroute hping3 nmap tcpdump procps
+	dnsmasq-base unbound bind9 bind9-utils iputils-ping iputils-tracepath traceroute hping3 nmap tcpdump procps
 
 export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)

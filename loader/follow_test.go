@@ -4,6 +4,7 @@ package loader
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"syscall"
@@ -71,6 +72,24 @@ func TestLinks(t *testing.T) {
 	if gone := r.listed("wan9"); gone.Index != 0 {
 		t.Errorf("no such interface: %+v", gone)
 	}
+}
+
+func TestRouteTo(t *testing.T) {
+	r := newRouter(t)
+	r.Address("wan0", "203.0.113.2/24")
+	r.Address("wan1", "198.51.100.2/24")
+	r.Route("wan1", "192.0.2.0/24", "198.51.100.1", "")
+	r.do("find routes", func() error {
+		for target, dev := range map[string]string{"203.0.113.9": "wan0", "192.0.2.1": "wan1", "203.0.113.2": "lo"} {
+			if index, err := RouteTo(netip.MustParseAddr(target)); index != r.Index(dev) || err != nil {
+				t.Errorf("%s: interface %d, %v, want %s, %d", target, index, err, dev, r.Index(dev))
+			}
+		}
+		if index, err := RouteTo(netip.MustParseAddr("10.0.0.1")); !errors.Is(err, unix.ENETUNREACH) {
+			t.Errorf("no route: interface %d, %v", index, err)
+		}
+		return nil
+	})
 }
 
 // A veth sends redirected frames while its peer has GRO or a program of XDP.

@@ -117,6 +117,19 @@ func portOf(dev netlink.Link, devices []netlink.Link) string {
 	return ""
 }
 
+// RouteTo is the index of the interface by which the network namespace sends to an address. It needs
+// no privilege.
+func RouteTo(addr netip.Addr) (int, error) {
+	routes, err := netlink.RouteGet(addr.AsSlice())
+	if err != nil {
+		return 0, explain(fmt.Errorf("find the route to %s: %w", addr, err))
+	}
+	if len(routes) == 0 {
+		return 0, fmt.Errorf("find the route to %s: there is none", addr)
+	}
+	return routes[0].LinkIndex, nil
+}
+
 // retryDump asks again if what is listed changed meanwhile: the kernel tells, and an interrupted
 // list may lack entries.
 func retryDump[T any](list func() ([]T, error)) ([]T, error) {

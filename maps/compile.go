@@ -84,6 +84,8 @@ func compareSettings(from, to Config) (keys []string) {
 		{"reflection.default", from.reflectOf(Forward{}), to.reflectOf(Forward{})},
 		{"reflection.prefixes", sortedStandIns(from.StandIns), sortedStandIns(to.StandIns)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
+		{"dns.write", dnsWrites(from), dnsWrites(to)},
+		{"dns.reload", dnsReloads(from), dnsReloads(to)},
 	} {
 		// No interfaces, written or not, are the same.
 		if fmt.Sprint(setting.from) != fmt.Sprint(setting.to) {
@@ -96,6 +98,22 @@ func compareSettings(from, to Config) (keys []string) {
 			key == "timeouts.tcp_opening" && from.Timeouts.TCPOpening == to.Timeouts.TCPOpening ||
 			key == "timeouts.tcp_closing" && from.Timeouts.TCPClosing == to.Timeouts.TCPClosing
 	})
+}
+
+func dnsWrites(c Config) (files []string) {
+	for _, file := range c.DNS {
+		files = append(files, fmt.Sprintf("%s %q", file.Format, file.Path))
+	}
+	return sorted(files)
+}
+
+func dnsReloads(c Config) (commands []string) {
+	for _, file := range c.DNS {
+		if file.Reload != nil {
+			commands = append(commands, fmt.Sprintf("%s %q", file.Format, file.Reload))
+		}
+	}
+	return sorted(commands)
 }
 
 // mssClamp tells no interfaces from none written: these are the PPP devices.

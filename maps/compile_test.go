@@ -397,6 +397,15 @@ func TestCompareListsSettings(t *testing.T) {
 		t.Errorf("%s: their order means nothing", got)
 	}
 	from.StandIns, to = nil, configWith(t)
+	to.DNS = []DNSFile{{Format: DNSHosts, Path: "/a", Reload: []string{"true"}, Source: "x:1"}}
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[dns.write dns.reload]" {
+		t.Error(got)
+	}
+	from.DNS = []DNSFile{{Format: DNSHosts, Path: "/a", Reload: []string{"true", "it"}, Source: "x:2"}}
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[dns.reload]" {
+		t.Error(got)
+	}
+	from.DNS, to = nil, configWith(t)
 	from.ICMP.Refuse, to.ICMP.Refuse = []string{"lan", "wan"}, []string{"wan", "lan"}
 	to.LAN, from.LAN = []string{}, nil
 	if change := compare(from, to); !change.Empty() {

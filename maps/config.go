@@ -66,6 +66,7 @@ type Config struct {
 	Reflection     Reflect    `json:"reflection"` // of forwards that say nothing
 	StandIns       []StandIn  `json:"stand_ins,omitempty"`
 	MetricsListen  string     `json:"metrics_listen"` // ADDR:PORT; "" means no metrics
+	DNS            []DNSFile  `json:"dns,omitempty"`  // files that tell inside clients of hosts, by format
 	Forwards       []Forward  `json:"forwards"`
 	Digest         string     `json:"digest,omitempty"` // of the files it was read from
 }

@@ -146,7 +146,7 @@ type Forward struct {
 	TargetPort uint16         `json:"target_port,omitempty"` // of Ports.First; 0: the same ports
 	From       []netip.Prefix `json:"from,omitempty"`        // who may connect; empty: everybody
 	Reflect    Reflect        `json:"reflect,omitempty"`
-	Hosts      []string       `json:"hosts,omitempty"`  // names for split DNS
+	Hosts      []string       `json:"hosts,omitempty"`  // names for split DNS, as ParseHost gives them
 	Source     string         `json:"source,omitempty"` // where it was written, such as FILE:LINE
 }
 
@@ -210,6 +210,9 @@ func (f Forward) String() string {
 	}
 	if f.Reflect != "" {
 		words = append(words, "reflect", string(f.Reflect))
+	}
+	if len(f.Hosts) > 0 {
+		words = append(words, "host", strings.Join(f.Hosts, ","))
 	}
 	return strings.Join(words, " ")
 }

@@ -37,6 +37,10 @@ func TestParseForwardReadsWhatStringWrites(t *testing.T) {
 			From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
 			Reflect: ReflectRouter,
 		}},
+		{"web tcp any to 192.168.1.20 from 10.0.0.0/8 reflect off host www.example.org,example.org", Forward{
+			Protocols: []Protocol{TCP}, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: ReflectOff,
+			Hosts: []string{"www.example.org", "example.org"},
+		}},
 		{"web tcp any to 192.168.1.20", Forward{Protocols: []Protocol{TCP}}},
 		{"web tcp wan0:any to 192.168.1.20 reflect off", Forward{
 			Protocols: []Protocol{TCP}, External: External{Interface: "wan0"}, Reflect: ReflectOff,
@@ -63,10 +67,11 @@ func TestParseForwardReadsWhatStringWrites(t *testing.T) {
 
 func TestParseForwardTakesShortForms(t *testing.T) {
 	for line, want := range map[string]string{
-		"a tcp 443 to 192.168.1.20":                          "a tcp 443 to 192.168.1.20:443",
-		"a tcp 6000-6010 to 192.168.1.20:7000":               "a tcp 6000-6010 to 192.168.1.20:7000-7010",
-		"a tcp 443 to 192.168.1.20 reflect off from 1.2.3.4": "a tcp 443 to 192.168.1.20:443 from 1.2.3.4/32 reflect off",
-		"a tcp 80-80 to 192.168.1.20":                        "a tcp 80 to 192.168.1.20:80",
+		"a tcp 443 to 192.168.1.20":                                                     "a tcp 443 to 192.168.1.20:443",
+		"a tcp 6000-6010 to 192.168.1.20:7000":                                          "a tcp 6000-6010 to 192.168.1.20:7000-7010",
+		"a tcp 443 to 192.168.1.20 reflect off from 1.2.3.4":                            "a tcp 443 to 192.168.1.20:443 from 1.2.3.4/32 reflect off",
+		"a tcp 80-80 to 192.168.1.20":                                                   "a tcp 80 to 192.168.1.20:80",
+		"a tcp 80 to 192.168.1.20 host A.Example.,a.example,bücher.example reflect off": "a tcp 80 to 192.168.1.20:80 reflect off host a.example,xn--bcher-kva.example",
 	} {
 		if got := mustForward(t, line).String(); got != want {
 			t.Errorf("%s: got %s, want %s", line, got, want)
@@ -113,6 +118,10 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 		"web tcp 443 to 10.0.0.1 from 10.0.0.1/8":         {"write 10.0.0.0/8"},
 		"web tcp 443 to 10.0.0.1 from 10.0.0.0/33":        {"is not a network"},
 		"web tcp 443 to 10.0.0.1 reflect stand-in":        {`"stand-in" is not a reflect mode; possible are auto, router, public, prefix and off`},
+		"web tcp 443 to 10.0.0.1 host":                    {`nothing after "host"`},
+		"web tcp 443 to 10.0.0.1 hosts a.b":               {`"hosts" is not an option of a forward; did you mean "host"?`},
+		"web tcp 443 to 10.0.0.1 host *.b,c_d,e.f,":       {`host: "*.b" is a wildcard`, `host: "c_d" is not a host name: it has '_'`, `host: "" is not a host name`},
+		"web tcp 443 to 10.0.0.1 host a host b":           {`"host" is there twice`},
 		"web tcp 443 to 10.0.0.1 reflect off reflect off": {`"reflect" is there twice`},
 		"W tpc 0 to 1.2.3 from x reflect y":               {`"W" is not`, `"tpc"`, `"0" is not`, `"1.2.3" is not`, `"x" is not`, `"y" is not`},
 	} {
@@ -137,6 +146,7 @@ func FuzzParseForward(f *testing.F) {
 		"web tcp,udp wan0:6000-6010 to 192.168.1.20:7000 from 10.0.0.0/8 reflect router",
 		"web tcp 443 to 192.168.1.20:8443 reflect public", "web any any to 192.168.1.20 reflect prefix",
 		"x tcp [2001:db8::1]:443 to 10.0.0.1", "x tcp any to 1.2.3.4", "x tcp,udp [2001:db8::1]:6000-6010 to [fd00::20]:7000 from 2001:db8::/32,::1", "a b c to :", "a b : to ]:[",
+		"x tcp 1 to 10.0.0.1 host a.b,C.d. from ::/0",
 	} {
 		f.Add(line)
 	}

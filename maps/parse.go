@@ -10,7 +10,7 @@ import (
 )
 
 // ForwardSyntax is the grammar that ParseForward reads.
-const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE]"
+const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [host NAME[,NAME]]"
 
 // ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is
 // one of ProtocolNames, or several with commas; the port "any" makes a 1:1
@@ -138,8 +138,8 @@ func (p *forwardParser) options(args []string) {
 	seen := map[string]bool{}
 	for len(args) > 0 {
 		option := args[0]
-		if option != "from" && option != "reflect" {
-			p.check("", fmt.Errorf("%s is not an option of a forward; %s", Quote(option), Suggest(option, "from", "reflect")))
+		if !slices.Contains(ForwardOptions(), option) {
+			p.check("", fmt.Errorf("%s is not an option of a forward; %s", Quote(option), Suggest(option, ForwardOptions()...)))
 			return
 		}
 		if len(args) == 1 {
@@ -155,17 +155,28 @@ func (p *forwardParser) options(args []string) {
 	}
 }
 
+// ForwardOptions are the words of ForwardSyntax that may follow the target.
+func ForwardOptions() []string { return []string{"from", "reflect", "host"} }
+
 func (p *forwardParser) option(option, value string) {
-	if option == "reflect" {
+	switch option {
+	case "reflect":
 		mode, err := ParseReflect(value)
 		p.check(option, err)
 		p.Reflect = mode
-		return
-	}
-	for text := range strings.SplitSeq(value, ",") {
-		prefix, err := ParsePrefix(text)
-		if p.check(option, err) && !slices.Contains(p.From, prefix) {
-			p.From = append(p.From, prefix)
+	case "host":
+		for text := range strings.SplitSeq(value, ",") {
+			host, err := ParseHost(text)
+			if p.check(option, err) && !slices.Contains(p.Hosts, host) {
+				p.Hosts = append(p.Hosts, host)
+			}
+		}
+	case "from":
+		for text := range strings.SplitSeq(value, ",") {
+			prefix, err := ParsePrefix(text)
+			if p.check(option, err) && !slices.Contains(p.From, prefix) {
+				p.From = append(p.From, prefix)
+			}
 		}
 	}
 }

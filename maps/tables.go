@@ -110,6 +110,10 @@ func (t *Tables) running() (*document, uint32, error) {
 	}
 }
 
+// Generation counts the configurations that went live; an Apply that changes
+// anything changes it, whoever calls it. To read it costs one system call.
+func (t *Tables) Generation() (uint32, error) { return t.generation() }
+
 func (t *Tables) generation() (uint32, error) {
 	var live bpf.HairpinLive
 	if err := t.objs.Live.Lookup(uint32(0), &live); err != nil {

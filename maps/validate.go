@@ -28,7 +28,7 @@ const (
 // (address, then interface, then every WAN interface), or equally so on a larger
 // range that holds its own, or for any protocol.
 func (c Config) Validate() error {
-	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}}
+	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
 	v.interfaces()
 	v.settings()
 	for i, f := range c.Forwards {
@@ -48,6 +48,7 @@ type validator struct {
 	problems []error
 	names    map[string]int     // index of the forward that has the name
 	fixed    map[netip.Addr]int // index of a forward that listens at the address
+	hostOf   map[hostTarget]int // index of the first forward that has the host
 }
 
 // check records err, if any, as a problem of a field; index -1 is no forward's.
@@ -110,6 +111,7 @@ func (v *validator) settings() {
 	}
 	v.standIns()
 	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
+	v.dns()
 }
 
 func (v *validator) timeouts() {
@@ -187,9 +189,7 @@ func (v *validator) forward(i int) {
 	v.check(i, "to", v.target(f))
 	v.check(i, "from", checkFrom(f))
 	v.check(i, "reflect", v.reflect(f))
-	for _, host := range f.Hosts {
-		v.check(i, "hosts", checkHost(host))
-	}
+	v.hosts(i)
 }
 
 func (v *validator) name(i int) error {
@@ -355,16 +355,34 @@ func checkUnicast(addr netip.Addr) error {
 	return fmt.Errorf("%s is %s", addr, kind)
 }
 
-func checkHost(host string) error {
-	valid := len(host) > 0 && len(host) <= 253
-	for label := range strings.SplitSeq(strings.TrimSuffix(host, "."), ".") {
-		letters := strings.Trim(strings.ToLower(label), "abcdefghijklmnopqrstuvwxyz0123456789-_") == ""
-		valid = valid && letters && label != "" && len(label) <= 63 && label[0] != '-' && label[len(label)-1] != '-'
+// hostTarget is where a name leads for one family.
+type hostTarget struct {
+	host string
+	v6   bool
+}
+
+// hosts refuses names that would need two addresses of one family: DNS has no
+// ports to tell them apart by.
+func (v *validator) hosts(i int) {
+	f := &v.Forwards[i]
+	for _, host := range f.Hosts {
+		name, err := ParseHost(host)
+		at := hostTarget{host, f.Target.Is6()}
+		other, taken := v.hostOf[at]
+		switch {
+		case err != nil:
+		case name != host:
+			err = fmt.Errorf("%s is not in its plain form; write %s", Quote(host), name)
+		case !taken:
+			v.hostOf[at] = i
+		case other == i:
+			err = fmt.Errorf("%s is there twice", host)
+		case v.Forwards[other].Target != f.Target:
+			err = fmt.Errorf("%s is a host of forward %s%s, which leads to %s, not %s; a name has one address for all its ports, so give each target a name of its own",
+				host, Quote(v.Forwards[other].Name), v.where(other), v.Forwards[other].Target, f.Target)
+		}
+		v.check(i, "hosts", err)
 	}
-	if !valid {
-		return fmt.Errorf("%s is not a host name", Quote(host))
-	}
-	return nil
 }
 
 // conflicts looks at forwards that listen at the same place for the same

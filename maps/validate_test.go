@@ -45,6 +45,21 @@ func TestValidateRefuses(t *testing.T) {
 		{"no target", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Target = netip.Addr{} }, "there is no target"},
 		{"port 0", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Ports.First = 0 }, "0-80 is not a range of ports"},
 		{"bad host", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Hosts = []string{"a b"} }, `hosts: "a b" is not a host name`},
+		{"host in another form", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Hosts = []string{"A.b."} }, `hosts: "A.b." is not in its plain form; write a.b`},
+		{"host twice", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Hosts = []string{"a.b", "a.b"} }, `hosts: a.b is there twice`},
+		{"file of another format", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hots", Path: "/a"}} }, `dns.write.hots: "hots" is not a format; did you mean "hosts"?`},
+		{"file by a relative path", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "a"}} }, `dns.write.hosts: "a" is not the whole path of a file`},
+		{"file by a roundabout path", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "/a/../b"}} }, `dns.write.hosts: "/a/../b" goes round; write "/b"`},
+		{"file of two formats", nil, func(c *Config) {
+			c.DNS = []DNSFile{{Format: "hosts", Path: "/a"}, {Format: "unbound", Path: "/a"}}
+		}, `dns.write.unbound: "/a" is the file of hosts already`},
+		{"file that ends a string", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "/a\"b"}} }, "has a character that a path in a configuration of a server cannot have"},
+		{"root as a file", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "/"}} }, `"/" is a directory`},
+		{"reload without a file", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Reload: []string{"true"}}} }, "dns.reload.hosts: no file is written to run it for; give the path in dns.write.hosts"},
+		{"reload of nothing", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "/a", Reload: []string{}}} }, "dns.reload.hosts: it names no program"},
+		{"reload by a relative path", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"./a"}}} }, `dns.reload.hosts: "./a" depends on the directory`},
+		{"reload as a line", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"a b"}}} }, "write its arguments apart"},
+		{"reload with NUL", nil, func(c *Config) { c.DNS = []DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"a", "\x00"}}} }, "has a NUL in it"},
 		{"interface in both", nil, func(c *Config) { c.LAN = []string{"wan0"} }, `interfaces.lan: "wan0" is already in interfaces.wan`},
 		{"interface name", nil, func(c *Config) { c.LAN = []string{"a name that is too long"} }, "cannot be the name of an interface"},
 		{"mode", nil, func(c *Config) { c.Mode = "xpd" }, `datapath.mode: "xpd" is not a mode; did you mean "xdp"?`},
@@ -106,7 +121,12 @@ func TestValidateTakes(t *testing.T) {
 		"one after the other": configWith(t, "a tcp 6000-6010 to 10.0.0.1", "b tcp 6011-6020 to 10.0.0.1"),
 		"hosts": func() Config {
 			c := configWith(t, "a tcp 80 to 10.0.0.1")
-			c.Forwards[0].Hosts = []string{"www.example.org."}
+			c.Forwards[0].Hosts = []string{"www.example.org"}
+			return c
+		}(),
+		"files of names": func() Config {
+			c := configWith(t)
+			c.DNS = []DNSFile{{Format: DNSHosts, Path: "/run/a b"}, {Format: DNSUnbound, Path: "/b", Reload: []string{"/bin/true", "a b", ""}}}
 			return c
 		}(),
 		"no metrics": func() Config { c := DefaultConfig(); c.MetricsListen = ""; return c }(),

@@ -68,8 +68,8 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 		return interfaceNames(":"), nothing | cobra.ShellCompDirectiveNoSpace
 	case 3:
 		return completions{"to"}, nothing
-	case 5, 7:
-		return completions{"from", "reflect"}, nothing
+	case 5, 7, 9:
+		return maps.ForwardOptions(), nothing
 	}
 	if len(args) > 5 && args[len(args)-1] == "reflect" {
 		return maps.ReflectNames(), nothing

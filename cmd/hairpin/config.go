@@ -31,6 +31,9 @@ func (a *app) checkCommand() *cobra.Command {
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
+			if err == nil {
+				err = a.checkDNSFiles(cfg)
+			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
 			}
@@ -242,8 +245,31 @@ func settingText(cfg maps.Config, key string) string {
 		return standInsText(cfg.StandIns)
 	case "metrics.listen":
 		return strconv.Quote(cfg.MetricsListen)
+	case "dns.write":
+		return dnsText(cfg, func(file maps.DNSFile) string { return strconv.Quote(file.Path) })
+	case "dns.reload":
+		return dnsText(cfg, func(file maps.DNSFile) string {
+			if file.Reload == nil {
+				return ""
+			}
+			return listText(file.Reload)
+		})
 	}
 	return "(differs)"
+}
+
+// dnsText is something of each file of names, if it is there, as a configuration has it.
+func dnsText(cfg maps.Config, text func(maps.DNSFile) string) string {
+	var entries []string
+	for _, file := range cfg.DNS {
+		if value := text(file); value != "" {
+			entries = append(entries, string(file.Format)+" = "+value)
+		}
+	}
+	if entries == nil {
+		return "{}"
+	}
+	return "{ " + strings.Join(entries, ", ") + " }"
 }
 
 func durationText(duration time.Duration) string { return strconv.Quote(duration.String()) }

@@ -68,6 +68,7 @@ type follower struct {
 	listen   func(address string) (*metricsServer, error) // starts the metrics server
 	reloaded func(taken bool)                             // for the metrics
 	count    func(context.Context)                        // connections for the metrics, until the context ends
+	names    *publisher                                   // of what name servers are to tell inside clients
 	notify   func(state string)                           // the service manager
 	log      *slog.Logger
 	beat     time.Duration
@@ -75,9 +76,9 @@ type follower struct {
 
 	metrics   *metricsServer
 	state     daemonState
-	failing   map[string]string // what failed last time, so that it is logged once
-	routesDue bool              // next hops are to be resolved again
-	gone      error             // the datapath is not there any more
+	failing   failures
+	routesDue bool  // next hops are to be resolved again
+	gone      error // the datapath is not there any more
 }
 
 // daemonState is what the metrics server reads while the loop writes.
@@ -117,6 +118,10 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	defer f.close()
 
 	defer background(ctx, f.count)()
+
+	// Servers that start after the daemon find their files.
+	f.names.keep(time.Now())
+	defer background(ctx, f.names.follow)()
 
 	f.notify(daemon.SdNotifyReady)
 	err = f.loop(ctx, events, hangup)
@@ -177,7 +182,7 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 		log:     log,
 		beat:    defaultBeat,
 		metrics: &metricsServer{},
-		failing: make(map[string]string),
+		failing: make(failures),
 	}
 	collector := maps.NewCollector(s.tables, maps.CollectorOptions{
 		Version:    buildInfo().Version,
@@ -187,9 +192,10 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 	f.count = func(ctx context.Context) {
 		collector.Run(ctx, func(err error) { log.Warn("cannot count connections", "error", err) })
 	}
+	f.names = newPublisher(s.tables, log)
 	f.setWatchdog()
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector, collectors.NewGoCollector(),
+	registry.MustRegister(collector, f.names.metrics, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	handler := metricsHandler(registry, &f.state, defaultLimits, log)
 	f.listen = func(address string) (*metricsServer, error) {
@@ -350,19 +356,24 @@ func (f *follower) see(ports []port) {
 	f.state.ports.Store(&ports)
 }
 
+func (f *follower) report(what string, err error) { f.failing.report(f.log, what, err) }
+
+// failures are what failed last time, so that it is logged once.
+type failures map[string]string
+
 // report logs a failure when it is new, and its end.
-func (f *follower) report(what string, err error) {
+func (f failures) report(log *slog.Logger, what string, err error) {
 	if err == nil {
-		if f.failing[what] != "" {
-			f.log.Info("works again", "what", what)
+		if f[what] != "" {
+			log.Info("works again", "what", what)
 		}
-		delete(f.failing, what)
+		delete(f, what)
 		return
 	}
-	if f.failing[what] != err.Error() {
-		f.log.Error(what, "error", err)
+	if f[what] != err.Error() {
+		log.Error(what, "error", err)
 	}
-	f.failing[what] = err.Error()
+	f[what] = err.Error()
 }
 
 // reload applies the files as they are now, or changes nothing.

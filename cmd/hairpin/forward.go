@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hairpin/cmd/hairpin/dns"
 	"hairpin/maps"
 )
 
@@ -62,12 +63,16 @@ or several with commas. Ports of sctp cannot change on the way. icmp (ping) and
 those behind it have no ports here: their PORT is "any". PROTO any is all of them.
 
 MODE is ` + strings.Join(maps.ReflectNames(), ", ") + `: what the
-target sees of LAN clients. Absent, it is that of the configuration.`,
+target sees of LAN clients. Absent, it is that of the configuration.
+
+host gives the names by which inside clients are to find the target; "hairpin
+dns" tells them.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
   hairpin forward add web6 tcp wan0:443 to [fd00::20]:8443
-  hairpin forward add tunnel gre,icmp any to 192.168.1.40`,
+  hairpin forward add tunnel gre,icmp any to 192.168.1.40
+  hairpin forward add shop tcp 443 to 192.168.1.21 host www.example.org,shop.example.org`,
 		Args:              needs(maps.ForwardSyntax),
 		ValidArgsFunction: a.completeForwardAdd,
 		RunE: func(command *cobra.Command, args []string) error {
@@ -115,6 +120,12 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	}
 	a.say("added %s", forward)
 	a.say("runtime only: \"hairpin save\" keeps it")
+	_, warnings := dns.Names(wanted.Forwards, dns.Options{})
+	for _, warning := range warnings {
+		if warning.Forward == forward.Name {
+			a.warn("%s", warning)
+		}
+	}
 	return a.printForwardRows("add", wanted, []maps.Forward{forward})
 }
 
@@ -202,7 +213,8 @@ type forwardRow struct {
 	Port        string   `json:"port"`     // "443", "6000-6010", "any"
 	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", "ADDR" if port is any
 	Reflect     string   `json:"reflect"`
-	From        []string `json:"from"` // empty: everybody
+	From        []string `json:"from"`            // empty: everybody
+	Hosts       []string `json:"hosts,omitempty"` // names for split DNS
 	Source      string   `json:"source"`
 	Connections int      `json:"connections"` // now
 	Packets     uint64   `json:"packets"`     // both directions, since it was added
@@ -218,6 +230,7 @@ func newForwardRow(cfg maps.Config, f maps.Forward) forwardRow {
 		Target:   f.TargetString(),
 		Reflect:  string(f.Reflect),
 		From:     []string{},
+		Hosts:    f.Hosts,
 		Source:   f.Source,
 	}
 	for _, p := range f.Protocols {

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,6 +51,29 @@ func Load(path string) (maps.Config, error) {
 		sources = append(sources, source{name: name, data: data, dropIn: true})
 	}
 	return parse(sources)
+}
+
+// Modified is when the files that Load reads were written, added or removed last.
+func Modified(path string) (time.Time, error) {
+	names, err := dropIns(path)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var last time.Time
+	// A file that was removed or renamed leaves its time in the directory.
+	for _, name := range append(names, path, filepath.Join(filepath.Dir(path), DropInDir)) {
+		info, err := os.Stat(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return time.Time{}, fmt.Errorf("read configuration: %w", err)
+		}
+		if info.ModTime().After(last) {
+			last = info.ModTime()
+		}
+	}
+	return last, nil
 }
 
 // Parse reads a configuration that is one file, called name in errors.

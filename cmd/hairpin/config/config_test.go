@@ -48,6 +48,10 @@ default = "router"
 prefixes = { "192.168.1.0/24" = "198.18.1.0/24", "fd00:1::/64" = "fd00:2::/64" }
 [metrics]
 listen = "127.0.0.1:9999"
+[dns]
+write = { unbound = "/u", hosts = "/h" }
+[dns.reload]
+unbound = ["unbound-control", "reload"]
 [[forward]]
 name = "web"
 protocol = ["tcp", "udp"]
@@ -56,7 +60,7 @@ port = "443"
 to = "192.168.1.20:8443"
 from = ["10.0.0.0/8", "192.0.2.1"]
 reflect = "auto"
-hosts = ["www.example.org"]
+hosts = ["WWW.example.org.", "bücher.example"]
 [[forward]]
 name = "games"
 protocol = "udp"
@@ -99,31 +103,35 @@ func TestParseReadsEveryKey(t *testing.T) {
 			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
+		DNS: []maps.DNSFile{
+			{Format: maps.DNSHosts, Path: "/h", Source: "x.toml:27"},
+			{Format: maps.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:27"},
+		},
 		Forwards: []maps.Forward{
 			{
 				Name: "web", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, External: maps.External{Interface: "wan0"},
 				Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org"}, Source: "x.toml:26",
+				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:30",
 			},
 			{
 				Name: "games", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:35",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:39",
 			},
 			{
 				Name: "all", Protocols: []maps.Protocol{maps.TCP}, External: maps.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:40",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:44",
 			},
 			{
 				Name: "tunnels", Protocols: []maps.Protocol{maps.ICMP, maps.GRE, maps.ESP, maps.IPIP, maps.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:45",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:49",
 			},
 			{
 				Name: "signals", Protocols: []maps.Protocol{maps.SCTP}, Ports: maps.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:49",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:53",
 			},
 			{
-				Name: "rest", Protocols: []maps.Protocol{maps.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:54",
+				Name: "rest", Protocols: []maps.Protocol{maps.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:58",
 			},
 		},
 	}
@@ -281,6 +289,23 @@ func TestProblems(t *testing.T) {
 		{"empty from", forward(good + "from = []"), []string{`x.toml:8:8: forward "a": from: it is an empty list, which would let nobody in; leave the key out to let everybody in`}},
 		{"from", forward(good + "from = [\"10.0.0.1/8\", \"x\"]"), []string{`x.toml:8:8: forward "a": from: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8; "x" is not an address`}},
 		{"host", forward(good + "hosts = [\"a b\"]"), []string{`x.toml:8:9: forward "a": hosts: "a b" is not a host name`}},
+		{"hosts", forward(good + "hosts = [\"*.example.org\", \"a_b\"]"), []string{`x.toml:8:9: forward "a": hosts: "*.example.org" is a wildcard, which would also catch the names of hosts that are elsewhere, and no hosts file has them; write each name; "a_b" is not a host name: it has '_'`}},
+		{"host twice", forward(good + "hosts = [\"a.b\", \"A.b.\"]"), []string{`x.toml:8:9: forward "a": hosts: a.b is there twice`}},
+		{"host of two targets", forward(good+"hosts = [\"a.b\"]\n") + "[[forward]]\nname = \"b\"\nprotocol = \"tcp\"\nport = 81\nto = \"10.0.0.2\"\nhosts = [\"c.d\", \"a.b\"]", []string{
+			`x.toml:14:9: forward "b": hosts: a.b is a host of forward "a" (x.toml:3), which leads to 10.0.0.1, not 10.0.0.2; a name has one address for all its ports, so give each target a name of its own`,
+		}},
+		{"files as text", "version = 1\n[dns]\nwrite = \"/a\"\n", []string{`x.toml:3:9: dns.write: "/a" is a string where a table was expected`}},
+		{"file of an unknown format", "version = 1\ndns.write = { dnsmask = \"/a\" }\n", []string{`x.toml:2:15: unknown key "dnsmask" in [dns.write]; did you mean "dnsmasq"?`}},
+		{"unknown key of files", "version = 1\n[dns]\nwrites = {}\n", []string{`x.toml:3:1: unknown key "writes" in [dns]; did you mean "write"?`}},
+		{"file as number", "version = 1\ndns.write = { hosts = 7 }\ndns.reload = { hosts = [\"true\"] }\n", []string{`x.toml:2:23: dns.write.hosts: "7" is an integer where a string was expected`}},
+		{"file without a name", "version = 1\ndns.write.hosts = \"\"\n", []string{`x.toml:2:19: dns.write.hosts: it is empty; leave the key out to write no file`}},
+		{"relative file", "version = 1\n[dns.write]\nhosts = \"a\"\n", []string{`x.toml:3:9: dns.write.hosts: "a" is not the whole path of a file`}},
+		{"files that are one", "version = 1\n[dns.write]\nunbound = \"/a\"\nhosts = \"/a\"\n", []string{`x.toml:3:11: dns.write.unbound: "/a" is the file of hosts already`}},
+		{"reload as a line", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = \"unbound-control reload\" }\n", []string{
+			`x.toml:4:22: dns.reload.unbound: "unbound-control reload" is a string where a list was expected; write the program and each argument apart, as in ["unbound-control", "reload"]`,
+		}},
+		{"reload of nothing", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = [] }\n", []string{`x.toml:4:22: dns.reload.unbound: it names no program; leave the key out to run none`}},
+		{"reload without a file", "version = 1\n[dns]\nreload = { unbound = [\"true\"] }\n", []string{`x.toml:3:22: dns.reload.unbound: no file is written to run it for; give the path in dns.write.unbound`}},
 		{"same name", forward(good) + "[[forward]]\n" + strings.Replace(good, "80", "81", 1), []string{`x.toml:9:8: forward "a": name: the name is taken by another forward (x.toml:3)`}},
 		{"same port", forward(good) + "[[forward]]\n" + strings.Replace(good, `"a"`, `"b"`, 1), []string{`x.toml:11:8: forward "b": port: 80 is taken by forward "a" (x.toml:3)`}},
 	} {
@@ -473,6 +498,7 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte(full))
 	f.Add([]byte("version = 1\n[[forward]]\nname = \"a\"\n[forward.x]\n[[forward.x.y]]\n"))
 	f.Add([]byte("version = 1\nforward = [[{a = {}}], {name = []}]\n"))
+	f.Add([]byte("version = 1\n[dns]\nwrite = { hosts = [{}] }\nreload.hosts = [[]]\nreload.unbound = [\"a\"]\n"))
 	f.Add([]byte("interfaces.wan.x = 1\n[interfaces.lan]\n\"\" = 1979-05-27\n"))
 	f.Add([]byte("\ufeff\xff\x00"))
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -515,4 +541,34 @@ func TestTheDigestTellsFilesApart(t *testing.T) {
 	if digest([]source{{name: "/etc/a"}}) != digest([]source{{name: "/tmp/a"}}) {
 		t.Error("the directory is part of the digest")
 	}
+}
+
+func TestModified(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "hairpin.toml")
+	extra := filepath.Join(dir, DropInDir, "1.toml")
+	writeFile(t, path, "version = 1\n")
+	at := func(name string, seconds int64) {
+		t.Helper()
+		if err := os.Chtimes(name, time.Unix(seconds, 0), time.Unix(seconds, 0)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(what string, seconds int64) {
+		t.Helper()
+		if got, err := Modified(path); got.Unix() != seconds || err != nil {
+			t.Errorf("%s: %d, %v, want %d", what, got.Unix(), err, seconds)
+		}
+	}
+	at(path, 1000)
+	want("one file", 1000)
+	writeFile(t, extra, "version = 1\n")
+	at(extra, 3000)
+	at(filepath.Dir(extra), 2000)
+	want("a file beside it", 3000)
+	if err := os.Remove(extra); err != nil {
+		t.Fatal(err)
+	}
+	at(filepath.Dir(extra), 4000)
+	want("a file that was removed", 4000)
 }

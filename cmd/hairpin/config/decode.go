@@ -22,6 +22,7 @@ const version = 1
 // reader turns documents into one configuration and collects what is wrong.
 type reader struct {
 	config   maps.Config
+	files    map[maps.DNSFormat]*maps.DNSFile
 	problems []*Problem
 	places   map[place]position // of what was read
 	broken   map[place]bool     // fields that have a problem already
@@ -39,7 +40,10 @@ type position struct {
 }
 
 func parse(sources []source) (maps.Config, error) {
-	r := &reader{config: maps.DefaultConfig(), places: map[place]position{}, broken: map[place]bool{}}
+	r := &reader{
+		config: maps.DefaultConfig(), files: map[maps.DNSFormat]*maps.DNSFile{},
+		places: map[place]position{}, broken: map[place]bool{},
+	}
 	for _, s := range sources {
 		doc, offset, err := newDocument(s)
 		if err != nil {
@@ -48,6 +52,7 @@ func parse(sources []source) (maps.Config, error) {
 		}
 		r.document(doc)
 	}
+	r.config.DNS = r.dnsFiles()
 	r.validate()
 	if len(r.problems) > 0 {
 		return maps.Config{}, joined(r.problems, sources)
@@ -161,6 +166,10 @@ func (r *reader) sections() map[string]fields {
 			"prefixes": r.standIns,
 		},
 		"metrics": {"listen": intoString(&c.MetricsListen)},
+		"dns": {
+			"write":  r.perFormat("dns.write.", readDNSPath),
+			"reload": r.perFormat("dns.reload.", readDNSReload),
+		},
 	}
 }
 
@@ -198,6 +207,53 @@ func network(v *value) (netip.Prefix, error) {
 		return netip.Prefix{}, typeError(v, "a network")
 	}
 	return maps.ParsePrefix(v.text)
+}
+
+// perFormat reads a table whose keys are formats of files for name servers.
+func (r *reader) perFormat(prefix string, read func(*maps.DNSFile, position, *value) error) func(position, *value) error {
+	return func(at position, v *value) error {
+		if v.table == nil {
+			return typeError(v, "a table")
+		}
+		known := fields{}
+		for _, format := range maps.DNSFormats() {
+			known[string(format)] = func(at position, v *value) error {
+				if r.files[format] == nil {
+					r.files[format] = &maps.DNSFile{Format: format}
+				}
+				return read(r.files[format], at, v)
+			}
+		}
+		r.table(at.doc, v.table, -1, prefix, known)
+		return nil
+	}
+}
+
+func readDNSPath(file *maps.DNSFile, at position, v *value) error {
+	line, _ := at.doc.position(at.offset)
+	file.Source = fmt.Sprintf("%s:%d", at.doc.name, line)
+	err := intoString(&file.Path)(at, v)
+	if err == nil && file.Path == "" {
+		err = errors.New("it is empty; leave the key out to write no file")
+	}
+	return err
+}
+
+func readDNSReload(file *maps.DNSFile, at position, v *value) error {
+	if v.kind != unstable.Array {
+		return fmt.Errorf("%w; write the program and each argument apart, as in [\"unbound-control\", \"reload\"]", typeError(v, "a list"))
+	}
+	return intoList(&file.Reload)(at, v)
+}
+
+// dnsFiles are those whose paths could be read, in the order of the formats.
+func (r *reader) dnsFiles() (files []maps.DNSFile) {
+	for _, format := range maps.DNSFormats() {
+		if file := r.files[format]; file != nil && !r.broken[place{-1, maps.DNSWriteKey(format)}] {
+			files = append(files, *file)
+		}
+	}
+	return files
 }
 
 // forwards reads [[forward]], also when it is written as an array.
@@ -238,7 +294,7 @@ func (r *reader) forward(doc *document, t *table) {
 			f.Reflect, err = reflectMode(v)
 			return err
 		},
-		"hosts": intoStrings(&f.Hosts),
+		"hosts": intoHosts(&f.Hosts),
 	})
 	for _, key := range []string{"name", "protocol", "to"} {
 		if t.get(key) == nil {
@@ -440,6 +496,18 @@ func intoPorts(into *maps.Ports) func(position, *value) error {
 		}
 		*into, err = maps.ParsePorts(v.text)
 		return err
+	}
+}
+
+func intoHosts(into *[]string) func(position, *value) error {
+	return func(_ position, v *value) error {
+		return list(v, func(text string) error {
+			host, err := maps.ParseHost(text)
+			if err == nil {
+				*into = append(*into, host)
+			}
+			return err
+		})
 	}
 }
 

@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"hairpin/cmd/hairpin/config"
+	"hairpin/cmd/hairpin/dns"
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+// maxDNSWarnings is how many are told, of thousands of forwards perhaps.
+const maxDNSWarnings = 100
+
+type dnsOptions struct {
+	format string
+	path   string
+	strict bool
+}
+
+func (a *app) dnsCommand() *cobra.Command {
+	var o dnsOptions
+	command := &cobra.Command{
+		Use:   "dns --format FORMAT [--strict] [--write PATH]",
+		Short: "Split DNS: what inside clients are to be told of the hosts of forwards",
+		Long: `Split DNS: write what inside clients are to be told of the hosts of forwards, so
+that they go to the target directly. It is made from the configuration file
+alone; no privilege and no datapath is needed. [dns] in the file makes the daemon
+keep such files, from the forwards that run.
+
+FORMAT is
+  hosts      lines for /etc/hosts
+  dnsmasq    a file for the hostsdir of dnsmasq, which follows changes by itself
+  unbound    a file to be included by unbound.conf
+  bind-rpz   the file of a response policy zone, for BIND and others
+  bind-view  a file to be included by named.conf: a view "inside" with that zone
+
+It warns of hosts that do not do inside what they do outside: DNS carries no
+port. With -j it prints the names as JSON.`,
+		Example: `  hairpin dns --format hosts
+  hairpin dns --format dnsmasq --write /run/hairpin/hosts.d/hairpin
+  hairpin dns --format unbound --strict > /etc/unbound/unbound.conf.d/hairpin.conf`,
+		Args: takes(0),
+		RunE: func(*cobra.Command, []string) error {
+			return a.dns(o)
+		},
+	}
+	flags := command.Flags()
+	flags.SortFlags = false
+	flags.StringVar(&o.format, "format", "", "`FORMAT` of the file")
+	flags.BoolVar(&o.strict, "strict", false, "make warnings errors")
+	flags.StringVar(&o.path, "write", "", "replace the file at `PATH` if it differs, instead of printing it")
+	// It fails only for a flag that is not there.
+	_ = command.RegisterFlagCompletionFunc("format", func(*cobra.Command, []string, string) (completions, cobra.ShellCompDirective) {
+		return maps.DNSFormatNames(), cobra.ShellCompDirectiveNoFileComp
+	})
+	return command
+}
+
+func (a *app) dns(o dnsOptions) error {
+	format, err := a.dnsFormat(o)
+	if err != nil {
+		return err
+	}
+	cfg, err := a.readConfig(a.configFile)
+	if err != nil {
+		return err
+	}
+	names, warnings := dns.Names(cfg.Forwards, dns.Options{Format: format, Reach: reachFromLAN(cfg)})
+	told := warningLines(warnings)
+	if o.strict && len(told) > 0 {
+		return invalid(errors.New(strings.Join(told, "\n")))
+	}
+	a.notices(told...)
+	if len(names) == 0 {
+		a.say("no forward has hosts")
+	}
+	file := dns.File{Format: format, Zone: cfg.DNSPath(maps.DNSBindRPZ)}
+	switch {
+	case o.path != "":
+		return a.writeDNS(o.path, file, names, warnings)
+	case a.json:
+		return a.printJSON("dns", newDNSResult(names, warnings))
+	}
+	file.Serial, err = a.dnsSerial()
+	if err != nil {
+		return err
+	}
+	_, err = a.out.Write(file.Render(names))
+	return err
+}
+
+// dnsFormat may be missing if no file is made.
+func (a *app) dnsFormat(o dnsOptions) (maps.DNSFormat, error) {
+	if o.format == "" && a.json && o.path == "" {
+		return "", nil
+	}
+	format, err := maps.ParseDNSFormat(o.format)
+	if err != nil {
+		err = fmt.Errorf("--format: %w", err)
+	}
+	if o.format == "" {
+		err = fmt.Errorf("dns needs --format; %s", maps.Suggest("", maps.DNSFormatNames()...))
+	}
+	if err != nil {
+		a.started = false // a usage error
+	}
+	return format, err
+}
+
+// dnsSerial is that of a zone which is printed: it is the same for the same
+// files, and rises when they change.
+func (a *app) dnsSerial() (uint32, error) {
+	if a.configFile == "-" {
+		return uint32(time.Now().Unix()), nil
+	}
+	modified, err := config.Modified(a.configFile)
+	return uint32(modified.Unix()), err
+}
+
+// reachFromLAN is what this machine can tell about targets; nil if that is
+// nothing: none of the LAN interfaces is here, as where a file is only looked
+// at, or they cannot be listed.
+func reachFromLAN(cfg maps.Config) func(netip.Addr) error {
+	links, err := loader.Links()
+	if err != nil {
+		return nil
+	}
+	names := make(map[int]string, len(links))
+	router := false
+	for _, link := range links {
+		names[link.Index] = link.Name
+		router = router || slices.Contains(cfg.LAN, link.Name)
+	}
+	if !router {
+		return nil
+	}
+	return func(target netip.Addr) error {
+		index, err := loader.RouteTo(target)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(cfg.LAN, names[index]) {
+			return fmt.Errorf("%s is reached through %s, which is not in interfaces.lan", target, names[index])
+		}
+		return nil
+	}
+}
+
+// warningLines are the warnings, or the first of very many.
+func warningLines(warnings []dns.Warning) []string {
+	var lines []string
+	for _, warning := range warnings[:min(len(warnings), maxDNSWarnings)] {
+		lines = append(lines, warning.String())
+	}
+	if more := len(warnings) - maxDNSWarnings; more > 0 {
+		lines = append(lines, "and "+count(more, "more warning"))
+	}
+	return lines
+}
+
+type dnsResult struct {
+	Names    []dns.Name `json:"names"`
+	Warnings []string   `json:"warnings"`
+	File     string     `json:"file,omitempty"`
+	Written  *bool      `json:"written,omitempty"` // of File
+}
+
+func newDNSResult(names []dns.Name, warnings []dns.Warning) dnsResult {
+	result := dnsResult{Names: names, Warnings: []string{}}
+	for _, warning := range warnings {
+		result.Warnings = append(result.Warnings, warning.String())
+	}
+	return result
+}
+
+func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []dns.Warning) error {
+	path, err := wholePath(path)
+	if err != nil {
+		return err
+	}
+	written, err := updateDNSFile(path, file, names, time.Now())
+	if err != nil {
+		return err
+	}
+	if written {
+		a.say("wrote %s to %s", count(len(names), "name"), path)
+	} else {
+		a.say("nothing to do: %s holds %s", path, count(len(names), "name"))
+	}
+	if !a.json {
+		return nil
+	}
+	result := newDNSResult(names, warnings)
+	result.File, result.Written = path, &written
+	return a.printJSON("dns", result)
+}
+
+// wholePath takes links out of the way to the working directory, which the user
+// has not chosen just now.
+func wholePath(path string) (string, error) {
+	if filepath.IsAbs(path) {
+		return filepath.Clean(path), nil
+	}
+	dir, err := os.Getwd()
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find the working directory: %w", err)
+	}
+	return filepath.Join(dir, path), nil
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package dns makes split DNS of forwards: files that tell inside clients the
+// inside addresses of hosts. It does no I/O.
+package dns
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"hairpin/maps"
+)
+
+// Name is a host with what inside clients are to be told.
+type Name struct {
+	Host      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"` // IPv4 before IPv6, one of each at most
+	Forwards  []string     `json:"forwards"`  // that have the host, in their order
+}
+
+// Warning is why inside clients may not get by a name what outside ones get.
+type Warning struct {
+	Forward string // its name
+	Source  string // where it was written, "" if that is not known
+	Message string
+}
+
+// String is the warning on one line.
+func (w Warning) String() string {
+	text := fmt.Sprintf("forward %s: hosts: %s", maps.Quote(w.Forward), w.Message)
+	if w.Source != "" {
+		text = w.Source + ": " + text
+	}
+	return text
+}
+
+// Options say what names are for.
+type Options struct {
+	// Format leaves out, with a warning, what a file of that format cannot have;
+	// "" leaves out nothing.
+	Format maps.DNSFormat
+	// Reach says why inside clients do not reach an address; nil asks nobody.
+	Reach func(netip.Addr) error
+}
+
+// Names lists the hosts of valid forwards in the order of the alphabet.
+func Names(forwards []maps.Forward, options Options) ([]Name, []Warning) {
+	c := collector{options: options, names: map[string]*Name{}, reach: map[netip.Addr]error{}}
+	elsewhere := elsewhere(forwards)
+	for i := range forwards {
+		f := &forwards[i]
+		if len(f.Hosts) == 0 {
+			continue
+		}
+		c.add(f)
+		c.warnPorts(f)
+		if other, ok := elsewhere[i]; ok {
+			c.warnElsewhere(f, &forwards[other])
+		}
+		c.warnFrom(f)
+		c.warnReach(f)
+	}
+	names := make([]Name, 0, len(c.names))
+	for _, name := range c.names {
+		slices.SortFunc(name.Addresses, netip.Addr.Compare)
+		names = append(names, *name)
+	}
+	slices.SortFunc(names, func(a, b Name) int { return cmp.Compare(a.Host, b.Host) })
+	return names, c.warnings
+}
+
+type collector struct {
+	options  Options
+	names    map[string]*Name
+	reach    map[netip.Addr]error // of the targets that were asked for
+	warnings []Warning
+}
+
+func (c *collector) warn(f *maps.Forward, format string, args ...any) {
+	c.warnings = append(c.warnings, Warning{Forward: f.Name, Source: f.Source, Message: fmt.Sprintf(format, args...)})
+}
+
+func (c *collector) add(f *maps.Forward) {
+	for _, host := range f.Hosts {
+		if err := fits(c.options.Format, host); err != nil {
+			c.warn(f, "%s is left out: %v", host, err)
+			continue
+		}
+		name := c.names[host]
+		if name == nil {
+			name = &Name{Host: host}
+			c.names[host] = name
+		}
+		name.Forwards = append(name.Forwards, f.Name)
+		if !slices.Contains(name.Addresses, f.Target) {
+			name.Addresses = append(name.Addresses, f.Target)
+		}
+	}
+}
+
+// warnPorts: DNS carries no port.
+func (c *collector) warnPorts(f *maps.Forward) {
+	there := f.TargetPorts()
+	if there == f.Ports {
+		return
+	}
+	c.warn(f, "port %s is %s at %s, but DNS carries no port, so inside clients of %s go to %s there; let the target listen there too, or leave the hosts out and have clients reflected",
+		f.Ports, there, f.Target, hostsOf(f), f.Ports)
+}
+
+func (c *collector) warnElsewhere(f, other *maps.Forward) {
+	ports := "port " + other.Ports.String()
+	if other.Ports.Every() {
+		ports = "a part of it"
+	}
+	c.warn(f, "%s goes to %s by forward %s, not to %s: %s would need two addresses, and DNS has one for all ports; make a name of its own for the other",
+		ports, other.Target, maps.Quote(other.Name), f.Target, hostsOf(f))
+}
+
+// warnFrom: who goes to the target directly passes by the forward's list. All
+// that is known of the LANs here is that the target is in one of them.
+func (c *collector) warnFrom(f *maps.Forward) {
+	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {
+		return
+	}
+	c.warn(f, "its from list lets nobody in from where %s is, but inside clients of %s go there past that list; leave the hosts out to keep them from it", f.Target, hostsOf(f))
+}
+
+func (c *collector) warnReach(f *maps.Forward) {
+	if c.options.Reach == nil {
+		return
+	}
+	reason, asked := c.reach[f.Target]
+	if !asked {
+		reason = c.options.Reach(f.Target)
+		c.reach[f.Target] = reason
+	}
+	if reason != nil {
+		c.warn(f, "inside clients of %s do not reach it: %v", hostsOf(f), reason)
+	}
+}
+
+// hostsOf names a few hosts of a forward that may have thousands.
+func hostsOf(f *maps.Forward) string {
+	const few = 3
+	if more := len(f.Hosts) - few; more > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(f.Hosts[:few], ", "), more)
+	}
+	return strings.Join(f.Hosts, ", ")
+}
+
+// listening is where forwards win over each other by their ports.
+type listening struct {
+	external maps.External
+	v6       bool
+	protocol maps.Protocol
+}
+
+// elsewhere finds for forwards with hosts another one that takes some of their
+// ports to another target.
+func elsewhere(forwards []maps.Forward) map[int]int {
+	groups := map[listening][]int{}
+	for i := range forwards {
+		f := &forwards[i]
+		for _, protocol := range f.Protocols {
+			at := listening{f.External, f.Target.Is6(), protocol}
+			groups[at] = append(groups[at], i)
+		}
+	}
+	found := map[int]int{}
+	for at, group := range groups {
+		if at.protocol == maps.Any {
+			continue
+		}
+		// Any protocol is every port of this one, too.
+		at.protocol = maps.Any
+		nested(forwards, slices.Concat(groups[at], group), found)
+	}
+	return found
+}
+
+// nested adds the forwards of a group that lie within another one's ports. With
+// the ranges sorted by start, larger ones first, those around one form a stack.
+func nested(forwards []maps.Forward, group []int, found map[int]int) {
+	slices.SortStableFunc(group, func(a, b int) int {
+		af, al := bounds(forwards[a].Ports)
+		bf, bl := bounds(forwards[b].Ports)
+		return cmp.Or(cmp.Compare(af, bf), cmp.Compare(bl, al))
+	})
+	var around []int
+	for _, i := range group {
+		first, _ := bounds(forwards[i].Ports)
+		for len(around) > 0 {
+			if _, last := bounds(forwards[around[len(around)-1]].Ports); last >= first {
+				break
+			}
+			around = around[:len(around)-1]
+		}
+		for _, outer := range around {
+			known, ok := found[outer]
+			if len(forwards[outer].Hosts) > 0 && forwards[outer].Target != forwards[i].Target && (!ok || i < known) {
+				found[outer] = i
+			}
+		}
+		around = append(around, i)
+	}
+}
+
+func bounds(ports maps.Ports) (first, last uint16) {
+	if ports.Every() {
+		return 0, 65535
+	}
+	return ports.First, ports.Last
+}

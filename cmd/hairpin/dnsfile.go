@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hairpin/cmd/hairpin/atomicfile"
+	"hairpin/cmd/hairpin/dns"
+	"hairpin/maps"
+)
+
+// maxDNSFile is what a file of names may have, in bytes: 65,535 forwards with
+// many hosts each take less.
+const maxDNSFile = 256 << 20
+
+// updateDNSFile makes the file at path hold names, and reports whether it had to
+// be written. A file that is not ours, and what is no file, stays and is an error.
+func updateDNSFile(path string, file dns.File, names []dns.Name, now time.Time) (bool, error) {
+	previous, err := readDNSFile(path)
+	if err != nil {
+		return false, err
+	}
+	data := file.Update(previous, names, now)
+	if previous != nil && string(previous) == string(data) {
+		return false, nil
+	}
+	if err := atomicfile.Write(path, data); err != nil {
+		return false, fmt.Errorf("write %s: %w", path, err)
+	}
+	return true, nil
+}
+
+// readDNSFile reads a file that hairpin wrote, or an empty one; nil if there is none.
+func readDNSFile(path string) ([]byte, error) {
+	dir := filepath.Dir(path)
+	// That the last part of the path is no link holds when it is written, too: a
+	// rename follows none.
+	switch real, err := filepath.EvalSymlinks(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("write %s: there is no directory %s; make it", path, dir)
+	case err != nil:
+		return nil, fmt.Errorf("look for %s: %w", path, err)
+	case real != dir:
+		return nil, invalid(fmt.Errorf("a symbolic link is in the way to %s; write %s", path, filepath.Join(real, filepath.Base(path))))
+	}
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, unix.ELOOP):
+		return nil, invalid(fmt.Errorf("%s is a symbolic link; give the path of a file", path))
+	case err != nil:
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, invalid(fmt.Errorf("%s is not a regular file", path))
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxDNSFile))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > 0 && !dns.Ours(data) {
+		return nil, invalid(fmt.Errorf("%s was not written by hairpin, whose files say so in the first line, so it stays as it is; give another path", path))
+	}
+	return data, nil
+}
+
+// placed tells where the configuration asks for a file that there is an error with.
+func placed(file maps.DNSFile, key string, err error) error {
+	if file.Source == "" {
+		return fmt.Errorf("%s: %w", key, err)
+	}
+	return fmt.Errorf("%s: %s: %w", file.Source, key, err)
+}
+
+// checkDNSFiles looks at the files that the daemon would write. What may be
+// otherwise when and where it runs is only warned of.
+func (a *app) checkDNSFiles(cfg maps.Config) error {
+	var errs []error
+	for _, file := range cfg.DNS {
+		_, err := readDNSFile(file.Path)
+		if err == nil {
+			continue
+		}
+		err = placed(file, maps.DNSWriteKey(file.Format), err)
+		if errors.As(err, new(invalidError)) {
+			errs = append(errs, err)
+			continue
+		}
+		a.warn("%v", err)
+	}
+	return errors.Join(errs...)
+}
