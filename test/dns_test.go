@@ -38,9 +38,9 @@ hosts = ["www.example.org"]
 // nameServer is one that runs on the router and answers inside clients.
 type nameServer struct {
 	name   string
-	format string
-	files  map[string]string // by format, in its directory
-	reload func(dir string) []string
+	files  map[string]string         // by format, in its directory
+	told   string                    // format of the file that it is told of
+	reload func(dir string) []string // how it is told; nil: it looks itself
 	start  func(t *testing.T, n *lab.Network, dir string)
 	// All types of a name are what hairpin says, so that others have no answer.
 	wholeName bool
@@ -49,11 +49,11 @@ type nameServer struct {
 func nameServers() []nameServer {
 	return []nameServer{
 		{name: "dnsmasq", files: map[string]string{"dnsmasq": "hosts.d/hairpin"}, start: startDnsmasq},
-		{name: "unbound", files: map[string]string{"unbound": "hairpin.conf"}, start: startUnbound,
+		{name: "unbound", files: map[string]string{"unbound": "hairpin.conf"}, start: startUnbound, told: "unbound",
 			reload: func(dir string) []string {
 				return []string{"unbound-control", "-c", filepath.Join(dir, "unbound.conf"), "reload"}
 			}},
-		{name: "BIND", files: map[string]string{"bind-rpz": "hairpin.rpz", "bind-view": "hairpin.view"}, start: startBIND, wholeName: true,
+		{name: "BIND", files: map[string]string{"bind-rpz": "hairpin.rpz", "bind-view": "hairpin.view"}, start: startBIND, wholeName: true, told: "bind-rpz",
 			reload: func(dir string) []string {
 				return []string{"rndc", "-c", filepath.Join(dir, "rndc.conf"), "reload", "hairpin.rpz", "IN", "inside"}
 			}},
@@ -69,11 +69,7 @@ func (s nameServer) config(dir string) string {
 	if s.reload == nil {
 		return text
 	}
-	format := s.name
-	if s.name == "BIND" {
-		format = "bind-rpz"
-	}
-	return text + fmt.Sprintf("[dns.reload]\n%s = [\"%s\"]\n", format, strings.Join(s.reload(dir), `", "`))
+	return text + fmt.Sprintf("[dns.reload]\n%s = [\"%s\"]\n", s.told, strings.Join(s.reload(dir), `", "`))
 }
 
 // Inside clients find the target by a name, outside ones the public address, and everything
@@ -93,6 +89,8 @@ func TestSplitDNS(t *testing.T) {
 			if server.name == "BIND" {
 				wantAnswer(t, n.Internet, lab.External, "www.example.org", "A", lab.External)
 				wantAnswer(t, n.Internet, lab.External, "www.example.org", "TXT", `"outside"`)
+				wantAnswer(t, n.Router, lab.External, "www.example.org", "A", lab.External)
+				wantAnswer(t, n.Router, "127.0.0.1", "www.example.org", "A", lab.Server)
 			}
 			for _, other := range []string{"mail.example.org", "deep.www.example.org", "late.example.org"} {
 				wantAnswer(t, n.Client, lab.RouterLAN, other, "A", lab.External)
@@ -104,7 +102,10 @@ func TestSplitDNS(t *testing.T) {
 				wantAnswer(t, n.Client, lab.RouterLAN, "www.example.org", "TXT", `"outside"`)
 			}
 
-			hp.Run("forward", "add", "late", "tcp", "8080", "to", "192.168.1.21", "host", "late.example.org")
+			r, err := hp.Try("forward", "add", "late", "tcp", "8080", "to", "192.168.1.21:80", "host", "late.example.org")
+			if err != nil || r.Code != 0 || !strings.Contains(r.Stderr, `warning: cli: forward "late": hosts: port 8080 is 80 at 192.168.1.21`) {
+				t.Fatalf("forward add: %+v, %v", r, err)
+			}
 			wantAnswer(t, n.Client, lab.RouterLAN, "late.example.org", "A", "192.168.1.21")
 			wantAnswer(t, n.Client, lab.RouterLAN, "www.example.org", "A", lab.Server)
 			hp.Run("forward", "del", "late")

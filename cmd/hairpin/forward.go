@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hairpin/cmd/hairpin/dns"
 	"hairpin/maps"
 )
 
@@ -116,6 +117,12 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	}
 	a.say("added %s", forward)
 	a.say("runtime only: \"hairpin save\" keeps it")
+	_, warnings := dns.Names(wanted.Forwards, dns.Options{})
+	for _, warning := range warnings {
+		if warning.Forward == forward.Name {
+			a.warn("%s", warning)
+		}
+	}
 	return a.printForwardRows("add", wanted, []maps.Forward{forward})
 }
 

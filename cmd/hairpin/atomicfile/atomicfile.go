@@ -20,7 +20,23 @@ const newMode fs.FileMode = 0o644
 // mode and owner; a new one is the caller's, with mode 0644. A symbolic link is
 // replaced, not followed. What is written meanwhile lies beside it, under a name
 // that begins with a dot.
-func Write(path string, data []byte) (err error) {
+func Write(path string, data []byte) error { return plain(write(path, data)) }
+
+// plain takes paths out of an error: the caller knows his, and the other one is
+// new each time.
+func plain(err error) error {
+	var file *fs.PathError
+	var files *os.LinkError
+	switch {
+	case errors.As(err, &file):
+		return fmt.Errorf("%s: %w", file.Op, file.Err)
+	case errors.As(err, &files):
+		return fmt.Errorf("%s: %w", files.Op, files.Err)
+	}
+	return err
+}
+
+func write(path string, data []byte) (err error) {
 	old, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -65,7 +81,7 @@ func fill(file *os.File, data []byte, old fs.FileInfo) error {
 	}
 	// After the mode, which only an owner may change.
 	if err := chown(file, old); err != nil {
-		return fmt.Errorf("keep the owner: %w", err)
+		return err
 	}
 	return file.Sync()
 }

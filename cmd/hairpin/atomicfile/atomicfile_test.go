@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-func write(t *testing.T, path, text string) {
+func mustWrite(t *testing.T, path, text string) {
 	t.Helper()
 	if err := Write(path, []byte(text)); err != nil {
 		t.Fatal(err)
@@ -45,25 +45,25 @@ func TestWriteKeepsModeAndOwner(t *testing.T) {
 	// Daemons have such a mask.
 	defer syscall.Umask(syscall.Umask(0o077))
 	path := filepath.Join(t.TempDir(), "file")
-	write(t, path, "new")
+	mustWrite(t, path, "new")
 	wantFile(t, path, "new", 0o644, 0)
 	if err := errors.Join(os.Chown(path, 4711, 4711), os.Chmod(path, 0o640)); err != nil {
 		t.Fatal(err)
 	}
-	write(t, path, "newer")
+	mustWrite(t, path, "newer")
 	wantFile(t, path, "newer", 0o640, 4711)
 }
 
 // TestReadersSeeOneOrTheOther: who has the old file open reads it to its end.
 func TestReadersSeeOneOrTheOther(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
-	write(t, path, "old")
+	mustWrite(t, path, "old")
 	reader, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer reader.Close()
-	write(t, path, "new")
+	mustWrite(t, path, "new")
 	data := make([]byte, 10)
 	if n, err := reader.Read(data); string(data[:n]) != "old" || err != nil {
 		t.Errorf("read %q, %v", data[:n], err)
@@ -77,6 +77,10 @@ func TestWriteRefuses(t *testing.T) {
 	}
 	if err := Write(filepath.Join(dir, "none", "file"), nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no directory: %v", err)
+	}
+	// Nobody makes files there, whoever he is.
+	if err := Write("/proc/hairpin", nil); !errors.Is(err, fs.ErrNotExist) || err.Error() != "open: no such file or directory" {
+		t.Errorf("no place for files: %v", err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("the directory holds %v, %v", entries, err)
