@@ -44,13 +44,13 @@ func readDNSFile(path string) ([]byte, error) {
 	dir := filepath.Dir(path)
 	// That the last part of the path is no link holds when it is written, too: a
 	// rename follows none.
-	switch real, err := filepath.EvalSymlinks(dir); {
+	switch resolved, err := filepath.EvalSymlinks(dir); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("write %s: there is no directory %s; make it", path, dir)
 	case err != nil:
 		return nil, fmt.Errorf("look for %s: %w", path, err)
-	case real != dir:
-		return nil, invalid(fmt.Errorf("a symbolic link is in the way to %s; write %s", path, filepath.Join(real, filepath.Base(path))))
+	case resolved != dir:
+		return nil, invalid(fmt.Errorf("a symbolic link is in the way to %s; write %s", path, filepath.Join(resolved, filepath.Base(path))))
 	}
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	switch {

@@ -38,8 +38,8 @@ type publisher struct {
 	running    func() (maps.Config, error)
 	metrics    *publishMetrics
 	log        *slog.Logger
-	retry      time.Duration
-	patience   time.Duration
+	retry      time.Duration // after what failed
+	patience   time.Duration // with a command
 
 	seen     uint32    // generation that the files were made from
 	due      time.Time // to look at the files

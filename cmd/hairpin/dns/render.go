@@ -17,21 +17,22 @@ import (
 const (
 	// mark begins every file, after the sign of a comment.
 	mark = "Written by hairpin dns"
-	// TTL is how many seconds a client may keep an answer: a forward may change.
+	// ttl is how many seconds a client may keep an answer: a forward may change.
 	ttl = 60
 	// zone is the name that BIND is told for the response policy zone.
 	zone = "hairpin.rpz"
-	// DefaultZoneFile is where the view looks for its zone if no path is known:
+	// zoneFile is where the view looks for its zone if no path is known:
 	// in the directory that BIND runs in.
-	DefaultZoneFile = zone
-	maxName         = 253
+	zoneFile = zone
+	// maxName is how many characters a name may have, the zone's included.
+	maxName = 253
 )
 
 // File is what a file says besides its names.
 type File struct {
 	Format maps.DNSFormat
 	Serial uint32 // bind-rpz: of the zone
-	Zone   string // bind-view: the path of the file of bind-rpz
+	Zone   string // bind-view: the path of the file of bind-rpz, "" for one in BIND's own directory
 }
 
 // Render writes a file. The same names give the same file.
@@ -138,9 +139,9 @@ func serial(file []byte) (uint32, bool) {
 }
 
 // view has no names of its own, for BIND takes records from zone files alone.
-func view(out *bytes.Buffer, zoneFile string) {
-	if zoneFile == "" {
-		zoneFile = DefaultZoneFile
+func view(out *bytes.Buffer, file string) {
+	if file == "" {
+		file = zoneFile
 	}
 	fmt.Fprintf(out, `// The names are in the zone's file: hairpin dns --format bind-rpz. With views every zone
 // is in one: put this before the view of the others, which has "match-clients { any; };".
@@ -163,7 +164,7 @@ view "inside" {
 		allow-transfer { none; };
 	};
 };
-`, zone, zoneFile)
+`, zone, file)
 }
 
 func recordType(addr netip.Addr) string {
