@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,8 +18,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Patience is how long anything that should happen at once may take on a busy machine.
-const Patience = 20 * time.Second
+// Patience is how long anything that should happen at once may take on a busy machine, and on
+// one that is slower still by the whole number that HAIRPIN_SLOWNESS gives.
+var Patience = 20 * time.Second * slowness()
+
+func slowness() time.Duration {
+	factor, err := strconv.Atoi(os.Getenv("HAIRPIN_SLOWNESS"))
+	if err != nil {
+		return 1
+	}
+	return max(1, time.Duration(factor))
+}
 
 // Process is a program that runs on a host until it ends or its test does.
 type Process struct {

@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -37,12 +38,20 @@ var block = func() []byte {
 	return b
 }()
 
+// family returns the network of an address: IPv6 is written in brackets, all else is IPv4.
+func family(network, address string) string {
+	if strings.HasPrefix(address, "[") {
+		return network + "6"
+	}
+	return network + "4"
+}
+
 // ServeTCP serves on an address of the host until the test ends.
 func (h *Host) ServeTCP(address string) {
 	h.tb.Helper()
 	var listener net.Listener
 	h.must("listen on "+address, h.Do(func() (err error) {
-		listener, err = net.Listen("tcp4", address)
+		listener, err = net.Listen(family("tcp", address), address)
 		return err
 	}))
 	h.tb.Cleanup(func() { listener.Close() })
@@ -128,7 +137,7 @@ type Conn struct {
 func (h *Host) DialTCP(address, source string, timeout time.Duration) (*Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
 	if source != "" {
-		addr, err := net.ResolveTCPAddr("tcp4", source)
+		addr, err := net.ResolveTCPAddr(family("tcp", source), source)
 		if err != nil {
 			return nil, err
 		}
@@ -136,7 +145,7 @@ func (h *Host) DialTCP(address, source string, timeout time.Duration) (*Conn, er
 	}
 	var c net.Conn
 	err := h.Do(func() (err error) {
-		c, err = dialer.DialContext(context.Background(), "tcp4", address)
+		c, err = dialer.DialContext(context.Background(), family("tcp", address), address)
 		return err
 	})
 	if err != nil {
@@ -320,11 +329,11 @@ func (e *Echoer) serve() {
 }
 
 func (h *Host) listenUDP(address string) (*net.UDPConn, error) {
-	addr, err := net.ResolveUDPAddr("udp4", address)
+	addr, err := net.ResolveUDPAddr(family("udp", address), address)
 	if err != nil {
 		return nil, err
 	}
-	c, err := net.ListenUDP("udp4", addr)
+	c, err := net.ListenUDP(family("udp", address), addr)
 	if err != nil {
 		return nil, err
 	}
@@ -350,19 +359,19 @@ func forceBuffers(c *net.UDPConn) error {
 func (h *Host) DialUDP(address, source string) (*net.UDPConn, error) {
 	var local *net.UDPAddr
 	if source != "" {
-		addr, err := net.ResolveUDPAddr("udp4", source)
+		addr, err := net.ResolveUDPAddr(family("udp", source), source)
 		if err != nil {
 			return nil, err
 		}
 		local = addr
 	}
-	remote, err := net.ResolveUDPAddr("udp4", address)
+	remote, err := net.ResolveUDPAddr(family("udp", address), address)
 	if err != nil {
 		return nil, err
 	}
 	var c *net.UDPConn
 	err = h.Do(func() (err error) {
-		if c, err = net.DialUDP("udp4", local, remote); err != nil {
+		if c, err = net.DialUDP(family("udp", address), local, remote); err != nil {
 			return err
 		}
 		return forceBuffers(c)

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// image is a kernel in the cache.
+type image struct {
+	version string // as uname -r has it
+	dir     string
+}
+
+// Below an image's directory.
+const (
+	kernelFile = "vmlinuz"
+	moduleRoot = "root" // a file system with nothing but modules
+)
+
+// keyring is of the package debian-archive-keyring.
+const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// fetch returns the kernel of a suite from the cache, or downloads it there. Nothing is installed:
+// apt works on a configuration of its own, which has only the one suite.
+func fetch(ctx context.Context, cache, suite string) (image, error) {
+	dir := filepath.Join(cache, suite)
+	if img, err := open(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return img, err
+	}
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return image{}, err
+	}
+	work, err := os.MkdirTemp(cache, suite+".")
+	if err != nil {
+		return image{}, err
+	}
+	defer os.RemoveAll(work)
+	fmt.Println("\nfetching the kernel of", suite)
+	made := filepath.Join(work, "image")
+	if err := download(ctx, work, made, suite); err != nil {
+		return image{}, fmt.Errorf("fetch from %s: %w", suite, err)
+	}
+	// Somebody else may have been faster.
+	if err := os.Rename(made, dir); err != nil && !errors.Is(err, fs.ErrExist) {
+		return image{}, err
+	}
+	return open(dir)
+}
+
+func open(dir string) (image, error) {
+	if _, err := os.Stat(dir); err != nil {
+		return image{}, err
+	}
+	versions, err := filepath.Glob(filepath.Join(dir, moduleRoot, "usr/lib/modules/*"))
+	if err != nil {
+		return image{}, err
+	}
+	if len(versions) != 1 {
+		return image{}, fmt.Errorf("%s: modules of %d kernels, want one: remove the directory", dir, len(versions))
+	}
+	return image{version: filepath.Base(versions[0]), dir: dir}, nil
+}
+
+// download makes an image out of a suite's packages.
+func download(ctx context.Context, work, made, suite string) error {
+	apt, err := newApt(ctx, filepath.Join(work, "apt"), suite)
+	if err != nil {
+		return err
+	}
+	packages, err := apt.kernelPackages(ctx)
+	if err != nil {
+		return err
+	}
+	archives := filepath.Join(work, "archives")
+	if err := os.Mkdir(archives, 0o755); err != nil {
+		return err
+	}
+	if _, err := apt.run(ctx, archives, "apt-get", append([]string{"-q", "download"}, packages...)...); err != nil {
+		return err
+	}
+	files, err := filepath.Glob(filepath.Join(archives, "*.deb"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if err := unpack(ctx, file, made); err != nil {
+			return fmt.Errorf("unpack %s: %w", filepath.Base(file), err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(made, kernelFile)); err != nil {
+		return fmt.Errorf("no kernel in %s: %w", strings.Join(packages, ", "), err)
+	}
+	img, err := open(made)
+	if err != nil {
+		return err
+	}
+	root := filepath.Join(made, moduleRoot)
+	if err := os.Symlink("usr/lib", filepath.Join(root, "lib")); err != nil {
+		return err
+	}
+	_, err = output(ctx, "depmod", "-b", root, img.version)
+	return err
+}
+
+// apt is a configuration of apt with one suite, from where the machine's own packages come.
+type apt struct{ config string }
+
+func newApt(ctx context.Context, dir, suite string) (apt, error) {
+	archive, err := archiveURI(ctx)
+	if err != nil {
+		return apt{}, err
+	}
+	for _, sub := range []string{"state/lists/partial", "cache/archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o755); err != nil {
+			return apt{}, err
+		}
+	}
+	a := apt{filepath.Join(dir, "apt.conf")}
+	sources := filepath.Join(dir, "sources.list")
+	line := fmt.Sprintf("deb [arch=amd64 target=Packages signed-by=%s] %s %s main\n", keyring, archive, suite)
+	if err := os.WriteFile(sources, []byte(line), 0o644); err != nil {
+		return apt{}, err
+	}
+	config := fmt.Sprintf(`Dir::State "%[1]s/state"; Dir::State::status "/dev/null"; Dir::Cache "%[1]s/cache";
+Dir::Etc::SourceList "%[2]s"; Dir::Etc::SourceParts "/dev/null"; APT::Sandbox::User "root";
+`, dir, sources)
+	if err := os.WriteFile(a.config, []byte(config), 0o644); err != nil {
+		return apt{}, err
+	}
+	_, err = a.run(ctx, dir, "apt-get", "-q", "update")
+	return a, err
+}
+
+// archiveURI returns where the machine gets Debian itself, which has every suite.
+func archiveURI(ctx context.Context) (string, error) {
+	out, err := output(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)",
+		"Created-By: Packages", "Origin: Debian", "Label: Debian", "Component: main")
+	if err != nil {
+		return "", err
+	}
+	uri, _, _ := strings.Cut(out, "\n")
+	if uri == "" {
+		return "", errors.New("apt knows no archive of Debian: apt-get update, or the machine is not Debian")
+	}
+	return uri, nil
+}
+
+func (a apt) run(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "APT_CONFIG="+a.config)
+	return collect(cmd)
+}
+
+var (
+	imageName = regexp.MustCompile(`\blinux-image-[0-9][^ ,]*`)
+	partName  = regexp.MustCompile(`\blinux-(?:binary|modules)-[0-9][^ ,]*`)
+)
+
+// kernelPackages returns the packages of the suite's kernel: one, or with newer ones an empty one of which
+// the kernel and its modules are dependencies.
+func (a apt) kernelPackages(ctx context.Context) ([]string, error) {
+	meta, err := a.run(ctx, "", "apt-cache", "show", "--no-all-versions", "linux-image-amd64")
+	if err != nil {
+		return nil, err
+	}
+	name := imageName.FindString(depends(meta))
+	if name == "" {
+		return nil, errors.New("linux-image-amd64 depends on no linux-image")
+	}
+	about, err := a.run(ctx, "", "apt-cache", "show", "--no-all-versions", name)
+	if err != nil {
+		return nil, err
+	}
+	return append([]string{name}, partName.FindAllString(depends(about), -1)...), nil
+}
+
+// depends returns the dependencies in the description of a package.
+func depends(about string) string {
+	for line := range strings.Lines(about) {
+		if list, found := strings.CutPrefix(line, "Depends: "); found {
+			return strings.TrimSpace(list)
+		}
+	}
+	return ""
+}
+
+// unpack takes what a guest needs out of a package.
+func unpack(ctx context.Context, file, dir string) error {
+	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", file)
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	failed := extract(out, dir)
+	if failed != nil {
+		cmd.Process.Kill()
+	}
+	if err := cmd.Wait(); err != nil && failed == nil {
+		failed = fmt.Errorf("%w: %s", err, complaint.Bytes())
+	}
+	return failed
+}
+
+func extract(archive io.Reader, dir string) error {
+	for in := tar.NewReader(archive); ; {
+		header, err := in.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		name := place(header.Name)
+		if header.Typeflag != tar.TypeReg || name == "" {
+			continue
+		}
+		name = filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			return err
+		}
+		if err := writeFile(name, in); err != nil {
+			return err
+		}
+	}
+}
+
+func writeFile(name string, content io.Reader) error {
+	file, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(file, content)
+	return errors.Join(err, file.Close())
+}
+
+// guestModules are the modules for networks without network cards, and what they depend on.
+var guestModules = regexp.MustCompile(
+	`^kernel/(net|lib|crypto|arch/x86/crypto|drivers/net/(bonding|ppp|slip|vxlan|wireguard|[^/]+$))`)
+
+// place returns where in an image a file of a package belongs, "" if a guest does not need it.
+func place(name string) string {
+	name = strings.TrimPrefix(path.Clean(name), "usr/")
+	if strings.HasPrefix(name, "boot/vmlinuz-") {
+		return kernelFile
+	}
+	inside, found := strings.CutPrefix(name, "lib/modules/")
+	if !found {
+		return ""
+	}
+	_, file, _ := strings.Cut(inside, "/")
+	if file == kernelFile {
+		return kernelFile
+	}
+	if !guestModules.MatchString(file) && !strings.HasPrefix(file, "modules.") {
+		return ""
+	}
+	return path.Join(moduleRoot, "usr/lib/modules", inside)
+}
+
+// output runs a command that has to succeed and returns what it prints.
+func output(ctx context.Context, name string, args ...string) (string, error) {
+	return collect(exec.CommandContext(ctx, name, args...))
+}
+
+func collect(cmd *exec.Cmd) (string, error) {
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, &complaint)
+	}
+	return out.String(), nil
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// guest is a machine that boots, runs tests and powers off.
+type guest struct {
+	image image
+	tests string // archive of the file system
+	runs  []testRun
+}
+
+// testRun is one process of tests in a guest.
+type testRun struct {
+	name    string
+	binary  string
+	pattern string // of top-level tests
+}
+
+// outcome is what a run of tests came to.
+type outcome struct {
+	ended bool
+	code  int               // of its process
+	tests map[string]string // PASS, FAIL or SKIP by full name
+}
+
+// boot runs the guest to its end. With an error it returns what was known until then.
+func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
+	work, err := os.MkdirTemp("", "hairpin-guest-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(work)
+	initrd, err := g.initrd(ctx, work)
+	if err != nil {
+		return nil, err
+	}
+	console := filepath.Join(work, "console")
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G",
+		"-nodefaults", "-display", "none", "-no-reboot",
+		"-kernel", filepath.Join(g.image.dir, kernelFile), "-initrd", initrd,
+		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic",
+		"-serial", "file:"+console, "-serial", "stdio")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Stderr = os.Stderr
+	port, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start qemu: %w: sudo make deps-kernels", err)
+	}
+	outcomes, err := listen(port, os.Stdout)
+	if waited := cmd.Wait(); err == nil {
+		err = waited
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err == nil {
+		err = g.complete(outcomes)
+	}
+	if err != nil {
+		text, _ := os.ReadFile(console)
+		fmt.Printf("  console:\n%s\n", text[max(0, len(text)-8000):])
+	}
+	return outcomes, err
+}
+
+// initrd makes the archive that the kernel starts from.
+func (g guest) initrd(ctx context.Context, work string) (string, error) {
+	modules, plan := filepath.Join(work, "modules.cpio"), filepath.Join(work, "plan.cpio")
+	if err := pack(ctx, filepath.Join(g.image.dir, moduleRoot), modules); err != nil {
+		return "", err
+	}
+	dir := filepath.Join(work, "plan", inGuest)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	var lines strings.Builder
+	for _, r := range g.runs {
+		fmt.Fprintln(&lines, r.name, r.binary, r.pattern)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "plan"), []byte(lines.String()), 0o644); err != nil {
+		return "", err
+	}
+	if err := pack(ctx, filepath.Dir(dir), plan); err != nil {
+		return "", err
+	}
+	file := filepath.Join(work, "initrd")
+	return file, join(file, g.tests, modules, plan)
+}
+
+// complete says what a guest that powered off did not do.
+func (g guest) complete(outcomes map[string]*outcome) error {
+	for _, r := range g.runs {
+		if o := outcomes[r.name]; o == nil || !o.ended {
+			return fmt.Errorf("the guest ended before the tests %q", r.name)
+		}
+	}
+	return nil
+}
+
+var (
+	mark    = regexp.MustCompile(`^== (begin|end) (\S+)(?: (\d+))?$`)
+	verdict = regexp.MustCompile(`^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)
+	chatter = regexp.MustCompile(`^(=== |\s*--- PASS|PASS$|FAIL$)`)
+)
+
+// listen reads what the tests in a guest say until it powers off, and tells of their progress. What is
+// said of failures is passed on.
+func listen(port io.Reader, tell io.Writer) (map[string]*outcome, error) {
+	outcomes := make(map[string]*outcome)
+	current := new(outcome) // lines before the first mark
+	var said []string
+	began := time.Now()
+	lines := bufio.NewScanner(port)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := strings.TrimRight(lines.Text(), "\r")
+		if m := mark.FindStringSubmatch(line); m != nil && m[1] == "begin" {
+			current = &outcome{tests: make(map[string]string)}
+			outcomes[m[2]], said, began = current, nil, time.Now()
+		} else if m != nil {
+			current.ended = true
+			current.code, _ = strconv.Atoi(m[3])
+			tellOutcome(tell, m[2], current, time.Since(began), said)
+		} else if v := verdict.FindStringSubmatch(line); v != nil && current.tests != nil {
+			current.tests[v[2]] = v[1]
+		}
+		if !chatter.MatchString(line) {
+			said = append(said, line)
+		}
+	}
+	if !current.ended {
+		fmt.Fprintln(tell, strings.Join(said, "\n"))
+	}
+	return outcomes, lines.Err()
+}
+
+func tellOutcome(tell io.Writer, name string, o *outcome, took time.Duration, said []string) {
+	if o.passed("") {
+		fmt.Fprintf(tell, "  %-8s ok      %v\n", name, took.Round(time.Second))
+		return
+	}
+	fmt.Fprintf(tell, "  %-8s FAILED  %v\n%s\n", name, took.Round(time.Second), strings.Join(said, "\n"))
+}
+
+// passed tells whether a test and those within it ran and passed; with no name, all of the run.
+func (o *outcome) passed(name string) bool {
+	if o == nil {
+		return false
+	}
+	ran := false
+	for test, verdict := range o.tests {
+		if name != "" && test != name && !strings.HasPrefix(test, name+"/") {
+			continue
+		}
+		if verdict != "PASS" {
+			return false
+		}
+		ran = ran || name == "" || test == name
+	}
+	return ran && (name != "" || o.ended && o.code == 0)
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command boot runs the tests on Debian's kernels, each booted in qemu. It needs amd64 and no KVM:
+// the processor is emulated, ten times slower than the real one.
+//
+//	boot [-cache DIR] [-timeout TIME] [-table FILE] [KERNEL...]
+//
+// It prints a table of the kernels and what worked there; to a file it writes it only with every
+// kernel in it. The newest kernel of a suite stays the one in the cache until that is removed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// kernel is one to boot: what a suite of Debian has at the time.
+type kernel struct {
+	name    string
+	suite   string
+	refused bool // below the floor
+}
+
+var kernels = []kernel{
+	{name: "5.10", suite: "bullseye", refused: true},
+	{name: "6.1", suite: "bookworm"},
+	{name: "6.12", suite: "trixie"},
+	{name: "backports", suite: "stable-backports"},
+	{name: "newest", suite: "unstable"},
+}
+
+type options struct {
+	cache   string
+	timeout time.Duration // for one guest
+	table   string        // "": not written
+	kernels []kernel
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	opts, err := parse(os.Args[1:])
+	if err == nil {
+		err = run(ctx, opts)
+	}
+	if errors.Is(err, flag.ErrHelp) {
+		os.Exit(2)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "test-kernels:", err)
+		os.Exit(1)
+	}
+}
+
+func parse(args []string) (options, error) {
+	var opts options
+	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
+	flags.StringVar(&opts.cache, "cache", "", "directory for kernels, by default hairpin-kernels among the user's caches")
+	flags.DurationVar(&opts.timeout, "timeout", 15*time.Minute, "for the tests on one kernel")
+	flags.StringVar(&opts.table, "table", "", "file for the table of every kernel")
+	if err := flags.Parse(args); err != nil {
+		return options{}, err
+	}
+	if opts.cache == "" {
+		caches, err := os.UserCacheDir()
+		if err != nil {
+			return options{}, fmt.Errorf("find the user's caches: %w: give -cache", err)
+		}
+		opts.cache = filepath.Join(caches, "hairpin-kernels")
+	}
+	var err error
+	opts.kernels, err = selectKernels(flags.Args())
+	return opts, err
+}
+
+// selectKernels finds kernels by name; no name selects all.
+func selectKernels(names []string) ([]kernel, error) {
+	if len(names) == 0 {
+		return kernels, nil
+	}
+	var selected []kernel
+	for _, name := range names {
+		i := slices.IndexFunc(kernels, func(k kernel) bool { return k.name == name })
+		if i < 0 {
+			var known []string
+			for _, k := range kernels {
+				known = append(known, k.name)
+			}
+			return nil, fmt.Errorf("no kernel %q: there are %s", name, strings.Join(known, ", "))
+		}
+		selected = append(selected, kernels[i])
+	}
+	return selected, nil
+}
+
+func run(ctx context.Context, opts options) error {
+	if runtime.GOARCH != "amd64" {
+		return fmt.Errorf("this is %s: the kernels are for amd64", runtime.GOARCH)
+	}
+	work, err := os.MkdirTemp("", "hairpin-kernels-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	fmt.Println("building the tests")
+	tests, err := buildRoot(ctx, work)
+	if err != nil {
+		return err
+	}
+	var rows []row
+	for _, k := range opts.kernels {
+		r, err := test(ctx, opts, k, tests)
+		if err != nil {
+			return fmt.Errorf("kernel %s: %w", k.name, err)
+		}
+		rows = append(rows, r)
+	}
+	table := format(rows)
+	fmt.Print("\n", table)
+	if opts.table != "" && len(rows) == len(kernels) {
+		if err := os.WriteFile(opts.table, []byte(preface+table), 0o644); err != nil {
+			return err
+		}
+	}
+	return failures(rows)
+}
+
+// test boots one kernel. What fails in the guest is in the row; an error is one of the harness.
+func test(ctx context.Context, opts options, k kernel, tests string) (row, error) {
+	image, err := fetch(ctx, opts.cache, k.suite)
+	if err != nil {
+		return row{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, opts.timeout)
+	defer cancel()
+	fmt.Printf("\nLinux %s of %s\n", image.version, k.suite)
+	began := time.Now()
+	g := guest{image: image, tests: tests, runs: runsFor(k)}
+	outcomes, err := g.boot(ctx)
+	fmt.Printf("  %v in all\n", time.Since(began).Round(time.Second))
+	return row{kernel: k, version: image.version, outcomes: outcomes, died: err}, nil
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	_ "embed"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+//go:embed init
+var initScript string
+
+// programs are what init and the tests call, from this machine. A name without a slash is looked up in
+// PATH; one with a slash may have wildcards.
+var programs = []string{
+	"busybox", "modprobe", "ip", "tc", "nft", "wg", "ping", "traceroute", "tracepath", "curl",
+	"pppd", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
+}
+
+// inGuest is where a guest has hairpin, its tests and the list of what to run.
+const inGuest = "tests"
+
+// buildRoot makes the file system of every guest, but for the modules and what to run.
+func buildRoot(ctx context.Context, work string) (archive string, err error) {
+	root := filepath.Join(work, "root")
+	if err := layOut(root); err != nil {
+		return "", err
+	}
+	for _, pattern := range programs {
+		if err := copyPrograms(ctx, root, pattern); err != nil {
+			return "", fmt.Errorf("copy %s: %w", pattern, err)
+		}
+	}
+	if err := buildTests(ctx, filepath.Join(root, inGuest)); err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(filepath.Join(root, "init"), []byte(initScript), 0o755); err != nil {
+		return "", err
+	}
+	archive = filepath.Join(work, "root.cpio")
+	return archive, pack(ctx, root, archive)
+}
+
+// layOut makes empty directories, merged under /usr as Debian's are.
+func layOut(root string) error {
+	for _, dir := range []string{"proc", "sys", "dev", "tmp", "run", "etc/ppp", "var", inGuest, "usr/bin", "usr/sbin", "usr/lib", "usr/lib64"} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	for link, target := range map[string]string{
+		"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "var/run": "../run",
+	} {
+		if err := os.Symlink(target, filepath.Join(root, link)); err != nil {
+			return err
+		}
+	}
+	for name, content := range map[string]string{
+		"etc/passwd": "root:x:0:0:root:/:/bin/sh\n", "etc/group": "root:x:0:\n", "etc/hosts": "127.0.0.1 localhost\n", "etc/ppp/options": "",
+	} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyPrograms copies programs of this machine, each with the libraries it loads.
+func copyPrograms(ctx context.Context, root, pattern string) error {
+	var found []string
+	if strings.Contains(pattern, "/") {
+		found, _ = filepath.Glob(pattern)
+	} else if name, err := exec.LookPath(pattern); err == nil {
+		found = []string{name}
+	}
+	if len(found) == 0 {
+		return fmt.Errorf("it is not here: sudo make deps-kernels")
+	}
+	for _, name := range found {
+		if err := copyInto(root, name); err != nil {
+			return err
+		}
+		// ldd fails for what is linked statically.
+		libraries, _ := exec.CommandContext(ctx, "ldd", name).Output()
+		for _, word := range strings.Fields(string(libraries)) {
+			if !strings.HasPrefix(word, "/") {
+				continue
+			}
+			if err := copyInto(root, word); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// copyInto copies a file to the same path below root; what is a link here is a file there.
+func copyInto(root, name string) error {
+	to := filepath.Join(root, name)
+	if _, err := os.Stat(to); err == nil {
+		return nil
+	}
+	content, err := os.ReadFile(name)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(to, content, 0o755)
+}
+
+// buildTests builds hairpin and the tests so that they need no library.
+func buildTests(ctx context.Context, dir string) error {
+	for _, args := range [][]string{
+		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/cmd/hairpin"},
+		{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/test", "hairpin/test/kernels"},
+	} {
+		cmd := exec.CommandContext(ctx, "go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if _, err := collect(cmd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pack makes an archive, as the kernel unpacks it at boot, of a directory.
+func pack(ctx context.Context, dir, archive string) error {
+	var names strings.Builder
+	err := filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
+		if err == nil {
+			name, err = filepath.Rel(dir, name)
+			names.WriteString(name + "\n")
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "cpio", "--create", "--format=newc", "--quiet", "--owner=0:0", "--file="+archive)
+	cmd.Dir = dir
+	cmd.Stdin = strings.NewReader(names.String())
+	_, err = collect(cmd)
+	return err
+}
+
+// join writes archives one after the other into one file, which the kernel takes as well.
+func join(file string, archives ...string) error {
+	out, err := os.Create(file)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	for _, archive := range archives {
+		in, err := os.Open(archive)
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(out, in)
+		in.Close()
+		if err != nil {
+			return err
+		}
+	}
+	return out.Close()
+}
