@@ -116,8 +116,7 @@ var requirements4787 = []requirement{
 	{
 		id: "REQ-9a", hairpin: true, level: levelMust,
 		demand: "hairpinned packets have the external source X1':x1'",
-		figure: "the client's external endpoint",
-		absent: "clients have no external endpoint, as " + noOutbound,
+		figure: "3 of 3 clients",
 		check:  func(p *probe) { checkHairpinSource(p, true) },
 	},
 	{
@@ -366,13 +365,23 @@ func checkHairpin(p *probe, udp bool) {
 		"%d of %d ways: same LAN, the server itself, another LAN", served, len(hairpinWays))
 }
 
-// checkHairpinSource reports whom the server sees: not yet what the RFC asks for.
+// checkHairpinSource has clients with the same port talk to two servers each, with reflect public.
 func checkHairpinSource(p *probe, udp bool) {
-	s := p.stage()
-	near := s.establish(s.flows(udp, 20000)["hairpin"])
-	far := s.establish(s.flows(udp, 20000)["from another LAN"])
-	p.measure(near.source.Addr() == lanAddress && far.source == far.client,
-		"the server sees %s for a client of its LAN, %s for one of another LAN", near.source, far.source)
+	s := p.stage("web tcp,udp 443 to 192.168.1.20:8443 reflect public", "other tcp,udp 444 to 192.168.1.21:8444 reflect public")
+	own, kept := map[netip.AddrPort]bool{}, 0
+	for _, way := range hairpinWays {
+		near := s.establish(s.flows(udp, 20000)[way])
+		if near.source.Addr() == wanAddress {
+			own[near.source] = true
+		}
+		far := s.flows(udp, 20000)[way]
+		far.external, far.target = netip.AddrPortFrom(wanAddress, 444), netip.AddrPortFrom(basicServer, 8444)
+		if far = s.establish(far); far.source == near.source {
+			kept++
+		}
+	}
+	p.measure(len(own) == len(hairpinWays) && kept == len(own),
+		"with reflect public, %d of %d clients: an endpoint of the external address for each, the same to two servers", len(own), len(hairpinWays))
 }
 
 // checkNoALG sends what ALGs look for, both ways.

@@ -66,7 +66,7 @@ const sweptForward = "swept tcp 9 to 192.168.1.20:9"
 // forget empties what the datapath writes.
 func (s *stage) forget() {
 	s.p.Helper()
-	written := append(s.connTables(), s.objs.Sources, s.objs.Fragments, s.objs.HeldFragments, s.objs.Counters)
+	written := append(s.connTables(), s.objs.Sources, s.objs.Mappings, s.objs.Fragments, s.objs.HeldFragments, s.objs.Counters)
 	for _, table := range written {
 		for {
 			key, err := table.NextKeyBytes(nil)
