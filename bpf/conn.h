@@ -160,8 +160,8 @@ static __always_inline void conn_count_closed(const union addr *client, const st
 		stats->closed[conn->path]++;
 }
 
-/* Takes both directions out, wherever they are. */
-static __always_inline void conn_delete(struct work *work, const struct tuple *key, const struct conn *conn)
+/* Takes both directions out, wherever they are. A stack frame of its own. */
+static __noinline void conn_delete(struct work *work, const struct tuple *key, const struct conn *conn)
 {
 	tuple_reverse(&conn->to, &work->other);
 	if (conn_established(key)) {

@@ -275,9 +275,9 @@ static __always_inline bool open_rebuilds(const struct work *work, const struct 
 	return !(pkt->tcp_flags & (TCP_SYN | TCP_RST)) && stand_in_has(&work->open.key.src);
 }
 
-/* May this packet become a connection of this forward at all? */
-static __always_inline enum reason open_permitted(void *ctx, struct work *work, const struct interface *in,
-						  const struct forward *forward)
+/* May this packet become a connection of this forward at all? A stack frame of its own. */
+static __noinline enum reason open_permitted(void *ctx, struct work *work, const struct interface *in,
+					     const struct forward *forward)
 {
 	const struct packet *pkt = &work->pkt;
 	const union addr *client = &work->open.key.src;
@@ -297,9 +297,10 @@ static __always_inline enum reason open_permitted(void *ctx, struct work *work, 
 	return conn_too_many(client) ? REASON_SOURCE_LIMIT : REASON_NONE;
 }
 
-/* The way to the target, and by it the answerer's key: whom the server sees and will answer. */
-static __always_inline enum reason open_route(void *ctx, struct work *work, const struct interface *in,
-					      const struct forward *forward)
+/* The way to the target, and by it the answerer's key: whom the server sees and will answer. A stack frame of
+ * its own. */
+static __noinline enum reason open_route(void *ctx, struct work *work, const struct interface *in,
+					 const struct forward *forward)
 {
 	struct opening *open = &work->open;
 	struct fib_start start = { .ifindex = open->ifindex };
