@@ -237,7 +237,7 @@ const deviceNotes = `
 - bridge: the client and the server are at different ports. tun: the client and the server are behind another router.
 - tc: TC alone. xdp: XDP before it, in the driver of veth and tap, else generic. Packets of tun have no Ethernet header,
   and so no place for XDP: TC alone does it there in either mode, and says so.
-- VLAN, bond, WireGuard, PPP and PPPoE are not in this kernel: ` + "`make test-kernels`" + ` has them, with the same traffic. A frame
-  with a VLAN tag that reaches XDP on a physical device passes untouched (TestCorpus, rows 3 and 4; TestVLANTags).
+- VLAN, bond, WireGuard, PPP and PPPoE are not in this kernel: ` + "`make test-kernels`" + ` has them. A frame with a VLAN tag that
+  reaches the programs of the device below passes untouched (TestCorpus, rows 3 and 4; TestCorpus6).
 - A physical device is to the programs what veth is: native XDP, TC behind it.
 `
