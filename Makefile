@@ -17,7 +17,8 @@ SEED ?= 1
 
 # What building the object, checking and testing need beyond Go and make.
 PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light curl iperf3 bind9-dnsutils \
-	dnsmasq-base unbound bind9 bind9-utils iputils-ping iputils-tracepath traceroute hping3 nmap tcpdump procps
+	dnsmasq-base unbound bind9 bind9-utils iputils-ping iputils-tracepath traceroute hping3 nmap tcpdump procps \
+	openssh-client openssh-server
 # And what booting other kernels needs.
 KERNEL_PACKAGES := qemu-system-x86 busybox-static cpio kmod wireguard-tools ppp pppoe
 # 5.10, 6.1, 6.12, backports, newest; none named is all.
@@ -27,13 +28,14 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance demo check generate deps fuzz install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices demo check generate deps fuzz install uninstall clean root
 
 help:
 	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
 	@echo "sudo make test      every test; needs root for network namespaces and BPF"
 	@echo "sudo make test-kernels   tests on Debian's kernels in qemu; writes test/KERNELS.md; KERNELS=\"6.1 newest\" for some"
 	@echo "sudo make conformance   the checks of five RFCs; writes test/CONFORMANCE.md"
+	@echo "sudo make devices   kinds of devices, by family, mode and path; writes test/DEVICES.md"
 	@echo "make build          bin/hairpin"
 	@echo "sudo make install   bin/hairpin, a systemd unit, a configuration to start from"
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
@@ -50,12 +52,16 @@ root:
 test: root
 	$(GO) test -count=1 -timeout 30m ./...
 	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test
+	@cat test/DEVICES.md
 
 test-kernels: root
 	$(GO) run ./test/kernels/boot -table test/KERNELS.md $(KERNELS)
 
 conformance: root
 	$(GO) test -count=1 -run '^TestConformance$$' ./test -args -rewrite; status=$$?; cat test/CONFORMANCE.md; exit $$status
+
+devices: root
+	$(GO) test -count=1 -run '^TestDevices$$' ./test -args -rewrite; status=$$?; cat test/DEVICES.md; exit $$status
 
 fuzz: root
 	$(GO) test -count=1 -v -timeout 0 -run '^TestMutations$$' ./test -args -executions=$(MUTATIONS) -seed=$(SEED)

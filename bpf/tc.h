@@ -178,9 +178,14 @@ static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct pa
 }
 
 /* To the router itself: the kernel finds the way, out of the loopback device and in again, as its own packets
- * take it. What comes in any other way with an address of the router's for a source it takes for forged. */
-static __always_inline long tc_deliver(__u32 ifindex)
+ * take it. What comes in any other way with an address of the router's for a source it takes for forged. Its sum
+ * of the packet gets the header's added, which the loopback device does not take off again: that of zeros. */
+static __always_inline long tc_deliver(struct __sk_buff *skb, __u32 ifindex)
 {
+	const struct ethhdr none = {};
+
+	if (bpf_skb_store_bytes(skb, 0, &none, sizeof(none), 0) != 0)
+		return TC_ACT_SHOT;
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 
@@ -199,11 +204,13 @@ static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite 
 	struct bpf_redir_neigh hop = rw->gateway;
 
 	if (rw->local)
-		return tc_deliver(rw->ifindex);
+		return tc_deliver(skb, rw->ifindex);
+	/* Also where the kernel puts another header in its place: its sum of the packet, which the other end of a veth
+	 * is told, has the one of now added. But it refuses a frame to many, as is one to a cluster of servers. */
+	if (!(hop.nh_family && rw->macs[0] & 1) && bpf_skb_store_bytes(skb, 0, rw->macs, sizeof(rw->macs), 0) != 0)
+		return TC_ACT_SHOT;
 	if (hop.nh_family)
 		return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
-	if (bpf_skb_store_bytes(skb, 0, rw->macs, sizeof(rw->macs), 0) != 0)
-		return TC_ACT_SHOT;
 	return bpf_redirect(rw->ifindex, 0);
 }
 
@@ -325,7 +332,7 @@ __noinline int tc_write_all(struct __sk_buff *skb)
 static __always_inline long tc_answer(struct __sk_buff *skb, __u32 ifindex, bool reset)
 {
 	if (nat_role(ifindex) == ROLE_LOCAL)
-		return tc_deliver(ifindex);
+		return tc_deliver(skb, ifindex);
 	if (!reset)
 		return bpf_redirect(ifindex, 0);
 	bpf_clone_redirect(skb, ifindex, 0);

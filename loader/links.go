@@ -33,6 +33,9 @@ type Link struct {
 	// XDPTransmit says that the device sends frames that XDP redirects to it. One that does not
 	// drops them, some without a count.
 	XDPTransmit bool
+	// Veth says that whoever is at the other end is told the kernel's sum of a packet, which generic
+	// XDP leaves as it was.
+	Veth bool
 }
 
 // Links lists the interfaces of the network namespace by index, loopback included.
@@ -70,6 +73,7 @@ func newLink(dev netlink.Link, addresses []netlink.Addr, features map[int]uint64
 		Loopback:     loopback(dev),
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
+		Veth:         dev.Type() == "veth",
 	}
 	l.setAddresses(addresses)
 	return l

@@ -13,8 +13,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// rewriteConformance is set by `make conformance`.
-var rewriteConformance = flag.Bool("rewrite", false, "write what TestConformance measures into CONFORMANCE.md")
+// rewrite is set by `make conformance` and `make devices`.
+var rewrite = flag.Bool("rewrite", false, "write what TestConformance and TestDevices find into CONFORMANCE.md and DEVICES.md")
 
 const conformanceFile = "CONFORMANCE.md"
 
@@ -102,7 +102,7 @@ func TestConformance(t *testing.T) {
 		}
 	}
 	report := conformanceReport(all, findings)
-	if *rewriteConformance {
+	if *rewrite {
 		if err := os.WriteFile(conformanceFile, []byte(report), 0o644); err != nil {
 			t.Fatalf("write report: %v", err)
 		}

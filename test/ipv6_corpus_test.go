@@ -387,6 +387,17 @@ func foreignRows6() (rows []row6) {
 			}})
 		}
 	}
+	for name, tags := range map[string][]byte{
+		"one VLAN tag": {0x81, 0, 0, 5}, "a priority tag": {0x81, 0, 0xe0, 0}, "802.1ad and 802.1Q": {0x88, 0xa8, 0, 5, 0x81, 0, 0, 6},
+	} {
+		for _, way := range []string{"from the Internet", "hairpin"} {
+			rows = append(rows, row6{name + ", " + way, func(c case6) []step {
+				f := c.flow(way, false)
+				in, _ := f.in(opener6)
+				return []step{pass(f.at, insert(in.bytes(), tags...))}
+			}})
+		}
+	}
 	mapped := netip.AddrPortFrom(netip.AddrFrom16(netip.MustParseAddr("::ffff:203.0.113.1").As16()), 443)
 	return append(rows,
 		row6{"v4-mapped destination", func(c case6) []step {

@@ -282,12 +282,16 @@ func refusals(ports []port) error {
 	return errors.Join(errs...)
 }
 
-// watched are the ports that have the programs, as the tables want them.
+// watched are the ports that have the programs, as the tables want them. What generic XDP would redirect to a
+// veth is left to TC.
 func watched(ports []port) []maps.Interface {
+	generic := slices.ContainsFunc(ports, func(p port) bool { return p.attachment != nil && p.attachment.XDP == loader.XDPGeneric })
 	var interfaces []maps.Interface
 	for _, p := range ports {
 		if p.attachment != nil && p.link != nil {
-			interfaces = append(interfaces, asInterface(*p.link, p.role))
+			i := asInterface(*p.link, p.role)
+			i.XDPTransmit = i.XDPTransmit && !(generic && p.link.Veth)
+			interfaces = append(interfaces, i)
 		}
 	}
 	return interfaces

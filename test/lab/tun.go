@@ -9,14 +9,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// longestPacket fits what any tun of the lab carries.
+// longestPacket fits what any tun or tap device of the lab carries.
 const longestPacket = 1 << 16
 
 // Tun connects two hosts by a cable of bare IP packets, as WireGuard or PPP make one: two tun
 // devices, between which packets are carried until the test ends.
 func Tun(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
-	ends := [2]*os.File{a.tun(aName), b.tun(bName)}
+	connect(a, aName, b, bName, unix.IFF_TUN)
+}
+
+// Tap is Tun for Ethernet frames, as virtual machines have them.
+func Tap(a *Host, aName string, b *Host, bName string) {
+	a.tb.Helper()
+	connect(a, aName, b, bName, unix.IFF_TAP)
+}
+
+func connect(a *Host, aName string, b *Host, bName string, kind uint16) {
+	a.tb.Helper()
+	ends := [2]*os.File{a.tun(aName, kind), b.tun(bName, kind)}
 	for i := range ends {
 		go carry(ends[i], ends[1-i])
 	}
@@ -44,16 +55,16 @@ func carry(from, to *os.File) {
 	}
 }
 
-func (h *Host) tun(name string) (end *os.File) {
+func (h *Host) tun(name string, kind uint16) (end *os.File) {
 	h.tb.Helper()
-	h.must("add tun "+name, h.Do(func() error {
+	h.must("add tun device "+name, h.Do(func() error {
 		fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		request, err := unix.NewIfreq(name)
 		if err == nil {
-			request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+			request.SetUint16(kind | unix.IFF_NO_PI)
 			err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request)
 		}
 		if err != nil {

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"testing"
+
+	"hairpin/test/lab"
+)
+
+// hopsChange is how soon packets go another way without a daemon: a next hop is asked for once a second.
+const hopsChange = 2 * atOnce
+
+// hopChanges are the ways in which where a packet goes may change while connections stand.
+var hopChanges = []struct {
+	name string
+	do   func(n *lab.Network)
+}{
+	{"MAC address of the server", func(n *lab.Network) { changeMAC(n.Server, "eth0") }},
+	{"MAC address of the client", func(n *lab.Network) { changeMAC(n.Client, "eth0") }},
+	{"MAC address of the gateway", func(n *lab.Network) { changeMAC(n.Internet, "eth0") }},
+	{"MAC address of the router", func(n *lab.Network) { changeMAC(n.Router, "lan0") }},
+	{"neighbours flushed", func(n *lab.Network) {
+		n.Router.Run("ip", "neigh", "flush", "all")
+		n.Router.Run("ip", "-6", "neigh", "flush", "all")
+	}},
+	{"server behind another LAN", moveServer},
+}
+
+// changeMAC gives an interface another MAC address, of which its host tells by itself, as when an address moves
+// to a spare machine.
+func changeMAC(h *lab.Host, dev string) {
+	h.Sysctl("net/ipv4/conf/"+dev+"/arp_notify", "1")
+	h.Sysctl("net/ipv6/conf/"+dev+"/ndisc_notify", "1")
+	mac := h.HardwareAddr(dev)
+	mac[5] ^= 0xff
+	h.SetHardwareAddr(dev, mac)
+}
+
+// moveServer takes the server out of the client's LAN: from now on it is behind the guest, which is a router.
+func moveServer(n *lab.Network) {
+	const inner, innerLink = "192.168.3.1", "fe80::3"
+	lab.Cable(n.Guest, "eth1", n.Server, "eth1")
+	enable6(n.Guest)
+	enable6(n.Server)
+	n.Guest.Sysctl("net/ipv4/ip_forward", "1")
+	n.Guest.Sysctl("net/ipv6/conf/all/forwarding", "1")
+	n.Guest.Address("eth1", inner+"/32")
+	address6(n.Guest, "eth1", innerLink+"/64")
+	n.Guest.Route("eth1", lab.Server+"/32", "", "")
+	n.Guest.Route("eth1", server6+"/128", "", "")
+
+	n.Server.Address("eth1", lab.Server+"/32")
+	n.Server.Run("ip", "link", "set", "eth0", "down")
+	address6(n.Server, "eth1", server6+"/128")
+	n.Server.Route("eth1", inner+"/32", "", "")
+	n.Server.Route("eth1", "0.0.0.0/0", inner, "")
+	n.Server.Route("eth1", "::/0", innerLink, "")
+
+	n.Router.Route("lan1", lab.Server+"/32", lab.Guest, "")
+	n.Router.Route("lan1", server6+"/128", guest6, "")
+}
+
+// TestNextHopsChange: connections go on by every path when what is next on their way becomes another: at
+// once with the daemon, and within about a second without.
+func TestNextHopsChange(t *testing.T) {
+	for _, mode := range hookModes {
+		for _, killed := range []bool{false, true} {
+			name, within := mode, atOnce
+			if killed {
+				name, within = mode+", no daemon", hopsChange
+			}
+			t.Run(name, func(t *testing.T) {
+				c := newChanging(t, mode)
+				open := standings(t, c.Internet, c.Client, c.Router)
+				if killed {
+					c.hp.Kill()
+				}
+				for _, change := range hopChanges {
+					t.Run(change.name, func(t *testing.T) {
+						change.do(c.For(t))
+						stand(t, open, within)
+					})
+				}
+			})
+		}
+	}
+}
+
+// TestNeighboursFlushed: nothing is lost of what goes on while the router forgets its neighbours.
+func TestNeighboursFlushed(t *testing.T) {
+	for _, mode := range hookModes {
+		t.Run(mode, func(t *testing.T) {
+			s := startService(t, mode)
+			for range 20 {
+				s.Router.Run("ip", "neigh", "flush", "all")
+				s.advance(1)
+			}
+			s.finish()
+		})
+	}
+}
