@@ -89,6 +89,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
 	__u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
+	enum reason undecided;
 	enum verdict verdict;
 
 	/* A frame of several buffers needs more of its output device than a devmap tells: TC's. */
@@ -106,9 +107,10 @@ int hairpin_xdp(struct xdp_md *ctx)
 		verdict = VERDICT_DROP;
 		work->rw.reason = REASON_WRITE_FAILED;
 	}
-	if ((verdict == VERDICT_DROP || verdict == VERDICT_REFUSE) && xdp_other_host(&work->pkt)) {
+	undecided = verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? xdp_undecided(&work->pkt) : REASON_NONE;
+	if (undecided != REASON_NONE) {
 		verdict = VERDICT_DEFER;
-		work->rw.reason = REASON_OTHER_HOST;
+		work->rw.reason = undecided;
 	}
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);

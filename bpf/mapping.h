@@ -44,15 +44,23 @@ static __always_inline __be16 mapping_port(struct work *work)
 	return known ? known->port : work->open.key.sport;
 }
 
+static __always_inline const struct mapping *mapping_fresh(struct work *work)
+{
+	struct mapping *fresh = &work->fresh;
+
+	fresh->client = work->open.key.src;
+	fresh->client_port = work->open.key.sport;
+	fresh->port = work->open.answer.dport;
+	return fresh;
+}
+
 /* Makes the answer's port this client's. False: it is another one's. */
 static __always_inline bool mapping_claim(struct work *work)
 {
 	const struct tuple *client = &work->open.key;
-	struct mapping fresh = { .client = client->src, .client_port = client->sport,
-				 .port = work->open.answer.dport };
 	const struct mapping *owner;
 
-	if (bpf_map_update_elem(&mappings, mapping_of_port(work), &fresh, BPF_NOEXIST) == 0)
+	if (bpf_map_update_elem(&mappings, mapping_of_port(work), mapping_fresh(work), BPF_NOEXIST) == 0)
 		return true;
 	owner = bpf_map_lookup_elem(&mappings, mapping_of_port(work));
 	return owner && owner->client_port == client->sport && addr_equal(&owner->client, &client->src);
@@ -61,8 +69,5 @@ static __always_inline bool mapping_claim(struct work *work)
 /* The client keeps the port it got first. */
 static __always_inline void mapping_keep(struct work *work)
 {
-	struct mapping fresh = { .client = work->open.key.src, .client_port = work->open.key.sport,
-				 .port = work->open.answer.dport };
-
-	bpf_map_update_elem(&mappings, mapping_of_client(work), &fresh, BPF_NOEXIST);
+	bpf_map_update_elem(&mappings, mapping_of_client(work), mapping_fresh(work), BPF_NOEXIST);
 }

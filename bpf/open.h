@@ -188,8 +188,9 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 	return connected;
 }
 
-/* Would a reflected connection's answers be taken for those of a socket or a forward of the router? */
-static __always_inline bool open_port_taken(void *ctx, struct work *work)
+/* Would a reflected connection's answers be taken for those of a socket or a forward of the router? A stack
+ * frame of its own. */
+static __noinline bool open_port_taken(void *ctx, struct work *work)
 {
 	const struct tuple *answer = &work->open.answer;
 	struct external *external = bpf_map_lookup_elem(&externals, &answer->dst);

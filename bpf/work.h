@@ -46,6 +46,7 @@ struct work {
 	struct bpf_sock_tuple sock;
 	struct tuple other;	/* key of the other direction */
 	struct tuple mapping;	/* key of one */
+	struct mapping fresh;	/* one being made */
 	struct opening open;
 	struct conn moving;	/* a copy on its way from half_open to conns */
 	struct held_key held;

@@ -32,12 +32,15 @@ static __always_inline bool xdp_fit(const struct packet *pkt)
 	       (pkt->tuple.protocol == IPPROTO_TCP || pkt->tuple.protocol == IPPROTO_UDP);
 }
 
-/* In promiscuous mode: whatever it is, it is not this router's to drop. */
-static __always_inline bool xdp_other_host(const struct packet *pkt)
+/* Is it TC's to say whether it is dropped, and why? To another host, in promiscuous mode, it is not this
+ * router's to drop. And what is attached to a bond runs at its ports, of which nothing is known. */
+static __always_inline enum reason xdp_undecided(const struct packet *pkt)
 {
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
 
-	return in && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0;
+	if (!in)
+		return REASON_NOT_ATTACHED;
+	return __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0 ? REASON_OTHER_HOST : REASON_NONE;
 }
 
 /* The only place that turns an offset into a pointer. The verifier grants no range to an offset that may

@@ -15,6 +15,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 
 	"hairpin/maps"
+	"hairpin/test/lab"
 )
 
 const clientISN, serverISN = 1000, 900000
@@ -238,6 +239,21 @@ func TestOpening(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestPortOfABond: XDP on a bond runs at its ports, which nobody watches. What opens a connection is left
+// to TC, at the bond; what follows is sent.
+func TestPortOfABond(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	lab.Cable(b.router, "member0", lab.NewHost(t, "other"), "eth0")
+	member := port{index: b.router.Index("member0")}
+	f := b.flows(false, 20000)["from the Internet"]
+	in, _ := f.in(tcp("S", clientISN, 0))
+	if got := b.xdp(t, member, in.bytes()); got.code != xdpPass || !bytes.Equal(got.data, in.bytes()) {
+		t.Fatalf("xdp answers %d to an opening, want it to leave this to tc", got.code)
+	}
+	in, want := f.in(tcp("PA", clientISN+1, serverISN+1), payload("x"))
+	hooks[1].sends(t, f, func() { f.open(t) }, member, in, want)
 }
 
 // TestUDPChecksumZero: none stays none (RFC 768), and one that becomes zero is written 0xffff.

@@ -15,7 +15,7 @@ import (
 )
 
 // deviceBytes go over each TCP connection, each way.
-const deviceBytes = 500_000
+const deviceBytes = 100_000
 
 // datagramSizes are of one byte, of a usual and of a large packet, and of several fragments.
 var datagramSizes = []int{1, 512, 1300, 5000}

@@ -232,7 +232,7 @@ func joinPPPoE(t *testing.T, l line) {
 	if err := os.WriteFile(options, []byte(strings.Join(pppOptions(host), "\n")+"\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	dial(t, host, []string{"pppoe-server", "-F", "-k", "-I", lower(host.dev), "-O", options,
+	dial(t, host, []string{"pppoe-server", "-F", "-I", lower(host.dev), "-O", options,
 		"-L", host.net.Addr().String(), "-R", router.net.Addr().String()})
 	dial(t, router, append([]string{"pppd", "plugin", "rp-pppoe.so", "nic-" + lower(router.dev), "noipdefault"}, pppOptions(router)...))
 	negotiated(t, l)

@@ -21,7 +21,7 @@ var initScript string
 // PATH; one with a slash may have wildcards.
 var programs = []string{
 	"busybox", "modprobe", "ip", "tc", "nft", "wg", "ping", "traceroute", "tracepath", "curl",
-	"pppd", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
+	"pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
 }
 
 // inGuest is where a guest has hairpin, its tests and the list of what to run.
@@ -56,7 +56,7 @@ func layOut(root string) error {
 		}
 	}
 	for link, target := range map[string]string{
-		"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "var/run": "../run",
+		"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "var/run": "../run", "usr/bin/sh": "busybox",
 	} {
 		if err := os.Symlink(target, filepath.Join(root, link)); err != nil {
 			return err
