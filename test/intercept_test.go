@@ -3,10 +3,16 @@
 package test
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"hairpin/test/lab"
 )
@@ -25,12 +31,11 @@ const (
 	excepted6 = "fd00:1::99"
 )
 
-// newResolverNetwork makes the usual network with both families, whose LANs are routed without masquerading, and
-// a name server on every host but the client. Each has an answer of its own to who.test, and asks the public one
-// for all other names.
-func newResolverNetwork(t *testing.T) (n *lab.Network, resolvers map[*lab.Host]*lab.Process) {
+// newPublicNetwork makes the usual network with both families, whose LANs are routed without masquerading, with
+// the addresses of public name servers on the Internet host.
+func newPublicNetwork(t *testing.T) *lab.Network {
 	t.Helper()
-	n = newNetwork6(t)
+	n := newNetwork6(t)
 	n.Internet.Address("eth0", public+"/32", otherPublic+"/32")
 	address6(n.Internet, "eth0", public6+"/128", otherPublic6+"/128")
 	n.Internet.Route("eth0", "192.168.0.0/16", lab.External, "")
@@ -38,6 +43,14 @@ func newResolverNetwork(t *testing.T) (n *lab.Network, resolvers map[*lab.Host]*
 	n.Client.Address("eth0", excepted+"/32")
 	// Not the one that is used unasked.
 	n.Client.Run("ip", "-6", "address", "add", excepted6+"/128", "dev", "eth0", "nodad", "preferred_lft", "0")
+	return n
+}
+
+// newResolverNetwork has a name server on every host but the client. Each has an answer of its own to who.test,
+// and asks the public one for all other names.
+func newResolverNetwork(t *testing.T) (n *lab.Network, resolvers map[*lab.Host]*lab.Process) {
+	t.Helper()
+	n = newPublicNetwork(t)
 	resolvers = map[*lab.Host]*lab.Process{
 		n.Internet: n.Internet.Start(resolverArgs("public", "--address=/up.test/192.0.2.1", "--listen-address="+strings.Join([]string{public, otherPublic, public6, otherPublic6}, ","))...),
 		n.Router:   n.Router.Start(resolverArgs("router", "--server="+public, "--listen-address="+lab.RouterLAN+","+routerLAN6)...),
@@ -174,5 +187,136 @@ func wantUntouched(t *testing.T, n *lab.Network, hp *lab.Hairpin) {
 	}
 	if after := show(t, hp, "conn", "show").Connections; len(after) > before {
 		t.Errorf("%d connections have become %+v", before, after)
+	}
+}
+
+// question is a socket that asks who is at the other end.
+type question struct{ net.Conn }
+
+func (q question) ask() (string, error) {
+	// Of UDP the first datagram may be lost while a neighbour is being found.
+	var err error
+	for range 10 {
+		q.SetDeadline(time.Now().Add(lab.Patience / 10))
+		if _, err = q.Write([]byte("who?")); err != nil {
+			return "", err
+		}
+		answer := make([]byte, 100)
+		var length int
+		if length, err = q.Read(answer); err == nil {
+			return string(answer[:length]), nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return "", err
+		}
+	}
+	return "", err
+}
+
+func askTCP(t *testing.T, h *lab.Host, address string) question {
+	return newQuestion(t, h, "tcp", address)
+}
+func askUDP(t *testing.T, h *lab.Host, address string) question {
+	return newQuestion(t, h, "udp", address)
+}
+
+func newQuestion(t *testing.T, h *lab.Host, network, address string) (q question) {
+	t.Helper()
+	dialer := net.Dialer{Timeout: lab.Patience}
+	if err := h.Do(func() (err error) {
+		q.Conn, err = dialer.DialContext(context.Background(), network, address)
+		return err
+	}); err != nil {
+		t.Fatalf("%s: %v", h.Name, err)
+	}
+	t.Cleanup(func() { q.Close() })
+	return q
+}
+
+func wantName(t *testing.T, when, want string, questions ...question) {
+	t.Helper()
+	for _, q := range questions {
+		if got, err := q.ask(); err != nil || got != want {
+			t.Errorf("%s, %s from %s: %q answers, want %s (%v)", when, q.RemoteAddr().Network(), q.LocalAddr(), got, want, err)
+		}
+	}
+}
+
+// serveName answers everything by its own name, over TCP and UDP.
+func serveName(t *testing.T, h *lab.Host, address, name string) {
+	t.Helper()
+	var listener net.Listener
+	var datagrams net.PacketConn
+	must(h.Do(func() (err error) {
+		if listener, err = net.Listen("tcp", address); err == nil {
+			datagrams, err = net.ListenPacket("udp", address)
+		}
+		return err
+	}))
+	t.Cleanup(func() { listener.Close(); datagrams.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				for data := make([]byte, 100); ; {
+					if _, err := c.Read(data); err != nil {
+						return
+					}
+					io.WriteString(c, name)
+				}
+			}()
+		}
+	}()
+	go func() {
+		for data := make([]byte, 100); ; {
+			_, peer, err := datagrams.ReadFrom(data)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				datagrams.WriteTo([]byte(name), peer)
+			}
+		}
+	}()
+}
+
+// TestInterceptComesAndGoes: what was asked before goes on, and afterwards the very same client reaches at once
+// whom it asks, whatever it used.
+func TestInterceptComesAndGoes(t *testing.T) {
+	for _, mode := range []string{"tc", "xdp"} {
+		for _, family := range []struct{ name, public, other, router string }{
+			{"IPv4", public + ":53", otherPublic + ":53", lab.RouterLAN + ":53"},
+			{"IPv6", "[" + public6 + "]:53", "[" + otherPublic6 + "]:53", "[" + routerLAN6 + "]:53"},
+		} {
+			t.Run(mode+", "+family.name, func(t *testing.T) {
+				n := newPublicNetwork(t)
+				n.SetOffloads(offloadsFor(mode))
+				for _, at := range []string{family.public, family.other} {
+					serveName(t, n.Internet, at, "public")
+				}
+				serveName(t, n.Router, family.router, "router")
+				hp := start(t, n, mode, "")
+				before, reused := askTCP(t, n.Client, family.public), askUDP(t, n.Client, family.public)
+				wantName(t, "before", "public", before, reused)
+
+				hp.Write(config(mode, interceptTo(lab.RouterLAN, routerLAN6)))
+				hp.Reload()
+				wantName(t, "a connection that was there", "public", before)
+				during := askTCP(t, n.Client, family.public)
+				wantName(t, "while it is there", "router", during, reused)
+				wantName(t, "whom it leaves alone", "public", askTCP(t, n.Client, family.other), askUDP(t, n.Client, family.other))
+
+				hp.Run("forward", "del", "dns", "dns6")
+				wantName(t, "a connection that was never intercepted", "public", before)
+				wantName(t, "afterwards", "public", askTCP(t, n.Client, family.public), reused)
+				if name, err := during.ask(); err == nil {
+					t.Errorf("an intercepted connection goes on without its intercept: %s answers", name)
+				}
+			})
+		}
 	}
 }
