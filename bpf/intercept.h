@@ -6,6 +6,12 @@
 #include "conn.h"
 #include "forward.h"
 
+/* Was it made by an intercept? No address is its, so that has the intercept's own stamp. */
+static __always_inline bool intercept_made(const struct conn *conn)
+{
+	return conn->address.id == conn->forward.id;
+}
+
 /* Costs what has other ports a look at the settings. Neither what an intercept leads to nor who is excepted is
  * caught, asking or being asked. */
 static __always_inline struct forward *intercept_find(const struct packet *pkt)

@@ -303,10 +303,12 @@ static __always_inline enum verdict nat_follow_half(void *ctx, struct work *work
 }
 
 /* Nothing more may be said on it: it is over, and this begins no other. What a server still says must not leave
- * with its own address. */
+ * with its own address. Whom a client asks that is intercepted no more hears it. */
 static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, bool served)
 {
-	return !conn->opener || (conn_over(conn) && (!pkt->opens || !served));
+	bool begins = pkt->opens && (served || intercept_made(conn));
+
+	return !conn->opener || (conn_over(conn) && !begins);
 }
 
 /* Makes the connection that this packet opens. */

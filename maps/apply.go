@@ -91,6 +91,13 @@ func (t *Tables) compile(c Config, running *document) (*program, error) {
 	for _, external := range present {
 		have.lastExternal = max(have.lastExternal, external.Fixed, external.Group)
 	}
+	interfaces, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, link := range interfaces {
+		have.lastExternal = max(have.lastExternal, link.InterceptV4, link.InterceptV6)
+	}
 	p, err := compile(c, running, have)
 	if err != nil {
 		return nil, err
@@ -108,7 +115,7 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 		return fmt.Errorf("the forwards need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
 	}
 	if need, limit := uint32(len(p.sources)), spec.Maps[bpf.HairpinMapAllow].InnerMap.MaxEntries; need > limit {
-		return fmt.Errorf("the from lists have %d networks, but the table holds %d", need, limit)
+		return fmt.Errorf("the from and except lists have %d networks, but the table holds %d", need, limit)
 	}
 	if need, limit := uint32(len(p.standInKeys)), spec.Maps[bpf.HairpinMapStandIns].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("reflection.prefixes needs %d table entries, two for each network, but the table holds %d", need, limit)
@@ -163,7 +170,7 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		}},
 		{"store from lists", func() error {
 			return fillSlot(t.objs.Allow, slot, func() (*ebpf.Map, error) {
-				return newTrie(bpf.HairpinMapAllow, p.sources, bytes.Repeat([]uint8{1}, len(p.sources)))
+				return newTrie(bpf.HairpinMapAllow, p.sources, p.allowed)
 			})
 		}},
 		{"store stand-ins", func() error {
@@ -369,40 +376,47 @@ func targets(docs ...*document) map[bpf.HairpinAddr]bool {
 // for its own. Those of the running ones stay until the swap; what a writer that
 // failed has left goes, and makes room.
 func (t *Tables) addTargets(doc, running *document) error {
-	present, err := t.keepTargets(targets(doc, running))
+	present, err := keepAddresses(t.objs.Targets, targets(doc, running))
 	if err != nil {
-		return err
+		return fmt.Errorf("targets: %w", err)
 	}
-	var missing []bpf.HairpinAddr
-	for addr := range targets(doc) {
-		if _, there := present[addr]; !there {
-			missing = append(missing, addr)
-		}
-	}
-	ones := bytes.Repeat([]uint8{1}, len(missing))
-	return putAll(t.objs.Targets, missing, ones, 1)
+	return addAddresses(t.objs.Targets, targets(doc), present)
 }
 
 func (t *Tables) dropTargets(doc *document) error {
-	_, err := t.keepTargets(targets(doc))
-	return err
+	if _, err := keepAddresses(t.objs.Targets, targets(doc)); err != nil {
+		return fmt.Errorf("targets: %w", err)
+	}
+	return nil
 }
 
-// keepTargets forgets every target that is not wanted, and returns what was there.
-func (t *Tables) keepTargets(wanted map[bpf.HairpinAddr]bool) (map[bpf.HairpinAddr]uint8, error) {
-	present, err := readAll[bpf.HairpinAddr, uint8](t.objs.Targets)
+// keepAddresses forgets every address that is not wanted, and returns what was
+// there.
+func keepAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool) (map[bpf.HairpinAddr]uint8, error) {
+	present, err := readAll[bpf.HairpinAddr, uint8](set)
 	if err != nil {
-		return nil, fmt.Errorf("list targets: %w", err)
+		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for addr := range present {
 		if wanted[addr] {
 			continue
 		}
-		if err := drop(t.objs.Targets, addr); err != nil {
-			return nil, fmt.Errorf("forget target %s: %w", fromAddr(addr), err)
+		if err := drop(set, addr); err != nil {
+			return nil, fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
 		}
 	}
 	return present, nil
+}
+
+// addAddresses adds those that are wanted and not among the present ones.
+func addAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool, present map[bpf.HairpinAddr]uint8) error {
+	var missing []bpf.HairpinAddr
+	for addr := range wanted {
+		if _, there := present[addr]; !there {
+			missing = append(missing, addr)
+		}
+	}
+	return putAll(set, missing, bytes.Repeat([]uint8{1}, len(missing)), 1)
 }
 
 func (t *Tables) setSettings(c Config) error {
@@ -425,8 +439,8 @@ func (c Config) settings() bpf.HairpinSettings {
 		PortHold:       uint64(c.Timeouts.PortHold),
 		IcmpInterval:   second / uint64(max(1, c.ICMP.Rate)),
 		SourceLimit:    c.PerSource(),
-		InterceptFirst: 1, // above the last one: there is none
 	}
+	settings.InterceptFirst, settings.InterceptLast = c.interceptSpan()
 	if len(c.StandIns) > 0 {
 		settings.StandIns = 1
 	}

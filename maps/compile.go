@@ -81,7 +81,7 @@ func compareSettings(from, to Config) (keys []string) {
 		{"timeouts.port_hold", from.Timeouts.PortHold, to.Timeouts.PortHold},
 		{"icmp.refuse", sorted(from.ICMP.Refuse), sorted(to.ICMP.Refuse)},
 		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
-		{"reflection.default", from.reflectOf(Forward{}), to.reflectOf(Forward{})},
+		{"reflection.default", from.ReflectOf(Forward{}), to.ReflectOf(Forward{})},
 		{"reflection.prefixes", sortedStandIns(from.StandIns), sortedStandIns(to.StandIns)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
 		{"dns.write", dnsWrites(from), dnsWrites(to)},
@@ -128,10 +128,11 @@ func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) 
 
 // sameBehaviour reports whether the datapath does the same for both forwards.
 func sameBehaviour(fc Config, f Forward, gc Config, g Forward) bool {
-	return f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
-		f.TargetPorts() == g.TargetPorts() && fc.reflectOf(f) == gc.reflectOf(g) &&
+	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
+		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
+		f.TargetPorts() == g.TargetPorts() && fc.ReflectOf(f) == gc.ReflectOf(g) &&
 		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From) &&
-		(fc.reflectOf(f) != ReflectPrefix || sameSet(fc.standInsOf(f), gc.standInsOf(g)))
+		(fc.ReflectOf(f) != ReflectPrefix || sameSet(fc.standInsOf(f), gc.standInsOf(g)))
 }
 
 func sameSet[T comparable](a, b []T) bool {
@@ -146,6 +147,7 @@ type program struct {
 	keys    []bpf.HairpinForwardKey
 	values  []bpf.HairpinForward
 	sources []bpf.HairpinAllowKey
+	allowed []uint8 // of sources: 1 or 0
 
 	standInKeys []bpf.HairpinStandInKey
 	standIns    []bpf.HairpinStandIn
@@ -158,7 +160,7 @@ type program struct {
 type inventory struct {
 	epoch        func(id uint32) (uint32, error)
 	forwardIDs   uint32 // ids of forwards are 1 to this
-	lastExternal uint32 // highest external id that any address still has
+	lastExternal uint32 // highest external id that any address or interface still has
 }
 
 // compile turns a valid configuration into table entries. A forward that does
@@ -171,8 +173,8 @@ func compile(c Config, running *document, have inventory) (*program, error) {
 	if err := p.assignStamps(running, have); err != nil {
 		return nil, err
 	}
-	p.assignExternals(running, have)
 	listening := p.listening()
+	p.assignExternals(listening, running, have)
 	for _, at := range slices.SortedFunc(maps.Keys(p.doc.Externals), comparePlace) {
 		layers := [][]int{listening[at]}
 		if at.Interface != "" {
@@ -182,10 +184,8 @@ func compile(c Config, running *document, have inventory) (*program, error) {
 			return nil, err
 		}
 	}
-	for i, f := range c.Forwards {
-		for _, prefix := range f.From {
-			p.sources = append(p.sources, allowKey(p.doc.Stamps[i].id, prefix))
-		}
+	for i := range c.Forwards {
+		p.addSources(i)
 	}
 	p.addStandIns()
 	p.addOrigins()
@@ -228,10 +228,11 @@ func (p *program) assignStamps(running *document, have inventory) error {
 }
 
 // assignExternals gives every fixed address an id and every WAN interface two,
-// so that no address is looked up among forwards of the other family. Old ids
-// stay; a new one is higher than any that an address may still have, for
-// addresses do not swap together with the forwards.
-func (p *program) assignExternals(running *document, have inventory) {
+// so that no address is looked up among forwards of the other family; a LAN
+// interface has one for each family that is intercepted there. Old ids stay; a
+// new one is higher than any that an address or interface may still have, for
+// these do not swap together with the forwards.
+func (p *program) assignExternals(listening map[place][]int, running *document, have inventory) {
 	p.doc.Externals = map[place]uint32{}
 	last := have.lastExternal
 	for _, id := range running.Externals {
@@ -252,9 +253,16 @@ func (p *program) assignExternals(running *document, have inventory) {
 		add(interfacePlace(name, false))
 		add(interfacePlace(name, true))
 	}
+	for _, name := range p.doc.Config.LAN {
+		for _, at := range []place{lanPlace(name, false), lanPlace(name, true)} {
+			if len(listening[at])+len(listening[at.everywhere()]) > 0 {
+				add(at)
+			}
+		}
+	}
 	for _, f := range p.doc.Config.Forwards {
 		if f.External.Address.IsValid() {
-			add(f.place())
+			add(addressPlace(f.External.Address))
 		}
 	}
 }
@@ -271,8 +279,9 @@ func (p *program) listening() map[place][]int {
 	})
 	listening := map[place][]int{}
 	for _, i := range order {
-		at := forwards[i].place()
-		listening[at] = append(listening[at], i)
+		for _, at := range forwards[i].places() {
+			listening[at] = append(listening[at], i)
+		}
 	}
 	return listening
 }
@@ -334,7 +343,7 @@ func (p *program) add(key bpf.HairpinForwardKey, owner int) error {
 
 func (p *program) value(i int) (bpf.HairpinForward, error) {
 	f := &p.doc.Config.Forwards[i]
-	mode, ok := valueOf(names().reflects, string(p.doc.Config.reflectOf(*f)))
+	mode, ok := valueOf(names().reflects, string(p.doc.Config.ReflectOf(*f)))
 	if !ok {
 		return bpf.HairpinForward{}, fmt.Errorf("forward %s: the datapath knows no reflect mode %s", Quote(f.Name), Quote(string(f.Reflect)))
 	}
@@ -344,7 +353,7 @@ func (p *program) value(i int) (bpf.HairpinForward, error) {
 		Reflect:   bpf.HairpinReflect(mode),
 		PortShift: f.portShift(),
 	}
-	if len(f.From) > 0 {
+	if len(f.From) > 0 || f.Intercept {
 		value.Restricted = 1
 	}
 	return value, nil

@@ -96,11 +96,14 @@ func DefaultConfig() Config {
 // PerSource is how many connections one client address may have.
 func (c Config) PerSource() uint32 { return cmp.Or(c.MaxPerSource, max(1, c.MaxConnections/2)) }
 
-// reflectOf is the mode a forward has, its own or the default.
-func (c Config) reflectOf(f Forward) Reflect {
+// ReflectOf is the mode a forward has, its own or the default; that of intercepts
+// is auto.
+func (c Config) ReflectOf(f Forward) Reflect {
 	switch {
 	case f.Reflect != "":
 		return f.Reflect
+	case f.Intercept:
+		return ReflectAuto
 	case c.Reflection != "":
 		return c.Reflection
 	}

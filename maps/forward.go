@@ -136,7 +136,8 @@ func ParseReflect(text string) (Reflect, error) {
 }
 
 // Forward is a rule: what arrives for an external address and its ports goes to
-// the target.
+// the target. An intercept is one too, but takes what clients of LANs ask its
+// ports of, whatever address that is: it has no External, From and Hosts.
 type Forward struct {
 	Name       string         `json:"name"`
 	Protocols  []Protocol     `json:"protocol"`
@@ -146,33 +147,41 @@ type Forward struct {
 	TargetPort uint16         `json:"target_port,omitempty"` // of Ports.First; 0: the same ports
 	From       []netip.Prefix `json:"from,omitempty"`        // who may connect; empty: everybody
 	Reflect    Reflect        `json:"reflect,omitempty"`
-	Hosts      []string       `json:"hosts,omitempty"`  // names for split DNS, as ParseHost gives them
+	Hosts      []string       `json:"hosts,omitempty"` // names for split DNS, as ParseHost gives them
+	Intercept  bool           `json:"intercept,omitempty"`
+	LAN        []string       `json:"lan,omitempty"`    // of an intercept: interfaces; empty: every LAN interface
+	Except     []netip.Prefix `json:"except,omitempty"` // of an intercept: who and what is left alone
 	Source     string         `json:"source,omitempty"` // where it was written, such as FILE:LINE
 }
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
 
-func checkName(name string) error {
-	if !namePattern.MatchString(name) {
-		return fmt.Errorf("%s is not a name for a forward; a name has 1 to 32 of a-z, 0-9, dot, underscore and dash, and starts with a letter or digit", Quote(name))
+func (f *Forward) checkName() error {
+	if !namePattern.MatchString(f.Name) {
+		return fmt.Errorf("%s is not a name for %s; a name has 1 to 32 of a-z, 0-9, dot, underscore and dash, and starts with a letter or digit", Quote(f.Name), f.one())
 	}
 	return nil
 }
 
 // ExternalString is the address or interface and the ports as the command line
-// writes them, such as "wan0:443"; a 1:1 forward has the port "any".
+// writes them, such as "wan0:443"; a 1:1 forward has the port "any". An intercept
+// may have several interfaces, as in "lan0,lan1:53".
 func (f Forward) ExternalString() string {
 	ports := f.Ports.String()
 	if f.Ports.Every() {
 		ports = anyPort
 	}
-	if f.External == (External{}) {
-		return ports
-	}
 	if f.External.Address.IsValid() {
 		return withPorts(f.External.Address, ports)
 	}
-	return f.External.Interface + ":" + ports
+	where := strings.Join(f.LAN, ",")
+	if !f.Intercept {
+		where = f.External.Interface
+	}
+	if where == "" {
+		return ports
+	}
+	return where + ":" + ports
 }
 
 // TargetPorts are the ports at the target, as many as f.Ports.
@@ -202,11 +211,15 @@ func withPorts(addr netip.Addr, ports string) string {
 	return addr.String() + ":" + ports
 }
 
-// String is the forward in the grammar of ParseForward.
+// String is the forward in the grammar of ParseForward. An intercept is written
+// alike, with who is excepted behind its target.
 func (f Forward) String() string {
 	words := []string{f.Name, joined(f.Protocols), f.ExternalString(), "to", f.TargetString()}
 	if len(f.From) > 0 {
 		words = append(words, "from", joined(f.From))
+	}
+	if len(f.Except) > 0 {
+		words = append(words, "except", joined(f.Except))
 	}
 	if f.Reflect != "" {
 		words = append(words, "reflect", string(f.Reflect))

@@ -53,7 +53,8 @@ type Interface struct {
 // now, writing only what differs. Connections to an address that went are over.
 // Call it after Apply and after each change of links and addresses, under the
 // writer lock. Of an interface's own addresses the datapath knows eight, of both
-// families if it has both; forwards listen on all.
+// families if it has both; forwards listen on all. Interfaces without a role
+// count for what is the router's own.
 func (t *Tables) SetInterfaces(ifs []Interface) error {
 	doc, _, err := t.running()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -62,10 +63,14 @@ func (t *Tables) SetInterfaces(ifs []Interface) error {
 	if err := t.finish(doc); err != nil {
 		return err
 	}
+	locals := wantedLocals(doc, ifs)
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
+	}
+	if err := t.putLocals(locals); err != nil {
+		return err
 	}
 	// A new interface is known before its addresses, a gone one is forgotten after them.
 	if err := t.putInterfaces(doc, ifs, present); err != nil {
@@ -122,6 +127,10 @@ func (t *Tables) putInterfaces(doc *document, ifs []Interface, present map[uint3
 		// The MTU of the loopback device is no other one's.
 		if link.Role == RoleLocal || doc.Config.clamps(link) {
 			value.MssMtu = uint32(max(0, link.MTU))
+		}
+		if link.Role == RoleLAN {
+			value.InterceptV4 = doc.Externals[lanPlace(link.Name, false)]
+			value.InterceptV6 = doc.Externals[lanPlace(link.Name, true)]
 		}
 		if present[uint32(link.Index)] == value {
 			continue

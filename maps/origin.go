@@ -41,7 +41,7 @@ func (p *program) claim(at place, protocol Protocol, tree *portTree, below int) 
 	}
 	tree.eachRun(below, func(first, last, owner int) {
 		f := &c.Forwards[owner]
-		if c.reflectOf(*f) != ReflectPrefix {
+		if c.ReflectOf(*f) != ReflectPrefix {
 			return
 		}
 		shift := f.portShift()
@@ -50,7 +50,11 @@ func (p *program) claim(at place, protocol Protocol, tree *portTree, below int) 
 			p.claims = map[service][]claim{}
 		}
 		to := service{f.Target, protocol}
-		p.claims[to] = append(p.claims[to], claim{from, from + last - first, bpf.HairpinOrigin{External: p.doc.Externals[at], PortShift: shift}})
+		origin := bpf.HairpinOrigin{External: p.doc.Externals[at], PortShift: shift}
+		if f.Intercept {
+			origin.External = 0 // its clients may have asked anybody
+		}
+		p.claims[to] = append(p.claims[to], claim{from, from + last - first, origin})
 	})
 }
 

@@ -21,7 +21,7 @@ func ParseForward(args []string) (Forward, error) {
 		return Forward{}, fmt.Errorf("forward needs %s", ForwardSyntax)
 	}
 	p := forwardParser{Forward: Forward{Name: args[0]}}
-	p.check("name", checkName(args[0]))
+	p.check("name", p.checkName())
 	p.protocols(args[1])
 	p.external(args[2])
 	if args[3] != "to" {

@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 type Problem struct {
 	Index   int    // place of the forward in Config.Forwards, -1 if it is not about one
 	Forward string // name of the forward, "" if it is not about one
+	Kind    string // what the forward is called, "" for "forward"
 	Field   string // key of the configuration file, such as "to" or "timeouts.udp"
 	Message string // what is wrong
 	Hint    string // what to do, "" if the message says it
@@ -23,7 +25,7 @@ type Problem struct {
 func (p *Problem) Error() string {
 	var text strings.Builder
 	if p.Index >= 0 {
-		fmt.Fprintf(&text, "forward %s: ", Quote(p.Forward))
+		fmt.Fprintf(&text, "%s %s: ", cmp.Or(p.Kind, "forward"), Quote(p.Forward))
 	}
 	if p.Field != "" {
 		text.WriteString(p.Field + ": ")
@@ -75,7 +77,7 @@ func Suggest(word string, known ...string) string {
 		return fmt.Sprintf("did you mean %q?", best)
 	case len(known) == 1:
 		return "only " + known[0] + " is possible here"
-	case len(known) > 1 && len(known) <= 9:
+	case len(known) > 1 && len(known) <= 10:
 		return "possible are " + strings.Join(known[:len(known)-1], ", ") + " and " + known[len(known)-1]
 	}
 	return ""

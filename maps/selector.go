@@ -59,7 +59,7 @@ func ParseSelector(args []string) (Selector, error) {
 func (s *Selector) set(word, value string) (err error) {
 	switch word {
 	case "forward":
-		s.Forward, err = value, checkName(value)
+		s.Forward, err = value, (&Forward{Name: value}).checkName()
 	case "proto":
 		s.Protocol, err = ParseProtocol(value)
 		if s.Protocol == Any {

@@ -53,7 +53,7 @@ func (v *validator) standIns() {
 		}
 	}
 	v.standInOverlaps()
-	if v.reflectOf(Forward{}) == ReflectPrefix && len(v.StandIns) == 0 {
+	if v.ReflectOf(Forward{}) == ReflectPrefix && len(v.StandIns) == 0 {
 		v.check(-1, "reflection.default", errors.New("prefix needs reflection.prefixes, which says what addresses stand in for the clients; there is none"))
 	}
 }
@@ -102,7 +102,7 @@ func (v *validator) inUse(s StandIn) error {
 	for i, f := range v.Forwards {
 		switch name := Quote(f.Name) + v.where(i); {
 		case f.Target.IsValid() && s.Network.Contains(f.Target):
-			return fmt.Errorf("%s has %s, the target of forward %s; stand-ins are addresses that nobody else has", s.Network, f.Target, name)
+			return fmt.Errorf("%s has %s, the target of %s %s; stand-ins are addresses that nobody else has", s.Network, f.Target, f.Kind(), name)
 		case f.External.Address.IsValid() && s.Network.Contains(f.External.Address):
 			return fmt.Errorf("%s has %s, the external address of forward %s; stand-ins are addresses that nobody else has", s.Network, f.External.Address, name)
 		}
@@ -160,7 +160,7 @@ func (v *validator) reflect(f *Forward) error {
 			return err
 		}
 	}
-	if v.reflectOf(*f) != ReflectPrefix || !f.Target.IsValid() || len(v.standInsOf(*f)) > 0 {
+	if v.ReflectOf(*f) != ReflectPrefix || !f.Target.IsValid() || len(v.standInsOf(*f)) > 0 {
 		return nil
 	}
 	if f.Reflect == "" && len(v.StandIns) == 0 {

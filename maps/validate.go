@@ -26,7 +26,8 @@ const (
 // machine: the error joins Problems. Forwards that contradict each other are
 // among them; a forward wins over another one that listens less specifically
 // (address, then interface, then every WAN interface), or equally so on a larger
-// range that holds its own, or for any protocol.
+// range that holds its own, or for any protocol. So it is among intercepts, and
+// none may catch what another one's target asks.
 func (c Config) Validate() error {
 	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
 	v.interfaces()
@@ -36,10 +37,14 @@ func (c Config) Validate() error {
 			v.fixed[f.External.Address] = i
 		}
 	}
-	for i := range c.Forwards {
+	for i, f := range c.Forwards {
+		if f.Intercept {
+			v.intercept(i)
+			continue
+		}
 		v.forward(i)
 	}
-	v.conflicts()
+	v.loops(v.conflicts())
 	return errors.Join(v.problems...)
 }
 
@@ -56,7 +61,7 @@ func (v *validator) check(index int, field string, err error) bool {
 	if err != nil {
 		p := &Problem{Index: index, Field: field, Message: err.Error()}
 		if index >= 0 {
-			p.Forward = v.Forwards[index].Name
+			p.Forward, p.Kind = v.Forwards[index].Name, v.Forwards[index].Kind()
 		}
 		v.problems = append(v.problems, p)
 	}
@@ -193,14 +198,18 @@ func (v *validator) forward(i int) {
 }
 
 func (v *validator) name(i int) error {
-	name := v.Forwards[i].Name
-	if err := checkName(name); err != nil {
+	f := &v.Forwards[i]
+	if err := f.checkName(); err != nil {
 		return err
 	}
-	if other, taken := v.names[name]; taken {
-		return fmt.Errorf("the name is taken by another forward%s", v.where(other))
+	if other, taken := v.names[f.Name]; taken {
+		whose := "another " + f.Kind()
+		if g := &v.Forwards[other]; g.Intercept != f.Intercept {
+			whose = g.one()
+		}
+		return fmt.Errorf("the name is taken by %s%s", whose, v.where(other))
 	}
-	v.names[name] = i
+	v.names[f.Name] = i
 	return nil
 }
 
@@ -386,8 +395,9 @@ func (v *validator) hosts(i int) {
 }
 
 // conflicts looks at forwards that listen at the same place for the same
-// protocol. Of two that share ports one must hold the other.
-func (v *validator) conflicts() {
+// protocol. Of two that share ports one must hold the other. It returns the pairs
+// of which neither does.
+func (v *validator) conflicts() map[[2]int]bool {
 	type listening struct {
 		place
 		Protocol
@@ -396,11 +406,13 @@ func (v *validator) conflicts() {
 	var order []listening
 	for i, f := range v.Forwards {
 		for _, protocol := range f.Protocols {
-			at := listening{f.place(), protocol}
-			if places[at] == nil {
-				order = append(order, at)
+			for _, where := range f.places() {
+				at := listening{where, protocol}
+				if places[at] == nil {
+					order = append(order, at)
+				}
+				places[at] = append(places[at], i)
 			}
-			places[at] = append(places[at], i)
 		}
 	}
 	reported := map[[2]int]bool{}
@@ -412,6 +424,7 @@ func (v *validator) conflicts() {
 			}
 		}
 	}
+	return reported
 }
 
 // overlaps gives pairs of forwards of which neither holds the other, the one
@@ -440,29 +453,32 @@ func (v *validator) overlaps(forwards []int) (pairs [][2]int) {
 
 func (v *validator) conflict(i, other int, protocol Protocol) error {
 	f, g := &v.Forwards[i], &v.Forwards[other]
-	name := Quote(g.Name) + v.where(other)
+	name := g.Kind() + " " + Quote(g.Name) + v.where(other)
 	switch {
 	case protocol == Any:
-		return fmt.Errorf("every protocol is taken by forward %s", name)
+		return fmt.Errorf("every protocol is taken by %s", name)
 	case !protocol.hasPorts():
-		return fmt.Errorf("%s is taken by forward %s", protocol, name)
+		return fmt.Errorf("%s is taken by %s", protocol, name)
 	case f.Ports == g.Ports && f.Ports.Every():
-		return fmt.Errorf("every port is taken by forward %s", name)
+		return fmt.Errorf("every port is taken by %s", name)
 	case f.Ports == g.Ports:
-		return fmt.Errorf("%s is taken by forward %s", f.Ports, name)
+		return fmt.Errorf("%s is taken by %s", f.Ports, name)
 	}
-	return fmt.Errorf("%s shares some ports with forward %s, which has %s; only a range that lies within the other one may overlap it", f.Ports, name, g.Ports)
+	return fmt.Errorf("%s shares some ports with %s, which has %s; only a range that lies within the other one may overlap it", f.Ports, name, g.Ports)
 }
 
 // CheckAddresses finds what cannot work on a router with these interfaces, of any
-// role: forwards whose target is one of its own addresses, or no host's on its
-// networks, and stand-ins that are addresses of these networks. The error joins
+// role: forwards whose target is one of its own addresses, which intercepts may
+// have, or no host's on its networks, and stand-ins that are addresses of these networks. The error joins
 // Problems.
 func (c Config) CheckAddresses(ifs []Interface) error {
 	v := validator{Config: c}
 	for i, f := range c.Forwards {
 		for _, link := range ifs {
 			for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+				if f.Intercept && f.Target == prefix.Addr() {
+					continue
+				}
 				v.check(i, "to", checkAgainst(f.Target, prefix, link.Name))
 			}
 		}

@@ -65,6 +65,9 @@ type forward struct {
 	Reflect     string   `json:"reflect"`
 	From        []string `json:"from"`
 	Source      string   `json:"source"`
+	Intercept   bool     `json:"intercept"`
+	LAN         []string `json:"lan"`
+	Except      []string `json:"except"`
 	Connections int64    `json:"connections"`
 	Packets     int64    `json:"packets"`
 	Bytes       int64    `json:"bytes"`

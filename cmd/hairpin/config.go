@@ -314,7 +314,7 @@ func (a *app) printChange(running, file maps.Config, change maps.Change) {
 
 func (a *app) printForwardLine(sign string, cfg maps.Config, name string) {
 	if f, ok := findForward(cfg, name); ok {
-		fmt.Fprintf(a.out, "%s forward %s\n", sign, f)
+		fmt.Fprintf(a.out, "%s %s %s\n", sign, f.Kind(), f)
 	}
 }
 
@@ -391,10 +391,10 @@ func unsaved(running, files maps.Config, change maps.Change, path string) ([]map
 		elsewhere[f.Name] = true
 		switch {
 		case deleted[f.Name]:
-			errs = append(errs, fmt.Errorf("%s: forward %q was deleted at run time; delete it there, then save again", f.Source, f.Name))
+			errs = append(errs, fmt.Errorf("%s: %s %q was deleted at run time; delete it there, then save again", f.Source, f.Kind(), f.Name))
 		case changed[f.Name]:
 			now, _ := findForward(running, f.Name)
-			errs = append(errs, fmt.Errorf("%s: forward %q was changed at run time, to: %s; write that there, then save again", f.Source, f.Name, now))
+			errs = append(errs, fmt.Errorf("%s: %s %q was changed at run time, to: %s; write that there, then save again", f.Source, f.Kind(), f.Name, now))
 		}
 	}
 	var own []maps.Forward

@@ -21,9 +21,12 @@ const sourceCLI = "cli"
 func (a *app) forwardCommand() *cobra.Command {
 	show := a.forwardShowCommand()
 	command := &cobra.Command{
-		Use:               "forward [show] [NAME..] [-s]",
-		Aliases:           []string{"forwards"},
-		Short:             "Show, add and delete forwards",
+		Use:     "forward [show] [NAME..] [-s]",
+		Aliases: []string{"forwards"},
+		Short:   "Show, add and delete forwards",
+		Long: `Show, add and delete forwards. Intercepts, which are forwards for whatever address
+LAN clients ask, are shown and deleted like others; they are added in the
+configuration file alone, as [[intercept]].`,
 		RunE:              show.RunE,
 		ValidArgsFunction: a.completeForwards,
 	}
@@ -35,9 +38,11 @@ func (a *app) forwardCommand() *cobra.Command {
 func (a *app) forwardShowCommand() *cobra.Command {
 	var stats bool
 	command := &cobra.Command{
-		Use:               "show [NAME..] [-s]",
-		Aliases:           []string{"list", "ls"},
-		Short:             "Show the forwards that run",
+		Use:     "show [NAME..] [-s]",
+		Aliases: []string{"list", "ls"},
+		Short:   "Show the forwards that run",
+		Long: `Show the forwards that run, and the intercepts among them: EXTERNAL "any@lan0" is
+every address that clients of lan0 ask, FROM "!192.168.1.53/32" all but that one.`,
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(_ *cobra.Command, names []string) error {
 			return a.showForwards(names, stats)
@@ -110,8 +115,8 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return err
 	}
 	if old, ok := findForward(running, forward.Name); ok {
-		return invalid(fmt.Errorf("forward %q exists already: %s (from %s); delete it first or take another name",
-			old.Name, old, old.Source))
+		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",
+			old.Kind(), old.Name, old, old.Source))
 	}
 	wanted := running
 	wanted.Forwards = append(slices.Clone(running.Forwards), forward)
@@ -209,12 +214,15 @@ func findForwards(cfg maps.Config, names []string) ([]maps.Forward, error) {
 type forwardRow struct {
 	Name        string   `json:"name"`
 	Protocol    []string `json:"protocol"`
-	External    string   `json:"external"` // address or interface, "" is every WAN interface
+	External    string   `json:"external"` // address or interface, "" is every WAN interface; "any", every address, of an intercept
 	Port        string   `json:"port"`     // "443", "6000-6010", "any"
 	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", "ADDR" if port is any
 	Reflect     string   `json:"reflect"`
 	From        []string `json:"from"`            // empty: everybody
 	Hosts       []string `json:"hosts,omitempty"` // names for split DNS
+	Intercept   bool     `json:"intercept,omitempty"`
+	LAN         []string `json:"lan,omitempty"`    // of an intercept: the interfaces whose clients it is for
+	Except      []string `json:"except,omitempty"` // of an intercept: networks that are left alone
 	Source      string   `json:"source"`
 	Connections int      `json:"connections"` // now
 	Packets     uint64   `json:"packets"`     // both directions, since it was added
@@ -228,7 +236,7 @@ func newForwardRow(cfg maps.Config, f maps.Forward) forwardRow {
 		External: f.External.String(),
 		Port:     f.Ports.String(),
 		Target:   f.TargetString(),
-		Reflect:  string(f.Reflect),
+		Reflect:  string(cfg.ReflectOf(f)),
 		From:     []string{},
 		Hosts:    f.Hosts,
 		Source:   f.Source,
@@ -242,10 +250,38 @@ func newForwardRow(cfg maps.Config, f maps.Forward) forwardRow {
 	if f.Ports.Every() {
 		row.Port = "any"
 	}
-	if f.Reflect == "" {
-		row.Reflect = string(cfg.Reflection)
+	if f.Intercept {
+		row.External, row.Intercept, row.LAN = anyAddress, true, cfg.ListensAt(f)
+	}
+	for _, prefix := range f.Except {
+		row.Except = append(row.Except, prefix.String())
 	}
 	return row
+}
+
+// anyAddress is where an intercept listens.
+const anyAddress = "any"
+
+// externalCell tells an intercept from a forward of every WAN interface: "any@lan0".
+func (r forwardRow) externalCell() string {
+	switch {
+	case r.Intercept:
+		return r.External + "@" + strings.Join(r.LAN, ",")
+	case r.External == "":
+		return "any"
+	}
+	return r.External
+}
+
+// fromCell is who may use it, or of an intercept who is left alone: "!192.168.1.53/32".
+func (r forwardRow) fromCell() string {
+	switch {
+	case len(r.Except) > 0:
+		return "!" + strings.Join(r.Except, ",!")
+	case len(r.From) == 0:
+		return "any"
+	}
+	return strings.Join(r.From, ",")
 }
 
 func (a *app) showForwards(names []string, stats bool) error {
@@ -289,14 +325,7 @@ func (a *app) printForwards(rows []forwardRow, stats bool) error {
 	}
 	t := newTable(a.out, header...)
 	for _, r := range rows {
-		external, from := r.External, strings.Join(r.From, ",")
-		if external == "" {
-			external = "any"
-		}
-		if from == "" {
-			from = "any"
-		}
-		cells := []string{r.Name, strings.Join(r.Protocol, ","), external, r.Port, r.Target, r.Reflect, from}
+		cells := []string{r.Name, strings.Join(r.Protocol, ","), r.externalCell(), r.Port, r.Target, r.Reflect, r.fromCell()}
 		if stats {
 			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10))
 		} else {

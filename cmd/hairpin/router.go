@@ -48,16 +48,24 @@ type port struct {
 	err        error              // why they are not, if that was tried or cannot be
 }
 
-// look reports the interfaces of cfg and whatever else is attached, changing nothing.
-func (r *router) look(cfg maps.Config) (ports []port, strays []loader.Attachment, err error) {
+// sight is what is there at one moment.
+type sight struct {
+	ports  []port
+	strays []loader.Attachment // whatever else is attached
+	links  []loader.Link       // of the ports and all others
+}
+
+// look reports the interfaces of cfg and whatever else is there, changing nothing.
+func (r *router) look(cfg maps.Config) (sight, error) {
 	links, err := r.links()
 	if err != nil {
-		return nil, nil, fmt.Errorf("list interfaces: %w", err)
+		return sight{}, fmt.Errorf("list interfaces: %w", err)
 	}
 	attachments, err := r.attacher.Attachments()
 	if err != nil {
-		return nil, nil, fmt.Errorf("list attachments: %w", err)
+		return sight{}, fmt.Errorf("list attachments: %w", err)
 	}
+	var ports []port
 	byIndex := make(map[int]*loader.Attachment, len(attachments))
 	for i := range attachments {
 		byIndex[attachments[i].Index] = &attachments[i]
@@ -92,12 +100,13 @@ func (r *router) look(cfg maps.Config) (ports []port, strays []loader.Attachment
 		ports = append(ports, port{name: link.Name, role: maps.RoleLocal, link: link, attachment: byIndex[link.Index]})
 		delete(byIndex, link.Index)
 	}
+	var strays []loader.Attachment
 	for _, a := range attachments {
 		if byIndex[a.Index] != nil {
 			strays = append(strays, a)
 		}
 	}
-	return ports, strays, nil
+	return sight{ports, strays, links}, nil
 }
 
 // attach puts the programs on the ports that lack them. A port that refuses
@@ -125,22 +134,22 @@ func (r *router) attach(ports []port, mode string) (added []int) {
 // follow brings programs and tables in line with the machine's interfaces, cfg
 // being what runs. Ports that refuse the programs are left out.
 func (r *router) follow(cfg maps.Config) ([]port, error) {
-	ports, strays, err := r.look(cfg)
+	seen, err := r.look(cfg)
 	if err != nil {
 		return nil, err
 	}
-	r.attach(ports, cfg.Mode)
-	return ports, r.settle(ports, strays)
+	r.attach(seen.ports, cfg.Mode)
+	return seen.ports, r.settle(seen)
 }
 
-// settle tells the tables of the ports and then frees interfaces that are none
-// of them: in this order, so that no packet is sent by an unwatched interface.
-func (r *router) settle(ports []port, strays []loader.Attachment) error {
-	if err := r.tables.SetInterfaces(watched(ports)); err != nil {
+// settle tells the tables what is there and then frees interfaces that are none of
+// the ports: in this order, so that no packet is sent by an unwatched interface.
+func (r *router) settle(seen sight) error {
+	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
 		return fmt.Errorf("set interfaces: %w", err)
 	}
 	var errs []error
-	for _, stray := range strays {
+	for _, stray := range seen.strays {
 		errs = append(errs, r.attacher.Detach(stray.Index))
 	}
 	return errors.Join(errs...)
@@ -204,10 +213,11 @@ func (r *router) apply(cfg maps.Config) (applied, error) {
 	} else if err != nil {
 		return applied{}, fmt.Errorf("read what runs: %w", err)
 	}
-	ports, strays, err := r.look(cfg)
+	seen, err := r.look(cfg)
 	if err != nil {
 		return applied{}, err
 	}
+	ports := seen.ports
 	added := r.attach(ports, cfg.Mode)
 	if err := refusals(ports); err != nil {
 		return applied{}, errors.Join(err, r.undo(added))
@@ -219,7 +229,7 @@ func (r *router) apply(cfg maps.Config) (applied, error) {
 	if running.Mode != cfg.Mode {
 		err = r.reattach(ports, added, cfg.Mode)
 	}
-	err = errors.Join(err, r.settle(ports, strays))
+	err = errors.Join(err, r.settle(seen))
 	return applied{done: true, change: change, ports: ports}, err
 }
 
@@ -282,16 +292,24 @@ func refusals(ports []port) error {
 	return errors.Join(errs...)
 }
 
-// watched are the ports that have the programs, as the tables want them. What generic XDP would redirect to a
-// veth is left to TC.
-func watched(ports []port) []maps.Interface {
-	generic := slices.ContainsFunc(ports, func(p port) bool { return p.attachment != nil && p.attachment.XDP == loader.XDPGeneric })
+// interfaces are all there are, as the tables want them: first, with their roles,
+// the ports that have the programs. What generic XDP would redirect to a veth is
+// left to TC.
+func (s sight) interfaces() []maps.Interface {
+	generic := slices.ContainsFunc(s.ports, func(p port) bool { return p.attachment != nil && p.attachment.XDP == loader.XDPGeneric })
 	var interfaces []maps.Interface
-	for _, p := range ports {
+	watched := make(map[int]bool)
+	for _, p := range s.ports {
 		if p.attachment != nil && p.link != nil {
 			i := asInterface(*p.link, p.role)
 			i.XDPTransmit = i.XDPTransmit && !(generic && p.link.Veth)
 			interfaces = append(interfaces, i)
+			watched[p.link.Index] = true
+		}
+	}
+	for _, link := range s.links {
+		if !watched[link.Index] {
+			interfaces = append(interfaces, asInterface(link, 0))
 		}
 	}
 	return interfaces

@@ -118,7 +118,9 @@ func (m *machineFake) Apply(c maps.Config) (maps.Change, error) {
 func (m *machineFake) SetInterfaces(list []maps.Interface) error {
 	var names []string
 	for _, i := range list {
-		names = append(names, i.Name)
+		if i.Role != 0 {
+			names = append(names, i.Name)
+		}
 	}
 	m.interfaces = list
 	m.log = append(m.log, "interfaces "+strings.Join(names, ","))
@@ -165,6 +167,10 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 	wantDone(t, m, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0", "detach old0")
 	if m.interfaces[0].Role != maps.RoleWAN || m.interfaces[1].Role != maps.RoleLAN {
 		t.Errorf("roles: %+v", m.interfaces)
+	}
+	// The addresses of others are the router's own, too.
+	if len(m.interfaces) != 3 || m.interfaces[2].Name != "old0" || m.interfaces[2].Role != 0 || len(m.interfaces[2].Addresses) != 1 {
+		t.Errorf("others: %+v", m.interfaces)
 	}
 	// All of what a link is gets to the tables.
 	want := maps.Interface{

@@ -94,12 +94,12 @@ func (a *app) status() (status, error) {
 	if st.Connections, err = s.connectionStatus(); err != nil {
 		return st, err
 	}
-	ports, _, err := s.look(cfg)
+	seen, err := s.look(cfg)
 	if err != nil {
 		return st, err
 	}
-	st.Interfaces = newPortRows(ports)
-	st.Warnings = s.warnings(cfg, st, ports)
+	st.Interfaces = newPortRows(seen.ports)
+	st.Warnings = s.warnings(cfg, st, seen.ports)
 	return st, nil
 }
 
@@ -197,7 +197,7 @@ func forwards(sysctl, ifname string) bool {
 // Interfaces without any address have a warning of their own.
 func deaf(cfg maps.Config, ports []port) (list []string) {
 	for _, f := range cfg.Forwards {
-		if f.External.Address.IsValid() {
+		if f.External.Address.IsValid() || f.Intercept {
 			continue
 		}
 		addressed, hears := false, false

@@ -26,7 +26,7 @@ import (
 const maxSize = 16 << 20
 
 // DropInDir is the directory beside the configuration file whose *.toml files
-// add forwards.
+// add forwards and intercepts.
 const DropInDir = "forwards.d"
 
 // Load reads the configuration file at path and the forwards of the *.toml

@@ -435,7 +435,7 @@ func TestProblemsOfSeveralFiles(t *testing.T) {
 		"/hairpin.toml:8:2: unknown key \"nonsense\"",
 		"/forwards.d/1.toml:4:1: ",
 		"/forwards.d/2.toml:1:11: version: 2 is not supported",
-		"/forwards.d/2.toml:2:2: metrics: only version and [[forward]] may be in a file of forwards.d; move it to the main file",
+		"/forwards.d/2.toml:2:2: metrics: only version, [[forward]] and [[intercept]] may be in a file of forwards.d; move it to the main file",
 		"/forwards.d/2.toml:7:8: forward \"b\": port: 1 is taken by forward \"a\" (" + dir + "/hairpin.toml:3)",
 	}
 	lines := strings.Split(err.Error(), "\n")

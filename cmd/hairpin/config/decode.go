@@ -65,7 +65,8 @@ func parse(sources []source) (maps.Config, error) {
 func (r *reader) report(at position, about place, err error) {
 	p := &Problem{File: at.doc.name, Problem: maps.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
 	if about.index >= 0 {
-		p.Forward = r.config.Forwards[about.index].Name
+		f := &r.config.Forwards[about.index]
+		p.Forward, p.Kind = f.Name, f.Kind()
 	}
 	p.Line, p.Column = at.doc.position(at.offset)
 	r.problems = append(r.problems, p)
@@ -108,13 +109,14 @@ func unknownKey(key, prefix string, known fields) error {
 
 func (r *reader) document(doc *document) {
 	known := fields{
-		"version": readVersion,
-		"forward": func(at position, v *value) error { return r.forwards(doc, v) },
+		"version":   readVersion,
+		"forward":   func(at position, v *value) error { return r.forwards(doc, v, "forward", r.forward) },
+		"intercept": func(at position, v *value) error { return r.forwards(doc, v, "intercept", r.intercept) },
 	}
 	for section, read := range r.sections() {
 		known[section] = func(at position, v *value) error {
 			if doc.dropIn {
-				return errors.New("only version and [[forward]] may be in a file of " + DropInDir + "; move it to the main file")
+				return errors.New("only version, [[forward]] and [[intercept]] may be in a file of " + DropInDir + "; move it to the main file")
 			}
 			if v.table == nil {
 				return typeError(v, "a table")
@@ -137,7 +139,7 @@ func readVersion(_ position, v *value) error {
 	return err
 }
 
-// sections are the tables of the main file but [[forward]].
+// sections are the tables of the main file but [[forward]] and [[intercept]].
 func (r *reader) sections() map[string]fields {
 	c := &r.config
 	return map[string]fields{
@@ -256,49 +258,69 @@ func (r *reader) dnsFiles() (files []maps.DNSFile) {
 	return files
 }
 
-// forwards reads [[forward]], also when it is written as an array.
-func (r *reader) forwards(doc *document, v *value) error {
+// forwards reads [[forward]] or [[intercept]], also when it is written as an array.
+func (r *reader) forwards(doc *document, v *value, kind string, read func(*document, *table)) error {
 	if v.kind != unstable.Array {
-		return errors.New("it is one table where a list was expected; write [[forward]]")
+		return fmt.Errorf("it is one table where a list was expected; write [[%s]]", kind)
 	}
 	for _, item := range v.items {
 		if item.table == nil {
-			r.report(position{doc, item.offset}, place{-1, "forward"}, typeError(item, "a table"))
+			r.report(position{doc, item.offset}, place{-1, kind}, typeError(item, "a table"))
 			continue
 		}
-		r.forward(doc, item.table)
+		read(doc, item.table)
 	}
 	return nil
 }
 
 func (r *reader) forward(doc *document, t *table) {
+	f, known := r.rule(doc, t, false)
+	known["external"] = intoExternal(&f.External)
+	known["from"] = intoPrefixes(&f.From)
+	known["hosts"] = intoHosts(&f.Hosts)
+	r.readRule(doc, t, known, "name", "protocol", "to")
+}
+
+func (r *reader) intercept(doc *document, t *table) {
+	f, known := r.rule(doc, t, true)
+	known["lan"] = intoInterfaces(&f.LAN)
+	known["except"] = intoNetworks(&f.Except)
+	r.readRule(doc, t, known, "name", "protocol", "port", "to")
+}
+
+// rule begins a forward or an intercept, with the keys that both have but for
+// the target.
+func (r *reader) rule(doc *document, t *table, intercept bool) (*maps.Forward, fields) {
 	index := len(r.config.Forwards)
-	start := position{doc, t.offset}
 	line, _ := doc.position(t.offset)
-	r.config.Forwards = append(r.config.Forwards, maps.Forward{Source: fmt.Sprintf("%s:%d", doc.name, line)})
+	r.config.Forwards = append(r.config.Forwards, maps.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
 	f := &r.config.Forwards[index]
-	r.places[place{index, ""}] = start
+	r.places[place{index, ""}] = position{doc, t.offset}
 	// The name goes first, for the messages about the others.
 	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
 		f.Name = e.value.text
 	}
-	target := ""
-	r.table(doc, t, index, "", fields{
+	return f, fields{
 		"name":     intoString(&f.Name),
 		"protocol": intoProtocols(&f.Protocols),
-		"external": intoExternal(&f.External),
 		"port":     intoPorts(&f.Ports),
-		"to":       intoString(&target),
-		"from":     intoPrefixes(&f.From),
 		"reflect": func(_ position, v *value) (err error) {
 			f.Reflect, err = reflectMode(v)
 			return err
 		},
-		"hosts": intoHosts(&f.Hosts),
-	})
-	for _, key := range []string{"name", "protocol", "to"} {
+	}
+}
+
+// readRule reads what rule began last; required are keys that must be there.
+func (r *reader) readRule(doc *document, t *table, known fields, required ...string) {
+	index := len(r.config.Forwards) - 1
+	f := &r.config.Forwards[index]
+	target := ""
+	known["to"] = intoString(&target)
+	r.table(doc, t, index, "", known)
+	for _, key := range required {
 		if t.get(key) == nil {
-			r.report(start, place{index, key}, errors.New("it is missing"))
+			r.report(r.places[place{index, ""}], place{index, key}, errors.New("it is missing"))
 		}
 	}
 	about := place{index, "to"}
@@ -326,14 +348,14 @@ func (r *reader) validate() {
 			unread[about.index] = true
 		}
 	}
-	noInterfaces := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}]
+	noInterfaces := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}] || r.broken[place{-1, "interfaces.lan"}]
 	noPrefixes := r.broken[place{-1, "reflection"}] || r.broken[place{-1, "reflection.prefixes"}]
 	for _, p := range maps.Problems(checked.Validate()) {
 		about := place{p.Index, p.Field}
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
-			noInterfaces && (p.Field == "external" || p.Field == "datapath.mss_clamp"),
+			noInterfaces && (p.Field == "external" || p.Field == "lan" || p.Field == "datapath.mss_clamp"),
 			noPrefixes && (p.Field == "reflect" || p.Field == "reflection.default"):
 			continue
 		}
@@ -519,10 +541,16 @@ func reflectMode(v *value) (maps.Reflect, error) {
 }
 
 func intoPrefixes(into *[]netip.Prefix) func(position, *value) error {
-	return func(_ position, v *value) error {
+	return func(at position, v *value) error {
 		if v.kind == unstable.Array && len(v.items) == 0 {
 			return errors.New("it is an empty list, which would let nobody in; leave the key out to let everybody in")
 		}
+		return intoNetworks(into)(at, v)
+	}
+}
+
+func intoNetworks(into *[]netip.Prefix) func(position, *value) error {
+	return func(_ position, v *value) error {
 		return list(v, func(text string) error {
 			prefix, err := maps.ParsePrefix(text)
 			if err == nil {
@@ -530,5 +558,15 @@ func intoPrefixes(into *[]netip.Prefix) func(position, *value) error {
 			}
 			return err
 		})
+	}
+}
+
+// intoInterfaces takes no empty list: that would mean all of them.
+func intoInterfaces(into *[]string) func(position, *value) error {
+	return func(at position, v *value) error {
+		if v.kind == unstable.Array && len(v.items) == 0 {
+			return errors.New("it is an empty list, which would be no interface; leave the key out for every LAN interface")
+		}
+		return intoStrings(into)(at, v)
 	}
 }

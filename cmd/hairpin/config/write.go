@@ -21,8 +21,9 @@ const header = "# Written by `hairpin save`, which replaces it as a whole.\n\n"
 
 // fileForwards is the content of a file in DropInDir.
 type fileForwards struct {
-	Version  int           `toml:"version"`
-	Forwards []fileForward `toml:"forward"`
+	Version    int             `toml:"version"`
+	Forwards   []fileForward   `toml:"forward"`
+	Intercepts []fileIntercept `toml:"intercept,omitempty"`
 }
 
 type fileForward struct {
@@ -34,6 +35,16 @@ type fileForward struct {
 	From     []string `toml:"from,omitempty"`
 	Reflect  string   `toml:"reflect,omitempty"`
 	Hosts    []string `toml:"hosts,omitempty"`
+}
+
+type fileIntercept struct {
+	Name     string   `toml:"name"`
+	Protocol []string `toml:"protocol"`
+	Port     string   `toml:"port"`
+	To       string   `toml:"to"`
+	LAN      []string `toml:"lan,omitempty"`
+	Except   []string `toml:"except,omitempty"`
+	Reflect  string   `toml:"reflect,omitempty"`
 }
 
 // Write replaces the file at path, in DropInDir, with these forwards, as
@@ -55,25 +66,39 @@ func Write(path string, forwards []maps.Forward) error {
 func format(forwards []maps.Forward) ([]byte, error) {
 	file := fileForwards{Version: version}
 	for _, f := range forwards {
-		entry := fileForward{
+		if f.Intercept {
+			file.Intercepts = append(file.Intercepts, fileIntercept{
+				Name:     f.Name,
+				Protocol: words(f.Protocols),
+				Port:     f.Ports.String(),
+				To:       f.TargetString(),
+				LAN:      f.LAN,
+				Except:   words(f.Except),
+				Reflect:  string(f.Reflect),
+			})
+			continue
+		}
+		file.Forwards = append(file.Forwards, fileForward{
 			Name:     f.Name,
+			Protocol: words(f.Protocols),
 			External: f.External.String(),
 			Port:     f.Ports.String(),
 			To:       f.TargetString(),
+			From:     words(f.From),
 			Reflect:  string(f.Reflect),
 			Hosts:    f.Hosts,
-		}
-		for _, protocol := range f.Protocols {
-			entry.Protocol = append(entry.Protocol, protocol.String())
-		}
-		for _, prefix := range f.From {
-			entry.From = append(entry.From, prefix.String())
-		}
-		file.Forwards = append(file.Forwards, entry)
+		})
 	}
 	text := bytes.NewBufferString(header)
 	if err := toml.NewEncoder(text).Encode(file); err != nil {
 		return nil, err
 	}
 	return text.Bytes(), nil
+}
+
+func words[T fmt.Stringer](list []T) (texts []string) {
+	for _, item := range list {
+		texts = append(texts, item.String())
+	}
+	return texts
 }

@@ -165,6 +165,9 @@ func elsewhere(forwards []maps.Forward) map[int]int {
 	groups := map[listening][]int{}
 	for i := range forwards {
 		f := &forwards[i]
+		if f.Intercept {
+			continue // listens at no address that a name might have
+		}
 		for _, protocol := range f.Protocols {
 			at := listening{f.External, f.Target.Is6(), protocol}
 			groups[at] = append(groups[at], i)
