@@ -80,7 +80,12 @@ func endedAreTold(t *testing.T, mode string, e ending) {
 // waiting has connected, and waits for the server to speak.
 func waiting(t *testing.T, from *lab.Host) *lab.Conn {
 	t.Helper()
-	c, err := from.DialTCP(lab.External+":80", "", lab.Patience)
+	return waitingAt(t, from, lab.External)
+}
+
+func waitingAt(t *testing.T, from *lab.Host, external string) *lab.Conn {
+	t.Helper()
+	c, err := from.DialTCP(external+":80", "", lab.Patience)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,6 +57,7 @@ http {
 	scgi_temp_path DIR/scgi;
 	server {
 		listen 8080;
+		listen [::]:8080;
 		location / { return 200 "hello\n"; }
 	}
 }

@@ -143,6 +143,32 @@ func (h *Host) Plug(bridge, port string) {
 	h.must("add port "+port, h.nl.LinkSetMaster(h.link(port), h.link(bridge)))
 }
 
+// Unmaster takes a port out of its bridge.
+func (h *Host) Unmaster(port string) {
+	h.tb.Helper()
+	h.must("take "+port+" out", h.nl.LinkSetNoMaster(h.link(port)))
+}
+
+// Move moves an interface to another host. It is down there, and has no addresses.
+func (h *Host) Move(dev string, to *Host) {
+	h.tb.Helper()
+	h.must("move "+dev, h.nl.LinkSetNsFd(h.link(dev), to.fd))
+}
+
+// Rename gives an interface another name; before Linux 6.2 it had to be down for that.
+func (h *Host) Rename(dev, name string) {
+	h.tb.Helper()
+	h.Down(dev)
+	h.must("rename "+dev, h.nl.LinkSetName(h.link(dev), name))
+	h.Up(name)
+}
+
+// Down sets an interface down.
+func (h *Host) Down(dev string) {
+	h.tb.Helper()
+	h.must("set "+dev+" down", h.nl.LinkSetDown(h.link(dev)))
+}
+
 // Up sets interfaces up.
 func (h *Host) Up(names ...string) {
 	h.tb.Helper()
