@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conn.h"
+#include "intercept.h"
 
 /* RFC 791 and Linux: a datagram has 30 s to arrive. An id may be used again after a second. */
 enum { FRAGMENT_SECONDS = 30, FRAGMENT_AGAIN_SECONDS = 1, FRAGMENT_RANGES = 8, FRAGMENT_HELD_MAX = 46 };
@@ -23,10 +24,17 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	return key;
 }
 
+/* Only its first fragment tells that a datagram is to be intercepted. A stack frame of its own. */
+static __noinline bool frag_intercepted(const struct packet *pkt)
+{
+	return pkt->fragment == FRAGMENT_FIRST && intercept_find(pkt);
+}
+
 /* May a forward have to do with these addresses? */
 static __always_inline bool frag_concerns(const struct packet *pkt)
 {
-	return bpf_map_lookup_elem(&externals, &pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src);
+	return bpf_map_lookup_elem(&externals, &pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src) ||
+	       frag_intercepted(pkt);
 }
 
 /* False: some of these bytes have come before, or too many gaps. Ranges never touch each other, so what

@@ -193,12 +193,14 @@ func wantUntouched(t *testing.T, n *lab.Network, hp *lab.Hairpin) {
 // question is a socket that asks who is at the other end.
 type question struct{ net.Conn }
 
-func (q question) ask() (string, error) {
+func (q question) ask() (string, error) { return q.say([]byte("who?")) }
+
+func (q question) say(data []byte) (string, error) {
 	// Of UDP the first datagram may be lost while a neighbour is being found.
 	var err error
-	for range 10 {
-		q.SetDeadline(time.Now().Add(lab.Patience / 10))
-		if _, err = q.Write([]byte("who?")); err != nil {
+	for range 5 {
+		q.SetDeadline(time.Now().Add(lab.Patience / 5))
+		if _, err = q.Write(data); err != nil {
 			return "", err
 		}
 		answer := make([]byte, 100)
@@ -315,6 +317,29 @@ func TestInterceptComesAndGoes(t *testing.T) {
 				wantName(t, "afterwards", "public", askTCP(t, n.Client, family.public), reused)
 				if name, err := during.ask(); err == nil {
 					t.Errorf("an intercepted connection goes on without its intercept: %s answers", name)
+				}
+			})
+		}
+	}
+}
+
+// TestInterceptedFragments: a question too long for a packet arrives whole.
+func TestInterceptedFragments(t *testing.T) {
+	for _, mode := range []string{"tc", "xdp"} {
+		for _, to := range []struct{ who, target, target6 string }{{"router", lab.RouterLAN, routerLAN6}, {"guest", lab.Guest, guest6}} {
+			t.Run(mode+", "+to.who, func(t *testing.T) {
+				n := newPublicNetwork(t)
+				n.SetOffloads(offloadsFor(mode))
+				start(t, n, mode, interceptTo(to.target, to.target6))
+				for _, family := range []struct{ public, target string }{{public, to.target}, {"[" + public6 + "]", "[" + to.target6 + "]"}} {
+					at := map[string]*lab.Host{"router": n.Router, "guest": n.Guest}[to.who]
+					serveName(t, at, family.target+":53", to.who)
+					serveName(t, n.Internet, family.public+":53", "public")
+					for _, length := range []int{1473, 4000, 60000} {
+						if got, err := askUDP(t, n.Client, family.public+":53").say(make([]byte, length)); err != nil || got != to.who {
+							t.Fatalf("%d bytes to %s: %q answers, want %s (%v)", length, family.public, got, to.who, err)
+						}
+					}
 				}
 			})
 		}
