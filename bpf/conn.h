@@ -403,7 +403,7 @@ static __always_inline void conn_track(const struct packet *pkt, struct conn *co
 			conn_track_tcp(pkt, conn, half);
 	}
 	if (refresh)
-		conn->last_seen = conn_now();
+		conn->last_seen = pkt->now;
 	conn->packets++;
 	conn->bytes += pkt->length;
 }

@@ -14,6 +14,7 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 {
 	__builtin_memset(&work->pkt, 0, offsetof(struct packet, quote));
 	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, macs));
+	work->pkt.now = conn_now();
 	work->pkt.hook = hook;
 	work->pkt.ifindex = ifindex;
 	work->pkt.frame_length = frame_length;

@@ -71,7 +71,7 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 {
 	__u32 ifindex = conn->hop.ifindex;
 
-	if (!fib_fresh(&conn->hop, conn_now()))
+	if (!fib_fresh(&conn->hop, pkt->now))
 		return REASON_NEXT_HOP;
 	if (pkt->segment > conn->hop.mtu)
 		return REASON_TOO_BIG;
@@ -172,7 +172,7 @@ static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, st
 {
 	const struct packet *pkt = &work->pkt;
 	struct rewrite *rw = &work->rw;
-	__u64 now = conn_now();
+	__u64 now = pkt->now;
 	enum reason reason;
 
 	if (pkt->hook == HOOK_TC && !fib_fresh(&conn->hop, now)) {
@@ -226,8 +226,9 @@ static __always_inline void nat_rewrite(const struct packet *pkt, const struct t
 	rw->to = *to;
 	rw->ttl = pkt->ttl - 1;
 	rw->address_diff = csum_fold32(addresses);
-	/* In IPv4's header the TTL is the upper half of its word. */
-	rw->ip_diff = csum_fold32(addresses + csum_diff16(bpf_htons(pkt->ttl << 8), bpf_htons(rw->ttl << 8)));
+	/* In IPv4's header the TTL is the upper half of its word, in IPv6's the lower. */
+	rw->ip_diff = csum_fold32(addresses + (pkt->v6 ? csum_diff16(bpf_htons(pkt->ttl), bpf_htons(rw->ttl))
+						       : csum_diff16(bpf_htons(pkt->ttl << 8), bpf_htons(rw->ttl << 8))));
 	rw->port_diff = nat_port_diff(&pkt->tuple, to);
 }
 

@@ -93,6 +93,7 @@ struct quote {
 
 struct packet {
 	struct tuple tuple;
+	__u64 now;		/* set by the hook: CLOCK_MONOTONIC ns, of a tick */
 	__u32 ifindex;		/* set by the hook */
 	__u32 frame_length;	/* set by the hook: all bytes, not only those in reach */
 	__u32 gso_size;		/* set by the hook: transport payload per segment, 0: one packet */

@@ -8,6 +8,7 @@
 #include "hold.h"
 #include "icmp.h"
 #include "tell.h"
+#include "write.h"
 
 enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
 enum { RESEGMENT_STEP = 2048, RESEGMENT_STEPS = 32 };
@@ -66,7 +67,7 @@ static __always_inline bool tc_pull(struct __sk_buff *skb)
 {
 	__u32 wanted = skb->protocol == bpf_htons(ETH_P_IPV6) ? PACKET_HEADERS_V6 : PACKET_HEADERS_V4;
 
-	if ((void *)(long)skb->data + wanted <= (void *)(long)skb->data_end)
+	if ((void *)(long)skb->data + wanted <= (void *)(long)skb->data_end || skb->data_end - skb->data == skb->len)
 		return true;
 	return bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted) == 0;
 }
@@ -95,69 +96,54 @@ __noinline int tc_icmp(struct __sk_buff *skb)
 	return work ? icmp_decide(skb, work) : VERDICT_PASS;
 }
 
-/* Both addresses of an IP header. */
-static __always_inline long tc_write_addresses(struct __sk_buff *skb, const struct packet *pkt, __u32 ip,
-					       const struct tuple *to)
-{
-	__be32 addresses[2] = { to->src.word[3], to->dst.word[3] };
-
-	if (!pkt->v6)
-		return bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses,
-					   sizeof(addresses), 0);
-	return bpf_skb_store_bytes(skb, ip + offsetof(struct ipv6hdr, saddr), &to->src, 2 * sizeof(to->src), 0);
-}
-
-/* Both ports, or a query's id. */
-static __always_inline long tc_write_ports(struct __sk_buff *skb, const struct transport *l4,
-					   const struct tuple *to)
-{
-	__be16 ports[2] = { to->sport, to->dport }, id = to->sport | to->dport;
-
-	if (l4->ports_length == sizeof(ports))
-		return bpf_skb_store_bytes(skb, l4->ports_off, ports, sizeof(ports), 0);
-	return l4->ports_length ? bpf_skb_store_bytes(skb, l4->ports_off, &id, sizeof(id), 0) : 0;
-}
-
-/* What an ICMP error quotes; its own checksum is the outer packet's affair. */
+/* What an ICMP error quotes; its own checksum is the outer packet's affair. Not within reach of pointers: there
+ * may be options before it. */
 static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct packet *pkt,
 					   const struct rewrite *rw)
 {
 	const struct quote *quote = &pkt->quote;
-	long err = tc_write_addresses(skb, pkt, quote->l3_off, &rw->quoted);
+	__be32 addresses[2] = { rw->quoted.src.word[3], rw->quoted.dst.word[3] };
+	__be16 ports[2] = { rw->quoted.sport, rw->quoted.dport }, id = rw->quoted.sport | rw->quoted.dport;
+	__u32 ip = quote->l3_off;
+	long err;
 
-	if (!pkt->v6)
-		err |= bpf_skb_store_bytes(skb, quote->l3_off + offsetof(struct iphdr, check),
-					   &rw->quoted_ip_check, 2, 0);
+	if (pkt->v6)
+		err = bpf_skb_store_bytes(skb, ip + offsetof(struct ipv6hdr, saddr), &rw->quoted.src,
+					  2 * sizeof(rw->quoted.src), 0);
+	else
+		err = bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, saddr), addresses, sizeof(addresses), 0) |
+		      bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, check), &rw->quoted_ip_check, 2, 0);
 	if (quote->l4.check_off)
 		err |= bpf_skb_store_bytes(skb, quote->l4.check_off, &rw->quoted_check, 2, 0);
-	return err | tc_write_ports(skb, &quote->l4, &rw->quoted);
+	if (quote->l4.ports_length == sizeof(ports))
+		return err | bpf_skb_store_bytes(skb, quote->l4.ports_off, ports, sizeof(ports), 0);
+	return quote->l4.ports_length ? err | bpf_skb_store_bytes(skb, quote->l4.ports_off, &id, sizeof(id), 0) : err;
+}
+
+/* The transport header's checksum, and the kernel's own sum of the packet. It takes it that an IP header's
+ * checksum makes up for what changes in that header. */
+static __always_inline long tc_write_sums(struct __sk_buff *skb, const struct packet *pkt, const struct rewrite *rw)
+{
+	__u64 mangled = pkt->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
+	long err = 0;
+
+	if (pkt->v6)
+		bpf_csum_update(skb, rw->ip_diff);
+	if (pkt->l4.check_off && pkt->l4.pseudo)
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->address_diff,
+					   BPF_F_PSEUDO_HDR | mangled);
+	if (pkt->l4.check_off && rw->port_diff)
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->port_diff, mangled);
+	return err;
 }
 
 static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet *pkt, const struct rewrite *rw)
 {
-	__u64 mangled = pkt->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	__u32 ip = pkt->l3_off;
-	long err = 0;
+	long err = tc_write_sums(skb, pkt, rw);
 
-	if (pkt->l4.check_off && pkt->l4.pseudo)
-		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->address_diff,
-					   BPF_F_PSEUDO_HDR | mangled);
-	/* The helper takes it that an IP header's checksum makes up for the addresses in skb->csum. */
-	if (pkt->l4.check_off && pkt->l4.pseudo && pkt->v6)
-		bpf_csum_update(skb, rw->address_diff);
-	if (pkt->l4.check_off && rw->port_diff)
-		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->port_diff, mangled);
-	err |= tc_write_ports(skb, &pkt->l4, &rw->to);
 	if (pkt->icmp_error)
 		err |= tc_write_quote(skb, pkt, rw);
-	err |= tc_write_addresses(skb, pkt, ip, &rw->to);
-	if (pkt->v6)
-		ip += offsetof(struct ipv6hdr, hop_limit) - offsetof(struct iphdr, ttl);
-	else
-		err |= bpf_l3_csum_replace(skb, ip + offsetof(struct iphdr, check), 0, rw->ip_diff, 0);
-	err |= bpf_skb_store_bytes(skb, ip + offsetof(struct iphdr, ttl), &rw->ttl, sizeof(rw->ttl),
-				   pkt->v6 ? BPF_F_RECOMPUTE_CSUM : 0);
-	return err == 0;
+	return err == 0 && write_headers((void *)(long)skb->data, (void *)(long)skb->data_end, pkt, rw);
 }
 
 /* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
@@ -207,7 +193,8 @@ static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite 
 		return tc_deliver(skb, rw->ifindex);
 	/* Also where the kernel puts another header in its place: its sum of the packet, which the other end of a veth
 	 * is told, has the one of now added. But it refuses a frame to many, as is one to a cluster of servers. */
-	if (!(hop.nh_family && rw->macs[0] & 1) && bpf_skb_store_bytes(skb, 0, rw->macs, sizeof(rw->macs), 0) != 0)
+	if (!(hop.nh_family && rw->macs[0] & 1) &&
+	    !write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	if (hop.nh_family)
 		return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Writes what a rewrite changes in either hook's packet, through checked pointers: addresses, ports, TTL, MAC
+ * addresses, the IP header's checksum. That of the transport header is each hook's own affair. */
+#pragma once
+
+#include "work.h"
+
+enum { WRITE_OFFSET_MAX = 0x3ff };
+
+/* The only place that turns an offset into a pointer. The verifier grants no range to an offset that may
+ * reach 0xffff, so it is bounded; the barrier keeps the checked and the used pointer in one register. */
+static __always_inline void *write_at(void *data, void *data_end, __u32 offset, __u32 length)
+{
+	void *p;
+
+	if (offset > WRITE_OFFSET_MAX)
+		return NULL;
+	p = data + offset;
+	asm volatile("" : "+r"(p));
+	return p + length <= data_end ? p : NULL;
+}
+
+static __always_inline bool write_ipv6(void *data, void *data_end, const struct packet *pkt, const struct rewrite *rw)
+{
+	struct ipv6hdr *ip = write_at(data, data_end, pkt->l3_off, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	ip->hop_limit = rw->ttl;
+	__builtin_memcpy(&ip->saddr, &rw->to.src, sizeof(rw->to.src));
+	__builtin_memcpy(&ip->daddr, &rw->to.dst, sizeof(rw->to.dst));
+	return true;
+}
+
+static __always_inline bool write_ipv4(void *data, void *data_end, const struct packet *pkt, const struct rewrite *rw)
+{
+	struct iphdr *ip = write_at(data, data_end, pkt->l3_off, sizeof(*ip));
+
+	if (!ip)
+		return false;
+	ip->check = csum_apply(ip->check, rw->ip_diff);
+	ip->ttl = rw->ttl;
+	ip->saddr = rw->to.src.word[3];
+	ip->daddr = rw->to.dst.word[3];
+	return true;
+}
+
+/* IP header and both ports, or a query's id. False, if any of it is out of reach: then nothing is written. */
+static __always_inline bool write_headers(void *data, void *data_end, const struct packet *pkt,
+					  const struct rewrite *rw)
+{
+	const struct transport *l4 = &pkt->l4;
+	__be16 *ports = write_at(data, data_end, l4->ports_off, 2 * sizeof(*ports));
+
+	if (!ports || !(pkt->v6 ? write_ipv6(data, data_end, pkt, rw) : write_ipv4(data, data_end, pkt, rw)))
+		return false;
+	if (l4->ports_length == 2 * sizeof(*ports)) {
+		ports[0] = rw->to.sport;
+		ports[1] = rw->to.dport;
+	} else if (l4->ports_length) {
+		ports[0] = rw->to.sport | rw->to.dport;
+	}
+	return true;
+}
+
+static __always_inline bool write_macs(void *data, void *data_end, const struct rewrite *rw)
+{
+	__u8 *macs = write_at(data, data_end, 0, sizeof(rw->macs));
+
+	if (!macs)
+		return false;
+	__builtin_memcpy(macs, rw->macs, sizeof(rw->macs));
+	return true;
+}
