@@ -14,21 +14,25 @@ DESTDIR ?=
 FUZZ_EXECUTIONS ?= 100000
 MUTATIONS ?= 50000000
 SEED ?= 1
+# What bench-run compares with: an object, a tree or a revision.
+BASE ?=
 
 # What building the object, checking and testing need beyond Go and make.
 PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light curl iperf3 bind9-dnsutils \
 	dnsmasq-base unbound bind9 bind9-utils iputils-ping iputils-tracepath traceroute hping3 nmap tcpdump procps \
-	openssh-client openssh-server
+	openssh-client openssh-server iptables wrk
 # And what booting other kernels needs.
 KERNEL_PACKAGES := qemu-system-x86 busybox-static cpio kmod wireguard-tools ppp pppoe
 # 5.10, 6.1, 6.12, backports, newest; none named is all.
 KERNELS ?=
 
+GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
+
 export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices demo check generate deps fuzz install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices demo bench bench-short bench-run check generate deps fuzz install uninstall clean root
 
 help:
 	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
@@ -36,10 +40,13 @@ help:
 	@echo "sudo make test-kernels   tests on Debian's kernels in qemu; writes test/KERNELS.md; KERNELS=\"6.1 newest\" for some"
 	@echo "sudo make conformance   the checks of five RFCs; writes test/CONFORMANCE.md"
 	@echo "sudo make devices   kinds of devices, by family, mode and path; writes test/DEVICES.md"
+	@echo "sudo make bench     hairpin against nftables and the bare hooks, ten minutes; writes test/bench/results"
+	@echo "sudo make bench-short   the same in a minute, written to bin/bench"
+	@echo "sudo make bench-run     what one run of the programs costs; BASE=object, tree or revision to compare with"
 	@echo "make build          bin/hairpin"
 	@echo "sudo make install   bin/hairpin, a systemd unit, a configuration to start from"
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
-	@echo "make generate       bpf/*_bpfel.* anew, with clang $(CLANG_VERSION)"
+	@echo "make generate       *_bpfel.* anew, with clang $(CLANG_VERSION)"
 	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N for others"
 	@echo "sudo make deps      Debian packages for the above; deps-kernels: those for test-kernels"
 
@@ -69,19 +76,29 @@ fuzz: root
 demo: root build
 	test/demo/demo.sh
 
+bench: root
+	$(GO) run ./test/bench --out test/bench/results
+
+bench-short: root
+	$(GO) run ./test/bench --short --out bin/bench
+
+bench-run: root
+	$(GO) run ./test/bench/run $(if $(BASE),--base $(BASE))
+
 generate:
 	@$(CLANG) --version | grep -qF "version $(CLANG_VERSION)" || \
 		{ echo "needs clang $(CLANG_VERSION), Debian's clang-19: sudo make deps" >&2; exit 1; }
-	$(GO) generate ./bpf
+	$(GO) generate ./bpf ./test/bench/traffic
 
 check:
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
-	@cp -r bpf bpf.before && $(MAKE) --no-print-directory generate && diff -r bpf.before bpf; \
-		status=$$?; rm -rf bpf.before; \
-		test $$status = 0 || { echo "bpf/ was not generated from its sources: make generate" >&2; exit 1; }
+	@before=$$(mktemp -d) && cp --parents $(GENERATED) $$before && $(MAKE) --no-print-directory generate && \
+		for file in $(GENERATED); do cmp $$before/$$file $$file || stale=1; done; \
+		status=$$?; rm -rf $$before; \
+		test $$status = 0 -a -z "$$stale" || { echo "some files were not generated from their sources: make generate" >&2; exit 1; }
 
 # The servers among the packages are for the tests to start: Debian would start them at once.
 deps: root

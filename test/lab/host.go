@@ -211,6 +211,14 @@ func (h *Host) Route(dev, prefix, gateway, source string) {
 	h.must("set route to "+prefix, h.nl.RouteReplace(route))
 }
 
+// Neighbour makes the host know a neighbour's MAC address, for good.
+func (h *Host) Neighbour(dev string, ip netip.Addr, mac net.HardwareAddr) {
+	h.tb.Helper()
+	h.must("set neighbour "+ip.String(), h.nl.NeighSet(&netlink.Neigh{
+		LinkIndex: h.Index(dev), IP: ip.AsSlice(), HardwareAddr: mac, State: netlink.NUD_PERMANENT,
+	}))
+}
+
 // HardwareAddr returns an interface's MAC address.
 func (h *Host) HardwareAddr(dev string) net.HardwareAddr {
 	h.tb.Helper()

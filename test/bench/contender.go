@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"hairpin/test/bench/traffic"
+	"hairpin/test/lab"
+)
+
+// site is a router that is to translate.
+type site struct {
+	tb     testing.TB
+	router *lab.Host
+}
+
+func (s site) must(what string, err error) {
+	s.tb.Helper()
+	if err != nil {
+		s.tb.Fatalf("%s: %v", what, err)
+	}
+}
+
+// contender is one of those who are compared: a rig whose router does the work in its own way.
+type contender struct {
+	Name string
+	// bare contenders send frames on as they are.
+	bare bool
+	// possible says whether the kernel has it; nil: every kernel.
+	possible func(r *rig) bool
+	setUp    func(r *rig)
+}
+
+const (
+	nameNftables  = "nftables"
+	nameFlowtable = "nftables with flowtable"
+	nameIptables  = "iptables-nft"
+	nameXDPTx     = "bare XDP_TX"
+	nameXDPRedir  = "bare XDP redirect"
+	nameTC        = "bare TC redirect"
+	nameHairXDP   = "hairpin XDP"
+	nameHairTC    = "hairpin TC"
+)
+
+// contenders of a way, in the order of the table.
+func contenders(w way) []contender {
+	list := []contender{
+		{Name: nameXDPTx, bare: true, setUp: (*rig).bareTransmit},
+		{Name: nameXDPRedir, bare: true, setUp: func(r *rig) { r.bareRedirect(w) }},
+		{Name: nameHairXDP, setUp: func(r *rig) { r.pins = r.hairpin("xdp", hairpinOptions{}).Dir }},
+		{Name: nameTC, bare: true, setUp: func(r *rig) { r.bareTC(w) }},
+		{Name: nameHairTC, setUp: func(r *rig) { r.pins = r.hairpin("tc", hairpinOptions{}).Dir }},
+		{Name: nameNftables, setUp: func(r *rig) { r.nftables() }},
+		{Name: nameFlowtable, possible: func(r *rig) bool { return r.flowtable() }, setUp: func(r *rig) { r.nftables() }},
+		{Name: nameIptables, setUp: func(r *rig) { r.iptables() }},
+	}
+	if w == forwarded {
+		return list[1:] // XDP_TX goes back, never across
+	}
+	return list
+}
+
+func (r *rig) bareTransmit() {
+	r.must("bare XDP_TX", r.router.Do(func() error { return r.traffic.TransmitXDP(r.router.Index("lan0")) }))
+}
+
+// bareRedirect and bareTC join lan0 with itself, or both devices with each other.
+func (r *rig) bareRedirect(w way) { r.join(w, (*traffic.Traffic).RedirectXDP) }
+
+func (r *rig) bareTC(w way) { r.join(w, (*traffic.Traffic).RedirectTC) }
+
+func (r *rig) join(w way, redirect func(t *traffic.Traffic, in, out int) error) {
+	r.tb.Helper()
+	pairs := [][2]string{{"lan0", "lan0"}}
+	if w == forwarded {
+		pairs = [][2]string{{"wan0", "lan0"}, {"lan0", "wan0"}}
+	}
+	for _, pair := range pairs {
+		// Each has one device to redirect to.
+		t, err := traffic.Load()
+		r.must("load", err)
+		r.tb.Cleanup(func() { t.Close() })
+		r.must("attach bare redirect", r.router.Do(func() error {
+			return redirect(t, r.router.Index(pair[0]), r.router.Index(pair[1]))
+		}))
+	}
+}
+
+// nftables does the same by DNAT and masquerade.
+func (s site) nftables() {
+	s.conntrack()
+	var forwards strings.Builder
+	for i := range ports {
+		fmt.Fprintf(&forwards, "%d : %s . %d, ", externalPort+i, server, targetPort+i)
+	}
+	s.router.RunInput(fmt.Sprintf(`
+		table ip nat {
+			map forwards {
+				type inet_service : ipv4_addr . inet_service
+				elements = { %s }
+			}
+			chain prerouting {
+				type nat hook prerouting priority dstnat
+				ip daddr %s dnat ip to udp dport map @forwards
+				ip daddr %[2]s tcp dport 80 dnat to %[3]s:8080
+				ip daddr %[2]s tcp dport 5201 dnat to %[3]s
+			}
+			chain postrouting {
+				type nat hook postrouting priority srcnat
+				oifname "lan0" ip saddr 192.168.1.0/24 ip daddr %[3]s masquerade
+			}
+		}`, forwards.String(), external, server), "nft", "-f", "-")
+}
+
+// flowtable makes connections that are established go past most of netfilter, if the kernel can.
+func (s site) flowtable() bool {
+	s.tb.Helper()
+	r, err := s.router.TryInput(`
+		table ip fast {
+			flowtable established {
+				hook ingress priority filter
+				devices = { lan0, wan0 }
+			}
+			chain forward {
+				type filter hook forward priority filter
+				flow add @established
+			}
+		}`, "nft", "-f", "-")
+	s.must("try a flowtable", err)
+	return r.Code == 0
+}
+
+// iptables is nftables by its older tongue.
+func (s site) iptables() {
+	s.conntrack()
+	for _, rule := range []string{
+		fmt.Sprintf("PREROUTING -d %s -p udp --dport %d:%d -j DNAT --to-destination %s:%d-%d/%d",
+			external, externalPort, externalPort+ports-1, server, targetPort, targetPort+ports-1, externalPort),
+		fmt.Sprintf("POSTROUTING -o lan0 -s 192.168.1.0/24 -d %s -j MASQUERADE", server),
+	} {
+		s.router.Run(append([]string{"iptables-nft", "-t", "nat", "-A"}, strings.Fields(rule)...)...)
+	}
+}
+
+// conntrack keeps connections for as long as hairpin does here.
+func (s site) conntrack() {
+	s.router.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "3600")
+	s.router.Sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", "3600")
+}
+
+// hairpinOptions are what some rows want otherwise.
+type hairpinOptions struct {
+	connections int    // 0: 131072
+	forwards    string // more of them
+}
+
+func (s site) hairpin(mode string, opts hairpinOptions) *lab.Hairpin {
+	hp := lab.NewHairpin(s.router, hairpinConfig(mode, opts))
+	hp.Start()
+	return hp
+}
+
+func hairpinConfig(mode string, opts hairpinOptions) string {
+	connections := opts.connections
+	if connections == 0 {
+		connections = 131072
+	}
+	return fmt.Sprintf(`version = 1
+[interfaces]
+wan = ["wan0"]
+lan = ["lan0"]
+[datapath]
+mode = %q
+max_connections = %d
+max_per_source = %[2]d
+[timeouts]
+udp = "1h"
+[metrics]
+listen = ""
+[[forward]]
+name = "measured"
+protocol = ["udp"]
+port = "%d-%d"
+to = "%s:%d-%d"
+[[forward]]
+name = "web"
+protocol = ["tcp"]
+port = "80"
+to = "%[5]s:8080"
+[[forward]]
+name = "bulk"
+protocol = ["tcp"]
+port = "5201"
+to = "%[5]s:5201"
+%[8]s`, mode, connections, externalPort, externalPort+ports-1, server, targetPort, targetPort+ports-1, opts.forwards)
+}

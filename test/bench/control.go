@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/test/bench/measure"
+	"hairpin/test/lab"
+)
+
+// control measures what is done by commands, and what memory all of it takes.
+func (b *bench) control() {
+	b.memory()
+	b.start()
+	b.commands()
+}
+
+// memory is that of all maps as the kernel accounts for it, at the default size.
+func (b *bench) memory() {
+	r := newRig(b.tb)
+	hp := r.hairpin("xdp", hairpinOptions{})
+	before := b.mapBytes(hp)
+	r.establish(hairpinned, 100000)
+	after := b.mapBytes(hp)
+	const connections = 131072
+	mib := func(bytes uint64) float64 { return float64(bytes) / (1 << 20) }
+	b.report.add(
+		atMost("kernel memory per connection, both directions", "B", 500, measure.SpreadOf([]float64{float64(after) / connections}),
+			fmt.Sprintf("all maps, %.1f MiB for %d connections", mib(after), connections)),
+		atMost("kernel memory added by 100,000 connections", "B", float64(before)/1000, measure.SpreadOf([]float64{float64(after) - float64(before)}),
+			fmt.Sprintf("%.1f MiB at start, of which a thousandth", mib(before))))
+}
+
+func (b *bench) mapBytes(hp *lab.Hairpin) (total uint64) {
+	b.tb.Helper()
+	maps, err := pinnedMaps(hp.Dir)
+	b.must("open maps", err)
+	for name, m := range maps {
+		info, err := m.Info()
+		b.must("look at "+name, err)
+		bytes, ok := info.Memlock()
+		if !ok {
+			b.tb.Fatalf("look at %s: the kernel does not tell its memory", name)
+		}
+		total += bytes
+		m.Close()
+	}
+	return total
+}
+
+// pinnedMaps opens every map of a datapath.
+func pinnedMaps(dir string) (map[string]*ebpf.Map, error) {
+	paths, err := filepath.Glob(filepath.Join(dir, "datapath", "maps", "*"))
+	if err != nil {
+		return nil, err
+	}
+	maps := make(map[string]*ebpf.Map)
+	for _, path := range paths {
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", filepath.Base(path), err)
+		}
+		maps[filepath.Base(path)] = m
+	}
+	return maps, nil
+}
+
+// start measures how long a daemon takes to be ready that has everything to load and attach.
+func (b *bench) start() {
+	milliseconds := b.interleave(b.rounds(7, 2), []task{{"start", func() float64 {
+		var took time.Duration
+		err := lab.Play(b.tb.Context(), func(tb testing.TB) {
+			r := newRig(tb)
+			hp := lab.NewHairpin(r.router, hairpinConfig("xdp", hairpinOptions{}))
+			began := time.Now()
+			hp.Start()
+			took = time.Since(began)
+		})
+		b.must("start", err)
+		return float64(took.Microseconds()) / 1000
+	}}})[0]
+	b.report.sample("start to ready", "hairpin", "ms", milliseconds)
+	b.report.add(atMost("start to ready", "ms", 300, measure.SpreadOf(milliseconds), "mode xdp, 3 forwards"))
+}
+
+// commands measures the command line, beginning and end of its process included, on a running daemon.
+func (b *bench) commands() {
+	r := newRig(b.tb)
+	small, large := hairpinConfig("tc", hairpinOptions{}), hairpinConfig("tc", hairpinOptions{forwards: tcpForwards(65000 - ownForwards)})
+	hp := r.hairpin("tc", hairpinOptions{})
+	var apply, add, addLarge []float64
+	took := func(values *[]float64, args ...string) {
+		began := time.Now()
+		hp.Run(args...)
+		*values = append(*values, float64(time.Since(began).Microseconds())/1000)
+	}
+	for range b.rounds(7, 2) {
+		took(&add, "forward", "add", "more", "tcp", "65501", "to", server.String())
+		hp.Run("forward", "del", "more")
+		hp.Write(large)
+		took(&apply, "apply")
+		took(&addLarge, "forward", "add", "more", "tcp", "65501", "to", server.String())
+		hp.Write(small)
+		hp.Run("apply")
+	}
+	for _, c := range []struct {
+		what     string
+		values   []float64
+		required float64
+	}{
+		{"apply of 65,000 forwards", apply, 1000},
+		{"forward add, beside 3 forwards", add, 20},
+		{"forward add, beside 65,000 forwards", addLarge, 20},
+	} {
+		b.report.sample(c.what, "hairpin", "ms", c.values)
+		b.report.add(atMost(c.what, "ms", c.required, measure.SpreadOf(c.values), "the command as a whole"))
+	}
+}

@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command bench measures hairpin against the kernel's own translation and against the bare hooks, all in
+// one run. See README.md beside it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"hairpin/test/bench/measure"
+	"hairpin/test/lab"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	err := lab.Program(func() error { return command(ctx, os.Args[1:], os.Stdout, os.Stderr) })
+	if err != nil && !errors.Is(err, pflag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := pflag.NewFlagSet("bench", pflag.ContinueOnError)
+	short := flags.Bool("short", false, "measure for a minute, not for minutes")
+	out := flags.String("out", "", "directory for bench.json, bench.txt and plots; none without it")
+	only := flags.String("only", "", "only the sections whose name contains this")
+	soak := flags.String("soak", "", "measure nothing: send packets through this contender until interrupted, for a profiler")
+	cpu := flags.Int("cpu", runtime.NumCPU()-1, "CPU that generates and translates")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	clock, err := measure.NewClock(*cpu)
+	if err != nil {
+		return err
+	}
+	b := &bench{clock: clock, short: *short, report: newReport(*short), log: stderr}
+	if *soak != "" {
+		return b.soak(ctx, *soak)
+	}
+	if err := b.run(ctx, *only); err != nil {
+		return err
+	}
+	if err := b.report.print(stdout); err != nil {
+		return err
+	}
+	if *out == "" {
+		return nil
+	}
+	return b.report.write(*out)
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package measure
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/test/bench/traffic"
+	"hairpin/test/lab"
+)
+
+// What the kernel's programs answer: linux/pkt_cls.h and linux/bpf.h.
+const (
+	TCUnspec   = math.MaxUint32
+	TCRedirect = 7
+
+	XDPPass     = 2
+	XDPRedirect = 4
+)
+
+// repeats make a slice of some hundredths of a second.
+const repeats = 100_000
+
+// ErrAnswer says that a program did something else with its packets than it should have.
+var ErrAnswer = errors.New("wrong answer")
+
+// Run is a program and the packets it is run with, one after another.
+type Run struct {
+	Hook    traffic.Hook
+	Program *ebpf.Program
+	In      string // interface of the router
+	Stream  traffic.Stream
+	Code    uint32 // what it has to answer
+}
+
+// Over returns how many nanoseconds a run takes beyond one of an empty program. The error is ErrAnswer if
+// the program did not do with the last packet what was expected; prepare, which may be nil, runs before
+// the program does. The stream goes on where it ended.
+func (r *Run) Over(c *Clock, t *traffic.Traffic, router *lab.Host, prepare func() error) (float64, error) {
+	empty, _, err := r.once(c, t, router, nil)
+	if err != nil {
+		return 0, err
+	}
+	if prepare != nil {
+		if err := prepare(); err != nil {
+			return 0, err
+		}
+	}
+	full, code, err := r.once(c, t, router, r.Program)
+	if err == nil && code != r.Code {
+		err = fmt.Errorf("%w: %d, want %d", ErrAnswer, int32(code), int32(r.Code))
+	}
+	if r.Stream.Flows >= traffic.Block {
+		r.Stream.From = (r.Stream.From + repeats) % r.Stream.Flows / traffic.Block * traffic.Block
+	}
+	return full - empty, err
+}
+
+func (r *Run) once(c *Clock, t *traffic.Traffic, router *lab.Host, program *ebpf.Program) (ns float64, code uint32, err error) {
+	if err := t.Set(r.Stream); err != nil {
+		return 0, 0, err
+	}
+	index := router.Index(r.In)
+	took, err := c.Time(func() error {
+		return router.Do(func() (err error) {
+			code, err = t.Run(r.Hook, program, index, r.Stream.Frames[0].Data, repeats)
+			return err
+		})
+	})
+	return float64(took.CPU.Nanoseconds()) / repeats, code, err
+}

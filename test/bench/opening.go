@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
+
+	"hairpin/bpf"
+	"hairpin/loader"
+	"hairpin/test/bench/measure"
+	"hairpin/test/bench/traffic"
+)
+
+// openingFlows are opened in one slice, into empty tables with room for more than these.
+const openingFlows = 10000
+
+// openings measures UDP connections that are opened one after another: the first packet of the client
+// and the first of the server, which establishes them; and the client's alone.
+func (b *bench) openings() {
+	entrants := b.enter(hairpinned, nameHairXDP, nameHairTC, nameNftables)
+	rounds := b.rounds(15, 5)
+	answered := b.openingRace(taskAnswered, entrants, rounds, true)
+	alone := b.openingRace("UDP openings, first packet only", entrants, rounds, false)
+	for _, limit := range []struct {
+		name     string
+		required float64
+	}{{nameHairXDP, 3}, {nameHairTC, 1.5}} {
+		for _, r := range []struct {
+			what  string
+			costs map[string][]float64
+		}{{"UDP openings with answer", answered}, {"UDP openings, first packet only", alone}} {
+			ours, theirs := r.costs[limit.name], r.costs[nameNftables]
+			b.report.add(atLeast(fmt.Sprintf("%s, %s, against %s", r.what, limit.name, nameNftables), "x",
+				limit.required, measure.SpreadOf(measure.Ratios(theirs, ours)),
+				fmt.Sprintf("%.0f/s, %s %.0f/s", 1e9/measure.SpreadOf(ours).Median, nameNftables, 1e9/measure.SpreadOf(theirs).Median)))
+		}
+	}
+}
+
+// openingRace returns the nanoseconds an opening costs, by contender.
+func (b *bench) openingRace(name string, entrants []*entrant, rounds int, answered bool) map[string][]float64 {
+	var tasks []task
+	for _, e := range entrants {
+		tasks = append(tasks, b.opening(e, answered))
+	}
+	b.interleave(1, tasks)
+	costs := make(map[string][]float64)
+	for i, values := range b.interleave(rounds, tasks) {
+		costs[entrants[i].Name] = values
+		b.report.sample(name, entrants[i].Name, "ns", values)
+	}
+	return costs
+}
+
+func (b *bench) opening(e *entrant, answered bool) task {
+	next := 0
+	return task{e.Name, func() float64 {
+		stream := traffic.Stream{
+			Frames: []traffic.Frame{e.frame(hairpinned, toServer), e.frame(hairpinned, toClient)},
+			Flows:  next + openingFlows, Ordered: true, From: next,
+		}
+		count := 2 * openingFlows
+		if !answered {
+			stream.Frames, count = stream.Frames[:1], openingFlows
+		}
+		next = (next + openingFlows) % (ports * traffic.FlowsPerRound)
+		var arrived [2]uint64
+		took, err := b.clock.Time(func() (err error) {
+			arrived, err = e.send(hairpinned, toServer, stream, count)
+			return err
+		})
+		b.must("open connections", err)
+		opened := arrived[len(stream.Frames)-1]
+		if opened < openingFlows*99/100 {
+			b.tb.Fatalf("%s: of %d connections %d opened", e.Name, openingFlows, opened)
+		}
+		e.forget()
+		return float64(took.CPU.Nanoseconds()) / float64(opened)
+	}}
+}
+
+// forget empties the tables of whoever translates.
+func (r *rig) forget() {
+	r.tb.Helper()
+	if r.pins == "" {
+		r.must("forget connections", r.router.Do(func() error {
+			return netlink.ConntrackTableFlush(netlink.ConntrackTable)
+		}))
+		return
+	}
+	d, err := loader.Open(loader.Options{Dir: r.pins})
+	r.must("open datapath", err)
+	defer d.Close()
+	objs := d.Objects()
+	for _, m := range []*ebpf.Map{objs.Conns, objs.HalfOpen, objs.HalfOpenOther} {
+		r.must("forget connections", empty[bpf.HairpinTuple, bpf.HairpinConn](m))
+	}
+	r.must("forget clients", empty[bpf.HairpinAddr, uint32](objs.Sources))
+	var visit bpf.HairpinVisit
+	for err == nil {
+		err = objs.Visits.LookupAndDelete(nil, &visit)
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		r.must("forget visits", err)
+	}
+}
+
+// empty deletes all that is in a hash table.
+func empty[Key, Value any](m *ebpf.Map) error {
+	const chunk = 4096
+	keys, values := make([]Key, chunk), make([]Value, chunk)
+	var cursor ebpf.MapBatchCursor
+	for {
+		_, err := m.BatchLookupAndDelete(&cursor, keys, values, nil)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("empty %s: %w", m, err)
+		}
+	}
+}

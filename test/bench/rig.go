@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+
+	"hairpin/test/bench/traffic"
+	"hairpin/test/lab"
+)
+
+// The addresses of a rig.
+var (
+	clientMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 3}
+	serverMAC  = net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	gatewayMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+
+	client   = netip.MustParseAddr(lab.Client)
+	server   = netip.MustParseAddr(lab.Server)
+	router   = netip.MustParseAddr(lab.RouterLAN)
+	external = netip.MustParseAddr(lab.External)
+	gateway  = netip.MustParseAddr(lab.Gateway)
+	internet = netip.MustParseAddr(lab.InternetSource)
+)
+
+const (
+	// firstSource is the client's port of flow 0.
+	firstSource = 1025
+	// externalPort to externalPort+ports-1 are forwarded to as many ports from targetPort on.
+	externalPort = 10000
+	targetPort   = 20000
+	ports        = 100
+)
+
+// rig is a router between two cables. At the far end of each a generator stands in for all that is
+// there, and a sink counts what comes back.
+//
+//	wan far --- wan0 router lan0 --- far lan
+type rig struct {
+	site
+	wan, lan       *lab.Host
+	traffic        *traffic.Traffic
+	wanMAC, lanMAC net.HardwareAddr // the router's
+	pins           string           // hairpin's directory, if it runs here
+}
+
+// newRig makes a router that knows its neighbours and forwards, but translates nothing.
+func newRig(tb testing.TB) *rig {
+	r := &rig{site: site{tb, lab.NewHost(tb, "router")}, wan: lab.NewHost(tb, "wan"), lan: lab.NewHost(tb, "lan")}
+	lab.Cable(r.router, "wan0", r.wan, "far")
+	lab.Cable(r.router, "lan0", r.lan, "far")
+	r.wanMAC, r.lanMAC = r.router.HardwareAddr("wan0"), r.router.HardwareAddr("lan0")
+	r.router.Address("wan0", lab.External+"/24")
+	r.router.Address("lan0", lab.RouterLAN+"/24")
+	r.router.Neighbour("lan0", client, clientMAC)
+	r.router.Neighbour("lan0", server, serverMAC)
+	r.router.Neighbour("wan0", gateway, gatewayMAC)
+	r.router.Route("wan0", "0.0.0.0/0", lab.Gateway, "")
+	r.router.Sysctl("net/ipv4/ip_forward", "1")
+	// A packet that leaves where it came in would be answered with a redirect, in the kernel's way only.
+	r.router.Sysctl("net/ipv4/conf/all/send_redirects", "0")
+	r.router.Sysctl("net/ipv4/conf/lan0/send_redirects", "0")
+	// A veth takes XDP frames, as the generator sends them, while it has GRO.
+	r.router.Offload("wan0", lab.ReceiveOffload, true)
+	r.router.Offload("lan0", lab.ReceiveOffload, true)
+
+	t, err := traffic.Load()
+	r.must("load", err)
+	tb.Cleanup(func() { t.Close() })
+	r.traffic = t
+	for _, end := range []*lab.Host{r.wan, r.lan} {
+		r.must("attach sink", end.Do(func() error { return t.Sink(end.Index("far")) }))
+	}
+	return r
+}
+
+// direction is one of the two that the packets of a connection take.
+type direction string
+
+const (
+	toServer direction = "to server"
+	toClient direction = "to client"
+)
+
+var directions = []direction{toServer, toClient}
+
+// way is how clients come to the forward.
+type way string
+
+const (
+	hairpinned way = "LAN"
+	forwarded  way = "WAN"
+)
+
+// end is where the generator of this direction is.
+func (r *rig) end(w way, d direction) *lab.Host {
+	if w == forwarded && d == toServer {
+		return r.wan
+	}
+	return r.lan
+}
+
+// frame is the way's and direction's frame of a UDP connection.
+func (r *rig) frame(w way, d direction) traffic.Frame {
+	from, sees := client, router
+	fromMAC, toMAC := clientMAC, r.lanMAC
+	if w == forwarded {
+		from, sees = internet, internet
+		fromMAC, toMAC = gatewayMAC, r.wanMAC
+	}
+	if d == toServer {
+		return udpFrame(fromMAC, toMAC, netip.AddrPortFrom(from, firstSource),
+			netip.AddrPortFrom(external, externalPort), sourceVaries, server)
+	}
+	return udpFrame(serverMAC, r.lanMAC, netip.AddrPortFrom(server, targetPort),
+		netip.AddrPortFrom(sees, firstSource), destinationVaries, from)
+}
+
+// Which port is the first of the numbers that tell flows apart.
+const (
+	sourceVaries      = 34
+	destinationVaries = 36
+)
+
+// udpFrame is the shortest frame of UDP, whose ports tell flows apart.
+func udpFrame(srcMAC, dstMAC net.HardwareAddr, src, dst netip.AddrPort, first int, expected netip.Addr) traffic.Frame {
+	const payload = traffic.FrameBytes - 14 - 20 - 8
+	data := append(append(append([]byte(nil), dstMAC...), srcMAC...), 0x08, 0x00)
+	datagram := lab.UDP(src, dst, make([]byte, payload))
+	datagram.DF = true
+	return traffic.Frame{
+		Data:  append(data, datagram.Packet()...),
+		First: first, Second: sourceVaries + destinationVaries - first, Check: 40, Expected: expected,
+	}
+}
+
+// destination is whom a frame is for.
+func destination(f traffic.Frame) netip.Addr {
+	return netip.AddrFrom4([4]byte(f.Data[30:34]))
+}
+
+// open opens connections from the n-th on: a packet of the client, and one of the server. It returns
+// how many packets of each arrived.
+func (r *rig) open(w way, from, flows int) (arrived [2]uint64) {
+	r.tb.Helper()
+	s := traffic.Stream{Flows: from + flows, Ordered: true, From: from}
+	if w == hairpinned && flows%traffic.Block == 0 {
+		s.Frames = []traffic.Frame{r.frame(w, toServer), r.frame(w, toClient)}
+		n, err := r.send(w, toServer, s, 2*flows)
+		r.must("open connections", err)
+		return n
+	}
+	for i, d := range directions {
+		s.Frames = []traffic.Frame{r.frame(w, d)}
+		n, err := r.send(w, d, s, flows)
+		r.must("open connections", err)
+		arrived[i] = n[0]
+	}
+	return arrived
+}
+
+// send sends a stream's next count packets and returns how many of each frame arrived.
+func (r *rig) send(w way, d direction, s traffic.Stream, count int) (arrived [2]uint64, err error) {
+	if err := r.traffic.Set(s); err != nil {
+		return arrived, err
+	}
+	return r.again(w, d, count)
+}
+
+// again sends more packets of the same stream.
+func (r *rig) again(w way, d direction, count int) (arrived [2]uint64, err error) {
+	end := r.end(w, d)
+	before, _, err := r.traffic.Arrived()
+	if err != nil {
+		return arrived, err
+	}
+	if err := end.Do(func() error { return r.traffic.Send(end.Index("far"), uint32(count)) }); err != nil {
+		return arrived, err
+	}
+	after, _, err := r.traffic.Arrived()
+	for i := range arrived {
+		arrived[i] = after[i] - before[i]
+	}
+	return arrived, err
+}
+
+// establish opens connections and makes sure that they are: every packet has to arrive.
+func (r *rig) establish(w way, flows int) {
+	r.tb.Helper()
+	const chunk = 20000 // so that each has its answer while it waits for it
+	for from := 0; from < flows; from += chunk {
+		n := min(chunk, flows-from)
+		if arrived := r.open(w, from, n); arrived != [2]uint64{uint64(n), uint64(n)} {
+			r.tb.Fatalf("open %d connections from the %s: %d packets reached the server, %d the client",
+				n, w, arrived[0], arrived[1])
+		}
+	}
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+
+	"hairpin/test/bench/measure"
+)
+
+// options say what is measured.
+type options struct {
+	base   string // object, tree or revision to compare with; "" for none
+	kind   string // only the kinds whose name contains this
+	cpu    int
+	loads  int // how often each object is loaded anew
+	rounds int // slices of each kind, each time
+}
+
+// subject is what is measured: a binary of this program, and the object it is to load.
+type subject struct{ name, binary, object string }
+
+// compare measures the programs of this tree, and those of a base in turn with them.
+func compare(ctx context.Context, opts options, out io.Writer) (err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own binary: %w", err)
+	}
+	subjects := []subject{{"this", self, ownObject}}
+	if opts.base != "" {
+		dir, err := os.MkdirTemp("", "hairpin-bench-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(dir)
+		base, err := prepareBase(opts.base, self, dir)
+		if err != nil {
+			return err
+		}
+		subjects = append(subjects, base)
+	}
+	r := results{values: make(map[request][][]float64)}
+	for load := range opts.loads {
+		if err := r.measure(ctx, subjects, opts, load); err != nil {
+			return err
+		}
+	}
+	return r.print(out)
+}
+
+// results are what is known of all subjects.
+type results struct {
+	greetings []greeting
+	names     []string
+	order     []request
+	values    map[request][][]float64 // by subject, one a load
+}
+
+// measure loads each subject once. Where code and tables come to lie makes a difference that may be larger than
+// that of two objects, and lasts until they are loaded anew.
+func (r *results) measure(ctx context.Context, subjects []subject, opts options, load int) (err error) {
+	var all []*instance
+	defer func() {
+		for _, s := range all {
+			err = errors.Join(err, s.stop())
+		}
+	}()
+	for i := range subjects {
+		if load%2 == 1 {
+			i = len(subjects) - 1 - i
+		}
+		s, err := startInstance(ctx, subjects[i], opts.cpu)
+		if err != nil {
+			return err
+		}
+		all = append(all, s)
+	}
+	if load%2 == 1 {
+		slices.Reverse(all)
+	}
+	if load == 0 {
+		for i, s := range all {
+			r.greetings, r.names = append(r.greetings, s.greeting), append(r.names, subjects[i].name)
+		}
+	}
+	for _, hook := range hooks {
+		for i, kind := range r.greetings[0].Kinds {
+			if !strings.Contains(kind, opts.kind) {
+				continue
+			}
+			if err := r.ask(all, request{hook, i}, opts.rounds); err != nil {
+				return fmt.Errorf("measure %s, %s: %w", hook, kind, err)
+			}
+		}
+	}
+	return nil
+}
+
+// ask measures one kind of packet in turn, and keeps the least of each subject: all that others do on the
+// machine only adds to it.
+func (r *results) ask(all []*instance, what request, rounds int) error {
+	values, err := inTurn(all, what, rounds)
+	if err != nil {
+		return err
+	}
+	if r.values[what] == nil {
+		r.order = append(r.order, what)
+		r.values[what] = make([][]float64, len(all))
+	}
+	for i, v := range values {
+		r.values[what][i] = append(r.values[what][i], slices.Min(v))
+	}
+	return nil
+}
+
+func (r *results) print(out io.Writer) error {
+	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "HOOK\tOBJECT\tVERIFIED INSTRUCTIONS\tXLATED BYTES\tJITED BYTES")
+	for _, hook := range hooks {
+		for i, g := range r.greetings {
+			size := g.Sizes[hook]
+			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\n", hook, r.names[i], size.Verified, size.Xlated, size.Jited)
+		}
+	}
+	fmt.Fprint(t, "\nHOOK\tPACKET\tNS A RUN\tMIDDLE HALF")
+	if len(r.names) > 1 {
+		fmt.Fprint(t, "\tBASE\tMIDDLE HALF\tTHIS/BASE")
+	}
+	fmt.Fprintln(t)
+	for _, what := range r.order {
+		fmt.Fprintf(t, "%s\t%s", what.Hook, r.greetings[0].Kinds[what.Kind])
+		var medians []float64
+		for _, v := range r.values[what] {
+			s := measure.SpreadOf(v)
+			medians = append(medians, s.Median)
+			fmt.Fprintf(t, "\t%.1f\t%.1f - %.1f", s.Median, s.Low, s.High)
+		}
+		if len(medians) > 1 {
+			fmt.Fprintf(t, "\t%.3f", medians[0]/medians[1])
+		}
+		fmt.Fprintln(t)
+	}
+	return t.Flush()
+}
+
+// inTurn asks each for a slice a round, and returns the values of each.
+func inTurn(all []*instance, r request, rounds int) ([][]float64, error) {
+	values := make([][]float64, len(all))
+	for round := -1; round < rounds; round++ {
+		for i := range all {
+			if round%2 == 1 {
+				i = len(all) - 1 - i
+			}
+			ns, err := all[i].slice(r)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", all[i].name, err)
+			}
+			if round >= 0 { // the first warms up
+				values[i] = append(values[i], ns)
+			}
+		}
+	}
+	return values, nil
+}
+
+// instance measures one object as it is asked to.
+type instance struct {
+	greeting
+	name    string
+	process *exec.Cmd
+	in      io.Closer
+	ask     *json.Encoder
+	answers *bufio.Scanner
+}
+
+func startInstance(ctx context.Context, what subject, cpu int) (*instance, error) {
+	s := &instance{name: what.name, process: exec.CommandContext(ctx, what.binary, "--cpu", strconv.Itoa(cpu), "--serve", what.object)}
+	s.process.Stderr = os.Stderr
+	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is the parent's to handle
+	in, err := s.process.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.process.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := s.process.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", what.name, err)
+	}
+	s.in, s.ask, s.answers = in, json.NewEncoder(in), bufio.NewScanner(out)
+	if err := s.read(&s.greeting); err != nil {
+		return nil, fmt.Errorf("%s: %w", what.name, errors.Join(err, s.stop()))
+	}
+	return s, nil
+}
+
+func (s *instance) slice(r request) (float64, error) {
+	if err := s.ask.Encode(r); err != nil {
+		return 0, err
+	}
+	var answer slice
+	if err := s.read(&answer); err != nil {
+		return 0, err
+	}
+	if answer.Error != "" {
+		return 0, errors.New(answer.Error)
+	}
+	return answer.Nanoseconds, nil
+}
+
+func (s *instance) read(into any) error {
+	if !s.answers.Scan() {
+		return errors.Join(errors.New("it has ended"), s.answers.Err())
+	}
+	return json.Unmarshal(s.answers.Bytes(), into)
+}
+
+// stop ends the server as its input ends.
+func (s *instance) stop() error {
+	s.in.Close()
+	return s.process.Wait()
+}
+
+// prepareBase finds or builds what to compare with: an object of this tree's layout, another tree, or a
+// revision.
+func prepareBase(base, self, dir string) (subject, error) {
+	info, err := os.Stat(base)
+	if err == nil && !info.IsDir() {
+		return subject{"base", self, base}, nil
+	}
+	tree := base
+	if err != nil {
+		tree = filepath.Join(dir, "tree")
+		if err := checkOut(base, tree); err != nil {
+			return subject{}, err
+		}
+	}
+	binary := filepath.Join(dir, "run")
+	return subject{"base", binary, ownObject}, buildIn(tree, dir, binary)
+}
+
+// checkOut puts a revision of this repository's into a directory.
+func checkOut(revision, dir string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	archive := exec.Command("git", "archive", "--format=tar", revision)
+	unpack := exec.Command("tar", "-x", "-C", dir)
+	var problems bytes.Buffer
+	archive.Stderr, unpack.Stderr = &problems, &problems
+	pipe, err := archive.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	unpack.Stdin = pipe
+	if err := archive.Start(); err != nil {
+		return fmt.Errorf("check out %s: %w", revision, err)
+	}
+	if err := errors.Join(unpack.Run(), archive.Wait()); err != nil {
+		return fmt.Errorf("%s is no object, no tree and no revision: %w\n%s", revision, err, problems.Bytes())
+	}
+	return nil
+}
+
+// buildIn builds this program with another tree's datapath: its own sources, and those of the lab, are laid
+// over that tree.
+func buildIn(tree, dir, binary string) error {
+	tree, err := filepath.Abs(tree)
+	if err != nil {
+		return err
+	}
+	own, err := os.Getwd()
+	if err != nil {
+		return err
+	}
+	overlay := struct{ Replace map[string]string }{make(map[string]string)}
+	for _, name := range []string{"go.mod", "go.sum", "test/bench", "test/lab"} {
+		err := filepath.WalkDir(filepath.Join(own, name), func(path string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() {
+				return err
+			}
+			relative, err := filepath.Rel(own, path)
+			overlay.Replace[filepath.Join(tree, relative)] = path
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("find own sources (run this from the top of the tree): %w", err)
+		}
+	}
+	text, err := json.Marshal(overlay)
+	if err != nil {
+		return err
+	}
+	file := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return err
+	}
+	build := exec.Command("go", "build", "-C", tree, "-overlay", file, "-buildvcs=false", "-o", binary, "./test/bench/run")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build with the datapath of %s: %w\n%s", tree, err, out)
+	}
+	return nil
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+	"hairpin/maps"
+	"hairpin/test/bench/measure"
+	"hairpin/test/bench/traffic"
+	"hairpin/test/lab"
+)
+
+// stand is the programs of one object on a router, for packets that no device carries.
+type stand struct {
+	tb             testing.TB
+	router         *lab.Host
+	traffic        *traffic.Traffic
+	objs           bpf.HairpinObjects
+	wanMAC, lanMAC net.HardwareAddr
+}
+
+var standForwards = []string{
+	"measured tcp,udp 10000-10099 to 192.168.1.20:20000-20099",
+	"measured6 tcp,udp 10000-10099 to [fd00:1::20]:20000-20099",
+}
+
+// ownObject is the one that is built in.
+const ownObject = "-"
+
+// newStand makes a router of two interfaces and loads an object of this tree's layout: that of a file, or
+// this tree's own.
+func newStand(tb testing.TB, object string) *stand {
+	s := &stand{tb: tb, router: lab.NewHost(tb, "router")}
+	wires := lab.NewHost(tb, "wires")
+	lab.Cable(s.router, "wan0", wires, "to-wan0")
+	lab.Cable(s.router, "lan0", wires, "to-lan0")
+	s.wanMAC, s.lanMAC = s.router.HardwareAddr("wan0"), s.router.HardwareAddr("lan0")
+	s.router.Sysctl("net/ipv4/ip_forward", "1")
+	s.router.Sysctl("net/ipv6/conf/all/disable_ipv6", "0")
+	s.router.Sysctl("net/ipv6/conf/all/forwarding", "1")
+	for _, dev := range []string{"wan0", "lan0"} {
+		s.router.Sysctl("net/ipv6/conf/"+dev+"/disable_ipv6", "0")
+	}
+	for _, a := range [][2]string{{"wan0", lab.External + "/24"}, {"lan0", lab.RouterLAN + "/24"}, {"wan0", external6.String() + "/64"}, {"lan0", router6.String() + "/64"}} {
+		s.router.Run("ip", "address", "add", a[1], "dev", a[0], "nodad")
+	}
+	for _, ip := range []netip.Addr{server, server6} {
+		s.router.Neighbour("lan0", ip, serverMAC)
+	}
+	for _, ip := range []netip.Addr{client, client6} {
+		s.router.Neighbour("lan0", ip, clientMAC)
+	}
+	s.router.Neighbour("wan0", gateway, gatewayMAC)
+	s.router.Route("wan0", "0.0.0.0/0", lab.Gateway, "")
+
+	t, err := traffic.Load()
+	s.must("load", err)
+	tb.Cleanup(func() { t.Close() })
+	s.traffic = t
+	s.load(object)
+	s.configure()
+	return s
+}
+
+func (s *stand) must(what string, err error) {
+	s.tb.Helper()
+	if err != nil {
+		s.tb.Fatalf("%s: %v", what, err)
+	}
+}
+
+func (s *stand) load(object string) {
+	s.tb.Helper()
+	spec, err := bpf.LoadHairpin()
+	if object != ownObject {
+		spec, err = ebpf.LoadCollectionSpec(object)
+	}
+	s.must("read object", err)
+	// By its name: a base to compare with may be from before it was there.
+	if crafts := spec.Maps["crafts"]; crafts != nil {
+		crafts.MaxEntries = uint32(ebpf.MustPossibleCPU())
+	}
+	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {
+		s.tb.Fatalf("load object %s: %+v\nIf its maps are not those of this tree, give a tree or a revision, not an object.", object, err)
+	}
+	s.tb.Cleanup(func() { s.objs.Close() })
+}
+
+func (s *stand) configure() {
+	s.tb.Helper()
+	tables := maps.New(&s.objs)
+	config := maps.DefaultConfig()
+	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0"}
+	for _, words := range standForwards {
+		forward, err := maps.ParseForward(strings.Fields(words))
+		s.must("read forward", err)
+		config.Forwards = append(config.Forwards, forward)
+	}
+	_, err := tables.Apply(config)
+	s.must("apply", err)
+	interfaces := []maps.Interface{
+		{Name: "wan0", Index: s.router.Index("wan0"), Role: maps.RoleWAN, HardwareAddr: s.wanMAC, XDPTransmit: true,
+			Addresses: []netip.Prefix{netip.PrefixFrom(external, 24), netip.PrefixFrom(external6, 64)}},
+		{Name: "lan0", Index: s.router.Index("lan0"), Role: maps.RoleLAN, HardwareAddr: s.lanMAC, XDPTransmit: true,
+			Addresses: []netip.Prefix{netip.PrefixFrom(router, 24), netip.PrefixFrom(router6, 64)}},
+	}
+	// The devmap takes an ifindex for one of the namespace that writes it.
+	s.must("set interfaces", s.router.Do(func() error { return tables.SetInterfaces(interfaces) }))
+}
+
+// program is the one of a hook.
+func (s *stand) program(hook traffic.Hook) *ebpf.Program {
+	if hook == traffic.XDP {
+		return s.objs.HairpinXdp
+	}
+	return s.objs.HairpinTc
+}
+
+// prepare establishes the connection of a kind, or looks up its next hops anew.
+func (s *stand) prepare(k kind) error {
+	for _, frame := range k.prepare {
+		if err := s.traffic.Set(same(frame)); err != nil {
+			return err
+		}
+		err := s.router.Do(func() error {
+			code, err := s.traffic.Run(traffic.TC, s.objs.HairpinTc, s.router.Index(k.in), frame, 1)
+			if err == nil && code != measure.TCRedirect {
+				err = fmt.Errorf("the program answered %d, want %d", int32(code), measure.TCRedirect)
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("prepare %s: %w", k.name, err)
+		}
+	}
+	return nil
+}
+
+// size is how large a program is, in the kernel's measures.
+type size struct {
+	Verified uint32 `json:"verified_instructions"`
+	Xlated   int    `json:"xlated_bytes"`
+	Jited    uint32 `json:"jited_bytes"`
+}
+
+func sizeOf(p *ebpf.Program) (size, error) {
+	info, err := p.Info()
+	if err != nil {
+		return size{}, fmt.Errorf("look at %s: %w", p, err)
+	}
+	verified, _ := info.VerifiedInstructions()
+	xlated, err := info.TranslatedSize()
+	if err != nil {
+		return size{}, fmt.Errorf("look at %s: %w", p, err)
+	}
+	jited, err := info.JitedSize()
+	if err != nil {
+		return size{}, fmt.Errorf("look at %s: %w", p, err)
+	}
+	return size{verified, xlated, jited}, nil
+}

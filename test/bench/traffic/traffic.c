@@ -1,0 +1,234 @@
+//go:build ignore
+
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* Traffic for measurements: a generator of frames and a sink that counts them, the bare hooks to compare
+ * with, and what gives a program under test a fresh frame for each of its runs. */
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <linux/pkt_cls.h>
+#include <linux/types.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+enum {
+	FRAME = 60,		/* bytes of a generated frame: the shortest of Ethernet, without its checksum */
+	FRAME_MAX = 128,	/* of one for a program under test; a multiple of 8 */
+	FRAMES = 2,
+	PORTS = 60000,		/* flows that differ in their first number alone */
+};
+
+/* A frame, and where it differs from flow to flow: in a 16 bit number, and after PORTS flows in a second. */
+struct template {
+	__u8 frame[FRAME_MAX];	/* both numbers and the checksum are zero */
+	__u32 sum;		/* of all that the checksum covers, not folded */
+	__u16 check_off;	/* the checksum; an offset of 0: nowhere */
+	__u16 first_off;
+	__u16 second_off;
+	__u16 first;		/* of flow 0 */
+	__u16 second;
+	__u16 pad;
+};
+
+/* What is sent: the first frame of each flow of a block, then their second ones, then the next block. */
+struct plan {
+	struct template templates[FRAMES];
+	__u32 frames;		/* 1 to FRAMES */
+	__u32 flows;		/* a multiple of block */
+	__u32 block;
+	__u32 stride;		/* from one block to the next, modulo flows */
+	__u32 flow;		/* first of the block */
+	__u32 frame;		/* where in it: which of the frames */
+	__u32 at;		/* and of which flow */
+	__be32 expected[FRAMES];	/* where frames are to arrive, translated */
+};
+
+struct plan current;
+__u32 out;	/* ifindex that bare_tc sends to */
+
+/* Frames that arrived, by the address they were for; the last are those for any other. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, FRAMES + 1);
+} arrived SEC(".maps");
+
+/* Where bare_redirect sends to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_DEVMAP);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} port SEC(".maps");
+
+/* The program under test. */
+struct program_slot {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+};
+struct program_slot tested_xdp SEC(".maps");
+struct program_slot tested_tc SEC(".maps");
+
+/* The 16 bits at an offset, if they are in the frame. */
+static __always_inline __be16 *word_at(void *data, void *data_end, __u32 offset)
+{
+	__be16 *word = data + (offset & (FRAME_MAX - 1));
+
+	return offset && (void *)(word + 1) <= data_end ? word : NULL;
+}
+
+static __always_inline __sum16 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (__sum16)((sum & 0xffff) + (sum >> 16));
+}
+
+/* Writes into a copy of the template what is this flow's own. */
+static __always_inline void personalise(void *data, void *data_end, const struct template *template, __u32 flow)
+{
+	__be16 *first = word_at(data, data_end, template->first_off);
+	__be16 *second = word_at(data, data_end, template->second_off);
+	__be16 *check = word_at(data, data_end, template->check_off);
+	__u64 sum = template->sum;
+
+	if (first) {
+		*first = bpf_htons(template->first + flow % PORTS);
+		sum += *first;
+	}
+	if (second) {
+		*second = bpf_htons(template->second + flow / PORTS);
+		sum += *second;
+	}
+	if (check)
+		*check = ~fold(sum);
+}
+
+/* The frame that is due, and whose flow it is of. */
+static __always_inline const struct template *next_frame(__u32 *flow)
+{
+	const struct template *template = &current.templates[current.frame & (FRAMES - 1)];
+
+	*flow = current.flow + current.at;
+	if (++current.at < current.block)
+		return template;
+	current.at = 0;
+	if (++current.frame < current.frames)
+		return template;
+	current.frame = 0;
+	current.flow += current.stride;
+	if (current.flow >= current.flows)
+		current.flow -= current.flows;
+	return template;
+}
+
+/* Run on live frames: what it leaves in them goes out of the device it is run for. They are recycled, so
+ * that every byte has to be written. */
+SEC("xdp")
+int generate(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	const struct template *template;
+	__u32 flow;
+
+	if (data + FRAME > data_end)
+		return XDP_ABORTED;
+	template = next_frame(&flow);
+	__builtin_memcpy(data, template->frame, FRAME);
+	personalise(data, data_end, template, flow);
+	return XDP_TX;
+}
+
+/* Counts what arrives. */
+SEC("xdp")
+int sink(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+	__u32 which = FRAMES;
+	__u64 *frames;
+
+	for (__u32 i = 0; i < FRAMES; i++)
+		if ((void *)(ip + 1) <= data_end && ip->daddr == current.expected[i])
+			which = i;
+	frames = bpf_map_lookup_elem(&arrived, &which);
+	if (frames)
+		(*frames)++;
+	return XDP_DROP;
+}
+
+/* The bare hooks: what the least that each can do costs. */
+SEC("xdp")
+int bare_xdp_tx(struct xdp_md *ctx)
+{
+	(void)ctx;
+	return XDP_TX;
+}
+
+SEC("xdp")
+int bare_xdp_redirect(struct xdp_md *ctx)
+{
+	(void)ctx;
+	return (int)bpf_redirect_map(&port, 0, XDP_DROP);
+}
+
+SEC("tc")
+int bare_tc(struct __sk_buff *skb)
+{
+	(void)skb;
+	return (int)bpf_redirect(out, 0);
+}
+
+SEC("xdp.frags")
+int empty_xdp(struct xdp_md *ctx)
+{
+	(void)ctx;
+	return XDP_PASS;
+}
+
+SEC("tc")
+int empty_tc(struct __sk_buff *skb)
+{
+	(void)skb;
+	return TC_ACT_UNSPEC;
+}
+
+/* Puts the frame that is due over what the last run left. */
+static __always_inline void renew(void *data, void *data_end)
+{
+	const struct template *template;
+	__u32 flow;
+
+	template = next_frame(&flow);
+	for (__u32 i = 0; i < FRAME_MAX; i += 8) {
+		if (data + i + 8 > data_end)
+			break;
+		*(__u64 *)(data + i) = *(__u64 *)(template->frame + i);
+	}
+	personalise(data, data_end, template, flow);
+}
+
+/* Run again and again on one frame; without a program under test it costs what it adds to the others. */
+SEC("xdp.frags")
+int renew_xdp(struct xdp_md *ctx)
+{
+	renew((void *)(long)ctx->data, (void *)(long)ctx->data_end);
+	bpf_tail_call(ctx, &tested_xdp, 0);
+	return XDP_ABORTED;
+}
+
+SEC("tc")
+int renew_tc(struct __sk_buff *skb)
+{
+	renew((void *)(long)skb->data, (void *)(long)skb->data_end);
+	bpf_tail_call(skb, &tested_tc, 0);
+	return TC_ACT_SHOT;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
