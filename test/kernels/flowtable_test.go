@@ -33,12 +33,6 @@ table inet router {
 // Connections out of the LAN go on through an nftables flowtable, begun before hairpin as well as
 // after, while it translates its own on the same interfaces.
 func TestFlowtable(t *testing.T) {
-	for _, mode := range []string{"tc", "xdp"} {
-		t.Run(mode, func(t *testing.T) { besideFlowtable(t, mode) })
-	}
-}
-
-func besideFlowtable(t *testing.T, mode string) {
 	n := lab.NewNetwork(t)
 	r, err := n.Router.TryInput(flowtable, "nft", "-f", "-")
 	if err != nil || r.Code != 0 {
@@ -48,9 +42,19 @@ func besideFlowtable(t *testing.T, mode string) {
 	n.Internet.ServeTCP(lab.InternetSource + ":9000")
 	before := outbound(t, n)
 	transferred(t, before)
-
-	hp := lab.NewHairpin(n.Router, fmt.Sprintf(deviceConfig, mode))
+	hp := lab.NewHairpin(n.Router, fmt.Sprintf(deviceConfig, "tc"))
 	hp.Start()
+	for _, mode := range []string{"tc", "xdp"} {
+		t.Run(mode, func(t *testing.T) {
+			hp := hp.For(t)
+			hp.Write(fmt.Sprintf(deviceConfig, mode))
+			hp.Reload()
+			besideFlowtable(t, n.For(t), before)
+		})
+	}
+}
+
+func besideFlowtable(t *testing.T, n *lab.Network, before *lab.Conn) {
 	transferred(t, before)
 	after := outbound(t, n)
 	for _, w := range []trip{

@@ -5,14 +5,18 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -24,8 +28,12 @@ type guest struct {
 	runs  []testRun
 }
 
+// lanes are the runs that go on at the same time: a guest has two processors.
+const lanes = 2
+
 // testRun is one process of tests in a guest.
 type testRun struct {
+	lane    int
 	name    string
 	binary  string
 	pattern string // of top-level tests
@@ -54,21 +62,10 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G",
 		"-nodefaults", "-display", "none", "-no-reboot",
 		"-kernel", filepath.Join(g.image.dir, kernelFile), "-initrd", initrd,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic",
-		"-serial", "file:"+console, "-serial", "stdio")
+		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic", "-serial", "file:"+console)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
-	port, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start qemu: %w: sudo make deps-kernels", err)
-	}
-	outcomes, err := listen(port, os.Stdout)
-	if waited := cmd.Wait(); err == nil {
-		err = waited
-	}
+	outcomes, err := follow(cmd)
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -82,6 +79,45 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 	return outcomes, err
 }
 
+// follow runs qemu, with one serial port more for each lane, and reads those until it ends.
+func follow(cmd *exec.Cmd) (map[string]*outcome, error) {
+	var ports []*os.File
+	for lane := range lanes {
+		port, end, err := os.Pipe()
+		if err != nil {
+			return nil, err
+		}
+		defer port.Close()
+		defer end.Close()
+		ports, cmd.ExtraFiles = append(ports, port), append(cmd.ExtraFiles, end)
+		cmd.Args = append(cmd.Args, "-serial", fmt.Sprintf("file:/dev/fd/%d", 3+lane))
+	}
+	// The thread that starts it must live as long: Pdeathsig is of that, not of the process.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start qemu: %w: sudo make deps-kernels", err)
+	}
+	for _, end := range cmd.ExtraFiles {
+		end.Close()
+	}
+	outcomes := make(map[string]*outcome)
+	errs := make([]error, lanes)
+	var listening sync.WaitGroup
+	var mu sync.Mutex
+	for lane, port := range ports {
+		listening.Go(func() {
+			heard, err := listen(port, os.Stdout)
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(outcomes, heard)
+			errs[lane] = err
+		})
+	}
+	listening.Wait()
+	return outcomes, errors.Join(append(errs, cmd.Wait())...)
+}
+
 // initrd makes the archive that the kernel starts from.
 func (g guest) initrd(ctx context.Context, work string) (string, error) {
 	modules, plan := filepath.Join(work, "modules.cpio"), filepath.Join(work, "plan.cpio")
@@ -92,12 +128,17 @@ func (g guest) initrd(ctx context.Context, work string) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	var lines strings.Builder
-	for _, r := range g.runs {
-		fmt.Fprintln(&lines, r.name, r.binary, r.pattern)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "plan"), []byte(lines.String()), 0o644); err != nil {
-		return "", err
+	for lane := range lanes {
+		var lines strings.Builder
+		for _, r := range g.runs {
+			if r.lane == lane {
+				fmt.Fprintln(&lines, r.name, r.binary, r.pattern)
+			}
+		}
+		file := filepath.Join(dir, fmt.Sprintf("plan.%d", lane+1))
+		if err := os.WriteFile(file, []byte(lines.String()), 0o644); err != nil {
+			return "", err
+		}
 	}
 	if err := pack(ctx, filepath.Dir(dir), plan); err != nil {
 		return "", err
