@@ -83,6 +83,7 @@ static __always_inline void fib_remember(struct next_hop *hop, const struct bpf_
 	__builtin_memcpy(hop->src_mac, fib->smac, ETH_ALEN);
 	__builtin_memcpy(hop->local_mac, pkt->local_mac, ETH_ALEN);
 	hop->ifindex = fib->ifindex;
+	hop->xdp = bpf_map_lookup_elem(&tx_ports, &hop->ifindex) != NULL;
 	hop->mtu = fib->mtu_result;
 	hop->routes = fib_generation();
 	hop->resolved = now;

@@ -204,7 +204,8 @@ type HairpinNextHop struct {
 	DstMac   [6]uint8
 	SrcMac   [6]uint8
 	LocalMac [6]uint8
-	Pad      [2]uint8
+	Xdp      uint8
+	Pad      uint8
 	Mtu      uint32
 }
 

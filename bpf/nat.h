@@ -69,8 +69,6 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 /* XDP sends only what needs neither the kernel's help nor its word to the sender. */
 static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct conn *conn)
 {
-	__u32 ifindex = conn->hop.ifindex;
-
 	if (!fib_fresh(&conn->hop, pkt->now))
 		return REASON_NEXT_HOP;
 	if (pkt->segment > conn->hop.mtu)
@@ -79,7 +77,7 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 		return REASON_OTHER_HOST;
 	if (csum_maybe_partial(pkt))
 		return REASON_PARTIAL_CHECKSUM;
-	return bpf_map_lookup_elem(&tx_ports, &ifindex) ? REASON_NONE : REASON_NO_XDP_TX;
+	return conn->hop.xdp ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
 /* What is too long for the next hop is cut up, if it may be. */

@@ -106,8 +106,8 @@ struct packet {
 	struct transport l4;
 	struct fragment_range piece;	/* of a fragment: what it brings */
 	__be32 id;		/* of a datagram in fragments */
-	__u8 local_mac[6];	/* ours, that it was sent to */
-	__u8 remote_mac[6];	/* of the station that sent it */
+	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, that it was sent to */
+	__u8 remote_mac[6] __attribute__((aligned(4)));	/* of the station that sent it */
 	__u8 ttl;
 	__u8 tcp_flags;		/* FIN, SYN, RST, ACK only */
 	__u8 tcp_header;	/* its length, with options */

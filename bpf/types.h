@@ -231,10 +231,11 @@ struct next_hop {
 	__u64 resolved;		/* CLOCK_MONOTONIC ns; 0: unknown */
 	__u32 routes;		/* struct routes generation it was resolved under */
 	__u32 ifindex;
-	__u8 dst_mac[6];
+	__u8 dst_mac[6] __attribute__((aligned(4)));	/* aligned, as all MAC addresses: else they are copied by bytes */
 	__u8 src_mac[6];
-	__u8 local_mac[6];	/* ours, where this direction's packets come in */
-	__u8 pad[2];
+	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, where this direction's packets come in */
+	__u8 xdp;		/* 1: in tx_ports, at that time */
+	__u8 pad;
 	__u32 mtu;
 };
 _Static_assert(sizeof(struct next_hop) == 40, "struct next_hop has implicit padding");

@@ -17,7 +17,7 @@ struct rewrite {
 	bool resolved;		/* macs are known */
 	bool local;		/* to the router itself, by its loopback device */
 	/* From here on set only with VERDICT_SEND. */
-	__u8 macs[2 * ETH_ALEN];	/* destination, source */
+	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));	/* destination, source */
 	struct tuple to;
 	__wsum ip_diff, address_diff;
 	__wsum port_diff;	/* of an ICMP error: of all that it quotes */
