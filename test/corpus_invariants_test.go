@@ -118,15 +118,24 @@ func checkAnswer(h hook, at side, in []byte, got answer) error {
 		}
 		return nil
 	case h.send:
-		if told(in, got.data) {
+		out := delivered(in, got.data)
+		if told(in, out) {
 			if h.name == "xdp" {
-				return fmt.Errorf("xdp makes an ICMP error: %x", got.data)
+				return fmt.Errorf("xdp makes an ICMP error: %x", out)
 			}
-			return checkTold(at, in, got.data)
+			return checkTold(at, in, out)
 		}
-		return checkTranslation(in, got.data)
+		return checkTranslation(in, out)
 	}
 	return fmt.Errorf("%s answers %d", h.name, int32(got.code))
+}
+
+// delivered gives what goes to the router itself, and has no Ethernet header, the type that it came with.
+func delivered(in, out []byte) []byte {
+	if len(out) < l4At || !bytes.Equal(out[:ethernetLength], make([]byte, ethernetLength)) {
+		return out
+	}
+	return slices.Concat(out[:12], in[12:ethernetLength], out[ethernetLength:])
 }
 
 // rewrites says whether TC may have used the packet's memory for others: to release held fragments
@@ -172,9 +181,9 @@ func checkTold(at side, in, out []byte) error {
 		wrong = "lengths"
 	case !e.headerValid() || !e.valid():
 		wrong = "checksums"
-	case !bytes.Equal(out[:6], in[6:12]) || !bytes.Equal(out[6:12], in[:6]) || !bytes.Equal(at.mac, in[:6]):
+	case !at.goesBack(in, out):
 		wrong = "MAC addresses"
-	case to != sender || !slices.Contains(at.routers, from):
+	case to != sender || at.routers != nil && !slices.Contains(at.routers, from):
 		wrong = "addresses"
 	case !bytes.Equal(out[header+8:], in[ipAt:ipAt+quoted]):
 		wrong = "quote"
@@ -187,6 +196,14 @@ func checkTold(at side, in, out []byte) error {
 		return fmt.Errorf("an ICMP error of the router's with wrong %s: %x", wrong, out)
 	}
 	return nil
+}
+
+// goesBack says whether a frame is to where another came from.
+func (s side) goesBack(in, out []byte) bool {
+	if s.index == loopback.index {
+		return bytes.Equal(out[:12], make([]byte, 12))
+	}
+	return bytes.Equal(out[:6], in[6:12]) && bytes.Equal(out[6:12], in[:6]) && bytes.Equal(s.mac, in[:6])
 }
 
 // checkTranslation wants nothing changed but what address translation changes, and each checksum right

@@ -18,7 +18,7 @@ type sample struct {
 type mutator struct {
 	*rand.Rand
 	samples []sample
-	sides   [3]side
+	sides   [4]side
 }
 
 const longestFrame = 2000

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -33,20 +34,43 @@ var (
 type family struct {
 	name    string
 	narrow  int // MTU of lan1 meanwhile, so that some are too long for it
-	routers [3][]netip.Addr
+	routers [4][]netip.Addr
 	bench   func(testing.TB) *bench
 	flows   func(*bench) []step // the connections that the samples are packets of
 	samples func(*bench) []step
 }
 
 var (
-	family4 = family{"IPv4", 600, [3][]netip.Addr{{wanAddress, basicAddress, dmzAddress}, {lanAddress}, {otherAddress}}, newCorpusBench, flows4, samples4}
-	family6 = family{"IPv6", 1280, [3][]netip.Addr{{wanAddress6, pingAddress6, dmzAddress6, wanAddress}, {lanAddress6, lanAddress}, {otherAddress6, otherAddress}}, newBench6, flows6, samples6}
+	family4 = family{"IPv4", 600, [4][]netip.Addr{{wanAddress, basicAddress, dmzAddress}, {lanAddress}, {otherAddress}, nil}, newCorpusBench, flows4, samples4}
+	family6 = family{"IPv6", 1280, [4][]netip.Addr{{wanAddress6, pingAddress6, dmzAddress6, wanAddress}, {lanAddress6, lanAddress}, {otherAddress6, otherAddress}, nil}, newBench6, flows6, samples6}
 
 	families = []family{family4, family6}
 )
 
+// loopback is how the router's own packets come in.
+var loopback = port{index: 1, mac: make(net.HardwareAddr, 6)}
+
+// localPort is that of the router's own connection.
+const localPort = 20100
+
+// local is a connection of the router itself to the first forward.
+func (b *bench) local(udp bool) flow {
+	f := b.flows(udp, localPort)["hairpin"]
+	f.at, f.mac, f.client = loopback, loopback.mac, netip.AddrPortFrom(wanAddress, localPort)
+	return f
+}
+
+func (b *bench) local6(udp bool) flow6 {
+	f := b.flow6("hairpin", udp, localPort)
+	f.at, f.mac, f.client = loopback, loopback.mac, netip.AddrPortFrom(wanAddress6, localPort)
+	return f
+}
+
 func flows4(b *bench) (steps []step) {
+	for _, udp := range []bool{false, true} {
+		c := newFlows(b)
+		steps = append(steps, c.opened(b.local(udp))...)
+	}
 	for _, way := range []string{"from the Internet", "hairpin", "from another LAN", "server to itself"} {
 		for _, protocol := range []string{"TCP", "UDP", "SCTP", "GRE"} {
 			_, opened, _ := newFlows(b).openFlow(protocol, way)
@@ -57,6 +81,10 @@ func flows4(b *bench) (steps []step) {
 }
 
 func flows6(b *bench) (steps []step) {
+	for _, udp := range []bool{false, true} {
+		c := case6{newFlows(b)}
+		steps = append(steps, c.opened(b.local6(udp))...)
+	}
 	for _, way := range ways6Names {
 		for _, udp := range []bool{false, true} {
 			c := case6{newFlows(b)}
@@ -76,6 +104,15 @@ func samples4(b *bench) (steps []step) {
 	for _, r := range allRows() {
 		steps = append(steps, r.steps(newFlows(b))...)
 	}
+	for _, udp := range []bool{false, true} {
+		f := b.local(udp)
+		steps = append(steps, newFlows(b).opened(f)...)
+		for _, size := range []int{0, 7, 600, 1400} {
+			in, _ := f.in(middle, long(size))
+			back, _ := f.back(answerer, long(size))
+			steps = append(steps, step{at: f.at, in: in.bytes()}, step{at: b.lan, in: back.bytes()})
+		}
+	}
 	return steps
 }
 
@@ -90,14 +127,19 @@ func samples6(b *bench) (steps []step) {
 	for _, r := range rows {
 		steps = append(steps, r.steps(case6{newFlows(b)})...)
 	}
-	for _, way := range ways6Names {
-		for _, udp := range []bool{false, true} {
-			f := case6{newFlows(b)}.flow(way, udp)
-			for _, size := range []int{0, 1, 7, 100, 600, 1200, 1300, 1400} {
-				in, _ := f.in(middle6, also(long(size)))
-				back, _ := f.back(answerer6, also(long(size)))
-				steps = append(steps, step{at: f.at, in: in.bytes()}, step{at: b.lan, in: back.bytes()})
-			}
+	var flows []flow6
+	for _, udp := range []bool{false, true} {
+		for _, way := range ways6Names {
+			flows = append(flows, case6{newFlows(b)}.flow(way, udp))
+		}
+		flows = append(flows, b.local6(udp))
+		steps = append(steps, case6{newFlows(b)}.opened(b.local6(udp))...)
+	}
+	for _, f := range flows {
+		for _, size := range []int{0, 1, 7, 100, 600, 1200, 1300, 1400} {
+			in, _ := f.in(middle6, also(long(size)))
+			back, _ := f.back(answerer6, also(long(size)))
+			steps = append(steps, step{at: f.at, in: in.bytes()}, step{at: b.lan, in: back.bytes()})
 		}
 	}
 	return steps
@@ -106,7 +148,7 @@ func samples6(b *bench) (steps []step) {
 // side is an interface of the router, and what frames that come in there may meet.
 type side struct {
 	port
-	routers []netip.Addr // that the router may speak as
+	routers []netip.Addr // that the router may speak as; nil: any, to itself
 	narrow  int
 }
 
@@ -115,7 +157,7 @@ type side struct {
 type executor struct {
 	family
 	b       *bench
-	sides   [3]side
+	sides   [4]side
 	opened  uint64
 	perCPU  []uint64
 	out     [2][]byte
@@ -126,7 +168,10 @@ func newExecutor(tb testing.TB, f family) *executor {
 	tb.Helper()
 	x := &executor{family: f, b: f.bench(tb), context: [2][]byte{make([]byte, 192), make([]byte, 24)}}
 	x.b.setMTU("lan1", f.narrow)
-	for i, p := range []port{x.b.wan, x.b.lan, x.b.lan2} {
+	if err := x.b.objs.Interfaces.Put(uint32(loopback.index), bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LOCAL}); err != nil {
+		tb.Fatal(err)
+	}
+	for i, p := range []port{x.b.wan, x.b.lan, x.b.lan2, loopback} {
 		x.sides[i] = side{p, f.routers[i], f.narrow}
 	}
 	for i := range x.out {
@@ -160,12 +205,15 @@ func (x *executor) samples() (samples []sample) {
 }
 
 // execute puts a frame through XDP and then through TC. What XDP sends or drops, TC has to send and
-// drop alike, although XDP was there first.
+// drop alike, although XDP was there first. The loopback device has TC alone.
 func (x *executor) execute(from int, data []byte) error {
 	at := x.sides[from]
-	xdp, err := x.run(1, at.port, data)
-	if err != nil {
-		return err
+	xdp := answer{xdpPass, data}
+	if at.index != loopback.index {
+		var err error
+		if xdp, err = x.run(1, at.port, data); err != nil {
+			return err
+		}
 	}
 	tc, err := x.run(0, at.port, data)
 	if err != nil {
@@ -297,13 +345,13 @@ func FuzzDatapath(f *testing.F) {
 			return
 		}
 		data = bytes.Clone(data)
-		copy(data, first.sides[from%3].mac)
+		copy(data, first.sides[from%4].mac)
 		of := 0
 		if wordAt(data, 12) == 0x86dd {
 			of = 1
 		}
-		if err := execute[of](int(from%3), data); err != nil {
-			t.Fatalf("%s, interface %d, %x: %v", families[of].name, from%3, data, err)
+		if err := execute[of](int(from%4), data); err != nil {
+			t.Fatalf("%s, interface %d, %x: %v", families[of].name, from%4, data, err)
 		}
 	})
 }
