@@ -12,9 +12,10 @@ import (
 // What is true of every frame, whatever it is. A frame is judged by itself: nothing here knows what
 // connections there are.
 
-// parts are a frame's headers, if it is an IPv4 packet whose lengths are sound.
+// parts are a frame's headers, if it is an IP packet whose lengths are sound.
 type parts struct {
 	data        []byte
+	v6          bool
 	l4, end     int // of the transport header, and behind the IP packet
 	protocol    uint8
 	offset      int // of a fragment, in bytes
@@ -23,7 +24,20 @@ type parts struct {
 
 // dissect takes a frame apart; false if no translator may touch it.
 func dissect(data []byte) (p parts, ok bool) {
-	if len(data) < l4At || wordAt(data, 12) != 0x0800 || data[ipAt]>>4 != 4 || data[ipAt]&15 < 5 {
+	if len(data) < l4At {
+		return p, false
+	}
+	switch wordAt(data, 12) {
+	case 0x0800:
+		return dissect4(data)
+	case 0x86dd:
+		return dissect6(data)
+	}
+	return p, false
+}
+
+func dissect4(data []byte) (p parts, ok bool) {
+	if data[ipAt]>>4 != 4 || data[ipAt]&15 < 5 {
 		return p, false
 	}
 	p = parts{data: data, l4: l4Offset(data), end: ethernetLength + ipLength(data), protocol: data[ipAt+9]}
@@ -33,42 +47,101 @@ func dissect(data []byte) (p parts, ok bool) {
 	return p, p.l4 <= p.end && p.end <= len(data)
 }
 
+func dissect6(data []byte) (p parts, ok bool) {
+	if len(data) < ipAt+ip6Header || data[ipAt]>>4 != 6 {
+		return p, false
+	}
+	p = parts{data: data, v6: true, l4: ipAt + ip6Header, protocol: data[ipAt+6], whole: true}
+	p.end = p.l4 + int(wordAt(data, ipAt+4))
+	for p.l4+8 <= p.end && p.end <= len(data) {
+		at := p.l4
+		switch p.protocol {
+		case headerHop, headerDest:
+			p.l4 += 8 * (int(data[at+1]) + 1)
+		case headerFragment:
+			p.offset, p.more = int(wordAt(data, at+2)&^7), wordAt(data, at+2)&1 != 0
+			p.whole = p.offset == 0 && !p.more
+			p.l4 += 8
+		default:
+			return p, true
+		}
+		p.protocol = data[at]
+	}
+	return p, p.l4 <= p.end && p.end <= len(data)
+}
+
 // has says whether the transport header's first n bytes are there.
 func (p parts) has(n int) bool { return p.offset == 0 && p.l4+n <= p.end }
 
+// hops is where the TTL is, or the hop limit.
+func (p parts) hops() int {
+	if p.v6 {
+		return ipAt + 7
+	}
+	return ipAt + 8
+}
+
+// addressesOf is where both addresses of an IP header at a place are.
+func (p parts) addressesOf(ip int) [2]int {
+	if p.v6 {
+		return [2]int{ip + 8, ip + ip6Header}
+	}
+	return [2]int{ip + 12, ip + 20}
+}
+
+func (p parts) addresses() (src, dst netip.Addr) {
+	at := p.addressesOf(ipAt)
+	both := p.data[at[0]:at[1]]
+	src, _ = netip.AddrFromSlice(both[:len(both)/2])
+	dst, _ = netip.AddrFromSlice(both[len(both)/2:])
+	return src, dst
+}
+
 // isError says whether it is an ICMP error, with all its header.
 func (p parts) isError() bool {
-	if p.protocol != protocolICMP || !p.has(8) {
+	if !p.has(8) {
 		return false
 	}
 	kind := p.data[p.l4]
-	return kind == icmpUnreachable || kind == icmpTimeExceeded || kind == icmpParameter
+	if p.v6 {
+		return p.protocol == protocolICMP6 && kind >= icmp6Unreachable && kind <= icmp6Parameter
+	}
+	return p.protocol == protocolICMP && (kind == icmpUnreachable || kind == icmpTimeExceeded || kind == icmpParameter)
 }
 
 // checkAnswer judges what a program made of a frame.
-func checkAnswer(h hook, at port, routers []netip.Addr, in []byte, got answer) error {
+func checkAnswer(h hook, at side, in []byte, got answer) error {
 	switch got.code {
 	case h.pass, h.drop:
-		if !bytes.Equal(got.data, in) && !rewrites(h, in, got) {
+		if !bytes.Equal(got.data, in) && !rewrites(h, at, in, got) {
 			return fmt.Errorf("%s answers %d and changes the packet to %x", h.name, int32(got.code), got.data)
 		}
 		return nil
 	case h.send:
-		if told(in, got.data) {
+		out := delivered(in, got.data)
+		if told(in, out) {
 			if h.name == "xdp" {
-				return fmt.Errorf("xdp makes an ICMP error: %x", got.data)
+				return fmt.Errorf("xdp makes an ICMP error: %x", out)
 			}
-			return checkTold(at, routers, in, got.data)
+			return checkTold(at, in, out)
 		}
-		return checkTranslation(in, got.data)
+		return checkTranslation(in, out)
 	}
 	return fmt.Errorf("%s answers %d", h.name, int32(got.code))
+}
+
+// delivered gives what goes to the router itself, and has no Ethernet header, the type that it came with.
+func delivered(in, out []byte) []byte {
+	if len(out) < l4At || !bytes.Equal(out[:ethernetLength], make([]byte, ethernetLength)) {
+		return out
+	}
+	return slices.Concat(out[:12], in[12:ethernetLength], out[ethernetLength:])
 }
 
 // rewrites says whether TC may have used the packet's memory for others: to release held fragments
 // behind a first one, or to cut up what is too long. A first fragment that it passes is as it was,
 // without what was behind its IP packet.
-func rewrites(h hook, in []byte, got answer) bool {
+func rewrites(h hook, at side, in []byte, got answer) bool {
 	p, ok := dissect(in)
 	if !ok || h.name != "tc" {
 		return false
@@ -77,7 +150,7 @@ func rewrites(h hook, in []byte, got answer) bool {
 	if got.code == h.pass {
 		return first && bytes.Equal(got.data, in[:p.end])
 	}
-	return first || p.end-ethernetLength > narrowMTU && wordAt(in, ipAt+6)&dontFragment == 0
+	return first || !p.v6 && p.end-ethernetLength > at.narrow && wordAt(in, ipAt+6)&dontFragment == 0
 }
 
 // told says whether out is an ICMP error that the router made about in.
@@ -88,34 +161,49 @@ func told(in, out []byte) bool {
 }
 
 // checkTold wants the router's own ICMP errors to be right in every byte and to go back to the sender.
-func checkTold(at port, routers []netip.Addr, in, out []byte) error {
+func checkTold(at side, in, out []byte) error {
 	p, _ := dissect(in)
 	e, _ := dissect(out)
-	quoted := min(quoteLimit, p.end-ethernetLength)
+	header, limit := l4At, quoteLimit
+	kinds := [][2]byte{{icmpUnreachable, 1}, {icmpUnreachable, codeFragNeeded}, {icmpUnreachable, codeProhibited}, {icmpTimeExceeded, 0}}
+	if p.v6 {
+		header, limit = ipAt+ip6Header, quoteLimit6
+		kinds = [][2]byte{{icmp6Unreachable, 0}, {icmp6Unreachable, code6Prohibited}, {icmp6Unreachable, code6Address}, {icmp6TooBig, 0}, {icmp6TimeExceeded, 0}}
+	}
+	quoted := min(limit, p.end-ethernetLength)
+	from, to := e.addresses()
+	sender, _ := p.addresses()
 	wrong := ""
-	switch kind := [2]byte{out[e.l4], out[e.l4+1]}; {
-	case kind != [2]byte{icmpUnreachable, 1} && kind != [2]byte{icmpUnreachable, codeFragNeeded} &&
-		kind != [2]byte{icmpUnreachable, codeProhibited} && kind != [2]byte{icmpTimeExceeded, 0}:
+	switch {
+	case p.v6 != e.v6 || !slices.Contains(kinds, [2]byte(out[e.l4:])):
 		wrong = "type and code"
-	case e.l4 != l4At || len(out) != e.end || e.end != l4At+8+quoted || !e.whole:
+	case e.l4 != header || len(out) != e.end || e.end != header+8+quoted || !e.whole:
 		wrong = "lengths"
-	case !ipValid(out) || !transportValid(out):
+	case !e.headerValid() || !e.valid():
 		wrong = "checksums"
-	case !bytes.Equal(out[:6], in[6:12]) || !bytes.Equal(out[6:12], in[:6]) || !bytes.Equal(at.mac, in[:6]):
+	case !at.goesBack(in, out):
 		wrong = "MAC addresses"
-	case receiverOf(out) != senderOf(in) || !slices.Contains(routers, senderOf(out)):
+	case to != sender || at.routers != nil && !slices.Contains(at.routers, from):
 		wrong = "addresses"
-	case !bytes.Equal(out[l4At+8:], in[ipAt:ipAt+quoted]):
+	case !bytes.Equal(out[header+8:], in[ipAt:ipAt+quoted]):
 		wrong = "quote"
 	case p.offset != 0:
 		wrong = "cause: a later fragment"
-	case out[ipAt+8] < 64:
+	case out[e.hops()] < 64:
 		wrong = "TTL"
 	}
 	if wrong != "" {
 		return fmt.Errorf("an ICMP error of the router's with wrong %s: %x", wrong, out)
 	}
 	return nil
+}
+
+// goesBack says whether a frame is to where another came from.
+func (s side) goesBack(in, out []byte) bool {
+	if s.index == loopback.index {
+		return bytes.Equal(out[:12], make([]byte, 12))
+	}
+	return bytes.Equal(out[:6], in[6:12]) && bytes.Equal(out[6:12], in[:6]) && bytes.Equal(s.mac, in[:6])
 }
 
 // checkTranslation wants nothing changed but what address translation changes, and each checksum right
@@ -125,8 +213,12 @@ func checkTranslation(in, out []byte) error {
 	if !ok || len(in) != len(out) {
 		return fmt.Errorf("%d bytes that may not be sent became %x", len(in), out)
 	}
+	q, sound := dissect(out)
+	if !sound {
+		return fmt.Errorf("what was sent makes no sense: %x", out)
+	}
 	want := slices.Clone(in)
-	want[ipAt+8]--
+	want[p.hops()]--
 	adopted := p.changes()
 	for _, r := range adopted {
 		copy(want[r[0]:r[1]], out[r[0]:r[1]])
@@ -134,34 +226,66 @@ func checkTranslation(in, out []byte) error {
 	if !bytes.Equal(want, out) {
 		return fmt.Errorf("%s in what must stay: %x", difference(want, out), out)
 	}
-	if ipValid(in) != ipValid(out) {
-		return fmt.Errorf("IP checksum right %v, then %v: %x", ipValid(in), ipValid(out), out)
+	if p.headerValid() != q.headerValid() {
+		return fmt.Errorf("IP checksum right %v, then %v: %x", p.headerValid(), q.headerValid(), out)
 	}
 	if p.isError() {
-		return checkError(p, out)
+		return checkError(p, q)
 	}
 	if p.offset == 0 {
-		return p.checkTransport(p.l4, out)
+		return p.checkTransport(q)
 	}
 	return nil
 }
 
 // changes are the ranges of bytes that a translation may change.
 func (p parts) changes() [][2]int {
-	ranges := [][2]int{{0, 12}, {ipAt + 10, ipAt + 20}}
+	ranges := append([][2]int{{0, 12}}, p.headerChanges(ipAt)...)
 	if p.offset != 0 {
 		return ranges
 	}
 	if p.isError() {
 		ranges = append(ranges, [2]int{p.l4 + 2, p.l4 + 4})
 		quoted := p.l4 + 8
-		if p.end < quoted+20 {
-			return ranges
+		if l4, protocol, ok := p.quote(quoted); ok {
+			ranges = append(ranges, p.headerChanges(quoted)...)
+			ranges = append(ranges, p.transportChanges(l4, protocol)...)
 		}
-		ranges = append(ranges, [2]int{quoted + 10, quoted + 20})
-		return append(ranges, p.transportChanges(quoted+int(p.data[quoted]&15)*4, p.data[quoted+9])...)
+		return ranges
 	}
 	return append(ranges, p.transportChanges(p.l4, p.protocol)...)
+}
+
+// headerChanges are those in an IP header at a place, but for its TTL.
+func (p parts) headerChanges(ip int) [][2]int {
+	if p.v6 {
+		return [][2]int{p.addressesOf(ip)}
+	}
+	return [][2]int{{ip + 10, ip + 12}, p.addressesOf(ip)}
+}
+
+// quote takes apart what an ICMP error quotes at a place: where the transport header of that is; false if it
+// tells nothing.
+func (p parts) quote(at int) (l4 int, protocol uint8, ok bool) {
+	if !p.v6 {
+		if p.end < at+28 || p.data[at]>>4 != 4 || p.data[at]&15 < 5 {
+			return 0, 0, false
+		}
+		l4, protocol = at+int(p.data[at]&15)*4, p.data[at+9]
+		return l4, protocol, l4+8 <= p.end
+	}
+	if p.end < at+ip6Header+8 || p.data[at]>>4 != 6 {
+		return 0, 0, false
+	}
+	l4, protocol = at+ip6Header, p.data[at+6]
+	for l4+8 <= p.end && slices.Contains([]uint8{headerHop, headerDest, headerFragment}, protocol) {
+		length := 8
+		if protocol != headerFragment {
+			length = 8 * (int(p.data[l4+1]) + 1)
+		}
+		protocol, l4 = p.data[l4], l4+length
+	}
+	return l4, protocol, l4+8 <= p.end
 }
 
 // transportChanges are those in a transport header at a place, which may be cut short.
@@ -187,7 +311,7 @@ func (p parts) transportChanges(l4 int, protocol uint8) (ranges [][2]int) {
 		add(6, 8)
 	case protocolUDPLite:
 		add(6, 8)
-	case protocolICMP:
+	case protocolICMP, protocolICMP6:
 		add(2, 6)
 	}
 	return ranges
@@ -195,20 +319,20 @@ func (p parts) transportChanges(l4 int, protocol uint8) (ranges [][2]int) {
 
 // checkTransport wants a checksum to have changed by what it covers: the sum of both is the same. At the
 // end of a whole packet it is right exactly if it was.
-func (p parts) checkTransport(l4 int, out []byte) error {
-	syn := l4 == p.l4 && p.protocol == protocolTCP && p.has(20) && p.data[l4+13]&2 != 0
-	if p.whole && transportSound(p.data) && transportValid(p.data) != transportValid(out) {
-		return fmt.Errorf("transport checksum right %v, then %v: %x", transportValid(p.data), transportValid(out), out)
+func (p parts) checkTransport(q parts) error {
+	syn := p.protocol == protocolTCP && p.has(20) && p.data[p.l4+13]&2 != 0
+	if p.whole && p.sound() && p.valid() != q.valid() {
+		return fmt.Errorf("transport checksum right %v, then %v: %x", p.valid(), q.valid(), q.data)
 	}
 	if syn {
 		return nil // its MSS may have changed as well
 	}
-	return p.sameSum(ipAt, l4, p.protocol, out)
+	return p.sameSum(ipAt, p.l4, p.protocol, q.data)
 }
 
 // sameSum compares what a transport's checksum covers of the changed fields, checksum included.
 func (p parts) sameSum(ip, l4 int, protocol uint8, out []byte) error {
-	at := map[uint8]int{protocolTCP: 16, protocolUDP: 6, protocolUDPLite: 6, protocolICMP: 2}[protocol]
+	at := map[uint8]int{protocolTCP: 16, protocolUDP: 6, protocolUDPLite: 6, protocolICMP: 2, protocolICMP6: 2}[protocol]
 	if at == 0 || l4+at+2 > p.end {
 		return nil
 	}
@@ -219,15 +343,19 @@ func (p parts) sameSum(ip, l4 int, protocol uint8, out []byte) error {
 		}
 		return nil
 	}
+	addresses := p.addressesOf(ip)
 	covered := func(data []byte) uint16 {
 		total := uint32(wordAt(data, l4+at))
 		switch protocol {
 		case protocolTCP, protocolUDP:
 			total += sum(data[l4 : l4+4])
-		case protocolICMP:
-			return fold(total+uint32(wordAt(data, l4+4))) % 0xffff
+		case protocolICMP, protocolICMP6:
+			total += uint32(wordAt(data, l4+4))
 		}
-		return fold(total+sum(data[ip+12:ip+20])) % 0xffff
+		if protocol != protocolICMP {
+			total += sum(data[addresses[0]:addresses[1]])
+		}
+		return fold(total) % 0xffff
 	}
 	if covered(p.data) != covered(out) {
 		return fmt.Errorf("transport checksum %#04x became %#04x, which is not what changed: %x", before, after, out)
@@ -235,41 +363,71 @@ func (p parts) sameSum(ip, l4 int, protocol uint8, out []byte) error {
 	return nil
 }
 
-// transportSound says whether transportValid can judge a packet.
-func transportSound(data []byte) bool {
-	p, ok := dissect(data)
-	if !ok {
-		return false
-	}
+// headerValid says whether the IP header's checksum is right, if it has one.
+func (p parts) headerValid() bool { return p.v6 || ipValid(p.data) }
+
+// sound says whether valid can judge a packet.
+func (p parts) sound() bool {
 	switch p.protocol {
 	case protocolTCP:
 		return p.has(20)
 	case protocolUDP:
-		return p.has(8) && int(wordAt(data, p.l4+4)) >= 8 && p.l4+int(wordAt(data, p.l4+4)) <= p.end
+		return p.has(8) && int(wordAt(p.data, p.l4+4)) >= 8 && p.l4+int(wordAt(p.data, p.l4+4)) <= p.end
 	case protocolUDPLite:
-		coverage := int(wordAt(data, p.l4+4))
+		coverage := int(wordAt(p.data, p.l4+4))
 		return p.has(8) && (coverage == 0 || coverage >= 8 && p.l4+coverage <= p.end)
-	case protocolICMP:
+	case protocolICMP, protocolICMP6:
 		return p.has(8)
 	}
 	return true
 }
 
+// valid says whether the transport checksum of a sound packet that is whole is right; an absent one of UDP is,
+// and so is every one of a protocol whose checksum no translator changes.
+func (p parts) valid() bool {
+	if !p.v6 {
+		return transportValid(p.data)
+	}
+	length, covered := p.end-p.l4, p.end-p.l4
+	switch p.protocol {
+	case protocolTCP, protocolICMP6:
+	case protocolUDP:
+		if wordAt(p.data, p.l4+6) == 0 {
+			return true
+		}
+		length = int(wordAt(p.data, p.l4+4))
+		covered = length
+	case protocolUDPLite:
+		if coverage := int(wordAt(p.data, p.l4+4)); coverage != 0 {
+			covered = coverage
+		}
+	default:
+		return true
+	}
+	return fold(p.pseudo(length)+sum(p.data[p.l4:p.l4+covered])) == 0xffff
+}
+
+// pseudo is the sum of the pseudo-header of a packet of this length, RFC 8200 8.1.
+func (p parts) pseudo(length int) uint32 {
+	at := p.addressesOf(ipAt)
+	return sum(p.data[at[0]:at[1]]) + uint32(p.protocol) + uint32(length)
+}
+
 // checkError wants a translated ICMP error and the header it quotes to be right, before and after.
-func checkError(p parts, out []byte) error {
+func checkError(p, q parts) error {
+	if !p.valid() || !q.valid() {
+		return fmt.Errorf("ICMP checksum right %v, then %v: %x", p.valid(), q.valid(), q.data)
+	}
 	quoted := p.l4 + 8
-	if !transportValid(p.data) || !transportValid(out) {
-		return fmt.Errorf("ICMP checksum right %v, then %v: %x", transportValid(p.data), transportValid(out), out)
+	l4, protocol, ok := p.quote(quoted)
+	if !ok {
+		return fmt.Errorf("an ICMP error was sent with a quote that tells nothing: %x", q.data)
 	}
-	if p.end < quoted+28 || p.data[quoted]>>4 != 4 || p.data[quoted]&15 < 5 {
-		return fmt.Errorf("an ICMP error was sent with a quote that tells nothing: %x", out)
+	header := func(data []byte) bool { return p.v6 || fold(sum(data[quoted:l4])) == 0xffff }
+	if !header(p.data) || !header(q.data) {
+		return fmt.Errorf("quoted IP header right %v, then %v: %x", header(p.data), header(q.data), q.data)
 	}
-	l4 := quoted + int(p.data[quoted]&15)*4
-	header := func(data []byte) bool { return fold(sum(data[quoted:l4])) == 0xffff }
-	if l4+8 > p.end || !header(p.data) || !header(out) {
-		return fmt.Errorf("quoted IP header right %v, then %v: %x", header(p.data), header(out), out)
-	}
-	return p.sameSum(quoted, l4, p.data[quoted+9], out)
+	return p.sameSum(quoted, l4, protocol, q.data)
 }
 
 // opens says whether a frame is of the kind that may open a connection: whole or a first fragment,
@@ -279,9 +437,9 @@ func opens(data []byte) bool {
 	if !ok || p.offset != 0 {
 		return false
 	}
-	to := receiverOf(data)
-	whole := to == basicAddress || to == dmzAddress
-	if !whole && to != wanAddress {
+	_, to := p.addresses()
+	whole := slices.Contains([]netip.Addr{basicAddress, dmzAddress, pingAddress6, dmzAddress6}, to)
+	if !whole && to != wanAddress && to != wanAddress6 {
 		return false
 	}
 	switch p.protocol {
@@ -297,7 +455,9 @@ func opens(data []byte) bool {
 		tag := data[min(p.l4+4, len(data)):min(p.l4+8, len(data))]
 		return p.has(16) && bytes.Equal(tag, make([]byte, 4)) && data[p.l4+12] == sctpInit && wordAt(data, p.l4) != 0
 	case protocolICMP:
-		return whole && p.has(8) && data[p.l4] == icmpEchoRequest && data[p.l4+1] == 0
+		return whole && !p.v6 && p.has(8) && data[p.l4] == icmpEchoRequest && data[p.l4+1] == 0
+	case protocolICMP6:
+		return whole && p.v6 && p.has(8) && data[p.l4] == icmp6EchoRequest && data[p.l4+1] == 0
 	case protocolUDPLite:
 		return whole && p.has(8)
 	case protocolGRE, protocolESP, protocolIPIP:

@@ -18,7 +18,7 @@ type sample struct {
 type mutator struct {
 	*rand.Rand
 	samples []sample
-	ports   []port
+	sides   [4]side
 }
 
 const longestFrame = 2000
@@ -29,9 +29,9 @@ func (m mutator) next() (at int, data []byte) {
 	s := m.samples[m.IntN(len(m.samples))]
 	at, data = s.at, slices.Clone(s.data)
 	if m.IntN(16) == 0 {
-		at = m.IntN(len(m.ports))
+		at = m.IntN(len(m.sides))
 	}
-	copy(data, m.ports[at].mac) // frames for other stations have rows of their own
+	copy(data, m.sides[at].mac) // frames for other stations have rows of their own
 	if m.IntN(8) == 0 {
 		return at, data
 	}
@@ -48,6 +48,9 @@ func (m mutator) change(data []byte) []byte {
 	p, ok := dissect(data)
 	if !ok {
 		return m.damage(data)
+	}
+	if p.v6 {
+		return m.change6(p)
 	}
 	switch m.IntN(10) {
 	case 0, 1, 2:
@@ -194,9 +197,11 @@ func repair(data []byte) {
 	if !ok {
 		return
 	}
-	sealIP(data)
-	at := map[uint8]int{protocolTCP: 16, protocolUDP: 6, protocolICMP: 2}[p.protocol]
-	if at == 0 || !p.whole || !transportSound(data) {
+	if !p.v6 {
+		sealIP(data)
+	}
+	at := map[uint8]int{protocolTCP: 16, protocolUDP: 6, protocolICMP: 2, protocolICMP6: 2}[p.protocol]
+	if at == 0 || !p.whole || !p.sound() {
 		return
 	}
 	end, pseudo := p.end, uint32(0)
@@ -204,7 +209,7 @@ func repair(data []byte) {
 		end = p.l4 + int(wordAt(data, p.l4+4))
 	}
 	if p.protocol != protocolICMP {
-		pseudo = sum(data[ipAt+12:ipAt+20]) + uint32(p.protocol) + uint32(end-p.l4)
+		pseudo = p.pseudo(end - p.l4)
 	}
 	setWord(data, p.l4+at, 0)
 	setWord(data, p.l4+at, ^fold(pseudo+sum(data[p.l4:end])))

@@ -24,7 +24,7 @@ import (
 // TestICMPBurst is row 48: a hundred thousand ICMP errors of all kinds, about connections and about
 // nothing, make, refresh and end none.
 func TestICMPBurst(t *testing.T) {
-	x := newExecutor(t)
+	x := newExecutor(t, family4)
 	x.begin(t)
 	before := x.b.halves(t)
 	random := rand.New(rand.NewPCG(48, 0))

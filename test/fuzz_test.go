@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -28,25 +30,150 @@ var (
 	fuzzSeed   = flag.Uint64("seed", 1, "of TestMutations: the same one makes the same frames")
 )
 
-// narrowMTU is that of lan1 while frames are mutated, so that some are too long for it.
-const narrowMTU = 600
+// family is what frames of one version of IP are mutated with.
+type family struct {
+	name    string
+	narrow  int // MTU of lan1 meanwhile, so that some are too long for it
+	routers [4][]netip.Addr
+	bench   func(testing.TB) *bench
+	flows   func(*bench) []step // the connections that the samples are packets of
+	samples func(*bench) []step
+}
+
+var (
+	family4 = family{"IPv4", 600, [4][]netip.Addr{{wanAddress, basicAddress, dmzAddress}, {lanAddress}, {otherAddress}, nil}, newCorpusBench, flows4, samples4}
+	family6 = family{"IPv6", 1280, [4][]netip.Addr{{wanAddress6, pingAddress6, dmzAddress6, wanAddress}, {lanAddress6, lanAddress}, {otherAddress6, otherAddress}, nil}, newBench6, flows6, samples6}
+
+	families = []family{family4, family6}
+)
+
+// loopback is how the router's own packets come in.
+var loopback = port{index: 1, mac: make(net.HardwareAddr, 6)}
+
+// localPort is that of the router's own connection.
+const localPort = 20100
+
+// local is a connection of the router itself to the first forward.
+func (b *bench) local(udp bool) flow {
+	f := b.flows(udp, localPort)["hairpin"]
+	f.at, f.mac, f.client = loopback, loopback.mac, netip.AddrPortFrom(wanAddress, localPort)
+	return f
+}
+
+func (b *bench) local6(udp bool) flow6 {
+	f := b.flow6("hairpin", udp, localPort)
+	f.at, f.mac, f.client = loopback, loopback.mac, netip.AddrPortFrom(wanAddress6, localPort)
+	return f
+}
+
+func flows4(b *bench) (steps []step) {
+	for _, udp := range []bool{false, true} {
+		c := newFlows(b)
+		steps = append(steps, c.opened(b.local(udp))...)
+	}
+	for _, way := range []string{"from the Internet", "hairpin", "from another LAN", "server to itself"} {
+		for _, protocol := range []string{"TCP", "UDP", "SCTP", "GRE"} {
+			_, opened, _ := newFlows(b).openFlow(protocol, way)
+			steps = append(steps, opened...)
+		}
+	}
+	return steps
+}
+
+func flows6(b *bench) (steps []step) {
+	for _, udp := range []bool{false, true} {
+		c := case6{newFlows(b)}
+		steps = append(steps, c.opened(b.local6(udp))...)
+	}
+	for _, way := range ways6Names {
+		for _, udp := range []bool{false, true} {
+			c := case6{newFlows(b)}
+			steps = append(steps, c.opened(c.flow(way, udp))...)
+		}
+		c := case6{newFlows(b)}
+		f := c.ping(way)
+		steps = append(steps, c.in(f, echo6(icmp6EchoRequest, 1, "ping")), c.back(f, echo6(icmp6EchoReply, 1, "ping")))
+	}
+	return steps
+}
+
+// newFlows makes flows anew, of the ports that the first ones of every row have.
+func newFlows(b *bench) *corpus { return &corpus{b: b, nextPort: 20000, nextID: 1000} }
+
+func samples4(b *bench) (steps []step) {
+	for _, r := range allRows() {
+		steps = append(steps, r.steps(newFlows(b))...)
+	}
+	for _, udp := range []bool{false, true} {
+		f := b.local(udp)
+		steps = append(steps, newFlows(b).opened(f)...)
+		for _, size := range []int{0, 7, 600, 1400} {
+			in, _ := f.in(middle, long(size))
+			back, _ := f.back(answerer, long(size))
+			steps = append(steps, step{at: f.at, in: in.bytes()}, step{at: b.lan, in: back.bytes()})
+		}
+	}
+	return steps
+}
+
+// samples6 take few of the many errors, and more of what is plainly sent on.
+func samples6(b *bench) (steps []step) {
+	rows := slices.Concat(echoRows6(), foreignRows6(), malformedRows6(), openRows6(), fragmentRows6())
+	for i, r := range slices.Concat(errorRows6(), badErrorRows6()) {
+		if i%16 == 0 {
+			rows = append(rows, r)
+		}
+	}
+	for _, r := range rows {
+		steps = append(steps, r.steps(case6{newFlows(b)})...)
+	}
+	var flows []flow6
+	for _, udp := range []bool{false, true} {
+		for _, way := range ways6Names {
+			flows = append(flows, case6{newFlows(b)}.flow(way, udp))
+		}
+		flows = append(flows, b.local6(udp))
+		steps = append(steps, case6{newFlows(b)}.opened(b.local6(udp))...)
+	}
+	for _, f := range flows {
+		for _, size := range []int{0, 1, 7, 100, 600, 1200, 1300, 1400} {
+			in, _ := f.in(middle6, also(long(size)))
+			back, _ := f.back(answerer6, also(long(size)))
+			steps = append(steps, step{at: f.at, in: in.bytes()}, step{at: b.lan, in: back.bytes()})
+		}
+	}
+	return steps
+}
+
+// side is an interface of the router, and what frames that come in there may meet.
+type side struct {
+	port
+	routers []netip.Addr // that the router may speak as; nil: any, to itself
+	narrow  int
+}
 
 // executor puts frames through both programs of a bench and judges what they make of them. It stays
 // on a thread inside the router.
 type executor struct {
+	family
 	b       *bench
-	routers [3][]netip.Addr // by interface
+	sides   [4]side
 	opened  uint64
 	perCPU  []uint64
 	out     [2][]byte
 	context [2][]byte
 }
 
-func newExecutor(tb testing.TB) *executor {
+func newExecutor(tb testing.TB, f family) *executor {
 	tb.Helper()
-	x := &executor{b: newCorpusBench(tb), context: [2][]byte{make([]byte, 192), make([]byte, 24)}}
-	x.b.setMTU("lan1", narrowMTU)
-	x.routers = [3][]netip.Addr{{wanAddress, basicAddress, dmzAddress}, {lanAddress}, {otherAddress}}
+	x := &executor{family: f, b: f.bench(tb), context: [2][]byte{make([]byte, 192), make([]byte, 24)}}
+	x.b.setMTU("lan1", f.narrow)
+	if err := x.b.objs.Interfaces.Put(uint32(loopback.index), bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LOCAL}); err != nil {
+		tb.Fatal(err)
+	}
+	for i, p := range []port{x.b.wan, x.b.lan, x.b.lan2, loopback} {
+		x.sides[i] = side{p, f.routers[i], f.narrow}
+	}
 	for i := range x.out {
 		x.out[i] = make([]byte, longestFrame+1024)
 	}
@@ -57,49 +184,43 @@ func newExecutor(tb testing.TB) *executor {
 func (x *executor) begin(tb testing.TB) {
 	tb.Helper()
 	x.b.forget(tb)
-	for _, way := range []string{"from the Internet", "hairpin", "from another LAN", "server to itself"} {
-		for _, protocol := range []string{"TCP", "UDP", "SCTP", "GRE"} {
-			c := &corpus{b: x.b, nextPort: 20000, nextID: 1000}
-			_, steps, _ := c.openFlow(protocol, way)
-			for _, s := range steps {
-				x.b.tc(tb, s.at, s.in)
-			}
-		}
+	for _, s := range x.flows(x.b) {
+		x.b.tc(tb, s.at, s.in)
 	}
 	x.opened = x.b.opened(tb)
 }
 
-func (x *executor) ports() []port { return []port{x.b.wan, x.b.lan, x.b.lan2} }
-
 // samples are the packets of the corpus.
-func (b *bench) samples() (samples []sample) {
-	at := map[int]int{b.wan.index: 0, b.lan.index: 1, b.lan2.index: 2}
+func (x *executor) samples() (samples []sample) {
 	known := map[string]bool{}
-	for _, r := range allRows() {
-		for _, s := range r.steps(&corpus{b: b, nextPort: 20000, nextID: 1000}) {
-			if !known[string(s.in)] {
-				samples = append(samples, sample{at[s.at.index], s.in})
+	for _, s := range x.family.samples(x.b) {
+		for i, side := range x.sides {
+			if side.index == s.at.index && !known[string(s.in)] {
+				samples = append(samples, sample{i, s.in})
 			}
-			known[string(s.in)] = true
 		}
+		known[string(s.in)] = true
 	}
 	return samples
 }
 
 // execute puts a frame through XDP and then through TC. What XDP sends or drops, TC has to send and
-// drop alike, although XDP was there first.
+// drop alike, although XDP was there first. The loopback device has TC alone.
 func (x *executor) execute(from int, data []byte) error {
-	at := x.ports()[from]
-	xdp, err := x.run(1, at, data)
-	if err != nil {
-		return err
+	at := x.sides[from]
+	xdp := answer{xdpPass, data}
+	if at.index != loopback.index {
+		var err error
+		if xdp, err = x.run(1, at.port, data); err != nil {
+			return err
+		}
 	}
-	tc, err := x.run(0, at, data)
+	tc, err := x.run(0, at.port, data)
 	if err != nil {
 		return err
 	}
 	for i, got := range []answer{tc, xdp} {
-		if err := checkAnswer(hooks[i], at, x.routers[from], data, got); err != nil {
+		if err := checkAnswer(hooks[i], at, data, got); err != nil {
 			return err
 		}
 	}
@@ -204,22 +325,33 @@ func (b *bench) opened(tb testing.TB) (total uint64) {
 // they were before; ICMP errors go back to the sender and are right; only what opens a connection by RFC
 // makes state; the kernel has nothing to say about it.
 func FuzzDatapath(f *testing.F) {
-	x := newExecutor(f)
-	for i, s := range x.b.samples() {
-		if i%8 == 0 { // each takes some milliseconds before the search begins
-			f.Add(uint8(s.at), s.data)
+	execute := make([]func(int, []byte) error, len(families))
+	var first *executor
+	for i, family := range families {
+		x := newExecutor(f, family)
+		for j, s := range x.samples() {
+			if j%8 == 0 { // each takes some milliseconds before the search begins
+				f.Add(uint8(s.at), s.data)
+			}
+		}
+		x.begin(f)
+		execute[i] = x.inside(f)
+		if first == nil {
+			first = x
 		}
 	}
-	x.begin(f)
-	execute := x.inside(f)
 	f.Fuzz(func(t *testing.T, from uint8, data []byte) {
 		if len(data) < l4At || len(data) > longestFrame {
 			return
 		}
 		data = bytes.Clone(data)
-		copy(data, x.ports()[from%3].mac)
-		if err := execute(int(from%3), data); err != nil {
-			t.Fatalf("interface %d, %x: %v", from%3, data, err)
+		copy(data, first.sides[from%4].mac)
+		of := 0
+		if wordAt(data, 12) == 0x86dd {
+			of = 1
+		}
+		if err := execute[of](int(from%4), data); err != nil {
+			t.Fatalf("%s, interface %d, %x: %v", families[of].name, from%4, data, err)
 		}
 	})
 }
@@ -236,16 +368,18 @@ func TestMutations(t *testing.T) {
 	began := time.Now()
 	var all sync.WaitGroup
 	for worker := range workers {
-		x := newExecutor(t)
-		m := mutator{rand.New(rand.NewPCG(*fuzzSeed, uint64(worker))), x.b.samples(), x.ports()}
-		all.Go(func() {
-			for done := 0; done < *executions/workers && !t.Failed(); done += executionsPerState {
-				x.begin(t)
-				if err := x.b.router.Do(func() error { return x.mutate(m, executionsPerState) }); err != nil {
-					t.Errorf("seed %d, worker %d of %d, after %d: %v", *fuzzSeed, worker, workers, done, err)
+		for _, f := range families {
+			x := newExecutor(t, f)
+			m := mutator{rand.New(rand.NewPCG(*fuzzSeed, uint64(worker))), x.samples(), x.sides}
+			all.Go(func() {
+				for done := 0; done < *executions/workers/len(families) && !t.Failed(); done += executionsPerState {
+					x.begin(t)
+					if err := x.b.router.Do(func() error { return x.mutate(m, executionsPerState) }); err != nil {
+						t.Errorf("%s, seed %d, worker %d of %d, after %d: %v", f.name, *fuzzSeed, worker, workers, done, err)
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 	all.Wait()
 	log.check(t)
