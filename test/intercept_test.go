@@ -398,3 +398,27 @@ func TestInterceptsOnTheCommandLine(t *testing.T) {
 		t.Errorf("apply: %s", said)
 	}
 }
+
+// TestInterceptReflects: whom a target in another LAN sees is told by the mode of the intercept, never by the default
+// of forwards.
+func TestInterceptReflects(t *testing.T) {
+	n, resolvers := newResolverNetwork(t)
+	hp := lab.NewHairpin(n.Router, "")
+	for i, reflect := range []struct{ line, seen, seen6 string }{
+		{"", lab.Client, client6},
+		{"reflect = \"router\"\n", lab.RouterGuest, routerGuest6},
+		{"reflect = \"prefix\"\n", "198.18.1.50", "fd00:9:1::50"},
+	} {
+		intercepts := strings.ReplaceAll(interceptTo(lab.Guest, guest6), "protocol =", reflect.line+"protocol =")
+		hp.Write(config("auto", "[reflection]\ndefault = \"off\"\nprefixes = { \"192.168.1.0/24\" = \"198.18.1.0/24\", \"fd00:1::/64\" = \"fd00:9:1::/64\" }\n"+intercepts))
+		if i == 0 {
+			hp.Start()
+		} else {
+			hp.Reload()
+		}
+		wantResolver(t, n.Client, public, "guest")
+		wantResolver(t, n.Client, public6, "guest")
+		wantAsker(t, resolvers[n.Guest], reflect.seen)
+		wantAsker(t, resolvers[n.Guest], reflect.seen6)
+	}
+}
