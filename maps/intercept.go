@@ -105,9 +105,8 @@ func (v *validator) interceptReflect(f *Forward) error {
 }
 
 // loops refuses targets that another intercept would catch when they ask others
-// in turn: in which LAN a target is nobody knows here. Pairs that are in conflict
-// anyway are left out.
-func (v *validator) loops(conflicts map[[2]int]bool) {
+// in turn: in which LAN a target is nobody knows here. One is named for each.
+func (v *validator) loops() {
 	var order []int
 	for i, f := range v.Forwards {
 		if f.Intercept && f.Target.IsValid() {
@@ -115,15 +114,14 @@ func (v *validator) loops(conflicts map[[2]int]bool) {
 		}
 	}
 	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(v.Forwards[a].Ports.First, v.Forwards[b].Ports.First) })
+	told := make([]bool, len(v.Forwards))
 	for n, i := range order {
 		for _, j := range order[n+1:] {
 			if v.Forwards[j].Ports.First > v.Forwards[i].Ports.Last {
 				break
 			}
-			if !conflicts[[2]int{min(i, j), max(i, j)}] {
-				v.check(i, "to", v.loop(i, j))
-				v.check(j, "to", v.loop(j, i))
-			}
+			told[i] = told[i] || !v.check(i, "to", v.loop(i, j))
+			told[j] = told[j] || !v.check(j, "to", v.loop(j, i))
 		}
 	}
 }

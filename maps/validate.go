@@ -44,7 +44,10 @@ func (c Config) Validate() error {
 		}
 		v.forward(i)
 	}
-	v.loops(v.conflicts())
+	// What is in conflict is not to be looked at any further.
+	if v.conflicts() {
+		v.loops()
+	}
 	return errors.Join(v.problems...)
 }
 
@@ -395,9 +398,9 @@ func (v *validator) hosts(i int) {
 }
 
 // conflicts looks at forwards that listen at the same place for the same
-// protocol. Of two that share ports one must hold the other. It returns the pairs
-// of which neither does.
-func (v *validator) conflicts() map[[2]int]bool {
+// protocol. Of two that share ports one must hold the other. It reports whether that
+// is so.
+func (v *validator) conflicts() bool {
 	type listening struct {
 		place
 		Protocol
@@ -424,7 +427,7 @@ func (v *validator) conflicts() map[[2]int]bool {
 			}
 		}
 	}
-	return reported
+	return len(reported) == 0
 }
 
 // overlaps gives pairs of forwards of which neither holds the other, the one

@@ -10,9 +10,12 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"hairpin/test/lab"
 )
@@ -343,5 +346,79 @@ func TestInterceptedFragments(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestInterceptsOnTheCommandLine: they are shown, compared, deleted and saved as forwards are.
+func TestInterceptsOnTheCommandLine(t *testing.T) {
+	const web = "[[forward]]\nname = \"web\"\nprotocol = \"tcp\"\nport = 80\nto = \"192.168.1.20:8080\"\n"
+	n := newNetwork6(t)
+	hp := lab.NewHairpin(n.Router, config("tc", web+interceptTo(lab.RouterLAN, routerLAN6)))
+	hp.Run("attach")
+	hp.Run("diff")
+	table := hp.Run("forward", "show")
+	for _, want := range []string{
+		`(?m)^dns +udp,tcp +any@lan0 +53 +192\.168\.1\.1:53 +auto +!192\.168\.1\.99/32,!9\.9\.9\.9/32 +\S+:\d+$`,
+		`(?m)^dns6 +udp,tcp +any@lan0 +53 +\[fd00:1::1\]:53 +auto +!fd00:1::99/128,!2001:db8:53::9/128 +`,
+		`(?m)^web +tcp +any +80 +192\.168\.1\.20:8080 +auto +any +`,
+	} {
+		if !regexp.MustCompile(want).MatchString(table) {
+			t.Errorf("forward show lacks %s:\n%s", want, table)
+		}
+	}
+	if said := hp.Fail(1, "forward", "add", "dns6", "udp", "53", "to", lab.Server); !strings.Contains(said, `intercept "dns6" exists already: dns6 udp,tcp lan0:53 to [fd00:1::1]:53 except`) {
+		t.Errorf("forward add: %s", said)
+	}
+	if warned := hp.Run("status"); strings.Contains(warned, "warning: intercept") || strings.Contains(warned, `warning: forward "dns`) {
+		t.Errorf("status: %s", warned)
+	}
+	hp.Run("conn", "show", "forward", "dns")
+
+	hp.Write(config("tc", web+interceptTo(lab.Server, routerLAN6)))
+	r, err := hp.Try("diff")
+	want := "- intercept dns udp,tcp lan0:53 to 192.168.1.1:53 except 192.168.1.99/32,9.9.9.9/32\n+ intercept dns udp,tcp lan0:53 to 192.168.1.20:53 except 192.168.1.99/32,9.9.9.9/32\n"
+	if err != nil || r.Code != 3 || r.Stdout != want {
+		t.Errorf("diff: exit code %d, %v (-want +got)\n%s", r.Code, err, cmp.Diff(want, r.Stdout))
+	}
+
+	// What runs and is in no file gets into one.
+	hp.Write(config("tc", web))
+	hp.Run("save")
+	hp.Run("diff")
+	hp.Run("apply")
+	if f := forwardNamed(t, hp, "dns6"); !f.Intercept || f.Target != "["+routerLAN6+"]:53" || len(f.Except) != 2 {
+		t.Errorf("after save and apply: %+v", f)
+	}
+	hp.Run("forward", "del", "dns")
+	if list := show(t, hp, "forward", "show").Forwards; len(list) != 2 {
+		t.Errorf("after del: %+v", list)
+	}
+	hp.Write(config("tc", "[[intercept]]\nname = \"time\"\nprotocol = \"udp\"\nport = 123\nto = \"192.168.1.0\"\n"))
+	if said := hp.Fail(1, "apply"); !strings.Contains(said, "192.168.1.0 is the network of lan0, not a host") {
+		t.Errorf("apply: %s", said)
+	}
+}
+
+// TestInterceptReflects: whom a target in another LAN sees is told by the mode of the intercept, never by the default
+// of forwards.
+func TestInterceptReflects(t *testing.T) {
+	n, resolvers := newResolverNetwork(t)
+	hp := lab.NewHairpin(n.Router, "")
+	for i, reflect := range []struct{ line, seen, seen6 string }{
+		{"", lab.Client, client6},
+		{"reflect = \"router\"\n", lab.RouterGuest, routerGuest6},
+		{"reflect = \"prefix\"\n", "198.18.1.50", "fd00:9:1::50"},
+	} {
+		intercepts := strings.ReplaceAll(interceptTo(lab.Guest, guest6), "protocol =", reflect.line+"protocol =")
+		hp.Write(config("auto", "[reflection]\ndefault = \"off\"\nprefixes = { \"192.168.1.0/24\" = \"198.18.1.0/24\", \"fd00:1::/64\" = \"fd00:9:1::/64\" }\n"+intercepts))
+		if i == 0 {
+			hp.Start()
+		} else {
+			hp.Reload()
+		}
+		wantResolver(t, n.Client, public, "guest")
+		wantResolver(t, n.Client, public6, "guest")
+		wantAsker(t, resolvers[n.Guest], reflect.seen)
+		wantAsker(t, resolvers[n.Guest], reflect.seen6)
 	}
 }

@@ -40,10 +40,24 @@ func (a *app) checkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.say("%s: valid, %s", path, count(len(cfg.Forwards), "forward"))
+			a.say("%s: valid, %s", path, forwardsText(cfg))
 			return nil
 		},
 	}
+}
+
+// forwardsText counts forwards, and the intercepts among them.
+func forwardsText(cfg maps.Config) string {
+	text, intercepts := count(len(cfg.Forwards), "forward"), 0
+	for _, f := range cfg.Forwards {
+		if f.Intercept {
+			intercepts++
+		}
+	}
+	if intercepts > 0 {
+		text += fmt.Sprintf(", %d of them %s", intercepts, map[bool]string{true: "an intercept", false: "intercepts"}[intercepts == 1])
+	}
+	return text
 }
 
 type checkResult struct {

@@ -84,6 +84,19 @@ to = "192.168.1.50:2905-2906"
 name = "rest"
 protocol = "any"
 to = "192.168.1.60"
+[[intercept]]
+name = "dns"
+protocol = ["udp", "tcp"]
+port = "53"
+to = "192.168.1.1:5353"
+lan = ["lan0"]
+except = ["192.168.1.53", "10.0.0.0/8"]
+reflect = "router"
+[[intercept]]
+name = "time"
+protocol = "udp"
+port = 123
+to = "fd00::1"
 `
 
 func TestParseReadsEveryKey(t *testing.T) {
@@ -132,6 +145,16 @@ func TestParseReadsEveryKey(t *testing.T) {
 			},
 			{
 				Name: "rest", Protocols: []maps.Protocol{maps.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:58",
+			},
+			{
+				Intercept: true, Name: "dns", Protocols: []maps.Protocol{maps.UDP, maps.TCP}, Ports: maps.Ports{First: 53, Last: 53},
+				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
+				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
+				Reflect: maps.ReflectRouter, Source: "x.toml:62",
+			},
+			{
+				Intercept: true, Name: "time", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 123, Last: 123},
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:70",
 			},
 		},
 	}
@@ -191,6 +214,10 @@ func TestProblems(t *testing.T) {
 	forward := func(lines string) string {
 		return "version = 1\ninterfaces.wan = [\"wan0\", \"wan1\"]\n[[forward]]\n" + lines
 	}
+	intercept := func(lines string) string {
+		return "version = 1\ninterfaces.lan = [\"lan0\"]\n[[intercept]]\n" + lines
+	}
+	goodIntercept := "name = \"dns\"\nprotocol = [\"udp\", \"tcp\"]\nport = 53\nto = \"192.168.1.1:5353\"\n"
 	good := "name = \"a\"\nprotocol = [\"tcp\"]\nport = \"80\"\nto = \"10.0.0.1\"\n"
 	for _, test := range []struct {
 		name, text string
@@ -307,6 +334,35 @@ func TestProblems(t *testing.T) {
 		{"reload of nothing", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = [] }\n", []string{`x.toml:4:22: dns.reload.unbound: it names no program; leave the key out to run none`}},
 		{"reload without a file", "version = 1\n[dns]\nreload = { unbound = [\"true\"] }\n", []string{`x.toml:3:22: dns.reload.unbound: no file is written to run it for; give the path in dns.write.unbound`}},
 		{"same name", forward(good) + "[[forward]]\n" + strings.Replace(good, "80", "81", 1), []string{`x.toml:9:8: forward "a": name: the name is taken by another forward (x.toml:3)`}},
+		{"nothing in an intercept", "version = 1\ninterfaces.lan = [\"lan0\"]\n[[intercept]]\n", []string{
+			`x.toml:3:3: intercept "": name: it is missing`,
+			`x.toml:3:3: intercept "": protocol: it is missing`,
+			`x.toml:3:3: intercept "": port: it is missing`,
+			`x.toml:3:3: intercept "": to: it is missing`,
+		}},
+		{"an intercept without a port", intercept(strings.Replace(goodIntercept, "port = 53\n", "", 1)), []string{`x.toml:3:3: intercept "dns": port: it is missing`}},
+		{"intercept as a table", "version = 1\n[intercept]\n", []string{`x.toml:2:2: intercept: it is one table where a list was expected; write [[intercept]]`}},
+		{"keys of forwards", intercept(goodIntercept + "external = \"wan0\"\nfrom = [\"10.0.0.0/8\"]\nhosts = [\"a.b\"]\n"), []string{
+			`x.toml:8:1: intercept "dns": unknown key "external"; possible are except, lan, name, port, protocol, reflect and to`,
+			`x.toml:9:1: intercept "dns": unknown key "from"`,
+			`x.toml:10:1: intercept "dns": unknown key "hosts"`,
+		}},
+		{"keys of intercepts", forward(good + "lan = \"lan0\"\nexcept = \"10.0.0.1\"\n"), []string{
+			`x.toml:8:1: forward "a": unknown key "lan"`,
+			`x.toml:9:1: forward "a": unknown key "except"`,
+		}},
+		{"an unknown LAN", intercept(goodIntercept + "lan = [\"lan0\", \"lan\"]"), []string{`x.toml:8:7: intercept "dns": lan: "lan" is not a LAN interface; did you mean "lan0"?`}},
+		{"no LAN in the list", intercept(goodIntercept + "lan = []"), []string{`x.toml:8:7: intercept "dns": lan: it is an empty list, which would be no interface; leave the key out for every LAN interface`}},
+		{"LANs that cannot be read", strings.Replace(intercept(goodIntercept), "[\"lan0\"]", "7", 1), []string{`x.toml:2:18: interfaces.lan: "7" is an integer`}},
+		{"except", intercept(goodIntercept + "except = [\"10.0.0.1/8\", \"x\"]"), []string{`x.toml:8:10: intercept "dns": except: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8; "x" is not an address`}},
+		{"except of the other family", intercept(goodIntercept + "except = [\"fd00::1\"]"), []string{`x.toml:8:10: intercept "dns": except: fd00::1/128 is an IPv6 network, but the target 192.168.1.1 is IPv4`}},
+		{"reflect public", intercept(goodIntercept + "reflect = \"public\""), []string{`x.toml:8:11: intercept "dns": reflect: public cannot be intercepted by`}},
+		{"a name twice", intercept(goodIntercept) + "[[forward]]\nname = \"dns\"\nprotocol = \"udp\"\nport = 53\nto = \"192.168.1.9\"\nexternal = \"203.0.113.1\"\n", []string{
+			`x.toml:9:8: forward "dns": name: the name is taken by an intercept (x.toml:3)`,
+		}},
+		{"a loop", intercept(goodIntercept+"lan = \"lan0\"\nexcept = [\"192.168.1.53\"]\n") + "[[intercept]]\nname = \"b\"\nprotocol = \"tcp\"\nport = 53\nto = \"192.168.1.53\"\n", []string{
+			`x.toml:7:6: intercept "dns": to: what 192.168.1.1 itself asks others, intercept "b" (x.toml:10) would catch and send to 192.168.1.53, so that questions could go round; write 192.168.1.1 into except there`,
+		}},
 		{"same port", forward(good) + "[[forward]]\n" + strings.Replace(good, `"a"`, `"b"`, 1), []string{`x.toml:11:8: forward "b": port: 80 is taken by forward "a" (x.toml:3)`}},
 	} {
 		_, err := Parse("x.toml", []byte(test.text))

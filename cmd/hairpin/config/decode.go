@@ -348,14 +348,16 @@ func (r *reader) validate() {
 			unread[about.index] = true
 		}
 	}
-	noInterfaces := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}] || r.broken[place{-1, "interfaces.lan"}]
+	noWAN := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}]
+	noLAN := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.lan"}]
 	noPrefixes := r.broken[place{-1, "reflection"}] || r.broken[place{-1, "reflection.prefixes"}]
 	for _, p := range maps.Problems(checked.Validate()) {
 		about := place{p.Index, p.Field}
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
-			noInterfaces && (p.Field == "external" || p.Field == "lan" || p.Field == "datapath.mss_clamp"),
+			noWAN && (p.Field == "external" || p.Field == "datapath.mss_clamp"),
+			noLAN && p.Field == "lan",
 			noPrefixes && (p.Field == "reflect" || p.Field == "reflection.default"):
 			continue
 		}

@@ -29,7 +29,7 @@ func parsed(t *testing.T, text string) []maps.Forward {
 func TestWriteIsReadBack(t *testing.T) {
 	dir := t.TempDir()
 	main := filepath.Join(dir, "hairpin.toml")
-	writeFile(t, main, "version = 1\ninterfaces.wan = [\"wan0\"]\n")
+	writeFile(t, main, "version = 1\n[interfaces]\nwan = [\"wan0\"]\nlan = [\"lan0\"]\n")
 	path := filepath.Join(dir, DropInDir, "50-cli.toml")
 	want := parsed(t, full)
 	if err := Write(path, want); err != nil {
@@ -39,8 +39,8 @@ func TestWriteIsReadBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The port at the target is written out.
-	want[1].TargetPort = 6000
+	// The ports at the targets are written out.
+	want[1].TargetPort, want[7].TargetPort = 6000, 123
 	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(maps.Forward{}, "Source"))...); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -112,6 +112,16 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
+// An intercept listens at no address that a name has, whatever ports it takes.
+func TestInterceptsAreNobodysNames(t *testing.T) {
+	list := append(forwards(t, "all tcp,udp any to 192.168.1.20 host a.b"), maps.Forward{
+		Intercept: true, Name: "dns", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 53, Last: 53}, Target: netip.MustParseAddr("192.168.1.1"),
+	})
+	if names, warnings := Names(list, Options{}); len(names) != 1 || len(warnings) != 0 {
+		t.Errorf("names %v, warnings %v", names, warnings)
+	}
+}
+
 func TestReach(t *testing.T) {
 	asked := 0
 	_, warnings := Names(home(t), Options{Reach: func(addr netip.Addr) error {
