@@ -538,8 +538,18 @@ func TestTransmittersFollow(t *testing.T) {
 	}
 	link := Interface{Name: "lo", Index: lo.Index, Role: RoleLAN, XDPTransmit: true}
 	gone := Interface{Name: "gone", Index: 1 << 30, Role: RoleLAN, XDPTransmit: true}
-	for i, ifs := range [][]Interface{{link, gone}, {link}, {{Name: "lo", Index: lo.Index, Role: RoleLAN}}, {link}, {}} {
+	var before bpf.HairpinRoutes
+	for i, ifs := range [][]Interface{{link}, {link}, {{Name: "lo", Index: lo.Index, Role: RoleLAN}}, {link, gone}, {}} {
 		mustSetInterfaces(t, tables, ifs...)
+		var now bpf.HairpinRoutes
+		if err := tables.objs.Routes.Lookup(uint32(0), &now); err != nil {
+			t.Fatal(err)
+		}
+		// Next hops remember what takes XDP frames.
+		if changed := i != 1; changed != (now != before) {
+			t.Errorf("step %d: route generation %d, was %d", i, now.Generation, before.Generation)
+		}
+		before = now
 		want := len(ifs) > 0 && ifs[0].XDPTransmit
 		ports, err := readAll[uint32, bpf.HairpinBpfDevmapVal](tables.objs.TxPorts)
 		if _, there := ports[uint32(lo.Index)]; err != nil || there != want || len(ports) > 1 {

@@ -311,16 +311,19 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 	return nil
 }
 
-// setTransmitters fills the devmap of devices that take XDP frames.
+// setTransmitters fills the devmap of devices that take XDP frames. Next hops
+// remember what it says, so a change makes them look again.
 func (t *Tables) setTransmitters(ifs []Interface) error {
 	present, err := readAll[uint32, bpf.HairpinBpfDevmapVal](t.objs.TxPorts)
 	if err != nil {
 		return fmt.Errorf("list devices for XDP: %w", err)
 	}
+	changed := false
 	for index := range present {
 		if i := indexOf(ifs, index); i >= 0 && ifs[i].XDPTransmit {
 			continue
 		}
+		changed = true
 		if err := drop(t.objs.TxPorts, index); err != nil {
 			return fmt.Errorf("take device %d from XDP: %w", index, err)
 		}
@@ -330,6 +333,7 @@ func (t *Tables) setTransmitters(ifs []Interface) error {
 		if value, there := present[index]; !link.XDPTransmit || there && value.Ifindex == index {
 			continue
 		}
+		changed = true
 		err := t.objs.TxPorts.Put(index, bpf.HairpinBpfDevmapVal{Ifindex: index})
 		// The kernel knows no such device: it went while this ran, and its
 		// removal will be heard of.
@@ -337,7 +341,10 @@ func (t *Tables) setTransmitters(ifs []Interface) error {
 			return fmt.Errorf("offer device %s to XDP: %w", link.Name, err)
 		}
 	}
-	return nil
+	if !changed {
+		return nil
+	}
+	return t.BumpRoutes()
 }
 
 // pruneCounters takes out the counters of interfaces that are gone once they
