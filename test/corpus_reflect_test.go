@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"hairpin/maps"
@@ -70,16 +71,15 @@ func (c *corpus) web(way string, udp bool) flow {
 	return c.reflected(way, udp, "203.0.113.9:443", "192.168.1.20:8443")
 }
 
+func reflectRows() []row {
+	return slices.Concat(standInRows(), rebuiltRows(), notRebuiltRows(), publicRows())
+}
+
 // TestReflectCorpus puts every case through TC alone and through XDP, which may leave a packet to TC.
 func TestReflectCorpus(t *testing.T) {
 	b := newReflectBench(t, 2048)
-	var rows []row
-	rows = append(rows, standInRows()...)
-	rows = append(rows, rebuiltRows()...)
-	rows = append(rows, notRebuiltRows()...)
-	rows = append(rows, publicRows()...)
 	for _, h := range hooks {
-		for _, r := range rows {
+		for _, r := range reflectRows() {
 			t.Run(h.name+"/"+r.name, func(t *testing.T) {
 				c := newCase(t, b)
 				for i, s := range r.steps(c) {

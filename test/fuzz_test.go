@@ -38,13 +38,17 @@ type family struct {
 	bench   func(testing.TB) *bench
 	flows   func(*bench) []step // the connections that the samples are packets of
 	samples func(*bench) []step
+	opens   func(data []byte) bool // whether a frame may make a connection
 }
 
 var (
-	family4 = family{"IPv4", 600, [4][]netip.Addr{{wanAddress, basicAddress, dmzAddress}, {lanAddress}, {otherAddress}, nil}, newCorpusBench, flows4, samples4}
-	family6 = family{"IPv6", 1280, [4][]netip.Addr{{wanAddress6, pingAddress6, dmzAddress6, wanAddress}, {lanAddress6, lanAddress}, {otherAddress6, otherAddress}, nil}, newBench6, flows6, samples6}
+	family4 = family{"IPv4", 600, [4][]netip.Addr{{wanAddress, basicAddress, dmzAddress}, {lanAddress}, {otherAddress}, nil}, newCorpusBench, flows4, samples4, opens}
+	family6 = family{"IPv6", 1280, [4][]netip.Addr{{wanAddress6, pingAddress6, dmzAddress6, wanAddress}, {lanAddress6, lanAddress}, {otherAddress6, otherAddress}, nil}, newBench6, flows6, samples6, opens}
 
-	families = []family{family4, family6}
+	// Clients that are reflected by stand-ins and by the external address.
+	familyReflected = family{"IPv4, reflected", 600, family4.routers, func(tb testing.TB) *bench { return newReflectBench(tb, 2048) }, flowsReflected, samplesReflected, rebuilds}
+
+	families = []family{family4, family6, familyReflected}
 )
 
 // loopback is how the router's own packets come in.
@@ -97,6 +101,28 @@ func flows6(b *bench) (steps []step) {
 	return steps
 }
 
+func flowsReflected(b *bench) (steps []step) {
+	for _, way := range []string{"from the Internet", "hairpin", "from another LAN", "server to itself"} {
+		for _, udp := range []bool{false, true} {
+			c := newFlows(b)
+			steps = append(steps, c.opened(c.web(way, udp))...)
+			steps = append(steps, c.opened(c.to(way, udp, "203.0.113.1:443", "192.168.1.20:8443"))...)
+		}
+	}
+	return steps
+}
+
+// rebuilds: what is in the middle of a connection makes it anew, too.
+func rebuilds(data []byte) bool {
+	p, ok := dissect(data)
+	if !ok || p.offset != 0 {
+		return false
+	}
+	_, dst := p.addresses()
+	middle := p.protocol != protocolTCP || p.has(20) && data[p.l4+13]&6 == 0
+	return opens(data) || netip.MustParsePrefix("198.18.0.0/15").Contains(dst) || middle && slices.Contains([]netip.Addr{wanAddress, basicAddress, dmzAddress}, dst)
+}
+
 // newFlows makes flows anew, of the ports that the first ones of every row have.
 func newFlows(b *bench) *corpus { return &corpus{b: b, nextPort: 20000, nextID: 1000} }
 
@@ -112,6 +138,13 @@ func samples4(b *bench) (steps []step) {
 			back, _ := f.back(answerer, long(size))
 			steps = append(steps, step{at: f.at, in: in.bytes()}, step{at: b.lan, in: back.bytes()})
 		}
+	}
+	return steps
+}
+
+func samplesReflected(b *bench) (steps []step) {
+	for _, r := range reflectRows() {
+		steps = append(steps, r.steps(newFlows(b))...)
 	}
 	return steps
 }
@@ -301,7 +334,7 @@ func (x *executor) checkOpened(data []byte) error {
 	}
 	opened := total - x.opened
 	x.opened = total
-	if opened > 2 || opened > 0 && !opens(data) {
+	if opened > 2 || opened > 0 && !x.opens(data) {
 		return fmt.Errorf("opened %d connections", opened)
 	}
 	return nil
@@ -346,12 +379,10 @@ func FuzzDatapath(f *testing.F) {
 		}
 		data = bytes.Clone(data)
 		copy(data, first.sides[from%4].mac)
-		of := 0
-		if wordAt(data, 12) == 0x86dd {
-			of = 1
-		}
-		if err := execute[of](int(from%4), data); err != nil {
-			t.Fatalf("%s, interface %d, %x: %v", families[of].name, from%4, data, err)
+		for i, execute := range execute {
+			if err := execute(int(from%4), data); err != nil {
+				t.Fatalf("%s, interface %d, %x: %v", families[i].name, from%4, data, err)
+			}
 		}
 	})
 }
