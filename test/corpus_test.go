@@ -191,10 +191,6 @@ func senderOf(data []byte) netip.Addr {
 	return netip.AddrFrom4([4]byte(data[ethernetLength+12:]))
 }
 
-func receiverOf(data []byte) netip.Addr {
-	return netip.AddrFrom4([4]byte(data[ethernetLength+16:]))
-}
-
 // opened is the handshake of a flow; both ways are known then.
 func (c *corpus) opened(f flow) []step {
 	switch {
