@@ -76,6 +76,26 @@ static __always_inline bool fib_fresh(const struct next_hop *hop, __u64 now)
 	return hop->resolved && now - hop->resolved < FIB_FRESH_NS && hop->routes == fib_generation();
 }
 
+/* Is a packet for this neighbour to go the kernel's way? One a second is: without it the kernel would believe
+ * for ever in what it once learnt. Whoever asks first sends it. */
+static __always_inline bool fib_renewal_due(const struct bpf_fib_lookup *fib, __u64 now)
+{
+	__u32 slot = (fib->dmac[3] << 16 | fib->dmac[4] << 8 | fib->dmac[5]) * 2654435761u + fib->ifindex;
+	struct renewal *last;
+
+	slot = (slot >> 16 ^ slot) & 1023;
+	last = bpf_map_lookup_elem(&renewals, &slot);
+	if (!last)
+		return true;
+	if (now - last->time < FIB_FRESH_NS && last->ifindex == fib->ifindex &&
+	    __builtin_memcmp(last->mac, fib->dmac, ETH_ALEN) == 0)
+		return false;
+	last->time = now;
+	last->ifindex = fib->ifindex;
+	__builtin_memcpy(last->mac, fib->dmac, ETH_ALEN);
+	return true;
+}
+
 static __always_inline void fib_remember(struct next_hop *hop, const struct bpf_fib_lookup *fib,
 					 const struct packet *pkt, __u64 now)
 {

@@ -271,6 +271,15 @@ const (
 	HairpinReflectREFLECT_OFF    HairpinReflect = 4
 )
 
+type HairpinRenewal struct {
+	_       structs.HostLayout
+	Time    uint64
+	Ifindex uint32
+	Mac     [6]uint8
+	Pad     [2]uint8
+	Pad2    uint32
+}
+
 type HairpinRole uint32
 
 const (
@@ -404,6 +413,7 @@ const (
 	HairpinMapMappings      = "mappings"
 	HairpinMapOrigins       = "origins"
 	HairpinMapOriginsEmpty  = "origins_empty"
+	HairpinMapRenewals      = "renewals"
 	HairpinMapRoutes        = "routes"
 	HairpinMapSchema        = "schema"
 	HairpinMapSettings      = "settings"
@@ -498,6 +508,7 @@ type HairpinMapSpecs struct {
 	Mappings      *ebpf.MapSpec `ebpf:"mappings"`
 	Origins       *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty  *ebpf.MapSpec `ebpf:"origins_empty"`
+	Renewals      *ebpf.MapSpec `ebpf:"renewals"`
 	Routes        *ebpf.MapSpec `ebpf:"routes"`
 	Schema        *ebpf.MapSpec `ebpf:"schema"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
@@ -562,6 +573,7 @@ type HairpinMaps struct {
 	Mappings      *ebpf.Map `ebpf:"mappings"`
 	Origins       *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty  *ebpf.Map `ebpf:"origins_empty"`
+	Renewals      *ebpf.Map `ebpf:"renewals"`
 	Routes        *ebpf.Map `ebpf:"routes"`
 	Schema        *ebpf.Map `ebpf:"schema"`
 	Settings      *ebpf.Map `ebpf:"settings"`
@@ -602,6 +614,7 @@ func (m *HairpinMaps) Close() error {
 		m.Mappings,
 		m.Origins,
 		m.OriginsEmpty,
+		m.Renewals,
 		m.Routes,
 		m.Schema,
 		m.Settings,

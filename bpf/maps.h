@@ -282,6 +282,14 @@ struct {
 	__uint(max_entries, 4096);
 } tx_ports SEC(".maps");
 
+/* By hash of a neighbour. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct renewal);
+	__uint(max_entries, 1024);
+} renewals SEC(".maps");
+
 /* Entries made by the control plane, one a forward. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);

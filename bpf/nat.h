@@ -66,20 +66,6 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	}
 }
 
-/* XDP sends only what needs neither the kernel's help nor its word to the sender. */
-static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct conn *conn)
-{
-	if (!fib_fresh(&conn->hop, pkt->now))
-		return REASON_NEXT_HOP;
-	if (pkt->segment > conn->hop.mtu)
-		return REASON_TOO_BIG;
-	if (__builtin_memcmp(conn->hop.local_mac, pkt->local_mac, ETH_ALEN) != 0)
-		return REASON_OTHER_HOST;
-	if (csum_maybe_partial(pkt))
-		return REASON_PARTIAL_CHECKSUM;
-	return conn->hop.xdp ? REASON_NONE : REASON_NO_XDP_TX;
-}
-
 /* What is too long for the next hop is cut up, if it may be. */
 static __always_inline enum reason nat_fits(const struct packet *pkt, struct rewrite *rw, __u32 mtu)
 {
@@ -103,6 +89,38 @@ static __always_inline struct fib_start nat_start(const struct packet *pkt, cons
 	if (conn->path == PATH_WAN && !conn->opener)
 		return (struct fib_start){ .ifindex = conn->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
 	return (struct fib_start){ .ifindex = pkt->ifindex };
+}
+
+/* XDP looks for the way itself where the kernel has had a packet for that neighbour of late. */
+static __always_inline bool nat_renew(void *ctx, struct work *work, struct conn *conn)
+{
+	struct fib_start start = nat_start(&work->pkt, conn);
+	struct bpf_fib_lookup *fib = &work->fib;
+
+	if (fib_route(ctx, fib, start, &conn->to, work->pkt.segment) != BPF_FIB_LKUP_RET_SUCCESS ||
+	    (start.flags && fib->ifindex != start.ifindex) || fib_renewal_due(fib, work->pkt.now))
+		return false;
+	fib_remember(&conn->hop, fib, &work->pkt, work->pkt.now);
+	return true;
+}
+
+/* XDP sends only what needs neither the kernel's help nor its word to the sender. */
+static __always_inline enum reason nat_xdp_limits(void *ctx, struct work *work, struct conn *conn)
+{
+	const struct packet *pkt = &work->pkt;
+	const struct next_hop *hop = &conn->hop;
+
+	if (!hop->resolved)
+		return REASON_NEXT_HOP;
+	if (__builtin_memcmp(hop->local_mac, pkt->local_mac, ETH_ALEN) != 0)
+		return REASON_OTHER_HOST;
+	if (!fib_fresh(hop, pkt->now) && !nat_renew(ctx, work, conn))
+		return REASON_NEXT_HOP;
+	if (pkt->segment > hop->mtu)
+		return REASON_TOO_BIG;
+	if (csum_maybe_partial(pkt))
+		return REASON_PARTIAL_CHECKSUM;
+	return hop->xdp ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
 /* The kernel's answer for a packet that may be cut up. */
@@ -164,7 +182,7 @@ static __always_inline bool nat_has_route(const struct packet *pkt)
 	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
 }
 
-/* Once a second a packet goes by way of the kernel's neighbour table, which keeps its entry alive; the
+/* Once a second a packet of TC's goes by way of the kernel's neighbour table, which keeps its entry alive; the
  * others use what was learned then. */
 static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn)
 {
@@ -253,7 +271,7 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
 	if (reason == REASON_NONE && pkt->hook == HOOK_XDP)
-		reason = nat_xdp_limits(pkt, conn);
+		reason = nat_xdp_limits(ctx, work, conn);
 	if (reason == REASON_NONE)
 		reason = nat_next_hop(ctx, work, conn);
 	if (reason == REASON_NONE)

@@ -240,6 +240,16 @@ struct next_hop {
 };
 _Static_assert(sizeof(struct next_hop) == 40, "struct next_hop has implicit padding");
 
+/* When a packet for this neighbour last went the kernel's way, which keeps its entry alive. */
+struct renewal {
+	__u64 time;		/* CLOCK_MONOTONIC ns */
+	__u32 ifindex;
+	__u8 mac[6];
+	__u8 pad[2];
+	__u32 pad2;
+};
+_Static_assert(sizeof(struct renewal) == 24, "struct renewal has implicit padding");
+
 /* One direction of a connection; the other one's key is this one's `to` reversed. */
 struct conn {
 	struct tuple to;	/* what its packets leave as */
