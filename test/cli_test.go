@@ -104,6 +104,52 @@ func TestEveryProtocolOnTheCommandLine(t *testing.T) {
 	}
 }
 
+// Targets that are no host's are refused before anything changes, with where they are written and why.
+func TestTargetsThatAreNoHosts(t *testing.T) {
+	n := newNetwork6(t)
+	n.Router.Address("wan0", "203.0.113.9/32")
+	hp := start(t, n, "tc", forwards)
+	for target, why := range map[string]string{
+		lab.RouterLAN:     "this router's own address on lan0",
+		lab.External:      "this router's own address on wan0",
+		"192.168.1.255":   "the broadcast address of lan0",
+		"192.168.2.0":     "the network of lan1",
+		"239.1.2.3":       "a multicast address",
+		"255.255.255.255": "the broadcast address",
+		"203.0.113.9":     `the external address of forward "bad"`,
+		routerLAN6:        "this router's own address on lan0",
+		"fd00:1::":        "every router's address on the network of lan0",
+		"ff05::2":         "a multicast address",
+		"fe80::20":        "a link-local address",
+	} {
+		external := ""
+		if strings.Contains(why, "bad") {
+			external = "external = \"203.0.113.9\"\n"
+		}
+		hp.Write(config("tc", forwards+"[[forward]]\nname = \"bad\"\nprotocol = \"udp\"\nport = \"1000\"\n"+external+"to = \""+target+"\"\n"))
+		text, err := os.ReadFile(hp.File)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _, _ := strings.Cut(string(text), "name = \"bad\"")
+		first, last := strings.Count(before, "\n"), strings.Count(string(text), "\n")
+		for _, command := range []string{"check", "apply"} {
+			said := hp.Fail(1, command)
+			// What the file itself tells to be wrong is told by its line, else the line where the forward begins.
+			placed := strings.Contains(said, fmt.Sprintf("%s:%d:", hp.File, first)) || strings.Contains(said, fmt.Sprintf("%s:%d:", hp.File, last))
+			if !placed || !strings.Contains(said, target+" is "+why) {
+				t.Errorf("%s: %s\nlacks the place, or %q", command, said, why)
+			}
+		}
+		if said := hp.Fail(1, "forward", "add", "bad", "udp", "1001", "to", target); !strings.Contains(said, target) && external == "" {
+			t.Errorf("forward add: %s\nlacks the target", said)
+		}
+	}
+	if got := len(show(t, hp, "forward", "show").Forwards); got != 2 {
+		t.Errorf("%d forwards, want the 2 of before", got)
+	}
+}
+
 // settingLines is what diff prints for a file with every setting that ICMP and TCP got.
 const settingLines = `- datapath.mss_clamp = (absent: PPP devices)
 + datapath.mss_clamp = ["wan0"]

@@ -18,6 +18,9 @@ func TestBadFiles(t *testing.T) {
 	forward := func(name, port string) string {
 		return fmt.Sprintf("[[forward]]\nname = %q\nprotocol = \"tcp\"\nport = %q\nto = \"192.168.1.20\"\n", name, port)
 	}
+	to := func(external, target string) string {
+		return fmt.Sprintf("[[forward]]\nname = \"f%s\"\nprotocol = \"any\"\nto = %q\nexternal = %q\n", strings.ReplaceAll(external, ":", "."), target, external)
+	}
 	for name, c := range map[string]struct{ text, want string }{
 		"empty":             {"", `:1:1: version: it is missing`},
 		"truncated":         {wan + "[[forward]]\nname = \"we", ":5:"},
@@ -34,9 +37,17 @@ func TestBadFiles(t *testing.T) {
 		"another version":   {"version = 2\n", "2 is not supported"},
 		"one port twice":    {wan + forward("a", "80") + forward("b", "80"), `forward "b": port: 80 is taken by forward "a"`},
 		"overlapping range": {wan + forward("a", "6000-6010") + forward("b", "6005-6020"), `forward "b": port: 6005-6020 shares some ports with forward "a"`},
-		"escape in name":    {wan + forward("\x1b[31m\n", "80"), "is not a name for a forward"},
-		"huge":              {wan + "#" + strings.Repeat("x", 17<<20), "larger than 16 MiB"},
-		"many problems":     {wan + strings.Repeat("[[forward]]\n", 5000), "more problems"},
+		"a ring": {wan + to("203.0.113.1", "203.0.113.2") + to("203.0.113.2", "203.0.113.1"),
+			`:12:6: forward "f203.0.113.2": to: 203.0.113.1 is the external address of forward "f203.0.113.1" (`},
+		"to itself":       {wan + to("203.0.113.1", "203.0.113.1"), `:7:6: forward "f203.0.113.1": to: 203.0.113.1 is the external address of forward "f203.0.113.1"`},
+		"to loopback":     {wan + to("203.0.113.1", "127.0.0.1"), `:7:6: forward "f203.0.113.1": to: 127.0.0.1 is a loopback address`},
+		"to multicast":    {wan + to("203.0.113.1", "224.0.0.9"), `:7:6: forward "f203.0.113.1": to: 224.0.0.9 is a multicast address`},
+		"to everybody":    {wan + to("203.0.113.1", "255.255.255.255"), `:7:6: forward "f203.0.113.1": to: 255.255.255.255 is the broadcast address`},
+		"to link-local":   {wan + to("2001:db8::1", "fe80::1"), `:7:6: forward "f2001.db8..1": to: fe80::1 is a link-local address`},
+		"across families": {wan + to("203.0.113.1", "fd00::1"), `:7:6: forward "f203.0.113.1": to: fd00::1 is an IPv6 address, but the external address 203.0.113.1 is IPv4`},
+		"escape in name":  {wan + forward("\x1b[31m\n", "80"), "is not a name for a forward"},
+		"huge":            {wan + "#" + strings.Repeat("x", 17<<20), "larger than 16 MiB"},
+		"many problems":   {wan + strings.Repeat("[[forward]]\n", 5000), "more problems"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

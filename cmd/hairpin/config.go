@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/cmd/hairpin/config"
+	"hairpin/loader"
 	"hairpin/maps"
 )
 
@@ -32,7 +33,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = a.checkDNSFiles(cfg)
+				err = errors.Join(a.checkDNSFiles(cfg), checkMachine(cfg))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -58,6 +59,22 @@ func forwardsText(cfg maps.Config) string {
 		text += fmt.Sprintf(", %d of them %s", intercepts, map[bool]string{true: "an intercept", false: "intercepts"}[intercepts == 1])
 	}
 	return text
+}
+
+// checkMachine looks whether cfg can work with the addresses of the machine at hand. One that has none of its
+// interfaces is not the one it is for.
+func checkMachine(cfg maps.Config) error {
+	here := router{links: loader.Links, routes: loader.Routes}
+	links, err := here.links()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	if !slices.ContainsFunc(links, func(link loader.Link) bool {
+		return slices.Contains(cfg.WAN, link.Name) || slices.Contains(cfg.LAN, link.Name)
+	}) {
+		return nil
+	}
+	return here.check(cfg)
 }
 
 type checkResult struct {

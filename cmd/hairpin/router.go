@@ -191,7 +191,20 @@ func (r *router) check(cfg maps.Config) error {
 		}
 		problems = errors.Join(problems, cfg.CheckRoutes(routes))
 	}
-	return invalid(problems)
+	return invalid(whereWritten(cfg, problems))
+}
+
+// whereWritten puts before each problem of a forward the place in a file that the forward is from.
+func whereWritten(cfg maps.Config, problems error) error {
+	var errs []error
+	for _, problem := range maps.Problems(problems) {
+		var err error = problem
+		if i := problem.Index; i >= 0 && cfg.Forwards[i].Source != "" && cfg.Forwards[i].Source != sourceCLI {
+			err = fmt.Errorf("%s: %w", cfg.Forwards[i].Source, problem)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // applied says what apply did.
