@@ -46,6 +46,13 @@ var kinds = []kind{
 	{name: "PPPoE", link: "ppp", programs: []string{"pppd", "pppoe-server"}, tcAlone: true, join: joinPPPoE},
 }
 
+func (k kind) modes() []string {
+	if k.tcAlone {
+		return []string{"tc"}
+	}
+	return []string{"tc", "xdp"}
+}
+
 // need skips the test if the kernel lacks the kind, or the machine the programs for it.
 func (k kind) need(t *testing.T) {
 	t.Helper()
