@@ -74,18 +74,19 @@ func TestDevices(t *testing.T) {
 	hp := lab.NewHairpin(n.Router, fmt.Sprintf(deviceConfig, "tc"))
 	hp.Start()
 	for _, k := range kinds {
-		t.Run(k.name, func(t *testing.T) {
-			k.need(t)
-			n, hp := n.For(t), hp.For(t)
-			lay(t, n, k)
-			for _, mode := range []string{"tc", "xdp"} {
-				t.Run(mode, func(t *testing.T) {
-					hp := hp.For(t)
-					hp.Write(fmt.Sprintf(deviceConfig, mode))
-					hp.Reload()
-					overDevices(t, n.For(t))
-				})
-			}
+		t.Run(k.name, func(t *testing.T) { onDevices(t, n.For(t), hp.For(t), k) })
+	}
+}
+
+func onDevices(t *testing.T, n *lab.Network, hp *lab.Hairpin, k kind) {
+	k.need(t)
+	lay(t, n, k)
+	for _, mode := range k.modes() {
+		t.Run(mode, func(t *testing.T) {
+			hp := hp.For(t)
+			hp.Write(fmt.Sprintf(deviceConfig, mode))
+			hp.Reload()
+			overDevices(t, n.For(t))
 		})
 	}
 }

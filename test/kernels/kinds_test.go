@@ -29,6 +29,7 @@ type kind struct {
 	name     string
 	link     string   // as `ip link add` calls it, to find out whether the kernel has it
 	programs []string // that it needs
+	tcAlone  bool     // its packets are bare; tun stands for all of those where XDP runs on the cables
 	join     func(t *testing.T, l line)
 }
 
@@ -40,9 +41,16 @@ var kinds = []kind{
 	{name: "macvlan", link: "macvlan", join: joinMacvlan},
 	{name: "vxlan", link: "vxlan", join: joinVxlan},
 	{name: "tun", join: joinTun},
-	{name: "WireGuard", link: "wireguard", programs: []string{"wg"}, join: joinWireGuard},
-	{name: "PPP", link: "ppp", programs: []string{"pppd"}, join: joinPPP},
-	{name: "PPPoE", link: "ppp", programs: []string{"pppd", "pppoe-server"}, join: joinPPPoE},
+	{name: "WireGuard", link: "wireguard", programs: []string{"wg"}, tcAlone: true, join: joinWireGuard},
+	{name: "PPP", link: "ppp", programs: []string{"pppd"}, tcAlone: true, join: joinPPP},
+	{name: "PPPoE", link: "ppp", programs: []string{"pppd", "pppoe-server"}, tcAlone: true, join: joinPPPoE},
+}
+
+func (k kind) modes() []string {
+	if k.tcAlone {
+		return []string{"tc"}
+	}
+	return []string{"tc", "xdp"}
 }
 
 // need skips the test if the kernel lacks the kind, or the machine the programs for it.

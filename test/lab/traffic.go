@@ -408,7 +408,7 @@ func Exchange(c *net.UDPConn, count, limit int) (Tally, error) {
 			}
 			sent.Add(datagram)
 		}
-		c.SetReadDeadline(time.Now().Add(3 * time.Second))
+		c.SetReadDeadline(time.Now().Add(3 * time.Second * slowness()))
 		n, err := c.Read(back)
 		if err != nil {
 			return sent, fmt.Errorf("%d of %d datagrams unanswered: %w", sent.Datagrams-received.Datagrams, sent.Datagrams, err)

@@ -20,7 +20,7 @@ var initScript string
 // programs are what init and the tests call, from this machine. A name without a slash is looked up in
 // PATH; one with a slash may have wildcards.
 var programs = []string{
-	"busybox", "modprobe", "ip", "tc", "nft", "wg", "ping", "traceroute", "tracepath", "curl",
+	"busybox", "modprobe", "ip", "tc", "nft", "wg", "ping", "traceroute", "tracepath", "curl", "dig", "dnsmasq",
 	"pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
 }
 

@@ -12,7 +12,7 @@ import (
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
 	{1, "T", "test.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
-	{0, "N", "test.test", "^(TestReflectModes|TestLocal|TestServerKnowsItsClients|TestTraceroute|TestCurlIsRefused)$"},
+	{1, "N", "test.test", "^(TestReflectModes|TestLocalClients|TestTraceroute|TestCurlIsRefused)$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestFlowtable)$"},
 }
 
@@ -50,7 +50,7 @@ Debian's kernels, each booted in qemu with the tests: ` + "`sudo make test-kerne
 - N: every reflection, the router's own connections, traceroute, refusals, by real clients in network namespaces.
 - A device: WAN and LAN interface are of that kind. TCP, both ways, and UDP, also in fragments, over IPv4 and
   IPv6 in modes tc and xdp: from the Internet, from that LAN, out and in by the same interface, and
-  to a server there. XDP is not attached to tun, WireGuard, PPP and PPPoE.
+  to a server there. XDP is not attached to tun, WireGuard, PPP and PPPoE, whose packets are bare.
 - flowtable: an nftables flowtable offloads and masquerades outbound connections beside it.
 
 `
