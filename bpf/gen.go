@@ -4,4 +4,16 @@
 // generates from it. Nothing in it is written by hand but this file.
 package bpf
 
+import (
+	"sync"
+
+	"github.com/cilium/ebpf"
+)
+
 //go:generate go tool bpf2go -target bpfel -output-stem hairpin -type conn_path -type reflect -type role -type verdict -type reason -type stamp -type next_hop -type traffic -type interface_address -type end_request -type side Hairpin hairpin.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror
+
+var spec = sync.OnceValues(LoadHairpin)
+
+// Spec is the embedded object, which takes milliseconds to read and is read once.
+// It is shared: copy what you change.
+func Spec() (*ebpf.CollectionSpec, error) { return spec() }

@@ -299,20 +299,11 @@ func (d *Datapath) pinnedPrograms() (*bpf.HairpinPrograms, error) {
 	if err := d.checkCurrent(); err != nil {
 		return nil, err
 	}
-	spec, err := newSpec(0)
-	if err != nil {
-		return nil, err
+	programs := new(bpf.HairpinPrograms)
+	if err := pins(d.dir).openPrograms(programs); err != nil {
+		return nil, errors.Join(err, programs.Close())
 	}
-	coll := &ebpf.Collection{Programs: make(map[string]*ebpf.Program)}
-	defer coll.Close()
-	if err := pins(d.dir).openPrograms(coll, spec); err != nil {
-		return nil, err
-	}
-	var programs bpf.HairpinPrograms
-	if err := coll.Assign(&programs); err != nil {
-		return nil, fmt.Errorf("open programs: %w", err)
-	}
-	return &programs, nil
+	return programs, nil
 }
 
 // checkCurrent makes sure that what is pinned is what was opened: an administrator may have detached

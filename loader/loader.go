@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -89,6 +90,11 @@ func load(opts Options) (*Datapath, error) {
 	}
 
 	d, err := adopt(opts)
+	if err == nil {
+		if err = pins(opts.dir()).checkLayout(&d.objs.HairpinMaps); err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+	}
 	if !errors.Is(err, ErrNotLoaded) {
 		return d, err
 	}
@@ -109,7 +115,19 @@ func Open(opts Options) (*Datapath, error) {
 	return d, explain(err)
 }
 
-// Objects are the maps and programs, owned by the Datapath. Another process may have upgraded the
+// Check looks whether there is a datapath that Open would open, but for what may be missing of it. It
+// opens next to nothing.
+//
+// It returns an error wrapping ErrNotLoaded if there is none, ErrSchema if it is of another version.
+func Check(opts Options) error {
+	p := pins(opts.dir())
+	if err := p.check(); err != nil {
+		return explain(err)
+	}
+	return explain(p.checkSchema())
+}
+
+// Objects are the maps and programs, owned by the Datapath, without the templates of inner maps. Another process may have upgraded the
 // pinned programs since; those that work on maps alone do so all the same.
 func (d *Datapath) Objects() *bpf.HairpinObjects {
 	return &d.objs
@@ -132,7 +150,7 @@ func create(opts Options) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
-	coll, err := ebpf.NewCollection(spec)
+	coll, err := newCollection(spec)
 	if err != nil {
 		return nil, fmt.Errorf("load datapath: %w", err)
 	}
@@ -160,7 +178,83 @@ func create(opts Options) (_ *Datapath, err error) {
 	if err := os.Rename(p.aside(), p.datapath()); err != nil {
 		return nil, fmt.Errorf("put pins in place: %w", err)
 	}
-	return newDatapath(opts, coll, false)
+	d := &Datapath{dir: opts.dir(), noTCX: opts.NoTCX}
+	if err := errors.Join(coll.Assign(&d.objs.HairpinMaps), coll.Assign(&d.objs.HairpinPrograms)); err != nil {
+		return nil, errors.Join(fmt.Errorf("open datapath: %w", err), d.objs.Close())
+	}
+	return d, nil
+}
+
+// newCollection is ebpf.NewCollection with the programs loaded in parallel.
+func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+	bare := spec.Copy()
+	bare.Programs = nil
+	coll, err := ebpf.NewCollection(bare)
+	if err != nil {
+		return nil, err
+	}
+	if coll.Programs, err = newPrograms(spec, coll.Maps); err != nil {
+		coll.Close()
+		return nil, err
+	}
+	return coll, nil
+}
+
+// newPrograms loads every program over these maps. They go side by side: nearly all the time is the
+// verifier's, who looks at each alone. The longest stays with the caller's thread and its privileges.
+func newPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
+	var (
+		mu       sync.Mutex // guards the next two
+		programs = make(map[string]*ebpf.Program)
+		errs     []error
+		loading  sync.WaitGroup
+	)
+	load := func(name string) {
+		program, err := newProgram(spec, name, maps)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		programs[name] = program
+	}
+	const longest = bpf.HairpinProgHairpinTc
+	for name := range spec.Programs {
+		if name != longest {
+			loading.Go(func() { load(name) })
+		}
+	}
+	load(longest)
+	loading.Wait()
+	if err := errors.Join(errs...); err != nil {
+		for _, program := range programs {
+			program.Close()
+		}
+		return nil, err
+	}
+	return programs, nil
+}
+
+func newProgram(spec *ebpf.CollectionSpec, name string, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
+	one := &ebpf.CollectionSpec{
+		Maps:      make(map[string]*ebpf.MapSpec),
+		Programs:  map[string]*ebpf.ProgramSpec{name: spec.Programs[name]},
+		Types:     spec.Types,
+		ByteOrder: spec.ByteOrder,
+	}
+	for name := range maps {
+		one.Maps[name] = spec.Maps[name].Copy()
+		// The library writes initial contents to a map that it is given as well. They would replace
+		// the running forwards.
+		one.Maps[name].Contents = nil
+	}
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	return coll.DetachProgram(name), nil
 }
 
 // adopt opens what is pinned.
@@ -169,24 +263,9 @@ func adopt(opts Options) (*Datapath, error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	coll := &ebpf.Collection{Maps: make(map[string]*ebpf.Map), Programs: make(map[string]*ebpf.Program)}
-	defer coll.Close()
-	if err := p.open(coll, opts.MaxConnections); err != nil {
-		return nil, err
-	}
-	return newDatapath(opts, coll, true)
-}
-
-// newDatapath takes maps and programs out of the collection.
-func newDatapath(opts Options, coll *ebpf.Collection, adopted bool) (*Datapath, error) {
-	d := &Datapath{dir: opts.dir(), adopted: adopted, noTCX: opts.NoTCX}
-	// Not the objects as a whole: global variables exist for the loading process alone.
-	if err := coll.Assign(&d.objs.HairpinMaps); err != nil {
-		return nil, fmt.Errorf("open datapath: %w", err)
-	}
-	if err := coll.Assign(&d.objs.HairpinPrograms); err != nil {
-		_ = d.objs.HairpinMaps.Close()
-		return nil, fmt.Errorf("open datapath: %w", err)
+	d := &Datapath{dir: opts.dir(), adopted: true, noTCX: opts.NoTCX}
+	if err := p.open(&d.objs, opts.MaxConnections); err != nil {
+		return nil, errors.Join(err, d.objs.Close())
 	}
 	return d, nil
 }

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -46,10 +48,11 @@ const (
 
 // newSpec returns the embedded datapath, sized; 0 leaves the sizes as compiled.
 func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
-	spec, err := bpf.LoadHairpin()
+	spec, err := bpf.Spec()
 	if err != nil {
 		return nil, fmt.Errorf("read embedded datapath: %w", err)
 	}
+	spec = spec.Copy()
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return nil, fmt.Errorf("count CPUs: %w", err)
@@ -148,22 +151,33 @@ func checkPin(path string, entry fs.DirEntry, err error) error {
 	return checkOwner(path, info)
 }
 
-// open puts the pinned maps and programs into the collection.
-func (p pins) open(coll *ebpf.Collection, connections uint32) error {
+// open opens the pinned maps and programs. Templates stay nil.
+func (p pins) open(objs *bpf.HairpinObjects, connections uint32) error {
 	if err := p.checkSchema(); err != nil {
 		return err
 	}
-	spec, err := p.openMaps(coll)
-	if err != nil {
+	if err := p.openMaps(&objs.HairpinMaps); err != nil {
 		return err
 	}
-	have := coll.Maps[bpf.HairpinMapConns].MaxEntries() / 2
+	have := objs.Conns.MaxEntries() / 2
 	if connections > 0 && connections != have {
 		return fmt.Errorf("the datapath in %s has room for %d connections, not the %d asked for: "+
 			"set max_connections = %d to keep it, or end every connection and start anew with \"hairpin detach --all\"",
 			string(p), have, connections, have)
 	}
-	return p.openPrograms(coll, spec)
+	return p.openPrograms(&objs.HairpinPrograms)
+}
+
+// each gives the fields of a generated struct of maps or programs by their names in the kernel.
+func each[T any](objects any) iter.Seq2[string, **T] {
+	return func(yield func(string, **T) bool) {
+		fields := reflect.ValueOf(objects).Elem()
+		for i := range fields.NumField() {
+			if !yield(fields.Type().Field(i).Tag.Get("ebpf"), fields.Field(i).Addr().Interface().(**T)) {
+				return
+			}
+		}
+	}
 }
 
 // checkSchema reads the number that everything else depends on.
@@ -198,53 +212,47 @@ func (p pins) openMap(name string) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// openMaps opens every map, and returns the specification they agree with.
-func (p pins) openMaps(coll *ebpf.Collection) (*ebpf.CollectionSpec, error) {
-	conns, err := p.openMap(bpf.HairpinMapConns)
-	if err != nil {
-		return nil, err
-	}
-	coll.Maps[bpf.HairpinMapConns] = conns
-	spec, err := newSpec(conns.MaxEntries() / 2)
-	if err != nil {
-		return nil, err
-	}
-	for name, mapSpec := range spec.Maps {
-		if isTemplate(name) {
-			// Made again: nothing that runs refers to it by name.
-			m, err := ebpf.NewMap(mapSpec)
-			if err != nil {
-				return nil, fmt.Errorf("make map %s: %w", name, err)
-			}
-			coll.Maps[name] = m
-		}
+func (p pins) openMaps(maps *bpf.HairpinMaps) (err error) {
+	for name, m := range each[ebpf.Map](maps) {
 		if !isPinned(name) {
 			continue
 		}
-		if coll.Maps[name] == nil {
-			if coll.Maps[name], err = p.openMap(name); err != nil {
-				delete(coll.Maps, name)
-				return nil, err
-			}
-		}
-		if err := mapSpec.Compatible(coll.Maps[name]); err != nil {
-			return nil, fmt.Errorf("%w: map %s in %s: %w: use the version that made it, or %s", ErrSchema, name, string(p), err, anew)
+		if *m, err = p.openMap(name); err != nil {
+			return err
 		}
 	}
-	return spec, nil
+	return nil
 }
 
-func (p pins) openPrograms(coll *ebpf.Collection, spec *ebpf.CollectionSpec) error {
-	for name := range spec.Programs {
+// checkLayout compares the pinned maps with those of this version. The schema number says the same, and
+// is all that Open looks at: to read the embedded object takes longer than most commands do.
+func (p pins) checkLayout(maps *bpf.HairpinMaps) error {
+	spec, err := newSpec(maps.Conns.MaxEntries() / 2)
+	if err != nil {
+		return err
+	}
+	for name, m := range each[ebpf.Map](maps) {
+		if !isPinned(name) {
+			continue
+		}
+		if err := spec.Maps[name].Compatible(*m); err != nil {
+			return fmt.Errorf("%w: map %s in %s: %w: use the version that made it, or %s", ErrSchema, name, string(p), err, anew)
+		}
+	}
+	return nil
+}
+
+func (p pins) openPrograms(programs *bpf.HairpinPrograms) error {
+	for name, program := range each[ebpf.Program](programs) {
 		path := filepath.Join(p.programs(), name)
-		program, err := ebpf.LoadPinnedProgram(path, nil)
+		opened, err := ebpf.LoadPinnedProgram(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("pin %s is missing: somebody removed it: %s", path, anew)
 		}
 		if err != nil {
 			return fmt.Errorf("open program %s: %w", name, err)
 		}
-		coll.Programs[name] = program
+		*program = opened
 	}
 	return nil
 }

@@ -119,7 +119,7 @@ func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, error) {
 	pinned := make(map[string]*ebpf.Map)
 	held := &ebpf.Collection{Maps: pinned}
 	defer held.Close()
-	for name, mapSpec := range spec.Maps {
+	for name := range spec.Maps {
 		if !isPinned(name) {
 			continue
 		}
@@ -127,18 +127,19 @@ func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, error) {
 			delete(pinned, name)
 			return nil, err
 		}
-		// The library writes initial contents to a map that it is given as well. They would replace
-		// the running forwards.
-		mapSpec.Contents = nil
 	}
-	var programs bpf.HairpinPrograms
-	if err := spec.LoadAndAssign(&programs, &ebpf.CollectionOptions{MapReplacements: pinned}); err != nil {
-		if errors.Is(err, ebpf.ErrMapIncompatible) {
-			return nil, fmt.Errorf("%w: %w: use the version that made it, or %s", ErrSchema, err, anew)
-		}
+	loaded, err := newPrograms(spec, pinned)
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return nil, fmt.Errorf("%w: %w: use the version that made it, or %s", ErrSchema, err, anew)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("load programs: %w", err)
 	}
-	return &programs, nil
+	programs := new(bpf.HairpinPrograms)
+	for name, program := range each[ebpf.Program](programs) {
+		*program = loaded[name]
+	}
+	return programs, nil
 }
 
 func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {

@@ -19,12 +19,10 @@ type labels struct {
 	paths, reflects, roles, verdicts, reasons map[uint32]string
 }
 
-var embeddedSpec = sync.OnceValues(bpf.LoadHairpin)
-
 // embedded is the object file that this build carries; its specs must be
 // copied before they are changed.
 func embedded() (*ebpf.CollectionSpec, error) {
-	spec, err := embeddedSpec()
+	spec, err := bpf.Spec()
 	if err != nil {
 		return nil, fmt.Errorf("read embedded object: %w", err)
 	}

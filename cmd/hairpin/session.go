@@ -69,12 +69,9 @@ func (a *app) open() (*session, error) {
 // openLocked opens the datapath to change it.
 func (a *app) openLocked(ctx context.Context) (*session, error) {
 	// Only what is there is locked: to lock may mount the directory.
-	probe, err := loader.Open(loader.Options{Dir: a.dir})
-	if err != nil {
+	if err := loader.Check(loader.Options{Dir: a.dir}); err != nil {
 		return nil, err
 	}
-	probe.Close()
-
 	release, err := a.lock(ctx)
 	if err != nil {
 		return nil, err
@@ -93,8 +90,7 @@ func (a *app) load(ctx context.Context, maxConnections uint32) (*session, error)
 	if err != nil {
 		return nil, err
 	}
-	if probe, err := loader.Open(loader.Options{Dir: a.dir}); err == nil {
-		probe.Close()
+	if err := loader.Check(loader.Options{Dir: a.dir}); err == nil {
 		maxConnections = 0 // as it is: resizeNotice tells of a difference
 	}
 	datapath, err := loader.Load(loader.Options{Dir: a.dir, MaxConnections: maxConnections})
