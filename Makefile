@@ -25,6 +25,8 @@ PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light cu
 KERNEL_PACKAGES := qemu-system-x86 busybox-static cpio kmod wireguard-tools ppp pppoe
 # 5.10, 6.1, 6.12, backports, newest; none named is all.
 KERNELS ?=
+# load, T, N, devices, with commas; none named is all.
+RUNS ?=
 
 GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
 
@@ -62,7 +64,7 @@ test: root
 	@cat test/DEVICES.md
 
 test-kernels: root
-	$(GO) run ./test/kernels/boot -table test/KERNELS.md $(KERNELS)
+	$(GO) run ./test/kernels/boot -table test/KERNELS.md $(if $(RUNS),-runs $(RUNS)) $(KERNELS)
 
 conformance: root
 	$(GO) test -count=1 -run '^TestConformance$$' ./test -args -rewrite; status=$$?; cat test/CONFORMANCE.md; exit $$status

@@ -74,15 +74,17 @@ func TestFormat(t *testing.T) {
 		t.Fatal(err)
 	}
 	rows := []row{
-		{kernel: kernels[0], version: "5.10.0-32-amd64", outcomes: outcomes},
-		{kernel: kernels[1], version: "6.12.117+deb13-amd64", outcomes: outcomes},
+		{kernel: kernels[0], runs: runsFor(kernels[0], nil), version: "5.10.0-32-amd64", outcomes: outcomes},
+		{kernel: kernels[1], runs: runsFor(kernels[1], nil), version: "6.12.117+deb13-amd64", outcomes: outcomes},
+		{kernel: kernels[4], runs: runsFor(kernels[4], []string{"load", "T"}), version: "7.2.13-amd64", outcomes: outcomes},
 	}
 	lines := strings.Split(format(rows), "\n")
 	want := []string{
 		"| 5.10, bullseye | refused |  |  |  |  |  |  |  |  |  |  |  |  |  |",
 		"| 6.12, bookworm | ok | FAILED | FAILED | ok | FAILED |" + strings.Repeat(" FAILED |", 9),
+		"| 7.2, unstable | ok | FAILED |" + strings.Repeat("  |", 12),
 	}
-	if diff := cmp.Diff(want, lines[2:4]); diff != "" {
+	if diff := cmp.Diff(want, lines[2:5]); diff != "" {
 		t.Error(diff)
 	}
 	if err := failures(rows); err == nil || strings.Contains(err.Error(), "5.10") || !strings.Contains(err.Error(), "6.12") {

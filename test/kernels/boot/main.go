@@ -44,6 +44,7 @@ type options struct {
 	cache   string
 	timeout time.Duration // for one guest
 	table   string        // "": not written
+	runs    []string      // nil: all
 	kernels []kernel
 }
 
@@ -68,9 +69,18 @@ func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
 	flags.StringVar(&opts.cache, "cache", "", "directory for kernels, by default hairpin-kernels among the user's caches")
 	flags.DurationVar(&opts.timeout, "timeout", 15*time.Minute, "for the tests on one kernel")
+	names := flags.String("runs", "", "tests to run, as \"load,T\", by default all")
 	flags.StringVar(&opts.table, "table", "", "file for the table of every kernel")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
+	}
+	if *names != "" {
+		opts.runs = strings.Split(*names, ",")
+	}
+	for _, name := range opts.runs {
+		if !slices.ContainsFunc(runs, func(r testRun) bool { return r.name == name }) {
+			return options{}, fmt.Errorf("no tests %q: there are load, T, N and devices", name)
+		}
 	}
 	if opts.cache == "" {
 		caches, err := os.UserCacheDir()
@@ -128,7 +138,7 @@ func run(ctx context.Context, opts options) error {
 	}
 	table := format(rows)
 	fmt.Print("\n", table)
-	if opts.table != "" && len(rows) == len(kernels) {
+	if opts.table != "" && len(rows) == len(kernels) && opts.runs == nil {
 		if err := os.WriteFile(opts.table, []byte(preface+table), 0o644); err != nil {
 			return err
 		}
@@ -146,8 +156,8 @@ func test(ctx context.Context, opts options, k kernel, tests string) (row, error
 	defer cancel()
 	fmt.Printf("\nLinux %s of %s\n", image.version, k.suite)
 	began := time.Now()
-	g := guest{image: image, tests: tests, runs: runsFor(k)}
+	g := guest{image: image, tests: tests, runs: runsFor(k, opts.runs)}
 	outcomes, err := g.boot(ctx)
 	fmt.Printf("  %v in all\n", time.Since(began).Round(time.Second))
-	return row{kernel: k, version: image.version, outcomes: outcomes, died: err}, nil
+	return row{kernel: k, runs: g.runs, version: image.version, outcomes: outcomes, died: err}, nil
 }
