@@ -84,12 +84,8 @@ func (t *Tables) extend(running *document, f Forward) (*document, error) {
 	if config.Forwards = append(config.Forwards, f); !config.validLast() {
 		return nil, nil
 	}
-	ids := &idPool{next: 1, last: t.addressIDs() - 1, used: make(map[uint32]bool, len(running.Stamps))}
-	for _, s := range running.Stamps {
-		ids.used[s.id] = true
-	}
-	id, err := ids.take()
-	if err != nil {
+	id := running.freeID()
+	if id >= t.addressIDs() {
 		return nil, nil
 	}
 	epoch, err := t.epoch(id)
@@ -105,6 +101,18 @@ func (t *Tables) extend(running *document, f Forward) (*document, error) {
 		return nil, err
 	}
 	return &doc, nil
+}
+
+// freeID is the lowest that no forward has.
+func (d *document) freeID() uint32 {
+	used := make([]bool, len(d.Stamps)+2)
+	for _, s := range d.Stamps {
+		if int(s.id) < len(used) {
+			used[s.id] = true
+		}
+	}
+	used[0] = true // is no id
+	return uint32(slices.Index(used, false))
 }
 
 // holds reports whether the tries of the document's generation have room for it.
@@ -275,12 +283,18 @@ func (t *Tables) noteFinished(doc *document) error {
 	return chunks.Put(chunks.MaxEntries()-1, &c)
 }
 
-// enterAdded writes the entries of the last addition; those before were entered
-// before it was made. The from list goes first: without it everybody is refused.
-func (t *Tables) enterAdded(doc *document) error {
-	if doc.added == 0 {
-		return nil
+// finishAdded does what follows the last addition. What follows the swap to the
+// document, and what followed the additions before, was done before it was made.
+func (t *Tables) finishAdded(doc *document) error {
+	if err := t.step("enter added forward", func() error { return t.enterAdded(doc) }); err != nil {
+		return err
 	}
+	return t.step("note that it is finished", func() error { return t.noteFinished(doc) })
+}
+
+// enterAdded writes the entries of the last addition. The from list goes first:
+// without it everybody is refused.
+func (t *Tables) enterAdded(doc *document) error {
 	p, err := doc.addedProgram()
 	if err != nil {
 		return err

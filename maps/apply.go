@@ -317,11 +317,13 @@ func (t *Tables) finish(doc *document) error {
 	if finished {
 		return nil
 	}
+	if doc.added > 0 {
+		return t.finishAdded(doc)
+	}
 	for _, step := range []struct {
 		name string
 		do   func() error
 	}{
-		{"enter added forward", func() error { return t.enterAdded(doc) }},
 		{"end connections", func() error { return t.endForwards(doc) }},
 		{"drop counters", func() error { return t.dropStats(doc) }},
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},

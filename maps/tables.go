@@ -198,20 +198,20 @@ func chunkCount(length int) uint32 {
 
 // readChunks reads the text that begins at an entry.
 func readChunks(m *ebpf.Map, first uint32) (string, error) {
-	var text []byte
+	var text strings.Builder
 	length := uint64(lengthBytes)
-	for i := first; uint64(len(text)) < length; i++ {
+	for i := first; uint64(text.Len()) < length; i++ {
 		var c chunk
 		if err := m.Lookup(i, &c); err != nil {
 			return "", err
 		}
 		if i == first {
 			length += binary.LittleEndian.Uint64(c[:])
-			text = make([]byte, 0, min(length, uint64(m.MaxEntries())*uint64(len(c)))+uint64(len(c)))
+			text.Grow(int(m.MaxEntries()) * len(c))
 		}
-		text = append(text, c[:]...)
+		text.Write(c[:])
 	}
-	return string(text[lengthBytes:length]), nil
+	return text.String()[lengthBytes:length], nil
 }
 
 // newChunks makes a map that holds text, and has room for more entries behind it.

@@ -186,9 +186,9 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 }
 
 func findForward(cfg maps.Config, name string) (maps.Forward, bool) {
-	for _, f := range cfg.Forwards {
-		if f.Name == name {
-			return f, true
+	for i := range cfg.Forwards {
+		if f := &cfg.Forwards[i]; f.Name == name {
+			return *f, true
 		}
 	}
 	return maps.Forward{}, false
