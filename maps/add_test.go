@@ -5,6 +5,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -292,5 +293,61 @@ func TestReadersSeeAdditionsInOrder(t *testing.T) {
 	}
 	if c, err := tables.again().Running(); err != nil || len(c.Forwards) != 200 {
 		t.Errorf("%d forwards, %v", len(c.Forwards), err)
+	}
+}
+
+// TestAddDoesWhatApplyDoes adds forwards at random to two datapaths, to one of
+// them by Apply alone, and looks where every port goes.
+func TestAddDoesWhatApplyDoes(t *testing.T) {
+	t.Parallel()
+	random := rand.New(rand.NewPCG(1, 2))
+	const last = 24
+	pick := func(words ...string) string { return words[random.IntN(len(words))] }
+	links := []Interface{wan("wan0", 2, "203.0.113.1/24"), wan("wan1", 3, "198.51.100.1/24")}
+	added := 0
+	for range 6 {
+		fast, slow := newTables(t, smallSpec(t)), newTables(t, smallSpec(t))
+		c := configWith(t, "base tcp 203.0.113.1:5 to 10.0.0.1")
+		mustApply(t, fast, c)
+		mustApply(t, slow, c)
+		mustSetInterfaces(t, fast, links...)
+		mustSetInterfaces(t, slow, links...)
+		for i := range 12 {
+			first := 1 + random.IntN(last)
+			ports := fmt.Sprintf("%d-%d", first, min(last, first+random.IntN(6)))
+			f := mustForward(t, fmt.Sprintf("f%d %s %s%s to 10.0.1.%d", i, pick("tcp", "udp", "tcp,udp"), pick("", "wan0:", "wan1:", "203.0.113.1:"), ports, i+1))
+			next := c
+			if next.Forwards = append(slices.Clip(c.Forwards), f); next.Validate() != nil {
+				if done, err := fast.Add(f); done || err != nil {
+					t.Fatalf("%s beside %v: %v, %v", f, c.Forwards, done, err)
+				}
+				continue
+			}
+			c = next
+			mustApply(t, slow, c)
+			done, err := fast.Add(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if done {
+				added++
+			} else {
+				mustApply(t, fast, c)
+			}
+			for _, addr := range []string{"203.0.113.1", "198.51.100.1"} {
+				for port := range uint16(last + 2) {
+					for _, protocol := range []Protocol{TCP, UDP} {
+						got, found, lives := fast.route(t, addr, protocol, port)
+						want, there, _ := slow.route(t, addr, protocol, port)
+						if found != there || found && (!lives || got.Target != want.Target || got.PortShift != want.PortShift) {
+							t.Fatalf("%s %s:%d of %v: %+v (%v), want %+v (%v)", protocol, addr, port, c.Forwards, got, found, want, there)
+						}
+					}
+				}
+			}
+		}
+	}
+	if added < 10 {
+		t.Errorf("only %d were added in place", added)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -252,15 +253,31 @@ func (t *Tables) makeStats(p *program, running *document) error {
 	return t.zeroStats(ids)
 }
 
-// zeroStats makes counters of every CPU. They are given as bytes, which the
-// library takes as they are.
+// zeroStats makes counters of every CPU: the values are given as bytes, which the
+// library takes as they are, and by several threads, for the kernel makes memory
+// for each.
 func (t *Tables) zeroStats(ids []uint32) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return fmt.Errorf("count CPUs: %w", err)
 	}
-	zero := make([]byte, t.objs.ForwardStats.ValueSize())
-	return putAll(t.objs.ForwardStats, ids, slices.Repeat([][]byte{zero}, len(ids)*cpus), cpus)
+	zeros := slices.Repeat([][]byte{make([]byte, t.objs.ForwardStats.ValueSize())}, min(len(ids), batchSize)*cpus)
+	var (
+		mu      sync.Mutex // guards errs
+		errs    []error
+		filling sync.WaitGroup
+	)
+	for batch := range slices.Chunk(ids, batchSize) {
+		filling.Go(func() {
+			if err := putAll(t.objs.ForwardStats, batch, zeros[:len(batch)*cpus], cpus); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+		})
+	}
+	filling.Wait()
+	return errors.Join(errs...)
 }
 
 // dropStrayStats deletes the counters that belong to no running forward.
