@@ -54,7 +54,7 @@ func (d *document) unmarshal(text string) error {
 		return err
 	}
 	if d.Schema != documentSchema {
-		return fmt.Errorf("written by another version of hairpin (schema %d, this one knows %d)", d.Schema, documentSchema)
+		return fmt.Errorf("written by another version of hairpin (schema %d, this one knows %d): use that version, or end every connection with \"hairpin detach --all\" and start anew", d.Schema, documentSchema)
 	}
 	var err error
 	d.Config.Forwards, d.Stamps, err = decodeForwards(rest)
