@@ -4,11 +4,11 @@ package maps
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -149,7 +149,8 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 // reads it.
 func (t *Tables) stage(p *program, running *document, generation uint32) error {
 	slot := (generation + 1) & 1
-	text, err := json.Marshal(&p.doc)
+	p.doc.Generation = generation + 1
+	text, err := p.doc.marshal()
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
@@ -161,27 +162,19 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		// program runs that began before, so that none is left that took this slot
 		// of forwards for the live one before the last swap.
 		{"store configuration", func() error {
-			return fillSlot(t.objs.Documents, slot, func() (*ebpf.Map, error) { return newChunks(text) })
+			return fillSlot(t.objs.Documents, slot, func() (*ebpf.Map, error) { return newChunks(text, additionsRoom+1) })
 		}},
 		{"store forwards", func() error {
-			return fillSlot(t.objs.Forwards, slot, func() (*ebpf.Map, error) {
-				return newTrie(bpf.HairpinMapForwards, p.keys, p.values)
-			})
+			return fillTrie(t.objs.Forwards, slot, bpf.HairpinMapForwards, p.keys, p.values)
 		}},
 		{"store from lists", func() error {
-			return fillSlot(t.objs.Allow, slot, func() (*ebpf.Map, error) {
-				return newTrie(bpf.HairpinMapAllow, p.sources, p.allowed)
-			})
+			return fillTrie(t.objs.Allow, slot, bpf.HairpinMapAllow, p.sources, p.allowed)
 		}},
 		{"store stand-ins", func() error {
-			return fillSlot(t.objs.StandIns, slot, func() (*ebpf.Map, error) {
-				return newTrie(bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
-			})
+			return fillTrie(t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
 		}},
 		{"store origins", func() error {
-			return fillSlot(t.objs.Origins, slot, func() (*ebpf.Map, error) {
-				return newTrie(bpf.HairpinMapOrigins, p.originKeys, p.origins)
-			})
+			return fillTrie(t.objs.Origins, slot, bpf.HairpinMapOrigins, p.originKeys, p.origins)
 		}},
 		{"make counters", func() error { return t.makeStats(p, running) }},
 		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
@@ -192,6 +185,30 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		}
 	}
 	return nil
+}
+
+// fillTrie puts a new trie into a slot, unless an empty one is to replace an
+// empty one: the kernel makes every write of a slot wait for all CPUs.
+func fillTrie[K, V any](outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
+	if len(keys) == 0 {
+		if empty, err := isEmptySlot(outer, slot); empty || err != nil {
+			return err
+		}
+	}
+	return fillSlot(outer, slot, func() (*ebpf.Map, error) { return newTrie(name, keys, values) })
+}
+
+func isEmptySlot(outer *ebpf.Map, slot uint32) (bool, error) {
+	var inner *ebpf.Map
+	if err := outer.Lookup(slot, &inner); err != nil {
+		return false, fmt.Errorf("open slot %d of %s: %w", slot, outerName(outer), err)
+	}
+	defer inner.Close()
+	key, err := inner.NextKeyBytes(nil)
+	if err != nil {
+		return false, fmt.Errorf("look into slot %d of %s: %w", slot, outerName(outer), err)
+	}
+	return key == nil, nil
 }
 
 func fillSlot(outer *ebpf.Map, slot uint32, build func() (*ebpf.Map, error)) error {
@@ -222,23 +239,45 @@ func newTrie[K, V any](outer string, keys []K, values []V) (*ebpf.Map, error) {
 
 // makeStats gives every new id counters that stand at zero.
 func (t *Tables) makeStats(p *program, running *document) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return fmt.Errorf("count CPUs: %w", err)
-	}
-	keys := make([]uint32, len(p.fresh))
+	ids := make([]uint32, len(p.fresh))
 	for i, s := range p.fresh {
-		keys[i] = s.id
+		ids[i] = s.id
 	}
-	zeros := make([]bpf.HairpinForwardStats, len(keys)*cpus)
-	if err = putAll(t.objs.ForwardStats, keys, zeros, cpus); !errors.Is(err, unix.E2BIG) {
+	if err := t.zeroStats(ids); !errors.Is(err, unix.E2BIG) {
 		return err
 	}
 	// Writers that were killed have left counters of ids that never went live.
 	if err := t.dropStrayStats(running); err != nil {
 		return err
 	}
-	return putAll(t.objs.ForwardStats, keys, zeros, cpus)
+	return t.zeroStats(ids)
+}
+
+// zeroStats makes counters of every CPU: the values are given as bytes, which the
+// library takes as they are, and by several threads, for the kernel makes memory
+// for each.
+func (t *Tables) zeroStats(ids []uint32) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	zeros := slices.Repeat([][]byte{make([]byte, t.objs.ForwardStats.ValueSize())}, min(len(ids), batchSize)*cpus)
+	var (
+		mu      sync.Mutex // guards errs
+		errs    []error
+		filling sync.WaitGroup
+	)
+	for batch := range slices.Chunk(ids, batchSize) {
+		filling.Go(func() {
+			if err := putAll(t.objs.ForwardStats, batch, zeros[:len(batch)*cpus], cpus); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
+			}
+		})
+	}
+	filling.Wait()
+	return errors.Join(errs...)
 }
 
 // dropStrayStats deletes the counters that belong to no running forward.
@@ -285,11 +324,18 @@ func (t *Tables) addExternals(doc *document) error {
 
 // finish does what follows the swap to doc; it may be repeated.
 func (t *Tables) finish(doc *document) error {
-	t.mu.Lock()
-	done := t.finished
-	t.mu.Unlock()
-	if done || doc.Schema == 0 {
+	if doc.Schema == 0 {
 		return nil
+	}
+	finished, err := t.isFinished(doc)
+	if err != nil {
+		return err
+	}
+	if finished {
+		return nil
+	}
+	if doc.added > 0 {
+		return t.finishAdded(doc)
 	}
 	for _, step := range []struct {
 		name string
@@ -301,14 +347,12 @@ func (t *Tables) finish(doc *document) error {
 		{"drop targets", func() error { return t.dropTargets(doc) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
 		{"tell of ended connections", func() error { return t.tellForwards(doc) }},
+		{"note that it is finished", func() error { return t.noteFinished(doc) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
 		}
 	}
-	t.mu.Lock()
-	t.finished = true
-	t.mu.Unlock()
 	return nil
 }
 

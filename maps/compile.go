@@ -189,6 +189,7 @@ func compile(c Config, running *document, have inventory) (*program, error) {
 	}
 	p.addStandIns()
 	p.addOrigins()
+	p.doc.Entries, p.doc.Sources = len(p.keys), len(p.sources)
 	return p, nil
 }
 
@@ -341,16 +342,25 @@ func (p *program) add(key bpf.HairpinForwardKey, owner int) error {
 	return err
 }
 
+// reflectModes are what the datapath calls them.
+var reflectModes = map[Reflect]bpf.HairpinReflect{
+	ReflectAuto:   bpf.HairpinReflectREFLECT_AUTO,
+	ReflectRouter: bpf.HairpinReflectREFLECT_ROUTER,
+	ReflectPublic: bpf.HairpinReflectREFLECT_PUBLIC,
+	ReflectPrefix: bpf.HairpinReflectREFLECT_PREFIX,
+	ReflectOff:    bpf.HairpinReflectREFLECT_OFF,
+}
+
 func (p *program) value(i int) (bpf.HairpinForward, error) {
 	f := &p.doc.Config.Forwards[i]
-	mode, ok := valueOf(names().reflects, string(p.doc.Config.ReflectOf(*f)))
+	mode, ok := reflectModes[p.doc.Config.ReflectOf(*f)]
 	if !ok {
 		return bpf.HairpinForward{}, fmt.Errorf("forward %s: the datapath knows no reflect mode %s", Quote(f.Name), Quote(string(f.Reflect)))
 	}
 	value := bpf.HairpinForward{
 		Target:    toAddr(f.Target),
 		Stamp:     p.doc.Stamps[i].kernel(),
-		Reflect:   bpf.HairpinReflect(mode),
+		Reflect:   mode,
 		PortShift: f.portShift(),
 	}
 	if len(f.From) > 0 || f.Intercept {

@@ -423,7 +423,6 @@ func TestLabelsComeFromTheDatapath(t *testing.T) {
 		{names().verdicts, uint32(bpf.HairpinVerdictVERDICT_REFUSE), "refuse"},
 		{names().paths, uint32(bpf.HairpinConnPathPATH_HAIRPIN), "hairpin"},
 		{names().roles, uint32(bpf.HairpinRoleROLE_LAN), "lan"},
-		{names().reflects, uint32(bpf.HairpinReflectREFLECT_OFF), "off"},
 		{names().reasons, 4711, "unknown_4711"},
 	} {
 		if got := word(test.words, test.value); got != test.want {
@@ -433,9 +432,17 @@ func TestLabelsComeFromTheDatapath(t *testing.T) {
 	if paths := fmt.Sprint(pathNames()); paths != "[wan hairpin local]" {
 		t.Error(paths)
 	}
+	spec, err := embedded()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reflects := enumNames(spec.Types, "reflect")
+	if len(reflects) != len(ReflectNames()) {
+		t.Errorf("reflect modes %v of the datapath, %v here", reflects, ReflectNames())
+	}
 	for _, mode := range ReflectNames() {
-		if _, ok := valueOf(names().reflects, mode); !ok {
-			t.Errorf("the datapath knows no %s", mode)
+		if got := reflects[uint32(reflectModes[Reflect(mode)])]; got != mode {
+			t.Errorf("%s is %q to the datapath", mode, got)
 		}
 	}
 }

@@ -143,7 +143,12 @@ func (f *Forward) catches(addr netip.Addr) bool {
 
 // hasIntercepts reports whether there are any.
 func (c Config) hasIntercepts() bool {
-	return slices.ContainsFunc(c.Forwards, func(f Forward) bool { return f.Intercept })
+	for i := range c.Forwards {
+		if c.Forwards[i].Intercept {
+			return true
+		}
+	}
+	return false
 }
 
 // ListensAt are the LAN interfaces of an intercept.

@@ -16,7 +16,7 @@ import (
 // labels are the words for the datapath's enum values, as its type information
 // spells them: REASON_TABLE_FULL is "table_full".
 type labels struct {
-	paths, reflects, roles, verdicts, reasons map[uint32]string
+	paths, roles, verdicts, reasons map[uint32]string
 }
 
 // embedded is the object file that this build carries; its specs must be
@@ -37,7 +37,6 @@ var names = sync.OnceValue(func() labels {
 	}
 	return labels{
 		paths:    enumNames(spec.Types, "conn_path"),
-		reflects: enumNames(spec.Types, "reflect"),
 		roles:    enumNames(spec.Types, "role"),
 		verdicts: enumNames(spec.Types, "verdict"),
 		reasons:  enumNames(spec.Types, "reason"),
@@ -66,13 +65,4 @@ func word(words map[uint32]string, value uint32) string {
 		return name
 	}
 	return fmt.Sprintf("unknown_%d", value)
-}
-
-func valueOf(words map[uint32]string, name string) (uint32, bool) {
-	for value, word := range words {
-		if word == name {
-			return value, true
-		}
-	}
-	return 0, false
 }

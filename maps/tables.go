@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -17,16 +19,46 @@ import (
 // ErrEmpty says that no configuration was ever applied to these maps.
 var ErrEmpty = errors.New("nothing has been applied yet")
 
-const documentSchema = 1
+const documentSchema = 2
 
 // document is the running configuration, with what later writers need to know
-// about how it lies in the kernel. It swaps together with the forwards.
+// about how it lies in the kernel. It swaps together with the forwards; those
+// that were added since are in its additions.
 type document struct {
-	Schema    int              `json:"schema"`
-	Config    Config           `json:"config"`
-	Stamps    []stamp          `json:"stamps"`    // of Config.Forwards, in the same order
-	Externals map[place]uint32 `json:"externals"` // external ids: of WAN interfaces, one per family, and of fixed addresses
-	Ended     []stamp          `json:"ended"`     // of forwards whose connections end with this document
+	Schema     int              `json:"schema"`
+	Generation uint32           `json:"generation"` // with which it went live
+	Config     Config           `json:"config"`     // the forwards are written apart
+	Stamps     []stamp          `json:"-"`          // of Config.Forwards, in the same order
+	Externals  map[place]uint32 `json:"externals"`  // external ids: of WAN interfaces, one per family, and of fixed addresses
+	Ended      []stamp          `json:"ended"`      // of forwards whose connections end with this document
+	Entries    int              `json:"entries"`    // of the forwards in their trie, at most
+	Sources    int              `json:"sources"`    // the same of from and except lists
+	chunks     uint32           // of the document without its additions
+	added      int              // how many of the last forwards are additions
+}
+
+// marshal is the form that unmarshal reads: a line of JSON, then the forwards.
+func (d *document) marshal() ([]byte, error) {
+	head := *d
+	head.Config.Forwards = nil
+	text, err := json.Marshal(&head)
+	if err != nil {
+		return nil, err
+	}
+	return append(append(text, '\n'), encodeForwards(d.Config.Forwards, d.Stamps)...), nil
+}
+
+func (d *document) unmarshal(text string) error {
+	head, rest, _ := strings.Cut(text, "\n")
+	if err := json.Unmarshal([]byte(head), d); err != nil {
+		return err
+	}
+	if d.Schema != documentSchema {
+		return fmt.Errorf("written by another version of hairpin (schema %d, this one knows %d): use that version, or end every connection with \"hairpin detach --all\" and start anew", d.Schema, documentSchema)
+	}
+	var err error
+	d.Config.Forwards, d.Stamps, err = decodeForwards(rest)
+	return err
 }
 
 // stamp is an id with the epoch that its connections carry. As JSON it is an
@@ -57,7 +89,6 @@ type Tables struct {
 	mu       sync.Mutex // guards the rest
 	cached   *document  // of cachedAt
 	cachedAt uint32
-	finished bool // what follows a swap has been done for cachedAt
 
 	// step runs each step of a writer. Tests stop it half-way.
 	step func(name string, do func() error) error
@@ -77,7 +108,9 @@ func New(objs *bpf.HairpinObjects) *Tables {
 // fresh maps it is the DefaultConfig, and the error is ErrEmpty.
 func (t *Tables) Running() (Config, error) {
 	doc, _, err := t.running()
-	return doc.Config, err
+	config := doc.Config
+	config.Forwards = slices.Clip(config.Forwards) // what is behind them is the document's
+	return config, err
 }
 
 // running reads the live document and its generation. The document is shared:
@@ -93,7 +126,7 @@ func (t *Tables) running() (*document, uint32, error) {
 		if t.cached != nil && t.cachedAt == generation {
 			return t.cached, generation, nil
 		}
-		doc, err := t.readDocument(generation & 1)
+		doc, err := t.readDocument(generation)
 		// The slot is written only while another generation lives. If this one
 		// still lives, it was not written before it was opened.
 		if now, again := t.generation(); again != nil || now != generation {
@@ -105,7 +138,7 @@ func (t *Tables) running() (*document, uint32, error) {
 		if err != nil {
 			return &document{Config: DefaultConfig()}, generation, err
 		}
-		t.cached, t.cachedAt, t.finished = doc, generation, false
+		t.cached, t.cachedAt = doc, generation
 		return doc, generation, nil
 	}
 }
@@ -122,9 +155,8 @@ func (t *Tables) generation() (uint32, error) {
 	return live.Generation, nil
 }
 
-func (t *Tables) readDocument(slot uint32) (*document, error) {
-	var chunks *ebpf.Map
-	err := t.objs.Documents.Lookup(slot, &chunks)
+func (t *Tables) readDocument(generation uint32) (*document, error) {
+	chunks, err := liveSlot(t.objs.Documents, generation)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, ErrEmpty
 	}
@@ -132,19 +164,26 @@ func (t *Tables) readDocument(slot uint32) (*document, error) {
 		return nil, fmt.Errorf("open running configuration: %w", err)
 	}
 	defer chunks.Close()
-	text, err := readChunks(chunks)
+	doc := new(document)
+	text, err := readChunks(chunks, 0)
+	if err == nil {
+		err = doc.unmarshal(text)
+	}
+	if err == nil {
+		doc.chunks = chunkCount(len(text))
+		err = doc.readAdditions(chunks, generation)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read running configuration: %w", err)
 	}
-	doc := new(document)
-	if err := json.Unmarshal(text, doc); err != nil {
-		return nil, fmt.Errorf("read running configuration: %w", err)
-	}
-	if doc.Schema != documentSchema || len(doc.Stamps) != len(doc.Config.Forwards) {
-		return nil, fmt.Errorf("read running configuration: written by another version of hairpin (schema %d, this one knows %d)",
-			doc.Schema, documentSchema)
-	}
 	return doc, nil
+}
+
+// liveSlot opens the map in the slot of a generation.
+func liveSlot(outer *ebpf.Map, generation uint32) (*ebpf.Map, error) {
+	var m *ebpf.Map
+	err := outer.Lookup(generation&1, &m)
+	return m, err
 }
 
 // chunk is one entry of a document's map; the first begins with the length.
@@ -152,25 +191,32 @@ type chunk [4096]byte
 
 const lengthBytes = 8
 
-func readChunks(m *ebpf.Map) ([]byte, error) {
-	var text []byte
-	length := uint64(lengthBytes)
-	for i := uint32(0); uint64(len(text)) < length; i++ {
-		var c chunk
-		if err := m.Lookup(i, &c); err != nil {
-			return nil, err
-		}
-		text = append(text, c[:]...)
-		if i == 0 {
-			length += binary.LittleEndian.Uint64(c[:])
-		}
-	}
-	return text[lengthBytes:length], nil
+// chunkCount is how many chunks hold a text.
+func chunkCount(length int) uint32 {
+	return uint32((lengthBytes + length + len(chunk{}) - 1) / len(chunk{}))
 }
 
-// newChunks makes a map that holds text.
-func newChunks(text []byte) (*ebpf.Map, error) {
-	count := (lengthBytes + len(text) + len(chunk{}) - 1) / len(chunk{})
+// readChunks reads the text that begins at an entry.
+func readChunks(m *ebpf.Map, first uint32) (string, error) {
+	var text strings.Builder
+	length := uint64(lengthBytes)
+	for i := first; uint64(text.Len()) < length; i++ {
+		var c chunk
+		if err := m.Lookup(i, &c); err != nil {
+			return "", err
+		}
+		if i == first {
+			length += binary.LittleEndian.Uint64(c[:])
+			text.Grow(int(m.MaxEntries()) * len(c))
+		}
+		text.Write(c[:])
+	}
+	return text.String()[lengthBytes:length], nil
+}
+
+// newChunks makes a map that holds text, and has room for more entries behind it.
+func newChunks(text []byte, room uint32) (*ebpf.Map, error) {
+	count := chunkCount(len(text))
 	chunks, keys := make([]chunk, count), make([]uint32, count)
 	binary.LittleEndian.PutUint64(chunks[0][:], uint64(len(text)))
 	rest := text[copy(chunks[0][lengthBytes:], text):]
@@ -180,7 +226,7 @@ func newChunks(text []byte) (*ebpf.Map, error) {
 			rest = rest[copy(chunks[i][:], rest):]
 		}
 	}
-	m, err := newInner(bpf.HairpinMapDocuments, uint32(count))
+	m, err := newInner(bpf.HairpinMapDocuments, count+room)
 	if err != nil {
 		return nil, err
 	}

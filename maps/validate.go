@@ -51,6 +51,31 @@ func (c Config) Validate() error {
 	return errors.Join(v.problems...)
 }
 
+// validLast reports whether c, which is valid without its last forward, is so
+// with it, given that it meets none of the others (see Forward.meets).
+func (c Config) validLast() bool {
+	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
+	last := len(c.Forwards) - 1
+	f := &c.Forwards[last]
+	for i := range last {
+		g := &c.Forwards[i]
+		if g.Name == f.Name {
+			v.names[g.Name] = i
+		}
+		if g.External.Address.IsValid() && g.External.Address == f.Target {
+			v.fixed[f.Target] = i
+		}
+		if len(f.Hosts) == 0 {
+			continue
+		}
+		for _, host := range g.Hosts {
+			v.hostOf[hostTarget{host, g.Target.Is6()}] = i
+		}
+	}
+	v.forward(last)
+	return len(v.problems) == 0
+}
+
 type validator struct {
 	Config
 	problems []error

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -90,6 +91,7 @@ type daemonState struct {
 
 // serve is `hairpin run` from start to end.
 func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
+	debug.SetGCPercent(100) // it stays, and is to stay small
 	log := a.newLogger()
 	cfg, err := a.readConfig(a.configFile)
 	if err != nil {

@@ -118,20 +118,26 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",
 			old.Kind(), old.Name, old, old.Source))
 	}
-	wanted := running
-	wanted.Forwards = append(slices.Clone(running.Forwards), forward)
-	if _, err := s.apply(wanted); err != nil {
+	if _, err := s.add(running, forward); err != nil {
 		return err
 	}
 	a.say("added %s", forward)
 	a.say("runtime only: \"hairpin save\" keeps it")
-	_, warnings := dns.Names(wanted.Forwards, dns.Options{})
+	a.warnNames(running, forward)
+	return a.printForwardRows("add", running, []maps.Forward{forward})
+}
+
+// warnNames warns of hosts of a forward, beside those of cfg, that lead elsewhere.
+func (a *app) warnNames(cfg maps.Config, forward maps.Forward) {
+	if len(forward.Hosts) == 0 {
+		return
+	}
+	_, warnings := dns.Names(append(slices.Clip(cfg.Forwards), forward), dns.Options{})
 	for _, warning := range warnings {
 		if warning.Forward == forward.Name {
 			a.warn("%s", warning)
 		}
 	}
-	return a.printForwardRows("add", wanted, []maps.Forward{forward})
 }
 
 // printForwardRows is the JSON document of a command that changed forwards:
@@ -180,9 +186,9 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 }
 
 func findForward(cfg maps.Config, name string) (maps.Forward, bool) {
-	for _, f := range cfg.Forwards {
-		if f.Name == name {
-			return f, true
+	for i := range cfg.Forwards {
+		if f := &cfg.Forwards[i]; f.Name == name {
+			return *f, true
 		}
 	}
 	return maps.Forward{}, false

@@ -25,6 +25,7 @@ type tables interface {
 	Running() (maps.Config, error)
 	Plan(maps.Config) (maps.Change, error)
 	Apply(maps.Config) (maps.Change, error)
+	Add(maps.Forward) (bool, error)
 	SetInterfaces([]maps.Interface) error
 	BumpRoutes() error
 }
@@ -220,6 +221,30 @@ func (r *router) apply(cfg maps.Config) (applied, error) {
 	if err := r.check(cfg); err != nil {
 		return applied{}, err
 	}
+	return r.change(cfg, func() (maps.Change, error) { return r.tables.Apply(cfg) })
+}
+
+// add makes a forward run beside those of running. The tables may be able to do
+// that in no more time than it takes; else it is to apply them all.
+func (r *router) add(running maps.Config, forward maps.Forward) (applied, error) {
+	alone := running
+	alone.Forwards = []maps.Forward{forward}
+	if err := r.check(alone); err != nil {
+		return applied{}, err
+	}
+	return r.change(running, func() (maps.Change, error) {
+		done, err := r.tables.Add(forward)
+		if done || err != nil {
+			return maps.Change{Added: []string{forward.Name}}, err
+		}
+		wanted := running
+		wanted.Forwards = append(slices.Clip(running.Forwards), forward)
+		return r.tables.Apply(wanted)
+	})
+}
+
+// change attaches the ports of cfg, changes the tables, and tells them what is there.
+func (r *router) change(cfg maps.Config, tables func() (maps.Change, error)) (applied, error) {
 	running, err := r.tables.Running()
 	if errors.Is(err, maps.ErrEmpty) {
 		running.Mode = cfg.Mode // nothing is attached by another
@@ -235,7 +260,7 @@ func (r *router) apply(cfg maps.Config) (applied, error) {
 	if err := refusals(ports); err != nil {
 		return applied{}, errors.Join(err, r.undo(added))
 	}
-	change, err := r.tables.Apply(cfg)
+	change, err := tables()
 	if err != nil {
 		return applied{}, errors.Join(err, r.undo(added))
 	}

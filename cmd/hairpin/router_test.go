@@ -115,6 +115,9 @@ func (m *machineFake) Apply(c maps.Config) (maps.Change, error) {
 	return maps.Change{}, nil
 }
 
+// Add leaves everything to Apply.
+func (m *machineFake) Add(maps.Forward) (bool, error) { return false, nil }
+
 func (m *machineFake) SetInterfaces(list []maps.Interface) error {
 	var names []string
 	for _, i := range list {

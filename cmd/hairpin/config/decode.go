@@ -263,6 +263,7 @@ func (r *reader) forwards(doc *document, v *value, kind string, read func(*docum
 	if v.kind != unstable.Array {
 		return fmt.Errorf("it is one table where a list was expected; write [[%s]]", kind)
 	}
+	r.config.Forwards = slices.Grow(r.config.Forwards, len(v.items))
 	for _, item := range v.items {
 		if item.table == nil {
 			r.report(position{doc, item.offset}, place{-1, kind}, typeError(item, "a table"))

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+)
+
+// codec writes forwards as bytes or reads them back: the document holds up to
+// 65,536, and whoever adds one waits for all of them to be read. One function
+// for each type goes both ways, so what is written is what is read.
+type codec struct {
+	out  []byte // written so far; nil while reading
+	text string // yet to be read; strings are read without a copy
+	err  error
+}
+
+var errCutShort = errors.New("the forwards are cut short")
+
+// encodeForwards is the form that decodeForwards reads. Every forward has a stamp.
+func encodeForwards(forwards []Forward, stamps []stamp) []byte {
+	c := codec{out: make([]byte, 0, 64*len(forwards)+16)}
+	count := uint64(len(forwards))
+	c.number(&count)
+	for i := range forwards {
+		f := forwards[i]
+		c.forward(&f)
+		c.stamp(&stamps[i])
+	}
+	return c.out
+}
+
+func decodeForwards(text string) ([]Forward, []stamp, error) {
+	c := codec{text: text}
+	var count uint64
+	c.number(&count)
+	if count > uint64(len(c.text)) {
+		return nil, nil, errCutShort
+	}
+	// With room for additions: they are not to copy all that was there.
+	forwards := make([]Forward, count, count+additionsRoom)
+	stamps := make([]stamp, count, count+additionsRoom)
+	for i := range forwards {
+		c.forward(&forwards[i])
+		c.stamp(&stamps[i])
+	}
+	return forwards, stamps, c.err
+}
+
+func (c *codec) forward(f *Forward) {
+	c.string(&f.Name)
+	items(c, &f.Protocols, (*codec).protocol)
+	c.string(&f.External.Interface)
+	c.addr(&f.External.Address)
+	c.port(&f.Ports.First)
+	c.port(&f.Ports.Last)
+	c.addr(&f.Target)
+	c.port(&f.TargetPort)
+	items(c, &f.From, (*codec).prefix)
+	c.string((*string)(&f.Reflect))
+	items(c, &f.Hosts, (*codec).string)
+	c.bool(&f.Intercept)
+	items(c, &f.LAN, (*codec).string)
+	items(c, &f.Except, (*codec).prefix)
+	c.string(&f.Source)
+}
+
+func (c *codec) stamp(s *stamp) {
+	c.word(&s.id)
+	c.word(&s.epoch)
+}
+
+// items goes through a list; an empty one is read as nil.
+func items[T any](c *codec, list *[]T, item func(*codec, *T)) {
+	count := uint64(len(*list))
+	c.number(&count)
+	if c.out == nil && count > 0 {
+		if count > uint64(len(c.text)) {
+			c.cutShort()
+			return
+		}
+		*list = make([]T, count)
+	}
+	for i := range *list {
+		item(c, &(*list)[i])
+	}
+}
+
+func (c *codec) number(n *uint64) {
+	if c.out != nil {
+		c.out = binary.AppendUvarint(c.out, *n)
+		return
+	}
+	*n = 0
+	for shift := 0; shift < 64; shift += 7 {
+		if len(c.text) == 0 {
+			break
+		}
+		b := c.text[0]
+		c.text = c.text[1:]
+		*n |= uint64(b&0x7f) << shift
+		if b < 0x80 {
+			return
+		}
+	}
+	c.cutShort()
+}
+
+func (c *codec) word(n *uint32) {
+	wide := uint64(*n)
+	c.number(&wide)
+	*n = uint32(wide)
+}
+
+func (c *codec) port(n *uint16) {
+	wide := uint64(*n)
+	c.number(&wide)
+	*n = uint16(wide)
+}
+
+func (c *codec) protocol(p *Protocol) {
+	wide := uint64(*p)
+	c.number(&wide)
+	*p = Protocol(wide)
+}
+
+func (c *codec) bool(b *bool) {
+	var n uint64
+	if *b {
+		n = 1
+	}
+	c.number(&n)
+	*b = n != 0
+}
+
+func (c *codec) string(s *string) {
+	length := uint64(len(*s))
+	c.number(&length)
+	if c.out != nil {
+		c.out = append(c.out, *s...)
+		return
+	}
+	if length > uint64(len(c.text)) {
+		c.cutShort()
+		return
+	}
+	*s, c.text = c.text[:length], c.text[length:]
+}
+
+// addr writes 0, 4 or 16 bytes and their count.
+func (c *codec) addr(a *netip.Addr) {
+	text := ""
+	if c.out != nil {
+		bytes := a.AsSlice()
+		c.out = append(c.out, byte(len(bytes)))
+		c.out = append(c.out, bytes...)
+		return
+	}
+	c.string(&text)
+	switch len(text) {
+	case 4:
+		*a = netip.AddrFrom4([4]byte([]byte(text)))
+	case 16:
+		*a = netip.AddrFrom16([16]byte([]byte(text)))
+	}
+}
+
+func (c *codec) prefix(p *netip.Prefix) {
+	addr, bits := p.Addr(), uint64(max(0, p.Bits()))
+	c.addr(&addr)
+	c.number(&bits)
+	*p = netip.PrefixFrom(addr, int(bits))
+}
+
+// cutShort ends the reading.
+func (c *codec) cutShort() {
+	c.err, c.text = errCutShort, ""
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"testing"
+)
+
+// fill sets every field of a value to something that is not its zero value.
+func fill(tb testing.TB, v reflect.Value, seed *int) {
+	tb.Helper()
+	*seed++
+	switch at := v.Addr().Interface().(type) {
+	case *netip.Addr:
+		*at = netip.AddrFrom4([4]byte{10, 0, byte(*seed >> 8), byte(*seed)})
+		if *seed%2 == 0 {
+			*at = netip.AddrFrom16([16]byte{0x20, 1, 15: byte(*seed)})
+		}
+		return
+	case *netip.Prefix:
+		*at = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(*seed), 0, 0}), 16+*seed%8)
+		return
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(fmt.Sprintf("text %d \x00é", *seed))
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Uint8, reflect.Uint16, reflect.Uint32:
+		v.SetUint(uint64(200 + *seed))
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		for i := range v.Len() {
+			fill(tb, v.Index(i), seed)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(tb, v.Field(i), seed)
+		}
+	default:
+		tb.Fatalf("no value for a %s", v.Type())
+	}
+}
+
+// TestEveryFieldOfAForwardIsWritten also finds a field that is new and forgotten.
+func TestEveryFieldOfAForwardIsWritten(t *testing.T) {
+	seed := 0
+	forwards, stamps := make([]Forward, 3), []stamp{{1, 2}, {1 << 20, 1<<32 - 1}, {}}
+	for i := range 2 { // and one that is empty
+		fill(t, reflect.ValueOf(&forwards[i]).Elem(), &seed)
+	}
+	text := string(encodeForwards(forwards, stamps))
+	got, gotStamps, err := decodeForwards(text)
+	if err != nil || !reflect.DeepEqual(got, forwards) || !reflect.DeepEqual(gotStamps, stamps) {
+		t.Errorf("wrote %+v %v\nread %+v %v, %v", forwards, stamps, got, gotStamps, err)
+	}
+	for length := range text {
+		if _, _, err := decodeForwards(text[:length]); !errors.Is(err, errCutShort) {
+			t.Fatalf("%d of %d bytes read without an error (%v)", length, len(text), err)
+		}
+	}
+}
+
+func BenchmarkDecodeForwards(b *testing.B) {
+	c := manyForwards(65000)
+	text := string(encodeForwards(c.Forwards, make([]stamp, len(c.Forwards))))
+	b.ReportMetric(float64(len(text)), "bytes")
+	for b.Loop() {
+		if _, _, err := decodeForwards(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
