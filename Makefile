@@ -25,7 +25,7 @@ PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light cu
 KERNEL_PACKAGES := qemu-system-x86 busybox-static cpio kmod wireguard-tools ppp pppoe
 # 5.10, 6.1, 6.12, backports, newest; none named is all.
 KERNELS ?=
-# load, T, N, devices, with commas; none named is all.
+# load, packets, T, N, devices, with commas; none named is all.
 RUNS ?=
 
 GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)

@@ -69,7 +69,7 @@ func parse(args []string) (options, error) {
 	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
 	flags.StringVar(&opts.cache, "cache", "", "directory for kernels, by default hairpin-kernels among the user's caches")
 	flags.DurationVar(&opts.timeout, "timeout", 15*time.Minute, "for the tests on one kernel")
-	names := flags.String("runs", "", "tests to run, as \"load,T\", by default all")
+	names := flags.String("runs", "", "tests to run, as \"load,packets\", by default all")
 	flags.StringVar(&opts.table, "table", "", "file for the table of every kernel")
 	if err := flags.Parse(args); err != nil {
 		return options{}, err
@@ -79,7 +79,7 @@ func parse(args []string) (options, error) {
 	}
 	for _, name := range opts.runs {
 		if !slices.ContainsFunc(runs, func(r testRun) bool { return r.name == name }) {
-			return options{}, fmt.Errorf("no tests %q: there are load, T, N and devices", name)
+			return options{}, fmt.Errorf("no tests %q: there are load, packets, T, N and devices", name)
 		}
 	}
 	if opts.cache == "" {

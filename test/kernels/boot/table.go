@@ -12,6 +12,7 @@ import (
 // runs are the tests in a guest, chosen to take two or three minutes in all.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
+	{1, "packets", "test.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "test.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "test.test", "^(TestReflectModes|TestLocalClients|TestTraceroute|TestCurlIsRefused)$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestFlowtable)$"},
@@ -30,6 +31,7 @@ func runsFor(k kernel, only []string) []testRun {
 // columns of the table: a run, or one test of it.
 var columns = []struct{ title, run, test string }{
 	{"load", "load", ""},
+	{"packets", "packets", ""},
 	{"T", "T", ""},
 	{"N", "N", ""},
 	{"veth", "devices", "TestDevices/veth"},
@@ -50,6 +52,7 @@ const preface = `# Kernels
 Debian's kernels, each booted in qemu with the tests: ` + "`sudo make test-kernels`" + ` writes this table.
 
 - load: hairpin attaches; below its floor it refuses and names that.
+- packets: what is translated, byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
 - N: every reflection, the router's own connections, traceroute, refusals, by real clients in network namespaces.
 - A device: WAN and LAN interface are of that kind. TCP, both ways, and UDP, also in fragments, over IPv4 and
