@@ -55,7 +55,7 @@ func TestListen(t *testing.T) {
 	if !strings.Contains(told.String(), "it is broken") {
 		t.Errorf("it does not say what failed:\n%s", &told)
 	}
-	if err := (guest{runs: runs}).complete(outcomes); err == nil || !strings.Contains(err.Error(), `"T"`) {
+	if err := (guest{runs: runsFor(kernels[1], []string{"load", "devices", "T"})}).complete(outcomes); err == nil || !strings.Contains(err.Error(), `"T"`) {
 		t.Errorf("complete: %v, want a word of the run that has no end", err)
 	}
 }
