@@ -14,7 +14,7 @@ var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
 	{1, "packets", "test.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "test.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
-	{1, "N", "test.test", "^(TestReflectModes|TestLocalClients|TestTraceroute|TestCurlIsRefused)$"},
+	{1, "N", "test.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestFlowtable)$"},
 }
 
@@ -54,7 +54,7 @@ Debian's kernels, each booted in qemu with the tests: ` + "`sudo make test-kerne
 - load: hairpin attaches; below its floor it refuses and names that.
 - packets: what is translated, byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
-- N: every reflection, the router's own connections, traceroute, refusals, by real clients in network namespaces.
+- N: every reflection, the router's own connections, ping, refusals, by real clients in network namespaces.
 - A device: WAN and LAN interface are of that kind. TCP, both ways, and UDP, also in fragments, over IPv4 and
   IPv6 in modes tc and xdp: from the Internet, from that LAN, out and in by the same interface, and
   to a server there. XDP is not attached to tun, WireGuard, PPP and PPPoE, whose packets are bare.
