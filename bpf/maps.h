@@ -81,7 +81,8 @@ struct origin_trie {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 };
 
-/* Two slots each. The control plane fills the idle one with a new trie; what runs is never written. */
+/* Two slots each. The control plane fills the idle one with a new trie; what runs is only added to, by a
+ * forward that meets no other. */
 struct forward_trie forwards_empty SEC(".maps");
 struct allow_trie allow_empty SEC(".maps");
 struct stand_in_trie stand_ins_empty SEC(".maps");
