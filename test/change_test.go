@@ -126,9 +126,10 @@ func TestInterfaceMovesAway(t *testing.T) {
 			for _, w := range ways(c.Network) {
 				lab.Eventually(t, atOnce, func() error { return serves(w.from, lab.External+":80") })
 			}
-			// Nobody could be told while its interface was away.
-			if err := reflected.Echo(10_000); !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
-				t.Errorf("the client hears %v, want %v", err, unix.ECONNRESET)
+			// Nobody could be told while its interface was away. If it was back before the daemon looked,
+			// nothing has ended.
+			if err := reflected.Echo(10_000); err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+				t.Errorf("the client hears %v, want %v or nothing of it", err, unix.ECONNRESET)
 			}
 			if err := internet.Echo(10_000); err != nil {
 				t.Errorf("from the Internet: %v", err)
