@@ -59,7 +59,7 @@ func overBareCables(t *testing.T, n *lab.Network, w way, udp *lab.Echoer) {
 	}
 	defer d.Close()
 	for _, size := range []int{10, 1400, 8000} {
-		if _, err := lab.Exchange(d, 100, size); err != nil {
+		if _, err := lab.Exchange(d, size, size); err != nil {
 			t.Errorf("datagrams of %d bytes: %v", size, err)
 		}
 	}

@@ -112,7 +112,7 @@ func answersLeaveByTheirUplink(t *testing.T, mode string, n *lab.Network, second
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if _, err := lab.Exchange(d, 200, 5000); err != nil {
+	if _, err := lab.Exchange(d, 3000, 3000); err != nil {
 		t.Error(err)
 	}
 	c6, err := dialTCP6(second, "["+external26+"]:80", "", lab.Patience)
