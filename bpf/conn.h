@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Connection state: lookup, the pair of entries, promotion, TCP state, expiry.
- * An opening lives in half_open until its handshake completes; only then does it enter conns. */
+ * A half-open connection has its entries where it keeps them: what completes its handshake only says so. */
 #pragma once
 
 #include "maps.h"
 #include "packet.h"
 #include "work.h"
 
-enum { SECOND_NS = 1000000000, AWAITED_BITS = 13, SWEEP_VISITS = 4096 };
+enum { SECOND_NS = 1000000000, SWEEP_VISITS = 4096, OPENING_TRIES = 4 };
 enum { CLOCK_MONOTONIC_ID = 1, TIMER_EXISTS = 16 /* EBUSY */ };
 
 static __always_inline __u64 conn_now(void)
@@ -26,35 +26,23 @@ static __always_inline void tuple_reverse(const struct tuple *tuple, struct tupl
 	__builtin_memset(reverse->pad, 0, sizeof(reverse->pad));
 }
 
-static __always_inline struct conn *conn_established(const struct tuple *key)
+static __always_inline struct conn *conn_find(const struct tuple *key)
 {
 	return bpf_map_lookup_elem(&conns, key);
 }
 
-static __always_inline void *conn_half_table(__u8 protocol)
+static __always_inline bool conn_half(const struct conn *conn)
 {
-	return protocol == IPPROTO_TCP ? (void *)&half_open : (void *)&half_open_other;
+	return conn->state != CONN_ESTABLISHED;
 }
 
-static __always_inline struct conn *conn_half_open(const struct tuple *key)
-{
-	return bpf_map_lookup_elem(conn_half_table(key->protocol), key);
-}
-
-static __always_inline struct conn *conn_find(const struct tuple *key)
-{
-	struct conn *conn = conn_established(key);
-
-	return conn ? conn : conn_half_open(key);
-}
-
-/* The other direction, in the table where this one is. A stack frame of its own. */
-static __noinline struct conn *conn_other(const struct conn *conn, bool half)
+/* The other direction. A stack frame of its own. */
+static __noinline struct conn *conn_other(const struct conn *conn)
 {
 	struct tuple key;
 
 	tuple_reverse(&conn->to, &key);
-	return half ? conn_half_open(&key) : conn_established(&key);
+	return conn_find(&key);
 }
 
 static __always_inline bool stamp_over(const struct stamp *stamp)
@@ -89,41 +77,11 @@ static __always_inline __u64 conn_opening_time(const struct settings *time, __u8
 	return protocol == IPPROTO_TCP ? time->tcp_opening : conn_idle_time(time, protocol);
 }
 
-static __always_inline bool conn_expired(const struct conn *half)
+static __always_inline bool conn_expired(const struct conn *half, __u64 now)
 {
 	const struct settings *time = conn_settings();
 
-	return !time || conn_now() - half->last_seen >= conn_opening_time(time, half->to.protocol);
-}
-
-/* FNV-1a over the words of a server's endpoint. */
-static __always_inline __u32 conn_awaited_slot(const union addr *server, __be16 port)
-{
-	__u32 hash = 2166136261u;
-
-	for (int i = 0; i < 4; i++)
-		hash = (hash ^ server->word[i]) * 16777619u;
-	hash = (hash ^ port) * 16777619u;
-	return (hash ^ hash >> AWAITED_BITS) & ((1 << AWAITED_BITS) - 1);
-}
-
-/* May half_open hold a connection that waits for this packet? */
-static __always_inline bool conn_awaited(const struct tuple *answer)
-{
-	__u32 slot = conn_awaited_slot(&answer->src, answer->sport);
-	__u32 *until = bpf_map_lookup_elem(&awaited, &slot);
-
-	return until && *until && *until > conn_now() / SECOND_NS;
-}
-
-static __always_inline void conn_await(const struct tuple *answer, __u64 wait)
-{
-	__u32 slot = conn_awaited_slot(&answer->src, answer->sport);
-	__u32 *until = bpf_map_lookup_elem(&awaited, &slot);
-	__u32 end = (conn_now() + wait) / SECOND_NS + 1;
-
-	if (until && *until < end)
-		*until = end;
+	return !time || (now > half->last_seen && now - half->last_seen >= conn_opening_time(time, half->to.protocol));
 }
 
 /* One more, or one less, of this client's. */
@@ -154,25 +112,60 @@ static __always_inline void conn_count_closed(const union addr *client, const st
 
 	if (conn->expired)
 		return;
-	count_event(CONN_CLOSED);
+	count_event(EVENT_CLOSED);
 	conn_charge(client, -1);
 	if (stats && conn->path < PATHS)
 		stats->closed[conn->path]++;
 }
 
-/* Takes both directions out, wherever they are. A stack frame of its own. */
-static __noinline void conn_delete(struct work *work, const struct tuple *key, const struct conn *conn)
+/* False: as many are established as may be. */
+static __always_inline bool conn_admit(void)
 {
+	__u32 zero = 0;
+	struct census *census = bpf_map_lookup_elem(&censuses, &zero);
+
+	if (!census)
+		return false;
+	if (__sync_fetch_and_add(&census->established, 1) < census->limit)
+		return true;
+	__sync_fetch_and_add(&census->established, -1);
+	return false;
+}
+
+static __always_inline void conn_leave(void)
+{
+	__u32 zero = 0;
+	struct census *census = bpf_map_lookup_elem(&censuses, &zero);
+
+	if (census)
+		__sync_fetch_and_add(&census->established, -1);
+}
+
+/* One of several CPUs makes the change: true for that one. */
+static __always_inline bool conn_change(struct conn *opener, enum conn_state from, enum conn_state to)
+{
+	return __sync_val_compare_and_swap((__u32 *)&opener->state, from, to) == from;
+}
+
+/* Takes both directions out of the table; an established connection leaves room for another. */
+static __always_inline void conn_take_out(const struct tuple *opener, const struct tuple *answerer, bool established)
+{
+	bpf_map_delete_elem(&conns, answerer);
+	if (bpf_map_delete_elem(&conns, opener) == 0 && established)
+		conn_leave();
+}
+
+/* Takes out the connection that this is a direction of. A stack frame of its own. */
+static __noinline void conn_delete(struct work *work, const struct tuple *key, struct conn *conn)
+{
+	bool opener = conn->opener;
+
 	tuple_reverse(&conn->to, &work->other);
-	if (conn_established(key)) {
-		conn_count_closed(conn->opener ? &key->src : &conn->to.dst, conn);
-		bpf_map_delete_elem(&conns, &work->other);
-		bpf_map_delete_elem(&conns, key);
-		return;
-	}
-	count_event(CONN_ABANDONED);
-	bpf_map_delete_elem(conn_half_table(key->protocol), &work->other);
-	bpf_map_delete_elem(conn_half_table(key->protocol), key);
+	if (conn_half(conn))
+		count_event(EVENT_ABANDONED);
+	else
+		conn_count_closed(opener ? &key->src : &conn->to.dst, conn);
+	conn_take_out(opener ? key : &work->other, opener ? &work->other : key, !conn_half(conn));
 }
 
 /* Its FIN counts once the other side has acknowledged it: a forged one never is. */
@@ -233,48 +226,88 @@ static __always_inline bool conn_linger(struct conn *opener, struct conn *answer
 	return true;
 }
 
+
+/* Has its time come? If so it is out of the table when this returns. */
+static __always_inline bool conn_visit_established(const struct tuple *key, struct conn *conn)
+{
+	struct conn *answerer = conn_other(conn);
+	struct tuple other;
+
+	if (!conn_due(conn, answerer) || conn_linger(conn, answerer))
+		return false;
+	conn_count_closed(&key->src, conn);
+	tuple_reverse(&conn->to, &other);
+	conn_take_out(key, &other, true);
+	return true;
+}
+
+static __always_inline bool conn_visit_opening(const struct tuple *key, struct conn *conn)
+{
+	struct tuple other;
+
+	if (!conn_expired(conn, bpf_ktime_get_ns()) || !conn_change(conn, CONN_HALF_OPEN, CONN_GONE))
+		return false;
+	count_event(EVENT_ABANDONED);
+	tuple_reverse(&conn->to, &other);
+	conn_take_out(key, &other, false);
+	return true;
+}
+
 struct sweep {
 	__u64 first;	/* created, of the first visited that lives on */
 };
 
-/* One visit; 1 ends the round: none waits, or all have been seen. */
-static long conn_visit(__u32 index, struct sweep *sweep)
+/* One visit; 1 ends the round: none waits, or all have been seen. Who has moved on to another queue, or whose
+ * key has become another's, waits here no more. */
+static __always_inline long conn_visit(void *queue, struct sweep *sweep)
 {
-	struct conn *conn, *answerer;
+	bool opening = queue != &visits;
 	struct visit visit;
-	struct tuple other;
-	bool stays;
+	struct conn *conn;
 
-	(void)index;
-	if (bpf_map_pop_elem(&visits, &visit) != 0)
+	if (bpf_map_pop_elem(queue, &visit) != 0)
 		return 1;
-	conn = conn_established(&visit.key);
-	if (!conn || conn->created != visit.created)
+	conn = conn_find(&visit.key);
+	if (!conn || conn->created != visit.created || conn_half(conn) != opening)
 		return 0;
-	answerer = conn_other(conn, false);
-	stays = !conn_due(conn, answerer) || conn_linger(conn, answerer);
-	if (stays && bpf_map_push_elem(&visits, &visit, 0) == 0) {
-		if (sweep->first == visit.created)
-			return 1;
-		if (!sweep->first)
-			sweep->first = visit.created;
+	if (opening ? conn_visit_opening(&visit.key, conn) : conn_visit_established(&visit.key, conn))
 		return 0;
-	}
-	conn_count_closed(&visit.key.src, conn);
-	tuple_reverse(&conn->to, &other);
-	bpf_map_delete_elem(&conns, &other);
-	bpf_map_delete_elem(&conns, &visit.key);
+	bpf_map_push_elem(queue, &visit, 0);
+	if (sweep->first == visit.created)
+		return 1;
+	if (!sweep->first)
+		sweep->first = visit.created;
 	return 0;
+}
+
+static long conn_sweep_visits(__u32 index, struct sweep *sweep)
+{
+	(void)index;
+	return conn_visit(&visits, sweep);
+}
+
+static long conn_sweep_openings(__u32 index, struct sweep *sweep)
+{
+	(void)index;
+	return conn_visit(&openings, sweep);
+}
+
+static long conn_sweep_openings_other(__u32 index, struct sweep *sweep)
+{
+	(void)index;
+	return conn_visit(&openings_other, sweep);
 }
 
 /* Runs once a second, with or without the daemon: a full table is gone through in half a minute. */
 static int conn_sweep(void *map, __u32 *key, struct sweeper *sweeper)
 {
-	struct sweep sweep = {};
+	struct sweep established = {}, opening = {}, opening_other = {};
 
 	(void)map;
 	(void)key;
-	bpf_loop(SWEEP_VISITS, conn_visit, &sweep, 0);
+	bpf_loop(SWEEP_VISITS, conn_sweep_visits, &established, 0);
+	bpf_loop(SWEEP_VISITS, conn_sweep_openings, &opening, 0);
+	bpf_loop(SWEEP_VISITS, conn_sweep_openings_other, &opening_other, 0);
 	bpf_timer_start(&sweeper->timer, SECOND_NS, 0);
 	return 0;
 }
@@ -295,61 +328,49 @@ static __always_inline long conn_start_sweeper(void)
 	return err ? err : bpf_timer_start(&sweeper->timer, SECOND_NS, 0);
 }
 
-/* One direction from half_open to conns; the kernel's error otherwise. */
-static __always_inline long conn_move(const struct tuple *key, const struct conn *half)
+/* Makes an established connection of it, and has it visited from now on. Two CPUs may want that at once: one
+ * does it, the other finds it done. */
+static __always_inline enum reason conn_establish(struct conn *opener, struct conn *answerer, const struct visit *visit)
 {
-	struct work *work = work_get();
-
-	if (!work)
-		return -1;
-	work->moving = *half;
-	return bpf_map_update_elem(&conns, key, &work->moving, BPF_NOEXIST);
-}
-
-/* Why the answerer's key is taken: another CPU moves the same connection, or conns is full. */
-static __always_inline enum reason conn_promoted_by_other(const struct tuple *opener_key,
-							  const struct tuple *answerer_key)
-{
-	struct conn *found = conn_established(answerer_key);
-
-	if (!found)
+	if (!conn_admit())
 		return REASON_TABLE_FULL;
-	if (found->to.sport == opener_key->dport && found->to.dport == opener_key->sport &&
-	    addr_equal(&found->to.src, &opener_key->dst) && addr_equal(&found->to.dst, &opener_key->src))
-		return REASON_NONE;
-	return REASON_TUPLE_IN_USE;
+	if (!conn_change(opener, CONN_HALF_OPEN, CONN_ESTABLISHED)) {
+		conn_leave();
+		return opener->state == CONN_ESTABLISHED ? REASON_NONE : REASON_ENDED;
+	}
+	if (bpf_map_push_elem(&visits, visit, 0) != 0) {
+		opener->state = CONN_HALF_OPEN;
+		conn_leave();
+		return REASON_TABLE_FULL;
+	}
+	answerer->state = CONN_ESTABLISHED;
+	count_event(EVENT_ESTABLISHED);
+	return REASON_NONE;
 }
 
-/* The handshake is complete: both directions move to conns, the answerer's first. Two CPUs may do it at
- * once: the loser finds the answerer's entry there and leaves the rest to the winner. Entries go into
- * conns before they leave half_open, so one table or the other always knows the connection. */
+/* The handshake is complete. A stack frame of its own. */
 static __noinline enum reason conn_promote(const struct tuple *opener_key, const struct tuple *answerer_key)
 {
-	struct conn *opener = conn_half_open(opener_key);
-	struct conn *answerer = conn_half_open(answerer_key);
+	struct conn *opener = conn_find(opener_key), *answerer = conn_find(answerer_key);
 	struct forward_stats *stats;
+	enum reason reason;
 	struct visit visit;
 	__u32 id;
 
 	if (!opener || !answerer)
 		return REASON_ENDED;
-	if (conn_move(answerer_key, answerer) != 0)
-		return conn_promoted_by_other(opener_key, answerer_key);
+	if (opener->state == CONN_ESTABLISHED)
+		return REASON_NONE;
 	visit.key = *opener_key;
 	visit.created = opener->created;
-	if (conn_move(opener_key, opener) != 0 || bpf_map_push_elem(&visits, &visit, 0) != 0) {
-		bpf_map_delete_elem(&conns, opener_key);
-		bpf_map_delete_elem(&conns, answerer_key);
-		return REASON_TABLE_FULL;
-	}
-	count_event(CONN_ESTABLISHED);
+	reason = conn_establish(opener, answerer, &visit);
+	if (reason != REASON_NONE)
+		return reason;
 	conn_charge(&opener_key->src, 1);
 	id = opener->forward.id;
 	stats = bpf_map_lookup_elem(&forward_stats, &id);
 	if (stats && opener->path < PATHS)
 		stats->established[opener->path]++;
-	bpf_map_delete_elem(conn_half_table(opener_key->protocol), opener_key);
-	bpf_map_delete_elem(conn_half_table(answerer_key->protocol), answerer_key);
 	return REASON_NONE;
 }
 
@@ -361,11 +382,11 @@ static __always_inline bool conn_handshake_done(const struct packet *pkt, const 
 	return answerer->packets && pkt->seq - opener->end < 0x10000 && pkt->ack - answerer->end < 0x10000;
 }
 
-static __always_inline void conn_track_tcp(const struct packet *pkt, struct conn *conn, bool half)
+static __always_inline void conn_track_tcp(const struct packet *pkt, struct conn *conn)
 {
 	if (pkt->tcp_flags & TCP_ACK)
 		conn->ack = pkt->ack;
-	if (half) {
+	if (conn_half(conn)) {
 		if (pkt->tcp_flags & TCP_SYN)
 			conn->end = pkt->seq + 1;
 		return;
@@ -382,7 +403,7 @@ static __always_inline void conn_track_tcp(const struct packet *pkt, struct conn
  * spirit); any other is passed on, and changes and refreshes nothing. */
 static __always_inline bool conn_track_rst(const struct packet *pkt, struct conn *conn)
 {
-	struct conn *other = conn_other(conn, false);
+	struct conn *other = conn_other(conn);
 
 	if (!other || pkt->seq != other->ack)
 		return false;
@@ -392,15 +413,15 @@ static __always_inline bool conn_track_rst(const struct packet *pkt, struct conn
 }
 
 /* Follows the packet in the state of its connection. */
-static __always_inline void conn_track(const struct packet *pkt, struct conn *conn, bool half)
+static __always_inline void conn_track(const struct packet *pkt, struct conn *conn)
 {
 	bool refresh = true;
 
 	if (pkt->tuple.protocol == IPPROTO_TCP && pkt->fragment != FRAGMENT_LATER) {
 		if (pkt->tcp_flags & TCP_RST)
-			refresh = !half && conn_track_rst(pkt, conn);
+			refresh = !conn_half(conn) && conn_track_rst(pkt, conn);
 		else
-			conn_track_tcp(pkt, conn, half);
+			conn_track_tcp(pkt, conn);
 	}
 	if (refresh)
 		conn->last_seen = pkt->now;
@@ -415,7 +436,7 @@ static __always_inline bool conn_closed(const struct conn *conn)
 
 	if (!(conn->fin || conn->rst))
 		return false;
-	other = conn_other(conn, false);
+	other = conn_other(conn);
 	return !other || conn_closing(conn, other);
 }
 
@@ -425,53 +446,76 @@ static __always_inline bool conn_reopens(const struct packet *pkt, const struct 
 	return conn->opener && pkt->opens && conn_closed(conn);
 }
 
-/* Nothing follows this connection any more; its tuple may become another's. A half-open one may have lost
+/* Nothing follows this connection any more; its tuple may become another's. A half-open one may just have lost
  * its other direction to a flood: without it no answer would find its way. */
-static __always_inline bool conn_stale(const struct packet *pkt, const struct conn *conn, bool half)
+static __always_inline bool conn_stale(const struct packet *pkt, const struct conn *conn)
 {
 	if (conn_over(conn))
 		return true;
-	if (!half)
+	if (!conn_half(conn))
 		return conn_reopens(pkt, conn);
-	return conn_expired(conn) || (conn->opener && !conn_other(conn, true));
+	return conn_expired(conn, pkt->now) || (conn->opener && !conn_other(conn));
 }
 
 /* May this tuple's connection make room for a new one? It is over, expired, or closed, and what its server
  * last heard of it was not another client's, or is long ago (RFC 6888 REQ-8, which excepts TCP). */
-static __always_inline bool conn_gives_way(const struct conn *old, const struct conn *fresh, bool half)
+static __always_inline bool conn_gives_way(const struct conn *old, const struct conn *fresh)
 {
 	const struct settings *time = conn_settings();
 	__u8 protocol = old->to.protocol;
+	__u64 now = conn_now();
 
-	if (!time || !(conn_over(old) || (half ? conn_expired(old) : conn_closed(old))))
+	if (!time || !(conn_over(old) || (conn_half(old) ? conn_expired(old, now) : conn_closed(old))))
 		return false;
 	if (protocol == IPPROTO_TCP || addr_equal(&old->to.dst, &fresh->to.dst))
 		return true;
-	return conn_now() - old->last_seen >= conn_idle_time(time, protocol) + time->port_hold;
+	return now - old->last_seen >= conn_idle_time(time, protocol) + time->port_hold;
 }
 
-/* Reserves an answerer's key: BPF_NOEXIST in half_open first, then a look into conns. An entry of conns
- * appears before its twin leaves half_open, so the look cannot miss a connection that is just moving. */
-static __always_inline enum reason conn_reserve(struct work *work, const struct tuple *key,
-						const struct conn *conn)
+/* The answerer's key is the reservation: it is one connection's alone. */
+static __always_inline enum reason conn_reserve(struct work *work, const struct tuple *key, const struct conn *conn)
 {
 	struct conn *other;
 
-	if (bpf_map_update_elem(conn_half_table(key->protocol), key, conn, BPF_NOEXIST) != 0) {
-		other = conn_half_open(key);
-		if (!other || !conn_gives_way(other, conn, true))
-			return REASON_TUPLE_IN_USE;
-		conn_delete(work, key, other);
-		if (bpf_map_update_elem(conn_half_table(key->protocol), key, conn, BPF_NOEXIST) != 0)
-			return REASON_TUPLE_IN_USE;
-	}
-	other = conn_established(key);
-	if (!other)
+	if (bpf_map_update_elem(&conns, key, conn, BPF_NOEXIST) == 0)
 		return REASON_NONE;
-	if (conn_gives_way(other, conn, false)) {
-		conn_delete(work, key, other);
-		return REASON_NONE;
+	other = conn_find(key);
+	if (!other || !conn_gives_way(other, conn))
+		return REASON_TUPLE_IN_USE;
+	conn_delete(work, key, other);
+	return bpf_map_update_elem(&conns, key, conn, BPF_NOEXIST) == 0 ? REASON_NONE : REASON_TUPLE_IN_USE;
+}
+
+/* The half-open connection that came first gives way, if it still is one. */
+static __always_inline void conn_evict(void *queue, struct visit *visit, struct tuple *other)
+{
+	struct conn *conn;
+
+	if (bpf_map_pop_elem(queue, visit) != 0)
+		return;
+	conn = conn_find(&visit->key);
+	if (!conn || conn->created != visit->created || !conn_change(conn, CONN_HALF_OPEN, CONN_GONE))
+		return;
+	count_event(EVENT_EVICTED);
+	tuple_reverse(&conn->to, other);
+	conn_take_out(&visit->key, other, false);
+}
+
+static __always_inline bool conn_queue(void *queue, struct work *work, const struct visit *visit)
+{
+	for (int i = 0; i < OPENING_TRIES; i++) {
+		if (bpf_map_push_elem(queue, visit, 0) == 0)
+			return true;
+		conn_evict(queue, &work->evicted, &work->other);
 	}
-	bpf_map_delete_elem(conn_half_table(key->protocol), key);
-	return REASON_TUPLE_IN_USE;
+	return false;
+}
+
+/* Has its expiry seen to, and its giving way to others. A stack frame of its own. */
+static __noinline bool conn_queue_opening(struct work *work, const struct tuple *opener, const struct conn *conn)
+{
+	struct visit visit = { .key = *opener, .created = conn->created };
+
+	return opener->protocol == IPPROTO_TCP ? conn_queue(&openings, work, &visit)
+					       : conn_queue(&openings_other, work, &visit);
 }

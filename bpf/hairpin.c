@@ -14,7 +14,7 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 {
 	__builtin_memset(&work->pkt, 0, offsetof(struct packet, quote));
 	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, macs));
-	work->pkt.now = conn_now();
+	work->pkt.now = work_now(work);
 	work->pkt.hook = hook;
 	work->pkt.ifindex = ifindex;
 	work->pkt.frame_length = frame_length;
@@ -89,30 +89,28 @@ SEC("xdp.frags")
 int hairpin_xdp(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
-	__u32 length = (__u32)bpf_xdp_get_buff_len(ctx);
-	enum reason undecided;
+	__u32 length = ctx->data_end - ctx->data;
 	enum verdict verdict;
 
-	/* A frame of several buffers needs more of its output device than a devmap tells: TC's. */
-	if (!work || length != ctx->data_end - ctx->data)
+	if (!work)
 		return XDP_PASS;
 	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0, sizeof(struct ethhdr));
-	if (!xdp_parse(ctx))
+	if (!xdp_parse(ctx, work) || !xdp_fit(&work->pkt))
 		return XDP_PASS;
-	if (!xdp_fit(&work->pkt))
-		return XDP_PASS;
-	verdict = xdp_nat(ctx);
+	verdict = nat_decide(ctx, work);
+	if (verdict == VERDICT_UNKNOWN)
+		verdict = xdp_unknown(ctx);
 	if (verdict == VERDICT_SEND) {
 		if (xdp_write(ctx, &work->pkt, &work->rw))
 			return xdp_send(&work->rw);
 		verdict = VERDICT_DROP;
 		work->rw.reason = REASON_WRITE_FAILED;
 	}
-	undecided = verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? xdp_undecided(&work->pkt) : REASON_NONE;
-	if (undecided != REASON_NONE) {
+	/* What is not in the first of a frame's buffers looks cut off: TC sees all of it. */
+	if (verdict == VERDICT_DROP && bpf_xdp_get_buff_len(ctx) != length)
+		return XDP_PASS;
+	if ((verdict == VERDICT_DROP || verdict == VERDICT_REFUSE) && xdp_doubts(&work->pkt, &work->rw))
 		verdict = VERDICT_DEFER;
-		work->rw.reason = undecided;
-	}
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);
 	return verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? XDP_DROP : XDP_PASS;

@@ -34,6 +34,12 @@ type HairpinBpfDevmapVal struct {
 	}
 }
 
+type HairpinCensus struct {
+	_           structs.HostLayout
+	Established uint32
+	Limit       uint32
+}
+
 type HairpinConn struct {
 	_        structs.HostLayout
 	To       HairpinTuple
@@ -43,29 +49,30 @@ type HairpinConn struct {
 	Hop      HairpinNextHop
 	Forward  HairpinStamp
 	Address  HairpinStamp
-	Ack      uint32
-	End      uint32
+	State    HairpinConnState
+	Ifindex  uint32
+	Path     uint8
+	Opener   uint8
 	Fin      uint8
 	Rst      uint8
-	Opener   uint8
-	Expired  uint8
-	Path     HairpinConnPath
-	Created  uint64
-	Ifindex  uint32
-	Rebuilt  uint8
-	Told     uint8
 	Local    uint8
-	Pad      uint8
+	Rebuilt  uint8
+	Expired  uint8
+	Told     uint8
+	Ack      uint32
+	End      uint32
+	Created  uint64
 }
 
 type HairpinConnEvent uint32
 
 const (
-	HairpinConnEventCONN_OPENED      HairpinConnEvent = 0
-	HairpinConnEventCONN_ESTABLISHED HairpinConnEvent = 1
-	HairpinConnEventCONN_ABANDONED   HairpinConnEvent = 2
-	HairpinConnEventCONN_CLOSED      HairpinConnEvent = 3
-	HairpinConnEventCONN_EVENTS      HairpinConnEvent = 4
+	HairpinConnEventEVENT_OPENED      HairpinConnEvent = 0
+	HairpinConnEventEVENT_ESTABLISHED HairpinConnEvent = 1
+	HairpinConnEventEVENT_ABANDONED   HairpinConnEvent = 2
+	HairpinConnEventEVENT_EVICTED     HairpinConnEvent = 3
+	HairpinConnEventEVENT_CLOSED      HairpinConnEvent = 4
+	HairpinConnEventEVENTS            HairpinConnEvent = 5
 )
 
 type HairpinConnPath uint32
@@ -75,6 +82,14 @@ const (
 	HairpinConnPathPATH_HAIRPIN HairpinConnPath = 1
 	HairpinConnPathPATH_LOCAL   HairpinConnPath = 2
 	HairpinConnPathPATHS        HairpinConnPath = 3
+)
+
+type HairpinConnState uint32
+
+const (
+	HairpinConnStateCONN_HALF_OPEN   HairpinConnState = 0
+	HairpinConnStateCONN_ESTABLISHED HairpinConnState = 1
+	HairpinConnStateCONN_GONE        HairpinConnState = 2
 )
 
 type HairpinCounterKey struct {
@@ -297,7 +312,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 3
+	HairpinSchemaSCHEMA HairpinSchema = 4
 )
 
 type HairpinSettings struct {
@@ -369,13 +384,14 @@ type HairpinTuple struct {
 type HairpinVerdict uint32
 
 const (
-	HairpinVerdictVERDICT_PASS   HairpinVerdict = 0
-	HairpinVerdictVERDICT_DEFER  HairpinVerdict = 1
-	HairpinVerdictVERDICT_DROP   HairpinVerdict = 2
-	HairpinVerdictVERDICT_REFUSE HairpinVerdict = 3
-	HairpinVerdictVERDICT_SEND   HairpinVerdict = 4
-	HairpinVerdictVERDICT_HOLD   HairpinVerdict = 5
-	HairpinVerdictVERDICT_TELL   HairpinVerdict = 6
+	HairpinVerdictVERDICT_PASS    HairpinVerdict = 0
+	HairpinVerdictVERDICT_DEFER   HairpinVerdict = 1
+	HairpinVerdictVERDICT_DROP    HairpinVerdict = 2
+	HairpinVerdictVERDICT_REFUSE  HairpinVerdict = 3
+	HairpinVerdictVERDICT_SEND    HairpinVerdict = 4
+	HairpinVerdictVERDICT_HOLD    HairpinVerdict = 5
+	HairpinVerdictVERDICT_TELL    HairpinVerdict = 6
+	HairpinVerdictVERDICT_UNKNOWN HairpinVerdict = 7
 )
 
 type HairpinVisit struct {
@@ -390,7 +406,7 @@ type HairpinVisit struct {
 const (
 	HairpinMapAllow         = "allow"
 	HairpinMapAllowEmpty    = "allow_empty"
-	HairpinMapAwaited       = "awaited"
+	HairpinMapCensuses      = "censuses"
 	HairpinMapConnEvents    = "conn_events"
 	HairpinMapConns         = "conns"
 	HairpinMapCounters      = "counters"
@@ -402,8 +418,6 @@ const (
 	HairpinMapForwards      = "forwards"
 	HairpinMapForwardsEmpty = "forwards_empty"
 	HairpinMapFragments     = "fragments"
-	HairpinMapHalfOpen      = "half_open"
-	HairpinMapHalfOpenOther = "half_open_other"
 	HairpinMapHeldFragments = "held_fragments"
 	HairpinMapIcmpBudgets   = "icmp_budgets"
 	HairpinMapInterfaces    = "interfaces"
@@ -411,6 +425,8 @@ const (
 	HairpinMapLive          = "live"
 	HairpinMapLocals        = "locals"
 	HairpinMapMappings      = "mappings"
+	HairpinMapOpenings      = "openings"
+	HairpinMapOpeningsOther = "openings_other"
 	HairpinMapOrigins       = "origins"
 	HairpinMapOriginsEmpty  = "origins_empty"
 	HairpinMapRenewals      = "renewals"
@@ -485,7 +501,7 @@ type HairpinProgramSpecs struct {
 type HairpinMapSpecs struct {
 	Allow         *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty    *ebpf.MapSpec `ebpf:"allow_empty"`
-	Awaited       *ebpf.MapSpec `ebpf:"awaited"`
+	Censuses      *ebpf.MapSpec `ebpf:"censuses"`
 	ConnEvents    *ebpf.MapSpec `ebpf:"conn_events"`
 	Conns         *ebpf.MapSpec `ebpf:"conns"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
@@ -497,8 +513,6 @@ type HairpinMapSpecs struct {
 	Forwards      *ebpf.MapSpec `ebpf:"forwards"`
 	ForwardsEmpty *ebpf.MapSpec `ebpf:"forwards_empty"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
-	HalfOpen      *ebpf.MapSpec `ebpf:"half_open"`
-	HalfOpenOther *ebpf.MapSpec `ebpf:"half_open_other"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
 	IcmpBudgets   *ebpf.MapSpec `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
@@ -506,6 +520,8 @@ type HairpinMapSpecs struct {
 	Live          *ebpf.MapSpec `ebpf:"live"`
 	Locals        *ebpf.MapSpec `ebpf:"locals"`
 	Mappings      *ebpf.MapSpec `ebpf:"mappings"`
+	Openings      *ebpf.MapSpec `ebpf:"openings"`
+	OpeningsOther *ebpf.MapSpec `ebpf:"openings_other"`
 	Origins       *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty  *ebpf.MapSpec `ebpf:"origins_empty"`
 	Renewals      *ebpf.MapSpec `ebpf:"renewals"`
@@ -550,7 +566,7 @@ func (o *HairpinObjects) Close() error {
 type HairpinMaps struct {
 	Allow         *ebpf.Map `ebpf:"allow"`
 	AllowEmpty    *ebpf.Map `ebpf:"allow_empty"`
-	Awaited       *ebpf.Map `ebpf:"awaited"`
+	Censuses      *ebpf.Map `ebpf:"censuses"`
 	ConnEvents    *ebpf.Map `ebpf:"conn_events"`
 	Conns         *ebpf.Map `ebpf:"conns"`
 	Counters      *ebpf.Map `ebpf:"counters"`
@@ -562,8 +578,6 @@ type HairpinMaps struct {
 	Forwards      *ebpf.Map `ebpf:"forwards"`
 	ForwardsEmpty *ebpf.Map `ebpf:"forwards_empty"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
-	HalfOpen      *ebpf.Map `ebpf:"half_open"`
-	HalfOpenOther *ebpf.Map `ebpf:"half_open_other"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
 	IcmpBudgets   *ebpf.Map `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.Map `ebpf:"interfaces"`
@@ -571,6 +585,8 @@ type HairpinMaps struct {
 	Live          *ebpf.Map `ebpf:"live"`
 	Locals        *ebpf.Map `ebpf:"locals"`
 	Mappings      *ebpf.Map `ebpf:"mappings"`
+	Openings      *ebpf.Map `ebpf:"openings"`
+	OpeningsOther *ebpf.Map `ebpf:"openings_other"`
 	Origins       *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty  *ebpf.Map `ebpf:"origins_empty"`
 	Renewals      *ebpf.Map `ebpf:"renewals"`
@@ -591,7 +607,7 @@ func (m *HairpinMaps) Close() error {
 	return _HairpinClose(
 		m.Allow,
 		m.AllowEmpty,
-		m.Awaited,
+		m.Censuses,
 		m.ConnEvents,
 		m.Conns,
 		m.Counters,
@@ -603,8 +619,6 @@ func (m *HairpinMaps) Close() error {
 		m.Forwards,
 		m.ForwardsEmpty,
 		m.Fragments,
-		m.HalfOpen,
-		m.HalfOpenOther,
 		m.HeldFragments,
 		m.IcmpBudgets,
 		m.Interfaces,
@@ -612,6 +626,8 @@ func (m *HairpinMaps) Close() error {
 		m.Live,
 		m.Locals,
 		m.Mappings,
+		m.Openings,
+		m.OpeningsOther,
 		m.Origins,
 		m.OriginsEmpty,
 		m.Renewals,

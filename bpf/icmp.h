@@ -70,9 +70,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 											  : REASON_NONE);
 	/* What the sender of the quoted packet would have got for an answer. */
 	tuple_reverse(&pkt->quote.tuple, way);
-	conn = conn_established(way);
-	if (!conn)
-		conn = conn_half_open(way);
+	conn = conn_find(way);
 	if (!conn)
 		return icmp_stray(work);
 	if (conn_over(conn))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The maps: who writes them and why they are of their type; and the counters.
- * Sizes given here are defaults, the loader sets conns and half_open from the configuration. */
+ * Sizes given here are defaults, the loader sets those of conns, visits and openings from the configuration. */
 #pragma once
 
 #include <bpf/bpf_helpers.h>
@@ -8,7 +8,7 @@
 #include "types.h"
 
 /* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 3 };
+enum schema { SCHEMA = 4 };
 
 /* Written once by the loader; a program of another schema leaves the pins alone. */
 struct {
@@ -160,15 +160,23 @@ struct {
 	__uint(max_entries, 131072);
 } epochs SEC(".maps");
 
-/* Two entries a connection, never evicted: full means that openings are refused (RFC 6888 REQ-11d). */
+/* Two entries a connection, half-open or established; room for as many as there may be of both. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct tuple);
 	__type(value, struct conn);
-	__uint(max_entries, 262144);
+	__uint(max_entries, 327680);
 } conns SEC(".maps");
 
-/* Every connection of conns waits here for its next visit. Twice as many as there may be connections, for
+/* Established connections are never evicted: at the limit openings are refused (RFC 6888 REQ-11d). */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct census);
+	__uint(max_entries, 1);
+} censuses SEC(".maps");
+
+/* Every established connection waits here for its next visit. Twice as many as there may be connections, for
  * those that went before theirs. A timer for each connection would need memory when there may be none. */
 struct {
 	__uint(type, BPF_MAP_TYPE_QUEUE);
@@ -183,38 +191,28 @@ struct {
 	__uint(max_entries, 1);
 } sweepers SEC(".maps");
 
-/* Two entries an opening; a flood of openings evicts only its like: TCP's here. */
+/* Every half-open connection of TCP in the order they came: when there are too many, the first gives way. So
+ * a flood of openings evicts only its like. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct tuple);
-	__type(value, struct conn);
-	__uint(max_entries, 32768);
-} half_open SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__type(value, struct visit);
+	__uint(max_entries, 16384);
+} openings SEC(".maps");
 
 /* And those of all other protocols. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, struct tuple);
-	__type(value, struct conn);
-	__uint(max_entries, 32768);
-} half_open_other SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__type(value, struct visit);
+	__uint(max_entries, 16384);
+} openings_other SEC(".maps");
 
-/* How many connections of conns a client has; who is forgotten may have as many again. */
+/* How many established connections a client has; who is forgotten may have as many again. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, union addr);
 	__type(value, __u32);
 	__uint(max_entries, 16384);
 } sources SEC(".maps");
-
-/* By hash of a server's address and port: the second until which a half-open connection may wait for
- * its answer. Spares every packet that is not ours the look into half_open. Written by the datapath. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, __u32);
-	__uint(max_entries, 8192);
-} awaited SEC(".maps");
 
 /* Addresses that forwards lead to, written by the control plane: fragments from them or to an external
  * address may be ours. */
@@ -314,7 +312,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, enum conn_event);
 	__type(value, __u64);
-	__uint(max_entries, CONN_EVENTS);
+	__uint(max_entries, EVENTS);
 } conn_events SEC(".maps");
 
 static __always_inline void count_event(enum conn_event event)

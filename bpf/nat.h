@@ -261,32 +261,9 @@ static __always_inline void nat_count(const struct packet *pkt, const struct con
 	traffic->bytes += pkt->length;
 }
 
-/* A packet of a connection: sent on, if it can be. */
-static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, bool half)
-{
-	const struct packet *pkt = &work->pkt;
-	struct rewrite *rw = &work->rw;
-	enum reason reason = pkt->flaw;
-
-	if (reason == REASON_NONE && pkt->ttl <= 1)
-		reason = REASON_TTL_EXPIRED;
-	if (reason == REASON_NONE && pkt->hook == HOOK_XDP)
-		reason = nat_xdp_limits(ctx, work, conn);
-	if (reason == REASON_NONE)
-		reason = nat_next_hop(ctx, work, conn);
-	if (reason == REASON_NONE)
-		reason = nat_clamp_mss(pkt, conn, rw);
-	if (reason != REASON_NONE)
-		return nat_verdict(work, reason);
-	conn_track(pkt, conn, half);
-	nat_count(pkt, conn);
-	nat_rewrite(pkt, &conn->to, rw);
-	return VERDICT_SEND;
-}
-
-/* Does this packet complete the handshake? Then its connection moves to conns. One that was rebuilt has both
- * sides speak instead. */
-static __always_inline enum reason nat_advance(const struct packet *pkt, const struct conn *conn)
+/* Does this packet complete the handshake? One that was rebuilt has both sides speak instead. A stack frame of
+ * its own. */
+static __noinline enum reason nat_advance(const struct packet *pkt, const struct conn *conn)
 {
 	bool tcp = pkt->tuple.protocol == IPPROTO_TCP;
 	struct tuple other_key;
@@ -297,7 +274,7 @@ static __always_inline enum reason nat_advance(const struct packet *pkt, const s
 	tuple_reverse(&conn->to, &other_key);
 	if (!tcp)
 		return conn_promote(&other_key, &pkt->tuple);
-	other = conn_half_open(&other_key);
+	other = conn_find(&other_key);
 	if (other && conn->rebuilt && !other->packets)
 		return REASON_NONE;
 	if (!other || (!conn->rebuilt && !conn_handshake_done(pkt, conn, other)))
@@ -305,18 +282,29 @@ static __always_inline enum reason nat_advance(const struct packet *pkt, const s
 	return conn_promote(&pkt->tuple, &other_key);
 }
 
-static __always_inline enum verdict nat_follow_half(void *ctx, struct work *work, struct conn *conn)
+/* A packet of a connection: sent on, if it can be. */
+static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
-	enum reason reason = REASON_NONE;
-	struct conn *moved;
+	struct rewrite *rw = &work->rw;
+	enum reason reason = pkt->flaw;
 
-	if (pkt->flaw == REASON_NONE)
+	if (reason == REASON_NONE && conn_half(conn))
 		reason = nat_advance(pkt, conn);
+	if (reason == REASON_NONE && pkt->ttl <= 1)
+		reason = REASON_TTL_EXPIRED;
+	if (reason == REASON_NONE && pkt->hook == HOOK_XDP)
+		reason = nat_xdp_limits(ctx, work, conn);
+	if (reason == REASON_NONE)
+		reason = nat_next_hop(ctx, work, conn);
+	if (reason == REASON_NONE)
+		reason = nat_clamp_mss(pkt, conn, rw);
 	if (reason != REASON_NONE)
 		return nat_verdict(work, reason);
-	moved = conn_established(&pkt->tuple);
-	return nat_follow(ctx, work, moved ? moved : conn, !moved);
+	conn_track(pkt, conn);
+	nat_count(pkt, conn);
+	nat_rewrite(pkt, &conn->to, rw);
+	return VERDICT_SEND;
 }
 
 /* Nothing more may be said on it: it is over, and this begins no other. What a server still says must not leave
@@ -337,8 +325,8 @@ static __always_inline enum verdict nat_open(void *ctx, struct work *work, const
 
 	if (reason != REASON_NONE)
 		return nat_verdict(work, reason);
-	conn = conn_half_open(&work->pkt.tuple);
-	return conn ? nat_follow(ctx, work, conn, true) : nat_verdict(work, REASON_TABLE_FULL);
+	conn = conn_find(&work->pkt.tuple);
+	return conn ? nat_follow(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
 }
 
 /* Where a stand-in is answered, there was a connection. */
@@ -349,8 +337,8 @@ static __always_inline enum verdict nat_rebuild(void *ctx, struct work *work)
 
 	if (reason != REASON_NONE)
 		return nat_verdict(work, reason);
-	conn = conn_half_open(&work->pkt.tuple);
-	return conn ? nat_follow_half(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
+	conn = conn_find(&work->pkt.tuple);
+	return conn ? nat_follow(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
 }
 
 /* May it be ours, though it is to no external address? */
@@ -373,25 +361,29 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* The way of a packet, top to bottom. */
+/* The way of a packet, top to bottom. Most are of a connection and go no further than this. */
 static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct conn *conn = conn_established(&pkt->tuple);
-	bool half = !conn, served;
-	struct external *external;
+	struct conn *conn = conn_find(&pkt->tuple);
+
+	if (conn && !conn_stale(pkt, conn))
+		return nat_follow(ctx, work, conn);
+	work->stale = conn;
+	return VERDICT_UNKNOWN;
+}
+
+/* And of those that are not: what has been, what may be, what is the kernel's. */
+static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+	struct external *external = bpf_map_lookup_elem(&externals, &pkt->tuple.dst);
+	struct conn *conn = work->stale ? conn_find(&pkt->tuple) : NULL;
+	bool served = external || nat_concerns(pkt);
 	struct forward *forward;
 
-	if (conn && !conn_stale(pkt, conn, false))
-		return nat_follow(ctx, work, conn, false);
-	external = bpf_map_lookup_elem(&externals, &pkt->tuple.dst);
-	served = external || nat_concerns(pkt);
-	if (half && !served && !conn_awaited(&pkt->tuple))
+	if (!conn && !served)
 		return nat_verdict(work, REASON_NONE);
-	if (half)
-		conn = conn_half_open(&pkt->tuple);
-	if (half && conn && !conn_stale(pkt, conn, true))
-		return nat_follow_half(ctx, work, conn);
 	if (conn && nat_ended(pkt, conn, served))
 		return nat_verdict(work, REASON_ENDED);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */

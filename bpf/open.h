@@ -324,7 +324,8 @@ static __noinline enum reason open_route(void *ctx, struct work *work, const str
 	return reason;
 }
 
-static __always_inline enum conn_path open_path(const struct interface *in)
+/* A function of its own, by which the type is known outside. */
+static __noinline enum conn_path open_path(const struct interface *in)
 {
 	switch (in->role) {
 	case ROLE_LAN:
@@ -378,25 +379,29 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work)
 	__builtin_memset(&conn->hop, 0, sizeof(conn->hop));
 	if (open->neighbour && !open->answered)
 		fib_remember(&conn->hop, &work->fib, pkt, conn->last_seen);
-	if (bpf_map_update_elem(conn_half_table(pkt->tuple.protocol), &open->key, conn, BPF_NOEXIST) == 0)
-		count_event(CONN_OPENED);
-	else	/* another CPU was first: its entries count */
-		bpf_map_delete_elem(conn_half_table(pkt->tuple.protocol), &open->answer);
-	return REASON_NONE;
+	if (bpf_map_update_elem(&conns, &open->key, conn, BPF_NOEXIST) != 0) {
+		/* Another CPU was first: its entries count. */
+		bpf_map_delete_elem(&conns, &open->answer);
+		return REASON_NONE;
+	}
+	count_event(EVENT_OPENED);
+	if (conn_queue_opening(work, &open->key, conn))
+		return REASON_NONE;
+	conn_delete(work, &open->key, conn);
+	return REASON_TABLE_FULL;
 }
 
-/* Of open.key; on REASON_NONE it is in half_open. A stack frame of its own. */
+/* Of open.key; on REASON_NONE it is in conns. A stack frame of its own. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct stamp *address,
 					const struct forward *forward)
 {
 	struct opening *open = &work->open;
 	__u32 ifindex = open->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
-	const struct settings *time = conn_settings();
 	struct conn *old;
 	enum reason reason;
 
-	if (!in || !time)
+	if (!in)
 		return REASON_NOT_ATTACHED;
 	reason = open_permitted(ctx, work, in, forward);
 	if (reason == REASON_NONE)
@@ -407,7 +412,6 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	if (old)
 		conn_delete(work, &open->key, old);
 	open_write(&work->pkt, in, address, forward, open);
-	conn_await(&open->answer, conn_opening_time(time, open->key.protocol));
 	return open_insert(ctx, work);
 }
 

@@ -86,7 +86,12 @@ __noinline int tc_nat(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
-	return work ? nat_decide(skb, work) : VERDICT_PASS;
+	enum verdict verdict;
+
+	if (!work)
+		return VERDICT_PASS;
+	verdict = nat_decide(skb, work);
+	return verdict == VERDICT_UNKNOWN ? nat_decide_unknown(skb, work) : verdict;
 }
 
 __noinline int tc_icmp(struct __sk_buff *skb)

@@ -234,12 +234,12 @@ static __always_inline bool tell_put_reset(struct __sk_buff *skb, struct work *w
  * for what will never come. Its receiver takes no other sequence number than the one it expects. */
 static __always_inline void tell_other_side(struct __sk_buff *skb, struct work *work)
 {
-	struct conn *conn = conn_established(&work->pkt.tuple), *other;
+	struct conn *conn = conn_find(&work->pkt.tuple), *other;
 	struct tell_reset reset = { .flags = TCP_RST };
 
-	if (!conn || conn->told || !nat_tells(conn->hop.ifindex))
+	if (!conn || conn_half(conn) || conn->told || !nat_tells(conn->hop.ifindex))
 		return;
-	other = conn_other(conn, false);
+	other = conn_other(conn);
 	if (!other)
 		return;
 	conn->told = other->told = 1;

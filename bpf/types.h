@@ -40,6 +40,13 @@ enum reflect {
 	REFLECT_OFF,
 };
 
+/* How far a connection has come; what counts is the opener's entry. */
+enum conn_state {
+	CONN_HALF_OPEN,		/* its handshake has not completed */
+	CONN_ESTABLISHED,
+	CONN_GONE,		/* half-open, and on its way out */
+};
+
 enum role {
 	ROLE_WAN = 1,
 	ROLE_LAN = 2,
@@ -56,6 +63,7 @@ enum verdict {
 	VERDICT_SEND,
 	VERDICT_HOLD,	/* TC only: a fragment kept until the first of its datagram arrives */
 	VERDICT_TELL,	/* counter only: a DROP or REFUSE that was answered with an ICMP error */
+	VERDICT_UNKNOWN, /* never the last word: of no connection */
 };
 
 /* Why. Also the counter index, and in lower case the metric label. */
@@ -259,21 +267,27 @@ struct conn {
 	struct next_hop hop;
 	struct stamp forward;
 	struct stamp address;
-	__u32 ack;		/* TCP: last acknowledgement it sent */
-	__u32 end;		/* TCP: sequence number after its SYN, later after its FIN */
+	enum conn_state state;
+	__u32 ifindex;		/* interface the opener came in by */
+	__u8 path;		/* enum conn_path */
+	__u8 opener;		/* 1: the direction that opened the connection */
 	__u8 fin;		/* TCP: sent a FIN, whose end is `end` */
 	__u8 rst;		/* TCP: an exact RST of either side, nothing since from this one */
-	__u8 opener;		/* 1: the direction that opened the connection */
-	__u8 expired;		/* idle for too long: only keeps its tuple from other clients for a while */
-	enum conn_path path;
-	__u64 created;		/* CLOCK_MONOTONIC ns */
-	__u32 ifindex;		/* interface the opener came in by */
-	__u8 rebuilt;		/* made from its rule in the middle: nobody has seen its handshake */
-	__u8 told;		/* it is over, and both sides were told */
 	__u8 local;		/* its packets are for the router itself */
-	__u8 pad;
+	__u8 rebuilt;		/* made from its rule in the middle: nobody has seen its handshake */
+	__u8 expired;		/* idle for too long: only keeps its tuple from other clients for a while */
+	__u8 told;		/* it is over, and both sides were told */
+	__u32 ack;		/* TCP: last acknowledgement it sent */
+	__u32 end;		/* TCP: sequence number after its SYN, later after its FIN */
+	__u64 created;		/* CLOCK_MONOTONIC ns */
 };
 _Static_assert(sizeof(struct conn) == 152, "struct conn has implicit padding");
+
+/* How many connections are established, or keep their tuples though they are not; and how many may be. */
+struct census {
+	__u32 established;
+	__u32 limit;		/* set by the loader */
+};
 
 /* An appointment to see whether a connection has expired. */
 struct visit {
@@ -359,14 +373,14 @@ struct forward_stats {
 	__u64 closed[PATHS];		/* of these, no longer in conns */
 };
 
-/* Counted per CPU: what no walk of a table can tell. Half-open ones that were evicted are
- * opened - established - abandoned - what half_open holds now. */
+/* Counted per CPU: what no walk of a table can tell. */
 enum conn_event {
-	CONN_OPENED,
-	CONN_ESTABLISHED,
-	CONN_ABANDONED,		/* half-open, and taken out on purpose */
-	CONN_CLOSED,
-	CONN_EVENTS,
+	EVENT_OPENED,
+	EVENT_ESTABLISHED,
+	EVENT_ABANDONED,	/* half-open for too long, or replaced by another */
+	EVENT_EVICTED,		/* half-open, and gave way to a newer one */
+	EVENT_CLOSED,
+	EVENTS,
 };
 
 struct counter_key {

@@ -40,15 +40,17 @@ struct opening {
 };
 
 struct work {
+	__u64 now, jiffies;	/* the clock, and when it was looked at: it moves with the jiffies */
 	struct packet pkt;
 	struct rewrite rw;
 	struct bpf_fib_lookup fib;
 	struct bpf_sock_tuple sock;
+	bool stale;		/* there is an entry for the packet, but its connection is over */
 	struct tuple other;	/* key of the other direction */
 	struct tuple mapping;	/* key of one */
 	struct mapping fresh;	/* one being made */
 	struct opening open;
-	struct conn moving;	/* a copy on its way from half_open to conns */
+	struct visit evicted;	/* of a half-open connection that gives way */
 	struct held_key held;
 	__u8 options[40];	/* of a TCP header */
 	__u8 header[sizeof(struct ipv6hdr)];	/* of a packet being put together */
@@ -66,4 +68,16 @@ static __always_inline struct work *work_get(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&works, &zero);
+}
+
+/* CLOCK_MONOTONIC in ns, of a tick: asked once in that, for the kernel's clock is three calls away. */
+static __always_inline __u64 work_now(struct work *work)
+{
+	__u64 jiffies = bpf_jiffies64();
+
+	if (work->jiffies != jiffies) {
+		work->jiffies = jiffies;
+		work->now = bpf_ktime_get_coarse_ns();
+	}
+	return work->now;
 }

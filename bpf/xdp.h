@@ -6,22 +6,21 @@
 #include "nat.h"
 #include "write.h"
 
-/* Not static, as those of TC. */
-__noinline int xdp_parse(struct xdp_md *ctx)
+static __always_inline bool xdp_parse(struct xdp_md *ctx, struct work *work)
 {
 	struct ethhdr *eth = (void *)(long)ctx->data;
-	struct work *work = work_get();
 
-	if (!work || (void *)(eth + 1) > (void *)(long)ctx->data_end)
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
 		return false;
 	return packet_parse(eth, (void *)(long)ctx->data_end, eth->h_proto, &work->pkt);
 }
 
-__noinline int xdp_nat(struct xdp_md *ctx)
+/* Not static, as those of TC. */
+__noinline int xdp_unknown(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
 
-	return work ? nat_decide(ctx, work) : VERDICT_PASS;
+	return work ? nat_decide_unknown(ctx, work) : VERDICT_PASS;
 }
 
 /* All else is TC's: what has to be put together, or says something about other packets. */
@@ -33,13 +32,14 @@ static __always_inline bool xdp_fit(const struct packet *pkt)
 
 /* Is it TC's to say whether it is dropped, and why? To another host, in promiscuous mode, it is not this
  * router's to drop. And what is attached to a bond runs at its ports, of which nothing is known. */
-static __always_inline enum reason xdp_undecided(const struct packet *pkt)
+static __always_inline bool xdp_doubts(const struct packet *pkt, struct rewrite *rw)
 {
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
 
-	if (!in)
-		return REASON_NOT_ATTACHED;
-	return __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0 ? REASON_OTHER_HOST : REASON_NONE;
+	if (in && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) == 0)
+		return false;
+	rw->reason = in ? REASON_OTHER_HOST : REASON_NOT_ATTACHED;
+	return true;
 }
 
 /* What fails does so before the first byte is written. */

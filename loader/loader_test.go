@@ -61,17 +61,21 @@ func TestPinsAreForRootAlone(t *testing.T) {
 
 func TestLoadSizesTheTables(t *testing.T) {
 	for _, c := range []struct{ connections, conns, halfOpen uint32 }{
-		{1, 2, 1024},
-		{10_000, 20_000, 2_500},
+		{1, 2 + 4*512 + 256, 512},
+		{10_000, 20_000 + 4*1250 + 256, 1250},
 	} {
 		d := mustLoad(t, Options{Dir: newDir(t), MaxConnections: c.connections})
 		if got := d.Objects().Conns.MaxEntries(); got != c.conns {
 			t.Errorf("%d connections: conns has room for %d entries, want %d", c.connections, got, c.conns)
 		}
-		for name, m := range map[string]*ebpf.Map{"TCP": d.Objects().HalfOpen, "other": d.Objects().HalfOpenOther} {
+		for name, m := range map[string]*ebpf.Map{"TCP": d.Objects().Openings, "other": d.Objects().OpeningsOther} {
 			if got := m.MaxEntries(); got != c.halfOpen {
-				t.Errorf("%d connections: half-open ones of %s have room for %d entries, want %d", c.connections, name, got, c.halfOpen)
+				t.Errorf("%d connections: room for %d half-open ones of %s, want %d", c.connections, got, name, c.halfOpen)
 			}
+		}
+		var census bpf.HairpinCensus
+		if err := d.Objects().Censuses.Lookup(uint32(0), &census); err != nil || census != (bpf.HairpinCensus{Limit: c.connections}) {
+			t.Errorf("%d connections: census %+v, %v", c.connections, census, err)
 		}
 	}
 	_, err := Load(Options{Dir: newDir(t), MaxConnections: maxConnections + 1})
@@ -90,8 +94,8 @@ func TestAdoptKeepsTheSize(t *testing.T) {
 		t.Fatal("load at any size:", err)
 	}
 	defer d.Close()
-	if got := d.Objects().Conns.MaxEntries(); got != 8192 {
-		t.Errorf("conns has room for %d entries, want 8192", got)
+	if got := d.Objects().Visits.MaxEntries(); got != 8192 {
+		t.Errorf("room for %d visits, want 8192", got)
 	}
 }
 

@@ -41,9 +41,8 @@ const asidePrefix = "new-"
 const (
 	// maxConnections leaves room to count table entries, two a connection, in 32 bits.
 	maxConnections = 1 << 28
-	// minHalfOpen keeps the tables of openings useful where few connections are asked for: an LRU
-	// map gives each processor a share of its entries.
-	minHalfOpen = 1024
+	// minHalfOpen keeps openings possible where few connections are asked for.
+	minHalfOpen = 512
 )
 
 // newSpec returns the embedded datapath, sized; 0 leaves the sizes as compiled.
@@ -58,13 +57,22 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("count CPUs: %w", err)
 	}
 	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(cpus)
-	if connections > 0 {
-		spec.Maps[bpf.HairpinMapConns].MaxEntries = 2 * connections
-		spec.Maps[bpf.HairpinMapVisits].MaxEntries = 2 * connections
-		spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = max(connections/4, minHalfOpen)
-		spec.Maps[bpf.HairpinMapHalfOpenOther].MaxEntries = max(connections/4, minHalfOpen)
+	if connections == 0 {
+		connections = spec.Maps[bpf.HairpinMapVisits].MaxEntries / 2
 	}
+	Size(spec, connections, max(connections/8, minHalfOpen))
 	return spec, nil
+}
+
+// Size gives a datapath room for so many established connections, and for so many half-open ones of TCP and of
+// all other protocols each. There are two entries a connection, and what is being made on each processor.
+func Size(spec *ebpf.CollectionSpec, connections, halfOpen uint32) {
+	const beingMade = 256
+	spec.Maps[bpf.HairpinMapConns].MaxEntries = 2*connections + 4*halfOpen + beingMade
+	spec.Maps[bpf.HairpinMapVisits].MaxEntries = 2 * connections
+	spec.Maps[bpf.HairpinMapOpenings].MaxEntries = halfOpen
+	spec.Maps[bpf.HairpinMapOpeningsOther].MaxEntries = halfOpen
+	spec.Maps[bpf.HairpinMapCensuses].Contents = []ebpf.MapKV{{Key: uint32(0), Value: bpf.HairpinCensus{Limit: connections}}}
 }
 
 // isTemplate tells maps that only show the kernel what an inner map looks like: the datapath never
@@ -159,7 +167,7 @@ func (p pins) open(objs *bpf.HairpinObjects, connections uint32) error {
 	if err := p.openMaps(&objs.HairpinMaps); err != nil {
 		return err
 	}
-	have := objs.Conns.MaxEntries() / 2
+	have := objs.Visits.MaxEntries() / 2
 	if connections > 0 && connections != have {
 		return fmt.Errorf("the datapath in %s has room for %d connections, not the %d asked for: "+
 			"set max_connections = %d to keep it, or end every connection and start anew with \"hairpin detach --all\"",
@@ -227,7 +235,7 @@ func (p pins) openMaps(maps *bpf.HairpinMaps) (err error) {
 // checkLayout compares the pinned maps with those of this version. The schema number says the same, and
 // is all that Open looks at: to read the embedded object takes longer than most commands do.
 func (p pins) checkLayout(maps *bpf.HairpinMaps) error {
-	spec, err := newSpec(maps.Conns.MaxEntries() / 2)
+	spec, err := newSpec(maps.Visits.MaxEntries() / 2)
 	if err != nil {
 		return err
 	}

@@ -112,7 +112,7 @@ func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, error) {
 	if err := fault("load"); err != nil {
 		return nil, err
 	}
-	spec, err := newSpec(d.objs.Conns.MaxEntries() / 2)
+	spec, err := newSpec(d.objs.Visits.MaxEntries() / 2)
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,6 @@ type Collector struct {
 	mu       sync.Mutex
 	names    map[uint32]string // of interfaces by index, also of those that went
 	counted  *tally            // nil before the first Refresh
-	evicted  uint64
 	reloaded time.Time // last time a configuration was taken
 	reloadOK float64
 }
@@ -59,7 +58,7 @@ var (
 	forwardConnections = desc("forward_connections", "Connections of a forward, half-open ones included.", "forward")
 	connections        = desc("connections", "Connections by state.", "state")
 	connectionsLimit   = desc("connections_limit", "Connections that the table holds.")
-	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that gave way to newer ones, those past their time included.")
+	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that gave way to newer ones.")
 	connectionsRefused = desc("connections_refused_total", "Openings that did not become connections, by reason.", "reason")
 	packetsDropped     = desc("packets_dropped_total", "Packets dropped, by incoming interface and reason.", "interface", "reason")
 	packetsPassed      = desc("packets_passed_total", "Packets of forwards left to the kernel or from XDP to TC, by incoming interface and reason.", "interface", "reason")
@@ -121,13 +120,9 @@ func (c *Collector) Refresh() error {
 	if err != nil {
 		return err
 	}
-	evicted := max(0, counted.events.opening()-int64(counted.openings))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.counted = counted
-	// Openings go on while this counts, so the difference may step back a little;
-	// a counter may not.
-	c.evicted = max(c.evicted, uint64(evicted))
 	return nil
 }
 
@@ -147,7 +142,7 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	}
 	s.gauge(buildInfo, 1, c.options.Version, runtime.Version())
 	s.interfaces(interfaces)
-	s.gauge(connectionsLimit, float64(c.tables.objs.Conns.MaxEntries()/2))
+	s.gauge(connectionsLimit, float64(ConnectionsLimit(c.tables.objs)))
 	s.reload(c)
 	s.connections(c)
 	s.forwards(c)
@@ -196,14 +191,12 @@ func (s scrape) connections(c *Collector) {
 		return
 	}
 	s.gauge(connections, float64(c.counted.establishedAt(now)), StateEstablished)
-	if c.counted == nil {
-		// Only a walk tells half-open connections from evicted ones, and which are closing.
-		return
+	s.gauge(connections, float64(c.counted.halfOpenAt(now)), StateHalfOpen)
+	s.counter(halfOpenEvicted, now[bpf.HairpinConnEventEVENT_EVICTED])
+	// Only a walk tells which are closing.
+	if c.counted != nil {
+		s.gauge(connections, float64(c.counted.closing), StateClosing)
 	}
-	limit := int64(c.tables.objs.HalfOpen.MaxEntries()+c.tables.objs.HalfOpenOther.MaxEntries()) / 2
-	s.gauge(connections, float64(min(c.counted.halfOpenAt(now), limit)), StateHalfOpen)
-	s.gauge(connections, float64(c.counted.closing), StateClosing)
-	s.counter(halfOpenEvicted, c.evicted)
 }
 
 func (s scrape) forwards(c *Collector) {

@@ -110,10 +110,14 @@ type direction struct {
 	half           bool
 }
 
-// snapshot is both tables at about one moment, without what is over.
+// snapshot is the table at about one moment, without what is over.
 type snapshot struct {
 	openers, answers map[bpf.HairpinTuple]direction
-	openings         int // openers in half_open, dead or alive
+}
+
+// ConnectionsLimit is how many connections may be established.
+func ConnectionsLimit(objs *bpf.HairpinObjects) uint32 {
+	return objs.Visits.MaxEntries() / 2 // room for those that went before their visit
 }
 
 // eachConnection derives the connections that sel picks and calls visit with
@@ -186,8 +190,6 @@ func stateOf(opener, answer *direction) string {
 	return StateEstablished
 }
 
-// snapshot reads the half-open ones before conns: what moves from one to the other
-// meanwhile is then found twice, never missed, and conns has the last word.
 func (t *Tables) snapshot() (*snapshot, error) {
 	snap := &snapshot{openers: map[bpf.HairpinTuple]direction{}, answers: map[bpf.HairpinTuple]direction{}}
 	var settings bpf.HairpinSettings
@@ -196,29 +198,25 @@ func (t *Tables) snapshot() (*snapshot, error) {
 	}
 	epochs := epochReader{tables: t, known: map[uint32]int64{}}
 	now := monotonic()
-	half := func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
+	err := scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
 		conn := &conns[0]
-		if conn.Opener != 0 {
-			snap.openings++
-		}
-		if since(now, conn.LastSeen) < openingTime(&settings, protocolOf(key.Protocol)) && !epochs.over(conn) {
-			snap.add(key, conn, true)
-		}
-	}
-	err := errors.Join(scan(t.objs.HalfOpen, 1, half), scan(t.objs.HalfOpenOther, 1, half))
-	if err != nil {
-		return nil, fmt.Errorf("list half-open connections: %w", err)
-	}
-	err = scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
 		// One that has expired only keeps its addresses and ports from others.
-		if conn := &conns[0]; conn.Expired == 0 && !epochs.over(conn) {
-			snap.add(key, conn, false)
+		if conn.Expired != 0 || epochs.over(conn) {
+			return
 		}
+		if halfOpen(conn) && since(now, conn.LastSeen) >= openingTime(&settings, protocolOf(key.Protocol)) {
+			return
+		}
+		snap.add(key, conn)
 	})
 	if err = errors.Join(err, epochs.err); err != nil {
 		return nil, fmt.Errorf("list connections: %w", err)
 	}
 	return snap, nil
+}
+
+func halfOpen(conn *bpf.HairpinConn) bool {
+	return conn.State != bpf.HairpinConnStateCONN_ESTABLISHED
 }
 
 // openingTime follows conn_opening_time() of the datapath.
@@ -232,7 +230,7 @@ func openingTime(settings *bpf.HairpinSettings, protocol Protocol) uint64 {
 	return settings.Udp
 }
 
-func (s *snapshot) add(key bpf.HairpinTuple, conn *bpf.HairpinConn, half bool) {
+func (s *snapshot) add(key bpf.HairpinTuple, conn *bpf.HairpinConn) {
 	into := s.answers
 	if conn.Opener != 0 {
 		into = s.openers
@@ -246,10 +244,10 @@ func (s *snapshot) add(key bpf.HairpinTuple, conn *bpf.HairpinConn, half bool) {
 		ack:     conn.Ack,
 		end:     conn.End,
 		created: conn.Created,
-		path:    conn.Path,
+		path:    bpf.HairpinConnPath(conn.Path),
 		fin:     conn.Fin != 0,
 		rst:     conn.Rst != 0,
-		half:    half,
+		half:    halfOpen(conn),
 	}
 }
 

@@ -35,8 +35,7 @@ func smallSpec(t testing.TB) *ebpf.CollectionSpec {
 	}
 	for name, size := range map[string]uint32{
 		bpf.HairpinMapConns:         64,
-		bpf.HairpinMapHalfOpen:      1024,
-		bpf.HairpinMapHalfOpenOther: 1024,
+		bpf.HairpinMapVisits:        64,
 		bpf.HairpinMapSources:       1024,
 		bpf.HairpinMapFragments:     16,
 		bpf.HairpinMapHeldFragments: 16,

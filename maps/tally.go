@@ -10,18 +10,19 @@ import (
 )
 
 // events are the datapath's counts of what happens to connections, by conn_event.
-type events [bpf.HairpinConnEventCONN_EVENTS]uint64
+type events [bpf.HairpinConnEventEVENTS]uint64
 
 // present is how many connections are past their handshake, those that are over
 // but not yet taken out included.
 func (e *events) present() int64 {
-	return int64(e[bpf.HairpinConnEventCONN_ESTABLISHED] - e[bpf.HairpinConnEventCONN_CLOSED])
+	return int64(e[bpf.HairpinConnEventEVENT_ESTABLISHED] - e[bpf.HairpinConnEventEVENT_CLOSED])
 }
 
-// opening is how many half-open connections there would be if none were evicted.
+// opening is how many half-open connections there are, those that are over or past their time but not yet
+// taken out included.
 func (e *events) opening() int64 {
-	return int64(e[bpf.HairpinConnEventCONN_OPENED] - e[bpf.HairpinConnEventCONN_ESTABLISHED] -
-		e[bpf.HairpinConnEventCONN_ABANDONED])
+	return int64(e[bpf.HairpinConnEventEVENT_OPENED] - e[bpf.HairpinConnEventEVENT_ESTABLISHED] -
+		e[bpf.HairpinConnEventEVENT_ABANDONED] - e[bpf.HairpinConnEventEVENT_EVICTED])
 }
 
 // events sums the counts over the CPUs.
@@ -45,7 +46,6 @@ func (t *Tables) events() (*events, error) {
 // yet, when the counts are all there is.
 type tally struct {
 	halfOpen, established, closing int64
-	openings                       int // openers in half_open, dead or alive
 	events                         *events
 	forwards                       map[stamp]forwardTally
 }
@@ -87,7 +87,7 @@ func (t *Tables) walk() (*tally, error) {
 	if err != nil {
 		return nil, err
 	}
-	found := &tally{openings: snap.openings, events: before, forwards: map[stamp]forwardTally{}}
+	found := &tally{events: before, forwards: map[stamp]forwardTally{}}
 	for _, s := range doc.Stamps {
 		found.forwards[s] = forwardTally{stats: stats[s.id]}
 	}
@@ -117,8 +117,10 @@ func (t *tally) establishedAt(now *events) int64 {
 	return max(0, t.established+now.present()-t.events.present())
 }
 
-// halfOpenAt does not see evictions.
 func (t *tally) halfOpenAt(now *events) int64 {
+	if t == nil {
+		return max(0, now.opening())
+	}
 	return max(0, t.halfOpen+now.opening()-t.events.opening())
 }
 

@@ -22,14 +22,12 @@ func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 	var keys []bpf.HairpinTuple
 	gather := func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
 		conn := &conns[0]
-		if conn.Opener == 0 && conn.Path != bpf.HairpinConnPathPATH_WAN && gone[key.Dst] {
+		if conn.Opener == 0 && conn.Path != uint8(bpf.HairpinConnPathPATH_WAN) && gone[key.Dst] {
 			keys = append(keys, key)
 		}
 	}
-	for _, table := range []*ebpf.Map{t.objs.HalfOpen, t.objs.HalfOpenOther, t.objs.Conns} {
-		if err := scan(table, 1, gather); err != nil {
-			return fmt.Errorf("list connections: %w", err)
-		}
+	if err := scan(t.objs.Conns, 1, gather); err != nil {
+		return fmt.Errorf("list connections: %w", err)
 	}
 	_, err := t.end(keys)
 	return err
@@ -62,7 +60,7 @@ func (t *Tables) tellEnded() error {
 	epochs := epochReader{tables: t, known: map[uint32]int64{}}
 	err := scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
 		switch conn := &conns[0]; {
-		case key.Protocol != unix.IPPROTO_TCP || conn.Told != 0 || !epochs.over(conn):
+		case key.Protocol != unix.IPPROTO_TCP || halfOpen(conn) || conn.Told != 0 || !epochs.over(conn):
 		case conn.Opener != 0:
 			openers[key] = *conn
 		default:

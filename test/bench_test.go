@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"hairpin/bpf"
+	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/test/lab"
 )
@@ -106,7 +107,7 @@ func newBenchFor(tb testing.TB, connections, halfOpen uint32, forwards ...string
 	b.neighbour(tb, b.lan, client, clientMAC)
 	b.neighbour(tb, b.lan2, otherClient, otherClientMAC)
 	b.router.Route("wan0", "0.0.0.0/0", "203.0.113.254", "")
-	b.load(tb, 2*connections, 2*halfOpen)
+	b.load(tb, connections, halfOpen)
 	b.configure(tb, forwards)
 	return b
 }
@@ -123,16 +124,14 @@ func (b *bench) neighbour(tb testing.TB, p port, ip netip.Addr, mac net.Hardware
 	}
 }
 
-// load creates the maps with so many entries for connections, two each.
-func (b *bench) load(tb testing.TB, conns, halfOpen uint32) {
+// load creates the maps with room for so many connections, and so many half-open ones of TCP and of all others.
+func (b *bench) load(tb testing.TB, connections, halfOpen uint32) {
 	tb.Helper()
 	spec, err := bpf.LoadHairpin()
 	if err != nil {
 		tb.Fatal(err)
 	}
-	spec.Maps[bpf.HairpinMapConns].MaxEntries = conns
-	spec.Maps[bpf.HairpinMapHalfOpen].MaxEntries = halfOpen
-	spec.Maps[bpf.HairpinMapHalfOpenOther].MaxEntries = halfOpen
+	loader.Size(spec, connections, halfOpen)
 	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(ebpf.MustPossibleCPU())
 	if err := spec.LoadAndAssign(&b.objs, nil); err != nil {
 		tb.Fatalf("load programs: %+v", err)
@@ -146,7 +145,7 @@ func (b *bench) configure(tb testing.TB, forwards []string) {
 	b.config = maps.DefaultConfig()
 	config := &b.config
 	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
-	config.MaxConnections = b.objs.Conns.MaxEntries() / 2
+	config.MaxConnections = maps.ConnectionsLimit(&b.objs)
 	for _, words := range forwards {
 		config.Forwards = append(config.Forwards, mustForward(tb, words))
 	}

@@ -445,8 +445,12 @@ func checkRefusals(p *probe) {
 func (s *stage) fillTable() string {
 	s.p.Helper()
 	s.set(func(settings *bpf.HairpinSettings) { settings.SourceLimit = 0 })
-	room := int(s.objs.Conns.MaxEntries()) / 2
-	s.eachState(s.objs.Conns, func(_ bpf.HairpinTuple, conn bpf.HairpinConn) { room -= int(conn.Opener) })
+	room := int(maps.ConnectionsLimit(&s.objs))
+	s.eachState(func(_ bpf.HairpinTuple, conn bpf.HairpinConn) {
+		if conn.State == bpf.HairpinConnStateCONN_ESTABLISHED {
+			room -= int(conn.Opener)
+		}
+	})
 	at := func(i int) flow { return s.flows(false, uint16(10000+i))["hairpin"] }
 	for i := range room {
 		s.establish(at(i))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"hairpin/bpf"
+	"hairpin/maps"
 	"hairpin/test/lab"
 )
 
@@ -101,7 +102,7 @@ var requirements6888 = []requirement{
 // checkSubscriberLimit lets one host open more and more connections, and then another host one.
 func checkSubscriberLimit(p *probe, way, where string) {
 	s := p.stage()
-	room := int(s.objs.Conns.MaxEntries()) / 2
+	room := int(maps.ConnectionsLimit(&s.objs))
 	opened := 0
 	for opened < room && s.tries(s.flows(true, uint16(10000+opened))[way]) {
 		opened++
@@ -247,7 +248,7 @@ func checkNoEviction(p *probe) {
 	for i := range early {
 		kept = append(kept, s.establish(s.flows(true, uint16(30000+i))["from the Internet"]))
 	}
-	for i := range 3 * int(s.objs.HalfOpen.MaxEntries()) / 2 {
+	for i := range 3 * int(s.objs.Openings.MaxEntries()) / 2 {
 		for _, udp := range []bool{false, true} {
 			f := s.flows(udp, uint16(1024+i))["from another LAN"]
 			in, _ := f.in(tcp("S", clientISN, 0))

@@ -66,21 +66,8 @@ const sweptForward = "swept tcp 9 to 192.168.1.20:9"
 // forget empties what the datapath writes.
 func (s *stage) forget() {
 	s.p.Helper()
-	written := append(s.connTables(), s.objs.Sources, s.objs.Mappings, s.objs.Fragments, s.objs.HeldFragments, s.objs.Counters)
-	for _, table := range written {
-		for {
-			key, err := table.NextKeyBytes(nil)
-			if key == nil && err == nil {
-				break
-			}
-			if err == nil {
-				err = table.Delete(key)
-			}
-			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				s.p.Fatalf("empty %s: %v", table, err)
-			}
-		}
-	}
+	s.bench.forget(s.p)
+	s.empty(s.p, s.objs.Counters)
 	s.budget()
 }
 
@@ -235,14 +222,11 @@ func (s *stage) seen(f flow) netip.AddrPort {
 	if f.udp {
 		key.Protocol = uint8(maps.UDP)
 	}
-	for _, table := range s.connTables() {
-		var conn bpf.HairpinConn
-		if table.Lookup(key, &conn) == nil {
-			return netip.AddrPortFrom(netip.AddrFrom16(conn.To.Src.Bytes).Unmap(), networkPort(conn.To.Sport))
-		}
+	var conn bpf.HairpinConn
+	if err := s.objs.Conns.Lookup(key, &conn); err != nil {
+		s.p.Fatalf("no connection of %s to %s: %v", f.client, f.external, err)
 	}
-	s.p.Fatalf("no connection of %s to %s", f.client, f.external)
-	return netip.AddrPort{}
+	return netip.AddrPortFrom(netip.AddrFrom16(conn.To.Src.Bytes).Unmap(), networkPort(conn.To.Sport))
 }
 
 // establish opens a connection, all the way.
@@ -293,33 +277,26 @@ func (s *stage) stranger(i int, udp bool) flow {
 	return f
 }
 
-// connTables are where connections are, half-open ones last.
-func (s *stage) connTables() []*ebpf.Map {
-	return []*ebpf.Map{s.objs.Conns, s.objs.HalfOpen, s.objs.HalfOpenOther}
-}
-
 // states are the entries of all connections.
 func (s *stage) states() map[bpf.HairpinTuple]bpf.HairpinConn {
 	s.p.Helper()
 	all := map[bpf.HairpinTuple]bpf.HairpinConn{}
-	for _, table := range s.connTables() {
-		s.eachState(table, func(key bpf.HairpinTuple, conn bpf.HairpinConn) { all[key] = conn })
-	}
+	s.eachState(func(key bpf.HairpinTuple, conn bpf.HairpinConn) { all[key] = conn })
 	return all
 }
 
-// eachState visits the entries of one table; visit may change them.
-func (s *stage) eachState(table *ebpf.Map, visit func(bpf.HairpinTuple, bpf.HairpinConn)) {
+// eachState visits the entries of all connections; visit may change them.
+func (s *stage) eachState(visit func(bpf.HairpinTuple, bpf.HairpinConn)) {
 	s.p.Helper()
 	all := map[bpf.HairpinTuple]bpf.HairpinConn{}
 	var key bpf.HairpinTuple
 	var conn bpf.HairpinConn
-	entries := table.Iterate()
+	entries := s.objs.Conns.Iterate()
 	for entries.Next(&key, &conn) {
 		all[key] = conn
 	}
 	if err := entries.Err(); err != nil {
-		s.p.Fatalf("list %s: %v", table, err)
+		s.p.Fatalf("list connections: %v", err)
 	}
 	for key, conn := range all {
 		visit(key, conn)
@@ -344,18 +321,12 @@ func (s *stage) unmoved(since map[bpf.HairpinTuple]bpf.HairpinConn) bool {
 // age makes a client's connections idle for longer.
 func (s *stage) age(client netip.AddrPort, by time.Duration) {
 	s.p.Helper()
-	for _, table := range s.connTables() {
-		s.eachState(table, func(key bpf.HairpinTuple, conn bpf.HairpinConn) {
-			if !opensFor(key, conn, client) {
-				return
-			}
-			to := conn.To
-			s.rewind(table, key, by)
-			s.rewind(table, bpf.HairpinTuple{
-				Src: to.Dst, Dst: to.Src, Sport: to.Dport, Dport: to.Sport, Protocol: to.Protocol,
-			}, by)
-		})
-	}
+	s.eachState(func(key bpf.HairpinTuple, conn bpf.HairpinConn) {
+		if opensFor(key, conn, client) {
+			s.rewind(key, by)
+			s.rewind(reversed(conn.To), by)
+		}
+	})
 }
 
 // opens says whether an entry is the client's direction of a connection of this client.
@@ -364,16 +335,16 @@ func opensFor(key bpf.HairpinTuple, conn bpf.HairpinConn, client netip.AddrPort)
 }
 
 // rewind sets back when one direction was seen.
-func (s *stage) rewind(table *ebpf.Map, key bpf.HairpinTuple, by time.Duration) {
+func (s *stage) rewind(key bpf.HairpinTuple, by time.Duration) {
 	s.p.Helper()
 	var conn bpf.HairpinConn
-	err := table.Lookup(key, &conn)
+	err := s.objs.Conns.Lookup(key, &conn)
 	if err == nil && conn.LastSeen < uint64(by) {
 		err = fmt.Errorf("the machine was not up %s ago", by)
 	}
 	if err == nil {
 		conn.LastSeen -= uint64(by)
-		err = table.Update(key, conn, ebpf.UpdateExist)
+		err = s.objs.Conns.Update(key, conn, ebpf.UpdateExist)
 	}
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		s.p.Fatalf("age connection: %v", err)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps"
 	"hairpin/test/lab"
 )
 
@@ -54,9 +55,21 @@ func newCase(tb testing.TB, b *bench) *corpus {
 // forget empties the tables of connections and fragments.
 func (b *bench) forget(tb testing.TB) {
 	tb.Helper()
-	for _, m := range []*ebpf.Map{
-		b.objs.Conns, b.objs.HalfOpen, b.objs.HalfOpenOther, b.objs.Sources, b.objs.Mappings, b.objs.Fragments, b.objs.HeldFragments,
-	} {
+	b.empty(tb, b.objs.Conns, b.objs.Sources, b.objs.Mappings, b.objs.Fragments, b.objs.HeldFragments)
+	for _, m := range []*ebpf.Map{b.objs.Visits, b.objs.Openings, b.objs.OpeningsOther} {
+		var visit bpf.HairpinVisit
+		for m.LookupAndDelete(nil, &visit) == nil {
+		}
+	}
+	if err := b.objs.Censuses.Put(uint32(0), bpf.HairpinCensus{Limit: maps.ConnectionsLimit(&b.objs)}); err != nil {
+		tb.Fatalf("count connections anew: %v", err)
+	}
+}
+
+// empty deletes all that is in hash tables.
+func (b *bench) empty(tb testing.TB, tables ...*ebpf.Map) {
+	tb.Helper()
+	for _, m := range tables {
 		key := make([]byte, m.KeySize())
 		for m.NextKey(nil, key) == nil {
 			if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -272,13 +285,11 @@ func (b *bench) unreachable(tb testing.TB, prefix string) {
 
 // end ends every connection as the control plane does.
 func (c *corpus) end() {
-	for _, m := range []*ebpf.Map{c.b.objs.Conns, c.b.objs.HalfOpen, c.b.objs.HalfOpenOther} {
-		var key bpf.HairpinTuple
-		var value bpf.HairpinConn
-		for entries := m.Iterate(); entries.Next(&key, &value); {
-			value.Forward.Epoch--
-			must(m.Update(key, value, ebpf.UpdateExist))
-		}
+	var key bpf.HairpinTuple
+	var value bpf.HairpinConn
+	for entries := c.b.objs.Conns.Iterate(); entries.Next(&key, &value); {
+		value.Forward.Epoch--
+		must(c.b.objs.Conns.Update(key, value, ebpf.UpdateExist))
 	}
 }
 
@@ -486,17 +497,13 @@ func (b *bench) halves(tb testing.TB) map[bpf.HairpinTuple]bpf.HairpinConn {
 	all := map[bpf.HairpinTuple]bpf.HairpinConn{}
 	var key bpf.HairpinTuple
 	var value bpf.HairpinConn
-	for _, m := range []interface {
-		Iterate() *ebpf.MapIterator
-	}{b.objs.Conns, b.objs.HalfOpen, b.objs.HalfOpenOther} {
-		entries := m.Iterate()
-		for entries.Next(&key, &value) {
-			value.Hop = bpf.HairpinNextHop{}
-			all[key] = value
-		}
-		if err := entries.Err(); err != nil {
-			tb.Fatal(err)
-		}
+	entries := b.objs.Conns.Iterate()
+	for entries.Next(&key, &value) {
+		value.Hop = bpf.HairpinNextHop{}
+		all[key] = value
+	}
+	if err := entries.Err(); err != nil {
+		tb.Fatal(err)
 	}
 	return all
 }

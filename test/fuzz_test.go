@@ -325,7 +325,7 @@ func agree(data []byte, xdp, tc answer) error {
 
 // checkOpened wants connections to be made only by what may open one, and one at most.
 func (x *executor) checkOpened(data []byte) error {
-	if err := x.b.objs.ConnEvents.Lookup(bpf.HairpinConnEventCONN_OPENED, &x.perCPU); err != nil {
+	if err := x.b.objs.ConnEvents.Lookup(bpf.HairpinConnEventEVENT_OPENED, &x.perCPU); err != nil {
 		return fmt.Errorf("read events: %w", err)
 	}
 	total := uint64(0)
@@ -344,7 +344,7 @@ func (x *executor) checkOpened(data []byte) error {
 func (b *bench) opened(tb testing.TB) (total uint64) {
 	tb.Helper()
 	var perCPU []uint64
-	if err := b.objs.ConnEvents.Lookup(bpf.HairpinConnEventCONN_OPENED, &perCPU); err != nil {
+	if err := b.objs.ConnEvents.Lookup(bpf.HairpinConnEventEVENT_OPENED, &perCPU); err != nil {
 		tb.Fatal(err)
 	}
 	for _, n := range perCPU {

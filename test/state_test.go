@@ -150,7 +150,7 @@ func TestRetargeted(t *testing.T) {
 // TestTableFull: openings are refused, no connection makes room for them.
 func TestTableFull(t *testing.T) {
 	b := newBench(t, benchForwards...)
-	room := int(b.objs.Conns.MaxEntries()) / 2
+	room := int(maps.ConnectionsLimit(&b.objs))
 	at := func(i int) flow { // each of another client, who may have only so many
 		f := b.flows(true, 20001)["from the Internet"]
 		f.client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{45, 0, byte(i >> 8), byte(i)}), 20001)
@@ -232,7 +232,7 @@ func TestMemory(t *testing.T) {
 	for all, i := reflect.ValueOf(objs.HairpinMaps), 0; i < all.NumField(); i++ {
 		total += memory(t, all.Field(i).Interface().(*ebpf.Map))
 	}
-	connections := uint64(objs.Conns.MaxEntries()) / 2
+	connections := uint64(maps.ConnectionsLimit(&objs))
 	t.Logf("%d bytes, %d per connection", total, total/connections)
 	if connections != 131072 || total > 160<<20 {
 		t.Errorf("%d bytes for %d connections", total, connections)

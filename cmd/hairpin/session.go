@@ -122,7 +122,7 @@ func (a *app) lock(ctx context.Context) (func(), error) {
 // maxConnections is the size of the connection table, which is fixed when the
 // datapath is created.
 func (s *session) maxConnections() uint32 {
-	return s.datapath.Objects().Conns.MaxEntries() / 2 // an entry per direction
+	return maps.ConnectionsLimit(s.datapath.Objects())
 }
 
 // resizeNotice is what to tell if cfg wants another table size than there is.

@@ -11,6 +11,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/loader"
+	"hairpin/maps"
 	"hairpin/test/bench/measure"
 	"hairpin/test/bench/traffic"
 )
@@ -96,16 +97,25 @@ func (r *rig) forget() {
 	r.must("open datapath", err)
 	defer d.Close()
 	objs := d.Objects()
-	for _, m := range []*ebpf.Map{objs.Conns, objs.HalfOpen, objs.HalfOpenOther} {
-		r.must("forget connections", empty[bpf.HairpinTuple, bpf.HairpinConn](m))
-	}
+	r.must("forget connections", empty[bpf.HairpinTuple, bpf.HairpinConn](objs.Conns))
+	r.must("forget how many", objs.Censuses.Put(uint32(0), bpf.HairpinCensus{Limit: maps.ConnectionsLimit(objs)}))
 	r.must("forget clients", empty[bpf.HairpinAddr, uint32](objs.Sources))
-	var visit bpf.HairpinVisit
-	for err == nil {
-		err = objs.Visits.LookupAndDelete(nil, &visit)
+	for _, queue := range []*ebpf.Map{objs.Visits, objs.Openings, objs.OpeningsOther} {
+		r.must("forget visits", drain[bpf.HairpinVisit](queue))
 	}
-	if !errors.Is(err, ebpf.ErrKeyNotExist) {
-		r.must("forget visits", err)
+}
+
+// drain takes all that is in a queue.
+func drain[Value any](m *ebpf.Map) error {
+	for {
+		var value Value
+		err := m.LookupAndDelete(nil, &value)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("empty %s: %w", m, err)
+		}
 	}
 }
 
