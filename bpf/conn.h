@@ -126,7 +126,7 @@ static __always_inline bool conn_admit(void)
 
 	if (!census)
 		return false;
-	if (__sync_fetch_and_add(&census->established, 1) < census->limit)
+	if (__sync_fetch_and_add(&census->established, 1) < census->limit || !census->limit)
 		return true;
 	__sync_fetch_and_add(&census->established, -1);
 	return false;

@@ -286,7 +286,7 @@ _Static_assert(sizeof(struct conn) == 152, "struct conn has implicit padding");
 /* How many connections are established, or keep their tuples though they are not; and how many may be. */
 struct census {
 	__u32 established;
-	__u32 limit;		/* set by the loader */
+	__u32 limit;		/* set by the loader; 0: as many as find room */
 };
 
 /* An appointment to see whether a connection has expired. */
