@@ -107,8 +107,7 @@ static __always_inline bool conn_too_many(const union addr *client)
 
 static __always_inline void conn_count_closed(const union addr *client, const struct conn *conn)
 {
-	__u32 id = conn->forward.id;
-	struct forward_stats *stats = bpf_map_lookup_elem(&forward_stats, &id);
+	struct forward_stats *stats = stats_find(conn->forward.id);
 
 	if (conn->expired)
 		return;
@@ -355,7 +354,6 @@ static __noinline enum reason conn_promote(const struct tuple *opener_key, const
 	struct forward_stats *stats;
 	enum reason reason;
 	struct visit visit;
-	__u32 id;
 
 	if (!opener || !answerer)
 		return REASON_ENDED;
@@ -367,8 +365,7 @@ static __noinline enum reason conn_promote(const struct tuple *opener_key, const
 	if (reason != REASON_NONE)
 		return reason;
 	conn_charge(&opener_key->src, 1);
-	id = opener->forward.id;
-	stats = bpf_map_lookup_elem(&forward_stats, &id);
+	stats = stats_find(opener->forward.id);
 	if (stats && opener->path < PATHS)
 		stats->established[opener->path]++;
 	return REASON_NONE;

@@ -436,6 +436,7 @@ const (
 	HairpinMapSources       = "sources"
 	HairpinMapStandIns      = "stand_ins"
 	HairpinMapStandInsEmpty = "stand_ins_empty"
+	HairpinMapStatsEmpty    = "stats_empty"
 	HairpinMapSweepers      = "sweepers"
 	HairpinMapTargets       = "targets"
 	HairpinMapTxPorts       = "tx_ports"
@@ -531,6 +532,7 @@ type HairpinMapSpecs struct {
 	Sources       *ebpf.MapSpec `ebpf:"sources"`
 	StandIns      *ebpf.MapSpec `ebpf:"stand_ins"`
 	StandInsEmpty *ebpf.MapSpec `ebpf:"stand_ins_empty"`
+	StatsEmpty    *ebpf.MapSpec `ebpf:"stats_empty"`
 	Sweepers      *ebpf.MapSpec `ebpf:"sweepers"`
 	Targets       *ebpf.MapSpec `ebpf:"targets"`
 	TxPorts       *ebpf.MapSpec `ebpf:"tx_ports"`
@@ -596,6 +598,7 @@ type HairpinMaps struct {
 	Sources       *ebpf.Map `ebpf:"sources"`
 	StandIns      *ebpf.Map `ebpf:"stand_ins"`
 	StandInsEmpty *ebpf.Map `ebpf:"stand_ins_empty"`
+	StatsEmpty    *ebpf.Map `ebpf:"stats_empty"`
 	Sweepers      *ebpf.Map `ebpf:"sweepers"`
 	Targets       *ebpf.Map `ebpf:"targets"`
 	TxPorts       *ebpf.Map `ebpf:"tx_ports"`
@@ -637,6 +640,7 @@ func (m *HairpinMaps) Close() error {
 		m.Sources,
 		m.StandIns,
 		m.StandInsEmpty,
+		m.StatsEmpty,
 		m.Sweepers,
 		m.Targets,
 		m.TxPorts,

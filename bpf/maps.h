@@ -289,13 +289,24 @@ struct {
 	__uint(max_entries, 1024);
 } renewals SEC(".maps");
 
-/* Entries made by the control plane, one a forward. */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+enum { STATS_PAGE = 256 };
+
+struct stats_page {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
 	__type(value, struct forward_stats);
-	__uint(max_entries, 65536);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, STATS_PAGE);
+};
+
+struct stats_page stats_empty SEC(".maps");
+
+/* By forward id, in pages that the control plane makes as there are forwards: arrays, for every packet of a
+ * connection is counted here. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 256);
+	__array(values, struct stats_page);
 } forward_stats SEC(".maps");
 
 /* Every verdict but SEND and a PASS of what is not ours. */
@@ -314,6 +325,14 @@ struct {
 	__type(value, __u64);
 	__uint(max_entries, EVENTS);
 } conn_events SEC(".maps");
+
+static __always_inline struct forward_stats *stats_find(__u32 forward)
+{
+	__u32 page = forward / STATS_PAGE, place = forward % STATS_PAGE;
+	void *stats = bpf_map_lookup_elem(&forward_stats, &page);
+
+	return stats ? bpf_map_lookup_elem(stats, &place) : NULL;
+}
 
 static __always_inline void count_event(enum conn_event event)
 {

@@ -250,8 +250,7 @@ static __always_inline void nat_rewrite(const struct packet *pkt, const struct t
 
 static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn)
 {
-	__u32 id = conn->forward.id;
-	struct forward_stats *stats = bpf_map_lookup_elem(&forward_stats, &id);
+	struct forward_stats *stats = stats_find(conn->forward.id);
 	struct traffic *traffic;
 
 	if (!stats || conn->path >= PATHS)
@@ -341,10 +340,11 @@ static __always_inline enum verdict nat_rebuild(void *ctx, struct work *work)
 	return conn ? nat_follow(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
 }
 
-/* May it be ours, though it is to no external address? */
-static __always_inline bool nat_concerns(const struct packet *pkt)
+/* May it begin something, or go on with what was lost? */
+static __always_inline bool nat_serves(const struct packet *pkt)
 {
-	return stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt);
+	return bpf_map_lookup_elem(&externals, &pkt->tuple.dst) || stand_in_answered(&pkt->tuple.dst) ||
+	       intercept_find(pkt);
 }
 
 /* To no forward's address and port: an intercept's, or to a stand-in, from inside. What is in the middle of a
@@ -356,7 +356,7 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 
 	if (forward && pkt->opens && !open_routers_own(ctx, work))
 		return nat_open(ctx, work, &forward->stamp, forward);
-	if (nat_role(pkt->ifindex) == ROLE_LAN && stand_in_answered(&pkt->tuple.dst))
+	if (stand_in_answered(&pkt->tuple.dst) && nat_role(pkt->ifindex) == ROLE_LAN)
 		return nat_rebuild(ctx, work);
 	return nat_verdict(work, REASON_NONE);
 }
@@ -369,22 +369,21 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
 
 	if (conn && !conn_stale(pkt, conn))
 		return nat_follow(ctx, work, conn);
+	if (!conn && !nat_serves(pkt))
+		return VERDICT_PASS;
 	work->stale = conn;
 	return VERDICT_UNKNOWN;
 }
 
-/* And of those that are not: what has been, what may be, what is the kernel's. */
+/* And the others that may be ours. */
 static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct external *external = bpf_map_lookup_elem(&externals, &pkt->tuple.dst);
 	struct conn *conn = work->stale ? conn_find(&pkt->tuple) : NULL;
-	bool served = external || nat_concerns(pkt);
 	struct forward *forward;
 
-	if (!conn && !served)
-		return nat_verdict(work, REASON_NONE);
-	if (conn && nat_ended(pkt, conn, served))
+	if (conn && nat_ended(pkt, conn, nat_serves(pkt)))
 		return nat_verdict(work, REASON_ENDED);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)

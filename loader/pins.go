@@ -78,7 +78,7 @@ func Size(spec *ebpf.CollectionSpec, connections, halfOpen uint32) {
 // isTemplate tells maps that only show the kernel what an inner map looks like: the datapath never
 // names them once it runs.
 func isTemplate(name string) bool {
-	return name == bpf.HairpinMapForwardsEmpty || name == bpf.HairpinMapAllowEmpty
+	return strings.HasSuffix(name, "_empty")
 }
 
 // isPinned tells the maps that outlive a program. Data sections belong to the program they were

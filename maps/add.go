@@ -76,8 +76,7 @@ func (t *Tables) Add(f Forward) (bool, error) {
 
 // extend is the running document with f added, nil if that needs Apply.
 func (t *Tables) extend(running *document, f Forward) (*document, error) {
-	full := running.added == additionsRoom || len(running.Stamps) >= int(t.objs.ForwardStats.MaxEntries())
-	if full || !running.takes(f) {
+	if running.added == additionsRoom || !running.takes(f) {
 		return nil, nil
 	}
 	config := running.Config
@@ -85,8 +84,8 @@ func (t *Tables) extend(running *document, f Forward) (*document, error) {
 		return nil, nil
 	}
 	id := running.freeID()
-	if id >= t.addressIDs() {
-		return nil, nil
+	if last, err := t.forwardIDs(); err != nil || id > last {
+		return nil, err
 	}
 	epoch, err := t.epoch(id)
 	if err != nil {

@@ -197,7 +197,7 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 // TestAdditionsFillTheirRoom: the next one is Apply's, which makes room.
 func TestAdditionsFillTheirRoom(t *testing.T) {
 	spec := smallSpec(t)
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapForwardStats} {
+	for _, name := range []string{bpf.HairpinMapEpochs} {
 		spec.Maps[name].MaxEntries = 512
 	}
 	tables := newTables(t, spec)
@@ -249,7 +249,7 @@ func TestFullTriesTakeNoAddition(t *testing.T) {
 func TestReadersSeeAdditionsInOrder(t *testing.T) {
 	t.Parallel()
 	spec := smallSpec(t)
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapForwardStats} {
+	for _, name := range []string{bpf.HairpinMapEpochs} {
 		spec.Maps[name].MaxEntries = 1024
 	}
 	tables := newTables(t, spec)

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
 )
@@ -77,17 +75,21 @@ func (t *Tables) Apply(c Config) (Change, error) {
 }
 
 func (t *Tables) compile(c Config, running *document) (*program, error) {
-	if limit := t.objs.ForwardStats.MaxEntries(); uint64(len(c.Forwards)) > uint64(limit) {
-		return nil, fmt.Errorf("%d forwards, but the tables hold %d", len(c.Forwards), limit)
-	}
 	if t.objs.Epochs.MaxEntries() <= t.objs.Externals.MaxEntries()+1 {
 		return nil, errors.New("epochs table is no larger than the table of external addresses")
+	}
+	limit, err := t.forwardIDs()
+	if err != nil {
+		return nil, err
+	}
+	if uint64(len(c.Forwards)) > uint64(limit) {
+		return nil, fmt.Errorf("%d forwards, but the tables hold %d", len(c.Forwards), limit)
 	}
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
 		return nil, fmt.Errorf("list external addresses: %w", err)
 	}
-	have := inventory{epoch: t.epoch, forwardIDs: t.addressIDs() - 1}
+	have := inventory{epoch: t.epoch, forwardIDs: limit}
 	for _, external := range present {
 		have.lastExternal = max(have.lastExternal, external.Fixed, external.Group)
 	}
@@ -122,10 +124,6 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 	}
 	if need, limit := uint32(len(p.originKeys)), spec.Maps[bpf.HairpinMapOrigins].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("the targets of forwards with reflect prefix need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
-	}
-	if need, limit := uint32(len(running.Stamps)+len(p.fresh)), t.objs.ForwardStats.MaxEntries(); need > limit {
-		return fmt.Errorf("%d forwards run and %d are new or changed, but the tables hold %d at once; apply the change in steps",
-			len(running.Stamps), len(p.fresh), limit)
 	}
 	if need, limit := uint32(len(targets(&p.doc))), t.objs.Targets.MaxEntries(); need > limit {
 		return fmt.Errorf("the forwards have %d targets, but the table holds %d", need, limit)
@@ -176,7 +174,7 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		{"store origins", func() error {
 			return fillTrie(t.objs.Origins, slot, bpf.HairpinMapOrigins, p.originKeys, p.origins)
 		}},
-		{"make counters", func() error { return t.makeStats(p, running) }},
+		{"make counters", func() error { return t.makeStats(p) }},
 		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
 		{"add targets", func() error { return t.addTargets(&p.doc, running) }},
 	} {
@@ -238,66 +236,12 @@ func newTrie[K, V any](outer string, keys []K, values []V) (*ebpf.Map, error) {
 }
 
 // makeStats gives every new id counters that stand at zero.
-func (t *Tables) makeStats(p *program, running *document) error {
+func (t *Tables) makeStats(p *program) error {
 	ids := make([]uint32, len(p.fresh))
 	for i, s := range p.fresh {
 		ids[i] = s.id
 	}
-	if err := t.zeroStats(ids); !errors.Is(err, unix.E2BIG) {
-		return err
-	}
-	// Writers that were killed have left counters of ids that never went live.
-	if err := t.dropStrayStats(running); err != nil {
-		return err
-	}
 	return t.zeroStats(ids)
-}
-
-// zeroStats makes counters of every CPU: the values are given as bytes, which the
-// library takes as they are, and by several threads, for the kernel makes memory
-// for each.
-func (t *Tables) zeroStats(ids []uint32) error {
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return fmt.Errorf("count CPUs: %w", err)
-	}
-	zeros := slices.Repeat([][]byte{make([]byte, t.objs.ForwardStats.ValueSize())}, min(len(ids), batchSize)*cpus)
-	var (
-		mu      sync.Mutex // guards errs
-		errs    []error
-		filling sync.WaitGroup
-	)
-	for batch := range slices.Chunk(ids, batchSize) {
-		filling.Go(func() {
-			if err := putAll(t.objs.ForwardStats, batch, zeros[:len(batch)*cpus], cpus); err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
-		})
-	}
-	filling.Wait()
-	return errors.Join(errs...)
-}
-
-// dropStrayStats deletes the counters that belong to no running forward.
-func (t *Tables) dropStrayStats(running *document) error {
-	live := make(map[uint32]bool, len(running.Stamps))
-	for _, s := range running.Stamps {
-		live[s.id] = true
-	}
-	stats, err := t.rawStats()
-	if err != nil {
-		return err
-	}
-	for id := range stats {
-		if !live[id] {
-			if err := drop(t.objs.ForwardStats, id); err != nil {
-				return fmt.Errorf("drop counters: %w", err)
-			}
-		}
-	}
-	return nil
 }
 
 // addExternals makes the datapath look for the forwards of fixed addresses. Old
@@ -370,15 +314,6 @@ func (t *Tables) tellForwards(doc *document) error {
 		return nil
 	}
 	return t.tellEnded()
-}
-
-func (t *Tables) dropStats(doc *document) error {
-	for _, s := range doc.Ended {
-		if err := drop(t.objs.ForwardStats, s.id); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // dropExternals forgets fixed addresses that no forward names any more. What an

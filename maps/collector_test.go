@@ -41,9 +41,7 @@ func (t *Tables) putForwardStats(tb testing.TB, id uint32, sum bpf.HairpinForwar
 	last := len(cpus) - 1
 	cpus[0].Traffic, cpus[0].Established = sum.Traffic, sum.Established
 	cpus[last].Closed = sum.Closed
-	if err := t.objs.ForwardStats.Put(id, cpus); err != nil {
-		tb.Fatal(err)
-	}
+	t.writeStats(tb, id, cpus)
 }
 
 func (t *Tables) putCounter(tb testing.TB, index uint32, verdict bpf.HairpinVerdict, reason bpf.HairpinReason, packets uint64) {

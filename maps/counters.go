@@ -89,7 +89,7 @@ func (t *Tables) runningStats() (*document, map[uint32]Stats, error) {
 		if err != nil {
 			return doc, nil, err
 		}
-		raw, err := t.rawStats()
+		raw, err := t.rawStats(doc.Stamps)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -102,21 +102,6 @@ func (t *Tables) runningStats() (*document, map[uint32]Stats, error) {
 			return doc, raw, nil
 		}
 	}
-}
-
-func (t *Tables) rawStats() (map[uint32]Stats, error) {
-	all := map[uint32]Stats{}
-	err := scanPerCPU(t.objs.ForwardStats, func(id uint32, cpus []bpf.HairpinForwardStats) {
-		var sum Stats
-		for i := range cpus {
-			sum.add(&cpus[i])
-		}
-		all[id] = sum
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read counters of forwards: %w", err)
-	}
-	return all, nil
 }
 
 // Counters gives the packets that were not sent on, by interface, verdict and

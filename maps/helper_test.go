@@ -41,7 +41,6 @@ func smallSpec(t testing.TB) *ebpf.CollectionSpec {
 		bpf.HairpinMapHeldFragments: 16,
 		bpf.HairpinMapExternals:     16,
 		bpf.HairpinMapEpochs:        64,
-		bpf.HairpinMapForwardStats:  32,
 		bpf.HairpinMapCounters:      64,
 	} {
 		spec.Maps[name].MaxEntries = size

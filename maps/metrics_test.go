@@ -68,7 +68,7 @@ func TestScrapeOfTenThousandForwards(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapForwardStats, bpf.HairpinMapExternals} {
+	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
 		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
 	}
 	tables := newTables(t, spec)

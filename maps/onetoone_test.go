@@ -59,7 +59,7 @@ func TestOneToOneMemory(t *testing.T) {
 	const most = 16 << 20
 	spec := smallSpec(t)
 	full, _ := bpf.LoadHairpin()
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapForwardStats, bpf.HairpinMapExternals} {
+	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
 		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
 	}
 	tables := newTables(t, spec)
