@@ -41,7 +41,7 @@ type Collector struct {
 	mu       sync.Mutex
 	names    map[uint32]string // of interfaces by index, also of those that went
 	counted  *tally            // nil before the first Refresh
-	reloaded time.Time // last time a configuration was taken
+	reloaded time.Time         // last time a configuration was taken
 	reloadOK float64
 }
 
