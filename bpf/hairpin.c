@@ -23,16 +23,16 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 }
 
 /* Puts a verdict into effect; what it was is known and counted already, but for errors. */
-static __always_inline int tc_apply(struct __sk_buff *skb, const struct packet *pkt,
+static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *work,
 				    const struct fragment *datagram, enum verdict verdict)
 {
-	__u32 held = datagram && pkt->fragment == FRAGMENT_FIRST ? datagram->held : 0;
+	__u32 held = datagram && work->pkt.fragment == FRAGMENT_FIRST ? datagram->held : 0;
 
 	if (verdict == VERDICT_PASS)
 		return tc_pass(skb, held);
 	if (verdict == VERDICT_DEFER)
-		return (int)tc_again(skb, pkt);
-	return verdict == VERDICT_SEND ? tc_forward(skb, held) : tc_refuse(skb);
+		return (int)tc_again(skb, &work->pkt);
+	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, held) : tc_refuse(skb);
 }
 
 /* What becomes of the packet, and written into it if it is sent. */
@@ -47,7 +47,7 @@ static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work
 		verdict = VERDICT_DROP;
 	if (verdict != VERDICT_SEND)
 		return verdict;
-	verdict = pkt->icmp_error ? tc_icmp(skb) : tc_nat(skb);
+	verdict = pkt->icmp_error ? tc_icmp(skb) : nat_decide(skb, work, (nat_unknown *)tc_unknown);
 	/* Its connection has gone since the first fragment. */
 	if (verdict == VERDICT_PASS && pkt->fragment == FRAGMENT_LATER)
 		verdict = frag_drop(work, REASON_NO_CONNECTION);
@@ -71,7 +71,7 @@ int hairpin_tc(struct __sk_buff *skb)
 	if (l3_off < 0)
 		return TC_ACT_UNSPEC;
 	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size, (__u16)l3_off);
-	if (!tc_pull(skb) || !tc_parse(skb))
+	if (!tc_pull(skb) || !tc_parse(skb, work))
 		return TC_ACT_UNSPEC;
 	if (work->pkt.fragment != FRAGMENT_NONE)
 		datagram = frag_datagram(work);
@@ -79,10 +79,10 @@ int hairpin_tc(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	verdict = tc_decide(skb, work, datagram);
 	if (verdict == VERDICT_SEND)
-		verdict = tc_write_all(skb);
+		verdict = tc_rewrite(skb, work);
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);
-	return tc_apply(skb, &work->pkt, datagram, verdict);
+	return tc_apply(skb, work, datagram, verdict);
 }
 
 SEC("xdp.frags")
@@ -97,9 +97,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0, sizeof(struct ethhdr));
 	if (!xdp_parse(ctx, work) || !xdp_fit(&work->pkt))
 		return XDP_PASS;
-	verdict = nat_decide(ctx, work);
-	if (verdict == VERDICT_UNKNOWN)
-		verdict = xdp_unknown(ctx);
+	verdict = nat_decide(ctx, work, (nat_unknown *)xdp_unknown);
 	if (verdict == VERDICT_SEND) {
 		if (xdp_write(ctx, &work->pkt, &work->rw))
 			return xdp_send(&work->rw);

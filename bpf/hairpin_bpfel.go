@@ -384,14 +384,14 @@ type HairpinTuple struct {
 type HairpinVerdict uint32
 
 const (
-	HairpinVerdictVERDICT_PASS    HairpinVerdict = 0
-	HairpinVerdictVERDICT_DEFER   HairpinVerdict = 1
-	HairpinVerdictVERDICT_DROP    HairpinVerdict = 2
-	HairpinVerdictVERDICT_REFUSE  HairpinVerdict = 3
-	HairpinVerdictVERDICT_SEND    HairpinVerdict = 4
-	HairpinVerdictVERDICT_HOLD    HairpinVerdict = 5
-	HairpinVerdictVERDICT_TELL    HairpinVerdict = 6
-	HairpinVerdictVERDICT_UNKNOWN HairpinVerdict = 7
+	HairpinVerdictVERDICT_PASS   HairpinVerdict = 0
+	HairpinVerdictVERDICT_DEFER  HairpinVerdict = 1
+	HairpinVerdictVERDICT_DROP   HairpinVerdict = 2
+	HairpinVerdictVERDICT_REFUSE HairpinVerdict = 3
+	HairpinVerdictVERDICT_SEND   HairpinVerdict = 4
+	HairpinVerdictVERDICT_HOLD   HairpinVerdict = 5
+	HairpinVerdictVERDICT_TELL   HairpinVerdict = 6
+	HairpinVerdictVERDICT_BEGUN  HairpinVerdict = 7
 )
 
 type HairpinVisit struct {

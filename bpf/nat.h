@@ -12,6 +12,9 @@
 #include "open.h"
 #include "work.h"
 
+/* With a stack frame of its own, and taken by the verifier for itself. */
+typedef int nat_unknown(void *ctx);
+
 static __always_inline enum role nat_role(__u32 ifindex)
 {
 	const struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -163,8 +166,9 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	return REASON_NONE;
 }
 
-/* To whom; the router itself is no next hop, what is for it comes and goes by the loopback device. */
-static __always_inline enum reason nat_way(void *ctx, struct work *work, const struct conn *conn)
+/* To whom; the router itself is no next hop, what is for it comes and goes by the loopback device. A stack frame
+ * of its own. */
+static __noinline enum reason nat_way(void *ctx, struct work *work, const struct conn *conn)
 {
 	struct rewrite *rw = &work->rw;
 
@@ -315,29 +319,10 @@ static __always_inline bool nat_ended(const struct packet *pkt, const struct con
 	return !conn->opener || (conn_over(conn) && !begins);
 }
 
-/* Makes the connection that this packet opens. */
-static __always_inline enum verdict nat_open(void *ctx, struct work *work, const struct stamp *address,
-					     const struct forward *forward)
+/* Has the packet begun a connection? */
+static __always_inline enum verdict nat_begun(struct work *work, enum reason reason)
 {
-	enum reason reason = open_connection(ctx, work, address, forward);
-	struct conn *conn;
-
-	if (reason != REASON_NONE)
-		return nat_verdict(work, reason);
-	conn = conn_find(&work->pkt.tuple);
-	return conn ? nat_follow(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
-}
-
-/* Where a stand-in is answered, there was a connection. */
-static __always_inline enum verdict nat_rebuild(void *ctx, struct work *work)
-{
-	enum reason reason = open_rebuild(ctx, work);
-	struct conn *conn;
-
-	if (reason != REASON_NONE)
-		return nat_verdict(work, reason);
-	conn = conn_find(&work->pkt.tuple);
-	return conn ? nat_follow(ctx, work, conn) : nat_verdict(work, REASON_TABLE_FULL);
+	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
 }
 
 /* May it begin something, or go on with what was lost? */
@@ -355,27 +340,35 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 	const struct forward *forward = intercept_find(pkt);
 
 	if (forward && pkt->opens && !open_routers_own(ctx, work))
-		return nat_open(ctx, work, &forward->stamp, forward);
+		return nat_begun(work, open_connection(ctx, work, &forward->stamp, forward));
 	if (stand_in_answered(&pkt->tuple.dst) && nat_role(pkt->ifindex) == ROLE_LAN)
-		return nat_rebuild(ctx, work);
+		return nat_begun(work, open_rebuild(ctx, work));
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* The way of a packet, top to bottom. Most are of a connection and go no further than this. */
-static __always_inline enum verdict nat_decide(void *ctx, struct work *work)
+/* The way of a packet, top to bottom. Most are of a connection; the first one of a connection comes by twice.
+ * What may be ours and is not is for the hook's own copy of nat_decide_unknown. */
+static __always_inline enum verdict nat_decide(void *ctx, struct work *work, nat_unknown *unknown)
 {
 	const struct packet *pkt = &work->pkt;
-	struct conn *conn = conn_find(&pkt->tuple);
+	enum verdict verdict;
+	struct conn *conn;
 
-	if (conn && !conn_stale(pkt, conn))
-		return nat_follow(ctx, work, conn);
-	if (!conn && !nat_serves(pkt))
-		return VERDICT_PASS;
-	work->stale = conn;
-	return VERDICT_UNKNOWN;
+	for (int i = 0; i < 2; i++) {
+		conn = conn_find(&pkt->tuple);
+		if (conn && !conn_stale(pkt, conn))
+			return nat_follow(ctx, work, conn);
+		if (!conn && !nat_serves(pkt))
+			return VERDICT_PASS;
+		work->stale = conn;
+		verdict = unknown(ctx);
+		if (verdict != VERDICT_BEGUN)
+			return verdict;
+	}
+	return nat_verdict(work, REASON_TABLE_FULL);
 }
 
-/* And the others that may be ours. */
+/* The other packets that may be ours. BEGUN: there is a connection now. */
 static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -395,5 +388,5 @@ static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *w
 		return nat_stranger(ctx, work);
 	if (open_routers_own(ctx, work))
 		return nat_verdict(work, REASON_NONE);
-	return nat_open(ctx, work, &external->address, forward);
+	return nat_begun(work, open_connection(ctx, work, &external->address, forward));
 }

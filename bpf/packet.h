@@ -198,6 +198,15 @@ static __always_inline bool packet_bounded(__u32 *length, __u32 most)
 	return true;
 }
 
+/* One pointer, which is checked and then used: Linux 6.1 takes the same sum, made twice, for two places. */
+static __always_inline void *packet_at(void *header, __u32 length)
+{
+	void *behind = header + length;
+
+	asm volatile("" : "+r"(behind));
+	return behind;
+}
+
 /* Nothing behind the header's first byte is known to a later fragment. */
 static __always_inline void *packet_reach(void *l4, void *data_end, __u32 available, __u32 wanted)
 {
@@ -550,7 +559,7 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 	if (frag_off & (IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
 		sound &= packet_parse_piece(frag_off & IP_OFFSET_MASK, frag_off & IP_MORE_FRAGMENTS, available,
 					    pkt) && !pkt->dont_fragment;
-	known = packet_parse_l4((void *)ip + header, data_end, available, pkt);
+	known = packet_parse_l4(packet_at(ip, header), data_end, available, pkt);
 	if (!sound)
 		pkt->flaw = REASON_MALFORMED;
 	return known;
@@ -586,7 +595,7 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	pkt->id = fragment.id;
 	if (frag_off & ~6u)
 		sound = packet_parse_piece(frag_off >> 3, frag_off & 1, available, pkt);
-	known = packet_parse_l4((void *)ip + header, data_end, available, pkt);
+	known = packet_parse_l4(packet_at(ip, header), data_end, available, pkt);
 	if (!sound)
 		pkt->flaw = REASON_MALFORMED;
 	return known;

@@ -30,16 +30,13 @@ static __always_inline bool tc_bare(const struct __sk_buff *skb)
 	return in && !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
 }
 
-/* Where the IP header is; negative: nowhere that could be told. Since Linux 6.9 generic XDP may leave an skb
- * whose data begins with it though the device is an Ethernet one: that gets its header back. */
-static __always_inline int tc_find_ip(struct __sk_buff *skb)
+/* Where the IP header is, if that is not plain to see; negative: nowhere that could be told. Since Linux 6.9 generic
+ * XDP may leave an skb whose data begins with it though the device is an Ethernet one: that gets its header back. A
+ * stack frame of its own. */
+static __noinline int tc_search_ip(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data, saved;
 
-	/* The first octet of most MAC addresses cannot be that of an IP header. */
-	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
-	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
-		return sizeof(*eth);
 	if (tc_bare(skb))
 		return 0;
 	if (bpf_skb_load_bytes_relative(skb, 0, &saved, sizeof(saved), BPF_HDR_START_MAC) != 0 ||
@@ -48,6 +45,17 @@ static __always_inline int tc_find_ip(struct __sk_buff *skb)
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && __builtin_memcmp(eth, &saved, sizeof(saved)) == 0)
 		return sizeof(*eth);
 	return tc_give_ethernet(skb, &saved) ? (int)sizeof(saved) : -1;
+}
+
+static __always_inline int tc_find_ip(struct __sk_buff *skb)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+
+	/* The first octet of most MAC addresses cannot be that of an IP header. */
+	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
+	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
+		return sizeof(*eth);
+	return tc_search_ip(skb);
 }
 
 /* What is about to be sent has an Ethernet header, for helpers that send demand one; a device that carries
@@ -72,26 +80,18 @@ static __always_inline bool tc_pull(struct __sk_buff *skb)
 	return bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted) == 0;
 }
 
-/* These are not static, so that the verifier takes each for itself, once, and not again for all that it may
- * have found before. Linux 6.1 lets them look up their working memory, but not be given it. */
-__noinline int tc_parse(struct __sk_buff *skb)
+static __always_inline bool tc_parse(struct __sk_buff *skb, struct work *work)
 {
-	struct work *work = work_get();
-
-	return work && packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->protocol,
-				    &work->pkt);
+	return packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->protocol, &work->pkt);
 }
 
-__noinline int tc_nat(struct __sk_buff *skb)
+/* What few packets need is not static, so that the verifier takes each for itself, once, and not again for all
+ * that it may have found before. Linux 6.1 lets them look up their working memory, but not be given it. */
+__noinline int tc_unknown(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
-	enum verdict verdict;
-
-	if (!work)
-		return VERDICT_PASS;
-	verdict = nat_decide(skb, work);
-	return verdict == VERDICT_UNKNOWN ? nat_decide_unknown(skb, work) : verdict;
+	return work ? nat_decide_unknown(skb, work) : VERDICT_PASS;
 }
 
 __noinline int tc_icmp(struct __sk_buff *skb)
@@ -297,26 +297,34 @@ static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *wor
 	return bpf_l4_csum_replace(skb, pkt->l4.check_off, old, mss, sizeof(mss));
 }
 
-/* Writes all that the decision asks for. A verdict. */
+static __always_inline enum verdict tc_drop(struct work *work, enum reason reason)
+{
+	work->rw.reason = reason;
+	return VERDICT_DROP;
+}
+
+/* Writes more than addresses, ports and TTL. A verdict. */
 __noinline int tc_write_all(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
 	if (!work)
 		return VERDICT_DROP;
-	if (!tc_ensure_ethernet(skb, &work->pkt)) {
-		work->rw.reason = REASON_WRITE_FAILED;
-		return VERDICT_DROP;
-	}
-	if (work->pkt.icmp_error && !tc_icmp_sound(skb, &work->pkt)) {
-		work->rw.reason = REASON_BAD_CHECKSUM;
-		return VERDICT_DROP;
-	}
-	if (!tc_write(skb, &work->pkt, &work->rw) || (work->rw.mss && tc_clamp_mss(skb, work) != 0)) {
-		work->rw.reason = REASON_WRITE_FAILED;
-		return VERDICT_DROP;
-	}
+	if (!tc_ensure_ethernet(skb, &work->pkt))
+		return tc_drop(work, REASON_WRITE_FAILED);
+	if (work->pkt.icmp_error && !tc_icmp_sound(skb, &work->pkt))
+		return tc_drop(work, REASON_BAD_CHECKSUM);
+	if (!tc_write(skb, &work->pkt, &work->rw) || (work->rw.mss && tc_clamp_mss(skb, work) != 0))
+		return tc_drop(work, REASON_WRITE_FAILED);
 	return VERDICT_SEND;
+}
+
+/* Writes all that the decision asks for. */
+static __always_inline enum verdict tc_rewrite(struct __sk_buff *skb, struct work *work)
+{
+	if (!work->pkt.l3_off || work->pkt.icmp_error || work->rw.mss)
+		return tc_write_all(skb);
+	return tc_write(skb, &work->pkt, &work->rw) ? VERDICT_SEND : tc_drop(work, REASON_WRITE_FAILED);
 }
 
 /* Back where the packet came in. A RST by a clone, so that it also goes there when user space has made the
@@ -362,18 +370,27 @@ __noinline int tc_pass(struct __sk_buff *skb, __u32 held)
 	return TC_ACT_SHOT;
 }
 
-/* To the next hop, in pieces if need be, and after it what was held of its datagram. A TC action. */
-__noinline int tc_forward(struct __sk_buff *skb, __u32 held)
+static __always_inline bool tc_too_long(const struct work *work)
+{
+	return work->rw.mtu && work->pkt.segment > work->rw.mtu;
+}
+
+/* In pieces, or with what was held of its datagram after it. A TC action. */
+__noinline int tc_send_more(struct __sk_buff *skb, __u32 held)
 {
 	struct work *work = work_get();
-	__u32 mtu;
 
 	if (!work)
 		return TC_ACT_SHOT;
-	mtu = work->rw.mtu;
 	if (held && hold_send(skb, work, held))
 		return TC_ACT_SHOT;
-	if (mtu && work->pkt.segment > mtu && tc_shorten(skb, work))
+	if (tc_too_long(work) && tc_shorten(skb, work))
 		return TC_ACT_SHOT;
 	return (int)tc_send(skb, &work->rw);
+}
+
+/* To the next hop. */
+static __always_inline long tc_forward(struct __sk_buff *skb, const struct work *work, __u32 held)
+{
+	return held || tc_too_long(work) ? tc_send_more(skb, held) : tc_send(skb, &work->rw);
 }

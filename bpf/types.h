@@ -63,7 +63,7 @@ enum verdict {
 	VERDICT_SEND,
 	VERDICT_HOLD,	/* TC only: a fragment kept until the first of its datagram arrives */
 	VERDICT_TELL,	/* counter only: a DROP or REFUSE that was answered with an ICMP error */
-	VERDICT_UNKNOWN, /* never the last word: of no connection */
+	VERDICT_BEGUN,	/* never the last word: there is a connection now */
 };
 
 /* Why. Also the counter index, and in lower case the metric label. */
