@@ -327,44 +327,29 @@ static __always_inline long conn_start_sweeper(void)
 	return err ? err : bpf_timer_start(&sweeper->timer, SECOND_NS, 0);
 }
 
-/* Makes an established connection of it, and has it visited from now on. Two CPUs may want that at once: one
- * does it, the other finds it done. */
-static __always_inline enum reason conn_establish(struct conn *opener, struct conn *answerer, const struct visit *visit)
+/* The handshake is complete: it is an established connection, and visited from now on. Two CPUs may want that at
+ * once: one does it, the other finds it done. A stack frame of its own. */
+static __noinline enum reason conn_promote(const struct tuple *key, struct conn *opener, struct conn *answerer)
 {
+	struct visit visit = { .key = *key, .created = opener->created };
+	struct forward_stats *stats;
+
+	if (opener->state == CONN_ESTABLISHED)
+		return REASON_NONE;
 	if (!conn_admit())
 		return REASON_TABLE_FULL;
 	if (!conn_change(opener, CONN_HALF_OPEN, CONN_ESTABLISHED)) {
 		conn_leave();
 		return opener->state == CONN_ESTABLISHED ? REASON_NONE : REASON_ENDED;
 	}
-	if (bpf_map_push_elem(&visits, visit, 0) != 0) {
+	if (bpf_map_push_elem(&visits, &visit, 0) != 0) {
 		opener->state = CONN_HALF_OPEN;
 		conn_leave();
 		return REASON_TABLE_FULL;
 	}
 	answerer->state = CONN_ESTABLISHED;
 	count_event(EVENT_ESTABLISHED);
-	return REASON_NONE;
-}
-
-/* The handshake is complete. A stack frame of its own. */
-static __noinline enum reason conn_promote(const struct tuple *opener_key, const struct tuple *answerer_key)
-{
-	struct conn *opener = conn_find(opener_key), *answerer = conn_find(answerer_key);
-	struct forward_stats *stats;
-	enum reason reason;
-	struct visit visit;
-
-	if (!opener || !answerer)
-		return REASON_ENDED;
-	if (opener->state == CONN_ESTABLISHED)
-		return REASON_NONE;
-	visit.key = *opener_key;
-	visit.created = opener->created;
-	reason = conn_establish(opener, answerer, &visit);
-	if (reason != REASON_NONE)
-		return reason;
-	conn_charge(&opener_key->src, 1);
+	conn_charge(&key->src, 1);
 	stats = stats_find(opener->forward.id);
 	if (stats && opener->path < PATHS)
 		stats->established[opener->path]++;

@@ -107,16 +107,28 @@ static __always_inline bool nat_renew(void *ctx, struct work *work, struct conn 
 	return true;
 }
 
+/* Is it sent to us? Before a direction's first packet only its interface tells. */
+static __always_inline enum reason nat_addressed(const struct packet *pkt, const struct next_hop *hop)
+{
+	const struct interface *in;
+
+	if (hop->resolved)
+		return __builtin_memcmp(hop->local_mac, pkt->local_mac, ETH_ALEN) ? REASON_OTHER_HOST : REASON_NONE;
+	in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
+	if (!in)
+		return REASON_NEXT_HOP;
+	return __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) ? REASON_OTHER_HOST : REASON_NONE;
+}
+
 /* XDP sends only what needs neither the kernel's help nor its word to the sender. */
 static __always_inline enum reason nat_xdp_limits(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct next_hop *hop = &conn->hop;
+	enum reason reason = nat_addressed(pkt, hop);
 
-	if (!hop->resolved)
-		return REASON_NEXT_HOP;
-	if (__builtin_memcmp(hop->local_mac, pkt->local_mac, ETH_ALEN) != 0)
-		return REASON_OTHER_HOST;
+	if (reason != REASON_NONE)
+		return reason;
 	if (!fib_fresh(hop, pkt->now) && !nat_renew(ctx, work, conn))
 		return REASON_NEXT_HOP;
 	if (pkt->segment > hop->mtu)
@@ -266,7 +278,7 @@ static __always_inline void nat_count(const struct packet *pkt, const struct con
 
 /* Does this packet complete the handshake? One that was rebuilt has both sides speak instead. A stack frame of
  * its own. */
-static __noinline enum reason nat_advance(const struct packet *pkt, const struct conn *conn)
+static __noinline enum reason nat_advance(const struct packet *pkt, struct conn *conn)
 {
 	bool tcp = pkt->tuple.protocol == IPPROTO_TCP;
 	struct tuple other_key;
@@ -275,14 +287,16 @@ static __noinline enum reason nat_advance(const struct packet *pkt, const struct
 	if (conn->opener != tcp || (tcp && pkt->tcp_flags & (TCP_SYN | TCP_RST)) || pkt->fragment == FRAGMENT_LATER)
 		return REASON_NONE;
 	tuple_reverse(&conn->to, &other_key);
-	if (!tcp)
-		return conn_promote(&other_key, &pkt->tuple);
 	other = conn_find(&other_key);
-	if (other && conn->rebuilt && !other->packets)
+	if (!other)
+		return tcp ? REASON_BAD_HANDSHAKE : REASON_ENDED;
+	if (!tcp)
+		return conn_promote(&other_key, other, conn);
+	if (conn->rebuilt && !other->packets)
 		return REASON_NONE;
-	if (!other || (!conn->rebuilt && !conn_handshake_done(pkt, conn, other)))
+	if (!conn->rebuilt && !conn_handshake_done(pkt, conn, other))
 		return REASON_BAD_HANDSHAKE;
-	return conn_promote(&pkt->tuple, &other_key);
+	return conn_promote(&pkt->tuple, conn, other);
 }
 
 /* A packet of a connection: sent on, if it can be. */
@@ -325,11 +339,21 @@ static __always_inline enum verdict nat_begun(struct work *work, enum reason rea
 	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
 }
 
-/* May it begin something, or go on with what was lost? */
-static __always_inline bool nat_serves(const struct packet *pkt)
+/* May it be ours, though it is to no external address? */
+static __always_inline bool nat_concerns(const struct packet *pkt)
 {
-	return bpf_map_lookup_elem(&externals, &pkt->tuple.dst) || stand_in_answered(&pkt->tuple.dst) ||
-	       intercept_find(pkt);
+	return stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt);
+}
+
+/* May it begin something, or go on with what was lost? What it is to is noted for what comes next. */
+static __always_inline bool nat_served(struct work *work)
+{
+	const struct external *external = bpf_map_lookup_elem(&externals, &work->pkt.tuple.dst);
+
+	work->to_external = external;
+	if (external)
+		work->external = *external;
+	return external || nat_concerns(&work->pkt);
 }
 
 /* To no forward's address and port: an intercept's, or to a stand-in, from inside. What is in the middle of a
@@ -358,7 +382,7 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, nat
 		conn = conn_find(&pkt->tuple);
 		if (conn && !conn_stale(pkt, conn))
 			return nat_follow(ctx, work, conn);
-		if (!conn && !nat_serves(pkt))
+		if (!conn && !nat_served(work))
 			return VERDICT_PASS;
 		work->stale = conn;
 		verdict = unknown(ctx);
@@ -372,12 +396,13 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, nat
 static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct external *external = bpf_map_lookup_elem(&externals, &pkt->tuple.dst);
 	struct conn *conn = work->stale ? conn_find(&pkt->tuple) : NULL;
+	const struct external *external;
 	struct forward *forward;
 
-	if (conn && nat_ended(pkt, conn, nat_serves(pkt)))
+	if (conn && nat_ended(pkt, conn, nat_served(work)))
 		return nat_verdict(work, REASON_ENDED);
+	external = work->to_external ? &work->external : NULL;
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);

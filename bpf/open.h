@@ -72,26 +72,32 @@ static __always_inline __u32 open_interface_back(void *ctx, struct work *work)
 {
 	struct fib_start start = { .ifindex = work->pkt.ifindex };
 	struct tuple *way = &work->open.way;
+	long result;
 
 	tuple_reverse(&work->pkt.tuple, way);
-	return fib_found(fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr))) ? work->fib.ifindex : 0;
+	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
+	work->open.neighbour = result == BPF_FIB_LKUP_RET_SUCCESS;
+	return fib_found(result) ? work->fib.ifindex : 0;
 }
 
 /* Strict reverse path for a LAN; for a WAN the way back must lead to some WAN, as with several uplinks
  * the default route is only one of them. */
-static __always_inline bool open_source_ok(void *ctx, struct work *work)
+static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
-	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex), *back;
 	const union addr *source = &pkt->tuple.src;
+	struct next_hop *hop = &work->open.back;
+	const struct interface *back;
 	__u32 ifindex;
 
 	/* Nobody else puts packets into the loopback device. */
-	if (!in || in->role == ROLE_LOCAL)
-		return in;
+	if (in->role == ROLE_LOCAL)
+		return true;
 	if (addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source)))
 		return false;
 	ifindex = open_interface_back(ctx, work);
+	if (in->role == ROLE_LAN && ifindex == pkt->ifindex && work->open.neighbour)
+		fib_remember(hop, &work->fib, pkt, pkt->now);
 	if (in->role == ROLE_LAN)
 		return ifindex == pkt->ifindex;
 	back = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -156,9 +162,7 @@ static __always_inline __u32 open_socket_tuple(const struct tuple *packet, struc
 /* Is it on its way from a server to the router itself, translated already? */
 static __always_inline bool open_delivered(struct work *work)
 {
-	const struct interface *in = bpf_map_lookup_elem(&interfaces, &work->pkt.ifindex);
-
-	if (!in || in->role != ROLE_LOCAL)
+	if (work->pkt.ifindex != LOOPBACK_IFINDEX)
 		return false;
 	tuple_reverse(&work->pkt.tuple, &work->other);
 	return conn_find(&work->other);
@@ -188,16 +192,19 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 	return connected;
 }
 
-/* Would a reflected connection's answers be taken for those of a socket or a forward of the router? A stack
+/* Would the answers of a reflected connection be taken for those of a socket or a forward of the router? A stack
  * frame of its own. */
 static __noinline bool open_port_taken(void *ctx, struct work *work)
 {
 	const struct tuple *answer = &work->open.answer;
-	struct external *external = bpf_map_lookup_elem(&externals, &answer->dst);
 	struct bpf_sock_tuple *tuple = &work->sock;
 	struct bpf_sock *sock = NULL;
+	struct external *external;
 	__u32 length;
 
+	if (addr_equal(&answer->dst, &work->open.key.src) && work->pkt.ifindex != LOOPBACK_IFINDEX)
+		return false;
+	external = bpf_map_lookup_elem(&externals, &answer->dst);
 	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
 		return true;
 	length = open_socket_tuple(answer, tuple);
@@ -236,8 +243,10 @@ static long open_try_port(__u32 index, struct port_search *search)
 	struct work *work = search->work;
 	struct opening *open = &work->open;
 
-	if (index > 0)
-		open->answer.dport = open_draw_port(open->key.sport, index > PORT_PARITY_TRIES);
+	(void)index;
+	if (open->tries > 0)
+		open->answer.dport = open_draw_port(open->key.sport, open->tries > PORT_PARITY_TRIES);
+	open->tries++;
 	if (open_port_taken(search->ctx, work) || (open->mapped && !mapping_claim(work)))
 		return 0;
 	search->reason = conn_reserve(work, &open->answer, &open->conn);
@@ -256,7 +265,9 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 	open->mapped &= !fixed;
 	if (open->mapped)
 		open->answer.dport = mapping_port(work);
-	bpf_loop(fixed ? 1 : PORT_TRIES, open_try_port, &search, 0);
+	open->tries = 0;
+	if (!open_try_port(0, &search) && !fixed)
+		bpf_loop(PORT_TRIES - 1, open_try_port, &search, 0);
 	if (search.reason == REASON_NONE && open->mapped)
 		mapping_keep(work);
 	if (search.reason == REASON_NONE)
@@ -282,14 +293,16 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 {
 	const struct packet *pkt = &work->pkt;
 	const union addr *client = &work->open.key.src;
+	const struct interface *by = work->open.answered ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
 
+	work->open.back.resolved = 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
 	if ((!pkt->opens || work->open.answered) && !open_rebuilds(work, in, forward))
 		return REASON_NON_SYN;
 	if (pkt->hook == HOOK_XDP && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0)
 		return REASON_OTHER_HOST;
-	if (!open_source_ok(ctx, work))
+	if (!by || !open_source_ok(ctx, work, by))
 		return REASON_SPOOFED;
 	if (!forward_allows(forward_slot(), forward, client))
 		return REASON_NOT_ALLOWED;
@@ -408,10 +421,13 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 		reason = open_route(ctx, work, in, forward);
 	if (reason != REASON_NONE)
 		return reason;
-	old = conn_find(&open->key);
+	old = work->stale || open->answered ? conn_find(&open->key) : NULL;
 	if (old)
 		conn_delete(work, &open->key, old);
 	open_write(&work->pkt, in, address, forward, open);
+	/* Where its target is behind the same interface, the kernel has said already where its answers go. */
+	if (open->back.resolved && open->neighbour && work->fib.ifindex == ifindex)
+		open->conn.hop = open->back;
 	return open_insert(ctx, work);
 }
 

@@ -35,7 +35,9 @@ struct opening {
 	bool local;		/* its target is the router itself */
 	struct tuple way;	/* what is being routed */
 	struct tuple answer;	/* key of the answerer's direction */
-	bool neighbour;		/* fib knows the target's MAC address */
+	bool neighbour;		/* fib knows a MAC address */
+	struct next_hop back;	/* to the client; not resolved: not asked yet */
+	__u32 tries;		/* how many ports were tried; not on the stack: the verifier would count along */
 	struct conn conn;	/* the direction being written */
 };
 
@@ -46,6 +48,8 @@ struct work {
 	struct bpf_fib_lookup fib;
 	struct bpf_sock_tuple sock;
 	bool stale;		/* there is an entry for the packet, but its connection is over */
+	bool to_external;	/* external is set */
+	struct external external;	/* what it is to */
 	struct tuple other;	/* key of the other direction */
 	struct tuple mapping;	/* key of one */
 	struct mapping fresh;	/* one being made */
