@@ -96,7 +96,7 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	if (addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source)))
 		return false;
 	ifindex = open_interface_back(ctx, work);
-	if (in->role == ROLE_LAN && ifindex == pkt->ifindex && work->open.neighbour)
+	if (in->role == ROLE_LAN && ifindex == pkt->ifindex && work->open.neighbour && !work->open.answered)
 		fib_remember(hop, &work->fib, pkt, pkt->now);
 	if (in->role == ROLE_LAN)
 		return ifindex == pkt->ifindex;
