@@ -33,7 +33,7 @@ static __always_inline struct conn *conn_find(const struct tuple *key)
 
 static __always_inline bool conn_half(const struct conn *conn)
 {
-	return conn->state != CONN_ESTABLISHED;
+	return conn->state < CONN_ESTABLISHED;
 }
 
 /* The other direction. A stack frame of its own. */
@@ -109,7 +109,7 @@ static __always_inline void conn_count_closed(const union addr *client, const st
 {
 	struct forward_stats *stats = stats_find(conn->forward.id);
 
-	if (conn->expired)
+	if (conn->state == CONN_EXPIRED)
 		return;
 	count_event(EVENT_CLOSED);
 	conn_charge(client, -1);
@@ -219,7 +219,7 @@ static __always_inline bool conn_linger(struct conn *opener, struct conn *answer
 	if (!answerer || opener->path != PATH_HAIRPIN || opener->to.protocol == IPPROTO_TCP || conn_over(opener))
 		return false;
 	conn_count_closed(&answerer->to.dst, opener);
-	opener->expired = answerer->expired = 1;
+	opener->state = answerer->state = CONN_EXPIRED;
 	opener->forward.epoch--;
 	answerer->forward.epoch = opener->forward.epoch;
 	return true;
@@ -256,8 +256,13 @@ struct sweep {
 	__u64 first;	/* created, of the first visited that lives on */
 };
 
-/* One visit; 1 ends the round: none waits, or all have been seen. Who has moved on to another queue, or whose
- * key has become another's, waits here no more. */
+/* Does this one still wait here? In visits a key does, whose connection may have become another one since. */
+static __always_inline bool conn_waits(const struct conn *conn, const struct visit *visit, bool opening)
+{
+	return opening ? conn_half(conn) && conn->created == visit->created : conn->opener && conn->queued;
+}
+
+/* One visit; 1 ends the round: none waits, or all have been seen. */
 static __always_inline long conn_visit(void *queue, struct sweep *sweep)
 {
 	bool opening = queue != &visits;
@@ -267,9 +272,11 @@ static __always_inline long conn_visit(void *queue, struct sweep *sweep)
 	if (bpf_map_pop_elem(queue, &visit) != 0)
 		return 1;
 	conn = conn_find(&visit.key);
-	if (!conn || conn->created != visit.created || conn_half(conn) != opening)
+	if (!conn || !conn_waits(conn, &visit, opening))
 		return 0;
-	if (opening ? conn_visit_opening(&visit.key, conn) : conn_visit_established(&visit.key, conn))
+	if (opening && conn_visit_opening(&visit.key, conn))
+		return 0;
+	if (!opening && !conn_half(conn) && conn_visit_established(&visit.key, conn))
 		return 0;
 	bpf_map_push_elem(queue, &visit, 0);
 	if (sweep->first == visit.created)
@@ -334,19 +341,20 @@ static __noinline enum reason conn_promote(const struct tuple *key, struct conn 
 	struct visit visit = { .key = *key, .created = opener->created };
 	struct forward_stats *stats;
 
-	if (opener->state == CONN_ESTABLISHED)
+	if (!conn_half(opener))
 		return REASON_NONE;
 	if (!conn_admit())
 		return REASON_TABLE_FULL;
 	if (!conn_change(opener, CONN_HALF_OPEN, CONN_ESTABLISHED)) {
 		conn_leave();
-		return opener->state == CONN_ESTABLISHED ? REASON_NONE : REASON_ENDED;
+		return conn_half(opener) ? REASON_ENDED : REASON_NONE;
 	}
-	if (bpf_map_push_elem(&visits, &visit, 0) != 0) {
+	if (!opener->queued && bpf_map_push_elem(&visits, &visit, 0) != 0) {
 		opener->state = CONN_HALF_OPEN;
 		conn_leave();
 		return REASON_TABLE_FULL;
 	}
+	opener->queued = 1;
 	answerer->state = CONN_ESTABLISHED;
 	count_event(EVENT_ESTABLISHED);
 	conn_charge(&key->src, 1);

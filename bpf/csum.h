@@ -41,6 +41,16 @@ static __always_inline __u64 csum_diff16(__be16 from, __be16 to)
 	return from == to ? 0 : (__u64)(__u16)~from + to;
 }
 
+static __always_inline __wsum csum_diff_addresses(const struct tuple *from, const struct tuple *to)
+{
+	return csum_fold32(csum_diff_addr(&from->src, &to->src) + csum_diff_addr(&from->dst, &to->dst));
+}
+
+static __always_inline __wsum csum_diff_ports(const struct tuple *from, const struct tuple *to)
+{
+	return csum_fold32(csum_diff16(from->sport, to->sport) + csum_diff16(from->dport, to->dport));
+}
+
 /* RFC 1624 equation 3. */
 static __always_inline __sum16 csum_apply(__sum16 check, __wsum diff)
 {

@@ -41,27 +41,29 @@ type HairpinCensus struct {
 }
 
 type HairpinConn struct {
-	_        structs.HostLayout
-	To       HairpinTuple
-	LastSeen uint64
-	Packets  uint64
-	Bytes    uint64
-	Hop      HairpinNextHop
-	Forward  HairpinStamp
-	Address  HairpinStamp
-	State    HairpinConnState
-	Ifindex  uint32
-	Path     uint8
-	Opener   uint8
-	Fin      uint8
-	Rst      uint8
-	Local    uint8
-	Rebuilt  uint8
-	Expired  uint8
-	Told     uint8
-	Ack      uint32
-	End      uint32
-	Created  uint64
+	_           structs.HostLayout
+	To          HairpinTuple
+	LastSeen    uint64
+	Packets     uint64
+	Bytes       uint64
+	AddressDiff uint32
+	PortDiff    uint32
+	Hop         HairpinNextHop
+	Forward     HairpinStamp
+	Address     HairpinStamp
+	State       HairpinConnState
+	Ifindex     uint32
+	Path        uint8
+	Opener      uint8
+	Fin         uint8
+	Rst         uint8
+	Local       uint8
+	Rebuilt     uint8
+	Queued      uint8
+	Told        uint8
+	Ack         uint32
+	End         uint32
+	Created     uint64
 }
 
 type HairpinConnEvent uint32
@@ -88,8 +90,9 @@ type HairpinConnState uint32
 
 const (
 	HairpinConnStateCONN_HALF_OPEN   HairpinConnState = 0
-	HairpinConnStateCONN_ESTABLISHED HairpinConnState = 1
-	HairpinConnStateCONN_GONE        HairpinConnState = 2
+	HairpinConnStateCONN_GONE        HairpinConnState = 1
+	HairpinConnStateCONN_ESTABLISHED HairpinConnState = 2
+	HairpinConnStateCONN_EXPIRED     HairpinConnState = 3
 )
 
 type HairpinCounterKey struct {

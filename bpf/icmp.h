@@ -21,19 +21,18 @@ static __always_inline void icmp_requote(struct work *work)
 {
 	const struct quote *quote = &work->pkt.quote;
 	struct rewrite *rw = &work->rw;
-	__u64 addresses = csum_diff_addr(&quote->tuple.src, &rw->quoted.src) +
-			  csum_diff_addr(&quote->tuple.dst, &rw->quoted.dst);
-	__wsum ports = nat_port_diff(&quote->tuple, &rw->quoted);
-	__u64 changed = addresses + ports;
+	__wsum addresses = csum_diff_addresses(&quote->tuple, &rw->quoted);
+	__wsum ports = csum_diff_ports(&quote->tuple, &rw->quoted);
+	__u64 changed = (__u64)addresses + ports;
 
 	if (!work->pkt.v6) {
-		rw->quoted_ip_check = csum_apply(quote->ip_check, csum_fold32(addresses));
+		rw->quoted_ip_check = csum_apply(quote->ip_check, addresses);
 		changed += csum_diff16(quote->ip_check, rw->quoted_ip_check);
 	}
 	if (quote->l4.check_off) {
 		rw->quoted_check = csum_apply(quote->l4.check, ports);
 		if (quote->l4.pseudo)
-			rw->quoted_check = csum_apply(rw->quoted_check, csum_fold32(addresses));
+			rw->quoted_check = csum_apply(rw->quoted_check, addresses);
 		if (quote->tuple.protocol == IPPROTO_UDP && !rw->quoted_check)
 			rw->quoted_check = 0xffff;
 		changed += csum_diff16(quote->l4.check, rw->quoted_check);
@@ -52,7 +51,7 @@ static __always_inline void icmp_rewrite(struct work *work, const struct tuple *
 	to->dst = conn->to.dst;
 	if (!addr_equal(&way->src, &conn->to.src))
 		to->src = conn->to.src;
-	nat_rewrite(&work->pkt, to, rw);
+	nat_rewrite(&work->pkt, to, csum_diff_addresses(&work->pkt.tuple, to), rw);
 	tuple_reverse(&conn->to, &rw->quoted);
 	icmp_requote(work);
 }

@@ -246,22 +246,17 @@ static __always_inline enum reason nat_clamp_mss(const struct packet *pkt, const
 	return pkt->hook == HOOK_XDP ? REASON_MSS : REASON_NONE;
 }
 
-static __always_inline __wsum nat_port_diff(const struct tuple *from, const struct tuple *to)
+/* Its addresses, which change the checksums by this, and its TTL. */
+static __always_inline void nat_rewrite(const struct packet *pkt, const struct tuple *to, __wsum diff,
+					struct rewrite *rw)
 {
-	return csum_fold32(csum_diff16(from->sport, to->sport) + csum_diff16(from->dport, to->dport));
-}
-
-static __always_inline void nat_rewrite(const struct packet *pkt, const struct tuple *to, struct rewrite *rw)
-{
-	__u64 addresses = csum_diff_addr(&pkt->tuple.src, &to->src) + csum_diff_addr(&pkt->tuple.dst, &to->dst);
-
 	rw->to = *to;
 	rw->ttl = pkt->ttl - 1;
-	rw->address_diff = csum_fold32(addresses);
+	rw->address_diff = diff;
 	/* In IPv4's header the TTL is the upper half of its word, in IPv6's the lower. */
-	rw->ip_diff = csum_fold32(addresses + (pkt->v6 ? csum_diff16(bpf_htons(pkt->ttl), bpf_htons(rw->ttl))
-						       : csum_diff16(bpf_htons(pkt->ttl << 8), bpf_htons(rw->ttl << 8))));
-	rw->port_diff = nat_port_diff(&pkt->tuple, to);
+	rw->ip_diff = csum_fold32((__u64)diff +
+				  (pkt->v6 ? csum_diff16(bpf_htons(pkt->ttl), bpf_htons(rw->ttl))
+					   : csum_diff16(bpf_htons(pkt->ttl << 8), bpf_htons(rw->ttl << 8))));
 }
 
 static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn)
@@ -320,7 +315,8 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 		return nat_verdict(work, reason);
 	conn_track(pkt, conn);
 	nat_count(pkt, conn);
-	nat_rewrite(pkt, &conn->to, rw);
+	nat_rewrite(pkt, &conn->to, conn->address_diff, rw);
+	rw->port_diff = conn->port_diff;
 	return VERDICT_SEND;
 }
 

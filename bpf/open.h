@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conn.h"
+#include "csum.h"
 #include "fib.h"
 #include "forward.h"
 #include "mapping.h"
@@ -219,6 +220,12 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 	return true;
 }
 
+static __always_inline void open_sum(const struct tuple *key, struct conn *conn)
+{
+	conn->address_diff = csum_diff_addresses(key, &conn->to);
+	conn->port_diff = csum_diff_ports(key, &conn->to);
+}
+
 struct port_search {
 	void *ctx;
 	struct work *work;
@@ -249,6 +256,7 @@ static long open_try_port(__u32 index, struct port_search *search)
 	open->tries++;
 	if (open_port_taken(search->ctx, work) || (open->mapped && !mapping_claim(work)))
 		return 0;
+	open_sum(&open->answer, &open->conn);
 	search->reason = conn_reserve(work, &open->answer, &open->conn);
 	return search->reason == REASON_NONE;
 }
@@ -387,7 +395,9 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work)
 	if (reason != REASON_NONE)
 		return reason;
 	tuple_reverse(&open->answer, &conn->to);
+	open_sum(&open->key, conn);
 	conn->opener = 1;
+	conn->queued = open->queued;
 	conn->local = open->local;
 	__builtin_memset(&conn->hop, 0, sizeof(conn->hop));
 	if (open->neighbour && !open->answered)
@@ -422,6 +432,7 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	if (reason != REASON_NONE)
 		return reason;
 	old = work->stale || open->answered ? conn_find(&open->key) : NULL;
+	open->queued = old && old->opener && old->queued;
 	if (old)
 		conn_delete(work, &open->key, old);
 	open_write(&work->pkt, in, address, forward, open);

@@ -43,8 +43,9 @@ enum reflect {
 /* How far a connection has come; what counts is the opener's entry. */
 enum conn_state {
 	CONN_HALF_OPEN,		/* its handshake has not completed */
-	CONN_ESTABLISHED,
 	CONN_GONE,		/* half-open, and on its way out */
+	CONN_ESTABLISHED,	/* and what comes after it */
+	CONN_EXPIRED,		/* idle for too long: only keeps its tuple from other clients for a while */
 };
 
 enum role {
@@ -264,6 +265,8 @@ struct conn {
 	__u64 last_seen;	/* CLOCK_MONOTONIC ns, of a tick */
 	__u64 packets;
 	__u64 bytes;		/* IP total length */
+	__wsum address_diff;	/* what the checksums change by, from the key to `to` */
+	__wsum port_diff;
 	struct next_hop hop;
 	struct stamp forward;
 	struct stamp address;
@@ -275,13 +278,13 @@ struct conn {
 	__u8 rst;		/* TCP: an exact RST of either side, nothing since from this one */
 	__u8 local;		/* its packets are for the router itself */
 	__u8 rebuilt;		/* made from its rule in the middle: nobody has seen its handshake */
-	__u8 expired;		/* idle for too long: only keeps its tuple from other clients for a while */
+	__u8 queued;		/* the opener's: its key waits in visits */
 	__u8 told;		/* it is over, and both sides were told */
 	__u32 ack;		/* TCP: last acknowledgement it sent */
 	__u32 end;		/* TCP: sequence number after its SYN, later after its FIN */
 	__u64 created;		/* CLOCK_MONOTONIC ns */
 };
-_Static_assert(sizeof(struct conn) == 152, "struct conn has implicit padding");
+_Static_assert(sizeof(struct conn) == 160, "struct conn has implicit padding");
 
 /* How many connections are established, or keep their tuples though they are not; and how many may be. */
 struct census {
@@ -292,7 +295,7 @@ struct census {
 /* An appointment to see whether a connection has expired. */
 struct visit {
 	struct tuple key;	/* the opener's */
-	__u64 created;		/* of the connection meant, should its key have become another's */
+	__u64 created;		/* of the connection meant, should its key have become another's; but in visits it is the key's */
 };
 
 /* The one timer that keeps the appointments. */

@@ -33,6 +33,7 @@ struct opening {
 	bool answered;		/* it is the answerer's packet that rebuilds it */
 	bool mapped;		/* its port is to be the client's alone */
 	bool local;		/* its target is the router itself */
+	bool queued;		/* its key waits in visits: it replaces another connection */
 	struct tuple way;	/* what is being routed */
 	struct tuple answer;	/* key of the answerer's direction */
 	bool neighbour;		/* fib knows a MAC address */

@@ -201,7 +201,7 @@ func (t *Tables) snapshot() (*snapshot, error) {
 	err := scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
 		conn := &conns[0]
 		// One that has expired only keeps its addresses and ports from others.
-		if conn.Expired != 0 || epochs.over(conn) {
+		if conn.State == bpf.HairpinConnStateCONN_EXPIRED || epochs.over(conn) {
 			return
 		}
 		if halfOpen(conn) && since(now, conn.LastSeen) >= openingTime(&settings, protocolOf(key.Protocol)) {
@@ -216,7 +216,7 @@ func (t *Tables) snapshot() (*snapshot, error) {
 }
 
 func halfOpen(conn *bpf.HairpinConn) bool {
-	return conn.State != bpf.HairpinConnStateCONN_ESTABLISHED
+	return conn.State < bpf.HairpinConnStateCONN_ESTABLISHED
 }
 
 // openingTime follows conn_opening_time() of the datapath.

@@ -70,7 +70,7 @@ func (t *Tables) open(tb testing.TB, flows ...flow) {
 	for _, f := range flows {
 		keys, conns := f.pair()
 		for i := range keys {
-			if !f.half {
+			if !f.half && conns[i].State == bpf.HairpinConnStateCONN_HALF_OPEN {
 				conns[i].State = bpf.HairpinConnStateCONN_ESTABLISHED
 			}
 			if err := t.objs.Conns.Put(keys[i], conns[i]); err != nil {
@@ -137,7 +137,7 @@ func connected(t testing.TB) (*Tables, []flow) {
 		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *flow) { f.half, f.forward = true, old }),
 		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *flow) { f.forward.Id = 1 << 31 }),
 		from("198.51.100.9:6005", "198.51.100.9:6005", func(f *flow) {
-			expired := func(c *bpf.HairpinConn) { c.Expired = 1 }
+			expired := func(c *bpf.HairpinConn) { c.State = bpf.HairpinConnStateCONN_EXPIRED }
 			f.opener, f.answer = expired, expired
 		}),
 	}

@@ -310,7 +310,7 @@ func (s *stage) unmoved(since map[bpf.HairpinTuple]bpf.HairpinConn) bool {
 	for key, old := range since {
 		conn, there := now[key]
 		if !there || conn.LastSeen != old.LastSeen || conn.Fin != old.Fin || conn.Rst != old.Rst ||
-			conn.Ack != old.Ack || conn.End != old.End || conn.Expired != old.Expired || conn.To != old.To {
+			conn.Ack != old.Ack || conn.End != old.End || conn.State != old.State || conn.To != old.To {
 			s.p.Logf("was %+v\nnow %+v", old, conn)
 			return false
 		}
@@ -375,7 +375,7 @@ func (s *stage) sweep() {
 func (s *stage) present(client netip.AddrPort) bool {
 	s.p.Helper()
 	for key, conn := range s.states() {
-		if conn.Expired == 0 && opensFor(key, conn, client) {
+		if conn.State != bpf.HairpinConnStateCONN_EXPIRED && opensFor(key, conn, client) {
 			return true
 		}
 	}

@@ -295,3 +295,15 @@ func TestForwardsOfOneServer(t *testing.T) {
 	in, want := third.in(tcp("S", clientISN+9000, 0))
 	hooks[0].sends(t, third, func() {}, third.at, in, want)
 }
+
+// TestReopenedWithoutRest: one client may open and close the same connection more often than there is room for
+// connections, faster than any of them is visited.
+func TestReopenedWithoutRest(t *testing.T) {
+	b := newBenchFor(t, 64, 64, benchForwards...)
+	f := b.flows(false, 20000)["hairpin"]
+	for range 4 * 64 {
+		f.open(t)
+		f.send(t, true, tcp("R", clientISN+1, 0))
+		wantState(t, b, "after a RST", "closing")
+	}
+}

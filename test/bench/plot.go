@@ -32,8 +32,8 @@ func colour(contender string) color.Color {
 	return colourPeers
 }
 
-// plot draws one SVG for each task that has several contenders and is shown in the README.
-func (r *report) plot(dir string) error {
+// plot draws one SVG for each task that has several contenders, and returns the names of the files.
+func (r *report) plot(dir string) (drawn []string, err error) {
 	plot.DefaultFont.Variant, plotter.DefaultFont.Variant = "Sans", "Sans"
 	for _, p := range []struct{ file, title, task, axis string }{
 		{"packets-1.svg", "Reflected packets, 1 flow", course{hairpinned, toServer, 1}.String(), "ns of one core a packet, less is better"},
@@ -43,15 +43,19 @@ func (r *report) plot(dir string) error {
 		{"requests.svg", "Web requests, one a connection", taskRequests, "requests a second, more is better"},
 		{"bulk.svg", "One TCP connection, as fast as it can", taskBulk, "Gbit/s, more is better"},
 	} {
-		if err := r.bars(filepath.Join(dir, p.file), p.title, p.task, p.axis); err != nil {
-			return fmt.Errorf("draw %s: %w", p.file, err)
+		there, err := r.bars(filepath.Join(dir, p.file), p.title, p.task, p.axis)
+		if err != nil {
+			return drawn, fmt.Errorf("draw %s: %w", p.file, err)
+		}
+		if there {
+			drawn = append(drawn, p.file)
 		}
 	}
-	return nil
+	return drawn, nil
 }
 
-// bars draws the contenders of a task, with the middle half of their values.
-func (r *report) bars(file, title, task, axis string) error {
+// bars draws the contenders of a task; false: it was not measured.
+func (r *report) bars(file, title, task, axis string) (bool, error) {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text = title, axis
 	p.Title.Padding = vg.Points(6)
@@ -65,7 +69,7 @@ func (r *report) bars(file, title, task, axis string) error {
 		}
 		bar, err := plotter.NewBarChart(plotter.Values{s.Spread.Median}, vg.Points(16))
 		if err != nil {
-			return err
+			return false, err
 		}
 		bar.Horizontal, bar.XMin, bar.Color, bar.LineStyle.Width = true, float64(len(names)), colour(s.Contender), 0
 		label, err := plotter.NewLabels(plotter.XYLabels{
@@ -73,7 +77,7 @@ func (r *report) bars(file, title, task, axis string) error {
 			Labels: []string{" " + number(s.Spread.Median, "")},
 		})
 		if err != nil {
-			return err
+			return false, err
 		}
 		label.TextStyle[0].YAlign = draw.YCenter
 		p.Add(bar, label)
@@ -81,11 +85,11 @@ func (r *report) bars(file, title, task, axis string) error {
 		names = append(names, s.Contender)
 	}
 	if len(names) == 0 {
-		return nil
+		return false, nil
 	}
 	p.NominalY(names...)
 	p.Y.Min, p.Y.Max = -0.6, float64(len(names))-0.4
-	return save(p, file, vg.Length(len(names))*vg.Points(26)+vg.Points(70))
+	return true, save(p, file, vg.Length(len(names))*vg.Points(26)+vg.Points(70))
 }
 
 func save(p *plot.Plot, file string, height vg.Length) (err error) {

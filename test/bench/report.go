@@ -175,7 +175,7 @@ func number(value float64, unit string) string {
 	return fmt.Sprintf("%.*f %s", digits, value, unit)
 }
 
-// write leaves the report as JSON and as text in a directory, and the plots.
+// write leaves the report as JSON, as text and as a page in a directory, and the plots.
 func (r *report) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make directory for results: %w", err)
@@ -194,5 +194,32 @@ func (r *report) write(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "bench.txt"), table.Bytes(), 0o644); err != nil {
 		return fmt.Errorf("write results: %w", err)
 	}
-	return r.plot(dir)
+	drawn, err := r.plot(dir)
+	if err != nil {
+		return err
+	}
+	page := new(bytes.Buffer)
+	r.page(page, drawn)
+	if err := os.WriteFile(filepath.Join(dir, "README.md"), page.Bytes(), 0o644); err != nil {
+		return fmt.Errorf("write results: %w", err)
+	}
+	return nil
+}
+
+// page is what a browser of the repository sees: the table of what has to be reached, and the plots.
+func (r *report) page(w io.Writer, plots []string) {
+	run := "make bench"
+	if r.Short {
+		run = "make bench-short"
+	}
+	fmt.Fprintf(w, "# One run of `%s`\n\n%s, Linux %s, %d x %s, hairpin %s, %.0f s. All of it is in [bench.txt](bench.txt), every value in\n[bench.json](bench.json); how it is measured: [../README.md](../README.md).\n\n",
+		run, r.Date.Format(time.DateOnly), r.Kernel, r.CPUs, r.CPU, r.Version, r.Seconds)
+	fmt.Fprintln(w, "| what | measured | required | reached | from |")
+	fmt.Fprintln(w, "|---|---|---|---|---|")
+	for _, row := range r.Rows {
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", row.What, row.number(row.Value.Median), row.required(), row.verdict(), row.Detail)
+	}
+	for _, file := range plots {
+		fmt.Fprintf(w, "\n![%s](%s)\n", strings.TrimSuffix(file, ".svg"), file)
+	}
 }
