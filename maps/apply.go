@@ -40,13 +40,19 @@ func (t *Tables) Apply(c Config) (Change, error) {
 	if err := c.Validate(); err != nil {
 		return Change{}, err
 	}
-	running, generation, err := t.running()
+	before, generation, err := t.outline()
 	fresh := errors.Is(err, ErrEmpty)
 	if err != nil && !fresh {
 		return Change{}, err
 	}
-	if err := t.finish(running); err != nil {
+	if err := t.finish(before); err != nil {
 		return Change{}, err
+	}
+	running := &before.document
+	if !fresh {
+		if running, err = t.whole(before); err != nil {
+			return Change{}, err
+		}
 	}
 	change := compare(running.Config, c)
 	p, err := t.compile(c, running)
@@ -64,9 +70,9 @@ func (t *Tables) Apply(c Config) (Change, error) {
 	}); err != nil {
 		return Change{}, err
 	}
-	doc, _, err := t.running()
+	after, _, err := t.outline()
 	if err == nil {
-		err = t.finish(doc)
+		err = t.finish(after)
 	}
 	if err != nil {
 		return change, fmt.Errorf("the new forwards run, but cleaning up failed: %w", err)
@@ -266,20 +272,25 @@ func (t *Tables) addExternals(doc *document) error {
 	return nil
 }
 
-// finish does what follows the swap to doc; it may be repeated.
-func (t *Tables) finish(doc *document) error {
-	if doc.Schema == 0 {
+// finish does what follows the swap to the document of an outline, or the last
+// addition to it; it may be repeated.
+func (t *Tables) finish(o *outline) error {
+	if o.Schema == 0 {
 		return nil
 	}
-	finished, err := t.isFinished(doc)
+	finished, err := t.isFinished(&o.document)
 	if err != nil {
 		return err
 	}
 	if finished {
 		return nil
 	}
-	if doc.added > 0 {
-		return t.finishAdded(doc)
+	if o.added > 0 {
+		return t.finishAdded(&o.document)
+	}
+	doc, err := t.whole(o)
+	if err != nil {
+		return err
 	}
 	for _, step := range []struct {
 		name string

@@ -9,7 +9,7 @@ import (
 )
 
 // codec writes forwards as bytes or reads them back: the document holds up to
-// 65,536, and whoever adds one waits for all of them to be read. One function
+// 65,536, and whoever adds one waits for all of them to be looked at. One function
 // for each type goes both ways, so what is written is what is read.
 type codec struct {
 	out  []byte // written so far; nil while reading
@@ -32,21 +32,64 @@ func encodeForwards(forwards []Forward, stamps []stamp) []byte {
 	return c.out
 }
 
-func decodeForwards(text string) ([]Forward, []stamp, error) {
+// decodeForwards returns what is behind them as well.
+func decodeForwards(text string) (forwards []Forward, stamps []stamp, rest string, err error) {
 	c := codec{text: text}
-	var count uint64
-	c.number(&count)
-	if count > uint64(len(c.text)) {
-		return nil, nil, errCutShort
-	}
+	count := c.count()
 	// With room for additions: they are not to copy all that was there.
-	forwards := make([]Forward, count, count+additionsRoom)
-	stamps := make([]stamp, count, count+additionsRoom)
+	forwards = make([]Forward, count, count+additionsRoom)
+	stamps = make([]stamp, count, count+additionsRoom)
 	for i := range forwards {
 		c.forward(&forwards[i])
 		c.stamp(&stamps[i])
 	}
-	return forwards, stamps, c.err
+	return forwards, stamps, c.text, c.err
+}
+
+// countForwards is how many encodeForwards wrote.
+func countForwards(text string) int {
+	c := codec{text: text}
+	return c.count()
+}
+
+// eachForward calls visit for forwards as encodeForwards wrote them until it
+// returns false. It makes no memory of them: what visit is given, lists included,
+// is the next one's afterwards.
+func eachForward(text string, visit func(*Forward, stamp) bool) error {
+	c := codec{text: text}
+	var (
+		f Forward
+		s stamp
+	)
+	for range c.count() {
+		c.forward(&f)
+		c.stamp(&s)
+		if c.err != nil || !visit(&f, s) {
+			break
+		}
+	}
+	return c.err
+}
+
+// encodeString is how a text lies among the forwards.
+func encodeString(text string) string {
+	c := codec{out: []byte{}}
+	c.string(&text)
+	return string(c.out)
+}
+
+// encodeStamps is the form that decodeStamps reads.
+func encodeStamps(stamps []stamp) []byte {
+	c := codec{out: []byte{}}
+	items(&c, &stamps, (*codec).stamp)
+	return c.out
+}
+
+func decodeStamps(text string) ([]stamp, error) {
+	c := codec{text: text}
+	var stamps []stamp
+	items(&c, &stamps, (*codec).stamp)
+	return stamps, c.err
 }
 
 func (c *codec) forward(f *Forward) {
@@ -72,20 +115,33 @@ func (c *codec) stamp(s *stamp) {
 	c.word(&s.epoch)
 }
 
-// items goes through a list; an empty one is read as nil.
+// items goes through a list. It is read into the one that was there, if that is
+// long enough; an empty one is read as nil if there was none.
 func items[T any](c *codec, list *[]T, item func(*codec, *T)) {
-	count := uint64(len(*list))
-	c.number(&count)
-	if c.out == nil && count > 0 {
-		if count > uint64(len(c.text)) {
-			c.cutShort()
-			return
+	if c.out == nil {
+		count := c.count()
+		if count > cap(*list) {
+			*list = make([]T, count)
 		}
-		*list = make([]T, count)
+		*list = (*list)[:count]
+	} else {
+		count := uint64(len(*list))
+		c.number(&count)
 	}
 	for i := range *list {
 		item(c, &(*list)[i])
 	}
+}
+
+// count reads how many items follow, each of a byte at least.
+func (c *codec) count() int {
+	var count uint64
+	c.number(&count)
+	if count > uint64(len(c.text)) {
+		c.cutShort()
+		return 0
+	}
+	return int(count)
 }
 
 func (c *codec) number(n *uint64) {
@@ -164,6 +220,8 @@ func (c *codec) addr(a *netip.Addr) {
 		*a = netip.AddrFrom4([4]byte([]byte(text)))
 	case 16:
 		*a = netip.AddrFrom16([16]byte([]byte(text)))
+	default:
+		*a = netip.Addr{}
 	}
 }
 

@@ -23,6 +23,7 @@ type attacher interface {
 // tables is what the commands and the daemon change of *maps.Tables.
 type tables interface {
 	Running() (maps.Config, error)
+	Settings() (maps.Config, error)
 	Plan(maps.Config) (maps.Change, error)
 	Apply(maps.Config) (maps.Change, error)
 	Add(maps.Forward) (bool, error)
@@ -224,8 +225,9 @@ func (r *router) apply(cfg maps.Config) (applied, error) {
 	return r.change(cfg, func() (maps.Change, error) { return r.tables.Apply(cfg) })
 }
 
-// add makes a forward run beside those of running. The tables may be able to do
-// that in no more time than it takes; else it is to apply them all.
+// add makes a forward run beside those that do, running being what runs, with or
+// without its forwards. The tables may be able to do that in no more time than it
+// takes; else it is to apply them all.
 func (r *router) add(running maps.Config, forward maps.Forward) (applied, error) {
 	alone := running
 	alone.Forwards = []maps.Forward{forward}
@@ -237,15 +239,18 @@ func (r *router) add(running maps.Config, forward maps.Forward) (applied, error)
 		if done || err != nil {
 			return maps.Change{Added: []string{forward.Name}}, err
 		}
-		wanted := running
-		wanted.Forwards = append(slices.Clip(running.Forwards), forward)
+		wanted, err := r.tables.Running()
+		if err != nil {
+			return maps.Change{}, fmt.Errorf("read what runs: %w", err)
+		}
+		wanted.Forwards = append(slices.Clip(wanted.Forwards), forward)
 		return r.tables.Apply(wanted)
 	})
 }
 
 // change attaches the ports of cfg, changes the tables, and tells them what is there.
 func (r *router) change(cfg maps.Config, tables func() (maps.Change, error)) (applied, error) {
-	running, err := r.tables.Running()
+	running, err := r.tables.Settings()
 	if errors.Is(err, maps.ErrEmpty) {
 		running.Mode = cfg.Mode // nothing is attached by another
 	} else if err != nil {

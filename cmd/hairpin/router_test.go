@@ -104,6 +104,12 @@ func (m *machineFake) Running() (maps.Config, error) {
 	return *m.running, nil
 }
 
+func (m *machineFake) Settings() (maps.Config, error) {
+	c, err := m.Running()
+	c.Forwards = nil
+	return c, err
+}
+
 func (m *machineFake) Plan(c maps.Config) (maps.Change, error) { return maps.Change{}, c.Validate() }
 
 func (m *machineFake) Apply(c maps.Config) (maps.Change, error) {
