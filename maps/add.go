@@ -211,7 +211,7 @@ func (d *document) readAdditions(chunks *ebpf.Map, generation uint32) error {
 		return fmt.Errorf("generation %d is none of a document of %d", generation, d.Generation)
 	}
 	for i := range added {
-		text, err := readChunks(chunks, d.chunks+i)
+		text, err := readChunk(chunks, d.chunks+i)
 		if err != nil {
 			return err
 		}

@@ -645,7 +645,7 @@ func TestDocumentsOfEverySize(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := readChunks(m, 0)
+		got, err := readChunks(m)
 		m.Close()
 		if err != nil || got != string(text) {
 			t.Errorf("size %d: reads back %d bytes, %v", size, len(got), err)

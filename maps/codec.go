@@ -149,18 +149,16 @@ func (c *codec) number(n *uint64) {
 		c.out = binary.AppendUvarint(c.out, *n)
 		return
 	}
-	*n = 0
-	for shift := 0; shift < 64; shift += 7 {
-		if len(c.text) == 0 {
-			break
-		}
-		b := c.text[0]
-		c.text = c.text[1:]
-		*n |= uint64(b&0x7f) << shift
+	var value uint64
+	for i := 0; i < min(len(c.text), binary.MaxVarintLen64); i++ {
+		b := c.text[i]
+		value |= uint64(b&0x7f) << (7 * i)
 		if b < 0x80 {
+			*n, c.text = value, c.text[i+1:]
 			return
 		}
 	}
+	*n = 0
 	c.cutShort()
 }
 

@@ -188,7 +188,7 @@ func (t *Tables) readOutline(generation uint32) (*outline, error) {
 	}
 	defer chunks.Close()
 	o := new(outline)
-	text, err := readChunks(chunks, 0)
+	text, err := readChunks(chunks)
 	if err == nil {
 		err = o.unmarshal(text)
 	}
@@ -219,22 +219,55 @@ func chunkCount(length int) uint32 {
 	return uint32((lengthBytes + length + len(chunk{}) - 1) / len(chunk{}))
 }
 
-// readChunks reads the text that begins at an entry.
-func readChunks(m *ebpf.Map, first uint32) (string, error) {
-	var text strings.Builder
-	length := uint64(lengthBytes)
-	for i := first; uint64(text.Len()) < length; i++ {
-		var c chunk
-		if err := m.Lookup(i, &c); err != nil {
+// readChunk reads the text of an addition, which is one entry.
+func readChunk(m *ebpf.Map, at uint32) (string, error) {
+	var c chunk
+	if err := m.Lookup(at, &c); err != nil {
+		return "", err
+	}
+	length := binary.LittleEndian.Uint64(c[:])
+	if length > uint64(len(c)-lengthBytes) {
+		return "", fmt.Errorf("an addition has %d bytes, more than fit", length)
+	}
+	return string(c[lengthBytes : lengthBytes+length]), nil
+}
+
+// chunksAtOnce bounds the memory that chunks take on the way into a text.
+const chunksAtOnce = 64
+
+// readChunks reads the text that begins with the first entry.
+func readChunks(m *ebpf.Map) (string, error) {
+	var (
+		text   strings.Builder
+		left   = uint64(1) // bytes, of which there is one at least
+		cursor ebpf.MapBatchCursor
+		keys   = make([]uint32, 1)
+		chunks = make([]chunk, 1)
+	)
+	for left > 0 {
+		n, err := m.BatchLookup(&cursor, keys, chunks, nil)
+		// With the last entries comes the news that there are no more.
+		if err != nil && !(errors.Is(err, ebpf.ErrKeyNotExist) && n > 0) {
 			return "", err
 		}
-		if i == first {
-			length += binary.LittleEndian.Uint64(c[:])
-			text.Grow(int(m.MaxEntries()) * len(c))
+		if text.Len() == 0 {
+			left = lengthBytes + binary.LittleEndian.Uint64(chunks[0][:])
+			if room := uint64(m.MaxEntries()) * uint64(len(chunk{})); left > room {
+				return "", fmt.Errorf("%d bytes, of which %d are there", left, room)
+			}
+			text.Grow(int(left))
 		}
-		text.Write(c[:])
+		for i := range chunks[:n] {
+			part := chunks[i][:min(left, uint64(len(chunk{})))]
+			text.Write(part)
+			left -= uint64(len(part))
+		}
+		if len(chunks) == 1 {
+			n := min(chunkCount(int(left)), chunksAtOnce)
+			keys, chunks = make([]uint32, n), make([]chunk, n)
+		}
 	}
-	return text.String()[lengthBytes:length], nil
+	return text.String()[lengthBytes:], nil
 }
 
 // newChunks makes a map that holds text, and has room for more entries behind it.
