@@ -92,22 +92,60 @@ func decodeStamps(text string) ([]stamp, error) {
 	return stamps, c.err
 }
 
+// forward has what most forwards do without only if its bit is set.
 func (c *codec) forward(f *Forward) {
+	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
+		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0)
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
-	c.string(&f.External.Interface)
-	c.addr(&f.External.Address)
 	c.port(&f.Ports.First)
 	c.port(&f.Ports.Last)
 	c.addr(&f.Target)
-	c.port(&f.TargetPort)
-	items(c, &f.From, (*codec).prefix)
-	c.string((*string)(&f.Reflect))
-	items(c, &f.Hosts, (*codec).string)
-	c.bool(&f.Intercept)
-	items(c, &f.LAN, (*codec).string)
-	items(c, &f.Except, (*codec).prefix)
-	c.string(&f.Source)
+	optional(c, has&1, &f.TargetPort, (*codec).port)
+	optional(c, has&2, &f.Source, (*codec).string)
+	optional(c, has&4, &f.External.Interface, (*codec).string)
+	optional(c, has&8, &f.External.Address, (*codec).addr)
+	list(c, has&16, &f.From, (*codec).prefix)
+	optional(c, has&32, (*string)(&f.Reflect), (*codec).string)
+	list(c, has&64, &f.Hosts, (*codec).string)
+	f.Intercept = has&128 != 0
+	list(c, has&256, &f.LAN, (*codec).string)
+	list(c, has&512, &f.Except, (*codec).prefix)
+}
+
+// bits goes through what is true, the first as the lowest bit.
+func (c *codec) bits(list ...bool) uint64 {
+	var set uint64
+	if c.out != nil {
+		for i, is := range list {
+			if is {
+				set |= 1 << i
+			}
+		}
+	}
+	c.number(&set)
+	return set
+}
+
+// optional goes through a field if it is there; else it is read as zero.
+func optional[T any](c *codec, there uint64, field *T, do func(*codec, *T)) {
+	var zero T
+	switch {
+	case there != 0:
+		do(c, field)
+	case c.out == nil:
+		*field = zero
+	}
+}
+
+// list is optional for a list, and reads it into the one that was there.
+func list[T any](c *codec, there uint64, field *[]T, item func(*codec, *T)) {
+	switch {
+	case there != 0:
+		items(c, field, item)
+	case c.out == nil:
+		*field = (*field)[:0]
+	}
 }
 
 func (c *codec) stamp(s *stamp) {
@@ -178,15 +216,6 @@ func (c *codec) protocol(p *Protocol) {
 	wide := uint64(*p)
 	c.number(&wide)
 	*p = Protocol(wide)
-}
-
-func (c *codec) bool(b *bool) {
-	var n uint64
-	if *b {
-		n = 1
-	}
-	c.number(&n)
-	*b = n != 0
 }
 
 func (c *codec) string(s *string) {

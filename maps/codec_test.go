@@ -68,6 +68,21 @@ func TestEveryFieldOfAForwardIsWritten(t *testing.T) {
 	}
 }
 
+// TestAnyFieldOfAForwardIsWritten: none needs another one.
+func TestAnyFieldOfAForwardIsWritten(t *testing.T) {
+	seed := 0
+	var forwards []Forward
+	for i := range reflect.TypeFor[Forward]().NumField() {
+		f := new(Forward)
+		fill(t, reflect.ValueOf(f).Elem().Field(i), &seed)
+		forwards = append(forwards, *f)
+	}
+	got, _, _, err := decodeForwards(string(encodeForwards(forwards, make([]stamp, len(forwards)))))
+	if err != nil || !reflect.DeepEqual(got, forwards) {
+		t.Errorf("wrote %+v\nread %+v, %v", forwards, got, err)
+	}
+}
+
 // TestEachForwardShowsThemOneByOne: nothing of one is left in the next.
 func TestEachForwardShowsThemOneByOne(t *testing.T) {
 	seed := 0
