@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -158,6 +159,8 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
+	var others fillings
+	defer others.close()
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -166,20 +169,21 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		// program runs that began before, so that none is left that took this slot
 		// of forwards for the live one before the last swap.
 		{"store configuration", func() error {
-			return fillSlot(t.objs.Documents, slot, func() (*ebpf.Map, error) { return newChunks(text, additionsRoom+1) })
+			return t.storeDocument(generation+1, text, &others)
 		}},
-		{"store forwards", func() error {
-			return fillTrie(t.objs.Forwards, slot, bpf.HairpinMapForwards, p.keys, p.values)
+		{"make forwards", func() error {
+			return addTrie(&others, t.objs.Forwards, slot, bpf.HairpinMapForwards, p.keys, p.values)
 		}},
-		{"store from lists", func() error {
-			return fillTrie(t.objs.Allow, slot, bpf.HairpinMapAllow, p.sources, p.allowed)
+		{"make from lists", func() error {
+			return addTrie(&others, t.objs.Allow, slot, bpf.HairpinMapAllow, p.sources, p.allowed)
 		}},
-		{"store stand-ins", func() error {
-			return fillTrie(t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
+		{"make stand-ins", func() error {
+			return addTrie(&others, t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
 		}},
-		{"store origins", func() error {
-			return fillTrie(t.objs.Origins, slot, bpf.HairpinMapOrigins, p.originKeys, p.origins)
+		{"make origins", func() error {
+			return addTrie(&others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.originKeys, p.origins)
 		}},
+		{"store what was made", others.store},
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
 		{"add targets", func() error { return t.addTargets(&p.doc, running) }},
@@ -191,15 +195,76 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 	return nil
 }
 
-// fillTrie puts a new trie into a slot, unless an empty one is to replace an
-// empty one: the kernel makes every write of a slot wait for all CPUs.
-func fillTrie[K, V any](outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
+// storeDocument fills the slot of the document of a generation, or leaves it to
+// the others' time if it is the first: nothing was swapped before.
+func (t *Tables) storeDocument(generation uint32, text []byte, others *fillings) error {
+	inner, err := newChunks(text, additionsRoom+1)
+	if err != nil {
+		return err
+	}
+	document := filling{t.objs.Documents, inner, generation & 1}
+	if generation == 1 {
+		*others = append(*others, document)
+		return nil
+	}
+	defer inner.Close()
+	return document.store()
+}
+
+// fillings are maps on their way into slots.
+type fillings []filling
+
+type filling struct {
+	outer, inner *ebpf.Map
+	slot         uint32
+}
+
+func (f *fillings) close() {
+	for _, one := range *f {
+		one.inner.Close()
+	}
+}
+
+// store fills the slots. The kernel makes every write of a slot wait for all CPUs,
+// but all that come together wait for the same.
+func (f *fillings) store() error {
+	errs := make([]error, len(*f))
+	var storing sync.WaitGroup
+	for i, one := range *f {
+		storing.Go(func() { errs[i] = one.store() })
+	}
+	storing.Wait()
+	return errors.Join(errs...)
+}
+
+func fillSlot(outer *ebpf.Map, slot uint32, build func() (*ebpf.Map, error)) error {
+	inner, err := build()
+	if err != nil {
+		return err
+	}
+	defer inner.Close()
+	return filling{outer, inner, slot}.store()
+}
+
+func (f filling) store() error {
+	if err := f.outer.Put(f.slot, f.inner); err != nil {
+		return fmt.Errorf("fill slot %d of %s: %w", f.slot, outerName(f.outer), err)
+	}
+	return nil
+}
+
+// addTrie makes a trie for a slot, unless an empty one is to replace an empty one.
+func addTrie[K, V any](to *fillings, outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
 	if len(keys) == 0 {
 		if empty, err := isEmptySlot(outer, slot); empty || err != nil {
 			return err
 		}
 	}
-	return fillSlot(outer, slot, func() (*ebpf.Map, error) { return newTrie(name, keys, values) })
+	inner, err := newTrie(name, keys, values)
+	if err == nil {
+		*to = append(*to, filling{outer, inner, slot})
+	}
+	return err
 }
 
 func isEmptySlot(outer *ebpf.Map, slot uint32) (bool, error) {
@@ -213,18 +278,6 @@ func isEmptySlot(outer *ebpf.Map, slot uint32) (bool, error) {
 		return false, fmt.Errorf("look into slot %d of %s: %w", slot, outerName(outer), err)
 	}
 	return key == nil, nil
-}
-
-func fillSlot(outer *ebpf.Map, slot uint32, build func() (*ebpf.Map, error)) error {
-	inner, err := build()
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
-	if err := outer.Put(slot, inner); err != nil {
-		return fmt.Errorf("fill slot %d of %s: %w", slot, outerName(outer), err)
-	}
-	return nil
 }
 
 func outerName(m *ebpf.Map) string { return strings.Split(m.String(), "#")[0] }

@@ -655,7 +655,12 @@ func TestDocumentsOfEverySize(t *testing.T) {
 
 func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
-	if err := fillSlot(tables.objs.Documents, 0, func() (*ebpf.Map, error) { return newChunks([]byte(`{"schema":1}`), additionsRoom+1) }); err != nil {
+	inner, err := newChunks([]byte(`{"schema":1}`), additionsRoom+1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	if err := (filling{tables.objs.Documents, inner, 0}).store(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := tables.Running(); !contains(err, "written by another version of hairpin") {
