@@ -38,47 +38,62 @@ func (t *Tables) Plan(c Config) (Change, error) {
 // nothing. After it the document lists what remains to be done, and the next
 // writer does it.
 func (t *Tables) Apply(c Config) (Change, error) {
-	if err := c.Validate(); err != nil {
+	swap, err := t.Prepare(c)
+	if err != nil {
 		return Change{}, err
+	}
+	return swap()
+}
+
+// Prepare does what Apply does before the swap. To swap is the rest of it, which
+// is to follow before anything else is changed.
+func (t *Tables) Prepare(c Config) (swap func() (Change, error), err error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
 	}
 	before, generation, err := t.outline()
 	fresh := errors.Is(err, ErrEmpty)
 	if err != nil && !fresh {
-		return Change{}, err
+		return nil, err
 	}
 	if err := t.finish(before); err != nil {
-		return Change{}, err
+		return nil, err
 	}
 	running := &before.document
 	if !fresh {
 		if running, err = t.whole(before); err != nil {
-			return Change{}, err
+			return nil, err
 		}
 	}
 	change := compare(running.Config, c)
 	p, err := t.compile(c, running)
 	if err != nil {
-		return Change{}, err
+		return nil, err
 	}
 	if !fresh && p.unchanged(running) {
-		return change, nil
+		return func() (Change, error) { return change, nil }, nil
 	}
 	if err := t.stage(p, running, generation); err != nil {
-		return Change{}, err
+		return nil, err
 	}
+	return func() (Change, error) { return change, t.swap(generation + 1) }, nil
+}
+
+// swap makes what is staged for a generation what runs.
+func (t *Tables) swap(generation uint32) error {
 	if err := t.step("swap", func() error {
-		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation + 1})
+		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation})
 	}); err != nil {
-		return Change{}, err
+		return err
 	}
 	after, _, err := t.outline()
 	if err == nil {
 		err = t.finish(after)
 	}
 	if err != nil {
-		return change, fmt.Errorf("the new forwards run, but cleaning up failed: %w", err)
+		return fmt.Errorf("the new forwards run, but cleaning up failed: %w", err)
 	}
-	return change, nil
+	return nil
 }
 
 func (t *Tables) compile(c Config, running *document) (*program, error) {

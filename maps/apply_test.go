@@ -634,6 +634,24 @@ func TestEveryPortIsAForward(t *testing.T) {
 	tables.wantRoute(t, "203.0.113.1", 1, "10.1.0.1:1")
 }
 
+func TestWhatIsPreparedRunsOnceItIsSwapped(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	swap, err := tables.Prepare(configWith(t, "a tcp 80 to 10.0.0.2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+	if change, err := swap(); err != nil || len(change.Changed) != 1 {
+		t.Fatalf("swap: %+v, %v", change, err)
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
+	if _, err := tables.Prepare(configWith(t, "a tcp 80 to 127.0.0.1")); err == nil {
+		t.Error("prepared what is not valid")
+	}
+}
+
 func TestDocumentsOfEverySize(t *testing.T) {
 	needRoot(t)
 	for _, size := range []int{0, 1, 4087, 4088, 4089, 8183, 8184, 8185, 100000} {
