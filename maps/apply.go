@@ -252,15 +252,6 @@ func (f *fillings) store() error {
 	return errors.Join(errs...)
 }
 
-func fillSlot(outer *ebpf.Map, slot uint32, build func() (*ebpf.Map, error)) error {
-	inner, err := build()
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
-	return filling{outer, inner, slot}.store()
-}
-
 func (f filling) store() error {
 	if err := f.outer.Put(f.slot, f.inner); err != nil {
 		return fmt.Errorf("fill slot %d of %s: %w", f.slot, outerName(f.outer), err)

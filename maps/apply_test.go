@@ -207,7 +207,7 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 // writeStats sets every CPU's counters of a forward, which must have some.
 func (t *Tables) writeStats(tb testing.TB, id uint32, cpus []bpf.HairpinForwardStats) {
 	tb.Helper()
-	size, err := statsPage()
+	size, err := t.statsPage()
 	if err != nil {
 		tb.Fatal(err)
 	}
