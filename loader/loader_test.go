@@ -155,7 +155,7 @@ func TestOpenHasEveryObject(t *testing.T) {
 	}
 	defer d.Close()
 	o := d.Objects()
-	if o.Forwards == nil || o.Allow == nil || o.StandInsEmpty == nil || o.Conns == nil || o.HairpinXdp == nil || o.HairpinTc == nil {
+	if o.Forwards == nil || o.Allow == nil || o.StandIns == nil || o.Conns == nil || o.HairpinXdp == nil || o.HairpinTc == nil {
 		t.Fatalf("objects missing: %+v", o)
 	}
 	// With nobody else alive the pinned program still runs.
