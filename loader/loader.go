@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -185,19 +186,75 @@ func create(opts Options) (_ *Datapath, err error) {
 	return d, nil
 }
 
-// newCollection is ebpf.NewCollection with the programs loaded in parallel.
+// newCollection is ebpf.NewCollection with the programs loaded in parallel, and with them the slots
+// of outer maps filled.
 func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	bare := spec.Copy()
 	bare.Programs = nil
+	slots := takeSlots(bare.Maps)
+	for _, m := range bare.Maps {
+		// The kernel takes no types for these: it makes them, finds that out, and waits to unmake them.
+		if m.Type == ebpf.DevMapHash || m.Type == ebpf.Queue {
+			m.Key, m.Value = nil, nil
+		}
+	}
 	coll, err := ebpf.NewCollection(bare)
 	if err != nil {
 		return nil, err
 	}
-	if coll.Programs, err = newPrograms(spec, coll.Maps); err != nil {
+	filled := make(chan error, 1)
+	go func() { filled <- fillSlots(coll.Maps, slots) }()
+	coll.Programs, err = newPrograms(spec, coll.Maps)
+	if err := errors.Join(err, <-filled); err != nil {
 		coll.Close()
 		return nil, err
 	}
 	return coll, nil
+}
+
+// slot is a place of an outer map and the inner map that belongs there, by name.
+type slot struct {
+	outer string
+	key   any
+	inner string
+}
+
+// takeSlots takes the initial contents out of the outer maps.
+func takeSlots(specs map[string]*ebpf.MapSpec) (slots []slot) {
+	for name, spec := range specs {
+		if spec.Type != ebpf.ArrayOfMaps {
+			continue
+		}
+		spec.Contents = slices.DeleteFunc(spec.Contents, func(entry ebpf.MapKV) bool {
+			inner, named := entry.Value.(string)
+			if named {
+				slots = append(slots, slot{name, entry.Key, inner})
+			}
+			return named
+		})
+	}
+	return slots
+}
+
+// fillSlots writes all at once: with each the kernel waits until no program runs that began before,
+// and it waits once for those that come together.
+func fillSlots(maps map[string]*ebpf.Map, slots []slot) error {
+	errs := make([]error, len(slots))
+	var filling sync.WaitGroup
+	for i, s := range slots {
+		filling.Go(func() {
+			inner := maps[s.inner]
+			if inner == nil {
+				errs[i] = fmt.Errorf("fill slot of %s: no map %s", s.outer, s.inner)
+				return
+			}
+			if err := maps[s.outer].Put(s.key, inner); err != nil {
+				errs[i] = fmt.Errorf("fill slot of %s: %w", s.outer, err)
+			}
+		})
+	}
+	filling.Wait()
+	return errors.Join(errs...)
 }
 
 // newPrograms loads every program over these maps. They go side by side: nearly all the time is the

@@ -45,6 +45,53 @@ func TestLoadCreatesThenAdopts(t *testing.T) {
 	}
 }
 
+func TestLoadFillsTheSlots(t *testing.T) {
+	spec, err := newSpec(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := mustLoad(t, Options{Dir: newDir(t)})
+	filled := 0
+	for name, m := range each[ebpf.Map](&d.Objects().HairpinMaps) {
+		if spec.Maps[name].Type != ebpf.ArrayOfMaps {
+			continue
+		}
+		for _, entry := range spec.Maps[name].Contents {
+			var inner *ebpf.Map
+			if err := (*m).Lookup(entry.Key, &inner); err != nil {
+				t.Errorf("slot %v of %s: %v", entry.Key, name, err)
+				continue
+			}
+			filled++
+			inner.Close()
+		}
+	}
+	if filled < 4 {
+		t.Errorf("only %d slots are filled", filled)
+	}
+}
+
+func TestTakeSlotsTakesAll(t *testing.T) {
+	spec, err := newSpec(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	slots := takeSlots(spec.Maps)
+	for _, name := range []string{bpf.HairpinMapForwards, bpf.HairpinMapAllow} {
+		for key := range uint32(2) {
+			if !slices.ContainsFunc(slots, func(s slot) bool { return s.outer == name && s.key == key && spec.Maps[s.inner] != nil }) {
+				t.Errorf("slot %d of %s is not among %v", key, name, slots)
+			}
+		}
+		if left := spec.Maps[name].Contents; len(left) > 0 {
+			t.Errorf("%s is left with %v", name, left)
+		}
+	}
+	if err := fillSlots(nil, slots[:1]); err == nil {
+		t.Error("filled a slot with a map that is not there")
+	}
+}
+
 func TestPinsAreForRootAlone(t *testing.T) {
 	dir := newDir(t)
 	mustLoad(t, Options{Dir: dir})

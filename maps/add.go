@@ -30,7 +30,7 @@ const additionsRoom = 64
 // configuration. A writer may be killed at any step, as in Apply: until then
 // nothing tells of it, and after it the next writer enters it.
 func (t *Tables) Add(f Forward) (bool, error) {
-	running, generation, err := t.running()
+	running, generation, err := t.outline()
 	if err != nil {
 		return false, err
 	}
@@ -52,7 +52,7 @@ func (t *Tables) Add(f Forward) (bool, error) {
 	}{
 		{"make counters", func() error { return t.zeroStats([]uint32{id}) }},
 		{"add target", func() error { return t.objs.Targets.Put(toAddr(f.Target), uint8(1)) }},
-		{"store addition", func() error { return t.storeAddition(doc, generation, text) }},
+		{"store addition", func() error { return t.storeAddition(&doc.document, generation, text) }},
 		{"swap", func() error {
 			return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation + 2})
 		}},
@@ -75,43 +75,35 @@ func (t *Tables) Add(f Forward) (bool, error) {
 }
 
 // extend is the running document with f added, nil if that needs Apply.
-func (t *Tables) extend(running *document, f Forward) (*document, error) {
+func (t *Tables) extend(running *outline, f Forward) (*outline, error) {
 	if running.added == additionsRoom || !running.takes(f) {
 		return nil, nil
 	}
-	config := running.Config
-	if config.Forwards = append(config.Forwards, f); !config.validLast() {
-		return nil, nil
-	}
-	id := running.freeID()
-	if last, err := t.forwardIDs(); err != nil || id > last {
+	seen, err := running.survey(&f)
+	if err != nil || seen.meets {
 		return nil, err
 	}
-	epoch, err := t.epoch(id)
+	config := running.Config
+	if config.Forwards = append(seen.related, f); !config.validLast() {
+		return nil, nil
+	}
+	if last, err := t.forwardIDs(); err != nil || seen.freeID > last {
+		return nil, err
+	}
+	epoch, err := t.epoch(seen.freeID)
 	if err != nil {
 		return nil, err
 	}
 	doc := *running
-	if err := doc.append([]Forward{f}, []stamp{{id, epoch}}); err != nil {
+	doc.decoded = nil
+	if err := doc.append([]Forward{f}, []stamp{{seen.freeID, epoch}}); err != nil {
 		return nil, err
 	}
-	spare, err := t.holds(&doc)
+	spare, err := t.holds(&doc.document)
 	if err != nil || !spare {
 		return nil, err
 	}
 	return &doc, nil
-}
-
-// freeID is the lowest that no forward has.
-func (d *document) freeID() uint32 {
-	used := make([]bool, len(d.Stamps)+2)
-	for _, s := range d.Stamps {
-		if int(s.id) < len(used) {
-			used[s.id] = true
-		}
-	}
-	used[0] = true // is no id
-	return uint32(slices.Index(used, false))
 }
 
 // holds reports whether the tries of the document's generation have room for it.
@@ -129,19 +121,14 @@ func (t *Tables) holds(doc *document) (bool, error) {
 	return doc.Entries <= int(forwards.MaxEntries()) && doc.Sources <= int(allow.MaxEntries()), nil
 }
 
-// takes reports whether f, if it is valid, can be added: it meets no other
-// forward, and its external ids are there.
+// takes reports whether f can be added if it is valid and meets no other forward:
+// it is of the simple kind, and its external ids are there.
 func (d *document) takes(f Forward) bool {
 	if f.Intercept || len(d.Config.StandIns) > 0 || slices.Contains(f.Protocols, Any) {
 		return false
 	}
 	for _, at := range d.listensAt(&f) {
 		if d.Externals[at] == 0 {
-			return false
-		}
-	}
-	for i := range d.Config.Forwards {
-		if f.meets(&d.Config.Forwards[i]) {
 			return false
 		}
 	}
@@ -224,11 +211,11 @@ func (d *document) readAdditions(chunks *ebpf.Map, generation uint32) error {
 		return fmt.Errorf("generation %d is none of a document of %d", generation, d.Generation)
 	}
 	for i := range added {
-		text, err := readChunks(chunks, d.chunks+i)
+		text, err := readChunk(chunks, d.chunks+i)
 		if err != nil {
 			return err
 		}
-		forwards, stamps, err := decodeForwards(text)
+		forwards, stamps, _, err := decodeForwards(text)
 		if err == nil {
 			err = d.append(forwards, stamps)
 		}

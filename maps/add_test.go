@@ -231,11 +231,11 @@ func TestAdditionsFillTheirRoom(t *testing.T) {
 func TestFullTriesTakeNoAddition(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
-	doc, _, err := tables.running()
+	running, _, err := tables.outline()
 	if err != nil {
 		t.Fatal(err)
 	}
-	full := *doc
+	full := *running
 	full.Entries = 4194304 - 3
 	if got, err := tables.extend(&full, mustForward(t, "b tcp 82-83 to 10.0.0.1")); got == nil || err != nil {
 		t.Errorf("two entries, and room for three: %v, %v", got, err)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
@@ -37,41 +38,62 @@ func (t *Tables) Plan(c Config) (Change, error) {
 // nothing. After it the document lists what remains to be done, and the next
 // writer does it.
 func (t *Tables) Apply(c Config) (Change, error) {
-	if err := c.Validate(); err != nil {
+	swap, err := t.Prepare(c)
+	if err != nil {
 		return Change{}, err
 	}
-	running, generation, err := t.running()
+	return swap()
+}
+
+// Prepare does what Apply does before the swap. To swap is the rest of it, which
+// is to follow before anything else is changed.
+func (t *Tables) Prepare(c Config) (swap func() (Change, error), err error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	before, generation, err := t.outline()
 	fresh := errors.Is(err, ErrEmpty)
 	if err != nil && !fresh {
-		return Change{}, err
+		return nil, err
 	}
-	if err := t.finish(running); err != nil {
-		return Change{}, err
+	if err := t.finish(before); err != nil {
+		return nil, err
+	}
+	running := &before.document
+	if !fresh {
+		if running, err = t.whole(before); err != nil {
+			return nil, err
+		}
 	}
 	change := compare(running.Config, c)
 	p, err := t.compile(c, running)
 	if err != nil {
-		return Change{}, err
+		return nil, err
 	}
 	if !fresh && p.unchanged(running) {
-		return change, nil
+		return func() (Change, error) { return change, nil }, nil
 	}
 	if err := t.stage(p, running, generation); err != nil {
-		return Change{}, err
+		return nil, err
 	}
+	return func() (Change, error) { return change, t.swap(generation + 1) }, nil
+}
+
+// swap makes what is staged for a generation what runs.
+func (t *Tables) swap(generation uint32) error {
 	if err := t.step("swap", func() error {
-		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation + 1})
+		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation})
 	}); err != nil {
-		return Change{}, err
+		return err
 	}
-	doc, _, err := t.running()
+	after, _, err := t.outline()
 	if err == nil {
-		err = t.finish(doc)
+		err = t.finish(after)
 	}
 	if err != nil {
-		return change, fmt.Errorf("the new forwards run, but cleaning up failed: %w", err)
+		return fmt.Errorf("the new forwards run, but cleaning up failed: %w", err)
 	}
-	return change, nil
+	return nil
 }
 
 func (t *Tables) compile(c Config, running *document) (*program, error) {
@@ -152,6 +174,8 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
+	var others fillings
+	defer others.close()
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -160,20 +184,21 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		// program runs that began before, so that none is left that took this slot
 		// of forwards for the live one before the last swap.
 		{"store configuration", func() error {
-			return fillSlot(t.objs.Documents, slot, func() (*ebpf.Map, error) { return newChunks(text, additionsRoom+1) })
+			return t.storeDocument(generation+1, text, &others)
 		}},
-		{"store forwards", func() error {
-			return fillTrie(t.objs.Forwards, slot, bpf.HairpinMapForwards, p.keys, p.values)
+		{"make forwards", func() error {
+			return addTrie(&others, t.objs.Forwards, slot, bpf.HairpinMapForwards, p.keys, p.values)
 		}},
-		{"store from lists", func() error {
-			return fillTrie(t.objs.Allow, slot, bpf.HairpinMapAllow, p.sources, p.allowed)
+		{"make from lists", func() error {
+			return addTrie(&others, t.objs.Allow, slot, bpf.HairpinMapAllow, p.sources, p.allowed)
 		}},
-		{"store stand-ins", func() error {
-			return fillTrie(t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
+		{"make stand-ins", func() error {
+			return addTrie(&others, t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
 		}},
-		{"store origins", func() error {
-			return fillTrie(t.objs.Origins, slot, bpf.HairpinMapOrigins, p.originKeys, p.origins)
+		{"make origins", func() error {
+			return addTrie(&others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.originKeys, p.origins)
 		}},
+		{"store what was made", others.store},
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
 		{"add targets", func() error { return t.addTargets(&p.doc, running) }},
@@ -185,15 +210,67 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 	return nil
 }
 
-// fillTrie puts a new trie into a slot, unless an empty one is to replace an
-// empty one: the kernel makes every write of a slot wait for all CPUs.
-func fillTrie[K, V any](outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
+// storeDocument fills the slot of the document of a generation, or leaves it to
+// the others' time if it is the first: nothing was swapped before.
+func (t *Tables) storeDocument(generation uint32, text []byte, others *fillings) error {
+	inner, err := newChunks(text, additionsRoom+1)
+	if err != nil {
+		return err
+	}
+	document := filling{t.objs.Documents, inner, generation & 1}
+	if generation == 1 {
+		*others = append(*others, document)
+		return nil
+	}
+	defer inner.Close()
+	return document.store()
+}
+
+// fillings are maps on their way into slots.
+type fillings []filling
+
+type filling struct {
+	outer, inner *ebpf.Map
+	slot         uint32
+}
+
+func (f *fillings) close() {
+	for _, one := range *f {
+		one.inner.Close()
+	}
+}
+
+// store fills the slots. The kernel makes every write of a slot wait for all CPUs,
+// but all that come together wait for the same.
+func (f *fillings) store() error {
+	errs := make([]error, len(*f))
+	var storing sync.WaitGroup
+	for i, one := range *f {
+		storing.Go(func() { errs[i] = one.store() })
+	}
+	storing.Wait()
+	return errors.Join(errs...)
+}
+
+func (f filling) store() error {
+	if err := f.outer.Put(f.slot, f.inner); err != nil {
+		return fmt.Errorf("fill slot %d of %s: %w", f.slot, outerName(f.outer), err)
+	}
+	return nil
+}
+
+// addTrie makes a trie for a slot, unless an empty one is to replace an empty one.
+func addTrie[K, V any](to *fillings, outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
 	if len(keys) == 0 {
 		if empty, err := isEmptySlot(outer, slot); empty || err != nil {
 			return err
 		}
 	}
-	return fillSlot(outer, slot, func() (*ebpf.Map, error) { return newTrie(name, keys, values) })
+	inner, err := newTrie(name, keys, values)
+	if err == nil {
+		*to = append(*to, filling{outer, inner, slot})
+	}
+	return err
 }
 
 func isEmptySlot(outer *ebpf.Map, slot uint32) (bool, error) {
@@ -207,18 +284,6 @@ func isEmptySlot(outer *ebpf.Map, slot uint32) (bool, error) {
 		return false, fmt.Errorf("look into slot %d of %s: %w", slot, outerName(outer), err)
 	}
 	return key == nil, nil
-}
-
-func fillSlot(outer *ebpf.Map, slot uint32, build func() (*ebpf.Map, error)) error {
-	inner, err := build()
-	if err != nil {
-		return err
-	}
-	defer inner.Close()
-	if err := outer.Put(slot, inner); err != nil {
-		return fmt.Errorf("fill slot %d of %s: %w", slot, outerName(outer), err)
-	}
-	return nil
 }
 
 func outerName(m *ebpf.Map) string { return strings.Split(m.String(), "#")[0] }
@@ -266,20 +331,25 @@ func (t *Tables) addExternals(doc *document) error {
 	return nil
 }
 
-// finish does what follows the swap to doc; it may be repeated.
-func (t *Tables) finish(doc *document) error {
-	if doc.Schema == 0 {
+// finish does what follows the swap to the document of an outline, or the last
+// addition to it; it may be repeated.
+func (t *Tables) finish(o *outline) error {
+	if o.Schema == 0 {
 		return nil
 	}
-	finished, err := t.isFinished(doc)
+	finished, err := t.isFinished(&o.document)
 	if err != nil {
 		return err
 	}
 	if finished {
 		return nil
 	}
-	if doc.added > 0 {
-		return t.finishAdded(doc)
+	if o.added > 0 {
+		return t.finishAdded(&o.document)
+	}
+	doc, err := t.whole(o)
+	if err != nil {
+		return err
 	}
 	for _, step := range []struct {
 		name string

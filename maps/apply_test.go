@@ -207,7 +207,7 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 // writeStats sets every CPU's counters of a forward, which must have some.
 func (t *Tables) writeStats(tb testing.TB, id uint32, cpus []bpf.HairpinForwardStats) {
 	tb.Helper()
-	size, err := statsPage()
+	size, err := t.statsPage()
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -634,6 +634,24 @@ func TestEveryPortIsAForward(t *testing.T) {
 	tables.wantRoute(t, "203.0.113.1", 1, "10.1.0.1:1")
 }
 
+func TestWhatIsPreparedRunsOnceItIsSwapped(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	swap, err := tables.Prepare(configWith(t, "a tcp 80 to 10.0.0.2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+	if change, err := swap(); err != nil || len(change.Changed) != 1 {
+		t.Fatalf("swap: %+v, %v", change, err)
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
+	if _, err := tables.Prepare(configWith(t, "a tcp 80 to 127.0.0.1")); err == nil {
+		t.Error("prepared what is not valid")
+	}
+}
+
 func TestDocumentsOfEverySize(t *testing.T) {
 	needRoot(t)
 	for _, size := range []int{0, 1, 4087, 4088, 4089, 8183, 8184, 8185, 100000} {
@@ -645,7 +663,7 @@ func TestDocumentsOfEverySize(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := readChunks(m, 0)
+		got, err := readChunks(m)
 		m.Close()
 		if err != nil || got != string(text) {
 			t.Errorf("size %d: reads back %d bytes, %v", size, len(got), err)
@@ -655,7 +673,12 @@ func TestDocumentsOfEverySize(t *testing.T) {
 
 func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
-	if err := fillSlot(tables.objs.Documents, 0, func() (*ebpf.Map, error) { return newChunks([]byte(`{"schema":1}`), additionsRoom+1) }); err != nil {
+	inner, err := newChunks([]byte(`{"schema":1}`), additionsRoom+1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	if err := (filling{tables.objs.Documents, inner, 0}).store(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := tables.Running(); !contains(err, "written by another version of hairpin") {

@@ -9,7 +9,7 @@ import (
 )
 
 // codec writes forwards as bytes or reads them back: the document holds up to
-// 65,536, and whoever adds one waits for all of them to be read. One function
+// 65,536, and whoever adds one waits for all of them to be looked at. One function
 // for each type goes both ways, so what is written is what is read.
 type codec struct {
 	out  []byte // written so far; nil while reading
@@ -32,39 +32,120 @@ func encodeForwards(forwards []Forward, stamps []stamp) []byte {
 	return c.out
 }
 
-func decodeForwards(text string) ([]Forward, []stamp, error) {
+// decodeForwards returns what is behind them as well.
+func decodeForwards(text string) (forwards []Forward, stamps []stamp, rest string, err error) {
 	c := codec{text: text}
-	var count uint64
-	c.number(&count)
-	if count > uint64(len(c.text)) {
-		return nil, nil, errCutShort
-	}
+	count := c.count()
 	// With room for additions: they are not to copy all that was there.
-	forwards := make([]Forward, count, count+additionsRoom)
-	stamps := make([]stamp, count, count+additionsRoom)
+	forwards = make([]Forward, count, count+additionsRoom)
+	stamps = make([]stamp, count, count+additionsRoom)
 	for i := range forwards {
 		c.forward(&forwards[i])
 		c.stamp(&stamps[i])
 	}
-	return forwards, stamps, c.err
+	return forwards, stamps, c.text, c.err
 }
 
+// countForwards is how many encodeForwards wrote.
+func countForwards(text string) int {
+	c := codec{text: text}
+	return c.count()
+}
+
+// eachForward calls visit for forwards as encodeForwards wrote them until it
+// returns false. It makes no memory of them: what visit is given, lists included,
+// is the next one's afterwards.
+func eachForward(text string, visit func(*Forward, stamp) bool) error {
+	c := codec{text: text}
+	var (
+		f Forward
+		s stamp
+	)
+	for range c.count() {
+		c.forward(&f)
+		c.stamp(&s)
+		if c.err != nil || !visit(&f, s) {
+			break
+		}
+	}
+	return c.err
+}
+
+// encodeString is how a text lies among the forwards.
+func encodeString(text string) string {
+	c := codec{out: []byte{}}
+	c.string(&text)
+	return string(c.out)
+}
+
+// encodeStamps is the form that decodeStamps reads.
+func encodeStamps(stamps []stamp) []byte {
+	c := codec{out: []byte{}}
+	items(&c, &stamps, (*codec).stamp)
+	return c.out
+}
+
+func decodeStamps(text string) ([]stamp, error) {
+	c := codec{text: text}
+	var stamps []stamp
+	items(&c, &stamps, (*codec).stamp)
+	return stamps, c.err
+}
+
+// forward has what most forwards do without only if its bit is set.
 func (c *codec) forward(f *Forward) {
+	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
+		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0)
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
-	c.string(&f.External.Interface)
-	c.addr(&f.External.Address)
 	c.port(&f.Ports.First)
 	c.port(&f.Ports.Last)
 	c.addr(&f.Target)
-	c.port(&f.TargetPort)
-	items(c, &f.From, (*codec).prefix)
-	c.string((*string)(&f.Reflect))
-	items(c, &f.Hosts, (*codec).string)
-	c.bool(&f.Intercept)
-	items(c, &f.LAN, (*codec).string)
-	items(c, &f.Except, (*codec).prefix)
-	c.string(&f.Source)
+	optional(c, has&1, &f.TargetPort, (*codec).port)
+	optional(c, has&2, &f.Source, (*codec).string)
+	optional(c, has&4, &f.External.Interface, (*codec).string)
+	optional(c, has&8, &f.External.Address, (*codec).addr)
+	list(c, has&16, &f.From, (*codec).prefix)
+	optional(c, has&32, (*string)(&f.Reflect), (*codec).string)
+	list(c, has&64, &f.Hosts, (*codec).string)
+	f.Intercept = has&128 != 0
+	list(c, has&256, &f.LAN, (*codec).string)
+	list(c, has&512, &f.Except, (*codec).prefix)
+}
+
+// bits goes through what is true, the first as the lowest bit.
+func (c *codec) bits(list ...bool) uint64 {
+	var set uint64
+	if c.out != nil {
+		for i, is := range list {
+			if is {
+				set |= 1 << i
+			}
+		}
+	}
+	c.number(&set)
+	return set
+}
+
+// optional goes through a field if it is there; else it is read as zero.
+func optional[T any](c *codec, there uint64, field *T, do func(*codec, *T)) {
+	var zero T
+	switch {
+	case there != 0:
+		do(c, field)
+	case c.out == nil:
+		*field = zero
+	}
+}
+
+// list is optional for a list, and reads it into the one that was there.
+func list[T any](c *codec, there uint64, field *[]T, item func(*codec, *T)) {
+	switch {
+	case there != 0:
+		items(c, field, item)
+	case c.out == nil:
+		*field = (*field)[:0]
+	}
 }
 
 func (c *codec) stamp(s *stamp) {
@@ -72,20 +153,33 @@ func (c *codec) stamp(s *stamp) {
 	c.word(&s.epoch)
 }
 
-// items goes through a list; an empty one is read as nil.
+// items goes through a list. It is read into the one that was there, if that is
+// long enough; an empty one is read as nil if there was none.
 func items[T any](c *codec, list *[]T, item func(*codec, *T)) {
-	count := uint64(len(*list))
-	c.number(&count)
-	if c.out == nil && count > 0 {
-		if count > uint64(len(c.text)) {
-			c.cutShort()
-			return
+	if c.out == nil {
+		count := c.count()
+		if count > cap(*list) {
+			*list = make([]T, count)
 		}
-		*list = make([]T, count)
+		*list = (*list)[:count]
+	} else {
+		count := uint64(len(*list))
+		c.number(&count)
 	}
 	for i := range *list {
 		item(c, &(*list)[i])
 	}
+}
+
+// count reads how many items follow, each of a byte at least.
+func (c *codec) count() int {
+	var count uint64
+	c.number(&count)
+	if count > uint64(len(c.text)) {
+		c.cutShort()
+		return 0
+	}
+	return int(count)
 }
 
 func (c *codec) number(n *uint64) {
@@ -93,18 +187,16 @@ func (c *codec) number(n *uint64) {
 		c.out = binary.AppendUvarint(c.out, *n)
 		return
 	}
-	*n = 0
-	for shift := 0; shift < 64; shift += 7 {
-		if len(c.text) == 0 {
-			break
-		}
-		b := c.text[0]
-		c.text = c.text[1:]
-		*n |= uint64(b&0x7f) << shift
+	var value uint64
+	for i := 0; i < min(len(c.text), binary.MaxVarintLen64); i++ {
+		b := c.text[i]
+		value |= uint64(b&0x7f) << (7 * i)
 		if b < 0x80 {
+			*n, c.text = value, c.text[i+1:]
 			return
 		}
 	}
+	*n = 0
 	c.cutShort()
 }
 
@@ -124,15 +216,6 @@ func (c *codec) protocol(p *Protocol) {
 	wide := uint64(*p)
 	c.number(&wide)
 	*p = Protocol(wide)
-}
-
-func (c *codec) bool(b *bool) {
-	var n uint64
-	if *b {
-		n = 1
-	}
-	c.number(&n)
-	*b = n != 0
 }
 
 func (c *codec) string(s *string) {
@@ -164,6 +247,8 @@ func (c *codec) addr(a *netip.Addr) {
 		*a = netip.AddrFrom4([4]byte([]byte(text)))
 	case 16:
 		*a = netip.AddrFrom16([16]byte([]byte(text)))
+	default:
+		*a = netip.Addr{}
 	}
 }
 

@@ -8,6 +8,9 @@ import (
 	"net/netip"
 	"reflect"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // fill sets every field of a value to something that is not its zero value.
@@ -54,13 +57,73 @@ func TestEveryFieldOfAForwardIsWritten(t *testing.T) {
 		fill(t, reflect.ValueOf(&forwards[i]).Elem(), &seed)
 	}
 	text := string(encodeForwards(forwards, stamps))
-	got, gotStamps, err := decodeForwards(text)
-	if err != nil || !reflect.DeepEqual(got, forwards) || !reflect.DeepEqual(gotStamps, stamps) {
-		t.Errorf("wrote %+v %v\nread %+v %v, %v", forwards, stamps, got, gotStamps, err)
+	got, gotStamps, rest, err := decodeForwards(text + "rest")
+	if err != nil || !reflect.DeepEqual(got, forwards) || !reflect.DeepEqual(gotStamps, stamps) || rest != "rest" {
+		t.Errorf("wrote %+v %v\nread %+v %v %q, %v", forwards, stamps, got, gotStamps, rest, err)
 	}
 	for length := range text {
-		if _, _, err := decodeForwards(text[:length]); !errors.Is(err, errCutShort) {
+		if _, _, _, err := decodeForwards(text[:length]); !errors.Is(err, errCutShort) {
 			t.Fatalf("%d of %d bytes read without an error (%v)", length, len(text), err)
+		}
+	}
+}
+
+// TestAnyFieldOfAForwardIsWritten: none needs another one.
+func TestAnyFieldOfAForwardIsWritten(t *testing.T) {
+	seed := 0
+	var forwards []Forward
+	for i := range reflect.TypeFor[Forward]().NumField() {
+		f := new(Forward)
+		fill(t, reflect.ValueOf(f).Elem().Field(i), &seed)
+		forwards = append(forwards, *f)
+	}
+	got, _, _, err := decodeForwards(string(encodeForwards(forwards, make([]stamp, len(forwards)))))
+	if err != nil || !reflect.DeepEqual(got, forwards) {
+		t.Errorf("wrote %+v\nread %+v, %v", forwards, got, err)
+	}
+}
+
+// TestEachForwardShowsThemOneByOne: nothing of one is left in the next.
+func TestEachForwardShowsThemOneByOne(t *testing.T) {
+	seed := 0
+	forwards, stamps := make([]Forward, 5), []stamp{{1, 2}, {}, {3, 4}, {5, 6}, {7, 8}}
+	for _, i := range []int{0, 2, 4} { // between them empty ones
+		fill(t, reflect.ValueOf(&forwards[i]).Elem(), &seed)
+	}
+	forwards[2].From = forwards[2].From[:1]
+	text := string(encodeForwards(forwards, stamps))
+	if count := countForwards(text); count != len(forwards) {
+		t.Errorf("%d counted, want %d", count, len(forwards))
+	}
+	at := 0
+	err := eachForward(text, func(f *Forward, s stamp) bool {
+		if !cmp.Equal(*f, forwards[at], netipValues, cmpopts.EquateEmpty()) || s != stamps[at] {
+			t.Errorf("%d: read %+v %v, want %+v %v", at, *f, s, forwards[at], stamps[at])
+		}
+		at++
+		return at < 4
+	})
+	if err != nil || at != 4 {
+		t.Errorf("%d shown, want 4, %v", at, err)
+	}
+	for length := range text {
+		err := eachForward(text[:length], func(*Forward, stamp) bool { return true })
+		if !errors.Is(err, errCutShort) {
+			t.Fatalf("%d of %d bytes read without an error (%v)", length, len(text), err)
+		}
+	}
+}
+
+func TestStampsAreWritten(t *testing.T) {
+	for _, stamps := range [][]stamp{nil, {{1, 2}}, {{1 << 20, 1<<32 - 1}, {}, {3, 4}}} {
+		text := string(encodeStamps(stamps))
+		if got, err := decodeStamps(text); err != nil || !reflect.DeepEqual(got, stamps) {
+			t.Errorf("wrote %v, read %v, %v", stamps, got, err)
+		}
+		for length := range text {
+			if _, err := decodeStamps(text[:length]); !errors.Is(err, errCutShort) {
+				t.Errorf("%d of %d bytes read without an error (%v)", length, len(text), err)
+			}
 		}
 	}
 }
@@ -70,7 +133,17 @@ func BenchmarkDecodeForwards(b *testing.B) {
 	text := string(encodeForwards(c.Forwards, make([]stamp, len(c.Forwards))))
 	b.ReportMetric(float64(len(text)), "bytes")
 	for b.Loop() {
-		if _, _, err := decodeForwards(text); err != nil {
+		if _, _, _, err := decodeForwards(text); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkEachForward(b *testing.B) {
+	c := manyForwards(65000)
+	text := string(encodeForwards(c.Forwards, make([]stamp, len(c.Forwards))))
+	for b.Loop() {
+		if err := eachForward(text, func(*Forward, stamp) bool { return true }); err != nil {
 			b.Fatal(err)
 		}
 	}

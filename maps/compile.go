@@ -169,7 +169,7 @@ type inventory struct {
 // goes on under the old id, and whoever is killed on the way leaves no forward
 // whose connections are over before they began.
 func compile(c Config, running *document, have inventory) (*program, error) {
-	p := &program{doc: document{Schema: documentSchema, Config: c}}
+	p := &program{doc: document{Schema: documentSchema, Config: c, Intercepts: c.hasIntercepts()}}
 	if err := p.assignStamps(running, have); err != nil {
 		return nil, err
 	}

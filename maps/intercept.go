@@ -218,7 +218,7 @@ func everything(v6 bool) netip.Prefix {
 // wantedLocals are the router's own addresses; without intercepts nobody asks.
 func wantedLocals(doc *document, ifs []Interface) map[bpf.HairpinAddr]bool {
 	wanted := map[bpf.HairpinAddr]bool{}
-	if !doc.Config.hasIntercepts() {
+	if !doc.Intercepts {
 		return wanted
 	}
 	for _, link := range ifs {

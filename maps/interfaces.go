@@ -56,13 +56,14 @@ type Interface struct {
 // families if it has both; forwards listen on all. Interfaces without a role
 // count for what is the router's own.
 func (t *Tables) SetInterfaces(ifs []Interface) error {
-	doc, _, err := t.running()
+	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
 		return err
 	}
-	if err := t.finish(doc); err != nil {
+	if err := t.finish(o); err != nil {
 		return err
 	}
+	doc := &o.document // what forwards there are does not matter here
 	locals := wantedLocals(doc, ifs)
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)

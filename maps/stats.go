@@ -5,14 +5,26 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
 )
 
-// statsPage is how many forwards' counters are in one map of forward_stats.
-func statsPage() (uint32, error) {
+// statsPage is how many forwards' counters are in one map of forward_stats. The
+// embedded object says so as well, but to read it takes longer than most commands do.
+func (t *Tables) statsPage() (uint32, error) {
+	const first = 0 // the lowest ids are given first
+	page, err := t.openStatsPage(first)
+	if err != nil {
+		return 0, err
+	}
+	if page != nil {
+		defer page.Close()
+		return page.MaxEntries(), nil
+	}
 	spec, err := embedded()
 	if err != nil {
 		return 0, err
@@ -22,7 +34,7 @@ func statsPage() (uint32, error) {
 
 // forwardIDs is the highest id of a forward: those above are of addresses, or have no counters.
 func (t *Tables) forwardIDs() (uint32, error) {
-	page, err := statsPage()
+	page, err := t.statsPage()
 	return min(t.addressIDs(), page*t.objs.ForwardStats.MaxEntries()) - 1, err
 }
 
@@ -41,7 +53,7 @@ func (t *Tables) openStatsPage(number uint32) (*ebpf.Map, error) {
 
 // zeroStats gives forwards counters that stand at zero.
 func (t *Tables) zeroStats(ids []uint32) error {
-	size, err := statsPage()
+	size, err := t.statsPage()
 	if err != nil {
 		return err
 	}
@@ -49,33 +61,54 @@ func (t *Tables) zeroStats(ids []uint32) error {
 	for _, id := range ids {
 		places[id/size] = append(places[id/size], id%size)
 	}
+	var missing []uint32
 	for number := range places {
-		if err := t.zeroStatsPage(number, places[number]); err != nil {
+		there, err := t.zeroStatsPage(number, places[number])
+		if err != nil {
 			return fmt.Errorf("make counters of forwards: %w", err)
 		}
+		if !there {
+			missing = append(missing, number)
+		}
+	}
+	if err := t.makeStatsPages(missing); err != nil {
+		return fmt.Errorf("make counters of forwards: %w", err)
 	}
 	return nil
 }
 
-func (t *Tables) zeroStatsPage(number uint32, places []uint32) error {
+// zeroStatsPage reports whether there is such a page.
+func (t *Tables) zeroStatsPage(number uint32, places []uint32) (bool, error) {
 	page, err := t.openStatsPage(number)
-	if err != nil {
-		return err
-	}
-	if page == nil {
-		return fillSlot(t.objs.ForwardStats, number, func() (*ebpf.Map, error) { return newInner(bpf.HairpinMapForwardStats, 0) })
+	if page == nil || err != nil {
+		return false, err
 	}
 	defer page.Close()
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
-		return fmt.Errorf("count CPUs: %w", err)
+		return false, fmt.Errorf("count CPUs: %w", err)
 	}
-	return putAll(page, places, make([]bpf.HairpinForwardStats, len(places)*cpus), cpus)
+	return true, putAll(page, places, make([]bpf.HairpinForwardStats, len(places)*cpus), cpus)
+}
+
+// makeStatsPages puts all pages in place in one batch: the kernel makes every
+// write wait for all CPUs.
+func (t *Tables) makeStatsPages(numbers []uint32) error {
+	descriptors := make([]uint32, len(numbers))
+	for i := range numbers {
+		page, err := newInner(bpf.HairpinMapForwardStats, 0)
+		if err != nil {
+			return err
+		}
+		defer page.Close()
+		descriptors[i] = uint32(page.FD())
+	}
+	return putAll(t.objs.ForwardStats, numbers, descriptors, 1)
 }
 
 // rawStats sums the counters of forwards over the CPUs, by id.
 func (t *Tables) rawStats(ids []stamp) (map[uint32]Stats, error) {
-	size, err := statsPage()
+	size, err := t.statsPage()
 	if err != nil {
 		return nil, err
 	}
@@ -112,19 +145,39 @@ func (t *Tables) rawStats(ids []stamp) (map[uint32]Stats, error) {
 
 // dropStats gives the memory of counters back that no running forward has: those of whole pages.
 func (t *Tables) dropStats(doc *document) error {
-	size, err := statsPage()
+	size, err := t.statsPage()
 	if err != nil {
 		return err
 	}
-	used := map[uint32]bool{}
+	seen := map[uint32]bool{}
 	for _, s := range doc.Stamps {
-		used[s.id/size] = true
+		seen[s.id/size] = true
 	}
+	var unused []uint32
 	for _, s := range doc.Ended {
-		if number := s.id / size; !used[number] {
-			if err := drop(t.objs.ForwardStats, number); err != nil {
-				return err
-			}
+		if number := s.id / size; !seen[number] {
+			seen[number] = true
+			unused = append(unused, number)
+		}
+	}
+	return dropAll(t.objs.ForwardStats, unused)
+}
+
+// droppedAtOnce bounds the threads that wait in the kernel.
+const droppedAtOnce = 64
+
+// dropAll empties slots of an outer map, several at a time: the kernel makes every
+// write wait for all CPUs, but all that come together wait for the same.
+func dropAll(outer *ebpf.Map, slots []uint32) error {
+	for some := range slices.Chunk(slots, droppedAtOnce) {
+		errs := make([]error, len(some))
+		var dropping sync.WaitGroup
+		for i, slot := range some {
+			dropping.Go(func() { errs[i] = drop(outer, slot) })
+		}
+		dropping.Wait()
+		if err := errors.Join(errs...); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -19,7 +19,7 @@ import (
 // ErrEmpty says that no configuration was ever applied to these maps.
 var ErrEmpty = errors.New("nothing has been applied yet")
 
-const documentSchema = 2
+const documentSchema = 3
 
 // document is the running configuration, with what later writers need to know
 // about how it lies in the kernel. It swaps together with the forwards; those
@@ -30,14 +30,16 @@ type document struct {
 	Config     Config           `json:"config"`     // the forwards are written apart
 	Stamps     []stamp          `json:"-"`          // of Config.Forwards, in the same order
 	Externals  map[place]uint32 `json:"externals"`  // external ids: of WAN interfaces, one per family, and of fixed addresses
-	Ended      []stamp          `json:"ended"`      // of forwards whose connections end with this document
+	Ended      []stamp          `json:"-"`          // of forwards whose connections end with this document
 	Entries    int              `json:"entries"`    // of the forwards in their trie, at most
 	Sources    int              `json:"sources"`    // the same of from and except lists
+	Intercepts bool             `json:"intercepts"` // there are some among the forwards
 	chunks     uint32           // of the document without its additions
 	added      int              // how many of the last forwards are additions
 }
 
-// marshal is the form that unmarshal reads: a line of JSON, then the forwards.
+// marshal is the form that outline.unmarshal reads: a line of JSON, then the
+// forwards, then the stamps that ended, for there may be as many.
 func (d *document) marshal() ([]byte, error) {
 	head := *d
 	head.Config.Forwards = nil
@@ -45,36 +47,11 @@ func (d *document) marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append(append(text, '\n'), encodeForwards(d.Config.Forwards, d.Stamps)...), nil
+	return slices.Concat(text, []byte{'\n'}, encodeForwards(d.Config.Forwards, d.Stamps), encodeStamps(d.Ended)), nil
 }
 
-func (d *document) unmarshal(text string) error {
-	head, rest, _ := strings.Cut(text, "\n")
-	if err := json.Unmarshal([]byte(head), d); err != nil {
-		return err
-	}
-	if d.Schema != documentSchema {
-		return fmt.Errorf("written by another version of hairpin (schema %d, this one knows %d): use that version, or end every connection with \"hairpin detach --all\" and start anew", d.Schema, documentSchema)
-	}
-	var err error
-	d.Config.Forwards, d.Stamps, err = decodeForwards(rest)
-	return err
-}
-
-// stamp is an id with the epoch that its connections carry. As JSON it is an
-// array, for there may be many.
+// stamp is an id with the epoch that its connections carry.
 type stamp struct{ id, epoch uint32 }
-
-// MarshalJSON implements json.Marshaler.
-func (s stamp) MarshalJSON() ([]byte, error) { return json.Marshal([2]uint32{s.id, s.epoch}) }
-
-// UnmarshalJSON implements json.Unmarshaler.
-func (s *stamp) UnmarshalJSON(text []byte) error {
-	var pair [2]uint32
-	err := json.Unmarshal(text, &pair)
-	s.id, s.epoch = pair[0], pair[1]
-	return err
-}
 
 func (s stamp) kernel() bpf.HairpinStamp {
 	return bpf.HairpinStamp{Id: s.id, Epoch: s.epoch}
@@ -87,7 +64,7 @@ type Tables struct {
 	objs *bpf.HairpinObjects
 
 	mu       sync.Mutex // guards the rest
-	cached   *document  // of cachedAt
+	cached   *outline   // of cachedAt
 	cachedAt uint32
 
 	// step runs each step of a writer. Tests stop it half-way.
@@ -113,34 +90,80 @@ func (t *Tables) Running() (Config, error) {
 	return config, err
 }
 
+// Settings are those of Running: it is without its forwards, which take the
+// longest to read.
+func (t *Tables) Settings() (Config, error) {
+	o, _, err := t.outline()
+	config := o.Config
+	config.Forwards = nil
+	return config, err
+}
+
+// Find is the running forward of a name; false says that there is none.
+func (t *Tables) Find(name string) (Forward, bool, error) {
+	o, _, err := t.outline()
+	if err != nil {
+		return Forward{}, false, err
+	}
+	return o.find(name)
+}
+
 // running reads the live document and its generation. The document is shared:
 // nobody changes it.
 func (t *Tables) running() (*document, uint32, error) {
+	o, generation, err := t.outline()
+	if err != nil {
+		return &o.document, generation, err
+	}
+	doc, err := t.whole(o)
+	if err != nil {
+		return &document{Config: DefaultConfig()}, generation, err
+	}
+	return doc, generation, nil
+}
+
+// outline reads that of the live document, and its generation. It is shared:
+// nobody changes it.
+func (t *Tables) outline() (*outline, uint32, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for {
 		generation, err := t.generation()
 		if err != nil {
-			return &document{}, 0, err
+			return &outline{}, 0, err
 		}
 		if t.cached != nil && t.cachedAt == generation {
 			return t.cached, generation, nil
 		}
-		doc, err := t.readDocument(generation)
+		o, err := t.readOutline(generation)
 		// The slot is written only while another generation lives. If this one
 		// still lives, it was not written before it was opened.
 		if now, again := t.generation(); again != nil || now != generation {
 			if again != nil {
-				return &document{}, 0, again
+				return &outline{}, 0, again
 			}
 			continue
 		}
 		if err != nil {
-			return &document{Config: DefaultConfig()}, generation, err
+			return &outline{document: document{Config: DefaultConfig()}}, generation, err
 		}
-		t.cached, t.cachedAt = doc, generation
-		return doc, generation, nil
+		t.cached, t.cachedAt = o, generation
+		return o, generation, nil
 	}
+}
+
+// whole is the document of an outline.
+func (t *Tables) whole(o *outline) (*document, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if o.decoded == nil {
+		doc, err := o.decode()
+		if err != nil {
+			return nil, fmt.Errorf("read running configuration: %w", err)
+		}
+		o.decoded = doc
+	}
+	return o.decoded, nil
 }
 
 // Generation counts the configurations that went live; an Apply that changes
@@ -155,7 +178,7 @@ func (t *Tables) generation() (uint32, error) {
 	return live.Generation, nil
 }
 
-func (t *Tables) readDocument(generation uint32) (*document, error) {
+func (t *Tables) readOutline(generation uint32) (*outline, error) {
 	chunks, err := liveSlot(t.objs.Documents, generation)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, ErrEmpty
@@ -164,19 +187,19 @@ func (t *Tables) readDocument(generation uint32) (*document, error) {
 		return nil, fmt.Errorf("open running configuration: %w", err)
 	}
 	defer chunks.Close()
-	doc := new(document)
-	text, err := readChunks(chunks, 0)
+	o := new(outline)
+	text, err := readChunks(chunks)
 	if err == nil {
-		err = doc.unmarshal(text)
+		err = o.unmarshal(text)
 	}
 	if err == nil {
-		doc.chunks = chunkCount(len(text))
-		err = doc.readAdditions(chunks, generation)
+		o.chunks = chunkCount(len(text))
+		err = o.readAdditions(chunks, generation)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read running configuration: %w", err)
 	}
-	return doc, nil
+	return o, nil
 }
 
 // liveSlot opens the map in the slot of a generation.
@@ -196,22 +219,55 @@ func chunkCount(length int) uint32 {
 	return uint32((lengthBytes + length + len(chunk{}) - 1) / len(chunk{}))
 }
 
-// readChunks reads the text that begins at an entry.
-func readChunks(m *ebpf.Map, first uint32) (string, error) {
-	var text strings.Builder
-	length := uint64(lengthBytes)
-	for i := first; uint64(text.Len()) < length; i++ {
-		var c chunk
-		if err := m.Lookup(i, &c); err != nil {
+// readChunk reads the text of an addition, which is one entry.
+func readChunk(m *ebpf.Map, at uint32) (string, error) {
+	var c chunk
+	if err := m.Lookup(at, &c); err != nil {
+		return "", err
+	}
+	length := binary.LittleEndian.Uint64(c[:])
+	if length > uint64(len(c)-lengthBytes) {
+		return "", fmt.Errorf("an addition has %d bytes, more than fit", length)
+	}
+	return string(c[lengthBytes : lengthBytes+length]), nil
+}
+
+// chunksAtOnce bounds the memory that chunks take on the way into a text.
+const chunksAtOnce = 64
+
+// readChunks reads the text that begins with the first entry.
+func readChunks(m *ebpf.Map) (string, error) {
+	var (
+		text   strings.Builder
+		left   = uint64(1) // bytes, of which there is one at least
+		cursor ebpf.MapBatchCursor
+		keys   = make([]uint32, 1)
+		chunks = make([]chunk, 1)
+	)
+	for left > 0 {
+		n, err := m.BatchLookup(&cursor, keys, chunks, nil)
+		// With the last entries comes the news that there are no more.
+		if err != nil && !(errors.Is(err, ebpf.ErrKeyNotExist) && n > 0) {
 			return "", err
 		}
-		if i == first {
-			length += binary.LittleEndian.Uint64(c[:])
-			text.Grow(int(m.MaxEntries()) * len(c))
+		if text.Len() == 0 {
+			left = lengthBytes + binary.LittleEndian.Uint64(chunks[0][:])
+			if room := uint64(m.MaxEntries()) * uint64(len(chunk{})); left > room {
+				return "", fmt.Errorf("%d bytes, of which %d are there", left, room)
+			}
+			text.Grow(int(left))
 		}
-		text.Write(c[:])
+		for i := range chunks[:n] {
+			part := chunks[i][:min(left, uint64(len(chunk{})))]
+			text.Write(part)
+			left -= uint64(len(part))
+		}
+		if len(chunks) == 1 {
+			n := min(chunkCount(int(left)), chunksAtOnce)
+			keys, chunks = make([]uint32, n), make([]chunk, n)
+		}
 	}
-	return text.String()[lengthBytes:length], nil
+	return text.String()[lengthBytes:], nil
 }
 
 // newChunks makes a map that holds text, and has room for more entries behind it.

@@ -110,13 +110,23 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return err
 	}
 	defer s.Close()
-	running, err := s.running()
+	running, err := s.settings()
 	if err != nil {
 		return err
 	}
-	if old, ok := findForward(running, forward.Name); ok {
+	old, taken, err := s.tables.Find(forward.Name)
+	if err != nil {
+		return fmt.Errorf("read what runs: %w", err)
+	}
+	if taken {
 		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",
 			old.Kind(), old.Name, old, old.Source))
+	}
+	if len(forward.Hosts) > 0 {
+		// The names of all of them are looked at then.
+		if running, err = s.running(); err != nil {
+			return err
+		}
 	}
 	if _, err := s.add(running, forward); err != nil {
 		return err

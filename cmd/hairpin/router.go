@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"hairpin/loader"
 	"hairpin/maps"
@@ -23,8 +24,9 @@ type attacher interface {
 // tables is what the commands and the daemon change of *maps.Tables.
 type tables interface {
 	Running() (maps.Config, error)
+	Settings() (maps.Config, error)
 	Plan(maps.Config) (maps.Change, error)
-	Apply(maps.Config) (maps.Change, error)
+	Prepare(maps.Config) (swap func() (maps.Change, error), err error)
 	Add(maps.Forward) (bool, error)
 	SetInterfaces([]maps.Interface) error
 	BumpRoutes() error
@@ -221,32 +223,43 @@ func (r *router) apply(cfg maps.Config) (applied, error) {
 	if err := r.check(cfg); err != nil {
 		return applied{}, err
 	}
-	return r.change(cfg, func() (maps.Change, error) { return r.tables.Apply(cfg) })
+	return r.change(cfg, func() (func() (maps.Change, error), error) { return r.tables.Prepare(cfg) })
 }
 
-// add makes a forward run beside those of running. The tables may be able to do
-// that in no more time than it takes; else it is to apply them all.
+// add makes a forward run beside those that do, running being what runs, with or
+// without its forwards. The tables may be able to do that in no more time than it
+// takes; else it is to apply them all.
 func (r *router) add(running maps.Config, forward maps.Forward) (applied, error) {
 	alone := running
 	alone.Forwards = []maps.Forward{forward}
 	if err := r.check(alone); err != nil {
 		return applied{}, err
 	}
-	return r.change(running, func() (maps.Change, error) {
+	add := func() (maps.Change, error) {
 		done, err := r.tables.Add(forward)
 		if done || err != nil {
 			return maps.Change{Added: []string{forward.Name}}, err
 		}
-		wanted := running
-		wanted.Forwards = append(slices.Clip(running.Forwards), forward)
-		return r.tables.Apply(wanted)
-	})
+		wanted, err := r.tables.Running()
+		if err != nil {
+			return maps.Change{}, fmt.Errorf("read what runs: %w", err)
+		}
+		wanted.Forwards = append(slices.Clip(wanted.Forwards), forward)
+		swap, err := r.tables.Prepare(wanted)
+		if err != nil {
+			return maps.Change{}, err
+		}
+		return swap()
+	}
+	return r.change(running, func() (func() (maps.Change, error), error) { return add, nil })
 }
 
 // change attaches the ports of cfg, changes the tables, and tells them what is there.
-func (r *router) change(cfg maps.Config, tables func() (maps.Change, error)) (applied, error) {
-	running, err := r.tables.Running()
-	if errors.Is(err, maps.ErrEmpty) {
+// What prepare returns changes them.
+func (r *router) change(cfg maps.Config, prepare func() (func() (maps.Change, error), error)) (applied, error) {
+	running, err := r.tables.Settings()
+	fresh := errors.Is(err, maps.ErrEmpty)
+	if fresh {
 		running.Mode = cfg.Mode // nothing is attached by another
 	} else if err != nil {
 		return applied{}, fmt.Errorf("read what runs: %w", err)
@@ -256,8 +269,20 @@ func (r *router) change(cfg maps.Config, tables func() (maps.Change, error)) (ap
 		return applied{}, err
 	}
 	ports := seen.ports
+	prepare = sync.OnceValues(prepare)
+	var preparing sync.WaitGroup
+	if fresh {
+		// Both wait for the kernel most of the time. Where something runs, nothing is
+		// written before every interface has taken the programs.
+		preparing.Go(func() { _, _ = prepare() })
+	}
 	added := r.attach(ports, cfg.Mode)
+	preparing.Wait()
 	if err := refusals(ports); err != nil {
+		return applied{}, errors.Join(err, r.undo(added))
+	}
+	tables, err := prepare()
+	if err != nil {
 		return applied{}, errors.Join(err, r.undo(added))
 	}
 	change, err := tables()

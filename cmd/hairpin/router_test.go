@@ -26,6 +26,7 @@ type machineFake struct {
 	routes   []netip.Prefix
 	running  *maps.Config
 	applyErr error
+	prepared int // configurations, not all of which are applied
 
 	log        []string // what was done, in order
 	interfaces []maps.Interface
@@ -104,15 +105,24 @@ func (m *machineFake) Running() (maps.Config, error) {
 	return *m.running, nil
 }
 
+func (m *machineFake) Settings() (maps.Config, error) {
+	c, err := m.Running()
+	c.Forwards = nil
+	return c, err
+}
+
 func (m *machineFake) Plan(c maps.Config) (maps.Change, error) { return maps.Change{}, c.Validate() }
 
-func (m *machineFake) Apply(c maps.Config) (maps.Change, error) {
+func (m *machineFake) Prepare(c maps.Config) (swap func() (maps.Change, error), err error) {
+	m.prepared++
 	if err := errors.Join(c.Validate(), m.applyErr); err != nil {
-		return maps.Change{}, err
+		return nil, err
 	}
-	m.log = append(m.log, "apply")
-	m.running = &c
-	return maps.Change{}, nil
+	return func() (maps.Change, error) {
+		m.log = append(m.log, "apply")
+		m.running = &c
+		return maps.Change{}, nil
+	}, nil
 }
 
 // Add leaves everything to Apply.
@@ -192,6 +202,16 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		m.refuse["lan0"] = errors.New("somebody else's XDP program")
 		if result, err := m.router().apply(testConfig()); err == nil || result.done {
 			t.Errorf("apply: %v, done %v", err, result.done)
+		}
+		wantDone(t, m, "attach wan0 auto", "detach wan0")
+	})
+	t.Run("interface refuses while something runs", func(t *testing.T) {
+		m := newMachine("wan0", "lan0")
+		m.refuse["lan0"] = errors.New("somebody else's XDP program")
+		cfg := testConfig()
+		m.running = &cfg
+		if result, err := m.router().apply(testConfig()); err == nil || result.done || m.prepared > 0 {
+			t.Errorf("apply: %v, done %v, %d prepared", err, result.done, m.prepared)
 		}
 		wantDone(t, m, "attach wan0 auto", "detach wan0")
 	})

@@ -46,8 +46,12 @@ func (s *session) unlock() {
 
 // running is the configuration in the kernel. A datapath to which none was
 // ever applied counts as not attached.
-func (s *session) running() (maps.Config, error) {
-	cfg, err := s.tables.Running()
+func (s *session) running() (maps.Config, error) { return explainRunning(s.tables.Running()) }
+
+// settings are those of running, without its forwards.
+func (s *session) settings() (maps.Config, error) { return explainRunning(s.tables.Settings()) }
+
+func explainRunning(cfg maps.Config, err error) (maps.Config, error) {
 	if errors.Is(err, maps.ErrEmpty) {
 		return cfg, fmt.Errorf("%w: %w; \"hairpin attach\" applies the file", loader.ErrNotLoaded, err)
 	}

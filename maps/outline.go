@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// outline is a document whose forwards stay as they were written. With many of
+// them it takes most of a command's time to make all of them, and few commands
+// need more than a look.
+type outline struct {
+	document           // Config.Forwards and Stamps are those of additions alone
+	written  string    // the forwards before them, and what ended
+	decoded  *document // nil until somebody asked for all of it
+}
+
+func (o *outline) unmarshal(text string) error {
+	head, rest, _ := strings.Cut(text, "\n")
+	if err := json.Unmarshal([]byte(head), &o.document); err != nil {
+		return err
+	}
+	if o.Schema != documentSchema {
+		return fmt.Errorf("written by another version of hairpin (schema %d, this one knows %d): use that version, or end every connection with \"hairpin detach --all\" and start anew", o.Schema, documentSchema)
+	}
+	o.written = rest
+	return nil
+}
+
+// decode makes the document.
+func (o *outline) decode() (*document, error) {
+	doc := o.document
+	forwards, stamps, rest, err := decodeForwards(o.written)
+	if err != nil {
+		return nil, err
+	}
+	doc.Config.Forwards = append(forwards, o.Config.Forwards...)
+	doc.Stamps = append(stamps, o.Stamps...)
+	if o.added == 0 { // else they were ended before
+		doc.Ended, err = decodeStamps(rest)
+	}
+	return &doc, err
+}
+
+// count is how many forwards there are.
+func (o *outline) count() int { return countForwards(o.written) + len(o.Stamps) }
+
+// each calls visit for every forward until it returns false. What visit is given
+// is the next one's afterwards.
+func (o *outline) each(visit func(*Forward, stamp) bool) error {
+	more := true
+	err := eachForward(o.written, func(f *Forward, s stamp) bool {
+		more = visit(f, s)
+		return more
+	})
+	if err != nil {
+		return fmt.Errorf("read running configuration: %w", err)
+	}
+	for i := 0; more && i < len(o.Stamps); i++ {
+		more = visit(&o.Config.Forwards[i], o.Stamps[i])
+	}
+	return nil
+}
+
+// find returns the forward of a name. Most often there is none, which is seen
+// from the text as it lies there.
+func (o *outline) find(name string) (found Forward, ok bool, err error) {
+	added := slices.ContainsFunc(o.Config.Forwards, func(f Forward) bool { return f.Name == name })
+	if !added && !strings.Contains(o.written, encodeString(name)) {
+		return Forward{}, false, nil
+	}
+	err = o.each(func(f *Forward, _ stamp) bool {
+		if f.Name == name {
+			found, ok = *f, true
+		}
+		return !ok
+	})
+	return found, ok, err
+}
+
+// survey is what Add has to know of the forwards that run.
+type survey struct {
+	meets   bool      // one of them has packets that are the new one's as well
+	related []Forward // those that have its name or a host of its, or listen at its target
+	freeID  uint32    // the lowest that none of them has
+}
+
+func (o *outline) survey(f *Forward) (survey, error) {
+	var s survey
+	used := make([]bool, o.count()+2)
+	used[0] = true // is no id
+	err := o.each(func(g *Forward, stamp stamp) bool {
+		if int(stamp.id) < len(used) {
+			used[stamp.id] = true
+		}
+		if g.relates(f) {
+			s.related = append(s.related, g.clone())
+		}
+		s.meets = f.meets(g)
+		return !s.meets
+	})
+	s.freeID = uint32(slices.Index(used, false))
+	return s, err
+}
+
+// relates reports whether g matters to whether f is valid, given that they do
+// not meet (see validLast).
+func (g *Forward) relates(f *Forward) bool {
+	return g.Name == f.Name ||
+		g.External.Address.IsValid() && g.External.Address == f.Target ||
+		slices.ContainsFunc(g.Hosts, func(host string) bool { return slices.Contains(f.Hosts, host) })
+}
+
+// clone shares no list with f.
+func (f *Forward) clone() Forward {
+	c := *f
+	c.Protocols, c.From, c.Hosts = slices.Clone(f.Protocols), slices.Clone(f.From), slices.Clone(f.Hosts)
+	c.LAN, c.Except = slices.Clone(f.LAN), slices.Clone(f.Except)
+	return c
+}

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"testing"
+
+	"hairpin/bpf"
+)
+
+// pages are how many maps of counters there are.
+func (t *Tables) pages(tb testing.TB) (count int) {
+	tb.Helper()
+	for number := range t.objs.ForwardStats.MaxEntries() {
+		page, err := t.openStatsPage(number)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		if page != nil {
+			count++
+			page.Close()
+		}
+	}
+	return count
+}
+
+// TestPagesOfCountersComeAndGo by as many at once as there are forwards for.
+func TestPagesOfCountersComeAndGo(t *testing.T) {
+	spec := smallSpec(t)
+	full, _ := bpf.LoadHairpin()
+	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
+		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
+	}
+	tables := newTables(t, spec)
+	none, err := tables.statsPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := int(none)
+	for _, step := range []struct{ forwards, pages int }{
+		{1, 1}, {3*size - 1, 3}, {3 * size, 4}, {100 * size, 101}, {1, 1},
+	} {
+		mustApply(t, tables, manyForwards(step.forwards))
+		if got := tables.pages(t); got != step.pages {
+			t.Errorf("%d pages of %d forwards, want %d", got, step.forwards, step.pages)
+		}
+		if now, err := tables.statsPage(); err != nil || now != none {
+			t.Errorf("pages of %d with %d forwards, %v, want %d", now, step.forwards, err, none)
+		}
+	}
+}
