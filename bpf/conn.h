@@ -7,7 +7,7 @@
 #include "packet.h"
 #include "work.h"
 
-enum { SECOND_NS = 1000000000, SWEEP_VISITS = 4096, OPENING_TRIES = 4 };
+enum { SECOND_NS = 1000000000, SWEEP_VISITS = 4096, OPENING_TRIES = 8 };
 enum { CLOCK_MONOTONIC_ID = 1, TIMER_EXISTS = 16 /* EBUSY */ };
 
 static __always_inline __u64 conn_now(void)
@@ -240,13 +240,14 @@ static __always_inline bool conn_visit_established(const struct tuple *key, stru
 	return true;
 }
 
-static __always_inline bool conn_visit_opening(const struct tuple *key, struct conn *conn)
+/* A half-open connection gives way. False: it has moved on. */
+static __always_inline bool conn_give_up(const struct tuple *key, struct conn *conn, enum conn_event event)
 {
 	struct tuple other;
 
-	if (!conn_expired(conn, bpf_ktime_get_ns()) || !conn_change(conn, CONN_HALF_OPEN, CONN_GONE))
+	if (!conn_change(conn, CONN_HALF_OPEN, CONN_GONE))
 		return false;
-	count_event(EVENT_ABANDONED);
+	count_event(event);
 	tuple_reverse(&conn->to, &other);
 	conn_take_out(key, &other, false);
 	return true;
@@ -274,11 +275,13 @@ static __always_inline long conn_visit(void *queue, struct sweep *sweep)
 	conn = conn_find(&visit.key);
 	if (!conn || !conn_waits(conn, &visit, opening))
 		return 0;
-	if (opening && conn_visit_opening(&visit.key, conn))
+	if (opening && conn_expired(conn, bpf_ktime_get_ns()) && conn_give_up(&visit.key, conn, EVENT_ABANDONED))
 		return 0;
 	if (!opening && !conn_half(conn) && conn_visit_established(&visit.key, conn))
 		return 0;
-	bpf_map_push_elem(queue, &visit, 0);
+	/* A flood may have taken its place meanwhile. */
+	if (bpf_map_push_elem(queue, &visit, 0) != 0)
+		return opening && conn_give_up(&visit.key, conn, EVENT_EVICTED);
 	if (sweep->first == visit.created)
 		return 1;
 	if (!sweep->first)
@@ -476,19 +479,13 @@ static __always_inline enum reason conn_reserve(struct work *work, const struct 
 	return bpf_map_update_elem(&conns, key, conn, BPF_NOEXIST) == 0 ? REASON_NONE : REASON_TUPLE_IN_USE;
 }
 
-/* The half-open connection that came first gives way, if it still is one. */
-static __always_inline void conn_evict(void *queue, struct visit *visit, struct tuple *other)
+/* The half-open connection that came first gives way, if it still is one. A stack frame of its own. */
+static __noinline void conn_evict(struct visit *first)
 {
-	struct conn *conn;
+	struct conn *conn = conn_find(&first->key);
 
-	if (bpf_map_pop_elem(queue, visit) != 0)
-		return;
-	conn = conn_find(&visit->key);
-	if (!conn || conn->created != visit->created || !conn_change(conn, CONN_HALF_OPEN, CONN_GONE))
-		return;
-	count_event(EVENT_EVICTED);
-	tuple_reverse(&conn->to, other);
-	conn_take_out(&visit->key, other, false);
+	if (conn && conn->created == first->created)
+		conn_give_up(&first->key, conn, EVENT_EVICTED);
 }
 
 static __always_inline bool conn_queue(void *queue, struct work *work, const struct visit *visit)
@@ -496,7 +493,8 @@ static __always_inline bool conn_queue(void *queue, struct work *work, const str
 	for (int i = 0; i < OPENING_TRIES; i++) {
 		if (bpf_map_push_elem(queue, visit, 0) == 0)
 			return true;
-		conn_evict(queue, &work->evicted, &work->other);
+		if (bpf_map_pop_elem(queue, &work->evicted) == 0)
+			conn_evict(&work->evicted);
 	}
 	return false;
 }
