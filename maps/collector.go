@@ -97,10 +97,10 @@ func (c *Collector) Reloaded(taken bool) {
 	}
 }
 
-// Run keeps counting connections until ctx ends, for at most a twentieth of a
-// core's time. Errors go to report; the last good count stays.
+// Run keeps counting connections until ctx ends, for about a hundredth of a core's
+// time. Errors go to report; the last good count stays.
 func (c *Collector) Run(ctx context.Context, report func(error)) {
-	const pause, duty = time.Second, 20
+	const pause, duty = time.Second, 100
 	for {
 		start := time.Now()
 		if err := c.Refresh(); err != nil {

@@ -5,6 +5,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"hairpin/bpf"
 )
@@ -56,9 +57,10 @@ type forwardTally struct {
 }
 
 // tally walks the connections. What opens or ends during the walk may be counted twice or not at all, so
-// it is done again, a few times at most, until nothing did.
+// a short one is done again, a few times at most, until nothing did.
 func (t *Tables) tally() (*tally, error) {
-	const walks = 3
+	const walks, short = 3, 10 * time.Millisecond
+	start := time.Now()
 	for walk := 1; ; walk++ {
 		found, err := t.walk()
 		if err != nil {
@@ -68,7 +70,7 @@ func (t *Tables) tally() (*tally, error) {
 		if err != nil {
 			return nil, err
 		}
-		if *after == *found.events || walk == walks {
+		if *after == *found.events || walk == walks || time.Since(start) > short {
 			return found, nil
 		}
 	}
