@@ -447,7 +447,7 @@ static __always_inline bool conn_stale(const struct packet *pkt, const struct co
 		return true;
 	if (!conn_half(conn))
 		return conn_reopens(pkt, conn);
-	return conn_expired(conn, pkt->now) || (conn->opener && conn->packets && !conn_other(conn));
+	return conn_expired(conn, pkt->now) || (conn->opener && pkt->opens && conn->packets && !conn_other(conn));
 }
 
 /* May this tuple's connection make room for a new one? It is over, expired, or closed, and what its server

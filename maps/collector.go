@@ -38,6 +38,8 @@ type Collector struct {
 	tables  *Tables
 	options CollectorOptions
 
+	asked chan struct{} // holds one while somebody has asked since the last count
+
 	mu       sync.Mutex
 	names    map[uint32]string // of interfaces by index, also of those that went
 	counted  *tally            // nil before the first Refresh
@@ -47,7 +49,7 @@ type Collector struct {
 
 // NewCollector gives the metrics of tables. Run must be called too.
 func NewCollector(tables *Tables, options CollectorOptions) *Collector {
-	return &Collector{tables: tables, options: options, names: map[uint32]string{}}
+	return &Collector{tables: tables, options: options, names: map[uint32]string{}, asked: make(chan struct{}, 1)}
 }
 
 // The metrics; no label carries an address or port of a client.
@@ -97,8 +99,8 @@ func (c *Collector) Reloaded(taken bool) {
 	}
 }
 
-// Run keeps counting connections until ctx ends, for about a hundredth of a core's
-// time. Errors go to report; the last good count stays.
+// Run counts connections until ctx ends: at once, and after somebody has asked, for
+// about a hundredth of a core's time. Errors go to report; the last good count stays.
 func (c *Collector) Run(ctx context.Context, report func(error)) {
 	const pause, duty = time.Second, 100
 	for {
@@ -110,6 +112,11 @@ func (c *Collector) Run(ctx context.Context, report func(error)) {
 		case <-ctx.Done():
 			return
 		case <-time.After(max(pause, duty*time.Since(start))):
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.asked:
 		}
 	}
 }
@@ -128,6 +135,10 @@ func (c *Collector) Refresh() error {
 
 // Collect implements prometheus.Collector.
 func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
+	select {
+	case c.asked <- struct{}{}:
+	default:
+	}
 	s := scrape{metrics: metrics}
 	var interfaces []InterfaceStatus
 	if c.options.Interfaces != nil {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -314,6 +315,32 @@ func TestRunCountsAtOnce(t *testing.T) {
 	if c.counted == nil || c.counted.established != 6 {
 		t.Errorf("counted %+v", c.counted)
 	}
+}
+
+// TestRunCountsForThoseWhoAsk: a walk costs what nobody may need.
+func TestRunCountsForThoseWhoAsk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tables, _, _ := counted(t)
+		c := NewCollector(tables, CollectorOptions{})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go c.Run(ctx, func(err error) { t.Error(err) })
+		last := func() *tally {
+			synctest.Wait()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.counted
+		}
+		first := last()
+		time.Sleep(time.Hour)
+		if last() != first {
+			t.Error("counted though nobody asked")
+		}
+		samples(t, c, "hairpin_connections")
+		if again := last(); again == first || again.established != 6 {
+			t.Errorf("after somebody asked: counted %+v", again)
+		}
+	})
 }
 
 // TestRunKeepsTheLastCount when a walk fails.
