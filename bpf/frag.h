@@ -33,7 +33,7 @@ static __noinline bool frag_intercepted(const struct packet *pkt)
 /* May a forward have to do with these addresses? */
 static __always_inline bool frag_concerns(const struct packet *pkt)
 {
-	return bpf_map_lookup_elem(&externals, &pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src) ||
+	return external_find(&pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src) ||
 	       frag_intercepted(pkt);
 }
 

@@ -435,6 +435,7 @@ const (
 	HairpinMapRenewals      = "renewals"
 	HairpinMapRoutes        = "routes"
 	HairpinMapSchema        = "schema"
+	HairpinMapServed        = "served"
 	HairpinMapSettings      = "settings"
 	HairpinMapSources       = "sources"
 	HairpinMapStandIns      = "stand_ins"
@@ -531,6 +532,7 @@ type HairpinMapSpecs struct {
 	Renewals      *ebpf.MapSpec `ebpf:"renewals"`
 	Routes        *ebpf.MapSpec `ebpf:"routes"`
 	Schema        *ebpf.MapSpec `ebpf:"schema"`
+	Served        *ebpf.MapSpec `ebpf:"served"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Sources       *ebpf.MapSpec `ebpf:"sources"`
 	StandIns      *ebpf.MapSpec `ebpf:"stand_ins"`
@@ -597,6 +599,7 @@ type HairpinMaps struct {
 	Renewals      *ebpf.Map `ebpf:"renewals"`
 	Routes        *ebpf.Map `ebpf:"routes"`
 	Schema        *ebpf.Map `ebpf:"schema"`
+	Served        *ebpf.Map `ebpf:"served"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Sources       *ebpf.Map `ebpf:"sources"`
 	StandIns      *ebpf.Map `ebpf:"stand_ins"`
@@ -639,6 +642,7 @@ func (m *HairpinMaps) Close() error {
 		m.Renewals,
 		m.Routes,
 		m.Schema,
+		m.Served,
 		m.Settings,
 		m.Sources,
 		m.StandIns,

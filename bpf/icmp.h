@@ -9,7 +9,7 @@
 static __always_inline enum verdict icmp_stray(struct work *work)
 {
 	const struct tuple *sent = &work->pkt.quote.tuple;
-	struct external *external = bpf_map_lookup_elem(&externals, &sent->src);
+	struct external *external = external_find(&sent->src);
 
 	if (external && forward_find(forward_slot(), external, sent->protocol, sent->sport))
 		return nat_verdict(work, REASON_NO_CONNECTION);
@@ -65,7 +65,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	enum reason reason;
 
 	if (pkt->broken)
-		return nat_verdict(work, bpf_map_lookup_elem(&externals, &pkt->tuple.dst) ? REASON_MALFORMED
+		return nat_verdict(work, external_find(&pkt->tuple.dst) ? REASON_MALFORMED
 											  : REASON_NONE);
 	/* What the sender of the quoted packet would have got for an answer. */
 	tuple_reverse(&pkt->quote.tuple, way);

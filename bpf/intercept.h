@@ -12,17 +12,23 @@ static __always_inline bool intercept_made(const struct conn *conn)
 	return conn->address.id == conn->forward.id;
 }
 
-/* Costs what has other ports a look at the settings. Neither what an intercept leads to nor who is excepted is
- * caught, asking or being asked. */
+/* May it be to one? Costs what has other ports nothing more. */
+static __always_inline bool intercept_port(const struct settings *settings, const struct packet *pkt)
+{
+	__u16 port = bpf_ntohs(pkt->tuple.dport);
+
+	return port >= settings->intercept_first && port <= settings->intercept_last;
+}
+
+/* Neither what an intercept leads to nor who is excepted is caught, asking or being asked. */
 static __always_inline struct forward *intercept_find(const struct packet *pkt)
 {
 	const struct settings *settings = conn_settings();
-	__u16 port = bpf_ntohs(pkt->tuple.dport);
 	__u32 slot = forward_slot(), ifindex = pkt->ifindex;
 	const struct interface *in;
 	struct forward *forward;
 
-	if (!settings || port < settings->intercept_first || port > settings->intercept_last)
+	if (!settings || !intercept_port(settings, pkt))
 		return NULL;
 	in = bpf_map_lookup_elem(&interfaces, &ifindex);
 	if (!in)

@@ -49,6 +49,15 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } externals SEC(".maps");
 
+/* By hash of an address: 1, if it is or was in externals. Spares nearly every packet that is not ours the look into
+ * them. Written by the control plane, before the address is. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 4096);
+} served SEC(".maps");
+
 struct forward_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__type(key, struct forward_key);

@@ -322,9 +322,11 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 
 /* Nothing more may be said on it: it is over, and this begins no other. What a server still says must not leave
  * with its own address. Whom a client asks that is intercepted no more hears it. */
-static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, bool served)
+static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn,
+				      const struct external *external)
 {
-	bool begins = pkt->opens && (served || intercept_made(conn));
+	bool begins = pkt->opens && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
+				     intercept_made(conn));
 
 	return !conn->opener || (conn_over(conn) && !begins);
 }
@@ -335,21 +337,17 @@ static __always_inline enum verdict nat_begun(struct work *work, enum reason rea
 	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
 }
 
-/* May it be ours, though it is to no external address? */
-static __always_inline bool nat_concerns(const struct packet *pkt)
+/* May it begin something, or go on with what was lost? Whether it does comes later. */
+static __always_inline bool nat_may_begin(struct work *work)
 {
-	return stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt);
-}
-
-/* May it begin something, or go on with what was lost? What it is to is noted for what comes next. */
-static __always_inline bool nat_served(struct work *work)
-{
-	const struct external *external = bpf_map_lookup_elem(&externals, &work->pkt.tuple.dst);
+	const struct packet *pkt = &work->pkt;
+	const struct external *external = external_find(&pkt->tuple.dst);
+	const struct settings *settings = conn_settings();
 
 	work->to_external = external;
 	if (external)
 		work->external = *external;
-	return external || nat_concerns(&work->pkt);
+	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt)));
 }
 
 /* To no forward's address and port: an intercept's, or to a stand-in, from inside. What is in the middle of a
@@ -378,7 +376,7 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, nat
 		conn = conn_find(&pkt->tuple);
 		if (conn && !conn_stale(pkt, conn))
 			return nat_follow(ctx, work, conn);
-		if (!conn && !nat_served(work))
+		if (!nat_may_begin(work) && !conn)
 			return VERDICT_PASS;
 		work->stale = conn;
 		verdict = unknown(ctx);
@@ -393,12 +391,11 @@ static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *w
 {
 	const struct packet *pkt = &work->pkt;
 	struct conn *conn = work->stale ? conn_find(&pkt->tuple) : NULL;
-	const struct external *external;
+	const struct external *external = work->to_external ? &work->external : NULL;
 	struct forward *forward;
 
-	if (conn && nat_ended(pkt, conn, nat_served(work)))
+	if (conn && nat_ended(pkt, conn, external))
 		return nat_verdict(work, REASON_ENDED);
-	external = work->to_external ? &work->external : NULL;
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);

@@ -205,7 +205,7 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 
 	if (addr_equal(&answer->dst, &work->open.key.src) && work->pkt.ifindex != LOOPBACK_IFINDEX)
 		return false;
-	external = bpf_map_lookup_elem(&externals, &answer->dst);
+	external = external_find(&answer->dst);
 	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
 		return true;
 	length = open_socket_tuple(answer, tuple);
@@ -487,7 +487,7 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 		return REASON_NEXT_HOP;
 	if (!stand_in_asked(answer, key))
 		return REASON_NO_CONNECTION;
-	external = bpf_map_lookup_elem(&externals, &key->dst);
+	external = external_find(&key->dst);
 	forward = external ? forward_find(forward_slot(), external, key->protocol, key->dport) : NULL;
 	if (!forward || !open_leads_to(forward, key, answer) || !open_find_client(ctx, work))
 		return REASON_NO_CONNECTION;

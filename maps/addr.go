@@ -21,6 +21,15 @@ func fromAddr(addr bpf.HairpinAddr) netip.Addr {
 	return netip.AddrFrom16(addr.Bytes).Unmap()
 }
 
+// servedSlot is external_slot() of the datapath.
+func servedSlot(addr bpf.HairpinAddr) uint32 {
+	folded := uint32(0)
+	for i := 0; i < len(addr.Bytes); i += 4 {
+		folded ^= binary.NativeEndian.Uint32(addr.Bytes[i:])
+	}
+	return folded * 2654435761 >> 20
+}
+
 // be16 turns a port into its network order form, and such a form back.
 func be16(port uint16) uint16 {
 	var b [2]byte

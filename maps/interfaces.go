@@ -306,7 +306,11 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 	if want == old {
 		return nil
 	}
-	if err := t.objs.Externals.Put(addr, want); err != nil {
+	err = t.objs.Served.Put(servedSlot(addr), uint32(1))
+	if err == nil {
+		err = t.objs.Externals.Put(addr, want)
+	}
+	if err != nil {
 		return fmt.Errorf("write address %s: %w", fromAddr(addr), err)
 	}
 	return nil
