@@ -87,8 +87,8 @@ static __always_inline bool frag_outdated(const struct packet *pkt, const struct
 	       (again && (datagram->owner == OWNER_KERNEL || age > (__u64)FRAGMENT_AGAIN_SECONDS * SECOND_NS));
 }
 
-/* The datagram of this fragment; NULL: of no concern, or no memory. A stack frame of its own. */
-static __noinline struct fragment *frag_datagram(struct work *work)
+/* The datagram of this fragment; NULL: of no concern, or no memory. */
+static __always_inline struct fragment *frag_datagram(struct work *work)
 {
 	struct fragment_key *key = frag_key(work);
 	struct fragment *datagram = bpf_map_lookup_elem(&fragments, key);

@@ -23,44 +23,65 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 }
 
 /* Puts a verdict into effect; what it was is known and counted already, but for errors. */
-static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *work,
-				    const struct fragment *datagram, enum verdict verdict)
+static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *work, enum verdict verdict)
 {
-	__u32 held = datagram && work->pkt.fragment == FRAGMENT_FIRST ? datagram->held : 0;
-
 	if (verdict == VERDICT_PASS)
-		return tc_pass(skb, held);
+		return tc_pass(skb, work->waiting);
 	if (verdict == VERDICT_DEFER)
 		return (int)tc_again(skb, &work->pkt);
-	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, held) : tc_refuse(skb);
+	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->waiting) : tc_refuse(skb);
+}
+
+/* A fragment, before its connection is looked for. A stack frame of its own, and the verifier need not follow
+ * everything else twice, with a datagram and without. */
+static __noinline enum verdict tc_enter_fragment(struct __sk_buff *skb, struct work *work)
+{
+	struct fragment *datagram = frag_datagram(work);
+	enum verdict verdict;
+
+	work->followed = datagram;
+	if (!datagram)
+		return work->pkt.fragment == FRAGMENT_LATER ? VERDICT_PASS : VERDICT_SEND;
+	verdict = frag_enter(work, datagram);
+	return verdict == VERDICT_HOLD && !hold_keep(skb, work, datagram) ? VERDICT_DROP : verdict;
+}
+
+/* And after it was. */
+static __noinline enum verdict tc_leave_fragment(struct work *work, enum verdict verdict)
+{
+	struct fragment *datagram = work->followed ? bpf_map_lookup_elem(&fragments, &work->held.datagram) : NULL;
+
+	/* Its connection has gone since the first fragment. */
+	if (verdict == VERDICT_PASS && work->pkt.fragment == FRAGMENT_LATER)
+		return frag_drop(work, REASON_NO_CONNECTION);
+	if (datagram && work->pkt.fragment == FRAGMENT_FIRST) {
+		frag_settle(&work->pkt, datagram, verdict);
+		work->waiting = datagram->held;
+	}
+	return verdict;
 }
 
 /* What becomes of the packet, and written into it if it is sent. */
-static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work *work, struct fragment *datagram)
+static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	enum verdict verdict = VERDICT_SEND;
 
-	if (datagram)
-		verdict = frag_enter(work, datagram);
-	if (verdict == VERDICT_HOLD && !hold_keep(skb, work, datagram))
-		verdict = VERDICT_DROP;
+	work->waiting = 0;
+	if (pkt->fragment != FRAGMENT_NONE)
+		verdict = tc_enter_fragment(skb, work);
 	if (verdict != VERDICT_SEND)
 		return verdict;
 	verdict = pkt->icmp_error ? tc_icmp(skb) : nat_decide(skb, work, (nat_unknown *)tc_unknown);
-	/* Its connection has gone since the first fragment. */
-	if (verdict == VERDICT_PASS && pkt->fragment == FRAGMENT_LATER)
-		verdict = frag_drop(work, REASON_NO_CONNECTION);
-	if (datagram && pkt->fragment == FRAGMENT_FIRST)
-		frag_settle(pkt, datagram, verdict);
-	return verdict;
+	if (pkt->fragment != FRAGMENT_NONE)
+		verdict = tc_leave_fragment(work, verdict);
+	return verdict == VERDICT_SEND ? tc_rewrite(skb, work) : verdict;
 }
 
 SEC("tc")
 int hairpin_tc(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
-	struct fragment *datagram = NULL;
 	enum verdict verdict;
 	int l3_off;
 
@@ -73,16 +94,10 @@ int hairpin_tc(struct __sk_buff *skb)
 	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size, (__u16)l3_off);
 	if (!tc_pull(skb) || !tc_parse(skb, work))
 		return TC_ACT_UNSPEC;
-	if (work->pkt.fragment != FRAGMENT_NONE)
-		datagram = frag_datagram(work);
-	if (work->pkt.fragment == FRAGMENT_LATER && !datagram)
-		return TC_ACT_UNSPEC;
-	verdict = tc_decide(skb, work, datagram);
-	if (verdict == VERDICT_SEND)
-		verdict = tc_rewrite(skb, work);
+	verdict = tc_decide(skb, work);
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);
-	return tc_apply(skb, work, datagram, verdict);
+	return tc_apply(skb, work, verdict);
 }
 
 SEC("xdp.frags")

@@ -105,6 +105,7 @@ struct packet {
 	__u16 l3_off;
 	struct transport l4;
 	struct fragment_range piece;	/* of a fragment: what it brings */
+	struct ipv6_fragment v6_fragment;
 	__be32 id;		/* of a datagram in fragments */
 	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, that it was sent to */
 	__u8 remote_mac[6] __attribute__((aligned(4)));	/* of the station that sent it */
@@ -196,6 +197,14 @@ static __always_inline bool packet_bounded(__u32 *length, __u32 most)
 	asm volatile("" : "+r"(less));
 	*length = less + 1;
 	return true;
+}
+
+/* The length of all headers before the transport's, read again: what the verifier knew of it, it would go on with
+ * for every way here. */
+static __always_inline __u32 packet_forget(const struct transport *l4, __u32 l3_off)
+{
+	asm volatile("" : : : "memory");
+	return (l4->off - l3_off) & 127;
 }
 
 /* One pointer, which is checked and then used: Linux 6.1 takes the same sum, made twice, for two places. */
@@ -429,6 +438,7 @@ static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 a
 		return true;
 	quote->l3_off = off;
 	quote->l4.off = off + header;
+	header = packet_forget(&quote->l4, off);
 	l4 = ip + header;
 	icmp = packet_reach(l4, data_end, available - header, sizeof(*icmp));
 	pkt->broken = !icmp;
@@ -567,7 +577,7 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 
 static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end, struct packet *pkt)
 {
-	struct ipv6_fragment fragment = {};
+	struct ipv6_fragment *fragment = &pkt->v6_fragment;
 	__u32 header, available;
 	bool sound = true, known;
 	__u16 frag_off;
@@ -584,15 +594,16 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	/* In the tables these are IPv4 addresses. */
 	if (addr_is_v4(&pkt->tuple.src) || addr_is_v4(&pkt->tuple.dst))
 		return false;
-	header = packet_skip_extensions(ip, data_end, &pkt->tuple.protocol, &fragment);
+	header = packet_skip_extensions(ip, data_end, &pkt->tuple.protocol, fragment);
 	if (!header)
 		return false;
 	pkt->l4.off = pkt->l3_off + header;
+	header = packet_forget(&pkt->l4, pkt->l3_off);
 	if (packet_misfit(pkt))
 		return true;
 	available = pkt->length - header;
-	frag_off = bpf_ntohs(fragment.offset);
-	pkt->id = fragment.id;
+	frag_off = bpf_ntohs(fragment->offset);
+	pkt->id = fragment->id;
 	if (frag_off & ~6u)
 		sound = packet_parse_piece(frag_off >> 3, frag_off & 1, available, pkt);
 	known = packet_parse_l4(packet_at(ip, header), data_end, available, pkt);

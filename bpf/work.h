@@ -57,6 +57,8 @@ struct work {
 	struct opening open;
 	struct visit evicted;	/* of a half-open connection that gives way */
 	struct held_key held;
+	bool followed;		/* the fragment's datagram is in fragments, by the key in held */
+	__u32 waiting;		/* how many of its pieces are held */
 	__u8 options[40];	/* of a TCP header */
 	__u8 header[sizeof(struct ipv6hdr)];	/* of a packet being put together */
 };
