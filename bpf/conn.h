@@ -180,7 +180,7 @@ static __always_inline bool conn_closing(const struct conn *one, const struct co
 	       (conn_fin_acknowledged(one, other) && conn_fin_acknowledged(other, one));
 }
 
-/* How long a connection of conns stays. One that is over stays for a while, so that what its server still
+/* How long an established connection stays. One that is over stays for a while, so that what its server still
  * sends is recognised and dropped, and, but for TCP, so that its tuple stays out of others' reach. */
 static __always_inline __u64 conn_lifetime(const struct settings *time, const struct conn *opener,
 					   const struct conn *answerer)
@@ -224,7 +224,6 @@ static __always_inline bool conn_linger(struct conn *opener, struct conn *answer
 	answerer->forward.epoch = opener->forward.epoch;
 	return true;
 }
-
 
 /* Has its time come? If so it is out of the table when this returns. */
 static __always_inline bool conn_visit_established(const struct tuple *key, struct conn *conn)
