@@ -472,7 +472,9 @@ static __always_inline enum reason conn_reserve(struct work *work, const struct 
 	if (bpf_map_update_elem(&conns, key, conn, BPF_NOEXIST) == 0)
 		return REASON_NONE;
 	other = conn_find(key);
-	if (!other || !conn_gives_way(other, conn))
+	if (!other)
+		return REASON_TABLE_FULL;
+	if (!conn_gives_way(other, conn))
 		return REASON_TUPLE_IN_USE;
 	conn_delete(work, key, other);
 	return bpf_map_update_elem(&conns, key, conn, BPF_NOEXIST) == 0 ? REASON_NONE : REASON_TUPLE_IN_USE;

@@ -278,8 +278,8 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 		bpf_loop(PORT_TRIES - 1, open_try_port, &search, 0);
 	if (search.reason == REASON_NONE && open->mapped)
 		mapping_keep(work);
-	if (search.reason == REASON_NONE)
-		return REASON_NONE;
+	if (search.reason == REASON_NONE || search.reason == REASON_TABLE_FULL)
+		return search.reason;
 	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
 }
 
