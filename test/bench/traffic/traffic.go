@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -152,6 +153,7 @@ func (t *Traffic) Sink(ifindex int) error { return t.attachXDP(ifindex, t.objs.S
 // Send sends count frames out of an interface that has a sink, on the CPU of the calling thread.
 // Receiving them, and all that follows, happens in between.
 func (t *Traffic) Send(ifindex int, count uint32) error {
+	defer undisturbed()()
 	context := make([]byte, 24) // struct xdp_md
 	binary.NativeEndian.PutUint32(context[4:], FrameBytes)
 	binary.NativeEndian.PutUint32(context[12:], uint32(ifindex))
@@ -163,6 +165,23 @@ func (t *Traffic) Send(ifindex int, count uint32) error {
 		return fmt.Errorf("send %d frames: %w", count, err)
 	}
 	return nil
+}
+
+// undisturbed keeps the signals from this thread by which Go's scheduler interrupts: they end a run of frames, and
+// the library would begin it anew. It returns what lets them in again.
+func undisturbed() func() {
+	runtime.LockOSThread()
+	var urgent, before unix.Sigset_t
+	urgent.Val[0] = 1 << (unix.SIGURG - 1)
+	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &urgent, &before); err != nil {
+		panic(err) // it takes no argument that could be wrong
+	}
+	return func() {
+		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil); err != nil {
+			panic(err)
+		}
+		runtime.UnlockOSThread()
+	}
 }
 
 // Arrived returns how many of each frame have come to a sink as expected, ever, and how many others have.
