@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/netip"
 	"runtime"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -150,14 +151,18 @@ func gcd(a, b int) int {
 // Sink counts, and takes away, what arrives at an interface of this thread's network namespace.
 func (t *Traffic) Sink(ifindex int) error { return t.attachXDP(ifindex, t.objs.Sink) }
 
-// Send sends count frames out of an interface that has a sink, on the CPU of the calling thread.
+// Send sends count frames out of an interface that has a sink, on one CPU that the calling thread may run on.
 // Receiving them, and all that follows, happens in between.
 func (t *Traffic) Send(ifindex int, count uint32) error {
-	defer undisturbed()()
+	restore, err := undisturbed()
+	if err != nil {
+		return fmt.Errorf("send frames: %w", err)
+	}
+	defer restore()
 	context := make([]byte, 24) // struct xdp_md
 	binary.NativeEndian.PutUint32(context[4:], FrameBytes)
 	binary.NativeEndian.PutUint32(context[12:], uint32(ifindex))
-	_, err := t.objs.Generate.Run(&ebpf.RunOptions{
+	_, err = t.objs.Generate.Run(&ebpf.RunOptions{
 		Data: make([]byte, FrameBytes), Context: context, Repeat: count,
 		Flags: unix.BPF_F_TEST_XDP_LIVE_FRAMES, BatchSize: batch,
 	})
@@ -167,21 +172,40 @@ func (t *Traffic) Send(ifindex int, count uint32) error {
 	return nil
 }
 
-// undisturbed keeps the signals from this thread by which Go's scheduler interrupts: they end a run of frames, and
-// the library would begin it anew. It returns what lets them in again.
-func undisturbed() func() {
+// undisturbed keeps this thread on one CPU, the last of those it may run on: frames that others receive on another one
+// overflow their rings. And it keeps out the signals by which Go's scheduler interrupts: they end a run of frames, and the
+// library would begin it anew. It returns what undoes both.
+func undisturbed() (restore func(), err error) {
 	runtime.LockOSThread()
+	defer func() {
+		if err != nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	var may, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &may); err != nil {
+		return nil, fmt.Errorf("read affinity: %w", err)
+	}
+	for cpu := range 8 * int(unsafe.Sizeof(may)) {
+		if may.IsSet(cpu) {
+			one.Zero()
+			one.Set(cpu)
+		}
+	}
 	var urgent, before unix.Sigset_t
 	urgent.Val[0] = 1 << (unix.SIGURG - 1)
 	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &urgent, &before); err != nil {
-		panic(err) // it takes no argument that could be wrong
+		return nil, fmt.Errorf("keep out signals: %w", err)
+	}
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
+		return nil, fmt.Errorf("stay on one CPU: %w", err)
 	}
 	return func() {
-		if err := unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil); err != nil {
-			panic(err)
-		}
+		_ = unix.SchedSetaffinity(0, &may)
+		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
 		runtime.UnlockOSThread()
-	}
+	}, nil
 }
 
 // Arrived returns how many of each frame have come to a sink as expected, ever, and how many others have.
