@@ -67,8 +67,8 @@ func (b *bench) run(ctx context.Context, only string) error {
 	return nil
 }
 
-// soak sends one flow's packets through one contender until the context ends, for a profiler to look at.
-func (b *bench) soak(ctx context.Context, name string) error {
+// soak sends the packets of so many flows through one contender until the context ends, for a profiler to look at.
+func (b *bench) soak(ctx context.Context, name string, flows int) error {
 	return lab.Play(ctx, func(tb testing.TB) {
 		b.tb = tb
 		entrants := b.enter(hairpinned, name)
@@ -77,9 +77,9 @@ func (b *bench) soak(ctx context.Context, name string) error {
 		}
 		e := entrants[0]
 		if !e.bare {
-			e.establish(hairpinned, 1)
+			e.establish(hairpinned, flows)
 		}
-		slice := b.nanoseconds(e, course{hairpinned, toServer, 1}, manySlice)
+		slice := b.nanoseconds(e, course{hairpinned, toServer, flows}, manySlice)
 		for ctx.Err() == nil {
 			fmt.Fprintf(b.log, "%.0f ns\n", slice.run())
 		}

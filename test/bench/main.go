@@ -36,6 +36,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	out := flags.String("out", "", "directory for bench.json, bench.txt and plots; none without it")
 	only := flags.String("only", "", "only the sections whose name contains this")
 	soak := flags.String("soak", "", "measure nothing: send packets through this contender until interrupted, for a profiler")
+	flows := flags.Int("flows", 1, "of how many flows these packets are")
 	cpu := flags.Int("cpu", runtime.NumCPU()-1, "CPU that generates and translates")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -46,7 +47,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	}
 	b := &bench{clock: clock, short: *short, report: newReport(*short), log: stderr}
 	if *soak != "" {
-		return b.soak(ctx, *soak)
+		return b.soak(ctx, *soak, *flows)
 	}
 	if err := b.run(ctx, *only); err != nil {
 		return err
