@@ -45,7 +45,7 @@ const (
 	minHalfOpen = 512
 )
 
-// newSpec returns the embedded datapath, sized; 0 leaves the sizes as compiled.
+// newSpec returns the embedded datapath with room for so many connections; 0: as many as it was compiled for.
 func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	spec, err := bpf.Spec()
 	if err != nil {
@@ -65,7 +65,7 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 }
 
 // Size gives a datapath room for so many established connections, and for so many half-open ones of TCP and of
-// all other protocols each. There are two entries a connection, and what is being made on each processor.
+// all other protocols each. There are two entries a connection, and some more for those being made meanwhile.
 func Size(spec *ebpf.CollectionSpec, connections, halfOpen uint32) {
 	const beingMade = 256
 	spec.Maps[bpf.HairpinMapConns].MaxEntries = 2*connections + 4*halfOpen + beingMade

@@ -197,9 +197,7 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 // TestAdditionsFillTheirRoom: the next one is Apply's, which makes room.
 func TestAdditionsFillTheirRoom(t *testing.T) {
 	spec := smallSpec(t)
-	for _, name := range []string{bpf.HairpinMapEpochs} {
-		spec.Maps[name].MaxEntries = 512
-	}
+	spec.Maps[bpf.HairpinMapEpochs].MaxEntries = 512
 	tables := newTables(t, spec)
 	c := configWith(t)
 	mustApply(t, tables, c)
@@ -249,9 +247,7 @@ func TestFullTriesTakeNoAddition(t *testing.T) {
 func TestReadersSeeAdditionsInOrder(t *testing.T) {
 	t.Parallel()
 	spec := smallSpec(t)
-	for _, name := range []string{bpf.HairpinMapEpochs} {
-		spec.Maps[name].MaxEntries = 1024
-	}
+	spec.Maps[bpf.HairpinMapEpochs].MaxEntries = 1024
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t))
 	stop, failed := make(chan struct{}), make(chan error, 1)

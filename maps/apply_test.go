@@ -585,12 +585,7 @@ func TestBumpRoutes(t *testing.T) {
 
 // TestTenThousandForwards uses tables of full size.
 func TestTenThousandForwards(t *testing.T) {
-	spec := smallSpec(t)
-	full, _ := bpf.LoadHairpin()
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
-		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
-	}
-	tables := newTables(t, spec)
+	tables := newTables(t, roomySpec(t))
 	c := manyForwards(10000)
 	for i := range c.Forwards {
 		c.Forwards[i].From = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
@@ -622,12 +617,7 @@ func TestTenThousandForwards(t *testing.T) {
 }
 
 func TestEveryPortIsAForward(t *testing.T) {
-	spec := smallSpec(t)
-	full, _ := bpf.LoadHairpin()
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
-		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
-	}
-	tables := newTables(t, spec)
+	tables := newTables(t, roomySpec(t))
 	mustApply(t, tables, manyForwards(65535))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
 	tables.wantRoute(t, "203.0.113.1", 65535, "10.1.255.255:65535")

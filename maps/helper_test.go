@@ -48,6 +48,20 @@ func smallSpec(t testing.TB) *ebpf.CollectionSpec {
 	return spec
 }
 
+// roomySpec has ids for as many forwards and addresses as there may be.
+func roomySpec(t testing.TB) *ebpf.CollectionSpec {
+	t.Helper()
+	spec := smallSpec(t)
+	full, err := bpf.Spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
+		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
+	}
+	return spec
+}
+
 // newTables makes a datapath's maps, without programs.
 func newTables(t testing.TB, spec *ebpf.CollectionSpec) *Tables {
 	t.Helper()

@@ -63,15 +63,7 @@ func TestCountersOfGoneInterfacesMakeRoom(t *testing.T) {
 }
 
 func TestScrapeOfTenThousandForwards(t *testing.T) {
-	spec := smallSpec(t)
-	full, err := bpf.LoadHairpin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
-		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
-	}
-	tables := newTables(t, spec)
+	tables := newTables(t, roomySpec(t))
 	mustApply(t, tables, manyForwards(10000))
 	c := NewCollector(tables, CollectorOptions{})
 	mustRefresh(t, c)

@@ -57,12 +57,7 @@ func kernelMemory(t *testing.T, objs *bpf.HairpinMaps) (bytes uint64) {
 // than those.
 func TestOneToOneMemory(t *testing.T) {
 	const most = 16 << 20
-	spec := smallSpec(t)
-	full, _ := bpf.LoadHairpin()
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
-		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
-	}
-	tables := newTables(t, spec)
+	tables := newTables(t, roomySpec(t))
 	mustApply(t, tables, manyAddresses(2))
 	before := kernelMemory(t, &tables.objs.HairpinMaps)
 	c := manyAddresses(10_000)

@@ -4,8 +4,6 @@ package maps
 
 import (
 	"testing"
-
-	"hairpin/bpf"
 )
 
 // pages are how many maps of counters there are.
@@ -26,12 +24,7 @@ func (t *Tables) pages(tb testing.TB) (count int) {
 
 // TestPagesOfCountersComeAndGo by as many at once as there are forwards for.
 func TestPagesOfCountersComeAndGo(t *testing.T) {
-	spec := smallSpec(t)
-	full, _ := bpf.LoadHairpin()
-	for _, name := range []string{bpf.HairpinMapEpochs, bpf.HairpinMapExternals} {
-		spec.Maps[name].MaxEntries = full.Maps[name].MaxEntries
-	}
-	tables := newTables(t, spec)
+	tables := newTables(t, roomySpec(t))
 	none, err := tables.statsPage()
 	if err != nil {
 		t.Fatal(err)
