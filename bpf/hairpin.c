@@ -5,6 +5,7 @@
  * TC is complete; XDP does what it is sure of and leaves the rest, untouched, to TC. */
 #include <linux/bpf.h>
 
+#include "guard.h"
 #include "tc.h"
 #include "xdp.h"
 
@@ -127,6 +128,16 @@ int hairpin_xdp(struct xdp_md *ctx)
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);
 	return verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? XDP_DROP : XDP_PASS;
+}
+
+/* At egress of a WAN. */
+SEC("tc")
+int hairpin_guard(struct __sk_buff *skb)
+{
+	if (!guard_leaks(skb))
+		return TC_ACT_UNSPEC;
+	count(skb->ifindex, VERDICT_DROP, REASON_LEAK);
+	return TC_ACT_SHOT;
 }
 
 /* Ends one connection for user space: its forward's epoch is one that has passed. */

@@ -277,6 +277,7 @@ const (
 	HairpinReasonREASON_PARTIAL_CHECKSUM HairpinReason = 28
 	HairpinReasonREASON_OTHER_HOST       HairpinReason = 29
 	HairpinReasonREASON_WRITE_FAILED     HairpinReason = 30
+	HairpinReasonREASON_LEAK             HairpinReason = 31
 )
 
 type HairpinReflect uint32
@@ -315,7 +316,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 4
+	HairpinSchemaSCHEMA HairpinSchema = 5
 )
 
 type HairpinSettings struct {
@@ -447,6 +448,7 @@ const (
 	HairpinMapVisits        = "visits"
 	HairpinMapWorks         = "works"
 	HairpinProgHairpinEnd   = "hairpin_end"
+	HairpinProgHairpinGuard = "hairpin_guard"
 	HairpinProgHairpinStart = "hairpin_start"
 	HairpinProgHairpinTc    = "hairpin_tc"
 	HairpinProgHairpinXdp   = "hairpin_xdp"
@@ -495,6 +497,7 @@ type HairpinSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinProgramSpecs struct {
 	HairpinEnd   *ebpf.ProgramSpec `ebpf:"hairpin_end"`
+	HairpinGuard *ebpf.ProgramSpec `ebpf:"hairpin_guard"`
 	HairpinStart *ebpf.ProgramSpec `ebpf:"hairpin_start"`
 	HairpinTc    *ebpf.ProgramSpec `ebpf:"hairpin_tc"`
 	HairpinXdp   *ebpf.ProgramSpec `ebpf:"hairpin_xdp"`
@@ -667,6 +670,7 @@ type HairpinVariables struct {
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinPrograms struct {
 	HairpinEnd   *ebpf.Program `ebpf:"hairpin_end"`
+	HairpinGuard *ebpf.Program `ebpf:"hairpin_guard"`
 	HairpinStart *ebpf.Program `ebpf:"hairpin_start"`
 	HairpinTc    *ebpf.Program `ebpf:"hairpin_tc"`
 	HairpinXdp   *ebpf.Program `ebpf:"hairpin_xdp"`
@@ -675,6 +679,7 @@ type HairpinPrograms struct {
 func (p *HairpinPrograms) Close() error {
 	return _HairpinClose(
 		p.HairpinEnd,
+		p.HairpinGuard,
 		p.HairpinStart,
 		p.HairpinTc,
 		p.HairpinXdp,

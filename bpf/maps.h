@@ -8,7 +8,7 @@
 #include "types.h"
 
 /* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 4 };
+enum schema { SCHEMA = 5 };
 
 /* Written once by the loader; a program of another schema leaves the pins alone. */
 struct {
@@ -224,7 +224,7 @@ struct {
 } sources SEC(".maps");
 
 /* Addresses that forwards lead to, written by the control plane: fragments from them or to an external
- * address may be ours. */
+ * address may be ours, and the leak guard keeps the private ones off WANs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, union addr);

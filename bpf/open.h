@@ -40,11 +40,6 @@ static __always_inline const union addr *open_router_address(const struct interf
 	return first;
 }
 
-static __always_inline bool word_in(__be32 word, __u32 network, __u32 bits)
-{
-	return bpf_ntohl(word) >> (32 - bits) == network >> (32 - bits);
-}
-
 /* RFC 1122 3.2.1.3, RFC 4291 2.4: never the source of a packet that is to be forwarded. */
 static __always_inline bool addr_martian(const union addr *addr)
 {
@@ -54,17 +49,6 @@ static __always_inline bool addr_martian(const union addr *addr)
 		return word_in(last, 0x00000000, 8) || word_in(last, 0x7f000000, 8) || word_in(last, 0xe0000000, 3);
 	return word_in(first, 0xff000000, 8) || word_in(first, 0xfe800000, 10) ||
 	       !(first | addr->word[1] | addr->word[2]);
-}
-
-/* RFC 1918, the shared space of RFC 6598, link-local; RFC 4193. */
-static __always_inline bool addr_private(const union addr *addr)
-{
-	__be32 last = addr->word[3];
-
-	if (!addr_is_v4(addr))
-		return word_in(addr->word[0], 0xfc000000, 7);
-	return word_in(last, 0x0a000000, 8) || word_in(last, 0xac100000, 12) || word_in(last, 0xc0a80000, 16) ||
-	       word_in(last, 0x64400000, 10) || word_in(last, 0xa9fe0000, 16);
 }
 
 /* The interface by which the kernel would answer this packet; 0: by none, as when its source is the

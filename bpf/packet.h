@@ -147,6 +147,22 @@ static __always_inline void addr_from_v6(union addr *addr, const struct in6_addr
 	__builtin_memcpy(addr, v6, sizeof(*addr));
 }
 
+static __always_inline bool word_in(__be32 word, __u32 network, __u32 bits)
+{
+	return bpf_ntohl(word) >> (32 - bits) == network >> (32 - bits);
+}
+
+/* RFC 1918, the shared space of RFC 6598, link-local; RFC 4193. */
+static __always_inline bool addr_private(const union addr *addr)
+{
+	__be32 last = addr->word[3];
+
+	if (!addr_is_v4(addr))
+		return word_in(addr->word[0], 0xfc000000, 7);
+	return word_in(last, 0x0a000000, 8) || word_in(last, 0xac100000, 12) || word_in(last, 0xc0a80000, 16) ||
+	       word_in(last, 0x64400000, 10) || word_in(last, 0xa9fe0000, 16);
+}
+
 /* RFC 9293 3.10: the combinations a stack would act upon. */
 static __always_inline bool tcp_flags_valid(__u8 flags)
 {

@@ -100,6 +100,7 @@ enum reason {
 	REASON_PARTIAL_CHECKSUM, /* XDP: transport checksum may be left to an offload */
 	REASON_OTHER_HOST,	/* XDP: frame for another station */
 	REASON_WRITE_FAILED,	/* the kernel refused a write to the packet */
+	REASON_LEAK,		/* out by a WAN, with a target's private address as its source */
 };
 
 /* Two slots of forwards and allow-lists; the slot generation & 1 is live. */

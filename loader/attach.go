@@ -40,33 +40,47 @@ const (
 	TCClsact   = "clsact"
 )
 
+// Hooks say what an interface is to get.
+type Hooks struct {
+	Mode Mode
+	// Guard adds the leak guard, which looks at what leaves by the interface. It belongs on WANs.
+	Guard bool
+}
+
 // Attachment is what runs on an interface.
 type Attachment struct {
 	Interface string
 	Index     int
 	XDP       string // "", XDPNative or XDPGeneric
 	TC        string // "", TCX or TCClsact
+	Guard     bool   // the leak guard runs, by what TC does
 	// Reason says why XDP is less than the mode allows, known to Attach alone.
 	Reason string
 }
 
 // Kinds of attachment, the first half of a pin's name.
 const (
-	kindXDP    = "xdp"
-	kindTCX    = "tcx"
-	kindClsact = "clsact"
+	kindXDP         = "xdp"
+	kindTCX         = "tcx"
+	kindClsact      = "clsact"
+	kindGuardTCX    = "guard-tcx"
+	kindGuardClsact = "guard-clsact"
 )
 
-// kinds in the order to detach: XDP first, TC does the rest of the way alone.
-var kinds = []string{kindXDP, kindTCX, kindClsact}
+// kinds in the order to detach: XDP first, TC does the rest of the way alone. The filter at ingress
+// comes after the guard's: with it goes the qdisc of both.
+var kinds = []string{kindXDP, kindGuardTCX, kindGuardClsact, kindTCX, kindClsact}
 
 // hook is one place where a program of ours is, or was, attached.
 type hook struct {
 	kind    string
 	ifindex int
 	path    string
-	link    link.Link // nil for clsact, whose pin is a directory
+	link    link.Link // nil for a filter, whose pin is a directory
 }
+
+// isFilter reports whether the hook is a clsact filter, of which the kernel keeps no link.
+func (h *hook) isFilter() bool { return h.kind == kindClsact || h.kind == kindGuardClsact }
 
 func (p pins) linkPin(kind string, ifindex int) string {
 	return filepath.Join(p.links(), kind+"_"+strconv.Itoa(ifindex))
@@ -78,7 +92,7 @@ func (p pins) hook(kind string, ifindex int) (*hook, error) {
 	if _, err := os.Lstat(h.path); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if kind == kindClsact {
+	if h.isFilter() {
 		return h, nil
 	}
 	var err error
@@ -143,10 +157,10 @@ func (h *hook) running(dev netlink.Link) (ebpf.ProgramID, error) {
 	switch h.kind {
 	case kindXDP:
 		return runningXDP(h.link, dev)
-	case kindTCX:
-		return runningTCX(h.link, dev)
+	case kindTCX, kindGuardTCX:
+		return runningTCX(h.link, dev, sideOf(h.kind).tcx)
 	}
-	filter, err := findFilter(dev.Attrs().Index)
+	filter, err := findFilter(dev.Attrs().Index, sideOf(h.kind))
 	if filter == nil || err != nil {
 		return 0, err
 	}
@@ -161,16 +175,17 @@ func (h *hook) replace(programs *bpf.HairpinPrograms) error {
 	switch h.kind {
 	case kindXDP:
 		return h.link.Update(programs.HairpinXdp)
-	case kindTCX:
-		return h.link.Update(programs.HairpinTc)
+	case kindTCX, kindGuardTCX:
+		return h.link.Update(sideOf(h.kind).program(programs))
 	}
-	return replaceFilter(h.ifindex, programs.HairpinTc)
+	side := sideOf(h.kind)
+	return replaceFilter(h.ifindex, side, side.program(programs))
 }
 
 // remove detaches the program, wherever its interface is now, and forgets it.
 func (h *hook) remove() error {
-	if h.kind == kindClsact {
-		return removeFilter(h.ifindex, h.path)
+	if h.isFilter() {
+		return removeFilter(h.ifindex, sideOf(h.kind), h.path)
 	}
 	detached := h.link.Detach()
 	if errors.Is(detached, ebpf.ErrNotSupported) || errors.Is(detached, unix.ENOLINK) {
@@ -185,20 +200,21 @@ func (h *hook) remove() error {
 
 // Attach makes the programs run on an interface: it updates what is attached already, else attaches
 // and pins. Where packets are bare, and on the loopback device, that is TC alone, whatever the mode. It may
-// be called again at any time; a changed mode takes effect then.
+// be called again at any time; another mode takes effect then, and so does Guard.
 //
 // It returns an error wrapping ErrNoInterface if there is no such interface, ErrLinkType if its
 // packets are neither Ethernet frames nor bare, and ErrNotLoaded if the datapath was removed since it was opened. If
 // it fails, the interface is as it was.
-func (d *Datapath) Attach(ifname string, mode Mode) (Attachment, error) {
-	a, err := d.attach(ifname, mode)
+func (d *Datapath) Attach(ifname string, want Hooks) (Attachment, error) {
+	a, err := d.attach(ifname, want)
 	if err != nil {
 		return Attachment{}, explain(fmt.Errorf("attach to %s: %w", ifname, err))
 	}
 	return a, nil
 }
 
-func (d *Datapath) attach(ifname string, mode Mode) (Attachment, error) {
+func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
+	mode := want.Mode
 	if mode != ModeAuto && mode != ModeXDP && mode != ModeTC {
 		return Attachment{}, fmt.Errorf("unknown mode %q: auto, xdp or tc", mode)
 	}
@@ -223,19 +239,43 @@ func (d *Datapath) attach(ifname string, mode Mode) (Attachment, error) {
 
 	// TC first: it can do alone what XDP cannot.
 	a := Attachment{Interface: dev.Attrs().Name, Index: dev.Attrs().Index}
-	tc, undo, err := d.attachTC(dev, programs)
+	tc, undo, err := d.attachTC(dev, ingress, programs)
 	if err != nil {
 		return Attachment{}, err
 	}
 	a.TC = tc
+	if want.Guard {
+		undoTC, undoGuard := undo, undo
+		if _, undoGuard, err = d.attachTC(dev, egress, programs); err != nil {
+			return Attachment{}, errors.Join(err, undoTC())
+		}
+		undo = func() error { return errors.Join(undoGuard(), undoTC()) }
+		a.Guard = true
+	}
 	if a.XDP, a.Reason, err = d.attachXDP(dev, x, programs); err != nil {
 		return Attachment{}, errors.Join(err, undo())
 	}
-	// The other way to attach TC last: until here there was a way back.
-	if err := d.removeHook(otherTC(tc), dev.Attrs().Index); err != nil {
-		return Attachment{}, err
+	// What is not wanted any more last: until here there was a way back.
+	for _, kind := range unwanted(tc, want.Guard) {
+		if err := d.removeHook(kind, dev.Attrs().Index); err != nil {
+			return Attachment{}, err
+		}
 	}
 	return a, d.sweep()
+}
+
+// unwanted are the kinds of hooks of TC that an interface does not have besides those it has, in the
+// order to detach.
+func unwanted(tc string, guard bool) (list []string) {
+	for _, side := range []*side{egress, ingress} {
+		if tc == TCX || side == egress && !guard {
+			list = append(list, side.filterKind)
+		}
+		if tc == TCClsact || side == egress && !guard {
+			list = append(list, side.tcxKind)
+		}
+	}
+	return list
 }
 
 // sweep forgets links whose interface is gone: one that is made again gets another index.
@@ -247,7 +287,7 @@ func (d *Datapath) sweep() error {
 	}
 	for _, h := range hooks {
 		// A filter of an interface elsewhere looks the same as one that is gone.
-		if h.kind == kindClsact {
+		if h.isFilter() {
 			continue
 		}
 		alive, err := h.alive()
@@ -419,6 +459,8 @@ func (h *hook) describe(found map[int]*Attachment) error {
 		a.TC = TCX
 	case kindClsact:
 		a.TC = TCClsact
+	case kindGuardTCX, kindGuardClsact:
+		a.Guard = true
 	}
 	return nil
 }

@@ -87,12 +87,26 @@ func (r *router) load(opts Options) (d *Datapath) {
 	return d
 }
 
-func (r *router) tryAttach(d *Datapath, dev string, mode Mode) (a Attachment, err error) {
+func (r *router) tryAttach(d *Datapath, dev string, mode Mode) (Attachment, error) {
+	return r.tryHooks(d, dev, Hooks{Mode: mode})
+}
+
+func (r *router) tryHooks(d *Datapath, dev string, want Hooks) (a Attachment, err error) {
 	err = r.Do(func() error {
-		a, err = d.Attach(dev, mode)
+		a, err = d.Attach(dev, want)
 		return err
 	})
 	return a, err
+}
+
+// guard attaches as to a WAN.
+func (r *router) guard(d *Datapath, dev string, mode Mode) Attachment {
+	r.t.Helper()
+	a, err := r.tryHooks(d, dev, Hooks{mode, true})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return a
 }
 
 func (r *router) attach(d *Datapath, dev string, mode Mode) Attachment {
@@ -125,6 +139,7 @@ func (r *router) remove() {
 // hooks is what runs on an interface, whoever put it there.
 type hooks struct {
 	TCX     []ebpf.ProgramID
+	Egress  []ebpf.ProgramID
 	XDP     uint32
 	XDPMode uint32
 	Filters []string
@@ -139,12 +154,14 @@ func (r *router) hooks(dev string) (h hooks) {
 		if err != nil {
 			return err
 		}
-		attached, err := link.QueryPrograms(link.QueryOptions{Target: device.Attrs().Index, Attach: ebpf.AttachTCXIngress})
-		if err != nil {
-			return err
-		}
-		for _, program := range attached.Programs {
-			h.TCX = append(h.TCX, program.ID)
+		for list, side := range map[*[]ebpf.ProgramID]ebpf.AttachType{&h.TCX: ebpf.AttachTCXIngress, &h.Egress: ebpf.AttachTCXEgress} {
+			attached, err := link.QueryPrograms(link.QueryOptions{Target: device.Attrs().Index, Attach: side})
+			if err != nil {
+				return err
+			}
+			for _, program := range attached.Programs {
+				*list = append(*list, program.ID)
+			}
 		}
 		if xdp := device.Attrs().Xdp; xdp != nil && xdp.Attached {
 			h.XDP, h.XDPMode = xdp.ProgId, xdp.AttachMode

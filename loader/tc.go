@@ -16,38 +16,63 @@ import (
 	"hairpin/bpf"
 )
 
-// The clsact filter, on kernels without TCX. Others use priority 1 and let the kernel give them
-// handles; this place is ours, and the name says so.
+// The clsact filter, on kernels without TCX. Others use priority 1, or let the kernel give them priorities
+// and handles; these places are ours, and the name says so.
 const (
-	filterName     = "hairpin"
-	filterPriority = 2
-	filterHandle   = 0x6870
+	filterName   = "hairpin"
+	filterHandle = 0x6870
 	// qdiscMark, in the directory that stands for the filter, says that the qdisc is ours as well.
 	qdiscMark = "qdisc"
 )
 
-// attachTC attaches the TC program, in front of all others, and says by what. undo takes off what
-// was not there before.
-func (d *Datapath) attachTC(dev netlink.Link, programs *bpf.HairpinPrograms) (kind string, undo func() error, err error) {
+// side is a side of an interface and the TC program that runs there.
+type side struct {
+	name       string
+	tcxKind    string
+	filterKind string
+	tcx        ebpf.AttachType
+	parent     uint32 // of the filter
+	priority   uint16
+	anchor     func() link.Anchor
+	program    func(*bpf.HairpinPrograms) *ebpf.Program
+}
+
+var (
+	// What ingress leaves untouched goes on to whatever is attached behind.
+	ingress = &side{
+		"ingress", kindTCX, kindClsact, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS, 2, link.Head,
+		func(p *bpf.HairpinPrograms) *ebpf.Program { return p.HairpinTc },
+	}
+	// The guard is the last to see a packet: others may translate it before.
+	egress = &side{
+		"egress", kindGuardTCX, kindGuardClsact, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS, 0xfffe, link.Tail,
+		func(p *bpf.HairpinPrograms) *ebpf.Program { return p.HairpinGuard },
+	}
+)
+
+// sideOf returns the side of a kind of hook of TC.
+func sideOf(kind string) *side {
+	if kind == kindGuardTCX || kind == kindGuardClsact {
+		return egress
+	}
+	return ingress
+}
+
+// attachTC attaches the TC program of one side, and says by what. undo takes off what was not there
+// before.
+func (d *Datapath) attachTC(dev netlink.Link, side *side, programs *bpf.HairpinPrograms) (kind string, undo func() error, err error) {
+	program := side.program(programs)
 	if !d.noTCX {
-		kind, undo, err = d.attachTCX(dev, programs)
+		kind, undo, err = d.attachTCX(dev, side, program)
 	}
 	if d.noTCX || errors.Is(err, ebpf.ErrNotSupported) {
-		kind, undo, err = d.attachClsact(dev, programs.HairpinTc)
+		kind, undo, err = d.attachClsact(dev, side, program)
 	}
 	return kind, undo, err
 }
 
-// otherTC returns the kind of hook that TC does not have besides the one it has.
-func otherTC(tc string) string {
-	if tc == TCClsact {
-		return kindTCX
-	}
-	return kindClsact
-}
-
-func (d *Datapath) attachTCX(dev netlink.Link, programs *bpf.HairpinPrograms) (kind string, undo func() error, err error) {
-	old, err := pins(d.dir).hook(kindTCX, dev.Attrs().Index)
+func (d *Datapath) attachTCX(dev netlink.Link, side *side, program *ebpf.Program) (kind string, undo func() error, err error) {
+	old, err := pins(d.dir).hook(side.tcxKind, dev.Attrs().Index)
 	if err != nil {
 		return "", nil, err
 	}
@@ -58,39 +83,38 @@ func (d *Datapath) attachTCX(dev netlink.Link, programs *bpf.HairpinPrograms) (k
 			return "", nil, err
 		}
 		if running != 0 {
-			return TCX, func() error { return nil }, update(old, dev, programs.HairpinTc)
+			return TCX, func() error { return nil }, update(old, dev, program)
 		}
 		if err := old.remove(); err != nil {
 			return "", nil, err
 		}
 	}
 
-	if err := d.pinTCX(dev, programs.HairpinTc); err != nil {
+	if err := d.pinTCX(dev, side, program); err != nil {
 		return "", nil, err
 	}
-	return TCX, func() error { return d.removeHook(kindTCX, dev.Attrs().Index) }, nil
+	return TCX, func() error { return d.removeHook(side.tcxKind, dev.Attrs().Index) }, nil
 }
 
-func (d *Datapath) pinTCX(dev netlink.Link, program *ebpf.Program) error {
-	if err := fault("attach tcx"); err != nil {
+func (d *Datapath) pinTCX(dev netlink.Link, side *side, program *ebpf.Program) error {
+	if err := fault("attach " + side.tcxKind); err != nil {
 		return err
 	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: dev.Attrs().Index,
 		Program:   program,
-		Attach:    ebpf.AttachTCXIngress,
-		// What passes on untouched goes to whatever is attached behind.
-		Anchor: link.Head(),
+		Attach:    side.tcx,
+		Anchor:    side.anchor(),
 	})
 	if err != nil {
 		return fmt.Errorf("attach TC: %w", err)
 	}
-	return d.pinLink(l, kindTCX, dev.Attrs().Index)
+	return d.pinLink(l, side.tcxKind, dev.Attrs().Index)
 }
 
 // runningTCX returns the program that l runs on dev, 0 if it is not there. The device is asked as
 // well as the link: an interface in another network namespace may have the same index.
-func runningTCX(l link.Link, dev netlink.Link) (ebpf.ProgramID, error) {
+func runningTCX(l link.Link, dev netlink.Link, attach ebpf.AttachType) (ebpf.ProgramID, error) {
 	info, err := l.Info()
 	if err != nil {
 		return 0, fmt.Errorf("look at TC link: %w", err)
@@ -98,7 +122,7 @@ func runningTCX(l link.Link, dev netlink.Link) (ebpf.ProgramID, error) {
 	if on := info.TCX(); on == nil || int(on.Ifindex) != dev.Attrs().Index {
 		return 0, nil
 	}
-	attached, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+	attached, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: attach})
 	if errors.Is(err, unix.ENODEV) {
 		return 0, nil
 	}
@@ -115,28 +139,28 @@ func runningTCX(l link.Link, dev netlink.Link) (ebpf.ProgramID, error) {
 
 // attachClsact attaches the TC program as a filter. The kernel keeps no link that could be pinned;
 // an empty directory in its place remembers the filter, one in that the qdisc.
-func (d *Datapath) attachClsact(dev netlink.Link, program *ebpf.Program) (kind string, undo func() error, err error) {
+func (d *Datapath) attachClsact(dev netlink.Link, side *side, program *ebpf.Program) (kind string, undo func() error, err error) {
 	ifindex := dev.Attrs().Index
-	if err := checkPlace(ifindex); err != nil {
+	if err := checkPlace(ifindex, side); err != nil {
 		return "", nil, err
 	}
-	old, err := findFilter(ifindex)
+	old, err := findFilter(ifindex, side)
 	if err != nil {
 		return "", nil, err
 	}
 	// Written first: what is remembered and not there can be told, what is there and forgotten not.
-	path := pins(d.dir).linkPin(kindClsact, ifindex)
+	path := pins(d.dir).linkPin(side.filterKind, ifindex)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", nil, fmt.Errorf("pin clsact filter: %w", err)
 	}
 	undo = func() error { return nil }
 	if old == nil {
-		undo = func() error { return removeFilter(ifindex, path) }
+		undo = func() error { return removeFilter(ifindex, side, path) }
 	}
 	if err := addQdisc(ifindex, path); err != nil {
 		return "", nil, errors.Join(err, undo())
 	}
-	if err := replaceFilter(ifindex, program); err != nil {
+	if err := replaceFilter(ifindex, side, program); err != nil {
 		return "", nil, errors.Join(err, undo())
 	}
 	return TCClsact, undo, nil
@@ -167,9 +191,9 @@ func addQdisc(ifindex int, path string) error {
 	return nil
 }
 
-func replaceFilter(ifindex int, program *ebpf.Program) error {
+func replaceFilter(ifindex int, side *side, program *ebpf.Program) error {
 	err := netlink.FilterReplace(&netlink.BpfFilter{
-		FilterAttrs:  filterAttrs(ifindex),
+		FilterAttrs:  filterAttrs(ifindex, side),
 		Fd:           program.FD(),
 		Name:         filterName,
 		DirectAction: true,
@@ -180,46 +204,46 @@ func replaceFilter(ifindex int, program *ebpf.Program) error {
 	return nil
 }
 
-func filterAttrs(ifindex int) netlink.FilterAttrs {
+func filterAttrs(ifindex int, side *side) netlink.FilterAttrs {
 	return netlink.FilterAttrs{
 		LinkIndex: ifindex,
-		Parent:    netlink.HANDLE_MIN_INGRESS,
+		Parent:    side.parent,
 		Handle:    filterHandle,
-		Priority:  filterPriority,
+		Priority:  side.priority,
 		Protocol:  unix.ETH_P_ALL,
 	}
 }
 
 // findFilter returns our filter on an interface, nil if there is none.
-func findFilter(ifindex int) (*netlink.BpfFilter, error) {
-	filters, err := listFilters(ifindex, netlink.HANDLE_MIN_INGRESS)
+func findFilter(ifindex int, side *side) (*netlink.BpfFilter, error) {
+	filters, err := listFilters(ifindex, side.parent)
 	if err != nil {
 		return nil, err
 	}
 	for _, filter := range filters {
-		if isOurs(filter) {
+		if isOurs(filter, side) {
 			return filter.(*netlink.BpfFilter), nil
 		}
 	}
 	return nil, nil
 }
 
-func isOurs(filter netlink.Filter) bool {
+func isOurs(filter netlink.Filter, side *side) bool {
 	f, ok := filter.(*netlink.BpfFilter)
-	return ok && f.Priority == filterPriority && f.Handle == filterHandle && f.Name == filterName
+	return ok && f.Priority == side.priority && f.Handle == filterHandle && f.Name == filterName
 }
 
 // checkPlace makes sure that nobody has the place of our filter: the kernel would replace theirs, or
 // refuse a second kind at one priority in words that tell nothing.
-func checkPlace(ifindex int) error {
-	filters, err := listFilters(ifindex, netlink.HANDLE_MIN_INGRESS)
+func checkPlace(ifindex int, side *side) error {
+	filters, err := listFilters(ifindex, side.parent)
 	if err != nil {
 		return err
 	}
 	for _, filter := range filters {
-		if filter.Attrs().Priority == filterPriority && !isOurs(filter) {
-			return fmt.Errorf("another %s filter has priority %d on ingress, which hairpin needs: give that one another priority",
-				filter.Type(), filterPriority)
+		if filter.Attrs().Priority == side.priority && !isOurs(filter, side) {
+			return fmt.Errorf("another %s filter has priority %d on %s, which hairpin needs: give that one another priority",
+				filter.Type(), side.priority, side.name)
 		}
 	}
 	return nil
@@ -240,13 +264,13 @@ func listFilters(ifindex int, parent uint32) ([]netlink.Filter, error) {
 
 // removeFilter removes our filter, the qdisc if we added it and nobody else uses it, and the memory
 // of both.
-func removeFilter(ifindex int, path string) error {
-	filter, err := findFilter(ifindex)
+func removeFilter(ifindex int, side *side, path string) error {
+	filter, err := findFilter(ifindex, side)
 	if err != nil {
 		return err
 	}
 	if filter != nil {
-		if err := netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex)}); err != nil && !isGone(err) {
+		if err := netlink.FilterDel(&netlink.BpfFilter{FilterAttrs: filterAttrs(ifindex, side)}); err != nil && !isGone(err) {
 			return fmt.Errorf("remove clsact filter: %w", err)
 		}
 	}

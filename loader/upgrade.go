@@ -152,6 +152,7 @@ func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {
 	return pinPrograms(map[string]*ebpf.Program{
 		bpf.HairpinProgHairpinXdp:   programs.HairpinXdp,
 		bpf.HairpinProgHairpinTc:    programs.HairpinTc,
+		bpf.HairpinProgHairpinGuard: programs.HairpinGuard,
 		bpf.HairpinProgHairpinEnd:   programs.HairpinEnd,
 		bpf.HairpinProgHairpinStart: programs.HairpinStart,
 	}, p.asidePrograms())
@@ -183,8 +184,8 @@ func (d *Datapath) liveHooks() ([]*hook, error) {
 // alive reports whether there is a program to replace. An interface that went to another network
 // namespace still runs its XDP and TCX links.
 func (h *hook) alive() (bool, error) {
-	if h.kind == kindClsact {
-		filter, err := findFilter(h.ifindex)
+	if h.isFilter() {
+		filter, err := findFilter(h.ifindex, sideOf(h.kind))
 		return filter != nil, err
 	}
 	info, err := h.link.Info()

@@ -27,7 +27,7 @@ func (r *router) pinnedProgram(name string) ebpf.ProgramID {
 	return mustProgramID(r.t, program)
 }
 
-var programNames = []string{bpf.HairpinProgHairpinXdp, bpf.HairpinProgHairpinTc, bpf.HairpinProgHairpinEnd, bpf.HairpinProgHairpinStart}
+var programNames = []string{bpf.HairpinProgHairpinXdp, bpf.HairpinProgHairpinTc, bpf.HairpinProgHairpinGuard, bpf.HairpinProgHairpinEnd, bpf.HairpinProgHairpinStart}
 
 func (r *router) pinnedPrograms() map[string]ebpf.ProgramID {
 	r.t.Helper()
@@ -38,12 +38,12 @@ func (r *router) pinnedPrograms() map[string]ebpf.ProgramID {
 	return ids
 }
 
-// attachAll has every kind of attachment: XDP and TCX on wan0, clsact on lan0.
+// attachAll has every kind of attachment: XDP and TCX on wan0, clsact on lan0, the guard on both.
 func attachAll(r *router) *Datapath {
 	r.t.Helper()
-	r.attach(r.load(Options{NoTCX: true}), "lan0", ModeTC)
+	r.guard(r.load(Options{NoTCX: true}), "lan0", ModeTC)
 	d := r.load(Options{})
-	r.attach(d, "wan0", ModeXDP)
+	r.guard(d, "wan0", ModeXDP)
 	return d
 }
 
@@ -74,7 +74,10 @@ func TestUpgrade(t *testing.T) {
 		if newWan.XDP != uint32(after[bpf.HairpinProgHairpinXdp]) {
 			t.Errorf("wan0 XDP %d, pinned %v", newWan.XDP, after)
 		}
-		if len(newLan.Filters) != 1 || newLan.Filters[0] == lan.Filters[0] {
+		if len(newWan.Egress) != 1 || newWan.Egress[0] != after[bpf.HairpinProgHairpinGuard] {
+			t.Errorf("wan0 TCX at egress %v, pinned %v", newWan.Egress, after)
+		}
+		if len(newLan.Filters) != 2 || newLan.Filters[0] == lan.Filters[0] || newLan.Filters[1] == lan.Filters[1] {
 			t.Errorf("lan0 filters %q, were %q", newLan.Filters, lan.Filters)
 		}
 		if got := mustProgramID(t, d.Objects().HairpinTc); got != after[bpf.HairpinProgHairpinTc] {

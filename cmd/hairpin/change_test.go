@@ -85,12 +85,16 @@ func TestDaemonFollowsNames(t *testing.T) {
 	d.follow(ctx, links())
 	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0")
 
-	// Two that swap their names keep their programs, and change roles.
+	// Two that swap their names keep their programs and change roles: the guard goes with that of the WAN,
+	// before the tables know it, and off the other after.
 	d.machine.change("wan0", func(l *loader.Link) { l.Name = "tmp0" })
 	d.machine.change("lan0", func(l *loader.Link) { l.Name = "wan0" })
 	d.machine.change("tmp0", func(l *loader.Link) { l.Name = "lan0" })
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "interfaces wan0,lan0")
+	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0", "attach lan0 auto")
+	if wan, lan := d.machine.attached[3], d.machine.attached[9]; !wan.Guard || lan.Guard {
+		t.Errorf("wan0 has %+v, lan0 has %+v", wan, lan)
+	}
 	if wan, lan := d.machine.interfaces[0], d.machine.interfaces[1]; wan.Index != 3 || wan.Role != maps.RoleWAN || lan.Index != 9 || lan.Role != maps.RoleLAN {
 		t.Errorf("wan0 is %+v, lan0 is %+v", wan, lan)
 	}

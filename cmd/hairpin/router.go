@@ -16,7 +16,7 @@ import (
 
 // attacher is what the commands and the daemon need of a *loader.Datapath.
 type attacher interface {
-	Attach(ifname string, mode loader.Mode) (loader.Attachment, error)
+	Attach(ifname string, want loader.Hooks) (loader.Attachment, error)
 	Detach(ifindex int) error
 	Attachments() ([]loader.Attachment, error)
 }
@@ -112,26 +112,38 @@ func (r *router) look(cfg maps.Config) (sight, error) {
 	return sight{ports, strays, links}, nil
 }
 
-// attach puts the programs on the ports that lack them. A port that refuses
-// them keeps the reason in err; added are the interfaces that have them now.
+// attach puts the programs on the ports that lack them, and the leak guard on WANs that lack that. A port
+// that refuses them keeps the reason in err; added are the interfaces that had none before. A guard is
+// only added here: without the role of a WAN it lets everything pass.
 func (r *router) attach(ports []port, mode string) (added []int) {
 	for i := range ports {
 		p := &ports[i]
-		if p.link == nil || p.attachment != nil || p.err != nil {
+		if p.link == nil || p.err != nil || !p.lacks() {
 			continue
 		}
-		attachment, err := r.attacher.Attach(p.name, loader.Mode(mode))
+		want := loader.Hooks{Mode: loader.Mode(mode), Guard: p.guarded() || p.attachment != nil && p.attachment.Guard}
+		attachment, err := r.attacher.Attach(p.name, want)
 		switch {
 		case errors.Is(err, loader.ErrNoInterface):
 			p.link = nil // went away since it was listed
 		case err != nil:
 			p.err = err
+		case p.attachment == nil:
+			added = append(added, attachment.Index)
+			fallthrough
 		default:
 			p.attachment = &attachment
-			added = append(added, attachment.Index)
 		}
 	}
 	return added
+}
+
+// guarded reports whether the leak guard belongs on a port.
+func (p port) guarded() bool { return p.role == maps.RoleWAN }
+
+// lacks reports whether a port is without a program that belongs on it.
+func (p port) lacks() bool {
+	return p.attachment == nil || p.guarded() && !p.attachment.Guard
 }
 
 // follow brings programs and tables in line with the machine's interfaces, cfg
@@ -142,18 +154,31 @@ func (r *router) follow(cfg maps.Config) ([]port, error) {
 		return nil, err
 	}
 	r.attach(seen.ports, cfg.Mode)
-	return seen.ports, r.settle(seen)
+	return seen.ports, r.settle(seen, cfg.Mode)
 }
 
 // settle tells the tables what is there and then frees interfaces that are none of
-// the ports: in this order, so that no packet is sent by an unwatched interface.
-func (r *router) settle(seen sight) error {
+// the ports, and those that are no WAN any more of their guard: in this order, so
+// that no packet is sent by an unwatched interface.
+func (r *router) settle(seen sight, mode string) error {
 	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
 		return fmt.Errorf("set interfaces: %w", err)
 	}
 	var errs []error
 	for _, stray := range seen.strays {
 		errs = append(errs, r.attacher.Detach(stray.Index))
+	}
+	for i := range seen.ports {
+		p := &seen.ports[i]
+		if p.attachment == nil || !p.attachment.Guard || p.guarded() {
+			continue
+		}
+		attachment, err := r.attacher.Attach(p.name, loader.Hooks{Mode: loader.Mode(mode)})
+		if err == nil {
+			p.attachment = &attachment
+		} else if !errors.Is(err, loader.ErrNoInterface) {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -292,7 +317,7 @@ func (r *router) change(cfg maps.Config, prepare func() (func() (maps.Change, er
 	if running.Mode != cfg.Mode {
 		err = r.reattach(ports, added, cfg.Mode)
 	}
-	err = errors.Join(err, r.settle(seen))
+	err = errors.Join(err, r.settle(seen, cfg.Mode))
 	return applied{done: true, change: change, ports: ports}, err
 }
 

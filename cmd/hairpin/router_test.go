@@ -62,7 +62,7 @@ func (m *machineFake) unplug(name string) {
 	})
 }
 
-func (m *machineFake) Attach(name string, mode loader.Mode) (loader.Attachment, error) {
+func (m *machineFake) Attach(name string, want loader.Hooks) (loader.Attachment, error) {
 	i := slices.IndexFunc(m.list, func(l loader.Link) bool { return l.Name == name })
 	if i < 0 {
 		return loader.Attachment{}, loader.ErrNoInterface
@@ -70,9 +70,9 @@ func (m *machineFake) Attach(name string, mode loader.Mode) (loader.Attachment, 
 	if err := m.refuse[name]; err != nil {
 		return loader.Attachment{}, err
 	}
-	m.log = append(m.log, "attach "+name+" "+string(mode))
-	a := loader.Attachment{Interface: name, Index: m.list[i].Index, TC: loader.TCX}
-	if mode == loader.ModeXDP {
+	m.log = append(m.log, "attach "+name+" "+string(want.Mode))
+	a := loader.Attachment{Interface: name, Index: m.list[i].Index, TC: loader.TCX, Guard: want.Guard}
+	if want.Mode == loader.ModeXDP {
 		a.XDP = loader.XDPNative
 	}
 	m.attached[a.Index] = a

@@ -43,6 +43,7 @@ type portRow struct {
 	Role      string   `json:"role"`
 	State     string   `json:"state"` // attached, detached, pending
 	Mode      string   `json:"mode"`  // "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact"; "" unless attached
+	Guard     bool     `json:"leak_guard"`
 	Reason    string   `json:"reason,omitempty"`
 	Index     int      `json:"index,omitempty"`
 	Addresses []string `json:"addresses"` // of both families; of a WAN interface: what forwards listen on
@@ -114,7 +115,7 @@ func newPortRows(ports []port) []portRow {
 			}
 		}
 		if p.attachment != nil {
-			row.State, row.Reason = "attached", p.attachment.Reason
+			row.State, row.Guard, row.Reason = "attached", p.attachment.Guard, p.attachment.Reason
 		}
 		rows = append(rows, row)
 	}
@@ -135,6 +136,8 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 			warn("%s", p.err)
 		case p.attachment == nil:
 			warn("%s: not attached: \"hairpin attach\" does", p.name)
+		case p.lacks():
+			warn("%s: the leak guard is not attached: \"hairpin attach\" does", p.name)
 		case !p.link.Up:
 			warn("%s: the link is down", p.name)
 		case len(p.addresses()) == 0 && p.role == maps.RoleWAN:
@@ -221,6 +224,13 @@ func deaf(cfg maps.Config, ports []port) (list []string) {
 	return list
 }
 
+func yesNo(answer bool) string {
+	if answer {
+		return "yes"
+	}
+	return "no"
+}
+
 func kernelRelease() (string, error) {
 	var name unix.Utsname
 	if err := unix.Uname(&name); err != nil {
@@ -246,9 +256,9 @@ func (a *app) printStatus(st status) error {
 	}
 	if len(st.Interfaces) > 0 {
 		fmt.Fprintln(a.out)
-		t := newTable(a.out, "INTERFACE", "ROLE", "STATE", "MODE", "ADDRESSES")
+		t := newTable(a.out, "INTERFACE", "ROLE", "STATE", "MODE", "GUARD", "ADDRESSES")
 		for _, p := range st.Interfaces {
-			t.row(p.Name, p.Role, p.State, p.Mode, strings.Join(p.Addresses, ","))
+			t.row(p.Name, p.Role, p.State, p.Mode, yesNo(p.Guard), strings.Join(p.Addresses, ","))
 		}
 		if err := t.flush(); err != nil {
 			return err
