@@ -188,7 +188,7 @@ func TestPortOf(t *testing.T) {
 func TestProgramsFollowTheInterfaceNotTheName(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
-	index := r.attach(d, "wan0", ModeXDP).Index
+	index := r.attach(d, "wan0", ModeXDPUntagged).Index
 	f := r.follow()
 
 	f.drain()
@@ -204,7 +204,7 @@ func TestProgramsFollowTheInterfaceNotTheName(t *testing.T) {
 	}
 
 	r.Run("ip", "link", "set", "ppp7", "name", "wan0")
-	r.attach(d, "wan0", ModeXDP)
+	r.attach(d, "wan0", ModeXDPUntagged)
 	f.drain()
 	r.Unplug("wan0")
 	lab.Cable(r.Host, "wan0", r.Host, "wan1")
@@ -216,7 +216,7 @@ func TestProgramsFollowTheInterfaceNotTheName(t *testing.T) {
 	if again != index {
 		r.do("forget", func() error { return d.Detach(index) })
 	}
-	if a := r.attach(d, "wan0", ModeXDP); a.Index != again || a.XDP != XDPNative {
+	if a := r.attach(d, "wan0", ModeXDPUntagged); a.Index != again || a.XDP != XDPNative {
 		t.Errorf("attached again: %+v", a)
 	}
 	if list := r.attachments(d); len(list) != 1 || list[0].Index != again {

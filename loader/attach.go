@@ -26,8 +26,12 @@ type Mode string
 const (
 	// ModeAuto is native XDP and TC on a physical NIC whose driver has native XDP, else TC alone.
 	ModeAuto Mode = "auto"
-	// ModeXDP is XDP and TC: native XDP, or generic where the driver has none.
+	// ModeXDP is XDP and TC: native XDP, or generic where the driver has none. It is TC alone where VLAN
+	// tags may come beside frames, out of XDP's sight: on devices made of software, but for tap devices.
 	ModeXDP Mode = "xdp"
+	// ModeXDPUntagged is ModeXDP on those devices, too: whoever sets it vouches that no frame comes with
+	// a tag. Where VLAN devices stand on one it is TC alone.
+	ModeXDPUntagged Mode = "xdp-untagged"
 	// ModeTC is TC alone.
 	ModeTC Mode = "tc"
 )
@@ -54,6 +58,9 @@ type Attachment struct {
 	XDP       string // "", XDPNative or XDPGeneric
 	TC        string // "", TCX or TCClsact
 	Guard     bool   // the leak guard runs, by what TC does
+	// TagsKept says that the NIC was told to leave VLAN tags in frames (rxvlan off), for XDP to see
+	// them. Detach takes that back.
+	TagsKept bool
 	// Reason says why XDP is less than the mode allows, known to Attach alone.
 	Reason string
 }
@@ -65,22 +72,27 @@ const (
 	kindClsact      = "clsact"
 	kindGuardTCX    = "guard-tcx"
 	kindGuardClsact = "guard-clsact"
+	// kindTags is no program: it remembers which offloads of a NIC were switched off for XDP.
+	kindTags = "rxvlan"
 )
 
 // kinds in the order to detach: XDP first, TC does the rest of the way alone. The filter at ingress
-// comes after the guard's: with it goes the qdisc of both.
-var kinds = []string{kindXDP, kindGuardTCX, kindGuardClsact, kindTCX, kindClsact}
+// comes after the guard's: with it goes the qdisc of both. Tags may be taken off frames once XDP is gone.
+var kinds = []string{kindXDP, kindTags, kindGuardTCX, kindGuardClsact, kindTCX, kindClsact}
 
 // hook is one place where a program of ours is, or was, attached.
 type hook struct {
 	kind    string
 	ifindex int
 	path    string
-	link    link.Link // nil for a filter, whose pin is a directory
+	link    link.Link // nil for a filter and for offloads, whose pin is a directory
 }
 
 // isFilter reports whether the hook is a clsact filter, of which the kernel keeps no link.
 func (h *hook) isFilter() bool { return h.kind == kindClsact || h.kind == kindGuardClsact }
+
+// isLink reports whether the kernel keeps a link of the hook, which knows where its interface is.
+func (h *hook) isLink() bool { return !h.isFilter() && h.kind != kindTags }
 
 func (p pins) linkPin(kind string, ifindex int) string {
 	return filepath.Join(p.links(), kind+"_"+strconv.Itoa(ifindex))
@@ -92,7 +104,7 @@ func (p pins) hook(kind string, ifindex int) (*hook, error) {
 	if _, err := os.Lstat(h.path); errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	if h.isFilter() {
+	if !h.isLink() {
 		return h, nil
 	}
 	var err error
@@ -159,6 +171,8 @@ func (h *hook) running(dev netlink.Link) (ebpf.ProgramID, error) {
 		return runningXDP(h.link, dev)
 	case kindTCX, kindGuardTCX:
 		return runningTCX(h.link, dev, sideOf(h.kind).tcx)
+	case kindTags:
+		return 0, nil
 	}
 	filter, err := findFilter(dev.Attrs().Index, sideOf(h.kind))
 	if filter == nil || err != nil {
@@ -184,6 +198,9 @@ func (h *hook) replace(programs *bpf.HairpinPrograms) error {
 
 // remove detaches the program, wherever its interface is now, and forgets it.
 func (h *hook) remove() error {
+	if h.kind == kindTags {
+		return giveTagsBack(h.ifindex, h.path)
+	}
 	if h.isFilter() {
 		return removeFilter(h.ifindex, sideOf(h.kind), h.path)
 	}
@@ -215,8 +232,8 @@ func (d *Datapath) Attach(ifname string, want Hooks) (Attachment, error) {
 
 func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 	mode := want.Mode
-	if mode != ModeAuto && mode != ModeXDP && mode != ModeTC {
-		return Attachment{}, fmt.Errorf("unknown mode %q: auto, xdp or tc", mode)
+	if !slices.Contains([]Mode{ModeAuto, ModeXDP, ModeXDPUntagged, ModeTC}, mode) {
+		return Attachment{}, fmt.Errorf("unknown mode %q: auto, xdp, xdp-untagged or tc", mode)
 	}
 	dev, err := findDevice(ifname)
 	if err != nil {
@@ -255,6 +272,7 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 	if a.XDP, a.Reason, err = d.attachXDP(dev, x, programs); err != nil {
 		return Attachment{}, errors.Join(err, undo())
 	}
+	a.TagsKept = d.tagsKept(a.Index)
 	// What is not wanted any more last: until here there was a way back.
 	for _, kind := range unwanted(tc, want.Guard) {
 		if err := d.removeHook(kind, dev.Attrs().Index); err != nil {
@@ -286,8 +304,8 @@ func (d *Datapath) sweep() error {
 		return err
 	}
 	for _, h := range hooks {
-		// A filter of an interface elsewhere looks the same as one that is gone.
-		if h.isFilter() {
+		// A filter, or a NIC, that is elsewhere looks the same as one that is gone.
+		if !h.isLink() {
 			continue
 		}
 		alive, err := h.alive()
@@ -429,10 +447,17 @@ func (d *Datapath) Attachments() ([]Attachment, error) {
 	}
 	list := make([]Attachment, 0, len(found))
 	for _, a := range found {
+		a.TagsKept = d.tagsKept(a.Index)
 		list = append(list, *a)
 	}
 	slices.SortFunc(list, func(a, b Attachment) int { return a.Index - b.Index })
 	return list, nil
+}
+
+// tagsKept reports whether offloads of an interface were switched off for XDP.
+func (d *Datapath) tagsKept(ifindex int) bool {
+	_, err := os.Lstat(pins(d.dir).linkPin(kindTags, ifindex))
+	return err == nil
 }
 
 // describe adds a hook that is alive to what is known of its interface.

@@ -24,8 +24,8 @@ func TestAttachModes(t *testing.T) {
 	}{
 		{ModeTC, false, ""},
 		{ModeTC, true, ""},
-		{ModeXDP, false, XDPNative},
-		{ModeXDP, true, XDPNative},
+		{ModeXDPUntagged, false, XDPNative},
+		{ModeXDPUntagged, true, XDPNative},
 		// A veth is made of software.
 		{ModeAuto, false, ""},
 		{ModeAuto, true, ""},
@@ -103,9 +103,9 @@ func TestAttachChangesMode(t *testing.T) {
 		mode Mode
 		want Attachment
 	}{
-		{tcx, ModeXDP, Attachment{XDP: XDPNative, TC: TCX}},
+		{tcx, ModeXDPUntagged, Attachment{XDP: XDPNative, TC: TCX}},
 		{tcx, ModeTC, Attachment{TC: TCX}},
-		{clsact, ModeXDP, Attachment{XDP: XDPNative, TC: TCClsact}},
+		{clsact, ModeXDPUntagged, Attachment{XDP: XDPNative, TC: TCClsact}},
 		{tcx, ModeAuto, Attachment{TC: TCX}},
 	}
 	for _, s := range steps {
@@ -152,7 +152,7 @@ func TestAttachRefusals(t *testing.T) {
 func TestLoopbackHasTCAlone(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
-	r.attach(d, "lo", ModeXDP)
+	r.attach(d, "lo", ModeXDPUntagged)
 	for _, a := range r.attachments(d) {
 		if a.Interface != "lo" || a.XDP != "" || a.TC == "" {
 			t.Errorf("attached %+v", a)
@@ -166,7 +166,7 @@ func TestAttachToBarePackets(t *testing.T) {
 	d := r.load(Options{})
 	r.tuntap("tun0", netlink.TUNTAP_MODE_TUN)
 	r.tuntap("tap0", netlink.TUNTAP_MODE_TAP)
-	for _, mode := range []Mode{ModeAuto, ModeXDP, ModeTC} {
+	for _, mode := range []Mode{ModeAuto, ModeXDPUntagged, ModeTC} {
 		if a := r.attach(d, "tun0", mode); a.TC != TCX || a.XDP != "" {
 			t.Errorf("mode %s on tun: %+v, want TC alone", mode, a)
 		}
@@ -198,7 +198,7 @@ func TestForeignXDP(t *testing.T) {
 	})
 	before := r.hooks("wan0")
 	d := r.load(Options{})
-	_, err := r.tryAttach(d, "wan0", ModeXDP)
+	_, err := r.tryAttach(d, "wan0", ModeXDPUntagged)
 	wantError(t, err, nil, "wan0", "XDP program", "mode tc")
 	r.want("refused", "wan0", before)
 	if pins := r.links(); len(pins) > 0 {
@@ -246,7 +246,7 @@ func TestForeignTCSurvives(t *testing.T) {
 			}
 			r.detach(d, "wan0")
 			r.want("detached", "wan0", before)
-			r.attach(d, "wan0", ModeXDP)
+			r.attach(d, "wan0", ModeXDPUntagged)
 			r.remove()
 			r.want("removed", "wan0", before)
 		})
@@ -337,12 +337,12 @@ func TestDeadLink(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRouter(t)
 			d := r.load(Options{NoTCX: c.noTCX})
-			first := r.attach(d, "wan0", ModeXDP)
+			first := r.attach(d, "wan0", ModeXDPUntagged)
 			r.Unplug("wan0")
 			if list := r.attachments(d); len(list) > 0 {
 				t.Errorf("attachments of a deleted interface: %+v", list)
 			}
-			if _, err := r.tryAttach(d, "wan0", ModeXDP); !errors.Is(err, ErrNoInterface) {
+			if _, err := r.tryAttach(d, "wan0", ModeXDPUntagged); !errors.Is(err, ErrNoInterface) {
 				t.Errorf("error %v, want ErrNoInterface", err)
 			}
 			if err := r.upgrade(d); err != nil {
@@ -367,7 +367,7 @@ func TestDeadLink(t *testing.T) {
 			again := r.load(Options{NoTCX: c.noTCX})
 			want := first
 			want.Index = r.Index("wan0")
-			if a := r.attach(again, "wan0", ModeXDP); a != want {
+			if a := r.attach(again, "wan0", ModeXDPUntagged); a != want {
 				t.Errorf("attached %+v, want %+v", a, want)
 			}
 			runs(t, again, r.hooks("wan0"), want)
@@ -382,8 +382,8 @@ func TestDeadLink(t *testing.T) {
 func TestDetachDeadLink(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
-	wan := r.attach(d, "wan0", ModeXDP)
-	lan := r.attach(d, "lan0", ModeXDP)
+	wan := r.attach(d, "wan0", ModeXDPUntagged)
+	lan := r.attach(d, "lan0", ModeXDPUntagged)
 	r.Unplug("wan0")
 	r.do("detach", func() error { return d.Detach(wan.Index) })
 	if pins := r.links(); len(pins) != 2 {
@@ -421,7 +421,7 @@ func TestAttachFaults(t *testing.T) {
 			d := r.load(Options{NoTCX: first.toClsact})
 			before, links := r.hooks("wan0"), r.links()
 			eachFault(t,
-				func() error { _, err := r.tryAttach(d, "wan0", ModeXDP); return err },
+				func() error { _, err := r.tryAttach(d, "wan0", ModeXDPUntagged); return err },
 				func(step string) {
 					r.want(step+" failed", "wan0", before)
 					if now := r.links(); !reflect.DeepEqual(now, links) {

@@ -153,7 +153,7 @@ func TestNoDescriptorStays(t *testing.T) {
 	r := newRouter(t)
 	round := func() {
 		d := r.load(Options{})
-		r.attach(d, "wan0", ModeXDP)
+		r.attach(d, "wan0", ModeXDPUntagged)
 		if err := r.upgrade(d); err != nil {
 			t.Fatal(err)
 		}

@@ -105,7 +105,7 @@ func TestLinksXDPTransmit(t *testing.T) {
 	if r.listed("lan1").XDPTransmit {
 		t.Error("the peer of another interface has neither")
 	}
-	r.attach(r.load(Options{}), "lan0", ModeXDP)
+	r.attach(r.load(Options{}), "lan0", ModeXDPUntagged)
 	if !r.listed("lan1").XDPTransmit {
 		t.Error("the peer has XDP")
 	}

@@ -52,7 +52,7 @@ func TestGuard(t *testing.T) {
 			r.guard(d, "wan0", ModeTC)
 			r.detach(d, "wan0")
 			r.want("detached", "wan0", before)
-			r.guard(d, "wan0", ModeXDP)
+			r.guard(d, "wan0", ModeXDPUntagged)
 			r.remove()
 			r.want("removed", "wan0", before)
 		})
@@ -66,7 +66,7 @@ func TestGuardIsUndone(t *testing.T) {
 		d := r.load(Options{NoTCX: noTCX})
 		before := r.hooks("wan0")
 		attempt := func() error {
-			_, err := r.tryHooks(d, "wan0", Hooks{ModeXDP, true})
+			_, err := r.tryHooks(d, "wan0", Hooks{ModeXDPUntagged, true})
 			return err
 		}
 		eachFault(t, attempt, func(step string) { r.want(step+" failed", "wan0", before) })

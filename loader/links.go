@@ -30,12 +30,18 @@ type Link struct {
 	Passive []netip.Prefix
 	// PortOf names the bridge, bond or team that the interface belongs to: its packets are that one's.
 	PortOf string
+	// VLANs names the VLAN devices on top of it.
+	VLANs []string
 	// XDPTransmit says that the device sends frames that XDP redirects to it. One that does not
 	// drops them, some without a count.
 	XDPTransmit bool
 	// Veth says that whoever is at the other end is told the kernel's sum of a packet, which generic
 	// XDP leaves as it was.
 	Veth bool
+	// Tags says whether XDP sees the VLAN tags of frames.
+	Tags TagSight
+
+	physical, bare bool
 }
 
 // Links lists the interfaces of the network namespace by index, loopback included.
@@ -54,7 +60,10 @@ func Links() ([]Link, error) {
 	}
 	links := make([]Link, 0, len(devices))
 	for _, dev := range devices {
-		l := newLink(dev, addresses, features)
+		l, err := newLink(dev, devices, addresses, features)
+		if err != nil {
+			return nil, explain(err)
+		}
 		l.PortOf = portOf(dev, devices)
 		links = append(links, l)
 	}
@@ -62,8 +71,12 @@ func Links() ([]Link, error) {
 	return links, nil
 }
 
-func newLink(dev netlink.Link, addresses []netlink.Addr, features map[int]uint64) Link {
+func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr, features map[int]uint64) (Link, error) {
 	attrs := dev.Attrs()
+	tags, err := lookAtTags(dev)
+	if err != nil {
+		return Link{}, err
+	}
 	l := Link{
 		Name:         attrs.Name,
 		Index:        attrs.Index,
@@ -74,9 +87,13 @@ func newLink(dev netlink.Link, addresses []netlink.Addr, features map[int]uint64
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
 		Veth:         dev.Type() == "veth",
+		VLANs:        vlansOn(dev, devices),
+		Tags:         tags,
+		physical:     isPhysical(attrs),
+		bare:         bare(dev),
 	}
 	l.setAddresses(addresses)
-	return l
+	return l, nil
 }
 
 // setAddresses takes those of a list that are the link's and can be used. Temporary ones (RFC 8981)

@@ -423,7 +423,7 @@ func serve(dir string, index int, ctx context.Context) error {
 		return fmt.Errorf("load: %w", err)
 	}
 	defer d.Close()
-	if _, err := d.Attach("wan0", Hooks{ModeXDP, true}); err != nil {
+	if _, err := d.Attach("wan0", Hooks{ModeXDPUntagged, true}); err != nil {
 		return err
 	}
 	if err := d.Upgrade(); err != nil {

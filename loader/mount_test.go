@@ -153,7 +153,7 @@ func TestBareSysfs(t *testing.T) {
 func TestUnmountedWhileRunning(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
-	r.attach(d, "wan0", ModeXDP)
+	r.attach(d, "wan0", ModeXDPUntagged)
 	if err := unix.Unmount(r.dir, 0); err != nil {
 		t.Fatal(err)
 	}
@@ -164,7 +164,7 @@ func TestUnmountedWhileRunning(t *testing.T) {
 	if again.Adopted() {
 		t.Error("adopted what is not there")
 	}
-	r.attach(again, "wan0", ModeXDP)
+	r.attach(again, "wan0", ModeXDPUntagged)
 	_, err = r.tryAttach(d, "wan0", ModeTC)
 	wantError(t, err, ErrNotLoaded, "removed")
 }

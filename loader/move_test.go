@@ -52,7 +52,7 @@ func TestInterfaceMovesAway(t *testing.T) {
 			r.do("make it again", func() error {
 				return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "wan0", Index: index}, PeerName: "wan2"})
 			})
-			if a := r.attach(d, "wan0", ModeXDP); a.Index != index || a.XDP != XDPNative || a.TC != TCX {
+			if a := r.attach(d, "wan0", ModeXDPUntagged); a.Index != index || a.XDP != XDPNative || a.TC != TCX {
 				r.t.Errorf("attached: %+v", a)
 			}
 			if n := r.hooks("wan0").programs(); n != 2 {
@@ -68,7 +68,7 @@ func TestInterfaceMovesAway(t *testing.T) {
 			r := newRouter(t)
 			there := &router{Host: lab.NewHost(t, "elsewhere"), t: t}
 			d := r.load(Options{})
-			index := r.attach(d, "wan0", ModeXDP).Index
+			index := r.attach(d, "wan0", ModeXDPUntagged).Index
 
 			r.move("wan0", there.Host)
 			if list := r.attachments(d); len(list) != 0 {
@@ -93,14 +93,14 @@ func TestGenericXDP(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
 	r.Bridge("br0")
-	a := r.attach(d, "br0", ModeXDP)
+	a := r.attach(d, "br0", ModeXDPUntagged)
 	if a.XDP != XDPGeneric || a.TC != TCX || a.Reason == "" {
 		t.Errorf("attached: %+v", a)
 	}
 	if list := r.attachments(d); len(list) != 1 || list[0].XDP != XDPGeneric {
 		t.Errorf("attachments: %+v", list)
 	}
-	if a := r.attach(d, "br0", ModeXDP); a.XDP != XDPGeneric {
+	if a := r.attach(d, "br0", ModeXDPUntagged); a.XDP != XDPGeneric {
 		t.Errorf("attached again: %+v", a)
 	}
 	if a := r.attach(d, "br0", ModeAuto); a.XDP != "" {

@@ -21,6 +21,8 @@ const (
 	netdevCmdDevGet    = 1
 	netdevAttrIfindex  = 1
 	netdevAttrFeatures = 3
+	// featureBasic is NETDEV_XDP_ACT_BASIC: the driver has native XDP.
+	featureBasic = 1 << 0
 	// featureTransmit is NETDEV_XDP_ACT_NDO_XMIT. A veth has it only while its peer has GRO or XDP.
 	featureTransmit = 1 << 2
 )

@@ -184,6 +184,9 @@ func (d *Datapath) liveHooks() ([]*hook, error) {
 // alive reports whether there is a program to replace. An interface that went to another network
 // namespace still runs its XDP and TCX links.
 func (h *hook) alive() (bool, error) {
+	if h.kind == kindTags {
+		return false, nil
+	}
 	if h.isFilter() {
 		filter, err := findFilter(h.ifindex, sideOf(h.kind))
 		return filter != nil, err

@@ -43,7 +43,7 @@ func attachAll(r *router) *Datapath {
 	r.t.Helper()
 	r.guard(r.load(Options{NoTCX: true}), "lan0", ModeTC)
 	d := r.load(Options{})
-	r.guard(d, "wan0", ModeXDP)
+	r.guard(d, "wan0", ModeXDPUntagged)
 	return d
 }
 
@@ -118,7 +118,7 @@ func TestUpgradeByAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	upgraded := r.hooks("wan0")
-	r.attach(d, "wan0", ModeXDP)
+	r.attach(d, "wan0", ModeXDPUntagged)
 	r.want("attached by the one with the old programs", "wan0", upgraded)
 }
 

@@ -22,19 +22,37 @@ type xdpPlan struct {
 	old     *hook // ours, dead or alive; nil if there is none
 	alive   bool
 	mode    string // what the old one runs as
+	link    Link
+	reason  string // why there must be no XDP, or no native one
 }
 
 // prepareXDP decides without changing anything, and refuses an interface where it must not attach.
 func (d *Datapath) prepareXDP(dev netlink.Link, mode Mode) (xdpPlan, error) {
 	var plan xdpPlan
 	switch mode {
-	case ModeXDP:
+	case ModeXDP, ModeXDPUntagged:
 		plan.native, plan.generic = true, true
 	case ModeAuto:
 		plan.native = isPhysical(dev.Attrs())
 	}
-
 	var err error
+	if plan.link, err = linkOf(dev); err != nil {
+		return xdpPlan{}, err
+	}
+	if plan.reason = plan.link.NoXDP(mode); plan.reason != "" {
+		plan.native, plan.generic = false, false
+	}
+	// Asked first, so as not to touch a NIC's offloads in vain, which resets some.
+	if plan.native && !plan.generic && plan.link.StripsTags() {
+		features, err := xdpFeatures([]netlink.Link{dev})
+		if err != nil {
+			return xdpPlan{}, err
+		}
+		if bits, known := features[dev.Attrs().Index]; known && bits&featureBasic == 0 {
+			plan.native, plan.reason = false, nativeReason(unix.EOPNOTSUPP)
+		}
+	}
+
 	if plan.old, err = pins(d.dir).hook(kindXDP, dev.Attrs().Index); err != nil {
 		return xdpPlan{}, err
 	}
@@ -69,29 +87,55 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 		}
 		plan.alive = false
 	}
+	// Without XDP, for whatever reason, the NIC does as it did before.
+	defer func() {
+		if mode == "" {
+			err = errors.Join(err, d.removeHook(kindTags, dev.Attrs().Index))
+		}
+	}()
 	if !plan.native {
-		return "", "", nil
+		return "", plan.reason, nil
+	}
+	reason, err = d.keepTags(dev, plan.link)
+	if err != nil {
+		return plan.mode, "", err
+	}
+	if reason != "" && plan.alive {
+		err = plan.old.remove()
+	}
+	if reason != "" {
+		return "", reason, err
 	}
 	if plan.alive {
-		if err := update(plan.old, dev, programs.HairpinXdp); err != nil {
-			return "", "", err
-		}
-		return plan.mode, "", nil
+		return plan.mode, "", update(plan.old, dev, programs.HairpinXdp)
 	}
+	var l link.Link
+	mode, reason, l, err = runXDP(dev, plan, programs)
+	if l == nil || err != nil {
+		return "", reason, err
+	}
+	if err := d.pinLink(l, kindXDP, dev.Attrs().Index); err != nil {
+		return "", "", err
+	}
+	return mode, reason, nil
+}
+
+// runXDP attaches XDP as well as the driver can; it returns no link if that is not at all.
+func runXDP(dev netlink.Link, plan xdpPlan, programs *bpf.HairpinPrograms) (mode, reason string, l link.Link, err error) {
 	mode = XDPNative
-	l, err := newXDP(dev, link.XDPDriverMode, programs.HairpinXdp)
+	l, err = newXDP(dev, link.XDPDriverMode, programs.HairpinXdp)
 	if isRefusal(err) {
 		reason = nativeReason(err)
 		if !plan.generic {
-			return "", reason, nil
+			return "", reason, nil, nil
 		}
 		mode = XDPGeneric
 		l, err = newXDP(dev, link.XDPGenericMode, programs.HairpinXdp)
 	}
 	if err != nil {
-		return "", "", err
+		return "", "", nil, err
 	}
-	return mode, reason, d.pinLink(l, kindXDP, dev.Attrs().Index)
+	return mode, reason, l, nil
 }
 
 // keeps reports whether the XDP link that runs is one the mode may have.

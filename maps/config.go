@@ -49,9 +49,11 @@ const (
 	ModeAuto = "auto"
 	ModeXDP  = "xdp"
 	ModeTC   = "tc"
+	// ModeXDPUntagged is ModeXDP also on devices where XDP may not see VLAN tags.
+	ModeXDPUntagged = "xdp-untagged"
 )
 
-var modes = []string{ModeAuto, ModeXDP, ModeTC}
+var modes = []string{ModeAuto, ModeXDP, ModeXDPUntagged, ModeTC}
 
 // Config is everything a configuration file says.
 type Config struct {

@@ -35,7 +35,7 @@ lan = ["lan0", "lan1"]
 
 [datapath]
 mode = %q
-%s`, mode, forwards)
+%s`, lab.DeviceMode(mode), forwards)
 }
 
 // offloadsFor returns offloads that let the mode do its work: XDP sends only finished

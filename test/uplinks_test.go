@@ -137,5 +137,5 @@ func answersLeaveByTheirUplink(t *testing.T, mode string, n *lab.Network, second
 }
 
 func uplinks(mode, forwards string) string {
-	return fmt.Sprintf("version = 1\n[interfaces]\nwan = [\"wan0\", \"wan1\"]\nlan = [\"lan0\", \"lan1\"]\n[datapath]\nmode = %q\n%s", mode, forwards)
+	return fmt.Sprintf("version = 1\n[interfaces]\nwan = [\"wan0\", \"wan1\"]\nlan = [\"lan0\", \"lan1\"]\n[datapath]\nmode = %q\n%s", lab.DeviceMode(mode), forwards)
 }

@@ -106,6 +106,41 @@ func TestDaemonFollowsNames(t *testing.T) {
 	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0", "detach 3")
 }
 
+// Where VLAN tags get out of XDP's sight while it runs, it gives way; a NIC is told to leave them in frames.
+func TestDaemonKeepsXDPFromMissingTags(t *testing.T) {
+	for name, tags := range map[string]loader.TagSight{
+		"a NIC strips tags":          {Strips: []string{"rx-vlan-hw-parse"}},
+		"tags come beside the frame": {Hides: "no XDP: for a reason"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemon(t)
+			ctx := context.Background()
+			d.machine.running.Mode = maps.ModeXDP
+			d.follow(ctx, links())
+			wantDone(t, d.machine, "interfaces wan0,lan0")
+			wan := d.machine.attached[2]
+			wan.XDP = loader.XDPNative
+			d.machine.attached[2] = wan
+			d.follow(ctx, links())
+			wantDone(t, d.machine, "interfaces wan0,lan0")
+
+			d.machine.change("wan0", func(l *loader.Link) { l.Tags = tags })
+			d.follow(ctx, links())
+			wantDone(t, d.machine, "attach wan0 xdp", "interfaces wan0,lan0")
+			if tags.Hides == "" {
+				return
+			}
+			wan.XDP = ""
+			d.machine.attached[2] = wan
+			d.follow(ctx, links())
+			wantDone(t, d.machine, "interfaces wan0,lan0")
+			if rows := newPortRows(d.state.look()); rows[0].Reason != tags.Hides {
+				t.Errorf("wan0 is shown as %+v, want the reason", rows[0])
+			}
+		})
+	}
+}
+
 // What arrives on a port of a bridge is the bridge's: the port is left alone, and the daemon says
 // once what to do.
 func TestDaemonLeavesPortsOfABridge(t *testing.T) {

@@ -92,6 +92,9 @@ func (r *router) look(cfg maps.Config) (sight, error) {
 				p.attachment = byIndex[p.link.Index]
 				delete(byIndex, p.link.Index)
 			}
+			if p.attachment != nil && p.attachment.XDP == "" {
+				p.attachment.Reason = p.link.NoXDP(loader.Mode(cfg.Mode))
+			}
 			ports = append(ports, p)
 		}
 	}
@@ -112,13 +115,13 @@ func (r *router) look(cfg maps.Config) (sight, error) {
 	return sight{ports, strays, links}, nil
 }
 
-// attach puts the programs on the ports that lack them, and the leak guard on WANs that lack that. A port
-// that refuses them keeps the reason in err; added are the interfaces that had none before. A guard is
+// attach puts the programs on the ports that lack them, and the leak guard on WANs that lack that; and XDP
+// gives way, or the NIC, where VLAN tags have come to be out of its sight. A port that refuses them keeps the reason in err; added are the interfaces that had none before. A guard is
 // only added here: without the role of a WAN it lets everything pass.
 func (r *router) attach(ports []port, mode string) (added []int) {
 	for i := range ports {
 		p := &ports[i]
-		if p.link == nil || p.err != nil || !p.lacks() {
+		if p.link == nil || p.err != nil || !p.lacks(mode) {
 			continue
 		}
 		want := loader.Hooks{Mode: loader.Mode(mode), Guard: p.guarded() || p.attachment != nil && p.attachment.Guard}
@@ -141,9 +144,15 @@ func (r *router) attach(ports []port, mode string) (added []int) {
 // guarded reports whether the leak guard belongs on a port.
 func (p port) guarded() bool { return p.role == maps.RoleWAN }
 
-// lacks reports whether a port is without a program that belongs on it.
-func (p port) lacks() bool {
-	return p.attachment == nil || p.guarded() && !p.attachment.Guard
+// lacks reports whether a port is without a program that belongs on it, or has XDP that must not be as it is.
+func (p port) lacks(mode string) bool {
+	return p.attachment == nil || p.guarded() && !p.attachment.Guard || p.blind(mode)
+}
+
+// blind reports whether XDP runs where it does not see VLAN tags: VLAN devices came, or somebody switched
+// the offload on again.
+func (p port) blind(mode string) bool {
+	return p.attachment.XDP != "" && (p.link.StripsTags() || p.link.NoXDP(loader.Mode(mode)) != "")
 }
 
 // follow brings programs and tables in line with the machine's interfaces, cfg

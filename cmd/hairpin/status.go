@@ -44,6 +44,7 @@ type portRow struct {
 	State     string   `json:"state"` // attached, detached, pending
 	Mode      string   `json:"mode"`  // "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact"; "" unless attached
 	Guard     bool     `json:"leak_guard"`
+	RxVLAN    string   `json:"rxvlan,omitempty"` // "off" if hairpin has switched the NIC's offload off
 	Reason    string   `json:"reason,omitempty"`
 	Index     int      `json:"index,omitempty"`
 	Addresses []string `json:"addresses"` // of both families; of a WAN interface: what forwards listen on
@@ -116,6 +117,9 @@ func newPortRows(ports []port) []portRow {
 		}
 		if p.attachment != nil {
 			row.State, row.Guard, row.Reason = "attached", p.attachment.Guard, p.attachment.Reason
+			if p.attachment.TagsKept {
+				row.RxVLAN = "off"
+			}
 		}
 		rows = append(rows, row)
 	}
@@ -136,8 +140,10 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 			warn("%s", p.err)
 		case p.attachment == nil:
 			warn("%s: not attached: \"hairpin attach\" does", p.name)
-		case p.lacks():
+		case p.guarded() && !p.attachment.Guard:
 			warn("%s: the leak guard is not attached: \"hairpin attach\" does", p.name)
+		case p.blind(cfg.Mode):
+			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: the daemon, or \"hairpin attach\", mends that", p.name)
 		case !p.link.Up:
 			warn("%s: the link is down", p.name)
 		case len(p.addresses()) == 0 && p.role == maps.RoleWAN:
@@ -265,6 +271,9 @@ func (a *app) printStatus(st status) error {
 		}
 	}
 	for _, p := range st.Interfaces {
+		if p.RxVLAN != "" {
+			fmt.Fprintf(a.out, "%s: rxvlan %s for XDP to see VLAN tags; detach gives it back\n", printable(p.Name), p.RxVLAN)
+		}
 		if p.Reason != "" {
 			fmt.Fprintf(a.out, "%s: %s\n", printable(p.Name), printable(p.Reason))
 		}

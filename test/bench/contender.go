@@ -195,5 +195,5 @@ name = "bulk"
 protocol = ["tcp"]
 port = "5201"
 to = "%[5]s:5201"
-%[8]s`, mode, connections, externalPort, externalPort+ports-1, server, targetPort, targetPort+ports-1, opts.forwards)
+%[8]s`, lab.DeviceMode(mode), connections, externalPort, externalPort+ports-1, server, targetPort, targetPort+ports-1, opts.forwards)
 }

@@ -84,7 +84,7 @@ func onDevices(t *testing.T, n *lab.Network, hp *lab.Hairpin, k kind) {
 	for _, mode := range k.modes() {
 		t.Run(mode, func(t *testing.T) {
 			hp := hp.For(t)
-			hp.Write(fmt.Sprintf(deviceConfig, mode))
+			hp.Write(fmt.Sprintf(deviceConfig, lab.DeviceMode(mode)))
 			hp.Reload()
 			overDevices(t, n.For(t))
 		})

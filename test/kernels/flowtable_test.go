@@ -47,7 +47,7 @@ func TestFlowtable(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
 			hp := hp.For(t)
-			hp.Write(fmt.Sprintf(deviceConfig, mode))
+			hp.Write(fmt.Sprintf(deviceConfig, lab.DeviceMode(mode)))
 			hp.Reload()
 			besideFlowtable(t, n.For(t), before)
 		})

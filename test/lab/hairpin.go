@@ -28,6 +28,15 @@ type Hairpin struct {
 	daemon *Process
 }
 
+// DeviceMode is what to configure for a test's mode. XDP is for the lab's cables too, veths that nobody
+// sends tagged frames over.
+func DeviceMode(mode string) string {
+	if mode == "xdp" {
+		return "xdp-untagged"
+	}
+	return mode
+}
+
 // NewHairpin prepares hairpin on a host; nothing runs yet. Whatever it leaves there is
 // removed when the test ends.
 func NewHairpin(h *Host, config string) *Hairpin {

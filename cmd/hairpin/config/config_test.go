@@ -237,7 +237,7 @@ func TestProblems(t *testing.T) {
 		{"unknown key", "version = 1\n[timeouts]\n  tpc_established = \"1h\"\n", []string{`x.toml:3:3: unknown key "tpc_established" in [timeouts]; did you mean "tcp_established"?`}},
 		{"hostile key", "version = 1\n\"a\\u001b[31m\\nb\" = 1\n", []string{`x.toml:2:1: unknown key "a\x1b[31m\nb"; possible are `}},
 		{"characters before it", "version = 1\ndatapath = { mode = \"äöü\", x = 1 }\n", []string{
-			`x.toml:2:21: datapath.mode: "äöü" is not a mode; possible are auto, xdp and tc`,
+			`x.toml:2:21: datapath.mode: "äöü" is not a mode; possible are auto, xdp, xdp-untagged and tc`,
 			`x.toml:2:28: unknown key "x" in [datapath]; possible are max_connections, max_per_source, mode and mss_clamp`,
 		}},
 		{"table as text", "version = 1\ntimeouts = \"1h\"\n", []string{`x.toml:2:12: timeouts: "1h" is a string where a table was expected`}},

@@ -55,7 +55,7 @@ func TestProblemsStandInTheOrderOfTheFiles(t *testing.T) {
 	if err == nil {
 		t.Fatal("taken")
 	}
-	want := dir + "/hairpin.toml:2:17: datapath.mode: \"x\" is not a mode; possible are auto, xdp and tc\n" +
+	want := dir + "/hairpin.toml:2:17: datapath.mode: \"x\" is not a mode; possible are auto, xdp, xdp-untagged and tc\n" +
 		dir + "/forwards.d/a.toml:1:1: unknown key \"versoin\"; did you mean \"version\"?"
 	if err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
