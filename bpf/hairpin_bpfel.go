@@ -190,6 +190,8 @@ type HairpinInterface struct {
 	Mac         [6]uint8
 	Private     uint8
 	Addresses   uint8
+	RpFilter    uint8
+	Pad         [3]uint8
 	MssMtu      uint32
 	InterceptV4 uint32
 	InterceptV6 uint32

@@ -230,11 +230,13 @@ struct interface {
 	__u8 mac[6];		/* zero without Ethernet header */
 	__u8 private;		/* its own address is private, so private sources are no martians on it */
 	__u8 addresses;		/* how many of address[] are set */
+	__u8 rp_filter;		/* the kernel's, for IPv4 (RFC 3704): 0 off, 1 strict, 2 by any way back */
+	__u8 pad[3];
 	__u32 mss_mtu;		/* MTU that a passing SYN's MSS has to suit; 0: left alone */
 	__u32 intercept_v4, intercept_v6; /* external ids of what listens on every address; 0: nothing does */
 	struct interface_address address[8];
 };
-_Static_assert(sizeof(struct interface) == 280, "struct interface has implicit padding");
+_Static_assert(sizeof(struct interface) == 284, "struct interface has implicit padding");
 
 /* Where a direction's packets leave. Resolved again after a second or when routes change. */
 struct next_hop {

@@ -18,7 +18,7 @@ import (
 
 // Event says what may have changed since the last one.
 type Event struct {
-	Links  bool // interfaces, their addresses, or whether they take XDP frames
+	Links  bool // interfaces, their addresses, rp_filter, or whether they take XDP frames
 	Routes bool // routes, rules or neighbours
 }
 
@@ -63,7 +63,7 @@ func subscribe() ([]source, error) {
 	route, err := nl.Subscribe(unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
-		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP)
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP, unix.RTNLGRP_IPV4_NETCONF)
 	if err != nil {
 		return nil, err
 	}
@@ -256,6 +256,8 @@ func classifyRoute(message syscall.NetlinkMessage) Event {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		// A route, its source or its MTU goes with them, and not always a message of its own.
 		return everything
+	case unix.RTM_NEWNETCONF:
+		return Event{Links: true}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWRULE, unix.RTM_DELRULE,
 		unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
 		return Event{Routes: true}

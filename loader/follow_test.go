@@ -192,6 +192,8 @@ func TestFollow(t *testing.T) {
 			r.Run("ip", "neigh", "add", "192.168.1.9", "lladdr", "02:00:00:00:00:09", "dev", "lan0")
 		}, routes},
 		{"rule added", func() { r.Run("ip", "rule", "add", "from", "192.168.1.7", "lookup", "main") }, routes},
+		{"rp_filter of an interface", func() { r.Sysctl("net/ipv4/conf/wan0/rp_filter", "2") }, links},
+		{"rp_filter of all", func() { r.Sysctl("net/ipv4/conf/all/rp_filter", "1") }, links},
 		{"XDP features", func() { r.Offload("wan0", lab.ReceiveOffload, true) }, links},
 	}
 	for _, step := range steps {
@@ -250,6 +252,7 @@ func TestClassify(t *testing.T) {
 	}{
 		{"link", message(unix.RTM_DELLINK), both},
 		{"address", message(unix.RTM_DELADDR), both},
+		{"rp_filter", message(unix.RTM_NEWNETCONF), Event{Links: true}},
 		{"route", message(unix.RTM_NEWROUTE), routes},
 		{"rule", message(unix.RTM_DELRULE), routes},
 		{"next hop", message(unix.RTM_NEWNEXTHOP), routes},

@@ -15,12 +15,15 @@ import (
 
 // Link is a network interface as it is now.
 type Link struct {
-	Name         string
-	Index        int
-	Up           bool // by the administrator; the cable is another matter
-	MTU          int  // in bytes, of an IP packet
-	PPP          bool // a PPP device, as of PPPoE
-	Loopback     bool // brings the router its own packets
+	Name     string
+	Index    int
+	Up       bool // by the administrator; the cable is another matter
+	MTU      int  // in bytes, of an IP packet
+	PPP      bool // a PPP device, as of PPPoE
+	Loopback bool // brings the router its own packets
+	// RPFilter is what net.ipv4.conf.*.rp_filter says of sources of packets that come in here: 0 nothing,
+	// 1 the way back must be this link, 2 there must be one.
+	RPFilter     uint8
 	HardwareAddr net.HardwareAddr
 	// Addresses are of both families, with the host part, and the one to send from first.
 	Addresses []netip.Prefix
@@ -58,6 +61,10 @@ func Links() ([]Link, error) {
 	if err != nil {
 		return nil, explain(err)
 	}
+	filters, err := rpFilters()
+	if err != nil {
+		return nil, explain(err)
+	}
 	links := make([]Link, 0, len(devices))
 	for _, dev := range devices {
 		l, err := newLink(dev, devices, addresses, features)
@@ -65,6 +72,7 @@ func Links() ([]Link, error) {
 			return nil, explain(err)
 		}
 		l.PortOf = portOf(dev, devices)
+		l.RPFilter = filters.of(l.Index)
 		links = append(links, l)
 	}
 	slices.SortFunc(links, func(a, b Link) int { return a.Index - b.Index })

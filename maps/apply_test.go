@@ -501,7 +501,7 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 func TestInterfaceEntries(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	lan := Interface{Name: "lan0", Index: 5, Role: RoleLAN, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24")}, HardwareAddr: mac}
+	lan := Interface{Name: "lan0", Index: 5, Role: RoleLAN, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24")}, HardwareAddr: mac, RPFilter: 2}
 	crowded := wan("wan0", 6)
 	for i := range 10 {
 		crowded.Addresses = append(crowded.Addresses, netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 28))
@@ -512,7 +512,7 @@ func TestInterfaceEntries(t *testing.T) {
 	if err != nil || len(got) != 2 {
 		t.Fatalf("interfaces %v, %v", got, err)
 	}
-	want := bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LAN, Mac: [6]byte(mac), Private: 1, Addresses: 1}
+	want := bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LAN, RpFilter: 2, Mac: [6]byte(mac), Private: 1, Addresses: 1}
 	want.Address[0].Address = toAddr(netip.MustParseAddr("192.168.1.1"))
 	for i := range 15 {
 		want.Address[0].Mask.Bytes[i] = 0xff

@@ -45,6 +45,7 @@ type Interface struct {
 	XDPTransmit bool           // takes XDP frames
 	MTU         int            // in bytes, of an IP packet
 	PPP         bool           // a PPP device
+	RPFilter    uint8          // the kernel's, for IPv4: 0 off, 1 strict, 2 by any way back
 
 	HardwareAddr net.HardwareAddr // empty without Ethernet header
 }
@@ -172,7 +173,7 @@ var carrierGrade = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 
 // kernel is the entry of the interfaces map.
 func (link Interface) kernel() bpf.HairpinInterface {
-	value := bpf.HairpinInterface{Role: bpf.HairpinRole(link.Role)}
+	value := bpf.HairpinInterface{Role: bpf.HairpinRole(link.Role), RpFilter: link.RPFilter}
 	if len(link.HardwareAddr) == len(value.Mac) {
 		copy(value.Mac[:], link.HardwareAddr)
 	}

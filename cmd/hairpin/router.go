@@ -438,6 +438,7 @@ func asInterface(link loader.Link, role maps.Role) maps.Interface {
 		XDPTransmit:  link.XDPTransmit,
 		MTU:          link.MTU,
 		PPP:          link.PPP,
+		RPFilter:     link.RPFilter,
 		HardwareAddr: link.HardwareAddr,
 	}
 }

@@ -47,7 +47,7 @@ func (m *machineFake) router() *router {
 
 func (m *machineFake) plug(name string, index int) {
 	m.list = append(m.list, loader.Link{
-		Name: name, Index: index, Up: true, MTU: 1400 + index, PPP: index == 9, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(index)},
+		Name: name, Index: index, Up: true, MTU: 1400 + index, PPP: index == 9, RPFilter: uint8(index % 3), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(index)},
 		Addresses: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(index), 1}), 24)},
 	})
 }
@@ -187,7 +187,7 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 	}
 	// All of what a link is gets to the tables.
 	want := maps.Interface{
-		Name: "wan0", Index: 2, Role: maps.RoleWAN, MTU: 1402, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+		Name: "wan0", Index: 2, Role: maps.RoleWAN, MTU: 1402, RPFilter: 2, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24")},
 	}
 	if diff := cmp.Diff(want, m.interfaces[0], cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
