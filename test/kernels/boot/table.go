@@ -15,7 +15,7 @@ var runs = []testRun{
 	{1, "packets", "test.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "test.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "test.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
-	{0, "devices", "kernels.test", "^(TestDevices|TestFlowtable)$"},
+	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestFlowtable)$"},
 }
 
 // runsFor are those of only, by name, nil for all; below the floor there is but one.
