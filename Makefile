@@ -14,6 +14,8 @@ DESTDIR ?=
 FUZZ_EXECUTIONS ?= 100000
 MUTATIONS ?= 50000000
 SEED ?= 1
+# How long stress runs.
+STRESS ?= 2m
 # What bench-run compares with: an object, a tree or a revision.
 BASE ?=
 
@@ -34,7 +36,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices demo bench bench-short bench-run check generate deps fuzz install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices floods demo bench bench-short bench-run check generate deps fuzz stress install uninstall clean root
 
 help:
 	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
@@ -42,6 +44,7 @@ help:
 	@echo "sudo make test-kernels   tests on Debian's kernels in qemu; writes test/KERNELS.md; KERNELS=\"6.1 newest\" for some"
 	@echo "sudo make conformance   the checks of five RFCs; writes test/CONFORMANCE.md"
 	@echo "sudo make devices   kinds of devices, by family, mode and path; writes test/DEVICES.md"
+	@echo "sudo make floods    what clients get while the router is flooded, beside nftables; half an hour; writes test/FLOODS.md"
 	@echo "sudo make bench     hairpin against nftables and the bare hooks, ten minutes; writes test/bench/results"
 	@echo "sudo make bench-short   the same in a minute, written to bin/bench"
 	@echo "sudo make bench-run     what one run of the programs costs; BASE=object, tree or revision to compare with"
@@ -50,6 +53,7 @@ help:
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
 	@echo "make generate       *_bpfel.* anew, with clang $(CLANG_VERSION)"
 	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N for others"
+	@echo "sudo make stress    connections opened, closed and ended on two CPUs at once, for $(STRESS)"
 	@echo "sudo make deps      Debian packages for the above; deps-kernels: those for test-kernels"
 
 build:
@@ -61,7 +65,7 @@ root:
 test: root
 	$(GO) test -count=1 -timeout 30m ./...
 	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test
-	@cat test/DEVICES.md
+	@cat test/DEVICES.md bin/floods.md
 
 test-kernels: root
 	$(GO) run ./test/kernels/boot -table test/KERNELS.md $(if $(RUNS),-runs $(RUNS)) $(KERNELS)
@@ -72,8 +76,14 @@ conformance: root
 devices: root
 	$(GO) test -count=1 -run '^TestDevices$$' ./test -args -rewrite; status=$$?; cat test/DEVICES.md; exit $$status
 
+floods: root
+	$(GO) test -count=1 -timeout 2h -run '^TestFloods$$' ./test -args -rewrite; status=$$?; cat test/FLOODS.md; exit $$status
+
 fuzz: root
 	$(GO) test -count=1 -v -timeout 0 -run '^TestMutations$$' ./test -args -executions=$(MUTATIONS) -seed=$(SEED)
+
+stress: root
+	$(GO) test -count=1 -v -timeout 0 -run '^TestRaces$$' ./test -args -stress=$(STRESS)
 
 demo: root build
 	test/demo/demo.sh

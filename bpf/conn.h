@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Connection state: lookup, the pair of entries, promotion, TCP state, expiry.
- * A half-open connection has its entries where it keeps them: what completes its handshake only says so. */
+/* A connection's entries: the one way to find, insert and erase them, what is packed into their words, and TCP tracking.
+ * How connections are admitted, promoted, closed and removed is in lifecycle.h. */
 #pragma once
 
 #include "maps.h"
 #include "packet.h"
 #include "work.h"
 
-enum { SECOND_NS = 1000000000, SWEEP_VISITS = 4096, OPENING_TRIES = 8 };
-enum { CLOCK_MONOTONIC_ID = 1, TIMER_EXISTS = 16 /* EBUSY */ };
+enum { CONN_ID_BITS = 17, CONN_ID_MASK = (1 << CONN_ID_BITS) - 1, CONN_CREATED_BITS = 32 - CONN_ID_BITS };
+/* Compare-and-swap fails only while another CPU changes the same word. */
+enum { CONN_CHANGE_TRIES = 8 };
+/* How far a segment may be from the one before it to be judged by its own entry alone. */
+enum { TCP_NEAR = 1 << 16 };
 
 static __always_inline __u64 conn_now(void)
 {
@@ -26,37 +29,220 @@ static __always_inline void tuple_reverse(const struct tuple *tuple, struct tupl
 	__builtin_memset(reverse->pad, 0, sizeof(reverse->pad));
 }
 
-static __always_inline struct conn *conn_find(const struct tuple *key)
+static __always_inline bool tuple_is_v6(const struct tuple *tuple)
 {
-	return bpf_map_lookup_elem(&conns, key);
+	return !addr_is_v4(&tuple->dst);
 }
 
-static __always_inline bool conn_half(const struct conn *conn)
+static __always_inline void tuple_shorten(const struct tuple *tuple, struct tuple4 *key)
 {
-	return conn->state < CONN_ESTABLISHED;
+	key->src = tuple->src.word[3];
+	key->dst = tuple->dst.word[3];
+	key->sport = tuple->sport;
+	key->dport = tuple->dport;
+	key->protocol = tuple->protocol;
+	__builtin_memset(key->pad, 0, sizeof(key->pad));
 }
 
-/* The other direction. A stack frame of its own. */
-static __noinline struct conn *conn_other(const struct conn *conn)
+static __always_inline void tuple_lengthen(const struct tuple4 *key, struct tuple *tuple)
 {
-	struct tuple key;
-
-	tuple_reverse(&conn->to, &key);
-	return conn_find(&key);
+	addr_from_v4(&tuple->src, key->src);
+	addr_from_v4(&tuple->dst, key->dst);
+	tuple->sport = key->sport;
+	tuple->dport = key->dport;
+	tuple->protocol = key->protocol;
+	__builtin_memset(tuple->pad, 0, sizeof(tuple->pad));
 }
 
-static __always_inline bool stamp_over(const struct stamp *stamp)
+/* The identity as it is in memory now. */
+static __always_inline __u64 conn_identity(const struct conn *conn)
 {
-	__u32 id = stamp->id;
-	__u32 *epoch = bpf_map_lookup_elem(&epochs, &id);
-
-	return !epoch || *epoch != stamp->epoch;
+	return *(const volatile __u64 *)&conn->identity;
 }
 
-/* Its forward or its external address has gone, or it was ended by hand. */
-static __always_inline bool conn_over(const struct conn *conn)
+static __always_inline __u32 conn_serial(__u64 identity)
 {
-	return stamp_over(&conn->forward) || stamp_over(&conn->address);
+	return (__u32)(identity >> 32);
+}
+
+static __always_inline enum conn_state conn_state(__u64 identity)
+{
+	return (enum conn_state)(identity & CONN_STATE);
+}
+
+static __always_inline bool conn_half(__u64 identity)
+{
+	return conn_state(identity) == CONN_HALF_OPEN;
+}
+
+static __always_inline __u32 conn_path(__u64 identity)
+{
+	__u32 path = identity >> CONN_PATH_SHIFT & 3;
+
+	/* What is compared is what is used next: Linux 6.1 does not see that a copy is the same. */
+	asm volatile("" : "+r"(path));
+	return path;
+}
+
+static __always_inline __u32 conn_scale(__u64 identity)
+{
+	return identity >> CONN_SCALE_SHIFT & 15;
+}
+
+static __always_inline __u32 conn_lan(__u64 identity)
+{
+	return identity >> CONN_LAN_SHIFT & 0xfff;
+}
+
+static __always_inline __u32 conn_forward(const struct conn *conn)
+{
+	return conn->forward & CONN_ID_MASK;
+}
+
+static __always_inline __u32 conn_address(const struct conn *conn)
+{
+	return conn->address & CONN_ID_MASK;
+}
+
+/* CLOCK_MONOTONIC s. */
+static __always_inline __u32 conn_created(const struct conn *conn)
+{
+	return conn->forward >> CONN_ID_BITS | conn->address >> CONN_ID_BITS << CONN_CREATED_BITS;
+}
+
+static __always_inline void conn_made_from(struct conn *conn, const struct stamp *forward, const struct stamp *address,
+					   __u32 created)
+{
+	conn->forward = (forward->id & CONN_ID_MASK) | created << CONN_ID_BITS;
+	conn->address = (address->id & CONN_ID_MASK) | created >> CONN_CREATED_BITS << CONN_ID_BITS;
+	conn->epochs = forward->epoch + address->epoch;
+}
+
+static __always_inline struct conn *conn_find4(const struct tuple *key, struct entry *entry)
+{
+	struct tuple4 short_key;
+	struct conn4 *found;
+
+	tuple_shorten(key, &short_key);
+	found = bpf_map_lookup_elem(&conns4, &short_key);
+	if (!found)
+		return NULL;
+	entry->identity = conn_identity(&found->conn);
+	addr_from_v4(&entry->to.src, found->src);
+	addr_from_v4(&entry->to.dst, found->dst);
+	return &found->conn;
+}
+
+static __always_inline struct conn *conn_find6(const struct tuple *key, struct entry *entry)
+{
+	struct conn6 *found = bpf_map_lookup_elem(&conns6, key);
+
+	if (!found)
+		return NULL;
+	entry->identity = conn_identity(&found->conn);
+	entry->to.src = found->src;
+	entry->to.dst = found->dst;
+	return &found->conn;
+}
+
+/* The entry of a tuple, and a copy of what it translates to. NULL: there is none.
+ *
+ * CPU A finds an entry; CPU B deletes it and makes another connection's of its memory, while A copies the addresses. A
+ * would send its packet to the other connection's server. Therefore A compares the identity, which B has changed. */
+static __always_inline struct conn *conn_find(const struct tuple *key, struct entry *entry)
+{
+	struct conn *conn = tuple_is_v6(key) ? conn_find6(key, entry) : conn_find4(key, entry);
+
+	if (!conn)
+		return NULL;
+	entry->to.sport = conn->sport;
+	entry->to.dport = conn->dport;
+	entry->to.protocol = key->protocol;
+	__builtin_memset(entry->to.pad, 0, sizeof(entry->to.pad));
+	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || conn_state(entry->identity) == CONN_GONE)
+		return NULL;
+	return conn;
+}
+
+/* Only for openings. 0, or a negative errno: BPF_NOEXIST. The value is put together in working memory: the stack is short. */
+static __always_inline long conn_insert(const struct tuple *key, const struct conn *conn, const struct tuple *to,
+					union conn_value *value)
+{
+	struct tuple4 short_key;
+
+	value->six.conn = *conn;
+	value->six.conn.sport = to->sport;
+	value->six.conn.dport = to->dport;
+	if (tuple_is_v6(key)) {
+		value->six.src = to->src;
+		value->six.dst = to->dst;
+		return bpf_map_update_elem(&conns6, key, &value->six, BPF_NOEXIST);
+	}
+	tuple_shorten(key, &short_key);
+	value->four.src = to->src.word[3];
+	value->four.dst = to->dst.word[3];
+	return bpf_map_update_elem(&conns4, &short_key, &value->four, BPF_NOEXIST);
+}
+
+static __always_inline void conn_erase(const struct tuple *key)
+{
+	struct tuple4 short_key;
+
+	if (tuple_is_v6(key)) {
+		bpf_map_delete_elem(&conns6, key);
+		return;
+	}
+	tuple_shorten(key, &short_key);
+	bpf_map_delete_elem(&conns4, &short_key);
+}
+
+/* The other direction of an entry, of the same connection. A stack frame of its own. */
+static __noinline struct conn *conn_other(const struct entry *entry, struct scratch *scratch)
+{
+	struct conn *other;
+
+	tuple_reverse(&entry->to, &scratch->answer);
+	other = conn_find(&scratch->answer, &scratch->entry);
+	return other && conn_serial(scratch->entry.identity) == conn_serial(entry->identity) ? other : NULL;
+}
+
+/* Changes the state, and sets or clears flags, of the connection that the identity was read from. False: it is in another
+ * state by now, or its memory is another connection's. One of several CPUs makes a change of state: true for that one. */
+__noinline bool conn_change(struct conn *conn, __u64 identity, enum conn_state to, enum conn_flag set,
+			    enum conn_flag clear)
+{
+	if (!conn)
+		return false;
+	for (int i = 0; i < CONN_CHANGE_TRIES; i++) {
+		__u64 old = conn_identity(conn);
+		__u64 fresh = ((old & ~(__u64)CONN_STATE & ~(__u64)clear) | set) | to;
+
+		if (conn_serial(old) != conn_serial(identity) || conn_state(old) != conn_state(identity))
+			return false;
+		if (__sync_val_compare_and_swap(&conn->identity, old, fresh) == old)
+			return true;
+	}
+	return false;
+}
+
+/* Flags alone. */
+static __always_inline bool conn_mark(struct conn *conn, __u64 identity, __u32 set, __u32 clear)
+{
+	return conn_change(conn, identity, conn_state(identity), set, clear);
+}
+
+static __always_inline __u32 conn_epoch(__u32 id)
+{
+	const __u32 *epoch = bpf_map_lookup_elem(&epochs, &id);
+
+	return epoch ? *epoch : 0;
+}
+
+/* Its forward or its external address has gone, or it was ended by hand. Epochs only rise: a sum does not come again. */
+static __always_inline bool conn_over(const struct conn *conn, __u64 identity)
+{
+	return conn_state(identity) == CONN_ENDED ||
+	       conn_epoch(conn_forward(conn)) + conn_epoch(conn_address(conn)) != conn->epochs;
 }
 
 static __always_inline const struct settings *conn_settings(void)
@@ -71,440 +257,91 @@ static __always_inline __u64 conn_idle_time(const struct settings *time, __u8 pr
 	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 ? time->icmp : time->udp;
 }
 
-/* How long a half-open connection waits, counted from its last packet. */
-static __always_inline __u64 conn_opening_time(const struct settings *time, __u8 protocol)
+/* Has this time, in ns, passed since the entry was last seen? Another CPU may have seen it after now was read. */
+static __always_inline bool conn_idle(__u32 seen, __u32 now, __u64 time)
 {
-	return protocol == IPPROTO_TCP ? time->tcp_opening : conn_idle_time(time, protocol);
+	__s32 idle = (__s32)(now - seen);
+
+	return idle >= 0 && (__u64)idle * MS_NS >= time;
 }
 
-static __always_inline bool conn_expired(const struct conn *half, __u64 now)
+/* How long a half-open connection waits, counted from its client's last packet. */
+static __always_inline bool conn_expired(const struct conn *opener, __u8 protocol, __u32 now)
 {
 	const struct settings *time = conn_settings();
 
-	return !time || (now > half->last_seen && now - half->last_seen >= conn_opening_time(time, half->to.protocol));
+	return !time || conn_idle(opener->seen, now,
+				  protocol == IPPROTO_TCP ? time->tcp_opening : conn_idle_time(time, protocol));
 }
 
-/* One more, or one less, of this client's. */
-static __always_inline void conn_charge(const union addr *client, __s32 change)
+static __always_inline bool seq_after(__u32 one, __u32 other)
 {
-	__u32 *connections = bpf_map_lookup_elem(&sources, client), none = 0;
-
-	if (!connections && change > 0) {
-		bpf_map_update_elem(&sources, client, &none, BPF_NOEXIST);
-		connections = bpf_map_lookup_elem(&sources, client);
-	}
-	if (connections && (change > 0 || *connections))
-		__sync_fetch_and_add(connections, change);
+	return (__s32)(one - other) > 0;
 }
 
-static __always_inline bool conn_too_many(const union addr *client)
+/* The receive window in bytes that the entry's side has offered, and no less than what a segment may stray in order. */
+static __always_inline __u32 conn_window(const struct conn *conn, __u64 identity, __u64 other)
 {
-	const __u32 *connections = bpf_map_lookup_elem(&sources, client);
-	const struct settings *settings = conn_settings();
+	__u32 scale = conn_scale(identity), window;
 
-	return connections && settings && settings->source_limit && *connections >= settings->source_limit;
+	if (identity & CONN_REBUILT)
+		scale = TCP_SCALE_MAX;
+	else if (scale == TCP_SCALE_NONE || conn_scale(other) == TCP_SCALE_NONE)
+		scale = 0;
+	window = (__u32)conn->window << (scale > TCP_SCALE_MAX ? TCP_SCALE_MAX : scale);
+	return window > TCP_NEAR ? window : TCP_NEAR;
 }
 
-static __always_inline void conn_count_closed(const union addr *client, const struct conn *conn)
+/* Next to what this side sent before: most segments are, and need no look at the other side. */
+static __always_inline bool conn_near(const struct packet *pkt, const struct conn *conn)
 {
-	struct forward_stats *stats = stats_find(conn->forward.id);
-
-	if (conn->state == CONN_EXPIRED)
-		return;
-	count_event(EVENT_CLOSED);
-	conn_charge(client, -1);
-	if (stats && conn->path < PATHS)
-		stats->closed[conn->path]++;
+	return pkt->seq + pkt->seq_length - conn->end + TCP_NEAR < 2 * TCP_NEAR && pkt->ack - conn->ack < TCP_NEAR;
 }
 
-/* False: as many are established as may be. */
-static __always_inline bool conn_admit(void)
+/* Within both windows, seen from the other side (as in "Real Stateful TCP Packet Filtering in IP Filter", van Rooij
+ * 2000): not beyond what that one may take, not before what it may still miss, and it acknowledges what was sent. */
+static __always_inline bool conn_within(const struct packet *pkt, const struct conn *conn, __u64 identity,
+					const struct conn *other, __u64 other_identity)
 {
-	__u32 zero = 0;
-	struct census *census = bpf_map_lookup_elem(&censuses, &zero);
+	__u32 takes = conn_window(other, other_identity, identity), mine = conn_window(conn, identity, other_identity);
 
-	if (!census)
-		return false;
-	if (__sync_fetch_and_add(&census->established, 1) < census->limit || !census->limit)
-		return true;
-	__sync_fetch_and_add(&census->established, -1);
-	return false;
+	return pkt->seq + pkt->seq_length - other->ack + takes <= 2 * takes && other->end - pkt->ack <= mine;
 }
 
-static __always_inline void conn_leave(void)
+/* Takes the numbers of a segment that is in order. Acknowledgements only go up; the end is frozen by a FIN. */
+static __always_inline void conn_advance(const struct packet *pkt, struct conn *conn, __u64 identity)
 {
-	__u32 zero = 0;
-	struct census *census = bpf_map_lookup_elem(&censuses, &zero);
+	__u32 end = pkt->seq + pkt->seq_length;
 
-	if (census)
-		__sync_fetch_and_add(&census->established, -1);
-}
-
-/* One of several CPUs makes the change: true for that one. */
-static __always_inline bool conn_change(struct conn *opener, enum conn_state from, enum conn_state to)
-{
-	return __sync_val_compare_and_swap((__u32 *)&opener->state, from, to) == from;
-}
-
-/* Takes both directions out of the table; an established connection leaves room for another. */
-static __always_inline void conn_take_out(const struct tuple *opener, const struct tuple *answerer, bool established)
-{
-	bpf_map_delete_elem(&conns, answerer);
-	if (bpf_map_delete_elem(&conns, opener) == 0 && established)
-		conn_leave();
-}
-
-/* Takes out the connection that this is a direction of. A stack frame of its own. */
-static __noinline void conn_delete(struct work *work, const struct tuple *key, struct conn *conn)
-{
-	bool opener = conn->opener;
-
-	tuple_reverse(&conn->to, &work->other);
-	if (conn_half(conn))
-		count_event(EVENT_ABANDONED);
-	else
-		conn_count_closed(opener ? &key->src : &conn->to.dst, conn);
-	conn_take_out(opener ? key : &work->other, opener ? &work->other : key, !conn_half(conn));
-}
-
-/* Its FIN counts once the other side has acknowledged it: a forged one never is. */
-static __always_inline bool conn_fin_acknowledged(const struct conn *from, const struct conn *by)
-{
-	return from->fin && by->ack == from->end;
-}
-
-/* RFC 7857 section 2: both FINs, or a RST that nothing has followed. */
-static __always_inline bool conn_closing(const struct conn *one, const struct conn *other)
-{
-	return (one->rst && other->rst) ||
-	       (conn_fin_acknowledged(one, other) && conn_fin_acknowledged(other, one));
-}
-
-/* How long an established connection stays. One that is over stays for a while, so that what its server still
- * sends is recognised and dropped, and, but for TCP, so that its tuple stays out of others' reach. */
-static __always_inline __u64 conn_lifetime(const struct settings *time, const struct conn *opener,
-					   const struct conn *answerer)
-{
-	__u8 protocol = opener->to.protocol;
-
-	if (protocol != IPPROTO_TCP)
-		return conn_idle_time(time, protocol) + (conn_over(opener) ? time->port_hold : 0);
-	return conn_over(opener) || conn_closing(opener, answerer) ? time->tcp_closing : time->tcp_established;
-}
-
-/* What counts is the last packet of either side; but no stranger can keep a connection alive that its
- * server has left (RFC 4787 REQ-6). TCP has a state machine for that. */
-static __always_inline __u64 conn_seen(const struct conn *opener, const struct conn *answerer)
-{
-	if (opener->path == PATH_WAN && opener->to.protocol != IPPROTO_TCP)
-		return answerer->last_seen;
-	return answerer->last_seen > opener->last_seen ? answerer->last_seen : opener->last_seen;
-}
-
-static __always_inline bool conn_due(const struct conn *opener, const struct conn *answerer)
-{
-	const struct settings *time = conn_settings();
-	/* Not conn_now(): a syscall program, which starts the sweeping, may not read the coarse clock. */
-	__u64 now = bpf_ktime_get_ns(), seen;
-
-	if (!time || !answerer)
-		return true;
-	seen = conn_seen(opener, answerer);
-	return now > seen && now - seen >= conn_lifetime(time, opener, answerer);
-}
-
-/* Does nobody else get its tuple for a while (RFC 6888 REQ-8)? Then it is over, but stays. */
-static __always_inline bool conn_linger(struct conn *opener, struct conn *answerer)
-{
-	if (!answerer || opener->path != PATH_HAIRPIN || opener->to.protocol == IPPROTO_TCP || conn_over(opener))
-		return false;
-	conn_count_closed(&answerer->to.dst, opener);
-	opener->state = answerer->state = CONN_EXPIRED;
-	opener->forward.epoch--;
-	answerer->forward.epoch = opener->forward.epoch;
-	return true;
-}
-
-/* Has its time come? If so it is out of the table when this returns. */
-static __always_inline bool conn_visit_established(const struct tuple *key, struct conn *conn)
-{
-	struct conn *answerer = conn_other(conn);
-	struct tuple other;
-
-	if (!conn_due(conn, answerer) || conn_linger(conn, answerer))
-		return false;
-	conn_count_closed(&key->src, conn);
-	tuple_reverse(&conn->to, &other);
-	conn_take_out(key, &other, true);
-	return true;
-}
-
-/* A half-open connection gives way. False: it has moved on. */
-static __always_inline bool conn_give_up(const struct tuple *key, struct conn *conn, enum conn_event event)
-{
-	struct tuple other;
-
-	if (!conn_change(conn, CONN_HALF_OPEN, CONN_GONE))
-		return false;
-	count_event(event);
-	tuple_reverse(&conn->to, &other);
-	conn_take_out(key, &other, false);
-	return true;
-}
-
-struct sweep {
-	__u64 first;	/* created, of the first visited that lives on */
-};
-
-/* Does this one still wait here? In visits a key does, whose connection may have become another one since. */
-static __always_inline bool conn_waits(const struct conn *conn, const struct visit *visit, bool opening)
-{
-	return opening ? conn_half(conn) && conn->created == visit->created : conn->opener && conn->queued;
-}
-
-/* One visit; 1 ends the round: none waits, or all have been seen. */
-static __always_inline long conn_visit(void *queue, struct sweep *sweep)
-{
-	bool opening = queue != &visits;
-	struct visit visit;
-	struct conn *conn;
-
-	if (bpf_map_pop_elem(queue, &visit) != 0)
-		return 1;
-	conn = conn_find(&visit.key);
-	if (!conn || !conn_waits(conn, &visit, opening))
-		return 0;
-	if (opening && conn_expired(conn, bpf_ktime_get_ns()) && conn_give_up(&visit.key, conn, EVENT_ABANDONED))
-		return 0;
-	if (!opening && !conn_half(conn) && conn_visit_established(&visit.key, conn))
-		return 0;
-	/* A flood may have taken its place meanwhile. */
-	if (bpf_map_push_elem(queue, &visit, 0) != 0)
-		return opening && conn_give_up(&visit.key, conn, EVENT_EVICTED);
-	if (sweep->first == visit.created)
-		return 1;
-	if (!sweep->first)
-		sweep->first = visit.created;
-	return 0;
-}
-
-static long conn_sweep_visits(__u32 index, struct sweep *sweep)
-{
-	(void)index;
-	return conn_visit(&visits, sweep);
-}
-
-static long conn_sweep_openings(__u32 index, struct sweep *sweep)
-{
-	(void)index;
-	return conn_visit(&openings, sweep);
-}
-
-static long conn_sweep_openings_other(__u32 index, struct sweep *sweep)
-{
-	(void)index;
-	return conn_visit(&openings_other, sweep);
-}
-
-/* Runs once a second, with or without the daemon: a full table is gone through in half a minute. */
-static int conn_sweep(void *map, __u32 *key, struct sweeper *sweeper)
-{
-	struct sweep established = {}, opening = {}, opening_other = {};
-
-	(void)map;
-	(void)key;
-	bpf_loop(SWEEP_VISITS, conn_sweep_visits, &established, 0);
-	bpf_loop(SWEEP_VISITS, conn_sweep_openings, &opening, 0);
-	bpf_loop(SWEEP_VISITS, conn_sweep_openings_other, &opening_other, 0);
-	bpf_timer_start(&sweeper->timer, SECOND_NS, 0);
-	return 0;
-}
-
-/* Starts the sweeping, or hands it to this program. */
-static __always_inline long conn_start_sweeper(void)
-{
-	__u32 zero = 0;
-	struct sweeper *sweeper = bpf_map_lookup_elem(&sweepers, &zero);
-	long err;
-
-	if (!sweeper)
-		return -1;
-	err = bpf_timer_init(&sweeper->timer, &sweepers, CLOCK_MONOTONIC_ID);
-	if (err && err != -TIMER_EXISTS)
-		return err;
-	err = bpf_timer_set_callback(&sweeper->timer, conn_sweep);
-	return err ? err : bpf_timer_start(&sweeper->timer, SECOND_NS, 0);
-}
-
-/* The handshake is complete: it is an established connection, and visited from now on. Two CPUs may want that at
- * once: one does it, the other finds it done. A stack frame of its own. */
-static __noinline enum reason conn_promote(const struct tuple *key, struct conn *opener, struct conn *answerer)
-{
-	struct visit visit = { .key = *key, .created = opener->created };
-	struct forward_stats *stats;
-
-	if (!conn_half(opener))
-		return REASON_NONE;
-	if (!conn_admit())
-		return REASON_TABLE_FULL;
-	if (!conn_change(opener, CONN_HALF_OPEN, CONN_ESTABLISHED)) {
-		conn_leave();
-		return conn_half(opener) ? REASON_ENDED : REASON_NONE;
-	}
-	if (!opener->queued && bpf_map_push_elem(&visits, &visit, 0) != 0) {
-		opener->state = CONN_HALF_OPEN;
-		conn_leave();
-		return REASON_TABLE_FULL;
-	}
-	opener->queued = 1;
-	answerer->state = CONN_ESTABLISHED;
-	count_event(EVENT_ESTABLISHED);
-	conn_charge(&key->src, 1);
-	stats = stats_find(opener->forward.id);
-	if (stats && opener->path < PATHS)
-		stats->established[opener->path]++;
-	return REASON_NONE;
-}
-
-/* The opener's third packet proves that it has seen the answer (RFC 9293 3.5); with TCP Fast Open either
- * side may be some data ahead. */
-static __always_inline bool conn_handshake_done(const struct packet *pkt, const struct conn *opener,
-						const struct conn *answerer)
-{
-	return answerer->packets && pkt->seq - opener->end < 0x10000 && pkt->ack - answerer->end < 0x10000;
-}
-
-static __always_inline void conn_track_tcp(const struct packet *pkt, struct conn *conn)
-{
-	if (pkt->tcp_flags & TCP_ACK)
+	if (!(identity & CONN_FIN) && seq_after(end, conn->end))
+		conn->end = end;
+	if (seq_after(pkt->ack, conn->ack))
 		conn->ack = pkt->ack;
-	if (conn_half(conn)) {
-		if (pkt->tcp_flags & TCP_SYN)
-			conn->end = pkt->seq + 1;
-		return;
-	}
-	if (conn->rst)
-		conn->rst = 0;
-	if (pkt->tcp_flags & TCP_FIN) {
-		conn->fin = 1;
-		conn->end = pkt->seq + pkt->seq_length;
-	}
+	if (conn->window != pkt->window)
+		conn->window = pkt->window;
+	if (pkt->tcp_flags & TCP_FIN && !(identity & CONN_FIN) && !seq_after(conn->end, end))
+		conn_mark(conn, identity, CONN_FIN, 0);
 }
 
-/* A RST closes only with the very sequence number that its receiver expects (RFC 5961 section 3 in
- * spirit); any other is passed on, and changes and refreshes nothing. */
-static __always_inline bool conn_track_rst(const struct packet *pkt, struct conn *conn)
+/* The first segment of an entry that nobody has seen the handshake of. */
+static __always_inline void conn_number(const struct packet *pkt, struct conn *conn, __u64 identity)
 {
-	struct conn *other = conn_other(conn);
-
-	if (!other || pkt->seq != other->ack)
-		return false;
-	conn->rst = 1;
-	other->rst = 1;
-	return true;
+	conn->end = pkt->seq + pkt->seq_length;
+	conn->ack = pkt->ack;
+	conn->window = pkt->window;
+	conn_mark(conn, identity, CONN_NUMBERED | (pkt->tcp_flags & TCP_FIN ? CONN_FIN : 0), 0);
 }
 
-/* Follows the packet in the state of its connection. */
-static __always_inline void conn_track(const struct packet *pkt, struct conn *conn)
+/* A FIN counts once the other side has acknowledged it: a forged one never is. */
+static __always_inline bool conn_fin_acknowledged(__u64 from, const struct conn *sender, const struct conn *by)
 {
-	bool refresh = true;
-
-	if (pkt->tuple.protocol == IPPROTO_TCP && pkt->fragment != FRAGMENT_LATER) {
-		if (pkt->tcp_flags & TCP_RST)
-			refresh = !conn_half(conn) && conn_track_rst(pkt, conn);
-		else
-			conn_track_tcp(pkt, conn);
-	}
-	if (refresh)
-		conn->last_seen = pkt->now;
-	conn->packets++;
-	conn->bytes += pkt->length;
+	return from & CONN_FIN && !seq_after(sender->end, by->ack);
 }
 
-/* Both sides have closed it. */
-static __always_inline bool conn_closed(const struct conn *conn)
+/* Both sides have closed it (RFC 7857 2), or one has cut it. */
+static __always_inline bool conn_closed(const struct conn *one, __u64 identity, const struct conn *other, __u64 other_identity)
 {
-	const struct conn *other;
-
-	if (!(conn->fin || conn->rst))
-		return false;
-	other = conn_other(conn);
-	return !other || conn_closing(conn, other);
-}
-
-/* A SYN of the opener begins anew where the old connection has closed (RFC 7857 section 2). */
-static __always_inline bool conn_reopens(const struct packet *pkt, const struct conn *conn)
-{
-	return conn->opener && pkt->opens && conn_closed(conn);
-}
-
-/* Nothing follows this connection any more; its tuple may become another's. A half-open one may just have lost
- * its other direction to a flood: without it no answer would find its way. */
-static __always_inline bool conn_stale(const struct packet *pkt, const struct conn *conn)
-{
-	if (conn_over(conn))
+	if ((identity | other_identity) & CONN_CUT)
 		return true;
-	if (!conn_half(conn))
-		return conn_reopens(pkt, conn);
-	return conn_expired(conn, pkt->now) || (conn->opener && pkt->opens && conn->packets && !conn_other(conn));
-}
-
-/* May this tuple's connection make room for a new one? It is over, expired, or closed, and what its server
- * last heard of it was not another client's, or is long ago (RFC 6888 REQ-8, which excepts TCP). */
-static __always_inline bool conn_gives_way(const struct conn *old, const struct conn *fresh)
-{
-	const struct settings *time = conn_settings();
-	__u8 protocol = old->to.protocol;
-	__u64 now = conn_now();
-
-	if (!time || !(conn_over(old) || (conn_half(old) ? conn_expired(old, now) : conn_closed(old))))
-		return false;
-	if (protocol == IPPROTO_TCP || addr_equal(&old->to.dst, &fresh->to.dst))
-		return true;
-	return now - old->last_seen >= conn_idle_time(time, protocol) + time->port_hold;
-}
-
-/* The answerer's key is the reservation: it is one connection's alone. */
-static __always_inline enum reason conn_reserve(struct work *work, const struct tuple *key, const struct conn *conn)
-{
-	struct conn *other;
-
-	if (bpf_map_update_elem(&conns, key, conn, BPF_NOEXIST) == 0)
-		return REASON_NONE;
-	other = conn_find(key);
-	if (!other)
-		return REASON_TABLE_FULL;
-	if (!conn_gives_way(other, conn))
-		return REASON_TUPLE_IN_USE;
-	conn_delete(work, key, other);
-	return bpf_map_update_elem(&conns, key, conn, BPF_NOEXIST) == 0 ? REASON_NONE : REASON_TUPLE_IN_USE;
-}
-
-/* The half-open connection that came first gives way, if it still is one. A stack frame of its own. */
-static __noinline void conn_evict(struct visit *first)
-{
-	struct conn *conn = conn_find(&first->key);
-
-	if (conn && conn->created == first->created)
-		conn_give_up(&first->key, conn, EVENT_EVICTED);
-}
-
-static __always_inline bool conn_queue(void *queue, struct work *work, const struct visit *visit)
-{
-	for (int i = 0; i < OPENING_TRIES; i++) {
-		if (bpf_map_push_elem(queue, visit, 0) == 0)
-			return true;
-		if (bpf_map_pop_elem(queue, &work->evicted) == 0)
-			conn_evict(&work->evicted);
-	}
-	return false;
-}
-
-/* Has its expiry seen to, and its giving way to others. A stack frame of its own. */
-static __noinline bool conn_queue_opening(struct work *work, const struct tuple *opener, const struct conn *conn)
-{
-	struct visit visit = { .key = *opener, .created = conn->created };
-
-	return opener->protocol == IPPROTO_TCP ? conn_queue(&openings, work, &visit)
-					       : conn_queue(&openings_other, work, &visit);
+	return conn_fin_acknowledged(identity, one, other) && conn_fin_acknowledged(other_identity, other, one);
 }

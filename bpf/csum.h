@@ -57,12 +57,34 @@ static __always_inline __sum16 csum_apply(__sum16 check, __wsum diff)
 	return (__sum16)~csum_fold16((__u64)(__u16)~check + diff);
 }
 
+/* UDP destinations that are tunnels: VXLAN (IANA, Linux), Geneve, GUE. */
+enum tunnel_port { TUNNEL_VXLAN = 4789, TUNNEL_VXLAN_LINUX = 8472, TUNNEL_GENEVE = 6081, TUNNEL_GUE = 6080 };
+
+/* A packet inside this one may have an unfinished checksum, which cannot be seen from outside: tunnels leave their own UDP
+ * checksum out, or have finished it as if the inner one were finished (Linux: local checksum offload). */
+static __always_inline bool csum_hidden(const struct packet *pkt)
+{
+	if (pkt->tuple.protocol != IPPROTO_UDP)
+		return false;
+	switch (bpf_ntohs(pkt->tuple.dport)) {
+	case TUNNEL_VXLAN:
+	case TUNNEL_VXLAN_LINUX:
+	case TUNNEL_GENEVE:
+	case TUNNEL_GUE:
+		return true;
+	default:
+		return !pkt->l4.check_off;
+	}
+}
+
 /* A stack that leaves the rest to its device stores the folded sum of the pseudo-header. By chance
  * one finished checksum in 65,536 looks the same, so the answer is «maybe», and no is certain. */
 static __always_inline bool csum_maybe_partial(const struct packet *pkt)
 {
 	__u64 sum = bpf_htons(pkt->tuple.protocol);
 
+	if (csum_hidden(pkt))
+		return true;
 	if (!pkt->l4.check_off)
 		return false;
 	sum += bpf_htons((__u16)(pkt->length - packet_header(pkt)));

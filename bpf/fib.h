@@ -3,10 +3,12 @@
  * ctx only passes through to a helper that takes either hook's. */
 #pragma once
 
+#include "conn.h"
 #include "maps.h"
 #include "packet.h"
+#include "work.h"
 
-enum { FIB_AF_INET = 2, FIB_AF_INET6 = 10, FIB_FRESH_NS = 1000000000 };
+enum { FIB_AF_INET = 2, FIB_AF_INET6 = 10 };
 
 /* Where a route begins: with the packet that came in by an interface, or at the interface it has to leave by. */
 struct fib_start {
@@ -71,40 +73,140 @@ static __always_inline __u32 fib_generation(void)
 	return now ? now->generation : 0;
 }
 
-static __always_inline bool fib_fresh(const struct next_hop *hop, __u64 now)
+enum { HOPS = 4096, HOP_WAYS = 4, HOP_INDEX_BITS = 20, HOP_INDEX_MASK = (1 << HOP_INDEX_BITS) - 1 };
+enum { HOP_GENERATION_MASK = (1 << (32 - HOP_INDEX_BITS)) - 1 };
+/* How long what the kernel said of a neighbour is believed, and every how many ms (2^13) a connection asks for itself. */
+enum { HOP_FRESH_MS = 1000, HOP_ASK_BITS = 13 };
+
+static __always_inline __u32 hop_generation(const struct hop *hop)
 {
-	return hop->resolved && now - hop->resolved < FIB_FRESH_NS && hop->routes == fib_generation();
+	return *(const volatile __u32 *)&hop->generation;
 }
 
-/* Is a packet for this neighbour to go the kernel's way? One a second is: without it the kernel would believe
- * for ever in what it once learnt. Whoever asks first sends it. */
-static __always_inline bool fib_renewal_due(const struct bpf_fib_lookup *fib, __u64 now)
+static __always_inline __u32 hop_reference(__u32 index, __u32 generation)
 {
-	__u32 slot = (fib->dmac[3] << 16 | fib->dmac[4] << 8 | fib->dmac[5]) * 2654435761u + fib->ifindex;
-	struct renewal *last;
+	return index | (generation >> 1 & HOP_GENERATION_MASK) << HOP_INDEX_BITS;
+}
 
-	slot = (slot >> 16 ^ slot) & 1023;
-	last = bpf_map_lookup_elem(&renewals, &slot);
-	if (!last)
-		return true;
-	if (now - last->time < FIB_FRESH_NS && last->ifindex == fib->ifindex &&
-	    __builtin_memcmp(last->mac, fib->dmac, ETH_ALEN) == 0)
+/* Is it time for this connection to ask the kernel for its way? Each does so in its own moment of every 8 s, so that a route
+ * that changed for it alone is noticed without the daemon. */
+static __always_inline bool hop_ask(const struct conn *conn, __u32 serial, __u32 now)
+{
+	return ((now + serial) ^ (conn->seen + serial)) >> HOP_ASK_BITS;
+}
+
+/* The next hop that a connection refers to, into the rewrite. False: the kernel has to be asked.
+ *
+ * CPU A copies a hop while CPU B makes another one of it. B makes the generation odd before it writes the first byte, and
+ * even, and another one, after the last; A compares it before and after, and with the connection's. A generation of 12
+ * bits comes again after 4,096 others: a hop becomes another one after a second
+ * without use or a change of routes, and a connection asks every 8 s. */
+static __always_inline bool hop_take(const struct packet *pkt, const struct conn *conn, __u32 serial, struct rewrite *rw)
+{
+	__u32 reference = conn->hop, index = reference & HOP_INDEX_MASK, generation;
+	const struct hop *hop = bpf_map_lookup_elem(&hops, &index);
+
+	if (!reference || !hop || hop_ask(conn, serial, pkt->ms))
 		return false;
-	last->time = now;
-	last->ifindex = fib->ifindex;
-	__builtin_memcpy(last->mac, fib->dmac, ETH_ALEN);
+	generation = hop_generation(hop);
+	if (generation & 1 || hop_reference(index, generation) != reference ||
+	    (__s32)(pkt->ms - hop->resolved) >= HOP_FRESH_MS || hop->routes != fib_generation())
+		return false;
+	rw->ifindex = hop->ifindex;
+	rw->mtu = hop->mtu;
+	rw->xdp = hop->xdp;
+	rw->other_host = __builtin_memcmp(hop->local_mac, pkt->local_mac, ETH_ALEN) != 0;
+	__builtin_memcpy(rw->macs, hop->dst_mac, sizeof(rw->macs));
+	rw->resolved = true;
+	return hop_generation(hop) == generation;
+}
+
+/* The same, however old: to tell a station that nothing more will come, where the kernel has forgotten it. */
+static __always_inline bool hop_recall(__u32 reference, struct rewrite *rw)
+{
+	__u32 index = reference & HOP_INDEX_MASK, generation;
+	const struct hop *hop = bpf_map_lookup_elem(&hops, &index);
+
+	if (!reference || !hop)
+		return false;
+	generation = hop_generation(hop);
+	if (generation & 1 || hop_reference(index, generation) != reference)
+		return false;
+	rw->ifindex = hop->ifindex;
+	__builtin_memcpy(rw->macs, hop->dst_mac, sizeof(rw->macs));
+	return hop_generation(hop) == generation;
+}
+
+static __always_inline bool hop_same(const struct hop *hop, const struct hop *fresh)
+{
+	return hop->ifindex == fresh->ifindex && hop->mtu == fresh->mtu && hop->routes == fresh->routes &&
+	       hop->xdp == fresh->xdp && !__builtin_memcmp(hop->dst_mac, fresh->dst_mac, ETH_ALEN) &&
+	       !__builtin_memcmp(hop->src_mac, fresh->src_mac, ETH_ALEN) &&
+	       !__builtin_memcmp(hop->local_mac, fresh->local_mac, ETH_ALEN);
+}
+
+/* Makes another hop of this one. False: another CPU was first. */
+static __always_inline bool hop_write(struct hop *hop, __u32 generation, const struct hop *fresh)
+{
+	if (__sync_val_compare_and_swap(&hop->generation, generation, generation + 1) != generation)
+		return false;
+	hop->resolved = fresh->resolved;
+	hop->routes = fresh->routes;
+	hop->ifindex = fresh->ifindex;
+	hop->mtu = fresh->mtu;
+	hop->xdp = fresh->xdp;
+	__builtin_memcpy(hop->dst_mac, fresh->dst_mac, ETH_ALEN);
+	__builtin_memcpy(hop->src_mac, fresh->src_mac, ETH_ALEN);
+	__builtin_memcpy(hop->local_mac, fresh->local_mac, ETH_ALEN);
+	__sync_fetch_and_add(&hop->generation, 1);
 	return true;
 }
 
-static __always_inline void fib_remember(struct next_hop *hop, const struct bpf_fib_lookup *fib,
-					 const struct packet *pkt, __u64 now)
+/* The reference of what the kernel has just found, in work->fib; 0: all places for it are in use. With renew the packet goes by way
+ * of the kernel's neighbour table, which keeps its entry there alive: the hop is fresh for a second. Without, only a hop
+ * that was not there before is. */
+__noinline __u32 hop_remember(bool renew)
 {
-	__builtin_memcpy(hop->dst_mac, fib->dmac, ETH_ALEN);
-	__builtin_memcpy(hop->src_mac, fib->smac, ETH_ALEN);
-	__builtin_memcpy(hop->local_mac, pkt->local_mac, ETH_ALEN);
-	hop->ifindex = fib->ifindex;
-	hop->xdp = bpf_map_lookup_elem(&tx_ports, &hop->ifindex) != NULL;
-	hop->mtu = fib->mtu_result;
-	hop->routes = fib_generation();
-	hop->resolved = now;
+	__u32 base, index, generation, port, place = 0, old = 0;
+	struct work *work = work_get();
+	const struct bpf_fib_lookup *fib;
+	const struct packet *pkt;
+	struct hop *fresh, *hop;
+
+	if (!work)
+		return 0;
+	fib = &work->fib;
+	pkt = &work->pkt;
+	fresh = &work->hop;
+	port = fib->ifindex;
+	fresh->resolved = pkt->ms;
+	fresh->routes = fib_generation();
+	fresh->ifindex = port;
+	fresh->mtu = fib->mtu_result;
+	fresh->xdp = bpf_map_lookup_elem(&tx_ports, &port) != NULL;
+	__builtin_memcpy(fresh->dst_mac, fib->dmac, ETH_ALEN);
+	__builtin_memcpy(fresh->src_mac, fib->smac, ETH_ALEN);
+	__builtin_memcpy(fresh->local_mac, pkt->local_mac, ETH_ALEN);
+	base = ((fib->dmac[3] << 16 | fib->dmac[4] << 8 | fib->dmac[5]) ^ pkt->local_mac[5] << 24) * 2654435761u + port;
+	base = base >> 16 ^ base;
+	for (__u32 way = 0; way < HOP_WAYS; way++) {
+		index = 1 + (base + way) % (HOPS - 1);
+		hop = bpf_map_lookup_elem(&hops, &index);
+		if (!hop)
+			return 0;
+		generation = hop_generation(hop);
+		if (generation & 1)
+			continue;
+		if (hop_same(hop, fresh)) {
+			if (renew)
+				hop->resolved = fresh->resolved;
+			return hop_reference(index, generation);
+		}
+		if (!place && (hop->routes != fresh->routes || (__s32)(pkt->ms - hop->resolved) >= HOP_FRESH_MS || !generation)) {
+			place = index;
+			old = generation;
+		}
+	}
+	hop = place ? bpf_map_lookup_elem(&hops, &place) : NULL;
+	return hop && hop_write(hop, old, fresh) ? hop_reference(place, old + 2) : 0;
 }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The forwards: which one a packet to an external address belongs to, and whom it serves.
- * Everything is read from one slot, so a packet sees the old set or the new one, never both. */
+ * Each packet reads the number of the slot once, so it sees the old set or the new one, never both. */
 #pragma once
 
 #include "maps.h"
 #include "packet.h"
+#include "work.h"
 
 enum { FORWARD_KEY_BITS = 64, ALLOW_KEY_BITS = 160 };
 
@@ -23,12 +24,21 @@ static __always_inline struct external *external_find(const union addr *addr)
 	return may_be && *may_be ? bpf_map_lookup_elem(&externals, addr) : NULL;
 }
 
-static __always_inline __u32 forward_slot(void)
+/* Global: the verifier checks it once. */
+__noinline __u32 forward_slot(void)
 {
+	struct work *work = work_get();
 	__u32 zero = 0;
-	struct live *now = bpf_map_lookup_elem(&live, &zero);
+	struct live *now;
 
-	return now ? now->generation & 1 : 0;
+	if (!work)
+		return 0;
+	if (work->slot != SLOT_UNREAD)
+		return work->slot;
+	now = bpf_map_lookup_elem(&live, &zero);
+	if (now)
+		work->slot = now->generation & 1;
+	return now ? work->slot : 0;
 }
 
 static __always_inline struct forward *forward_lookup(__u32 slot, __u32 external, __u8 protocol, __be16 port)

@@ -15,7 +15,10 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 {
 	__builtin_memset(&work->pkt, 0, offsetof(struct packet, quote));
 	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, macs));
-	work->pkt.now = work_now(work);
+	work_tick(work);
+	work->pkt.ms = work->scratch.now = work->ms;
+	work->pkt.second = work->second;
+	work->slot = SLOT_UNREAD;
 	work->pkt.hook = hook;
 	work->pkt.ifindex = ifindex;
 	work->pkt.frame_length = frame_length;
@@ -73,7 +76,7 @@ static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work
 		verdict = tc_enter_fragment(skb, work);
 	if (verdict != VERDICT_SEND)
 		return verdict;
-	verdict = pkt->icmp_error ? tc_icmp(skb) : nat_decide(skb, work, (nat_unknown *)tc_unknown);
+	verdict = pkt->icmp_error ? tc_icmp(skb) : nat_decide(skb, work, &tc_hook);
 	if (pkt->fragment != FRAGMENT_NONE)
 		verdict = tc_leave_fragment(work, verdict);
 	return verdict == VERDICT_SEND ? tc_rewrite(skb, work) : verdict;
@@ -95,6 +98,8 @@ int hairpin_tc(struct __sk_buff *skb)
 	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size, (__u16)l3_off);
 	if (!tc_pull(skb) || !tc_parse(skb, work))
 		return TC_ACT_UNSPEC;
+	if (work->pkt.tcp_flags & TCP_SYN || packet_has_options(&work->pkt))
+		tc_read_options(skb);
 	verdict = tc_decide(skb, work);
 	if (work->rw.reason != REASON_NONE)
 		count(work->pkt.ifindex, verdict, work->rw.reason);
@@ -113,7 +118,9 @@ int hairpin_xdp(struct xdp_md *ctx)
 	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0, sizeof(struct ethhdr));
 	if (!xdp_parse(ctx, work) || !xdp_fit(&work->pkt))
 		return XDP_PASS;
-	verdict = nat_decide(ctx, work, (nat_unknown *)xdp_unknown);
+	if (work->pkt.tcp_flags & TCP_SYN)
+		xdp_read_options(ctx);
+	verdict = nat_decide(ctx, work, &xdp_hook);
 	if (verdict == VERDICT_SEND) {
 		if (xdp_write(ctx, &work->pkt, &work->rw))
 			return xdp_send(&work->rw);
@@ -140,22 +147,37 @@ int hairpin_guard(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-/* Ends one connection for user space: its forward's epoch is one that has passed. */
+/* Ends one connection for user space: the sum of its epochs is one that has passed. With its serial, so that it is not another
+ * connection that has got the tuple meanwhile. */
 SEC("syscall")
 int hairpin_end(struct end_request *request)
 {
 	struct tuple key = request->key, other_key;
-	struct conn *conn, *other;
+	struct entry entry;
+	struct conn *conn = conn_find(&key, &entry), *other;
+	__u32 serial;
 
-	conn = conn_find(&key);
-	request->found = conn != NULL;
-	if (!conn)
+	request->found = conn && (!request->serial || request->serial == conn_serial(entry.identity));
+	if (!conn || !request->found)
 		return 0;
-	tuple_reverse(&conn->to, &other_key);
-	other = conn_find(&other_key);
-	conn->forward.epoch--;
-	if (other)
-		other->forward.epoch = conn->forward.epoch;
+	tuple_reverse(&entry.to, &other_key);
+	serial = conn_serial(entry.identity);
+	__sync_fetch_and_add(&conn->epochs, -1);
+	other = conn_find(&other_key, &entry);
+	if (other && conn_serial(entry.identity) == serial)
+		__sync_fetch_and_add(&other->epochs, -1);
+	return 0;
+}
+
+/* Corrects a count by so many. For the daemon, when a walk of the tables has found another figure again and again. */
+SEC("syscall")
+int hairpin_correct(struct correct_request *request)
+{
+	__u32 index = request->ring;
+	struct ring *ring = bpf_map_lookup_elem(&rings, &index);
+
+	if (ring)
+		__sync_fetch_and_add(&ring->count, request->change);
 	return 0;
 }
 
@@ -164,7 +186,7 @@ SEC("tc")
 int hairpin_start(struct __sk_buff *skb)
 {
 	(void)skb;
-	return (int)conn_start_sweeper();
+	return (int)sweep_start();
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -34,36 +34,37 @@ type HairpinBpfDevmapVal struct {
 	}
 }
 
-type HairpinCensus struct {
-	_           structs.HostLayout
-	Established uint32
-	Limit       uint32
+type HairpinConn struct {
+	_         structs.HostLayout
+	Identity  uint64
+	Hop       uint32
+	Forward   uint32
+	Address   uint32
+	Epochs    uint32
+	Ifindex   uint32
+	Seen      uint32
+	Packets   uint32
+	Bytes     uint32
+	End       uint32
+	Ack       uint32
+	Window    uint16
+	BytesHigh uint16
+	Sport     uint16
+	Dport     uint16
 }
 
-type HairpinConn struct {
-	_           structs.HostLayout
-	To          HairpinTuple
-	LastSeen    uint64
-	Packets     uint64
-	Bytes       uint64
-	AddressDiff uint32
-	PortDiff    uint32
-	Hop         HairpinNextHop
-	Forward     HairpinStamp
-	Address     HairpinStamp
-	State       HairpinConnState
-	Ifindex     uint32
-	Path        uint8
-	Opener      uint8
-	Fin         uint8
-	Rst         uint8
-	Local       uint8
-	Rebuilt     uint8
-	Queued      uint8
-	Told        uint8
-	Ack         uint32
-	End         uint32
-	Created     uint64
+type HairpinConn4 struct {
+	_    structs.HostLayout
+	Conn HairpinConn
+	Src  uint32
+	Dst  uint32
+}
+
+type HairpinConn6 struct {
+	_    structs.HostLayout
+	Conn HairpinConn
+	Src  HairpinAddr
+	Dst  HairpinAddr
 }
 
 type HairpinConnEvent uint32
@@ -74,7 +75,28 @@ const (
 	HairpinConnEventEVENT_ABANDONED   HairpinConnEvent = 2
 	HairpinConnEventEVENT_EVICTED     HairpinConnEvent = 3
 	HairpinConnEventEVENT_CLOSED      HairpinConnEvent = 4
-	HairpinConnEventEVENTS            HairpinConnEvent = 5
+	HairpinConnEventEVENT_DISPLACED   HairpinConnEvent = 5
+	HairpinConnEventEVENTS            HairpinConnEvent = 6
+)
+
+type HairpinConnFlag uint32
+
+const (
+	HairpinConnFlagCONN_STATE       HairpinConnFlag = 7
+	HairpinConnFlagCONN_PATH_SHIFT  HairpinConnFlag = 3
+	HairpinConnFlagCONN_OPENER      HairpinConnFlag = 32
+	HairpinConnFlagCONN_FROM_WAN    HairpinConnFlag = 64
+	HairpinConnFlagCONN_LOCAL       HairpinConnFlag = 128
+	HairpinConnFlagCONN_REBUILT     HairpinConnFlag = 256
+	HairpinConnFlagCONN_NUMBERED    HairpinConnFlag = 512
+	HairpinConnFlagCONN_FIN         HairpinConnFlag = 1024
+	HairpinConnFlagCONN_ANSWERED    HairpinConnFlag = 2048
+	HairpinConnFlagCONN_CHALLENGE   HairpinConnFlag = 4096
+	HairpinConnFlagCONN_TOLD        HairpinConnFlag = 8192
+	HairpinConnFlagCONN_PROVEN      HairpinConnFlag = 16384
+	HairpinConnFlagCONN_CUT         HairpinConnFlag = 32768
+	HairpinConnFlagCONN_SCALE_SHIFT HairpinConnFlag = 16
+	HairpinConnFlagCONN_LAN_SHIFT   HairpinConnFlag = 20
 )
 
 type HairpinConnPath uint32
@@ -89,11 +111,19 @@ const (
 type HairpinConnState uint32
 
 const (
-	HairpinConnStateCONN_HALF_OPEN   HairpinConnState = 0
-	HairpinConnStateCONN_GONE        HairpinConnState = 1
+	HairpinConnStateCONN_HALF_OPEN   HairpinConnState = 1
 	HairpinConnStateCONN_ESTABLISHED HairpinConnState = 2
-	HairpinConnStateCONN_EXPIRED     HairpinConnState = 3
+	HairpinConnStateCONN_CLOSING     HairpinConnState = 3
+	HairpinConnStateCONN_ENDED       HairpinConnState = 4
+	HairpinConnStateCONN_GONE        HairpinConnState = 5
 )
+
+type HairpinCorrectRequest struct {
+	_      structs.HostLayout
+	Change int64
+	Ring   uint32
+	Pad    uint32
+}
 
 type HairpinCounterKey struct {
 	_       structs.HostLayout
@@ -103,10 +133,10 @@ type HairpinCounterKey struct {
 }
 
 type HairpinEndRequest struct {
-	_     structs.HostLayout
-	Key   HairpinTuple
-	Found uint32
-	Pad   uint32
+	_      structs.HostLayout
+	Key    HairpinTuple
+	Serial uint32
+	Found  uint32
 }
 
 type HairpinExternal struct {
@@ -179,6 +209,20 @@ type HairpinHeldKey struct {
 	Number   uint32
 }
 
+type HairpinHop struct {
+	_          structs.HostLayout
+	Generation uint32
+	Resolved   uint32
+	Routes     uint32
+	Ifindex    uint32
+	DstMac     [6]uint8
+	SrcMac     [6]uint8
+	LocalMac   [6]uint8
+	Xdp        uint8
+	Pad        uint8
+	Mtu        uint32
+}
+
 type HairpinIcmpBudget struct {
 	_    structs.HostLayout
 	Next uint64
@@ -209,24 +253,22 @@ type HairpinLive struct {
 	Generation uint32
 }
 
+type HairpinLoadPage struct {
+	_    structs.HostLayout
+	Load [256]struct {
+		_             structs.HostLayout
+		HalfOpen      int32
+		HalfOpenOther int32
+		Other         int32
+		Pad           uint32
+	}
+}
+
 type HairpinMapping struct {
 	_          structs.HostLayout
 	Client     HairpinAddr
 	ClientPort uint16
 	Port       uint16
-}
-
-type HairpinNextHop struct {
-	_        structs.HostLayout
-	Resolved uint64
-	Routes   uint32
-	Ifindex  uint32
-	DstMac   [6]uint8
-	SrcMac   [6]uint8
-	LocalMac [6]uint8
-	Xdp      uint8
-	Pad      uint8
-	Mtu      uint32
 }
 
 type HairpinOrigin struct {
@@ -243,6 +285,43 @@ type HairpinOriginKey struct {
 	Protocol     uint8
 	Pad          uint8
 	Port         uint16
+}
+
+type HairpinPlace4 struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Serial uint32
+	Key    HairpinTuple4
+}
+
+type HairpinPlace6 struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Serial uint32
+	Key    HairpinTuple
+}
+
+type HairpinPlaceKind uint32
+
+const (
+	HairpinPlaceKindPLACE_HALF_TCP    HairpinPlaceKind = 0
+	HairpinPlaceKindPLACE_HALF_PROVEN HairpinPlaceKind = 1
+	HairpinPlaceKindPLACE_HALF_OTHER  HairpinPlaceKind = 2
+	HairpinPlaceKindPLACE_TCP         HairpinPlaceKind = 3
+	HairpinPlaceKindPLACE_OTHER       HairpinPlaceKind = 4
+	HairpinPlaceKindPLACE_CLOSING     HairpinPlaceKind = 5
+	HairpinPlaceKindPLACES            HairpinPlaceKind = 6
+)
+
+type HairpinProvenPage struct {
+	_      structs.HostLayout
+	Proven [256]uint32
 }
 
 type HairpinReason uint32
@@ -279,7 +358,13 @@ const (
 	HairpinReasonREASON_PARTIAL_CHECKSUM HairpinReason = 28
 	HairpinReasonREASON_OTHER_HOST       HairpinReason = 29
 	HairpinReasonREASON_WRITE_FAILED     HairpinReason = 30
-	HairpinReasonREASON_LEAK             HairpinReason = 31
+	HairpinReasonREASON_BEGUN            HairpinReason = 31
+	HairpinReasonREASON_RACED            HairpinReason = 32
+	HairpinReasonREASON_OBSTACLE         HairpinReason = 33
+	HairpinReasonREASON_NOT_OURS         HairpinReason = 34
+	HairpinReasonREASON_SOURCE_ROUTE     HairpinReason = 35
+	HairpinReasonREASON_CHALLENGED       HairpinReason = 36
+	HairpinReasonREASON_LEAK             HairpinReason = 37
 )
 
 type HairpinReflect uint32
@@ -292,13 +377,14 @@ const (
 	HairpinReflectREFLECT_OFF    HairpinReflect = 4
 )
 
-type HairpinRenewal struct {
-	_       structs.HostLayout
-	Time    uint64
-	Ifindex uint32
-	Mac     [6]uint8
-	Pad     [2]uint8
-	Pad2    uint32
+type HairpinRing struct {
+	_     structs.HostLayout
+	Count int64
+	Next  uint64
+	Base  uint32
+	Size  uint32
+	Limit uint32
+	Pad   [9]uint32
 }
 
 type HairpinRole uint32
@@ -321,6 +407,17 @@ const (
 	HairpinSchemaSCHEMA HairpinSchema = 5
 )
 
+type HairpinSecret struct {
+	_   structs.HostLayout
+	Key [2]uint64
+}
+
+type HairpinSerial struct {
+	_    structs.HostLayout
+	Next uint32
+	Pad  uint32
+}
+
 type HairpinSettings struct {
 	_              structs.HostLayout
 	TcpEstablished uint64
@@ -332,9 +429,11 @@ type HairpinSettings struct {
 	IcmpInterval   uint64
 	Told           HairpinSide
 	SourceLimit    uint32
+	InterfaceLimit uint32
 	StandIns       uint32
 	InterceptFirst uint16
 	InterceptLast  uint16
+	Pad            uint32
 }
 
 type HairpinSide uint32
@@ -343,6 +442,17 @@ const (
 	HairpinSideSIDE_WAN HairpinSide = 1
 	HairpinSideSIDE_LAN HairpinSide = 2
 )
+
+type HairpinSourcePage struct {
+	_      structs.HostLayout
+	Source [256]struct {
+		_                structs.HostLayout
+		Established      int32
+		EstablishedOther int32
+		HalfOpen         int32
+		Pad              uint32
+	}
+}
 
 type HairpinStamp struct {
 	_     structs.HostLayout
@@ -369,6 +479,53 @@ type HairpinSweeper struct {
 		_ structs.HostLayout
 		_ [16]byte
 	}
+	Ring   uint32
+	Place  uint32
+	Visits uint32
+	Left   uint32
+	Key    HairpinTuple
+	Entry  struct {
+		_        structs.HostLayout
+		Identity uint64
+		To       HairpinTuple
+	}
+	Scratch struct {
+		_      structs.HostLayout
+		Answer HairpinTuple
+		Entry  struct {
+			_        structs.HostLayout
+			Identity uint64
+			To       HairpinTuple
+		}
+		Erased HairpinTuple
+		Held   HairpinTuple
+		Holder struct {
+			_        structs.HostLayout
+			Identity uint64
+			To       HairpinTuple
+		}
+		Victim HairpinTuple
+		Worst  struct {
+			_        structs.HostLayout
+			Identity uint64
+			To       HairpinTuple
+		}
+		Want struct {
+			_       structs.HostLayout
+			Serial  uint32
+			Kind    HairpinPlaceKind
+			Forward uint32
+			Crowded bool
+			Greedy  bool
+			Chosen  bool
+			Taken   bool
+		}
+		Slot         uint32
+		VictimSerial uint32
+		VictimIndex  uint32
+		Now          uint32
+		VictimWorth  uint64
+	}
 }
 
 type HairpinTraffic struct {
@@ -387,73 +544,85 @@ type HairpinTuple struct {
 	Pad      [3]uint8
 }
 
+type HairpinTuple4 struct {
+	_        structs.HostLayout
+	Src      uint32
+	Dst      uint32
+	Sport    uint16
+	Dport    uint16
+	Protocol uint8
+	Pad      [3]uint8
+}
+
 type HairpinVerdict uint32
 
 const (
-	HairpinVerdictVERDICT_PASS   HairpinVerdict = 0
-	HairpinVerdictVERDICT_DEFER  HairpinVerdict = 1
-	HairpinVerdictVERDICT_DROP   HairpinVerdict = 2
-	HairpinVerdictVERDICT_REFUSE HairpinVerdict = 3
-	HairpinVerdictVERDICT_SEND   HairpinVerdict = 4
-	HairpinVerdictVERDICT_HOLD   HairpinVerdict = 5
-	HairpinVerdictVERDICT_TELL   HairpinVerdict = 6
-	HairpinVerdictVERDICT_BEGUN  HairpinVerdict = 7
+	HairpinVerdictVERDICT_PASS    HairpinVerdict = 0
+	HairpinVerdictVERDICT_DEFER   HairpinVerdict = 1
+	HairpinVerdictVERDICT_DROP    HairpinVerdict = 2
+	HairpinVerdictVERDICT_REFUSE  HairpinVerdict = 3
+	HairpinVerdictVERDICT_SEND    HairpinVerdict = 4
+	HairpinVerdictVERDICT_HOLD    HairpinVerdict = 5
+	HairpinVerdictVERDICT_TELL    HairpinVerdict = 6
+	HairpinVerdictVERDICT_BEGUN   HairpinVerdict = 7
+	HairpinVerdictVERDICT_REPLACE HairpinVerdict = 8
+	HairpinVerdictVERDICT_UNKNOWN HairpinVerdict = 9
 )
-
-type HairpinVisit struct {
-	_       structs.HostLayout
-	Key     HairpinTuple
-	Created uint64
-}
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	HairpinMapAllow         = "allow"
-	HairpinMapAllowEmpty    = "allow_empty"
-	HairpinMapCensuses      = "censuses"
-	HairpinMapConnEvents    = "conn_events"
-	HairpinMapConns         = "conns"
-	HairpinMapCounters      = "counters"
-	HairpinMapCrafts        = "crafts"
-	HairpinMapDocuments     = "documents"
-	HairpinMapEpochs        = "epochs"
-	HairpinMapExternals     = "externals"
-	HairpinMapForwardStats  = "forward_stats"
-	HairpinMapForwards      = "forwards"
-	HairpinMapForwardsEmpty = "forwards_empty"
-	HairpinMapFragments     = "fragments"
-	HairpinMapHeldFragments = "held_fragments"
-	HairpinMapIcmpBudgets   = "icmp_budgets"
-	HairpinMapInterfaces    = "interfaces"
-	HairpinMapListeners     = "listeners"
-	HairpinMapLive          = "live"
-	HairpinMapLocals        = "locals"
-	HairpinMapMappings      = "mappings"
-	HairpinMapOpenings      = "openings"
-	HairpinMapOpeningsOther = "openings_other"
-	HairpinMapOrigins       = "origins"
-	HairpinMapOriginsEmpty  = "origins_empty"
-	HairpinMapRenewals      = "renewals"
-	HairpinMapRoutes        = "routes"
-	HairpinMapSchema        = "schema"
-	HairpinMapServed        = "served"
-	HairpinMapSettings      = "settings"
-	HairpinMapSources       = "sources"
-	HairpinMapStandIns      = "stand_ins"
-	HairpinMapStandInsEmpty = "stand_ins_empty"
-	HairpinMapStatsEmpty    = "stats_empty"
-	HairpinMapSweepers      = "sweepers"
-	HairpinMapTargets       = "targets"
-	HairpinMapTxPorts       = "tx_ports"
-	HairpinMapVisits        = "visits"
-	HairpinMapWorks         = "works"
-	HairpinProgHairpinEnd   = "hairpin_end"
-	HairpinProgHairpinGuard = "hairpin_guard"
-	HairpinProgHairpinStart = "hairpin_start"
-	HairpinProgHairpinTc    = "hairpin_tc"
-	HairpinProgHairpinXdp   = "hairpin_xdp"
+	HairpinMapAllow           = "allow"
+	HairpinMapAllowEmpty      = "allow_empty"
+	HairpinMapConnEvents      = "conn_events"
+	HairpinMapConns4          = "conns4"
+	HairpinMapConns6          = "conns6"
+	HairpinMapCounters        = "counters"
+	HairpinMapCrafts          = "crafts"
+	HairpinMapDocuments       = "documents"
+	HairpinMapEpochs          = "epochs"
+	HairpinMapExternals       = "externals"
+	HairpinMapForwardStats    = "forward_stats"
+	HairpinMapForwards        = "forwards"
+	HairpinMapForwardsEmpty   = "forwards_empty"
+	HairpinMapFragments       = "fragments"
+	HairpinMapHeldFragments   = "held_fragments"
+	HairpinMapHops            = "hops"
+	HairpinMapIcmpBudgets     = "icmp_budgets"
+	HairpinMapInterfaces      = "interfaces"
+	HairpinMapListeners       = "listeners"
+	HairpinMapLive            = "live"
+	HairpinMapLoads           = "loads"
+	HairpinMapLocals          = "locals"
+	HairpinMapMappings        = "mappings"
+	HairpinMapOrigins         = "origins"
+	HairpinMapOriginsEmpty    = "origins_empty"
+	HairpinMapPlaces4         = "places4"
+	HairpinMapPlaces6         = "places6"
+	HairpinMapProven          = "proven"
+	HairpinMapRings           = "rings"
+	HairpinMapRoutes          = "routes"
+	HairpinMapSchema          = "schema"
+	HairpinMapSecrets         = "secrets"
+	HairpinMapSerials         = "serials"
+	HairpinMapServed          = "served"
+	HairpinMapSettings        = "settings"
+	HairpinMapSources         = "sources"
+	HairpinMapStandIns        = "stand_ins"
+	HairpinMapStandInsEmpty   = "stand_ins_empty"
+	HairpinMapStatsEmpty      = "stats_empty"
+	HairpinMapSweepers        = "sweepers"
+	HairpinMapTargets         = "targets"
+	HairpinMapTxPorts         = "tx_ports"
+	HairpinMapWorks           = "works"
+	HairpinProgHairpinCorrect = "hairpin_correct"
+	HairpinProgHairpinEnd     = "hairpin_end"
+	HairpinProgHairpinGuard   = "hairpin_guard"
+	HairpinProgHairpinStart   = "hairpin_start"
+	HairpinProgHairpinTc      = "hairpin_tc"
+	HairpinProgHairpinXdp     = "hairpin_xdp"
+	HairpinVarSweepPause      = "sweep_pause"
 )
 
 // LoadHairpin returns the embedded CollectionSpec for Hairpin.
@@ -498,11 +667,12 @@ type HairpinSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinProgramSpecs struct {
-	HairpinEnd   *ebpf.ProgramSpec `ebpf:"hairpin_end"`
-	HairpinGuard *ebpf.ProgramSpec `ebpf:"hairpin_guard"`
-	HairpinStart *ebpf.ProgramSpec `ebpf:"hairpin_start"`
-	HairpinTc    *ebpf.ProgramSpec `ebpf:"hairpin_tc"`
-	HairpinXdp   *ebpf.ProgramSpec `ebpf:"hairpin_xdp"`
+	HairpinCorrect *ebpf.ProgramSpec `ebpf:"hairpin_correct"`
+	HairpinEnd     *ebpf.ProgramSpec `ebpf:"hairpin_end"`
+	HairpinGuard   *ebpf.ProgramSpec `ebpf:"hairpin_guard"`
+	HairpinStart   *ebpf.ProgramSpec `ebpf:"hairpin_start"`
+	HairpinTc      *ebpf.ProgramSpec `ebpf:"hairpin_tc"`
+	HairpinXdp     *ebpf.ProgramSpec `ebpf:"hairpin_xdp"`
 }
 
 // HairpinMapSpecs contains maps before they are loaded into the kernel.
@@ -511,9 +681,9 @@ type HairpinProgramSpecs struct {
 type HairpinMapSpecs struct {
 	Allow         *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty    *ebpf.MapSpec `ebpf:"allow_empty"`
-	Censuses      *ebpf.MapSpec `ebpf:"censuses"`
 	ConnEvents    *ebpf.MapSpec `ebpf:"conn_events"`
-	Conns         *ebpf.MapSpec `ebpf:"conns"`
+	Conns4        *ebpf.MapSpec `ebpf:"conns4"`
+	Conns6        *ebpf.MapSpec `ebpf:"conns6"`
 	Counters      *ebpf.MapSpec `ebpf:"counters"`
 	Crafts        *ebpf.MapSpec `ebpf:"crafts"`
 	Documents     *ebpf.MapSpec `ebpf:"documents"`
@@ -524,19 +694,24 @@ type HairpinMapSpecs struct {
 	ForwardsEmpty *ebpf.MapSpec `ebpf:"forwards_empty"`
 	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
 	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
+	Hops          *ebpf.MapSpec `ebpf:"hops"`
 	IcmpBudgets   *ebpf.MapSpec `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
 	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
 	Live          *ebpf.MapSpec `ebpf:"live"`
+	Loads         *ebpf.MapSpec `ebpf:"loads"`
 	Locals        *ebpf.MapSpec `ebpf:"locals"`
 	Mappings      *ebpf.MapSpec `ebpf:"mappings"`
-	Openings      *ebpf.MapSpec `ebpf:"openings"`
-	OpeningsOther *ebpf.MapSpec `ebpf:"openings_other"`
 	Origins       *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty  *ebpf.MapSpec `ebpf:"origins_empty"`
-	Renewals      *ebpf.MapSpec `ebpf:"renewals"`
+	Places4       *ebpf.MapSpec `ebpf:"places4"`
+	Places6       *ebpf.MapSpec `ebpf:"places6"`
+	Proven        *ebpf.MapSpec `ebpf:"proven"`
+	Rings         *ebpf.MapSpec `ebpf:"rings"`
 	Routes        *ebpf.MapSpec `ebpf:"routes"`
 	Schema        *ebpf.MapSpec `ebpf:"schema"`
+	Secrets       *ebpf.MapSpec `ebpf:"secrets"`
+	Serials       *ebpf.MapSpec `ebpf:"serials"`
 	Served        *ebpf.MapSpec `ebpf:"served"`
 	Settings      *ebpf.MapSpec `ebpf:"settings"`
 	Sources       *ebpf.MapSpec `ebpf:"sources"`
@@ -546,7 +721,6 @@ type HairpinMapSpecs struct {
 	Sweepers      *ebpf.MapSpec `ebpf:"sweepers"`
 	Targets       *ebpf.MapSpec `ebpf:"targets"`
 	TxPorts       *ebpf.MapSpec `ebpf:"tx_ports"`
-	Visits        *ebpf.MapSpec `ebpf:"visits"`
 	Works         *ebpf.MapSpec `ebpf:"works"`
 }
 
@@ -554,6 +728,7 @@ type HairpinMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinVariableSpecs struct {
+	SweepPause *ebpf.VariableSpec `ebpf:"sweep_pause"`
 }
 
 // HairpinObjects contains all objects after they have been loaded into the kernel.
@@ -578,9 +753,9 @@ func (o *HairpinObjects) Close() error {
 type HairpinMaps struct {
 	Allow         *ebpf.Map `ebpf:"allow"`
 	AllowEmpty    *ebpf.Map `ebpf:"allow_empty"`
-	Censuses      *ebpf.Map `ebpf:"censuses"`
 	ConnEvents    *ebpf.Map `ebpf:"conn_events"`
-	Conns         *ebpf.Map `ebpf:"conns"`
+	Conns4        *ebpf.Map `ebpf:"conns4"`
+	Conns6        *ebpf.Map `ebpf:"conns6"`
 	Counters      *ebpf.Map `ebpf:"counters"`
 	Crafts        *ebpf.Map `ebpf:"crafts"`
 	Documents     *ebpf.Map `ebpf:"documents"`
@@ -591,19 +766,24 @@ type HairpinMaps struct {
 	ForwardsEmpty *ebpf.Map `ebpf:"forwards_empty"`
 	Fragments     *ebpf.Map `ebpf:"fragments"`
 	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
+	Hops          *ebpf.Map `ebpf:"hops"`
 	IcmpBudgets   *ebpf.Map `ebpf:"icmp_budgets"`
 	Interfaces    *ebpf.Map `ebpf:"interfaces"`
 	Listeners     *ebpf.Map `ebpf:"listeners"`
 	Live          *ebpf.Map `ebpf:"live"`
+	Loads         *ebpf.Map `ebpf:"loads"`
 	Locals        *ebpf.Map `ebpf:"locals"`
 	Mappings      *ebpf.Map `ebpf:"mappings"`
-	Openings      *ebpf.Map `ebpf:"openings"`
-	OpeningsOther *ebpf.Map `ebpf:"openings_other"`
 	Origins       *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty  *ebpf.Map `ebpf:"origins_empty"`
-	Renewals      *ebpf.Map `ebpf:"renewals"`
+	Places4       *ebpf.Map `ebpf:"places4"`
+	Places6       *ebpf.Map `ebpf:"places6"`
+	Proven        *ebpf.Map `ebpf:"proven"`
+	Rings         *ebpf.Map `ebpf:"rings"`
 	Routes        *ebpf.Map `ebpf:"routes"`
 	Schema        *ebpf.Map `ebpf:"schema"`
+	Secrets       *ebpf.Map `ebpf:"secrets"`
+	Serials       *ebpf.Map `ebpf:"serials"`
 	Served        *ebpf.Map `ebpf:"served"`
 	Settings      *ebpf.Map `ebpf:"settings"`
 	Sources       *ebpf.Map `ebpf:"sources"`
@@ -613,7 +793,6 @@ type HairpinMaps struct {
 	Sweepers      *ebpf.Map `ebpf:"sweepers"`
 	Targets       *ebpf.Map `ebpf:"targets"`
 	TxPorts       *ebpf.Map `ebpf:"tx_ports"`
-	Visits        *ebpf.Map `ebpf:"visits"`
 	Works         *ebpf.Map `ebpf:"works"`
 }
 
@@ -621,9 +800,9 @@ func (m *HairpinMaps) Close() error {
 	return _HairpinClose(
 		m.Allow,
 		m.AllowEmpty,
-		m.Censuses,
 		m.ConnEvents,
-		m.Conns,
+		m.Conns4,
+		m.Conns6,
 		m.Counters,
 		m.Crafts,
 		m.Documents,
@@ -634,19 +813,24 @@ func (m *HairpinMaps) Close() error {
 		m.ForwardsEmpty,
 		m.Fragments,
 		m.HeldFragments,
+		m.Hops,
 		m.IcmpBudgets,
 		m.Interfaces,
 		m.Listeners,
 		m.Live,
+		m.Loads,
 		m.Locals,
 		m.Mappings,
-		m.Openings,
-		m.OpeningsOther,
 		m.Origins,
 		m.OriginsEmpty,
-		m.Renewals,
+		m.Places4,
+		m.Places6,
+		m.Proven,
+		m.Rings,
 		m.Routes,
 		m.Schema,
+		m.Secrets,
+		m.Serials,
 		m.Served,
 		m.Settings,
 		m.Sources,
@@ -656,7 +840,6 @@ func (m *HairpinMaps) Close() error {
 		m.Sweepers,
 		m.Targets,
 		m.TxPorts,
-		m.Visits,
 		m.Works,
 	)
 }
@@ -665,21 +848,24 @@ func (m *HairpinMaps) Close() error {
 //
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinVariables struct {
+	SweepPause *ebpf.Variable `ebpf:"sweep_pause"`
 }
 
 // HairpinPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinPrograms struct {
-	HairpinEnd   *ebpf.Program `ebpf:"hairpin_end"`
-	HairpinGuard *ebpf.Program `ebpf:"hairpin_guard"`
-	HairpinStart *ebpf.Program `ebpf:"hairpin_start"`
-	HairpinTc    *ebpf.Program `ebpf:"hairpin_tc"`
-	HairpinXdp   *ebpf.Program `ebpf:"hairpin_xdp"`
+	HairpinCorrect *ebpf.Program `ebpf:"hairpin_correct"`
+	HairpinEnd     *ebpf.Program `ebpf:"hairpin_end"`
+	HairpinGuard   *ebpf.Program `ebpf:"hairpin_guard"`
+	HairpinStart   *ebpf.Program `ebpf:"hairpin_start"`
+	HairpinTc      *ebpf.Program `ebpf:"hairpin_tc"`
+	HairpinXdp     *ebpf.Program `ebpf:"hairpin_xdp"`
 }
 
 func (p *HairpinPrograms) Close() error {
 	return _HairpinClose(
+		p.HairpinCorrect,
 		p.HairpinEnd,
 		p.HairpinGuard,
 		p.HairpinStart,

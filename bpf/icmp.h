@@ -42,18 +42,32 @@ static __always_inline void icmp_requote(struct work *work)
 
 /* Its destination becomes the sender of what it quotes. Whoever reports it keeps his name, unless the
  * connection's source is hidden in this direction (RFC 5508 REQ-4, REQ-5, REQ-7). */
-static __always_inline void icmp_rewrite(struct work *work, const struct tuple *way, const struct conn *conn)
+static __always_inline void icmp_rewrite(struct work *work, const struct tuple *way, const struct tuple *translated)
 {
 	struct tuple *to = &work->open.way;
 	struct rewrite *rw = &work->rw;
 
 	*to = work->pkt.tuple;
-	to->dst = conn->to.dst;
-	if (!addr_equal(&way->src, &conn->to.src))
-		to->src = conn->to.src;
+	to->dst = translated->dst;
+	if (!addr_equal(&way->src, &translated->src))
+		to->src = translated->src;
 	nat_rewrite(&work->pkt, to, csum_diff_addresses(&work->pkt.tuple, to), rw);
-	tuple_reverse(&conn->to, &rw->quoted);
+	tuple_reverse(translated, &rw->quoted);
 	icmp_requote(work);
+}
+
+/* An error may come from any router on the way of the quoted packet: by any WAN, or by a LAN where the kernel would take its
+ * sender, but not by the one instead of the other. */
+static __always_inline enum reason icmp_other_interface(void *ctx, struct work *work, __u32 expected)
+{
+	__u32 ifindex = work->pkt.ifindex;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	bool wan = work->entry.identity & CONN_FROM_WAN;
+
+	/* Of what the router itself has asked only the router reports. */
+	if (!in || wan != (in->role == ROLE_WAN) || expected == LOOPBACK_IFINDEX)
+		return REASON_SPOOFED;
+	return wan || nat_source_expected(ctx, work, in) ? REASON_NONE : REASON_SPOOFED;
 }
 
 /* The way of an ICMP error, top to bottom. */
@@ -69,21 +83,26 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 											  : REASON_NONE);
 	/* What the sender of the quoted packet would have got for an answer. */
 	tuple_reverse(&pkt->quote.tuple, way);
-	conn = conn_find(way);
+	conn = conn_find(way, &work->entry);
 	if (!conn)
 		return icmp_stray(work);
-	if (conn_over(conn))
+	if (conn_over(conn, work->entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;
+	/* To whom it reports on, and from where that one's packet went. */
+	if (reason == REASON_NONE && !addr_equal(&pkt->tuple.dst, &pkt->quote.tuple.src))
+		reason = REASON_NO_CONNECTION;
+	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)
+		reason = icmp_other_interface(ctx, work, conn->ifindex);
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
 	if (reason == REASON_NONE)
-		reason = nat_way(ctx, work, conn);
+		reason = nat_way(ctx, work, &work->entry);
 	if (reason == REASON_NONE && work->rw.mtu && pkt->segment > work->rw.mtu)
 		reason = REASON_TOO_BIG;
 	if (reason != REASON_NONE)
-		return nat_verdict(work, reason);
-	icmp_rewrite(work, way, conn);
+		return nat_verdict_known(work, reason);
+	icmp_rewrite(work, way, &work->entry.to);
 	work->rw.reason = REASON_ICMP_ERROR;
 	return VERDICT_SEND;
 }

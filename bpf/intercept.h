@@ -9,7 +9,7 @@
 /* Was it made by an intercept? No address is its, so that has the intercept's own stamp. */
 static __always_inline bool intercept_made(const struct conn *conn)
 {
-	return conn->address.id == conn->forward.id;
+	return conn_address(conn) == conn_forward(conn);
 }
 
 /* May it be to one? Costs what has other ports nothing more. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The maps: who writes them and why they are of their type; and the counters.
- * Sizes given here are defaults, the loader sets those of conns, visits and openings from the configuration. */
+ * Sizes given here are defaults, the loader sets those of conns4, conns6, places4, places6 and the rings from the configuration. */
 #pragma once
 
 #include <bpf/bpf_helpers.h>
@@ -137,12 +137,12 @@ struct {
 } listeners SEC(".maps");
 
 /* Two entries a mapping. A port of a mapping that was evicted may become another client's; no connection can
- * be taken for another by that, conns sees to it. */
+ * be taken for another by that, BPF_NOEXIST in conns4 and conns6 sees to that. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
 	__type(value, struct mapping);
-	__uint(max_entries, 32768);
+	__uint(max_entries, 12288);
 } mappings SEC(".maps");
 
 /* The running configuration as text, in chunks, for whoever comes next: it swaps with the forwards. */
@@ -169,29 +169,42 @@ struct {
 	__uint(max_entries, 131072);
 } epochs SEC(".maps");
 
-/* Two entries a connection, half-open or established; room for as many as there may be of both. */
+/* Two entries a connection, whatever its state. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, struct tuple4);
+	__type(value, struct conn4);
+	__uint(max_entries, 335872);
+} conns4 SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct tuple);
-	__type(value, struct conn);
-	__uint(max_entries, 327680);
-} conns SEC(".maps");
+	__type(value, struct conn6);
+	__uint(max_entries, 83968);
+} conns6 SEC(".maps");
 
-/* Established connections are never evicted: at the limit openings are refused (RFC 6888 REQ-11d). */
+/* By enum place_kind and family; sizes and limits are the loader's. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__type(value, struct census);
-	__uint(max_entries, 1);
-} censuses SEC(".maps");
+	__type(value, struct ring);
+	__uint(max_entries, PLACES * 2);
+} rings SEC(".maps");
 
-/* Every established connection waits here for its next visit. Twice as many as there may be connections, for
- * those that went before theirs. A timer for each connection would need memory when there may be none. */
 struct {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__type(value, struct visit);
-	__uint(max_entries, 262144);
-} visits SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct place4);
+	__uint(max_entries, 192512);
+} places4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct place6);
+	__uint(max_entries, 48128);
+} places6 SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -200,28 +213,54 @@ struct {
 	__uint(max_entries, 1);
 } sweepers SEC(".maps");
 
-/* Every half-open connection of TCP in the order they came: when there are too many, the first gives way. So
- * a flood of openings evicts only its like. */
+/* Next hops, by a hash of what they are. */
 struct {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__type(value, struct visit);
-	__uint(max_entries, 16384);
-} openings SEC(".maps");
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct hop);
+	__uint(max_entries, 4096);
+} hops SEC(".maps");
 
-/* And those of all other protocols. */
-struct {
-	__uint(type, BPF_MAP_TYPE_QUEUE);
-	__type(value, struct visit);
-	__uint(max_entries, 16384);
-} openings_other SEC(".maps");
+enum { SOURCES = 16384, LOADS = 4096, PROVEN = 16384 };
 
-/* How many established connections a client has; who is forgotten may have as many again. */
+/* What each client has, in two rows by two hashes of its address; the lower figure counts. Two clients meet in both by
+ * chance only, and no count is ever forgotten. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__type(key, union addr);
-	__type(value, __u32);
-	__uint(max_entries, 16384);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct source_page);
+	__uint(max_entries, 2 * SOURCES / COUNTS_PAGE);
 } sources SEC(".maps");
+
+/* By forward id; from 4096 forwards on some share one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct load_page);
+	__uint(max_entries, LOADS / COUNTS_PAGE);
+} loads SEC(".maps");
+
+/* By hash of a source. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct proven_page);
+	__uint(max_entries, PROVEN / COUNTS_PAGE);
+} proven SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct secret);
+	__uint(max_entries, 1);
+} secrets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct serial);
+	__uint(max_entries, 1);
+} serials SEC(".maps");
 
 /* Addresses that forwards lead to, written by the control plane: fragments from them or to an external
  * address may be ours, and the leak guard keeps the private ones off WANs. */
@@ -290,14 +329,6 @@ struct {
 	__uint(max_entries, 4096);
 } tx_ports SEC(".maps");
 
-/* By hash of a neighbour. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct renewal);
-	__uint(max_entries, 1024);
-} renewals SEC(".maps");
-
 enum { STATS_PAGE = 256 };
 
 struct stats_page {
@@ -351,7 +382,8 @@ static __always_inline void count_event(enum conn_event event)
 		(*value)++;
 }
 
-static __always_inline void count(__u32 ifindex, enum verdict verdict, enum reason reason)
+/* Global, for few packets are counted here: the verifier checks it once, and its stack is not the caller's. */
+__noinline int count(__u32 ifindex, enum verdict verdict, enum reason reason)
 {
 	struct counter_key key = { .ifindex = ifindex, .verdict = verdict, .reason = reason };
 	__u64 *value = bpf_map_lookup_elem(&counters, &key);
@@ -364,4 +396,5 @@ static __always_inline void count(__u32 ifindex, enum verdict verdict, enum reas
 	}
 	if (value)
 		(*value)++;
+	return 0;
 }

@@ -9,11 +9,17 @@
 #include "forward.h"
 #include "frag.h"
 #include "intercept.h"
+#include "lifecycle.h"
 #include "open.h"
 #include "work.h"
 
-/* With a stack frame of its own, and taken by the verifier for itself. */
-typedef int nat_unknown(void *ctx);
+/* Each hook's own copies of what takes its context: global functions, which the verifier checks once. */
+struct nat_hook {
+	int (*known)(void *ctx);
+	int (*elsewhere)(void *ctx, struct conn *conn);
+	int (*send)(void *ctx, struct conn *conn);
+	int (*unknown)(void *ctx);
+};
 
 static __always_inline enum role nat_role(__u32 ifindex)
 {
@@ -57,16 +63,35 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	case REASON_NON_SYN:
 	case REASON_BAD_HANDSHAKE:
 	case REASON_NO_CONNECTION:
+	case REASON_SOURCE_ROUTE:
+	case REASON_RACED:
 		return VERDICT_DROP;
+	case REASON_CHALLENGED:
+		return xdp && work->pkt.opens ? VERDICT_DEFER : VERDICT_DROP;
 	case REASON_SPOOFED:
 		return VERDICT_REFUSE;
 	case REASON_ENDED:
-		return xdp && nat_tells(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_DROP;
+		return xdp ? VERDICT_DEFER : VERDICT_DROP;
 	default:
 		if (nat_role(work->pkt.ifindex) == ROLE_LOCAL)
 			return VERDICT_PASS;
 		return xdp && nat_tells(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_REFUSE;
 	}
+}
+
+/* Of a packet that has the tuple of a connection. It opens nothing that could be refused. */
+static __always_inline enum verdict nat_verdict_known(struct work *work, enum reason reason)
+{
+	work->rw.reason = reason;
+	if (reason == REASON_NOT_OURS) {
+		work->rw.reason = REASON_NONE;
+		return VERDICT_PASS;
+	}
+	if (reason == REASON_SPOOFED)
+		return VERDICT_DROP;
+	if (reason == REASON_NOT_ATTACHED)
+		return work->pkt.hook == HOOK_XDP ? VERDICT_DEFER : VERDICT_DROP;
+	return nat_verdict(work, reason);
 }
 
 /* What is too long for the next hop is cut up, if it may be. */
@@ -78,64 +103,41 @@ static __always_inline enum reason nat_fits(const struct packet *pkt, struct rew
 	return packet_divisible(pkt) ? REASON_NONE : REASON_TOO_BIG;
 }
 
-static __always_inline void nat_take_hop(struct rewrite *rw, const struct next_hop *hop)
+/* Segments of what is tunnelled, which only the kernel can measure. XDP has none. */
+static __always_inline enum reason nat_segments(void *ctx, const struct packet *pkt, const struct rewrite *rw)
 {
-	rw->ifindex = hop->ifindex;
-	rw->resolved = true;
-	__builtin_memcpy(rw->macs, hop->dst_mac, sizeof(rw->macs));
-}
+	__u32 mtu = 0;
 
-/* Answers to the Internet leave by the WAN their connection came in by, with other uplinks or without;
- * everything else goes where the kernel would send what came in here. */
-static __always_inline struct fib_start nat_start(const struct packet *pkt, const struct conn *conn)
-{
-	if (conn->path == PATH_WAN && !conn->opener)
-		return (struct fib_start){ .ifindex = conn->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
-	return (struct fib_start){ .ifindex = pkt->ifindex };
-}
-
-/* XDP looks for the way itself where the kernel has had a packet for that neighbour of late. */
-static __always_inline bool nat_renew(void *ctx, struct work *work, struct conn *conn)
-{
-	struct fib_start start = nat_start(&work->pkt, conn);
-	struct bpf_fib_lookup *fib = &work->fib;
-
-	if (fib_route(ctx, fib, start, &conn->to, work->pkt.segment) != BPF_FIB_LKUP_RET_SUCCESS ||
-	    (start.flags && fib->ifindex != start.ifindex) || fib_renewal_due(fib, work->pkt.now))
-		return false;
-	fib_remember(&conn->hop, fib, &work->pkt, work->pkt.now);
-	return true;
-}
-
-/* Is it sent to us? Before a direction's first packet only its interface tells. */
-static __always_inline enum reason nat_addressed(const struct packet *pkt, const struct next_hop *hop)
-{
-	const struct interface *in;
-
-	if (hop->resolved)
-		return __builtin_memcmp(hop->local_mac, pkt->local_mac, ETH_ALEN) ? REASON_OTHER_HOST : REASON_NONE;
-	in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
-	if (!in)
-		return REASON_NEXT_HOP;
-	return __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) ? REASON_OTHER_HOST : REASON_NONE;
+	if (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP || pkt->tuple.protocol == IPPROTO_SCTP)
+		return REASON_NONE;
+	return bpf_check_mtu(ctx, rw->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) == BPF_MTU_CHK_RET_SEGS_TOOBIG
+		       ? REASON_TOO_BIG : REASON_NONE;
 }
 
 /* XDP sends only what needs neither the kernel's help nor its word to the sender. */
-static __always_inline enum reason nat_xdp_limits(void *ctx, struct work *work, struct conn *conn)
+static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct rewrite *rw)
 {
-	const struct packet *pkt = &work->pkt;
-	const struct next_hop *hop = &conn->hop;
-	enum reason reason = nat_addressed(pkt, hop);
-
-	if (reason != REASON_NONE)
-		return reason;
-	if (!fib_fresh(hop, pkt->now) && !nat_renew(ctx, work, conn))
-		return REASON_NEXT_HOP;
-	if (pkt->segment > hop->mtu)
+	if (rw->other_host)
+		return REASON_OTHER_HOST;
+	if (pkt->segment > rw->mtu)
 		return REASON_TOO_BIG;
 	if (csum_maybe_partial(pkt))
 		return REASON_PARTIAL_CHECKSUM;
-	return hop->xdp ? REASON_NONE : REASON_NO_XDP_TX;
+	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
+}
+
+/* Where the route of a packet of this entry begins. Answers to the Internet leave by the WAN their connection came in by,
+ * with other uplinks or without; everything else goes where the kernel would send what came in here. */
+static __always_inline struct fib_start nat_start(struct work *work, const struct entry *entry)
+{
+	const struct conn *opener;
+
+	if (conn_path(entry->identity) != PATH_WAN || entry->identity & CONN_OPENER)
+		return (struct fib_start){ .ifindex = work->pkt.ifindex };
+	opener = conn_other(entry, &work->scratch);
+	if (!opener)
+		return (struct fib_start){ .ifindex = work->pkt.ifindex };
+	return (struct fib_start){ .ifindex = opener->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
 }
 
 /* The kernel's answer for a packet that may be cut up. */
@@ -149,22 +151,26 @@ static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_sta
 	return fib_route(ctx, &work->fib, start, to, sizeof(struct iphdr));
 }
 
-/* Asks the kernel for the way; it will resolve the neighbour. What it knows no way for by the interface that it
- * has to leave by goes back to the station it came from, and if that interface has gone, by any other. */
-static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct conn *conn)
+static __always_inline bool nat_is_wan(__u32 ifindex)
 {
-	struct fib_start start = nat_start(&work->pkt, conn);
+	return nat_role(ifindex) == ROLE_WAN;
+}
+
+/* Asks the kernel for the way; it will resolve the neighbour. Where it knows none by the WAN that the answer should leave by, or
+ * that WAN has gone, it is asked for any: the answer leaves by another WAN, or not at all. Whoever sent the opener's
+ * packet is not asked: on that link everybody could say they are the way to a client. */
+static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct entry *entry)
+{
+	struct fib_start start = nat_start(work, entry);
 	struct bpf_fib_lookup *fib = &work->fib;
 	struct rewrite *rw = &work->rw;
-	long result = nat_ask(ctx, work, start, &conn->to);
+	long result = nat_ask(ctx, work, start, &entry->to);
 
-	if (start.flags && result < 0)
-		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &conn->to);
 	/* Of IPv6 the kernel takes an interface for a wish. */
-	else if (start.flags && (result == BPF_FIB_LKUP_RET_NOT_FWDED ||
-				 (fib_found(result) && fib->ifindex != start.ifindex))) {
-		nat_take_hop(rw, &conn->hop);
-		return REASON_NONE;
+	if (start.flags && (!fib_found(result) || fib->ifindex != start.ifindex)) {
+		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
+		if (fib_found(result) && !nat_is_wan(fib->ifindex))
+			return REASON_NO_ROUTE;
 	}
 	if (!fib_found(result))
 		return fib_reason(result);
@@ -180,19 +186,19 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 
 /* To whom; the router itself is no next hop, what is for it comes and goes by the loopback device. A stack frame
  * of its own. */
-static __noinline enum reason nat_way(void *ctx, struct work *work, const struct conn *conn)
+static __noinline enum reason nat_way(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct rewrite *rw = &work->rw;
 
-	if (!conn->local)
-		return nat_route(ctx, work, conn);
+	if (!(entry->identity & CONN_LOCAL))
+		return nat_route(ctx, work, entry);
 	rw->ifindex = LOOPBACK_IFINDEX;
 	rw->local = true;
 	return REASON_NONE;
 }
 
-/* The router's own packets come with a route, of the loopback device. While a neighbour is being resolved the
- * kernel would take that for the one to go by: without it they come in once more. */
+/* Packets of local sockets carry a loopback route, which bpf_redirect_neigh would use while ARP is pending. They come in
+ * once more without it. */
 static __always_inline bool nat_has_route(const struct packet *pkt)
 {
 	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
@@ -204,19 +210,25 @@ static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, st
 {
 	const struct packet *pkt = &work->pkt;
 	struct rewrite *rw = &work->rw;
-	__u64 now = pkt->now;
+	__u32 before = conn->hop, fresh;
 	enum reason reason;
 
-	if (pkt->hook == HOOK_TC && !fib_fresh(&conn->hop, now)) {
-		reason = nat_way(ctx, work, conn);
-		if (reason == REASON_NONE && rw->resolved && rw->gateway.nh_family)
-			fib_remember(&conn->hop, &work->fib, pkt, now);
-		if (reason == REASON_NONE && !rw->resolved && nat_has_route(pkt))
-			reason = REASON_NEXT_HOP;
+	if (hop_take(pkt, conn, conn_serial(work->entry.identity), rw))
+		return pkt->hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_fits(pkt, rw, rw->mtu);
+	rw->resolved = false;
+	rw->mtu = 0;
+	if (pkt->hook == HOOK_XDP)
+		return REASON_NEXT_HOP;
+	reason = nat_way(ctx, work, &work->entry);
+	if (reason != REASON_NONE)
 		return reason;
+	if (rw->resolved && rw->gateway.nh_family) {
+		fresh = hop_remember(true);
+		/* Its memory may be another connection's by now, whose hop is another one. */
+		if (fresh != before)
+			__sync_val_compare_and_swap(&conn->hop, before, fresh);
 	}
-	nat_take_hop(rw, &conn->hop);
-	return nat_fits(pkt, rw, conn->hop.mtu);
+	return !rw->resolved && nat_has_route(pkt) ? REASON_NEXT_HOP : REASON_NONE;
 }
 
 static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
@@ -228,8 +240,7 @@ static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
 
 /* A SYN says how long the segments of the other direction may be: what comes in by this packet's way out
  * has to leave by its way in, and both have their MTU. */
-static __always_inline enum reason nat_clamp_mss(const struct packet *pkt, const struct conn *conn,
-						 struct rewrite *rw)
+static __always_inline enum reason nat_clamp_mss(const struct packet *pkt, struct rewrite *rw)
 {
 	__u32 in, out, mtu;
 
@@ -240,8 +251,8 @@ static __always_inline enum reason nat_clamp_mss(const struct packet *pkt, const
 	mtu = in < out ? in : out;
 	if (mtu == ~0u)
 		return REASON_NONE;
-	if (conn->hop.mtu && conn->hop.mtu < mtu)
-		mtu = conn->hop.mtu;
+	if (rw->mtu && rw->mtu < mtu)
+		mtu = rw->mtu;
 	rw->mss = (__u16)(mtu - packet_base(pkt) - sizeof(struct tcphdr));
 	return pkt->hook == HOOK_XDP ? REASON_MSS : REASON_NONE;
 }
@@ -259,86 +270,364 @@ static __always_inline void nat_rewrite(const struct packet *pkt, const struct t
 					   : csum_diff16(bpf_htons(pkt->ttl << 8), bpf_htons(rw->ttl << 8))));
 }
 
-static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn)
+static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
-	struct forward_stats *stats = stats_find(conn->forward.id);
+	struct forward_stats *stats = stats_find(conn_forward(conn));
+	__u32 path = conn_path(identity);
 	struct traffic *traffic;
 
-	if (!stats || conn->path >= PATHS)
+	if (!stats || path >= PATHS)
 		return;
-	traffic = &stats->traffic[conn->path][conn->opener ? 0 : 1];
+	traffic = &stats->traffic[path][identity & CONN_OPENER ? 0 : 1];
 	traffic->packets++;
 	traffic->bytes += pkt->length;
 }
 
-/* Does this packet complete the handshake? One that was rebuilt has both sides speak instead. A stack frame of
- * its own. */
-static __noinline enum reason nat_advance(const struct packet *pkt, struct conn *conn)
+/* Does the kernel's reverse path filter let this source in by that interface (Documentation/networking/ip-sysctl.rst,
+ * rp_filter)? For IPv6, which has none, as if it were strict. A stack frame of its own. */
+static __noinline bool nat_source_expected(void *ctx, struct work *work, const struct interface *in)
 {
-	bool tcp = pkt->tuple.protocol == IPPROTO_TCP;
-	struct tuple other_key;
+	struct fib_start start = { .ifindex = work->pkt.ifindex };
+	struct tuple *way = &work->open.way;
+	__u32 filter = work->pkt.v6 ? 1 : in->rp_filter;
+	long result;
+
+	if (!filter)
+		return true;
+	tuple_reverse(&work->pkt.tuple, way);
+	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
+	return fib_found(result) && (filter != 1 || work->fib.ifindex == work->pkt.ifindex);
+}
+
+/* May a packet of this entry come in by another interface than the ones before? By any WAN, where they came by a WAN; by
+ * another LAN, where the kernel would take its source there, too; never by a WAN instead of a LAN, nor the reverse. */
+static __always_inline enum reason nat_other_interface(void *ctx, struct work *work, struct conn *conn)
+{
+	const struct packet *pkt = &work->pkt;
+	__u32 ifindex = pkt->ifindex;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	bool wan = work->entry.identity & CONN_FROM_WAN;
+
+	if (!in)
+		return REASON_NOT_ATTACHED;
+	if (wan != (in->role == ROLE_WAN) || (in->role == ROLE_LOCAL) != (conn->ifindex == LOOPBACK_IFINDEX))
+		return REASON_SPOOFED;
+	if (!wan && !nat_source_expected(ctx, work, in))
+		return REASON_SPOOFED;
+	return REASON_NONE;
+}
+
+/* What the server of a half-open TCP connection may say. A SYN/ACK that acknowledges the SYN; a SYN, where both have opened at
+ * once (RFC 5382 REQ-2); a RST; for each SYN it may send
+ * one ACK without data, as for a connection of old that it remembers (RFC 5961 4); after its SYN/ACK, what acknowledges
+ * the SYN (RFC 7413). Anything else may be of a connection that the server itself has made: the kernel's. */
+static __always_inline bool nat_server_may(const struct packet *pkt, struct conn *conn, const struct conn *opener)
+{
+	__u64 identity = conn_identity(conn);
+	bool acknowledges = pkt->ack - opener->end < TCP_NEAR;
+
+	if (pkt->tcp_flags & TCP_RST)
+		return true;
+	if (pkt->tcp_flags & TCP_SYN) {
+		if (pkt->tcp_flags & TCP_ACK && !acknowledges)
+			return false;
+		conn->end = pkt->seq + pkt->seq_length;
+		conn->ack = opener->end;
+		conn->window = pkt->window;
+		conn_mark(conn, identity, CONN_ANSWERED | CONN_NUMBERED | (__u32)pkt->scale << CONN_SCALE_SHIFT,
+			  TCP_SCALE_NONE << CONN_SCALE_SHIFT);
+		return true;
+	}
+	if (identity & CONN_ANSWERED && acknowledges)
+		return true;
+	return pkt->seq_length == 0 && identity & CONN_CHALLENGE && conn_mark(conn, identity, 0, CONN_CHALLENGE);
+}
+
+/* The client's third packet proves that it has seen the answer (RFC 9293 3.5); with TCP Fast Open either side may be some
+ * data ahead. */
+static __always_inline bool nat_handshake_done(const struct packet *pkt, const struct conn *opener,
+					       const struct conn *answerer, __u64 answerer_identity)
+{
+	return answerer_identity & CONN_ANSWERED && pkt->seq - opener->end < TCP_NEAR && pkt->ack - answerer->end < TCP_NEAR;
+}
+
+/* A packet of TCP's opener while half-open: a SYN again, a RST, or what completes the handshake. */
+static __always_inline enum reason nat_advance_opener(struct work *work, struct conn *conn, struct conn *answerer)
+{
+	const struct packet *pkt = &work->pkt;
+	__u64 identity = work->entry.identity, other = work->scratch.entry.identity;
+	enum reason reason;
+
+	if (pkt->tcp_flags & TCP_SYN) {
+		conn->end = pkt->seq + 1;
+		conn_mark(conn, identity, (enum conn_flag)((__u32)pkt->scale << CONN_SCALE_SHIFT), (enum conn_flag)CONN_SCALE_BITS);
+		conn_mark(answerer, other, CONN_CHALLENGE, 0);
+		return REASON_NONE;
+	}
+	/* The answer to a challenge never reaches the server. */
+	if (pkt->tcp_flags & TCP_RST)
+		return pkt->seq != conn->end && challenge_answered(pkt) ? REASON_CHALLENGED : REASON_NONE;
+	if (identity & CONN_REBUILT ? !(other & CONN_NUMBERED) : !nat_handshake_done(pkt, conn, answerer, other))
+		return identity & CONN_REBUILT ? REASON_NONE : REASON_BAD_HANDSHAKE;
+	reason = life_promote(&pkt->tuple, conn, &work->entry);
+	if (reason == REASON_NONE) {
+		conn_number(pkt, conn, (identity & ~(__u64)CONN_STATE) | CONN_ESTABLISHED);
+		conn_change(answerer, other, CONN_ESTABLISHED, 0, 0);
+	}
+	return reason;
+}
+
+/* A packet of a half-open connection. NONE: it is sent on; and if it completes the handshake, the connection is established
+ * by now. */
+__noinline enum reason nat_advance(struct conn *conn)
+{
+	struct work *work = work_get();
+	const struct packet *pkt;
+	struct entry *entry;
+	enum reason reason;
+	struct conn *other;
+	bool tcp, opener;
+
+	if (!work || !conn)
+		return REASON_ENDED;
+	pkt = &work->pkt;
+	entry = &work->scratch.entry;
+	tcp = pkt->tuple.protocol == IPPROTO_TCP;
+	opener = work->entry.identity & CONN_OPENER;
+	if (pkt->fragment == FRAGMENT_LATER || (!tcp && opener))
+		return REASON_NONE;
+	other = conn_other(&work->entry, &work->scratch);
+	if (!other)
+		return tcp && opener ? REASON_BAD_HANDSHAKE : REASON_ENDED;
+	if (tcp && opener)
+		return nat_advance_opener(work, conn, other);
+	/* Another CPU has promoted it: only this entry's copy of the state is behind. */
+	if (!conn_half(entry->identity)) {
+		conn_change(conn, work->entry.identity, conn_state(entry->identity), 0, 0);
+		return REASON_NONE;
+	}
+	if (tcp) {
+		if (work->entry.identity & CONN_REBUILT) {
+			if (!(work->entry.identity & CONN_NUMBERED))
+				conn_number(pkt, conn, work->entry.identity);
+			return REASON_NONE;
+		}
+		return nat_server_may(pkt, conn, other) ? REASON_NONE : REASON_NOT_OURS;
+	}
+	/* An answer. */
+	work->other = work->scratch.answer;
+	work->open_entry = *entry;
+	reason = life_promote(&work->other, other, &work->open_entry);
+	if (reason == REASON_NONE)
+		conn_change(conn, work->entry.identity, CONN_ESTABLISHED, 0, 0);
+	return reason;
+}
+
+/* A second in which both sides have sent, or the server twice, is evidence that both want the connection (lifecycle.h); not
+ * the one it was made in. It is kept in the opener's entry. */
+__noinline int nat_evidence(struct conn *conn)
+{
+	struct work *work = work_get();
+	struct conn *opener;
+	__u32 second;
+	bool again;
+
+	if (!work || !conn)
+		return 0;
+	second = work->pkt.second;
+	again = conn->ack == second;
+	conn->ack = second;
+	if (conn->end == second || second == conn_created(conn))
+		return 0;
+	opener = conn_other(&work->entry, &work->scratch);
+	if (!opener || !(again || work->pkt.ms - opener->seen < 1000))
+		return 0;
+	conn->end = second;
+	if (again || opener->packets > 1)
+		opener->end++;
+	return 0;
+}
+
+/* A SYN/ACK that is not the one of this connection's handshake: the server has lost the connection, and answers a new SYN of the same
+ * client. Both sides are numbered anew, as conntrack does. Only who stands where the server does can say so. */
+static __always_inline bool nat_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
+{
+	return !(identity & CONN_OPENER) && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
+	       identity & CONN_NUMBERED && !conn_near(pkt, conn);
+}
+
+/* TCP past the handshake: does this segment refresh its connection? It may close it, too. */
+__noinline bool nat_track_tcp(struct conn *conn)
+{
+	struct work *work = work_get();
+	const struct packet *pkt;
+	__u64 identity, mine;
+	struct entry *entry;
 	struct conn *other;
 
-	if (conn->opener != tcp || (tcp && pkt->tcp_flags & (TCP_SYN | TCP_RST)) || pkt->fragment == FRAGMENT_LATER)
-		return REASON_NONE;
-	tuple_reverse(&conn->to, &other_key);
-	other = conn_find(&other_key);
+	if (!work || !conn)
+		return false;
+	pkt = &work->pkt;
+	entry = &work->scratch.entry;
+	identity = conn_identity(conn);
+	other = conn_other(&work->entry, &work->scratch);
 	if (!other)
-		return tcp ? REASON_BAD_HANDSHAKE : REASON_ENDED;
-	if (!tcp)
-		return conn_promote(&other_key, other, conn);
-	if (conn->rebuilt && !other->packets)
-		return REASON_NONE;
-	if (!conn->rebuilt && !conn_handshake_done(pkt, conn, other))
-		return REASON_BAD_HANDSHAKE;
-	return conn_promote(&pkt->tuple, conn, other);
+		return false;
+	mine = entry->identity;
+	if (pkt->tcp_flags & TCP_RST) {
+		if (pkt->seq != other->ack && pkt->seq != conn->end)
+			return false;
+		conn_mark(conn, identity, CONN_CUT, 0);
+	} else {
+		if (nat_restarts(pkt, conn, identity)) {
+			conn_mark(other, mine, CONN_REBUILT, CONN_NUMBERED | CONN_FIN);
+			conn_mark(conn, identity, CONN_REBUILT, CONN_NUMBERED | CONN_FIN);
+			conn_number(pkt, conn, identity);
+			return true;
+		}
+		if (!(pkt->tcp_flags & TCP_ACK) || pkt->tcp_flags & TCP_SYN)
+			return false;
+		if (!(identity & CONN_NUMBERED))
+			conn_number(pkt, conn, identity);
+		else if (!conn_near(pkt, conn) && !conn_within(pkt, conn, identity, other, mine))
+			return false;
+		else
+			conn_advance(pkt, conn, identity);
+		/* Nobody has acknowledged the FIN before: it may have been a forged one. */
+		if (pkt->tcp_flags & TCP_FIN && identity & CONN_FIN && !conn_fin_acknowledged(identity, conn, other))
+			conn->end = pkt->seq + pkt->seq_length;
+		if (!conn_closed(conn, conn_identity(conn), other, mine))
+			return true;
+	}
+	if (identity & CONN_OPENER) {
+		life_move(&pkt->tuple, conn, &work->entry, CONN_CLOSING, false);
+	} else {
+		work->other = work->scratch.answer;
+		work->open_entry = *entry;
+		life_move(&work->other, other, &work->open_entry, CONN_CLOSING, false);
+	}
+	return true;
+}
+
+/* Follows the packet in the state of its connection. */
+static __always_inline void nat_track(struct work *work, struct conn *conn)
+{
+	const struct packet *pkt = &work->pkt;
+	__u64 identity = work->entry.identity;
+	bool tcp = pkt->tuple.protocol == IPPROTO_TCP && pkt->fragment != FRAGMENT_LATER;
+	bool half = conn_half(identity);
+	/* Where a RST has closed it and both go on nevertheless, it is kept, too (RFC 7857 2.2); but not after both FINs. */
+	bool refresh = conn_state(identity) <= CONN_CLOSING && !(conn_state(identity) == CONN_CLOSING && identity & CONN_FIN);
+	__u32 bytes = conn->bytes + pkt->length;
+
+	if (refresh && tcp && !half) {
+		/* Most segments go on where the one before stopped, and end nothing. */
+		if (identity & CONN_NUMBERED && !(identity & CONN_FIN) && conn_near(pkt, conn) &&
+		    (pkt->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK)
+			conn_advance(pkt, conn, identity);
+		else
+			refresh = nat_track_tcp(conn);
+	} else if (tcp && pkt->tcp_flags & TCP_RST) {
+		refresh = false;
+	}
+	if (refresh && !half && pkt->tuple.protocol != IPPROTO_TCP && !(identity & CONN_OPENER) &&
+	    (conn->ack != pkt->second || conn->end != pkt->second))
+		nat_evidence(conn);
+	if (refresh && conn->seen != pkt->ms)
+		conn->seen = pkt->ms;
+	/* Remembered once the packet has proved to be in order. */
+	if (refresh && conn->ifindex != pkt->ifindex)
+		conn->ifindex = pkt->ifindex;
+	conn->packets++;
+	if (bytes < conn->bytes)
+		conn->bytes_high++;
+	conn->bytes = bytes;
+}
+
+/* Where a packet of a connection goes, and as what. */
+static __always_inline enum reason nat_send(void *ctx, struct work *work, struct conn *conn)
+{
+	const struct packet *pkt = &work->pkt;
+	const struct tuple *to = &work->entry.to;
+	struct rewrite *rw = &work->rw;
+	enum reason reason = nat_next_hop(ctx, work, conn);
+
+	if (reason == REASON_NONE)
+		reason = nat_segments(ctx, pkt, rw);
+	if (reason == REASON_NONE)
+		reason = nat_clamp_mss(pkt, rw);
+	if (reason != REASON_NONE)
+		return reason;
+	nat_rewrite(pkt, to, csum_diff_addresses(&pkt->tuple, to), rw);
+	rw->port_diff = csum_diff_ports(&pkt->tuple, to);
+	return REASON_NONE;
 }
 
 /* A packet of a connection: sent on, if it can be. */
-static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn)
+static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, const struct nat_hook *hook)
 {
 	const struct packet *pkt = &work->pkt;
-	struct rewrite *rw = &work->rw;
 	enum reason reason = pkt->flaw;
 
-	if (reason == REASON_NONE && conn_half(conn))
-		reason = nat_advance(pkt, conn);
+	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)
+		reason = (enum reason)hook->elsewhere(ctx, conn);
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
-	if (reason == REASON_NONE && pkt->hook == HOOK_XDP)
-		reason = nat_xdp_limits(ctx, work, conn);
 	if (reason == REASON_NONE)
-		reason = nat_next_hop(ctx, work, conn);
-	if (reason == REASON_NONE)
-		reason = nat_clamp_mss(pkt, conn, rw);
+		reason = (enum reason)hook->send(ctx, conn);
+	/* What XDP leaves to TC has changed nothing so far. */
+	if (reason == REASON_NONE && conn_half(work->entry.identity))
+		reason = nat_advance(conn);
 	if (reason != REASON_NONE)
-		return nat_verdict(work, reason);
-	conn_track(pkt, conn);
-	nat_count(pkt, conn);
-	nat_rewrite(pkt, &conn->to, conn->address_diff, rw);
-	rw->port_diff = conn->port_diff;
+		return nat_verdict_known(work, reason);
+	nat_track(work, conn);
+	nat_count(pkt, conn, work->entry.identity);
 	return VERDICT_SEND;
+}
+
+/* Is it a client's word on a challenge? An old connection on the same tuple must not take it. */
+static __always_inline bool nat_proves(const struct packet *pkt)
+{
+	return pkt->tuple.protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST && challenge_answered(pkt);
 }
 
 /* Nothing more may be said on it: it is over, and this begins no other. What a server still says must not leave
  * with its own address. Whom a client asks that is intercepted no more hears it. */
-static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn,
+static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, __u64 identity,
 				      const struct external *external)
 {
-	bool begins = pkt->opens && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
+	bool begins = (pkt->opens || nat_proves(pkt)) && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
 				     intercept_made(conn));
 
-	return !conn->opener || (conn_over(conn) && !begins);
+	return !(identity & CONN_OPENER) || (conn_over(conn, identity) && !begins);
+}
+
+/* Does nothing follow this connection any more? A SYN of the client begins anew where the old connection has closed (RFC
+ * 7857 section 2). */
+static __always_inline bool nat_stale(const struct packet *pkt, const struct conn *conn, __u64 identity)
+{
+	if (conn_over(conn, identity))
+		return true;
+	switch (conn_state(identity)) {
+	case CONN_HALF_OPEN:
+		return identity & CONN_OPENER && conn_expired(conn, pkt->tuple.protocol, pkt->ms);
+	case CONN_CLOSING:
+		return identity & CONN_OPENER && (pkt->opens || nat_proves(pkt));
+	default:
+		return false;
+	}
 }
 
 /* Has the packet begun a connection? */
 static __always_inline enum verdict nat_begun(struct work *work, enum reason reason)
 {
+	if (reason == REASON_OBSTACLE)
+		return VERDICT_REPLACE;
 	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
 }
 
-/* May it begin something, or go on with what was lost? Whether it does comes later. */
-static __always_inline bool nat_may_begin(struct work *work)
+/* May it begin something, or go on with what was lost? Whether it does comes later. A stack frame of its own. */
+static __noinline bool nat_may_begin(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct external *external = external_find(&pkt->tuple.dst);
@@ -364,37 +653,52 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* The way of a packet, top to bottom. Most are of a connection; the first one of a connection comes by twice.
- * What may be ours and is not is for the hook's own copy of nat_decide_unknown. */
-static __always_inline enum verdict nat_decide(void *ctx, struct work *work, nat_unknown *unknown)
+/* A packet of a connection. UNKNOWN: it is of none. */
+static __always_inline enum verdict nat_decide_known(void *ctx, struct work *work, const struct nat_hook *hook)
 {
 	const struct packet *pkt = &work->pkt;
-	enum verdict verdict;
-	struct conn *conn;
+	struct conn *conn = conn_find(&pkt->tuple, &work->entry);
 
-	for (int i = 0; i < 2; i++) {
-		conn = conn_find(&pkt->tuple);
-		if (conn && !conn_stale(pkt, conn))
-			return nat_follow(ctx, work, conn);
-		if (!nat_may_begin(work) && !conn)
-			return VERDICT_PASS;
-		work->stale = conn;
-		verdict = unknown(ctx);
+	if (conn && !nat_stale(pkt, conn, work->entry.identity))
+		return nat_follow(ctx, work, conn, hook);
+	work->stale = conn;
+	return nat_may_begin(work) || conn ? VERDICT_UNKNOWN : VERDICT_PASS;
+}
+
+/* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
+enum { DECIDE_ROUNDS = 4 };
+
+/* The way of a packet, top to bottom. Most are of a connection; the first one of a connection comes by once more. */
+static __always_inline enum verdict nat_decide(void *ctx, struct work *work, const struct nat_hook *hook)
+{
+	enum verdict verdict;
+
+	for (int i = 0; i < DECIDE_ROUNDS; i++) {
+		verdict = (enum verdict)hook->known(ctx);
+		if (verdict != VERDICT_UNKNOWN)
+			return verdict;
+		verdict = (enum verdict)hook->unknown(ctx);
+		if (verdict == VERDICT_REPLACE) {
+			open_remove_obstacle();
+			continue;
+		}
 		if (verdict != VERDICT_BEGUN)
 			return verdict;
+		if (work->open.begun && !life_begin())
+			return nat_verdict(work, REASON_TABLE_FULL);
 	}
-	return nat_verdict(work, REASON_TABLE_FULL);
+	return nat_verdict(work, REASON_RACED);
 }
 
 /* The other packets that may be ours. BEGUN: there is a connection now. */
 static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct conn *conn = work->stale ? conn_find(&pkt->tuple) : NULL;
+	struct conn *conn = work->stale ? conn_find(&pkt->tuple, &work->entry) : NULL;
 	const struct external *external = work->to_external ? &work->external : NULL;
 	struct forward *forward;
 
-	if (conn && nat_ended(pkt, conn, external))
+	if (conn && nat_ended(pkt, conn, work->entry.identity, external))
 		return nat_verdict(work, REASON_ENDED);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)

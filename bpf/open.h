@@ -7,6 +7,7 @@
 #include "csum.h"
 #include "fib.h"
 #include "forward.h"
+#include "lifecycle.h"
 #include "mapping.h"
 #include "stand_in.h"
 #include "work.h"
@@ -14,6 +15,9 @@
 /* RFC 6056: bounded; with half of all ports taken 32 misses in a row are one in four thousand million. The
  * last of them take either parity. */
 enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
+
+enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
+enum { CONN_SCALE_BITS = 15 << CONN_SCALE_SHIFT };
 
 static __always_inline bool addr_in_prefix(const union addr *addr, const struct interface_address *prefix)
 {
@@ -71,7 +75,6 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 {
 	const struct packet *pkt = &work->pkt;
 	const union addr *source = &pkt->tuple.src;
-	struct next_hop *hop = &work->open.back;
 	const struct interface *back;
 	__u32 ifindex;
 
@@ -80,9 +83,13 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 		return true;
 	if (addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source)))
 		return false;
+	/* A stand-in is a LAN client's: nobody else may speak as it. */
+	if (in->role == ROLE_WAN && stand_in_answered(source))
+		return false;
 	ifindex = open_interface_back(ctx, work);
-	if (in->role == ROLE_LAN && ifindex == pkt->ifindex && work->open.neighbour && !work->open.answered)
-		fib_remember(hop, &work->fib, pkt, pkt->now);
+	/* Answers to this client leave by there. */
+	if (ifindex == pkt->ifindex && work->open.neighbour && !work->open.answered)
+		work->open.back = hop_remember(false);
 	if (in->role == ROLE_LAN)
 		return ifindex == pkt->ifindex;
 	back = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -150,7 +157,7 @@ static __always_inline bool open_delivered(struct work *work)
 	if (work->pkt.ifindex != LOOPBACK_IFINDEX)
 		return false;
 	tuple_reverse(&work->pkt.tuple, &work->other);
-	return conn_find(&work->other);
+	return conn_find(&work->other, &work->scratch.entry);
 }
 
 /* Is this the answer to a connection that the router itself has made? A forward of all ports must not take
@@ -204,10 +211,84 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 	return true;
 }
 
-static __always_inline void open_sum(const struct tuple *key, struct conn *conn)
+/* May the connection with this entry make room for a new one on the same tuple? It is over, expired, or closed; and either the
+ * tuple is the new client's own, or what the server last heard on it was not another client's, or is long ago (RFC 6888
+ * REQ-8, which excepts TCP). */
+static __always_inline bool open_gives_way(const struct conn *old, const struct entry *entry, const struct tuple *to, bool own,
+					   __u32 now)
 {
-	conn->address_diff = csum_diff_addresses(key, &conn->to);
-	conn->port_diff = csum_diff_ports(key, &conn->to);
+	const struct settings *time = conn_settings();
+	__u8 protocol = to->protocol;
+	bool opener = entry->identity & CONN_OPENER, over = conn_over(old, entry->identity);
+
+	if (!time)
+		return false;
+	if (!over && conn_state(entry->identity) != CONN_CLOSING &&
+	    !(conn_half(entry->identity) && opener && conn_expired(old, protocol, now)))
+		return false;
+	if (protocol == IPPROTO_TCP || own || addr_equal(&entry->to.dst, &to->dst))
+		return true;
+	return conn_idle(old->seen, now, conn_idle_time(time, protocol) + time->port_hold);
+}
+
+/* There is an entry at this key. OBSTACLE: its connection is to be removed first; then scratch has its opener's key and entry, and
+ * nat_decide removes it, as the stack is not deep enough here. RACED: another CPU is removing it. */
+static __always_inline enum reason open_obstacle(struct work *work, const struct tuple *key, const struct tuple *to, bool own)
+{
+	struct scratch *scratch = &work->scratch;
+	struct conn *old = conn_find(key, &scratch->holder);
+
+	if (!old)
+		return REASON_RACED;
+	if (!open_gives_way(old, &scratch->holder, to, own, work->pkt.ms))
+		return REASON_TUPLE_IN_USE;
+	if (scratch->holder.identity & CONN_OPENER) {
+		scratch->held = *key;
+		return REASON_OBSTACLE;
+	}
+	tuple_reverse(&scratch->holder.to, &scratch->held);
+	scratch->worst = scratch->holder;
+	old = conn_find(&scratch->held, &scratch->holder);
+	return old && conn_serial(scratch->worst.identity) == conn_serial(scratch->holder.identity) ? REASON_OBSTACLE
+												    : REASON_RACED;
+}
+
+/* Removes it. False: another CPU is at it. */
+__noinline bool open_remove_obstacle(void)
+{
+	struct work *work = work_get();
+	struct scratch *scratch;
+	struct conn *old;
+
+	if (!work)
+		return false;
+	scratch = &work->scratch;
+	old = conn_find(&scratch->held, &scratch->worst);
+	return old && conn_serial(scratch->worst.identity) == conn_serial(scratch->holder.identity) &&
+	       life_remove(&scratch->held, old, &scratch->worst, EVENT_ABANDONED, false);
+}
+
+enum { INSERT_EXISTS = 17 /* EEXIST */ };
+
+/* The answerer's key is the reservation: it is one connection's alone. */
+__noinline enum reason open_reserve(void)
+{
+	struct work *work = work_get();
+	struct opening *open;
+	long err;
+
+	if (!work)
+		return REASON_TABLE_FULL;
+	open = &work->open;
+	err = conn_insert(&open->answer, &open->conn, &open->to, &work->value);
+	if (!err)
+		return REASON_NONE;
+	if (err != -INSERT_EXISTS)
+		return REASON_TABLE_FULL;
+	/* The other CPU that has this client's packet, too, was first: its entries count. */
+	if (conn_find(&open->key, &work->scratch.entry))
+		return REASON_BEGUN;
+	return open_obstacle(work, &open->answer, &open->to, false);
 }
 
 struct port_search {
@@ -240,9 +321,8 @@ static long open_try_port(__u32 index, struct port_search *search)
 	open->tries++;
 	if (open_port_taken(search->ctx, work) || (open->mapped && !mapping_claim(work)))
 		return 0;
-	open_sum(&open->answer, &open->conn);
-	search->reason = conn_reserve(work, &open->answer, &open->conn);
-	return search->reason == REASON_NONE;
+	search->reason = open_reserve();
+	return search->reason != REASON_TUPLE_IN_USE && search->reason != REASON_NO_PORT;
 }
 
 /* Keeps the client's port if it is free, else tries random ones (RFC 6056 section 3.3.2). It is not where two
@@ -262,7 +342,7 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 		bpf_loop(PORT_TRIES - 1, open_try_port, &search, 0);
 	if (search.reason == REASON_NONE && open->mapped)
 		mapping_keep(work);
-	if (search.reason == REASON_NONE || search.reason == REASON_TABLE_FULL)
+	if (search.reason != REASON_TUPLE_IN_USE && search.reason != REASON_NO_PORT)
 		return search.reason;
 	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
 }
@@ -279,6 +359,36 @@ static __always_inline bool open_rebuilds(const struct work *work, const struct 
 	return !(pkt->tcp_flags & (TCP_SYN | TCP_RST)) && stand_in_has(&work->open.key.src);
 }
 
+/* Is there a half-open place for it, within the share of its client? Under pressure a SYN is answered by a challenge, unless
+ * its source has answered one. */
+__noinline enum reason open_place(bool wan)
+{
+	struct work *work = work_get();
+	const union addr *client;
+	const struct packet *pkt;
+	struct opening *open;
+	bool v6, tcp;
+
+	if (!work)
+		return REASON_TABLE_FULL;
+	open = &work->open;
+	pkt = &work->pkt;
+	client = &open->key.src;
+	v6 = tuple_is_v6(&open->key);
+	tcp = open->key.protocol == IPPROTO_TCP;
+	open->proven = false;
+	open->greedy = life_greedy(client, wan, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
+	open->chosen = tcp && !open->greedy && !life_pressed(v6);
+	if (tcp && !open->chosen) {
+		open->proven = proven_is(client, wan, pkt->second);
+		if (!open->proven && pkt->tcp_flags == TCP_SYN)
+			return REASON_CHALLENGED;
+		if (life_greedy(client, wan, PLACE_HALF_PROVEN, v6))
+			return REASON_SOURCE_LIMIT;
+	}
+	return life_too_many(client, wan, open->lan, tcp) ? REASON_SOURCE_LIMIT : REASON_NONE;
+}
+
 /* May this packet become a connection of this forward at all? A stack frame of its own. */
 static __noinline enum reason open_permitted(void *ctx, struct work *work, const struct interface *in,
 					     const struct forward *forward)
@@ -287,9 +397,15 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	const union addr *client = &work->open.key.src;
 	const struct interface *by = work->open.answered ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
 
-	work->open.back.resolved = 0;
+	work->open.back = 0;
+	work->open.lan = in->role == ROLE_LAN ? source_lan_of(work->open.ifindex) : 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
+	/* The client's word on a challenge. */
+	if (pkt->tcp_flags & TCP_RST && !work->open.answered && challenge_answered(pkt)) {
+		proven_note(client, in->role == ROLE_WAN, pkt->second);
+		return REASON_CHALLENGED;
+	}
 	if ((!pkt->opens || work->open.answered) && !open_rebuilds(work, in, forward))
 		return REASON_NON_SYN;
 	if (pkt->hook == HOOK_XDP && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0)
@@ -300,7 +416,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 		return REASON_NOT_ALLOWED;
 	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
 		return REASON_REFLECT_OFF;
-	return conn_too_many(client) ? REASON_SOURCE_LIMIT : REASON_NONE;
+	return open_place(in->role == ROLE_WAN);
 }
 
 /* The way to the target, and by it the answerer's key: whom the server sees and will answer. A stack frame of
@@ -342,70 +458,107 @@ static __noinline enum conn_path open_path(const struct interface *in)
 	}
 }
 
-/* The answerer's direction. Its next hop is not resolved yet, but whoever sent this packet is known: should
- * the kernel know no way back by the interface it came in by, that is it. */
-static __always_inline void open_write(const struct packet *pkt, const struct interface *in,
-				       const struct stamp *address, const struct forward *forward,
-				       struct opening *open)
+static __always_inline bool open_out_is_wan(__u32 ifindex)
 {
+	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return out && out->role == ROLE_WAN;
+}
+
+/* Serials of different CPUs differ in their remainder. 0 is none. */
+static __always_inline __u32 open_serial(void)
+{
+	__u32 zero = 0, cpu = bpf_get_smp_processor_id();
+	struct serial *serial = bpf_map_lookup_elem(&serials, &zero);
+
+	if (!serial)
+		return 1;
+	serial->next++;
+	return ((serial->next << SERIAL_CPU_BITS) | (cpu & SERIAL_CPU_MASK)) + 1 ?: 1;
+}
+
+/* What both directions have in common, and the answerer's. */
+static __always_inline void open_write(struct work *work, const struct interface *in, const struct stamp *address,
+				       const struct forward *forward)
+{
+	struct opening *open = &work->open;
+	const struct packet *pkt = &work->pkt;
 	struct conn *conn = &open->conn;
 
 	__builtin_memset(conn, 0, sizeof(*conn));
-	tuple_reverse(&open->key, &conn->to);
-	conn->last_seen = conn_now();
-	conn->created = bpf_ktime_get_ns();
-	conn->forward = forward->stamp;
-	conn->address = *address;
-	conn->path = open_path(in);
+	open->serial = open_serial();
+	conn->identity = (__u64)open->serial << 32 | CONN_HALF_OPEN | open_path(in) << CONN_PATH_SHIFT |
+			 open->lan << CONN_LAN_SHIFT | TCP_SCALE_NONE << CONN_SCALE_SHIFT;
+	if (!pkt->opens || open->answered)
+		conn->identity |= CONN_REBUILT;
+	if (pkt->tcp_flags & TCP_SYN)
+		conn->identity |= CONN_CHALLENGE;
+	if (in->role == ROLE_LOCAL)
+		conn->identity |= CONN_LOCAL;
+	conn_made_from(conn, &forward->stamp, address, pkt->second);
+	conn->seen = pkt->ms;
+	conn->ifindex = open->local ? LOOPBACK_IFINDEX : work->fib.ifindex;
+	if (!open->local && open_out_is_wan(work->fib.ifindex))
+		conn->identity |= CONN_FROM_WAN;
+	/* Where the server is behind the same interface, its answers have come in as the client's packet did. */
+	conn->hop = work->fib.ifindex == open->ifindex ? open->back : 0;
+	tuple_reverse(&open->key, &open->to);
+}
+
+/* The opener's direction. */
+static __always_inline void open_write_opener(struct work *work, const struct interface *in)
+{
+	struct opening *open = &work->open;
+	const struct packet *pkt = &work->pkt;
+	struct conn *conn = &open->conn;
+
+	conn->identity &= ~(__u64)(CONN_LOCAL | CONN_FROM_WAN | CONN_CHALLENGE | CONN_SCALE_BITS);
+	conn->identity |= CONN_OPENER | (open->proven ? CONN_PROVEN : 0) | (open->local ? CONN_LOCAL : 0) |
+			  (in->role == ROLE_WAN ? CONN_FROM_WAN : 0) | (__u32)pkt->scale << CONN_SCALE_SHIFT;
+	if (pkt->tcp_flags & TCP_SYN)
+		conn->end = pkt->seq + 1;
+	conn->window = pkt->window;
 	conn->ifindex = open->ifindex;
-	conn->local = in->role == ROLE_LOCAL;
-	conn->rebuilt = !pkt->opens || open->answered;
-	if (open->answered)
-		return;
-	conn->hop.ifindex = open->ifindex;
-	__builtin_memcpy(conn->hop.dst_mac, pkt->remote_mac, ETH_ALEN);
-	__builtin_memcpy(conn->hop.src_mac, pkt->local_mac, ETH_ALEN);
+	conn->hop = 0;
+	if (open->neighbour && !open->answered)
+		conn->hop = hop_remember(false);
+	tuple_reverse(&open->answer, &open->to);
 }
 
 /* Both directions: the answerer's first, its key is what must be unique; what is half done is undone. */
-static __always_inline enum reason open_insert(void *ctx, struct work *work)
+static __always_inline enum reason open_insert(void *ctx, struct work *work, const struct interface *in)
 {
-	const struct packet *pkt = &work->pkt;
 	struct opening *open = &work->open;
-	struct conn *conn = &open->conn;
-	enum reason reason;
+	enum reason reason = open_reserve_port(ctx, work);
+	long err;
 
-	reason = open_reserve_port(ctx, work);
+	open->begun = false;
+	if (reason == REASON_BEGUN)
+		return REASON_NONE;
 	if (reason != REASON_NONE)
 		return reason;
-	tuple_reverse(&open->answer, &conn->to);
-	open_sum(&open->key, conn);
-	conn->opener = 1;
-	conn->queued = open->queued;
-	conn->local = open->local;
-	__builtin_memset(&conn->hop, 0, sizeof(conn->hop));
-	if (open->neighbour && !open->answered)
-		fib_remember(&conn->hop, &work->fib, pkt, conn->last_seen);
-	if (bpf_map_update_elem(&conns, &open->key, conn, BPF_NOEXIST) != 0) {
-		/* Another CPU was first: its entries count. */
-		bpf_map_delete_elem(&conns, &open->answer);
-		return REASON_NONE;
-	}
+	open_write_opener(work, in);
 	count_event(EVENT_OPENED);
-	if (conn_queue_opening(work, &open->key, conn))
-		return REASON_NONE;
-	conn_delete(work, &open->key, conn);
-	return REASON_TABLE_FULL;
+	life_count_opening(1);
+	err = conn_insert(&open->key, &open->conn, &open->to, &work->value);
+	if (err) {
+		conn_erase(&open->answer);
+		life_count_opening(-1);
+		count_event(EVENT_ABANDONED);
+		/* Another CPU was first: its entries count. */
+		return err == -INSERT_EXISTS ? REASON_NONE : REASON_TABLE_FULL;
+	}
+	open->begun = true;
+	return REASON_NONE;
 }
 
-/* Of open.key; on REASON_NONE it is in conns. A stack frame of its own. */
+/* Of open.key; on REASON_NONE it is in the table. A stack frame of its own. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct stamp *address,
 					const struct forward *forward)
 {
 	struct opening *open = &work->open;
 	__u32 ifindex = open->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
-	struct conn *old;
 	enum reason reason;
 
 	if (!in)
@@ -415,15 +568,10 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 		reason = open_route(ctx, work, in, forward);
 	if (reason != REASON_NONE)
 		return reason;
-	old = work->stale || open->answered ? conn_find(&open->key) : NULL;
-	open->queued = old && old->opener && old->queued;
-	if (old)
-		conn_delete(work, &open->key, old);
-	open_write(&work->pkt, in, address, forward, open);
-	/* Where its target is behind the same interface, the kernel has said already where its answers go. */
-	if (open->back.resolved && open->neighbour && work->fib.ifindex == ifindex)
-		open->conn.hop = open->back;
-	return open_insert(ctx, work);
+	open_write(work, in, address, forward);
+	if ((work->stale || open->answered) && conn_find(&open->key, &work->scratch.entry))
+		return open_obstacle(work, &open->key, &open->to, true);
+	return open_insert(ctx, work, in);
 }
 
 /* By its opener's packet, to an address that this is the stamp of. */

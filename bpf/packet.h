@@ -20,6 +20,8 @@ enum fragment_kind { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
 enum tcp_flag { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10 };
 enum { TCP_FLAGS_OFFSET = 13, SCTP_HEADER = 12, SCTP_INIT = 1 };
+/* RFC 7323 2.3; NONE: a SYN without the option. */
+enum { TCP_SCALE_MAX = 14, TCP_SCALE_NONE = 15 };
 /* In every network namespace (LOOPBACK_IFINDEX of linux/net_namespace.h). */
 enum { LOOPBACK_IFINDEX = 1 };
 enum { IP_RESERVED = 0x8000, IP_DONT_FRAGMENT = 0x4000, IP_MORE_FRAGMENTS = 0x2000, IP_OFFSET_MASK = 0x1fff };
@@ -93,14 +95,15 @@ struct quote {
 
 struct packet {
 	struct tuple tuple;
-	__u64 now;		/* set by the hook: CLOCK_MONOTONIC ns, of a tick */
+	__u32 ms, second;	/* set by the hook: CLOCK_MONOTONIC in ms and in s, of a tick */
 	__u32 ifindex;		/* set by the hook */
 	__u32 frame_length;	/* set by the hook: all bytes, not only those in reach */
 	__u32 gso_size;		/* set by the hook: transport payload per segment, 0: one packet */
 	__u32 length;		/* IP total length */
-	__u32 segment;		/* longest IP packet that this is on the wire */
+	__u32 segment;		/* longest IP packet that this is on the wire; of tunnels' GSO packets a lower bound (nat_segments asks the kernel) */
 	__u32 seq, ack;		/* TCP, host order */
 	__u32 seq_length;	/* TCP: sequence space it takes */
+	__u16 window;		/* TCP, host order */
 	enum reason flaw;	/* ports are good, but it must not be sent on; NONE: sound */
 	__u16 l3_off;
 	struct transport l4;
@@ -112,6 +115,7 @@ struct packet {
 	__u8 ttl;
 	__u8 tcp_flags;		/* FIN, SYN, RST, ACK only */
 	__u8 tcp_header;	/* its length, with options */
+	__u8 scale;		/* TCP, set by the hook from a SYN's options: window scale; TCP_SCALE_NONE: there is no such option */
 	__u8 fragment;		/* enum fragment_kind */
 	__u8 hook;		/* set by the hook: enum hook */
 	bool last;		/* of a fragment: nothing comes behind it */
@@ -199,6 +203,12 @@ static __always_inline bool packet_divisible(const struct packet *pkt)
 {
 	return !pkt->dont_fragment && packet_plain(pkt) &&
 	       (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP);
+}
+
+/* Has it IPv4 options? */
+static __always_inline bool packet_has_options(const struct packet *pkt)
+{
+	return !pkt->v6 && packet_header(pkt) > sizeof(struct iphdr);
 }
 
 /* Is 0 < *length <= most? Said so that Linux 6.1 follows it: it learns no lower bound from a comparison with
@@ -338,6 +348,7 @@ static __always_inline void packet_parse_tcp(struct tcphdr *tcp, void *data_end,
 	pkt->tcp_header = (__u8)header;
 	pkt->seq = bpf_ntohl(tcp->seq);
 	pkt->ack = bpf_ntohl(tcp->ack_seq);
+	pkt->window = bpf_ntohs(tcp->window);
 	pkt->seq_length = available - header + !!(pkt->tcp_flags & TCP_SYN) + !!(pkt->tcp_flags & TCP_FIN);
 	if (pkt->gso_size)
 		pkt->segment = pkt->length - available + header + pkt->gso_size;
@@ -516,6 +527,8 @@ static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 avai
 	__u8 protocol = pkt->tuple.protocol;
 	bool opaque = packet_opaque(protocol), icmp = packet_is_icmp(pkt, protocol);
 
+	if (opaque && pkt->gso_size)
+		pkt->segment = packet_header(pkt) + pkt->gso_size;
 	if (pkt->fragment == FRAGMENT_LATER || opaque) {
 		pkt->opens = opaque && pkt->fragment != FRAGMENT_LATER;
 		return opaque || icmp || packet_has_ports(protocol);

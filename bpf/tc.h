@@ -7,12 +7,12 @@
 
 #include "hold.h"
 #include "icmp.h"
+#include "option.h"
 #include "tell.h"
 #include "write.h"
 
 enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
 enum { RESEGMENT_STEP = 2048, RESEGMENT_STEPS = 32 };
-enum tcp_option { TCPOPT_EOL = 0, TCPOPT_NOP = 1, TCPOPT_MSS = 2, TCPOLEN_MSS = 4, TCP_OPTIONS_MAX = 40 };
 
 /* Puts an Ethernet header before data that begin with an IP header. */
 static __always_inline bool tc_give_ethernet(struct __sk_buff *skb, const struct ethhdr *eth)
@@ -37,14 +37,27 @@ static __noinline int tc_search_ip(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data, saved;
 
-	if (tc_bare(skb))
-		return 0;
 	if (bpf_skb_load_bytes_relative(skb, 0, &saved, sizeof(saved), BPF_HDR_START_MAC) != 0 ||
 	    saved.h_proto != skb->protocol)
 		return -1;
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && __builtin_memcmp(eth, &saved, sizeof(saved)) == 0)
 		return sizeof(*eth);
 	return tc_give_ethernet(skb, &saved) ? (int)sizeof(saved) : -1;
+}
+
+/* The data begin with the byte of an IP version: an IP header, or the MAC address of this router. A stack frame of its own. */
+static __noinline int tc_tell_apart(struct __sk_buff *skb)
+{
+	struct ethhdr *eth = (void *)(long)skb->data;
+	__u32 ifindex = skb->ifindex;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	if (in && tc_bare(skb))
+		return 0;
+	if (in && (void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
+	    __builtin_memcmp(eth->h_dest, in->mac, ETH_ALEN) == 0)
+		return sizeof(*eth);
+	return tc_search_ip(skb);
 }
 
 static __always_inline int tc_find_ip(struct __sk_buff *skb)
@@ -55,7 +68,7 @@ static __always_inline int tc_find_ip(struct __sk_buff *skb)
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
 		return sizeof(*eth);
-	return tc_search_ip(skb);
+	return tc_tell_apart(skb);
 }
 
 /* What is about to be sent has an Ethernet header, for helpers that send demand one; a device that carries
@@ -85,6 +98,33 @@ static __always_inline bool tc_parse(struct __sk_buff *skb, struct work *work)
 	return packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->protocol, &work->pkt);
 }
 
+/* The window scale of a SYN, and whether IPv4 options ask for a source route. */
+__noinline int tc_read_options(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+	__u32 start, length;
+
+	if (!work)
+		return 0;
+	if (work->pkt.tcp_flags & TCP_SYN) {
+		start = work->pkt.l4.off + sizeof(struct tcphdr);
+		length = work->pkt.tcp_header - sizeof(struct tcphdr);
+		work->pkt.scale = TCP_SCALE_NONE;
+		if (packet_bounded(&length, sizeof(work->options)) &&
+		    bpf_skb_load_bytes(skb, start, work->options, length) == 0)
+			work->pkt.scale = option_scale(work->options, length);
+	}
+	if (packet_has_options(&work->pkt)) {
+		start = work->pkt.l3_off + sizeof(struct iphdr);
+		length = packet_header(&work->pkt) - sizeof(struct iphdr);
+		if (packet_bounded(&length, sizeof(work->options)) &&
+		    bpf_skb_load_bytes(skb, start, work->options, length) == 0 &&
+		    option_source_route(work->options, length))
+			work->pkt.flaw = REASON_SOURCE_ROUTE;
+	}
+	return 0;
+}
+
 /* What few packets need is not static, so that the verifier takes each for itself, once, and not again for all
  * that it may have found before. Linux 6.1 lets them look up their working memory, but not be given it. */
 __noinline int tc_unknown(struct __sk_buff *skb)
@@ -93,6 +133,37 @@ __noinline int tc_unknown(struct __sk_buff *skb)
 
 	return work ? nat_decide_unknown(skb, work) : VERDICT_PASS;
 }
+
+__noinline int tc_elsewhere(struct __sk_buff *skb, struct conn *conn)
+{
+	struct work *work = work_get();
+
+	return work && conn ? nat_other_interface(skb, work, conn) : REASON_NOT_ATTACHED;
+}
+
+__noinline int tc_send_on(struct __sk_buff *skb, struct conn *conn)
+{
+	struct work *work = work_get();
+
+	return work && conn ? nat_send(skb, work, conn) : REASON_NEXT_HOP;
+}
+
+static const struct nat_hook tc_steps = {
+	.elsewhere = (int (*)(void *, struct conn *))tc_elsewhere,
+	.send = (int (*)(void *, struct conn *))tc_send_on,
+};
+
+__noinline int tc_known(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	return work ? nat_decide_known(skb, work, &tc_steps) : VERDICT_PASS;
+}
+
+static const struct nat_hook tc_hook = {
+	.known = (int (*)(void *))tc_known,
+	.unknown = (int (*)(void *))tc_unknown,
+};
 
 __noinline int tc_icmp(struct __sk_buff *skb)
 {
@@ -190,7 +261,8 @@ static __always_inline long tc_again(struct __sk_buff *skb, const struct packet 
 	return bpf_redirect(pkt->ifindex, BPF_F_INGRESS);
 }
 
-static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
+/* A stack frame of its own. */
+static __noinline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	struct bpf_redir_neigh hop = rw->gateway;
 
@@ -251,25 +323,6 @@ static __always_inline bool tc_shorten(struct __sk_buff *skb, struct work *work)
 	return true;
 }
 
-/* Where in the options the value of the MSS is; 0: nowhere. */
-static __always_inline __u32 tc_find_mss(const __u8 *options, __u32 length)
-{
-	__u32 at = 0;
-
-	for (int i = 0; i < TCP_OPTIONS_MAX && at + TCPOLEN_MSS <= length; i++) {
-		/* What is compared is what is used next: Linux 6.1 does not see that a copy is the same. */
-		asm volatile("" : "+r"(at));
-		if (at > TCP_OPTIONS_MAX - TCPOLEN_MSS)
-			return 0;
-		if (options[at] == TCPOPT_MSS && options[at + 1] == TCPOLEN_MSS)
-			return at + 2;
-		if (options[at] == TCPOPT_EOL || (options[at] != TCPOPT_NOP && !options[at + 1]))
-			return 0;
-		at += options[at] == TCPOPT_NOP ? 1 : options[at + 1];
-	}
-	return 0;
-}
-
 /* Lowers the MSS option of a SYN, RFC 9293 3.7.1; never raises it, nor adds one. */
 static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *work)
 {
@@ -281,8 +334,8 @@ static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *wor
 	if (!packet_bounded(&length, sizeof(work->options)) ||
 	    bpf_skb_load_bytes(skb, start, work->options, length) != 0)
 		return 0;
-	at = tc_find_mss(work->options, length);
-	if (!packet_bounded(&at, TCP_OPTIONS_MAX - sizeof(old)))
+	at = option_find(work->options, length, TCPOPT_MSS, TCPOLEN_MSS);
+	if (!packet_bounded(&at, OPTIONS_MAX - sizeof(old)))
 		return 0;
 	__builtin_memcpy(&old, &work->options[at], sizeof(old));
 	if (bpf_ntohs(old) <= work->rw.mss)
@@ -349,9 +402,12 @@ __noinline int tc_refuse(struct __sk_buff *skb)
 	if (!work)
 		return TC_ACT_SHOT;
 	tell = tell_of(work);
-	if (!(tell.type || tell.reset) || !tc_ensure_ethernet(skb, &work->pkt))
+	if (!(tell.type || tell.reset || tell.challenge) || !tc_ensure_ethernet(skb, &work->pkt))
 		return TC_ACT_SHOT;
-	written = tell.reset ? tell_write_reset(skb, work, tell) : tell_write(skb, work, tell);
+	if (tell.challenge)
+		written = tell_write_challenge(skb, work);
+	else
+		written = tell.reset ? tell_write_reset(skb, work, tell) : tell_write(skb, work, tell);
 	if (!written)
 		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);

@@ -15,6 +15,7 @@ struct tell {
 	__u8 type, code;	/* both 0: says nothing */
 	bool mtu;		/* says the MTU, too */
 	bool reset;		/* not ICMP, but a RST */
+	bool challenge;		/* not ICMP, but a SYN/ACK (lifecycle.h) */
 };
 
 /* Destination Unreachable, to those who are told at all. */
@@ -27,12 +28,27 @@ static __always_inline struct tell tell_unreachable(const struct packet *pkt, en
 	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = (__u8)v4 };
 }
 
-/* Its connection is over: whoever is told opens another one at once. */
+/* May the sender of this packet, or its other side, be told that a connection is over? Not a client of the Internet whose
+ * external address is no longer this router's: it may be somebody else's. */
+static __always_inline bool tell_reaches(__u32 ifindex, const union addr *from)
+{
+	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	if (!out || out->role != ROLE_WAN || external_find(from))
+		return out;
+	for (int i = 0; i < 8 && i < out->addresses; i++) {
+		if (addr_equal(&out->address[i].address, from))
+			return true;
+	}
+	return false;
+}
+
+/* Its connection is over: whoever hears of it opens another one at once. A RST is for everybody. */
 static __always_inline struct tell tell_ended(const struct packet *pkt)
 {
 	if (pkt->tuple.protocol != IPPROTO_TCP || pkt->fragment != FRAGMENT_NONE)
 		return tell_unreachable(pkt, ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH);
-	return (struct tell){ .reset = !(pkt->tcp_flags & TCP_RST) && nat_tells(pkt->ifindex) };
+	return (struct tell){ .reset = !(pkt->tcp_flags & TCP_RST) };
 }
 
 /* Without DF the size is not to blame, but options or a protocol that cannot be cut up. */
@@ -59,6 +75,8 @@ static __always_inline struct tell tell_of(const struct work *work)
 		return tell_unreachable(pkt, ICMP_HOST_UNREACH, ICMPV6_ADDR_UNREACH);
 	case REASON_ENDED:
 		return tell_ended(pkt);
+	case REASON_CHALLENGED:
+		return (struct tell){ .challenge = pkt->tcp_flags == TCP_SYN };
 	case REASON_NOT_ALLOWED:
 	case REASON_REFLECT_OFF:
 	case REASON_SOURCE_LIMIT:
@@ -201,15 +219,16 @@ static __always_inline bool tell_write(struct __sk_buff *skb, struct work *work,
 	return craft_begin(skb, pkt) && craft_put(skb, base, base + length) == 0;
 }
 
-/* What a RST says: RFC 9293 3.10.7.1. */
-struct tell_reset {
+/* What a segment of the router's own says. */
+struct tell_segment {
 	__u32 seq, ack;
+	__u16 window;
 	__u8 flags;
 };
 
-/* Puts a RST that goes this way into the skb, whose packet has been given up. */
-static __always_inline bool tell_put_reset(struct __sk_buff *skb, struct work *work, const struct tuple *way,
-					   struct tell_reset reset)
+/* Puts a segment that goes this way into the skb, whose packet has been given up. */
+static __always_inline bool tell_put_segment(struct __sk_buff *skb, struct work *work, const struct tuple *way,
+					   struct tell_segment segment)
 {
 	struct craft *craft = craft_get();
 	__u32 base = packet_base(&work->pkt);
@@ -221,10 +240,11 @@ static __always_inline bool tell_put_reset(struct __sk_buff *skb, struct work *w
 	__builtin_memset(tcp, 0, sizeof(*tcp));
 	tcp->source = way->sport;
 	tcp->dest = way->dport;
-	tcp->seq = bpf_htonl(reset.seq);
-	tcp->ack_seq = bpf_htonl(reset.ack);
+	tcp->seq = bpf_htonl(segment.seq);
+	tcp->ack_seq = bpf_htonl(segment.ack);
 	tcp->doff = sizeof(*tcp) / 4;
-	*((__u8 *)tcp + TCP_FLAGS_OFFSET) = reset.flags;
+	*((__u8 *)tcp + TCP_FLAGS_OFFSET) = segment.flags;
+	tcp->window = bpf_htons(segment.window);
 	tcp->check = (__sum16)~csum_fold16(tell_pseudo_sum(way, sizeof(*tcp)) + craft_sum(base, base + sizeof(*tcp)));
 	tell_header(work, way, sizeof(*tcp));
 	return craft_put(skb, base, base + sizeof(*tcp)) == 0;
@@ -234,21 +254,45 @@ static __always_inline bool tell_put_reset(struct __sk_buff *skb, struct work *w
  * for what will never come. Its receiver takes no other sequence number than the one it expects. */
 static __always_inline void tell_other_side(struct __sk_buff *skb, struct work *work)
 {
-	struct conn *conn = conn_find(&work->pkt.tuple), *other;
-	struct tell_reset reset = { .flags = TCP_RST };
+	struct entry *entry = &work->entry;
+	struct conn *conn = conn_find(&work->pkt.tuple, entry), *other;
+	struct tell_segment reset = { .flags = TCP_RST };
 
-	if (!conn || conn_half(conn) || conn->told || !nat_tells(conn->hop.ifindex))
+	if (!conn || conn_half(entry->identity) || entry->identity & CONN_TOLD)
 		return;
-	other = conn_other(conn);
-	if (!other)
+	other = conn_other(entry, &work->scratch);
+	if (!other || !conn_mark(conn, entry->identity, CONN_TOLD, 0))
 		return;
-	conn->told = other->told = 1;
+	conn_mark(other, work->scratch.entry.identity, CONN_TOLD, 0);
 	reset.seq = other->ack;
-	work->rw.ifindex = conn->hop.ifindex;
-	__builtin_memcpy(work->rw.macs, conn->hop.dst_mac, sizeof(work->rw.macs));
-	work->open.way = conn->to;
-	if (tell_put_reset(skb, work, &work->open.way, reset))
+	work->back = other->hop;
+	if (!hop_recall(conn->hop, &work->rw) &&
+	    (nat_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))
+		return;
+	if (!tell_reaches(work->rw.ifindex, &entry->to.src))
+		return;
+	/* The loopback device takes no station's address. */
+	if (work->rw.local)
+		__builtin_memset(work->rw.macs, 0, sizeof(work->rw.macs));
+	if (tell_put_segment(skb, work, &entry->to, reset))
 		bpf_clone_redirect(skb, work->rw.ifindex, 0);
+}
+
+/* A packet that user space has made up names no station: the kernel knows it. */
+static __always_inline bool tell_station(struct __sk_buff *skb, struct work *work)
+{
+	const __u8 *mac = work->pkt.remote_mac;
+	struct fib_start start = { .ifindex = work->pkt.ifindex };
+
+	if (mac[0] | mac[1] | mac[2] | mac[3] | mac[4] | mac[5] || nat_role(work->pkt.ifindex) == ROLE_LOCAL)
+		return true;
+	if (hop_recall(work->back, &work->rw))
+		return true;
+	if (fib_route(skb, &work->fib, start, &work->open.way, sizeof(struct iphdr)) != BPF_FIB_LKUP_RET_SUCCESS)
+		return false;
+	__builtin_memcpy(work->rw.macs, work->fib.dmac, ETH_ALEN);
+	__builtin_memcpy(work->rw.macs + ETH_ALEN, work->fib.smac, ETH_ALEN);
+	return true;
 }
 
 /* True: as tell_write, a RST. */
@@ -256,14 +300,36 @@ static __always_inline bool tell_write_reset(struct __sk_buff *skb, struct work 
 {
 	const struct packet *pkt = &work->pkt;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
-	struct tell_reset reset = { .seq = pkt->ack, .flags = TCP_RST };
+	struct tell_segment reset = { .seq = pkt->ack, .flags = TCP_RST };
 
 	if (!in || !tell_allowed(in, tell) || !craft_begin(skb, pkt))
 		return false;
+	work->back = 0;
 	tell_other_side(skb, work);
+	if (!tell_reaches(pkt->ifindex, &pkt->tuple.dst))
+		return false;
 	if (!(pkt->tcp_flags & TCP_ACK))
-		reset = (struct tell_reset){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };
+		reset = (struct tell_segment){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };
 	tell_address(work);
 	tuple_reverse(&pkt->tuple, &work->open.way);
-	return tell_put_reset(skb, work, &work->open.way, reset);
+	if (!tell_station(skb, work))
+		return false;
+	return tell_put_segment(skb, work, &work->open.way, reset);
+}
+
+/* True: as tell_write, a challenge. One for a SYN, and no longer than the SYN: nothing is amplified, and the budget of ICMP
+ * errors is not touched. Its window, and how far its acknowledgement is off, pass for a connection in conntrack
+ * (MAXACKWINCONST of nf_conntrack_proto_tcp.c), so that the answer also comes from behind a masquerade. */
+static __always_inline bool tell_write_challenge(struct __sk_buff *skb, struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+	struct tell_segment challenge = {
+		.seq = bpf_get_prandom_u32(), .ack = challenge_number(pkt), .flags = TCP_SYN | TCP_ACK, .window = 0xffff,
+	};
+
+	if (!craft_begin(skb, pkt))
+		return false;
+	tell_address(work);
+	tuple_reverse(&pkt->tuple, &work->open.way);
+	return tell_put_segment(skb, work, &work->open.way, challenge);
 }

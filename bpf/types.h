@@ -5,6 +5,7 @@
 
 #include <linux/bpf.h>
 #include <linux/types.h>
+#include <stdbool.h>
 
 /* IPv4 is stored v4-mapped (::ffff:a.b.c.d), so one key serves both families. */
 union addr {
@@ -40,12 +41,33 @@ enum reflect {
 	REFLECT_OFF,
 };
 
-/* How far a connection has come; what counts is the opener's entry. */
+/* The states of a connection. The opener's entry decides; the answerer's holds a copy. A connection only moves down
+ * this list. */
 enum conn_state {
-	CONN_HALF_OPEN,		/* its handshake has not completed */
-	CONN_GONE,		/* half-open, and on its way out */
-	CONN_ESTABLISHED,	/* and what comes after it */
-	CONN_EXPIRED,		/* idle for too long: only keeps its tuple from other clients for a while */
+	CONN_HALF_OPEN = 1,	/* its handshake has not completed */
+	CONN_ESTABLISHED,
+	CONN_CLOSING,		/* TCP: both FINs are acknowledged, or a RST was exact */
+	CONN_ENDED,		/* its forward or address has gone, or it has expired: it only keeps its tuples */
+	CONN_GONE,		/* on its way out of the table: one CPU deletes both entries */
+};
+
+/* The other bits of an entry's identity. */
+enum conn_flag {
+	CONN_STATE = 7,		/* mask of enum conn_state */
+	CONN_PATH_SHIFT = 3,	/* two bits: enum conn_path */
+	CONN_OPENER = 1 << 5,	/* the direction that opened the connection */
+	CONN_FROM_WAN = 1 << 6,	/* this direction's packets come in by a WAN */
+	CONN_LOCAL = 1 << 7,	/* this direction's packets are for the router itself */
+	CONN_REBUILT = 1 << 8,	/* made from its rule in the middle: nobody has seen its handshake */
+	CONN_NUMBERED = 1 << 9,	/* TCP: end and ack are known */
+	CONN_FIN = 1 << 10,	/* TCP: this side has sent a FIN, and end is the number behind it */
+	CONN_ANSWERED = 1 << 11, /* TCP, the answerer's: it has sent a SYN/ACK that acknowledges the SYN */
+	CONN_CHALLENGE = 1 << 12, /* TCP, the answerer's: it may send one ACK without data (RFC 5961) */
+	CONN_TOLD = 1 << 13,	/* it is over, and both sides were told */
+	CONN_PROVEN = 1 << 14,	/* half-open: counted among the places of proven sources */
+	CONN_CUT = 1 << 15,	/* TCP: this side has sent an exact RST */
+	CONN_SCALE_SHIFT = 16,	/* four bits: TCP window scale (RFC 7323); 15: the option was not sent */
+	CONN_LAN_SHIFT = 20,	/* twelve bits: hash of the LAN interface whose share it is counted in; 0: none */
 };
 
 enum role {
@@ -65,6 +87,8 @@ enum verdict {
 	VERDICT_HOLD,	/* TC only: a fragment kept until the first of its datagram arrives */
 	VERDICT_TELL,	/* counter only: a DROP or REFUSE that was answered with an ICMP error */
 	VERDICT_BEGUN,	/* never the last word: there is a connection now */
+	VERDICT_REPLACE, /* never the last word: another connection has to be removed first */
+	VERDICT_UNKNOWN, /* never the last word: it is of no connection, and may be ours */
 };
 
 /* Why. Also the counter index, and in lower case the metric label. */
@@ -95,11 +119,17 @@ enum reason {
 	REASON_NO_ROUTE,
 	REASON_NOT_ATTACHED,	/* in or out through an interface hairpin does not watch */
 	REASON_FORWARDING_OFF,	/* ip_forward is 0 */
-	REASON_NEXT_HOP,	/* unknown, or due for renewal */
+	REASON_NEXT_HOP,	/* unknown, or no longer fresh */
 	REASON_NO_XDP_TX,	/* XDP: output device does not take XDP frames */
 	REASON_PARTIAL_CHECKSUM, /* XDP: transport checksum may be left to an offload */
 	REASON_OTHER_HOST,	/* XDP: frame for another station */
 	REASON_WRITE_FAILED,	/* the kernel refused a write to the packet */
+	REASON_BEGUN,		/* never counted: another CPU has just begun the connection */
+	REASON_RACED,		/* another CPU is at this connection: the sender will try again */
+	REASON_OBSTACLE,	/* never counted: an old connection is in the way, and may be removed */
+	REASON_NOT_OURS,	/* never counted: it has a connection's tuple, but is the kernel's */
+	REASON_SOURCE_ROUTE,	/* LSRR or SSRR option (RFC 7126 4.3, 4.4) */
+	REASON_CHALLENGED,	/* too many openings: the SYN was answered by a challenge, or this is its answer */
 	REASON_LEAK,		/* out by a WAN, with a target's private address as its source */
 };
 
@@ -129,12 +159,14 @@ struct settings {
 	__u64 port_hold;	/* RFC 6888 REQ-8: 120 s */
 	__u64 icmp_interval;	/* between two ICMP errors to one side, on average; 0: no limit */
 	enum side told;		/* bits: both sides may be told */
-	__u32 source_limit;	/* RFC 6888 REQ-4: connections of one client address; 0: no limit */
+	__u32 source_limit;	/* RFC 6888 REQ-4: established connections of one client; 0: no limit */
+	__u32 interface_limit;	/* the same of all clients behind one LAN interface */
 	__u32 stand_ins;	/* whether there are any */
 	__u16 intercept_first;	/* lowest port that an intercept has; above the highest one: there is none */
 	__u16 intercept_last;
+	__u32 pad;
 };
-_Static_assert(sizeof(struct settings) == 72, "struct settings has implicit padding");
+_Static_assert(sizeof(struct settings) == 80, "struct settings has implicit padding");
 
 /* What a connection was made from. Once epochs[id] differs from epoch the connection is over. */
 struct stamp {
@@ -238,72 +270,192 @@ struct interface {
 };
 _Static_assert(sizeof(struct interface) == 284, "struct interface has implicit padding");
 
-/* Where a direction's packets leave. Resolved again after a second or when routes change. */
-struct next_hop {
-	__u64 resolved;		/* CLOCK_MONOTONIC ns; 0: unknown */
+/* A next hop, shared by all connections that use it. Connections refer to it by its index and generation. */
+struct hop {
+	__u32 generation;	/* raised when the content changes; odd: being written */
+	__u32 resolved;		/* ms: when the kernel last confirmed it */
 	__u32 routes;		/* struct routes generation it was resolved under */
 	__u32 ifindex;
 	__u8 dst_mac[6] __attribute__((aligned(4)));	/* aligned, as all MAC addresses: else they are copied by bytes */
 	__u8 src_mac[6];
-	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, where this direction's packets come in */
+	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, where the packets come in */
 	__u8 xdp;		/* 1: in tx_ports, at that time */
 	__u8 pad;
 	__u32 mtu;
 };
-_Static_assert(sizeof(struct next_hop) == 40, "struct next_hop has implicit padding");
+_Static_assert(sizeof(struct hop) == 40, "struct hop has implicit padding");
 
-/* When a packet for this neighbour last went the kernel's way, which keeps its entry alive. */
-struct renewal {
-	__u64 time;		/* CLOCK_MONOTONIC ns */
-	__u32 ifindex;
-	__u8 mac[6];
-	__u8 pad[2];
-	__u32 pad2;
-};
-_Static_assert(sizeof(struct renewal) == 24, "struct renewal has implicit padding");
-
-/* One direction of a connection; the other one's key is this one's `to` reversed. */
+/* One direction of a connection, without its addresses: the part that both families share. The other direction's key is
+ * what this one's packets leave as, reversed. */
 struct conn {
+	__u64 identity;		/* serial << 32 | flags | state: changed only by compare-and-swap of all 64 bits */
+	__u32 hop;		/* generation << 20 | index of hops; 0: unknown */
+	__u32 forward;		/* low half of created << 17 | forward id */
+	__u32 address;		/* high half of created << 17 | address id */
+	__u32 epochs;		/* sum of the epochs of both; another sum: the connection is over */
+	__u32 ifindex;		/* by which this direction's packets come in */
+	__u32 seen;		/* CLOCK_MONOTONIC ms, of a tick: last packet that was in order */
+	__u32 packets;
+	__u32 bytes;		/* IP total length, low 32 bits */
+	__u32 end;		/* TCP: sequence number behind what it has sent; else seconds of evidence */
+	__u32 ack;		/* TCP: highest acknowledgement it sent; else the last second of evidence */
+	__u16 window;		/* TCP: as it was sent, without the scale */
+	__u16 bytes_high;	/* bits 32 to 47 */
+	__be16 sport;		/* what its packets leave as */
+	__be16 dport;
+};
+_Static_assert(sizeof(struct conn) == 56, "struct conn has implicit padding");
+
+/* IPv4: with the kernel's 48 bytes the header and key fill one cache line, and the value the next. */
+struct conn4 {
+	struct conn conn;
+	__be32 src;
+	__be32 dst;
+};
+_Static_assert(sizeof(struct conn4) == 64, "struct conn4 has implicit padding");
+
+struct conn6 {
+	struct conn conn;
+	union addr src;
+	union addr dst;
+};
+_Static_assert(sizeof(struct conn6) == 88, "struct conn6 has implicit padding");
+
+/* A packet's IPv4 addresses as it arrives. */
+struct tuple4 {
+	__be32 src;
+	__be32 dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 pad[3];
+};
+_Static_assert(sizeof(struct tuple4) == 16, "struct tuple4 has implicit padding");
+
+/* Kinds of places. Each connection holds one place, of the kind that its state asks for. */
+enum place_kind {
+	PLACE_HALF_TCP,
+	PLACE_HALF_PROVEN,	/* half-open TCP whose source has answered a challenge */
+	PLACE_HALF_OTHER,
+	PLACE_TCP,		/* established */
+	PLACE_OTHER,		/* established, all other protocols */
+	PLACE_CLOSING,		/* closing and ended */
+	PLACES,
+};
+
+/* All places of one kind and family; index: kind * 2, and 1 more for IPv6. */
+struct ring {
+	__s64 count;		/* connections that hold one: see lifecycle.h */
+	__u64 next;		/* tickets given out */
+	__u32 base;		/* its first place in places4 or places6 */
+	__u32 size;
+	__u32 limit;		/* connections that may hold a place */
+	__u32 pad[9];
+};
+_Static_assert(sizeof(struct ring) == 64, "struct ring has implicit padding");
+
+/* A place: the connection that holds it, by its opener's key. */
+struct place4 {
+	struct bpf_spin_lock lock;
+	__u32 serial;		/* 0: free */
+	struct tuple4 key;
+};
+_Static_assert(sizeof(struct place4) == 24, "struct place4 has implicit padding");
+
+struct place6 {
+	struct bpf_spin_lock lock;
+	__u32 serial;
+	struct tuple key;
+};
+_Static_assert(sizeof(struct place6) == 48, "struct place6 has implicit padding");
+
+/* What one client has, or all clients behind one LAN interface. */
+struct source {
+	__s32 established;	/* TCP */
+	__s32 established_other;
+	__s32 half_open;
+	__u32 pad;
+};
+
+enum { COUNTS_PAGE = 256 };
+
+/* Counts lie in pages: whoever reads or clears all of them makes few calls. */
+struct source_page {
+	struct source source[COUNTS_PAGE];
+};
+
+/* What one forward has. */
+struct load {
+	__s32 half_open;	/* TCP */
+	__s32 half_open_other;
+	__s32 other;		/* established, other protocols */
+	__u32 pad;
+};
+
+struct load_page {
+	struct load load[COUNTS_PAGE];
+};
+
+/* 16 more bits of a source's hash, and the second in which it answered a challenge. */
+struct proven_page {
+	__u32 proven[COUNTS_PAGE];
+};
+
+/* Key of the hashes that strangers must not foresee. Filled once by the loader. */
+struct secret {
+	__u64 key[2];
+};
+
+/* The next serial of each CPU. */
+struct serial {
+	__u32 next;
+	__u32 pad;
+};
+
+/* What a look into conns4 or conns6 copies out of an entry. */
+struct entry {
+	__u64 identity;
 	struct tuple to;	/* what its packets leave as */
-	__u64 last_seen;	/* CLOCK_MONOTONIC ns, of a tick */
-	__u64 packets;
-	__u64 bytes;		/* IP total length */
-	__wsum address_diff;	/* what the checksums change by, from the key to `to` */
-	__wsum port_diff;
-	struct next_hop hop;
-	struct stamp forward;
-	struct stamp address;
-	enum conn_state state;
-	__u32 ifindex;		/* interface the opener came in by */
-	__u8 path;		/* enum conn_path */
-	__u8 opener;		/* 1: the direction that opened the connection */
-	__u8 fin;		/* TCP: sent a FIN, whose end is `end` */
-	__u8 rst;		/* TCP: an exact RST of either side, nothing since from this one */
-	__u8 local;		/* its packets are for the router itself */
-	__u8 rebuilt;		/* made from its rule in the middle: nobody has seen its handshake */
-	__u8 queued;		/* the opener's: its key waits in visits */
-	__u8 told;		/* it is over, and both sides were told */
-	__u32 ack;		/* TCP: last acknowledgement it sent */
-	__u32 end;		/* TCP: sequence number after its SYN, later after its FIN */
-	__u64 created;		/* CLOCK_MONOTONIC ns */
-};
-_Static_assert(sizeof(struct conn) == 160, "struct conn has implicit padding");
-
-/* How many connections are established, or keep their tuples though they are not; and how many may be. */
-struct census {
-	__u32 established;
-	__u32 limit;		/* set by the loader; 0: as many as find room */
 };
 
-/* An appointment to see whether a connection has expired. */
-struct visit {
-	struct tuple key;	/* the opener's */
-	__u64 created;		/* of the connection meant, should its key have become another's; but in visits it is the key's */
+/* A place that is wanted. */
+struct place_want {
+	__u32 serial;
+	enum place_kind kind;
+	__u32 forward;
+	bool crowded;		/* its forward holds more than its share: one of its own has to give way */
+	bool greedy;		/* the same of its client */
+	bool chosen;		/* the slot is where to begin */
+	bool taken;
 };
 
-/* The one timer that keeps the appointments. */
+/* Working memory of lifecycle.h. Packets have theirs by CPU; the sweeper has its own. */
+struct scratch {
+	struct tuple answer;	/* key of an answerer's entry */
+	struct entry entry;	/* of that key */
+	struct tuple erased;	/* key of an opener's entry */
+	struct tuple held;	/* the connection that holds a place */
+	struct entry holder;
+	struct tuple victim;	/* the one of several that is to give way */
+	struct entry worst;
+	struct place_want want;
+	__u32 slot;		/* place of a ring, from 0 */
+	__u32 victim_serial;	/* 0: none so far */
+	__u32 victim_index;
+	__u32 now;		/* ms */
+	__u64 victim_worth;
+};
+
+/* The one timer that visits all places, and where it goes on. */
 struct sweeper {
 	struct bpf_timer timer;
+	__u32 ring;
+	__u32 place;		/* of that ring */
+	__u32 visits;		/* in this step; not on the stack: the verifier would count along */
+	__u32 left;		/* connections that left their place in this step */
+	struct tuple key;	/* the connection being looked at: scratch is for what is done with it */
+	struct entry entry;
+	struct scratch scratch;
 };
 
 struct fragment_key {
@@ -376,7 +528,7 @@ struct traffic {
 struct forward_stats {
 	struct traffic traffic[PATHS][2];
 	__u64 established[PATHS];	/* connections that completed their handshake */
-	__u64 closed[PATHS];		/* of these, no longer in conns */
+	__u64 closed[PATHS];		/* of these, that have ended */
 };
 
 /* Counted per CPU: what no walk of a table can tell. */
@@ -386,6 +538,7 @@ enum conn_event {
 	EVENT_ABANDONED,	/* half-open for too long, or replaced by another */
 	EVENT_EVICTED,		/* half-open, and gave way to a newer one */
 	EVENT_CLOSED,
+	EVENT_DISPLACED,	/* established, not TCP: gave way to a newer one */
 	EVENTS,
 };
 
@@ -398,6 +551,13 @@ struct counter_key {
 /* Argument of the program that ends one connection from user space. */
 struct end_request {
 	struct tuple key;	/* of either direction */
+	__u32 serial;		/* of the connection meant; 0: whatever has the key */
 	__u32 found;		/* answer: 1 if there was such a connection */
+};
+
+/* Argument of the program that corrects a count. */
+struct correct_request {
+	__s64 change;
+	__u32 ring;		/* index of rings */
 	__u32 pad;
 };

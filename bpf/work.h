@@ -7,6 +7,9 @@
 
 #include "packet.h"
 
+enum { SECOND_NS = 1000000000, MS_NS = 1000000 };
+enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
+
 /* All that an apply step needs. No pointers: it survives whatever a helper does to the packet. */
 struct rewrite {
 	enum reason reason;
@@ -15,6 +18,8 @@ struct rewrite {
 	__u32 mtu;		/* of the next hop; 0: not known */
 	__u16 mss;		/* most that a SYN may promise; 0: what it likes */
 	bool resolved;		/* macs are known */
+	bool xdp;		/* the output device takes XDP frames */
+	bool other_host;	/* XDP: the frame is for another station */
 	bool local;		/* to the router itself, by its loopback device */
 	/* From here on set only with VERDICT_SEND. */
 	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));	/* destination, source */
@@ -33,33 +38,52 @@ struct opening {
 	bool answered;		/* it is the answerer's packet that rebuilds it */
 	bool mapped;		/* its port is to be the client's alone */
 	bool local;		/* its target is the router itself */
-	bool queued;		/* its key waits in visits: it replaces another connection */
+	bool chosen;		/* scratch.slot is the half-open place to begin with */
+	bool begun;		/* both entries are this CPU's: life_begin is to follow */
+	bool proven;		/* its source has answered a challenge */
+	bool greedy;		/* its client has more half-open connections than its share */
 	struct tuple way;	/* what is being routed */
 	struct tuple answer;	/* key of the answerer's direction */
 	bool neighbour;		/* fib knows a MAC address */
-	struct next_hop back;	/* to the client; not resolved: not asked yet */
+	__u32 back;		/* next hop to the client; 0: not known */
 	__u32 tries;		/* how many ports were tried; not on the stack: the verifier would count along */
+	__u32 serial;
+	__u32 lan;		/* hash of the LAN interface that the client is behind; 0: none */
 	struct conn conn;	/* the direction being written */
+	struct tuple to;	/* and what it translates to */
+};
+
+/* An entry's value in either family. */
+union conn_value {
+	struct conn4 four;
+	struct conn6 six;
 };
 
 struct work {
-	__u64 now, jiffies;	/* the clock, and when it was looked at: it moves with the jiffies */
+	__u64 jiffies;		/* when the clock was looked at: it moves with the jiffies */
+	__u32 ms, second;	/* CLOCK_MONOTONIC */
+	__u32 slot;		/* of forwards and all that swaps with them; SLOT_UNREAD: nobody has asked yet */
 	struct packet pkt;
 	struct rewrite rw;
 	struct bpf_fib_lookup fib;
 	struct bpf_sock_tuple sock;
+	__u32 back;		/* next hop to the sender of the packet; 0: not known */
 	bool stale;		/* there is an entry for the packet, but its connection is over */
+	struct entry entry;	/* of the packet's tuple */
+	struct entry open_entry; /* of the opener, where the packet is the answerer's */
+	struct scratch scratch;
+	union conn_value value;	/* of an entry being inserted */
+	struct hop hop;		/* one being made */
 	bool to_external;	/* external is set */
 	struct external external;	/* what it is to */
 	struct tuple other;	/* key of the other direction */
 	struct tuple mapping;	/* key of one */
 	struct mapping fresh;	/* one being made */
 	struct opening open;
-	struct visit evicted;	/* of a half-open connection that gives way */
 	struct held_key held;
 	bool followed;		/* the fragment's datagram is in fragments, by the key in held */
 	__u32 waiting;		/* how many of its pieces are held */
-	__u8 options[40];	/* of a TCP header */
+	__u8 options[OPTIONS_MAX];	/* of a TCP or an IPv4 header */
 	__u8 header[sizeof(struct ipv6hdr)];	/* of a packet being put together */
 };
 
@@ -77,14 +101,15 @@ static __always_inline struct work *work_get(void)
 	return bpf_map_lookup_elem(&works, &zero);
 }
 
-/* CLOCK_MONOTONIC in ns, of a tick: asked once in that, for the kernel's clock is three calls away. */
-static __always_inline __u64 work_now(struct work *work)
+/* Reads the clock, once in a tick: the kernel's is three calls away. */
+static __always_inline void work_tick(struct work *work)
 {
-	__u64 jiffies = bpf_jiffies64();
+	__u64 jiffies = bpf_jiffies64(), now;
 
-	if (work->jiffies != jiffies) {
-		work->jiffies = jiffies;
-		work->now = bpf_ktime_get_coarse_ns();
-	}
-	return work->now;
+	if (work->jiffies == jiffies)
+		return;
+	now = bpf_ktime_get_coarse_ns();
+	work->jiffies = jiffies;
+	work->ms = (__u32)(now / MS_NS);
+	work->second = (__u32)(now / SECOND_NS);
 }

@@ -4,7 +4,25 @@
 #pragma once
 
 #include "nat.h"
+#include "option.h"
 #include "write.h"
+
+/* The window scale of a SYN. Not static, as those of TC. */
+__noinline int xdp_read_options(struct xdp_md *ctx)
+{
+	struct work *work = work_get();
+	__u32 start, length;
+
+	if (!work)
+		return 0;
+	start = work->pkt.l4.off + sizeof(struct tcphdr);
+	length = work->pkt.tcp_header - sizeof(struct tcphdr);
+	work->pkt.scale = TCP_SCALE_NONE;
+	if (packet_bounded(&length, sizeof(work->options)) &&
+	    bpf_xdp_load_bytes(ctx, start, work->options, length) == 0)
+		work->pkt.scale = option_scale(work->options, length);
+	return 0;
+}
 
 static __always_inline bool xdp_parse(struct xdp_md *ctx, struct work *work)
 {
@@ -23,10 +41,41 @@ __noinline int xdp_unknown(struct xdp_md *ctx)
 	return work ? nat_decide_unknown(ctx, work) : VERDICT_PASS;
 }
 
+__noinline int xdp_elsewhere(struct xdp_md *ctx, struct conn *conn)
+{
+	struct work *work = work_get();
+
+	return work && conn ? nat_other_interface(ctx, work, conn) : REASON_NOT_ATTACHED;
+}
+
+__noinline int xdp_send_on(struct xdp_md *ctx, struct conn *conn)
+{
+	struct work *work = work_get();
+
+	return work && conn ? nat_send(ctx, work, conn) : REASON_NEXT_HOP;
+}
+
+static const struct nat_hook xdp_steps = {
+	.elsewhere = (int (*)(void *, struct conn *))xdp_elsewhere,
+	.send = (int (*)(void *, struct conn *))xdp_send_on,
+};
+
+__noinline int xdp_known(struct xdp_md *ctx)
+{
+	struct work *work = work_get();
+
+	return work ? nat_decide_known(ctx, work, &xdp_steps) : VERDICT_PASS;
+}
+
+static const struct nat_hook xdp_hook = {
+	.known = (int (*)(void *))xdp_known,
+	.unknown = (int (*)(void *))xdp_unknown,
+};
+
 /* All else is TC's: what has to be put together, or says something about other packets. */
 static __always_inline bool xdp_fit(const struct packet *pkt)
 {
-	return pkt->fragment == FRAGMENT_NONE &&
+	return pkt->fragment == FRAGMENT_NONE && !packet_has_options(pkt) &&
 	       (pkt->tuple.protocol == IPPROTO_TCP || pkt->tuple.protocol == IPPROTO_UDP);
 }
 

@@ -194,7 +194,7 @@ func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	slots := takeSlots(bare.Maps)
 	for _, m := range bare.Maps {
 		// The kernel takes no types for these: it makes them, finds that out, and waits to unmake them.
-		if m.Type == ebpf.DevMapHash || m.Type == ebpf.Queue {
+		if m.Type == ebpf.DevMapHash {
 			m.Key, m.Value = nil, nil
 		}
 	}
@@ -300,11 +300,18 @@ func newProgram(spec *ebpf.CollectionSpec, name string, maps map[string]*ebpf.Ma
 		Types:     spec.Types,
 		ByteOrder: spec.ByteOrder,
 	}
-	for name := range maps {
-		one.Maps[name] = spec.Maps[name].Copy()
-		// The library writes initial contents to a map that it is given as well. They would replace
-		// the running forwards.
-		one.Maps[name].Contents = nil
+	for name, m := range spec.Maps {
+		_, given := maps[name]
+		switch {
+		case given:
+			one.Maps[name] = m.Copy()
+			// The library writes initial contents to a map that it is given as well. They would replace
+			// the running forwards.
+			one.Maps[name].Contents = nil
+		case isData(name):
+			// An upgrade finds no data section pinned: the program gets its own.
+			one.Maps[name] = m.Copy()
+		}
 	}
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
 	if err != nil {

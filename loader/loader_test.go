@@ -107,22 +107,47 @@ func TestPinsAreForRootAlone(t *testing.T) {
 }
 
 func TestLoadSizesTheTables(t *testing.T) {
-	for _, c := range []struct{ connections, conns, halfOpen uint32 }{
-		{1, 2 + 4*512 + 256, 512},
-		{10_000, 20_000 + 4*1250 + 256, 1250},
+	type family struct {
+		entries, places uint32
+		limits          [bpf.HairpinPlaceKindPLACES]uint32 // half-open TCP, proven, others; established TCP, others; closing
+	}
+	for _, test := range []struct {
+		connections uint32
+		v4, v6      family
+	}{
+		// With these few there is room to open and to close all the same. A ring has one place at least.
+		{1, family{2*(512+1024+512+1+1+256) + 256, 512 + 1024 + 512 + (1 + 16) + 1 + 256, [...]uint32{512, 1024, 512, 1, 0, 256}},
+			family{2*(512+1024+512+1+1+256) + 256, 512 + 1024 + 512 + (1 + 16) + 1 + 256, [...]uint32{512, 1024, 512, 1, 0, 256}}},
+		{16_000, family{2*(2000+1024+1000+12000+4000+750) + 256, 2000 + 1024 + 1000 + (12000 + 2250 + 16) + 4000 + 750, [...]uint32{2000, 1024, 1000, 12000, 4000, 750}},
+			family{2*(512+1024+512+3000+1000+256) + 256, 512 + 1024 + 512 + (3000 + 561 + 16) + 1000 + 256, [...]uint32{512, 1024, 512, 3000, 1000, 256}}},
 	} {
-		d := mustLoad(t, Options{Dir: newDir(t), MaxConnections: c.connections})
-		if got := d.Objects().Conns.MaxEntries(); got != c.conns {
-			t.Errorf("%d connections: conns has room for %d entries, want %d", c.connections, got, c.conns)
+		d := mustLoad(t, Options{Dir: newDir(t), MaxConnections: test.connections})
+		o := d.Objects()
+		got := [2]family{
+			{entries: o.Conns4.MaxEntries(), places: o.Places4.MaxEntries()},
+			{entries: o.Conns6.MaxEntries(), places: o.Places6.MaxEntries()},
 		}
-		for name, m := range map[string]*ebpf.Map{"TCP": d.Objects().Openings, "other": d.Objects().OpeningsOther} {
-			if got := m.MaxEntries(); got != c.halfOpen {
-				t.Errorf("%d connections: room for %d half-open ones of %s, want %d", c.connections, got, name, c.halfOpen)
+		next := [2]uint32{}
+		for index := range 2 * uint32(bpf.HairpinPlaceKindPLACES) {
+			var ring bpf.HairpinRing
+			if err := o.Rings.Lookup(index, &ring); err != nil {
+				t.Fatal(err)
 			}
+			kind, v6 := index/2, index%2
+			got[v6].limits[kind] = ring.Limit
+			if ring.Base != next[v6] || ring.Size < max(ring.Limit, 1) || ring.Count != 0 {
+				t.Errorf("%d connections: ring %d is %+v, want it to begin at %d", test.connections, index, ring, next[v6])
+			}
+			next[v6] += ring.Size
 		}
-		var census bpf.HairpinCensus
-		if err := d.Objects().Censuses.Lookup(uint32(0), &census); err != nil || census != (bpf.HairpinCensus{Limit: c.connections}) {
-			t.Errorf("%d connections: census %+v, %v", c.connections, census, err)
+		if want := [2]family{test.v4, test.v6}; got != want {
+			t.Errorf("%d connections: got %+v, want %+v", test.connections, got, want)
+		}
+		if next != [2]uint32{got[0].places, got[1].places} {
+			t.Errorf("%d connections: the rings end at %v of %d and %d places", test.connections, next, got[0].places, got[1].places)
+		}
+		if connections, err := connectionsOf(&o.HairpinMaps); err != nil || connections != test.connections {
+			t.Errorf("%d connections: read back as %d, %v", test.connections, connections, err)
 		}
 	}
 	_, err := Load(Options{Dir: newDir(t), MaxConnections: maxConnections + 1})
@@ -141,8 +166,8 @@ func TestAdoptKeepsTheSize(t *testing.T) {
 		t.Fatal("load at any size:", err)
 	}
 	defer d.Close()
-	if got := d.Objects().Visits.MaxEntries(); got != 8192 {
-		t.Errorf("room for %d visits, want 8192", got)
+	if got, err := connectionsOf(&d.Objects().HairpinMaps); err != nil || got != 4096 {
+		t.Errorf("room for %d connections, want 4096 (%v)", got, err)
 	}
 }
 
@@ -155,7 +180,7 @@ func TestOpenHasEveryObject(t *testing.T) {
 	}
 	defer d.Close()
 	o := d.Objects()
-	if o.Forwards == nil || o.Allow == nil || o.StandIns == nil || o.Conns == nil || o.HairpinXdp == nil || o.HairpinTc == nil {
+	if o.Forwards == nil || o.Allow == nil || o.StandIns == nil || o.Conns4 == nil || o.Conns6 == nil || o.HairpinXdp == nil || o.HairpinTc == nil {
 		t.Fatalf("objects missing: %+v", o)
 	}
 	// With nobody else alive the pinned program still runs.
@@ -290,7 +315,7 @@ func TestAllPinsGone(t *testing.T) {
 // A creator that is killed or fails leaves nothing that the next one stumbles over.
 func TestFailedCreation(t *testing.T) {
 	dir := newDir(t)
-	for _, step := range []string{"pin conns", "pin hairpin_tc", "rename"} {
+	for _, step := range []string{"pin conns4", "pin hairpin_tc", "rename"} {
 		reached := false
 		setFault(t, func(at string) error {
 			if at != step {

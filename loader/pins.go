@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -38,13 +39,6 @@ func (p pins) asidePrograms() string     { return filepath.Join(p.aside(), "prog
 
 const asidePrefix = "new-"
 
-const (
-	// maxConnections leaves room to count table entries, two a connection, in 32 bits.
-	maxConnections = 1 << 28
-	// minHalfOpen keeps openings possible where few connections are asked for.
-	minHalfOpen = 512
-)
-
 // newSpec returns the embedded datapath with room for so many connections; 0: as many as it was compiled for.
 func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	spec, err := bpf.Spec()
@@ -58,21 +52,15 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	}
 	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(cpus)
 	if connections == 0 {
-		connections = spec.Maps[bpf.HairpinMapVisits].MaxEntries / 2
+		connections = defaultConnections
 	}
-	Size(spec, connections, max(connections/8, minHalfOpen))
+	Size(spec, connections)
+	secret := make([]byte, 16)
+	if _, err := rand.Read(secret); err != nil {
+		return nil, fmt.Errorf("draw a secret: %w", err)
+	}
+	spec.Maps[bpf.HairpinMapSecrets].Contents = []ebpf.MapKV{{Key: uint32(0), Value: secret}}
 	return spec, nil
-}
-
-// Size gives a datapath room for so many established connections, and for so many half-open ones of TCP and of
-// all other protocols each. There are two entries a connection, and some more for those being made meanwhile.
-func Size(spec *ebpf.CollectionSpec, connections, halfOpen uint32) {
-	const beingMade = 256
-	spec.Maps[bpf.HairpinMapConns].MaxEntries = 2*connections + 4*halfOpen + beingMade
-	spec.Maps[bpf.HairpinMapVisits].MaxEntries = 2 * connections
-	spec.Maps[bpf.HairpinMapOpenings].MaxEntries = halfOpen
-	spec.Maps[bpf.HairpinMapOpeningsOther].MaxEntries = halfOpen
-	spec.Maps[bpf.HairpinMapCensuses].Contents = []ebpf.MapKV{{Key: uint32(0), Value: bpf.HairpinCensus{Limit: connections}}}
 }
 
 // isTemplate tells maps that only show the kernel what an inner map looks like: the datapath never
@@ -81,10 +69,14 @@ func isTemplate(name string) bool {
 	return strings.HasSuffix(name, "_empty")
 }
 
-// isPinned tells the maps that outlive a program. Data sections belong to the program they were
-// compiled with.
+// isData tells data sections, which belong to the program that they were compiled with.
+func isData(name string) bool {
+	return strings.HasPrefix(name, ".")
+}
+
+// isPinned tells the maps that outlive a program.
 func isPinned(name string) bool {
-	return !isTemplate(name) && !strings.HasPrefix(name, ".")
+	return !isTemplate(name) && !isData(name)
 }
 
 // pinAside pins everything into a directory that nobody looks at yet.
@@ -167,7 +159,10 @@ func (p pins) open(objs *bpf.HairpinObjects, connections uint32) error {
 	if err := p.openMaps(&objs.HairpinMaps); err != nil {
 		return err
 	}
-	have := objs.Visits.MaxEntries() / 2
+	have, err := connectionsOf(&objs.HairpinMaps)
+	if err != nil {
+		return err
+	}
 	if connections > 0 && connections != have {
 		return fmt.Errorf("the datapath in %s has room for %d connections, not the %d asked for: "+
 			"set max_connections = %d to keep it, or end every connection and start anew with \"hairpin detach --all\"",
@@ -235,7 +230,11 @@ func (p pins) openMaps(maps *bpf.HairpinMaps) (err error) {
 // checkLayout compares the pinned maps with those of this version. The schema number says the same, and
 // is all that Open looks at: to read the embedded object takes longer than most commands do.
 func (p pins) checkLayout(maps *bpf.HairpinMaps) error {
-	spec, err := newSpec(maps.Visits.MaxEntries() / 2)
+	connections, err := connectionsOf(maps)
+	if err != nil {
+		return err
+	}
+	spec, err := newSpec(connections)
 	if err != nil {
 		return err
 	}

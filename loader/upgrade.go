@@ -112,7 +112,11 @@ func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, error) {
 	if err := fault("load"); err != nil {
 		return nil, err
 	}
-	spec, err := newSpec(d.objs.Visits.MaxEntries() / 2)
+	connections, err := connectionsOf(&d.objs.HairpinMaps)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := newSpec(connections)
 	if err != nil {
 		return nil, err
 	}
@@ -150,11 +154,12 @@ func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {
 		return fmt.Errorf("make pin directory: %w", err)
 	}
 	return pinPrograms(map[string]*ebpf.Program{
-		bpf.HairpinProgHairpinXdp:   programs.HairpinXdp,
-		bpf.HairpinProgHairpinTc:    programs.HairpinTc,
-		bpf.HairpinProgHairpinGuard: programs.HairpinGuard,
-		bpf.HairpinProgHairpinEnd:   programs.HairpinEnd,
-		bpf.HairpinProgHairpinStart: programs.HairpinStart,
+		bpf.HairpinProgHairpinXdp:     programs.HairpinXdp,
+		bpf.HairpinProgHairpinTc:      programs.HairpinTc,
+		bpf.HairpinProgHairpinGuard:   programs.HairpinGuard,
+		bpf.HairpinProgHairpinEnd:     programs.HairpinEnd,
+		bpf.HairpinProgHairpinCorrect: programs.HairpinCorrect,
+		bpf.HairpinProgHairpinStart:   programs.HairpinStart,
 	}, p.asidePrograms())
 }
 

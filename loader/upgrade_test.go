@@ -27,7 +27,10 @@ func (r *router) pinnedProgram(name string) ebpf.ProgramID {
 	return mustProgramID(r.t, program)
 }
 
-var programNames = []string{bpf.HairpinProgHairpinXdp, bpf.HairpinProgHairpinTc, bpf.HairpinProgHairpinGuard, bpf.HairpinProgHairpinEnd, bpf.HairpinProgHairpinStart}
+var programNames = []string{
+	bpf.HairpinProgHairpinXdp, bpf.HairpinProgHairpinTc, bpf.HairpinProgHairpinGuard, bpf.HairpinProgHairpinEnd,
+	bpf.HairpinProgHairpinCorrect, bpf.HairpinProgHairpinStart,
+}
 
 func (r *router) pinnedPrograms() map[string]ebpf.ProgramID {
 	r.t.Helper()
@@ -118,7 +121,9 @@ func TestUpgradeByAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	upgraded := r.hooks("wan0")
-	r.attach(d, "wan0", ModeXDPUntagged)
+	if _, err := r.tryHooks(d, "wan0", Hooks{ModeXDPUntagged, true}); err != nil {
+		t.Fatal(err)
+	}
 	r.want("attached by the one with the old programs", "wan0", upgraded)
 }
 

@@ -57,6 +57,17 @@ func mappedMask(prefix netip.Prefix) bpf.HairpinAddr {
 	return mask
 }
 
+// mapped is an IPv4 address, as a word in network order, in the form that both families have.
+func mapped(word uint32) bpf.HairpinAddr {
+	var addr bpf.HairpinAddr
+	addr.Bytes[10], addr.Bytes[11] = 0xff, 0xff
+	binary.NativeEndian.PutUint32(addr.Bytes[12:], word)
+	return addr
+}
+
+// unmapped is the reverse of mapped.
+func unmapped(addr bpf.HairpinAddr) uint32 { return binary.NativeEndian.Uint32(addr.Bytes[12:]) }
+
 // reversed is the key of the other direction of a connection whose packets
 // leave as `to`.
 func reversed(to bpf.HairpinTuple) bpf.HairpinTuple {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -477,17 +478,25 @@ func (t *Tables) setSettings(c Config) error {
 	return t.objs.Settings.Put(uint32(0), want)
 }
 
+// longestIdle is half of what the datapath's clock of milliseconds can tell apart, and some days less: two such times are
+// added for a held port.
+const longestIdle = 12 * 24 * time.Hour
+
+// idleTime is an idle time in nanoseconds as the datapath takes it. A longer one than it can tell is cut to what it can.
+func idleTime(d time.Duration) uint64 { return uint64(min(d, longestIdle)) }
+
 // settings is the entry of the settings map.
 func (c Config) settings() bpf.HairpinSettings {
 	settings := bpf.HairpinSettings{
-		TcpEstablished: uint64(c.Timeouts.TCPEstablished),
-		TcpOpening:     uint64(c.Timeouts.Opening()),
-		TcpClosing:     uint64(c.Timeouts.Closing()),
-		Udp:            uint64(c.Timeouts.UDP),
-		Icmp:           uint64(c.Timeouts.ICMP),
-		PortHold:       uint64(c.Timeouts.PortHold),
+		TcpEstablished: idleTime(c.Timeouts.TCPEstablished),
+		TcpOpening:     idleTime(c.Timeouts.Opening()),
+		TcpClosing:     idleTime(c.Timeouts.Closing()),
+		Udp:            idleTime(c.Timeouts.UDP),
+		Icmp:           idleTime(c.Timeouts.ICMP),
+		PortHold:       idleTime(c.Timeouts.PortHold),
 		IcmpInterval:   second / uint64(max(1, c.ICMP.Rate)),
 		SourceLimit:    c.PerSource(),
+		InterfaceLimit: c.PerInterface(),
 	}
 	settings.InterceptFirst, settings.InterceptLast = c.interceptSpan()
 	if len(c.StandIns) > 0 {

@@ -43,8 +43,13 @@ type Collector struct {
 	mu       sync.Mutex
 	names    map[uint32]string // of interfaces by index, also of those that went
 	counted  *tally            // nil before the first Refresh
+	repaired uint64            // connections by which counts were corrected
 	reloaded time.Time         // last time a configuration was taken
 	reloadOK float64
+
+	// Of Run alone.
+	audited Audit // the last steady one
+	audits  int   // how many steady ones in a row found the same
 }
 
 // NewCollector gives the metrics of tables. Run must be called too.
@@ -61,6 +66,7 @@ var (
 	connections        = desc("connections", "Connections by state.", "state")
 	connectionsLimit   = desc("connections_limit", "Connections that the table holds.")
 	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that gave way to newer ones.")
+	connectionsFixed   = desc("connections_repaired_total", "Connections by which the datapath's own count was wrong, and was corrected. It should stay 0.")
 	connectionsRefused = desc("connections_refused_total", "Openings that did not become connections, by reason.", "reason")
 	packetsDropped     = desc("packets_dropped_total", "Packets dropped, by incoming interface and reason.", "interface", "reason")
 	packetsPassed      = desc("packets_passed_total", "Packets of forwards left to the kernel or from XDP to TC, by incoming interface and reason.", "interface", "reason")
@@ -82,7 +88,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		forwardPackets, forwardBytes, forwardOpened, forwardConnections, connections, connectionsLimit,
-		halfOpenEvicted, connectionsRefused, packetsDropped, packetsPassed, icmpTranslated, icmpSent, fragmentsHeld,
+		halfOpenEvicted, connectionsFixed, connectionsRefused, packetsDropped, packetsPassed, icmpTranslated, icmpSent, fragmentsHeld,
 		interfaceAttached, externalAddress, reloadSuccessful, reloadTime, buildInfo,
 	} {
 		descs <- d
@@ -100,12 +106,18 @@ func (c *Collector) Reloaded(taken bool) {
 }
 
 // Run counts connections until ctx ends: at once, and after somebody has asked, for
-// about a hundredth of a core's time. Errors go to report; the last good count stays.
+// about a hundredth of a core's time. Each time, and every ten minutes, it also looks
+// whether the datapath's own counts are right. Errors go to report; the last good count stays.
 func (c *Collector) Run(ctx context.Context, report func(error)) {
-	const pause, duty = time.Second, 100
-	for {
+	const pause, duty, quiet = time.Second, 100, 10 * time.Minute
+	for asked := true; ; {
 		start := time.Now()
-		if err := c.Refresh(); err != nil {
+		if asked {
+			if err := c.Refresh(); err != nil {
+				report(err)
+			}
+		}
+		if err := c.audit(); err != nil {
 			report(err)
 		}
 		select {
@@ -117,8 +129,36 @@ func (c *Collector) Run(ctx context.Context, report func(error)) {
 		case <-ctx.Done():
 			return
 		case <-c.asked:
+			asked = true
+		case <-time.After(quiet):
+			asked = false
 		}
 	}
+}
+
+// audit corrects the datapath's counts once three audits in a row have found them wrong by the same
+// figure. An audit during which a connection came or went says nothing.
+func (c *Collector) audit() error {
+	const enough = 3
+	now, err := c.tables.Audit()
+	if err != nil || !now.Steady {
+		return err
+	}
+	if now.drift != c.audited.drift {
+		c.audits = 0
+	}
+	c.audits++
+	var earlier Audit
+	earlier, c.audited = c.audited, now
+	if c.audits < enough {
+		return nil
+	}
+	c.audits = 0
+	repaired, err := c.tables.Repair(earlier, now)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.repaired += uint64(repaired)
+	return err
 }
 
 // Refresh counts the connections once, walking the tables.
@@ -204,6 +244,7 @@ func (s scrape) connections(c *Collector) {
 	s.gauge(connections, float64(c.counted.establishedAt(now)), StateEstablished)
 	s.gauge(connections, float64(c.counted.halfOpenAt(now)), StateHalfOpen)
 	s.counter(halfOpenEvicted, now[bpf.HairpinConnEventEVENT_EVICTED])
+	s.counter(connectionsFixed, c.repaired)
 	// Only a walk tells which are closing.
 	if c.counted != nil {
 		s.gauge(connections, float64(c.counted.closing), StateClosing)

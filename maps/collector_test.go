@@ -151,6 +151,7 @@ func TestCollectorGivesEverySample(t *testing.T) {
 		`hairpin_connections{state="half-open"} 1`,
 		`hairpin_connections_limit{} 32`,
 		`hairpin_connections_refused_total{reason="table_full"} 7`,
+		`hairpin_connections_repaired_total{} 0`,
 		`hairpin_external_address_info{address="2001:db8::1",interface="wan0"} 1`,
 		`hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1`,
 		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="hairpin"} 0`,
@@ -216,6 +217,7 @@ func TestGaugesBeforeTheFirstWalk(t *testing.T) {
 		`hairpin_connections{state="established"} 11`,
 		`hairpin_connections{state="half-open"} 3`,
 		`hairpin_connections_limit{} 32`,
+		`hairpin_connections_repaired_total{} 0`,
 		`hairpin_forward_connections{forward="ssh"} 1`,
 		`hairpin_forward_connections{forward="web"} 9`,
 		`hairpin_forward_connections_total{forward="ssh",path="hairpin"} 0`,
@@ -235,7 +237,7 @@ func TestGaugesFollowBetweenWalks(t *testing.T) {
 	gauges := func() string {
 		var values []string
 		for _, line := range samples(t, c, "hairpin_connections", "hairpin_forward_connections", "hairpin_half_open") {
-			if !strings.Contains(line, "_total{f") && !strings.Contains(line, "_limit") {
+			if !strings.Contains(line, "_total{f") && !strings.Contains(line, "_limit") && !strings.Contains(line, "_repaired") {
 				values = append(values, line[strings.LastIndexByte(line, ' ')+1:])
 			}
 		}
@@ -299,6 +301,7 @@ func TestCollectorOfFreshMaps(t *testing.T) {
 		`hairpin_connections{state="established"} 0`,
 		`hairpin_connections{state="half-open"} 0`,
 		`hairpin_connections_limit{} 32`,
+		`hairpin_connections_repaired_total{} 0`,
 		`hairpin_fragments_held_total{} 0`,
 		`hairpin_half_open_evicted_total{} 0`,
 		`hairpin_icmp_errors_translated_total{} 0`,
@@ -350,12 +353,12 @@ func TestRunKeepsTheLastCount(t *testing.T) {
 	mustRefresh(t, c)
 	last := c.counted
 	broken := *tables.objs
-	conns, err := tables.objs.Conns.Clone()
+	conns, err := tables.objs.Conns4.Clone()
 	if err != nil {
 		t.Fatal(err)
 	}
 	conns.Close()
-	broken.Conns = conns
+	broken.Conns4 = conns
 	c.tables = New(&broken)
 	ctx, cancel := context.WithCancel(t.Context())
 	var reported error

@@ -61,7 +61,7 @@ type Config struct {
 	LAN            []string   `json:"lan"`
 	Mode           string     `json:"mode"`
 	MaxConnections uint32     `json:"max_connections"`
-	MaxPerSource   uint32     `json:"max_per_source,omitempty"` // connections of one client address (RFC 6888 REQ-4); 0: half of all
+	MaxPerSource   uint32     `json:"max_per_source,omitempty"` // established connections of one client (RFC 6888 REQ-4): an IPv4 address, an IPv6 /64 of a WAN, an address of a LAN; 0: an eighth of all
 	MSSClamp       []string   `json:"mss_clamp"`                // WAN interfaces whose MTU the MSS of SYNs has to suit; nil: those that are PPP devices
 	Timeouts       Timeouts   `json:"timeouts"`
 	ICMP           ICMPErrors `json:"icmp"`
@@ -95,8 +95,11 @@ func DefaultConfig() Config {
 	}
 }
 
-// PerSource is how many connections one client address may have.
-func (c Config) PerSource() uint32 { return cmp.Or(c.MaxPerSource, max(1, c.MaxConnections/2)) }
+// PerSource is how many established connections one client may have.
+func (c Config) PerSource() uint32 { return cmp.Or(c.MaxPerSource, max(1, c.MaxConnections/8)) }
+
+// PerInterface is how many all clients behind one LAN interface may have together.
+func (c Config) PerInterface() uint32 { return max(c.PerSource(), c.MaxConnections/2) }
 
 // ReflectOf is the mode a forward has, its own or the default; that of intercepts
 // is auto.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -88,36 +89,41 @@ func (t *Tables) count(snap *snapshot, sel Selector) (Count, error) {
 // EndConnections ends the connections that sel picks and says how many it
 // ended: the datapath drops what still comes for them, and tells both sides.
 func (t *Tables) EndConnections(sel Selector) (int, error) {
-	var keys []bpf.HairpinTuple
-	err := t.eachConnection(sel, func(key bpf.HairpinTuple, _ *Connection) { keys = append(keys, key) })
+	snap, err := t.snapshot()
 	if err != nil {
 		return 0, err
 	}
-	ended, err := t.end(keys)
+	var ends []bpf.HairpinEndRequest
+	err = t.eachOf(snap, sel, func(key bpf.HairpinTuple, _ *Connection) {
+		ends = append(ends, bpf.HairpinEndRequest{Key: key, Serial: snap.openers[key].Serial})
+	})
+	if err != nil {
+		return 0, err
+	}
+	ended, err := t.end(ends)
 	return ended, errors.Join(err, t.tellEnded())
-}
-
-// direction is what a listing needs of one direction of a connection.
-type direction struct {
-	to             bpf.HairpinTuple
-	seen           uint64
-	packets, bytes uint64
-	forward        stamp
-	ack, end       uint32
-	created        uint64
-	path           bpf.HairpinConnPath
-	fin, rst       bool
-	half           bool
 }
 
 // snapshot is the table at about one moment, without what is over.
 type snapshot struct {
-	openers, answers map[bpf.HairpinTuple]direction
+	openers, answers map[bpf.HairpinTuple]Entry
 }
 
-// ConnectionsLimit is how many connections may be established.
+// ConnectionsLimit is how many IPv4 connections may be established: TCP and all other protocols together. IPv6 may have a
+// quarter of that besides. It is 0 if the maps are closed.
 func ConnectionsLimit(objs *bpf.HairpinObjects) uint32 {
-	return objs.Visits.MaxEntries() / 2 // room for those that went before their visit
+	return TCPLimit(objs) + ringLimit(objs, bpf.HairpinPlaceKindPLACE_OTHER)
+}
+
+// TCPLimit is how many IPv4 TCP connections may be established. It is 0 if the maps are closed.
+func TCPLimit(objs *bpf.HairpinObjects) uint32 { return ringLimit(objs, bpf.HairpinPlaceKindPLACE_TCP) }
+
+func ringLimit(objs *bpf.HairpinObjects, kind bpf.HairpinPlaceKind) uint32 {
+	r, err := ring(objs, uint32(kind)*2)
+	if err != nil {
+		return 0
+	}
+	return r.Limit
 }
 
 // eachConnection derives the connections that sel picks and calls visit with
@@ -139,11 +145,11 @@ func (t *Tables) eachOf(snap *snapshot, sel Selector, visit func(bpf.HairpinTupl
 	forwards := doc.names()
 	now := monotonic()
 	for key, opener := range snap.openers {
-		name, ok := forwards[opener.forward.id]
+		name, ok := forwards[opener.Forward]
 		if !ok {
 			continue // of a forward that went a moment ago
 		}
-		answer := snap.answers[reversed(opener.to)]
+		answer := snap.answers[opener.Answer()]
 		c := derive(key, &opener, &answer, now)
 		c.Forward = name
 		if sel.matches(&c) {
@@ -162,52 +168,59 @@ func (d *document) names() map[uint32]string {
 	return byID
 }
 
-func derive(key bpf.HairpinTuple, opener, answer *direction, now uint64) Connection {
+func derive(key bpf.HairpinTuple, opener, answer *Entry, now uint64) Connection {
+	idle, packets, bytes := opener.idleAt(now), uint64(opener.Packets), opener.Bytes
+	// The key of an answerer that has just gone may be another connection's by now.
+	if answer.Serial == opener.Serial {
+		idle = min(idle, answer.idleAt(now))
+		packets, bytes = packets+uint64(answer.Packets), bytes+answer.Bytes
+	}
 	return Connection{
 		Protocol:    protocolOf(key.Protocol),
-		Path:        word(names().paths, uint32(opener.path)),
-		State:       stateOf(opener, answer),
+		Path:        word(names().paths, uint32(opener.Path)),
+		State:       stateOf(opener),
 		Client:      addrPort(key.Src, key.Sport),
 		External:    addrPort(key.Dst, key.Dport),
-		Source:      addrPort(opener.to.Src, opener.to.Sport),
-		Target:      addrPort(opener.to.Dst, opener.to.Dport),
-		AgeSeconds:  since(now, opener.created) / second,
-		IdleSeconds: since(now, max(opener.seen, answer.seen)) / second,
-		Packets:     opener.packets + answer.packets,
-		Bytes:       opener.bytes + answer.bytes,
+		Source:      addrPort(opener.To.Src, opener.To.Sport),
+		Target:      addrPort(opener.To.Dst, opener.To.Dport),
+		AgeSeconds:  since(now/second, uint64(opener.Created)),
+		IdleSeconds: uint64(idle.Seconds()),
+		Packets:     packets,
+		Bytes:       bytes,
 	}
 }
 
-// stateOf follows conn_closing() of the datapath.
-func stateOf(opener, answer *direction) string {
-	finished := func(from, by *direction) bool { return from.fin && by.ack == from.end }
-	switch {
-	case opener.half:
+func stateOf(opener *Entry) string {
+	switch opener.State {
+	case bpf.HairpinConnStateCONN_HALF_OPEN:
 		return StateHalfOpen
-	case opener.rst && answer.rst, finished(opener, answer) && finished(answer, opener):
+	case bpf.HairpinConnStateCONN_CLOSING:
 		return StateClosing
 	}
 	return StateEstablished
 }
 
 func (t *Tables) snapshot() (*snapshot, error) {
-	snap := &snapshot{openers: map[bpf.HairpinTuple]direction{}, answers: map[bpf.HairpinTuple]direction{}}
+	snap := &snapshot{openers: map[bpf.HairpinTuple]Entry{}, answers: map[bpf.HairpinTuple]Entry{}}
 	var settings bpf.HairpinSettings
 	if err := t.objs.Settings.Lookup(uint32(0), &settings); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
 	epochs := epochReader{tables: t, known: map[uint32]int64{}}
 	now := monotonic()
-	err := scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
-		conn := &conns[0]
-		// One that has expired only keeps its addresses and ports from others.
-		if conn.State == bpf.HairpinConnStateCONN_EXPIRED || epochs.over(conn) {
+	err := EachEntry(t.objs, func(e Entry) {
+		if epochs.over(&e) {
 			return
 		}
-		if halfOpen(conn) && since(now, conn.LastSeen) >= openingTime(&settings, protocolOf(key.Protocol)) {
+		if !e.Opener() {
+			snap.answers[e.Key] = e
 			return
 		}
-		snap.add(key, conn)
+		opening := time.Duration(openingTime(&settings, protocolOf(e.Key.Protocol)))
+		if e.State == bpf.HairpinConnStateCONN_HALF_OPEN && e.idleAt(now) >= opening {
+			return
+		}
+		snap.openers[e.Key] = e
 	})
 	if err = errors.Join(err, epochs.err); err != nil {
 		return nil, fmt.Errorf("list connections: %w", err)
@@ -215,11 +228,7 @@ func (t *Tables) snapshot() (*snapshot, error) {
 	return snap, nil
 }
 
-func halfOpen(conn *bpf.HairpinConn) bool {
-	return conn.State < bpf.HairpinConnStateCONN_ESTABLISHED
-}
-
-// openingTime follows conn_opening_time() of the datapath.
+// openingTime follows conn_expired() of the datapath.
 func openingTime(settings *bpf.HairpinSettings, protocol Protocol) uint64 {
 	switch protocol {
 	case TCP:
@@ -230,27 +239,6 @@ func openingTime(settings *bpf.HairpinSettings, protocol Protocol) uint64 {
 	return settings.Udp
 }
 
-func (s *snapshot) add(key bpf.HairpinTuple, conn *bpf.HairpinConn) {
-	into := s.answers
-	if conn.Opener != 0 {
-		into = s.openers
-	}
-	into[key] = direction{
-		to:      conn.To,
-		seen:    conn.LastSeen,
-		packets: conn.Packets,
-		bytes:   conn.Bytes,
-		forward: stamp{conn.Forward.Id, conn.Forward.Epoch},
-		ack:     conn.Ack,
-		end:     conn.End,
-		created: conn.Created,
-		path:    bpf.HairpinConnPath(conn.Path),
-		fin:     conn.Fin != 0,
-		rst:     conn.Rst != 0,
-		half:    halfOpen(conn),
-	}
-}
-
 // epochReader reads each epoch once for a whole listing.
 type epochReader struct {
 	tables *Tables
@@ -258,15 +246,19 @@ type epochReader struct {
 	err    error
 }
 
-// over reports whether a connection's forward or address has gone.
-func (r *epochReader) over(conn *bpf.HairpinConn) bool {
-	return r.stale(conn.Forward) || r.stale(conn.Address)
+// over reports whether a connection has ended, or its forward or address has gone.
+func (r *epochReader) over(e *Entry) bool {
+	if e.State >= bpf.HairpinConnStateCONN_ENDED {
+		return true
+	}
+	forward, address := r.epoch(e.Forward), r.epoch(e.Address)
+	return forward < 0 || address < 0 || uint32(forward+address) != e.Epochs
 }
 
-func (r *epochReader) stale(s bpf.HairpinStamp) bool {
-	epoch, ok := r.known[s.Id]
+func (r *epochReader) epoch(id uint32) int64 {
+	epoch, ok := r.known[id]
 	if !ok {
-		now, err := r.tables.epoch(s.Id)
+		now, err := r.tables.epoch(id)
 		epoch = int64(now)
 		if err != nil {
 			epoch = -1
@@ -274,12 +266,15 @@ func (r *epochReader) stale(s bpf.HairpinStamp) bool {
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			r.err = err
 		}
-		r.known[s.Id] = epoch
+		r.known[id] = epoch
 	}
-	return epoch != int64(s.Epoch)
+	return epoch
 }
 
-const second = 1_000_000_000
+const (
+	second      = 1_000_000_000
+	millisecond = 1_000_000
+)
 
 // monotonic is the clock of the datapath, in nanoseconds.
 func monotonic() uint64 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,7 +26,7 @@ type flow struct {
 	path                             bpf.HairpinConnPath
 	half                             bool
 	idle                             time.Duration
-	opener, answer                   func(*bpf.HairpinConn) // what else to set
+	opener, answer                   func(*Entry) // what else to set
 }
 
 func endpoint(text string) (bpf.HairpinAddr, uint16) {
@@ -44,36 +45,42 @@ func tuple(protocol Protocol, from, to string) bpf.HairpinTuple {
 // boots, and that may be just before the tests.
 const age = 5 * time.Second
 
+// serials gives each of the tests' connections its own.
+var serials atomic.Uint32
+
 // pair gives both entries, the opener's first.
-func (f flow) pair() (keys [2]bpf.HairpinTuple, conns [2]bpf.HairpinConn) {
+func (f flow) pair() [2]Entry {
 	now := monotonic()
-	keys = [2]bpf.HairpinTuple{tuple(f.protocol, f.client, f.external), tuple(f.protocol, f.target, f.source)}
-	conns = [2]bpf.HairpinConn{
-		{To: reversed(keys[1]), Packets: 10, Bytes: 1000, Opener: 1},
-		{To: reversed(keys[0]), Packets: 7, Bytes: 5000},
+	keys := [2]bpf.HairpinTuple{tuple(f.protocol, f.client, f.external), tuple(f.protocol, f.target, f.source)}
+	entries := [2]Entry{
+		{Flags: bpf.HairpinConnFlagCONN_OPENER, Packets: 10, Bytes: 1000},
+		{Packets: 7, Bytes: 5000},
 	}
-	for i := range conns {
-		conns[i].Forward, conns[i].Address, conns[i].Path = f.forward, f.address, uint8(f.path)
-		conns[i].LastSeen = now - uint64(f.idle)
-		conns[i].Created = now - uint64(age)
+	serial := serials.Add(1)
+	for i := range entries {
+		e := &entries[i]
+		e.Key, e.To, e.Serial, e.Path = keys[i], reversed(keys[1-i]), serial, f.path
+		e.State = bpf.HairpinConnStateCONN_ESTABLISHED
+		if f.half {
+			e.State = bpf.HairpinConnStateCONN_HALF_OPEN
+		}
+		e.Forward, e.Address, e.Epochs = f.forward.Id, f.address.Id, f.forward.Epoch+f.address.Epoch
+		e.Seen = uint32((now - uint64(f.idle)) / millisecond)
+		e.Created = uint32((now - uint64(age)) / second)
 	}
-	for i, set := range []func(*bpf.HairpinConn){f.opener, f.answer} {
+	for i, set := range []func(*Entry){f.opener, f.answer} {
 		if set != nil {
-			set(&conns[i])
+			set(&entries[i])
 		}
 	}
-	return keys, conns
+	return entries
 }
 
 func (t *Tables) open(tb testing.TB, flows ...flow) {
 	tb.Helper()
 	for _, f := range flows {
-		keys, conns := f.pair()
-		for i := range keys {
-			if !f.half && conns[i].State == bpf.HairpinConnStateCONN_HALF_OPEN {
-				conns[i].State = bpf.HairpinConnStateCONN_ESTABLISHED
-			}
-			if err := t.objs.Conns.Put(keys[i], conns[i]); err != nil {
+		for _, e := range f.pair() {
+			if err := UpdateEntry(t.objs, &e, ebpf.UpdateNoExist); err != nil {
 				tb.Fatal(err)
 			}
 		}
@@ -104,10 +111,11 @@ func connected(t testing.TB) (*Tables, []flow) {
 	web, address := tables.stamps(t, "203.0.113.1", 443)
 	ssh, _ := tables.stamps(t, "203.0.113.1", 22)
 	old := bpf.HairpinStamp{Id: web.Id, Epoch: web.Epoch - 1}
-	fin := func(seq uint32) func(*bpf.HairpinConn) {
-		return func(c *bpf.HairpinConn) { c.Fin, c.End, c.Ack = 1, seq, seq^1 }
+	fin := func(e *Entry) { e.Flags |= bpf.HairpinConnFlagCONN_FIN }
+	in := func(state bpf.HairpinConnState) func(*flow) {
+		set := func(e *Entry) { e.State = state }
+		return func(f *flow) { f.opener, f.answer = set, set }
 	}
-	rst := func(c *bpf.HairpinConn) { c.Rst = 1 }
 	const external, target = "203.0.113.1:443", "192.168.1.20:8443"
 	base := flow{protocol: TCP, external: external, target: target, forward: web, address: address}
 	from := func(client, source string, change func(*flow)) flow {
@@ -122,10 +130,13 @@ func connected(t testing.TB) (*Tables, []flow) {
 		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.idle = 11 * time.Second }),
 		from("192.168.1.50:5000", "192.168.1.1:5001", func(f *flow) { f.path = bpf.HairpinConnPathPATH_HAIRPIN }),
 		from("198.51.100.9:5001", "198.51.100.9:5001", func(f *flow) { f.half = true }),
-		from("198.51.100.9:5002", "198.51.100.9:5002", func(f *flow) { f.opener, f.answer = fin(10), fin(11) }),
-		from("198.51.100.9:5003", "198.51.100.9:5003", func(f *flow) { f.opener, f.answer = rst, rst }),
-		from("198.51.100.9:5004", "198.51.100.9:5004", func(f *flow) { f.opener = rst }),
-		from("198.51.100.9:5005", "198.51.100.9:5005", func(f *flow) { f.opener = fin(10) }),
+		from("198.51.100.9:5002", "198.51.100.9:5002", in(bpf.HairpinConnStateCONN_CLOSING)),
+		// The opener's entry decides; the other copies it a moment later.
+		from("198.51.100.9:5003", "198.51.100.9:5003", func(f *flow) {
+			f.opener = func(e *Entry) { e.State = bpf.HairpinConnStateCONN_CLOSING }
+		}),
+		from("198.51.100.9:5004", "198.51.100.9:5004", func(f *flow) { f.answer = fin }),
+		from("198.51.100.9:5005", "198.51.100.9:5005", func(f *flow) { f.opener = fin }),
 		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.protocol = UDP }),
 		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) {
 			f.external, f.target, f.forward = "203.0.113.1:22", "192.168.1.30:22", ssh
@@ -135,11 +146,9 @@ func connected(t testing.TB) (*Tables, []flow) {
 		from("198.51.100.9:6001", "198.51.100.9:6001", func(f *flow) { f.address.Epoch++ }),
 		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *flow) { f.half, f.idle = true, 11*time.Second }),
 		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *flow) { f.half, f.forward = true, old }),
-		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *flow) { f.forward.Id = 1 << 31 }),
-		from("198.51.100.9:6005", "198.51.100.9:6005", func(f *flow) {
-			expired := func(c *bpf.HairpinConn) { c.State = bpf.HairpinConnStateCONN_EXPIRED }
-			f.opener, f.answer = expired, expired
-		}),
+		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *flow) { f.forward.Id = idMask }),
+		from("198.51.100.9:6005", "198.51.100.9:6005", in(bpf.HairpinConnStateCONN_ENDED)),
+		from("198.51.100.9:6006", "198.51.100.9:6006", in(bpf.HairpinConnStateCONN_GONE)),
 	}
 	tables.open(t, flows...)
 	return tables, flows[:9]
@@ -347,7 +356,7 @@ func TestEndConnections(t *testing.T) {
 func TestListingUnderChange(t *testing.T) {
 	t.Parallel()
 	spec := smallSpec(t)
-	spec.Maps[bpf.HairpinMapConns].MaxEntries = 4096
+	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 4096
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
@@ -371,13 +380,11 @@ func TestListingUnderChange(t *testing.T) {
 				return
 			default:
 			}
-			keys, conns := client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+n%900).pair()
-			for i := range keys {
-				tables.objs.Conns.Put(keys[i], conns[i])
+			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+n%900).pair() {
+				UpdateEntry(tables.objs, &e, ebpf.UpdateAny)
 			}
-			keys, _ = client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+(n+450)%900).pair()
-			for i := range keys {
-				tables.objs.Conns.Delete(keys[i])
+			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+(n+450)%900).pair() {
+				DeleteEntry(tables.objs, e.Key)
 			}
 		}
 	}()
@@ -409,29 +416,29 @@ func TestFullTableIsListed(t *testing.T) {
 	t.Parallel()
 	spec := smallSpec(t)
 	const connections = 131072
-	spec.Maps[bpf.HairpinMapConns].MaxEntries = 2 * connections
+	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 2 * connections
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
 	web, address := tables.stamps(t, "203.0.113.1", 443)
-	keys, values := make([]bpf.HairpinTuple, 0, 2*connections), make([]bpf.HairpinConn, 0, 2*connections)
+	keys, values := make([]bpf.HairpinTuple4, 0, 2*connections), make([]bpf.HairpinConn4, 0, 2*connections)
 	f := flow{
 		protocol: TCP, client: "10.0.0.0:5000", external: "203.0.113.1:443", source: "10.0.0.0:5000", target: "192.168.1.20:8443",
 		forward: web, address: address,
 	}
-	base, conns := f.pair()
+	base := f.pair()
 	for i := range connections {
 		client := toAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
 		pair := base
-		pair[0].Src, pair[1].Dst = client, client
+		pair[0].Key.Src, pair[1].Key.Dst = client, client
 		for side := range pair {
-			conn := conns[side]
-			conn.To, conn.State = reversed(pair[1-side]), bpf.HairpinConnStateCONN_ESTABLISHED
-			keys = append(keys, pair[side])
-			values = append(values, conn)
+			e := &pair[side]
+			e.To, e.Serial = reversed(pair[1-side].Key), uint32(i+1)
+			keys = append(keys, shortKey(e.Key))
+			values = append(values, bpf.HairpinConn4{Conn: e.pack(), Src: unmapped(e.To.Src), Dst: unmapped(e.To.Dst)})
 		}
 	}
-	if err := putAll(tables.objs.Conns, keys, values, 1); err != nil {
+	if err := putAll(tables.objs.Conns4, keys, values, 1); err != nil {
 		t.Fatal(err)
 	}
 	start := time.Now()

@@ -34,9 +34,10 @@ func smallSpec(t testing.TB) *ebpf.CollectionSpec {
 		t.Fatal(err)
 	}
 	for name, size := range map[string]uint32{
-		bpf.HairpinMapConns:         64,
-		bpf.HairpinMapVisits:        64,
-		bpf.HairpinMapSources:       1024,
+		bpf.HairpinMapConns4:        64,
+		bpf.HairpinMapConns6:        64,
+		bpf.HairpinMapPlaces4:       uint32(bpf.HairpinPlaceKindPLACES) * smallRing,
+		bpf.HairpinMapPlaces6:       uint32(bpf.HairpinPlaceKindPLACES) * smallRing,
 		bpf.HairpinMapFragments:     16,
 		bpf.HairpinMapHeldFragments: 16,
 		bpf.HairpinMapExternals:     16,
@@ -45,7 +46,20 @@ func smallSpec(t testing.TB) *ebpf.CollectionSpec {
 	} {
 		spec.Maps[name].MaxEntries = size
 	}
+	spec.Maps[bpf.HairpinMapRings].Contents = smallRings()
 	return spec
+}
+
+// smallRing is how many places of each kind and family the tests' tables have.
+const smallRing = 16
+
+func smallRings() []ebpf.MapKV {
+	var rings []ebpf.MapKV
+	for index := range uint32(2 * bpf.HairpinPlaceKindPLACES) {
+		r := bpf.HairpinRing{Base: index / 2 * smallRing, Size: smallRing, Limit: smallRing}
+		rings = append(rings, ebpf.MapKV{Key: index, Value: r})
+	}
+	return rings
 }
 
 // roomySpec has ids for as many forwards and addresses as there may be.

@@ -69,7 +69,10 @@ func TestSettings(t *testing.T) {
 		{"both are told", func(c *Config) { c.ICMP.Refuse = []string{SideWAN, SideLAN} },
 			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN | bpf.HairpinSideSIDE_LAN }},
 		{"few of one client", func(c *Config) { c.MaxPerSource = 7 }, func(s *bpf.HairpinSettings) { s.SourceLimit = 7 }},
-		{"half of few", func(c *Config) { c.MaxConnections = 10 }, func(s *bpf.HairpinSettings) { s.SourceLimit = 5 }},
+		{"most of one client", func(c *Config) { c.MaxPerSource = 100_000 },
+			func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 100_000, 100_000 }},
+		{"an eighth of few", func(c *Config) { c.MaxConnections = 80 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 10, 40 }},
+		{"one of very few", func(c *Config) { c.MaxConnections = 1 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 1, 1 }},
 		{"slow", func(c *Config) { c.ICMP.Rate = 1 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = second }},
 		{"fast", func(c *Config) { c.ICMP.Rate = 1_000_000 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = 1000 }},
 	} {
@@ -78,7 +81,7 @@ func TestSettings(t *testing.T) {
 		mustApply(t, tables, c)
 		want := bpf.HairpinSettings{
 			TcpEstablished: 7440 * second, TcpOpening: 240 * second, TcpClosing: 240 * second,
-			Udp: 300 * second, Icmp: 60 * second, PortHold: 120 * second, SourceLimit: 65536, IcmpInterval: 1_000_000, InterceptFirst: 1, Told: bpf.HairpinSideSIDE_LAN,
+			Udp: 300 * second, Icmp: 60 * second, PortHold: 120 * second, SourceLimit: 16384, InterfaceLimit: 65536, IcmpInterval: 1_000_000, InterceptFirst: 1, Told: bpf.HairpinSideSIDE_LAN,
 		}
 		test.want(&want)
 		if got := tables.mustSettings(t); got != want {

@@ -90,13 +90,15 @@ func (t *Tables) walk() (*tally, error) {
 		return nil, err
 	}
 	found := &tally{events: before, forwards: map[stamp]forwardTally{}}
+	stamps := make(map[uint32]stamp, len(doc.Stamps))
 	for _, s := range doc.Stamps {
+		stamps[s.id] = s
 		found.forwards[s] = forwardTally{stats: stats[s.id]}
 	}
 	for _, opener := range snap.openers {
-		answer := snap.answers[reversed(opener.to)]
-		forward := found.forwards[opener.forward]
-		switch stateOf(&opener, &answer) {
+		of := stamps[opener.Forward]
+		forward := found.forwards[of]
+		switch stateOf(&opener) {
 		case StateHalfOpen:
 			found.halfOpen++
 			forward.halfOpen++
@@ -107,7 +109,7 @@ func (t *Tables) walk() (*tally, error) {
 			found.established++
 			forward.others++
 		}
-		found.forwards[opener.forward] = forward
+		found.forwards[of] = forward
 	}
 	return found, nil
 }

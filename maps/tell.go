@@ -19,26 +19,24 @@ func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	var keys []bpf.HairpinTuple
-	gather := func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
-		conn := &conns[0]
-		if conn.Opener == 0 && conn.Path != uint8(bpf.HairpinConnPathPATH_WAN) && gone[key.Dst] {
-			keys = append(keys, key)
+	var ends []bpf.HairpinEndRequest
+	err := EachEntry(t.objs, func(e Entry) {
+		if !e.Opener() && e.Path != bpf.HairpinConnPathPATH_WAN && gone[e.Key.Dst] {
+			ends = append(ends, bpf.HairpinEndRequest{Key: e.Key, Serial: e.Serial})
 		}
+	})
+	if err != nil {
+		return err
 	}
-	if err := scan(t.objs.Conns, 1, gather); err != nil {
-		return fmt.Errorf("list connections: %w", err)
-	}
-	_, err := t.end(keys)
+	_, err = t.end(ends)
 	return err
 }
 
-// end ends the connections that have these keys, of either direction, and says
-// how many it found.
-func (t *Tables) end(keys []bpf.HairpinTuple) (int, error) {
+// end ends these connections, by the key of either direction, and says how many it found. One that has got the
+// tuple of another since is not ended: the serial tells.
+func (t *Tables) end(requests []bpf.HairpinEndRequest) (int, error) {
 	ended := 0
-	for _, key := range keys {
-		request := bpf.HairpinEndRequest{Key: key}
+	for _, request := range requests {
 		var answer bpf.HairpinEndRequest
 		if _, err := t.objs.HairpinEnd.Run(&ebpf.RunOptions{Context: request, ContextOut: &answer}); err != nil {
 			return ended, fmt.Errorf("end connection: %w", err)
@@ -55,27 +53,35 @@ func (t *Tables) tellEnded() error {
 	if t.objs.HairpinTc == nil {
 		return nil // maps alone, without a datapath that could tell
 	}
-	openers := map[bpf.HairpinTuple]bpf.HairpinConn{}
-	answers := map[bpf.HairpinTuple]bpf.HairpinConn{}
+	openers, answers := map[bpf.HairpinTuple]Entry{}, map[bpf.HairpinTuple]Entry{}
 	epochs := epochReader{tables: t, known: map[uint32]int64{}}
-	err := scan(t.objs.Conns, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn) {
-		switch conn := &conns[0]; {
-		case key.Protocol != unix.IPPROTO_TCP || halfOpen(conn) || conn.Told != 0 || !epochs.over(conn):
-		case conn.Opener != 0:
-			openers[key] = *conn
+	err := EachEntry(t.objs, func(e Entry) {
+		switch {
+		case e.Key.Protocol != unix.IPPROTO_TCP || e.State == bpf.HairpinConnStateCONN_HALF_OPEN ||
+			e.Flags&bpf.HairpinConnFlagCONN_TOLD != 0 || !epochs.over(&e):
+		case e.Opener():
+			openers[e.Key] = e
 		default:
-			answers[key] = *conn
+			answers[e.Key] = e
 		}
 	})
 	if err = errors.Join(err, epochs.err); err != nil {
 		return fmt.Errorf("list connections that are over: %w", err)
 	}
-	for key, answer := range answers {
-		opener, ok := openers[reversed(answer.To)]
-		if !ok || opener.Hop.Ifindex == 0 {
+	for _, answer := range answers {
+		opener, ok := openers[answer.Answer()]
+		if !ok || opener.Serial != answer.Serial {
 			continue
 		}
-		if err := t.show(serverFrame(key, &opener, &answer), opener.Hop.Ifindex); err != nil {
+		var in bpf.HairpinInterface
+		err := t.objs.Interfaces.Lookup(answer.Ifindex, &in)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			continue // its server hears of it with its next packet, if that comes by another interface
+		}
+		if err != nil {
+			return fmt.Errorf("look up the interface of a server: %w", err)
+		}
+		if err := t.show(serverFrame(&opener, &answer, in.Mac), answer.Ifindex); err != nil {
 			return err
 		}
 	}
@@ -98,13 +104,13 @@ func (t *Tables) show(frame []byte, ifindex uint32) error {
 	return nil
 }
 
-// serverFrame is an acknowledgement that the server of a connection might send.
-// Nothing reads its checksums.
-func serverFrame(key bpf.HairpinTuple, opener, answer *bpf.HairpinConn) []byte {
+// serverFrame is an acknowledgement that the server of a connection might send to the router's station. It comes from
+// none: the datapath looks up where the server is. Nothing reads its checksums.
+func serverFrame(opener, answer *Entry, station [6]uint8) []byte {
 	const ack, header = 0x10, 20
+	key := answer.Key
 	src, dst := fromAddr(key.Src), fromAddr(key.Dst)
-	frame := append([]byte(nil), opener.Hop.SrcMac[:]...)
-	frame = append(frame, opener.Hop.DstMac[:]...)
+	frame := append(station[:], make([]byte, 6)...)
 	if src.Is4() {
 		frame = binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP)
 		frame = append(frame, 0x45, 0, 0, 20+header, 0, 0, 0, 0, 64, unix.IPPROTO_TCP, 0, 0)

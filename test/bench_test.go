@@ -83,6 +83,16 @@ func newBench(tb testing.TB, forwards ...string) *bench {
 // newBenchFor is a bench with room for so many connections, and so many half-open ones.
 func newBenchFor(tb testing.TB, connections, halfOpen uint32, forwards ...string) *bench {
 	tb.Helper()
+	spec, err := bpf.LoadHairpin()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return newBenchOf(tb, spec, connections, halfOpen, forwards...)
+}
+
+// newBenchOf is a bench with the programs of spec.
+func newBenchOf(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOpen uint32, forwards ...string) *bench {
+	tb.Helper()
 	b := &bench{router: lab.NewHost(tb, "router"), wires: lab.NewHost(tb, "wires")}
 	for _, p := range []struct {
 		name, address string
@@ -107,7 +117,7 @@ func newBenchFor(tb testing.TB, connections, halfOpen uint32, forwards ...string
 	b.neighbour(tb, b.lan, client, clientMAC)
 	b.neighbour(tb, b.lan2, otherClient, otherClientMAC)
 	b.router.Route("wan0", "0.0.0.0/0", "203.0.113.254", "")
-	b.load(tb, connections, halfOpen)
+	b.load(tb, spec, connections, halfOpen)
 	b.configure(tb, forwards)
 	return b
 }
@@ -125,13 +135,16 @@ func (b *bench) neighbour(tb testing.TB, p port, ip netip.Addr, mac net.Hardware
 }
 
 // load creates the maps with room for so many connections, and so many half-open ones of TCP and of all others.
-func (b *bench) load(tb testing.TB, connections, halfOpen uint32) {
+func (b *bench) load(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOpen uint32) {
 	tb.Helper()
-	spec, err := bpf.LoadHairpin()
-	if err != nil {
-		tb.Fatal(err)
+	loader.Size(spec, connections)
+	for i, entry := range spec.Maps[bpf.HairpinMapRings].Contents {
+		ring := entry.Value.(bpf.HairpinRing)
+		if kind := bpf.HairpinPlaceKind(i / 2); kind <= bpf.HairpinPlaceKindPLACE_HALF_OTHER {
+			ring.Size, ring.Limit = min(ring.Size, halfOpen), min(ring.Limit, halfOpen)
+			spec.Maps[bpf.HairpinMapRings].Contents[i].Value = ring
+		}
 	}
-	loader.Size(spec, connections, halfOpen)
 	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(ebpf.MustPossibleCPU())
 	if err := spec.LoadAndAssign(&b.objs, nil); err != nil {
 		tb.Fatalf("load programs: %+v", err)
@@ -157,10 +170,10 @@ func (b *bench) configure(tb testing.TB, forwards []string) {
 func (b *bench) watch(tb testing.TB, external ...netip.Prefix) {
 	tb.Helper()
 	interfaces := []maps.Interface{
-		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true, Addresses: external},
-		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true,
+		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true, RPFilter: 1, Addresses: external},
+		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(lanAddress, 24)}},
-		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true,
+		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(otherAddress, 24)}},
 	}
 	// The devmap takes an ifindex for one of the namespace that writes it.

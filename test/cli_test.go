@@ -240,8 +240,8 @@ func TestPinsOfVanishedInterfacesGo(t *testing.T) {
 		}
 		return list
 	}
-	if len(pins()) != 2 {
-		t.Fatalf("pins of wan0: %q, want those of XDP and TC", pins())
+	if len(pins()) != 3 {
+		t.Fatalf("pins of wan0: %q, want those of XDP, TC and the leak guard", pins())
 	}
 	n.Router.Unplug("wan0")
 	lab.Eventually(t, lab.Patience, func() error {

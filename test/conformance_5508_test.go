@@ -444,11 +444,11 @@ func checkRefusals(p *probe) {
 // fillTable opens connections until there is no room, and says what the host hears to whom it is said.
 func (s *stage) fillTable() string {
 	s.p.Helper()
-	s.set(func(settings *bpf.HairpinSettings) { settings.SourceLimit = 0 })
-	room := int(maps.ConnectionsLimit(&s.objs))
-	s.eachState(func(_ bpf.HairpinTuple, conn bpf.HairpinConn) {
-		if conn.State == bpf.HairpinConnStateCONN_ESTABLISHED {
-			room -= int(conn.Opener)
+	s.set(func(settings *bpf.HairpinSettings) { settings.SourceLimit, settings.InterfaceLimit = 0, 0 })
+	room := int(maps.TCPLimit(&s.objs))
+	s.eachState(func(_ bpf.HairpinTuple, conn maps.Entry) {
+		if conn.Opener() && conn.State == bpf.HairpinConnStateCONN_ESTABLISHED && conn.Key.Protocol == uint8(maps.TCP) {
+			room--
 		}
 	})
 	at := func(i int) flow { return s.flows(false, uint16(10000+i))["hairpin"] }

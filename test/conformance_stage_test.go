@@ -222,8 +222,8 @@ func (s *stage) seen(f flow) netip.AddrPort {
 	if f.udp {
 		key.Protocol = uint8(maps.UDP)
 	}
-	var conn bpf.HairpinConn
-	if err := s.objs.Conns.Lookup(key, &conn); err != nil {
+	conn, err := maps.LookupEntry(&s.objs, key)
+	if err != nil {
 		s.p.Fatalf("no connection of %s to %s: %v", f.client, f.external, err)
 	}
 	return netip.AddrPortFrom(netip.AddrFrom16(conn.To.Src.Bytes).Unmap(), networkPort(conn.To.Sport))
@@ -278,38 +278,30 @@ func (s *stage) stranger(i int, udp bool) flow {
 }
 
 // states are the entries of all connections.
-func (s *stage) states() map[bpf.HairpinTuple]bpf.HairpinConn {
+func (s *stage) states() map[bpf.HairpinTuple]maps.Entry {
 	s.p.Helper()
-	all := map[bpf.HairpinTuple]bpf.HairpinConn{}
-	s.eachState(func(key bpf.HairpinTuple, conn bpf.HairpinConn) { all[key] = conn })
+	all := map[bpf.HairpinTuple]maps.Entry{}
+	if err := maps.EachEntry(&s.objs, func(e maps.Entry) { all[e.Key] = e }); err != nil {
+		s.p.Fatal(err)
+	}
 	return all
 }
 
 // eachState visits the entries of all connections; visit may change them.
-func (s *stage) eachState(visit func(bpf.HairpinTuple, bpf.HairpinConn)) {
+func (s *stage) eachState(visit func(bpf.HairpinTuple, maps.Entry)) {
 	s.p.Helper()
-	all := map[bpf.HairpinTuple]bpf.HairpinConn{}
-	var key bpf.HairpinTuple
-	var conn bpf.HairpinConn
-	entries := s.objs.Conns.Iterate()
-	for entries.Next(&key, &conn) {
-		all[key] = conn
-	}
-	if err := entries.Err(); err != nil {
-		s.p.Fatalf("list connections: %v", err)
-	}
-	for key, conn := range all {
+	for key, conn := range s.states() {
 		visit(key, conn)
 	}
 }
 
 // unmoved says whether no connection began, ended, was refreshed, or changed its TCP state since.
-func (s *stage) unmoved(since map[bpf.HairpinTuple]bpf.HairpinConn) bool {
+func (s *stage) unmoved(since map[bpf.HairpinTuple]maps.Entry) bool {
 	s.p.Helper()
 	now := s.states()
 	for key, old := range since {
 		conn, there := now[key]
-		if !there || conn.LastSeen != old.LastSeen || conn.Fin != old.Fin || conn.Rst != old.Rst ||
+		if !there || conn.Seen != old.Seen || conn.Flags != old.Flags ||
 			conn.Ack != old.Ack || conn.End != old.End || conn.State != old.State || conn.To != old.To {
 			s.p.Logf("was %+v\nnow %+v", old, conn)
 			return false
@@ -321,7 +313,7 @@ func (s *stage) unmoved(since map[bpf.HairpinTuple]bpf.HairpinConn) bool {
 // age makes a client's connections idle for longer.
 func (s *stage) age(client netip.AddrPort, by time.Duration) {
 	s.p.Helper()
-	s.eachState(func(key bpf.HairpinTuple, conn bpf.HairpinConn) {
+	s.eachState(func(key bpf.HairpinTuple, conn maps.Entry) {
 		if opensFor(key, conn, client) {
 			s.rewind(key, by)
 			s.rewind(reversed(conn.To), by)
@@ -330,21 +322,17 @@ func (s *stage) age(client netip.AddrPort, by time.Duration) {
 }
 
 // opens says whether an entry is the client's direction of a connection of this client.
-func opensFor(key bpf.HairpinTuple, conn bpf.HairpinConn, client netip.AddrPort) bool {
-	return conn.Opener != 0 && key.Src.Bytes == client.Addr().As16() && key.Sport == networkPort(client.Port())
+func opensFor(key bpf.HairpinTuple, conn maps.Entry, client netip.AddrPort) bool {
+	return conn.Opener() && key.Src.Bytes == client.Addr().As16() && key.Sport == networkPort(client.Port())
 }
 
 // rewind sets back when one direction was seen.
 func (s *stage) rewind(key bpf.HairpinTuple, by time.Duration) {
 	s.p.Helper()
-	var conn bpf.HairpinConn
-	err := s.objs.Conns.Lookup(key, &conn)
-	if err == nil && conn.LastSeen < uint64(by) {
-		err = fmt.Errorf("the machine was not up %s ago", by)
-	}
+	conn, err := maps.LookupEntry(&s.objs, key)
 	if err == nil {
-		conn.LastSeen -= uint64(by)
-		err = s.objs.Conns.Update(key, conn, ebpf.UpdateExist)
+		conn.Seen -= uint32(by.Milliseconds()) // modulo 2^32, as the datapath counts
+		err = maps.UpdateEntry(&s.objs, &conn, ebpf.UpdateExist)
 	}
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		s.p.Fatalf("age connection: %v", err)
@@ -375,7 +363,7 @@ func (s *stage) sweep() {
 func (s *stage) present(client netip.AddrPort) bool {
 	s.p.Helper()
 	for key, conn := range s.states() {
-		if conn.State != bpf.HairpinConnStateCONN_EXPIRED && opensFor(key, conn, client) {
+		if conn.State != bpf.HairpinConnStateCONN_ENDED && opensFor(key, conn, client) {
 			return true
 		}
 	}

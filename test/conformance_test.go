@@ -13,8 +13,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// rewrite is set by `make conformance` and `make devices`.
-var rewrite = flag.Bool("rewrite", false, "write what TestConformance and TestDevices find into CONFORMANCE.md and DEVICES.md")
+// rewrite is set by `make conformance`, `make devices` and `make floods`.
+var rewrite = flag.Bool("rewrite", false, "write what TestConformance, TestDevices and TestFloods find into CONFORMANCE.md, DEVICES.md and FLOODS.md")
 
 const conformanceFile = "CONFORMANCE.md"
 

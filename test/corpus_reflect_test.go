@@ -42,7 +42,8 @@ var (
 // room for so many connections.
 func newReflectBench(tb testing.TB, connections uint32) *bench {
 	tb.Helper()
-	b := newBenchFor(tb, connections, 2048)
+	// A quarter of all places are for other protocols than TCP.
+	b := newBenchFor(tb, 4*connections, 2048)
 	b.neighbour(tb, b.lan, stranger, strangerMAC)
 	b.config.ICMP.Refuse = []string{}
 	b.config.StandIns = []maps.StandIn{
@@ -72,7 +73,7 @@ func (c *corpus) web(way string, udp bool) flow {
 }
 
 func reflectRows() []row {
-	return slices.Concat(standInRows(), rebuiltRows(), notRebuiltRows(), publicRows())
+	return slices.Concat(standInRows(), rebuiltRows(), notRebuiltRows(), publicRows(), forgedStandInRows())
 }
 
 // TestReflectCorpus puts every case through TC alone and through XDP, which may leave a packet to TC.

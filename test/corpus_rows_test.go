@@ -35,6 +35,7 @@ var elsewhere = map[int]func(*testing.T){
 	1: TestTruncated, 19: TestSplitHeaders, 20: TestMutations, 22: TestUDPChecksumZero, 23: TestEveryChecksum,
 	48: TestICMPBurst, 75: TestStranger, 79: TestPortsExhausted, 80: TestPortsAtOnce, 82: TestPortsUnpredictable,
 	83: TestPortsTaken, 88: TestTableFull, 91: TestExpiry, 92: TestExpiry,
+	204: TestReflectCorpus, 213: TestGSOTunnels,
 }
 
 // TestRowsAreComplete: every row of the case table that single packets can show has a test that is named
@@ -43,6 +44,7 @@ func TestRowsAreComplete(t *testing.T) {
 	rows := []int{
 		1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 21, 22, 23, 24, 29, 30, 31, 32, 33, 34, 36, 37,
 		40, 43, 44, 45, 46, 47, 48, 49, 50, 54, 55, 56, 57, 58, 64, 67, 68, 69, 72, 75, 79, 80, 82, 83, 88, 91, 92, 96, 103,
+		201, 202, 203, 204, 211, 212, 213,
 	}
 	named := map[int]bool{}
 	names := map[string]bool{}

@@ -160,8 +160,8 @@ func resetRows() (rows []row) {
 		})
 		add("row 64: data behind an exact RST", func(c *corpus, f flow) []step {
 			return []step{
-				c.in(f, tcp("R", clientISN+1, 0)).is("closing"), c.in(f, middle, payload("still here")).is("established"),
-				c.back(f, tcp("A", serverISN+1, clientISN+11)).is("established"),
+				c.in(f, tcp("R", clientISN+1, 0)).is("closing"), c.in(f, middle, payload("still here")).is("closing"),
+				c.back(f, tcp("A", serverISN+1, clientISN+11)).is("closing"),
 			}
 		})
 	}

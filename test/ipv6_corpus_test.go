@@ -53,7 +53,8 @@ func (c case6) opened(f flow6) []step {
 }
 
 func allRows6() []row6 {
-	return slices.Concat(echoRows6(), errorRows6(), badErrorRows6(), foreignRows6(), malformedRows6(), openRows6(), fragmentRows6())
+	return slices.Concat(echoRows6(), errorRows6(), badErrorRows6(), foreignRows6(), malformedRows6(), openRows6(), fragmentRows6(),
+		twinRows6(), errorPlaceRows6(), routingRows6())
 }
 
 // TestCorpus6 puts every case through TC alone and through XDP, which may leave a packet to TC.

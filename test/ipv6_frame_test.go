@@ -257,11 +257,11 @@ func (b *bench) watch6(tb testing.TB) {
 		return all
 	}
 	interfaces := []maps.Interface{
-		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true,
+		{Name: "wan0", Index: b.wan.index, Role: maps.RoleWAN, HardwareAddr: b.wan.mac, XDPTransmit: true, RPFilter: 1,
 			Addresses: prefixes("203.0.113.1/24", "2001:db8:1::1/64", "2001:db8:1::9/128", "2001:db8:1::10/128")},
-		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true,
+		{Name: "lan0", Index: b.lan.index, Role: maps.RoleLAN, HardwareAddr: b.lan.mac, XDPTransmit: true, RPFilter: 1,
 			Addresses: prefixes("192.168.1.1/24", "fd00:1::1/64")},
-		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true,
+		{Name: "lan1", Index: b.lan2.index, Role: maps.RoleLAN, HardwareAddr: b.lan2.mac, XDPTransmit: true, RPFilter: 1,
 			Addresses: prefixes("192.168.2.1/24", "fd00:2::1/64")},
 	}
 	must(b.router.Do(func() error { return b.tables.SetInterfaces(interfaces) }))

@@ -104,7 +104,14 @@ func TestUDPChecksum6(t *testing.T) {
 	for i, h := range hooks {
 		f := b.flow6("hairpin", true, uint16(20000+i))
 		in, want := f.in(also(noChecksum), also(payload("no checksum")))
-		h.sends6(t, f, func() { f.open6(t) }, f.at, in.bytes(), want.bytes())
+		if h.name == "xdp" { // it may be a tunnel, whose inner checksum is not finished
+			f.open6(t)
+			if got := b.xdp(t, f.at, in.bytes()); got.code != xdpPass || !bytes.Equal(got.data, in.bytes()) {
+				t.Errorf("xdp answers %d to a datagram without checksum, want it to leave this to tc", got.code)
+			}
+		} else {
+			h.sends6(t, f, func() { f.open6(t) }, f.at, in.bytes(), want.bytes())
+		}
 
 		in, want = f.in(also(payload("##")))
 		for word := range 0x10000 {

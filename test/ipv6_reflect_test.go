@@ -5,6 +5,7 @@ package test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -99,7 +100,7 @@ func newReflectBench6(tb testing.TB) *bench {
 	b.config.ICMP.Refuse = []string{}
 	b.config.StandIns = []maps.StandIn{
 		{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:9:1::/64")},
-		{Clients: netip.MustParsePrefix("fd00:2::/64"), Network: netip.MustParsePrefix("2001:db8:99::/64")},
+		{Clients: netip.MustParsePrefix("fd00:2::/64"), Network: netip.MustParsePrefix("2001:db8:98::/64")},
 	}
 	for _, words := range []string{
 		"stand-ins tcp,udp [2001:db8:1::9]:444 to [fd00:1::20]:8444 reflect prefix",
@@ -116,7 +117,7 @@ func newReflectBench6(tb testing.TB) *bench {
 
 var standInOf6 = map[string]netip.Addr{
 	"hairpin": netip.MustParseAddr("fd00:9:1::50"), "server to itself": netip.MustParseAddr("fd00:9:1::20"),
-	"from another LAN": netip.MustParseAddr("2001:db8:99::60"),
+	"from another LAN": netip.MustParseAddr("2001:db8:98::60"),
 }
 
 // reflected is a new flow of a client that its server sees by its stand-in.
@@ -137,7 +138,7 @@ func (c case6) standIn(way string, udp bool) flow6 {
 func TestReflectCorpus6(t *testing.T) {
 	b := newReflectBench6(t)
 	for _, h := range hooks {
-		for _, r := range append(standInRows6(), rebuiltRows6()...) {
+		for _, r := range slices.Concat(standInRows6(), rebuiltRows6(), forgedStandInRows6()) {
 			t.Run(h.name+"/"+r.name, func(t *testing.T) {
 				c := case6{newCase(t, b)}
 				for i, s := range r.steps(c) {

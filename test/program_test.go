@@ -205,6 +205,9 @@ func TestTranslation(t *testing.T) {
 				for kind, changes := range kinds {
 					clientPort++
 					f := b.flows(udp, clientPort)[way]
+					if h.name == "xdp" && strings.HasSuffix(kind, "bytes of options") {
+						continue // IPv4 options are TC's to read
+					}
 					t.Run(fmt.Sprintf("%s/%s/%s/udp=%v", h.name, way, kind, udp), func(t *testing.T) {
 						testBothDirections(t, h, f, changes)
 					})
@@ -241,8 +244,8 @@ func TestOpening(t *testing.T) {
 	}
 }
 
-// TestPortOfABond: XDP on a bond runs at its ports, which nobody watches. What opens a connection is left
-// to TC, at the bond; what follows is sent.
+// TestPortOfABond: XDP on a bond runs at its ports, of which nothing is known: they may be a WAN's or a LAN's. All is left to
+// TC, at the bond.
 func TestPortOfABond(t *testing.T) {
 	b := newBench(t, benchForwards...)
 	lab.Cable(b.router, "member0", lab.NewHost(t, "other"), "eth0")
@@ -252,8 +255,11 @@ func TestPortOfABond(t *testing.T) {
 	if got := b.xdp(t, member, in.bytes()); got.code != xdpPass || !bytes.Equal(got.data, in.bytes()) {
 		t.Fatalf("xdp answers %d to an opening, want it to leave this to tc", got.code)
 	}
-	in, want := f.in(tcp("PA", clientISN+1, serverISN+1), payload("x"))
-	hooks[1].sends(t, f, func() { f.open(t) }, member, in, want)
+	f.open(t)
+	in, _ = f.in(tcp("PA", clientISN+1, serverISN+1), payload("x"))
+	if got := b.xdp(t, member, in.bytes()); got.code != xdpPass || !bytes.Equal(got.data, in.bytes()) {
+		t.Errorf("xdp answers %d to a packet of a connection, want it to leave this to tc", got.code)
+	}
 }
 
 // TestUDPChecksumZero: none stays none (RFC 768), and one that becomes zero is written 0xffff.
@@ -262,7 +268,14 @@ func TestUDPChecksumZero(t *testing.T) {
 	for i, h := range hooks {
 		f := b.flows(true, uint16(20000+i))["hairpin"]
 		in, want := f.in(noChecksum, payload("no checksum"))
-		h.sends(t, f, func() { f.open(t) }, f.at, in, want)
+		if h.name == "xdp" { // it may be a tunnel, whose inner checksum is not finished
+			f.open(t)
+			if got := b.xdp(t, f.at, in.bytes()); got.code != xdpPass || !bytes.Equal(got.data, in.bytes()) {
+				t.Errorf("xdp answers %d to a datagram without checksum, want it to leave this to tc", got.code)
+			}
+		} else {
+			h.sends(t, f, func() { f.open(t) }, f.at, in, want)
+		}
 
 		in, want = f.in(payload("##"))
 		for word := range 0x10000 {

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/test/lab"
 )
@@ -69,7 +70,7 @@ func TestReset(t *testing.T) {
 	f.send(t, true, tcp("R", clientISN+1, 0))
 	wantState(t, b, "after the exact RST", "closing")
 	f.send(t, true, tcp("PA", clientISN+1, serverISN+1), payload("still here"))
-	wantState(t, b, "after data behind the RST (RFC 7857 2.2)", "established")
+	wantState(t, b, "after data behind the RST, which are sent on (RFC 7857 2.2)", "closing")
 	f.send(t, false, tcp("R", serverISN+1, 0))
 	wantState(t, b, "after the server's exact RST", "closing")
 }
@@ -147,27 +148,63 @@ func TestRetargeted(t *testing.T) {
 	hooks[0].sends(t, f, func() {}, f.at, in, want)
 }
 
-// TestTableFull: openings are refused, no connection makes room for them.
+// TestTableFull: connections of TCP are refused, none makes room for them.
 func TestTableFull(t *testing.T) {
 	b := newBench(t, benchForwards...)
-	room := int(maps.ConnectionsLimit(&b.objs))
+	room := int(maps.TCPLimit(&b.objs))
 	at := func(i int) flow { // each of another client, who may have only so many
-		f := b.flows(true, 20001)["from the Internet"]
+		f := b.flows(false, 20001)["from the Internet"]
 		f.client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{45, 0, byte(i >> 8), byte(i)}), 20001)
 		f.source = f.client
 		return f
 	}
 	for i := range room {
-		at(i).send(t, true, payload("open"))
-		at(i).send(t, false, payload("answer"))
+		at(i).open(t)
 	}
-	at(room).send(t, true, payload("open"))
 	c := &corpus{b: b}
-	c.play(t, hooks[0], c.back(at(room), payload("answer")).refused("table_full").
-		told(lanAddress, icmpUnreachable, codeProhibited, 0))
+	late := at(room)
+	for _, s := range []step{
+		c.in(late, opener).opening(), c.back(late, tcp("SA", serverISN, clientISN+1)),
+		c.in(late, tcp("A", clientISN+1, serverISN+1)).refused("table_full"),
+	} {
+		c.play(t, hooks[0], s)
+	}
 	for i := range room {
-		at(i).send(t, true, payload("still there"))
-		at(i).send(t, false, payload("still there"))
+		at(i).send(t, true, middle, payload("still there"))
+	}
+}
+
+// TestDatagramsAreNotRefused: where all places of other protocols than TCP are held, a connection that nothing but one
+// answer speaks for gives way; one that has gone on for seconds stays, and TCP is not touched.
+func TestDatagramsAreNotRefused(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	room := int(maps.ConnectionsLimit(&b.objs) - maps.TCPLimit(&b.objs))
+	at := func(i int) flow {
+		f := b.flows(true, 20001)["from the Internet"]
+		f.client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{45, 0, byte(i >> 8), byte(i)}), 20001)
+		f.source = f.client
+		return f
+	}
+	kept, web := at(0), b.flows(false, 20001)["from the Internet"]
+	web.open(t)
+	kept.open(t)
+	var all []maps.Entry
+	must(maps.EachEntry(&b.objs, func(e maps.Entry) { all = append(all, e) }))
+	for _, e := range all {
+		if e.Opener() && e.Key.Protocol == uint8(maps.UDP) {
+			e.End = 60 // seconds in which both sides have sent
+			must(maps.UpdateEntry(&b.objs, &e, ebpf.UpdateExist))
+		}
+	}
+	for i := range 2 * room {
+		at(i+1).send(t, true, payload("open"))
+		at(i+1).send(t, false, payload("answer"))
+	}
+	kept.send(t, false, payload("an hour of this"))
+	web.send(t, true, middle, payload("still there"))
+	count, err := b.tables.CountConnections(maps.Selector{})
+	if err != nil || count.Established != room+1 {
+		t.Errorf("%+v, %v: want %d established", count, err, room+1)
 	}
 }
 
@@ -220,11 +257,18 @@ func TestHairpinPorts(t *testing.T) {
 	}
 }
 
-// TestMemory: with room for 131,072 connections the kernel holds at most 160 MiB for all maps.
+// TestMemory: with room for 131,072 IPv4 connections, and for a quarter of that of IPv6, the kernel holds at most 80 MiB for all maps,
+// and 480 bytes an IPv4 connection.
 func TestMemory(t *testing.T) {
 	lab.NeedRoot(t)
+	spec, err := bpf.LoadHairpin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const room = 131072
+	loader.Size(spec, room)
 	var objs bpf.HairpinObjects
-	if err := bpf.LoadHairpinObjects(&objs, nil); err != nil {
+	if err := spec.LoadAndAssign(&objs, nil); err != nil {
 		t.Fatal(err)
 	}
 	defer objs.Close()
@@ -232,10 +276,13 @@ func TestMemory(t *testing.T) {
 	for all, i := reflect.ValueOf(objs.HairpinMaps), 0; i < all.NumField(); i++ {
 		total += memory(t, all.Field(i).Interface().(*ebpf.Map))
 	}
-	connections := uint64(maps.ConnectionsLimit(&objs))
-	t.Logf("%d bytes, %d per connection", total, total/connections)
-	if connections != 131072 || total > 160<<20 {
-		t.Errorf("%d bytes for %d connections", total, connections)
+	six := memory(t, objs.Conns6) + memory(t, objs.Places6)
+	t.Logf("%d bytes, %d without what is IPv6's alone: %d an IPv4 connection", total, total-six, (total-six)/room)
+	if got := maps.ConnectionsLimit(&objs); got != room {
+		t.Errorf("room for %d connections, want %d", got, room)
+	}
+	if total > 80<<20 || (total-six)/room > 480 {
+		t.Errorf("%d bytes, %d an IPv4 connection: want at most 80 MiB and 480", total, (total-six)/room)
 	}
 }
 

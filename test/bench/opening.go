@@ -3,17 +3,14 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
-	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
 
-	"hairpin/bpf"
 	"hairpin/loader"
-	"hairpin/maps"
 	"hairpin/test/bench/measure"
 	"hairpin/test/bench/traffic"
+	"hairpin/test/lab"
 )
 
 // openingFlows are opened in one slice, into empty tables with room for more than these.
@@ -97,40 +94,5 @@ func (r *rig) forget() {
 	r.must("open datapath", err)
 	defer d.Close()
 	objs := d.Objects()
-	r.must("forget connections", empty[bpf.HairpinTuple, bpf.HairpinConn](objs.Conns))
-	r.must("forget how many", objs.Censuses.Put(uint32(0), bpf.HairpinCensus{Limit: maps.ConnectionsLimit(objs)}))
-	r.must("forget clients", empty[bpf.HairpinAddr, uint32](objs.Sources))
-	for _, queue := range []*ebpf.Map{objs.Visits, objs.Openings, objs.OpeningsOther} {
-		r.must("forget visits", drain[bpf.HairpinVisit](queue))
-	}
-}
-
-// drain takes all that is in a queue.
-func drain[Value any](m *ebpf.Map) error {
-	for {
-		var value Value
-		err := m.LookupAndDelete(nil, &value)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("empty %s: %w", m, err)
-		}
-	}
-}
-
-// empty deletes all that is in a hash table.
-func empty[Key, Value any](m *ebpf.Map) error {
-	const chunk = 4096
-	keys, values := make([]Key, chunk), make([]Value, chunk)
-	var cursor ebpf.MapBatchCursor
-	for {
-		_, err := m.BatchLookupAndDelete(&cursor, keys, values, nil)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("empty %s: %w", m, err)
-		}
-	}
+	r.must("forget connections", lab.ForgetConnections(objs))
 }

@@ -29,6 +29,7 @@ const (
 	opDownload = 'd' // send that many bytes and their SHA-256
 	opEcho     = 'e' // send back that many bytes
 	opWho      = 'w' // tell whom the server sees
+	opClose    = 'c' // close the connection
 )
 
 // block is random data that transfers repeat, each time with its number in front.
@@ -100,6 +101,8 @@ func answer(c net.Conn, op byte, length int64) error {
 			return err
 		}
 		return write(c, data)
+	case opClose:
+		return io.EOF
 	case opWho:
 		who := c.RemoteAddr().String()
 		return write(c, append([]byte{byte(len(who))}, who...))
@@ -195,10 +198,14 @@ func (c *Conn) Download(length int64) error {
 }
 
 // Echo sends random bytes and compares what comes back.
-func (c *Conn) Echo(length int) error {
+func (c *Conn) Echo(length int) error { return c.EchoWithin(length, 2*Patience) }
+
+// EchoWithin is Echo with a time limit.
+func (c *Conn) EchoWithin(length int, limit time.Duration) error {
 	if err := c.request(opEcho, int64(length)); err != nil {
 		return err
 	}
+	c.SetDeadline(time.Now().Add(limit))
 	data := make([]byte, length)
 	rand.Read(data)
 	if err := write(c, data); err != nil {

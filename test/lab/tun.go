@@ -5,6 +5,7 @@ package lab
 import (
 	"errors"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,20 +17,31 @@ const longestPacket = 1 << 16
 // devices, between which packets are carried until the test ends.
 func Tun(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
-	connect(a, aName, b, bName, unix.IFF_TUN)
+	connect(a, aName, b, bName, unix.IFF_TUN, 0)
+}
+
+// DelayedTun is Tun with a round trip time: each packet waits half of it on its way, in either direction.
+// No packet is lost or overtakes another.
+func DelayedTun(a *Host, aName string, b *Host, bName string, roundTrip time.Duration) {
+	a.tb.Helper()
+	connect(a, aName, b, bName, unix.IFF_TUN, roundTrip/2)
 }
 
 // Tap is Tun for Ethernet frames, as virtual machines have them.
 func Tap(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
-	connect(a, aName, b, bName, unix.IFF_TAP)
+	connect(a, aName, b, bName, unix.IFF_TAP, 0)
 }
 
-func connect(a *Host, aName string, b *Host, bName string, kind uint16) {
+func connect(a *Host, aName string, b *Host, bName string, kind uint16, delay time.Duration) {
 	a.tb.Helper()
 	ends := [2]*os.File{a.tun(aName, kind), b.tun(bName, kind)}
 	for i := range ends {
-		go carry(ends[i], ends[1-i])
+		if delay == 0 {
+			go carry(ends[i], ends[1-i])
+		} else {
+			go carryLater(ends[i], ends[1-i], delay)
+		}
 	}
 	a.tb.Cleanup(func() {
 		for _, end := range ends {
@@ -52,6 +64,33 @@ func carry(from, to *os.File) {
 		if _, err := to.Write(packet[:n]); errors.Is(err, os.ErrClosed) {
 			return
 		}
+	}
+}
+
+// waiting is a packet on its way, and when it gets there.
+type waiting struct {
+	due    time.Time
+	packet []byte
+}
+
+// carryLater is carry with a delay.
+func carryLater(from, to *os.File, delay time.Duration) {
+	const most = 1 << 14
+	way := make(chan waiting, most)
+	defer close(way)
+	go func() {
+		for w := range way {
+			time.Sleep(time.Until(w.due))
+			_, _ = to.Write(w.packet) // as in carry
+		}
+	}()
+	packet := make([]byte, longestPacket)
+	for {
+		n, err := from.Read(packet)
+		if err != nil {
+			return
+		}
+		way <- waiting{time.Now().Add(delay), append([]byte(nil), packet[:n]...)}
 	}
 }
 

@@ -5,9 +5,12 @@
  * with, and what gives a program under test a fresh frame for each of its runs. */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/in.h>
 #include <linux/ip.h>
+#include <linux/ipv6.h>
 #include <linux/pkt_cls.h>
 #include <linux/types.h>
+#include <linux/udp.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <bpf/bpf_endian.h>
@@ -47,6 +50,7 @@ struct plan {
 
 struct plan current;
 __u32 out;	/* ifindex that bare_tc sends to */
+__u32 answered;	/* UDP port that answer serves */
 
 /* Frames that arrived, by the address they were for; the last are those for any other. */
 struct {
@@ -183,6 +187,62 @@ int bare_tc(struct __sk_buff *skb)
 {
 	(void)skb;
 	return (int)bpf_redirect(out, 0);
+}
+
+/* Sends the datagram back. To swap addresses and ports does not change a checksum. */
+static __always_inline int send_back(struct __sk_buff *skb, struct ethhdr *eth, struct udphdr *udp)
+{
+	__u8 mac[ETH_ALEN];
+	__be16 port = udp->source;
+
+	udp->source = udp->dest;
+	udp->dest = port;
+	__builtin_memcpy(mac, eth->h_source, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, eth->h_dest, ETH_ALEN);
+	__builtin_memcpy(eth->h_dest, mac, ETH_ALEN);
+	return (int)bpf_redirect(skb->ifindex, 0);
+}
+
+static __always_inline int answer4(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+	struct udphdr *udp = (void *)(ip + 1);
+	__be32 address;
+
+	if ((void *)(udp + 1) > data_end || ip->ihl != 5 || ip->protocol != IPPROTO_UDP || udp->dest != bpf_htons(answered))
+		return TC_ACT_UNSPEC;
+	address = ip->saddr;
+	ip->saddr = ip->daddr;
+	ip->daddr = address;
+	return send_back(skb, data, udp);
+}
+
+static __always_inline int answer6(struct __sk_buff *skb)
+{
+	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	struct ipv6hdr *ip = data + sizeof(struct ethhdr);
+	struct udphdr *udp = (void *)(ip + 1);
+	struct in6_addr address;
+
+	if ((void *)(udp + 1) > data_end || ip->nexthdr != IPPROTO_UDP || udp->dest != bpf_htons(answered))
+		return TC_ACT_UNSPEC;
+	address = ip->saddr;
+	ip->saddr = ip->daddr;
+	ip->daddr = address;
+	return send_back(skb, data, udp);
+}
+
+/* A UDP server that answers whatever rate comes, and at once: it sends each datagram back. */
+SEC("tc")
+int answer(struct __sk_buff *skb)
+{
+	bpf_skb_pull_data(skb, sizeof(struct ethhdr) + sizeof(struct ipv6hdr) + sizeof(struct udphdr));
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		return answer4(skb);
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		return answer6(skb);
+	return TC_ACT_UNSPEC;
 }
 
 SEC("xdp.frags")

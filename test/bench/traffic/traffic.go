@@ -250,6 +250,20 @@ func (t *Traffic) RedirectTC(in, out int) error {
 	return nil
 }
 
+// AnswerUDP makes an interface send back every datagram for a UDP port, of either family, as a server would that keeps up
+// with any rate.
+func (t *Traffic) AnswerUDP(ifindex int, port uint16) error {
+	if err := t.objs.Answered.Set(uint32(port)); err != nil {
+		return fmt.Errorf("set port to answer: %w", err)
+	}
+	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: t.objs.Answer, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		return fmt.Errorf("attach answer: %w", err)
+	}
+	t.links = append(t.links, l)
+	return nil
+}
+
 // Hook is where a program is run.
 type Hook string
 

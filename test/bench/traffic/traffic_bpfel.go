@@ -44,6 +44,7 @@ const (
 	trafficMapPort             = "port"
 	trafficMapTestedTc         = "tested_tc"
 	trafficMapTestedXdp        = "tested_xdp"
+	trafficProgAnswer          = "answer"
 	trafficProgBareTc          = "bare_tc"
 	trafficProgBareXdpRedirect = "bare_xdp_redirect"
 	trafficProgBareXdpTx       = "bare_xdp_tx"
@@ -53,6 +54,7 @@ const (
 	trafficProgRenewTc         = "renew_tc"
 	trafficProgRenewXdp        = "renew_xdp"
 	trafficProgSink            = "sink"
+	trafficVarAnswered         = "answered"
 	trafficVarCurrent          = "current"
 	trafficVarOut              = "out"
 )
@@ -99,6 +101,7 @@ type trafficSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trafficProgramSpecs struct {
+	Answer          *ebpf.ProgramSpec `ebpf:"answer"`
 	BareTc          *ebpf.ProgramSpec `ebpf:"bare_tc"`
 	BareXdpRedirect *ebpf.ProgramSpec `ebpf:"bare_xdp_redirect"`
 	BareXdpTx       *ebpf.ProgramSpec `ebpf:"bare_xdp_tx"`
@@ -124,8 +127,9 @@ type trafficMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type trafficVariableSpecs struct {
-	Current *ebpf.VariableSpec `ebpf:"current"`
-	Out     *ebpf.VariableSpec `ebpf:"out"`
+	Answered *ebpf.VariableSpec `ebpf:"answered"`
+	Current  *ebpf.VariableSpec `ebpf:"current"`
+	Out      *ebpf.VariableSpec `ebpf:"out"`
 }
 
 // trafficObjects contains all objects after they have been loaded into the kernel.
@@ -167,14 +171,16 @@ func (m *trafficMaps) Close() error {
 //
 // It can be passed to loadTrafficObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trafficVariables struct {
-	Current *ebpf.Variable `ebpf:"current"`
-	Out     *ebpf.Variable `ebpf:"out"`
+	Answered *ebpf.Variable `ebpf:"answered"`
+	Current  *ebpf.Variable `ebpf:"current"`
+	Out      *ebpf.Variable `ebpf:"out"`
 }
 
 // trafficPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadTrafficObjects or ebpf.CollectionSpec.LoadAndAssign.
 type trafficPrograms struct {
+	Answer          *ebpf.Program `ebpf:"answer"`
 	BareTc          *ebpf.Program `ebpf:"bare_tc"`
 	BareXdpRedirect *ebpf.Program `ebpf:"bare_xdp_redirect"`
 	BareXdpTx       *ebpf.Program `ebpf:"bare_xdp_tx"`
@@ -188,6 +194,7 @@ type trafficPrograms struct {
 
 func (p *trafficPrograms) Close() error {
 	return _TrafficClose(
+		p.Answer,
 		p.BareTc,
 		p.BareXdpRedirect,
 		p.BareXdpTx,

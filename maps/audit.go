@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+)
+
+// placeKinds are the kinds of places in the order of enum place_kind.
+var placeKinds = [bpf.HairpinPlaceKindPLACES]string{
+	bpf.HairpinPlaceKindPLACE_HALF_TCP:    "half-open tcp",
+	bpf.HairpinPlaceKindPLACE_HALF_PROVEN: "half-open proven",
+	bpf.HairpinPlaceKindPLACE_HALF_OTHER:  "half-open other",
+	bpf.HairpinPlaceKindPLACE_TCP:         "established tcp",
+	bpf.HairpinPlaceKindPLACE_OTHER:       "established other",
+	bpf.HairpinPlaceKindPLACE_CLOSING:     "closing",
+}
+
+// Audit is what the datapath has counted, beside what a walk of the tables found. Without traffic both are the same.
+type Audit struct {
+	Entries int              // of both directions and families
+	Orphans int              // entries without their other direction
+	Steady  bool             // no connection came, went or took another place during the walk
+	Counted map[string]int64 // connections by kind of place, as the datapath counts them
+	Found   map[string]int64 // the same, as they are in the tables
+	drift   [bpf.HairpinPlaceKindPLACES * 2]int64
+}
+
+// ringOf is the index of the ring whose place a connection holds.
+func ringOf(opener *Entry) uint32 {
+	kind, v6 := bpf.HairpinPlaceKindPLACE_CLOSING, uint32(1)
+	tcp := opener.Key.Protocol == unix.IPPROTO_TCP
+	if isV4(opener.Key) {
+		v6 = 0
+	}
+	switch {
+	case opener.State == bpf.HairpinConnStateCONN_HALF_OPEN && !tcp:
+		kind = bpf.HairpinPlaceKindPLACE_HALF_OTHER
+	case opener.State == bpf.HairpinConnStateCONN_HALF_OPEN && opener.Flags&bpf.HairpinConnFlagCONN_PROVEN != 0:
+		kind = bpf.HairpinPlaceKindPLACE_HALF_PROVEN
+	case opener.State == bpf.HairpinConnStateCONN_HALF_OPEN:
+		kind = bpf.HairpinPlaceKindPLACE_HALF_TCP
+	case opener.State == bpf.HairpinConnStateCONN_ESTABLISHED && tcp:
+		kind = bpf.HairpinPlaceKindPLACE_TCP
+	case opener.State == bpf.HairpinConnStateCONN_ESTABLISHED:
+		kind = bpf.HairpinPlaceKindPLACE_OTHER
+	}
+	return uint32(kind)*2 + v6
+}
+
+// ring reads one.
+func ring(objs *bpf.HairpinObjects, index uint32) (bpf.HairpinRing, error) {
+	var r bpf.HairpinRing
+	if err := objs.Rings.Lookup(index, &r); err != nil {
+		return r, fmt.Errorf("read count of connections: %w", err)
+	}
+	return r, nil
+}
+
+// movements are what changes with every connection that comes, goes or takes another place.
+type movements struct {
+	counts [bpf.HairpinPlaceKindPLACES * 2]int64 // of the rings
+	events events
+}
+
+func (t *Tables) movements() (m movements, err error) {
+	for index := range m.counts {
+		r, err := ring(t.objs, uint32(index))
+		if err != nil {
+			return m, err
+		}
+		m.counts[index] = r.Count
+	}
+	events, err := t.events()
+	if err != nil {
+		return m, err
+	}
+	m.events = *events
+	return m, nil
+}
+
+// Audit walks the tables and compares. Beside traffic the figures may differ by what comes and goes meanwhile.
+func (t *Tables) Audit() (Audit, error) {
+	audit := Audit{Counted: map[string]int64{}, Found: map[string]int64{}}
+	before, err := t.movements()
+	if err != nil {
+		return audit, err
+	}
+	type end struct {
+		to     bpf.HairpinTuple
+		serial uint32
+		ring   uint32
+		gone   bool
+	}
+	openers, answers := map[bpf.HairpinTuple]end{}, map[bpf.HairpinTuple]end{}
+	err = EachEntry(t.objs, func(e Entry) {
+		ends := answers
+		if e.Opener() {
+			ends = openers
+		}
+		ends[e.Key] = end{e.To, e.Serial, ringOf(&e), e.State == bpf.HairpinConnStateCONN_GONE}
+	})
+	if err != nil {
+		return audit, err
+	}
+	audit.Entries = len(openers) + len(answers)
+	for _, opener := range openers {
+		if answers[reversed(opener.to)].serial != opener.serial {
+			audit.Orphans++
+		}
+		if !opener.gone { // a connection that is gone is no longer counted
+			audit.Found[placeKinds[opener.ring/2]]++
+			audit.drift[opener.ring]--
+		}
+	}
+	for _, answer := range answers {
+		if openers[reversed(answer.to)].serial != answer.serial {
+			audit.Orphans++
+		}
+	}
+	after, err := t.movements()
+	if err != nil {
+		return audit, err
+	}
+	audit.Steady = before == after
+	for index, count := range after.counts {
+		audit.Counted[placeKinds[index/2]] += count
+		audit.drift[index] += count
+	}
+	return audit, nil
+}
+
+// Repair corrects counts that are off by the same figure as in an earlier audit, and says by how many connections in
+// all. No race is known that makes a count drift; one that does all the same must not refuse connections for good.
+func (t *Tables) Repair(earlier, now Audit) (int, error) {
+	if t.objs.HairpinCorrect == nil {
+		return 0, nil // maps alone, without a datapath that counts
+	}
+	repaired := 0
+	for index, drift := range now.drift {
+		if drift == 0 || drift != earlier.drift[index] {
+			continue
+		}
+		request := bpf.HairpinCorrectRequest{Ring: uint32(index), Change: -drift}
+		if _, err := t.objs.HairpinCorrect.Run(&ebpf.RunOptions{Context: request}); err != nil {
+			return repaired, fmt.Errorf("correct a count of connections: %w", err)
+		}
+		repaired += int(max(drift, -drift))
+	}
+	return repaired, nil
+}

@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/google/go-cmp/cmp"
+
+	"hairpin/bpf"
+)
+
+// setCount has the datapath count so many connections in a ring.
+func (t *Tables) setCount(tb testing.TB, index uint32, count int64) {
+	tb.Helper()
+	r, err := ring(t.objs, index)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	r.Count = count
+	if err := t.objs.Rings.Put(index, r); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// counts are how many connections the datapath counts in each ring.
+func (t *Tables) counts(tb testing.TB) (counts [2 * bpf.HairpinPlaceKindPLACES]int64) {
+	tb.Helper()
+	for index := range counts {
+		r, err := ring(t.objs, uint32(index))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		counts[index] = r.Count
+	}
+	return counts
+}
+
+func (t *Tables) mustAudit(tb testing.TB) Audit {
+	tb.Helper()
+	audit, err := t.Audit()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return audit
+}
+
+// audited has index + 1 connections in each ring, counted as they are, and the program that corrects counts.
+func audited(t testing.TB) *Tables {
+	t.Helper()
+	needRoot(t)
+	spec := smallSpec(t)
+	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 256
+	spec.Maps[bpf.HairpinMapConns6].MaxEntries = 256
+	var objs struct {
+		bpf.HairpinMaps
+		Correct *ebpf.Program `ebpf:"hairpin_correct"`
+	}
+	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { objs.HairpinMaps.Close(); objs.Correct.Close() })
+	tables := New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinCorrect: objs.Correct}})
+	proven := func(e *Entry) { e.Flags |= bpf.HairpinConnFlagCONN_PROVEN }
+	in := func(state bpf.HairpinConnState) func(*Entry) { return func(e *Entry) { e.State = state } }
+	kinds := [bpf.HairpinPlaceKindPLACES]flow{
+		bpf.HairpinPlaceKindPLACE_HALF_TCP:    {protocol: TCP, half: true},
+		bpf.HairpinPlaceKindPLACE_HALF_PROVEN: {protocol: TCP, half: true, opener: proven},
+		bpf.HairpinPlaceKindPLACE_HALF_OTHER:  {protocol: UDP, half: true},
+		// It keeps the mark of its challenge; that no longer counts.
+		bpf.HairpinPlaceKindPLACE_TCP:     {protocol: TCP, opener: proven},
+		bpf.HairpinPlaceKindPLACE_OTHER:   {protocol: GRE},
+		bpf.HairpinPlaceKindPLACE_CLOSING: {protocol: TCP, opener: in(bpf.HairpinConnStateCONN_CLOSING)},
+	}
+	for kind, f := range kinds {
+		for v6, text := range []string{"198.51.100.9", "[2001:db8::9]"} {
+			index := 2*kind + v6
+			for n := range index + 1 {
+				f.client = fmt.Sprintf("%s:%d", text, 1000*index+n)
+				f.external, f.target = "203.0.113.1:443", "192.168.1.20:443"
+				if v6 == 1 {
+					f.external, f.target = "[2001:db8:1::1]:443", "[2001:db8:2::1]:443"
+				}
+				f.source = f.client
+				if n == 1 && kind == int(bpf.HairpinPlaceKindPLACE_CLOSING) {
+					f.opener = in(bpf.HairpinConnStateCONN_ENDED)
+				}
+				tables.open(t, f)
+			}
+			tables.setCount(t, uint32(index), int64(index+1))
+		}
+	}
+	// Its CPU is about to delete it, and has taken it off the counts.
+	gone := kinds[bpf.HairpinPlaceKindPLACE_TCP]
+	gone.client, gone.source, gone.external, gone.target = "198.51.100.9:1", "198.51.100.9:1", "203.0.113.1:443", "192.168.1.20:443"
+	gone.opener = in(bpf.HairpinConnStateCONN_GONE)
+	tables.open(t, gone)
+	return tables
+}
+
+func TestAuditOfARightCount(t *testing.T) {
+	audit := audited(t).mustAudit(t)
+	want := map[string]int64{
+		"half-open tcp": 3, "half-open proven": 7, "half-open other": 11, "established tcp": 15, "established other": 19, "closing": 23,
+	}
+	if diff := cmp.Diff(want, audit.Counted); diff != "" {
+		t.Errorf("counted (-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(want, audit.Found); diff != "" {
+		t.Errorf("found (-want +got)\n%s", diff)
+	}
+	if audit.Entries != 2*79 || audit.Orphans != 0 || !audit.Steady || audit.drift != (Audit{}).drift {
+		t.Errorf("got %+v", audit)
+	}
+}
+
+func TestAuditFindsOrphans(t *testing.T) {
+	tables := audited(t)
+	orphan := flow{protocol: TCP, client: "198.51.100.7:1", source: "198.51.100.7:1", external: "203.0.113.1:443", target: "192.168.1.20:443"}
+	entries := func(port int) [2]Entry {
+		f := orphan
+		f.client = fmt.Sprintf("198.51.100.7:%d", port)
+		f.source = f.client
+		tables.open(t, f)
+		return f.pair()
+	}
+	check := func(what string, want int) {
+		t.Helper()
+		if got := tables.mustAudit(t).Orphans; got != want {
+			t.Errorf("%s: %d orphans, want %d", what, got, want)
+		}
+	}
+	check("none", 0)
+	if err := DeleteEntry(tables.objs, entries(1)[0].Key); err != nil {
+		t.Fatal(err)
+	}
+	check("without opener", 1)
+	if err := DeleteEntry(tables.objs, entries(2)[1].Key); err != nil {
+		t.Fatal(err)
+	}
+	check("without answerer", 2)
+	// pair gives another serial: both entries are of connections of their own.
+	other := entries(3)[1]
+	if err := UpdateEntry(tables.objs, &other, ebpf.UpdateExist); err != nil {
+		t.Fatal(err)
+	}
+	check("answerer of another connection", 4)
+}
+
+func TestAuditFindsACountThatDiffers(t *testing.T) {
+	tables := audited(t)
+	for index, count := range tables.counts(t) {
+		for _, off := range []int64{-20, -1, 1, 100} {
+			tables.setCount(t, uint32(index), count+off)
+			audit := tables.mustAudit(t)
+			want := Audit{}.drift
+			want[index] = off
+			kind := placeKinds[index/2]
+			if audit.drift != want || audit.Counted[kind]-audit.Found[kind] != off {
+				t.Errorf("%s, off by %d: %+v", kind, off, audit)
+			}
+		}
+		tables.setCount(t, uint32(index), count)
+	}
+}
+
+// TestRepairCorrectsWhatStaysOff by the same figure, and nothing else.
+func TestRepairCorrectsWhatStaysOff(t *testing.T) {
+	tables := audited(t)
+	right := tables.counts(t)
+	off := func(index uint32, by int64) { tables.setCount(t, index, right[index]+by) }
+	off(2, 5)
+	off(5, -3)
+	off(7, 2)
+	off(8, 1)
+	earlier := tables.mustAudit(t)
+	off(7, 1)
+	off(8, 0)
+	off(9, 1)
+	now := tables.mustAudit(t)
+	// It comes after the audit, and stays.
+	off(2, 6)
+	repaired, err := tables.Repair(earlier, now)
+	if err != nil || repaired != 8 {
+		t.Errorf("repaired %d, want 8 (%v)", repaired, err)
+	}
+	want := right
+	want[2], want[7], want[9] = right[2]+1, right[7]+1, right[9]+1
+	if got := tables.counts(t); got != want {
+		t.Errorf("counts are %v, want %v", got, want)
+	}
+}
+
+func TestRepairWithoutProgramDoesNothing(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	tables.setCount(t, 0, 1)
+	audit := tables.mustAudit(t)
+	if repaired, err := tables.Repair(audit, audit); err != nil || repaired != 0 {
+		t.Errorf("repaired %d, %v", repaired, err)
+	}
+}
+
+// TestTheDaemonRepairsAfterThreeAudits that have found the same.
+func TestTheDaemonRepairsAfterThreeAudits(t *testing.T) {
+	tables := audited(t)
+	right := tables.counts(t)
+	c := NewCollector(tables, CollectorOptions{})
+	for i, step := range []struct {
+		off, left int64 // of the count, before the audit and after it
+		total     string
+	}{
+		{0, 0, "0"}, {0, 0, "0"}, {0, 0, "0"}, {0, 0, "0"},
+		{4, 4, "0"}, {4, 4, "0"}, {3, 3, "0"}, {3, 3, "0"}, {0, 0, "0"},
+		{3, 3, "0"}, {3, 3, "0"}, {3, 0, "3"}, {0, 0, "3"},
+		{-1, -1, "3"}, {-1, -1, "3"}, {-1, 0, "4"},
+		// The same once more needs three audits again.
+		{-1, -1, "4"}, {-1, -1, "4"}, {-1, 0, "5"}, {0, 0, "5"},
+	} {
+		tables.setCount(t, 6, right[6]+step.off)
+		if err := c.audit(); err != nil {
+			t.Fatal(err)
+		}
+		want := right
+		want[6] += step.left
+		if got := tables.counts(t); got != want {
+			t.Errorf("after audit %d: counts are %v, want %v", i+1, got, want)
+		}
+		wantSamples(t, samples(t, c, "hairpin_connections_repaired"), "hairpin_connections_repaired_total{} "+step.total)
+	}
+}
+
+// TestAnAuditUnderChangeSaysNothing: a figure that it finds may come from what it missed.
+func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
+	tables := audited(t)
+	for what, change := range map[string]func(n int64){
+		"a count":     func(n int64) { tables.setCount(t, 6, n) },
+		"the endings": func(n int64) { tables.putEvents(t, 0, 0, 0, 0, uint64(n)) },
+	} {
+		c := NewCollector(tables, CollectorOptions{})
+		stop, stopped := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(stopped)
+			for n := int64(1); ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					change(n)
+				}
+			}
+		}()
+		deadline := time.Now().Add(20 * time.Second)
+		for tables.mustAudit(t).Steady && time.Now().Before(deadline) {
+		}
+		seen := false
+		for !seen && time.Now().Before(deadline) {
+			before := c.audits
+			if err := c.audit(); err != nil {
+				t.Fatal(err)
+			}
+			seen = c.audits == before
+		}
+		close(stop)
+		<-stopped
+		if !seen {
+			t.Errorf("every audit while %s changed was taken to be right", what)
+		}
+	}
+}

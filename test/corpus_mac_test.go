@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+)
+
+// meet has the router know its neighbours again: it forgets them all when its MAC address changes.
+func meet(t *testing.T, b *bench) {
+	t.Helper()
+	for _, n := range []struct {
+		at    port
+		mac   net.HardwareAddr
+		addrs []netip.Addr
+	}{
+		{b.wan, gatewayMAC, []netip.Addr{netip.MustParseAddr("203.0.113.254"), netip.MustParseAddr("fe80::fe")}},
+		{b.lan, serverMAC, []netip.Addr{server, target6}}, {b.lan, clientMAC, []netip.Addr{client, client6Addr}},
+		{b.lan2, otherClientMAC, []netip.Addr{otherClient, otherClient6}},
+	} {
+		for _, addr := range n.addrs {
+			b.neighbour(t, n.at, addr, n.mac)
+		}
+	}
+}
+
+// TestMACsLikeIP: what the router's MAC addresses begin with may look like the version of an IP header.
+func TestMACsLikeIP(t *testing.T) {
+	for _, first := range []byte{0x40, 0x46, 0x60, 0x64} {
+		t.Run(fmt.Sprintf("%#x", first), func(t *testing.T) {
+			b := newBench6(t)
+			for i, p := range []*port{&b.wan, &b.lan, &b.lan2} {
+				p.mac = net.HardwareAddr{first, 0, 0, 20, 1, byte(i)}
+				b.router.SetHardwareAddr([]string{"wan0", "lan0", "lan1"}[i], p.mac)
+			}
+			b.watch6(t)
+			meet(t, b)
+			for _, way := range ways6Names {
+				for _, udp := range []bool{false, true} {
+					playTwin(t, b, func(_ *testing.T, c twinCase) []step { return c.lifeOf(c.flow(way, udp)) })
+				}
+			}
+		})
+	}
+}

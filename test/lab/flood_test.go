@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package lab
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Every packet of a flood is one that a host would accept, and a tuple's packets have the same source.
+func TestFloodPacketsAreValid(t *testing.T) {
+	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		f := Flood{Protocol: protocol, To: netip.MustParseAddrPort("203.0.113.2:80")}
+		for tuple := range uint64(10000) {
+			p, err := parsePacket(f.append(nil, tuple), false)
+			if err != nil {
+				t.Fatalf("%v: %v", p, err)
+			}
+			again, _ := parsePacket(f.append(nil, tuple), false)
+			if p.Src != again.Src || p.Dst != f.To {
+				t.Fatalf("%v, then %v", p, again)
+			}
+		}
+		f = Flood{Protocol: protocol, From: []netip.Prefix{netip.MustParsePrefix("2001:db8:66::/33")}, To: netip.MustParseAddrPort("[2001:db8::2]:80")}
+		for tuple := range uint64(10000) {
+			b := f.append(nil, tuple)
+			src, length := netip.AddrFrom16([16]byte(b[8:])), int(b[5])
+			if !f.From[0].Contains(src) || len(b) != 40+length {
+				t.Fatalf("% x: source %v", b, src)
+			}
+			if s := sum(sum(sum(0, b[8:40]), []byte{0, protocol, 0, byte(length)}), b[40:]); s != 0xffff {
+				t.Fatalf("% x: sum is %#04x", b, s)
+			}
+		}
+	}
+}
+
+// A delayed cable delays, loses nothing, and a burst of connections over it opens unless it has too little time.
+func TestDelayedTun(t *testing.T) {
+	a, b := NewHost(t, "a"), NewHost(t, "b")
+	const roundTrip = 100 * time.Millisecond
+	DelayedTun(a, "tun0", b, "tun0", roundTrip)
+	a.Address("tun0", "192.0.2.1/24")
+	b.Address("tun0", "192.0.2.2/24")
+	b.ServeTCP(":80")
+	to := netip.MustParseAddrPort("192.0.2.2:80")
+	begun := time.Now()
+	c, err := a.DialTCP(to.String(), "", Patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if took := time.Since(begun); took < roundTrip {
+		t.Errorf("a handshake took %v, want at least %v", took, roundTrip)
+	}
+	for _, want := range []struct {
+		within time.Duration
+		opened int
+	}{{Patience, 50}, {3 * roundTrip / 2, 0}} {
+		opened, err := a.OpenBurst(Burst{To: to, Count: 50, Over: 50 * time.Millisecond, Within: want.within})
+		if err != nil || opened != want.opened {
+			t.Errorf("within %v %d connections opened (%v), want %d", want.within, opened, err, want.opened)
+		}
+	}
+}
+
+// A churn opens and closes connections, from every address it may use.
+func TestChurn(t *testing.T) {
+	a, b := NewHost(t, "a"), NewHost(t, "b")
+	Cable(a, "eth0", b, "eth0")
+	a.Address("eth0", "192.0.2.1/24")
+	b.Address("eth0", "192.0.2.2/24")
+	b.Route("eth0", "0.0.0.0/0", "192.0.2.1", "")
+	a.Run("ip", "route", "add", "local", "51.0.0.0/8", "dev", "lo")
+	b.ServeTCP(":80")
+	const enough = 1000
+	done, failed, err := a.ChurnTCP([]netip.Prefix{netip.MustParsePrefix("51.0.0.0/8")}, netip.MustParseAddrPort("192.0.2.2:80"),
+		func(done int) bool { return done >= enough })
+	if err != nil || failed != 0 || done < enough {
+		t.Errorf("%d connections were opened and closed, %d failed (%v); want %d and none", done, failed, err, enough)
+	}
+}
+
+// Resets of both families are seen where they arrive, and nowhere else.
+func TestWatchResets(t *testing.T) {
+	a, b := NewHost(t, "a"), NewHost(t, "b")
+	Cable(a, "eth0", b, "eth0")
+	for i, h := range []*Host{a, b} {
+		h.Sysctl("net/ipv6/conf/all/disable_ipv6", "0")
+		h.Address("eth0", []string{"192.0.2.1/24", "192.0.2.2/24"}[i])
+		h.Run("ip", "-6", "address", "add", []string{"2001:db8::1/64", "2001:db8::2/64"}[i], "dev", "eth0", "nodad")
+	}
+	b.ServeTCP(":80")
+	arrived, sent := a.WatchResets("eth0"), b.WatchResets("eth0")
+	if c, err := a.DialTCP("192.0.2.2:80", "", Patience); err != nil {
+		t.Error(err)
+	} else if err := c.Echo(100); err != nil {
+		t.Error(err)
+	} else {
+		c.Close()
+	}
+	for _, closed := range []string{"192.0.2.2:81", "[2001:db8::2]:81"} {
+		if _, err := a.DialTCP(closed, "", Patience); err == nil {
+			t.Errorf("%s accepts", closed)
+		}
+	}
+	if got := arrived.Stop(); len(got) != 2 {
+		t.Errorf("arrived: %q, want one of each family", got)
+	}
+	if got := sent.Stop(); len(got) != 0 {
+		t.Errorf("where they were sent: %q, want none", got)
+	}
+}
