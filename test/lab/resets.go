@@ -26,10 +26,11 @@ type Resets struct {
 // resetFilter lets packets pass that came from outside and bear a RST; it sees them from their IP header on.
 var resetFilter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 15},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 16},
 	bpf.LoadAbsolute{Off: 0, Size: 1},
 	bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
-	bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: 6},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: 7},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 12}, // such as ARP
 	bpf.LoadAbsolute{Off: 9, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_TCP, SkipTrue: 10},
 	bpf.LoadMemShift{Off: 0},
