@@ -19,6 +19,7 @@ import (
 	"hairpin/bpf"
 	"hairpin/maps"
 	"hairpin/test/lab"
+	"hairpin/test/tables"
 )
 
 // corpusForwards are what the corpus needs; 203.0.113.9 and .10 are 1:1 forwards.
@@ -56,7 +57,7 @@ func newCase(tb testing.TB, b *bench) *corpus {
 func (b *bench) forget(tb testing.TB) {
 	tb.Helper()
 	b.empty(tb, b.objs.Mappings, b.objs.Fragments, b.objs.HeldFragments)
-	if err := lab.ForgetConnections(&b.objs); err != nil {
+	if err := tables.Forget(&b.objs); err != nil {
 		tb.Fatal(err)
 	}
 }

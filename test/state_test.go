@@ -235,6 +235,34 @@ func TestExpiry(t *testing.T) {
 	}
 }
 
+// TestManyEndAtOnce: more connections end at once than there are places for such. Those that found none are ended later, and
+// all expire; what counts them agrees.
+func TestManyEndAtOnce(t *testing.T) {
+	b := newBench(t, benchForwards...)
+	b.settings(t, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 0, 0 })
+	for i := range 1000 {
+		b.flows(false, uint16(20000+i))["from the Internet"].open(t)
+	}
+	b.config.Forwards[0].Target = netip.MustParseAddr("192.168.1.99")
+	b.config.Timeouts.TCPTransitory, b.config.Timeouts.TCPEstablished = time.Second, 2*time.Second
+	b.apply(t)
+	if code, err := b.objs.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
+		t.Fatalf("start sweeper: %d %v", int32(code), err)
+	}
+	lab.Eventually(t, 30*time.Second, func() error {
+		audit, err := b.tables.Audit()
+		if err != nil || audit.Entries > 0 {
+			return fmt.Errorf("%d entries are left (%v): %v", audit.Entries, err, audit.Found)
+		}
+		for kind, count := range audit.Counted {
+			if count != 0 {
+				return fmt.Errorf("%d of %s are counted, and none is there", count, kind)
+			}
+		}
+		return nil
+	})
+}
+
 // TestHairpinPorts: clients with the same port all get through, each as another one; a port that a
 // forward or a socket of the router has is nobody's.
 func TestHairpinPorts(t *testing.T) {

@@ -10,7 +10,7 @@ import (
 	"hairpin/loader"
 	"hairpin/test/bench/measure"
 	"hairpin/test/bench/traffic"
-	"hairpin/test/lab"
+	"hairpin/test/tables"
 )
 
 // openingFlows are opened in one slice, into empty tables with room for more than these.
@@ -94,5 +94,5 @@ func (r *rig) forget() {
 	r.must("open datapath", err)
 	defer d.Close()
 	objs := d.Objects()
-	r.must("forget connections", lab.ForgetConnections(objs))
+	r.must("forget connections", tables.Forget(objs))
 }

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -88,10 +89,31 @@ func (s *stand) load(object string) {
 	if crafts := spec.Maps["crafts"]; crafts != nil {
 		crafts.MaxEntries = uint32(ebpf.MustPossibleCPU())
 	}
+	sizeRings(spec)
 	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {
 		s.tb.Fatalf("load object %s: %+v\nIf its maps are not those of this tree, give a tree or a revision, not an object.", object, err)
 	}
 	s.tb.Cleanup(func() { s.objs.Close() })
+}
+
+// sizeRings divides the places of each family evenly among the rings. By names and bytes, as struct ring of bpf/types.h
+// begins: a base to compare with may be from before there were any.
+func sizeRings(spec *ebpf.CollectionSpec) {
+	rings := spec.Maps["rings"]
+	if rings == nil {
+		return
+	}
+	const families = 2
+	kinds := rings.MaxEntries / families
+	rings.Contents = nil
+	for index := range rings.MaxEntries {
+		places := spec.Maps[[families]string{"places4", "places6"}[index%families]].MaxEntries / kinds
+		ring := make([]byte, rings.ValueSize)
+		for i, value := range []uint32{index / families * places, places, places} { // base, size, limit
+			binary.NativeEndian.PutUint32(ring[16+4*i:], value)
+		}
+		rings.Contents = append(rings.Contents, ebpf.MapKV{Key: index, Value: ring})
+	}
 }
 
 func (s *stand) configure() {

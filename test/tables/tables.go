@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package lab
+// Package tables empties the tables of connections, for tests and measurements that begin anew. It is apart from the lab, which
+// does not know how connections are kept.
+package tables
 
 import (
 	"errors"
@@ -12,9 +14,9 @@ import (
 	"hairpin/maps"
 )
 
-// ForgetConnections empties the tables of connections and all that counts them. Places need not be cleared: none is held by a
+// Forget empties the tables of connections and all that counts them. Places need not be cleared: none is held by a
 // connection that is not there. No traffic may run meanwhile.
-func ForgetConnections(objs *bpf.HairpinObjects) error {
+func Forget(objs *bpf.HairpinObjects) error {
 	var keys []bpf.HairpinTuple
 	if err := maps.EachEntry(objs, func(e maps.Entry) { keys = append(keys, e.Key) }); err != nil {
 		return err
