@@ -298,8 +298,9 @@ static __always_inline bool conn_near(const struct packet *pkt, const struct con
 	return pkt->seq + pkt->seq_length - conn->end + TCP_NEAR < 2 * TCP_NEAR && pkt->ack - conn->ack < TCP_NEAR;
 }
 
-/* Within both windows, seen from the other side (as in "Real Stateful TCP Packet Filtering in IP Filter", van Rooij
- * 2000): not beyond what that one may take, not before what it may still miss, and it acknowledges what was sent. */
+/* Is the segment within both windows ("Real Stateful TCP Packet Filtering in IP Filter", van Rooij 2000)? Its data must end
+ * within one receive window of what the receiver has acknowledged. Its acknowledgement must not be beyond what the receiver
+ * has sent, nor more than the sender's own window behind that. */
 static __always_inline bool conn_within(const struct packet *pkt, const struct conn *conn, __u64 identity,
 					const struct conn *other, __u64 other_identity)
 {

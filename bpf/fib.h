@@ -88,8 +88,8 @@ static __always_inline __u32 hop_reference(__u32 index, __u32 generation)
 	return index | (generation >> 1 & HOP_GENERATION_MASK) << HOP_INDEX_BITS;
 }
 
-/* Is it time for this connection to ask the kernel for its way? Each does so in its own moment of every 8 s, so that a route
- * that changed for it alone is noticed without the daemon. */
+/* Is it time for this connection to ask the kernel for its route? Every connection asks once in 8 s. A route that changes for a
+ * single connection is so noticed without the daemon. The serial spreads the moments. */
 static __always_inline bool hop_ask(const struct conn *conn, __u32 serial, __u32 now)
 {
 	return ((now + serial) ^ (conn->seen + serial)) >> HOP_ASK_BITS;

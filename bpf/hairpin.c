@@ -147,8 +147,8 @@ int hairpin_guard(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-/* Ends one connection for user space: the sum of its epochs is one that has passed. With its serial, so that it is not another
- * connection that has got the tuple meanwhile. */
+/* Ends one connection for user space. Its epochs get a sum that no epochs have any more. The serial names the connection: another
+ * one may have got the tuple since user space looked. */
 SEC("syscall")
 int hairpin_end(struct end_request *request)
 {
@@ -169,7 +169,7 @@ int hairpin_end(struct end_request *request)
 	return 0;
 }
 
-/* Corrects a count by so many. For the daemon, when a walk of the tables has found another figure again and again. */
+/* Adds to the count of a ring. The daemon uses it when several walks of the tables have found the same other figure. */
 SEC("syscall")
 int hairpin_correct(struct correct_request *request)
 {

@@ -746,8 +746,8 @@ __noinline bool proven_is(const union addr *client, bool wan, __u32 second)
 	return value && *value && *value >> 16 == (__u16)(hash >> 32) && (__u16)(second - *value) < PROVEN_SECONDS;
 }
 
-/* How long a connection past its handshake stays, in ns. One that is over stays for a while, so that what its server still
- * sends is recognised and dropped, and, but for TCP, so that its tuple stays out of others' reach. */
+/* How long a connection past its handshake may be idle, in ns. An ended one stays for a while: the server's late packets are then
+ * recognised and dropped. Where it is not TCP, no other client gets its tuple meanwhile. */
 static __always_inline __u64 life_time(const struct settings *time, enum conn_state state, __u8 protocol)
 {
 	if (protocol != IPPROTO_TCP)

@@ -151,11 +151,6 @@ static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_sta
 	return fib_route(ctx, &work->fib, start, to, sizeof(struct iphdr));
 }
 
-static __always_inline bool nat_is_wan(__u32 ifindex)
-{
-	return nat_role(ifindex) == ROLE_WAN;
-}
-
 /* Asks the kernel for the way; it will resolve the neighbour. Where it knows none by the WAN that the answer should leave by, or
  * that WAN has gone, it is asked for any: the answer leaves by another WAN, or not at all. Whoever sent the opener's
  * packet is not asked: on that link everybody could say they are the way to a client. */
@@ -169,7 +164,7 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	/* Of IPv6 the kernel takes an interface for a wish. */
 	if (start.flags && (!fib_found(result) || fib->ifindex != start.ifindex)) {
 		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
-		if (fib_found(result) && !nat_is_wan(fib->ifindex))
+		if (fib_found(result) && !open_out_is_wan(fib->ifindex))
 			return REASON_NO_ROUTE;
 	}
 	if (!fib_found(result))
@@ -317,10 +312,13 @@ static __always_inline enum reason nat_other_interface(void *ctx, struct work *w
 	return REASON_NONE;
 }
 
-/* What the server of a half-open TCP connection may say. A SYN/ACK that acknowledges the SYN; a SYN, where both have opened at
- * once (RFC 5382 REQ-2); a RST; for each SYN it may send
- * one ACK without data, as for a connection of old that it remembers (RFC 5961 4); after its SYN/ACK, what acknowledges
- * the SYN (RFC 7413). Anything else may be of a connection that the server itself has made: the kernel's. */
+/* What the server of a half-open TCP connection may say:
+ *  - a SYN/ACK that acknowledges the SYN;
+ *  - a SYN, where both sides open at once (RFC 5382 REQ-2);
+ *  - a RST;
+ *  - one ACK without data for each SYN: it may remember an older connection (RFC 5961 4);
+ *  - after its SYN/ACK, any segment that acknowledges the SYN (RFC 7413).
+ * Any other segment may be of a connection that the server itself has made. Such segments are the kernel's. */
 static __always_inline bool nat_server_may(const struct packet *pkt, struct conn *conn, const struct conn *opener)
 {
 	__u64 identity = conn_identity(conn);

@@ -67,6 +67,7 @@ var (
 	connectionsLimit   = desc("connections_limit", "Connections that the table holds.")
 	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that gave way to newer ones.")
 	connectionsFixed   = desc("connections_repaired_total", "Connections by which the datapath's own count was wrong, and was corrected. It should stay 0.")
+	displaced          = desc("established_displaced_total", "Established connections of other protocols than TCP that gave way to newer ones.")
 	connectionsRefused = desc("connections_refused_total", "Openings that did not become connections, by reason.", "reason")
 	packetsDropped     = desc("packets_dropped_total", "Packets dropped, by incoming interface and reason.", "interface", "reason")
 	packetsPassed      = desc("packets_passed_total", "Packets of forwards left to the kernel or from XDP to TC, by incoming interface and reason.", "interface", "reason")
@@ -88,7 +89,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		forwardPackets, forwardBytes, forwardOpened, forwardConnections, connections, connectionsLimit,
-		halfOpenEvicted, connectionsFixed, connectionsRefused, packetsDropped, packetsPassed, icmpTranslated, icmpSent, fragmentsHeld,
+		halfOpenEvicted, displaced, connectionsFixed, connectionsRefused, packetsDropped, packetsPassed, icmpTranslated, icmpSent, fragmentsHeld,
 		interfaceAttached, externalAddress, reloadSuccessful, reloadTime, buildInfo,
 	} {
 		descs <- d
@@ -244,6 +245,7 @@ func (s scrape) connections(c *Collector) {
 	s.gauge(connections, float64(c.counted.establishedAt(now)), StateEstablished)
 	s.gauge(connections, float64(c.counted.halfOpenAt(now)), StateHalfOpen)
 	s.counter(halfOpenEvicted, now[bpf.HairpinConnEventEVENT_EVICTED])
+	s.counter(displaced, now[bpf.HairpinConnEventEVENT_DISPLACED])
 	s.counter(connectionsFixed, c.repaired)
 	// Only a walk tells which are closing.
 	if c.counted != nil {

@@ -103,6 +103,11 @@ func counted(t testing.TB) (tables *Tables, web, ssh uint32) {
 	forward, _ := tables.stamps(t, "203.0.113.1", 443)
 	other, _ := tables.stamps(t, "203.0.113.1", 22)
 	tables.putEvents(t, 30, 20, 2, 5, 9)
+	displaced := make([]uint64, ebpf.MustPossibleCPU())
+	displaced[len(displaced)-1] = 6
+	if err := tables.objs.ConnEvents.Put(bpf.HairpinConnEventEVENT_DISPLACED, displaced); err != nil {
+		t.Fatal(err)
+	}
 	tables.putForwardStats(t, forward.Id, bpf.HairpinForwardStats{
 		Traffic:     [3][2]bpf.HairpinTraffic{{{Packets: 100, Bytes: 10000}, {Packets: 70, Bytes: 50000}}, {{Packets: 10, Bytes: 1000}, {Packets: 7, Bytes: 5000}}},
 		Established: [3]uint64{15, 1},
@@ -152,6 +157,7 @@ func TestCollectorGivesEverySample(t *testing.T) {
 		`hairpin_connections_limit{} 32`,
 		`hairpin_connections_refused_total{reason="table_full"} 7`,
 		`hairpin_connections_repaired_total{} 0`,
+		`hairpin_established_displaced_total{} 6`,
 		`hairpin_external_address_info{address="2001:db8::1",interface="wan0"} 1`,
 		`hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1`,
 		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="hairpin"} 0`,
@@ -302,6 +308,7 @@ func TestCollectorOfFreshMaps(t *testing.T) {
 		`hairpin_connections{state="half-open"} 0`,
 		`hairpin_connections_limit{} 32`,
 		`hairpin_connections_repaired_total{} 0`,
+		`hairpin_established_displaced_total{} 0`,
 		`hairpin_fragments_held_total{} 0`,
 		`hairpin_half_open_evicted_total{} 0`,
 		`hairpin_icmp_errors_translated_total{} 0`,

@@ -14,8 +14,8 @@ import (
 // answererBuffer keeps what a flood brings until the answerer gets to read it.
 const answererBuffer = 64 << 20
 
-// AnswerUDP sends back each datagram of at most 128 bytes after a delay, until the test ends. Unlike ServeUDP it
-// keeps nothing about its peers, and it works in batches, so that it is fast enough for a flood.
+// AnswerUDP sends back each datagram of at most 128 bytes after a delay, until the test ends. It is
+// fast enough for a flood: it keeps no list of peers, and reads and writes in batches.
 func (h *Host) AnswerUDP(address string, delay time.Duration) {
 	h.tb.Helper()
 	var fd int
