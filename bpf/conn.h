@@ -23,10 +23,8 @@ static __always_inline void tuple_reverse(const struct tuple *tuple, struct tupl
 {
 	reverse->src = tuple->dst;
 	reverse->dst = tuple->src;
-	reverse->sport = tuple->dport;
-	reverse->dport = tuple->sport;
-	reverse->protocol = tuple->protocol;
-	__builtin_memset(reverse->pad, 0, sizeof(reverse->pad));
+	*ports_word(&reverse->sport) = ports_join(tuple->dport, tuple->sport);
+	*protocol_word(&reverse->protocol) = protocol_pad(tuple->protocol);
 }
 
 static __always_inline bool tuple_is_v6(const struct tuple *tuple)
@@ -38,20 +36,16 @@ static __always_inline void tuple_shorten(const struct tuple *tuple, struct tupl
 {
 	key->src = tuple->src.word[3];
 	key->dst = tuple->dst.word[3];
-	key->sport = tuple->sport;
-	key->dport = tuple->dport;
-	key->protocol = tuple->protocol;
-	__builtin_memset(key->pad, 0, sizeof(key->pad));
+	*ports_word(&key->sport) = *ports_word(&tuple->sport);
+	*protocol_word(&key->protocol) = protocol_pad(tuple->protocol);
 }
 
 static __always_inline void tuple_lengthen(const struct tuple4 *key, struct tuple *tuple)
 {
 	addr_from_v4(&tuple->src, key->src);
 	addr_from_v4(&tuple->dst, key->dst);
-	tuple->sport = key->sport;
-	tuple->dport = key->dport;
-	tuple->protocol = key->protocol;
-	__builtin_memset(tuple->pad, 0, sizeof(tuple->pad));
+	*ports_word(&tuple->sport) = *ports_word(&key->sport);
+	*protocol_word(&tuple->protocol) = *protocol_word(&key->protocol);
 }
 
 /* The identity as it is in memory now. */
@@ -155,10 +149,8 @@ static __always_inline struct conn *conn_find(const struct tuple *key, struct en
 
 	if (!conn)
 		return NULL;
-	entry->to.sport = conn->sport;
-	entry->to.dport = conn->dport;
+	*ports_word(&entry->to.sport) = *ports_word(&conn->sport);
 	entry->to.protocol = key->protocol;
-	__builtin_memset(entry->to.pad, 0, sizeof(entry->to.pad));
 	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || conn_state(entry->identity) == CONN_GONE)
 		return NULL;
 	return conn;

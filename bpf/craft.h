@@ -120,8 +120,7 @@ static __always_inline void craft_piece_header(struct iphdr *ip, const struct cr
 	__u32 more = end < split->end ? IP_MORE_FRAGMENTS : split->frag_off & IP_MORE_FRAGMENTS;
 	__be16 frag_off = bpf_htons((__u16)((split->frag_off & IP_DONT_FRAGMENT) | more | start));
 
-	ip->check = csum_apply(ip->check, csum_fold32(csum_diff16(ip->tot_len, length) +
-						      csum_diff16(ip->frag_off, frag_off)));
+	ip->check = csum_apply(ip->check, csum_diff16(ip->tot_len, length) + csum_diff16(ip->frag_off, frag_off));
 	ip->tot_len = length;
 	ip->frag_off = frag_off;
 }

@@ -12,27 +12,30 @@ static __always_inline __wsum csum_fold32(__u64 sum)
 	return (__wsum)sum;
 }
 
+/* Of a sum of fewer than 2^15 words of 32 bits: so three steps leave no carry. */
 static __always_inline __u16 csum_fold16(__u64 sum)
 {
-	sum = csum_fold32(sum);
+	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (__u16)sum;
+	return (__u16)(sum + (sum >> 16));
 }
 
-static __always_inline __u64 csum_diff_addr(const union addr *from, const union addr *to)
+/* Of an IPv4 address the last word alone: the others never change. */
+static __always_inline __u64 csum_diff_addr(const union addr *from, const union addr *to, bool v6)
 {
-	__u64 sum = 0;
+	__u64 sum = (__u64)(__u32)~from->word[3] + to->word[3];
 
-	for (int i = 0; i < 4; i++)
+	if (!v6)
+		return sum;
+	for (int i = 0; i < 3; i++)
 		sum += (__u64)(__u32)~from->word[i] + to->word[i];
 	return sum;
 }
 
-/* Of an IPv4 address too: what maps it to IPv6 counts for zero. */
-static __always_inline __u64 csum_addr(const union addr *addr)
+/* The same: what maps an IPv4 address to IPv6 counts for zero. */
+static __always_inline __u64 csum_addr(const union addr *addr, bool v6)
 {
-	return (__u64)addr->word[0] + addr->word[1] + addr->word[2] + addr->word[3];
+	return v6 ? (__u64)addr->word[0] + addr->word[1] + addr->word[2] + addr->word[3] : addr->word[3];
 }
 
 /* Nothing for no change: the other zero, 0xffff, would turn the checksum of all zeros into a wrong one. */
@@ -41,18 +44,26 @@ static __always_inline __u64 csum_diff16(__be16 from, __be16 to)
 	return from == to ? 0 : (__u64)(__u16)~from + to;
 }
 
-static __always_inline __wsum csum_diff_addresses(const struct tuple *from, const struct tuple *to)
+static __always_inline __u64 csum_diff_addresses(const struct tuple *from, const struct tuple *to, bool v6)
 {
-	return csum_fold32(csum_diff_addr(&from->src, &to->src) + csum_diff_addr(&from->dst, &to->dst));
+	return csum_diff_addr(&from->src, &to->src, v6) + csum_diff_addr(&from->dst, &to->dst, v6);
 }
 
-static __always_inline __wsum csum_diff_ports(const struct tuple *from, const struct tuple *to)
+static __always_inline __u64 csum_diff_ports(const struct tuple *from, const struct tuple *to)
 {
-	return csum_fold32(csum_diff16(from->sport, to->sport) + csum_diff16(from->dport, to->dport));
+	return csum_diff16(from->sport, to->sport) + csum_diff16(from->dport, to->dport);
+}
+
+/* What a TTL that is one less changes in a sum: in IPv4's header it is the upper half of its word, in IPv6's the lower. */
+enum { TTL_LESS_V4 = 0xffff - 0x0100, TTL_LESS_V6 = 0xffff - 0x0001 };
+
+static __always_inline __u64 csum_diff_ttl(bool v6)
+{
+	return bpf_htons(v6 ? TTL_LESS_V6 : TTL_LESS_V4);
 }
 
 /* RFC 1624 equation 3. */
-static __always_inline __sum16 csum_apply(__sum16 check, __wsum diff)
+static __always_inline __sum16 csum_apply(__sum16 check, __u64 diff)
 {
 	return (__sum16)~csum_fold16((__u64)(__u16)~check + diff);
 }
@@ -88,6 +99,6 @@ static __always_inline bool csum_maybe_partial(const struct packet *pkt)
 	if (!pkt->l4.check_off)
 		return false;
 	sum += bpf_htons((__u16)(pkt->length - packet_header(pkt)));
-	sum += csum_addr(&pkt->tuple.src) + csum_addr(&pkt->tuple.dst);
+	sum += csum_addr(&pkt->tuple.src, pkt->v6) + csum_addr(&pkt->tuple.dst, pkt->v6);
 	return csum_fold16(sum) == pkt->l4.check;
 }

@@ -13,8 +13,9 @@
 static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
 					  __u32 gso_size, __u16 l3_off)
 {
-	__builtin_memset(&work->pkt, 0, offsetof(struct packet, quote));
-	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, macs));
+	__builtin_memset(&work->pkt.flaw, 0, offsetof(struct packet, quote) - offsetof(struct packet, flaw));
+	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, gateway));
+	work->rw.gateway.nh_family = 0;
 	work_tick(work);
 	work->pkt.ms = work->scratch.now = work->ms;
 	work->pkt.second = work->second;

@@ -194,7 +194,7 @@ type HairpinFragmentKey struct {
 	Ifindex  uint32
 	Id       uint32
 	Protocol uint8
-	Pad      [3]uint8
+	Pad      [7]uint8
 }
 
 type HairpinHeldFragment struct {
@@ -207,6 +207,7 @@ type HairpinHeldKey struct {
 	_        structs.HostLayout
 	Datagram HairpinFragmentKey
 	Number   uint32
+	Pad      uint32
 }
 
 type HairpinHop struct {
@@ -235,7 +236,7 @@ type HairpinInterface struct {
 	Private     uint8
 	Addresses   uint8
 	RpFilter    uint8
-	Pad         [3]uint8
+	Pad         [7]uint8
 	MssMtu      uint32
 	InterceptV4 uint32
 	InterceptV6 uint32
@@ -269,6 +270,7 @@ type HairpinMapping struct {
 	Client     HairpinAddr
 	ClientPort uint16
 	Port       uint16
+	Pad        uint32
 }
 
 type HairpinOrigin struct {
@@ -404,7 +406,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 5
+	HairpinSchemaSCHEMA HairpinSchema = 6
 )
 
 type HairpinSecret struct {
@@ -465,6 +467,7 @@ type HairpinStandIn struct {
 	Network HairpinAddr
 	Mask    HairpinAddr
 	Client  uint32
+	Pad     uint32
 }
 
 type HairpinStandInKey struct {
@@ -566,7 +569,6 @@ const (
 	HairpinVerdictVERDICT_TELL    HairpinVerdict = 6
 	HairpinVerdictVERDICT_BEGUN   HairpinVerdict = 7
 	HairpinVerdictVERDICT_REPLACE HairpinVerdict = 8
-	HairpinVerdictVERDICT_UNKNOWN HairpinVerdict = 9
 )
 
 // Names of all BPF objects in the ELF.

@@ -47,15 +47,14 @@ static __always_inline bool hold_translate(struct hold *hold)
 		return false;
 	if (hold->work->pkt.v6) {
 		ip6->hop_limit--;
-		__builtin_memcpy(&ip6->saddr, &rw->to.src, sizeof(rw->to.src));
-		__builtin_memcpy(&ip6->daddr, &rw->to.dst, sizeof(rw->to.dst));
+		__builtin_memcpy(&ip6->saddr, &rw->entry.to.src, sizeof(rw->entry.to.src));
+		__builtin_memcpy(&ip6->daddr, &rw->entry.to.dst, sizeof(rw->entry.to.dst));
 		return true;
 	}
 	ip->ttl--;
-	ip->check = csum_apply(ip->check, csum_fold32((__u64)rw->address_diff +
-						      csum_diff16(bpf_htons(ttl << 8), bpf_htons(ip->ttl << 8))));
-	ip->saddr = rw->to.src.word[3];
-	ip->daddr = rw->to.dst.word[3];
+	ip->check = csum_apply(ip->check, rw->address_diff + csum_diff_ttl(false));
+	ip->saddr = rw->entry.to.src.word[3];
+	ip->daddr = rw->entry.to.dst.word[3];
 	return true;
 }
 

@@ -21,9 +21,9 @@ static __always_inline void icmp_requote(struct work *work)
 {
 	const struct quote *quote = &work->pkt.quote;
 	struct rewrite *rw = &work->rw;
-	__wsum addresses = csum_diff_addresses(&quote->tuple, &rw->quoted);
-	__wsum ports = csum_diff_ports(&quote->tuple, &rw->quoted);
-	__u64 changed = (__u64)addresses + ports;
+	__u64 addresses = csum_diff_addresses(&quote->tuple, &rw->quoted, work->pkt.v6);
+	__u64 ports = csum_diff_ports(&quote->tuple, &rw->quoted);
+	__u64 changed = addresses + ports;
 
 	if (!work->pkt.v6) {
 		rw->quoted_ip_check = csum_apply(quote->ip_check, addresses);
@@ -37,7 +37,7 @@ static __always_inline void icmp_requote(struct work *work)
 			rw->quoted_check = 0xffff;
 		changed += csum_diff16(quote->l4.check, rw->quoted_check);
 	}
-	rw->port_diff = csum_fold32(changed);
+	rw->port_diff = changed;
 }
 
 /* Its destination becomes the sender of what it quotes. Whoever reports it keeps his name, unless the
@@ -51,8 +51,9 @@ static __always_inline void icmp_rewrite(struct work *work, const struct tuple *
 	to->dst = translated->dst;
 	if (!addr_equal(&way->src, &translated->src))
 		to->src = translated->src;
-	nat_rewrite(&work->pkt, to, csum_diff_addresses(&work->pkt.tuple, to), rw);
 	tuple_reverse(translated, &rw->quoted);
+	rw->entry.to = *to;
+	nat_rewrite(&work->pkt, rw);
 	icmp_requote(work);
 }
 
@@ -62,7 +63,7 @@ static __always_inline enum reason icmp_other_interface(void *ctx, struct work *
 {
 	__u32 ifindex = work->pkt.ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
-	bool wan = work->entry.identity & CONN_FROM_WAN;
+	bool wan = work->rw.entry.identity & CONN_FROM_WAN;
 
 	/* Of what the router itself has asked only the router reports. */
 	if (!in || wan != (in->role == ROLE_WAN) || expected == LOOPBACK_IFINDEX)
@@ -83,10 +84,10 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 											  : REASON_NONE);
 	/* What the sender of the quoted packet would have got for an answer. */
 	tuple_reverse(&pkt->quote.tuple, way);
-	conn = conn_find(way, &work->entry);
+	conn = conn_find(way, &work->rw.entry);
 	if (!conn)
 		return icmp_stray(work);
-	if (conn_over(conn, work->entry.identity))
+	if (conn_over(conn, work->rw.entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;
 	/* To whom it reports on, and from where that one's packet went. */
@@ -97,12 +98,12 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
 	if (reason == REASON_NONE)
-		reason = nat_way(ctx, work, &work->entry);
+		reason = nat_way(ctx, work, &work->rw.entry);
 	if (reason == REASON_NONE && work->rw.mtu && pkt->segment > work->rw.mtu)
 		reason = REASON_TOO_BIG;
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
-	icmp_rewrite(work, way, &work->entry.to);
+	icmp_rewrite(work, way, &work->rw.entry.to);
 	work->rw.reason = REASON_ICMP_ERROR;
 	return VERDICT_SEND;
 }

@@ -145,10 +145,10 @@ static __always_inline struct source source_get(__u64 hash)
 	return least;
 }
 
-/* All clients behind one LAN interface together. */
+/* All clients behind one LAN interface together. No stranger chooses it: any number will do (2^64 over the golden ratio). */
 static __always_inline __u64 source_lan(__u32 lan)
 {
-	return keyed_hash(0, 0, 1, lan);
+	return lan * 0x9e3779b97f4a7c15;
 }
 
 static __always_inline __u32 source_lan_of(__u32 ifindex)
@@ -180,10 +180,9 @@ static __always_inline void load_count(__u32 forward, enum place_kind kind, __s3
 		__sync_fetch_and_add(&load->other, change);
 }
 
-/* Counts a connection in its state, or takes that back. Its place is counted apart, where it is taken. */
-static __always_inline void life_count(const struct tuple *key, __u32 forward, __u64 identity, __s32 change)
+/* Counts a connection of this client in its state, or takes that back. Its place is counted apart, where it is taken. */
+static __always_inline void life_count_client(__u64 client, enum place_kind kind, __u32 forward, __u64 identity, __s32 change)
 {
-	enum place_kind kind = life_kind(identity, key->protocol);
 	struct source changes = {};
 
 	load_count(forward, kind, change);
@@ -195,10 +194,16 @@ static __always_inline void life_count(const struct tuple *key, __u32 forward, _
 		changes.established_other = change;
 	else
 		changes.half_open = change;
-	source_add(source_hash(&key->src, identity & CONN_FROM_WAN), changes);
+	source_add(client, changes);
 	changes.half_open = 0;
 	if (conn_lan(identity) && conn_state(identity) == CONN_ESTABLISHED)
 		source_add(source_lan(conn_lan(identity)), changes);
+}
+
+static __always_inline void life_count(const struct tuple *key, __u32 forward, __u64 identity, __s32 change)
+{
+	life_count_client(source_hash(&key->src, identity & CONN_FROM_WAN), life_kind(identity, key->protocol), forward, identity,
+			  change);
 }
 
 /* What it leaves behind in the counters when it goes from this state. */
@@ -403,7 +408,7 @@ static __always_inline __u64 place_worth(const struct scratch *scratch, const st
 	return (__u64)!!holder->end << 63 | (__u64)(~others & 0x7fffffff) << 32 | holder->end;
 }
 
-/* One place; 1 ends the search: it was free. */
+/* One place; 1 ends the search: it was free, or its holder is the one to give way. */
 static long place_try(__u32 step, struct place_search *search)
 {
 	struct scratch *scratch = search->scratch;
@@ -433,7 +438,9 @@ static long place_try(__u32 step, struct place_search *search)
 		scratch->victim_worth = worth;
 		scratch->victim = scratch->held;
 	}
-	return 0;
+	/* A free place farther on would spare the holder; but where one of its own has to give way, or closing ones go round,
+	 * the first is as good as any. */
+	return want->crowded || want->greedy || want->kind == PLACE_CLOSING;
 }
 
 static __always_inline __u32 place_tries(enum place_kind kind, bool share)
@@ -586,12 +593,14 @@ __noinline int life_count_opening(__s32 change)
 {
 	struct work *work = work_get();
 	const struct opening *open;
+	enum place_kind kind;
 
 	if (!work)
 		return 0;
 	open = &work->open;
-	ring_count(life_kind(open->conn.identity, open->key.protocol), tuple_is_v6(&open->key), change);
-	life_count(&open->key, conn_forward(&open->conn), open->conn.identity, change);
+	kind = life_kind(open->conn.identity, open->key.protocol);
+	ring_count(kind, tuple_is_v6(&open->key), change);
+	life_count_client(open->client, kind, conn_forward(&open->conn), open->conn.identity, change);
 	return 0;
 }
 
@@ -648,22 +657,18 @@ __noinline bool life_pressed(bool v6)
 	search.scratch = scratch;
 	search.key = &scratch->held;
 	place_wants(scratch, 0, PLACE_HALF_TCP);
-		scratch->slot = place_next(ring, PLACE_HALF_TCP);
+	scratch->slot = place_next(ring, PLACE_HALF_TCP);
 	serial = place_read(ring->base + scratch->slot, v6, &scratch->held);
 	holder = serial ? place_holder(&scratch->held, serial, PLACE_HALF_TCP, &scratch->holder) : NULL;
 	return holder && !place_yields(&search, holder);
 }
 
-/* Has this client more half-open connections than its share, while places are scarce? */
-__noinline bool life_greedy(const union addr *client, bool wan, enum place_kind kind, bool v6)
+/* Has a client with so many half-open connections more than its share, while places are scarce? */
+static __always_inline bool life_greedy(__s32 half_open, enum place_kind kind, bool v6)
 {
 	const struct ring *ring = ring_of(kind, v6);
-	struct source source;
 
-	if (!client || !ring)
-		return false;
-	source = source_get(source_hash(client, wan));
-	return source.half_open > (__s32)(ring->size / SOURCE_SHARE) &&
+	return ring && half_open > (__s32)(ring->size / SOURCE_SHARE) &&
 	       ring->count > (__s64)(ring->size - ring->size / SOURCE_SHARE);
 }
 
@@ -676,15 +681,13 @@ static __always_inline bool source_full(struct source source, bool tcp, __u32 li
 
 /* Has this client, or its LAN, as many established connections as one may have? TCP and all other protocols are counted apart:
  * forged datagrams must not keep a client from connecting. */
-__noinline bool life_too_many(const union addr *client, bool wan, __u32 lan, bool tcp)
+static __always_inline bool life_too_many(struct source source, __u32 lan, bool tcp)
 {
 	const struct settings *settings = conn_settings();
 
-	if (!client || !settings)
+	if (!settings || source_full(source, tcp, settings->source_limit))
 		return true;
-	if (source_full(source_get(source_hash(client, wan)), tcp, settings->source_limit))
-		return true;
-	return lan && source_full(source_get(source_lan(lan)), tcp, settings->interface_limit);
+	return lan && settings->interface_limit && source_full(source_get(source_lan(lan)), tcp, settings->interface_limit);
 }
 
 /* The challenge: a SYN/ACK whose acknowledgement is not the one that the client expects. A client that has really sent the
@@ -723,24 +726,17 @@ static __always_inline __u32 *proven_at(__u64 hash)
 	return page ? &page->proven[slot % COUNTS_PAGE] : NULL;
 }
 
-/* Its source is who it says. 16 bits are a hint: they give priority among half-open places, nothing more. */
-__noinline int proven_note(const union addr *client, bool wan, __u32 second)
+/* The source with this hash is who it says. 16 bits are a hint: they give priority among half-open places, nothing more. */
+static __always_inline void proven_note(__u64 hash, __u32 second)
 {
-	if (!client)
-		return 0;
-	__u64 hash = source_hash(client, wan);
 	__u32 *value = proven_at(hash);
 
 	if (value)
 		*value = (__u32)(hash >> 32) << 16 | (second & 0xffff);
-	return 0;
 }
 
-__noinline bool proven_is(const union addr *client, bool wan, __u32 second)
+static __always_inline bool proven_is(__u64 hash, __u32 second)
 {
-	if (!client)
-		return false;
-	__u64 hash = source_hash(client, wan);
 	const __u32 *value = proven_at(hash);
 
 	return value && *value && *value >> 16 == (__u16)(hash >> 32) && (__u16)(second - *value) < PROVEN_SECONDS;

@@ -13,11 +13,11 @@
 #include "open.h"
 #include "work.h"
 
-/* Each hook's own copies of what takes its context: global functions, which the verifier checks once. */
+/* Each hook's own copies of what takes its context and few packets need: global functions, which the verifier checks once. */
 struct nat_hook {
-	int (*known)(void *ctx);
 	int (*elsewhere)(void *ctx, struct conn *conn);
-	int (*send)(void *ctx, struct conn *conn);
+	int (*resolve)(void *ctx, struct conn *conn);
+	int (*segments)(void *ctx);
 	int (*unknown)(void *ctx);
 };
 
@@ -103,15 +103,19 @@ static __always_inline enum reason nat_fits(const struct packet *pkt, struct rew
 	return packet_divisible(pkt) ? REASON_NONE : REASON_TOO_BIG;
 }
 
-/* Segments of what is tunnelled, which only the kernel can measure. XDP has none. */
-static __always_inline enum reason nat_segments(void *ctx, const struct packet *pkt, const struct rewrite *rw)
+/* Segments of what is tunnelled, which only the kernel can measure. */
+static __always_inline enum reason nat_segments(void *ctx, const struct work *work)
 {
 	__u32 mtu = 0;
 
-	if (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP || pkt->tuple.protocol == IPPROTO_SCTP)
-		return REASON_NONE;
-	return bpf_check_mtu(ctx, rw->ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) == BPF_MTU_CHK_RET_SEGS_TOOBIG
+	return bpf_check_mtu(ctx, work->rw.ifindex, &mtu, 0, BPF_MTU_CHK_SEGS) == BPF_MTU_CHK_RET_SEGS_TOOBIG
 		       ? REASON_TOO_BIG : REASON_NONE;
+}
+
+/* May it have such segments? XDP has none. */
+static __always_inline bool nat_tunnelled(const struct packet *pkt)
+{
+	return pkt->gso_size && pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_SCTP;
 }
 
 /* XDP sends only what needs neither the kernel's help nor its word to the sender. */
@@ -199,22 +203,20 @@ static __always_inline bool nat_has_route(const struct packet *pkt)
 	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
 }
 
-/* Once a second a packet of TC's goes by way of the kernel's neighbour table, which keeps its entry alive; the
- * others use what was learned then. */
-static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn)
+/* The kernel's word for a next hop that is not known, or no longer fresh. Once a second a packet of TC's goes so by way of the
+ * neighbour table, which keeps its entry alive; the others use what was learned then. */
+static __always_inline enum reason nat_resolve(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
 	struct rewrite *rw = &work->rw;
 	__u32 before = conn->hop, fresh;
 	enum reason reason;
 
-	if (hop_take(pkt, conn, conn_serial(work->entry.identity), rw))
-		return pkt->hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_fits(pkt, rw, rw->mtu);
 	rw->resolved = false;
 	rw->mtu = 0;
 	if (pkt->hook == HOOK_XDP)
 		return REASON_NEXT_HOP;
-	reason = nat_way(ctx, work, &work->entry);
+	reason = nat_way(ctx, work, &work->rw.entry);
 	if (reason != REASON_NONE)
 		return reason;
 	if (rw->resolved && rw->gateway.nh_family) {
@@ -226,6 +228,17 @@ static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, st
 	return !rw->resolved && nat_has_route(pkt) ? REASON_NEXT_HOP : REASON_NONE;
 }
 
+/* The next hop, and whether it takes the packet. */
+static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn, const struct nat_hook *hook)
+{
+	const struct packet *pkt = &work->pkt;
+	struct rewrite *rw = &work->rw;
+
+	if (!hop_take(pkt, conn, conn_serial(rw->entry.identity), rw))
+		return (enum reason)hook->resolve(ctx, conn);
+	return pkt->hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_fits(pkt, rw, rw->mtu);
+}
+
 static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
 {
 	const struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -235,34 +248,31 @@ static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
 
 /* A SYN says how long the segments of the other direction may be: what comes in by this packet's way out
  * has to leave by its way in, and both have their MTU. */
-static __always_inline enum reason nat_clamp_mss(const struct packet *pkt, struct rewrite *rw)
+__noinline enum reason nat_clamp_mss(void)
 {
+	struct work *work = work_get();
+	const struct packet *pkt;
 	__u32 in, out, mtu;
 
-	if (pkt->tuple.protocol != IPPROTO_TCP || !(pkt->tcp_flags & TCP_SYN))
+	if (!work)
 		return REASON_NONE;
+	pkt = &work->pkt;
 	in = nat_mss_mtu(pkt->ifindex);
-	out = nat_mss_mtu(rw->ifindex);
+	out = nat_mss_mtu(work->rw.ifindex);
 	mtu = in < out ? in : out;
 	if (mtu == ~0u)
 		return REASON_NONE;
-	if (rw->mtu && rw->mtu < mtu)
-		mtu = rw->mtu;
-	rw->mss = (__u16)(mtu - packet_base(pkt) - sizeof(struct tcphdr));
+	if (work->rw.mtu && work->rw.mtu < mtu)
+		mtu = work->rw.mtu;
+	work->rw.mss = (__u16)(mtu - packet_base(pkt) - sizeof(struct tcphdr));
 	return pkt->hook == HOOK_XDP ? REASON_MSS : REASON_NONE;
 }
 
-/* Its addresses, which change the checksums by this, and its TTL. */
-static __always_inline void nat_rewrite(const struct packet *pkt, const struct tuple *to, __wsum diff,
-					struct rewrite *rw)
+/* Its TTL, and what its new addresses change the checksums by. */
+static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite *rw)
 {
-	rw->to = *to;
 	rw->ttl = pkt->ttl - 1;
-	rw->address_diff = diff;
-	/* In IPv4's header the TTL is the upper half of its word, in IPv6's the lower. */
-	rw->ip_diff = csum_fold32((__u64)diff +
-				  (pkt->v6 ? csum_diff16(bpf_htons(pkt->ttl), bpf_htons(rw->ttl))
-					   : csum_diff16(bpf_htons(pkt->ttl << 8), bpf_htons(rw->ttl << 8))));
+	rw->address_diff = csum_diff_addresses(&pkt->tuple, &rw->entry.to, pkt->v6);
 }
 
 static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn, __u64 identity)
@@ -301,7 +311,7 @@ static __always_inline enum reason nat_other_interface(void *ctx, struct work *w
 	const struct packet *pkt = &work->pkt;
 	__u32 ifindex = pkt->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
-	bool wan = work->entry.identity & CONN_FROM_WAN;
+	bool wan = work->rw.entry.identity & CONN_FROM_WAN;
 
 	if (!in)
 		return REASON_NOT_ATTACHED;
@@ -353,7 +363,7 @@ static __always_inline bool nat_handshake_done(const struct packet *pkt, const s
 static __always_inline enum reason nat_advance_opener(struct work *work, struct conn *conn, struct conn *answerer)
 {
 	const struct packet *pkt = &work->pkt;
-	__u64 identity = work->entry.identity, other = work->scratch.entry.identity;
+	__u64 identity = work->rw.entry.identity, other = work->scratch.entry.identity;
 	enum reason reason;
 
 	if (pkt->tcp_flags & TCP_SYN) {
@@ -367,7 +377,7 @@ static __always_inline enum reason nat_advance_opener(struct work *work, struct 
 		return pkt->seq != conn->end && challenge_answered(pkt) ? REASON_CHALLENGED : REASON_NONE;
 	if (identity & CONN_REBUILT ? !(other & CONN_NUMBERED) : !nat_handshake_done(pkt, conn, answerer, other))
 		return identity & CONN_REBUILT ? REASON_NONE : REASON_BAD_HANDSHAKE;
-	reason = life_promote(&pkt->tuple, conn, &work->entry);
+	reason = life_promote(&pkt->tuple, conn, &work->rw.entry);
 	if (reason == REASON_NONE) {
 		conn_number(pkt, conn, (identity & ~(__u64)CONN_STATE) | CONN_ESTABLISHED);
 		conn_change(answerer, other, CONN_ESTABLISHED, 0, 0);
@@ -391,23 +401,24 @@ __noinline enum reason nat_advance(struct conn *conn)
 	pkt = &work->pkt;
 	entry = &work->scratch.entry;
 	tcp = pkt->tuple.protocol == IPPROTO_TCP;
-	opener = work->entry.identity & CONN_OPENER;
+	opener = work->rw.entry.identity & CONN_OPENER;
 	if (pkt->fragment == FRAGMENT_LATER || (!tcp && opener))
 		return REASON_NONE;
-	other = conn_other(&work->entry, &work->scratch);
+	other = conn_other(&work->rw.entry, &work->scratch);
+	/* Another CPU is just removing it. */
 	if (!other)
-		return tcp && opener ? REASON_BAD_HANDSHAKE : REASON_ENDED;
+		return REASON_RACED;
 	if (tcp && opener)
 		return nat_advance_opener(work, conn, other);
 	/* Another CPU has promoted it: only this entry's copy of the state is behind. */
 	if (!conn_half(entry->identity)) {
-		conn_change(conn, work->entry.identity, conn_state(entry->identity), 0, 0);
+		conn_change(conn, work->rw.entry.identity, conn_state(entry->identity), 0, 0);
 		return REASON_NONE;
 	}
 	if (tcp) {
-		if (work->entry.identity & CONN_REBUILT) {
-			if (!(work->entry.identity & CONN_NUMBERED))
-				conn_number(pkt, conn, work->entry.identity);
+		if (work->rw.entry.identity & CONN_REBUILT) {
+			if (!(work->rw.entry.identity & CONN_NUMBERED))
+				conn_number(pkt, conn, work->rw.entry.identity);
 			return REASON_NONE;
 		}
 		return nat_server_may(pkt, conn, other) ? REASON_NONE : REASON_NOT_OURS;
@@ -417,12 +428,23 @@ __noinline enum reason nat_advance(struct conn *conn)
 	work->open_entry = *entry;
 	reason = life_promote(&work->other, other, &work->open_entry);
 	if (reason == REASON_NONE)
-		conn_change(conn, work->entry.identity, CONN_ESTABLISHED, 0, 0);
+		conn_change(conn, work->rw.entry.identity, CONN_ESTABLISHED, 0, 0);
 	return reason;
 }
 
-/* A second in which both sides have sent, or the server twice, is evidence that both want the connection (lifecycle.h); not
- * the one it was made in. It is kept in the opener's entry. */
+/* In the first 16 s of a connection every second may be evidence that both sides want it; later every eighth, for eight. */
+enum { EVIDENCE_FIRST = 16, EVIDENCE_EVERY = 8 };
+
+/* Is the packet in such a second, and is it evidence that has not been counted? */
+static __always_inline bool nat_evidence_due(const struct packet *pkt, const struct conn *conn)
+{
+	if (conn->ack == pkt->second && conn->end == pkt->second)
+		return false;
+	return pkt->second % EVIDENCE_EVERY == 0 || pkt->second - conn_created(conn) < EVIDENCE_FIRST;
+}
+
+/* A second in which both sides have sent, or the server twice, is evidence (lifecycle.h); not the one that the connection was
+ * made in. It is kept in the opener's entry. The server's remembers the second of its last packet, and of the last evidence. */
 __noinline int nat_evidence(struct conn *conn)
 {
 	struct work *work = work_get();
@@ -437,12 +459,12 @@ __noinline int nat_evidence(struct conn *conn)
 	conn->ack = second;
 	if (conn->end == second || second == conn_created(conn))
 		return 0;
-	opener = conn_other(&work->entry, &work->scratch);
+	opener = conn_other(&work->rw.entry, &work->scratch);
 	if (!opener || !(again || work->pkt.ms - opener->seen < 1000))
 		return 0;
 	conn->end = second;
 	if (again || opener->packets > 1)
-		opener->end++;
+		opener->end += second - conn_created(conn) < EVIDENCE_FIRST ? 1 : EVIDENCE_EVERY;
 	return 0;
 }
 
@@ -468,7 +490,7 @@ __noinline bool nat_track_tcp(struct conn *conn)
 	pkt = &work->pkt;
 	entry = &work->scratch.entry;
 	identity = conn_identity(conn);
-	other = conn_other(&work->entry, &work->scratch);
+	other = conn_other(&work->rw.entry, &work->scratch);
 	if (!other)
 		return false;
 	mine = entry->identity;
@@ -498,7 +520,7 @@ __noinline bool nat_track_tcp(struct conn *conn)
 			return true;
 	}
 	if (identity & CONN_OPENER) {
-		life_move(&pkt->tuple, conn, &work->entry, CONN_CLOSING, false);
+		life_move(&pkt->tuple, conn, &work->rw.entry, CONN_CLOSING, false);
 	} else {
 		work->other = work->scratch.answer;
 		work->open_entry = *entry;
@@ -511,7 +533,7 @@ __noinline bool nat_track_tcp(struct conn *conn)
 static __always_inline void nat_track(struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
-	__u64 identity = work->entry.identity;
+	__u64 identity = work->rw.entry.identity;
 	bool tcp = pkt->tuple.protocol == IPPROTO_TCP && pkt->fragment != FRAGMENT_LATER;
 	bool half = conn_half(identity);
 	/* Where a RST has closed it and both go on nevertheless, it is kept, too (RFC 7857 2.2); but not after both FINs. */
@@ -529,7 +551,7 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 		refresh = false;
 	}
 	if (refresh && !half && pkt->tuple.protocol != IPPROTO_TCP && !(identity & CONN_OPENER) &&
-	    (conn->ack != pkt->second || conn->end != pkt->second))
+	    nat_evidence_due(pkt, conn))
 		nat_evidence(conn);
 	if (refresh && conn->seen != pkt->ms)
 		conn->seen = pkt->ms;
@@ -543,21 +565,20 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 }
 
 /* Where a packet of a connection goes, and as what. */
-static __always_inline enum reason nat_send(void *ctx, struct work *work, struct conn *conn)
+static __always_inline enum reason nat_send(void *ctx, struct work *work, struct conn *conn, const struct nat_hook *hook)
 {
 	const struct packet *pkt = &work->pkt;
-	const struct tuple *to = &work->entry.to;
 	struct rewrite *rw = &work->rw;
-	enum reason reason = nat_next_hop(ctx, work, conn);
+	enum reason reason = nat_next_hop(ctx, work, conn, hook);
 
-	if (reason == REASON_NONE)
-		reason = nat_segments(ctx, pkt, rw);
-	if (reason == REASON_NONE)
-		reason = nat_clamp_mss(pkt, rw);
+	if (reason == REASON_NONE && nat_tunnelled(pkt))
+		reason = (enum reason)hook->segments(ctx);
+	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
+		reason = nat_clamp_mss();
 	if (reason != REASON_NONE)
 		return reason;
-	nat_rewrite(pkt, to, csum_diff_addresses(&pkt->tuple, to), rw);
-	rw->port_diff = csum_diff_ports(&pkt->tuple, to);
+	nat_rewrite(pkt, rw);
+	rw->port_diff = csum_diff_ports(&pkt->tuple, &rw->entry.to);
 	return REASON_NONE;
 }
 
@@ -572,14 +593,14 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
 	if (reason == REASON_NONE)
-		reason = (enum reason)hook->send(ctx, conn);
+		reason = nat_send(ctx, work, conn, hook);
 	/* What XDP leaves to TC has changed nothing so far. */
-	if (reason == REASON_NONE && conn_half(work->entry.identity))
+	if (reason == REASON_NONE && conn_half(work->rw.entry.identity))
 		reason = nat_advance(conn);
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
 	nat_track(work, conn);
-	nat_count(pkt, conn, work->entry.identity);
+	nat_count(pkt, conn, work->rw.entry.identity);
 	return VERDICT_SEND;
 }
 
@@ -651,52 +672,57 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* A packet of a connection. UNKNOWN: it is of none. */
-static __always_inline enum verdict nat_decide_known(void *ctx, struct work *work, const struct nat_hook *hook)
-{
-	const struct packet *pkt = &work->pkt;
-	struct conn *conn = conn_find(&pkt->tuple, &work->entry);
-
-	if (conn && !nat_stale(pkt, conn, work->entry.identity))
-		return nat_follow(ctx, work, conn, hook);
-	work->stale = conn;
-	return nat_may_begin(work) || conn ? VERDICT_UNKNOWN : VERDICT_PASS;
-}
-
 /* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
-enum { DECIDE_ROUNDS = 4 };
+enum { OPEN_ROUNDS = 3 };
 
-/* The way of a packet, top to bottom. Most are of a connection; the first one of a connection comes by once more. */
-static __always_inline enum verdict nat_decide(void *ctx, struct work *work, const struct nat_hook *hook)
+/* A packet of no connection. BEGUN: there is one now. */
+static __always_inline enum verdict nat_open(void *ctx, struct work *work, const struct nat_hook *hook)
 {
 	enum verdict verdict;
 
-	for (int i = 0; i < DECIDE_ROUNDS; i++) {
-		verdict = (enum verdict)hook->known(ctx);
-		if (verdict != VERDICT_UNKNOWN)
-			return verdict;
+	for (int i = 0; i < OPEN_ROUNDS; i++) {
 		verdict = (enum verdict)hook->unknown(ctx);
 		if (verdict == VERDICT_REPLACE) {
 			open_remove_obstacle();
 			continue;
 		}
-		if (verdict != VERDICT_BEGUN)
-			return verdict;
-		if (work->open.begun && !life_begin())
+		if (verdict == VERDICT_BEGUN && work->open.begun && !life_begin())
 			return nat_verdict(work, REASON_TABLE_FULL);
+		return verdict;
 	}
 	return nat_verdict(work, REASON_RACED);
+}
+
+/* The way of a packet, top to bottom. */
+static __always_inline enum verdict nat_decide(void *ctx, struct work *work, const struct nat_hook *hook)
+{
+	const struct packet *pkt = &work->pkt;
+	struct conn *conn = conn_find(&pkt->tuple, &work->rw.entry);
+	enum verdict verdict;
+
+	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
+		work->stale = conn;
+		if (!nat_may_begin(work) && !conn)
+			return VERDICT_PASS;
+		verdict = nat_open(ctx, work, hook);
+		if (verdict != VERDICT_BEGUN)
+			return verdict;
+		conn = conn_find(&pkt->tuple, &work->rw.entry);
+		if (!conn)
+			return nat_verdict(work, REASON_RACED);
+	}
+	return nat_follow(ctx, work, conn, hook);
 }
 
 /* The other packets that may be ours. BEGUN: there is a connection now. */
 static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct conn *conn = work->stale ? conn_find(&pkt->tuple, &work->entry) : NULL;
+	struct conn *conn = work->stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
 	const struct external *external = work->to_external ? &work->external : NULL;
 	struct forward *forward;
 
-	if (conn && nat_ended(pkt, conn, work->entry.identity, external))
+	if (conn && nat_ended(pkt, conn, work->rw.entry.identity, external))
 		return nat_verdict(work, REASON_ENDED);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)

@@ -232,7 +232,7 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 }
 
 /* There is an entry at this key. OBSTACLE: its connection is to be removed first; then scratch has its opener's key and entry, and
- * nat_decide removes it, as the stack is not deep enough here. RACED: another CPU is removing it. */
+ * nat_open removes it, as the stack is not deep enough here. RACED: another CPU is removing it. */
 static __always_inline enum reason open_obstacle(struct work *work, const struct tuple *key, const struct tuple *to, bool own)
 {
 	struct scratch *scratch = &work->scratch;
@@ -361,32 +361,30 @@ static __always_inline bool open_rebuilds(const struct work *work, const struct 
 
 /* Is there a half-open place for it, within the share of its client? Under pressure a SYN is answered by a challenge, unless
  * its source has answered one. */
-__noinline enum reason open_place(bool wan)
+__noinline enum reason open_place(void)
 {
 	struct work *work = work_get();
-	const union addr *client;
-	const struct packet *pkt;
+	struct source source;
 	struct opening *open;
 	bool v6, tcp;
 
 	if (!work)
 		return REASON_TABLE_FULL;
 	open = &work->open;
-	pkt = &work->pkt;
-	client = &open->key.src;
+	source = source_get(open->client);
 	v6 = tuple_is_v6(&open->key);
 	tcp = open->key.protocol == IPPROTO_TCP;
 	open->proven = false;
-	open->greedy = life_greedy(client, wan, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
+	open->greedy = life_greedy(source.half_open, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
 	open->chosen = tcp && !open->greedy && !life_pressed(v6);
 	if (tcp && !open->chosen) {
-		open->proven = proven_is(client, wan, pkt->second);
-		if (!open->proven && pkt->tcp_flags == TCP_SYN)
+		open->proven = proven_is(open->client, work->pkt.second);
+		if (!open->proven && work->pkt.tcp_flags == TCP_SYN)
 			return REASON_CHALLENGED;
-		if (life_greedy(client, wan, PLACE_HALF_PROVEN, v6))
+		if (life_greedy(source.half_open, PLACE_HALF_PROVEN, v6))
 			return REASON_SOURCE_LIMIT;
 	}
-	return life_too_many(client, wan, open->lan, tcp) ? REASON_SOURCE_LIMIT : REASON_NONE;
+	return life_too_many(source, open->lan, tcp) ? REASON_SOURCE_LIMIT : REASON_NONE;
 }
 
 /* May this packet become a connection of this forward at all? A stack frame of its own. */
@@ -398,12 +396,13 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	const struct interface *by = work->open.answered ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
 
 	work->open.back = 0;
+	work->open.client = source_hash(client, in->role == ROLE_WAN);
 	work->open.lan = in->role == ROLE_LAN ? source_lan_of(work->open.ifindex) : 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
 	/* The client's word on a challenge. */
 	if (pkt->tcp_flags & TCP_RST && !work->open.answered && challenge_answered(pkt)) {
-		proven_note(client, in->role == ROLE_WAN, pkt->second);
+		proven_note(work->open.client, pkt->second);
 		return REASON_CHALLENGED;
 	}
 	if ((!pkt->opens || work->open.answered) && !open_rebuilds(work, in, forward))
@@ -416,7 +415,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 		return REASON_NOT_ALLOWED;
 	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
 		return REASON_REFLECT_OFF;
-	return open_place(in->role == ROLE_WAN);
+	return open_place();
 }
 
 /* The way to the target, and by it the answerer's key: whom the server sees and will answer. A stack frame of

@@ -101,49 +101,72 @@ struct packet {
 	__u32 gso_size;		/* set by the hook: transport payload per segment, 0: one packet */
 	__u32 length;		/* IP total length */
 	__u32 segment;		/* longest IP packet that this is on the wire; of tunnels' GSO packets a lower bound (nat_segments asks the kernel) */
-	__u32 seq, ack;		/* TCP, host order */
-	__u32 seq_length;	/* TCP: sequence space it takes */
-	__u16 window;		/* TCP, host order */
-	enum reason flaw;	/* ports are good, but it must not be sent on; NONE: sound */
-	__u16 l3_off;
-	struct transport l4;
-	struct fragment_range piece;	/* of a fragment: what it brings */
-	struct ipv6_fragment v6_fragment;
 	__be32 id;		/* of a datagram in fragments */
+	__u16 l3_off;
+	__u8 hook;		/* set by the hook: enum hook */
+	__u8 ttl;
+	bool dont_fragment;
+	bool v6;
 	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, that it was sent to */
 	__u8 remote_mac[6] __attribute__((aligned(4)));	/* of the station that sent it */
-	__u8 ttl;
+	struct fragment_range piece;	/* of a fragment: what it brings */
+	struct ipv6_fragment v6_fragment;
+	/* From here on zero, unless a parser sets it. */
+	enum reason flaw __attribute__((aligned(8)));	/* ports are good, but it must not be sent on; NONE: sound */
+	__u32 seq, ack;		/* TCP, host order */
+	__u32 seq_length;	/* TCP: sequence space it takes */
+	struct transport l4;
+	__u16 window;		/* TCP, host order */
 	__u8 tcp_flags;		/* FIN, SYN, RST, ACK only */
 	__u8 tcp_header;	/* its length, with options */
 	__u8 scale;		/* TCP, set by the hook from a SYN's options: window scale; TCP_SCALE_NONE: there is no such option */
 	__u8 fragment;		/* enum fragment_kind */
-	__u8 hook;		/* set by the hook: enum hook */
 	bool last;		/* of a fragment: nothing comes behind it */
-	bool dont_fragment;
-	bool v6;
 	bool icmp_error;
 	bool opens;		/* may open a connection */
 	bool broken;		/* no ports: lengths that no stack would accept */
 	struct quote quote;	/* of an ICMP error, else not set */
 };
 
+/* Both ports of a tuple are one word of it, the protocol and the padding another. They are written and read as such: a
+ * processor has to wait where it reads as a whole what it has just written in parts. */
+typedef __u32 __attribute__((may_alias)) tuple_word;
+
+static __always_inline tuple_word *ports_word(const __be16 *sport)
+{
+	return (tuple_word *)sport;
+}
+
+static __always_inline tuple_word *protocol_word(const __u8 *protocol)
+{
+	return (tuple_word *)protocol;
+}
+
+static __always_inline __u32 ports_join(__be16 sport, __be16 dport)
+{
+	return bpf_htonl((__u32)bpf_ntohs(sport) << 16 | bpf_ntohs(dport));
+}
+
+static __always_inline __u32 protocol_pad(__u8 protocol)
+{
+	return bpf_htonl((__u32)protocol << 24);
+}
+
 static __always_inline void addr_from_v4(union addr *addr, __be32 v4)
 {
-	addr->word[0] = 0;
-	addr->word[1] = 0;
+	addr->half[0] = 0;
 	addr->word[2] = bpf_htonl(0xffff);
 	addr->word[3] = v4;
 }
 
 static __always_inline bool addr_equal(const union addr *a, const union addr *b)
 {
-	return a->word[3] == b->word[3] && a->word[2] == b->word[2] && a->word[1] == b->word[1] &&
-	       a->word[0] == b->word[0];
+	return a->half[1] == b->half[1] && a->half[0] == b->half[0];
 }
 
 static __always_inline bool addr_is_v4(const union addr *addr)
 {
-	return !addr->word[0] && !addr->word[1] && addr->word[2] == bpf_htonl(0xffff);
+	return !addr->half[0] && addr->word[2] == bpf_htonl(0xffff);
 }
 
 static __always_inline void addr_from_v6(union addr *addr, const struct in6_addr *v6)
@@ -285,25 +308,29 @@ static __always_inline bool packet_ports(void *header, void *data_end, __u32 ava
 					 struct tuple *tuple, struct transport *l4)
 {
 	__be16 *ports = packet_reach(header, data_end, available, 2 * sizeof(*ports));
-	__u16 check = tuple->protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check)
-						      : offsetof(struct udphdr, check);
-	__sum16 *sum = packet_sum(header, data_end, available, check);
+	__u8 protocol = tuple->protocol;
+	__u16 check = protocol == IPPROTO_TCP ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check);
+	__sum16 *sum;
 
 	if (!ports)
 		return false;
-	l4->off = off;
-	if (tuple->protocol != IPPROTO_UDPLITE) {
-		tuple->sport = ports[0];
-		tuple->dport = ports[1];
+	if (protocol != IPPROTO_UDPLITE) {
+		*ports_word(&tuple->sport) = ports_join(ports[0], ports[1]);
 		l4->ports_off = off;
-		l4->ports_length = tuple->protocol == IPPROTO_SCTP ? 0 : 2 * sizeof(*ports);
+		l4->ports_length = 2 * sizeof(*ports);
 	}
-	/* CRC32c of SCTP covers no address. RFC 768: zero of UDP means that the sender did not compute one. */
-	if (!sum || tuple->protocol == IPPROTO_SCTP)
+	/* Its CRC32c covers the ports, which must stay therefore, and no address. */
+	if (protocol == IPPROTO_SCTP) {
+		l4->ports_length = 0;
+		return true;
+	}
+	sum = packet_sum(header, data_end, available, check);
+	if (!sum)
 		return true;
 	l4->check = *sum;
 	l4->pseudo = true;
-	if (l4->check || tuple->protocol != IPPROTO_UDP)
+	/* RFC 768: zero of UDP means that the sender did not compute one. */
+	if (l4->check || protocol != IPPROTO_UDP)
 		l4->check_off = off + check;
 	return true;
 }
@@ -570,6 +597,13 @@ static __always_inline bool packet_misfit(struct packet *pkt)
 	return true;
 }
 
+/* A tuple that ports are to come into. */
+static __always_inline void packet_no_ports(struct tuple *tuple, __u8 protocol)
+{
+	*ports_word(&tuple->sport) = 0;
+	*protocol_word(&tuple->protocol) = protocol_pad(protocol);
+}
+
 static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, struct packet *pkt)
 {
 	__u32 header, available;
@@ -588,7 +622,8 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 	pkt->id = ip->id;
 	pkt->ttl = ip->ttl;
 	pkt->l4.off = pkt->l3_off + header;
-	pkt->tuple.protocol = ip->protocol;
+	pkt->v6 = false;
+	packet_no_ports(&pkt->tuple, ip->protocol);
 	addr_from_v4(&pkt->tuple.src, ip->saddr);
 	addr_from_v4(&pkt->tuple.dst, ip->daddr);
 	if (packet_misfit(pkt))
@@ -614,6 +649,8 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
 		return false;
 	pkt->v6 = true;
+	packet_no_ports(&pkt->tuple, ip->nexthdr);
+	__builtin_memset(fragment, 0, sizeof(*fragment));
 	pkt->dont_fragment = true;
 	pkt->length = packet_length(pkt, bpf_ntohs(ip->payload_len), sizeof(*ip));
 	pkt->segment = pkt->length;
@@ -656,6 +693,16 @@ static __always_inline void packet_shift(struct packet *pkt, __u16 by)
 	}
 }
 
+/* MAC addresses, by two bytes: those in a frame need not lie at a multiple of four. */
+static __always_inline void mac_copy(void *to, const void *from, __u32 count)
+{
+	const __u16 *source = from;
+	__u16 *copy = to;
+
+	for (__u32 i = 0; i < count * ETH_ALEN / sizeof(*copy); i++)
+		copy[i] = source[i];
+}
+
 /* The IP packet at l3_off, behind an Ethernet header unless that is 0. False: nothing hairpin could have to do
  * with, or headers no stack would forward. */
 static __always_inline bool packet_parse(void *data, void *data_end, __be16 protocol, struct packet *pkt)
@@ -667,8 +714,11 @@ static __always_inline bool packet_parse(void *data, void *data_end, __be16 prot
 	if ((void *)(eth + 1) > data_end)
 		return false;
 	if (pkt->l3_off) {
-		__builtin_memcpy(pkt->local_mac, eth->h_dest, ETH_ALEN);
-		__builtin_memcpy(pkt->remote_mac, eth->h_source, ETH_ALEN);
+		mac_copy(pkt->local_mac, eth->h_dest, 1);
+		mac_copy(pkt->remote_mac, eth->h_source, 1);
+	} else {
+		__builtin_memset(pkt->local_mac, 0, ETH_ALEN);
+		__builtin_memset(pkt->remote_mac, 0, ETH_ALEN);
 	}
 	if (protocol == bpf_htons(ETH_P_IP))
 		return packet_parse_ipv4(ip, data_end, pkt);

@@ -22,12 +22,9 @@ static __always_inline bool tc_give_ethernet(struct __sk_buff *skb, const struct
 }
 
 /* Does this device carry bare IP packets, as PPP, WireGuard and tun do? The control plane knows. */
-static __always_inline bool tc_bare(const struct __sk_buff *skb)
+static __always_inline bool tc_bare(const struct interface *in)
 {
-	__u32 ifindex = skb->ifindex;
-	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
-
-	return in && !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
+	return !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
 }
 
 /* Where the IP header is, if that is not plain to see; negative: nowhere that could be told. Since Linux 6.9 generic
@@ -52,7 +49,7 @@ static __noinline int tc_tell_apart(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	if (in && tc_bare(skb))
+	if (in && tc_bare(in))
 		return 0;
 	if (in && (void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    __builtin_memcmp(eth->h_dest, in->mac, ETH_ALEN) == 0)
@@ -141,27 +138,24 @@ __noinline int tc_elsewhere(struct __sk_buff *skb, struct conn *conn)
 	return work && conn ? nat_other_interface(skb, work, conn) : REASON_NOT_ATTACHED;
 }
 
-__noinline int tc_send_on(struct __sk_buff *skb, struct conn *conn)
+__noinline int tc_resolve(struct __sk_buff *skb, struct conn *conn)
 {
 	struct work *work = work_get();
 
-	return work && conn ? nat_send(skb, work, conn) : REASON_NEXT_HOP;
+	return work && conn ? nat_resolve(skb, work, conn) : REASON_NEXT_HOP;
 }
 
-static const struct nat_hook tc_steps = {
-	.elsewhere = (int (*)(void *, struct conn *))tc_elsewhere,
-	.send = (int (*)(void *, struct conn *))tc_send_on,
-};
-
-__noinline int tc_known(struct __sk_buff *skb)
+__noinline int tc_segments(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
-	return work ? nat_decide_known(skb, work, &tc_steps) : VERDICT_PASS;
+	return work ? nat_segments(skb, work) : REASON_TOO_BIG;
 }
 
 static const struct nat_hook tc_hook = {
-	.known = (int (*)(void *))tc_known,
+	.elsewhere = (int (*)(void *, struct conn *))tc_elsewhere,
+	.resolve = (int (*)(void *, struct conn *))tc_resolve,
+	.segments = (int (*)(void *))tc_segments,
 	.unknown = (int (*)(void *))tc_unknown,
 };
 
@@ -204,12 +198,12 @@ static __always_inline long tc_write_sums(struct __sk_buff *skb, const struct pa
 	long err = 0;
 
 	if (pkt->v6)
-		bpf_csum_update(skb, rw->ip_diff);
+		bpf_csum_update(skb, csum_fold32(rw->address_diff + csum_diff_ttl(true)));
 	if (pkt->l4.check_off && pkt->l4.pseudo)
-		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->address_diff,
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->address_diff),
 					   BPF_F_PSEUDO_HDR | mangled);
 	if (pkt->l4.check_off && rw->port_diff)
-		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, rw->port_diff, mangled);
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->port_diff), mangled);
 	return err;
 }
 
@@ -233,7 +227,7 @@ static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct pa
 	if (!craft || !craft_load(skb, craft, pkt->l3_off, pkt->length))
 		return false;
 	if (pkt->v6)
-		sum = csum_addr(&pkt->tuple.src) + csum_addr(&pkt->tuple.dst) + bpf_htonl(pkt->length - icmp) +
+		sum = csum_addr(&pkt->tuple.src, true) + csum_addr(&pkt->tuple.dst, true) + bpf_htonl(pkt->length - icmp) +
 		      bpf_htonl(IPPROTO_ICMPV6);
 	return csum_fold16(sum + craft_sum(icmp, pkt->length)) == 0xffff &&
 	       (pkt->v6 || craft_sum(quoted, behind) == 0xffff);
@@ -261,8 +255,8 @@ static __always_inline long tc_again(struct __sk_buff *skb, const struct packet 
 	return bpf_redirect(pkt->ifindex, BPF_F_INGRESS);
 }
 
-/* A stack frame of its own. */
-static __noinline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
+/* By way of the kernel's neighbour table, or to the router itself. A stack frame of its own. */
+static __noinline long tc_send_unresolved(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	struct bpf_redir_neigh hop = rw->gateway;
 
@@ -270,11 +264,17 @@ static __noinline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
 		return tc_deliver(skb, rw->ifindex);
 	/* Also where the kernel puts another header in its place: its sum of the packet, which the other end of a veth
 	 * is told, has the one of now added. But it refuses a frame to many, as is one to a cluster of servers. */
-	if (!(hop.nh_family && rw->macs[0] & 1) &&
-	    !write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
+	if (!(rw->macs[0] & 1) && !write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
-	if (hop.nh_family)
-		return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
+	return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
+}
+
+static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
+{
+	if (rw->local || rw->gateway.nh_family)
+		return tc_send_unresolved(skb, rw);
+	if (!write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
+		return TC_ACT_SHOT;
 	return bpf_redirect(rw->ifindex, 0);
 }
 

@@ -147,7 +147,7 @@ static __always_inline void tell_header(struct work *work, const struct tuple *w
 /* Of the pseudo-header: that of ICMPv6 and of TCP in either family. */
 static __always_inline __u64 tell_pseudo_sum(const struct tuple *way, __u32 length)
 {
-	return csum_addr(&way->src) + csum_addr(&way->dst) + bpf_htonl(length) + bpf_htonl(way->protocol);
+	return csum_addr(&way->src, tuple_is_v6(way)) + csum_addr(&way->dst, tuple_is_v6(way)) + bpf_htonl(length) + bpf_htonl(way->protocol);
 }
 
 /* The ICMP message, behind the room for an IP header in the craft. Its length; 0: cannot be. */
@@ -254,7 +254,7 @@ static __always_inline bool tell_put_segment(struct __sk_buff *skb, struct work 
  * for what will never come. Its receiver takes no other sequence number than the one it expects. */
 static __always_inline void tell_other_side(struct __sk_buff *skb, struct work *work)
 {
-	struct entry *entry = &work->entry;
+	struct entry *entry = &work->rw.entry;
 	struct conn *conn = conn_find(&work->pkt.tuple, entry), *other;
 	struct tell_segment reset = { .flags = TCP_RST };
 

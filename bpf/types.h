@@ -11,7 +11,11 @@
 union addr {
 	__u8 bytes[16];
 	__be32 word[4];
+	__u64 half[2];		/* most addresses are copied and compared by these */
 };
+
+/* Of an address that does not lie at a multiple of eight bytes, as behind the prefix length of an LPM key. */
+#define ADDR_BY_WORDS __attribute__((packed, aligned(4)))
 
 /* A packet's addresses as it arrives: the key of a connection's direction. */
 struct tuple {
@@ -88,7 +92,6 @@ enum verdict {
 	VERDICT_TELL,	/* counter only: a DROP or REFUSE that was answered with an ICMP error */
 	VERDICT_BEGUN,	/* never the last word: there is a connection now */
 	VERDICT_REPLACE, /* never the last word: another connection has to be removed first */
-	VERDICT_UNKNOWN, /* never the last word: it is of no connection, and may be ours */
 };
 
 /* Why. Also the counter index, and in lower case the metric label. */
@@ -213,7 +216,7 @@ _Static_assert(sizeof(struct allow_key) == 24, "struct allow_key has implicit pa
 /* LPM key: a client's address, or its stand-in. */
 struct stand_in_key {
 	__u32 prefix_length;
-	union addr address;
+	union addr address ADDR_BY_WORDS;
 };
 _Static_assert(sizeof(struct stand_in_key) == 20, "struct stand_in_key has implicit padding");
 
@@ -222,13 +225,14 @@ struct stand_in {
 	union addr network;	/* what the bits under mask become */
 	union addr mask;	/* of the 128 bit form */
 	__u32 client;		/* 1: the key is a client's, 0: a stand-in's */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct stand_in) == 36, "struct stand_in has implicit padding");
+_Static_assert(sizeof(struct stand_in) == 40, "struct stand_in has implicit padding");
 
 /* LPM key: a target and protocol, then a prefix of the port in network order. */
 struct origin_key {
 	__u32 prefix_length;
-	union addr target;
+	union addr target ADDR_BY_WORDS;
 	__u8 protocol;
 	__u8 pad;
 	__be16 port;
@@ -249,8 +253,9 @@ struct mapping {
 	union addr client;
 	__be16 client_port;
 	__be16 port;
+	__u32 pad;
 };
-_Static_assert(sizeof(struct mapping) == 20, "struct mapping has implicit padding");
+_Static_assert(sizeof(struct mapping) == 24, "struct mapping has implicit padding");
 
 struct interface_address {
 	union addr address;
@@ -263,12 +268,12 @@ struct interface {
 	__u8 private;		/* its own address is private, so private sources are no martians on it */
 	__u8 addresses;		/* how many of address[] are set */
 	__u8 rp_filter;		/* the kernel's, for IPv4 (RFC 3704): 0 off, 1 strict, 2 by any way back */
-	__u8 pad[3];
+	__u8 pad[7];
 	__u32 mss_mtu;		/* MTU that a passing SYN's MSS has to suit; 0: left alone */
 	__u32 intercept_v4, intercept_v6; /* external ids of what listens on every address; 0: nothing does */
 	struct interface_address address[8];
 };
-_Static_assert(sizeof(struct interface) == 284, "struct interface has implicit padding");
+_Static_assert(sizeof(struct interface) == 288, "struct interface has implicit padding");
 
 /* A next hop, shared by all connections that use it. Connections refer to it by its index and generation. */
 struct hop {
@@ -297,8 +302,8 @@ struct conn {
 	__u32 seen;		/* CLOCK_MONOTONIC ms, of a tick: last packet that was in order */
 	__u32 packets;
 	__u32 bytes;		/* IP total length, low 32 bits */
-	__u32 end;		/* TCP: sequence number behind what it has sent; else seconds of evidence */
-	__u32 ack;		/* TCP: highest acknowledgement it sent; else the last second of evidence */
+	__u32 end;		/* TCP: sequence number behind what it has sent; else the opener's: seconds of evidence, the other's: the last of them */
+	__u32 ack;		/* TCP: highest acknowledgement it sent; else the second of the last packet that was asked for evidence */
 	__u16 window;		/* TCP: as it was sent, without the scale */
 	__u16 bytes_high;	/* bits 32 to 47 */
 	__be16 sport;		/* what its packets leave as */
@@ -415,7 +420,7 @@ struct serial {
 /* What a look into conns4 or conns6 copies out of an entry. */
 struct entry {
 	__u64 identity;
-	struct tuple to;	/* what its packets leave as */
+	struct tuple to;	/* what its packets leave as; no key: its padding is not set */
 };
 
 /* A place that is wanted. */
@@ -464,9 +469,9 @@ struct fragment_key {
 	__u32 ifindex;
 	__be32 id;
 	__u8 protocol;
-	__u8 pad[3];
+	__u8 pad[7];
 };
-_Static_assert(sizeof(struct fragment_key) == 44, "struct fragment_key has implicit padding");
+_Static_assert(sizeof(struct fragment_key) == 48, "struct fragment_key has implicit padding");
 
 enum fragment_owner {
 	OWNER_UNKNOWN,		/* its first fragment has not come yet */
@@ -496,8 +501,9 @@ _Static_assert(sizeof(struct fragment) == 48, "struct fragment has implicit padd
 struct held_key {
 	struct fragment_key datagram;
 	__u32 number;		/* from 0, in the order they came */
+	__u32 pad;
 };
-_Static_assert(sizeof(struct held_key) == 48, "struct held_key has implicit padding");
+_Static_assert(sizeof(struct held_key) == 56, "struct held_key has implicit padding");
 
 enum { HELD_BYTES = 2036 };
 

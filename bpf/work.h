@@ -12,20 +12,21 @@ enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
 
 /* All that an apply step needs. No pointers: it survives whatever a helper does to the packet. */
 struct rewrite {
-	enum reason reason;
+	/* Zero at first, and the gateway's family. */
+	enum reason reason __attribute__((aligned(8)));	/* so that eight bytes are cleared at once */
 	__u32 ifindex;
-	struct bpf_redir_neigh gateway;	/* unless its family is 0, the kernel is to resolve this neighbour */
 	__u32 mtu;		/* of the next hop; 0: not known */
 	__u16 mss;		/* most that a SYN may promise; 0: what it likes */
 	bool resolved;		/* macs are known */
 	bool xdp;		/* the output device takes XDP frames */
 	bool other_host;	/* XDP: the frame is for another station */
 	bool local;		/* to the router itself, by its loopback device */
+	struct bpf_redir_neigh gateway;	/* unless its family is 0, the kernel is to resolve this neighbour */
+	struct entry entry;	/* of the packet's tuple: what it leaves as */
 	/* From here on set only with VERDICT_SEND. */
 	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));	/* destination, source */
-	struct tuple to;
-	__wsum ip_diff, address_diff;
-	__wsum port_diff;	/* of an ICMP error: of all that it quotes */
+	__u64 address_diff;	/* sums that are not folded yet */
+	__u64 port_diff;	/* of an ICMP error: of all that it quotes */
 	__u8 ttl;
 	struct tuple quoted;	/* the quoted packet as its sender sent it */
 	__sum16 quoted_ip_check, quoted_check;
@@ -48,6 +49,7 @@ struct opening {
 	__u32 back;		/* next hop to the client; 0: not known */
 	__u32 tries;		/* how many ports were tried; not on the stack: the verifier would count along */
 	__u32 serial;
+	__u64 client;		/* its hash, by which it is counted */
 	__u32 lan;		/* hash of the LAN interface that the client is behind; 0: none */
 	struct conn conn;	/* the direction being written */
 	struct tuple to;	/* and what it translates to */
@@ -69,7 +71,6 @@ struct work {
 	struct bpf_sock_tuple sock;
 	__u32 back;		/* next hop to the sender of the packet; 0: not known */
 	bool stale;		/* there is an entry for the packet, but its connection is over */
-	struct entry entry;	/* of the packet's tuple */
 	struct entry open_entry; /* of the opener, where the packet is the answerer's */
 	struct scratch scratch;
 	union conn_value value;	/* of an entry being inserted */

@@ -27,8 +27,8 @@ static __always_inline bool write_ipv6(void *data, void *data_end, const struct 
 	if (!ip)
 		return false;
 	ip->hop_limit = rw->ttl;
-	__builtin_memcpy(&ip->saddr, &rw->to.src, sizeof(rw->to.src));
-	__builtin_memcpy(&ip->daddr, &rw->to.dst, sizeof(rw->to.dst));
+	__builtin_memcpy(&ip->saddr, &rw->entry.to.src, sizeof(rw->entry.to.src));
+	__builtin_memcpy(&ip->daddr, &rw->entry.to.dst, sizeof(rw->entry.to.dst));
 	return true;
 }
 
@@ -38,10 +38,10 @@ static __always_inline bool write_ipv4(void *data, void *data_end, const struct 
 
 	if (!ip)
 		return false;
-	ip->check = csum_apply(ip->check, rw->ip_diff);
+	ip->check = csum_apply(ip->check, rw->address_diff + csum_diff_ttl(false));
 	ip->ttl = rw->ttl;
-	ip->saddr = rw->to.src.word[3];
-	ip->daddr = rw->to.dst.word[3];
+	ip->saddr = rw->entry.to.src.word[3];
+	ip->daddr = rw->entry.to.dst.word[3];
 	return true;
 }
 
@@ -55,10 +55,10 @@ static __always_inline bool write_headers(void *data, void *data_end, const stru
 	if (!ports || !(pkt->v6 ? write_ipv6(data, data_end, pkt, rw) : write_ipv4(data, data_end, pkt, rw)))
 		return false;
 	if (l4->ports_length == 2 * sizeof(*ports)) {
-		ports[0] = rw->to.sport;
-		ports[1] = rw->to.dport;
+		ports[0] = rw->entry.to.sport;
+		ports[1] = rw->entry.to.dport;
 	} else if (l4->ports_length) {
-		ports[0] = rw->to.sport | rw->to.dport;
+		ports[0] = rw->entry.to.sport | rw->entry.to.dport;
 	}
 	return true;
 }
@@ -69,6 +69,6 @@ static __always_inline bool write_macs(void *data, void *data_end, const struct 
 
 	if (!macs)
 		return false;
-	__builtin_memcpy(macs, rw->macs, sizeof(rw->macs));
+	mac_copy(macs, rw->macs, 2);
 	return true;
 }

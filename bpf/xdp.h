@@ -48,27 +48,24 @@ __noinline int xdp_elsewhere(struct xdp_md *ctx, struct conn *conn)
 	return work && conn ? nat_other_interface(ctx, work, conn) : REASON_NOT_ATTACHED;
 }
 
-__noinline int xdp_send_on(struct xdp_md *ctx, struct conn *conn)
+__noinline int xdp_resolve(struct xdp_md *ctx, struct conn *conn)
 {
 	struct work *work = work_get();
 
-	return work && conn ? nat_send(ctx, work, conn) : REASON_NEXT_HOP;
+	return work && conn ? nat_resolve(ctx, work, conn) : REASON_NEXT_HOP;
 }
 
-static const struct nat_hook xdp_steps = {
-	.elsewhere = (int (*)(void *, struct conn *))xdp_elsewhere,
-	.send = (int (*)(void *, struct conn *))xdp_send_on,
-};
-
-__noinline int xdp_known(struct xdp_md *ctx)
+__noinline int xdp_segments(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
 
-	return work ? nat_decide_known(ctx, work, &xdp_steps) : VERDICT_PASS;
+	return work ? nat_segments(ctx, work) : REASON_TOO_BIG;
 }
 
 static const struct nat_hook xdp_hook = {
-	.known = (int (*)(void *))xdp_known,
+	.elsewhere = (int (*)(void *, struct conn *))xdp_elsewhere,
+	.resolve = (int (*)(void *, struct conn *))xdp_resolve,
+	.segments = (int (*)(void *))xdp_segments,
 	.unknown = (int (*)(void *))xdp_unknown,
 };
 
@@ -103,7 +100,7 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *p
 	    !write_macs(data, data_end, rw))
 		return false;
 	if (check) {
-		*check = csum_apply(csum_apply(*check, rw->address_diff), rw->port_diff);
+		*check = csum_apply(*check, rw->address_diff + rw->port_diff);
 		/* RFC 768: an UDP checksum of zero would mean none. */
 		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
 			*check = 0xffff;
