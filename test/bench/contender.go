@@ -153,7 +153,7 @@ func (s site) conntrack() {
 
 // hairpinOptions are what some rows want otherwise.
 type hairpinOptions struct {
-	connections int    // 0: 131072
+	connections int    // 0: 262144, as nf_conntrack has by default; a quarter of these is for what is not TCP
 	forwards    string // more of them
 }
 
@@ -166,7 +166,7 @@ func (s site) hairpin(mode string, opts hairpinOptions) *lab.Hairpin {
 func hairpinConfig(mode string, opts hairpinOptions) string {
 	connections := opts.connections
 	if connections == 0 {
-		connections = 131072
+		connections = 262144
 	}
 	return fmt.Sprintf(`version = 1
 [interfaces]

@@ -39,6 +39,7 @@ const (
 	externalPort = 10000
 	targetPort   = 20000
 	ports        = 100
+	manyFlows    = 60000
 )
 
 // Offsets in a frame of IPv4 without options.
@@ -54,10 +55,10 @@ const (
 // kind is a kind of packet, and what either program has to do with it.
 type kind struct {
 	name    string
-	in      string         // interface of the router
-	stream  traffic.Stream // what the programs are run with
-	prepare [][]byte       // run at TC before each slice: the connection, and its next hops
-	xdp, tc uint32         // what the programs have to answer
+	in      string           // interface of the router
+	stream  traffic.Stream   // what the programs are run with
+	prepare []traffic.Stream // run at TC before each slice: the connections, and their next hops
+	xdp, tc uint32           // what the programs have to answer
 }
 
 // code is what the program of a hook has to answer.
@@ -100,13 +101,20 @@ func kinds(mac, wanMAC net.HardwareAddr) []kind {
 	elsewhere := netip.MustParseAddrPort("198.51.100.77:443")
 
 	sent := func(name string, frame []byte, prepare ...[]byte) kind {
-		return kind{name, "lan0", same(frame), prepare, measure.XDPRedirect, measure.TCRedirect}
+		return kind{name, "lan0", same(frame), once(prepare...), measure.XDPRedirect, measure.TCRedirect}
 	}
 	left := func(name, in string, frame []byte, prepare ...[]byte) kind {
-		return kind{name, in, same(frame), prepare, measure.XDPPass, measure.TCUnspec}
+		return kind{name, in, same(frame), once(prepare...), measure.XDPPass, measure.TCUnspec}
 	}
 	forTC := func(name string, stream traffic.Stream, prepare ...[]byte) kind {
-		return kind{name, "lan0", stream, prepare, measure.XDPPass, measure.TCRedirect}
+		return kind{name, "lan0", stream, once(prepare...), measure.XDPPass, measure.TCRedirect}
+	}
+	thereMany := traffic.Frame{Data: there, First: sourcePort, Check: udpCheck}
+	backMany := traffic.Frame{Data: back, First: destinationPort, Check: udpCheck}
+	both := []traffic.Stream{{Frames: []traffic.Frame{thereMany, backMany}, Flows: manyFlows, Ordered: true}}
+	many := func(name string, f traffic.Frame) kind {
+		stream := traffic.Stream{Frames: []traffic.Frame{f}, Flows: manyFlows}
+		return kind{name, "lan0", stream, both, measure.XDPRedirect, measure.TCRedirect}
 	}
 	return []kind{
 		sent("UDP hit, to server", there, there, back),
@@ -115,8 +123,10 @@ func kinds(mac, wanMAC net.HardwareAddr) []kind {
 		sent("TCP hit, to client", backTCP, handshake...),
 		sent("IPv6 UDP hit, to server", there6, there6, back6),
 		sent("IPv6 UDP hit, to client", back6, there6, back6),
+		many("UDP hit, 60,000 flows, to server", thereMany),
+		many("UDP hit, 60,000 flows, to client", backMany),
 		// XDP sends an opening to a next hop that TC has had confirmed in the last second.
-		{"new UDP", "lan0", openings(there, udpCheck), [][]byte{there, back}, measure.XDPRedirect, measure.TCRedirect},
+		{"new UDP", "lan0", openings(there, udpCheck), once(there, back), measure.XDPRedirect, measure.TCRedirect},
 		// New TCP connections at this pace are challenged (bpf/lifecycle.h): make bench has them.
 		left("not ours, UDP", "lan0", udp(ends4.client, elsewhere)),
 		left("not ours, TCP", "lan0", tcp(ends4.client, elsewhere, lab.ACK, 1, 1)),
@@ -124,6 +134,14 @@ func kinds(mac, wanMAC net.HardwareAddr) []kind {
 		forTC("fragments, two a datagram", fragments(mac), there, back),
 		forTC("ICMP error", same(icmpError(mac)), there, back),
 	}
+}
+
+// once is each of these frames once.
+func once(frames ...[]byte) (streams []traffic.Stream) {
+	for _, f := range frames {
+		streams = append(streams, same(f))
+	}
+	return streams
 }
 
 // same is one frame for ever.

@@ -43,6 +43,10 @@ func newStand(tb testing.TB, object string) *stand {
 	wires := lab.NewHost(tb, "wires")
 	lab.Cable(s.router, "wan0", wires, "to-wan0")
 	lab.Cable(s.router, "lan0", wires, "to-lan0")
+	// Chosen, as the first byte of a random one decides how TC finds the IP header.
+	for dev, mac := range map[string]string{"wan0": "02:00:00:00:00:01", "lan0": "02:00:00:00:00:02"} {
+		s.router.Run("ip", "link", "set", dev, "address", mac)
+	}
 	s.wanMAC, s.lanMAC = s.router.HardwareAddr("wan0"), s.router.HardwareAddr("lan0")
 	s.router.Sysctl("net/ipv4/ip_forward", "1")
 	s.router.Sysctl("net/ipv6/conf/all/disable_ipv6", "0")
@@ -96,23 +100,28 @@ func (s *stand) load(object string) {
 	s.tb.Cleanup(func() { s.objs.Close() })
 }
 
-// sizeRings divides the places of each family evenly among the rings. By names and bytes, as struct ring of bpf/types.h
-// begins: a base to compare with may be from before there were any.
+// sizeRings gives every ring places for all connections of the run. By names and bytes, as struct ring of bpf/types.h begins: a
+// base to compare with may be from before there were any.
 func sizeRings(spec *ebpf.CollectionSpec) {
 	rings := spec.Maps["rings"]
 	if rings == nil {
 		return
 	}
-	const families = 2
+	const families, places = 2, 1 << 16
 	kinds := rings.MaxEntries / families
 	rings.Contents = nil
 	for index := range rings.MaxEntries {
-		places := spec.Maps[[families]string{"places4", "places6"}[index%families]].MaxEntries / kinds
 		ring := make([]byte, rings.ValueSize)
 		for i, value := range []uint32{index / families * places, places, places} { // base, size, limit
 			binary.NativeEndian.PutUint32(ring[16+4*i:], value)
 		}
 		rings.Contents = append(rings.Contents, ebpf.MapKV{Key: index, Value: ring})
+	}
+	for _, name := range []string{"places4", "places6"} {
+		spec.Maps[name].MaxEntries = kinds * places
+	}
+	for _, name := range []string{"conns4", "conns6"} {
+		spec.Maps[name].MaxEntries = 4 * places
 	}
 }
 
@@ -121,6 +130,7 @@ func (s *stand) configure() {
 	tables := maps.New(&s.objs)
 	config := maps.DefaultConfig()
 	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0"}
+	config.MaxPerSource = config.MaxConnections
 	for _, words := range standForwards {
 		forward, err := maps.ParseForward(strings.Fields(words))
 		s.must("read forward", err)
@@ -148,12 +158,13 @@ func (s *stand) program(hook traffic.Hook) *ebpf.Program {
 
 // prepare establishes the connection of a kind, or looks up its next hops anew.
 func (s *stand) prepare(k kind) error {
-	for _, frame := range k.prepare {
-		if err := s.traffic.Set(same(frame)); err != nil {
+	for _, stream := range k.prepare {
+		if err := s.traffic.Set(stream); err != nil {
 			return err
 		}
 		err := s.router.Do(func() error {
-			code, err := s.traffic.Run(traffic.TC, s.objs.HairpinTc, s.router.Index(k.in), frame, 1)
+			packets := uint32(stream.Flows * len(stream.Frames))
+			code, err := s.traffic.Run(traffic.TC, s.objs.HairpinTc, s.router.Index(k.in), stream.Frames[0].Data, packets)
 			if err == nil && code != measure.TCRedirect {
 				err = fmt.Errorf("the program answered %d, want %d", int32(code), measure.TCRedirect)
 			}
