@@ -12,7 +12,7 @@ static __always_inline __wsum csum_fold32(__u64 sum)
 	return (__wsum)sum;
 }
 
-/* Of a sum of fewer than 2^15 words of 32 bits: so three steps leave no carry. */
+/* Three steps are enough for a sum of up to 2^15 words of 32 bits. */
 static __always_inline __u16 csum_fold16(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -54,7 +54,7 @@ static __always_inline __u64 csum_diff_ports(const struct tuple *from, const str
 	return csum_diff16(from->sport, to->sport) + csum_diff16(from->dport, to->dport);
 }
 
-/* What a TTL that is one less changes in a sum: in IPv4's header it is the upper half of its word, in IPv6's the lower. */
+/* The change of a sum when the TTL goes down by one: it is the upper byte of its 16 bits in IPv4's header, the lower one in IPv6's. */
 enum { TTL_LESS_V4 = 0xffff - 0x0100, TTL_LESS_V6 = 0xffff - 0x0001 };
 
 static __always_inline __u64 csum_diff_ttl(bool v6)

@@ -21,6 +21,7 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	key->id = pkt->id;
 	key->protocol = pkt->tuple.protocol;
 	__builtin_memset(key->pad, 0, sizeof(key->pad));
+	work->held.pad = 0;
 	return key;
 }
 

@@ -42,17 +42,19 @@ static __always_inline void icmp_requote(struct work *work)
 
 /* Its destination becomes the sender of what it quotes. Whoever reports it keeps his name, unless the
  * connection's source is hidden in this direction (RFC 5508 REQ-4, REQ-5, REQ-7). */
-static __always_inline void icmp_rewrite(struct work *work, const struct tuple *way, const struct tuple *translated)
+static __always_inline void icmp_rewrite(struct work *work, const struct tuple *way)
 {
-	struct tuple *to = &work->open.way;
+	const struct tuple *packet = &work->pkt.tuple;
 	struct rewrite *rw = &work->rw;
+	struct tuple *to = &rw->entry.to;
 
-	*to = work->pkt.tuple;
-	to->dst = translated->dst;
-	if (!addr_equal(&way->src, &translated->src))
-		to->src = translated->src;
-	tuple_reverse(translated, &rw->quoted);
-	rw->entry.to = *to;
+	/* Of the quoted packet's answer so far; from here on of the error itself. */
+	tuple_reverse(to, &rw->quoted);
+	if (addr_equal(&way->src, &to->src))
+		to->src = packet->src;
+	to->sport = packet->sport;
+	to->dport = packet->dport;
+	to->protocol = packet->protocol;
 	nat_rewrite(&work->pkt, rw);
 	icmp_requote(work);
 }
@@ -103,7 +105,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 		reason = REASON_TOO_BIG;
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
-	icmp_rewrite(work, way, &work->rw.entry.to);
+	icmp_rewrite(work, way);
 	work->rw.reason = REASON_ICMP_ERROR;
 	return VERDICT_SEND;
 }

@@ -38,7 +38,7 @@
 /* Among unproven sources a newer opening evicts a half-open TCP connection only after this time: the handshake of a client
  * 300 ms away fits in. */
 enum { HALF_SURE_MS = 1000 };
-/* How many places one looks at, by kind; see life_tries. */
+/* How many places one looks at, by kind; see place_tries. */
 enum { TRIES_FIFO = 4, TRIES_SHARE = 8, TRIES_SAMPLE = 8, TRIES_TCP = 64 };
 /* And how often, where another CPU has been faster. */
 enum { PLACE_ROUNDS = 2 };
@@ -145,7 +145,8 @@ static __always_inline struct source source_get(__u64 hash)
 	return least;
 }
 
-/* All clients behind one LAN interface together. No stranger chooses it: any number will do (2^64 over the golden ratio). */
+/* All clients behind one LAN interface together. The interface is the router's own choice, so no keyed hash is needed: its
+ * number times 2^64 over the golden ratio. */
 static __always_inline __u64 source_lan(__u32 lan)
 {
 	return lan * 0x9e3779b97f4a7c15;
@@ -417,6 +418,7 @@ static long place_try(__u32 step, struct place_search *search)
 	struct conn *holder;
 	__u32 index, serial;
 	__u64 worth;
+	int own;
 
 	if (!ring)
 		return 1;
@@ -438,9 +440,12 @@ static long place_try(__u32 step, struct place_search *search)
 		scratch->victim_worth = worth;
 		scratch->victim = scratch->held;
 	}
-	/* A free place farther on would spare the holder; but where one of its own has to give way, or closing ones go round,
-	 * the first is as good as any. */
-	return want->crowded || want->greedy || want->kind == PLACE_CLOSING;
+	/* Where a forward or a client has to give up one of its own places, it is the first: rings go round, so that is the oldest.
+	 * Otherwise a free place farther on spares the holder. */
+	own = want->crowded || want->greedy;
+	/* A callback returns 0 or 1: Linux 6.1 does not see it of a bool from memory. */
+	asm volatile("" : "+r"(own));
+	return own ? 1 : 0;
 }
 
 static __always_inline __u32 place_tries(enum place_kind kind, bool share)

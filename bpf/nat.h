@@ -13,7 +13,8 @@
 #include "open.h"
 #include "work.h"
 
-/* Each hook's own copies of what takes its context and few packets need: global functions, which the verifier checks once. */
+/* Steps that take a hook's context and that few packets need. They are global functions, one copy for each hook: the verifier
+ * checks each once. */
 struct nat_hook {
 	int (*elsewhere)(void *ctx, struct conn *conn);
 	int (*resolve)(void *ctx, struct conn *conn);
@@ -203,8 +204,8 @@ static __always_inline bool nat_has_route(const struct packet *pkt)
 	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
 }
 
-/* The kernel's word for a next hop that is not known, or no longer fresh. Once a second a packet of TC's goes so by way of the
- * neighbour table, which keeps its entry alive; the others use what was learned then. */
+/* Asks the kernel for a next hop that is not known, or no longer fresh. Once a second TC sends a packet by way of the neighbour
+ * table, which keeps the neighbour's entry alive; the others use the cached hop. */
 static __always_inline enum reason nat_resolve(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -405,7 +406,7 @@ __noinline enum reason nat_advance(struct conn *conn)
 	if (pkt->fragment == FRAGMENT_LATER || (!tcp && opener))
 		return REASON_NONE;
 	other = conn_other(&work->rw.entry, &work->scratch);
-	/* Another CPU is just removing it. */
+	/* Another CPU is just inserting or removing it. */
 	if (!other)
 		return REASON_RACED;
 	if (tcp && opener)
@@ -432,19 +433,21 @@ __noinline enum reason nat_advance(struct conn *conn)
 	return reason;
 }
 
-/* In the first 16 s of a connection every second may be evidence that both sides want it; later every eighth, for eight. */
+/* In its first 16 s a connection is asked for evidence every second, later not for 8 s after each piece of evidence. The next piece
+ * counts for 8 if it comes right after these 8 s, and for 1 if it comes later. */
 enum { EVIDENCE_FIRST = 16, EVIDENCE_EVERY = 8 };
 
-/* Is the packet in such a second, and is it evidence that has not been counted? */
+/* Is evidence due, and has this second not been counted yet? */
 static __always_inline bool nat_evidence_due(const struct packet *pkt, const struct conn *conn)
 {
-	if (conn->ack == pkt->second && conn->end == pkt->second)
-		return false;
-	return pkt->second % EVIDENCE_EVERY == 0 || pkt->second - conn_created(conn) < EVIDENCE_FIRST;
+	__u32 second = pkt->second;
+
+	return second != conn->end && (second - conn->end >= EVIDENCE_EVERY || second - conn_created(conn) < EVIDENCE_FIRST);
 }
 
 /* A second in which both sides have sent, or the server twice, is evidence (lifecycle.h); not the one that the connection was
- * made in. It is kept in the opener's entry. The server's remembers the second of its last packet, and of the last evidence. */
+ * made in. The opener's entry keeps how much there is. The answerer's keeps two seconds: of the last packet that was asked for
+ * evidence (ack), and of the last evidence (end). */
 __noinline int nat_evidence(struct conn *conn)
 {
 	struct work *work = work_get();
@@ -462,9 +465,9 @@ __noinline int nat_evidence(struct conn *conn)
 	opener = conn_other(&work->rw.entry, &work->scratch);
 	if (!opener || !(again || work->pkt.ms - opener->seen < 1000))
 		return 0;
-	conn->end = second;
 	if (again || opener->packets > 1)
-		opener->end += second - conn_created(conn) < EVIDENCE_FIRST ? 1 : EVIDENCE_EVERY;
+		opener->end += second - conn->end == EVIDENCE_EVERY ? EVIDENCE_EVERY : 1;
+	conn->end = second;
 	return 0;
 }
 
@@ -675,7 +678,7 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 /* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
 enum { OPEN_ROUNDS = 3 };
 
-/* A packet of no connection. BEGUN: there is one now. */
+/* A packet of no connection, or of one that is over. BEGUN: there is one now. */
 static __always_inline enum verdict nat_open(void *ctx, struct work *work, const struct nat_hook *hook)
 {
 	enum verdict verdict;
@@ -722,6 +725,11 @@ static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *w
 	const struct external *external = work->to_external ? &work->external : NULL;
 	struct forward *forward;
 
+	/* Another CPU has begun it anew meanwhile. */
+	if (conn && !nat_stale(pkt, conn, work->rw.entry.identity)) {
+		work->open.begun = false;
+		return VERDICT_BEGUN;
+	}
 	if (conn && nat_ended(pkt, conn, work->rw.entry.identity, external))
 		return nat_verdict(work, REASON_ENDED);
 	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */

@@ -396,13 +396,12 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	const struct interface *by = work->open.answered ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
 
 	work->open.back = 0;
-	work->open.client = source_hash(client, in->role == ROLE_WAN);
 	work->open.lan = in->role == ROLE_LAN ? source_lan_of(work->open.ifindex) : 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
 	/* The client's word on a challenge. */
 	if (pkt->tcp_flags & TCP_RST && !work->open.answered && challenge_answered(pkt)) {
-		proven_note(work->open.client, pkt->second);
+		proven_note(source_hash(client, in->role == ROLE_WAN), pkt->second);
 		return REASON_CHALLENGED;
 	}
 	if ((!pkt->opens || work->open.answered) && !open_rebuilds(work, in, forward))
@@ -415,6 +414,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 		return REASON_NOT_ALLOWED;
 	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
 		return REASON_REFLECT_OFF;
+	work->open.client = source_hash(client, in->role == ROLE_WAN);
 	return open_place();
 }
 

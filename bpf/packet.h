@@ -111,7 +111,8 @@ struct packet {
 	__u8 remote_mac[6] __attribute__((aligned(4)));	/* of the station that sent it */
 	struct fragment_range piece;	/* of a fragment: what it brings */
 	struct ipv6_fragment v6_fragment;
-	/* From here on zero, unless a parser sets it. */
+	/* Up to here nothing is cleared: all of it is set for every packet, but id and piece only for fragments, v6_fragment only for
+	 * IPv6. From here on zero, unless a parser sets it. */
 	enum reason flaw __attribute__((aligned(8)));	/* ports are good, but it must not be sent on; NONE: sound */
 	__u32 seq, ack;		/* TCP, host order */
 	__u32 seq_length;	/* TCP: sequence space it takes */
@@ -131,6 +132,13 @@ struct packet {
 /* Both ports of a tuple are one word of it, the protocol and the padding another. They are written and read as such: a
  * processor has to wait where it reads as a whole what it has just written in parts. */
 typedef __u32 __attribute__((may_alias)) tuple_word;
+
+#define PORTS_ARE_A_WORD(type) \
+	_Static_assert(offsetof(type, sport) % 4 == 0 && offsetof(type, dport) == offsetof(type, sport) + 2, "ports of " #type)
+PORTS_ARE_A_WORD(struct tuple);
+PORTS_ARE_A_WORD(struct tuple4);
+PORTS_ARE_A_WORD(struct conn);
+_Static_assert(offsetof(struct tuple, protocol) % 4 == 0 && offsetof(struct tuple4, protocol) % 4 == 0, "protocol and padding");
 
 static __always_inline tuple_word *ports_word(const __be16 *sport)
 {
@@ -597,7 +605,7 @@ static __always_inline bool packet_misfit(struct packet *pkt)
 	return true;
 }
 
-/* A tuple that ports are to come into. */
+/* The protocol, and no ports yet. */
 static __always_inline void packet_no_ports(struct tuple *tuple, __u8 protocol)
 {
 	*ports_word(&tuple->sport) = 0;

@@ -256,7 +256,7 @@ static __always_inline long tc_again(struct __sk_buff *skb, const struct packet 
 }
 
 /* By way of the kernel's neighbour table, or to the router itself. A stack frame of its own. */
-static __noinline long tc_send_unresolved(struct __sk_buff *skb, const struct rewrite *rw)
+static __noinline long tc_send_by_kernel(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	struct bpf_redir_neigh hop = rw->gateway;
 
@@ -272,7 +272,7 @@ static __noinline long tc_send_unresolved(struct __sk_buff *skb, const struct re
 static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	if (rw->local || rw->gateway.nh_family)
-		return tc_send_unresolved(skb, rw);
+		return tc_send_by_kernel(skb, rw);
 	if (!write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	return bpf_redirect(rw->ifindex, 0);

@@ -302,8 +302,10 @@ struct conn {
 	__u32 seen;		/* CLOCK_MONOTONIC ms, of a tick: last packet that was in order */
 	__u32 packets;
 	__u32 bytes;		/* IP total length, low 32 bits */
-	__u32 end;		/* TCP: sequence number behind what it has sent; else the opener's: seconds of evidence, the other's: the last of them */
-	__u32 ack;		/* TCP: highest acknowledgement it sent; else the second of the last packet that was asked for evidence */
+	/* TCP: the sequence number behind what it has sent, and the highest acknowledgement it sent.
+	 * All else: the opener's end counts evidence; the answerer's two seconds are explained at nat_evidence. */
+	__u32 end;
+	__u32 ack;
 	__u16 window;		/* TCP: as it was sent, without the scale */
 	__u16 bytes_high;	/* bits 32 to 47 */
 	__be16 sport;		/* what its packets leave as */

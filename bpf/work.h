@@ -12,7 +12,7 @@ enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
 
 /* All that an apply step needs. No pointers: it survives whatever a helper does to the packet. */
 struct rewrite {
-	/* Zero at first, and the gateway's family. */
+	/* Cleared for each packet up to gateway, and gateway.nh_family. */
 	enum reason reason __attribute__((aligned(8)));	/* so that eight bytes are cleared at once */
 	__u32 ifindex;
 	__u32 mtu;		/* of the next hop; 0: not known */
@@ -22,7 +22,7 @@ struct rewrite {
 	bool other_host;	/* XDP: the frame is for another station */
 	bool local;		/* to the router itself, by its loopback device */
 	struct bpf_redir_neigh gateway;	/* unless its family is 0, the kernel is to resolve this neighbour */
-	struct entry entry;	/* of the packet's tuple: what it leaves as */
+	struct entry entry;	/* of the packet's tuple, with what it leaves as; of an ICMP error: of the quoted packet's answer, until icmp_rewrite */
 	/* From here on set only with VERDICT_SEND. */
 	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));	/* destination, source */
 	__u64 address_diff;	/* sums that are not folded yet */

@@ -153,7 +153,7 @@ func (s site) conntrack() {
 
 // hairpinOptions are what some rows want otherwise.
 type hairpinOptions struct {
-	connections int    // 0: 262144, as nf_conntrack has by default; a quarter of these is for what is not TCP
+	connections int    // 0: 262144, as nf_conntrack has by default above 4 GiB of memory; a quarter of these is for what is not TCP
 	forwards    string // more of them
 }
 

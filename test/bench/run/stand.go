@@ -156,7 +156,7 @@ func (s *stand) program(hook traffic.Hook) *ebpf.Program {
 	return s.objs.HairpinTc
 }
 
-// prepare establishes the connection of a kind, or looks up its next hops anew.
+// prepare establishes the connections of a kind, or looks up its next hops anew.
 func (s *stand) prepare(k kind) error {
 	for _, stream := range k.prepare {
 		if err := s.traffic.Set(stream); err != nil {
