@@ -274,10 +274,11 @@ type HairpinMapping struct {
 }
 
 type HairpinOrigin struct {
-	_         structs.HostLayout
-	External  uint32
-	PortShift uint16
-	Pad       uint16
+	_           structs.HostLayout
+	External    uint32
+	PortShift   uint16
+	Wan         uint8
+	SeveralWans uint8
 }
 
 type HairpinOriginKey struct {
@@ -285,7 +286,7 @@ type HairpinOriginKey struct {
 	PrefixLength uint32
 	Target       HairpinAddr
 	Protocol     uint8
-	Pad          uint8
+	Wan          uint8
 	Port         uint16
 }
 

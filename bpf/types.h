@@ -234,16 +234,17 @@ struct origin_key {
 	__u32 prefix_length;
 	union addr target ADDR_BY_WORDS;
 	__u8 protocol;
-	__u8 pad;
+	__u8 wan;		/* 1: whose answers go to the Internet; 0: to a stand-in */
 	__be16 port;
 };
 _Static_assert(sizeof(struct origin_key) == 24, "struct origin_key has implicit padding");
 
-/* The forward with reflect prefix that leads to a target, seen from there. */
+/* The only forward that leads to a target, seen from there: of all, or of those with reflect prefix. */
 struct origin {
 	__u32 external;		/* where it listens; 0: several lead there */
 	__u16 port_shift;	/* as in struct forward */
-	__u16 pad;
+	__u8 wan;		/* as in its key, which may say nothing of it */
+	__u8 several_wans;	/* 1: there are several WANs */
 };
 _Static_assert(sizeof(struct origin) == 8, "struct origin has implicit padding");
 

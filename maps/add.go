@@ -118,7 +118,13 @@ func (t *Tables) holds(doc *document) (bool, error) {
 		return false, fmt.Errorf("open from lists: %w", err)
 	}
 	defer allow.Close()
-	return doc.Entries <= int(forwards.MaxEntries()) && doc.Sources <= int(allow.MaxEntries()), nil
+	origins, err := liveSlot(t.objs.Origins, doc.Generation)
+	if err != nil {
+		return false, fmt.Errorf("open origins: %w", err)
+	}
+	defer origins.Close()
+	return doc.Entries <= int(forwards.MaxEntries()) && doc.Sources <= int(allow.MaxEntries()) &&
+		doc.Origins <= int(origins.MaxEntries()), nil
 }
 
 // takes reports whether f can be added if it is valid and meets no other forward:
@@ -147,6 +153,14 @@ func (f *Forward) meets(g *Forward) bool {
 	return slices.ContainsFunc(f.Protocols, func(p Protocol) bool {
 		return slices.Contains(g.Protocols, p) || slices.Contains(g.Protocols, Any)
 	})
+}
+
+// meetsBehind reports whether the same answers to the Internet may be of both
+// forwards, so that neither is their origin.
+func (f *Forward) meetsBehind(g *Forward) bool {
+	udp := func(p Protocol) bool { return p == UDP || p == Any }
+	return f.Target == g.Target && !g.Intercept && f.TargetPorts().overlaps(g.TargetPorts()) &&
+		slices.ContainsFunc(f.Protocols, udp) && slices.ContainsFunc(g.Protocols, udp)
 }
 
 // listensAt are the places that have the forward's entries.
@@ -184,9 +198,11 @@ func (d *document) addedProgram() (*program, error) {
 			if err != nil {
 				return nil, err
 			}
+			p.claim(at, protocol, tree, -1)
 		}
 	}
 	p.addSources(last)
+	p.addOrigins()
 	return p, nil
 }
 
@@ -238,6 +254,7 @@ func (d *document) append(forward []Forward, stamp []stamp) error {
 	}
 	d.Entries += len(p.keys)
 	d.Sources += len(p.sources)
+	d.Origins += len(p.originKeys)
 	return nil
 }
 
@@ -279,7 +296,7 @@ func (t *Tables) finishAdded(doc *document) error {
 }
 
 // enterAdded writes the entries of the last addition. The from list goes first:
-// without it everybody is refused.
+// without it everybody is refused. The origins go last: they lead to the forward.
 func (t *Tables) enterAdded(doc *document) error {
 	p, err := doc.addedProgram()
 	if err != nil {
@@ -298,5 +315,13 @@ func (t *Tables) enterAdded(doc *document) error {
 		return err
 	}
 	defer forwards.Close()
-	return putAll(forwards, p.keys, p.values, 1)
+	if err := putAll(forwards, p.keys, p.values, 1); err != nil {
+		return err
+	}
+	origins, err := liveSlot(t.objs.Origins, doc.Generation)
+	if err != nil {
+		return err
+	}
+	defer origins.Close()
+	return putAll(origins, p.originKeys, p.origins, 1)
 }

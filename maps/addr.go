@@ -83,6 +83,8 @@ const (
 	protocolBits = externalBits + 8 + 8
 	sourceBits   = 32
 	targetBits   = 128
+	// originBits is the prefix length that leaves the port of a target open.
+	originBits = targetBits + 8 + 8
 )
 
 // forwardKey is the trie key of the ports that share the first `bits` bits of port.
@@ -109,17 +111,19 @@ func allowKey(forward uint32, source netip.Prefix) bpf.HairpinAllowKey {
 }
 
 // originKey is the trie key of the ports of a target that share the first `bits`
-// bits of port.
-func originKey(target netip.Addr, protocol uint8, port uint16, bits int) bpf.HairpinOriginKey {
+// bits of port. wan is 1 for answers to the Internet, 0 for those to stand-ins.
+func originKey(target netip.Addr, protocol, wan uint8, port uint16, bits int) bpf.HairpinOriginKey {
 	return bpf.HairpinOriginKey{
-		PrefixLength: targetBits + 8 + 8 + uint32(bits),
+		PrefixLength: originBits + uint32(bits),
 		Target:       toAddr(target),
 		Protocol:     protocol,
+		Wan:          wan,
 		Port:         be16(port),
 	}
 }
 
-// anyOriginKey is the trie key of every protocol of a target.
+// anyOriginKey is the trie key of every protocol of a target, for answers to
+// stand-ins. A lookup for the Internet may find it, too; its value says what it is.
 func anyOriginKey(target netip.Addr) bpf.HairpinOriginKey {
 	return bpf.HairpinOriginKey{PrefixLength: targetBits, Target: toAddr(target)}
 }

@@ -146,7 +146,7 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 		return fmt.Errorf("reflection.prefixes needs %d table entries, two for each network, but the table holds %d", need, limit)
 	}
 	if need, limit := uint32(len(p.originKeys)), spec.Maps[bpf.HairpinMapOrigins].InnerMap.MaxEntries; need > limit {
-		return fmt.Errorf("the targets of forwards with reflect prefix need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
+		return fmt.Errorf("the ports of forwards at their targets, of UDP and with reflect prefix, need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
 	}
 	if need, limit := uint32(len(targets(&p.doc))), t.objs.Targets.MaxEntries(); need > limit {
 		return fmt.Errorf("the forwards have %d targets, but the table holds %d", need, limit)

@@ -189,7 +189,7 @@ func compile(c Config, running *document, have inventory) (*program, error) {
 	}
 	p.addStandIns()
 	p.addOrigins()
-	p.doc.Entries, p.doc.Sources = len(p.keys), len(p.sources)
+	p.doc.Entries, p.doc.Sources, p.doc.Origins = len(p.keys), len(p.sources), len(p.originKeys)
 	return p, nil
 }
 

@@ -233,7 +233,7 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err e
 	if limit := t.objs.Externals.MaxEntries(); uint32(len(wanted)) > limit {
 		return false, fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
 	}
-	listeners := wantedListeners(doc, wanted)
+	listeners := wantedListeners(wanted)
 	if err := t.dropListeners(listeners); err != nil {
 		return false, err
 	}

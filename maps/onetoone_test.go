@@ -38,7 +38,7 @@ func kernelMemory(t *testing.T, objs *bpf.HairpinMaps) (bytes uint64) {
 	for i := range value.NumField() {
 		all = append(all, value.Field(i).Interface().(*ebpf.Map))
 	}
-	for _, outer := range []*ebpf.Map{objs.Forwards, objs.Allow} {
+	for _, outer := range []*ebpf.Map{objs.Forwards, objs.Allow, objs.Origins} {
 		all = append(all, inner(t, outer, 0), inner(t, outer, 1))
 	}
 	for _, m := range all {

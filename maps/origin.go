@@ -16,14 +16,16 @@ import (
 )
 
 // service is where a forward leads to, without the port; protocol Any is every
-// protocol.
+// protocol. That of a WAN is about its answers to the Internet, the other one about
+// those to stand-ins.
 type service struct {
 	target   netip.Addr
 	protocol Protocol
+	wan      bool
 }
 
 func compareService(a, b service) int {
-	return cmp.Or(a.target.Compare(b.target), cmp.Compare(b.protocol, a.protocol))
+	return cmp.Or(a.target.Compare(b.target), cmp.Compare(b.protocol, a.protocol), compareBool(a.wan, b.wan))
 }
 
 // claim is a range of a service's ports, and how its clients get there.
@@ -32,53 +34,64 @@ type claim struct {
 	origin      bpf.HairpinOrigin
 }
 
-// claim notes where the forwards with reflect prefix lead to that show in a tree
-// of at; ports that have none there are below's, -1 for nobody.
+// claim notes where the forwards lead to that show in a tree of at; ports that have
+// none there are below's, -1 for nobody. Answers to stand-ins are about forwards with
+// reflect prefix alone, those to the Internet about UDP alone: there the datapath can
+// do without the connection.
 func (p *program) claim(at place, protocol Protocol, tree *portTree, below int) {
 	c := &p.doc.Config
-	if len(c.StandIns) == 0 {
+	standIns, wan := len(c.StandIns) > 0, protocol == UDP && !at.lan
+	if !standIns && !wan {
 		return
+	}
+	if p.claims == nil {
+		p.claims = map[service][]claim{}
 	}
 	tree.eachRun(below, func(first, last, owner int) {
 		f := &c.Forwards[owner]
-		if c.ReflectOf(*f) != ReflectPrefix {
-			return
-		}
 		shift := f.portShift()
 		from := int(uint16(first) + shift)
-		if p.claims == nil {
-			p.claims = map[service][]claim{}
-		}
-		to := service{f.Target, protocol}
-		origin := bpf.HairpinOrigin{External: p.doc.Externals[at], PortShift: shift}
+		to := claim{from, from + last - first, bpf.HairpinOrigin{External: p.doc.Externals[at], PortShift: shift}}
 		if f.Intercept {
-			origin.External = 0 // its clients may have asked anybody
+			to.origin.External = 0 // its clients may have asked anybody
 		}
-		p.claims[to] = append(p.claims[to], claim{from, from + last - first, origin})
+		if standIns && c.ReflectOf(*f) == ReflectPrefix {
+			p.addClaim(service{target: f.Target, protocol: protocol}, to)
+		}
+		if wan {
+			to.origin.Wan = 1
+			if len(c.WAN) > 1 {
+				to.origin.SeveralWans = 1
+			}
+			p.addClaim(service{f.Target, protocol, true}, to)
+		}
 	})
 }
 
+func (p *program) addClaim(of service, c claim) { p.claims[of] = append(p.claims[of], c) }
+
 // addOrigins makes the entries that lead back from targets. Those of one
-// protocol are left out where they say what those of every protocol do.
+// protocol are left out where they say what those of every protocol do. So are those
+// to the Internet that say that several forwards lead to a port, for there are none
+// of every protocol that would be found instead.
 func (p *program) addOrigins() {
 	for _, to := range slices.SortedFunc(maps.Keys(p.claims), compareService) {
 		sole := soleClaims(p.claims[to])
-		if to.protocol == Any {
+		switch {
+		case to.wan:
+			sole = slices.DeleteFunc(sole, func(c claim) bool { return c.origin.External == 0 })
+		case to.protocol == Any:
 			p.addOrigin(anyOriginKey(to.target), sole[0].origin)
 			continue
-		}
-		if slices.Equal(sole, soleClaims(p.claims[service{to.target, Any}])) {
+		case slices.Equal(sole, soleClaims(p.claims[service{target: to.target, protocol: Any}])):
 			continue
 		}
-		tree := newPortTree()
-		for i, c := range sole {
-			tree.paint(c.first, c.last, i)
-		}
 		number := to.protocol.number(to.target.Is6())
-		_ = tree.each(func(port uint16, bits, owner int) error {
-			p.addOrigin(originKey(to.target, number, port, bits), sole[owner].origin)
-			return nil
-		})
+		for _, c := range sole {
+			eachPrefix(c.first, c.last, func(port uint16, bits int) {
+				p.addOrigin(originKey(to.target, number, c.origin.Wan, port, bits), c.origin)
+			})
+		}
 	}
 }
 
@@ -90,6 +103,9 @@ func (p *program) addOrigin(key bpf.HairpinOriginKey, origin bpf.HairpinOrigin) 
 // soleClaims cuts claims into ranges that do not overlap, in port order. One that
 // several claim has no origin: from there nobody can tell which it was.
 func soleClaims(claims []claim) []claim {
+	if len(claims) == 1 {
+		return slices.Clone(claims)
+	}
 	type edge struct{ port, count, number int }
 	edges := make([]edge, 0, 2*len(claims))
 	for i, c := range claims {
@@ -116,13 +132,9 @@ func soleClaims(claims []claim) []claim {
 	return sole
 }
 
-// wantedListeners are the addresses that have an external id alone; without
-// stand-ins nobody asks.
-func wantedListeners(doc *document, externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf.HairpinAddr {
+// wantedListeners are the addresses that have an external id alone.
+func wantedListeners(externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf.HairpinAddr {
 	listeners := map[uint32]bpf.HairpinAddr{}
-	if len(doc.Config.StandIns) == 0 {
-		return listeners
-	}
 	addresses := map[uint32]int{0: 2} // no id is nobody's
 	for addr, external := range externals {
 		for _, id := range []uint32{external.Fixed, external.Group} {

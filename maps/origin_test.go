@@ -16,25 +16,34 @@ import (
 	"hairpin/bpf"
 )
 
-// origin looks up as the datapath's stand_in_origin() does.
-func (p *program) origin(target netip.Addr, protocol Protocol, port uint16) (best bpf.HairpinOrigin, found bool) {
+// origin looks up as the datapath's origin_find() does.
+func (p *program) origin(target netip.Addr, protocol Protocol, wan uint8, port uint16) (best bpf.HairpinOrigin, found bool) {
 	length := uint32(0)
 	for i, key := range p.originKeys {
 		if fromAddr(key.Target) != target || key.PrefixLength <= length {
 			continue
 		}
 		bits := key.PrefixLength - targetBits
-		if bits == 0 || key.Protocol == protocol.number(target.Is6()) && (be16(key.Port)^port)>>(16-(bits-16)) == 0 {
+		if bits == 0 || key.Protocol == protocol.number(target.Is6()) && key.Wan == wan && (be16(key.Port)^port)>>(16-(bits-16)) == 0 {
 			best, length, found = p.origins[i], key.PrefixLength, true
 		}
 	}
-	return best, found
+	return best, found && best.Wan == wan
 }
 
 // cameBy is where a client of reflect prefix has connected to, seen from a
 // server's port: "" if none can have, "?" if nobody can tell.
 func (p *program) cameBy(target string, protocol Protocol, port uint16) string {
-	origin, found := p.origin(netip.MustParseAddr(target), protocol, port)
+	return p.cameByOf(target, protocol, 0, port)
+}
+
+// cameByWAN is the same of a client on the Internet.
+func (p *program) cameByWAN(target string, protocol Protocol, port uint16) string {
+	return p.cameByOf(target, protocol, 1, port)
+}
+
+func (p *program) cameByOf(target string, protocol Protocol, wan uint8, port uint16) string {
+	origin, found := p.origin(netip.MustParseAddr(target), protocol, wan, port)
 	switch {
 	case !found:
 		return ""
@@ -116,7 +125,7 @@ func TestOriginsLeadBack(t *testing.T) {
 		}
 	}
 	for i, key := range p.originKeys {
-		if key.PrefixLength != 128 && (key.PrefixLength < 144 || key.PrefixLength > 160) || key.Pad != 0 {
+		if key.PrefixLength != 128 && (key.PrefixLength < 144 || key.PrefixLength > 160) || key.Wan != p.origins[i].Wan {
 			t.Errorf("key %d: %+v", i, key)
 		}
 	}
@@ -135,22 +144,22 @@ func TestSeveralWANsAreNoOrigin(t *testing.T) {
 	}
 }
 
-// TestManyOneToOneForwardsNeedOneOriginEach, also those of every protocol.
+// TestManyOneToOneForwardsNeedOneOriginEach of a kind, also those of every protocol.
 func TestManyOneToOneForwardsNeedOneOriginEach(t *testing.T) {
 	c := withStandIns(t)
 	for i := range 1000 {
 		c.Forwards = append(c.Forwards, mustForward(t, fmt.Sprintf("f%d any 203.0.%d.%d:any to 10.1.%d.%d reflect prefix", i, i>>8, i&255, i>>8, i&255)))
 	}
 	p := mustCompile(t, c, &document{}, testInventory())
-	if len(p.originKeys) != 1000 || len(p.standInKeys) != 4 {
+	if len(p.originKeys) != 2000 || len(p.standInKeys) != 4 {
 		t.Errorf("%d origins, %d stand-ins", len(p.originKeys), len(p.standInKeys))
 	}
 	c.StandIns, c.Reflection = nil, ReflectAuto
 	for i := range c.Forwards {
 		c.Forwards[i].Reflect = ""
 	}
-	if p = mustCompile(t, c, &document{}, testInventory()); len(p.originKeys) != 0 || p.claims != nil {
-		t.Errorf("without stand-ins: %d origins, %d claims", len(p.originKeys), len(p.claims))
+	if p = mustCompile(t, c, &document{}, testInventory()); len(p.originKeys) != 1000 {
+		t.Errorf("without stand-ins: %d origins", len(p.originKeys))
 	}
 }
 
@@ -283,5 +292,5 @@ func TestListenersAreAloneAtTheirID(t *testing.T) {
 	c.Forwards[0].Reflect, c.StandIns = ReflectAuto, nil
 	mustApply(t, tables, c)
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	tables.wantListeners(t)
+	tables.wantListeners(t, "wan0 203.0.113.1")
 }

@@ -83,7 +83,7 @@ func (o *outline) find(name string) (found Forward, ok bool, err error) {
 
 // survey is what Add has to know of the forwards that run.
 type survey struct {
-	meets   bool      // one of them has packets that are the new one's as well
+	meets   bool      // one of them has packets that are the new one's as well, or answers
 	related []Forward // those that have its name or a host of its, or listen at its target
 	freeID  uint32    // the lowest that none of them has
 }
@@ -99,7 +99,7 @@ func (o *outline) survey(f *Forward) (survey, error) {
 		if g.relates(f) {
 			s.related = append(s.related, g.clone())
 		}
-		s.meets = f.meets(g)
+		s.meets = f.meets(g) || f.meetsBehind(g)
 		return !s.meets
 	})
 	s.freeID = uint32(slices.Index(used, false))

@@ -2,6 +2,8 @@
 
 package maps
 
+import "math/bits"
+
 // portTree is the set of port prefixes of one external id and protocol. Prefixes
 // lie within each other or apart, so the longest one that holds a port was
 // painted last, given that painting a prefix drops those within it. That makes
@@ -111,5 +113,15 @@ func (t *portTree) runsOf(node int32, start, depth, owner int, visit func(portRu
 			continue
 		}
 		t.runsOf(child, from, depth+1, owner, visit)
+	}
+}
+
+// eachPrefix visits the fewest prefixes that have the ports from first to last, in
+// port order.
+func eachPrefix(first, last int, visit func(port uint16, prefixBits int)) {
+	for first <= last {
+		free := min(bits.TrailingZeros16(uint16(first)), bits.Len(uint(last-first+1))-1)
+		visit(uint16(first), portBits-free)
+		first += 1 << free
 	}
 }

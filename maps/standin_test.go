@@ -192,7 +192,7 @@ func TestStandInsInTheKernel(t *testing.T) {
 		if value != want {
 			t.Errorf("round %d: %+v, want %+v", round, value, want)
 		}
-		key := originKey(netip.MustParseAddr("10.0.0.1"), uint8(TCP), 8080, 16)
+		key := originKey(netip.MustParseAddr("10.0.0.1"), uint8(TCP), 0, 8080, 16)
 		var origin bpf.HairpinOrigin
 		if err := inner(t, tables.objs.Origins, generation&1).Lookup(key, &origin); err != nil || origin.PortShift != 8000 || origin.External == 0 {
 			t.Errorf("round %d: origin %+v, %v", round, origin, err)

@@ -33,6 +33,7 @@ type document struct {
 	Ended      []stamp          `json:"-"`          // of forwards whose connections end with this document
 	Entries    int              `json:"entries"`    // of the forwards in their trie, at most
 	Sources    int              `json:"sources"`    // the same of from and except lists
+	Origins    int              `json:"origins"`    // the same of what leads back from targets
 	Intercepts bool             `json:"intercepts"` // there are some among the forwards
 	chunks     uint32           // of the document without its additions
 	added      int              // how many of the last forwards are additions
