@@ -381,13 +381,14 @@ const (
 )
 
 type HairpinRing struct {
-	_     structs.HostLayout
-	Count int64
-	Next  uint64
-	Base  uint32
-	Size  uint32
-	Limit uint32
-	Pad   [9]uint32
+	_       structs.HostLayout
+	Count   int64
+	Next    uint64
+	Base    uint32
+	Size    uint32
+	Limit   uint32
+	Evicted uint32
+	Pad     [8]uint32
 }
 
 type HairpinRole uint32

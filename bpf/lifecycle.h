@@ -457,6 +457,15 @@ static __always_inline __u32 place_tries(enum place_kind kind, bool share)
 	return share ? TRIES_SHARE : TRIES_FIFO;
 }
 
+/* Remembers that half-open UDP connections give way: their answers are looked for among the rules (open_evicted). */
+static __always_inline void ring_note_evicted(const struct tuple *victim, __u32 now)
+{
+	struct ring *ring = ring_of(PLACE_HALF_OTHER, tuple_is_v6(victim));
+
+	if (ring && victim->protocol == IPPROTO_UDP && ring->evicted != now)
+		ring->evicted = now;
+}
+
 /* All places that were looked at are held: the least worthy of their holders gives way. */
 static __always_inline bool place_displace(const struct tuple *key, struct scratch *scratch, bool sweeping)
 {
@@ -466,6 +475,8 @@ static __always_inline bool place_displace(const struct tuple *key, struct scrat
 
 	if (holder && !life_remove(&scratch->victim, holder, &scratch->worst, event, sweeping))
 		return false;
+	if (holder && want->kind == PLACE_HALF_OTHER)
+		ring_note_evicted(&scratch->victim, scratch->now);
 	return place_write(scratch->victim_index, scratch->victim_serial, want->serial, key);
 }
 

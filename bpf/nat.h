@@ -658,11 +658,39 @@ static __noinline bool nat_may_begin(struct work *work)
 	work->to_external = external;
 	if (external)
 		work->external = *external;
-	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt)));
+	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt);
 }
 
-/* To no forward's address and port: an intercept's, or to a stand-in, from inside. What is in the middle of a
- * connection that was there before an intercept stays as it is. */
+/* What becomes of an answer that open_rebuild has looked at. One to the Internet is the kernel's, unless the rules say whose
+ * answer it is, and let it be. */
+static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason reason)
+{
+	if (!work->open.from_wan)
+		return nat_begun(work, reason);
+	switch (reason) {
+	case REASON_NONE:
+	case REASON_OBSTACLE:
+	case REASON_RACED:
+	case REASON_NEXT_HOP:
+		return nat_begun(work, reason);
+	default:
+		return nat_verdict(work, REASON_NONE);
+	}
+}
+
+/* Is it an answer that the rules may account for: to a stand-in, or to the Internet? Then open.from_wan says which. */
+static __always_inline bool nat_may_answer(struct work *work)
+{
+	const struct packet *pkt = &work->pkt;
+
+	if (nat_role(pkt->ifindex) != ROLE_LAN)
+		return false;
+	work->open.from_wan = !stand_in_answered(&pkt->tuple.dst);
+	return !work->open.from_wan || (!work->to_external && !work->stale && open_evicted(pkt));
+}
+
+/* To no forward's address and port: an intercept's, or, from inside, to a stand-in or to the Internet. What is in the middle of
+ * a connection that was there before an intercept stays as it is. */
 static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -670,8 +698,8 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 
 	if (forward && pkt->opens && !open_routers_own(ctx, work))
 		return nat_begun(work, open_connection(ctx, work, &forward->stamp, forward));
-	if (stand_in_answered(&pkt->tuple.dst) && nat_role(pkt->ifindex) == ROLE_LAN)
-		return nat_begun(work, open_rebuild(ctx, work));
+	if (nat_may_answer(work))
+		return nat_rebuilt(work, open_rebuild(ctx, work));
 	return nat_verdict(work, REASON_NONE);
 }
 

@@ -69,6 +69,12 @@ static __always_inline __u32 open_interface_back(void *ctx, struct work *work)
 	return fib_found(result) ? work->fib.ifindex : 0;
 }
 
+/* Is this the source of no packet that may come in here? */
+static __always_inline bool open_source_martian(const struct interface *in, const union addr *source)
+{
+	return addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source));
+}
+
 /* Strict reverse path for a LAN; for a WAN the way back must lead to some WAN, as with several uplinks
  * the default route is only one of them. */
 static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
@@ -81,7 +87,7 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	/* Nobody else puts packets into the loopback device. */
 	if (in->role == ROLE_LOCAL)
 		return true;
-	if (addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source)))
+	if (open_source_martian(in, source))
 		return false;
 	/* A stand-in is a LAN client's: nobody else may speak as it. */
 	if (in->role == ROLE_WAN && stand_in_answered(source))
@@ -348,12 +354,14 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 }
 
 /* May it be in the middle of a connection whose state was lost? With a stand-in the rule alone tells what
- * that was. */
+ * that was; so it does for an answer to the Internet that open_rebuild has found an origin of. */
 static __always_inline bool open_rebuilds(const struct work *work, const struct interface *in,
 					  const struct forward *forward)
 {
 	const struct packet *pkt = &work->pkt;
 
+	if (work->open.from_wan)
+		return true;
 	if (in->role != ROLE_LAN || forward->reflect != REFLECT_PREFIX || pkt->fragment == FRAGMENT_LATER)
 		return false;
 	return !(pkt->tcp_flags & (TCP_SYN | TCP_RST)) && stand_in_has(&work->open.key.src);
@@ -580,6 +588,7 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 	work->open.key = work->pkt.tuple;
 	work->open.ifindex = work->pkt.ifindex;
 	work->open.answered = false;
+	work->open.from_wan = false;
 	return open_make(ctx, work, address, forward);
 }
 
@@ -606,22 +615,60 @@ static __always_inline bool open_leads_to(const struct forward *forward, const s
 	return addr_equal(&forward->target, &answer->src) && bpf_htons(port) == answer->sport;
 }
 
-/* By its answerer's, which is to a stand-in. */
+/* How long an eviction counts as recent, and by how much the clock of the CPU that noted it may be ahead. */
+enum { EVICTED_RECENTLY_MS = 60000, EVICTED_AHEAD_MS = 1000 };
+
+/* May the connection of this datagram have been evicted before its server could answer? Otherwise what a server sends
+ * without a connection is its own, and the kernel masquerades it. */
+static __always_inline bool open_evicted(const struct packet *pkt)
+{
+	const struct ring *ring;
+	__u32 evicted;
+
+	if (pkt->tuple.protocol != IPPROTO_UDP || pkt->fragment != FRAGMENT_NONE)
+		return false;
+	ring = ring_of(PLACE_HALF_OTHER, tuple_is_v6(&pkt->tuple));
+	evicted = ring ? ring->evicted : 0;
+	/* Unlike conn_idle, unsigned: nobody renews this time, and after 25 days its difference would be negative. */
+	return evicted && pkt->ms - evicted + EVICTED_AHEAD_MS < EVICTED_RECENTLY_MS + EVICTED_AHEAD_MS;
+}
+
+/* May a client on the Internet be behind this interface, and have asked this address? Among several WANs the route back
+ * decides which one its packets use: the address has to be of that one. */
+static __always_inline bool open_client_fits(const struct opening *open)
+{
+	__u32 ifindex = open->ifindex;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	if (!in || in->role != ROLE_WAN || open_source_martian(in, &open->key.src))
+		return false;
+	if (!open->several_wans)
+		return true;
+	for (int i = 0; i < 8 && i < in->addresses; i++)
+		if (addr_equal(&in->address[i].address, &open->key.dst))
+			return true;
+	return false;
+}
+
+/* By its answerer's packet, which goes to the Internet if open.from_wan says so, else to a stand-in. */
 static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 {
-	const struct tuple *answer = &work->pkt.tuple;
-	struct tuple *key = &work->open.key;
+	struct opening *open = &work->open;
 	const struct external *external;
 	const struct forward *forward;
 
+	if (work->pkt.hook == HOOK_XDP && !open->from_wan)
+		return REASON_NEXT_HOP;
+	if (!origin_asked(&work->pkt.tuple, &open->key, open->from_wan, &open->several_wans))
+		return REASON_NO_CONNECTION;
 	if (work->pkt.hook == HOOK_XDP)
 		return REASON_NEXT_HOP;
-	if (!stand_in_asked(answer, key))
+	external = external_find(&open->key.dst);
+	forward = external ? forward_find(forward_slot(), external, open->key.protocol, open->key.dport) : NULL;
+	if (!forward || !open_leads_to(forward, &open->key, &work->pkt.tuple) || !open_find_client(ctx, work))
 		return REASON_NO_CONNECTION;
-	external = external_find(&key->dst);
-	forward = external ? forward_find(forward_slot(), external, key->protocol, key->dport) : NULL;
-	if (!forward || !open_leads_to(forward, key, answer) || !open_find_client(ctx, work))
+	if (open->from_wan && !open_client_fits(open))
 		return REASON_NO_CONNECTION;
-	work->open.answered = true;
+	open->answered = true;
 	return open_make(ctx, work, &external->address, forward);
 }

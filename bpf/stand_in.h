@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Reflect prefix: an address of its own for each client, and from what a server says to it, which forward it
- * came by. All of it follows from the rules: what is lost can be told again. */
+/* Reflect prefix: each client has a stand-in, an address of its own.
+ * Origins: from a server's answer they tell which forward its client used. Both follow from the configuration
+ * alone, so a connection that is lost can be rebuilt. */
 #pragma once
 
 #include "conn.h"
@@ -40,25 +41,29 @@ static __always_inline bool stand_in_answered(const union addr *dst)
 	return settings && settings->stand_ins && stand_in_swap(&addr, false);
 }
 
-static __always_inline const struct origin *stand_in_origin(const struct tuple *answer)
+/* wan: of an answer to the Internet, else of one to a stand-in. */
+static __always_inline const struct origin *origin_find(const struct tuple *answer, bool wan)
 {
 	struct origin_key key = {
 		.prefix_length = ORIGIN_KEY_BITS,
 		.target = answer->src,
 		.protocol = answer->protocol,
+		.wan = wan,
 		.port = answer->sport,
 	};
 	__u32 slot = forward_slot();
 	void *trie = bpf_map_lookup_elem(&origins, &slot);
+	const struct origin *origin = trie ? bpf_map_lookup_elem(trie, &key) : NULL;
 
-	return trie ? bpf_map_lookup_elem(trie, &key) : NULL;
+	/* The shortest prefix is of every protocol, and of stand-ins alone. */
+	return origin && origin->wan == wan ? origin : NULL;
 }
 
-/* What the client must have sent for its server to answer like this. False: no forward, or no single one,
- * accounts for it. A stack frame of its own. */
-static __noinline bool stand_in_asked(const struct tuple *answer, struct tuple *asked)
+/* What the client must have sent for its server to answer like this; several_wans is set if the origin says so. False: no
+ * forward, or no single one, accounts for it. A stack frame of its own. */
+static __noinline bool origin_asked(const struct tuple *answer, struct tuple *asked, bool wan, bool *several_wans)
 {
-	const struct origin *origin = stand_in_origin(answer);
+	const struct origin *origin = origin_find(answer, wan);
 	const union addr *listener;
 	__u32 external;
 
@@ -68,8 +73,9 @@ static __noinline bool stand_in_asked(const struct tuple *answer, struct tuple *
 	listener = bpf_map_lookup_elem(&listeners, &external);
 	if (!listener)
 		return false;
+	*several_wans = origin->several_wans;
 	tuple_reverse(answer, asked);
 	asked->dst = *listener;
 	asked->dport = bpf_htons((__u16)(bpf_ntohs(answer->sport) - origin->port_shift));
-	return stand_in_swap(&asked->src, false);
+	return wan || stand_in_swap(&asked->src, false);
 }

@@ -358,7 +358,8 @@ struct ring {
 	__u32 base;		/* its first place in places4 or places6 */
 	__u32 size;
 	__u32 limit;		/* connections that may hold a place */
-	__u32 pad[9];
+	__u32 evicted;		/* ms: when a half-open UDP connection was last evicted; 0: never */
+	__u32 pad[8];
 };
 _Static_assert(sizeof(struct ring) == 64, "struct ring has implicit padding");
 

@@ -37,6 +37,8 @@ struct opening {
 	struct tuple key;	/* of the opener's direction */
 	__u32 ifindex;		/* by which that comes in */
 	bool answered;		/* it is the answerer's packet that rebuilds it */
+	bool from_wan;		/* the same, and its client is on the Internet */
+	bool several_wans;	/* the same, and several WANs lead there */
 	bool mapped;		/* its port is to be the client's alone */
 	bool local;		/* its target is the router itself */
 	bool chosen;		/* scratch.slot is the half-open place to begin with */
