@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"hairpin/maps"
+)
+
+// evidenceBefore is how much evidence a connection has before a case begins.
+const evidenceBefore = 5
+
+// TestEvidence: a second in which both sides send is evidence that both want a connection which is not TCP, and so is one in
+// which the server sends twice. It does not matter which second that is. After 16 s a connection is not asked for 8 s after each
+// piece of evidence.
+func TestEvidence(t *testing.T) {
+	for name, test := range map[string]struct {
+		age, since     uint32 // seconds: of the connection, and since its last evidence
+		client         bool   // the client sends, too
+		answers, gains int
+	}{
+		"both, in the first seconds":               {age: 10, since: 1, client: true, answers: 1, gains: 1},
+		"the server twice, in the first seconds":   {age: 10, since: 1, answers: 2, gains: 1},
+		"the server once":                          {age: 10, since: 1, answers: 1, gains: 0},
+		"both, not asked yet":                      {age: 100, since: 5, client: true, answers: 3, gains: 0},
+		"both, in time":                            {age: 100, since: 8, client: true, answers: 1, gains: 8},
+		"the server twice, in time":                {age: 100, since: 8, answers: 2, gains: 8},
+		"both, many times in one second":           {age: 100, since: 8, client: true, answers: 5, gains: 8},
+		"both, 20 s after the last":                {age: 100, since: 20, client: true, answers: 1, gains: 1},
+		"both, 23 s after the last":                {age: 100, since: 23, client: true, answers: 1, gains: 1},
+		"the server once, a minute after the last": {age: 100, since: 60, answers: 1, gains: 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, benchForwards...)
+			f := b.flows(true, 20001)["from the Internet"]
+			f.send(t, true, payload("question"))
+			f.send(t, false, payload("answer"))
+			within(t, func(second uint32) {
+				b.setEvidence(t, second-test.age, second-test.since)
+				if test.client {
+					f.send(t, true, payload("more"))
+				}
+				for range test.answers {
+					f.send(t, false, payload("more"))
+				}
+			})
+			var gained []int
+			must(maps.EachEntry(&b.objs, func(e maps.Entry) {
+				if e.Opener() {
+					gained = append(gained, int(e.End)-evidenceBefore)
+				}
+			}))
+			if len(gained) != 1 || gained[0] != test.gains {
+				t.Errorf("evidence of %v, want of %d", gained, test.gains)
+			}
+		})
+	}
+}
+
+// setEvidence makes every connection of this age, its client silent for long, with its last evidence in this second.
+func (b *bench) setEvidence(tb testing.TB, created, last uint32) {
+	tb.Helper()
+	var all []maps.Entry
+	must(maps.EachEntry(&b.objs, func(e maps.Entry) { all = append(all, e) }))
+	for _, e := range all {
+		e.Created, e.Ack, e.End = created, 0, last
+		if e.Opener() {
+			e.End = evidenceBefore
+			e.Seen -= uint32((time.Minute).Milliseconds())
+		}
+		must(maps.UpdateEntry(&b.objs, &e, ebpf.UpdateExist))
+	}
+}
+
+// within does something within one second of CLOCK_MONOTONIC, and does it again if the second has passed meanwhile.
+func within(tb testing.TB, do func(second uint32)) {
+	tb.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for {
+		var before, after unix.Timespec
+		must(unix.ClockGettime(unix.CLOCK_MONOTONIC, &before))
+		do(uint32(before.Sec))
+		must(unix.ClockGettime(unix.CLOCK_MONOTONIC, &after))
+		// The datapath's clock is behind by up to a tick.
+		if tick := 20 * time.Millisecond; after.Sec == before.Sec && before.Nsec > tick.Nanoseconds() {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatal("no second was long enough")
+		}
+	}
+}
