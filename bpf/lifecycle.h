@@ -440,8 +440,8 @@ static long place_try(__u32 step, struct place_search *search)
 		scratch->victim_worth = worth;
 		scratch->victim = scratch->held;
 	}
-	/* Where a forward or a client has to give up one of its own places, it is the first: rings go round, so that is the oldest.
-	 * Otherwise a free place farther on spares the holder. */
+	/* A forward or a client beyond its share gives up the first of its own places that is found. A ring is searched in the order
+	 * in which its places were taken, so this is the oldest. All others may still find a free place. */
 	own = want->crowded || want->greedy;
 	/* A callback returns 0 or 1: Linux 6.1 does not see it of a bool from memory. */
 	asm volatile("" : "+r"(own));

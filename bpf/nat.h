@@ -17,8 +17,8 @@
  * checks each once. */
 struct nat_hook {
 	int (*elsewhere)(void *ctx, struct conn *conn);
-	int (*resolve)(void *ctx, struct conn *conn);
-	int (*segments)(void *ctx);
+	int (*resolve)(void *ctx, struct conn *conn);	/* none: what is not known is left to TC */
+	int (*segments)(void *ctx);	/* none: there are no GSO packets */
 	int (*unknown)(void *ctx);
 };
 
@@ -113,7 +113,7 @@ static __always_inline enum reason nat_segments(void *ctx, const struct work *wo
 		       ? REASON_TOO_BIG : REASON_NONE;
 }
 
-/* May it have such segments? XDP has none. */
+/* May it have such segments? */
 static __always_inline bool nat_tunnelled(const struct packet *pkt)
 {
 	return pkt->gso_size && pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_SCTP;
@@ -215,8 +215,6 @@ static __always_inline enum reason nat_resolve(void *ctx, struct work *work, str
 
 	rw->resolved = false;
 	rw->mtu = 0;
-	if (pkt->hook == HOOK_XDP)
-		return REASON_NEXT_HOP;
 	reason = nat_way(ctx, work, &work->rw.entry);
 	if (reason != REASON_NONE)
 		return reason;
@@ -236,7 +234,7 @@ static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, st
 	struct rewrite *rw = &work->rw;
 
 	if (!hop_take(pkt, conn, conn_serial(rw->entry.identity), rw))
-		return (enum reason)hook->resolve(ctx, conn);
+		return hook->resolve ? (enum reason)hook->resolve(ctx, conn) : REASON_NEXT_HOP;
 	return pkt->hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_fits(pkt, rw, rw->mtu);
 }
 
@@ -574,7 +572,7 @@ static __always_inline enum reason nat_send(void *ctx, struct work *work, struct
 	struct rewrite *rw = &work->rw;
 	enum reason reason = nat_next_hop(ctx, work, conn, hook);
 
-	if (reason == REASON_NONE && nat_tunnelled(pkt))
+	if (reason == REASON_NONE && hook->segments && nat_tunnelled(pkt))
 		reason = (enum reason)hook->segments(ctx);
 	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
 		reason = nat_clamp_mss();

@@ -633,8 +633,8 @@ static __always_inline bool open_evicted(const struct packet *pkt)
 	return evicted && pkt->ms - evicted + EVICTED_AHEAD_MS < EVICTED_RECENTLY_MS + EVICTED_AHEAD_MS;
 }
 
-/* May a client on the Internet be behind this interface, and have asked this address? Among several WANs the route back
- * decides which one its packets use: the address has to be of that one. */
+/* May this client be on the Internet, and may it have asked this address? Where there are several WANs, the address must belong to
+ * the WAN that the route to the client leads by. */
 static __always_inline bool open_client_fits(const struct opening *open)
 {
 	__u32 ifindex = open->ifindex;

@@ -133,12 +133,10 @@ struct packet {
  * processor has to wait where it reads as a whole what it has just written in parts. */
 typedef __u32 __attribute__((may_alias)) tuple_word;
 
-#define PORTS_ARE_A_WORD(type) \
-	_Static_assert(offsetof(type, sport) % 4 == 0 && offsetof(type, dport) == offsetof(type, sport) + 2, "ports of " #type)
-PORTS_ARE_A_WORD(struct tuple);
-PORTS_ARE_A_WORD(struct tuple4);
-PORTS_ARE_A_WORD(struct conn);
-_Static_assert(offsetof(struct tuple, protocol) % 4 == 0 && offsetof(struct tuple4, protocol) % 4 == 0, "protocol and padding");
+_Static_assert(offsetof(struct tuple, sport) == 32 && offsetof(struct tuple, dport) == 34, "ports of struct tuple");
+_Static_assert(offsetof(struct tuple4, sport) == 8 && offsetof(struct tuple4, dport) == 10, "ports of struct tuple4");
+_Static_assert(offsetof(struct conn, sport) == 52 && offsetof(struct conn, dport) == 54, "ports of struct conn");
+_Static_assert(offsetof(struct tuple, protocol) == 36 && offsetof(struct tuple4, protocol) == 12, "protocol and padding");
 
 static __always_inline tuple_word *ports_word(const __be16 *sport)
 {

@@ -48,24 +48,8 @@ __noinline int xdp_elsewhere(struct xdp_md *ctx, struct conn *conn)
 	return work && conn ? nat_other_interface(ctx, work, conn) : REASON_NOT_ATTACHED;
 }
 
-__noinline int xdp_resolve(struct xdp_md *ctx, struct conn *conn)
-{
-	struct work *work = work_get();
-
-	return work && conn ? nat_resolve(ctx, work, conn) : REASON_NEXT_HOP;
-}
-
-__noinline int xdp_segments(struct xdp_md *ctx)
-{
-	struct work *work = work_get();
-
-	return work ? nat_segments(ctx, work) : REASON_TOO_BIG;
-}
-
 static const struct nat_hook xdp_hook = {
 	.elsewhere = (int (*)(void *, struct conn *))xdp_elsewhere,
-	.resolve = (int (*)(void *, struct conn *))xdp_resolve,
-	.segments = (int (*)(void *))xdp_segments,
 	.unknown = (int (*)(void *))xdp_unknown,
 };
 

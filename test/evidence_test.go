@@ -15,9 +15,9 @@ import (
 // evidenceBefore is how much evidence a connection has before a case begins.
 const evidenceBefore = 5
 
-// TestEvidence: a second in which both sides send is evidence that both want a connection which is not TCP, and so is one in
-// which the server sends twice. It does not matter which second that is. After 16 s a connection is not asked for 8 s after each
-// piece of evidence.
+// TestEvidence: evidence shows that both sides want a connection. A second counts if both sides send in it, or if the server
+// sends twice; any second may be one. TCP needs no evidence. In its first 16 s every second of a connection is looked at; later,
+// the 8 s after each piece of evidence are not.
 func TestEvidence(t *testing.T) {
 	for name, test := range map[string]struct {
 		age, since     uint32 // seconds: of the connection, and since its last evidence

@@ -472,5 +472,5 @@ const floodNotes = `
 - hairpin loses no established connection, keeps the stream, and opens at least as many new connections as nftables in the
   same run, less one; where devices dropped more than one packet in a hundred of the flood beside hairpin alone, the newcomers
   are not compared. Of the datagrams from the WAN to the late server as many are answered as with nftables, less one.
-- The figures are of one run on the machine that wrote them. They differ from run to run where they are not 0 or all.
+- The figures are of one run on the machine that wrote them. Another run gives other figures, but for those that are 0 or all.
 `
