@@ -522,13 +522,16 @@ type HairpinSweeper struct {
 			Forward uint32
 			Crowded bool
 			Greedy  bool
+			FromWan bool
 			Chosen  bool
 			Taken   bool
+			_       [3]byte
 		}
 		Slot         uint32
 		VictimSerial uint32
 		VictimIndex  uint32
 		Now          uint32
+		_            [4]byte
 		VictimWorth  uint64
 	}
 }

@@ -394,8 +394,14 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 	}
 }
 
+/* A flood from the Internet is to evict no LAN client's half-open connection, while it can evict one of its own. */
+static __always_inline bool place_spared(const struct scratch *scratch)
+{
+	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.identity & CONN_FROM_WAN);
+}
+
 /* Of several holders the one that is worth least gives way. Established ones: those without evidence (nat_evidence) first, then
- * those whose forward holds most, then those with least evidence. All others: the oldest. */
+ * those whose forward holds most, then those with least evidence. All others: the oldest that is not spared. */
 static __always_inline __u64 place_worth(const struct scratch *scratch, const struct conn *holder)
 {
 	__s32 age = (__s32)(scratch->now - holder->seen);
@@ -403,7 +409,7 @@ static __always_inline __u64 place_worth(const struct scratch *scratch, const st
 	__u32 others;
 
 	if (scratch->want.kind != PLACE_OTHER)
-		return ~(__u32)(age > 0 ? age : 0);
+		return (__u64)place_spared(scratch) << 32 | ~(__u32)(age > 0 ? age : 0);
 	load = load_of(conn_forward(holder));
 	others = load && load->other > 0 ? load->other : 0;
 	return (__u64)!!holder->end << 63 | (__u64)(~others & 0x7fffffff) << 32 | holder->end;
@@ -442,7 +448,7 @@ static long place_try(__u32 step, struct place_search *search)
 	}
 	/* A forward or a client beyond its share gives up the first of its own places that is found. A ring is searched in the order
 	 * in which its places were taken, so this is the oldest. All others may still find a free place. */
-	own = want->crowded || want->greedy;
+	own = (want->crowded || want->greedy) && !place_spared(scratch);
 	/* A callback returns 0 or 1: Linux 6.1 does not see it of a bool from memory. */
 	asm volatile("" : "+r"(own));
 	return own ? 1 : 0;
@@ -502,6 +508,7 @@ static __always_inline void place_wants(struct scratch *scratch, __u64 identity,
 	__builtin_memset(&scratch->want, 0, sizeof(scratch->want));
 	scratch->want.serial = conn_serial(identity);
 	scratch->want.kind = kind;
+	scratch->want.from_wan = identity & CONN_FROM_WAN;
 }
 
 /* Counts that a connection has gone on from this state. */

@@ -434,6 +434,7 @@ struct place_want {
 	__u32 forward;
 	bool crowded;		/* its forward holds more than its share: one of its own has to give way */
 	bool greedy;		/* the same of its client */
+	bool from_wan;		/* its client is on the Internet */
 	bool chosen;		/* the slot is where to begin */
 	bool taken;
 };

@@ -231,6 +231,47 @@ func (test evictedCase) goesOn(t *testing.T, f flow) {
 	}
 }
 
+// TestFloodSparesLAN: a flood from the Internet evicts no LAN client's half-open connection, whether the flood is to the same forward
+// or to another one.
+func TestFloodSparesLAN(t *testing.T) {
+	for name, to := range map[string]struct{ external, target string }{
+		"the same forward": {"203.0.113.9:53", "192.168.1.20:5353"},
+		"another forward":  {"203.0.113.10:9", "192.168.1.22:9"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, c := newSparingBench(t)
+			inside := c.to("hairpin", true, "203.0.113.9:53", "192.168.1.20:5353")
+			inside.send(t, true, payload("question"))
+			b.flood(t, c.to("from the Internet", true, to.external, to.target))
+			if list := b.of(t, inside); len(list) != 1 {
+				t.Errorf("after the flood the LAN client has %+v", list)
+			}
+		})
+	}
+}
+
+// TestLANFloodAdmits: LAN clients who hold all half-open places keep neither the Internet out nor each other.
+func TestLANFloodAdmits(t *testing.T) {
+	b, c := newSparingBench(t)
+	inside := c.to("hairpin", true, "203.0.113.9:53", "192.168.1.20:5353")
+	for i := range 4 * evictedPlaces {
+		inside.client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 168, 1, byte(100 + i)}), 30000)
+		inside.send(t, true, payload("forged"))
+	}
+	outside := c.to("from the Internet", true, "203.0.113.9:53", "192.168.1.20:5353")
+	outside.send(t, true, payload("question"))
+	for _, f := range []flow{inside, outside} {
+		if list := b.of(t, f); len(list) != 1 {
+			t.Errorf("%s has %+v", f.client, list)
+		}
+	}
+}
+
+func newSparingBench(t *testing.T) (*bench, *corpus) {
+	b := newBenchFor(t, 2048, evictedPlaces, "slow udp 203.0.113.9:53 to 192.168.1.20:5353", "flooded udp 203.0.113.10:9 to 192.168.1.22:9")
+	return b, &corpus{b: b, nextPort: 20000}
+}
+
 // noteEvicted makes the datapath believe that it has just evicted a half-open UDP connection.
 func (b *bench) noteEvicted(tb testing.TB, v6 bool) {
 	tb.Helper()

@@ -5,6 +5,7 @@ package lab
 import (
 	"context"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -13,6 +14,10 @@ import (
 
 // answererBuffer keeps what a flood brings until the answerer gets to read it.
 const answererBuffer = 64 << 20
+
+// answererNice is the priority of the answerer. A server has a machine of its own: it does not wait for the CPUs that
+// a flood and the router take.
+const answererNice = -20
 
 // AnswerUDP sends back each datagram of at most 128 bytes after a delay, until the test ends. It is
 // fast enough for a flood: it keeps no list of peers, and reads and writes in batches.
@@ -38,7 +43,14 @@ func (h *Host) AnswerUDP(address string, delay time.Duration) {
 	}))
 	stop := make(chan struct{})
 	var running sync.WaitGroup
-	running.Go(func() { answerLater(fd, delay, stop) })
+	running.Go(func() {
+		// Never unlocked: the thread ends with its priority.
+		runtime.LockOSThread()
+		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, answererNice); err != nil {
+			h.tb.Errorf("%s: priority of the answerer: %v", h.Name, err)
+		}
+		answerLater(fd, delay, stop)
+	})
 	h.tb.Cleanup(func() {
 		close(stop)
 		running.Wait()
