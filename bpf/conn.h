@@ -5,6 +5,7 @@
 
 #include "maps.h"
 #include "packet.h"
+#include "verifier.h"
 #include "work.h"
 
 enum { CONN_ID_BITS = 17, CONN_ID_MASK = (1 << CONN_ID_BITS) - 1, CONN_CREATED_BITS = 32 - CONN_ID_BITS };
@@ -71,11 +72,7 @@ static __always_inline bool conn_half(__u64 identity)
 
 static __always_inline __u32 conn_path(__u64 identity)
 {
-	__u32 path = identity >> CONN_PATH_SHIFT & 3;
-
-	/* What is compared is what is used next: Linux 6.1 does not see that a copy is the same. */
-	asm volatile("" : "+r"(path));
-	return path;
+	return verifier_same(identity >> CONN_PATH_SHIFT & 3);
 }
 
 static __always_inline __u32 conn_scale(__u64 identity)
@@ -231,7 +228,7 @@ static __always_inline __u32 conn_epoch(__u32 id)
 }
 
 /* Its forward or its external address has gone, or it was ended by hand. Epochs only rise: a sum does not come again. */
-static __always_inline bool conn_over(const struct conn *conn, __u64 identity)
+static __always_inline bool conn_revoked(const struct conn *conn, __u64 identity)
 {
 	return conn_state(identity) == CONN_ENDED ||
 	       conn_epoch(conn_forward(conn)) + conn_epoch(conn_address(conn)) != conn->epochs;

@@ -9,7 +9,7 @@
 
 enum { FORWARD_KEY_BITS = 64, ALLOW_KEY_BITS = 160 };
 
-/* Some of whose bits make a slot of served; the control plane does the same. */
+/* Some of whose bits make a slot of maybe_external; the control plane does the same. */
 static __always_inline __u32 external_slot(const union addr *addr)
 {
 	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * 2654435761u >> 20;
@@ -19,7 +19,7 @@ static __always_inline __u32 external_slot(const union addr *addr)
 static __always_inline struct external *external_find(const union addr *addr)
 {
 	__u32 slot = external_slot(addr);
-	const __u32 *may_be = bpf_map_lookup_elem(&served, &slot);
+	const __u32 *may_be = bpf_map_lookup_elem(&maybe_external, &slot);
 
 	return may_be && *may_be ? bpf_map_lookup_elem(&externals, addr) : NULL;
 }

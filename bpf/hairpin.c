@@ -77,7 +77,7 @@ static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work
 		verdict = tc_enter_fragment(skb, work);
 	if (verdict != VERDICT_SEND)
 		return verdict;
-	verdict = pkt->icmp_error ? tc_icmp(skb) : nat_decide(skb, work, &tc_hook);
+	verdict = pkt->icmp_error ? tc_icmp(skb) : nat_decide(skb, work, HOOK_TC);
 	if (pkt->fragment != FRAGMENT_NONE)
 		verdict = tc_leave_fragment(work, verdict);
 	return verdict == VERDICT_SEND ? tc_rewrite(skb, work) : verdict;
@@ -121,7 +121,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 		return XDP_PASS;
 	if (work->pkt.tcp_flags & TCP_SYN)
 		xdp_read_options(ctx);
-	verdict = nat_decide(ctx, work, &xdp_hook);
+	verdict = nat_decide(ctx, work, HOOK_XDP);
 	if (verdict == VERDICT_SEND) {
 		if (xdp_write(ctx, &work->pkt, &work->rw))
 			return xdp_send(&work->rw);

@@ -408,7 +408,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 6
+	HairpinSchemaSCHEMA HairpinSchema = 7
 )
 
 type HairpinSecret struct {
@@ -586,7 +586,6 @@ const (
 	HairpinMapConns4          = "conns4"
 	HairpinMapConns6          = "conns6"
 	HairpinMapCounters        = "counters"
-	HairpinMapCrafts          = "crafts"
 	HairpinMapDocuments       = "documents"
 	HairpinMapEpochs          = "epochs"
 	HairpinMapExternals       = "externals"
@@ -603,6 +602,7 @@ const (
 	HairpinMapLoads           = "loads"
 	HairpinMapLocals          = "locals"
 	HairpinMapMappings        = "mappings"
+	HairpinMapMaybeExternal   = "maybe_external"
 	HairpinMapOrigins         = "origins"
 	HairpinMapOriginsEmpty    = "origins_empty"
 	HairpinMapPlaces4         = "places4"
@@ -611,9 +611,9 @@ const (
 	HairpinMapRings           = "rings"
 	HairpinMapRoutes          = "routes"
 	HairpinMapSchema          = "schema"
+	HairpinMapScratchPackets  = "scratch_packets"
 	HairpinMapSecrets         = "secrets"
 	HairpinMapSerials         = "serials"
-	HairpinMapServed          = "served"
 	HairpinMapSettings        = "settings"
 	HairpinMapSources         = "sources"
 	HairpinMapStandIns        = "stand_ins"
@@ -686,49 +686,49 @@ type HairpinProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinMapSpecs struct {
-	Allow         *ebpf.MapSpec `ebpf:"allow"`
-	AllowEmpty    *ebpf.MapSpec `ebpf:"allow_empty"`
-	ConnEvents    *ebpf.MapSpec `ebpf:"conn_events"`
-	Conns4        *ebpf.MapSpec `ebpf:"conns4"`
-	Conns6        *ebpf.MapSpec `ebpf:"conns6"`
-	Counters      *ebpf.MapSpec `ebpf:"counters"`
-	Crafts        *ebpf.MapSpec `ebpf:"crafts"`
-	Documents     *ebpf.MapSpec `ebpf:"documents"`
-	Epochs        *ebpf.MapSpec `ebpf:"epochs"`
-	Externals     *ebpf.MapSpec `ebpf:"externals"`
-	ForwardStats  *ebpf.MapSpec `ebpf:"forward_stats"`
-	Forwards      *ebpf.MapSpec `ebpf:"forwards"`
-	ForwardsEmpty *ebpf.MapSpec `ebpf:"forwards_empty"`
-	Fragments     *ebpf.MapSpec `ebpf:"fragments"`
-	HeldFragments *ebpf.MapSpec `ebpf:"held_fragments"`
-	Hops          *ebpf.MapSpec `ebpf:"hops"`
-	IcmpBudgets   *ebpf.MapSpec `ebpf:"icmp_budgets"`
-	Interfaces    *ebpf.MapSpec `ebpf:"interfaces"`
-	Listeners     *ebpf.MapSpec `ebpf:"listeners"`
-	Live          *ebpf.MapSpec `ebpf:"live"`
-	Loads         *ebpf.MapSpec `ebpf:"loads"`
-	Locals        *ebpf.MapSpec `ebpf:"locals"`
-	Mappings      *ebpf.MapSpec `ebpf:"mappings"`
-	Origins       *ebpf.MapSpec `ebpf:"origins"`
-	OriginsEmpty  *ebpf.MapSpec `ebpf:"origins_empty"`
-	Places4       *ebpf.MapSpec `ebpf:"places4"`
-	Places6       *ebpf.MapSpec `ebpf:"places6"`
-	Proven        *ebpf.MapSpec `ebpf:"proven"`
-	Rings         *ebpf.MapSpec `ebpf:"rings"`
-	Routes        *ebpf.MapSpec `ebpf:"routes"`
-	Schema        *ebpf.MapSpec `ebpf:"schema"`
-	Secrets       *ebpf.MapSpec `ebpf:"secrets"`
-	Serials       *ebpf.MapSpec `ebpf:"serials"`
-	Served        *ebpf.MapSpec `ebpf:"served"`
-	Settings      *ebpf.MapSpec `ebpf:"settings"`
-	Sources       *ebpf.MapSpec `ebpf:"sources"`
-	StandIns      *ebpf.MapSpec `ebpf:"stand_ins"`
-	StandInsEmpty *ebpf.MapSpec `ebpf:"stand_ins_empty"`
-	StatsEmpty    *ebpf.MapSpec `ebpf:"stats_empty"`
-	Sweepers      *ebpf.MapSpec `ebpf:"sweepers"`
-	Targets       *ebpf.MapSpec `ebpf:"targets"`
-	TxPorts       *ebpf.MapSpec `ebpf:"tx_ports"`
-	Works         *ebpf.MapSpec `ebpf:"works"`
+	Allow          *ebpf.MapSpec `ebpf:"allow"`
+	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
+	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
+	Conns4         *ebpf.MapSpec `ebpf:"conns4"`
+	Conns6         *ebpf.MapSpec `ebpf:"conns6"`
+	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	Documents      *ebpf.MapSpec `ebpf:"documents"`
+	Epochs         *ebpf.MapSpec `ebpf:"epochs"`
+	Externals      *ebpf.MapSpec `ebpf:"externals"`
+	ForwardStats   *ebpf.MapSpec `ebpf:"forward_stats"`
+	Forwards       *ebpf.MapSpec `ebpf:"forwards"`
+	ForwardsEmpty  *ebpf.MapSpec `ebpf:"forwards_empty"`
+	Fragments      *ebpf.MapSpec `ebpf:"fragments"`
+	HeldFragments  *ebpf.MapSpec `ebpf:"held_fragments"`
+	Hops           *ebpf.MapSpec `ebpf:"hops"`
+	IcmpBudgets    *ebpf.MapSpec `ebpf:"icmp_budgets"`
+	Interfaces     *ebpf.MapSpec `ebpf:"interfaces"`
+	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
+	Live           *ebpf.MapSpec `ebpf:"live"`
+	Loads          *ebpf.MapSpec `ebpf:"loads"`
+	Locals         *ebpf.MapSpec `ebpf:"locals"`
+	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
+	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
+	Origins        *ebpf.MapSpec `ebpf:"origins"`
+	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
+	Places4        *ebpf.MapSpec `ebpf:"places4"`
+	Places6        *ebpf.MapSpec `ebpf:"places6"`
+	Proven         *ebpf.MapSpec `ebpf:"proven"`
+	Rings          *ebpf.MapSpec `ebpf:"rings"`
+	Routes         *ebpf.MapSpec `ebpf:"routes"`
+	Schema         *ebpf.MapSpec `ebpf:"schema"`
+	ScratchPackets *ebpf.MapSpec `ebpf:"scratch_packets"`
+	Secrets        *ebpf.MapSpec `ebpf:"secrets"`
+	Serials        *ebpf.MapSpec `ebpf:"serials"`
+	Settings       *ebpf.MapSpec `ebpf:"settings"`
+	Sources        *ebpf.MapSpec `ebpf:"sources"`
+	StandIns       *ebpf.MapSpec `ebpf:"stand_ins"`
+	StandInsEmpty  *ebpf.MapSpec `ebpf:"stand_ins_empty"`
+	StatsEmpty     *ebpf.MapSpec `ebpf:"stats_empty"`
+	Sweepers       *ebpf.MapSpec `ebpf:"sweepers"`
+	Targets        *ebpf.MapSpec `ebpf:"targets"`
+	TxPorts        *ebpf.MapSpec `ebpf:"tx_ports"`
+	Works          *ebpf.MapSpec `ebpf:"works"`
 }
 
 // HairpinVariableSpecs contains global variables before they are loaded into the kernel.
@@ -758,49 +758,49 @@ func (o *HairpinObjects) Close() error {
 //
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinMaps struct {
-	Allow         *ebpf.Map `ebpf:"allow"`
-	AllowEmpty    *ebpf.Map `ebpf:"allow_empty"`
-	ConnEvents    *ebpf.Map `ebpf:"conn_events"`
-	Conns4        *ebpf.Map `ebpf:"conns4"`
-	Conns6        *ebpf.Map `ebpf:"conns6"`
-	Counters      *ebpf.Map `ebpf:"counters"`
-	Crafts        *ebpf.Map `ebpf:"crafts"`
-	Documents     *ebpf.Map `ebpf:"documents"`
-	Epochs        *ebpf.Map `ebpf:"epochs"`
-	Externals     *ebpf.Map `ebpf:"externals"`
-	ForwardStats  *ebpf.Map `ebpf:"forward_stats"`
-	Forwards      *ebpf.Map `ebpf:"forwards"`
-	ForwardsEmpty *ebpf.Map `ebpf:"forwards_empty"`
-	Fragments     *ebpf.Map `ebpf:"fragments"`
-	HeldFragments *ebpf.Map `ebpf:"held_fragments"`
-	Hops          *ebpf.Map `ebpf:"hops"`
-	IcmpBudgets   *ebpf.Map `ebpf:"icmp_budgets"`
-	Interfaces    *ebpf.Map `ebpf:"interfaces"`
-	Listeners     *ebpf.Map `ebpf:"listeners"`
-	Live          *ebpf.Map `ebpf:"live"`
-	Loads         *ebpf.Map `ebpf:"loads"`
-	Locals        *ebpf.Map `ebpf:"locals"`
-	Mappings      *ebpf.Map `ebpf:"mappings"`
-	Origins       *ebpf.Map `ebpf:"origins"`
-	OriginsEmpty  *ebpf.Map `ebpf:"origins_empty"`
-	Places4       *ebpf.Map `ebpf:"places4"`
-	Places6       *ebpf.Map `ebpf:"places6"`
-	Proven        *ebpf.Map `ebpf:"proven"`
-	Rings         *ebpf.Map `ebpf:"rings"`
-	Routes        *ebpf.Map `ebpf:"routes"`
-	Schema        *ebpf.Map `ebpf:"schema"`
-	Secrets       *ebpf.Map `ebpf:"secrets"`
-	Serials       *ebpf.Map `ebpf:"serials"`
-	Served        *ebpf.Map `ebpf:"served"`
-	Settings      *ebpf.Map `ebpf:"settings"`
-	Sources       *ebpf.Map `ebpf:"sources"`
-	StandIns      *ebpf.Map `ebpf:"stand_ins"`
-	StandInsEmpty *ebpf.Map `ebpf:"stand_ins_empty"`
-	StatsEmpty    *ebpf.Map `ebpf:"stats_empty"`
-	Sweepers      *ebpf.Map `ebpf:"sweepers"`
-	Targets       *ebpf.Map `ebpf:"targets"`
-	TxPorts       *ebpf.Map `ebpf:"tx_ports"`
-	Works         *ebpf.Map `ebpf:"works"`
+	Allow          *ebpf.Map `ebpf:"allow"`
+	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
+	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
+	Conns4         *ebpf.Map `ebpf:"conns4"`
+	Conns6         *ebpf.Map `ebpf:"conns6"`
+	Counters       *ebpf.Map `ebpf:"counters"`
+	Documents      *ebpf.Map `ebpf:"documents"`
+	Epochs         *ebpf.Map `ebpf:"epochs"`
+	Externals      *ebpf.Map `ebpf:"externals"`
+	ForwardStats   *ebpf.Map `ebpf:"forward_stats"`
+	Forwards       *ebpf.Map `ebpf:"forwards"`
+	ForwardsEmpty  *ebpf.Map `ebpf:"forwards_empty"`
+	Fragments      *ebpf.Map `ebpf:"fragments"`
+	HeldFragments  *ebpf.Map `ebpf:"held_fragments"`
+	Hops           *ebpf.Map `ebpf:"hops"`
+	IcmpBudgets    *ebpf.Map `ebpf:"icmp_budgets"`
+	Interfaces     *ebpf.Map `ebpf:"interfaces"`
+	Listeners      *ebpf.Map `ebpf:"listeners"`
+	Live           *ebpf.Map `ebpf:"live"`
+	Loads          *ebpf.Map `ebpf:"loads"`
+	Locals         *ebpf.Map `ebpf:"locals"`
+	Mappings       *ebpf.Map `ebpf:"mappings"`
+	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
+	Origins        *ebpf.Map `ebpf:"origins"`
+	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
+	Places4        *ebpf.Map `ebpf:"places4"`
+	Places6        *ebpf.Map `ebpf:"places6"`
+	Proven         *ebpf.Map `ebpf:"proven"`
+	Rings          *ebpf.Map `ebpf:"rings"`
+	Routes         *ebpf.Map `ebpf:"routes"`
+	Schema         *ebpf.Map `ebpf:"schema"`
+	ScratchPackets *ebpf.Map `ebpf:"scratch_packets"`
+	Secrets        *ebpf.Map `ebpf:"secrets"`
+	Serials        *ebpf.Map `ebpf:"serials"`
+	Settings       *ebpf.Map `ebpf:"settings"`
+	Sources        *ebpf.Map `ebpf:"sources"`
+	StandIns       *ebpf.Map `ebpf:"stand_ins"`
+	StandInsEmpty  *ebpf.Map `ebpf:"stand_ins_empty"`
+	StatsEmpty     *ebpf.Map `ebpf:"stats_empty"`
+	Sweepers       *ebpf.Map `ebpf:"sweepers"`
+	Targets        *ebpf.Map `ebpf:"targets"`
+	TxPorts        *ebpf.Map `ebpf:"tx_ports"`
+	Works          *ebpf.Map `ebpf:"works"`
 }
 
 func (m *HairpinMaps) Close() error {
@@ -811,7 +811,6 @@ func (m *HairpinMaps) Close() error {
 		m.Conns4,
 		m.Conns6,
 		m.Counters,
-		m.Crafts,
 		m.Documents,
 		m.Epochs,
 		m.Externals,
@@ -828,6 +827,7 @@ func (m *HairpinMaps) Close() error {
 		m.Loads,
 		m.Locals,
 		m.Mappings,
+		m.MaybeExternal,
 		m.Origins,
 		m.OriginsEmpty,
 		m.Places4,
@@ -836,9 +836,9 @@ func (m *HairpinMaps) Close() error {
 		m.Rings,
 		m.Routes,
 		m.Schema,
+		m.ScratchPackets,
 		m.Secrets,
 		m.Serials,
-		m.Served,
 		m.Settings,
 		m.Sources,
 		m.StandIns,

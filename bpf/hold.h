@@ -3,18 +3,18 @@
  * after it. Why here: the datapath alone knows where they go, and it does so while no daemon runs. */
 #pragma once
 
-#include "craft.h"
-#include "frag.h"
+#include "scratch_packet.h"
+#include "fragment.h"
 
 /* False: not kept, too long or too many, or with IP options. Should the first have arrived meanwhile, on
  * another CPU, this one is lost, as if the network had lost it. */
 static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struct fragment *datagram)
 {
-	struct craft *craft = craft_get();
+	struct scratch_packet *craft = scratch_packet_get();
 	struct held_fragment *held;
 	__u32 length = work->pkt.length;
 
-	if (!craft || !packet_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
+	if (!craft || !verifier_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
 	    !packet_plain(&work->pkt))
 		return false;
 	held = (struct held_fragment *)craft->packet;
@@ -31,7 +31,7 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 struct hold {
 	struct __sk_buff *skb;
 	struct work *work;
-	struct craft *craft;
+	struct scratch_packet *craft;
 	bool kernel;
 };
 
@@ -69,7 +69,7 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 	if (!held)
 		return 0;
 	length = held->length;
-	if (length <= packet_base(&hold->work->pkt) || !packet_bounded(&length, HELD_BYTES))
+	if (length <= packet_base(&hold->work->pkt) || !verifier_bounded(&length, HELD_BYTES))
 		return 0;
 	if (bpf_probe_read_kernel(hold->craft->packet, length, held->bytes) != 0)
 		length = 0;
@@ -85,11 +85,11 @@ static long hold_release_one(__u32 index, struct hold *hold)
 		return 0;
 	if (!hold->kernel) {
 		if (hold_translate(hold))
-			craft_send(hold->skb, hold->work, hold->craft, length);
+			scratch_packet_send(hold->skb, hold->work, hold->craft, length);
 		return 0;
 	}
 	__builtin_memcpy(hold->work->header, hold->craft->packet, sizeof(hold->work->header));
-	if (craft_put(hold->skb, base, length) == 0)
+	if (scratch_packet_put(hold->skb, base, length) == 0)
 		bpf_clone_redirect(hold->skb, hold->work->pkt.ifindex, BPF_F_INGRESS);
 	return 0;
 }
@@ -98,14 +98,14 @@ static long hold_release_one(__u32 index, struct hold *hold)
  * nothing was sent, the neighbour has to be resolved first. */
 static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, __u32 held)
 {
-	struct hold hold = { .skb = skb, .work = work, .craft = craft_get() };
+	struct hold hold = { .skb = skb, .work = work, .craft = scratch_packet_get() };
 	__u32 length = work->pkt.length;
 
 	if (!hold.craft || !work->rw.resolved || !packet_plain(&work->pkt) ||
-	    !craft_load(skb, hold.craft, work->pkt.l3_off, length))
+	    !scratch_packet_load(skb, hold.craft, work->pkt.l3_off, length))
 		return false;
-	if (craft_begin(skb, &work->pkt)) {
-		craft_send(skb, work, hold.craft, length);
+	if (scratch_packet_begin(skb, &work->pkt)) {
+		scratch_packet_send(skb, work, hold.craft, length);
 		bpf_loop(held, hold_release_one, &hold, 0);
 	}
 	return true;
@@ -114,10 +114,10 @@ static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, 
 /* Hands the first fragment and what was held to the kernel: they come in once more, and are known by then. */
 static __always_inline void hold_return(struct __sk_buff *skb, struct work *work, __u32 held)
 {
-	struct hold hold = { .skb = skb, .work = work, .craft = craft_get(), .kernel = true };
+	struct hold hold = { .skb = skb, .work = work, .craft = scratch_packet_get(), .kernel = true };
 
 	if (!hold.craft || bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
-	    bpf_clone_redirect(skb, work->pkt.ifindex, BPF_F_INGRESS) != 0 || !craft_begin(skb, &work->pkt))
+	    bpf_clone_redirect(skb, work->pkt.ifindex, BPF_F_INGRESS) != 0 || !scratch_packet_begin(skb, &work->pkt))
 		return;
 	bpf_loop(held, hold_release_one, &hold, 0);
 }

@@ -89,7 +89,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	conn = conn_find(way, &work->rw.entry);
 	if (!conn)
 		return icmp_stray(work);
-	if (conn_over(conn, work->rw.entry.identity))
+	if (conn_revoked(conn, work->rw.entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;
 	/* To whom it reports on, and from where that one's packet went. */

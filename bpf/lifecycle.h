@@ -34,6 +34,7 @@
 
 #include "conn.h"
 #include "keyed.h"
+#include "verifier.h"
 
 /* Among unproven sources a newer opening evicts a half-open TCP connection only after this time: the handshake of a client
  * 300 ms away fits in. */
@@ -127,8 +128,9 @@ static __always_inline void source_add(__u64 hash, struct source change)
 
 static __always_inline __s32 source_least(__s32 one, __s32 other)
 {
-	/* Values, not a choice between two pointers: Linux 6.1 loses track of these. */
-	asm volatile("" : "+r"(one), "+r"(other));
+	/* Both values are read before: otherwise the compiler chooses between two pointers, and Linux 6.1 loses track of them. */
+	one = (__s32)verifier_same((__u32)one);
+	other = (__s32)verifier_same((__u32)other);
 	return one < other ? one : other;
 }
 
@@ -379,7 +381,7 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 
 	switch (want->kind) {
 	case PLACE_HALF_TCP:
-		return conn_idle(holder->seen, search->scratch->now, (__u64)HALF_SURE_MS * MS_NS) || conn_over(holder, identity);
+		return conn_idle(holder->seen, search->scratch->now, (__u64)HALF_SURE_MS * MS_NS) || conn_revoked(holder, identity);
 	case PLACE_HALF_PROVEN:
 		return true;
 	case PLACE_HALF_OTHER:
@@ -424,7 +426,7 @@ static long place_try(__u32 step, struct place_search *search)
 	struct conn *holder;
 	__u32 index, serial;
 	__u64 worth;
-	int own;
+	bool own;
 
 	if (!ring)
 		return 1;
@@ -449,9 +451,8 @@ static long place_try(__u32 step, struct place_search *search)
 	/* A forward or a client beyond its share gives up the first of its own places that is found. A ring is searched in the order
 	 * in which its places were taken, so this is the oldest. All others may still find a free place. */
 	own = (want->crowded || want->greedy) && !place_spared(scratch);
-	/* A callback returns 0 or 1: Linux 6.1 does not see it of a bool from memory. */
-	asm volatile("" : "+r"(own));
-	return own ? 1 : 0;
+	/* A bool from memory is no known 0 or 1 to Linux 6.1. */
+	return verifier_same(own) ? 1 : 0;
 }
 
 static __always_inline __u32 place_tries(enum place_kind kind, bool share)
@@ -802,7 +803,7 @@ __noinline bool life_visit(const struct tuple *key, struct conn *opener, const s
 	if (!key || !opener || !entry || !scratch || !time)
 		return false;
 	state = conn_state(entry->identity);
-	over = conn_over(opener, entry->identity);
+	over = conn_revoked(opener, entry->identity);
 	if (state == CONN_HALF_OPEN)
 		return (over || conn_expired(opener, key->protocol, now)) &&
 		       life_remove(key, opener, entry, EVENT_ABANDONED, true);

@@ -8,7 +8,7 @@
 #include "types.h"
 
 /* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 6 };
+enum schema { SCHEMA = 7 };
 
 /* Written once by the loader; a program of another schema leaves the pins alone. */
 struct {
@@ -56,7 +56,7 @@ struct {
 	__type(key, __u32);
 	__type(value, __u32);
 	__uint(max_entries, 4096);
-} served SEC(".maps");
+} maybe_external SEC(".maps");
 
 struct forward_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
@@ -300,9 +300,9 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__uint(value_size, sizeof(struct craft));
+	__uint(value_size, sizeof(struct scratch_packet));
 	__uint(max_entries, 1);
-} crafts SEC(".maps");
+} scratch_packets SEC(".maps");
 
 /* By enum role. */
 struct {

@@ -7,20 +7,14 @@
 #include "csum.h"
 #include "fib.h"
 #include "forward.h"
-#include "frag.h"
+#include "fragment.h"
 #include "intercept.h"
 #include "lifecycle.h"
 #include "open.h"
 #include "work.h"
 
-/* Steps that take a hook's context and that few packets need. They are global functions, one copy for each hook: the verifier
- * checks each once. */
-struct nat_hook {
-	int (*elsewhere)(void *ctx, struct conn *conn);
-	int (*resolve)(void *ctx, struct conn *conn);	/* none: what is not known is left to TC */
-	int (*segments)(void *ctx);	/* none: there are no GSO packets */
-	int (*unknown)(void *ctx);
-};
+/* Steps that few packets need are global functions: the verifier checks each of them once. Their context has the type of a hook,
+ * so a step of both hooks has two. Linux 6.1 cannot pass them working memory: each calls work_get(). */
 
 static __always_inline enum role nat_role(__u32 ifindex)
 {
@@ -38,8 +32,8 @@ static __always_inline bool nat_tells(__u32 ifindex)
 	return role && settings && settings->told & (role == ROLE_WAN ? SIDE_WAN : SIDE_LAN);
 }
 
-/* What needs an answer, or the kernel's help, is not for XDP. The router's own processes are refused by the
- * kernel, for what they ask for is an address of its own. */
+/* The verdict of a reason. XDP leaves packets that need an answer, or the kernel's help, to TC. The router's own processes ask for an
+ * address of the router: the kernel refuses them itself. */
 static __always_inline enum verdict nat_verdict(struct work *work, enum reason reason)
 {
 	bool xdp = work->pkt.hook == HOOK_XDP;
@@ -80,7 +74,7 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	}
 }
 
-/* Of a packet that has the tuple of a connection. It opens nothing that could be refused. */
+/* The same for a packet of a connection, which opens nothing that could be refused. */
 static __always_inline enum verdict nat_verdict_known(struct work *work, enum reason reason)
 {
 	work->rw.reason = reason;
@@ -95,8 +89,8 @@ static __always_inline enum verdict nat_verdict_known(struct work *work, enum re
 	return nat_verdict(work, reason);
 }
 
-/* What is too long for the next hop is cut up, if it may be. */
-static __always_inline enum reason nat_fits(const struct packet *pkt, struct rewrite *rw, __u32 mtu)
+/* Notes the MTU of the next hop. A longer packet is cut up where that is allowed, otherwise it is TOO_BIG. */
+static __always_inline enum reason nat_check_mtu(const struct packet *pkt, struct rewrite *rw, __u32 mtu)
 {
 	rw->mtu = mtu;
 	if (pkt->segment <= mtu)
@@ -104,7 +98,7 @@ static __always_inline enum reason nat_fits(const struct packet *pkt, struct rew
 	return packet_divisible(pkt) ? REASON_NONE : REASON_TOO_BIG;
 }
 
-/* Segments of what is tunnelled, which only the kernel can measure. */
+/* Do the segments of a tunnel's GSO packet fit? Only the kernel can measure them. */
 static __always_inline enum reason nat_segments(void *ctx, const struct work *work)
 {
 	__u32 mtu = 0;
@@ -113,13 +107,20 @@ static __always_inline enum reason nat_segments(void *ctx, const struct work *wo
 		       ? REASON_TOO_BIG : REASON_NONE;
 }
 
-/* May it have such segments? */
+__noinline int nat_segments_tc(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	return work ? nat_segments(skb, work) : REASON_TOO_BIG;
+}
+
+/* Is it a GSO packet of a tunnel? Those of TCP and SCTP are measured by the parser. */
 static __always_inline bool nat_tunnelled(const struct packet *pkt)
 {
 	return pkt->gso_size && pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_SCTP;
 }
 
-/* XDP sends only what needs neither the kernel's help nor its word to the sender. */
+/* Why XDP cannot send this packet; NONE: it can. */
 static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct rewrite *rw)
 {
 	if (rw->other_host)
@@ -131,8 +132,8 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
-/* Where the route of a packet of this entry begins. Answers to the Internet leave by the WAN their connection came in by,
- * with other uplinks or without; everything else goes where the kernel would send what came in here. */
+/* Where the look-up of a packet's route begins. Answers to the Internet leave by the WAN that their connection came in by. All other
+ * packets go where the kernel would send what came in here. */
 static __always_inline struct fib_start nat_start(struct work *work, const struct entry *entry)
 {
 	const struct conn *opener;
@@ -145,20 +146,20 @@ static __always_inline struct fib_start nat_start(struct work *work, const struc
 	return (struct fib_start){ .ifindex = opener->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
 }
 
-/* The kernel's answer for a packet that may be cut up. */
+/* Asks the kernel for the route. FRAG_NEEDED of a packet that may be cut up is no refusal: the kernel is asked again for a short one. */
 static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
 {
 	const struct packet *pkt = &work->pkt;
 	long result = fib_route(ctx, &work->fib, start, to, pkt->segment);
 
-	if (result != BPF_FIB_LKUP_RET_FRAG_NEEDED || nat_fits(pkt, &work->rw, work->fib.mtu_result) != REASON_NONE)
+	if (result != BPF_FIB_LKUP_RET_FRAG_NEEDED || nat_check_mtu(pkt, &work->rw, work->fib.mtu_result) != REASON_NONE)
 		return result;
 	return fib_route(ctx, &work->fib, start, to, sizeof(struct iphdr));
 }
 
-/* Asks the kernel for the way; it will resolve the neighbour. Where it knows none by the WAN that the answer should leave by, or
- * that WAN has gone, it is asked for any: the answer leaves by another WAN, or not at all. Whoever sent the opener's
- * packet is not asked: on that link everybody could say they are the way to a client. */
+/* Asks the kernel for the route; the kernel will resolve the neighbour. If there is no route by the WAN that the answer should leave
+ * by, any route is asked for: the answer then leaves by another WAN, or not at all. The MAC address that the client's packet came from
+ * is never used: everybody on that link could claim to be the way to a client. */
 static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct fib_start start = nat_start(work, entry);
@@ -166,7 +167,7 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	struct rewrite *rw = &work->rw;
 	long result = nat_ask(ctx, work, start, &entry->to);
 
-	/* Of IPv6 the kernel takes an interface for a wish. */
+	/* For IPv6 the kernel prefers the interface asked for, but may answer with another one. */
 	if (start.flags && (!fib_found(result) || fib->ifindex != start.ifindex)) {
 		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
 		if (fib_found(result) && !open_out_is_wan(fib->ifindex))
@@ -184,8 +185,7 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	return REASON_NONE;
 }
 
-/* To whom; the router itself is no next hop, what is for it comes and goes by the loopback device. A stack frame
- * of its own. */
+/* The way of a packet. Packets to the router itself leave by the loopback device. A stack frame of its own. */
 static __noinline enum reason nat_way(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct rewrite *rw = &work->rw;
@@ -197,15 +197,15 @@ static __noinline enum reason nat_way(void *ctx, struct work *work, const struct
 	return REASON_NONE;
 }
 
-/* Packets of local sockets carry a loopback route, which bpf_redirect_neigh would use while ARP is pending. They come in
- * once more without it. */
+/* Packets of local sockets carry a loopback route, and bpf_redirect_neigh would use that while ARP is pending. Such a packet is sent
+ * to the loopback device once more, without the route. */
 static __always_inline bool nat_has_route(const struct packet *pkt)
 {
 	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
 }
 
-/* Asks the kernel for a next hop that is not known, or no longer fresh. Once a second TC sends a packet by way of the neighbour
- * table, which keeps the neighbour's entry alive; the others use the cached hop. */
+/* Asks the kernel for a next hop that is not known, or is older than a second. This packet then goes by way of the kernel's neighbour
+ * table, which keeps the neighbour's entry there alive. */
 static __always_inline enum reason nat_resolve(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -220,22 +220,29 @@ static __always_inline enum reason nat_resolve(void *ctx, struct work *work, str
 		return reason;
 	if (rw->resolved && rw->gateway.nh_family) {
 		fresh = hop_remember(true);
-		/* Its memory may be another connection's by now, whose hop is another one. */
+		/* The memory may be another connection's by now: then its hop differs, and stays. */
 		if (fresh != before)
 			__sync_val_compare_and_swap(&conn->hop, before, fresh);
 	}
 	return !rw->resolved && nat_has_route(pkt) ? REASON_NEXT_HOP : REASON_NONE;
 }
 
-/* The next hop, and whether it takes the packet. */
-static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn, const struct nat_hook *hook)
+__noinline int nat_resolve_tc(struct __sk_buff *skb, struct conn *conn)
+{
+	struct work *work = work_get();
+
+	return work && conn ? nat_resolve(skb, work, conn) : REASON_NEXT_HOP;
+}
+
+/* The next hop, and whether it takes the packet. XDP leaves a next hop that is not known to TC. */
+static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;
 	struct rewrite *rw = &work->rw;
 
 	if (!hop_take(pkt, conn, conn_serial(rw->entry.identity), rw))
-		return hook->resolve ? (enum reason)hook->resolve(ctx, conn) : REASON_NEXT_HOP;
-	return pkt->hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_fits(pkt, rw, rw->mtu);
+		return hook == HOOK_XDP ? REASON_NEXT_HOP : (enum reason)nat_resolve_tc(ctx, conn);
+	return hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_check_mtu(pkt, rw, rw->mtu);
 }
 
 static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
@@ -245,8 +252,8 @@ static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
 	return interface && interface->mss_mtu ? interface->mss_mtu : ~0u;
 }
 
-/* A SYN says how long the segments of the other direction may be: what comes in by this packet's way out
- * has to leave by its way in, and both have their MTU. */
+/* Clamps the MSS of a SYN, which limits the segments of the other direction. They come in where this packet leaves, and leave where
+ * this packet came in: the smaller of both MTUs counts. */
 __noinline enum reason nat_clamp_mss(void)
 {
 	struct work *work = work_get();
@@ -267,7 +274,7 @@ __noinline enum reason nat_clamp_mss(void)
 	return pkt->hook == HOOK_XDP ? REASON_MSS : REASON_NONE;
 }
 
-/* Its TTL, and what its new addresses change the checksums by. */
+/* The new TTL, and the difference that the new addresses make in checksums. */
 static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite *rw)
 {
 	rw->ttl = pkt->ttl - 1;
@@ -303,8 +310,8 @@ static __noinline bool nat_source_expected(void *ctx, struct work *work, const s
 	return fib_found(result) && (filter != 1 || work->fib.ifindex == work->pkt.ifindex);
 }
 
-/* May a packet of this entry come in by another interface than the ones before? By any WAN, where they came by a WAN; by
- * another LAN, where the kernel would take its source there, too; never by a WAN instead of a LAN, nor the reverse. */
+/* May a packet come in by another interface than the packets before it? A WAN may take the place of a WAN. A LAN may take the place
+ * of a LAN if the kernel would accept the source there. A WAN never takes the place of a LAN, nor the reverse. */
 static __always_inline enum reason nat_other_interface(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -319,6 +326,20 @@ static __always_inline enum reason nat_other_interface(void *ctx, struct work *w
 	if (!wan && !nat_source_expected(ctx, work, in))
 		return REASON_SPOOFED;
 	return REASON_NONE;
+}
+
+__noinline int nat_other_interface_tc(struct __sk_buff *skb, struct conn *conn)
+{
+	struct work *work = work_get();
+
+	return work && conn ? nat_other_interface(skb, work, conn) : REASON_NOT_ATTACHED;
+}
+
+__noinline int nat_other_interface_xdp(struct xdp_md *ctx, struct conn *conn)
+{
+	struct work *work = work_get();
+
+	return work && conn ? nat_other_interface(ctx, work, conn) : REASON_NOT_ATTACHED;
 }
 
 /* What the server of a half-open TCP connection may say:
@@ -358,7 +379,7 @@ static __always_inline bool nat_handshake_done(const struct packet *pkt, const s
 	return answerer_identity & CONN_ANSWERED && pkt->seq - opener->end < TCP_NEAR && pkt->ack - answerer->end < TCP_NEAR;
 }
 
-/* A packet of TCP's opener while half-open: a SYN again, a RST, or what completes the handshake. */
+/* A packet of the client while a TCP connection is half-open: a SYN again, a RST, or the last packet of the handshake. */
 static __always_inline enum reason nat_advance_opener(struct work *work, struct conn *conn, struct conn *answerer)
 {
 	const struct packet *pkt = &work->pkt;
@@ -371,7 +392,7 @@ static __always_inline enum reason nat_advance_opener(struct work *work, struct 
 		conn_mark(answerer, other, CONN_CHALLENGE, 0);
 		return REASON_NONE;
 	}
-	/* The answer to a challenge never reaches the server. */
+	/* A RST that answers a challenge must not reach the server. */
 	if (pkt->tcp_flags & TCP_RST)
 		return pkt->seq != conn->end && challenge_answered(pkt) ? REASON_CHALLENGED : REASON_NONE;
 	if (identity & CONN_REBUILT ? !(other & CONN_NUMBERED) : !nat_handshake_done(pkt, conn, answerer, other))
@@ -384,8 +405,7 @@ static __always_inline enum reason nat_advance_opener(struct work *work, struct 
 	return reason;
 }
 
-/* A packet of a half-open connection. NONE: it is sent on; and if it completes the handshake, the connection is established
- * by now. */
+/* A packet of a half-open connection. NONE: it is sent on. If it completes the handshake, the connection is established now. */
 __noinline enum reason nat_advance(struct conn *conn)
 {
 	struct work *work = work_get();
@@ -477,7 +497,7 @@ static __always_inline bool nat_restarts(const struct packet *pkt, const struct 
 	       identity & CONN_NUMBERED && !conn_near(pkt, conn);
 }
 
-/* TCP past the handshake: does this segment refresh its connection? It may close it, too. */
+/* TCP after the handshake: does this segment refresh its connection? The segment may also close it. */
 __noinline bool nat_track_tcp(struct conn *conn)
 {
 	struct work *work = work_get();
@@ -514,7 +534,7 @@ __noinline bool nat_track_tcp(struct conn *conn)
 			return false;
 		else
 			conn_advance(pkt, conn, identity);
-		/* Nobody has acknowledged the FIN before: it may have been a forged one. */
+		/* The FIN before was never acknowledged: it may have been forged, so this one counts. */
 		if (pkt->tcp_flags & TCP_FIN && identity & CONN_FIN && !conn_fin_acknowledged(identity, conn, other))
 			conn->end = pkt->seq + pkt->seq_length;
 		if (!conn_closed(conn, conn_identity(conn), other, mine))
@@ -537,7 +557,7 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	__u64 identity = work->rw.entry.identity;
 	bool tcp = pkt->tuple.protocol == IPPROTO_TCP && pkt->fragment != FRAGMENT_LATER;
 	bool half = conn_half(identity);
-	/* Where a RST has closed it and both go on nevertheless, it is kept, too (RFC 7857 2.2); but not after both FINs. */
+	/* A connection that a RST has closed stays while both sides go on (RFC 7857 2.2). One that both FINs have closed does not. */
 	bool refresh = conn_state(identity) <= CONN_CLOSING && !(conn_state(identity) == CONN_CLOSING && identity & CONN_FIN);
 	__u32 bytes = conn->bytes + pkt->length;
 
@@ -556,7 +576,7 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 		nat_evidence(conn);
 	if (refresh && conn->seen != pkt->ms)
 		conn->seen = pkt->ms;
-	/* Remembered once the packet has proved to be in order. */
+	/* Another interface is remembered only after a packet that is in order. */
 	if (refresh && conn->ifindex != pkt->ifindex)
 		conn->ifindex = pkt->ifindex;
 	conn->packets++;
@@ -566,14 +586,15 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 }
 
 /* Where a packet of a connection goes, and as what. */
-static __always_inline enum reason nat_send(void *ctx, struct work *work, struct conn *conn, const struct nat_hook *hook)
+static __always_inline enum reason nat_send(void *ctx, struct work *work, struct conn *conn, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;
 	struct rewrite *rw = &work->rw;
 	enum reason reason = nat_next_hop(ctx, work, conn, hook);
 
-	if (reason == REASON_NONE && hook->segments && nat_tunnelled(pkt))
-		reason = (enum reason)hook->segments(ctx);
+	/* XDP gets no GSO packets. */
+	if (reason == REASON_NONE && hook == HOOK_TC && nat_tunnelled(pkt))
+		reason = (enum reason)nat_segments_tc(ctx);
 	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
 		reason = nat_clamp_mss();
 	if (reason != REASON_NONE)
@@ -584,18 +605,18 @@ static __always_inline enum reason nat_send(void *ctx, struct work *work, struct
 }
 
 /* A packet of a connection: sent on, if it can be. */
-static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, const struct nat_hook *hook)
+static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;
 	enum reason reason = pkt->flaw;
 
 	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)
-		reason = (enum reason)hook->elsewhere(ctx, conn);
+		reason = (enum reason)(hook == HOOK_XDP ? nat_other_interface_xdp(ctx, conn) : nat_other_interface_tc(ctx, conn));
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
 	if (reason == REASON_NONE)
 		reason = nat_send(ctx, work, conn, hook);
-	/* What XDP leaves to TC has changed nothing so far. */
+	/* Up to here nothing has been changed, so XDP may leave the packet to TC. */
 	if (reason == REASON_NONE && conn_half(work->rw.entry.identity))
 		reason = nat_advance(conn);
 	if (reason != REASON_NONE)
@@ -605,28 +626,28 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	return VERDICT_SEND;
 }
 
-/* Is it a client's word on a challenge? An old connection on the same tuple must not take it. */
+/* Is it the client's answer to a challenge? An old connection on the same tuple must not take that answer. */
 static __always_inline bool nat_proves(const struct packet *pkt)
 {
 	return pkt->tuple.protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST && challenge_answered(pkt);
 }
 
-/* Nothing more may be said on it: it is over, and this begins no other. What a server still says must not leave
- * with its own address. Whom a client asks that is intercepted no more hears it. */
+/* Has the packet's connection ended, without the packet beginning a new one? What its server still sends must not leave with the
+ * server's own address. */
 static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, __u64 identity,
 				      const struct external *external)
 {
 	bool begins = (pkt->opens || nat_proves(pkt)) && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
 				     intercept_made(conn));
 
-	return !(identity & CONN_OPENER) || (conn_over(conn, identity) && !begins);
+	return !(identity & CONN_OPENER) || (conn_revoked(conn, identity) && !begins);
 }
 
-/* Does nothing follow this connection any more? A SYN of the client begins anew where the old connection has closed (RFC
- * 7857 section 2). */
+/* Is the connection past its use, so that the packet may begin another one? A SYN of the client begins anew where the old connection
+ * has closed (RFC 7857 section 2). */
 static __always_inline bool nat_stale(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
-	if (conn_over(conn, identity))
+	if (conn_revoked(conn, identity))
 		return true;
 	switch (conn_state(identity)) {
 	case CONN_HALF_OPEN:
@@ -638,7 +659,7 @@ static __always_inline bool nat_stale(const struct packet *pkt, const struct con
 	}
 }
 
-/* Has the packet begun a connection? */
+/* The verdict of an opening: has the packet begun a connection? */
 static __always_inline enum verdict nat_begun(struct work *work, enum reason reason)
 {
 	if (reason == REASON_OBSTACLE)
@@ -646,7 +667,8 @@ static __always_inline enum verdict nat_begun(struct work *work, enum reason rea
 	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
 }
 
-/* May it begin something, or go on with what was lost? Whether it does comes later. A stack frame of its own. */
+/* May the packet begin a connection, or bring a lost one back? A quick look that spares all other packets the slow path. A stack frame of
+ * its own. */
 static __noinline bool nat_may_begin(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -659,8 +681,8 @@ static __noinline bool nat_may_begin(struct work *work)
 	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt);
 }
 
-/* What becomes of an answer that open_rebuild has looked at. One to the Internet is the kernel's, unless the rules say whose
- * answer it is, and let it be. */
+/* What becomes of an answer that open_rebuild has looked at. An answer to the Internet is left to the kernel, unless a rule says whose
+ * answer it is, and allows it. */
 static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason reason)
 {
 	if (!work->open.from_wan)
@@ -676,7 +698,7 @@ static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason r
 	}
 }
 
-/* Is it an answer that the rules may account for: to a stand-in, or to the Internet? Then open.from_wan says which. */
+/* May a rule say whose answer this is? Then open.from_wan says whether it goes to the Internet, or to a stand-in. */
 static __always_inline bool nat_may_answer(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -687,9 +709,9 @@ static __always_inline bool nat_may_answer(struct work *work)
 	return !work->open.from_wan || (!work->to_external && !work->stale && open_evicted(pkt));
 }
 
-/* To no forward's address and port: an intercept's, or, from inside, to a stand-in or to the Internet. What is in the middle of
- * a connection that was there before an intercept stays as it is. */
-static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
+/* A packet to no forward's address and port. It may be for an intercept; or it may be a server's answer whose connection is to be
+ * rebuilt. An intercept takes openings alone: a connection that was there before the intercept stays as it is. */
+static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
@@ -701,50 +723,8 @@ static __always_inline enum verdict nat_stranger(void *ctx, struct work *work)
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
-enum { OPEN_ROUNDS = 3 };
-
-/* A packet of no connection, or of one that is over. BEGUN: there is one now. */
-static __always_inline enum verdict nat_open(void *ctx, struct work *work, const struct nat_hook *hook)
-{
-	enum verdict verdict;
-
-	for (int i = 0; i < OPEN_ROUNDS; i++) {
-		verdict = (enum verdict)hook->unknown(ctx);
-		if (verdict == VERDICT_REPLACE) {
-			open_remove_obstacle();
-			continue;
-		}
-		if (verdict == VERDICT_BEGUN && work->open.begun && !life_begin())
-			return nat_verdict(work, REASON_TABLE_FULL);
-		return verdict;
-	}
-	return nat_verdict(work, REASON_RACED);
-}
-
-/* The way of a packet, top to bottom. */
-static __always_inline enum verdict nat_decide(void *ctx, struct work *work, const struct nat_hook *hook)
-{
-	const struct packet *pkt = &work->pkt;
-	struct conn *conn = conn_find(&pkt->tuple, &work->rw.entry);
-	enum verdict verdict;
-
-	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
-		work->stale = conn;
-		if (!nat_may_begin(work) && !conn)
-			return VERDICT_PASS;
-		verdict = nat_open(ctx, work, hook);
-		if (verdict != VERDICT_BEGUN)
-			return verdict;
-		conn = conn_find(&pkt->tuple, &work->rw.entry);
-		if (!conn)
-			return nat_verdict(work, REASON_RACED);
-	}
-	return nat_follow(ctx, work, conn, hook);
-}
-
-/* The other packets that may be ours. BEGUN: there is a connection now. */
-static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *work)
+/* A packet without a connection, or of one that is over. BEGUN: there is a connection now. */
+static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct conn *conn = work->stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
@@ -765,8 +745,64 @@ static __always_inline enum verdict nat_decide_unknown(void *ctx, struct work *w
 		return nat_verdict(work, REASON_MALFORMED);
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
-		return nat_stranger(ctx, work);
+		return nat_intercept_or_rebuild(ctx, work);
 	if (open_routers_own(ctx, work))
 		return nat_verdict(work, REASON_NONE);
 	return nat_begun(work, open_connection(ctx, work, &external->address, forward));
+}
+
+__noinline int nat_slow_path_tc(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	return work ? nat_slow_path(skb, work) : VERDICT_PASS;
+}
+
+__noinline int nat_slow_path_xdp(struct xdp_md *ctx)
+{
+	struct work *work = work_get();
+
+	return work ? nat_slow_path(ctx, work) : VERDICT_PASS;
+}
+
+/* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
+enum { OPEN_ROUNDS = 3 };
+
+/* A packet of no connection, or of one that is over. BEGUN: there is one now. */
+static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook)
+{
+	enum verdict verdict;
+
+	for (int i = 0; i < OPEN_ROUNDS; i++) {
+		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx) : nat_slow_path_tc(ctx));
+		if (verdict == VERDICT_REPLACE) {
+			open_remove_obstacle();
+			continue;
+		}
+		if (verdict == VERDICT_BEGUN && work->open.begun && !life_begin())
+			return nat_verdict(work, REASON_TABLE_FULL);
+		return verdict;
+	}
+	return nat_verdict(work, REASON_RACED);
+}
+
+/* The way of a packet, top to bottom. */
+static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enum hook hook)
+{
+	const struct packet *pkt = &work->pkt;
+	struct conn *conn = conn_find(&pkt->tuple, &work->rw.entry);
+	enum verdict verdict;
+
+	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
+		work->stale = conn;
+		if (!nat_may_begin(work) && !conn)
+			return VERDICT_PASS;
+		verdict = nat_open(ctx, work, hook);
+		if (verdict != VERDICT_BEGUN)
+			return verdict;
+		conn = conn_find(&pkt->tuple, &work->rw.entry);
+		if (!conn)
+			return nat_verdict(work, REASON_RACED);
+	}
+	return nat_follow(ctx, work, conn, hook);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Opening a connection: may it be, where does it go, what does its server see.
- * Nothing is written before every question is answered. */
+/* Opens connections: whether one may be opened, where it leads, and what its server sees.
+ * Nothing is written before all of that is known. */
 #pragma once
 
 #include "conn.h"
@@ -12,8 +12,8 @@
 #include "stand_in.h"
 #include "work.h"
 
-/* RFC 6056: bounded; with half of all ports taken 32 misses in a row are one in four thousand million. The
- * last of them take either parity. */
+/* RFC 6056: the search is bounded. With half of all ports taken, 32 misses in a row happen once in 4,000 million searches. The last
+ * tries take ports of either parity. */
 enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
 
 enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
@@ -28,8 +28,7 @@ static __always_inline bool addr_in_prefix(const union addr *addr, const struct 
 	return !differ;
 }
 
-/* The router's address that its neighbour at `target` knows best: in its own subnet, else the first of its
- * family. */
+/* The router's address that the target sees: one in the target's subnet, otherwise the first of its family. */
 static __always_inline const union addr *open_router_address(const struct interface *out,
 							     const union addr *target)
 {
@@ -55,8 +54,8 @@ static __always_inline bool addr_martian(const union addr *addr)
 	       !(first | addr->word[1] | addr->word[2]);
 }
 
-/* The interface by which the kernel would answer this packet; 0: by none, as when its source is the
- * router's own address, broadcast, multicast or unreachable. */
+/* The interface by which the kernel would answer this packet. 0: none; then the source is the router's own address, broadcast, multicast or
+ * unreachable. */
 static __always_inline __u32 open_interface_back(void *ctx, struct work *work)
 {
 	struct fib_start start = { .ifindex = work->pkt.ifindex };
@@ -75,8 +74,8 @@ static __always_inline bool open_source_martian(const struct interface *in, cons
 	return addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source));
 }
 
-/* Strict reverse path for a LAN; for a WAN the way back must lead to some WAN, as with several uplinks
- * the default route is only one of them. */
+/* Is the source one that may come in here? Strict reverse path for a LAN. For a WAN the way back must lead to any WAN: the default route
+ * is by one of several uplinks. */
 static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
@@ -89,7 +88,7 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 		return true;
 	if (open_source_martian(in, source))
 		return false;
-	/* A stand-in is a LAN client's: nobody else may speak as it. */
+	/* A stand-in belongs to a LAN client: the Internet must not use it. */
 	if (in->role == ROLE_WAN && stand_in_answered(source))
 		return false;
 	ifindex = open_interface_back(ctx, work);
@@ -102,8 +101,8 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	return back && back->role == ROLE_WAN;
 }
 
-/* Only if the server would else answer its client directly, past the router; but whoever the router's own
- * processes are to others, its address is what a server can answer. */
+/* Must the source become the router's address? Yes if the server would otherwise answer the client directly, past the router. The router's
+ * own processes always appear as its address. */
 static __always_inline bool open_reflects(const struct opening *open, const struct forward *forward,
 					  const struct interface *in, __u32 out_ifindex)
 {
@@ -112,7 +111,7 @@ static __always_inline bool open_reflects(const struct opening *open, const stru
 	return in->role == ROLE_LAN && (forward->reflect == REFLECT_ROUTER || out_ifindex == open->ifindex);
 }
 
-/* Whom the server sees. A client of reflect prefix that has no stand-in is treated as by reflect auto. */
+/* Sets the source that the server sees. With reflect prefix, a client without a stand-in is treated as by reflect auto. */
 static __always_inline enum reason open_source(struct work *work, const struct interface *in,
 					       const struct forward *forward)
 {
@@ -121,7 +120,7 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
 	const union addr *source;
 
-	/* What the router itself says to others meets no program: it is to answer to itself. */
+	/* What the router sends to others passes no program here: so it answers to itself, by the loopback device. */
 	if (open->local) {
 		open->way.src = open->way.dst;
 		return REASON_NONE;
@@ -166,8 +165,7 @@ static __always_inline bool open_delivered(struct work *work)
 	return conn_find(&work->other, &work->scratch.entry);
 }
 
-/* Is this the answer to a connection that the router itself has made? A forward of all ports must not take
- * it. */
+/* Is this an answer to a connection that the router itself has made? A forward of all ports must not take such an answer. */
 static __noinline bool open_routers_own(void *ctx, struct work *work)
 {
 	const struct tuple *packet = &work->pkt.tuple;
@@ -225,7 +223,7 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 {
 	const struct settings *time = conn_settings();
 	__u8 protocol = to->protocol;
-	bool opener = entry->identity & CONN_OPENER, over = conn_over(old, entry->identity);
+	bool opener = entry->identity & CONN_OPENER, over = conn_revoked(old, entry->identity);
 
 	if (!time)
 		return false;
@@ -237,8 +235,8 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 	return conn_idle(old->seen, now, conn_idle_time(time, protocol) + time->port_hold);
 }
 
-/* There is an entry at this key. OBSTACLE: its connection is to be removed first; then scratch has its opener's key and entry, and
- * nat_open removes it, as the stack is not deep enough here. RACED: another CPU is removing it. */
+/* There is an entry at this key. OBSTACLE: its connection must be removed first. Then scratch has the opener's key and entry, and
+ * nat_open removes the connection: here the stack is not deep enough. RACED: another CPU is removing the connection. */
 static __always_inline enum reason open_obstacle(struct work *work, const struct tuple *key, const struct tuple *to, bool own)
 {
 	struct scratch *scratch = &work->scratch;
@@ -331,9 +329,8 @@ static long open_try_port(__u32 index, struct port_search *search)
 	return search->reason != REASON_TUPLE_IN_USE && search->reason != REASON_NO_PORT;
 }
 
-/* Keeps the client's port if it is free, else tries random ones (RFC 6056 section 3.3.2). It is not where two
- * forwards of one server are used from one port, and where several clients are reflected. The answerer's
- * entry is the reservation. */
+/* Keeps the client's port if it is free, otherwise tries random ones (RFC 6056 section 3.3.2). The port is taken where a client uses two
+ * forwards of one server from one port, and where several clients are reflected. Inserting the answerer's entry reserves the port. */
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
@@ -353,8 +350,8 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
 }
 
-/* May it be in the middle of a connection whose state was lost? With a stand-in the rule alone tells what
- * that was; so it does for an answer to the Internet that open_rebuild has found an origin of. */
+/* May the packet belong to a connection whose state was lost? With a stand-in the rule alone says what the state was. The same holds for an
+ * answer to the Internet, where open_rebuild has found one origin. */
 static __always_inline bool open_rebuilds(const struct work *work, const struct interface *in,
 					  const struct forward *forward)
 {
@@ -367,8 +364,8 @@ static __always_inline bool open_rebuilds(const struct work *work, const struct 
 	return !(pkt->tcp_flags & (TCP_SYN | TCP_RST)) && stand_in_has(&work->open.key.src);
 }
 
-/* Is there a half-open place for it, within the share of its client? Under pressure a SYN is answered by a challenge, unless
- * its source has answered one. */
+/* Is there a half-open place, within the share of the client? Under pressure a SYN is answered by a challenge, unless its source
+ * has answered one before. */
 __noinline enum reason open_place(void)
 {
 	struct work *work = work_get();
@@ -407,7 +404,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	work->open.lan = in->role == ROLE_LAN ? source_lan_of(work->open.ifindex) : 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
-	/* The client's word on a challenge. */
+	/* The client's answer to a challenge. */
 	if (pkt->tcp_flags & TCP_RST && !work->open.answered && challenge_answered(pkt)) {
 		proven_note(source_hash(client, in->role == ROLE_WAN), pkt->second);
 		return REASON_CHALLENGED;
@@ -426,8 +423,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	return open_place();
 }
 
-/* The way to the target, and by it the answerer's key: whom the server sees and will answer. A stack frame of
- * its own. */
+/* The route to the target. From it follow the source that the server sees, and the key of the server's answers. A stack frame of its own. */
 static __noinline enum reason open_route(void *ctx, struct work *work, const struct interface *in,
 					 const struct forward *forward)
 {
@@ -452,7 +448,7 @@ static __noinline enum reason open_route(void *ctx, struct work *work, const str
 	return reason;
 }
 
-/* A function of its own, by which the type is known outside. */
+/* Not inlined: so the enum keeps its type in the BTF from which the Go types are made. */
 static __noinline enum conn_path open_path(const struct interface *in)
 {
 	switch (in->role) {
@@ -484,7 +480,7 @@ static __always_inline __u32 open_serial(void)
 	return ((serial->next << SERIAL_CPU_BITS) | (cpu & SERIAL_CPU_MASK)) + 1 ?: 1;
 }
 
-/* What both directions have in common, and the answerer's. */
+/* Fills open.conn for the answerer's direction. */
 static __always_inline void open_write(struct work *work, const struct interface *in, const struct stamp *address,
 				       const struct forward *forward)
 {
@@ -507,12 +503,12 @@ static __always_inline void open_write(struct work *work, const struct interface
 	conn->ifindex = open->local ? LOOPBACK_IFINDEX : work->fib.ifindex;
 	if (!open->local && open_out_is_wan(work->fib.ifindex))
 		conn->identity |= CONN_FROM_WAN;
-	/* Where the server is behind the same interface, its answers have come in as the client's packet did. */
+	/* If the server is behind the same interface, its answers leave to the client by the hop that open_source_ok has found. */
 	conn->hop = work->fib.ifindex == open->ifindex ? open->back : 0;
 	tuple_reverse(&open->key, &open->to);
 }
 
-/* The opener's direction. */
+/* Changes open.conn into the opener's direction. */
 static __always_inline void open_write_opener(struct work *work, const struct interface *in)
 {
 	struct opening *open = &work->open;
@@ -532,7 +528,7 @@ static __always_inline void open_write_opener(struct work *work, const struct in
 	tuple_reverse(&open->answer, &open->to);
 }
 
-/* Both directions: the answerer's first, its key is what must be unique; what is half done is undone. */
+/* Inserts both directions. The answerer's comes first, as its key must be unique. If the second one fails, the first is erased. */
 static __always_inline enum reason open_insert(void *ctx, struct work *work, const struct interface *in)
 {
 	struct opening *open = &work->open;
@@ -559,7 +555,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 	return REASON_NONE;
 }
 
-/* Of open.key; on REASON_NONE it is in the table. A stack frame of its own. */
+/* Makes the connection of open.key. NONE: it is in the table. A stack frame of its own. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct stamp *address,
 					const struct forward *forward)
 {
@@ -581,7 +577,7 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	return open_insert(ctx, work, in);
 }
 
-/* By its opener's packet, to an address that this is the stamp of. */
+/* Opens a connection by its client's packet; address is the stamp of the external address. */
 static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct stamp *address,
 						   const struct forward *forward)
 {
@@ -592,7 +588,7 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 	return open_make(ctx, work, address, forward);
 }
 
-/* The way to the client of a connection that is being rebuilt: by that it must once have come. */
+/* Finds the interface that leads to the client of a connection that is being rebuilt: the client's packets came in by it. */
 static __always_inline bool open_find_client(void *ctx, struct work *work)
 {
 	struct fib_start start = { .ifindex = work->pkt.ifindex };
@@ -605,8 +601,7 @@ static __always_inline bool open_find_client(void *ctx, struct work *work)
 	return true;
 }
 
-/* Does this forward lead to whom the answer comes from? Of an address with several it may be another one that has
- * the port. */
+/* Does this forward lead to the sender of the answer? At an address with several forwards, another one may have the port. */
 static __always_inline bool open_leads_to(const struct forward *forward, const struct tuple *asked,
 					  const struct tuple *answer)
 {
@@ -618,8 +613,8 @@ static __always_inline bool open_leads_to(const struct forward *forward, const s
 /* How long an eviction counts as recent, and by how much the clock of the CPU that noted it may be ahead. */
 enum { EVICTED_RECENTLY_MS = 60000, EVICTED_AHEAD_MS = 1000 };
 
-/* May the connection of this datagram have been evicted before its server could answer? Otherwise what a server sends
- * without a connection is its own, and the kernel masquerades it. */
+/* May the connection of this datagram have been evicted before its server could answer? If not, the datagram is the server's own, and
+ * the kernel masquerades it. */
 static __always_inline bool open_evicted(const struct packet *pkt)
 {
 	const struct ring *ring;
@@ -650,7 +645,7 @@ static __always_inline bool open_client_fits(const struct opening *open)
 	return false;
 }
 
-/* By its answerer's packet, which goes to the Internet if open.from_wan says so, else to a stand-in. */
+/* Opens a connection again by its server's packet. The packet goes to the Internet if open.from_wan says so, otherwise to a stand-in. */
 static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 {
 	struct opening *open = &work->open;

@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 
+#include "verifier.h"
 #include "work.h"
 
 enum tcp_option { TCPOPT_MSS = 2, TCPOLEN_MSS = 4, TCPOPT_WINDOW = 3, TCPOLEN_WINDOW = 3 };
@@ -15,8 +16,7 @@ static __always_inline __u32 option_find(const __u8 *options, __u32 end, __u8 ki
 	__u32 at = 0;
 
 	for (int i = 0; i < OPTIONS_MAX && at + 2 <= end; i++) {
-		/* What is compared is what is used next: Linux 6.1 does not see that a copy is the same. */
-		asm volatile("" : "+r"(at));
+		at = verifier_same(at);
 		if (at > OPTIONS_MAX - 2)
 			return 0;
 		if (options[at] == kind && (!length || (options[at + 1] == length && at + length <= end)))

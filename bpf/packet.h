@@ -14,6 +14,7 @@
 #include <bpf/bpf_endian.h>
 
 #include "types.h"
+#include "verifier.h"
 
 enum hook { HOOK_TC, HOOK_XDP };
 enum fragment_kind { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
@@ -240,35 +241,11 @@ static __always_inline bool packet_has_options(const struct packet *pkt)
 	return !pkt->v6 && packet_header(pkt) > sizeof(struct iphdr);
 }
 
-/* Is 0 < *length <= most? Said so that Linux 6.1 follows it: it learns no lower bound from a comparison with
- * zero, and no upper one from what the compiler folds two comparisons into. */
-static __always_inline bool packet_bounded(__u32 *length, __u32 most)
+/* The length of all headers before the transport's, for every way that a parser may have come. */
+static __always_inline __u32 packet_header_again(const struct transport *l4, __u32 l3_off)
 {
-	__u32 less = *length - 1;
-
-	asm volatile("" : "+r"(less));
-	if (less >= most)
-		return false;
-	asm volatile("" : "+r"(less));
-	*length = less + 1;
-	return true;
-}
-
-/* The length of all headers before the transport's, read again: what the verifier knew of it, it would go on with
- * for every way here. */
-static __always_inline __u32 packet_forget(const struct transport *l4, __u32 l3_off)
-{
-	asm volatile("" : : : "memory");
+	verifier_forget();
 	return (l4->off - l3_off) & 127;
-}
-
-/* One pointer, which is checked and then used: Linux 6.1 takes the same sum, made twice, for two places. */
-static __always_inline void *packet_at(void *header, __u32 length)
-{
-	void *behind = header + length;
-
-	asm volatile("" : "+r"(behind));
-	return behind;
 }
 
 /* Nothing behind the header's first byte is known to a later fragment. */
@@ -297,13 +274,13 @@ static __always_inline bool packet_query(struct icmphdr *icmp, __u16 off, struct
 	return true;
 }
 
-/* The 16 bit word at an offset into it. The offset is kept as it was checked: else the compiler chooses
- * both the bound and the place by protocol, and Linux 6.1 takes these for two choices. */
+/* The 16 bit word at an offset into a transport header. */
 static __always_inline __sum16 *packet_sum(void *l4, void *data_end, __u32 available, __u16 check)
 {
 	__sum16 *sum;
 
-	asm volatile("" : "+r"(check));
+	/* Otherwise the compiler chooses both the bound and the place by protocol. */
+	check = (__u16)verifier_same(check);
 	sum = l4 + (check & 31);
 	return available >= check + sizeof(*sum) && (void *)(sum + 1) <= data_end ? sum : NULL;
 }
@@ -498,7 +475,7 @@ static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 a
 		return true;
 	quote->l3_off = off;
 	quote->l4.off = off + header;
-	header = packet_forget(&quote->l4, off);
+	header = packet_header_again(&quote->l4, off);
 	l4 = ip + header;
 	icmp = packet_reach(l4, data_end, available - header, sizeof(*icmp));
 	pkt->broken = !icmp;
@@ -639,7 +616,7 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 	if (frag_off & (IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
 		sound &= packet_parse_piece(frag_off & IP_OFFSET_MASK, frag_off & IP_MORE_FRAGMENTS, available,
 					    pkt) && !pkt->dont_fragment;
-	known = packet_parse_l4(packet_at(ip, header), data_end, available, pkt);
+	known = packet_parse_l4(verifier_same_pointer((void *)ip + header), data_end, available, pkt);
 	if (!sound)
 		pkt->flaw = REASON_MALFORMED;
 	return known;
@@ -670,7 +647,7 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	if (!header)
 		return false;
 	pkt->l4.off = pkt->l3_off + header;
-	header = packet_forget(&pkt->l4, pkt->l3_off);
+	header = packet_header_again(&pkt->l4, pkt->l3_off);
 	if (packet_misfit(pkt))
 		return true;
 	available = pkt->length - header;
@@ -678,7 +655,7 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	pkt->id = fragment->id;
 	if (frag_off & ~6u)
 		sound = packet_parse_piece(frag_off >> 3, frag_off & 1, available, pkt);
-	known = packet_parse_l4(packet_at(ip, header), data_end, available, pkt);
+	known = packet_parse_l4(verifier_same_pointer((void *)ip + header), data_end, available, pkt);
 	if (!sound)
 		pkt->flaw = REASON_MALFORMED;
 	return known;

@@ -8,7 +8,7 @@
 #include "hold.h"
 #include "icmp.h"
 #include "option.h"
-#include "tell.h"
+#include "reply.h"
 #include "write.h"
 
 enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
@@ -107,57 +107,20 @@ __noinline int tc_read_options(struct __sk_buff *skb)
 		start = work->pkt.l4.off + sizeof(struct tcphdr);
 		length = work->pkt.tcp_header - sizeof(struct tcphdr);
 		work->pkt.scale = TCP_SCALE_NONE;
-		if (packet_bounded(&length, sizeof(work->options)) &&
+		if (verifier_bounded(&length, sizeof(work->options)) &&
 		    bpf_skb_load_bytes(skb, start, work->options, length) == 0)
 			work->pkt.scale = option_scale(work->options, length);
 	}
 	if (packet_has_options(&work->pkt)) {
 		start = work->pkt.l3_off + sizeof(struct iphdr);
 		length = packet_header(&work->pkt) - sizeof(struct iphdr);
-		if (packet_bounded(&length, sizeof(work->options)) &&
+		if (verifier_bounded(&length, sizeof(work->options)) &&
 		    bpf_skb_load_bytes(skb, start, work->options, length) == 0 &&
 		    option_source_route(work->options, length))
 			work->pkt.flaw = REASON_SOURCE_ROUTE;
 	}
 	return 0;
 }
-
-/* What few packets need is not static, so that the verifier takes each for itself, once, and not again for all
- * that it may have found before. Linux 6.1 lets them look up their working memory, but not be given it. */
-__noinline int tc_unknown(struct __sk_buff *skb)
-{
-	struct work *work = work_get();
-
-	return work ? nat_decide_unknown(skb, work) : VERDICT_PASS;
-}
-
-__noinline int tc_elsewhere(struct __sk_buff *skb, struct conn *conn)
-{
-	struct work *work = work_get();
-
-	return work && conn ? nat_other_interface(skb, work, conn) : REASON_NOT_ATTACHED;
-}
-
-__noinline int tc_resolve(struct __sk_buff *skb, struct conn *conn)
-{
-	struct work *work = work_get();
-
-	return work && conn ? nat_resolve(skb, work, conn) : REASON_NEXT_HOP;
-}
-
-__noinline int tc_segments(struct __sk_buff *skb)
-{
-	struct work *work = work_get();
-
-	return work ? nat_segments(skb, work) : REASON_TOO_BIG;
-}
-
-static const struct nat_hook tc_hook = {
-	.elsewhere = (int (*)(void *, struct conn *))tc_elsewhere,
-	.resolve = (int (*)(void *, struct conn *))tc_resolve,
-	.segments = (int (*)(void *))tc_segments,
-	.unknown = (int (*)(void *))tc_unknown,
-};
 
 __noinline int tc_icmp(struct __sk_buff *skb)
 {
@@ -219,18 +182,18 @@ static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet 
 /* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
 static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct packet *pkt)
 {
-	struct craft *craft = craft_get();
+	struct scratch_packet *craft = scratch_packet_get();
 	__u32 icmp = packet_header(pkt), quoted = pkt->quote.l3_off - pkt->l3_off;
 	__u32 behind = pkt->quote.l4.off - pkt->l3_off;
 	__u64 sum = 0;
 
-	if (!craft || !craft_load(skb, craft, pkt->l3_off, pkt->length))
+	if (!craft || !scratch_packet_load(skb, craft, pkt->l3_off, pkt->length))
 		return false;
 	if (pkt->v6)
 		sum = csum_addr(&pkt->tuple.src, true) + csum_addr(&pkt->tuple.dst, true) + bpf_htonl(pkt->length - icmp) +
 		      bpf_htonl(IPPROTO_ICMPV6);
-	return csum_fold16(sum + craft_sum(icmp, pkt->length)) == 0xffff &&
-	       (pkt->v6 || craft_sum(quoted, behind) == 0xffff);
+	return csum_fold16(sum + scratch_packet_sum(icmp, pkt->length)) == 0xffff &&
+	       (pkt->v6 || scratch_packet_sum(quoted, behind) == 0xffff);
 }
 
 /* To the router itself: the kernel finds the way, out of the loopback device and in again, as its own packets
@@ -303,23 +266,23 @@ static __always_inline bool tc_shorten(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct tc_resegment resegment = { .skb = skb, .excess = pkt->segment - work->rw.mtu };
-	struct craft *craft = craft_get();
+	struct scratch_packet *craft = scratch_packet_get();
 	__u16 *check;
 
 	if (pkt->gso_size) {
 		bpf_loop(RESEGMENT_STEPS, tc_resegment_step, &resegment, 0);
 		return false;
 	}
-	if (!craft || !work->rw.resolved || !craft_load(skb, craft, pkt->l3_off, pkt->length))
+	if (!craft || !work->rw.resolved || !scratch_packet_load(skb, craft, pkt->l3_off, pkt->length))
 		return false;
-	if (craft_partial(skb, &pkt->l4)) {
-		check = (__u16 *)&craft->packet[(pkt->l4.check_off - pkt->l3_off) & (CRAFT_PIECE - 1)];
-		*check = ~craft_sum(packet_header(pkt), pkt->length);
+	if (scratch_packet_partial(skb, &pkt->l4)) {
+		check = (__u16 *)&craft->packet[(pkt->l4.check_off - pkt->l3_off) & (SCRATCH_PACKET_PIECE - 1)];
+		*check = ~scratch_packet_sum(packet_header(pkt), pkt->length);
 		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
 			*check = 0xffff;
 	}
-	if (craft_begin(skb, pkt))
-		craft_send(skb, work, craft, pkt->length);
+	if (scratch_packet_begin(skb, pkt))
+		scratch_packet_send(skb, work, craft, pkt->length);
 	return true;
 }
 
@@ -331,11 +294,11 @@ static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *wor
 	__be16 old, mss = bpf_htons(work->rw.mss);
 
 	__builtin_memset(work->options, 0, sizeof(work->options));
-	if (!packet_bounded(&length, sizeof(work->options)) ||
+	if (!verifier_bounded(&length, sizeof(work->options)) ||
 	    bpf_skb_load_bytes(skb, start, work->options, length) != 0)
 		return 0;
 	at = option_find(work->options, length, TCPOPT_MSS, TCPOLEN_MSS);
-	if (!packet_bounded(&at, OPTIONS_MAX - sizeof(old)))
+	if (!verifier_bounded(&at, OPTIONS_MAX - sizeof(old)))
 		return 0;
 	__builtin_memcpy(&old, &work->options[at], sizeof(old));
 	if (bpf_ntohs(old) <= work->rw.mss)
@@ -396,18 +359,18 @@ static __always_inline long tc_answer(struct __sk_buff *skb, __u32 ifindex, bool
 __noinline int tc_refuse(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
-	struct tell tell;
+	struct reply tell;
 	bool written;
 
 	if (!work)
 		return TC_ACT_SHOT;
-	tell = tell_of(work);
+	tell = reply_of(work);
 	if (!(tell.type || tell.reset || tell.challenge) || !tc_ensure_ethernet(skb, &work->pkt))
 		return TC_ACT_SHOT;
 	if (tell.challenge)
-		written = tell_write_challenge(skb, work);
+		written = reply_write_challenge(skb, work);
 	else
-		written = tell.reset ? tell_write_reset(skb, work, tell) : tell_write(skb, work, tell);
+		written = tell.reset ? reply_write_reset(skb, work, tell) : reply_write(skb, work, tell);
 	if (!written)
 		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);

@@ -518,11 +518,11 @@ struct held_fragment {
 	__u8 bytes[HELD_BYTES];
 };
 
-enum { CRAFT_PACKET = 1 << 16, CRAFT_PIECE = 1 << 14 };
+enum { SCRATCH_PACKET_SIZE = 1 << 16, SCRATCH_PACKET_PIECE = 1 << 14 };
 
 /* Room to put packets together: a whole IP packet, and what may be read beyond its last byte. */
-struct craft {
-	__u8 packet[CRAFT_PACKET + CRAFT_PIECE];
+struct scratch_packet {
+	__u8 packet[SCRATCH_PACKET_SIZE + SCRATCH_PACKET_PIECE];
 };
 
 /* When the next ICMP error or RST may be sent (GCRA), by enum role. */

@@ -3,20 +3,20 @@
  * addresses, the IP header's checksum. That of the transport header is each hook's own affair. */
 #pragma once
 
+#include "verifier.h"
 #include "work.h"
 
 enum { WRITE_OFFSET_MAX = 0x3ff };
 
-/* The only place that turns an offset into a pointer. The verifier grants no range to an offset that may
- * reach 0xffff, so it is bounded; the barrier keeps the checked and the used pointer in one register. */
+/* The only place that turns an offset into a pointer. The offset is bounded, as the verifier grants no range to one that may
+ * reach 0xffff. */
 static __always_inline void *write_at(void *data, void *data_end, __u32 offset, __u32 length)
 {
 	void *p;
 
 	if (offset > WRITE_OFFSET_MAX)
 		return NULL;
-	p = data + offset;
-	asm volatile("" : "+r"(p));
+	p = verifier_same_pointer(data + offset);
 	return p + length <= data_end ? p : NULL;
 }
 

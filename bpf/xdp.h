@@ -7,7 +7,7 @@
 #include "option.h"
 #include "write.h"
 
-/* The window scale of a SYN. Not static, as those of TC. */
+/* The window scale of a SYN. A global function: the verifier checks it once. */
 __noinline int xdp_read_options(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
@@ -18,7 +18,7 @@ __noinline int xdp_read_options(struct xdp_md *ctx)
 	start = work->pkt.l4.off + sizeof(struct tcphdr);
 	length = work->pkt.tcp_header - sizeof(struct tcphdr);
 	work->pkt.scale = TCP_SCALE_NONE;
-	if (packet_bounded(&length, sizeof(work->options)) &&
+	if (verifier_bounded(&length, sizeof(work->options)) &&
 	    bpf_xdp_load_bytes(ctx, start, work->options, length) == 0)
 		work->pkt.scale = option_scale(work->options, length);
 	return 0;
@@ -32,26 +32,6 @@ static __always_inline bool xdp_parse(struct xdp_md *ctx, struct work *work)
 		return false;
 	return packet_parse(eth, (void *)(long)ctx->data_end, eth->h_proto, &work->pkt);
 }
-
-/* Not static, as those of TC. */
-__noinline int xdp_unknown(struct xdp_md *ctx)
-{
-	struct work *work = work_get();
-
-	return work ? nat_decide_unknown(ctx, work) : VERDICT_PASS;
-}
-
-__noinline int xdp_elsewhere(struct xdp_md *ctx, struct conn *conn)
-{
-	struct work *work = work_get();
-
-	return work && conn ? nat_other_interface(ctx, work, conn) : REASON_NOT_ATTACHED;
-}
-
-static const struct nat_hook xdp_hook = {
-	.elsewhere = (int (*)(void *, struct conn *))xdp_elsewhere,
-	.unknown = (int (*)(void *))xdp_unknown,
-};
 
 /* All else is TC's: what has to be put together, or says something about other packets. */
 static __always_inline bool xdp_fit(const struct packet *pkt)

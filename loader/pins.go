@@ -50,7 +50,7 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	if err != nil {
 		return nil, fmt.Errorf("count CPUs: %w", err)
 	}
-	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(cpus)
+	spec.Maps[bpf.HairpinMapScratchPackets].MaxEntries = uint32(cpus)
 	if connections == 0 {
 		connections = defaultConnections
 	}

@@ -21,8 +21,8 @@ func fromAddr(addr bpf.HairpinAddr) netip.Addr {
 	return netip.AddrFrom16(addr.Bytes).Unmap()
 }
 
-// servedSlot is external_slot() of the datapath.
-func servedSlot(addr bpf.HairpinAddr) uint32 {
+// maybeExternalSlot is external_slot() of the datapath.
+func maybeExternalSlot(addr bpf.HairpinAddr) uint32 {
 	folded := uint32(0)
 	for i := 0; i < len(addr.Bytes); i += 4 {
 		folded ^= binary.NativeEndian.Uint32(addr.Bytes[i:])

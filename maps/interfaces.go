@@ -307,7 +307,7 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 	if want == old {
 		return nil
 	}
-	err = t.objs.Served.Put(servedSlot(addr), uint32(1))
+	err = t.objs.MaybeExternal.Put(maybeExternalSlot(addr), uint32(1))
 	if err == nil {
 		err = t.objs.Externals.Put(addr, want)
 	}

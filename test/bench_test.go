@@ -145,7 +145,7 @@ func (b *bench) load(tb testing.TB, spec *ebpf.CollectionSpec, connections, half
 			spec.Maps[bpf.HairpinMapRings].Contents[i].Value = ring
 		}
 	}
-	spec.Maps[bpf.HairpinMapCrafts].MaxEntries = uint32(ebpf.MustPossibleCPU())
+	spec.Maps[bpf.HairpinMapScratchPackets].MaxEntries = uint32(ebpf.MustPossibleCPU())
 	if err := spec.LoadAndAssign(&b.objs, nil); err != nil {
 		tb.Fatalf("load programs: %+v", err)
 	}

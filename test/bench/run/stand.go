@@ -89,9 +89,11 @@ func (s *stand) load(object string) {
 		spec, err = ebpf.LoadCollectionSpec(object)
 	}
 	s.must("read object", err)
-	// By its name: a base to compare with may be from before it was there.
-	if crafts := spec.Maps["crafts"]; crafts != nil {
-		crafts.MaxEntries = uint32(ebpf.MustPossibleCPU())
+	// By their names, the former one too: a base to compare with may be from before.
+	for _, name := range []string{bpf.HairpinMapScratchPackets, "crafts"} {
+		if m := spec.Maps[name]; m != nil {
+			m.MaxEntries = uint32(ebpf.MustPossibleCPU())
+		}
 	}
 	sizeRings(spec)
 	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {

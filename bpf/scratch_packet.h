@@ -5,32 +5,32 @@
 
 #include "nat.h"
 
-enum { CRAFT_SUM_STEP = 512, CRAFT_EINVAL = 22 };
+enum { SCRATCH_PACKET_SUM_STEP = 512, SCRATCH_PACKET_EINVAL = 22 };
 /* More than any header before a checksum, and a little. */
-enum { CRAFT_PULL = 128, CRAFT_PULL_AGAIN = 4 };
+enum { SCRATCH_PACKET_PULL = 128, SCRATCH_PACKET_PULL_AGAIN = 4 };
 
-static __always_inline struct craft *craft_get(void)
+static __always_inline struct scratch_packet *scratch_packet_get(void)
 {
 	__u32 cpu = bpf_get_smp_processor_id();
 
-	return bpf_map_lookup_elem(&crafts, &cpu);
+	return bpf_map_lookup_elem(&scratch_packets, &cpu);
 }
 
-struct craft_sum {
-	struct craft *craft;
+struct scratch_packet_sum {
+	struct scratch_packet *craft;
 	__u32 at, end;
 	__u64 sum;
 };
 
 /* bpf_csum_diff takes whole words, and on older kernels 512 bytes at most. */
-static long craft_sum_step(__u32 index, struct craft_sum *work)
+static long scratch_packet_sum_step(__u32 index, struct scratch_packet_sum *work)
 {
-	__u32 length = (work->end - work->at) & ~3u, at = work->at & (CRAFT_PACKET - 1);
+	__u32 length = (work->end - work->at) & ~3u, at = work->at & (SCRATCH_PACKET_SIZE - 1);
 	__s64 sum;
 
 	(void)index;
-	if (length > CRAFT_SUM_STEP)
-		length = CRAFT_SUM_STEP;
+	if (length > SCRATCH_PACKET_SUM_STEP)
+		length = SCRATCH_PACKET_SUM_STEP;
 	if (!length || work->at > work->end)
 		return 1;
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&work->craft->packet[at], length, 0);
@@ -41,16 +41,16 @@ static long craft_sum_step(__u32 index, struct craft_sum *work)
 
 /* Sum of the craft's bytes from at, which is even, to before end, as its 16 bit words in network order. Not
  * static, as what follows: the verifier takes each for itself, once. */
-__noinline int craft_sum(__u32 at, __u32 end)
+__noinline int scratch_packet_sum(__u32 at, __u32 end)
 {
-	struct craft_sum work = { .craft = craft_get(), .at = at, .end = end };
+	struct scratch_packet_sum work = { .craft = scratch_packet_get(), .at = at, .end = end };
 	__u32 left;
 
 	if (!work.craft)
 		return 0;
-	bpf_loop(CRAFT_PACKET / CRAFT_SUM_STEP + 1, craft_sum_step, &work, 0);
+	bpf_loop(SCRATCH_PACKET_SIZE / SCRATCH_PACKET_SUM_STEP + 1, scratch_packet_sum_step, &work, 0);
 	for (int i = 0; i < 3; i++) {
-		left = (work.at + i) & (CRAFT_PACKET - 1);
+		left = (work.at + i) & (SCRATCH_PACKET_SIZE - 1);
 		if (work.at + i < end)
 			work.sum += bpf_htons(i % 2 ? work.craft->packet[left] : work.craft->packet[left] << 8);
 	}
@@ -58,37 +58,37 @@ __noinline int craft_sum(__u32 at, __u32 end)
 }
 
 /* Copies the IP packet out of the skb. */
-static __always_inline bool craft_load(struct __sk_buff *skb, struct craft *craft, __u32 off, __u32 length)
+static __always_inline bool scratch_packet_load(struct __sk_buff *skb, struct scratch_packet *craft, __u32 off, __u32 length)
 {
-	if (!packet_bounded(&length, CRAFT_PACKET - 1))
+	if (!verifier_bounded(&length, SCRATCH_PACKET_SIZE - 1))
 		return false;
 	return bpf_skb_load_bytes(skb, off, craft->packet, length) == 0;
 }
 
 /* Is the checksum in this skb its device's to finish? Then it cannot be shortened beyond that, which is how
  * it shows; what is lost by that has been copied. */
-static __always_inline bool craft_partial(struct __sk_buff *skb, const struct transport *l4)
+static __always_inline bool scratch_packet_partial(struct __sk_buff *skb, const struct transport *l4)
 {
-	return l4->check_off && l4->pseudo && bpf_skb_change_tail(skb, l4->check_off + 1, 0) == -CRAFT_EINVAL;
+	return l4->check_off && l4->pseudo && bpf_skb_change_tail(skb, l4->check_off + 1, 0) == -SCRATCH_PACKET_EINVAL;
 }
 
 /* The packet in the skb is given up: what comes after is crafted, and whole. No device is to finish a checksum
  * in it: the kernel forgets about that when the place it begins at is pulled out from behind the IP header
  * (skb_postpull_rcsum), on some only at the next pull. */
-static __always_inline bool craft_begin(struct __sk_buff *skb, const struct packet *pkt)
+static __always_inline bool scratch_packet_begin(struct __sk_buff *skb, const struct packet *pkt)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
 
-	return bpf_skb_change_tail(skb, pkt->l4.off + 2 * CRAFT_PULL, 0) == 0 &&
-	       bpf_skb_adjust_room(skb, -CRAFT_PULL, BPF_ADJ_ROOM_NET, flags) == 0 &&
-	       bpf_skb_adjust_room(skb, -CRAFT_PULL_AGAIN, BPF_ADJ_ROOM_NET, flags) == 0;
+	return bpf_skb_change_tail(skb, pkt->l4.off + 2 * SCRATCH_PACKET_PULL, 0) == 0 &&
+	       bpf_skb_adjust_room(skb, -SCRATCH_PACKET_PULL, BPF_ADJ_ROOM_NET, flags) == 0 &&
+	       bpf_skb_adjust_room(skb, -SCRATCH_PACKET_PULL_AGAIN, BPF_ADJ_ROOM_NET, flags) == 0;
 }
 
 /* The header and these bytes of the craft become the skb's packet. */
-__noinline int craft_put(struct __sk_buff *skb, __u32 at, __u32 end)
+__noinline int scratch_packet_put(struct __sk_buff *skb, __u32 at, __u32 end)
 {
 	struct work *work = work_get();
-	struct craft *craft = craft_get();
+	struct scratch_packet *craft = scratch_packet_get();
 	__u32 base, payload, length = end - at;
 	int err;
 
@@ -96,8 +96,8 @@ __noinline int craft_put(struct __sk_buff *skb, __u32 at, __u32 end)
 		return -1;
 	base = packet_base(&work->pkt);
 	payload = work->pkt.l3_off + base;
-	at &= CRAFT_PACKET - 1;
-	if (!packet_bounded(&length, CRAFT_PIECE))
+	at &= SCRATCH_PACKET_SIZE - 1;
+	if (!verifier_bounded(&length, SCRATCH_PACKET_PIECE))
 		return -1;
 	err = (int)bpf_skb_change_tail(skb, payload + length, 0);
 	err |= (int)bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, base, BPF_F_RECOMPUTE_CSUM);
@@ -105,7 +105,7 @@ __noinline int craft_put(struct __sk_buff *skb, __u32 at, __u32 end)
 	return err | (int)bpf_skb_store_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs), BPF_F_RECOMPUTE_CSUM);
 }
 
-struct craft_split {
+struct scratch_packet_split {
 	struct __sk_buff *skb;
 	struct work *work;
 	__u32 at, size, end;	/* of the payload: next piece, length of each, all */
@@ -113,7 +113,7 @@ struct craft_split {
 };
 
 /* Writes length and place of a piece into the header. */
-static __always_inline void craft_piece_header(struct iphdr *ip, const struct craft_split *split, __u32 end)
+static __always_inline void scratch_packet_piece_header(struct iphdr *ip, const struct scratch_packet_split *split, __u32 end)
 {
 	__be16 length = bpf_htons((__u16)(sizeof(*ip) + end - split->at));
 	__u32 start = (split->frag_off & IP_OFFSET_MASK) + (split->at - sizeof(*ip)) / 8;
@@ -126,7 +126,7 @@ static __always_inline void craft_piece_header(struct iphdr *ip, const struct cr
 }
 
 /* One piece; 1 ends the loop. */
-static long craft_send_piece(__u32 index, struct craft_split *split)
+static long scratch_packet_send_piece(__u32 index, struct scratch_packet_split *split)
 {
 	__u32 end = split->at + split->size;
 
@@ -134,8 +134,8 @@ static long craft_send_piece(__u32 index, struct craft_split *split)
 	if (end > split->end)
 		end = split->end;
 	if (!split->work->pkt.v6)
-		craft_piece_header((struct iphdr *)split->work->header, split, end);
-	if (craft_put(split->skb, split->at, end) != 0)
+		scratch_packet_piece_header((struct iphdr *)split->work->header, split, end);
+	if (scratch_packet_put(split->skb, split->at, end) != 0)
 		return 1;
 	bpf_clone_redirect(split->skb, split->work->rw.ifindex, 0);
 	split->at = end;
@@ -144,20 +144,20 @@ static long craft_send_piece(__u32 index, struct craft_split *split)
 
 /* Sends the IP packet in the craft, which has no options, in evenly long pieces if it is too long for the
  * next hop: so none is too short for a checksum. In order (RFC 4787 REQ-13a). IPv6 is not cut up. */
-static __noinline long craft_send(struct __sk_buff *skb, struct work *work, struct craft *craft, __u32 length)
+static __noinline long scratch_packet_send(struct __sk_buff *skb, struct work *work, struct scratch_packet *craft, __u32 length)
 {
 	__u32 base = packet_base(&work->pkt), payload = length - base, pieces;
-	struct craft_split split = { .skb = skb, .work = work, .at = base, .end = length };
+	struct scratch_packet_split split = { .skb = skb, .work = work, .at = base, .end = length };
 	__u32 room = (work->rw.mtu - base) & ~7u;
 
 	__builtin_memcpy(work->header, craft->packet, sizeof(work->header));
 	split.frag_off = bpf_ntohs(((struct iphdr *)work->header)->frag_off);
 	split.size = payload;
 	if (work->rw.mtu && length > work->rw.mtu) {
-		if (room < 8 || room > CRAFT_PIECE || work->pkt.v6)
+		if (room < 8 || room > SCRATCH_PACKET_PIECE || work->pkt.v6)
 			return -1;
 		pieces = (payload + room - 1) / room;
 		split.size = ((payload + pieces - 1) / pieces + 7) & ~7u;
 	}
-	return bpf_loop(CRAFT_PACKET / 8, craft_send_piece, &split, 0);
+	return bpf_loop(SCRATCH_PACKET_SIZE / 8, scratch_packet_send_piece, &split, 0);
 }

@@ -3,15 +3,15 @@
  * Written here, as the kernel knows neither the forward nor, for packets to itself, of any lifetime. */
 #pragma once
 
-#include "craft.h"
+#include "scratch_packet.h"
 
 /* The error and its quote come to 532 bytes, below the 576 of RFC 1812 4.3.2.3, or to the 1280 of RFC 4443 2.4. */
 enum icmp_code { ICMP_HOST_UNREACH = 1, ICMP_PORT_UNREACH = 3, ICMP_FRAG_NEEDED = 4, ICMP_PKT_FILTERED = 13 };
 enum icmpv6_code { ICMPV6_ADM_PROHIBITED = 1, ICMPV6_ADDR_UNREACH = 3, ICMPV6_PORT_UNREACH = 4 };
-enum { TELL_QUOTE_V4 = 504, TELL_QUOTE_V6 = 1232, TELL_TTL = 64, TELL_BURST_NS = SECOND_NS };
-enum { TELL_TOS = 0xc0 };	/* RFC 1812 4.3.2.5 */
+enum { REPLY_QUOTE_V4 = 504, REPLY_QUOTE_V6 = 1232, REPLY_TTL = 64, REPLY_BURST_NS = SECOND_NS };
+enum { REPLY_TOS = 0xc0 };	/* RFC 1812 4.3.2.5 */
 
-struct tell {
+struct reply {
 	__u8 type, code;	/* both 0: says nothing */
 	bool mtu;		/* says the MTU, too */
 	bool reset;		/* not ICMP, but a RST */
@@ -19,18 +19,18 @@ struct tell {
 };
 
 /* Destination Unreachable, to those who are told at all. */
-static __always_inline struct tell tell_unreachable(const struct packet *pkt, enum icmp_code v4, enum icmpv6_code v6)
+static __always_inline struct reply reply_unreachable(const struct packet *pkt, enum icmp_code v4, enum icmpv6_code v6)
 {
 	if (!nat_tells(pkt->ifindex))
-		return (struct tell){};
+		return (struct reply){};
 	if (pkt->v6)
-		return (struct tell){ .type = ICMPV6_DEST_UNREACH, .code = (__u8)v6 };
-	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = (__u8)v4 };
+		return (struct reply){ .type = ICMPV6_DEST_UNREACH, .code = (__u8)v6 };
+	return (struct reply){ .type = ICMP_DEST_UNREACH, .code = (__u8)v4 };
 }
 
 /* May the sender of this packet, or its other side, be told that a connection is over? Not a client of the Internet whose
  * external address is no longer this router's: it may be somebody else's. */
-static __always_inline bool tell_reaches(__u32 ifindex, const union addr *from)
+static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 {
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
 
@@ -44,39 +44,39 @@ static __always_inline bool tell_reaches(__u32 ifindex, const union addr *from)
 }
 
 /* Its connection is over: whoever hears of it opens another one at once. A RST is for everybody. */
-static __always_inline struct tell tell_ended(const struct packet *pkt)
+static __always_inline struct reply reply_ended(const struct packet *pkt)
 {
 	if (pkt->tuple.protocol != IPPROTO_TCP || pkt->fragment != FRAGMENT_NONE)
-		return tell_unreachable(pkt, ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH);
-	return (struct tell){ .reset = !(pkt->tcp_flags & TCP_RST) };
+		return reply_unreachable(pkt, ICMP_PORT_UNREACH, ICMPV6_PORT_UNREACH);
+	return (struct reply){ .reset = !(pkt->tcp_flags & TCP_RST) };
 }
 
 /* Without DF the size is not to blame, but options or a protocol that cannot be cut up. */
-static __always_inline struct tell tell_too_big(const struct packet *pkt)
+static __always_inline struct reply reply_too_big(const struct packet *pkt)
 {
 	if (!pkt->dont_fragment)
-		return (struct tell){};
+		return (struct reply){};
 	if (pkt->v6)
-		return (struct tell){ .type = ICMPV6_PKT_TOOBIG, .mtu = true };
-	return (struct tell){ .type = ICMP_DEST_UNREACH, .code = ICMP_FRAG_NEEDED, .mtu = true };
+		return (struct reply){ .type = ICMPV6_PKT_TOOBIG, .mtu = true };
+	return (struct reply){ .type = ICMP_DEST_UNREACH, .code = ICMP_FRAG_NEEDED, .mtu = true };
 }
 
 /* What this reason is called in ICMP. */
-static __always_inline struct tell tell_of(const struct work *work)
+static __always_inline struct reply reply_of(const struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 
 	switch (work->rw.reason) {
 	case REASON_TTL_EXPIRED:
-		return (struct tell){ .type = pkt->v6 ? ICMPV6_TIME_EXCEED : ICMP_TIME_EXCEEDED };
+		return (struct reply){ .type = pkt->v6 ? ICMPV6_TIME_EXCEED : ICMP_TIME_EXCEEDED };
 	case REASON_TOO_BIG:
-		return tell_too_big(pkt);
+		return reply_too_big(pkt);
 	case REASON_NO_ROUTE:
-		return tell_unreachable(pkt, ICMP_HOST_UNREACH, ICMPV6_ADDR_UNREACH);
+		return reply_unreachable(pkt, ICMP_HOST_UNREACH, ICMPV6_ADDR_UNREACH);
 	case REASON_ENDED:
-		return tell_ended(pkt);
+		return reply_ended(pkt);
 	case REASON_CHALLENGED:
-		return (struct tell){ .challenge = pkt->tcp_flags == TCP_SYN };
+		return (struct reply){ .challenge = pkt->tcp_flags == TCP_SYN };
 	case REASON_NOT_ALLOWED:
 	case REASON_REFLECT_OFF:
 	case REASON_SOURCE_LIMIT:
@@ -86,15 +86,15 @@ static __always_inline struct tell tell_of(const struct work *work)
 	case REASON_PORT_FIXED:
 	case REASON_NO_ADDRESS:
 	case REASON_NOT_ATTACHED:
-		return tell_unreachable(pkt, ICMP_PKT_FILTERED, ICMPV6_ADM_PROHIBITED);
+		return reply_unreachable(pkt, ICMP_PKT_FILTERED, ICMPV6_ADM_PROHIBITED);
 	default:
-		return (struct tell){};
+		return (struct reply){};
 	}
 }
 
 /* RFC 1812 4.3.2.8, by GCRA: a side has one message an interval, and may save up a second's worth. Frag
  * Needed is exempt, as in Linux: without it a path stays a black hole. */
-static __always_inline bool tell_allowed(const struct interface *in, struct tell tell)
+static __always_inline bool reply_allowed(const struct interface *in, struct reply tell)
 {
 	const struct settings *settings = conn_settings();
 	__u32 role = in->role;
@@ -106,61 +106,61 @@ static __always_inline bool tell_allowed(const struct interface *in, struct tell
 	if (!settings || !budget)
 		return false;
 	next = budget->next > now ? budget->next : now;
-	if (next - now >= TELL_BURST_NS)
+	if (next - now >= REPLY_BURST_NS)
 		return false;
 	budget->next = next + settings->icmp_interval;
 	return true;
 }
 
-static __always_inline void tell_header4(struct work *work, const struct tuple *way, __u32 length)
+static __always_inline void reply_header4(struct work *work, const struct tuple *way, __u32 length)
 {
 	struct iphdr *ip = (struct iphdr *)work->header;
 
 	ip->version = 4;
 	ip->ihl = sizeof(*ip) / 4;
-	ip->tos = TELL_TOS;
+	ip->tos = REPLY_TOS;
 	ip->tot_len = bpf_htons((__u16)(sizeof(*ip) + length));
 	ip->frag_off = bpf_htons(IP_DONT_FRAGMENT);
-	ip->ttl = TELL_TTL;
+	ip->ttl = REPLY_TTL;
 	ip->protocol = way->protocol;
 	ip->saddr = way->src.word[3];
 	ip->daddr = way->dst.word[3];
 	ip->check = (__sum16)~csum_fold16((__u32)bpf_csum_diff(NULL, 0, (__be32 *)ip, sizeof(*ip), 0));
 }
 
-static __always_inline void tell_header(struct work *work, const struct tuple *way, __u32 length)
+static __always_inline void reply_header(struct work *work, const struct tuple *way, __u32 length)
 {
 	struct ipv6hdr *ip = (struct ipv6hdr *)work->header;
 
 	__builtin_memset(work->header, 0, sizeof(work->header));
 	if (!work->pkt.v6)
-		return tell_header4(work, way, length);
+		return reply_header4(work, way, length);
 	ip->version = 6;
-	ip->priority = TELL_TOS >> 4;
+	ip->priority = REPLY_TOS >> 4;
 	ip->payload_len = bpf_htons((__u16)length);
 	ip->nexthdr = way->protocol;
-	ip->hop_limit = TELL_TTL;
+	ip->hop_limit = REPLY_TTL;
 	__builtin_memcpy(&ip->saddr, &way->src, sizeof(way->src));
 	__builtin_memcpy(&ip->daddr, &way->dst, sizeof(way->dst));
 }
 
 /* Of the pseudo-header: that of ICMPv6 and of TCP in either family. */
-static __always_inline __u64 tell_pseudo_sum(const struct tuple *way, __u32 length)
+static __always_inline __u64 reply_pseudo_sum(const struct tuple *way, __u32 length)
 {
 	return csum_addr(&way->src, tuple_is_v6(way)) + csum_addr(&way->dst, tuple_is_v6(way)) + bpf_htonl(length) + bpf_htonl(way->protocol);
 }
 
 /* The ICMP message, behind the room for an IP header in the craft. Its length; 0: cannot be. */
-static __always_inline __u32 tell_message(struct __sk_buff *skb, const struct work *work, struct craft *craft,
-					  const struct tuple *way, struct tell tell)
+static __always_inline __u32 reply_message(struct __sk_buff *skb, const struct work *work, struct scratch_packet *craft,
+					  const struct tuple *way, struct reply tell)
 {
 	const struct packet *pkt = &work->pkt;
-	__u32 base = packet_base(pkt), quote = pkt->length, most = pkt->v6 ? TELL_QUOTE_V6 : TELL_QUOTE_V4, end;
+	__u32 base = packet_base(pkt), quote = pkt->length, most = pkt->v6 ? REPLY_QUOTE_V6 : REPLY_QUOTE_V4, end;
 	struct icmphdr *icmp = (struct icmphdr *)&craft->packet[base];
 
 	if (quote > most)
 		quote = most;
-	if (!packet_bounded(&quote, TELL_QUOTE_V6) || bpf_skb_load_bytes(skb, pkt->l3_off, icmp + 1, quote) != 0)
+	if (!verifier_bounded(&quote, REPLY_QUOTE_V6) || bpf_skb_load_bytes(skb, pkt->l3_off, icmp + 1, quote) != 0)
 		return 0;
 	__builtin_memset(icmp, 0, sizeof(*icmp));
 	icmp->type = tell.type;
@@ -170,20 +170,20 @@ static __always_inline __u32 tell_message(struct __sk_buff *skb, const struct wo
 	else if (tell.mtu)
 		icmp->mtu = bpf_htons((__u16)work->rw.mtu);
 	end = base + sizeof(*icmp) + quote;
-	icmp->checksum = (__sum16)~csum_fold16((pkt->v6 ? tell_pseudo_sum(way, end - base) : 0) +
-					       craft_sum(base, end));
+	icmp->checksum = (__sum16)~csum_fold16((pkt->v6 ? reply_pseudo_sum(way, end - base) : 0) +
+					       scratch_packet_sum(base, end));
 	return end - base;
 }
 
 /* Back where it came from: out of the interface and to the station that sent it. */
-static __always_inline void tell_address(struct work *work)
+static __always_inline void reply_address(struct work *work)
 {
 	__builtin_memcpy(work->rw.macs, work->pkt.remote_mac, ETH_ALEN);
 	__builtin_memcpy(work->rw.macs + ETH_ALEN, work->pkt.local_mac, ETH_ALEN);
 }
 
 /* From the address that its sender knows this router by. */
-static __always_inline bool tell_way(struct work *work, const struct interface *in)
+static __always_inline bool reply_way(struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
 	struct tuple *way = &work->open.way;
@@ -199,38 +199,38 @@ static __always_inline bool tell_way(struct work *work, const struct interface *
 }
 
 /* True: the skb now holds the answer, to go out where it came in. */
-static __always_inline bool tell_write(struct __sk_buff *skb, struct work *work, struct tell tell)
+static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work, struct reply tell)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
-	struct craft *craft = craft_get();
+	struct scratch_packet *craft = scratch_packet_get();
 	__u32 length, base = packet_base(pkt);
 
 	/* RFC 1812 4.3.2.7: not about errors, nor about any but the first fragment. */
 	if (!in || !craft || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
 		return false;
-	if (!tell_way(work, in) || !tell_allowed(in, tell))
+	if (!reply_way(work, in) || !reply_allowed(in, tell))
 		return false;
-	length = tell_message(skb, work, craft, &work->open.way, tell);
+	length = reply_message(skb, work, craft, &work->open.way, tell);
 	if (!length)
 		return false;
-	tell_address(work);
-	tell_header(work, &work->open.way, length);
-	return craft_begin(skb, pkt) && craft_put(skb, base, base + length) == 0;
+	reply_address(work);
+	reply_header(work, &work->open.way, length);
+	return scratch_packet_begin(skb, pkt) && scratch_packet_put(skb, base, base + length) == 0;
 }
 
 /* What a segment of the router's own says. */
-struct tell_segment {
+struct reply_segment {
 	__u32 seq, ack;
 	__u16 window;
 	__u8 flags;
 };
 
 /* Puts a segment that goes this way into the skb, whose packet has been given up. */
-static __always_inline bool tell_put_segment(struct __sk_buff *skb, struct work *work, const struct tuple *way,
-					   struct tell_segment segment)
+static __always_inline bool reply_put_segment(struct __sk_buff *skb, struct work *work, const struct tuple *way,
+					   struct reply_segment segment)
 {
-	struct craft *craft = craft_get();
+	struct scratch_packet *craft = scratch_packet_get();
 	__u32 base = packet_base(&work->pkt);
 	struct tcphdr *tcp;
 
@@ -245,18 +245,18 @@ static __always_inline bool tell_put_segment(struct __sk_buff *skb, struct work 
 	tcp->doff = sizeof(*tcp) / 4;
 	*((__u8 *)tcp + TCP_FLAGS_OFFSET) = segment.flags;
 	tcp->window = bpf_htons(segment.window);
-	tcp->check = (__sum16)~csum_fold16(tell_pseudo_sum(way, sizeof(*tcp)) + craft_sum(base, base + sizeof(*tcp)));
-	tell_header(work, way, sizeof(*tcp));
-	return craft_put(skb, base, base + sizeof(*tcp)) == 0;
+	tcp->check = (__sum16)~csum_fold16(reply_pseudo_sum(way, sizeof(*tcp)) + scratch_packet_sum(base, base + sizeof(*tcp)));
+	reply_header(work, way, sizeof(*tcp));
+	return scratch_packet_put(skb, base, base + sizeof(*tcp)) == 0;
 }
 
 /* The other side of a connection that is over hears of it with the first packet of either: it may be waiting
  * for what will never come. Its receiver takes no other sequence number than the one it expects. */
-static __always_inline void tell_other_side(struct __sk_buff *skb, struct work *work)
+static __always_inline void reply_other_side(struct __sk_buff *skb, struct work *work)
 {
 	struct entry *entry = &work->rw.entry;
 	struct conn *conn = conn_find(&work->pkt.tuple, entry), *other;
-	struct tell_segment reset = { .flags = TCP_RST };
+	struct reply_segment reset = { .flags = TCP_RST };
 
 	if (!conn || conn_half(entry->identity) || entry->identity & CONN_TOLD)
 		return;
@@ -269,17 +269,17 @@ static __always_inline void tell_other_side(struct __sk_buff *skb, struct work *
 	if (!hop_recall(conn->hop, &work->rw) &&
 	    (nat_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))
 		return;
-	if (!tell_reaches(work->rw.ifindex, &entry->to.src))
+	if (!reply_reaches(work->rw.ifindex, &entry->to.src))
 		return;
 	/* The loopback device takes no station's address. */
 	if (work->rw.local)
 		__builtin_memset(work->rw.macs, 0, sizeof(work->rw.macs));
-	if (tell_put_segment(skb, work, &entry->to, reset))
+	if (reply_put_segment(skb, work, &entry->to, reset))
 		bpf_clone_redirect(skb, work->rw.ifindex, 0);
 }
 
 /* A packet that user space has made up names no station: the kernel knows it. */
-static __always_inline bool tell_station(struct __sk_buff *skb, struct work *work)
+static __always_inline bool reply_station(struct __sk_buff *skb, struct work *work)
 {
 	const __u8 *mac = work->pkt.remote_mac;
 	struct fib_start start = { .ifindex = work->pkt.ifindex };
@@ -295,41 +295,41 @@ static __always_inline bool tell_station(struct __sk_buff *skb, struct work *wor
 	return true;
 }
 
-/* True: as tell_write, a RST. */
-static __always_inline bool tell_write_reset(struct __sk_buff *skb, struct work *work, struct tell tell)
+/* True: as reply_write, a RST. */
+static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work *work, struct reply tell)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
-	struct tell_segment reset = { .seq = pkt->ack, .flags = TCP_RST };
+	struct reply_segment reset = { .seq = pkt->ack, .flags = TCP_RST };
 
-	if (!in || !tell_allowed(in, tell) || !craft_begin(skb, pkt))
+	if (!in || !reply_allowed(in, tell) || !scratch_packet_begin(skb, pkt))
 		return false;
 	work->back = 0;
-	tell_other_side(skb, work);
-	if (!tell_reaches(pkt->ifindex, &pkt->tuple.dst))
+	reply_other_side(skb, work);
+	if (!reply_reaches(pkt->ifindex, &pkt->tuple.dst))
 		return false;
 	if (!(pkt->tcp_flags & TCP_ACK))
-		reset = (struct tell_segment){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };
-	tell_address(work);
+		reset = (struct reply_segment){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };
+	reply_address(work);
 	tuple_reverse(&pkt->tuple, &work->open.way);
-	if (!tell_station(skb, work))
+	if (!reply_station(skb, work))
 		return false;
-	return tell_put_segment(skb, work, &work->open.way, reset);
+	return reply_put_segment(skb, work, &work->open.way, reset);
 }
 
-/* True: as tell_write, a challenge. One for a SYN, and no longer than the SYN: nothing is amplified, and the budget of ICMP
+/* True: as reply_write, a challenge. One for a SYN, and no longer than the SYN: nothing is amplified, and the budget of ICMP
  * errors is not touched. Its window, and how far its acknowledgement is off, pass for a connection in conntrack
  * (MAXACKWINCONST of nf_conntrack_proto_tcp.c), so that the answer also comes from behind a masquerade. */
-static __always_inline bool tell_write_challenge(struct __sk_buff *skb, struct work *work)
+static __always_inline bool reply_write_challenge(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct tell_segment challenge = {
+	struct reply_segment challenge = {
 		.seq = bpf_get_prandom_u32(), .ack = challenge_number(pkt), .flags = TCP_SYN | TCP_ACK, .window = 0xffff,
 	};
 
-	if (!craft_begin(skb, pkt))
+	if (!scratch_packet_begin(skb, pkt))
 		return false;
-	tell_address(work);
+	reply_address(work);
 	tuple_reverse(&pkt->tuple, &work->open.way);
-	return tell_put_segment(skb, work, &work->open.way, challenge);
+	return reply_put_segment(skb, work, &work->open.way, challenge);
 }
