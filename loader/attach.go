@@ -231,11 +231,7 @@ func (d *Datapath) Attach(ifname string, want Hooks) (Attachment, error) {
 }
 
 func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
-	mode := want.Mode
-	if !slices.Contains([]Mode{ModeAuto, ModeXDP, ModeXDPUntagged, ModeTC}, mode) {
-		return Attachment{}, fmt.Errorf("unknown mode %q: auto, xdp, xdp-untagged or tc", mode)
-	}
-	dev, err := findDevice(ifname)
+	dev, mode, err := d.target(ifname, want)
 	if err != nil {
 		return Attachment{}, err
 	}
@@ -245,9 +241,6 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 	}
 	defer programs.Close()
 
-	if bare(dev) || loopback(dev) {
-		mode = ModeTC
-	}
 	x, err := d.prepareXDP(dev, mode)
 	if err != nil {
 		return Attachment{}, err
@@ -280,6 +273,49 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 		}
 	}
 	return a, d.sweep()
+}
+
+// Probe reports, changing nothing, why Attach would refuse: its errors, and what others have attached in the places that
+// the programs need. What only the driver knows shows when Attach is called.
+func (d *Datapath) Probe(ifname string, want Hooks) error {
+	if err := d.probe(ifname, want); err != nil {
+		return explain(fmt.Errorf("attach to %s: %w", ifname, err))
+	}
+	return nil
+}
+
+func (d *Datapath) probe(ifname string, want Hooks) error {
+	dev, mode, err := d.target(ifname, want)
+	if err != nil {
+		return err
+	}
+	x, err := d.prepareXDP(dev, mode)
+	if err != nil {
+		return err
+	}
+	x.old.Close()
+	if !d.noTCX {
+		return nil
+	}
+	if err := checkPlace(dev.Attrs().Index, ingress); err != nil || !want.Guard {
+		return err
+	}
+	return checkPlace(dev.Attrs().Index, egress)
+}
+
+// target is the device to attach to, and the mode that its kind allows.
+func (d *Datapath) target(ifname string, want Hooks) (netlink.Link, Mode, error) {
+	if !slices.Contains([]Mode{ModeAuto, ModeXDP, ModeXDPUntagged, ModeTC}, want.Mode) {
+		return nil, "", fmt.Errorf("unknown mode %q: auto, xdp, xdp-untagged or tc", want.Mode)
+	}
+	dev, err := findDevice(ifname)
+	if err != nil {
+		return nil, "", err
+	}
+	if bare(dev) || loopback(dev) {
+		return dev, ModeTC, nil
+	}
+	return dev, want.Mode, nil
 }
 
 // unwanted are the kinds of hooks of TC that an interface does not have besides those it has, in the

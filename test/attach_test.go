@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -130,12 +131,12 @@ func nothingLeft(t *testing.T, dir string) {
 	}
 }
 
-// An interface that runs somebody else's XDP program is refused, and left alone.
-func TestForeignXDPIsRefused(t *testing.T) {
-	n := lab.NewNetwork(t)
+// foreignXDP attaches somebody else's XDP program.
+func foreignXDP(t *testing.T, router *lab.Host, dev string) ebpf.ProgramID {
+	t.Helper()
 	program := foreign(t, ebpf.XDP, 2) // XDP_PASS
-	err := n.Router.Do(func() error {
-		l, err := link.AttachXDP(link.XDPOptions{Interface: n.Router.Index("lan0"), Program: program})
+	err := router.Do(func() error {
+		l, err := link.AttachXDP(link.XDPOptions{Interface: router.Index(dev), Program: program})
 		if err == nil {
 			t.Cleanup(func() { l.Close() })
 		}
@@ -144,6 +145,13 @@ func TestForeignXDPIsRefused(t *testing.T) {
 	if err != nil {
 		t.Fatalf("attach foreign program: %v", err)
 	}
+	return programID(t, program)
+}
+
+// An interface that runs somebody else's XDP program is refused, and left alone.
+func TestForeignXDPIsRefused(t *testing.T) {
+	n := lab.NewNetwork(t)
+	theirs := foreignXDP(t, n.Router, "lan0")
 	hp := lab.NewHairpin(n.Router, config("xdp", forwards))
 	if said := hp.Fail(2, "attach"); !strings.Contains(said, "lan0") || !strings.Contains(said, "XDP") {
 		t.Errorf("the message does not say what is wrong with lan0: %s", said)
@@ -151,11 +159,65 @@ func TestForeignXDPIsRefused(t *testing.T) {
 	if said := hp.Fail(2, "run"); !strings.Contains(said, "lan0") {
 		t.Errorf("the message does not say what is wrong with lan0: %s", said)
 	}
-	if _, xdp := attached(t, n.Router, "lan0"); xdp != uint32(programID(t, program)) {
+	if _, xdp := attached(t, n.Router, "lan0"); xdp != uint32(theirs) {
 		t.Errorf("XDP program %d on lan0, want the foreign one", xdp)
 	}
 	if tc, xdp := attached(t, n.Router, "wan0"); len(tc) != 0 || xdp != 0 {
 		t.Errorf("wan0 keeps programs of a failed attach: TC %v, XDP %d", tc, xdp)
 	}
 	nothingLeft(t, hp.Dir)
+}
+
+// TestRefusedModeKeepsWhatRuns: a file asks for XDP where somebody else's XDP program is. Neither apply nor a reload changes
+// anything by it, for packets or for what is told.
+func TestRefusedModeKeepsWhatRuns(t *testing.T) {
+	s := startService(t, "tc")
+	theirs := foreignXDP(t, s.Router, "wan0")
+	s.hp.Write(config("xdp", forwards))
+	before, generation := s.hp.Run("forward", "show"), liveGeneration(t, s.hp)
+	tc, _ := attached(t, s.Router, "wan0")
+	if said := s.hp.Fail(2, "apply"); !strings.Contains(said, "wan0") {
+		t.Errorf("apply does not name wan0: %s", said)
+	}
+	s.hp.Reload()
+	s.hp.Fail(3, "diff")
+	if now := s.hp.Run("forward", "show"); now != before {
+		t.Errorf("forwards\n%s\nwere\n%s", now, before)
+	}
+	if now, xdp := attached(t, s.Router, "wan0"); !slices.Equal(now, tc) || xdp != uint32(theirs) {
+		t.Errorf("wan0 has the TC programs %v and the XDP program %d, had %v and %d", now, xdp, tc, theirs)
+	}
+	if now := liveGeneration(t, s.hp); now != generation {
+		t.Errorf("generation %d, was %d", now, generation)
+	}
+	if scrape(t, s.Network, "hairpin_config_last_reload_successful") != 0 {
+		t.Error("the metrics say that the last reload went well")
+	}
+	s.advance(10)
+	s.finish()
+}
+
+// TestDetachKeepsConnections: what detach leaves in the kernel goes on with the next attach.
+func TestDetachKeepsConnections(t *testing.T) {
+	for _, mode := range hookModes {
+		t.Run(mode, func(t *testing.T) {
+			n := lab.NewNetwork(t)
+			n.SetOffloads(offloadsFor(mode))
+			n.Server.ServeTCP(":8080")
+			hp := lab.NewHairpin(n.Router, config(mode, forwards))
+			hp.Run("attach")
+			inside, outside := waiting(t, n.Client), waiting(t, n.Internet)
+			before := hp.Run("conn", "count")
+			hp.Run("detach")
+			if count := hp.Run("conn", "count"); count != before {
+				t.Errorf("after detach\n%s\nbefore\n%s", count, before)
+			}
+			hp.Run("attach")
+			for _, c := range []*lab.Conn{inside, outside} {
+				if err := c.Echo(10_000); err != nil {
+					t.Errorf("connection after detach and attach: %v", err)
+				}
+			}
+		})
+	}
 }

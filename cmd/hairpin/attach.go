@@ -115,7 +115,8 @@ func (s started) String() string {
 	return text
 }
 
-// detach leaves maps and pins: only the programs go.
+// detach leaves maps and pins: only the programs go. The tables keep the interfaces and addresses, so that connections
+// outlast it: their addresses are compared with the machine's by the next attach.
 func (a *app) detach(ctx context.Context) error {
 	s, err := a.openLocked(ctx)
 	if err != nil {
@@ -128,9 +129,6 @@ func (a *app) detach(ctx context.Context) error {
 	attachments, err := s.datapath.Attachments()
 	if err != nil {
 		return fmt.Errorf("list attachments: %w", err)
-	}
-	if err := s.tables.SetInterfaces(nil); err != nil {
-		return fmt.Errorf("set interfaces: %w", err)
 	}
 	for _, attachment := range attachments {
 		if err := s.datapath.Detach(attachment.Index); err != nil {

@@ -16,6 +16,7 @@ import (
 
 // attacher is what the commands and the daemon need of a *loader.Datapath.
 type attacher interface {
+	Probe(ifname string, want loader.Hooks) error
 	Attach(ifname string, want loader.Hooks) (loader.Attachment, error)
 	Detach(ifindex int) error
 	Attachments() ([]loader.Attachment, error)
@@ -115,30 +116,71 @@ func (r *router) look(cfg maps.Config) (sight, error) {
 	return sight{ports, strays, links}, nil
 }
 
-// attach puts the programs on the ports that lack them, and the leak guard on WANs that lack that; and XDP
-// gives way, or the NIC, where VLAN tags have come to be out of its sight. A port that refuses them keeps the reason in err; added are the interfaces that had none before. A guard is
-// only added here: without the role of a WAN it lets everything pass.
-func (r *router) attach(ports []port, mode string) (added []int) {
+// hooks are what a port is to get in a mode. The leak guard is only added here: without the role of a WAN it lets every
+// packet pass, and settle takes it off.
+func (p port) hooks(mode string) loader.Hooks {
+	return loader.Hooks{Mode: loader.Mode(mode), Guard: p.guarded() || p.attachment != nil && p.attachment.Guard}
+}
+
+// due are the ports that have to get programs: those that lack some in this mode, and all where the mode before was another.
+func due(ports []port, mode, before string) (list []*port) {
 	for i := range ports {
 		p := &ports[i]
-		if p.link == nil || p.err != nil || !p.lacks(mode) {
-			continue
+		if p.link != nil && p.err == nil && (mode != before || p.lacks(mode)) {
+			list = append(list, p)
 		}
-		want := loader.Hooks{Mode: loader.Mode(mode), Guard: p.guarded() || p.attachment != nil && p.attachment.Guard}
-		attachment, err := r.attacher.Attach(p.name, want)
+	}
+	return list
+}
+
+// probe asks, changing nothing, whether the interfaces would take the programs. A port that would refuse them keeps the
+// reason in err.
+func (r *router) probe(ports []port, mode, before string) error {
+	for _, p := range due(ports, mode, before) {
+		if err := r.attacher.Probe(p.name, p.hooks(mode)); errors.Is(err, loader.ErrNoInterface) {
+			p.link = nil // went away since it was listed
+		} else {
+			p.err = err
+		}
+	}
+	return refusals(ports)
+}
+
+// attach puts the programs on the ports that lack them, or have them in another mode. It also takes XDP off where XDP does
+// not see VLAN tags any more. A port that refuses the programs keeps the reason in err. undo brings the mode before back.
+func (r *router) attach(ports []port, mode, before string) (undo func() error) {
+	var back []func() error
+	for _, p := range due(ports, mode, before) {
+		old, name := p.attachment, p.name
+		if old != nil {
+			hooks := loader.Hooks{Mode: loader.Mode(before), Guard: old.Guard}
+			back = append(back, func() error {
+				_, err := r.attacher.Attach(name, hooks)
+				return err
+			})
+		}
+		attachment, err := r.attacher.Attach(name, p.hooks(mode))
 		switch {
 		case errors.Is(err, loader.ErrNoInterface):
-			p.link = nil // went away since it was listed
+			p.link, p.attachment = nil, nil
 		case err != nil:
 			p.err = err
-		case p.attachment == nil:
-			added = append(added, attachment.Index)
+		case old == nil:
+			back = append(back, func() error { return r.attacher.Detach(attachment.Index) })
 			fallthrough
 		default:
 			p.attachment = &attachment
 		}
 	}
-	return added
+	return func() error {
+		var errs []error
+		for _, do := range back {
+			if err := do(); !errors.Is(err, loader.ErrNoInterface) {
+				errs = append(errs, err)
+			}
+		}
+		return errors.Join(errs...)
+	}
 }
 
 // guarded reports whether the leak guard belongs on a port.
@@ -162,7 +204,7 @@ func (r *router) follow(cfg maps.Config) ([]port, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.attach(seen.ports, cfg.Mode)
+	r.attach(seen.ports, cfg.Mode, cfg.Mode)
 	return seen.ports, r.settle(seen, cfg.Mode)
 }
 
@@ -288,69 +330,69 @@ func (r *router) add(running maps.Config, forward maps.Forward) (applied, error)
 	return r.change(running, func() (func() (maps.Change, error), error) { return add, nil })
 }
 
-// change attaches the ports of cfg, changes the tables, and tells them what is there.
-// What prepare returns changes them.
+// change makes cfg what runs. It reads everything and asks every interface first; then it attaches, changes the tables by what
+// prepare returns, and tells them what is there. Until the tables have changed, every step can be taken back: a change
+// that is refused leaves what runs as it was.
 func (r *router) change(cfg maps.Config, prepare func() (func() (maps.Change, error), error)) (applied, error) {
-	running, err := r.tables.Settings()
-	fresh := errors.Is(err, maps.ErrEmpty)
-	if fresh {
-		running.Mode = cfg.Mode // nothing is attached by another
-	} else if err != nil {
-		return applied{}, fmt.Errorf("read what runs: %w", err)
-	}
-	seen, err := r.look(cfg)
+	p, err := r.plan(cfg)
 	if err != nil {
 		return applied{}, err
 	}
-	ports := seen.ports
+	return r.commit(p, prepare)
+}
+
+// plan is what a change has found out before it changes anything.
+type plan struct {
+	cfg    maps.Config
+	before string // the mode that runs
+	fresh  bool   // nothing was ever applied
+	seen   sight
+}
+
+// plan refuses what an interface would refuse.
+func (r *router) plan(cfg maps.Config) (plan, error) {
+	running, err := r.tables.Settings()
+	p := plan{cfg: cfg, before: running.Mode, fresh: errors.Is(err, maps.ErrEmpty)}
+	if p.fresh {
+		p.before = cfg.Mode
+	} else if err != nil {
+		return plan{}, fmt.Errorf("read what runs: %w", err)
+	}
+	if p.seen, err = r.look(cfg); err != nil {
+		return plan{}, err
+	}
+	return p, r.probe(p.seen.ports, cfg.Mode, p.before)
+}
+
+// commit carries a plan out. The programs go on first: a mode may change under the old tables, as TC does all that XDP does.
+func (r *router) commit(p plan, prepare func() (func() (maps.Change, error), error)) (applied, error) {
 	prepare = sync.OnceValues(prepare)
 	var preparing sync.WaitGroup
-	if fresh {
+	if p.fresh {
 		// Both wait for the kernel most of the time. Where something runs, nothing is
 		// written before every interface has taken the programs.
 		preparing.Go(func() { _, _ = prepare() })
 	}
-	added := r.attach(ports, cfg.Mode)
+	undo := r.attach(p.seen.ports, p.cfg.Mode, p.before)
 	preparing.Wait()
-	if err := refusals(ports); err != nil {
-		return applied{}, errors.Join(err, r.undo(added))
+	err := refusals(p.seen.ports)
+	var change maps.Change
+	if err == nil {
+		change, err = swap(prepare)
 	}
+	if err != nil {
+		return applied{}, errors.Join(err, undo())
+	}
+	err = r.settle(p.seen, p.cfg.Mode)
+	return applied{done: true, change: change, ports: p.seen.ports}, err
+}
+
+func swap(prepare func() (func() (maps.Change, error), error)) (maps.Change, error) {
 	tables, err := prepare()
 	if err != nil {
-		return applied{}, errors.Join(err, r.undo(added))
+		return maps.Change{}, err
 	}
-	change, err := tables()
-	if err != nil {
-		return applied{}, errors.Join(err, r.undo(added))
-	}
-	if running.Mode != cfg.Mode {
-		err = r.reattach(ports, added, cfg.Mode)
-	}
-	err = errors.Join(err, r.settle(seen, cfg.Mode))
-	return applied{done: true, change: change, ports: ports}, err
-}
-
-// reattach moves the ports that were attached before to another mode.
-func (r *router) reattach(ports []port, added []int, mode string) error {
-	fresh := make(map[int]bool, len(added))
-	for _, index := range added {
-		fresh[index] = true
-	}
-	for i := range ports {
-		if p := &ports[i]; p.attachment != nil && !fresh[p.attachment.Index] {
-			p.attachment = nil
-		}
-	}
-	r.attach(ports, mode)
-	return refusals(ports)
-}
-
-func (r *router) undo(added []int) error {
-	var errs []error
-	for _, index := range added {
-		errs = append(errs, r.attacher.Detach(index))
-	}
-	return errors.Join(errs...)
+	return tables()
 }
 
 // started says how start left things.

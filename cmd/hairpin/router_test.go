@@ -22,7 +22,8 @@ import (
 type machineFake struct {
 	list     []loader.Link
 	attached map[int]loader.Attachment
-	refuse   map[string]error // interfaces that refuse the programs
+	refuse   map[string]error // interfaces that refuse the programs, and say so before
+	fail     map[string]error // interfaces that fail to attach in mode xdp, whatever they said before
 	routes   []netip.Prefix
 	running  *maps.Config
 	applyErr error
@@ -62,12 +63,22 @@ func (m *machineFake) unplug(name string) {
 	})
 }
 
+func (m *machineFake) Probe(name string, _ loader.Hooks) error {
+	if !slices.ContainsFunc(m.list, func(l loader.Link) bool { return l.Name == name }) {
+		return loader.ErrNoInterface
+	}
+	return m.refuse[name]
+}
+
 func (m *machineFake) Attach(name string, want loader.Hooks) (loader.Attachment, error) {
 	i := slices.IndexFunc(m.list, func(l loader.Link) bool { return l.Name == name })
 	if i < 0 {
 		return loader.Attachment{}, loader.ErrNoInterface
 	}
 	if err := m.refuse[name]; err != nil {
+		return loader.Attachment{}, err
+	}
+	if err := m.fail[name]; err != nil && want.Mode == loader.ModeXDP {
 		return loader.Attachment{}, err
 	}
 	m.log = append(m.log, "attach "+name+" "+string(want.Mode))
@@ -203,7 +214,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		if result, err := m.router().apply(testConfig()); err == nil || result.done {
 			t.Errorf("apply: %v, done %v", err, result.done)
 		}
-		wantDone(t, m, "attach wan0 auto", "detach wan0")
+		wantDone(t, m)
 	})
 	t.Run("interface refuses while something runs", func(t *testing.T) {
 		m := newMachine("wan0", "lan0")
@@ -213,7 +224,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		if result, err := m.router().apply(testConfig()); err == nil || result.done || m.prepared > 0 {
 			t.Errorf("apply: %v, done %v, %d prepared", err, result.done, m.prepared)
 		}
-		wantDone(t, m, "attach wan0 auto", "detach wan0")
+		wantDone(t, m)
 	})
 	t.Run("tables refuse", func(t *testing.T) {
 		m := newMachine("wan0", "lan0")
@@ -261,10 +272,50 @@ func TestApplyOfAnotherModeReattaches(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wantDone(t, m, "apply", "attach wan0 xdp", "attach lan0 xdp", "interfaces wan0,lan0")
+	wantDone(t, m, "attach wan0 xdp", "attach lan0 xdp", "apply", "interfaces wan0,lan0")
 	if got := result.ports[0].mode(); got != "xdp+tcx" {
 		t.Errorf("mode %q, want xdp+tcx", got)
 	}
+}
+
+// An interface that refuses another mode leaves all of them, and the tables, as they were.
+func TestRefusedModeChangesNothing(t *testing.T) {
+	refusal := errors.New("somebody else's XDP program")
+	running := func(t *testing.T) (*machineFake, maps.Config) {
+		m, cfg := newMachine("wan0", "lan0"), testConfig()
+		cfg.Mode = maps.ModeTC
+		if _, err := m.router().apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+		m.did()
+		cfg.Mode = maps.ModeXDP
+		return m, cfg
+	}
+	unchanged := func(t *testing.T, m *machineFake, cfg maps.Config) {
+		t.Helper()
+		result, err := m.router().apply(cfg)
+		if !errors.Is(err, refusal) || result.done || m.running.Mode != maps.ModeTC {
+			t.Errorf("apply: %v, done %v, mode %s", err, result.done, m.running.Mode)
+		}
+	}
+	t.Run("when asked", func(t *testing.T) {
+		m, cfg := running(t)
+		m.refuse = map[string]error{"lan0": refusal}
+		unchanged(t, m, cfg)
+		wantDone(t, m)
+	})
+	t.Run("when attached", func(t *testing.T) {
+		m, cfg := running(t)
+		m.fail = map[string]error{"lan0": refusal}
+		unchanged(t, m, cfg)
+		wantDone(t, m, "attach wan0 xdp", "attach wan0 tc", "attach lan0 tc")
+	})
+	t.Run("by the tables", func(t *testing.T) {
+		m, cfg := running(t)
+		m.applyErr = refusal
+		unchanged(t, m, cfg)
+		wantDone(t, m, "attach wan0 xdp", "attach lan0 xdp", "attach wan0 tc", "attach lan0 tc")
+	})
 }
 
 // What runs over a live datapath depends on whether the files are those that it was served with.
