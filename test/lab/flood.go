@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,8 @@ type Flood struct {
 	// With none, any public IPv4 address may be a source.
 	From []netip.Prefix
 	To   netip.AddrPort
+	// Rate is how many packets are sent a second; 0 is as many as one thread can.
+	Rate int
 	// Times is how many packets each tuple gets; 0 is one. The second packet of a tuple follows
 	// when floodBlock tuples have had their first, so that an answer has time to come.
 	Times int
@@ -28,7 +31,7 @@ type Flood struct {
 const floodBlock = 8192
 
 // SendFlood sends a flood out of an interface and to a neighbour's MAC address, past the host's
-// IP stack, as fast as one thread can. It ends when stop, which is told how many packets were
+// IP stack. It ends when stop, which is told how many packets were
 // sent, returns true, and returns that number.
 func (h *Host) SendFlood(dev string, neighbour net.HardwareAddr, f Flood, stop func(sent int) bool) (int, error) {
 	kind := []byte{0x08, 0x00}
@@ -38,8 +41,11 @@ func (h *Host) SendFlood(dev string, neighbour net.HardwareAddr, f Flood, stop f
 	wire := h.Wire(dev, neighbour)
 	ethernet := append(append(append([]byte(nil), neighbour...), h.HardwareAddr(dev)...), kind...)
 	b, seed, times := newBatch(), rand.Uint64(), max(1, f.Times)
-	sent := 0
+	sent, began := 0, time.Now()
 	for ; !stop(sent); sent += batchSize {
+		if f.Rate > 0 {
+			time.Sleep(time.Until(began.Add(time.Duration(sent) * time.Second / time.Duration(f.Rate))))
+		}
 		for i := range batchSize {
 			at := sent + i
 			tuple := at/(floodBlock*times)*floodBlock + at%floodBlock
