@@ -19,12 +19,6 @@ STRESS ?= 2m
 # What bench-run compares with: an object, a tree or a revision.
 BASE ?=
 
-# What building the object, checking and testing need beyond Go and make.
-PACKAGES := clang-19 llvm-19 libbpf-dev iproute2 ethtool nftables nginx-light curl iperf3 bind9-dnsutils \
-	dnsmasq-base unbound bind9 bind9-utils iputils-ping iputils-tracepath traceroute hping3 nmap tcpdump procps \
-	openssh-client openssh-server iptables wrk
-# And what booting other kernels needs.
-KERNEL_PACKAGES := qemu-system-x86 busybox-static cpio kmod wireguard-tools ppp pppoe
 # 5.10, 6.1, 6.12, backports, newest; none named is all.
 KERNELS ?=
 # load, packets, T, N, devices, with commas; none named is all.
@@ -36,7 +30,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices floods demo bench bench-short bench-run check generate deps fuzz stress install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices floods demo bench bench-short bench-run check graph generate deps fuzz stress install uninstall clean root
 
 help:
 	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
@@ -51,10 +45,11 @@ help:
 	@echo "make build          bin/hairpin"
 	@echo "sudo make install   bin/hairpin, a systemd unit, a configuration to start from"
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
+	@echo "make graph          the packages and what they import"
 	@echo "make generate       *_bpfel.* anew, with clang $(CLANG_VERSION)"
 	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N for others"
 	@echo "sudo make stress    connections opened, closed and ended on two CPUs at once, for $(STRESS)"
-	@echo "sudo make deps      Debian packages for the above; deps-kernels: those for test-kernels"
+	@echo "make deps           what the above need and this machine lacks; each calls this itself. deps-kernels: for test-kernels"
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.release=$(VERSION)" -o bin/hairpin ./cmd/hairpin
@@ -62,47 +57,47 @@ build:
 root:
 	@test "$$(id -u)" = 0 || { echo "needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-test: root
+test: root deps
 	$(GO) test -count=1 -timeout 60m ./...
 	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test
 	@cat test/DEVICES.md bin/floods.md
 
-test-kernels: root
+test-kernels: root deps-kernels
 	$(GO) run ./test/kernels/boot -table test/KERNELS.md $(if $(RUNS),-runs $(RUNS)) $(KERNELS)
 
-conformance: root
+conformance: root deps
 	$(GO) test -count=1 -run '^TestConformance$$' ./test -args -rewrite; status=$$?; cat test/CONFORMANCE.md; exit $$status
 
-devices: root
+devices: root deps
 	$(GO) test -count=1 -run '^TestDevices$$' ./test -args -rewrite; status=$$?; cat test/DEVICES.md; exit $$status
 
-floods: root
+floods: root deps
 	$(GO) test -count=1 -timeout 2h -run '^TestFloods$$' ./test -args -rewrite; status=$$?; cat test/FLOODS.md; exit $$status
 
-fuzz: root
+fuzz: root deps
 	$(GO) test -count=1 -v -timeout 0 -run '^TestMutations$$' ./test -args -executions=$(MUTATIONS) -seed=$(SEED)
 
-stress: root
+stress: root deps
 	$(GO) test -count=1 -v -timeout 0 -run '^TestRaces$$' ./test -args -stress=$(STRESS)
 
 demo: root build
 	test/demo/demo.sh
 
-bench: root
+bench: root deps
 	$(GO) run ./test/bench --out test/bench/results
 
-bench-short: root
+bench-short: root deps
 	$(GO) run ./test/bench --short --out bin/bench
 
-bench-run: root
+bench-run: root deps
 	$(GO) run ./test/bench/run $(if $(BASE),--base $(BASE))
 
-generate:
+generate: deps
 	@$(CLANG) --version | grep -qF "version $(CLANG_VERSION)" || \
-		{ echo "needs clang $(CLANG_VERSION), Debian's clang-19: sudo make deps" >&2; exit 1; }
+		{ echo "needs clang $(CLANG_VERSION), Debian's clang-19" >&2; exit 1; }
 	$(GO) generate ./bpf ./test/bench/traffic
 
-check:
+check: deps
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
@@ -112,17 +107,15 @@ check:
 		status=$$?; rm -rf $$before; \
 		test $$status = 0 -a -z "$$stale" || { echo "some files were not generated from their sources: make generate" >&2; exit 1; }
 
-# The servers among the packages are for the tests to start: Debian would start them at once.
-deps: root
-	apt-get update -q
-	@if test ! -e /usr/sbin/policy-rc.d; then \
-		trap 'rm -f /usr/sbin/policy-rc.d' EXIT; printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d; \
-	fi; \
-	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(PACKAGES)
+graph:
+	@$(GO) list -f '{{.ImportPath}}{{range .Imports}} {{.}}{{end}}' ./... | \
+		awk '{ printf "%s\n", $$1; for (i = 2; i <= NF; i++) if ($$i ~ /^hairpin\//) printf "    -> %s\n", $$i }'
 
-deps-kernels: root
-	apt-get update -q
-	DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $(KERNEL_PACKAGES)
+deps:
+	@test/deps.sh test
+
+deps-kernels:
+	@test/deps.sh kernels
 
 install: build
 	install -D -m 0755 bin/hairpin $(DESTDIR)$(PREFIX)/bin/hairpin

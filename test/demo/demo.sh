@@ -9,7 +9,7 @@
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
-hairpin=$root/bin/hairpin
+hairpin=${HAIRPIN_BINARY:-$root/bin/hairpin}
 net=hp-demo-$$          # prefix of the namespaces
 external=203.0.113.2    # the router's public address
 work=
@@ -18,7 +18,7 @@ daemon=
 main() {
 	[ "$(id -u)" = 0 ] || fail "needs root: sudo make demo"
 	[ -x "$hairpin" ] || fail "there is no $hairpin: run \"make build\" first"
-	install_packages
+	"$root/test/deps.sh" demo
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
 	work=$(mktemp -d)
@@ -81,33 +81,6 @@ until_true() {
 		[ $SECONDS -lt $deadline ] || fail "waited in vain for: $*"
 		sleep 0.05
 	done
-}
-
-install_packages() {
-	local tool missing=()
-	local -A package=([ip]=iproute2 [ss]=iproute2 [nft]=nftables [curl]=curl [nginx]=nginx [nsenter]=util-linux)
-	for tool in "${!package[@]}"; do
-		command -v "$tool" >/dev/null || missing+=("${package[$tool]}")
-	done
-	[ ${#missing[@]} -gt 0 ] || return 0
-
-	say "Installing what the demo lacks: ${missing[*]}"
-	# A freshly installed nginx must not start to serve on this machine, now or at boot.
-	local policy=/usr/sbin/policy-rc.d
-	if [ ! -e $policy ]; then
-		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
-		printf '#!/bin/sh\nexit 101\n' >$policy
-		chmod +x $policy
-	fi
-	apt-get -qq update
-	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends -y "${missing[@]}"
-	if [[ " ${missing[*]} " == *" nginx "* ]] && command -v systemctl >/dev/null; then
-		systemctl --quiet disable nginx || true
-	fi
-	if [ "$(trap -p EXIT)" ]; then
-		rm -f $policy
-		trap - EXIT
-	fi
 }
 
 build_network() {

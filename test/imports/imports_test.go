@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package imports keeps the packages in layers.
+package imports
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// layers has the packages from the bottom up. A package imports only packages of layers below its own. "..." stands for
+// a folder and all below it.
+var layers = [][]string{
+	{"hairpin/bpf"},
+	{"hairpin/maps", "hairpin/loader"},
+	{"hairpin/cmd/hairpin/atomicfile"},
+	{"hairpin/cmd/hairpin/config", "hairpin/cmd/hairpin/dns"},
+	{"hairpin/cmd/hairpin"},
+	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab"},
+	{"hairpin/test/..."},
+}
+
+func layerOf(path string) int {
+	return slices.IndexFunc(layers, func(layer []string) bool {
+		return slices.ContainsFunc(layer, func(pattern string) bool {
+			folder, all := strings.CutSuffix(pattern, "/...")
+			return path == folder || all && strings.HasPrefix(path, folder+"/")
+		})
+	})
+}
+
+// TestImportsRunDownward: every package is in a layer, and imports nothing of its own layer or one above.
+func TestImportsRunDownward(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", "{{.ImportPath}} {{join .Imports \" \"}}", "hairpin/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		path, imports := strings.Fields(line)[0], strings.Fields(line)[1:]
+		layer := layerOf(path)
+		if layer < 0 {
+			t.Errorf("%s is in no layer", path)
+		}
+		for _, imported := range imports {
+			if strings.HasPrefix(imported, "hairpin/") && layerOf(imported) >= layer && layer < len(layers)-1 {
+				t.Errorf("%s imports %s, which is not below it", path, imported)
+			}
+		}
+	}
+}
