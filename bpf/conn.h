@@ -227,7 +227,8 @@ static __always_inline __u32 conn_epoch(__u32 id)
 	return epoch ? *epoch : 0;
 }
 
-/* Its forward or its external address has gone, or it was ended by hand. Epochs only rise: a sum does not come again. */
+/* Is the connection over? Its forward or external address has gone, or hairpin_end has ended it. Epochs only rise, so a sum
+ * never comes again. */
 static __always_inline bool conn_revoked(const struct conn *conn, __u64 identity)
 {
 	return conn_state(identity) == CONN_ENDED ||
@@ -322,7 +323,7 @@ static __always_inline void conn_number(const struct packet *pkt, struct conn *c
 	conn_mark(conn, identity, CONN_NUMBERED | (pkt->tcp_flags & TCP_FIN ? CONN_FIN : 0), 0);
 }
 
-/* A FIN counts once the other side has acknowledged it: a forged one never is. */
+/* A FIN counts once the other side has acknowledged it. Nobody acknowledges a forged one. */
 static __always_inline bool conn_fin_acknowledged(__u64 from, const struct conn *sender, const struct conn *by)
 {
 	return from & CONN_FIN && !seq_after(sender->end, by->ack);

@@ -20,7 +20,7 @@ static __always_inline __u16 csum_fold16(__u64 sum)
 	return (__u16)(sum + (sum >> 16));
 }
 
-/* Of an IPv4 address the last word alone: the others never change. */
+/* Of an IPv4 address only the last word counts: the others never change. */
 static __always_inline __u64 csum_diff_addr(const union addr *from, const union addr *to, bool v6)
 {
 	__u64 sum = (__u64)(__u32)~from->word[3] + to->word[3];
@@ -32,13 +32,13 @@ static __always_inline __u64 csum_diff_addr(const union addr *from, const union 
 	return sum;
 }
 
-/* The same: what maps an IPv4 address to IPv6 counts for zero. */
+/* The same. The words that map an IPv4 address to IPv6 add up to zero. */
 static __always_inline __u64 csum_addr(const union addr *addr, bool v6)
 {
 	return v6 ? (__u64)addr->word[0] + addr->word[1] + addr->word[2] + addr->word[3] : addr->word[3];
 }
 
-/* Nothing for no change: the other zero, 0xffff, would turn the checksum of all zeros into a wrong one. */
+/* Without a change the checksum stays: adding 0xffff, the other zero, would turn a checksum of zero into a wrong one. */
 static __always_inline __u64 csum_diff16(__be16 from, __be16 to)
 {
 	return from == to ? 0 : (__u64)(__u16)~from + to;
@@ -88,8 +88,8 @@ static __always_inline bool csum_hidden(const struct packet *pkt)
 	}
 }
 
-/* A stack that leaves the rest to its device stores the folded sum of the pseudo-header. By chance
- * one finished checksum in 65,536 looks the same, so the answer is «maybe», and no is certain. */
+/* May the checksum be left to the device? Then the field has the folded sum of the pseudo-header. One finished checksum in
+ * 65,536 looks the same, so true means «maybe»; false is certain. */
 static __always_inline bool csum_maybe_partial(const struct packet *pkt)
 {
 	__u64 sum = bpf_htons(pkt->tuple.protocol);

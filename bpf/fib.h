@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Routes and next hops by bpf_fib_lookup; what each of its answers means for the packet.
- * ctx only passes through to a helper that takes either hook's. */
+/* Routes and next hops by bpf_fib_lookup, and what each of its results means for the packet. ctx is either hook's: it is only
+ * passed to the helper. */
 #pragma once
 
 #include "conn.h"
@@ -10,7 +10,7 @@
 
 enum { FIB_AF_INET = 2, FIB_AF_INET6 = 10 };
 
-/* Where a route begins: with the packet that came in by an interface, or at the interface it has to leave by. */
+/* Where the look-up of a route begins: at the interface that the packet came in by, or at the one that it must leave by. */
 struct fib_start {
 	__u32 ifindex;
 	__u32 flags;		/* 0, or BPF_FIB_LOOKUP_OUTPUT */
@@ -40,7 +40,7 @@ static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, str
 	return bpf_fib_lookup(ctx, fib, sizeof(*fib), start.flags);
 }
 
-/* Of another family than the packet, where a route is by way of one (RFC 5549). */
+/* The gateway may be of another family than the packet (RFC 5549). */
 static __always_inline void fib_gateway(const struct bpf_fib_lookup *fib, struct bpf_redir_neigh *gateway)
 {
 	gateway->nh_family = fib->family;
@@ -75,7 +75,7 @@ static __always_inline __u32 fib_generation(void)
 
 enum { HOPS = 4096, HOP_WAYS = 4, HOP_INDEX_BITS = 20, HOP_INDEX_MASK = (1 << HOP_INDEX_BITS) - 1 };
 enum { HOP_GENERATION_MASK = (1 << (32 - HOP_INDEX_BITS)) - 1 };
-/* How long what the kernel said of a neighbour is believed, and every how many ms (2^13) a connection asks for itself. */
+/* How long a next hop is valid, in ms, and how often a connection asks the kernel for its own route: every 2^13 ms. */
 enum { HOP_FRESH_MS = 1000, HOP_ASK_BITS = 13 };
 
 static __always_inline __u32 hop_generation(const struct hop *hop)
@@ -88,8 +88,8 @@ static __always_inline __u32 hop_reference(__u32 index, __u32 generation)
 	return index | (generation >> 1 & HOP_GENERATION_MASK) << HOP_INDEX_BITS;
 }
 
-/* Is it time for this connection to ask the kernel for its route? Every connection asks once in 8 s. A route that changes for a
- * single connection is so noticed without the daemon. The serial spreads the moments. */
+/* Is it time for this connection to ask the kernel for its own route? Every connection does so once in 8 s, so a route that
+ * changes for this connection alone is noticed without the daemon. The serial spreads the moments. */
 static __always_inline bool hop_ask(const struct conn *conn, __u32 serial, __u32 now)
 {
 	return ((now + serial) ^ (conn->seen + serial)) >> HOP_ASK_BITS;
@@ -121,7 +121,7 @@ static __always_inline bool hop_take(const struct packet *pkt, const struct conn
 	return hop_generation(hop) == generation;
 }
 
-/* The same, however old: to tell a station that nothing more will come, where the kernel has forgotten it. */
+/* The same, however old the hop is. It is used to send a RST to a station that the kernel's neighbour table has forgotten. */
 static __always_inline bool hop_recall(__u32 reference, struct rewrite *rw)
 {
 	__u32 index = reference & HOP_INDEX_MASK, generation;
@@ -145,7 +145,7 @@ static __always_inline bool hop_same(const struct hop *hop, const struct hop *fr
 	       !__builtin_memcmp(hop->local_mac, fresh->local_mac, ETH_ALEN);
 }
 
-/* Makes another hop of this one. False: another CPU was first. */
+/* Overwrites a hop with another one. False: another CPU was first. */
 static __always_inline bool hop_write(struct hop *hop, __u32 generation, const struct hop *fresh)
 {
 	if (__sync_val_compare_and_swap(&hop->generation, generation, generation + 1) != generation)
@@ -162,9 +162,9 @@ static __always_inline bool hop_write(struct hop *hop, __u32 generation, const s
 	return true;
 }
 
-/* The reference of what the kernel has just found, in work->fib; 0: all places for it are in use. With renew the packet goes by way
- * of the kernel's neighbour table, which keeps its entry there alive: the hop is fresh for a second. Without, only a hop
- * that was not there before is. */
+/* Stores the next hop in work->fib, which the kernel has just found, and returns its reference. 0: all slots for it are in use.
+ * With renew, the packet goes by way of the kernel's neighbour table, which keeps the entry there alive; so the hop is valid
+ * for a second from now. Without renew, the time of a hop that was there before stays. */
 __noinline __u32 hop_remember(bool renew)
 {
 	__u32 base, index, generation, port, place = 0, old = 0;

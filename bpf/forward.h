@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The forwards: which one a packet to an external address belongs to, and whom it serves.
- * Each packet reads the number of the slot once, so it sees the old set or the new one, never both. */
+/* The forwards: which forward a packet to an external address belongs to, and which clients it serves. A packet reads the
+ * number of the live slot once, so it sees either the old set of forwards or the new one. */
 #pragma once
 
 #include "maps.h"
@@ -9,13 +9,13 @@
 
 enum { FORWARD_KEY_BITS = 64, ALLOW_KEY_BITS = 160 };
 
-/* Some of whose bits make a slot of maybe_external; the control plane does the same. */
+/* A hash of an address: the index of maybe_external. The control plane computes the same. */
 static __always_inline __u32 external_slot(const union addr *addr)
 {
 	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * 2654435761u >> 20;
 }
 
-/* What forwards listen on; NULL: none does. */
+/* The external ids of an address; NULL: no forward listens there. */
 static __always_inline struct external *external_find(const union addr *addr)
 {
 	__u32 slot = external_slot(addr);
@@ -54,7 +54,7 @@ static __always_inline struct forward *forward_lookup(__u32 slot, __u32 external
 	return trie && external ? bpf_map_lookup_elem(trie, &key) : NULL;
 }
 
-/* Forwards for just this address go before those for its interface. */
+/* Forwards for this address alone win over those for its interface. */
 static __always_inline struct forward *forward_find(__u32 slot, const struct external *external,
 						    __u8 protocol, __be16 port)
 {
@@ -63,7 +63,7 @@ static __always_inline struct forward *forward_find(__u32 slot, const struct ext
 	return forward ? forward : forward_lookup(slot, external->group, protocol, port);
 }
 
-/* The longest prefix that the address is in says yes or no. */
+/* The longest prefix that holds the address decides. */
 static __always_inline bool forward_allows(__u32 slot, const struct forward *forward, const union addr *source)
 {
 	struct allow_key key = {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Fragments: the first of a datagram decides for all of them, in whatever order they come.
- * Only addresses that hairpin serves are followed; all other fragments stay the kernel's. */
+/* Fragments: the first one of a datagram decides for all of them, in whatever order they come. Only fragments to or from
+ * addresses of forwards are followed; all others are left to the kernel. */
 #pragma once
 
 #include "conn.h"
 #include "intercept.h"
 
-/* RFC 791 and Linux: a datagram has 30 s to arrive. An id may be used again after a second. */
+/* A datagram has 30 s to arrive, as in RFC 791 and in Linux. A sender may use an id again after a second. */
 enum { FRAGMENT_SECONDS = 30, FRAGMENT_AGAIN_SECONDS = 1, FRAGMENT_RANGES = 8, FRAGMENT_HELD_MAX = 46 };
 
-/* Into working memory: the stack is short. */
+/* Filled in working memory: the stack is too short. */
 static __always_inline struct fragment_key *frag_key(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -25,21 +25,21 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	return key;
 }
 
-/* Only its first fragment tells that a datagram is to be intercepted. A stack frame of its own. */
+/* Is it the first fragment of a datagram for an intercept? Only the first fragment has ports. A stack frame of its own. */
 static __noinline bool frag_intercepted(const struct packet *pkt)
 {
 	return pkt->fragment == FRAGMENT_FIRST && intercept_find(pkt);
 }
 
-/* May a forward have to do with these addresses? */
+/* May a forward be concerned with these addresses? */
 static __always_inline bool frag_concerns(const struct packet *pkt)
 {
 	return external_find(&pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src) ||
 	       frag_intercepted(pkt);
 }
 
-/* False: some of these bytes have come before, or too many gaps. Ranges never touch each other, so what
- * joins the new one lies on either side of it. */
+/* Notes the bytes that a fragment brings. False: some of them have come before, or there are too many gaps. Stored ranges never
+ * touch each other, so at most one of them joins the new range on either side. */
 static __always_inline bool frag_cover(struct fragment *datagram, struct fragment_range piece)
 {
 	struct fragment_range *range = datagram->range;
@@ -76,19 +76,19 @@ static __always_inline bool frag_whole(const struct fragment *datagram)
 	return whole && datagram->length;
 }
 
-/* Its id is another datagram's by now. */
+/* The id belongs to another datagram now. */
 static __always_inline bool frag_outdated(const struct packet *pkt, const struct fragment *datagram)
 {
 	__u64 age = conn_now() - datagram->seen;
 	bool again = pkt->fragment == FRAGMENT_FIRST && datagram->owner != OWNER_UNKNOWN;
 
-	/* What the kernel gets comes by here again, if it was held, when all has come. */
+	/* Fragments that were held and are handed to the kernel come in once more. */
 	return age > (__u64)FRAGMENT_SECONDS * SECOND_NS ||
 	       (frag_whole(datagram) && datagram->owner != OWNER_KERNEL) ||
 	       (again && (datagram->owner == OWNER_KERNEL || age > (__u64)FRAGMENT_AGAIN_SECONDS * SECOND_NS));
 }
 
-/* The datagram of this fragment; NULL: of no concern, or no memory. */
+/* The datagram of this fragment. NULL: no forward is concerned, or there is no memory. */
 static __always_inline struct fragment *frag_datagram(struct work *work)
 {
 	struct fragment_key *key = frag_key(work);
@@ -110,12 +110,12 @@ static __always_inline enum verdict frag_drop(struct work *work, enum reason rea
 	return VERDICT_DROP;
 }
 
-/* What becomes of a fragment before anything is known of its connection; SEND: that decides. */
+/* What becomes of a fragment before its connection is looked for. SEND: the connection decides. */
 static __noinline enum verdict frag_enter(struct work *work, struct fragment *datagram)
 {
 	struct packet *pkt = &work->pkt;
 
-	/* What overlaps is the kernel's to judge, and what was held comes by here again. */
+	/* The kernel judges overlapping fragments. Held ones come in once more. */
 	if (pkt->fragment == FRAGMENT_LATER && datagram->owner == OWNER_KERNEL)
 		return VERDICT_PASS;
 	if (pkt->flaw != REASON_NONE)
@@ -139,7 +139,7 @@ static __noinline enum verdict frag_enter(struct work *work, struct fragment *da
 	}
 }
 
-/* The first fragment's fate is that of all. */
+/* Remembers the verdict of the first fragment for all others. */
 static __always_inline void frag_settle(const struct packet *pkt, struct fragment *datagram, enum verdict verdict)
 {
 	datagram->sport = pkt->tuple.sport;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The leak guard: at egress of a WAN, after POSTROUTING. It knows no connections.
- * A target's private address must not be seen on the Internet, also where the state that translated it is lost. */
+/* The leak guard: at egress of a WAN, after POSTROUTING. A target's private address must not be seen on the Internet, not even
+ * when the connection that translated it is lost. The guard needs no connections. */
 #pragma once
 
 #include "maps.h"

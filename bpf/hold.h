@@ -1,23 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: fragments that came too early are kept here until the first of their datagram arrives, and then sent
- * after it. Why here: the datapath alone knows where they go, and it does so while no daemon runs. */
+/* TC: a fragment that arrives before the first one of its datagram is held, and sent after the first one. The datapath does
+ * this itself: it works without the daemon. */
 #pragma once
 
 #include "scratch_packet.h"
 #include "fragment.h"
 
-/* False: not kept, too long or too many, or with IP options. Should the first have arrived meanwhile, on
- * another CPU, this one is lost, as if the network had lost it. */
+/* Holds a fragment. False: it is too long, has IP options, or there are too many. If another CPU takes the first fragment
+ * meanwhile, this one is lost, as if the network had lost it. */
 static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struct fragment *datagram)
 {
-	struct scratch_packet *craft = scratch_packet_get();
+	struct scratch_packet *buffer = scratch_packet_get();
 	struct held_fragment *held;
 	__u32 length = work->pkt.length;
 
-	if (!craft || !verifier_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
+	if (!buffer || !verifier_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
 	    !packet_plain(&work->pkt))
 		return false;
-	held = (struct held_fragment *)craft->packet;
+	held = (struct held_fragment *)buffer->packet;
 	held->length = length;
 	if (bpf_skb_load_bytes(skb, work->pkt.l3_off, held->bytes, length) != 0)
 		return false;
@@ -31,16 +31,16 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 struct hold {
 	struct __sk_buff *skb;
 	struct work *work;
-	struct scratch_packet *craft;
+	struct scratch_packet *buffer;
 	bool kernel;
 };
 
-/* The header of a held fragment as its connection's packets leave. False: it has travelled too far. */
+/* Translates the header of a held fragment. False: its TTL is used up. */
 static __always_inline bool hold_translate(struct hold *hold)
 {
 	const struct rewrite *rw = &hold->work->rw;
-	struct ipv6hdr *ip6 = (struct ipv6hdr *)hold->craft->packet;
-	struct iphdr *ip = (struct iphdr *)hold->craft->packet;
+	struct ipv6hdr *ip6 = (struct ipv6hdr *)hold->buffer->packet;
+	struct iphdr *ip = (struct iphdr *)hold->buffer->packet;
 	__u8 ttl = hold->work->pkt.v6 ? ip6->hop_limit : ip->ttl;
 
 	if (ttl <= 1)
@@ -58,7 +58,7 @@ static __always_inline bool hold_translate(struct hold *hold)
 	return true;
 }
 
-/* Takes a held fragment out, into the craft. Its length; 0: gone. */
+/* Moves a held fragment into the scratch packet, and returns its length. 0: it is gone. */
 static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 {
 	struct held_fragment *held;
@@ -71,7 +71,7 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 	length = held->length;
 	if (length <= packet_base(&hold->work->pkt) || !verifier_bounded(&length, HELD_BYTES))
 		return 0;
-	if (bpf_probe_read_kernel(hold->craft->packet, length, held->bytes) != 0)
+	if (bpf_probe_read_kernel(hold->buffer->packet, length, held->bytes) != 0)
 		length = 0;
 	bpf_map_delete_elem(&held_fragments, &hold->work->held);
 	return length;
@@ -85,38 +85,38 @@ static long hold_release_one(__u32 index, struct hold *hold)
 		return 0;
 	if (!hold->kernel) {
 		if (hold_translate(hold))
-			scratch_packet_send(hold->skb, hold->work, hold->craft, length);
+			scratch_packet_send(hold->skb, hold->work, hold->buffer, length);
 		return 0;
 	}
-	__builtin_memcpy(hold->work->header, hold->craft->packet, sizeof(hold->work->header));
+	__builtin_memcpy(hold->work->header, hold->buffer->packet, sizeof(hold->work->header));
 	if (scratch_packet_put(hold->skb, base, length) == 0)
 		bpf_clone_redirect(hold->skb, hold->work->pkt.ifindex, BPF_F_INGRESS);
 	return 0;
 }
 
-/* Sends what is held of the datagram after its first fragment, which the skb holds translated. False:
- * nothing was sent, the neighbour has to be resolved first. */
+/* Sends the first fragment, which the skb holds translated, and then what is held of its datagram. False: nothing was sent, as
+ * the neighbour must be resolved first. */
 static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, __u32 held)
 {
-	struct hold hold = { .skb = skb, .work = work, .craft = scratch_packet_get() };
+	struct hold hold = { .skb = skb, .work = work, .buffer = scratch_packet_get() };
 	__u32 length = work->pkt.length;
 
-	if (!hold.craft || !work->rw.resolved || !packet_plain(&work->pkt) ||
-	    !scratch_packet_load(skb, hold.craft, work->pkt.l3_off, length))
+	if (!hold.buffer || !work->rw.resolved || !packet_plain(&work->pkt) ||
+	    !scratch_packet_load(skb, hold.buffer, work->pkt.l3_off, length))
 		return false;
 	if (scratch_packet_begin(skb, &work->pkt)) {
-		scratch_packet_send(skb, work, hold.craft, length);
+		scratch_packet_send(skb, work, hold.buffer, length);
 		bpf_loop(held, hold_release_one, &hold, 0);
 	}
 	return true;
 }
 
-/* Hands the first fragment and what was held to the kernel: they come in once more, and are known by then. */
+/* Hands the first fragment and the held ones to the kernel. They come in once more, and are known then. */
 static __always_inline void hold_return(struct __sk_buff *skb, struct work *work, __u32 held)
 {
-	struct hold hold = { .skb = skb, .work = work, .craft = scratch_packet_get(), .kernel = true };
+	struct hold hold = { .skb = skb, .work = work, .buffer = scratch_packet_get(), .kernel = true };
 
-	if (!hold.craft || bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
+	if (!hold.buffer || bpf_skb_load_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs)) != 0 ||
 	    bpf_clone_redirect(skb, work->pkt.ifindex, BPF_F_INGRESS) != 0 || !scratch_packet_begin(skb, &work->pkt))
 		return;
 	bpf_loop(held, hold_release_one, &hold, 0);

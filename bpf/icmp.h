@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* ICMP errors about packets that hairpin sent (RFC 5508 REQ-3 to REQ-7): whose they are, and what they
- * are to say. They never make, refresh or end a connection (RFC 4787 REQ-12, RFC 5382 REQ-10). */
+/* ICMP errors about packets that hairpin sent (RFC 5508 REQ-3 to REQ-7): which connection they are about, and how they are
+ * translated. They never make, refresh or end a connection (RFC 4787 REQ-12, RFC 5382 REQ-10). */
 #pragma once
 
 #include "nat.h"
 
-/* No connection sent what is quoted. If a forward might have, nobody is to hear of it. */
+/* No connection sent the quoted packet. If the packet is one that a forward could have sent, the error is dropped. */
 static __always_inline enum verdict icmp_stray(struct work *work)
 {
 	const struct tuple *sent = &work->pkt.quote.tuple;
@@ -16,7 +16,7 @@ static __always_inline enum verdict icmp_stray(struct work *work)
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* The quote as the packet was before translation, and what that does to the checksums around it. */
+/* Turns the quoted packet into what its sender sent, and computes what that changes in the checksums around it. */
 static __always_inline void icmp_requote(struct work *work)
 {
 	const struct quote *quote = &work->pkt.quote;
@@ -40,15 +40,15 @@ static __always_inline void icmp_requote(struct work *work)
 	rw->port_diff = changed;
 }
 
-/* Its destination becomes the sender of what it quotes. Whoever reports it keeps his name, unless the
- * connection's source is hidden in this direction (RFC 5508 REQ-4, REQ-5, REQ-7). */
+/* The error's destination becomes the sender of the quoted packet. Its source stays, unless the connection hides sources in
+ * this direction (RFC 5508 REQ-4, REQ-5, REQ-7). */
 static __always_inline void icmp_rewrite(struct work *work, const struct tuple *way)
 {
 	const struct tuple *packet = &work->pkt.tuple;
 	struct rewrite *rw = &work->rw;
 	struct tuple *to = &rw->entry.to;
 
-	/* Of the quoted packet's answer so far; from here on of the error itself. */
+	/* Until here the entry was of the quoted packet's answer. From here on it is what the error leaves as. */
 	tuple_reverse(to, &rw->quoted);
 	if (addr_equal(&way->src, &to->src))
 		to->src = packet->src;
@@ -59,15 +59,15 @@ static __always_inline void icmp_rewrite(struct work *work, const struct tuple *
 	icmp_requote(work);
 }
 
-/* An error may come from any router on the way of the quoted packet: by any WAN, or by a LAN where the kernel would take its
- * sender, but not by the one instead of the other. */
+/* An error may come from any router on the way of the quoted packet. So it may come in by any WAN if the packet left by a WAN,
+ * and by a LAN where the kernel would accept the sender if the packet left by a LAN. */
 static __always_inline enum reason icmp_other_interface(void *ctx, struct work *work, __u32 expected)
 {
 	__u32 ifindex = work->pkt.ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 	bool wan = work->rw.entry.identity & CONN_FROM_WAN;
 
-	/* Of what the router itself has asked only the router reports. */
+	/* Only the router itself sends errors about packets to itself. */
 	if (!in || wan != (in->role == ROLE_WAN) || expected == LOOPBACK_IFINDEX)
 		return REASON_SPOOFED;
 	return wan || nat_source_expected(ctx, work, in) ? REASON_NONE : REASON_SPOOFED;
@@ -84,7 +84,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	if (pkt->broken)
 		return nat_verdict(work, external_find(&pkt->tuple.dst) ? REASON_MALFORMED
 											  : REASON_NONE);
-	/* What the sender of the quoted packet would have got for an answer. */
+	/* The tuple of an answer to the quoted packet. */
 	tuple_reverse(&pkt->quote.tuple, way);
 	conn = conn_find(way, &work->rw.entry);
 	if (!conn)
@@ -92,7 +92,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	if (conn_revoked(conn, work->rw.entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;
-	/* To whom it reports on, and from where that one's packet went. */
+	/* The error must be addressed to the sender of the quoted packet, and come from where that packet went. */
 	if (reason == REASON_NONE && !addr_equal(&pkt->tuple.dst, &pkt->quote.tuple.src))
 		reason = REASON_NO_CONNECTION;
 	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Intercepts: forwards of a LAN's side, for whatever address its clients ask. They stand in the same table as
- * all others, under an external id of the interface's own. */
+/* Intercepts: forwards for LAN clients that match any destination address. They are in the same table as all other forwards,
+ * under an external id of the LAN interface. */
 #pragma once
 
 #include "conn.h"
 #include "forward.h"
 
-/* Was it made by an intercept? No address is its, so that has the intercept's own stamp. */
+/* Was the connection made by an intercept? An intercept has no external address, so the entry has the stamp of the intercept
+ * twice. */
 static __always_inline bool intercept_made(const struct conn *conn)
 {
 	return conn_address(conn) == conn_forward(conn);
 }
 
-/* May it be to one? Costs what has other ports nothing more. */
+/* May the packet be for an intercept? A quick look at its port. */
 static __always_inline bool intercept_port(const struct settings *settings, const struct packet *pkt)
 {
 	__u16 port = bpf_ntohs(pkt->tuple.dport);
@@ -20,7 +21,7 @@ static __always_inline bool intercept_port(const struct settings *settings, cons
 	return port >= settings->intercept_first && port <= settings->intercept_last;
 }
 
-/* Neither what an intercept leads to nor who is excepted is caught, asking or being asked. */
+/* The target of an intercept and the excepted addresses are never caught, neither as clients nor as destinations. */
 static __always_inline struct forward *intercept_find(const struct packet *pkt)
 {
 	const struct settings *settings = conn_settings();

@@ -39,9 +39,9 @@
 /* Among unproven sources a newer opening evicts a half-open TCP connection only after this time: the handshake of a client
  * 300 ms away fits in. */
 enum { HALF_SURE_MS = 1000 };
-/* How many places one looks at, by kind; see place_tries. */
+/* How many places a search looks at, by kind; see place_tries. */
 enum { TRIES_FIFO = 4, TRIES_SHARE = 8, TRIES_SAMPLE = 8, TRIES_TCP = 64 };
-/* And how often, where another CPU has been faster. */
+/* How often the search for a place is repeated, where another CPU was faster. */
 enum { PLACE_ROUNDS = 2 };
 /* Parts of a ring that one source, and one forward, may fill with half-open connections. */
 enum { SOURCE_SHARE = 4, FORWARD_SHARE = 2 };
@@ -50,10 +50,10 @@ enum { SWEEP_BUSY_NS = MS_NS, SWEEP_FULL_NS = 10 * MS_NS, SWEEP_IDLE_NS = 100 * 
 enum { CLOCK_MONOTONIC_ID = 1, TIMER_EXISTS = 16 /* EBUSY */ };
 enum { PROVEN_SECONDS = 60, CHALLENGE_SECONDS = 64 };
 
-/* Nanoseconds between two steps of the sweeper; 0: as there is work. For tests. */
+/* For tests: nanoseconds between two steps of the sweeper. 0: by how much there is to do. */
 volatile const __u64 sweep_pause = 0;
 
-/* Of the places that connections in this state hold. */
+/* The kind of place that a connection in this state holds. */
 static __always_inline enum place_kind life_kind(__u64 identity, __u8 protocol)
 {
 	bool tcp = protocol == IPPROTO_TCP;
@@ -209,7 +209,7 @@ static __always_inline void life_count(const struct tuple *key, __u32 forward, _
 			  change);
 }
 
-/* What it leaves behind in the counters when it goes from this state. */
+/* Counts the end of a connection that was established. */
 static __always_inline void life_count_closed(__u32 forward, __u64 identity)
 {
 	struct forward_stats *stats = stats_find(forward);
@@ -222,7 +222,8 @@ static __always_inline void life_count_closed(__u32 forward, __u64 identity)
 		stats->closed[path]++;
 }
 
-/* Global functions look their working memory up: Linux 6.1 does not take what they are given for a map's key. */
+/* The working memory of a packet, or of the sweeper. Linux 6.1 does not accept a global function's argument as the key of a
+ * map: so global functions look it up. */
 static __always_inline struct scratch *scratch_get(bool sweeping)
 {
 	__u32 zero = 0;
@@ -362,8 +363,8 @@ struct place_search {
 	const struct tuple *key;	/* of the connection that wants a place */
 };
 
-/* Rings of established TCP connections have more places than there may be connections: any is as good as any other.
- * All others go round. */
+/* The slot to look at next. The ring of established TCP connections has more places than there may be connections, so a random
+ * slot is often free. All other rings go round. */
 static __always_inline __u32 place_next(struct ring *ring, enum place_kind kind)
 {
 	if (!ring->size)
@@ -396,7 +397,8 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 	}
 }
 
-/* A flood from the Internet is to evict no LAN client's half-open connection, while it can evict one of its own. */
+/* Is this holder spared? A newcomer from the Internet does not evict a LAN client's half-open connection while there is another
+ * one to evict. */
 static __always_inline bool place_spared(const struct scratch *scratch)
 {
 	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.identity & CONN_FROM_WAN);
@@ -464,7 +466,7 @@ static __always_inline __u32 place_tries(enum place_kind kind, bool share)
 	return share ? TRIES_SHARE : TRIES_FIFO;
 }
 
-/* Remembers that half-open UDP connections give way: their answers are looked for among the rules (open_evicted). */
+/* Notes when a half-open UDP connection was last evicted: open_evicted asks. */
 static __always_inline void ring_note_evicted(const struct tuple *victim, __u32 now)
 {
 	struct ring *ring = ring_of(PLACE_HALF_OTHER, tuple_is_v6(victim));
@@ -703,7 +705,7 @@ static __always_inline bool source_full(struct source source, bool tcp, __u32 li
 	return limit && count >= (__s32)limit;
 }
 
-/* Has this client, or its LAN, as many established connections as one may have? TCP and all other protocols are counted apart:
+/* Has this client, or its LAN, reached the limit of established connections? TCP is counted apart from all other protocols:
  * forged datagrams must not keep a client from connecting. */
 static __always_inline bool life_too_many(struct source source, __u32 lan, bool tcp)
 {
@@ -750,7 +752,8 @@ static __always_inline __u32 *proven_at(__u64 hash)
 	return page ? &page->proven[slot % COUNTS_PAGE] : NULL;
 }
 
-/* The source with this hash is who it says. 16 bits are a hint: they give priority among half-open places, nothing more. */
+/* Notes that a source has answered a challenge. 16 bits are a hint, not a proof: they give priority among half-open places,
+ * nothing more. */
 static __always_inline void proven_note(__u64 hash, __u32 second)
 {
 	__u32 *value = proven_at(hash);
@@ -785,7 +788,8 @@ static __always_inline __u32 life_seen(const struct conn *opener, const struct c
 	return (__s32)(answerer->seen - opener->seen) > 0 ? answerer->seen : opener->seen;
 }
 
-/* Does nobody else get its tuple for a while (RFC 6888 REQ-8)? Then it is over, but stays. */
+/* Is the tuple held for a while, so that no other client gets it (RFC 6888 REQ-8)? Then the connection ends, but its entries
+ * stay. */
 static __always_inline bool life_lingers(__u64 identity, __u8 protocol)
 {
 	return conn_state(identity) == CONN_ESTABLISHED && conn_path(identity) == PATH_HAIRPIN && protocol != IPPROTO_TCP;
@@ -810,7 +814,7 @@ __noinline bool life_visit(const struct tuple *key, struct conn *opener, const s
 	if (over && state == CONN_ESTABLISHED)
 		return life_move(key, opener, entry, CONN_ENDED, true);
 	answerer = conn_other(entry, scratch);
-	/* Closed, but no place was to be had, or two CPUs saw half of it each. */
+	/* The connection has closed, but there was no place for it, or two CPUs each saw half of the close. */
 	if (answerer && state == CONN_ESTABLISHED && key->protocol == IPPROTO_TCP &&
 	    conn_closed(opener, entry->identity, answerer, scratch->entry.identity))
 		return life_move(key, opener, entry, CONN_CLOSING, true);

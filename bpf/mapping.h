@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Reflect public: which external port stands for a client's port, the same one for all its connections by an
- * external address (RFC 4787 REQ-1, REQ-9a) and no other client's. */
+/* Reflect public: the external port that stands for a client's port. All connections of that port at one external address have
+ * the same external port, and no other client has it (RFC 4787 REQ-1, REQ-9a). */
 #pragma once
 
 #include "maps.h"
@@ -28,7 +28,7 @@ static __always_inline struct tuple *mapping_of_client(struct work *work)
 	return key;
 }
 
-/* By what it stands for, in the answer to the client. */
+/* The key by external port: what a server's answer is addressed to. */
 static __always_inline struct tuple *mapping_of_port(struct work *work)
 {
 	const struct tuple *answer = &work->open.answer;
@@ -36,7 +36,7 @@ static __always_inline struct tuple *mapping_of_port(struct work *work)
 	return mapping_key(work, &answer->dst, answer->dport, answer->protocol);
 }
 
-/* The port that stands for the client's, or else that one itself, to be tried first. */
+/* The external port of the client's port. If there is none yet, the same port, which is tried first. */
 static __always_inline __be16 mapping_port(struct work *work)
 {
 	const struct mapping *known = bpf_map_lookup_elem(&mappings, mapping_of_client(work));
@@ -54,7 +54,7 @@ static __always_inline const struct mapping *mapping_fresh(struct work *work)
 	return fresh;
 }
 
-/* Makes the answer's port this client's. False: it is another one's. */
+/* Claims the external port for this client. False: another client has it. */
 static __always_inline bool mapping_claim(struct work *work)
 {
 	const struct tuple *client = &work->open.key;
@@ -66,7 +66,7 @@ static __always_inline bool mapping_claim(struct work *work)
 	return owner && owner->client_port == client->sport && addr_equal(&owner->client, &client->src);
 }
 
-/* The client keeps the port it got first. */
+/* Remembers the port for the client. A port that was remembered before stays. */
 static __always_inline void mapping_keep(struct work *work)
 {
 	bpf_map_update_elem(&mappings, mapping_of_client(work), mapping_fresh(work), BPF_NOEXIST);

@@ -112,8 +112,8 @@ struct packet {
 	__u8 remote_mac[6] __attribute__((aligned(4)));	/* of the station that sent it */
 	struct fragment_range piece;	/* of a fragment: what it brings */
 	struct ipv6_fragment v6_fragment;
-	/* Up to here nothing is cleared: all of it is set for every packet, but id and piece only for fragments, v6_fragment only for
-	 * IPv6. From here on zero, unless a parser sets it. */
+	/* Members up to here are set for every packet (id and piece for fragments, v6_fragment for IPv6) and are not cleared.
+	 * Members from here on are zero unless a parser sets them. */
 	enum reason flaw __attribute__((aligned(8)));	/* ports are good, but it must not be sent on; NONE: sound */
 	__u32 seq, ack;		/* TCP, host order */
 	__u32 seq_length;	/* TCP: sequence space it takes */
@@ -130,8 +130,8 @@ struct packet {
 	struct quote quote;	/* of an ICMP error, else not set */
 };
 
-/* Both ports of a tuple are one word of it, the protocol and the padding another. They are written and read as such: a
- * processor has to wait where it reads as a whole what it has just written in parts. */
+/* Both ports of a tuple are one 32-bit word, protocol and padding another. They are written and read as words: a processor
+ * stalls when it reads as a whole what it has just written in parts. */
 typedef __u32 __attribute__((may_alias)) tuple_word;
 
 _Static_assert(offsetof(struct tuple, sport) == 32 && offsetof(struct tuple, dport) == 34, "ports of struct tuple");
@@ -222,13 +222,13 @@ static __always_inline __u32 packet_base(const struct packet *pkt)
 	return pkt->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 }
 
-/* No options, whose copying has rules of its own; IPv6's extensions are not copied. */
+/* Has the packet no IPv4 options? Which options are copied into each fragment has rules of its own (RFC 791). */
 static __always_inline bool packet_plain(const struct packet *pkt)
 {
 	return pkt->v6 || packet_header(pkt) == sizeof(struct iphdr);
 }
 
-/* TC would have to cut it up: only what has no IP options, and of GSO packets only TCP's. */
+/* May TC cut the packet up? Not with IP options; and of GSO packets only those of TCP. */
 static __always_inline bool packet_divisible(const struct packet *pkt)
 {
 	return !pkt->dont_fragment && packet_plain(pkt) &&
@@ -248,7 +248,7 @@ static __always_inline __u32 packet_header_again(const struct transport *l4, __u
 	return (l4->off - l3_off) & 127;
 }
 
-/* Nothing behind the header's first byte is known to a later fragment. */
+/* The transport header, if wanted bytes of it are there. NULL: they are not. */
 static __always_inline void *packet_reach(void *l4, void *data_end, __u32 available, __u32 wanted)
 {
 	return available >= wanted && l4 + wanted <= data_end ? l4 : NULL;
@@ -302,7 +302,7 @@ static __always_inline bool packet_ports(void *header, void *data_end, __u32 ava
 		l4->ports_off = off;
 		l4->ports_length = 2 * sizeof(*ports);
 	}
-	/* Its CRC32c covers the ports, which must stay therefore, and no address. */
+	/* SCTP's CRC32c covers the ports, so the ports must stay. It covers no address. */
 	if (protocol == IPPROTO_SCTP) {
 		l4->ports_length = 0;
 		return true;
@@ -336,7 +336,7 @@ static __always_inline bool packet_is_error(const struct packet *pkt, __u8 type)
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-/* Translated by address alone: nothing in them depends on it. */
+/* Is the protocol translated by address alone? Nothing in its packets depends on addresses. */
 static __always_inline bool packet_opaque(__u8 protocol)
 {
 	return protocol == IPPROTO_GRE || protocol == IPPROTO_ESP || protocol == IPPROTO_IPIP;
@@ -397,8 +397,8 @@ static __always_inline void packet_parse_sctp(void *sctp, void *data_end, __u32 
 		pkt->segment = 0;
 }
 
-/* Behind the extension headers, or a fragment's: the transport header's place from the IP header on, and its
- * protocol. 0: beyond reach, or more of them than are worth it. */
+/* Skips IPv6 extension headers. Returns the offset of the transport header from the IP header, and sets its protocol. 0: out of
+ * reach, or too many extension headers. */
 static __always_inline __u32 packet_skip_extensions(struct ipv6hdr *ip, void *data_end, __u8 *protocol,
 						    struct ipv6_fragment *fragment)
 {
@@ -428,7 +428,7 @@ static __always_inline __u32 packet_parse_quoted_ipv4(struct iphdr *ip, struct q
 	if (ip->version != 4 || ip->ihl * 4 < sizeof(*ip))
 		return 0;
 	quote->ip_check = ip->check;
-	/* A later fragment has no ports; as no protocol it is nobody's. */
+	/* A later fragment has no ports. With this protocol it belongs to no connection. */
 	quote->tuple.protocol = ip->frag_off & bpf_htons(IP_OFFSET_MASK) ? IPPROTO_RAW : ip->protocol;
 	addr_from_v4(&quote->tuple.src, ip->saddr);
 	addr_from_v4(&quote->tuple.dst, ip->daddr);
@@ -509,7 +509,7 @@ static __always_inline bool packet_parse_icmp(struct icmphdr *icmp, void *data_e
 	return packet_parse_quote(icmp + 1, data_end, available - sizeof(*icmp), pkt->l4.off + sizeof(*icmp), pkt);
 }
 
-/* Any protocol with ports; flaw is set until its own parser has found it sound. */
+/* Parses a protocol with ports. flaw is set before; the protocol's own parser clears it if the header is sound. */
 static __always_inline void packet_parse_ported(void *l4, void *data_end, __u32 available, struct packet *pkt)
 {
 	__u8 protocol = pkt->tuple.protocol;
@@ -552,8 +552,7 @@ static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 avai
 	return true;
 }
 
-/* What of its datagram a fragment brings; offset in units of 8 bytes. False: no datagram is put together
- * like that. */
+/* Notes which bytes of its datagram a fragment brings; start is in units of 8 bytes. False: the fragment is impossible. */
 static __always_inline bool packet_parse_piece(__u32 start, bool more, __u32 available, struct packet *pkt)
 {
 	pkt->last = !more;
@@ -564,7 +563,7 @@ static __always_inline bool packet_parse_piece(__u32 start, bool more, __u32 ava
 	       packet_header(pkt) + start * 8 + available <= 0xffff;
 }
 
-/* What the header says, and this more; a GSO packet beyond 64 KiB says nothing (BIG TCP). */
+/* The length by the header's field, plus more. A GSO packet beyond 64 KiB has 0 in the field (BIG TCP). */
 static __always_inline __u32 packet_length(const struct packet *pkt, __u32 said, __u32 more)
 {
 	return pkt->gso_size && !said ? pkt->frame_length - pkt->l3_off : said + more;
@@ -691,7 +690,7 @@ static __always_inline void mac_copy(void *to, const void *from, __u32 count)
 static __always_inline bool packet_parse(void *data, void *data_end, __be16 protocol, struct packet *pkt)
 {
 	struct ethhdr *eth = data;
-	/* One way for the verifier, not two. */
+	/* The mask gives the verifier one bounded pointer for both kinds of devices. */
 	void *ip = data + (pkt->l3_off & 15);
 
 	if ((void *)(eth + 1) > data_end)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: tells a sender why its packet went no further: by ICMP, quoting it as it came (RFC 1812 4.3.2), or by RST.
- * Written here, as the kernel knows neither the forward nor, for packets to itself, of any lifetime. */
+/* TC: the router's own packets. They say why a packet was not sent on: an ICMP error that quotes it as it came (RFC 1812
+ * 4.3.2), or a RST. The kernel cannot write them: it knows no forwards. */
 #pragma once
 
 #include "scratch_packet.h"
@@ -18,7 +18,7 @@ struct reply {
 	bool challenge;		/* not ICMP, but a SYN/ACK (lifecycle.h) */
 };
 
-/* Destination Unreachable, to those who are told at all. */
+/* Destination Unreachable, if this side of the router is told of refusals. */
 static __always_inline struct reply reply_unreachable(const struct packet *pkt, enum icmp_code v4, enum icmpv6_code v6)
 {
 	if (!nat_tells(pkt->ifindex))
@@ -28,8 +28,8 @@ static __always_inline struct reply reply_unreachable(const struct packet *pkt, 
 	return (struct reply){ .type = ICMP_DEST_UNREACH, .code = (__u8)v4 };
 }
 
-/* May the sender of this packet, or its other side, be told that a connection is over? Not a client of the Internet whose
- * external address is no longer this router's: it may be somebody else's. */
+/* May the sender of this packet, or its other side, be told that a connection is over? Not a client on the Internet, if the
+ * external address is no longer this router's: it may be another router's now. */
 static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 {
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -43,7 +43,8 @@ static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 	return false;
 }
 
-/* Its connection is over: whoever hears of it opens another one at once. A RST is for everybody. */
+/* The connection is over: a RST makes the sender connect anew at once. It is sent to both sides of the router, whatever the
+ * configuration says of refusals. */
 static __always_inline struct reply reply_ended(const struct packet *pkt)
 {
 	if (pkt->tuple.protocol != IPPROTO_TCP || pkt->fragment != FRAGMENT_NONE)
@@ -51,7 +52,7 @@ static __always_inline struct reply reply_ended(const struct packet *pkt)
 	return (struct reply){ .reset = !(pkt->tcp_flags & TCP_RST) };
 }
 
-/* Without DF the size is not to blame, but options or a protocol that cannot be cut up. */
+/* Only if the packet has DF. Otherwise it could not be cut up for another reason: options, or its protocol. */
 static __always_inline struct reply reply_too_big(const struct packet *pkt)
 {
 	if (!pkt->dont_fragment)
@@ -61,7 +62,7 @@ static __always_inline struct reply reply_too_big(const struct packet *pkt)
 	return (struct reply){ .type = ICMP_DEST_UNREACH, .code = ICMP_FRAG_NEEDED, .mtu = true };
 }
 
-/* What this reason is called in ICMP. */
+/* The reply for a reason. */
 static __always_inline struct reply reply_of(const struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -94,14 +95,14 @@ static __always_inline struct reply reply_of(const struct work *work)
 
 /* RFC 1812 4.3.2.8, by GCRA: a side has one message an interval, and may save up a second's worth. Frag
  * Needed is exempt, as in Linux: without it a path stays a black hole. */
-static __always_inline bool reply_allowed(const struct interface *in, struct reply tell)
+static __always_inline bool reply_allowed(const struct interface *in, struct reply reply)
 {
 	const struct settings *settings = conn_settings();
 	__u32 role = in->role;
 	struct icmp_budget *budget = bpf_map_lookup_elem(&icmp_budgets, &role);
 	__u64 now = conn_now(), next;
 
-	if (tell.mtu)
+	if (reply.mtu)
 		return true;
 	if (!settings || !budget)
 		return false;
@@ -144,30 +145,30 @@ static __always_inline void reply_header(struct work *work, const struct tuple *
 	__builtin_memcpy(&ip->daddr, &way->dst, sizeof(way->dst));
 }
 
-/* Of the pseudo-header: that of ICMPv6 and of TCP in either family. */
+/* The sum of the pseudo-header of ICMPv6, and of TCP in either family. */
 static __always_inline __u64 reply_pseudo_sum(const struct tuple *way, __u32 length)
 {
 	return csum_addr(&way->src, tuple_is_v6(way)) + csum_addr(&way->dst, tuple_is_v6(way)) + bpf_htonl(length) + bpf_htonl(way->protocol);
 }
 
-/* The ICMP message, behind the room for an IP header in the craft. Its length; 0: cannot be. */
-static __always_inline __u32 reply_message(struct __sk_buff *skb, const struct work *work, struct scratch_packet *craft,
-					  const struct tuple *way, struct reply tell)
+/* Writes the ICMP message behind the room for an IP header in the scratch packet, and returns its length. 0: it cannot be made. */
+static __always_inline __u32 reply_message(struct __sk_buff *skb, const struct work *work, struct scratch_packet *buffer,
+					  const struct tuple *way, struct reply reply)
 {
 	const struct packet *pkt = &work->pkt;
 	__u32 base = packet_base(pkt), quote = pkt->length, most = pkt->v6 ? REPLY_QUOTE_V6 : REPLY_QUOTE_V4, end;
-	struct icmphdr *icmp = (struct icmphdr *)&craft->packet[base];
+	struct icmphdr *icmp = (struct icmphdr *)&buffer->packet[base];
 
 	if (quote > most)
 		quote = most;
 	if (!verifier_bounded(&quote, REPLY_QUOTE_V6) || bpf_skb_load_bytes(skb, pkt->l3_off, icmp + 1, quote) != 0)
 		return 0;
 	__builtin_memset(icmp, 0, sizeof(*icmp));
-	icmp->type = tell.type;
-	icmp->code = tell.code;
-	if (tell.mtu && pkt->v6)
+	icmp->type = reply.type;
+	icmp->code = reply.code;
+	if (reply.mtu && pkt->v6)
 		icmp->mtu6 = bpf_htonl(work->rw.mtu);
-	else if (tell.mtu)
+	else if (reply.mtu)
 		icmp->mtu = bpf_htons((__u16)work->rw.mtu);
 	end = base + sizeof(*icmp) + quote;
 	icmp->checksum = (__sum16)~csum_fold16((pkt->v6 ? reply_pseudo_sum(way, end - base) : 0) +
@@ -175,14 +176,14 @@ static __always_inline __u32 reply_message(struct __sk_buff *skb, const struct w
 	return end - base;
 }
 
-/* Back where it came from: out of the interface and to the station that sent it. */
+/* The way back: out of the interface that the packet came in by, to the station that sent it. */
 static __always_inline void reply_address(struct work *work)
 {
 	__builtin_memcpy(work->rw.macs, work->pkt.remote_mac, ETH_ALEN);
 	__builtin_memcpy(work->rw.macs + ETH_ALEN, work->pkt.local_mac, ETH_ALEN);
 }
 
-/* From the address that its sender knows this router by. */
+/* Sets the source: the address by which the sender knows this router. */
 static __always_inline bool reply_way(struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
@@ -198,20 +199,20 @@ static __always_inline bool reply_way(struct work *work, const struct interface 
 	return true;
 }
 
-/* True: the skb now holds the answer, to go out where it came in. */
-static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work, struct reply tell)
+/* Writes the answer into the skb. True: it is ready to leave where the packet came in. */
+static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work, struct reply reply)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
-	struct scratch_packet *craft = scratch_packet_get();
+	struct scratch_packet *buffer = scratch_packet_get();
 	__u32 length, base = packet_base(pkt);
 
 	/* RFC 1812 4.3.2.7: not about errors, nor about any but the first fragment. */
-	if (!in || !craft || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
+	if (!in || !buffer || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
 		return false;
-	if (!reply_way(work, in) || !reply_allowed(in, tell))
+	if (!reply_way(work, in) || !reply_allowed(in, reply))
 		return false;
-	length = reply_message(skb, work, craft, &work->open.way, tell);
+	length = reply_message(skb, work, buffer, &work->open.way, reply);
 	if (!length)
 		return false;
 	reply_address(work);
@@ -219,24 +220,24 @@ static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work
 	return scratch_packet_begin(skb, pkt) && scratch_packet_put(skb, base, base + length) == 0;
 }
 
-/* What a segment of the router's own says. */
+/* The fields of a segment that the router sends itself. */
 struct reply_segment {
 	__u32 seq, ack;
 	__u16 window;
 	__u8 flags;
 };
 
-/* Puts a segment that goes this way into the skb, whose packet has been given up. */
+/* Writes a segment into the skb, in place of its packet. */
 static __always_inline bool reply_put_segment(struct __sk_buff *skb, struct work *work, const struct tuple *way,
 					   struct reply_segment segment)
 {
-	struct scratch_packet *craft = scratch_packet_get();
+	struct scratch_packet *buffer = scratch_packet_get();
 	__u32 base = packet_base(&work->pkt);
 	struct tcphdr *tcp;
 
-	if (!craft)
+	if (!buffer)
 		return false;
-	tcp = (struct tcphdr *)&craft->packet[base];
+	tcp = (struct tcphdr *)&buffer->packet[base];
 	__builtin_memset(tcp, 0, sizeof(*tcp));
 	tcp->source = way->sport;
 	tcp->dest = way->dport;
@@ -250,8 +251,8 @@ static __always_inline bool reply_put_segment(struct __sk_buff *skb, struct work
 	return scratch_packet_put(skb, base, base + sizeof(*tcp)) == 0;
 }
 
-/* The other side of a connection that is over hears of it with the first packet of either: it may be waiting
- * for what will never come. Its receiver takes no other sequence number than the one it expects. */
+/* With the first packet of either side, the other side of the connection gets a RST, too: it may be waiting for data that will
+ * never come. The RST has exactly the sequence number that its receiver expects. */
 static __always_inline void reply_other_side(struct __sk_buff *skb, struct work *work)
 {
 	struct entry *entry = &work->rw.entry;
@@ -271,14 +272,14 @@ static __always_inline void reply_other_side(struct __sk_buff *skb, struct work 
 		return;
 	if (!reply_reaches(work->rw.ifindex, &entry->to.src))
 		return;
-	/* The loopback device takes no station's address. */
+	/* On the loopback device there are no stations. */
 	if (work->rw.local)
 		__builtin_memset(work->rw.macs, 0, sizeof(work->rw.macs));
 	if (reply_put_segment(skb, work, &entry->to, reset))
 		bpf_clone_redirect(skb, work->rw.ifindex, 0);
 }
 
-/* A packet that user space has made up names no station: the kernel knows it. */
+/* A packet from user space names no station: the next hop is the last one that was known. */
 static __always_inline bool reply_station(struct __sk_buff *skb, struct work *work)
 {
 	const __u8 *mac = work->pkt.remote_mac;
@@ -296,13 +297,13 @@ static __always_inline bool reply_station(struct __sk_buff *skb, struct work *wo
 }
 
 /* True: as reply_write, a RST. */
-static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work *work, struct reply tell)
+static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work *work, struct reply reply)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
 	struct reply_segment reset = { .seq = pkt->ack, .flags = TCP_RST };
 
-	if (!in || !reply_allowed(in, tell) || !scratch_packet_begin(skb, pkt))
+	if (!in || !reply_allowed(in, reply) || !scratch_packet_begin(skb, pkt))
 		return false;
 	work->back = 0;
 	reply_other_side(skb, work);
@@ -317,9 +318,9 @@ static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work
 	return reply_put_segment(skb, work, &work->open.way, reset);
 }
 
-/* True: as reply_write, a challenge. One for a SYN, and no longer than the SYN: nothing is amplified, and the budget of ICMP
- * errors is not touched. Its window, and how far its acknowledgement is off, pass for a connection in conntrack
- * (MAXACKWINCONST of nf_conntrack_proto_tcp.c), so that the answer also comes from behind a masquerade. */
+/* Writes a challenge into the skb. True: it is ready to leave. There is one challenge for a SYN, and it is no longer than the
+ * SYN: nothing is amplified, and the rate of ICMP errors does not apply. Its window and its acknowledgement pass the checks of
+ * conntrack (MAXACKWINCONST of nf_conntrack_proto_tcp.c), so a client behind a masquerade gets it, too. */
 static __always_inline bool reply_write_challenge(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;

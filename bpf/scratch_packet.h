@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: replaces the packet in an skb by another one, as long or short as that may be.
- * The new one is put together in memory: a header in working memory, its payload in a craft. */
+/* TC: replaces the packet in an skb by another one of any length. The new packet is put together in memory: its header in
+ * working memory, its payload in a scratch packet. */
 #pragma once
 
 #include "nat.h"
 
 enum { SCRATCH_PACKET_SUM_STEP = 512, SCRATCH_PACKET_EINVAL = 22 };
-/* More than any header before a checksum, and a little. */
+/* How much of a packet is pulled into the linear part of the skb: more than any headers before a checksum. */
 enum { SCRATCH_PACKET_PULL = 128, SCRATCH_PACKET_PULL_AGAIN = 4 };
 
 static __always_inline struct scratch_packet *scratch_packet_get(void)
@@ -17,7 +17,7 @@ static __always_inline struct scratch_packet *scratch_packet_get(void)
 }
 
 struct scratch_packet_sum {
-	struct scratch_packet *craft;
+	struct scratch_packet *buffer;
 	__u32 at, end;
 	__u64 sum;
 };
@@ -33,48 +33,48 @@ static long scratch_packet_sum_step(__u32 index, struct scratch_packet_sum *work
 		length = SCRATCH_PACKET_SUM_STEP;
 	if (!length || work->at > work->end)
 		return 1;
-	sum = bpf_csum_diff(NULL, 0, (__be32 *)&work->craft->packet[at], length, 0);
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&work->buffer->packet[at], length, 0);
 	work->sum += (__u32)sum;
 	work->at += length;
 	return 0;
 }
 
-/* Sum of the craft's bytes from at, which is even, to before end, as its 16 bit words in network order. Not
- * static, as what follows: the verifier takes each for itself, once. */
+/* The sum of the scratch packet's 16-bit words in network order, from at, which is even, up to end. A global function, as those
+ * that follow: the verifier checks each once. */
 __noinline int scratch_packet_sum(__u32 at, __u32 end)
 {
-	struct scratch_packet_sum work = { .craft = scratch_packet_get(), .at = at, .end = end };
+	struct scratch_packet_sum work = { .buffer = scratch_packet_get(), .at = at, .end = end };
 	__u32 left;
 
-	if (!work.craft)
+	if (!work.buffer)
 		return 0;
 	bpf_loop(SCRATCH_PACKET_SIZE / SCRATCH_PACKET_SUM_STEP + 1, scratch_packet_sum_step, &work, 0);
 	for (int i = 0; i < 3; i++) {
 		left = (work.at + i) & (SCRATCH_PACKET_SIZE - 1);
 		if (work.at + i < end)
-			work.sum += bpf_htons(i % 2 ? work.craft->packet[left] : work.craft->packet[left] << 8);
+			work.sum += bpf_htons(i % 2 ? work.buffer->packet[left] : work.buffer->packet[left] << 8);
 	}
 	return csum_fold16(work.sum);
 }
 
 /* Copies the IP packet out of the skb. */
-static __always_inline bool scratch_packet_load(struct __sk_buff *skb, struct scratch_packet *craft, __u32 off, __u32 length)
+static __always_inline bool scratch_packet_load(struct __sk_buff *skb, struct scratch_packet *buffer, __u32 off, __u32 length)
 {
 	if (!verifier_bounded(&length, SCRATCH_PACKET_SIZE - 1))
 		return false;
-	return bpf_skb_load_bytes(skb, off, craft->packet, length) == 0;
+	return bpf_skb_load_bytes(skb, off, buffer->packet, length) == 0;
 }
 
-/* Is the checksum in this skb its device's to finish? Then it cannot be shortened beyond that, which is how
- * it shows; what is lost by that has been copied. */
+/* Is the checksum of this skb left to the device (CHECKSUM_PARTIAL)? Then the kernel refuses to shorten the skb to before the
+ * checksum. The attempt shows that; what it cuts off has been copied before. */
 static __always_inline bool scratch_packet_partial(struct __sk_buff *skb, const struct transport *l4)
 {
 	return l4->check_off && l4->pseudo && bpf_skb_change_tail(skb, l4->check_off + 1, 0) == -SCRATCH_PACKET_EINVAL;
 }
 
-/* The packet in the skb is given up: what comes after is crafted, and whole. No device is to finish a checksum
- * in it: the kernel forgets about that when the place it begins at is pulled out from behind the IP header
- * (skb_postpull_rcsum), on some only at the next pull. */
+/* Gives the packet in the skb up, to be replaced. No device may finish a checksum in the new one. The kernel drops
+ * CHECKSUM_PARTIAL when the place where the checksum begins is pulled out from behind the IP header (skb_postpull_rcsum); some
+ * kernels do so with the next pull only. */
 static __always_inline bool scratch_packet_begin(struct __sk_buff *skb, const struct packet *pkt)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
@@ -84,15 +84,15 @@ static __always_inline bool scratch_packet_begin(struct __sk_buff *skb, const st
 	       bpf_skb_adjust_room(skb, -SCRATCH_PACKET_PULL_AGAIN, BPF_ADJ_ROOM_NET, flags) == 0;
 }
 
-/* The header and these bytes of the craft become the skb's packet. */
+/* Makes the header and these bytes of the scratch packet the packet of the skb. */
 __noinline int scratch_packet_put(struct __sk_buff *skb, __u32 at, __u32 end)
 {
 	struct work *work = work_get();
-	struct scratch_packet *craft = scratch_packet_get();
+	struct scratch_packet *buffer = scratch_packet_get();
 	__u32 base, payload, length = end - at;
 	int err;
 
-	if (!work || !craft)
+	if (!work || !buffer)
 		return -1;
 	base = packet_base(&work->pkt);
 	payload = work->pkt.l3_off + base;
@@ -101,7 +101,7 @@ __noinline int scratch_packet_put(struct __sk_buff *skb, __u32 at, __u32 end)
 		return -1;
 	err = (int)bpf_skb_change_tail(skb, payload + length, 0);
 	err |= (int)bpf_skb_store_bytes(skb, work->pkt.l3_off, work->header, base, BPF_F_RECOMPUTE_CSUM);
-	err |= (int)bpf_skb_store_bytes(skb, payload, &craft->packet[at], length, BPF_F_RECOMPUTE_CSUM);
+	err |= (int)bpf_skb_store_bytes(skb, payload, &buffer->packet[at], length, BPF_F_RECOMPUTE_CSUM);
 	return err | (int)bpf_skb_store_bytes(skb, 0, work->rw.macs, sizeof(work->rw.macs), BPF_F_RECOMPUTE_CSUM);
 }
 
@@ -112,7 +112,7 @@ struct scratch_packet_split {
 	__u16 frag_off;		/* of the whole, host order */
 };
 
-/* Writes length and place of a piece into the header. */
+/* Writes the length and the offset of a piece into the header. */
 static __always_inline void scratch_packet_piece_header(struct iphdr *ip, const struct scratch_packet_split *split, __u32 end)
 {
 	__be16 length = bpf_htons((__u16)(sizeof(*ip) + end - split->at));
@@ -142,15 +142,15 @@ static long scratch_packet_send_piece(__u32 index, struct scratch_packet_split *
 	return end >= split->end;
 }
 
-/* Sends the IP packet in the craft, which has no options, in evenly long pieces if it is too long for the
- * next hop: so none is too short for a checksum. In order (RFC 4787 REQ-13a). IPv6 is not cut up. */
-static __noinline long scratch_packet_send(struct __sk_buff *skb, struct work *work, struct scratch_packet *craft, __u32 length)
+/* Sends the IP packet in the scratch packet, which has no options. If it is too long for the next hop, it is cut into pieces of
+ * even length, so that none is too short for a checksum. They leave in order (RFC 4787 REQ-13a). IPv6 is not cut up. */
+static __noinline long scratch_packet_send(struct __sk_buff *skb, struct work *work, struct scratch_packet *buffer, __u32 length)
 {
 	__u32 base = packet_base(&work->pkt), payload = length - base, pieces;
 	struct scratch_packet_split split = { .skb = skb, .work = work, .at = base, .end = length };
 	__u32 room = (work->rw.mtu - base) & ~7u;
 
-	__builtin_memcpy(work->header, craft->packet, sizeof(work->header));
+	__builtin_memcpy(work->header, buffer->packet, sizeof(work->header));
 	split.frag_off = bpf_ntohs(((struct iphdr *)work->header)->frag_off);
 	split.size = payload;
 	if (work->rw.mtu && length > work->rw.mtu) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Reflect prefix: each client has a stand-in, an address of its own.
- * Origins: from a server's answer they tell which forward its client used. Both follow from the configuration
- * alone, so a connection that is lost can be rebuilt. */
+/* Reflect prefix: each client appears under its own substitute address, its stand-in: 192.168.1.50 as 198.18.1.50. Origins:
+ * they say which forward leads to a server's port, so an answer alone says what its client asked. Both follow from the
+ * configuration, so a lost connection can be rebuilt. */
 #pragma once
 
 #include "conn.h"
@@ -9,8 +9,8 @@
 
 enum { STAND_IN_KEY_BITS = 128, ORIGIN_KEY_BITS = 160 };
 
-/* Into the other one: a client's address into its stand-in, or back. False: it is neither, or not this one. A
- * stack frame of its own. */
+/* Changes a client's address into its stand-in, or back. False: the address is neither, or the other of both. A stack frame of
+ * its own. */
 static __noinline bool stand_in_swap(union addr *addr, bool client)
 {
 	struct stand_in_key key = { .prefix_length = STAND_IN_KEY_BITS, .address = *addr };
@@ -32,7 +32,7 @@ static __always_inline bool stand_in_has(const union addr *client)
 	return stand_in_swap(&addr, true);
 }
 
-/* Does a server answer a stand-in? Costs those who have none a look at the settings. */
+/* Is this the address of a stand-in? Without stand-ins this costs one look at the settings. */
 static __always_inline bool stand_in_answered(const union addr *dst)
 {
 	const struct settings *settings = conn_settings();
@@ -41,7 +41,7 @@ static __always_inline bool stand_in_answered(const union addr *dst)
 	return settings && settings->stand_ins && stand_in_swap(&addr, false);
 }
 
-/* wan: of an answer to the Internet, else of one to a stand-in. */
+/* wan: the answer goes to the Internet, otherwise to a stand-in. */
 static __always_inline const struct origin *origin_find(const struct tuple *answer, bool wan)
 {
 	struct origin_key key = {
@@ -55,12 +55,12 @@ static __always_inline const struct origin *origin_find(const struct tuple *answ
 	void *trie = bpf_map_lookup_elem(&origins, &slot);
 	const struct origin *origin = trie ? bpf_map_lookup_elem(trie, &key) : NULL;
 
-	/* The shortest prefix is of every protocol, and of stand-ins alone. */
+	/* The shortest prefix stands for every protocol, and for stand-ins alone. */
 	return origin && origin->wan == wan ? origin : NULL;
 }
 
-/* What the client must have sent for its server to answer like this; several_wans is set if the origin says so. False: no
- * forward, or no single one, accounts for it. A stack frame of its own. */
+/* The packet that a client must have sent to get this answer. several_wans is set if the origin says so. False: no forward
+ * leads to this server's port, or several do. A stack frame of its own. */
 static __noinline bool origin_asked(const struct tuple *answer, struct tuple *asked, bool wan, bool *several_wans)
 {
 	const struct origin *origin = origin_find(answer, wan);

@@ -27,9 +27,8 @@ static __always_inline bool tc_bare(const struct interface *in)
 	return !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
 }
 
-/* Where the IP header is, if that is not plain to see; negative: nowhere that could be told. Since Linux 6.9 generic
- * XDP may leave an skb whose data begins with it though the device is an Ethernet one: that gets its header back. A
- * stack frame of its own. */
+/* The offset of the IP header where the first byte leaves it open; negative: not found. Since Linux 6.9, generic XDP may leave
+ * an skb of an Ethernet device whose data begin with the IP header: it gets its Ethernet header back. A stack frame of its own. */
 static __noinline int tc_search_ip(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data, saved;
@@ -42,7 +41,7 @@ static __noinline int tc_search_ip(struct __sk_buff *skb)
 	return tc_give_ethernet(skb, &saved) ? (int)sizeof(saved) : -1;
 }
 
-/* The data begin with the byte of an IP version: an IP header, or the MAC address of this router. A stack frame of its own. */
+/* The data begin with a byte that may be of an IP header, or of the MAC address of this router. A stack frame of its own. */
 static __noinline int tc_tell_apart(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data;
@@ -68,8 +67,7 @@ static __always_inline int tc_find_ip(struct __sk_buff *skb)
 	return tc_tell_apart(skb);
 }
 
-/* What is about to be sent has an Ethernet header, for helpers that send demand one; a device that carries
- * bare packets takes it off again. */
+/* Makes sure of an Ethernet header: helpers that send demand one. A device that carries bare packets takes it off again. */
 static __always_inline bool tc_ensure_ethernet(struct __sk_buff *skb, struct packet *pkt)
 {
 	struct ethhdr eth = { .h_proto = skb->protocol };
@@ -80,7 +78,7 @@ static __always_inline bool tc_ensure_ethernet(struct __sk_buff *skb, struct pac
 	return tc_give_ethernet(skb, &eth);
 }
 
-/* Brings all headers into reach of pointers. */
+/* Pulls all headers into the linear part of the skb. */
 static __always_inline bool tc_pull(struct __sk_buff *skb)
 {
 	__u32 wanted = skb->protocol == bpf_htons(ETH_P_IPV6) ? PACKET_HEADERS_V6 : PACKET_HEADERS_V4;
@@ -129,8 +127,8 @@ __noinline int tc_icmp(struct __sk_buff *skb)
 	return work ? icmp_decide(skb, work) : VERDICT_PASS;
 }
 
-/* What an ICMP error quotes; its own checksum is the outer packet's affair. Not within reach of pointers: there
- * may be options before it. */
+/* Translates the packet that an ICMP error quotes, by helpers: options may put it out of reach of pointers. The checksum of the
+ * error itself is changed elsewhere. */
 static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct packet *pkt,
 					   const struct rewrite *rw)
 {
@@ -153,8 +151,8 @@ static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct p
 	return quote->l4.ports_length ? err | bpf_skb_store_bytes(skb, quote->l4.ports_off, &id, sizeof(id), 0) : err;
 }
 
-/* The transport header's checksum, and the kernel's own sum of the packet. It takes it that an IP header's
- * checksum makes up for what changes in that header. */
+/* Changes the transport header's checksum, and skb->csum. The kernel assumes that the checksum of the IP header balances all
+ * changes of that header. */
 static __always_inline long tc_write_sums(struct __sk_buff *skb, const struct packet *pkt, const struct rewrite *rw)
 {
 	__u64 mangled = pkt->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
@@ -182,12 +180,12 @@ static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet 
 /* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
 static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct packet *pkt)
 {
-	struct scratch_packet *craft = scratch_packet_get();
+	struct scratch_packet *buffer = scratch_packet_get();
 	__u32 icmp = packet_header(pkt), quoted = pkt->quote.l3_off - pkt->l3_off;
 	__u32 behind = pkt->quote.l4.off - pkt->l3_off;
 	__u64 sum = 0;
 
-	if (!craft || !scratch_packet_load(skb, craft, pkt->l3_off, pkt->length))
+	if (!buffer || !scratch_packet_load(skb, buffer, pkt->l3_off, pkt->length))
 		return false;
 	if (pkt->v6)
 		sum = csum_addr(&pkt->tuple.src, true) + csum_addr(&pkt->tuple.dst, true) + bpf_htonl(pkt->length - icmp) +
@@ -196,9 +194,9 @@ static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct pa
 	       (pkt->v6 || scratch_packet_sum(quoted, behind) == 0xffff);
 }
 
-/* To the router itself: the kernel finds the way, out of the loopback device and in again, as its own packets
- * take it. What comes in any other way with an address of the router's for a source it takes for forged. Its sum
- * of the packet gets the header's added, which the loopback device does not take off again: that of zeros. */
+/* Sends a packet to the router itself, by the loopback device: on any other way the kernel takes a source that is the router's
+ * own for forged. skb->csum gains the MAC header on redirect, and the loopback device never subtracts it; so the header is
+ * zeroed. */
 static __always_inline long tc_deliver(struct __sk_buff *skb, __u32 ifindex)
 {
 	const struct ethhdr none = {};
@@ -208,7 +206,7 @@ static __always_inline long tc_deliver(struct __sk_buff *skb, __u32 ifindex)
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 
-/* Once more, as if it had just come in. A TC action. */
+/* Sends the packet to the interface that it came in by, as if it had just come in. A TC action. */
 static __always_inline long tc_again(struct __sk_buff *skb, const struct packet *pkt)
 {
 	__u8 again = 2;	/* of a source address: locally administered */
@@ -218,15 +216,15 @@ static __always_inline long tc_again(struct __sk_buff *skb, const struct packet 
 	return bpf_redirect(pkt->ifindex, BPF_F_INGRESS);
 }
 
-/* By way of the kernel's neighbour table, or to the router itself. A stack frame of its own. */
+/* Sends by way of the kernel's neighbour table, or to the router itself. A stack frame of its own. */
 static __noinline long tc_send_by_kernel(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	struct bpf_redir_neigh hop = rw->gateway;
 
 	if (rw->local)
 		return tc_deliver(skb, rw->ifindex);
-	/* Also where the kernel puts another header in its place: its sum of the packet, which the other end of a veth
-	 * is told, has the one of now added. But it refuses a frame to many, as is one to a cluster of servers. */
+	/* Writes the MAC addresses, also where the kernel then writes its own: skb->csum, which the other end of a veth gets,
+	 * covers the header of now. The kernel refuses a frame to a group address, such as a cluster of servers may have. */
 	if (!(rw->macs[0] & 1) && !write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
@@ -246,7 +244,7 @@ struct tc_resegment {
 	__u32 excess;
 };
 
-/* Making room shortens the segments of a GSO packet, which taking it away again need not undo. */
+/* Makes the segments of a GSO packet shorter: adding room shortens them, and removing the room again does not undo that. */
 static long tc_resegment_step(__u32 index, struct tc_resegment *work)
 {
 	__u32 step = work->excess < RESEGMENT_STEP ? work->excess : RESEGMENT_STEP;
@@ -260,29 +258,29 @@ static long tc_resegment_step(__u32 index, struct tc_resegment *work)
 	return !work->excess;
 }
 
-/* Too long without DF: TCP that is still to be segmented gets shorter segments, all else is cut up. True:
- * it has been sent. */
+/* A packet without DF that is too long. A TCP packet that is still to be segmented gets shorter segments; any other is cut up.
+ * True: it has been sent. */
 static __always_inline bool tc_shorten(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
 	struct tc_resegment resegment = { .skb = skb, .excess = pkt->segment - work->rw.mtu };
-	struct scratch_packet *craft = scratch_packet_get();
+	struct scratch_packet *buffer = scratch_packet_get();
 	__u16 *check;
 
 	if (pkt->gso_size) {
 		bpf_loop(RESEGMENT_STEPS, tc_resegment_step, &resegment, 0);
 		return false;
 	}
-	if (!craft || !work->rw.resolved || !scratch_packet_load(skb, craft, pkt->l3_off, pkt->length))
+	if (!buffer || !work->rw.resolved || !scratch_packet_load(skb, buffer, pkt->l3_off, pkt->length))
 		return false;
 	if (scratch_packet_partial(skb, &pkt->l4)) {
-		check = (__u16 *)&craft->packet[(pkt->l4.check_off - pkt->l3_off) & (SCRATCH_PACKET_PIECE - 1)];
+		check = (__u16 *)&buffer->packet[(pkt->l4.check_off - pkt->l3_off) & (SCRATCH_PACKET_PIECE - 1)];
 		*check = ~scratch_packet_sum(packet_header(pkt), pkt->length);
 		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
 			*check = 0xffff;
 	}
 	if (scratch_packet_begin(skb, pkt))
-		scratch_packet_send(skb, work, craft, pkt->length);
+		scratch_packet_send(skb, work, buffer, pkt->length);
 	return true;
 }
 
@@ -305,7 +303,7 @@ static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *wor
 		return 0;
 	if (bpf_skb_store_bytes(skb, start + at, &mss, sizeof(mss), 0) != 0)
 		return -1;
-	/* At an odd place both bytes count in the other half of the sum's words. */
+	/* At an odd offset both bytes are swapped within the sum's words. */
 	if (at % 2) {
 		old = __builtin_bswap16(old);
 		mss = __builtin_bswap16(mss);
@@ -319,7 +317,7 @@ static __always_inline enum verdict tc_drop(struct work *work, enum reason reaso
 	return VERDICT_DROP;
 }
 
-/* Writes more than addresses, ports and TTL. A verdict. */
+/* Writes what few packets need: the MSS, the quote of an ICMP error. A verdict. */
 __noinline int tc_write_all(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
@@ -343,8 +341,8 @@ static __always_inline enum verdict tc_rewrite(struct __sk_buff *skb, struct wor
 	return tc_write(skb, &work->pkt, &work->rw) ? VERDICT_SEND : tc_drop(work, REASON_WRITE_FAILED);
 }
 
-/* Back where the packet came in. A RST by a clone, so that it also goes there when user space has made the
- * packet up, which ends with the program; but what is for the router itself cannot be cloned its way. */
+/* Sends an answer back where the packet came in. A RST is sent by a clone, which also works for packets from user space. An
+ * answer to the router itself cannot be sent by a clone. */
 static __always_inline long tc_answer(struct __sk_buff *skb, __u32 ifindex, bool reset)
 {
 	if (nat_role(ifindex) == ROLE_LOCAL)
@@ -355,29 +353,29 @@ static __always_inline long tc_answer(struct __sk_buff *skb, __u32 ifindex, bool
 	return TC_ACT_SHOT;
 }
 
-/* What was decided against is answered, if its sender is to know. A TC action. */
+/* Drops a packet, and sends the answer that its reason asks for. A TC action. */
 __noinline int tc_refuse(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
-	struct reply tell;
+	struct reply reply;
 	bool written;
 
 	if (!work)
 		return TC_ACT_SHOT;
-	tell = reply_of(work);
-	if (!(tell.type || tell.reset || tell.challenge) || !tc_ensure_ethernet(skb, &work->pkt))
+	reply = reply_of(work);
+	if (!(reply.type || reply.reset || reply.challenge) || !tc_ensure_ethernet(skb, &work->pkt))
 		return TC_ACT_SHOT;
-	if (tell.challenge)
+	if (reply.challenge)
 		written = reply_write_challenge(skb, work);
 	else
-		written = tell.reset ? reply_write_reset(skb, work, tell) : reply_write(skb, work, tell);
+		written = reply.reset ? reply_write_reset(skb, work, reply) : reply_write(skb, work, reply);
 	if (!written)
 		return TC_ACT_SHOT;
 	count(work->pkt.ifindex, VERDICT_TELL, work->rw.reason);
-	return (int)tc_answer(skb, work->pkt.ifindex, tell.reset);
+	return (int)tc_answer(skb, work->pkt.ifindex, reply.reset);
 }
 
-/* To the kernel, and after it what was held of its datagram. A TC action. */
+/* Leaves a packet to the kernel, with what was held of its datagram. A TC action. */
 __noinline int tc_pass(struct __sk_buff *skb, __u32 held)
 {
 	struct work *work = work_get();
@@ -394,7 +392,7 @@ static __always_inline bool tc_too_long(const struct work *work)
 	return work->rw.mtu && work->pkt.segment > work->rw.mtu;
 }
 
-/* In pieces, or with what was held of its datagram after it. A TC action. */
+/* Sends a packet, in pieces if need be, and what was held of its datagram. A TC action. */
 __noinline int tc_send_more(struct __sk_buff *skb, __u32 held)
 {
 	struct work *work = work_get();

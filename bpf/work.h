@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Working memory of one packet's way, per CPU: together its steps need more than the stack's 512 bytes.
- * Nothing in it outlives the packet; programs on one CPU do not interrupt each other. */
+/* Working memory for one packet, per CPU: the steps of a packet need more than the 512 bytes of the stack. Nothing in it
+ * outlives the packet. Programs on one CPU do not interrupt each other. */
 #pragma once
 
 #include <bpf/bpf_helpers.h>
@@ -10,7 +10,7 @@
 enum { SECOND_NS = 1000000000, MS_NS = 1000000 };
 enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
 
-/* All that an apply step needs. No pointers: it survives whatever a helper does to the packet. */
+/* All that the write step needs. It has no pointers into the packet, which helpers would make invalid. */
 struct rewrite {
 	/* Cleared for each packet up to gateway, and gateway.nh_family. */
 	enum reason reason __attribute__((aligned(8)));	/* so that eight bytes are cleared at once */
@@ -104,7 +104,7 @@ static __always_inline struct work *work_get(void)
 	return bpf_map_lookup_elem(&works, &zero);
 }
 
-/* Reads the clock, once in a tick: the kernel's is three calls away. */
+/* Reads the clock once in a tick: jiffies are cheap to read, the clock is not. */
 static __always_inline void work_tick(struct work *work)
 {
 	__u64 jiffies = bpf_jiffies64(), now;

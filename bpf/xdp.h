@@ -33,15 +33,15 @@ static __always_inline bool xdp_parse(struct xdp_md *ctx, struct work *work)
 	return packet_parse(eth, (void *)(long)ctx->data_end, eth->h_proto, &work->pkt);
 }
 
-/* All else is TC's: what has to be put together, or says something about other packets. */
+/* May XDP handle this packet? Fragments, IP options, ICMP and protocols without ports are left to TC. */
 static __always_inline bool xdp_fit(const struct packet *pkt)
 {
 	return pkt->fragment == FRAGMENT_NONE && !packet_has_options(pkt) &&
 	       (pkt->tuple.protocol == IPPROTO_TCP || pkt->tuple.protocol == IPPROTO_UDP);
 }
 
-/* Is it TC's to say whether it is dropped, and why? To another host, in promiscuous mode, it is not this
- * router's to drop. And what is attached to a bond runs at its ports, of which nothing is known. */
+/* Must TC decide whether this packet is dropped? Yes if the frame is for another host (promiscuous mode). Yes if the interface
+ * is unknown: XDP on a bond runs at its ports. */
 static __always_inline bool xdp_doubts(const struct packet *pkt, struct rewrite *rw)
 {
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);
@@ -52,7 +52,7 @@ static __always_inline bool xdp_doubts(const struct packet *pkt, struct rewrite 
 	return true;
 }
 
-/* What fails does so before the first byte is written. */
+/* Writes the rewrite into the frame. If anything is out of reach, nothing is written. */
 static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *pkt, const struct rewrite *rw)
 {
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
@@ -72,8 +72,8 @@ static __always_inline bool xdp_write(struct xdp_md *ctx, const struct packet *p
 	return true;
 }
 
-/* Never XDP_TX, also for the interface it came in by: on a veth whose peer has GRO but no XDP program the
- * kernel leaves such frames lying in the peer's ring until other traffic wakes it (veth_xdp_flush). */
+/* Always a redirect, never XDP_TX. On a veth whose peer has GRO but no XDP program, XDP_TX leaves frames in the peer's ring
+ * until other traffic comes (veth_xdp_flush). */
 static __always_inline long xdp_send(const struct rewrite *rw)
 {
 	return bpf_redirect_map(&tx_ports, rw->ifindex, XDP_DROP);
