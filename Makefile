@@ -102,6 +102,10 @@ check: deps
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
+	@cd bpf && for header in *.h; do \
+		$(CLANG) -target bpf -O2 -Wall -Wextra -Werror -Wno-unused-function $(BPF2GO_CFLAGS) -fsyntax-only -include $$header -x c /dev/null || \
+		{ echo "bpf/$$header does not compile alone" >&2; exit 1; }; \
+	done
 	@before=$$(mktemp -d) && cp --parents $(GENERATED) $$before && $(MAKE) --no-print-directory generate && \
 		for file in $(GENERATED); do cmp $$before/$$file $$file || stale=1; done; \
 		status=$$?; rm -rf $$before; \

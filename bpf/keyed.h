@@ -3,6 +3,7 @@
  * Words are 64 bits in the machine's order; the hash never leaves this machine but for 16 bits of a challenge. */
 #pragma once
 
+#include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
 #include "maps.h"

@@ -3,6 +3,7 @@
  * Sizes given here are defaults, the loader sets those of conns4, conns6, places4, places6 and the rings from the configuration. */
 #pragma once
 
+#include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
 #include "types.h"

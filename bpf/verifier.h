@@ -4,7 +4,7 @@
  * bool; and a callback of bpf_loop returns a 0 or 1 that the verifier knows. */
 #pragma once
 
-#include <linux/types.h>
+#include <linux/bpf.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 

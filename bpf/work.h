@@ -3,6 +3,7 @@
  * outlives the packet. Programs on one CPU do not interrupt each other. */
 #pragma once
 
+#include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
 #include "packet.h"

@@ -3,6 +3,7 @@
  * addresses, the IP header's checksum. That of the transport header is each hook's own affair. */
 #pragma once
 
+#include "csum.h"
 #include "verifier.h"
 #include "work.h"
 
