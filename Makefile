@@ -26,11 +26,17 @@ RUNS ?=
 
 GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
 
+# su keeps the user's PATH, too, and git refuses root the history of a clone that is a user's.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+export GIT_CONFIG_COUNT := 1
+export GIT_CONFIG_KEY_0 := safe.directory
+export GIT_CONFIG_VALUE_0 := $(CURDIR)
+
 export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices floods demo bench bench-short bench-run check graph generate deps fuzz stress install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices floods demo bench bench-short bench-run check graph generate deps deps-build fuzz stress install uninstall clean root
 
 help:
 	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
@@ -92,12 +98,12 @@ bench-short: root deps
 bench-run: root deps
 	$(GO) run ./test/bench/run $(if $(BASE),--base $(BASE))
 
-generate: deps
+generate: deps-build
 	@$(CLANG) --version | grep -qF "version $(CLANG_VERSION)" || \
 		{ echo "needs clang $(CLANG_VERSION), Debian's clang-19" >&2; exit 1; }
 	$(GO) generate ./bpf ./test/bench/traffic
 
-check: deps
+check: deps-build
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
@@ -115,11 +121,14 @@ graph:
 	@$(GO) list -f '{{.ImportPath}}{{range .Imports}} {{.}}{{end}}' ./... | \
 		awk '{ printf "%s\n", $$1; for (i = 2; i <= NF; i++) if ($$i ~ /^hairpin\//) printf "    -> %s\n", $$i }'
 
+deps-build:
+	@CLANG=$(CLANG) STRIP=$(STRIP) test/deps.sh build
+
 deps:
-	@test/deps.sh test
+	@CLANG=$(CLANG) STRIP=$(STRIP) test/deps.sh test
 
 deps-kernels:
-	@test/deps.sh kernels
+	@CLANG=$(CLANG) STRIP=$(STRIP) test/deps.sh kernels
 
 install: build
 	install -D -m 0755 bin/hairpin $(DESTDIR)$(PREFIX)/bin/hairpin

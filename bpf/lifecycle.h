@@ -397,8 +397,8 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 	}
 }
 
-/* Is this holder spared? A newcomer from the Internet does not evict a LAN client's half-open connection while there is another
- * one to evict. */
+/* Is this holder spared? A newcomer from a WAN displaces a LAN client only if none of the places looked at has a WAN client that may
+ * give way. */
 static __always_inline bool place_spared(const struct scratch *scratch)
 {
 	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.identity & CONN_FROM_WAN);

@@ -13,8 +13,9 @@
 #include "open.h"
 #include "work.h"
 
-/* Steps that few packets need are global functions: the verifier checks each of them once. Their context has the type of a hook,
- * so a step of both hooks has two. Linux 6.1 cannot pass them working memory: each calls work_get(). */
+/* Steps that few packets need are global functions: the verifier checks each of them once. The type of the context differs between
+ * the hooks, so a step that both need is there twice, as _tc and _xdp. Linux 6.1 cannot pass them working memory: each calls
+ * work_get(). */
 
 static __always_inline enum role nat_role(__u32 ifindex)
 {
@@ -114,7 +115,7 @@ __noinline int nat_segments_tc(struct __sk_buff *skb)
 	return work ? nat_segments(skb, work) : REASON_TOO_BIG;
 }
 
-/* Is it a GSO packet of a tunnel? Those of TCP and SCTP are measured by the parser. */
+/* Is it a GSO packet of UDP or of a tunnel? The kernel alone can tell whether its segments fit. */
 static __always_inline bool nat_tunnelled(const struct packet *pkt)
 {
 	return pkt->gso_size && pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_SCTP;
@@ -592,7 +593,7 @@ static __always_inline enum reason nat_send(void *ctx, struct work *work, struct
 	struct rewrite *rw = &work->rw;
 	enum reason reason = nat_next_hop(ctx, work, conn, hook);
 
-	/* XDP gets no GSO packets. */
+	/* XDP knows nothing of GSO: there such a packet is longer than the MTU, and goes to TC. */
 	if (reason == REASON_NONE && hook == HOOK_TC && nat_tunnelled(pkt))
 		reason = (enum reason)nat_segments_tc(ctx);
 	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)

@@ -275,8 +275,8 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 	return a, d.sweep()
 }
 
-// Probe reports, changing nothing, why Attach would refuse: its errors, and what others have attached in the places that
-// the programs need. What only the driver knows shows when Attach is called.
+// Probe reports, changing nothing, why Attach would refuse: its errors, and programs of others in the places that hairpin's
+// need. What only the driver knows shows when Attach is called.
 func (d *Datapath) Probe(ifname string, want Hooks) error {
 	if err := d.probe(ifname, want); err != nil {
 		return explain(fmt.Errorf("attach to %s: %w", ifname, err))
@@ -285,6 +285,9 @@ func (d *Datapath) Probe(ifname string, want Hooks) error {
 }
 
 func (d *Datapath) probe(ifname string, want Hooks) error {
+	if err := d.checkCurrent(); err != nil {
+		return err
+	}
 	dev, mode, err := d.target(ifname, want)
 	if err != nil {
 		return err
@@ -294,13 +297,19 @@ func (d *Datapath) probe(ifname string, want Hooks) error {
 		return err
 	}
 	x.old.Close()
-	if !d.noTCX {
+	if !d.noTCX && haveTCX(dev) {
 		return nil
 	}
 	if err := checkPlace(dev.Attrs().Index, ingress); err != nil || !want.Guard {
 		return err
 	}
 	return checkPlace(dev.Attrs().Index, egress)
+}
+
+// haveTCX reports whether the kernel knows TCX (Linux 6.6): older ones do not know what is asked.
+func haveTCX(dev netlink.Link) bool {
+	_, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: ebpf.AttachTCXIngress})
+	return err == nil || !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.EINVAL)
 }
 
 // target is the device to attach to, and the mode that its kind allows.

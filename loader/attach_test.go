@@ -185,6 +185,11 @@ func (r *router) tuntap(name string, mode netlink.TuntapMode) {
 	})
 }
 
+// probe asks whether an interface would take the programs.
+func (r *router) probe(d *Datapath, dev string, mode Mode) error {
+	return r.Do(func() error { return d.Probe(dev, Hooks{Mode: mode}) })
+}
+
 // An interface that runs somebody else's XDP program is refused and left alone. TC gets along.
 func TestForeignXDP(t *testing.T) {
 	r := newRouter(t)
@@ -198,6 +203,10 @@ func TestForeignXDP(t *testing.T) {
 	})
 	before := r.hooks("wan0")
 	d := r.load(Options{})
+	wantError(t, r.probe(d, "wan0", ModeXDPUntagged), nil, "wan0", "XDP program", "mode tc")
+	if err := r.probe(d, "wan0", ModeTC); err != nil {
+		t.Errorf("probe for mode tc: %v", err)
+	}
 	_, err := r.tryAttach(d, "wan0", ModeXDPUntagged)
 	wantError(t, err, nil, "wan0", "XDP program", "mode tc")
 	r.want("refused", "wan0", before)
@@ -316,6 +325,7 @@ func TestTakenPriorityIsRefused(t *testing.T) {
 	})
 	before := r.hooks("wan0")
 	d := r.load(Options{NoTCX: true})
+	wantError(t, r.probe(d, "wan0", ModeTC), nil, "wan0", "priority 2")
 	_, err := r.tryAttach(d, "wan0", ModeTC)
 	wantError(t, err, nil, "wan0", "priority 2")
 	r.want("refused", "wan0", before)

@@ -69,7 +69,7 @@ func (t *Tables) Add(f Forward) (bool, error) {
 	t.cached, t.cachedAt = doc, generation+2
 	t.mu.Unlock()
 	if err := t.finish(doc); err != nil {
-		return true, fmt.Errorf("the new forward is part of what runs, but entering it failed: %w", err)
+		return true, fmt.Errorf("%w: %w", ErrUnfinished, err)
 	}
 	return true, nil
 }

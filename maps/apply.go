@@ -92,7 +92,7 @@ func (t *Tables) swap(generation uint32) error {
 		err = t.finish(after)
 	}
 	if err != nil {
-		return fmt.Errorf("the new forwards run, but cleaning up failed: %w", err)
+		return fmt.Errorf("%w: %w", ErrUnfinished, err)
 	}
 	return nil
 }

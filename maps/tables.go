@@ -19,6 +19,9 @@ import (
 // ErrEmpty says that no configuration was ever applied to these maps.
 var ErrEmpty = errors.New("nothing has been applied yet")
 
+// ErrUnfinished says that a change runs, but that a step after it failed. The next writer does that step.
+var ErrUnfinished = errors.New("the change runs, but a step after it failed")
+
 const documentSchema = 3
 
 // document is the running configuration, with what later writers need to know

@@ -2,28 +2,29 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Installs the Debian packages that building, testing or the demo need, if this machine lacks some. On other systems
-# the script names what is missing. Usage: deps.sh demo|test|kernels
+# the script names what is missing. Usage: deps.sh build|demo|test|kernels
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 # Each word is something to look for, a command or a file, and the package that has it.
+build=("${CLANG:-clang-19}:clang-19" "${STRIP:-llvm-strip-19}:llvm-19" /usr/include/bpf/bpf_helpers.h:libbpf-dev)
 demo=(ip:iproute2 nft:nftables nginx:nginx curl:curl nsenter:util-linux sysctl:procps)
-test=("${demo[@]}"
-	clang-19:clang-19 llvm-strip-19:llvm-19 /usr/include/bpf/bpf_helpers.h:libbpf-dev
+test=("${build[@]}" "${demo[@]}"
 	ethtool:ethtool iptables:iptables tcpdump:tcpdump
 	ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
 	iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
 	dig:bind9-dnsutils dnsmasq:dnsmasq-base unbound:unbound named:bind9 named-checkzone:bind9-utils)
-kernels=(qemu-system-x86_64:qemu-system-x86 /usr/share/doc/busybox-static:busybox-static cpio:cpio modprobe:kmod
+kernels=("${test[@]}" qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio modprobe:kmod
 	wg:wireguard-tools pppd:ppp pppoe:pppoe)
 
 main() {
 	local missing
 	case ${1:-} in
+	build) missing=$(lacking "${build[@]}") ;;
 	demo) missing=$(lacking "${demo[@]}") ;;
 	test) missing=$(lacking "${test[@]}") ;;
-	kernels) missing=$(lacking "${test[@]}" "${kernels[@]}") ;;
-	*) fail "say what for: demo, test or kernels" ;;
+	kernels) missing=$(lacking "${kernels[@]}") ;;
+	*) fail "say what for: build, demo, test or kernels" ;;
 	esac
 	[ -n "$missing" ] || return 0
 	command -v apt-get >/dev/null || fail "install what these Debian packages have: $missing"
@@ -34,18 +35,23 @@ main() {
 
 fail() { echo "deps: $*" >&2; exit 1; }
 
-# lacking prints the packages of what is not there.
+# lacking prints the packages of what is not there. A busybox with shared libraries does not count.
 lacking() {
 	local item what
 	for item in "$@"; do
 		what=${item%%:*}
-		if [[ $what == /* ]]; then [ -e "$what" ]; else command -v "$what" >/dev/null; fi || printf '%s ' "${item##*:}"
+		case $what in
+		/*) [ -e "$what" ] ;;
+		busybox) command -v busybox >/dev/null && ! ldd "$(command -v busybox)" >/dev/null 2>&1 ;;
+		*) command -v "$what" >/dev/null ;;
+		esac || printf '%s ' "${item##*:}"
 	done
 }
 
-# install_quietly keeps Debian from starting the servers among the packages, which are for the tests alone.
+# install_quietly keeps the servers among the packages from starting: the tests start them. Debian would start them at once, which
+# policy-rc.d prevents, and at every boot, which their units must be disabled for.
 install_quietly() {
-	local policy=/usr/sbin/policy-rc.d
+	local policy=/usr/sbin/policy-rc.d package unit
 	if [ ! -e $policy ]; then
 		trap 'rm -f /usr/sbin/policy-rc.d' EXIT
 		printf '#!/bin/sh\nexit 101\n' >$policy
@@ -53,6 +59,15 @@ install_quietly() {
 	fi
 	apt-get -qq update
 	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
+	for package in "$@"; do
+		case $package in
+		nginx | unbound) unit=$package ;;
+		bind9) unit=named ;;
+		openssh-server) unit=ssh ;;
+		*) continue ;;
+		esac
+		systemctl --quiet disable "$unit" 2>/dev/null || true
+	done
 }
 
 main "$@"

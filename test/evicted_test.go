@@ -231,7 +231,7 @@ func (test evictedCase) goesOn(t *testing.T, f flow) {
 	}
 }
 
-// TestFloodSparesLAN: a flood from the Internet evicts no LAN client's half-open connection, whether the flood is to the same forward
+// TestFloodSparesLAN: a flood from the Internet leaves a LAN client's half-open connection, whether the flood is to the same forward
 // or to another one.
 func TestFloodSparesLAN(t *testing.T) {
 	for name, to := range map[string]struct{ external, target string }{

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +35,10 @@ func (a *app) detachCommand() *cobra.Command {
 		Use:   "detach [--all]",
 		Short: "Take the programs off all interfaces; --all removes forwards, connections and pins too",
 		Long: `Take the programs off all interfaces. Forwards and connections stay in the
-kernel for the next attach; --all removes them too, with every pin and the mount.`,
+kernel until the next attach, apply or change of a forward, which attaches again.
+Meanwhile the kernel itself answers the packets of these connections: its RST
+ends them at their client. --all removes forwards and connections too, with
+every pin and the mount.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			if all {
@@ -115,8 +119,9 @@ func (s started) String() string {
 	return text
 }
 
-// detach leaves maps and pins: only the programs go. The tables keep the interfaces and addresses, so that connections
-// outlast it: their addresses are compared with the machine's by the next attach.
+// detach leaves maps and pins: only the programs go. The tables keep interfaces and addresses, so that connections without
+// traffic meanwhile go on after the next attach, which compares the addresses with the machine's. WANs come last: while
+// a LAN has its program, packets leave by watched WANs only.
 func (a *app) detach(ctx context.Context) error {
 	s, err := a.openLocked(ctx)
 	if err != nil {
@@ -130,10 +135,15 @@ func (a *app) detach(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list attachments: %w", err)
 	}
-	for _, attachment := range attachments {
-		if err := s.datapath.Detach(attachment.Index); err != nil {
-			return err
-		}
+	guarded := func(a loader.Attachment) bool { return a.Guard }
+	lans := slices.DeleteFunc(slices.Clone(attachments), guarded)
+	wans := slices.DeleteFunc(slices.Clone(attachments), func(a loader.Attachment) bool { return !guarded(a) })
+	var errs []error
+	for _, attachment := range append(lans, wans...) {
+		errs = append(errs, s.datapath.Detach(attachment.Index))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
 	}
 	a.say("detached from %s; \"hairpin attach\" goes on where this stopped", count(len(attachments), "interface"))
 	return a.printInterfaces("detach", attachments)

@@ -91,9 +91,9 @@ func (a *app) connCountCommand() *cobra.Command {
 func (a *app) connFlushCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "flush SELECTOR..",
-		Short: "End connections at once; the other ends are not told",
-		Long: `End connections at once; the other ends are not told. To end all of them,
-select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
+		Short: "End connections at once; both ends of TCP get a RST",
+		Long: `End connections at once. Both ends of a TCP connection get a RST. To end all
+connections, select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
 
 ` + selectorHelp,
 		Args:              needs("a SELECTOR, " + maps.SelectorSyntax),

@@ -138,7 +138,7 @@ func due(ports []port, mode, before string) (list []*port) {
 func (r *router) probe(ports []port, mode, before string) error {
 	for _, p := range due(ports, mode, before) {
 		if err := r.attacher.Probe(p.name, p.hooks(mode)); errors.Is(err, loader.ErrNoInterface) {
-			p.link = nil // went away since it was listed
+			p.link, p.attachment = nil, nil // went away since it was listed
 		} else {
 			p.err = err
 		}
@@ -151,23 +151,13 @@ func (r *router) probe(ports []port, mode, before string) error {
 func (r *router) attach(ports []port, mode, before string) (undo func() error) {
 	var back []func() error
 	for _, p := range due(ports, mode, before) {
-		old, name := p.attachment, p.name
-		if old != nil {
-			hooks := loader.Hooks{Mode: loader.Mode(before), Guard: old.Guard}
-			back = append(back, func() error {
-				_, err := r.attacher.Attach(name, hooks)
-				return err
-			})
-		}
-		attachment, err := r.attacher.Attach(name, p.hooks(mode))
+		back = append(back, r.reversal(*p, before))
+		attachment, err := r.attacher.Attach(p.name, p.hooks(mode))
 		switch {
 		case errors.Is(err, loader.ErrNoInterface):
 			p.link, p.attachment = nil, nil
 		case err != nil:
 			p.err = err
-		case old == nil:
-			back = append(back, func() error { return r.attacher.Detach(attachment.Index) })
-			fallthrough
 		default:
 			p.attachment = &attachment
 		}
@@ -180,6 +170,20 @@ func (r *router) attach(ports []port, mode, before string) (undo func() error) {
 			}
 		}
 		return errors.Join(errs...)
+	}
+}
+
+// reversal returns what brings a port back to what it is now, in the mode before. It is called for ports that refused the
+// programs, too: some may be attached.
+func (r *router) reversal(p port, before string) func() error {
+	if p.attachment == nil {
+		index := p.link.Index
+		return func() error { return r.attacher.Detach(index) }
+	}
+	hooks := loader.Hooks{Mode: loader.Mode(before), Guard: p.attachment.Guard}
+	return func() error {
+		_, err := r.attacher.Attach(p.name, hooks)
+		return err
 	}
 }
 
@@ -364,35 +368,33 @@ func (r *router) plan(cfg maps.Config) (plan, error) {
 	return p, r.probe(p.seen.ports, cfg.Mode, p.before)
 }
 
-// commit carries a plan out. The programs go on first: a mode may change under the old tables, as TC does all that XDP does.
+// commit carries a plan out. The tables are prepared first, as they may refuse, too. The programs go on next: a mode may
+// change under the old tables, as TC does all that XDP does.
 func (r *router) commit(p plan, prepare func() (func() (maps.Change, error), error)) (applied, error) {
-	prepare = sync.OnceValues(prepare)
-	var preparing sync.WaitGroup
-	if p.fresh {
-		// Both wait for the kernel most of the time. Where something runs, nothing is
-		// written before every interface has taken the programs.
-		preparing.Go(func() { _, _ = prepare() })
+	var (
+		swap      func() (maps.Change, error)
+		refused   error
+		preparing sync.WaitGroup
+	)
+	preparing.Go(func() { swap, refused = prepare() })
+	if !p.fresh {
+		preparing.Wait()
+	} // Otherwise both go on at once: they wait for the kernel most of the time.
+	if !p.fresh && refused != nil {
+		return applied{}, refused
 	}
 	undo := r.attach(p.seen.ports, p.cfg.Mode, p.before)
 	preparing.Wait()
-	err := refusals(p.seen.ports)
+	err := errors.Join(refused, refusals(p.seen.ports))
 	var change maps.Change
 	if err == nil {
-		change, err = swap(prepare)
+		change, err = swap()
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, maps.ErrUnfinished) {
 		return applied{}, errors.Join(err, undo())
 	}
-	err = r.settle(p.seen, p.cfg.Mode)
+	err = errors.Join(err, r.settle(p.seen, p.cfg.Mode))
 	return applied{done: true, change: change, ports: p.seen.ports}, err
-}
-
-func swap(prepare func() (func() (maps.Change, error), error)) (maps.Change, error) {
-	tables, err := prepare()
-	if err != nil {
-		return maps.Change{}, err
-	}
-	return tables()
 }
 
 // started says how start left things.

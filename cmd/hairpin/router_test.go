@@ -20,14 +20,15 @@ import (
 
 // machineFake is a kernel in memory: interfaces, what is attached to them, and tables.
 type machineFake struct {
-	list     []loader.Link
-	attached map[int]loader.Attachment
-	refuse   map[string]error // interfaces that refuse the programs, and say so before
-	fail     map[string]error // interfaces that fail to attach in mode xdp, whatever they said before
-	routes   []netip.Prefix
-	running  *maps.Config
-	applyErr error
-	prepared int // configurations, not all of which are applied
+	list       []loader.Link
+	attached   map[int]loader.Attachment
+	refuse     map[string]error // interfaces that refuse the programs, and say so before
+	fail       map[string]error // interfaces that fail to attach in mode xdp, whatever they said before
+	routes     []netip.Prefix
+	running    *maps.Config
+	applyErr   error
+	unfinished bool // a step after the swap fails
+	prepared   int  // configurations, not all of which are applied
 
 	log        []string // what was done, in order
 	interfaces []maps.Interface
@@ -132,6 +133,9 @@ func (m *machineFake) Prepare(c maps.Config) (swap func() (maps.Change, error), 
 	return func() (maps.Change, error) {
 		m.log = append(m.log, "apply")
 		m.running = &c
+		if m.unfinished {
+			return maps.Change{}, maps.ErrUnfinished
+		}
 		return maps.Change{}, nil
 	}, nil
 }
@@ -314,8 +318,19 @@ func TestRefusedModeChangesNothing(t *testing.T) {
 		m, cfg := running(t)
 		m.applyErr = refusal
 		unchanged(t, m, cfg)
-		wantDone(t, m, "attach wan0 xdp", "attach lan0 xdp", "attach wan0 tc", "attach lan0 tc")
+		wantDone(t, m)
 	})
+}
+
+// A change that runs, although a step after it failed, is not taken back.
+func TestUnfinishedChangeStays(t *testing.T) {
+	m, cfg := newMachine("wan0", "lan0"), testConfig()
+	m.unfinished = true
+	result, err := m.router().apply(cfg)
+	if !errors.Is(err, maps.ErrUnfinished) || !result.done {
+		t.Errorf("apply: %v, done %v", err, result.done)
+	}
+	wantDone(t, m, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
 }
 
 // What runs over a live datapath depends on whether the files are those that it was served with.
