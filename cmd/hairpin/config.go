@@ -135,7 +135,9 @@ func (a *app) configPath(args []string) string {
 	return a.configFile
 }
 
-// readConfig reads and checks a configuration; "-" is stdin.
+// readConfig reads and checks a configuration; "-" is stdin. Files that others could
+// have written are refused, see config.Load. Stdin is taken whoever owns the file
+// behind it: whoever runs the command has opened that file and hands it over.
 func (a *app) readConfig(path string) (maps.Config, error) {
 	if path != "-" {
 		cfg, err := config.Load(path)

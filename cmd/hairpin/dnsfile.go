@@ -87,11 +87,16 @@ func placed(file maps.DNSFile, key string, err error) error {
 	return fmt.Errorf("%s: %s: %w", file.Source, key, err)
 }
 
-// checkDNSFiles looks at the files that the daemon would write. What may be
-// otherwise when and where it runs is only warned of.
+// checkDNSFiles looks at the files that the daemon would write, and the programs that
+// it would run. What may be otherwise when and where it runs is only warned of.
 func (a *app) checkDNSFiles(cfg maps.Config) error {
 	var errs []error
 	for _, file := range cfg.DNS {
+		if file.Reload != nil {
+			if err := checkProgram(file.Reload[0]); err != nil {
+				a.warn("%v", placed(file, maps.DNSReloadKey(file.Format), err))
+			}
+		}
 		_, err := readDNSFile(file.Path)
 		if err == nil {
 			continue

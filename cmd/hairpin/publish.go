@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/trust"
 	"hairpin/maps"
 )
 
@@ -204,9 +206,29 @@ func (p *publisher) told(result reloadResult, now time.Time) {
 	p.failing.report(p.log, "tell "+string(f.Format)+" of its names", err)
 }
 
+// checkProgram refuses a program that others could have written, because it runs as
+// root; see trust.Check. A program that does not exist is no error here: running it
+// fails with a better one. Between the check and the start somebody who can write to
+// the directory could exchange the program; to run the checked descriptor instead would
+// close that gap, but does not work for scripts.
+func checkProgram(name string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil
+	}
+	return trust.Check(path, info)
+}
+
 // runCommand runs a program to its end, for as long as patience at most, and
 // whatever it started with it. What it said is part of the error.
 func runCommand(ctx context.Context, patience time.Duration, words []string) error {
+	if err := checkProgram(words[0]); err != nil {
+		return err
+	}
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	command := exec.CommandContext(limited, words[0], words[1:]...)

@@ -380,6 +380,34 @@ func TestPublishWithoutTheTables(t *testing.T) {
 	p.wantHosts(maps.DNSHosts, "mail.example.org")
 }
 
+// What runs as root is not what others can write, whatever else the configuration says.
+func TestRunCommandOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	program, ran := filepath.Join(dir, "reload"), filepath.Join(dir, "ran")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n: > "+ran+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(program, 0o775); err != nil {
+		t.Fatal(err)
+	}
+	err := runCommand(context.Background(), patience, []string{program})
+	if err == nil || !strings.Contains(err.Error(), program+" can be written by others") || !strings.Contains(err.Error(), "chmod go-w "+program) {
+		t.Errorf("a program that its group can write: %v", err)
+	}
+	if _, err := os.Lstat(ran); err == nil {
+		t.Error("the program ran")
+	}
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := runCommand(context.Background(), patience, []string{program}); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(ran); err != nil {
+		t.Errorf("the program did not run: %v", err)
+	}
+}
+
 func TestRunCommandThatIsNot(t *testing.T) {
 	for _, words := range [][]string{{"no-such-program-of-hairpin"}, {"/no/such/program", "x"}} {
 		if err := runCommand(context.Background(), patience, words); err == nil || !strings.Contains(err.Error(), words[0]) {

@@ -7,6 +7,7 @@
 #   sudo make demo           run through and clean up
 #   sudo make demo HOLD=1    leave it up at the end and print how to enter each host
 set -euo pipefail
+umask 022               # hairpin takes no configuration that others could have written
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 hairpin=$root/bin/hairpin
