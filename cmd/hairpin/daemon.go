@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -154,7 +156,7 @@ func (a *app) newLogger() *slog.Logger {
 		level = slog.LevelDebug
 	}
 	options := &slog.HandlerOptions{Level: level}
-	if a.getenv("JOURNAL_STREAM") != "" {
+	if onJournal(a.getenv("JOURNAL_STREAM"), a.stderr) {
 		// The journal has its own time.
 		options.ReplaceAttr = func(groups []string, attr slog.Attr) slog.Attr {
 			if len(groups) == 0 && attr.Key == slog.TimeKey {
@@ -164,6 +166,24 @@ func (a *app) newLogger() *slog.Logger {
 		}
 	}
 	return slog.New(slog.NewTextHandler(a.stderr, options))
+}
+
+// onJournal reports whether out is the journal; stream is the value of JOURNAL_STREAM.
+// The variable alone proves nothing: a child whose output was redirected inherits it.
+// So systemd.exec(5) wants its device and inode compared with those of the descriptor.
+// journal.StderrIsJournalStream of go-systemd does the same, but for the environment
+// and descriptor 2 of this process only, which commands here do not use directly.
+func onJournal(stream string, out io.Writer) bool {
+	file, ok := out.(*os.File)
+	if !ok || stream == "" {
+		return false
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stream == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }
 
 func (a *app) newFollower(s *session, log *slog.Logger) *follower {
