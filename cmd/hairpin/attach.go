@@ -90,7 +90,8 @@ func (a *app) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.notices(s.resizeNotice(cfg), pendingNotice(result.ports, daemon))
+	a.notices(s.resizeNotice(cfg), unconfigured(cfg, a.configFile), pendingNotice(result.ports, daemon))
+	a.notices(notForwarding(cfg, result.ports, forwards)...)
 	if a.json {
 		return a.printJSON("attach", map[string]any{"interfaces": newPortRows(result.ports)})
 	}

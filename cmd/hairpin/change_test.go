@@ -229,12 +229,22 @@ func TestDeaf(t *testing.T) {
 	}
 }
 
-// IPv6 need not be forwarded by who has no forward of it.
+// IPv6 need not be forwarded by who has no forward of it. While no link is up the router may still be booting.
 func TestNotForwarding(t *testing.T) {
+	up := &loader.Link{Up: true}
 	ports := []port{
-		{name: "wan0", role: maps.RoleWAN, attachment: &loader.Attachment{}},
-		{name: "lan0", role: maps.RoleLAN, attachment: &loader.Attachment{}},
-		{name: "lan1", role: maps.RoleLAN},
+		{name: "wan0", role: maps.RoleWAN, link: up, attachment: &loader.Attachment{}},
+		{name: "lan0", role: maps.RoleLAN, link: up, attachment: &loader.Attachment{}},
+		{name: "lan1", role: maps.RoleLAN, link: up},
+	}
+	off := func(string, string) bool { return false }
+	booting := []port{
+		{name: "wan0", role: maps.RoleWAN, link: &loader.Link{}, attachment: &loader.Attachment{}},
+		{name: "lan0", role: maps.RoleLAN},
+		{name: "lo", role: maps.RoleLocal, link: up, attachment: &loader.Attachment{}},
+	}
+	if got := notForwarding(testConfig(), booting, off); got != nil {
+		t.Errorf("no link is up: %q", got)
 	}
 	four, six := testConfig(), testConfig()
 	six.Forwards[0].Target = netip.MustParseAddr("fd00::20")

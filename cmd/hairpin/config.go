@@ -206,7 +206,8 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 	if daemon && slices.Contains(result.change.Settings, "metrics.listen") {
 		a.say("metrics.listen: takes effect when the daemon reloads")
 	}
-	a.notices(s.resizeNotice(cfg), pendingNotice(result.ports, daemon))
+	a.notices(s.resizeNotice(cfg), unconfigured(cfg, path), pendingNotice(result.ports, daemon))
+	a.notices(notForwarding(cfg, result.ports, forwards)...)
 	if a.json {
 		return a.printJSON("apply", listed(result.change))
 	}

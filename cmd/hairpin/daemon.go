@@ -67,7 +67,8 @@ type follower struct {
 	router   *router
 	lock     func(context.Context) (func(), error)
 	read     func() (maps.Config, error)                  // the configuration files
-	resize   func(maps.Config) string                     // see session.resizeNotice
+	notices  func(maps.Config) []string                   // what to warn of when the configuration was applied; "" is nothing
+	forwards func(sysctl, ifname string) bool             // the kernel's forwarding, see notForwarding
 	listen   func(address string) (*metricsServer, error) // starts the metrics server
 	reloaded func(taken bool)                             // for the metrics
 	count    func(context.Context)                        // connections for the metrics, until the context ends
@@ -80,8 +81,9 @@ type follower struct {
 	metrics   *metricsServer
 	state     daemonState
 	failing   failures
-	routesDue bool  // next hops are to be resolved again
-	gone      error // the datapath is not there any more
+	routesDue bool     // next hops are to be resolved again
+	gone      error    // the datapath is not there any more
+	warned    []string // of forwarding that is off
 }
 
 // daemonState is what the metrics server reads while the loop writes.
@@ -194,8 +196,11 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 			defer cancel()
 			return loader.Lock(ctx, a.dir)
 		},
-		read:   func() (maps.Config, error) { return a.readConfig(a.configFile) },
-		resize: s.resizeNotice,
+		read: func() (maps.Config, error) { return a.readConfig(a.configFile) },
+		notices: func(cfg maps.Config) []string {
+			return []string{s.resizeNotice(cfg), unconfigured(cfg, a.configFile)}
+		},
+		forwards: forwards,
 		notify: func(state string) {
 			if err := notifyManager(a.getenv("NOTIFY_SOCKET"), state); err != nil {
 				log.Warn(state, "error", err)
@@ -260,8 +265,9 @@ func (f *follower) start(cfg maps.Config, s *session) error {
 		return err
 	}
 	f.log.Info(result.String())
-	f.warnResize(cfg)
+	f.warnNotices(cfg)
 	f.see(result.ports)
+	f.warnForwarding(cfg, result.ports)
 	f.report("follow the network", refusals(result.ports))
 	f.reloaded(true)
 	f.state.ready.Store(true)
@@ -341,6 +347,7 @@ func (f *follower) followLinks() error {
 	if ports != nil {
 		err = errors.Join(err, f.router.forget(before))
 		f.see(ports)
+		f.warnForwarding(running, ports)
 	}
 	return err
 }
@@ -439,7 +446,8 @@ func (f *follower) tryReload(ctx context.Context) (applied, error) {
 	if !result.done {
 		return result, errors.Join(err, f.moveMetrics(before))
 	}
-	f.warnResize(cfg)
+	f.warnNotices(cfg)
+	f.warnForwarding(cfg, result.ports)
 	return result, err
 }
 
@@ -471,10 +479,28 @@ func (f *follower) moveMetrics(address string) error {
 	return errors.Join(err, again)
 }
 
-func (f *follower) warnResize(cfg maps.Config) {
-	if notice := f.resize(cfg); notice != "" {
-		f.log.Warn(notice)
+// warnNotices warns of what a configuration that was just applied does not do.
+func (f *follower) warnNotices(cfg maps.Config) {
+	for _, notice := range f.notices(cfg) {
+		if notice != "" {
+			f.log.Warn(notice)
+		}
 	}
+}
+
+// warnForwarding warns if the kernel does not forward packets: then no next hop is found for
+// those that hairpin translates. Each warning comes once, until it is over.
+func (f *follower) warnForwarding(cfg maps.Config, ports []port) {
+	now := notForwarding(cfg, ports, f.forwards)
+	for _, text := range now {
+		if !slices.Contains(f.warned, text) {
+			f.log.Warn(text)
+		}
+	}
+	if len(now) == 0 && len(f.warned) > 0 {
+		f.log.Info("the kernel forwards packets now")
+	}
+	f.warned = now
 }
 
 func (s *daemonState) turn() { s.turned.Store(time.Now().UnixNano()) }

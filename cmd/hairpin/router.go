@@ -144,6 +144,9 @@ func (r *router) attach(ports []port, mode string) (added []int) {
 // guarded reports whether the leak guard belongs on a port.
 func (p port) guarded() bool { return p.role == maps.RoleWAN }
 
+// up reports whether packets may come by a port from outside.
+func (p port) up() bool { return p.role != maps.RoleLocal && p.link != nil && p.link.Up }
+
 // lacks reports whether a port is without a program that belongs on it, or has XDP that must not be as it is.
 func (p port) lacks(mode string) bool {
 	return p.attachment == nil || p.guarded() && !p.attachment.Guard || p.blind(mode)

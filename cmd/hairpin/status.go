@@ -89,7 +89,8 @@ func (a *app) status() (status, error) {
 		return st, err
 	}
 	cfg, err := s.tables.Running()
-	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+	applied := !errors.Is(err, maps.ErrEmpty)
+	if err != nil && applied {
 		return st, fmt.Errorf("read what runs: %w", err)
 	}
 	st.Forwards = len(cfg.Forwards)
@@ -102,7 +103,22 @@ func (a *app) status() (status, error) {
 	}
 	st.Interfaces = newPortRows(seen.ports)
 	st.Warnings = s.warnings(cfg, st, seen.ports)
+	switch {
+	case !applied:
+		st.Warnings = append(st.Warnings, fmt.Sprintf("no configuration runs: \"hairpin attach\" applies %s", a.configFile))
+	case unconfigured(cfg, a.configFile) != "":
+		st.Warnings = append(st.Warnings, unconfigured(cfg, a.configFile))
+	}
 	return st, nil
+}
+
+// unconfigured is what to tell where cfg, of a file, names no interface, as the file that is
+// installed does: hairpin then runs and does nothing.
+func unconfigured(cfg maps.Config, file string) string {
+	if len(cfg.WAN)+len(cfg.LAN) > 0 {
+		return ""
+	}
+	return fmt.Sprintf("no interfaces are configured: set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
 }
 
 func newPortRows(ports []port) []portRow {
@@ -130,9 +146,6 @@ func newPortRows(ports []port) []portRow {
 func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 	list := []string{}
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
-	if len(ports) == 0 {
-		warn("no configuration was applied: \"hairpin attach\" does")
-	}
 	for _, p := range ports {
 		switch {
 		case p.link == nil:
@@ -166,15 +179,20 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 	return list
 }
 
-// notForwarding names the interfaces that do not forward; forwards tells, as
-// below. IPv6 is no matter to those who have no forward of it.
+// notForwarding says where the kernel does not forward packets; forwards tells, as
+// below. IPv6 is no matter to those who have no forward of it. While every link is down
+// the router may still be booting: systemd-networkd, for one, turns forwarding on before
+// it brings the first link up.
 func notForwarding(cfg maps.Config, ports []port, forwards func(sysctl, ifname string) bool) (list []string) {
+	if !slices.ContainsFunc(ports, port.up) {
+		return nil
+	}
 	of6 := func(f maps.Forward) bool { return f.Target.Is6() }
 	for _, family := range []struct {
 		name, sysctl, all string
 		wanted            bool
 	}{
-		{"IPv4", "net.ipv4", "ip_forward", len(ports) > 0},
+		{"IPv4", "net.ipv4", "ip_forward", true},
 		{"IPv6", "net.ipv6", "conf.all.forwarding", slices.ContainsFunc(cfg.Forwards, of6)},
 	} {
 		if !family.wanted {
