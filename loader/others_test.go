@@ -3,6 +3,7 @@
 package loader
 
 import (
+	"errors"
 	"reflect"
 	"testing"
 
@@ -134,6 +135,20 @@ func TestForeignProgramsAreNoHairpin(t *testing.T) {
 	r.attach(d, "wan0", ModeTC)
 	if name, maps, err := lookAt(1<<31 - 1); name != "" || maps != nil || err != nil {
 		t.Errorf("a program that is gone: %q, %v, %v", name, maps, err)
+	}
+	id := mustProgramID(t, d.Objects().HairpinTc)
+	if name, maps, err := lookAt(id); name != "hairpin_tc" || len(maps) == 0 || err != nil {
+		t.Errorf("a program of ours: %q, %v, %v", name, maps, err)
+	}
+	err := without([]int{unix.CAP_SYS_ADMIN}, func() error {
+		name, _, err := lookAt(id)
+		if err == nil && name != "" {
+			err = errors.New("it is " + name)
+		}
+		return err
+	})
+	if err != nil {
+		t.Errorf("a program, looked at without CAP_SYS_ADMIN: %v", err)
 	}
 	if dir := findPins(nil); dir != "" {
 		t.Errorf("pins of no maps are found in %s", dir)
