@@ -100,7 +100,7 @@ wait
 uninstall
 gone /sys/fs/bpf/hairpin $PREFIX/bin/hairpin $UNIT
 `)
-	if !strings.Contains(said, "a daemon runs here") {
+	if !strings.Contains(said, "a daemon is running") {
 		t.Errorf("does not say why:\n%s", said)
 	}
 }

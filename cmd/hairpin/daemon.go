@@ -44,11 +44,11 @@ func (a *app) runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "The daemon: attach, apply the file, follow the network, serve metrics",
 		Long: `The daemon: attach, apply the file, follow links, addresses and routes, serve
-metrics. SIGHUP reloads the file; an invalid one changes nothing. SIGTERM ends
-the daemon and nothing else: the datapath goes on, "hairpin detach --all" ends it.
+metrics. SIGHUP reloads the file; an invalid file changes nothing. SIGTERM stops
+the daemon only: packets are translated until "hairpin detach --all".
 
-Over a live datapath that was applied from these very files the daemon keeps
-what runs, with the forwards that were changed at run time.`,
+If hairpin is attached already and the files have not changed, the daemon keeps
+the running configuration, with the forwards that were changed at run time.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			hangup := make(chan os.Signal, 1)
@@ -133,7 +133,7 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	err = f.loop(ctx, events, hangup)
 	f.notify(daemon.SdNotifyStopping)
 	if err == nil {
-		log.Info("stopped; the datapath goes on")
+		log.Info("stopped; packets are still translated, until \"hairpin detach --all\"")
 	}
 	return err
 }
@@ -254,7 +254,7 @@ func (f *follower) start(cfg maps.Config, s *session) error {
 	if s.datapath.Adopted() {
 		// The programs may be of an older binary. What fails here still runs.
 		if err := s.datapath.Upgrade(); err != nil {
-			f.log.Error("cannot upgrade the programs, the old ones stay", "error", err)
+			f.log.Error("cannot upgrade the programs; the old ones stay active", "error", err)
 		}
 	}
 	result, err := f.router.start(cfg)
@@ -293,7 +293,7 @@ func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup 
 			f.reload(ctx)
 		case event, ok := <-events:
 			if !ok && ctx.Err() == nil {
-				return errors.New("follow the network: the kernel's messages ended")
+				return errors.New("follow the network: the kernel sends no more messages")
 			}
 			f.follow(ctx, event)
 		case <-ticker.C:
@@ -340,7 +340,7 @@ func (f *follower) follow(ctx context.Context, event loader.Event) {
 func (f *follower) followLinks() error {
 	running, err := f.router.tables.Running()
 	if err != nil {
-		return fmt.Errorf("read what runs: %w", err)
+		return fmt.Errorf("read the running configuration: %w", err)
 	}
 	before := f.state.look()
 	ports, err := f.router.follow(running)
@@ -373,10 +373,10 @@ func (f *follower) see(ports []port) {
 		case p.attachment != nil && (old.attachment == nil || old.attachment.Index != p.attachment.Index):
 			f.log.Info("attached", "interface", p.name, "role", p.role.String(), "mode", p.mode(), "index", p.attachment.Index)
 			if p.attachment.Reason != "" {
-				f.log.Info("not as fast as it could be", "interface", p.name, "reason", p.attachment.Reason)
+				f.log.Info("slower than the mode allows", "interface", p.name, "reason", p.attachment.Reason)
 			}
 		case p.link == nil && (!known || old.link != nil):
-			f.log.Warn("pending, no such interface yet", "interface", p.name, "role", p.role.String())
+			f.log.Warn("no such interface yet; it is attached when it appears", "interface", p.name, "role", p.role.String())
 		}
 		if now := p.addresses(); p.link != nil && (old.link == nil || !slices.Equal(now, old.addresses())) {
 			f.log.Info("addresses", "interface", p.name, "addresses", now)
@@ -390,7 +390,7 @@ func (f *follower) report(what string, err error) { f.failing.report(f.log, what
 // failures are what failed last time, so that it is logged once.
 type failures map[string]string
 
-// report logs a failure when it is new, and its end.
+// report logs a failure when it is new, and its end. What says what failed, as after "cannot".
 func (f failures) report(log *slog.Logger, what string, err error) {
 	if err == nil {
 		if f[what] != "" {
@@ -400,7 +400,7 @@ func (f failures) report(log *slog.Logger, what string, err error) {
 		return
 	}
 	if f[what] != err.Error() {
-		log.Error(what, "error", err)
+		log.Error("cannot "+what, "error", err)
 	}
 	f[what] = err.Error()
 }
@@ -412,7 +412,7 @@ func (f *follower) reload(ctx context.Context) {
 	f.reloaded(err == nil)
 	status := "reloaded"
 	if err != nil {
-		status = "reload failed, the configuration before runs on"
+		status = "reload failed; the previous configuration stays active"
 	}
 	if result.done {
 		f.log.Info("reloaded: " + changeText(result.change))
@@ -420,7 +420,7 @@ func (f *follower) reload(ctx context.Context) {
 	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
-			f.log.Error("reload", "error", strings.TrimSuffix(line, "\n"))
+			f.log.Error("cannot reload", "error", strings.TrimSuffix(line, "\n"))
 		}
 		if !result.done {
 			f.log.Error(status)
@@ -531,7 +531,7 @@ func (s *daemonState) interfaces() []maps.InterfaceStatus {
 // Healthy fails if the loop is stuck.
 func (s *daemonState) Healthy() error {
 	if still := time.Since(time.Unix(0, s.turned.Load())); still > stalledAfter {
-		return fmt.Errorf("the daemon's loop has stood still for %s", still.Round(time.Second))
+		return fmt.Errorf("the daemon's main loop has been stuck for %s", still.Round(time.Second))
 	}
 	return nil
 }

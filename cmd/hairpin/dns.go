@@ -20,7 +20,7 @@ import (
 	"hairpin/maps"
 )
 
-// maxDNSWarnings is how many are told, of thousands of forwards perhaps.
+// maxDNSWarnings is how many are printed: there may be thousands of forwards.
 const maxDNSWarnings = 100
 
 type dnsOptions struct {
@@ -33,11 +33,12 @@ func (a *app) dnsCommand() *cobra.Command {
 	var o dnsOptions
 	command := &cobra.Command{
 		Use:   "dns --format FORMAT [--strict] [--write PATH]",
-		Short: "Split DNS: what inside clients are to be told of the hosts of forwards",
-		Long: `Split DNS: write what inside clients are to be told of the hosts of forwards, so
-that they go to the target directly. It is made from the configuration file
-alone; no privilege and no datapath is needed. [dns] in the file makes the daemon
-keep such files, from the forwards that run.
+		Short: "Split DNS: the hosts of forwards, for the name server of the LAN",
+		Long: `Split DNS: write the hosts of forwards with the addresses of their targets, for
+the name server of the LAN, so that LAN clients reach the targets directly. The
+configuration file alone is read; this needs no privilege, and nothing needs to be
+attached. With [dns] in the file the daemon keeps such files, from the forwards
+that run.
 
 FORMAT is
   hosts      lines for /etc/hosts
@@ -46,8 +47,8 @@ FORMAT is
   bind-rpz   the file of a response policy zone, for BIND and others
   bind-view  a file to be included by named.conf: a view "inside" with that zone
 
-It warns of hosts that do not do inside what they do outside: DNS carries no
-port. With -j it prints the names as JSON.`,
+It warns of hosts that do not work inside as they do outside, such as those of a
+forward to another port: DNS carries no port. With -j it prints the names as JSON.`,
 		Example: `  hairpin dns --format hosts
   hairpin dns --format dnsmasq --write /run/hairpin/hosts.d/hairpin
   hairpin dns --format unbound --strict > /etc/unbound/unbound.conf.d/hairpin.conf`,

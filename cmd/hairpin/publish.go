@@ -109,7 +109,7 @@ func (p *publisher) keep(now time.Time) {
 			p.seen, p.due = generation, now
 		}
 	}
-	p.failing.report(p.log, "read what runs", err)
+	p.failing.report(p.log, "read the running configuration", err)
 	if now.Before(p.due) {
 		return
 	}
@@ -154,7 +154,7 @@ func (p *publisher) read() error {
 func (p *publisher) warn(warnings []string) {
 	for _, line := range warnings {
 		if !slices.Contains(p.warned, line) {
-			p.log.Warn("names of forwards", "warning", line)
+			p.log.Warn("split DNS", "warning", line)
 		}
 	}
 	p.warned = warnings
@@ -166,7 +166,7 @@ func (p *publisher) write(f *publication, now time.Time) {
 		p.metrics.writeFailures.WithLabelValues(string(f.Format)).Inc()
 		err = placed(f.DNSFile, maps.DNSWriteKey(f.Format), err)
 	}
-	p.failing.report(p.log, "write names for "+string(f.Format), err)
+	p.failing.report(p.log, "write the names for "+string(f.Format), err)
 	if written {
 		p.metrics.writes.WithLabelValues(string(f.Format)).Inc()
 		p.log.Info("names written", "file", f.Path, "names", len(f.names))
@@ -203,7 +203,7 @@ func (p *publisher) told(result reloadResult, now time.Time) {
 	} else {
 		p.metrics.reloads.WithLabelValues(string(f.Format)).Inc()
 	}
-	p.failing.report(p.log, "tell "+string(f.Format)+" of its names", err)
+	p.failing.report(p.log, "run the reload command for "+string(f.Format), err)
 }
 
 // checkProgram refuses a program that others could have written, because it runs as
@@ -242,7 +242,7 @@ func runCommand(ctx context.Context, patience time.Duration, words []string) err
 	case err == nil:
 		return nil
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		err = fmt.Errorf("not done after %s", patience)
+		err = fmt.Errorf("not finished after %s", patience)
 	}
 	err = fmt.Errorf("%q: %w", strings.Join(words, " "), err)
 	if text := strings.TrimSpace(string(said.head)); text != "" {

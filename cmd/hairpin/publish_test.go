@@ -310,7 +310,7 @@ func TestPublishGivesCommandsUp(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the command goes on")
 	}
-	p.wantTold("not done after 500ms", 1)
+	p.wantTold("not finished after 500ms", 1)
 	p.wantCount("reload_failures_total unbound", 1)
 	wantGone(t, child)
 	// It was written again meanwhile.

@@ -84,10 +84,10 @@ func (r *router) look(cfg maps.Config) (sight, error) {
 			switch {
 			case p.link == nil:
 			case p.link.Loopback:
-				p.err = fmt.Errorf("%s is the loopback device, which is watched anyway; name the WAN and LAN interfaces in the configuration", name)
+				p.err = fmt.Errorf("%s is the loopback device, to which hairpin attaches in any case; name the WAN and LAN interfaces in the configuration", name)
 			case p.link.PortOf != "":
 				// Programs that it has had until now are stray.
-				p.err = fmt.Errorf("%s is a port of %s, and what arrives there is %s's; name that one in the configuration", name, p.link.PortOf, p.link.PortOf)
+				p.err = fmt.Errorf("%s is a port of %s, which receives its packets; name %s in the configuration", name, p.link.PortOf, p.link.PortOf)
 			default:
 				p.attachment = byIndex[p.link.Index]
 				delete(byIndex, p.link.Index)
@@ -279,7 +279,7 @@ func (r *router) add(running maps.Config, forward maps.Forward) (applied, error)
 		}
 		wanted, err := r.tables.Running()
 		if err != nil {
-			return maps.Change{}, fmt.Errorf("read what runs: %w", err)
+			return maps.Change{}, fmt.Errorf("read the running configuration: %w", err)
 		}
 		wanted.Forwards = append(slices.Clip(wanted.Forwards), forward)
 		swap, err := r.tables.Prepare(wanted)
@@ -299,7 +299,7 @@ func (r *router) change(cfg maps.Config, prepare func() (func() (maps.Change, er
 	if fresh {
 		running.Mode = cfg.Mode // nothing is attached by another
 	} else if err != nil {
-		return applied{}, fmt.Errorf("read what runs: %w", err)
+		return applied{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	seen, err := r.look(cfg)
 	if err != nil {
@@ -369,7 +369,7 @@ type started struct {
 func (r *router) start(cfg maps.Config) (started, error) {
 	running, err := r.tables.Running()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
-		return started{}, fmt.Errorf("read what runs: %w", err)
+		return started{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	if err != nil || running.Digest != cfg.Digest {
 		result, err := r.apply(cfg)
@@ -377,7 +377,7 @@ func (r *router) start(cfg maps.Config) (started, error) {
 	}
 	change, err := r.tables.Plan(cfg)
 	if err != nil {
-		return started{}, fmt.Errorf("compare with what runs: %w", err)
+		return started{}, fmt.Errorf("compare with the running configuration: %w", err)
 	}
 	ports, err := r.follow(running)
 	return started{kept: true, change: change, ports: ports}, err

@@ -56,7 +56,7 @@ func explainRunning(cfg maps.Config, err error) (maps.Config, error) {
 		return cfg, fmt.Errorf("%w: %w; \"hairpin attach\" applies the file", loader.ErrNotLoaded, err)
 	}
 	if err != nil {
-		return cfg, fmt.Errorf("read what runs: %w", err)
+		return cfg, fmt.Errorf("read the running configuration: %w", err)
 	}
 	return cfg, nil
 }
@@ -132,7 +132,7 @@ func (s *session) maxConnections() uint32 {
 // resizeNotice is what to tell if cfg wants another table size than there is.
 func (s *session) resizeNotice(cfg maps.Config) string {
 	if have := s.maxConnections(); have != cfg.MaxConnections {
-		return fmt.Sprintf("max_connections: %d runs; %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
+		return fmt.Sprintf("max_connections is %d at the moment; %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
 			have, cfg.MaxConnections)
 	}
 	return ""
@@ -145,7 +145,7 @@ func pendingNotice(ports []port, daemon bool) string {
 	if len(names) == 0 {
 		return ""
 	}
-	text := "pending, no such interface yet: " + strings.Join(names, ", ")
+	text := "no such interface yet: " + strings.Join(names, ", ")
 	if !daemon {
 		text += "; \"hairpin run\" attaches them when they appear, \"hairpin attach\" once they are there"
 	}

@@ -56,7 +56,7 @@ const nearlyFull = 0.9
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Show interfaces, addresses, table use and what is wrong",
+		Short: "Show interfaces, addresses, table use and problems",
 		Args:  takes(0),
 		RunE: func(*cobra.Command, []string) error {
 			st, err := a.status()
@@ -91,7 +91,7 @@ func (a *app) status() (status, error) {
 	cfg, err := s.tables.Running()
 	applied := !errors.Is(err, maps.ErrEmpty)
 	if err != nil && applied {
-		return st, fmt.Errorf("read what runs: %w", err)
+		return st, fmt.Errorf("read the running configuration: %w", err)
 	}
 	st.Forwards = len(cfg.Forwards)
 	if st.Connections, err = s.connectionStatus(); err != nil {
@@ -152,21 +152,21 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 		case p.err != nil:
 			warn("%s", p.err)
 		case p.attachment == nil:
-			warn("%s: not attached: \"hairpin attach\" does", p.name)
+			warn("%s: not attached: run \"hairpin attach\"", p.name)
 		case p.guarded() && !p.attachment.Guard:
-			warn("%s: the leak guard is not attached: \"hairpin attach\" does", p.name)
+			warn("%s: the leak guard is not attached: run \"hairpin attach\"", p.name)
 		case p.blind(cfg.Mode):
-			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: the daemon, or \"hairpin attach\", mends that", p.name)
+			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: start the daemon, or run \"hairpin attach\"", p.name)
 		case !p.link.Up:
 			warn("%s: the link is down", p.name)
 		case len(p.addresses()) == 0 && p.role == maps.RoleWAN:
-			warn("%s: no address, so its forwards listen on none", p.name)
+			warn("%s: no address, so nothing reaches its forwards", p.name)
 		}
 	}
 	list = append(list, notForwarding(cfg, ports, forwards)...)
 	list = append(list, deaf(cfg, ports)...)
 	if !st.Daemon && len(ports) > 0 {
-		warn("no daemon: changes of addresses, interfaces and routes are not followed")
+		warn("the daemon is not running: changes of addresses, interfaces and routes are not followed")
 	}
 	if used := float64(st.Connections.Used); used >= nearlyFull*float64(st.Connections.Limit) {
 		warn("the connection table is nearly full: raise max_connections")
@@ -235,14 +235,15 @@ func deaf(cfg maps.Config, ports []port) (list []string) {
 			}
 		}
 		if addressed && !hears {
-			where, family := f.External.Interface, "IPv4"
-			if where == "" {
-				where = "every WAN interface"
-			}
+			family := "IPv4"
 			if f.Target.Is6() {
 				family = "IPv6"
 			}
-			list = append(list, fmt.Sprintf("forward %q: %s is without an %s address, so it listens on none", f.Name, where, family))
+			lacks := fmt.Sprintf("no WAN interface has an %s address", family)
+			if f.External.Interface != "" {
+				lacks = fmt.Sprintf("%s has no %s address", f.External.Interface, family)
+			}
+			list = append(list, fmt.Sprintf("forward %q: %s, so nothing reaches the forward", f.Name, lacks))
 		}
 	}
 	return list
@@ -290,7 +291,7 @@ func (a *app) printStatus(st status) error {
 	}
 	for _, p := range st.Interfaces {
 		if p.RxVLAN != "" {
-			fmt.Fprintf(a.out, "%s: rxvlan %s for XDP to see VLAN tags; detach gives it back\n", printable(p.Name), p.RxVLAN)
+			fmt.Fprintf(a.out, "%s: rxvlan is %s, so that XDP sees VLAN tags; detach restores it\n", printable(p.Name), p.RxVLAN)
 		}
 		if p.Reason != "" {
 			fmt.Fprintf(a.out, "%s: %s\n", printable(p.Name), printable(p.Reason))
