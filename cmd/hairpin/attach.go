@@ -143,8 +143,8 @@ func (a *app) detach(ctx context.Context) error {
 	return a.printInterfaces("detach", attachments)
 }
 
-// printInterfaces is the JSON document of a command that did something to
-// interfaces: {"schema":1,"<name>":{"interfaces":[..]}}.
+// printInterfaces prints the JSON document of a command that changed interfaces:
+// {"schema":1,"<name>":{"interfaces":[..]}}.
 func (a *app) printInterfaces(name string, attachments []loader.Attachment) error {
 	if !a.json {
 		return nil
@@ -176,7 +176,8 @@ func (a *app) detachAll(ctx context.Context) error {
 		a.say("nothing to do: there is no %s", a.dir)
 		return a.printInterfaces("detach", nil)
 	}
-	// Not opened: pins of another schema, or half of them, go as well.
+	// The datapath is not opened, so that pins of another schema, or incomplete ones, can
+	// be removed as well.
 	release, err := a.lock(ctx)
 	if err != nil {
 		return err

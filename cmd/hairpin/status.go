@@ -112,8 +112,8 @@ func (a *app) status() (status, error) {
 	return st, nil
 }
 
-// unconfigured is what to tell where cfg, of a file, names no interface, as the file that is
-// installed does: hairpin then runs and does nothing.
+// unconfigured is a warning if cfg, read from file, names no interface; else "". The file that is
+// installed names none, and hairpin then does nothing.
 func unconfigured(cfg maps.Config, file string) string {
 	if len(cfg.WAN)+len(cfg.LAN) > 0 {
 		return ""
@@ -180,9 +180,9 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 }
 
 // notForwarding says where the kernel does not forward packets; forwards tells, as
-// below. IPv6 is no matter to those who have no forward of it. While every link is down
-// the router may still be booting: systemd-networkd, for one, turns forwarding on before
-// it brings the first link up.
+// below. IPv6 matters only if there is a forward of IPv6. While every link is down the
+// router may still be booting: systemd-networkd turns forwarding on first, and then brings
+// links up.
 func notForwarding(cfg maps.Config, ports []port, forwards func(sysctl, ifname string) bool) (list []string) {
 	if !slices.ContainsFunc(ports, port.up) {
 		return nil
