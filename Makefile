@@ -50,6 +50,7 @@ help:
 	@echo "sudo make bench-run     what one run of the programs costs; BASE=object, tree or revision to compare with"
 	@echo "make build          bin/hairpin"
 	@echo "sudo make install   bin/hairpin, a systemd unit, a configuration to start from"
+	@echo "sudo make uninstall stops the daemon, detaches, removes what install made; /etc/hairpin stays"
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
 	@echo "make graph          the packages and what they import"
 	@echo "make generate       *_bpfel.* anew, with clang $(CLANG_VERSION)"
@@ -130,17 +131,31 @@ deps:
 deps-kernels:
 	@CLANG=$(CLANG) STRIP=$(STRIP) test/deps.sh kernels
 
+INSTALLED_BINARY := $(DESTDIR)$(PREFIX)/bin/hairpin
+INSTALLED_UNIT := $(DESTDIR)$(PREFIX)/lib/systemd/system/hairpin.service
+
 install: build
-	install -D -m 0755 bin/hairpin $(DESTDIR)$(PREFIX)/bin/hairpin
-	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
-	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' cmd/hairpin/dist/hairpin.service \
-		> $(DESTDIR)$(PREFIX)/lib/systemd/system/hairpin.service
+	install -D -m 0755 bin/hairpin $(INSTALLED_BINARY)
+	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' cmd/hairpin/dist/hairpin.service | \
+		install -D -m 0644 /dev/stdin $(INSTALLED_UNIT)
 	test -e $(DESTDIR)/etc/hairpin/hairpin.toml || \
 		install -D -m 0644 cmd/hairpin/dist/hairpin.toml $(DESTDIR)/etc/hairpin/hairpin.toml
 	install -d $(DESTDIR)/etc/hairpin/forwards.d
 
-uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/hairpin $(DESTDIR)$(PREFIX)/lib/systemd/system/hairpin.service
+# First the daemon, then what it left in the kernel, then the files: a step that fails leaves what it takes to
+# try again. DESTDIR is a package's tree, and nothing of this machine.
+uninstall: $(if $(DESTDIR),,root)
+ifeq ($(DESTDIR),)
+	@if test -d /run/systemd/system && test "$$(systemctl show --property=FragmentPath --value hairpin.service)" -ef $(INSTALLED_UNIT); then \
+		echo systemctl disable --now hairpin.service; systemctl disable --now hairpin.service; \
+	fi
+	@if test -x $(INSTALLED_BINARY); then echo $(INSTALLED_BINARY) detach --all; $(INSTALLED_BINARY) detach --all; fi
+endif
+	rm -f $(INSTALLED_BINARY) $(INSTALLED_UNIT)
+ifeq ($(DESTDIR),)
+	@if test -d /run/systemd/system; then systemctl daemon-reload; fi
+endif
+	@if test -e $(DESTDIR)/etc/hairpin; then echo "$(DESTDIR)/etc/hairpin stays, with your configuration: remove it yourself if you do not need it."; fi
 
 clean:
 	rm -rf bin

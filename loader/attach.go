@@ -220,8 +220,8 @@ func (h *hook) remove() error {
 // be called again at any time; another mode takes effect then, and so does Guard.
 //
 // It returns an error wrapping ErrNoInterface if there is no such interface, ErrLinkType if its
-// packets are neither Ethernet frames nor bare, and ErrNotLoaded if the datapath was removed since it was opened. If
-// it fails, the interface is as it was.
+// packets are neither Ethernet frames nor bare, and ErrNotLoaded if the datapath was removed since it was opened. It
+// fails, too, if another hairpin, with other pins, runs on the interface. If it fails, the interface is as it was.
 func (d *Datapath) Attach(ifname string, want Hooks) (Attachment, error) {
 	a, err := d.attach(ifname, want)
 	if err != nil {
@@ -240,6 +240,9 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 		return Attachment{}, err
 	}
 	defer programs.Close()
+	if err := d.refuseOthers(dev, programs); err != nil {
+		return Attachment{}, err
+	}
 
 	x, err := d.prepareXDP(dev, mode)
 	if err != nil {
@@ -285,11 +288,16 @@ func (d *Datapath) Probe(ifname string, want Hooks) error {
 }
 
 func (d *Datapath) probe(ifname string, want Hooks) error {
-	if err := d.checkCurrent(); err != nil {
-		return err
-	}
 	dev, mode, err := d.target(ifname, want)
 	if err != nil {
+		return err
+	}
+	programs, err := d.pinnedPrograms()
+	if err != nil {
+		return err
+	}
+	defer programs.Close()
+	if err := d.refuseOthers(dev, programs); err != nil {
 		return err
 	}
 	x, err := d.prepareXDP(dev, mode)

@@ -82,6 +82,9 @@ func missingCapabilities() []string {
 	return missing
 }
 
+// hasCapability reports whether this thread has a privilege in effect. That is one system call, which
+// golang.org/x/sys has. libcap's cap package is made to change the privileges of a process, for
+// which it brings psx, a way to make a system call on every thread; nothing here changes any.
 func hasCapability(number int) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

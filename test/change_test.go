@@ -46,7 +46,7 @@ var linkChanges = []linkChange{
 	{"LAN in a bridge",
 		func(c changing) { c.Router.Bridge("br9", "lan0") },
 		func(c changing) { c.Router.Unmaster("lan0") },
-		"lan0 is a port of br9, and what arrives there is br9's; name that one in the configuration", true},
+		"lan0 is a port of br9, which receives its packets; name br9 in the configuration", true},
 	{"WAN in a bridge",
 		func(c changing) { c.Router.Plug("br9", "wan0") },
 		func(c changing) { c.Router.Unmaster("wan0") },
@@ -148,7 +148,7 @@ func TestNoExternalAddress(t *testing.T) {
 			reflected := waiting(t, c.Client)
 			c.Router.Run("ip", "address", "flush", "dev", "wan0", "scope", "global")
 			hears(t, reflected)
-			lab.Eventually(t, atOnce, func() error { return c.says("wan0: no address, so its forwards listen on none") })
+			lab.Eventually(t, atOnce, func() error { return c.says("wan0: no address, so nothing reaches its forwards") })
 			if serves(c.Internet, lab.External+":80") == nil || serves(c.Client, lab.External+":80") == nil {
 				t.Error("served by an address that is gone")
 			}
@@ -156,7 +156,7 @@ func TestNoExternalAddress(t *testing.T) {
 			c.Router.Address("wan0", lab.External+"/24")
 			c.Router.Route("wan0", "0.0.0.0/0", lab.Gateway, "")
 			lab.Eventually(t, atOnce, func() error { return serves(c.Client, lab.External+":80") })
-			lab.Eventually(t, atOnce, func() error { return c.says(`forward "web6": every WAN interface is without an IPv6 address`) })
+			lab.Eventually(t, atOnce, func() error { return c.says(`forward "web6": no WAN interface has an IPv6 address`) })
 			address6(c.Router, "wan0", external6+"/64")
 			c.restore()
 			lab.Eventually(t, atOnce, func() error { return c.says("attached") })

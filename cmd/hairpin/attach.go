@@ -19,9 +19,10 @@ func (a *app) attachCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "attach",
 		Short: "Load, attach to the configured interfaces and apply the file, once, without a daemon",
-		Long: `Load, attach to the configured interfaces and apply the file, once, without a
-daemon. Where hairpin is attached already with this very file, interfaces that
-lack the programs get them and forwards stay as they run.`,
+		Long: `Load the programs, attach them to the configured interfaces and apply the file,
+once, without a daemon. If hairpin is attached already and the file has not
+changed, the running forwards stay as they are, and only interfaces without the
+programs get them.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			return a.attach(command.Context())
@@ -47,7 +48,7 @@ every pin and the mount.`,
 			return a.detach(command.Context())
 		},
 	}
-	command.Flags().BoolVar(&all, "all", false, "leave nothing behind")
+	command.Flags().BoolVar(&all, "all", false, "remove forwards, connections, pins and the mount too")
 	return command
 }
 
@@ -94,7 +95,8 @@ func (a *app) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.notices(s.resizeNotice(cfg), pendingNotice(result.ports, daemon))
+	a.notices(s.resizeNotice(cfg), unconfigured(cfg, a.configFile), pendingNotice(result.ports, daemon))
+	a.notices(notForwarding(cfg, result.ports, forwards)...)
 	if a.json {
 		return a.printJSON("attach", map[string]any{"interfaces": newPortRows(result.ports)})
 	}
@@ -112,9 +114,9 @@ func (s started) String() string {
 	if !s.kept {
 		return text + ", applied: " + changeText(s.change)
 	}
-	text += ", kept what runs"
+	text += ", kept the running configuration"
 	if differ := len(s.change.Added) + len(s.change.Removed) + len(s.change.Changed); differ > 0 {
-		text += fmt.Sprintf(": %s not as in the files (see \"hairpin diff\")", count(differ, "forward"))
+		text += fmt.Sprintf("; %s not as in the files, see \"hairpin diff\"", count(differ, "forward"))
 	}
 	return text
 }
@@ -145,12 +147,12 @@ func (a *app) detach(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	a.say("detached from %s; \"hairpin attach\" goes on where this stopped", count(len(attachments), "interface"))
+	a.say("detached from %s; \"hairpin attach\" resumes", count(len(attachments), "interface"))
 	return a.printInterfaces("detach", attachments)
 }
 
-// printInterfaces is the JSON document of a command that did something to
-// interfaces: {"schema":1,"<name>":{"interfaces":[..]}}.
+// printInterfaces prints the JSON document of a command that changed interfaces:
+// {"schema":1,"<name>":{"interfaces":[..]}}.
 func (a *app) printInterfaces(name string, attachments []loader.Attachment) error {
 	if !a.json {
 		return nil
@@ -162,8 +164,8 @@ func (a *app) printInterfaces(name string, attachments []loader.Attachment) erro
 	return a.printJSON(name, map[string]any{"interfaces": names})
 }
 
-// attachedNow lists what runs in a.dir, nothing if that is not a datapath of
-// this version.
+// attachedNow lists the attachments of the datapath in a.dir; none if it is of another
+// version.
 func (a *app) attachedNow() []loader.Attachment {
 	datapath, err := loader.Open(loader.Options{Dir: a.dir})
 	if err != nil {
@@ -182,13 +184,14 @@ func (a *app) detachAll(ctx context.Context) error {
 		a.say("nothing to do: there is no %s", a.dir)
 		return a.printInterfaces("detach", nil)
 	}
-	// Not opened: pins of another schema, or half of them, go as well.
+	// The datapath is not opened, so that pins of another schema, or incomplete ones, can
+	// be removed as well.
 	release, err := a.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer release()
-	if err := a.refuseIfDaemon("needs what you are about to remove"); err != nil {
+	if err := a.refuseIfDaemon("uses what would be removed"); err != nil {
 		return err
 	}
 	attachments := a.attachedNow()

@@ -152,7 +152,7 @@ func TestDaemonLeavesPortsOfABridge(t *testing.T) {
 	wantDone(t, d.machine, "interfaces wan0", "detach lan0")
 	d.follow(ctx, links())
 	wantDone(t, d.machine, "interfaces wan0")
-	const problem = "lan0 is a port of br0, and what arrives there is br0's"
+	const problem = "lan0 is a port of br0, which receives its packets"
 	if n := strings.Count(d.output.String(), problem); n != 1 {
 		t.Errorf("told %d times, want once:\n%s", n, &d.output)
 	}
@@ -209,8 +209,8 @@ func TestDeaf(t *testing.T) {
 	}{
 		{"both have both", prefixes("203.0.113.1/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "fd01::1/64"), ""},
 		{"IPv6 on one", prefixes("203.0.113.1/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "fe80::1/64"), "c6 wan1 IPv6"},
-		{"no IPv6", prefixes("203.0.113.1/24"), prefixes("198.51.100.1/24"), "a6 every WAN interface IPv6, b6 wan0 IPv6, c6 wan1 IPv6"},
-		{"IPv6 alone", prefixes("2001:db8::1/64"), prefixes("2001:db8:1::1/64"), "a every WAN interface IPv4, b wan0 IPv4, c wan1 IPv4"},
+		{"no IPv6", prefixes("203.0.113.1/24"), prefixes("198.51.100.1/24"), "a6 no WAN interface IPv6, b6 wan0 IPv6, c6 wan1 IPv6"},
+		{"IPv6 alone", prefixes("2001:db8::1/64"), prefixes("2001:db8:1::1/64"), "a no WAN interface IPv4, b wan0 IPv4, c wan1 IPv4"},
 		{"no address at all", nil, prefixes("fe80::1/64"), ""}, // told for each interface
 	} {
 		ports := []port{
@@ -220,7 +220,7 @@ func TestDeaf(t *testing.T) {
 		}
 		var got []string
 		for _, warning := range deaf(cfg, ports) {
-			words := strings.NewReplacer(`forward "`, "", `":`, "", "is without an ", "", " address, so it listens on none", "").Replace(warning)
+			words := strings.NewReplacer(`forward "`, "", `":`, "", " has no ", " ", " has an ", " ", " address, so nothing reaches the forward", "").Replace(warning)
 			got = append(got, words)
 		}
 		if got := strings.Join(got, ", "); got != test.want {
@@ -229,12 +229,22 @@ func TestDeaf(t *testing.T) {
 	}
 }
 
-// IPv6 need not be forwarded by who has no forward of it.
+// IPv6 need not be forwarded by who has no forward of it. While no link is up the router may still be booting.
 func TestNotForwarding(t *testing.T) {
+	up := &loader.Link{Up: true}
 	ports := []port{
-		{name: "wan0", role: maps.RoleWAN, attachment: &loader.Attachment{}},
-		{name: "lan0", role: maps.RoleLAN, attachment: &loader.Attachment{}},
-		{name: "lan1", role: maps.RoleLAN},
+		{name: "wan0", role: maps.RoleWAN, link: up, attachment: &loader.Attachment{}},
+		{name: "lan0", role: maps.RoleLAN, link: up, attachment: &loader.Attachment{}},
+		{name: "lan1", role: maps.RoleLAN, link: up},
+	}
+	off := func(string, string) bool { return false }
+	booting := []port{
+		{name: "wan0", role: maps.RoleWAN, link: &loader.Link{}, attachment: &loader.Attachment{}},
+		{name: "lan0", role: maps.RoleLAN},
+		{name: "lo", role: maps.RoleLocal, link: up, attachment: &loader.Attachment{}},
+	}
+	if got := notForwarding(testConfig(), booting, off); got != nil {
+		t.Errorf("no link is up: %q", got)
 	}
 	four, six := testConfig(), testConfig()
 	six.Forwards[0].Target = netip.MustParseAddr("fd00::20")

@@ -27,7 +27,7 @@ const (
 func (a *app) checkCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Check a configuration file; nothing is changed, no privilege needed",
+		Short: "Check a configuration file; changes nothing, needs no privilege",
 		Args:  takes(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			path := a.configPath(args)
@@ -97,7 +97,7 @@ func newCheckResult(path string, cfg maps.Config, err error) checkResult {
 func (a *app) diffCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff [FILE]",
-		Short: "Show what apply would change: exit code 0 nothing, 3 something",
+		Short: "Show what apply would change; exit code 0 if nothing, 3 if something",
 		Args:  takes(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			differs, err := a.plan(a.configPath(args))
@@ -113,7 +113,7 @@ func (a *app) applyCommand() *cobra.Command {
 	var dryRun bool
 	command := &cobra.Command{
 		Use:   "apply [FILE|-] [--dry-run]",
-		Short: "Make a configuration file what runs, in one step; - reads stdin",
+		Short: "Apply a configuration file in one step; - reads standard input",
 		Args:  takes(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			path := a.configPath(args)
@@ -135,7 +135,9 @@ func (a *app) configPath(args []string) string {
 	return a.configFile
 }
 
-// readConfig reads and checks a configuration; "-" is stdin.
+// readConfig reads and checks a configuration; "-" is stdin. Files that others could
+// have written are refused, see config.Load. Stdin is taken whoever owns the file
+// behind it: whoever runs the command has opened that file and hands it over.
 func (a *app) readConfig(path string) (maps.Config, error) {
 	if path != "-" {
 		cfg, err := config.Load(path)
@@ -204,7 +206,8 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 	if daemon && slices.Contains(result.change.Settings, "metrics.listen") {
 		a.say("metrics.listen: takes effect when the daemon reloads")
 	}
-	a.notices(s.resizeNotice(cfg), pendingNotice(result.ports, daemon))
+	a.notices(s.resizeNotice(cfg), unconfigured(cfg, path), pendingNotice(result.ports, daemon))
+	a.notices(notForwarding(cfg, result.ports, forwards)...)
 	if a.json {
 		return a.printJSON("apply", listed(result.change))
 	}
@@ -352,7 +355,7 @@ func (a *app) printForwardLine(sign string, cfg maps.Config, name string) {
 func (a *app) saveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "save",
-		Short: "Keep forwards that were added at run time, in forwards.d/50-cli.toml",
+		Short: "Write forwards that were added at run time to forwards.d/50-cli.toml",
 		Args:  takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			return a.save(command)
@@ -389,7 +392,7 @@ func (a *app) save(command *cobra.Command) error {
 		return err
 	}
 	if len(change.Added)+len(change.Removed)+len(change.Changed) == 0 {
-		a.say("nothing to do: the files define every forward that runs")
+		a.say("nothing to do: the files define every running forward")
 		return a.printSaved(path, len(own), false)
 	}
 	if err := config.Write(path, own); err != nil {
@@ -422,10 +425,10 @@ func unsaved(running, files maps.Config, change maps.Change, path string) ([]map
 		elsewhere[f.Name] = true
 		switch {
 		case deleted[f.Name]:
-			errs = append(errs, fmt.Errorf("%s: %s %q was deleted at run time; delete it there, then save again", f.Source, f.Kind(), f.Name))
+			errs = append(errs, fmt.Errorf("%s: %s %q was deleted at run time; delete it from the file, then save again", f.Source, f.Kind(), f.Name))
 		case changed[f.Name]:
 			now, _ := findForward(running, f.Name)
-			errs = append(errs, fmt.Errorf("%s: %s %q was changed at run time, to: %s; write that there, then save again", f.Source, f.Kind(), f.Name, now))
+			errs = append(errs, fmt.Errorf("%s: %s %q was changed at run time to: %s; change the file likewise, then save again", f.Source, f.Kind(), f.Name, now))
 		}
 	}
 	var own []maps.Forward

@@ -17,7 +17,7 @@ import (
 
 // selectorHelp ends the help of every conn command.
 var selectorHelp = "SELECTOR := " + maps.SelectorSyntax + "\nP := " +
-	strings.Join(connectionProtocols(), "|") + "\nSeveral must all match."
+	strings.Join(connectionProtocols(), "|") + "\nWith several conditions, all must match."
 
 // connectionProtocols are those of forwards without "any", which no connection is.
 func connectionProtocols() []string {
@@ -44,10 +44,10 @@ func (a *app) connShowCommand() *cobra.Command {
 		Use:     "show [SELECTOR..]",
 		Aliases: []string{"list", "ls"},
 		Short:   "List connections",
-		Long: `List connections, one a line, as whoever opened them sees them. CLIENT and SOURCE
-of an icmp connection are ADDR:ID, the identifier of the echo; what has no port,
-such as gre, is an address alone. JSON has ADDR:0 there. An IPv6 address with a
-port is in brackets; icmp is ICMPv6 there.
+		Long: `List connections, one per line, in the direction of the client that opened them.
+CLIENT and SOURCE of an icmp connection are ADDR:ID, with the identifier of the
+echo request. Protocols without ports, such as gre, have an address alone; JSON has
+ADDR:0 there. An IPv6 address with a port is in brackets. For IPv6, icmp is ICMPv6.
 
 ` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
@@ -114,8 +114,8 @@ connections, select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
 	}
 }
 
-// withSelector opens the datapath for what the arguments select. Connections of
-// a forward that does not exist are not none: the name is mistyped.
+// withSelector opens the datapath for what the arguments select. A forward that
+// does not exist is an error, since the name must be mistyped.
 func (a *app) withSelector(args []string, do func(*session, maps.Selector) error) error {
 	selector, err := maps.ParseSelector(args)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -14,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -42,11 +44,11 @@ func (a *app) runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "The daemon: attach, apply the file, follow the network, serve metrics",
 		Long: `The daemon: attach, apply the file, follow links, addresses and routes, serve
-metrics. SIGHUP reloads the file; an invalid one changes nothing. SIGTERM ends
-the daemon and nothing else: the datapath goes on, "hairpin detach --all" ends it.
+metrics. SIGHUP reloads the file; an invalid file changes nothing. SIGTERM stops
+the daemon only: packets are translated until "hairpin detach --all".
 
-Over a live datapath that was applied from these very files the daemon keeps
-what runs, with the forwards that were changed at run time.`,
+If hairpin is attached already and the files have not changed, the daemon keeps
+the running configuration, with the forwards that were changed at run time.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			hangup := make(chan os.Signal, 1)
@@ -65,7 +67,8 @@ type follower struct {
 	router   *router
 	lock     func(context.Context) (func(), error)
 	read     func() (maps.Config, error)                  // the configuration files
-	resize   func(maps.Config) string                     // see session.resizeNotice
+	notices  func(maps.Config) []string                   // what to warn of when the configuration was applied; "" is nothing
+	forwards func(sysctl, ifname string) bool             // the kernel's forwarding, see notForwarding
 	listen   func(address string) (*metricsServer, error) // starts the metrics server
 	reloaded func(taken bool)                             // for the metrics
 	count    func(context.Context)                        // connections for the metrics, until the context ends
@@ -78,8 +81,9 @@ type follower struct {
 	metrics   *metricsServer
 	state     daemonState
 	failing   failures
-	routesDue bool  // next hops are to be resolved again
-	gone      error // the datapath is not there any more
+	routesDue bool     // next hops are to be resolved again
+	gone      error    // the datapath is not there any more
+	warned    []string // of forwarding that is off
 }
 
 // daemonState is what the metrics server reads while the loop writes.
@@ -129,7 +133,7 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	err = f.loop(ctx, events, hangup)
 	f.notify(daemon.SdNotifyStopping)
 	if err == nil {
-		log.Info("stopped; the datapath goes on")
+		log.Info("stopped; packets are still translated, until \"hairpin detach --all\"")
 	}
 	return err
 }
@@ -154,7 +158,7 @@ func (a *app) newLogger() *slog.Logger {
 		level = slog.LevelDebug
 	}
 	options := &slog.HandlerOptions{Level: level}
-	if a.getenv("JOURNAL_STREAM") != "" {
+	if onJournal(a.getenv("JOURNAL_STREAM"), a.stderr) {
 		// The journal has its own time.
 		options.ReplaceAttr = func(groups []string, attr slog.Attr) slog.Attr {
 			if len(groups) == 0 && attr.Key == slog.TimeKey {
@@ -166,6 +170,24 @@ func (a *app) newLogger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(a.stderr, options))
 }
 
+// onJournal reports whether out is the journal; stream is the value of JOURNAL_STREAM.
+// The variable alone proves nothing: a child whose output was redirected inherits it.
+// So systemd.exec(5) wants its device and inode compared with those of the descriptor.
+// journal.StderrIsJournalStream of go-systemd does the same, but for the environment
+// and descriptor 2 of this process only, which commands here do not use directly.
+func onJournal(stream string, out io.Writer) bool {
+	file, ok := out.(*os.File)
+	if !ok || stream == "" {
+		return false
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return false
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	return ok && stream == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
+}
+
 func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 	f := &follower{
 		router: s.router,
@@ -174,8 +196,11 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 			defer cancel()
 			return loader.Lock(ctx, a.dir)
 		},
-		read:   func() (maps.Config, error) { return a.readConfig(a.configFile) },
-		resize: s.resizeNotice,
+		read: func() (maps.Config, error) { return a.readConfig(a.configFile) },
+		notices: func(cfg maps.Config) []string {
+			return []string{s.resizeNotice(cfg), unconfigured(cfg, a.configFile)}
+		},
+		forwards: forwards,
 		notify: func(state string) {
 			if err := notifyManager(a.getenv("NOTIFY_SOCKET"), state); err != nil {
 				log.Warn(state, "error", err)
@@ -229,7 +254,7 @@ func (f *follower) start(cfg maps.Config, s *session) error {
 	if s.datapath.Adopted() {
 		// The programs may be of an older binary. What fails here still runs.
 		if err := s.datapath.Upgrade(); err != nil {
-			f.log.Error("cannot upgrade the programs, the old ones stay", "error", err)
+			f.log.Error("cannot upgrade the programs; the old ones stay active", "error", err)
 		}
 	}
 	result, err := f.router.start(cfg)
@@ -240,8 +265,9 @@ func (f *follower) start(cfg maps.Config, s *session) error {
 		return err
 	}
 	f.log.Info(result.String())
-	f.warnResize(cfg)
+	f.warnNotices(cfg)
 	f.see(result.ports)
+	f.warnForwarding(cfg, result.ports)
 	f.report("follow the network", refusals(result.ports))
 	f.reloaded(true)
 	f.state.ready.Store(true)
@@ -267,7 +293,7 @@ func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup 
 			f.reload(ctx)
 		case event, ok := <-events:
 			if !ok && ctx.Err() == nil {
-				return errors.New("follow the network: the kernel's messages ended")
+				return errors.New("follow the network: the kernel sends no more messages")
 			}
 			f.follow(ctx, event)
 		case <-ticker.C:
@@ -314,13 +340,14 @@ func (f *follower) follow(ctx context.Context, event loader.Event) {
 func (f *follower) followLinks() error {
 	running, err := f.router.tables.Running()
 	if err != nil {
-		return fmt.Errorf("read what runs: %w", err)
+		return fmt.Errorf("read the running configuration: %w", err)
 	}
 	before := f.state.look()
 	ports, err := f.router.follow(running)
 	if ports != nil {
 		err = errors.Join(err, f.router.forget(before))
 		f.see(ports)
+		f.warnForwarding(running, ports)
 	}
 	return err
 }
@@ -346,10 +373,10 @@ func (f *follower) see(ports []port) {
 		case p.attachment != nil && (old.attachment == nil || old.attachment.Index != p.attachment.Index):
 			f.log.Info("attached", "interface", p.name, "role", p.role.String(), "mode", p.mode(), "index", p.attachment.Index)
 			if p.attachment.Reason != "" {
-				f.log.Info("not as fast as it could be", "interface", p.name, "reason", p.attachment.Reason)
+				f.log.Info("slower than the mode allows", "interface", p.name, "reason", p.attachment.Reason)
 			}
 		case p.link == nil && (!known || old.link != nil):
-			f.log.Warn("pending, no such interface yet", "interface", p.name, "role", p.role.String())
+			f.log.Warn("no such interface yet; it is attached when it appears", "interface", p.name, "role", p.role.String())
 		}
 		if now := p.addresses(); p.link != nil && (old.link == nil || !slices.Equal(now, old.addresses())) {
 			f.log.Info("addresses", "interface", p.name, "addresses", now)
@@ -363,7 +390,7 @@ func (f *follower) report(what string, err error) { f.failing.report(f.log, what
 // failures are what failed last time, so that it is logged once.
 type failures map[string]string
 
-// report logs a failure when it is new, and its end.
+// report logs a failure when it is new, and its end. What says what failed, as after "cannot".
 func (f failures) report(log *slog.Logger, what string, err error) {
 	if err == nil {
 		if f[what] != "" {
@@ -373,7 +400,7 @@ func (f failures) report(log *slog.Logger, what string, err error) {
 		return
 	}
 	if f[what] != err.Error() {
-		log.Error(what, "error", err)
+		log.Error("cannot "+what, "error", err)
 	}
 	f[what] = err.Error()
 }
@@ -385,7 +412,7 @@ func (f *follower) reload(ctx context.Context) {
 	f.reloaded(err == nil)
 	status := "reloaded"
 	if err != nil {
-		status = "reload failed, the configuration before runs on"
+		status = "reload failed; the previous configuration stays active"
 	}
 	if result.done {
 		f.log.Info("reloaded: " + changeText(result.change))
@@ -393,7 +420,7 @@ func (f *follower) reload(ctx context.Context) {
 	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
-			f.log.Error("reload", "error", strings.TrimSuffix(line, "\n"))
+			f.log.Error("cannot reload", "error", strings.TrimSuffix(line, "\n"))
 		}
 		if !result.done {
 			f.log.Error(status)
@@ -419,7 +446,8 @@ func (f *follower) tryReload(ctx context.Context) (applied, error) {
 	if !result.done {
 		return result, errors.Join(err, f.moveMetrics(before))
 	}
-	f.warnResize(cfg)
+	f.warnNotices(cfg)
+	f.warnForwarding(cfg, result.ports)
 	return result, err
 }
 
@@ -451,10 +479,28 @@ func (f *follower) moveMetrics(address string) error {
 	return errors.Join(err, again)
 }
 
-func (f *follower) warnResize(cfg maps.Config) {
-	if notice := f.resize(cfg); notice != "" {
-		f.log.Warn(notice)
+// warnNotices warns of what a configuration that was just applied does not do.
+func (f *follower) warnNotices(cfg maps.Config) {
+	for _, notice := range f.notices(cfg) {
+		if notice != "" {
+			f.log.Warn(notice)
+		}
 	}
+}
+
+// warnForwarding warns if the kernel does not forward packets: then no next hop is found for
+// those that hairpin translates. Each warning comes once, until it is over.
+func (f *follower) warnForwarding(cfg maps.Config, ports []port) {
+	now := notForwarding(cfg, ports, f.forwards)
+	for _, text := range now {
+		if !slices.Contains(f.warned, text) {
+			f.log.Warn(text)
+		}
+	}
+	if len(now) == 0 && len(f.warned) > 0 {
+		f.log.Info("the kernel forwards packets now")
+	}
+	f.warned = now
 }
 
 func (s *daemonState) turn() { s.turned.Store(time.Now().UnixNano()) }
@@ -485,7 +531,7 @@ func (s *daemonState) interfaces() []maps.InterfaceStatus {
 // Healthy fails if the loop is stuck.
 func (s *daemonState) Healthy() error {
 	if still := time.Since(time.Unix(0, s.turned.Load())); still > stalledAfter {
-		return fmt.Errorf("the daemon's loop has stood still for %s", still.Round(time.Second))
+		return fmt.Errorf("the daemon's main loop has been stuck for %s", still.Round(time.Second))
 	}
 	return nil
 }

@@ -6,9 +6,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -39,7 +42,8 @@ func newDaemon(t *testing.T) *daemonFake {
 		router:   d.machine.router(),
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
 		read:     func() (maps.Config, error) { return d.file, d.fileErr },
-		resize:   func(maps.Config) string { return "" },
+		notices:  func(maps.Config) []string { return nil },
+		forwards: func(string, string) bool { return true },
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },
 		listen: func(address string) (*metricsServer, error) {
@@ -136,6 +140,60 @@ func TestDaemonEndsWithItsDatapath(t *testing.T) {
 	defer cancel()
 	if err := d.loop(ctx, events, nil); exitCode(err) != exitNotAttached {
 		t.Errorf("loop: %v, exit code %d, want %d", err, exitCode(err), exitNotAttached)
+	}
+}
+
+// That the kernel does not forward is told when it begins, and when it is over.
+func TestDaemonWarnsOfForwarding(t *testing.T) {
+	d := newDaemon(t)
+	ctx := context.Background()
+	told := func(when, text string, want int) {
+		t.Helper()
+		if got := strings.Count(d.output.String(), text); got != want {
+			t.Errorf("%s: %q is told %d times, want %d:\n%s", when, text, got, want, &d.output)
+		}
+	}
+	off := map[string]bool{}
+	d.forwards = func(sysctl, ifname string) bool { return !off[sysctl+"/"+ifname] }
+	d.follow(ctx, links())
+	told("all on", "forwarding is off", 0)
+
+	off["net.ipv4/all"] = true
+	for range 3 {
+		d.follow(ctx, links())
+	}
+	told("IPv4 off", "level=WARN msg=\"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1\"", 1)
+	delete(off, "net.ipv4/all")
+	for range 3 {
+		d.follow(ctx, links())
+	}
+	told("IPv4 on again", "the kernel forwards packets now", 1)
+
+	// IPv6 matters once there is a forward of it.
+	off["net.ipv6/all"] = true
+	d.follow(ctx, links())
+	told("IPv6 off, and no forward of it", "IPv6 forwarding is off", 0)
+	d.file.Forwards = append(slices.Clone(d.file.Forwards), maps.Forward{
+		Name: "six", Protocols: []maps.Protocol{maps.TCP}, Ports: maps.Ports{First: 81, Last: 81}, Target: netip.MustParseAddr("fd00::20"),
+	})
+	d.reload(ctx)
+	told("IPv6 off", "IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1", 1)
+}
+
+// A file that names no interface is told how to name some, with each reload.
+func TestDaemonTellsOfNoInterfaces(t *testing.T) {
+	d := newDaemon(t)
+	d.notices = func(cfg maps.Config) []string { return []string{"", unconfigured(cfg, "/etc/x.toml")} }
+	d.file.WAN, d.file.LAN, d.file.Forwards = nil, nil, nil
+	d.reload(context.Background())
+	const want = `level=WARN msg="no interfaces are configured: set wan and lan in /etc/x.toml, then systemctl reload hairpin`
+	if got := strings.Count(d.output.String(), want); got != 1 {
+		t.Errorf("told %d times:\n%s", got, &d.output)
+	}
+	d.file = testConfig()
+	d.reload(context.Background())
+	if got := strings.Count(d.output.String(), want); got != 1 {
+		t.Errorf("told %d times after interfaces were named:\n%s", got, &d.output)
 	}
 }
 
@@ -292,6 +350,50 @@ func TestHealth(t *testing.T) {
 	s.turned.Store(time.Now().Add(-2 * stalledAfter).UnixNano())
 	if s.Healthy() == nil {
 		t.Error("healthy though the loop stands still")
+	}
+}
+
+// Lines have a time, unless they go to the journal, which has its own: JOURNAL_STREAM names it, but is also
+// there where the output was redirected to elsewhere.
+func TestLogHasTime(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	defer write.Close()
+	var stat unix.Stat_t
+	if err := unix.Fstat(int(write.Fd()), &stat); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name, stream string
+		want         bool // a time
+	}{
+		{"no journal", "", true},
+		{"the journal", fmt.Sprintf("%d:%d", stat.Dev, stat.Ino), false},
+		{"another inode", fmt.Sprintf("%d:%d", stat.Dev, stat.Ino+1), true},
+		{"another device", fmt.Sprintf("%d:%d", stat.Dev+1, stat.Ino), true},
+		{"nonsense", "yes", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := newApp(env{stderr: write, getenv: func(key string) string { return map[string]string{"JOURNAL_STREAM": c.stream}[key] }})
+			a.newLogger().Info("hello")
+			line := make([]byte, 200)
+			n, err := read.Read(line)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := strings.HasPrefix(string(line[:n]), "time="); got != c.want {
+				t.Errorf("a time: %v, want %v: %s", got, c.want, line[:n])
+			}
+		})
+	}
+	var elsewhere bytes.Buffer
+	a := newApp(env{stderr: &elsewhere, getenv: func(string) string { return fmt.Sprintf("%d:%d", stat.Dev, stat.Ino) }})
+	a.newLogger().Info("hello")
+	if !strings.HasPrefix(elsewhere.String(), "time=") {
+		t.Errorf("not a file, and no time: %s", &elsewhere)
 	}
 }
 

@@ -20,7 +20,7 @@ import (
 	"hairpin/maps"
 )
 
-// maxDNSWarnings is how many are told, of thousands of forwards perhaps.
+// maxDNSWarnings is how many are printed: there may be thousands of forwards.
 const maxDNSWarnings = 100
 
 type dnsOptions struct {
@@ -33,11 +33,12 @@ func (a *app) dnsCommand() *cobra.Command {
 	var o dnsOptions
 	command := &cobra.Command{
 		Use:   "dns --format FORMAT [--strict] [--write PATH]",
-		Short: "Split DNS: what inside clients are to be told of the hosts of forwards",
-		Long: `Split DNS: write what inside clients are to be told of the hosts of forwards, so
-that they go to the target directly. It is made from the configuration file
-alone; no privilege and no datapath is needed. [dns] in the file makes the daemon
-keep such files, from the forwards that run.
+		Short: "Split DNS: the hosts of forwards, for the name server of the LAN",
+		Long: `Split DNS: write the hosts of forwards with the addresses of their targets, for
+the name server of the LAN, so that LAN clients reach the targets directly. The
+configuration file alone is read; this needs no privilege, and nothing needs to be
+attached. With [dns] in the file the daemon keeps such files, from the forwards
+that run.
 
 FORMAT is
   hosts      lines for /etc/hosts
@@ -46,8 +47,8 @@ FORMAT is
   bind-rpz   the file of a response policy zone, for BIND and others
   bind-view  a file to be included by named.conf: a view "inside" with that zone
 
-It warns of hosts that do not do inside what they do outside: DNS carries no
-port. With -j it prints the names as JSON.`,
+It warns of hosts that do not work inside as they do outside, such as those of a
+forward to another port: DNS carries no port. With -j it prints the names as JSON.`,
 		Example: `  hairpin dns --format hosts
   hairpin dns --format dnsmasq --write /run/hairpin/hosts.d/hairpin
   hairpin dns --format unbound --strict > /etc/unbound/unbound.conf.d/hairpin.conf`,
@@ -61,7 +62,7 @@ port. With -j it prints the names as JSON.`,
 	flags.StringVar(&o.format, "format", "", "`FORMAT` of the file")
 	flags.BoolVar(&o.strict, "strict", false, "make warnings errors")
 	flags.StringVar(&o.path, "write", "", "replace the file at `PATH` if it differs, instead of printing it")
-	// It fails only for a flag that is not there.
+	// This fails only if the flag does not exist.
 	_ = command.RegisterFlagCompletionFunc("format", func(*cobra.Command, []string, string) (completions, cobra.ShellCompDirective) {
 		return maps.DNSFormatNames(), cobra.ShellCompDirectiveNoFileComp
 	})
@@ -101,7 +102,7 @@ func (a *app) dns(o dnsOptions) error {
 	return err
 }
 
-// dnsFormat may be missing if no file is made.
+// dnsFormat parses the format, which may be missing if no file is made.
 func (a *app) dnsFormat(o dnsOptions) (maps.DNSFormat, error) {
 	if o.format == "" && a.json && o.path == "" {
 		return "", nil
@@ -119,7 +120,7 @@ func (a *app) dnsFormat(o dnsOptions) (maps.DNSFormat, error) {
 	return format, err
 }
 
-// dnsSerial is that of a zone which is printed: it is the same for the same
+// dnsSerial is the serial number of a zone that is printed. It is the same for the same
 // files, and rises when they change.
 func (a *app) dnsSerial() (uint32, error) {
 	if a.configFile == "-" {
@@ -129,9 +130,9 @@ func (a *app) dnsSerial() (uint32, error) {
 	return uint32(modified.Unix()), err
 }
 
-// reachFromLAN is what this machine can tell about targets; nil if that is
-// nothing: none of the LAN interfaces is here, as where a file is only looked
-// at, or they cannot be listed.
+// reachFromLAN returns a function that says why LAN clients do not reach a target. It
+// returns nil where this machine cannot know: none of the LAN interfaces exists here,
+// because the file is for another machine, or the interfaces cannot be listed.
 func reachFromLAN(cfg maps.Config) func(netip.Addr) error {
 	links, err := loader.Links()
 	if err != nil {
@@ -207,8 +208,8 @@ func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []
 	return a.printJSON("dns", result)
 }
 
-// wholePath takes links out of the way to the working directory, which the user
-// has not chosen just now.
+// wholePath makes a path absolute. Symbolic links on the way to the working directory
+// are resolved, because the user did not type them.
 func wholePath(path string) (string, error) {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path), nil

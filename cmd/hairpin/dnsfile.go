@@ -42,15 +42,15 @@ func updateDNSFile(path string, file dns.File, names []dns.Name, now time.Time) 
 // readDNSFile reads a file that hairpin wrote, or an empty one; nil if there is none.
 func readDNSFile(path string) ([]byte, error) {
 	dir := filepath.Dir(path)
-	// That the last part of the path is no link holds when it is written, too: a
-	// rename follows none.
+	// Only the directory matters: the rename that puts the file in place replaces a
+	// link, and does not follow it.
 	switch resolved, err := filepath.EvalSymlinks(dir); {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("write %s: there is no directory %s; make it", path, dir)
+		return nil, fmt.Errorf("write %s: directory %s does not exist; create it", path, dir)
 	case err != nil:
 		return nil, fmt.Errorf("look for %s: %w", path, err)
 	case resolved != dir:
-		return nil, invalid(fmt.Errorf("a symbolic link is in the way to %s; write %s", path, filepath.Join(resolved, filepath.Base(path))))
+		return nil, invalid(fmt.Errorf("the path %s leads through a symbolic link; write %s", path, filepath.Join(resolved, filepath.Base(path))))
 	}
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	switch {
@@ -74,7 +74,7 @@ func readDNSFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if len(data) > 0 && !dns.Ours(data) {
-		return nil, invalid(fmt.Errorf("%s was not written by hairpin, whose files say so in the first line, so it stays as it is; give another path", path))
+		return nil, invalid(fmt.Errorf("%s was not written by hairpin, which says so in the first line of its files, so the file is left alone; give another path", path))
 	}
 	return data, nil
 }
@@ -87,11 +87,16 @@ func placed(file maps.DNSFile, key string, err error) error {
 	return fmt.Errorf("%s: %s: %w", file.Source, key, err)
 }
 
-// checkDNSFiles looks at the files that the daemon would write. What may be
-// otherwise when and where it runs is only warned of.
+// checkDNSFiles looks at the files that the daemon would write, and the programs that
+// it would run. What may be otherwise when and where it runs is only warned of.
 func (a *app) checkDNSFiles(cfg maps.Config) error {
 	var errs []error
 	for _, file := range cfg.DNS {
+		if file.Reload != nil {
+			if err := checkProgram(file.Reload[0]); err != nil {
+				a.warn("%v", placed(file, maps.DNSReloadKey(file.Format), err))
+			}
+		}
 		_, err := readDNSFile(file.Path)
 		if err == nil {
 			continue

@@ -25,7 +25,7 @@ const (
 )
 
 var (
-	// errDiffers is how diff says so: it has printed what differs.
+	// errDiffers makes the exit code of diff, which has printed the difference already.
 	errDiffers   = errors.New("configuration and running state differ")
 	errNoCommand = errors.New("no command given")
 )
@@ -101,7 +101,7 @@ func (a *app) report(err error) {
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
-		fmt.Fprintln(a.stderr, `hairpin: "hairpin run", the daemon, or "hairpin attach" loads it`)
+		fmt.Fprintln(a.stderr, `hairpin: start the daemon with "hairpin run", or load it without one by "hairpin attach"`)
 	}
 	var verifier *ebpf.VerifierError
 	switch {

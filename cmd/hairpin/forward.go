@@ -24,9 +24,9 @@ func (a *app) forwardCommand() *cobra.Command {
 		Use:     "forward [show] [NAME..] [-s]",
 		Aliases: []string{"forwards"},
 		Short:   "Show, add and delete forwards",
-		Long: `Show, add and delete forwards. Intercepts, which are forwards for whatever address
-LAN clients ask, are shown and deleted like others; they are added in the
-configuration file alone, as [[intercept]].`,
+		Long: `Show, add and delete forwards. An intercept is a forward for LAN traffic to a
+port, whatever its destination address. Intercepts are shown and deleted like
+other forwards; they are added in the configuration file only, as [[intercept]].`,
 		RunE:              show.RunE,
 		ValidArgsFunction: a.completeForwards,
 	}
@@ -40,9 +40,9 @@ func (a *app) forwardShowCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:     "show [NAME..] [-s]",
 		Aliases: []string{"list", "ls"},
-		Short:   "Show the forwards that run",
-		Long: `Show the forwards that run, and the intercepts among them: EXTERNAL "any@lan0" is
-every address that clients of lan0 ask, FROM "!192.168.1.53/32" all but that one.`,
+		Short:   "Show the running forwards",
+		Long: `Show the running forwards, intercepts included: EXTERNAL "any@lan0" is traffic of
+lan0 to any address, FROM "!192.168.1.53/32" everybody but that address.`,
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(_ *cobra.Command, names []string) error {
 			return a.showForwards(names, stats)
@@ -55,23 +55,23 @@ every address that clients of lan0 ask, FROM "!192.168.1.53/32" all but that one
 func (a *app) forwardAddCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "add " + maps.ForwardSyntax,
-		Short: "Add a forward to what runs",
-		Long: `Add a forward to what runs; "hairpin save" keeps it over a restart.
+		Short: "Add a forward at run time",
+		Long: `Add a forward at run time; "hairpin save" keeps it across restarts.
 
-Without ADDR or IF it listens on every address of every WAN interface that is of
-the target's family: a forward is all IPv4 or all IPv6. IPv6 with a port is
-written [2001:db8::1]:443. PORT "any" forwards every port to the same port of
-the target.
+Without ADDR or IF the forward listens on every address of every WAN interface,
+of the target's family: a forward is all IPv4 or all IPv6. An IPv6 address with a
+port is written [2001:db8::1]:443. PORT "any" forwards every port to the same port
+of the target.
 
 PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
-or several with commas. Ports of sctp cannot change on the way. icmp (ping) and
-those behind it have no ports here: their PORT is "any". PROTO any is all of them.
+or several, with commas. The target has the same port for sctp. icmp (ping) and
+the protocols after it have no ports: their PORT is "any". PROTO any is all of them.
 
-MODE is ` + strings.Join(maps.ReflectNames(), ", ") + `: what the
-target sees of LAN clients. Absent, it is that of the configuration.
+MODE is ` + strings.Join(maps.ReflectNames(), ", ") + `: the
+address that the target sees for LAN clients. The default is that of the configuration.
 
-host gives the names by which inside clients are to find the target; "hairpin
-dns" tells them.`,
+host gives the DNS names of the target; "hairpin dns" writes them for the name
+server of the LAN.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
@@ -95,7 +95,7 @@ func (a *app) forwardDelCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:               "del NAME..",
 		Aliases:           []string{"delete", "rm", "remove"},
-		Short:             "Delete forwards from what runs; their connections end at once",
+		Short:             "Delete running forwards; their connections end at once",
 		Args:              needs("NAME"),
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(command *cobra.Command, names []string) error {
@@ -116,7 +116,7 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	}
 	old, taken, err := s.tables.Find(forward.Name)
 	if err != nil {
-		return fmt.Errorf("read what runs: %w", err)
+		return fmt.Errorf("read the running configuration: %w", err)
 	}
 	if taken {
 		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Hairpin translates network addresses on Linux routers: one binary, the
-// daemon and its command line. The packets themselves are the business of the
-// programs in package bpf, which go on without either.
+// daemon and its command line. The programs in package bpf handle the packets; they
+// run without either.
 package main
 
 import (
@@ -91,7 +91,7 @@ func (a *app) rootCommand() *cobra.Command {
 		Long: `Port forwards and NAT reflection for Linux routers, in eBPF.
 
 Forwards and connections live in the kernel: every command works with the
-daemon up or down. Data goes to stdout, talk to stderr.
+daemon running or not. Results go to stdout, messages to stderr.
 
 Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 2 kernel refused or no permission, 3 not found or diff not empty,
@@ -105,11 +105,11 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 				return errors.New("-q and -v exclude each other")
 			}
 			if a.dir == "" {
-				// Most likely a variable that is not set: the default is not what was meant.
-				return errors.New("--bpffs is empty; leave it out for " + loader.DefaultDir)
+				// Most likely a shell variable that is not set, so the default is not meant.
+				return errors.New("--bpffs is empty; leave the option out to use " + loader.DefaultDir)
 			}
 			if a.lockWait < 0 {
-				return fmt.Errorf("--wait %s is negative; 0s is not to wait at all", a.lockWait)
+				return fmt.Errorf("--wait %s is negative; use 0s not to wait", a.lockWait)
 			}
 			a.started = true
 			return nil
@@ -132,8 +132,8 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` of the pinned maps and programs")
 	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another writer")
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
-	flags.BoolVarP(&a.quiet, "quiet", "q", false, "no talk, errors only")
-	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more talk; the verifier's log in full")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "errors only")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more messages, and the verifier's log in full")
 
 	root.AddCommand(
 		a.runCommand(),

@@ -16,12 +16,16 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"hairpin/loader"
 	"hairpin/maps"
 )
 
+// TestMain gives all tests the mask that administrators have: with another one the files that they
+// write could be written by others, and would be refused.
 func TestMain(m *testing.M) {
+	unix.Umask(0o022)
 	testscript.Main(m, map[string]func(){"hairpin": main})
 }
 

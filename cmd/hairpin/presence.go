@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var errDaemonRuns = errors.New("a daemon runs here")
+var errDaemonRuns = errors.New("a daemon is running")
 
 // presenceName is a directory among the pins, locked by the daemon for as long
 // as it lives: the kernel lets go of the lock however the daemon ends. (A bpffs
@@ -49,7 +49,7 @@ func claimPresence(ctx context.Context, dir string) (*os.File, error) {
 		select {
 		case <-ctx.Done():
 			file.Close()
-			return nil, fmt.Errorf("%w: %s is served by another process; stop that first, or use another --bpffs", errDaemonRuns, dir)
+			return nil, fmt.Errorf("%w: another process serves %s; stop that one first", errDaemonRuns, dir)
 		case <-time.After(20 * time.Millisecond):
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -17,22 +18,23 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/trust"
 	"hairpin/maps"
 )
 
 const (
-	// publishPoll is how often the publisher looks whether what runs was changed,
-	// by whomever: one system call, and no writer has to tell.
+	// publishPoll is how often the publisher reads the generation of the running
+	// configuration: one system call, so that writers need not notify the publisher.
 	publishPoll = 200 * time.Millisecond
-	// publishRetry is when it tries again what failed, and looks whether the files
-	// still hold what they should.
+	// publishRetry is how often the publisher checks that the files still have the
+	// right content, and how long it waits after a failure.
 	publishRetry = 5 * time.Second
-	// reloadPatience is how long a command may take that tells a server of its file.
+	// reloadPatience is how long a reload command may take.
 	reloadPatience = 10 * time.Second
 )
 
-// publisher keeps the files of names that the running configuration asks for,
-// and tells their servers.
+// publisher writes the files for name servers that the running configuration asks
+// for, and runs their reload commands.
 type publisher struct {
 	generation func() (uint32, error) // of what runs
 	running    func() (maps.Config, error)
@@ -50,7 +52,7 @@ type publisher struct {
 	reloads  int // that run now
 }
 
-// publication is a file and what its server knows of it.
+// publication is a file and whether its server has read it.
 type publication struct {
 	maps.DNSFile
 	zone   string // path of the file of bind-rpz
@@ -85,7 +87,7 @@ func (p *publisher) follow(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			// Commands end with ctx.
+			// Their commands are killed when ctx ends.
 			for ; p.reloads > 0; p.reloads-- {
 				<-p.reloaded
 			}
@@ -99,7 +101,7 @@ func (p *publisher) follow(ctx context.Context) {
 	}
 }
 
-// keep makes the files hold what runs at a time.
+// keep brings the files in line with the running configuration; now is the time.
 func (p *publisher) keep(now time.Time) {
 	generation, err := p.generation()
 	if err == nil && generation != p.seen {
@@ -107,7 +109,7 @@ func (p *publisher) keep(now time.Time) {
 			p.seen, p.due = generation, now
 		}
 	}
-	p.failing.report(p.log, "read what runs", err)
+	p.failing.report(p.log, "read the running configuration", err)
 	if now.Before(p.due) {
 		return
 	}
@@ -117,7 +119,7 @@ func (p *publisher) keep(now time.Time) {
 	}
 }
 
-// read takes over what runs.
+// read brings the publications in line with the running configuration.
 func (p *publisher) read() error {
 	cfg, err := p.running()
 	if err != nil {
@@ -148,11 +150,11 @@ func (p *publisher) read() error {
 	return nil
 }
 
-// warn tells of the warnings that are not among those of the last time.
+// warn logs the warnings that are new since the last call.
 func (p *publisher) warn(warnings []string) {
 	for _, line := range warnings {
 		if !slices.Contains(p.warned, line) {
-			p.log.Warn("names of forwards", "warning", line)
+			p.log.Warn("split DNS", "warning", line)
 		}
 	}
 	p.warned = warnings
@@ -164,7 +166,7 @@ func (p *publisher) write(f *publication, now time.Time) {
 		p.metrics.writeFailures.WithLabelValues(string(f.Format)).Inc()
 		err = placed(f.DNSFile, maps.DNSWriteKey(f.Format), err)
 	}
-	p.failing.report(p.log, "write names for "+string(f.Format), err)
+	p.failing.report(p.log, "write the names for "+string(f.Format), err)
 	if written {
 		p.metrics.writes.WithLabelValues(string(f.Format)).Inc()
 		p.log.Info("names written", "file", f.Path, "names", len(f.names))
@@ -172,8 +174,8 @@ func (p *publisher) write(f *publication, now time.Time) {
 	}
 }
 
-// tell runs the commands of files that have changed, beside the publisher: a
-// server that is slow to hear of its own keeps no other one's waiting.
+// tell starts the reload commands of files that have changed. Each has a goroutine of
+// its own, so that a slow server does not delay the others.
 func (p *publisher) tell(ctx context.Context, now time.Time) {
 	for _, f := range p.files {
 		if !f.stale || f.busy || now.Before(f.tellAt) {
@@ -192,7 +194,7 @@ func (p *publisher) told(result reloadResult, now time.Time) {
 	f.busy = false
 	err := result.err
 	if err != nil {
-		// It need not wait if the file was written again meanwhile.
+		// If the file was written again meanwhile, the command runs at once.
 		if !f.stale {
 			f.stale, f.tellAt = true, now.Add(p.retry)
 		}
@@ -201,12 +203,32 @@ func (p *publisher) told(result reloadResult, now time.Time) {
 	} else {
 		p.metrics.reloads.WithLabelValues(string(f.Format)).Inc()
 	}
-	p.failing.report(p.log, "tell "+string(f.Format)+" of its names", err)
+	p.failing.report(p.log, "run the reload command for "+string(f.Format), err)
 }
 
-// runCommand runs a program to its end, for as long as patience at most, and
-// whatever it started with it. What it said is part of the error.
+// checkProgram refuses a program that others could have written, because it runs as
+// root; see trust.Check. A program that does not exist is no error here: running it
+// fails with a better one. Between the check and the start somebody who can write to
+// the directory could exchange the program; to run the checked descriptor instead would
+// close that gap, but does not work for scripts.
+func checkProgram(name string) error {
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil
+	}
+	return trust.Check(path, info)
+}
+
+// runCommand runs a program until it ends, or for as long as patience. Then the program
+// and all processes that it started are killed. The error has the program's output.
 func runCommand(ctx context.Context, patience time.Duration, words []string) error {
+	if err := checkProgram(words[0]); err != nil {
+		return err
+	}
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	command := exec.CommandContext(limited, words[0], words[1:]...)
@@ -220,7 +242,7 @@ func runCommand(ctx context.Context, patience time.Duration, words []string) err
 	case err == nil:
 		return nil
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		err = fmt.Errorf("not done after %s", patience)
+		err = fmt.Errorf("not finished after %s", patience)
 	}
 	err = fmt.Errorf("%q: %w", strings.Join(words, " "), err)
 	if text := strings.TrimSpace(string(said.head)); text != "" {
@@ -251,14 +273,14 @@ func newPublishMetrics() *publishMetrics {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "hairpin", Subsystem: "dns", Name: name, Help: help}, []string{"format"})
 	}
 	return &publishMetrics{
-		writes:         counter("writes_total", "Files of names that were written because something about them had changed."),
-		writeFailures:  counter("write_failures_total", "Files of names that could not be written, counted at each try."),
-		reloads:        counter("reloads_total", "Commands that told a server of its file of names."),
-		reloadFailures: counter("reload_failures_total", "Commands that failed to tell a server of its file of names, counted at each try."),
+		writes:         counter("writes_total", "Files for name servers that were written because their content changed."),
+		writeFailures:  counter("write_failures_total", "Failures to write a file for a name server, counted at each try."),
+		reloads:        counter("reloads_total", "Reload commands of name servers that succeeded."),
+		reloadFailures: counter("reload_failures_total", "Reload commands of name servers that failed, counted at each try."),
 	}
 }
 
-// know shows counters of a file from the start on.
+// know makes the counters of a file, so that they show 0 before the first event.
 func (m *publishMetrics) know(file maps.DNSFile) {
 	m.writes.WithLabelValues(string(file.Format))
 	m.writeFailures.WithLabelValues(string(file.Format))

@@ -310,7 +310,7 @@ func TestPublishGivesCommandsUp(t *testing.T) {
 	case <-time.After(patience):
 		t.Fatal("the command goes on")
 	}
-	p.wantTold("not done after 500ms", 1)
+	p.wantTold("not finished after 500ms", 1)
 	p.wantCount("reload_failures_total unbound", 1)
 	wantGone(t, child)
 	// It was written again meanwhile.
@@ -378,6 +378,34 @@ func TestPublishWithoutTheTables(t *testing.T) {
 	p.running = func() (maps.Config, error) { return p.cfg, nil }
 	p.after(0)
 	p.wantHosts(maps.DNSHosts, "mail.example.org")
+}
+
+// What runs as root is not what others can write, whatever else the configuration says.
+func TestRunCommandOfOthers(t *testing.T) {
+	dir := t.TempDir()
+	program, ran := filepath.Join(dir, "reload"), filepath.Join(dir, "ran")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\n: > "+ran+"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(program, 0o775); err != nil {
+		t.Fatal(err)
+	}
+	err := runCommand(context.Background(), patience, []string{program})
+	if err == nil || !strings.Contains(err.Error(), program+" can be written by others") || !strings.Contains(err.Error(), "chmod go-w "+program) {
+		t.Errorf("a program that its group can write: %v", err)
+	}
+	if _, err := os.Lstat(ran); err == nil {
+		t.Error("the program ran")
+	}
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := runCommand(context.Background(), patience, []string{program}); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(ran); err != nil {
+		t.Errorf("the program did not run: %v", err)
+	}
 }
 
 func TestRunCommandThatIsNot(t *testing.T) {

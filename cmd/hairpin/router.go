@@ -85,10 +85,10 @@ func (r *router) look(cfg maps.Config) (sight, error) {
 			switch {
 			case p.link == nil:
 			case p.link.Loopback:
-				p.err = fmt.Errorf("%s is the loopback device, which is watched anyway; name the WAN and LAN interfaces in the configuration", name)
+				p.err = fmt.Errorf("%s is the loopback device, to which hairpin attaches in any case; name the WAN and LAN interfaces in the configuration", name)
 			case p.link.PortOf != "":
 				// Programs that it has had until now are stray.
-				p.err = fmt.Errorf("%s is a port of %s, and what arrives there is %s's; name that one in the configuration", name, p.link.PortOf, p.link.PortOf)
+				p.err = fmt.Errorf("%s is a port of %s, which receives its packets; name %s in the configuration", name, p.link.PortOf, p.link.PortOf)
 			default:
 				p.attachment = byIndex[p.link.Index]
 				delete(byIndex, p.link.Index)
@@ -189,6 +189,9 @@ func (r *router) reversal(p port, before string) func() error {
 
 // guarded reports whether the leak guard belongs on a port.
 func (p port) guarded() bool { return p.role == maps.RoleWAN }
+
+// up reports whether packets may come by a port from outside.
+func (p port) up() bool { return p.role != maps.RoleLocal && p.link != nil && p.link.Up }
 
 // lacks reports whether a port is without a program that belongs on it, or has XDP that must not be as it is.
 func (p port) lacks(mode string) bool {
@@ -322,7 +325,7 @@ func (r *router) add(running maps.Config, forward maps.Forward) (applied, error)
 		}
 		wanted, err := r.tables.Running()
 		if err != nil {
-			return maps.Change{}, fmt.Errorf("read what runs: %w", err)
+			return maps.Change{}, fmt.Errorf("read the running configuration: %w", err)
 		}
 		wanted.Forwards = append(slices.Clip(wanted.Forwards), forward)
 		swap, err := r.tables.Prepare(wanted)
@@ -360,7 +363,7 @@ func (r *router) plan(cfg maps.Config) (plan, error) {
 	if p.fresh {
 		p.before = cfg.Mode
 	} else if err != nil {
-		return plan{}, fmt.Errorf("read what runs: %w", err)
+		return plan{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	if p.seen, err = r.look(cfg); err != nil {
 		return plan{}, err
@@ -410,7 +413,7 @@ type started struct {
 func (r *router) start(cfg maps.Config) (started, error) {
 	running, err := r.tables.Running()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
-		return started{}, fmt.Errorf("read what runs: %w", err)
+		return started{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	if err != nil || running.Digest != cfg.Digest {
 		result, err := r.apply(cfg)
@@ -418,7 +421,7 @@ func (r *router) start(cfg maps.Config) (started, error) {
 	}
 	change, err := r.tables.Plan(cfg)
 	if err != nil {
-		return started{}, fmt.Errorf("compare with what runs: %w", err)
+		return started{}, fmt.Errorf("compare with the running configuration: %w", err)
 	}
 	ports, err := r.follow(running)
 	return started{kept: true, change: change, ports: ports}, err

@@ -56,7 +56,7 @@ func explainRunning(cfg maps.Config, err error) (maps.Config, error) {
 		return cfg, fmt.Errorf("%w: %w; \"hairpin attach\" applies the file", loader.ErrNotLoaded, err)
 	}
 	if err != nil {
-		return cfg, fmt.Errorf("read what runs: %w", err)
+		return cfg, fmt.Errorf("read the running configuration: %w", err)
 	}
 	return cfg, nil
 }
@@ -72,7 +72,7 @@ func (a *app) open() (*session, error) {
 
 // openLocked opens the datapath to change it.
 func (a *app) openLocked(ctx context.Context) (*session, error) {
-	// Only what is there is locked: to lock may mount the directory.
+	// Checked first, because taking the lock may mount a bpffs on the directory.
 	if err := loader.Check(loader.Options{Dir: a.dir}); err != nil {
 		return nil, err
 	}
@@ -105,8 +105,8 @@ func (a *app) load(ctx context.Context, maxConnections uint32) (*session, error)
 	return newSession(datapath, release), nil
 }
 
-// discard removes a datapath that this command created and could not bring into
-// service; one that was there before stays.
+// discard removes a datapath that this command created, after it failed to bring the
+// datapath into service. A datapath that existed before stays.
 func (a *app) discard(s *session) error {
 	defer s.unlock()
 	adopted := s.datapath.Adopted()
@@ -129,30 +129,31 @@ func (s *session) maxConnections() uint32 {
 	return maps.ConnectionsLimit(s.datapath.Objects())
 }
 
-// resizeNotice is what to tell if cfg wants another table size than there is.
+// resizeNotice is a warning if cfg asks for another size of the connection table than
+// the running one has; else "".
 func (s *session) resizeNotice(cfg maps.Config) string {
 	if have := s.maxConnections(); have != cfg.MaxConnections {
-		return fmt.Sprintf("max_connections: %d runs; %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
+		return fmt.Sprintf("max_connections is %d at the moment; %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
 			have, cfg.MaxConnections)
 	}
 	return ""
 }
 
-// pendingNotice is what to tell of interfaces that are not there; daemon: one
-// will attach them.
+// pendingNotice is a warning about configured interfaces that do not exist, "" if all
+// do; daemon says that a daemon runs, which will attach them.
 func pendingNotice(ports []port, daemon bool) string {
 	names := pending(ports)
 	if len(names) == 0 {
 		return ""
 	}
-	text := "pending, no such interface yet: " + strings.Join(names, ", ")
+	text := "no such interface yet: " + strings.Join(names, ", ")
 	if !daemon {
 		text += "; \"hairpin run\" attaches them when they appear, \"hairpin attach\" once they are there"
 	}
 	return text
 }
 
-// notices warns of those that are not empty.
+// notices prints a warning for each text that is not empty.
 func (a *app) notices(texts ...string) {
 	for _, text := range texts {
 		if text != "" {

@@ -56,7 +56,7 @@ const nearlyFull = 0.9
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Show interfaces, addresses, table use and what is wrong",
+		Short: "Show interfaces, addresses, table use and problems",
 		Args:  takes(0),
 		RunE: func(*cobra.Command, []string) error {
 			st, err := a.status()
@@ -89,8 +89,9 @@ func (a *app) status() (status, error) {
 		return st, err
 	}
 	cfg, err := s.tables.Running()
-	if err != nil && !errors.Is(err, maps.ErrEmpty) {
-		return st, fmt.Errorf("read what runs: %w", err)
+	applied := !errors.Is(err, maps.ErrEmpty)
+	if err != nil && applied {
+		return st, fmt.Errorf("read the running configuration: %w", err)
 	}
 	st.Forwards = len(cfg.Forwards)
 	if st.Connections, err = s.connectionStatus(); err != nil {
@@ -102,7 +103,22 @@ func (a *app) status() (status, error) {
 	}
 	st.Interfaces = newPortRows(seen.ports)
 	st.Warnings = s.warnings(cfg, st, seen.ports)
+	switch {
+	case !applied:
+		st.Warnings = append(st.Warnings, fmt.Sprintf("no configuration runs: \"hairpin attach\" applies %s", a.configFile))
+	case unconfigured(cfg, a.configFile) != "":
+		st.Warnings = append(st.Warnings, unconfigured(cfg, a.configFile))
+	}
 	return st, nil
+}
+
+// unconfigured is a warning if cfg, read from file, names no interface; else "". The file that is
+// installed names none, and hairpin then does nothing.
+func unconfigured(cfg maps.Config, file string) string {
+	if len(cfg.WAN)+len(cfg.LAN) > 0 {
+		return ""
+	}
+	return fmt.Sprintf("no interfaces are configured: set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
 }
 
 func newPortRows(ports []port) []portRow {
@@ -130,30 +146,27 @@ func newPortRows(ports []port) []portRow {
 func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 	list := []string{}
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
-	if len(ports) == 0 {
-		warn("no configuration was applied: \"hairpin attach\" does")
-	}
 	for _, p := range ports {
 		switch {
 		case p.link == nil:
 		case p.err != nil:
 			warn("%s", p.err)
 		case p.attachment == nil:
-			warn("%s: not attached: \"hairpin attach\" does", p.name)
+			warn("%s: not attached: run \"hairpin attach\"", p.name)
 		case p.guarded() && !p.attachment.Guard:
-			warn("%s: the leak guard is not attached: \"hairpin attach\" does", p.name)
+			warn("%s: the leak guard is not attached: run \"hairpin attach\"", p.name)
 		case p.blind(cfg.Mode):
-			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: the daemon, or \"hairpin attach\", mends that", p.name)
+			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: start the daemon, or run \"hairpin attach\"", p.name)
 		case !p.link.Up:
 			warn("%s: the link is down", p.name)
 		case len(p.addresses()) == 0 && p.role == maps.RoleWAN:
-			warn("%s: no address, so its forwards listen on none", p.name)
+			warn("%s: no address, so nothing reaches its forwards", p.name)
 		}
 	}
 	list = append(list, notForwarding(cfg, ports, forwards)...)
 	list = append(list, deaf(cfg, ports)...)
 	if !st.Daemon && len(ports) > 0 {
-		warn("no daemon: changes of addresses, interfaces and routes are not followed")
+		warn("the daemon is not running: changes of addresses, interfaces and routes are not followed")
 	}
 	if used := float64(st.Connections.Used); used >= nearlyFull*float64(st.Connections.Limit) {
 		warn("the connection table is nearly full: raise max_connections")
@@ -166,15 +179,20 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 	return list
 }
 
-// notForwarding names the interfaces that do not forward; forwards tells, as
-// below. IPv6 is no matter to those who have no forward of it.
+// notForwarding says where the kernel does not forward packets; forwards tells, as
+// below. IPv6 matters only if there is a forward of IPv6. While every link is down the
+// router may still be booting: systemd-networkd turns forwarding on first, and then brings
+// links up.
 func notForwarding(cfg maps.Config, ports []port, forwards func(sysctl, ifname string) bool) (list []string) {
+	if !slices.ContainsFunc(ports, port.up) {
+		return nil
+	}
 	of6 := func(f maps.Forward) bool { return f.Target.Is6() }
 	for _, family := range []struct {
 		name, sysctl, all string
 		wanted            bool
 	}{
-		{"IPv4", "net.ipv4", "ip_forward", len(ports) > 0},
+		{"IPv4", "net.ipv4", "ip_forward", true},
 		{"IPv6", "net.ipv6", "conf.all.forwarding", slices.ContainsFunc(cfg.Forwards, of6)},
 	} {
 		if !family.wanted {
@@ -217,14 +235,15 @@ func deaf(cfg maps.Config, ports []port) (list []string) {
 			}
 		}
 		if addressed && !hears {
-			where, family := f.External.Interface, "IPv4"
-			if where == "" {
-				where = "every WAN interface"
-			}
+			family := "IPv4"
 			if f.Target.Is6() {
 				family = "IPv6"
 			}
-			list = append(list, fmt.Sprintf("forward %q: %s is without an %s address, so it listens on none", f.Name, where, family))
+			lacks := fmt.Sprintf("no WAN interface has an %s address", family)
+			if f.External.Interface != "" {
+				lacks = fmt.Sprintf("%s has no %s address", f.External.Interface, family)
+			}
+			list = append(list, fmt.Sprintf("forward %q: %s, so nothing reaches the forward", f.Name, lacks))
 		}
 	}
 	return list
@@ -272,7 +291,7 @@ func (a *app) printStatus(st status) error {
 	}
 	for _, p := range st.Interfaces {
 		if p.RxVLAN != "" {
-			fmt.Fprintf(a.out, "%s: rxvlan %s for XDP to see VLAN tags; detach gives it back\n", printable(p.Name), p.RxVLAN)
+			fmt.Fprintf(a.out, "%s: rxvlan is %s, so that XDP sees VLAN tags; detach restores it\n", printable(p.Name), p.RxVLAN)
 		}
 		if p.Reason != "" {
 			fmt.Fprintf(a.out, "%s: %s\n", printable(p.Name), printable(p.Reason))

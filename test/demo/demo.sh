@@ -8,6 +8,7 @@
 #   sudo make demo HOLD=1    leave it up at the end and print how to enter each host
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+umask 022               # hairpin takes no configuration that others could have written
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 hairpin=${HAIRPIN_BINARY:-$root/bin/hairpin}

@@ -15,7 +15,7 @@ import (
 var layers = [][]string{
 	{"hairpin/bpf"},
 	{"hairpin/maps", "hairpin/loader"},
-	{"hairpin/cmd/hairpin/atomicfile"},
+	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust"},
 	{"hairpin/cmd/hairpin/config", "hairpin/cmd/hairpin/dns"},
 	{"hairpin/cmd/hairpin"},
 	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab"},

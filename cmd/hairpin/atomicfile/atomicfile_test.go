@@ -3,12 +3,17 @@
 package atomicfile
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func mustWrite(t *testing.T, path, text string) {
@@ -83,6 +88,75 @@ func TestWriteRefuses(t *testing.T) {
 		t.Errorf("no place for files: %v", err)
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("the directory holds %v, %v", entries, err)
+	}
+}
+
+// TestStaleTemporariesGo: what a writer that was killed left goes with the next one for the same file;
+// what others write at the moment, and what is none of ours, stays.
+func TestStaleTemporariesGo(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "50-cli.toml")
+	for _, name := range []string{".50-cli.toml.123456", ".50-cli.toml.1", ".50-cli.toml.2", ".50-cli.toml.old", ".50-cli.toml.",
+		".50-cli.toml", ".60-cli.toml.7", "50-cli.toml.7"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("half of"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Symlink(path, filepath.Join(dir, ".50-cli.toml.3")), os.Mkdir(filepath.Join(dir, ".50-cli.toml.4"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	busy, err := os.Open(filepath.Join(dir, ".50-cli.toml.2"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	if err := flock(busy, unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	want := func(when string, want ...string) {
+		t.Helper()
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var names []string
+		for _, entry := range entries {
+			names = append(names, entry.Name())
+		}
+		if !slices.Equal(names, want) {
+			t.Errorf("%s: the directory holds\n%q, want\n%q", when, names, want)
+		}
+	}
+	kept := []string{".50-cli.toml", ".50-cli.toml.", ".50-cli.toml.3", ".50-cli.toml.4", ".50-cli.toml.old", ".60-cli.toml.7", "50-cli.toml", "50-cli.toml.7"}
+	mustWrite(t, path, "whole")
+	want("while another writes", slices.Insert(slices.Clone(kept), 2, ".50-cli.toml.2")...)
+	busy.Close()
+	mustWrite(t, path, "whole")
+	want("after that one was killed", kept...)
+}
+
+// TestWritersDoNotDisturbEachOther: of many at once each writes a whole file, and none takes another's
+// temporary file for stale.
+func TestWritersDoNotDisturbEachOther(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	var writers sync.WaitGroup
+	for i := range 8 {
+		writers.Go(func() {
+			for range 20 {
+				if err := Write(path, bytes.Repeat([]byte{byte('a' + i)}, 10_000)); err != nil {
+					t.Errorf("writer %d: %v", i, err)
+					return
+				}
+			}
+		})
+	}
+	writers.Wait()
+	data, err := os.ReadFile(path)
+	if err != nil || len(data) != 10_000 || bytes.Count(data, data[:1]) != len(data) {
+		t.Errorf("%d bytes, %v, want those of one writer", len(data), err)
+	}
+	if entries, err := os.ReadDir(filepath.Dir(path)); err != nil || len(entries) != 1 {
 		t.Errorf("the directory holds %v, %v", entries, err)
 	}
 }

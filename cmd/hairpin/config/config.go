@@ -19,6 +19,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hairpin/cmd/hairpin/trust"
 	"hairpin/maps"
 )
 
@@ -33,35 +34,53 @@ const DropInDir = "forwards.d"
 // files in DropInDir beside it, in the order of their names. Everything wrong
 // with any of them is reported: the error joins Problems, unless a file could
 // not be read at all.
+//
+// A file that others could have written is refused, and so is such a DropInDir; see
+// trust.Check. The check is of the open descriptor that is then read, so that nobody
+// can exchange the file in between. Drop-ins are opened relative to the descriptor of
+// their directory, for the same reason. Symbolic links are followed: those in a
+// directory that root alone can write are root's.
 func Load(path string) (maps.Config, error) {
-	data, err := read(path)
+	data, err := read(unix.AT_FDCWD, path, path)
 	if err != nil {
 		return maps.Config{}, err
 	}
 	sources := []source{{name: path, data: data}}
-	extra, err := dropIns(path)
+	dir, names, err := dropIns(path)
 	if err != nil {
 		return maps.Config{}, err
 	}
-	for _, name := range extra {
-		data, err := read(name)
+	defer dir.Close()
+	var errs []error
+	for _, name := range names {
+		whole := filepath.Join(dir.Name(), name)
+		data, err := read(int(dir.Fd()), name, whole)
 		if err != nil {
-			return maps.Config{}, err
+			errs = append(errs, err)
+			continue
 		}
-		sources = append(sources, source{name: name, data: data, dropIn: true})
+		sources = append(sources, source{name: whole, data: data, dropIn: true})
+	}
+	if len(errs) > 0 {
+		return maps.Config{}, errors.Join(errs...)
 	}
 	return parse(sources)
 }
 
 // Modified is when the files that Load reads were written, added or removed last.
 func Modified(path string) (time.Time, error) {
-	names, err := dropIns(path)
+	dir, names, err := dropIns(path)
 	if err != nil {
 		return time.Time{}, err
 	}
-	var last time.Time
+	defer dir.Close()
 	// A file that was removed or renamed leaves its time in the directory.
-	for _, name := range append(names, path, filepath.Join(filepath.Dir(path), DropInDir)) {
+	paths := []string{path, filepath.Join(filepath.Dir(path), DropInDir)}
+	for _, name := range names {
+		paths = append(paths, filepath.Join(dir.Name(), name))
+	}
+	var last time.Time
+	for _, name := range paths {
 		info, err := os.Stat(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -76,7 +95,8 @@ func Modified(path string) (time.Time, error) {
 	return last, nil
 }
 
-// Parse reads a configuration that is one file, called name in errors.
+// Parse reads a configuration that is one file, called name in errors. The caller
+// answers for where data is from.
 func Parse(name string, data []byte) (maps.Config, error) {
 	if len(data) > maxSize {
 		return maps.Config{}, tooLarge(name)
@@ -91,32 +111,52 @@ type source struct {
 	dropIn bool
 }
 
-func dropIns(path string) ([]string, error) {
-	dir := filepath.Join(filepath.Dir(path), DropInDir)
-	entries, err := os.ReadDir(dir)
+// dropIns opens DropInDir beside the file at path, and lists the drop-ins in it. The
+// directory is nil if there is none; closing nil does no harm. Names that begin with a
+// dot are left out: atomicfile gives such names to its temporary files.
+func dropIns(path string) (*os.File, []string, error) {
+	dir, err := os.OpenFile(filepath.Join(filepath.Dir(path), DropInDir), os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read configuration: %w", err)
+		return nil, nil, fmt.Errorf("read configuration: %w", err)
 	}
-	var files []string
-	for _, entry := range entries {
-		if name := entry.Name(); filepath.Ext(name) == ".toml" && !strings.HasPrefix(name, ".") {
-			files = append(files, filepath.Join(dir, name))
-		}
+	names, err := dropInNames(dir)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("read configuration: %w", err), dir.Close())
 	}
-	slices.Sort(files)
-	return files, nil
+	return dir, names, nil
+}
+
+func dropInNames(dir *os.File) ([]string, error) {
+	info, err := dir.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if err := trust.Check(dir.Name(), info); err != nil {
+		return nil, err
+	}
+	all, err := dir.Readdirnames(-1)
+	if err != nil {
+		return nil, err
+	}
+	names := slices.DeleteFunc(all, func(name string) bool {
+		return filepath.Ext(name) != ".toml" || strings.HasPrefix(name, ".")
+	})
+	slices.Sort(names)
+	return names, nil
 }
 
 func tooLarge(name string) error {
-	return fmt.Errorf("%s: larger than %d MiB, which no configuration is", name, maxSize>>20)
+	return fmt.Errorf("%s: larger than %d MiB; a configuration has at most that", name, maxSize>>20)
 }
 
-// read takes regular files only: a pipe might never end.
-func read(path string) ([]byte, error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+// read reads a file relative to an open directory; path is what messages call it.
+// It takes regular files only, because a pipe might never end, and only those that
+// nobody else could have written.
+func read(dir int, name, path string) ([]byte, error) {
+	file, err := openAt(dir, name, path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
@@ -128,6 +168,9 @@ func read(path string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("read configuration: %s is not a regular file", path)
 	}
+	if err := trust.Check(path, info); err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
 	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -136,6 +179,21 @@ func read(path string) ([]byte, error) {
 		return nil, tooLarge(path)
 	}
 	return data, nil
+}
+
+// openAt opens a file as os.Open does, relative to an open directory. os.Root is no
+// replacement: it refuses links that lead out of the directory.
+func openAt(dir int, name, path string) (*os.File, error) {
+	for {
+		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		return os.NewFile(uintptr(fd), path), nil
+	}
 }
 
 // digest is the same only for the same files with the same content.

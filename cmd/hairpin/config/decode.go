@@ -191,7 +191,7 @@ func (r *reader) standIns(at position, v *value) error {
 			s.Network, err = network(e.value)
 		}
 		if _, twice := r.places[about]; err == nil && twice {
-			err = errors.New("it is there twice, in other words")
+			err = errors.New("it is there twice, written in two ways")
 		}
 		if err != nil {
 			r.report(at, about, err)

@@ -74,12 +74,12 @@ func TestWarnings(t *testing.T) {
 	}{
 		"nothing": {[]string{web, "web6 tcp 443 to fd00::20 host www.example.org"}, nil},
 		"another port": {[]string{"web tcp 443 to 192.168.1.20:8443 host a.b,b.b,c.b,d.b,e.b"}, []string{
-			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so inside clients of a.b, b.b, c.b and 2 more go to 443 there; let the target listen there too, or leave the hosts out and have clients reflected`,
+			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so LAN clients of a.b, b.b, c.b and 2 more use port 443 there; let the target listen on that port too, or leave hosts out, so that the clients are reflected`,
 		}},
 		"shifted range": {[]string{"web tcp 6000-6010 to 192.168.1.20:7000 host a.b"}, []string{`x:1: forward "web": hosts: port 6000-6010 is 7000-7010 at 192.168.1.20`}},
 		"without hosts": {[]string{"web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30 from 198.51.100.0/24"}, nil},
 		"a port of a 1:1 forward elsewhere": {[]string{"ssh tcp wan0:22 to 192.168.1.30", "all tcp,udp wan0:any to 192.168.1.20 host a.b"}, []string{
-			`x:2: forward "all": hosts: port 22 goes to 192.168.1.30 by forward "ssh", not to 192.168.1.20: a.b would need two addresses, and DNS has one for all ports; make a name of its own for the other`,
+			`x:2: forward "all": hosts: port 22 goes to 192.168.1.30 by forward "ssh", not to 192.168.1.20: a.b would need two addresses, but DNS has one address for all ports; give the other target a name of its own`,
 		}},
 		"a port of every protocol elsewhere": {[]string{"all any wan0:any to 192.168.1.20 host a.b", "ssh tcp wan0:22 to 192.168.1.30"}, []string{`x:1: forward "all": hosts: port 22 goes to 192.168.1.30`}},
 		"a protocol of every one elsewhere":  {[]string{"all any wan0:any to 192.168.1.20 host a.b", "gre gre wan0:any to 192.168.1.30"}, []string{`x:1: forward "all": hosts: a part of it goes to 192.168.1.30`}},
@@ -90,7 +90,7 @@ func TestWarnings(t *testing.T) {
 		"another place, protocol or family": {[]string{"all tcp wan0:any to 192.168.1.20 host a.b", "ssh tcp wan1:22 to 192.168.1.30",
 			"dns udp wan0:53 to 192.168.1.30", "ssh6 tcp wan0:22 to fd00::30"}, nil},
 		"only some may": {[]string{web + " from 198.51.100.0/24"}, []string{
-			`x:1: forward "web": hosts: its from list lets nobody in from where 192.168.1.20 is, but inside clients of www.example.org go there past that list; leave the hosts out to keep them from it`,
+			`x:1: forward "web": hosts: its from list has no network with 192.168.1.20 in it, but LAN clients of www.example.org reach the target directly, past that list; leave hosts out to keep those clients away`,
 		}},
 		"the LAN may, too": {[]string{web + " from 198.51.100.0/24,192.168.0.0/16"}, nil},
 		"not reflected":    {[]string{web + " reflect off"}, nil},
@@ -134,7 +134,7 @@ func TestReach(t *testing.T) {
 	if len(warnings) != 2 || asked != 3 {
 		t.Fatalf("%d warnings, asked for %d targets:\n%v", len(warnings), asked, warnings)
 	}
-	if want := `x:2: forward "web": hosts: inside clients of www.example.org, example.org do not reach it: it is on the moon`; warnings[0].String() != want {
+	if want := `x:2: forward "web": hosts: LAN clients of www.example.org, example.org do not reach the target: it is on the moon`; warnings[0].String() != want {
 		t.Errorf("got  %s\nwant %s", warnings[0], want)
 	}
 }
@@ -251,7 +251,7 @@ func TestPolicyZoneLeavesOut(t *testing.T) {
 	fitting := strings.Repeat("a.", 120) + "b" // 241
 	list := forwards(t, "a tcp 1 to 10.0.0.1 host ok.example,c."+fitting+","+fitting+",a.rpz-ip")
 	names, warnings := Names(list, Options{Format: maps.DNSBindRPZ})
-	if len(names) != 2 || len(warnings) != 2 || !strings.Contains(warnings[0].Message, "a name has 241 characters at most") ||
+	if len(names) != 2 || len(warnings) != 2 || !strings.Contains(warnings[0].Message, "has at most 241 characters") ||
 		!strings.Contains(warnings[1].Message, "a.rpz-ip is left out") {
 		t.Errorf("%d names, warnings %v", len(names), warnings)
 	}

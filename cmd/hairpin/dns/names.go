@@ -107,7 +107,7 @@ func (c *collector) warnPorts(f *maps.Forward) {
 	if there == f.Ports {
 		return
 	}
-	c.warn(f, "port %s is %s at %s, but DNS carries no port, so inside clients of %s go to %s there; let the target listen there too, or leave the hosts out and have clients reflected",
+	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port too, or leave hosts out, so that the clients are reflected",
 		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
@@ -116,7 +116,7 @@ func (c *collector) warnElsewhere(f, other *maps.Forward) {
 	if other.Ports.Every() {
 		ports = "a part of it"
 	}
-	c.warn(f, "%s goes to %s by forward %s, not to %s: %s would need two addresses, and DNS has one for all ports; make a name of its own for the other",
+	c.warn(f, "%s goes to %s by forward %s, not to %s: %s would need two addresses, but DNS has one address for all ports; give the other target a name of its own",
 		ports, other.Target, maps.Quote(other.Name), f.Target, hostsOf(f))
 }
 
@@ -126,7 +126,7 @@ func (c *collector) warnFrom(f *maps.Forward) {
 	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {
 		return
 	}
-	c.warn(f, "its from list lets nobody in from where %s is, but inside clients of %s go there past that list; leave the hosts out to keep them from it", f.Target, hostsOf(f))
+	c.warn(f, "its from list has no network with %s in it, but LAN clients of %s reach the target directly, past that list; leave hosts out to keep those clients away", f.Target, hostsOf(f))
 }
 
 func (c *collector) warnReach(f *maps.Forward) {
@@ -139,7 +139,7 @@ func (c *collector) warnReach(f *maps.Forward) {
 		c.reach[f.Target] = reason
 	}
 	if reason != nil {
-		c.warn(f, "inside clients of %s do not reach it: %v", hostsOf(f), reason)
+		c.warn(f, "LAN clients of %s do not reach the target: %v", hostsOf(f), reason)
 	}
 }
 

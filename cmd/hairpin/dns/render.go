@@ -180,10 +180,10 @@ func fits(format maps.DNSFormat, host string) error {
 		return nil
 	}
 	if most := maxName - len("."+zone); len(host) > most {
-		return fmt.Errorf("in a response policy zone a name has %d characters at most", most)
+		return fmt.Errorf("a name in a response policy zone has at most %d characters", most)
 	}
 	if last := host[strings.LastIndexByte(host, '.')+1:]; strings.HasPrefix(last, "rpz-") {
-		return errors.New("in a response policy zone what ends in rpz- means something else")
+		return errors.New("a response policy zone gives labels that begin with rpz- another meaning")
 	}
 	return nil
 }

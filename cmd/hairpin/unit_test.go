@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/coreos/go-systemd/v22/unit"
+)
+
+// unitWords returns the words of a key of the unit's first section, of all lines together.
+func unitWords(t *testing.T, key string) (words []string) {
+	t.Helper()
+	file, err := os.Open("dist/hairpin.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	options, err := unit.DeserializeOptions(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, option := range options {
+		if option.Section == "Unit" && option.Name == key {
+			words = append(words, strings.Fields(option.Value)...)
+		}
+	}
+	return words
+}
+
+// TestUnitComesBeforeTheNetwork: network-pre.target orders only those who say Before, and only if somebody wants
+// it (systemd.special(7)).
+func TestUnitComesBeforeTheNetwork(t *testing.T) {
+	const target = "network-pre.target"
+	if !slices.Contains(unitWords(t, "Wants"), target) || !slices.Contains(unitWords(t, "Before"), target) {
+		t.Errorf("Wants=%q, Before=%q: both need %s", unitWords(t, "Wants"), unitWords(t, "Before"), target)
+	}
+	// Basic.target may come after the network, as with cloud-init.
+	if got := unitWords(t, "DefaultDependencies"); !slices.Equal(got, []string{"no"}) {
+		t.Errorf("DefaultDependencies=%q: a cycle with whatever wants the network before basic.target", got)
+	}
+	for _, key := range []string{"Conflicts", "Before"} {
+		if !slices.Contains(unitWords(t, key), "shutdown.target") {
+			t.Errorf("%s lacks shutdown.target: nothing stops the daemon", key)
+		}
+	}
+	if !slices.Contains(unitWords(t, "After"), "systemd-sysctl.service") {
+		t.Error("the daemon would look at forwarding before it is set")
+	}
+}
+
+// TestUnitIsValid asks systemd, where it is installed.
+func TestUnitIsValid(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("there is no systemd-analyze")
+	}
+	text, err := os.ReadFile("dist/hairpin.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The program need not be installed.
+	path := filepath.Join(t.TempDir(), "hairpin.service")
+	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(text), "/usr/local/bin/hairpin", "/bin/true")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command(analyze, "verify", path).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
