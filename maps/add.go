@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"weak"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -95,7 +96,7 @@ func (t *Tables) extend(running *outline, f Forward) (*outline, error) {
 		return nil, err
 	}
 	doc := *running
-	doc.decoded = nil
+	doc.decoded, doc.roster = weak.Pointer[document]{}, nil
 	if err := doc.append([]Forward{f}, []stamp{{seen.freeID, epoch}}); err != nil {
 		return nil, err
 	}

@@ -122,10 +122,16 @@ func (p *program) find(at place, protocol Protocol, port uint16) string {
 			same = key.Protocol == protocol.number(at.is6()) && (be16(key.Port)^port)>>(16-bits) == 0
 		}
 		if same && key.External == p.doc.Externals[at] && key.External != 0 && key.PrefixLength > best {
-			best, name = key.PrefixLength, p.doc.names()[p.values[i].Stamp.Id]
+			best, name = key.PrefixLength, p.nameOf(p.values[i].Stamp.Id)
 		}
 	}
 	return name
+}
+
+// nameOf is the name of the forward with an id.
+func (p *program) nameOf(id uint32) string {
+	i := slices.IndexFunc(p.doc.Stamps, func(s stamp) bool { return s.id == id })
+	return p.doc.Config.Forwards[i].Name
 }
 
 func TestTheMoreSpecificForwardWins(t *testing.T) {

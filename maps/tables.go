@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"weak"
 
 	"github.com/cilium/ebpf"
 
@@ -100,6 +101,16 @@ func (t *Tables) Settings() (Config, error) {
 	return config, err
 }
 
+// EachForward calls visit for every running forward until it returns false. It makes no memory of them: what visit is
+// given, lists included, is the next one's afterwards.
+func (t *Tables) EachForward(visit func(*Forward) bool) error {
+	o, _, err := t.outline()
+	if err != nil {
+		return err
+	}
+	return o.each(func(f *Forward, _ stamp) bool { return visit(f) })
+}
+
 // Find is the running forward of a name; false says that there is none.
 func (t *Tables) Find(name string) (Forward, bool, error) {
 	o, _, err := t.outline()
@@ -157,14 +168,34 @@ func (t *Tables) outline() (*outline, uint32, error) {
 func (t *Tables) whole(o *outline) (*document, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if o.decoded == nil {
-		doc, err := o.decode()
-		if err != nil {
-			return nil, fmt.Errorf("read running configuration: %w", err)
-		}
-		o.decoded = doc
+	if doc := o.decoded.Value(); doc != nil {
+		return doc, nil
 	}
-	return o.decoded, nil
+	doc, err := o.decode()
+	if err != nil {
+		return nil, fmt.Errorf("read running configuration: %w", err)
+	}
+	o.decoded = weak.Make(doc)
+	return doc, nil
+}
+
+// roster lists the forwards that run. It is shared: nobody changes it. On fresh maps it is empty.
+func (t *Tables) roster() (*roster, error) {
+	o, _, err := t.outline()
+	if errors.Is(err, ErrEmpty) {
+		return new(roster), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if o.roster == nil {
+		if o.roster, err = o.enlist(); err != nil {
+			return nil, err
+		}
+	}
+	return o.roster, nil
 }
 
 // Generation counts the configurations that went live; an Apply that changes

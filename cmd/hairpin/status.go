@@ -88,11 +88,10 @@ func (a *app) status() (status, error) {
 	if st.Daemon, err = daemonRuns(a.dir); err != nil {
 		return st, err
 	}
-	cfg, err := s.tables.Running()
+	cfg, err := s.tables.Settings()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return st, fmt.Errorf("read what runs: %w", err)
 	}
-	st.Forwards = len(cfg.Forwards)
 	if st.Connections, err = s.connectionStatus(); err != nil {
 		return st, err
 	}
@@ -100,9 +99,48 @@ func (a *app) status() (status, error) {
 	if err != nil {
 		return st, err
 	}
+	forwards, err := s.surveyForwards(cfg, seen)
+	if err != nil {
+		return st, err
+	}
+	st.Forwards = forwards.count
 	st.Interfaces = newPortRows(seen.ports)
-	st.Warnings = s.warnings(cfg, st, seen.ports)
+	st.Warnings = s.warnings(cfg, st, seen.ports, forwards)
 	return st, nil
+}
+
+// forwardSurvey is what status tells of the forwards that run: there may be too many to hold.
+type forwardSurvey struct {
+	count    int
+	of6      []maps.Forward // one of IPv6, if there is any
+	deaf     []string       // warnings
+	problems []string       // of their targets on this machine
+}
+
+// surveyForwards looks at each forward that runs; cfg is without them.
+func (s *session) surveyForwards(cfg maps.Config, seen sight) (forwardSurvey, error) {
+	var found forwardSurvey
+	check := func(cfg maps.Config, here []maps.Interface) {
+		for _, problem := range maps.Problems(cfg.CheckAddresses(here)) {
+			found.problems = append(found.problems, problem.Error())
+		}
+	}
+	here, alone := machine(cfg, seen.links), cfg
+	alone.StandIns, alone.Forwards = nil, make([]maps.Forward, 1)
+	err := s.tables.EachForward(func(f *maps.Forward) bool {
+		alone.Forwards[0] = *f
+		if found.count++; f.Target.Is6() && found.of6 == nil {
+			found.of6 = []maps.Forward{{Target: f.Target}}
+		}
+		found.deaf = append(found.deaf, deaf(alone, seen.ports)...)
+		check(alone, here)
+		return true
+	})
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return found, fmt.Errorf("read what runs: %w", err)
+	}
+	check(cfg, here) // stand-ins
+	return found, nil
 }
 
 func newPortRows(ports []port) []portRow {
@@ -127,7 +165,7 @@ func newPortRows(ports []port) []portRow {
 }
 
 // warnings names what keeps forwards from working, or soon will.
-func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
+func (s *session) warnings(cfg maps.Config, st status, ports []port, running forwardSurvey) []string {
 	list := []string{}
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	if len(ports) == 0 {
@@ -150,20 +188,16 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 			warn("%s: no address, so its forwards listen on none", p.name)
 		}
 	}
+	cfg.Forwards = running.of6
 	list = append(list, notForwarding(cfg, ports, forwards)...)
-	list = append(list, deaf(cfg, ports)...)
+	list = append(list, running.deaf...)
 	if !st.Daemon && len(ports) > 0 {
 		warn("no daemon: changes of addresses, interfaces and routes are not followed")
 	}
 	if used := float64(st.Connections.Used); used >= nearlyFull*float64(st.Connections.Limit) {
 		warn("the connection table is nearly full: raise max_connections")
 	}
-	if links, err := s.links(); err == nil {
-		for _, problem := range maps.Problems(cfg.CheckAddresses(machine(cfg, links))) {
-			warn("%s", problem)
-		}
-	}
-	return list
+	return append(list, running.problems...)
 }
 
 // notForwarding names the interfaces that do not forward; forwards tells, as
