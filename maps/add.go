@@ -42,7 +42,8 @@ func (t *Tables) Add(f Forward) (bool, error) {
 	if doc == nil || err != nil {
 		return false, err
 	}
-	text := encodeForwards(doc.lastAdded())
+	added, stamps := doc.lastAdded()
+	text := encodeForwards(nil, added, stamps)
 	if chunkCount(len(text)) > 1 {
 		return false, nil
 	}

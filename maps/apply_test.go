@@ -292,7 +292,7 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 			}
 
 			known := after.targetList(t)
-			for addr := range targets(&document{Config: running}) {
+			for addr := range (&document{Config: running}).targets() {
 				if target := fromAddr(addr).String(); !slices.Contains(known, target) {
 					t.Errorf("%s, step %d: target %s is not known", name, step, target)
 				}

@@ -54,7 +54,7 @@ func (o *outline) count() int { return countForwards(o.written) + len(o.Stamps) 
 // is the next one's afterwards.
 func (o *outline) each(visit func(*Forward, stamp) bool) error {
 	more := true
-	err := eachForward(o.written, func(f *Forward, s stamp) bool {
+	_, err := o.eachWritten(func(f *Forward, s stamp) bool {
 		more = visit(f, s)
 		return more
 	})
@@ -65,6 +65,11 @@ func (o *outline) each(visit func(*Forward, stamp) bool) error {
 		more = visit(&o.Config.Forwards[i], o.Stamps[i])
 	}
 	return nil
+}
+
+// eachWritten is each without what was added. It returns what is behind the forwards if it visits them all.
+func (o *outline) eachWritten(visit func(*Forward, stamp) bool) (rest string, err error) {
+	return eachForward(o.written, visit)
 }
 
 // find returns the forward of a name. Most often there is none, which is seen

@@ -49,7 +49,7 @@ func (d *document) marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(text, []byte{'\n'}, encodeForwards(d.Config.Forwards, d.Stamps), encodeStamps(d.Ended)), nil
+	return encodeStamps(encodeForwards(append(text, '\n'), d.Config.Forwards, d.Stamps), d.Ended), nil
 }
 
 // stamp is an id with the epoch that its connections carry.
@@ -305,24 +305,38 @@ func readChunks(m *ebpf.Map) (string, error) {
 // newChunks makes a map that holds text, and has room for more entries behind it.
 func newChunks(text []byte, room uint32) (*ebpf.Map, error) {
 	count := chunkCount(len(text))
-	chunks, keys := make([]chunk, count), make([]uint32, count)
-	binary.LittleEndian.PutUint64(chunks[0][:], uint64(len(text)))
-	rest := text[copy(chunks[0][lengthBytes:], text):]
-	for i := range chunks {
-		keys[i] = uint32(i)
-		if i > 0 {
-			rest = rest[copy(chunks[i][:], rest):]
-		}
-	}
 	m, err := newInner(bpf.HairpinMapDocuments, count+room)
 	if err != nil {
 		return nil, err
 	}
-	if err := putAll(m, keys, chunks, 1); err != nil {
+	if err := putChunks(m, text); err != nil {
 		m.Close()
 		return nil, err
 	}
 	return m, nil
+}
+
+// putChunks writes some at a time, as readChunks reads them.
+func putChunks(m *ebpf.Map, text []byte) error {
+	count := chunkCount(len(text))
+	keys, chunks := make([]uint32, min(count, chunksAtOnce)), make([]chunk, min(count, chunksAtOnce))
+	for first := uint32(0); first < count; first += chunksAtOnce {
+		n := min(count-first, chunksAtOnce)
+		clear(chunks)
+		for i := range n {
+			keys[i] = first + i
+			into := chunks[i][:]
+			if keys[i] == 0 {
+				binary.LittleEndian.PutUint64(into, uint64(len(text)))
+				into = into[lengthBytes:]
+			}
+			text = text[copy(into, text):]
+		}
+		if err := putAll(m, keys[:n], chunks[:n], 1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // newInner makes a map that fits a slot of the named outer map; size 0 is the
