@@ -22,7 +22,11 @@ var errCutShort = errors.New("the forwards are cut short")
 
 // encodeForwards appends the form that decodeForwards reads. Every forward has a stamp.
 func encodeForwards(to []byte, forwards []Forward, stamps []stamp) []byte {
-	c := codec{out: slices.Grow(to, 64*len(forwards)+16)}
+	room := 16
+	for i := range forwards {
+		room += 48 + len(forwards[i].Name) + len(forwards[i].Source)
+	}
+	c := codec{out: slices.Grow(to, room)}
 	count := uint64(len(forwards))
 	c.number(&count)
 	for i := range forwards {

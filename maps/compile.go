@@ -143,6 +143,8 @@ type inventory struct {
 // whose connections are over before they began.
 func compile(c Config, running *earlier, have inventory) (*program, error) {
 	p := &program{doc: document{Schema: documentSchema, Config: c, Intercepts: c.hasIntercepts()}}
+	// Most forwards need an entry or two. To grow from nothing would leave as much garbage as there are entries.
+	p.keys, p.values = make([]bpf.HairpinForwardKey, 0, len(c.Forwards)), make([]bpf.HairpinForward, 0, len(c.Forwards))
 	if err := p.assignStamps(running, have); err != nil {
 		return nil, err
 	}

@@ -147,6 +147,7 @@ func (t *Tables) outline() (*outline, uint32, error) {
 		if t.cached != nil && t.cachedAt == generation {
 			return t.cached, generation, nil
 		}
+		t.cached = nil // not to hold two
 		o, err := t.readOutline(generation)
 		// The slot is written only while another generation lives. If this one
 		// still lives, it was not written before it was opened.

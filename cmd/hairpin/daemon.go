@@ -137,7 +137,7 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 // keepSmall bounds the memory of a process that stays. What other commands may waste, it collects. The limit is soft: to
 // read a configuration of tens of thousands of forwards takes more for a moment.
 func keepSmall() {
-	const garbage, limit = 50, 40 << 20 // percent of what is in use; bytes
+	const garbage, limit = 50, 46 << 20 // percent of what is in use; bytes
 	debug.SetGCPercent(garbage)
 	debug.SetMemoryLimit(limit)
 }
@@ -413,6 +413,7 @@ func (f *follower) tryReload(ctx context.Context) (applied, error) {
 	if err != nil {
 		return applied{}, err
 	}
+	debug.FreeOSMemory() // what reading took is not to add to what applying takes
 	var result applied
 	err = f.locked(ctx, func() error {
 		result, err = f.router.apply(cfg)

@@ -4,6 +4,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -128,14 +129,16 @@ func read(path string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("read configuration: %s is not a regular file", path)
 	}
-	data, err := io.ReadAll(io.LimitReader(file, maxSize+1))
-	if err != nil {
+	// In one piece: to grow would leave as much again behind.
+	var data bytes.Buffer
+	data.Grow(int(min(info.Size(), maxSize)) + bytes.MinRead)
+	if _, err := data.ReadFrom(io.LimitReader(file, maxSize+1)); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	if len(data) > maxSize {
+	if data.Len() > maxSize {
 		return nil, tooLarge(path)
 	}
-	return data, nil
+	return data.Bytes(), nil
 }
 
 // digest is the same only for the same files with the same content.

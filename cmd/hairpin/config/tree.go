@@ -18,7 +18,7 @@ import (
 type document struct {
 	source
 	root  *table
-	lines []int // offsets where they begin
+	lines []int32 // offsets where they begin
 
 	// forward, unless it is nil, takes each [[forward]] from the tree once the next one begins: thousands of them would
 	// be most of what a reader holds.
@@ -56,7 +56,7 @@ func (t *table) get(key string) *entry {
 
 // position counts lines and characters from 1.
 func (d *document) position(offset int) (line, column int) {
-	line, exact := slices.BinarySearch(d.lines, offset)
+	line, exact := slices.BinarySearch(d.lines, int32(offset))
 	if !exact {
 		line--
 	}
@@ -65,10 +65,10 @@ func (d *document) position(offset int) (line, column int) {
 
 // newDocument begins to read a file.
 func newDocument(s source) *document {
-	d := &document{source: s, root: &table{}, lines: make([]int, 1, 1+bytes.Count(s.data, []byte{'\n'}))}
+	d := &document{source: s, root: &table{}, lines: make([]int32, 1, 1+bytes.Count(s.data, []byte{'\n'}))}
 	for i, c := range s.data {
 		if c == '\n' {
-			d.lines = append(d.lines, i+1)
+			d.lines = append(d.lines, int32(i+1))
 		}
 	}
 	return d
@@ -113,7 +113,7 @@ func (d *document) offsetOf(err error) int {
 	}
 	line, column := at.Position()
 	line = min(max(line, 1), len(d.lines))
-	return min(d.lines[line-1]+max(column, 1)-1, len(d.data))
+	return min(int(d.lines[line-1])+max(column, 1)-1, len(d.data))
 }
 
 func (d *document) parse() error {
