@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -143,6 +144,7 @@ const connBlock = 4096
 
 // printConnections prints those that each visits, a block at a time.
 func (a *app) printConnections(each func(visit func(*maps.Connection)) error) error {
+	debug.SetGCPercent(usualGC)
 	print, end := a.connectionRows()
 	var failed error
 	block := make([]maps.Connection, 0, connBlock)

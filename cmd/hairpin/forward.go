@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -316,6 +317,7 @@ func (a *app) showForwards(names []string, stats bool) error {
 			return err
 		}
 	}
+	debug.SetGCPercent(usualGC)
 	print, end := a.forwardRows(stats)
 	var failed error
 	missing := slices.Clone(names)

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/klauspost/compress/gzhttp"
+	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 	"golang.org/x/sys/unix"
@@ -58,9 +59,9 @@ type health interface {
 func metricsHandler(metrics *metricsPage, health health, limits serverLimits) http.Handler {
 	mux := http.NewServeMux()
 	metrics.places = make(chan struct{}, limits.scrapes)
-	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false))
+	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed))
 	if err != nil {
-		panic(err) // the option is right
+		panic(err) // the options are right
 	}
 	mux.Handle("GET /metrics", compressed(metrics))
 	answer := func(check func() error) http.HandlerFunc {
