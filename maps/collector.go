@@ -205,6 +205,7 @@ func (s scrape) connections(c *Collector) {
 		s.counter(halfOpenEvicted, now[bpf.HairpinConnEventEVENT_EVICTED])
 		s.counter(displaced, now[bpf.HairpinConnEventEVENT_DISPLACED])
 	}
+	c.counted = nil // a count of an earlier scrape is not to stand for one that fails
 	counted, err := c.tables.census(Selector{})
 	if err != nil {
 		s.metrics <- prometheus.NewInvalidMetric(connections, err)

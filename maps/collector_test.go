@@ -445,7 +445,9 @@ func TestRunGoesOn(t *testing.T) {
 // TestAScrapeThatCannotCountFails rather than to give less.
 func TestAScrapeThatCannotCountFails(t *testing.T) {
 	tables, _, _ := counted(t)
-	c := NewCollector(tables.broken(t), CollectorOptions{})
+	c := NewCollector(tables, CollectorOptions{})
+	samples(t, c)
+	c.tables = tables.broken(t)
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
 	if _, err := registry.Gather(); !contains(err, "list connections") {

@@ -99,6 +99,9 @@ func TestMetricsPages(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer response.Body.Close()
+			if kind := response.Header.Get("Content-Type"); c.path == "/metrics" && c.code == 200 && kind != "text/plain; version=0.0.4; charset=utf-8" {
+				t.Errorf("it is of type %q", kind)
+			}
 			body, _ := io.ReadAll(response.Body)
 			if response.StatusCode != c.code || !strings.Contains(string(body), c.body) {
 				t.Errorf("%s: %q, want %d and %q", response.Status, body, c.code, c.body)
