@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"weak"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,8 @@ func (t *Tables) Add(f Forward) (bool, error) {
 	if doc == nil || err != nil {
 		return false, err
 	}
-	text := encodeForwards(doc.lastAdded())
+	added, stamps := doc.lastAdded()
+	text := encodeForwards(nil, added, stamps)
 	if chunkCount(len(text)) > 1 {
 		return false, nil
 	}
@@ -95,7 +97,7 @@ func (t *Tables) extend(running *outline, f Forward) (*outline, error) {
 		return nil, err
 	}
 	doc := *running
-	doc.decoded = nil
+	doc.decoded, doc.roster = weak.Pointer[document]{}, nil
 	if err := doc.append([]Forward{f}, []stamp{{seen.freeID, epoch}}); err != nil {
 		return nil, err
 	}

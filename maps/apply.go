@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -21,11 +22,15 @@ func (t *Tables) Plan(c Config) (Change, error) {
 	if err := c.Validate(); err != nil {
 		return Change{}, err
 	}
-	running, _, err := t.running()
+	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
 		return Change{}, err
 	}
-	return compare(running.Config, c), nil
+	running, err := o.earlier(c)
+	if err != nil {
+		return Change{}, err
+	}
+	return running.change(c), nil
 }
 
 // Apply makes c what the datapath runs. Everything is checked and built first;
@@ -60,18 +65,16 @@ func (t *Tables) Prepare(c Config) (swap func() (Change, error), err error) {
 	if err := t.finish(before); err != nil {
 		return nil, err
 	}
-	running := &before.document
-	if !fresh {
-		if running, err = t.whole(before); err != nil {
-			return nil, err
-		}
+	running, err := before.earlier(c)
+	if err != nil {
+		return nil, err
 	}
-	change := compare(running.Config, c)
+	change := running.change(c)
 	p, err := t.compile(c, running)
 	if err != nil {
 		return nil, err
 	}
-	if !fresh && p.unchanged(running) {
+	if !fresh && running.unchanged(c) {
 		return func() (Change, error) { return change, nil }, nil
 	}
 	if err := t.stage(p, running, generation); err != nil {
@@ -97,7 +100,7 @@ func (t *Tables) swap(generation uint32) error {
 	return nil
 }
 
-func (t *Tables) compile(c Config, running *document) (*program, error) {
+func (t *Tables) compile(c Config, running *earlier) (*program, error) {
 	if t.objs.Epochs.MaxEntries() <= t.objs.Externals.MaxEntries()+1 {
 		return nil, errors.New("epochs table is no larger than the table of external addresses")
 	}
@@ -131,7 +134,7 @@ func (t *Tables) compile(c Config, running *document) (*program, error) {
 }
 
 // checkSizes refuses before anything is written what would not fit.
-func (t *Tables) checkSizes(p *program, running *document, present map[bpf.HairpinAddr]bpf.HairpinExternal) error {
+func (t *Tables) checkSizes(p *program, running *earlier, present map[bpf.HairpinAddr]bpf.HairpinExternal) error {
 	spec, err := embedded()
 	if err != nil {
 		return err
@@ -148,10 +151,12 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 	if need, limit := uint32(len(p.originKeys)), spec.Maps[bpf.HairpinMapOrigins].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("the ports of forwards at their targets, of UDP and with reflect prefix, need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
 	}
-	if need, limit := uint32(len(targets(&p.doc))), t.objs.Targets.MaxEntries(); need > limit {
+	wanted := p.doc.targets()
+	if need, limit := uint32(len(wanted)), t.objs.Targets.MaxEntries(); need > limit {
 		return fmt.Errorf("the forwards have %d targets, but the table holds %d", need, limit)
 	}
-	if need, limit := uint32(len(targets(&p.doc, running))), t.objs.Targets.MaxEntries(); need > limit {
+	maps.Copy(wanted, running.targets)
+	if need, limit := uint32(len(wanted)), t.objs.Targets.MaxEntries(); need > limit {
 		return fmt.Errorf("the forwards that run and the new ones have %d targets, but the table holds %d at once; apply the change in steps", need, limit)
 	}
 	addresses := uint32(len(present))
@@ -168,13 +173,9 @@ func (t *Tables) checkSizes(p *program, running *document, present map[bpf.Hairp
 
 // stage builds the program into the idle slot of generation, where nothing
 // reads it.
-func (t *Tables) stage(p *program, running *document, generation uint32) error {
+func (t *Tables) stage(p *program, running *earlier, generation uint32) error {
 	slot := (generation + 1) & 1
 	p.doc.Generation = generation + 1
-	text, err := p.doc.marshal()
-	if err != nil {
-		return fmt.Errorf("write configuration: %w", err)
-	}
 	var others fillings
 	defer others.close()
 	for _, step := range []struct {
@@ -185,7 +186,7 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		// program runs that began before, so that none is left that took this slot
 		// of forwards for the live one before the last swap.
 		{"store configuration", func() error {
-			return t.storeDocument(generation+1, text, &others)
+			return t.storeDocument(&p.doc, &others)
 		}},
 		{"make forwards", func() error {
 			return addTrie(&others, t.objs.Forwards, slot, bpf.HairpinMapForwards, p.keys, p.values)
@@ -202,7 +203,7 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 		{"store what was made", others.store},
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
-		{"add targets", func() error { return t.addTargets(&p.doc, running) }},
+		{"add targets", func() error { return t.addTargets(p.doc.targets(), running.targets) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
@@ -213,13 +214,17 @@ func (t *Tables) stage(p *program, running *document, generation uint32) error {
 
 // storeDocument fills the slot of the document of a generation, or leaves it to
 // the others' time if it is the first: nothing was swapped before.
-func (t *Tables) storeDocument(generation uint32, text []byte, others *fillings) error {
+func (t *Tables) storeDocument(doc *document, others *fillings) error {
+	text, err := doc.marshal()
+	if err != nil {
+		return fmt.Errorf("write configuration: %w", err)
+	}
 	inner, err := newChunks(text, additionsRoom+1)
 	if err != nil {
 		return err
 	}
-	document := filling{t.objs.Documents, inner, generation & 1}
-	if generation == 1 {
+	document := filling{t.objs.Documents, inner, doc.Generation & 1}
+	if doc.Generation == 1 {
 		*others = append(*others, document)
 		return nil
 	}
@@ -348,10 +353,11 @@ func (t *Tables) finish(o *outline) error {
 	if o.added > 0 {
 		return t.finishAdded(&o.document)
 	}
-	doc, err := t.whole(o)
+	left, err := o.leftover()
 	if err != nil {
 		return err
 	}
+	doc := &left.document
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -359,7 +365,7 @@ func (t *Tables) finish(o *outline) error {
 		{"end connections", func() error { return t.endForwards(doc) }},
 		{"drop counters", func() error { return t.dropStats(doc) }},
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
-		{"drop targets", func() error { return t.dropTargets(doc) }},
+		{"drop targets", func() error { return t.dropTargets(left.targets) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
 		{"tell of ended connections", func() error { return t.tellForwards(doc) }},
 		{"note that it is finished", func() error { return t.noteFinished(doc) }},
@@ -369,6 +375,33 @@ func (t *Tables) finish(o *outline) error {
 		}
 	}
 	return nil
+}
+
+// leftover is what finish has to know of a document.
+type leftover struct {
+	document // with all stamps, but of the forwards the intercepts alone
+	targets  map[bpf.HairpinAddr]bool
+}
+
+// leftover looks at the forwards one by one: the writer before may still hold as many.
+func (o *outline) leftover() (*leftover, error) {
+	left := &leftover{document: o.document, targets: map[bpf.HairpinAddr]bool{}}
+	left.Config.Forwards, left.Stamps = nil, nil
+	rest, err := o.eachWritten(func(f *Forward, s stamp) bool {
+		left.Stamps = append(left.Stamps, s)
+		left.targets[toAddr(f.Target)] = true
+		if f.Intercept {
+			left.Config.Forwards = append(left.Config.Forwards, f.clone())
+		}
+		return true
+	})
+	if err == nil {
+		left.Ended, err = decodeStamps(rest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read running configuration: %w", err)
+	}
+	return left, nil
 }
 
 func (t *Tables) endForwards(doc *document) error {
@@ -411,13 +444,11 @@ func (t *Tables) dropExternals(doc *document) error {
 	return nil
 }
 
-// targets are the addresses that the forwards of documents lead to.
-func targets(docs ...*document) map[bpf.HairpinAddr]bool {
+// targets are the addresses that the forwards lead to.
+func (d *document) targets() map[bpf.HairpinAddr]bool {
 	all := map[bpf.HairpinAddr]bool{}
-	for _, doc := range docs {
-		for _, f := range doc.Config.Forwards {
-			all[toAddr(f.Target)] = true
-		}
+	for i := range d.Config.Forwards {
+		all[toAddr(d.Config.Forwards[i].Target)] = true
 	}
 	return all
 }
@@ -425,16 +456,18 @@ func targets(docs ...*document) map[bpf.HairpinAddr]bool {
 // addTargets makes the datapath take fragments from the new forwards' targets
 // for its own. Those of the running ones stay until the swap; what a writer that
 // failed has left goes, and makes room.
-func (t *Tables) addTargets(doc, running *document) error {
-	present, err := keepAddresses(t.objs.Targets, targets(doc, running))
+func (t *Tables) addTargets(wanted, running map[bpf.HairpinAddr]bool) error {
+	both := maps.Clone(wanted)
+	maps.Copy(both, running)
+	present, err := keepAddresses(t.objs.Targets, both)
 	if err != nil {
 		return fmt.Errorf("targets: %w", err)
 	}
-	return addAddresses(t.objs.Targets, targets(doc), present)
+	return addAddresses(t.objs.Targets, wanted, present)
 }
 
-func (t *Tables) dropTargets(doc *document) error {
-	if _, err := keepAddresses(t.objs.Targets, targets(doc)); err != nil {
+func (t *Tables) dropTargets(wanted map[bpf.HairpinAddr]bool) error {
+	if _, err := keepAddresses(t.objs.Targets, wanted); err != nil {
 		return fmt.Errorf("targets: %w", err)
 	}
 	return nil

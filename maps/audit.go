@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -84,44 +85,53 @@ func (t *Tables) movements() (m movements, err error) {
 	return m, nil
 }
 
-// Audit walks the tables and compares. Beside traffic the figures may differ by what comes and goes meanwhile.
+// Audit walks the tables and compares. Beside traffic the figures may differ by what comes and goes meanwhile. It looks
+// up the other direction of each entry.
 func (t *Tables) Audit() (Audit, error) {
+	entries, orphans := 0, 0
+	var failed error
+	audit, err := t.auditCounts(func(visit func(*Entry)) error {
+		return EachEntry(t.objs, func(e Entry) {
+			entries++
+			if orphan, err := t.isOrphan(&e); err != nil {
+				failed = err
+			} else if orphan {
+				orphans++
+			}
+			if e.Opener() {
+				visit(&e)
+			}
+		})
+	})
+	audit.Entries, audit.Orphans = entries, orphans
+	return audit, errors.Join(err, failed)
+}
+
+func (t *Tables) isOrphan(e *Entry) (bool, error) {
+	other, err := LookupEntry(t.objs, reversed(e.To))
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return false, fmt.Errorf("look up the other direction of a connection: %w", err)
+	}
+	return other.Serial != e.Serial || other.Opener() == e.Opener(), nil
+}
+
+// auditCounts is Audit without entries and orphans. The openers' entries are those that walk visits.
+func (t *Tables) auditCounts(walk func(visit func(*Entry)) error) (Audit, error) {
 	audit := Audit{Counted: map[string]int64{}, Found: map[string]int64{}}
 	before, err := t.movements()
 	if err != nil {
 		return audit, err
 	}
-	type end struct {
-		to     bpf.HairpinTuple
-		serial uint32
-		ring   uint32
-		gone   bool
-	}
-	openers, answers := map[bpf.HairpinTuple]end{}, map[bpf.HairpinTuple]end{}
-	err = EachEntry(t.objs, func(e Entry) {
-		ends := answers
-		if e.Opener() {
-			ends = openers
+	err = walk(func(opener *Entry) {
+		// A connection that is gone is no longer counted.
+		if opener.State != bpf.HairpinConnStateCONN_GONE {
+			index := ringOf(opener)
+			audit.Found[placeKinds[index/2]]++
+			audit.drift[index]--
 		}
-		ends[e.Key] = end{e.To, e.Serial, ringOf(&e), e.State == bpf.HairpinConnStateCONN_GONE}
 	})
 	if err != nil {
 		return audit, err
-	}
-	audit.Entries = len(openers) + len(answers)
-	for _, opener := range openers {
-		if answers[reversed(opener.to)].serial != opener.serial {
-			audit.Orphans++
-		}
-		if !opener.gone { // a connection that is gone is no longer counted
-			audit.Found[placeKinds[opener.ring/2]]++
-			audit.drift[opener.ring]--
-		}
-	}
-	for _, answer := range answers {
-		if openers[reversed(answer.to)].serial != answer.serial {
-			audit.Orphans++
-		}
 	}
 	after, err := t.movements()
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 )
 
 // codec writes forwards as bytes or reads them back: the document holds up to
@@ -19,9 +20,13 @@ type codec struct {
 
 var errCutShort = errors.New("the forwards are cut short")
 
-// encodeForwards is the form that decodeForwards reads. Every forward has a stamp.
-func encodeForwards(forwards []Forward, stamps []stamp) []byte {
-	c := codec{out: make([]byte, 0, 64*len(forwards)+16)}
+// encodeForwards appends the form that decodeForwards reads. Every forward has a stamp.
+func encodeForwards(to []byte, forwards []Forward, stamps []stamp) []byte {
+	room := 16
+	for i := range forwards {
+		room += 48 + len(forwards[i].Name) + len(forwards[i].Source)
+	}
+	c := codec{out: slices.Grow(to, room)}
 	count := uint64(len(forwards))
 	c.number(&count)
 	for i := range forwards {
@@ -54,8 +59,8 @@ func countForwards(text string) int {
 
 // eachForward calls visit for forwards as encodeForwards wrote them until it
 // returns false. It makes no memory of them: what visit is given, lists included,
-// is the next one's afterwards.
-func eachForward(text string, visit func(*Forward, stamp) bool) error {
+// is the next one's afterwards. It returns what is behind them as well, if it visits them all.
+func eachForward(text string, visit func(*Forward, stamp) bool) (rest string, err error) {
 	c := codec{text: text}
 	var (
 		f Forward
@@ -68,7 +73,7 @@ func eachForward(text string, visit func(*Forward, stamp) bool) error {
 			break
 		}
 	}
-	return c.err
+	return c.text, c.err
 }
 
 // encodeString is how a text lies among the forwards.
@@ -78,9 +83,9 @@ func encodeString(text string) string {
 	return string(c.out)
 }
 
-// encodeStamps is the form that decodeStamps reads.
-func encodeStamps(stamps []stamp) []byte {
-	c := codec{out: []byte{}}
+// encodeStamps appends the form that decodeStamps reads.
+func encodeStamps(to []byte, stamps []stamp) []byte {
+	c := codec{out: slices.Grow(to, 16)}
 	items(&c, &stamps, (*codec).stamp)
 	return c.out
 }

@@ -4,7 +4,6 @@ package maps
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"runtime"
 	"sync"
@@ -31,18 +30,15 @@ type InterfaceStatus struct {
 	Addresses []netip.Addr
 }
 
-// Collector gives the metrics of a datapath (DESIGN.md section 10). What takes
-// a walk of the connections is counted by Run, never by a scrape; what the
-// datapath has counted since is added.
+// Collector gives the metrics of a datapath (DESIGN.md section 10), those of
+// forwards by WriteForwards. Each Collect counts the connections anew, one at a time.
 type Collector struct {
 	tables  *Tables
 	options CollectorOptions
 
-	asked chan struct{} // holds one while somebody has asked since the last count
-
 	mu       sync.Mutex
 	names    map[uint32]string // of interfaces by index, also of those that went
-	counted  *tally            // nil before the first Refresh
+	counted  *census           // nil before the first Collect
 	repaired uint64            // connections by which counts were corrected
 	reloaded time.Time         // last time a configuration was taken
 	reloadOK float64
@@ -54,15 +50,11 @@ type Collector struct {
 
 // NewCollector gives the metrics of tables. Run must be called too.
 func NewCollector(tables *Tables, options CollectorOptions) *Collector {
-	return &Collector{tables: tables, options: options, names: map[uint32]string{}, asked: make(chan struct{}, 1)}
+	return &Collector{tables: tables, options: options, names: map[uint32]string{}}
 }
 
 // The metrics; no label carries an address or port of a client.
 var (
-	forwardPackets     = desc("forward_packets_total", "Packets translated for a forward, by path and direction (in: to the target).", "forward", "path", "direction")
-	forwardBytes       = desc("forward_bytes_total", "Bytes of IP packets translated for a forward, by path and direction (in: to the target).", "forward", "path", "direction")
-	forwardOpened      = desc("forward_connections_total", "Connections of a forward that completed their handshake, by path.", "forward", "path")
-	forwardConnections = desc("forward_connections", "Connections of a forward, half-open ones included.", "forward")
 	connections        = desc("connections", "Connections by state.", "state")
 	connectionsLimit   = desc("connections_limit", "Connections that the table holds.")
 	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that gave way to newer ones.")
@@ -88,7 +80,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		forwardPackets, forwardBytes, forwardOpened, forwardConnections, connections, connectionsLimit,
+		connections, connectionsLimit,
 		halfOpenEvicted, displaced, connectionsFixed, connectionsRefused, packetsDropped, packetsPassed, icmpTranslated, icmpSent, fragmentsHeld,
 		interfaceAttached, externalAddress, reloadSuccessful, reloadTime, buildInfo,
 	} {
@@ -106,18 +98,12 @@ func (c *Collector) Reloaded(taken bool) {
 	}
 }
 
-// Run counts connections until ctx ends: at once, and after somebody has asked, for
-// about a hundredth of a core's time. Each time, and every ten minutes, it also looks
-// whether the datapath's own counts are right. Errors go to report; the last good count stays.
+// Run looks until ctx ends whether the datapath's own counts are right: once a minute, or as rarely as it takes to spend
+// no more than a hundredth of a core's time. Errors go to report.
 func (c *Collector) Run(ctx context.Context, report func(error)) {
-	const pause, duty, quiet = time.Second, 100, 10 * time.Minute
-	for asked := true; ; {
+	const pause, duty = time.Minute, 100
+	for {
 		start := time.Now()
-		if asked {
-			if err := c.Refresh(); err != nil {
-				report(err)
-			}
-		}
 		if err := c.audit(); err != nil {
 			report(err)
 		}
@@ -126,14 +112,6 @@ func (c *Collector) Run(ctx context.Context, report func(error)) {
 			return
 		case <-time.After(max(pause, duty*time.Since(start))):
 		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-c.asked:
-			asked = true
-		case <-time.After(quiet):
-			asked = false
-		}
 	}
 }
 
@@ -141,7 +119,7 @@ func (c *Collector) Run(ctx context.Context, report func(error)) {
 // figure. An audit during which a connection came or went says nothing.
 func (c *Collector) audit() error {
 	const enough = 3
-	now, err := c.tables.Audit()
+	now, err := c.tables.auditCounts(func(visit func(*Entry)) error { return eachOpener(c.tables.objs, visit) })
 	if err != nil || !now.Steady {
 		return err
 	}
@@ -162,24 +140,8 @@ func (c *Collector) audit() error {
 	return err
 }
 
-// Refresh counts the connections once, walking the tables.
-func (c *Collector) Refresh() error {
-	counted, err := c.tables.tally()
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.counted = counted
-	return nil
-}
-
 // Collect implements prometheus.Collector.
 func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
-	select {
-	case c.asked <- struct{}{}:
-	default:
-	}
 	s := scrape{metrics: metrics}
 	var interfaces []InterfaceStatus
 	if c.options.Interfaces != nil {
@@ -197,7 +159,6 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	s.gauge(connectionsLimit, float64(ConnectionsLimit(c.tables.objs)))
 	s.reload(c)
 	s.connections(c)
-	s.forwards(c)
 	s.packets(c.tables, c.names)
 }
 
@@ -237,42 +198,23 @@ func (s scrape) reload(c *Collector) {
 }
 
 func (s scrape) connections(c *Collector) {
-	now, err := c.tables.events()
+	s.counter(connectionsFixed, c.repaired)
+	if now, err := c.tables.events(); err != nil {
+		s.metrics <- prometheus.NewInvalidMetric(halfOpenEvicted, err)
+	} else {
+		s.counter(halfOpenEvicted, now[bpf.HairpinConnEventEVENT_EVICTED])
+		s.counter(displaced, now[bpf.HairpinConnEventEVENT_DISPLACED])
+	}
+	c.counted = nil // a count of an earlier scrape is not to stand for one that fails
+	counted, err := c.tables.census(Selector{})
 	if err != nil {
 		s.metrics <- prometheus.NewInvalidMetric(connections, err)
 		return
 	}
-	s.gauge(connections, float64(c.counted.establishedAt(now)), StateEstablished)
-	s.gauge(connections, float64(c.counted.halfOpenAt(now)), StateHalfOpen)
-	s.counter(halfOpenEvicted, now[bpf.HairpinConnEventEVENT_EVICTED])
-	s.counter(displaced, now[bpf.HairpinConnEventEVENT_DISPLACED])
-	s.counter(connectionsFixed, c.repaired)
-	// Only a walk tells which are closing.
-	if c.counted != nil {
-		s.gauge(connections, float64(c.counted.closing), StateClosing)
-	}
-}
-
-func (s scrape) forwards(c *Collector) {
-	doc, stats, err := c.tables.runningStats()
-	if err != nil {
-		if !errors.Is(err, ErrEmpty) {
-			s.metrics <- prometheus.NewInvalidMetric(forwardPackets, err)
-		}
-		return
-	}
-	paths := pathNames()
-	for i, f := range doc.Config.Forwards {
-		stat := stats[doc.Stamps[i].id]
-		for path := range paths {
-			for direction, word := range [...]string{"in", "out"} {
-				s.counter(forwardPackets, stat.Traffic[path][direction].Packets, f.Name, paths[path], word)
-				s.counter(forwardBytes, stat.Traffic[path][direction].Bytes, f.Name, paths[path], word)
-			}
-			s.counter(forwardOpened, stat.Established[path], f.Name, paths[path])
-		}
-		s.gauge(forwardConnections, float64(c.counted.forwardAt(doc.Stamps[i], stat)), f.Name)
-	}
+	c.counted = counted
+	s.gauge(connections, float64(counted.halfOpen), StateHalfOpen)
+	s.gauge(connections, float64(counted.established), StateEstablished)
+	s.gauge(connections, float64(counted.closing), StateClosing)
 }
 
 // packets sums the datapath's counters: an interface that came back with

@@ -3,13 +3,17 @@
 package maps
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,7 +21,9 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 
 	"hairpin/bpf"
 )
@@ -56,9 +62,8 @@ func (t *Tables) putCounter(tb testing.TB, index uint32, verdict bpf.HairpinVerd
 	}
 }
 
-// samples gathers what a scrape gives, a line each, of metrics that begin with
-// one of the prefixes.
-func samples(tb testing.TB, c *Collector, prefixes ...string) []string {
+// exposition is what a scrape gives.
+func exposition(tb testing.TB, c *Collector) []byte {
 	tb.Helper()
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
@@ -66,19 +71,42 @@ func samples(tb testing.TB, c *Collector, prefixes ...string) []string {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	lines := []string{}
+	var text bytes.Buffer
 	for _, family := range families {
-		if !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(family.GetName(), prefix) }) {
+		if _, err := expfmt.MetricFamilyToText(&text, family); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	if err := c.WriteForwards(&text); err != nil {
+		tb.Fatal(err)
+	}
+	return text.Bytes()
+}
+
+// samples reads what a scrape gives, a line each, of metrics that begin with
+// one of the prefixes.
+func samples(tb testing.TB, c *Collector, prefixes ...string) []string {
+	tb.Helper()
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(exposition(tb, c)))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	lines := []string{}
+	for _, name := range slices.Sorted(maps.Keys(families)) {
+		if !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
 			continue
 		}
-		for _, metric := range family.GetMetric() {
+		first := len(lines)
+		for _, metric := range families[name].GetMetric() {
 			var labels []string
 			for _, label := range metric.GetLabel() {
 				labels = append(labels, fmt.Sprintf("%s=%q", label.GetName(), label.GetValue()))
 			}
 			value := metric.GetCounter().GetValue() + metric.GetGauge().GetValue()
-			lines = append(lines, fmt.Sprintf("%s{%s} %v", family.GetName(), strings.Join(labels, ","), value))
+			lines = append(lines, fmt.Sprintf("%s{%s} %v", name, strings.Join(labels, ","), value))
 		}
+		slices.Sort(lines[first:])
 	}
 	return lines
 }
@@ -87,13 +115,6 @@ func wantSamples(tb testing.TB, got []string, want ...string) {
 	tb.Helper()
 	if diff := cmp.Diff(want, got); diff != "" {
 		tb.Errorf("samples (-want +got)\n%s", diff)
-	}
-}
-
-func mustRefresh(tb testing.TB, c *Collector) {
-	tb.Helper()
-	if err := c.Refresh(); err != nil {
-		tb.Fatal(err)
 	}
 }
 
@@ -142,8 +163,7 @@ func TestCollectorGivesEverySample(t *testing.T) {
 	}})
 	c.Reloaded(true)
 	c.reloaded = time.Unix(1_700_000_000, 500_000_000)
-	mustRefresh(t, c)
-	problems, err := testutil.CollectAndLint(c)
+	problems, err := promlint.New(bytes.NewReader(exposition(t, c))).Lint()
 	if len(problems) > 0 || err != nil {
 		t.Errorf("promlint: %v, %v", problems, err)
 	}
@@ -160,37 +180,22 @@ func TestCollectorGivesEverySample(t *testing.T) {
 		`hairpin_established_displaced_total{} 6`,
 		`hairpin_external_address_info{address="2001:db8::1",interface="wan0"} 1`,
 		`hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1`,
-		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="hairpin"} 0`,
-		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="local"} 0`,
 		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="wan"} 0`,
 		`hairpin_forward_bytes_total{direction="in",forward="web",path="hairpin"} 1000`,
-		`hairpin_forward_bytes_total{direction="in",forward="web",path="local"} 0`,
 		`hairpin_forward_bytes_total{direction="in",forward="web",path="wan"} 10000`,
-		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="hairpin"} 0`,
-		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="local"} 0`,
 		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="wan"} 0`,
 		`hairpin_forward_bytes_total{direction="out",forward="web",path="hairpin"} 5000`,
-		`hairpin_forward_bytes_total{direction="out",forward="web",path="local"} 0`,
 		`hairpin_forward_bytes_total{direction="out",forward="web",path="wan"} 50000`,
 		`hairpin_forward_connections{forward="ssh"} 1`,
 		`hairpin_forward_connections{forward="web"} 8`,
-		`hairpin_forward_connections_total{forward="ssh",path="hairpin"} 0`,
-		`hairpin_forward_connections_total{forward="ssh",path="local"} 0`,
 		`hairpin_forward_connections_total{forward="ssh",path="wan"} 3`,
 		`hairpin_forward_connections_total{forward="web",path="hairpin"} 1`,
-		`hairpin_forward_connections_total{forward="web",path="local"} 0`,
 		`hairpin_forward_connections_total{forward="web",path="wan"} 15`,
-		`hairpin_forward_packets_total{direction="in",forward="ssh",path="hairpin"} 0`,
-		`hairpin_forward_packets_total{direction="in",forward="ssh",path="local"} 0`,
 		`hairpin_forward_packets_total{direction="in",forward="ssh",path="wan"} 0`,
 		`hairpin_forward_packets_total{direction="in",forward="web",path="hairpin"} 10`,
-		`hairpin_forward_packets_total{direction="in",forward="web",path="local"} 0`,
 		`hairpin_forward_packets_total{direction="in",forward="web",path="wan"} 100`,
-		`hairpin_forward_packets_total{direction="out",forward="ssh",path="hairpin"} 0`,
-		`hairpin_forward_packets_total{direction="out",forward="ssh",path="local"} 0`,
 		`hairpin_forward_packets_total{direction="out",forward="ssh",path="wan"} 0`,
 		`hairpin_forward_packets_total{direction="out",forward="web",path="hairpin"} 7`,
-		`hairpin_forward_packets_total{direction="out",forward="web",path="local"} 0`,
 		`hairpin_forward_packets_total{direction="out",forward="web",path="wan"} 70`,
 		`hairpin_fragments_held_total{} 5`,
 		`hairpin_half_open_evicted_total{} 5`,
@@ -213,75 +218,116 @@ func TestCollectorGivesEverySample(t *testing.T) {
 	}
 }
 
-// TestGaugesBeforeTheFirstWalk: a daemon that starts over a running datapath
-// must not say that there is no connection.
-func TestGaugesBeforeTheFirstWalk(t *testing.T) {
-	tables, _, _ := counted(t)
-	c := NewCollector(tables.again(), CollectorOptions{})
-	// Those that are over but still in the table are not told apart yet.
-	wantSamples(t, samples(t, c, "hairpin_connections", "hairpin_forward_connections", "hairpin_half_open"),
-		`hairpin_connections{state="established"} 11`,
-		`hairpin_connections{state="half-open"} 3`,
-		`hairpin_connections_limit{} 32`,
-		`hairpin_connections_repaired_total{} 0`,
-		`hairpin_forward_connections{forward="ssh"} 1`,
-		`hairpin_forward_connections{forward="web"} 9`,
+// TestMetricsCountAsTheCommandLineDoes: whatever happened to connections since the last scrape, the next one says what
+// a count says at the same moment.
+func TestMetricsCountAsTheCommandLineDoes(t *testing.T) {
+	tables, flows := connected(t)
+	c := NewCollector(tables, CollectorOptions{})
+	set := func(f int, state bpf.HairpinConnState) {
+		t.Helper()
+		for _, e := range flows[f].pair() {
+			e.State = state
+			if err := UpdateEntry(tables.objs, &e, ebpf.UpdateExist); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	config := func(forwards ...string) Config {
+		c := configWith(t, forwards...)
+		c.Timeouts.TCPOpening = 10 * time.Second
+		return c
+	}
+	const web, ssh = "web tcp,udp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30"
+	for _, step := range []struct {
+		what   string
+		happen func()
+		want   string // half-open, established, closing; of ssh, of web
+	}{
+		{"nothing", func() {}, "1 6 2 1 8"},
+		{"an established one closes", func() { set(0, bpf.HairpinConnStateCONN_CLOSING) }, "1 5 3 1 8"},
+		{"the half-open one completes", func() { set(2, bpf.HairpinConnStateCONN_ESTABLISHED) }, "0 6 3 1 8"},
+		{"a closing one ends", func() { set(3, bpf.HairpinConnStateCONN_ENDED) }, "0 6 2 1 7"},
+		{"one is deleted", func() {
+			for _, e := range flows[1].pair() {
+				if err := DeleteEntry(tables.objs, e.Key); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}, "0 5 2 1 6"},
+		{"ssh goes", func() { mustApply(t, tables, config(web)) }, "0 4 2 0 6"},
+		{"ssh comes back", func() { mustApply(t, tables, config(web, ssh)) }, "0 4 2 0 6"},
+	} {
+		step.happen()
+		count, err := tables.again().CountConnections(Selector{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(count.HalfOpen, count.Established, count.Closing, count.Forwards["ssh"], count.Forwards["web"]); got != step.want {
+			t.Errorf("%s: counted %s, want %s", step.what, got, step.want)
+		}
+		want := []string{
+			fmt.Sprintf(`hairpin_connections{state="closing"} %d`, count.Closing),
+			fmt.Sprintf(`hairpin_connections{state="established"} %d`, count.Established),
+			fmt.Sprintf(`hairpin_connections{state="half-open"} %d`, count.HalfOpen),
+		}
+		for _, name := range []string{"ssh", "web"} {
+			if count.Forwards[name] > 0 {
+				want = append(want, fmt.Sprintf(`hairpin_forward_connections{forward=%q} %d`, name, count.Forwards[name]))
+			}
+		}
+		got := slices.DeleteFunc(samples(t, c, "hairpin_connections", "hairpin_forward_connections"), func(line string) bool {
+			return !strings.Contains(line, "_connections{state=") && !strings.Contains(line, "_connections{forward=")
+		})
+		wantSamples(t, got, want...)
+	}
+}
+
+// TestForwardsHaveSeriesFromTheirFirstPacketOn, and so have their paths.
+func TestForwardsHaveSeriesFromTheirFirstPacketOn(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30"))
+	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	ssh, address := tables.stamps(t, "203.0.113.1", 22)
+	c := NewCollector(tables, CollectorOptions{})
+	if got := samples(t, c, "hairpin_forward"); len(got) > 0 {
+		t.Errorf("before any traffic: %q", got)
+	}
+
+	packet := bpf.HairpinTraffic{Packets: 1, Bytes: 60}
+	tables.putForwardStats(t, ssh.Id, bpf.HairpinForwardStats{Traffic: [3][2]bpf.HairpinTraffic{1: {packet, {}}}})
+	first := []string{
+		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="hairpin"} 60`,
+		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_connections{forward="ssh"} 0`,
 		`hairpin_forward_connections_total{forward="ssh",path="hairpin"} 0`,
-		`hairpin_forward_connections_total{forward="ssh",path="local"} 0`,
-		`hairpin_forward_connections_total{forward="ssh",path="wan"} 3`,
-		`hairpin_forward_connections_total{forward="web",path="hairpin"} 1`,
-		`hairpin_forward_connections_total{forward="web",path="local"} 0`,
-		`hairpin_forward_connections_total{forward="web",path="wan"} 15`,
-		`hairpin_half_open_evicted_total{} 5`,
+		`hairpin_forward_packets_total{direction="in",forward="ssh",path="hairpin"} 1`,
+		`hairpin_forward_packets_total{direction="out",forward="ssh",path="hairpin"} 0`,
+	}
+	wantSamples(t, samples(t, c, "hairpin_forward"), first...)
+
+	// They stay when the connection goes, and another path has its own.
+	tables.open(t, flow{
+		protocol: TCP, client: "198.51.100.9:5000", external: "203.0.113.1:22", source: "198.51.100.9:5000", target: "192.168.1.30:22",
+		forward: ssh, address: address, half: true,
+	})
+	first[2] = `hairpin_forward_connections{forward="ssh"} 1`
+	wantSamples(t, samples(t, c, "hairpin_forward"), first...)
+	tables.putForwardStats(t, ssh.Id, bpf.HairpinForwardStats{
+		Traffic:     [3][2]bpf.HairpinTraffic{0: {packet, packet}, 1: {packet, {}}},
+		Established: [3]uint64{1},
+	})
+	wantSamples(t, samples(t, c, "hairpin_forward_connections_total"),
+		`hairpin_forward_connections_total{forward="ssh",path="hairpin"} 0`,
+		`hairpin_forward_connections_total{forward="ssh",path="wan"} 1`,
 	)
 }
 
-func TestGaugesFollowBetweenWalks(t *testing.T) {
-	tables, web, ssh := counted(t)
-	c := NewCollector(tables, CollectorOptions{})
-	mustRefresh(t, c)
-	gauges := func() string {
-		var values []string
-		for _, line := range samples(t, c, "hairpin_connections", "hairpin_forward_connections", "hairpin_half_open") {
-			if !strings.Contains(line, "_total{f") && !strings.Contains(line, "_limit") && !strings.Contains(line, "_repaired") {
-				values = append(values, line[strings.LastIndexByte(line, ' ')+1:])
-			}
-		}
-		return strings.Join(values, " ")
-	}
-	for _, step := range []struct {
-		what                                            string
-		opened, established, abandoned, evicted, closed uint64
-		web, ssh                                        [2]uint64 // established, closed
-		want                                            string    // closing, established, half-open; ssh, web; evicted
-	}{
-		{"nothing", 30, 20, 2, 5, 9, [2]uint64{16, 7}, [2]uint64{3, 2}, "2 6 1 1 8 5"},
-		{"an opening", 31, 20, 2, 5, 9, [2]uint64{16, 7}, [2]uint64{3, 2}, "2 6 2 1 8 5"},
-		{"it completes, of ssh", 31, 21, 2, 5, 9, [2]uint64{16, 7}, [2]uint64{4, 2}, "2 7 1 2 8 5"},
-		{"the half-open one of web completes", 31, 22, 2, 5, 9, [2]uint64{17, 7}, [2]uint64{4, 2}, "2 8 0 2 8 5"},
-		{"two of web end", 31, 22, 2, 5, 11, [2]uint64{17, 9}, [2]uint64{4, 2}, "2 6 0 2 6 5"},
-		{"a flood", 5000, 22, 2, 4955, 11, [2]uint64{17, 9}, [2]uint64{4, 2}, "2 6 19 2 6 4955"},
-		{"more end than the walk found alive", 5000, 22, 2, 4955, 22, [2]uint64{17, 17}, [2]uint64{4, 4}, "2 0 19 0 0 4955"},
-	} {
-		tables.putEvents(t, step.opened, step.established, step.abandoned, step.evicted, step.closed)
-		tables.putForwardStats(t, web, bpf.HairpinForwardStats{Established: [3]uint64{step.web[0]}, Closed: [3]uint64{step.web[1]}})
-		tables.putForwardStats(t, ssh, bpf.HairpinForwardStats{Established: [3]uint64{step.ssh[0]}, Closed: [3]uint64{step.ssh[1]}})
-		if got := gauges(); got != step.want {
-			t.Errorf("%s: gauges %s, want %s", step.what, got, step.want)
-		}
-	}
-	mustRefresh(t, c)
-	if got, want := gauges(), "2 6 1 1 8 4955"; got != want {
-		t.Errorf("after another walk: gauges %s, want %s", got, want)
-	}
-}
-
-// TestGaugesOfAForwardThatChanged: its counters begin anew, and what the walk
-// found is not its own, even if it has the id of the one that went.
-func TestGaugesOfAForwardThatChanged(t *testing.T) {
+// TestSeriesOfAForwardThatChanged: its counters begin anew, and what was counted before is not its own, even if
+// it has the id of the one that went.
+func TestSeriesOfAForwardThatChanged(t *testing.T) {
 	tables, web, _ := counted(t)
 	c := NewCollector(tables, CollectorOptions{})
-	mustRefresh(t, c)
+	samples(t, c)
 	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
 	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30", "heir tcp 443 to 192.168.1.21"))
 	heir, _ := tables.stamps(t, "203.0.113.1", 443)
@@ -289,17 +335,57 @@ func TestGaugesOfAForwardThatChanged(t *testing.T) {
 		t.Fatalf("id %d, want %d again", heir.Id, web)
 	}
 	tables.putForwardStats(t, heir.Id, bpf.HairpinForwardStats{Established: [3]uint64{2}})
-	wantSamples(t, slices.DeleteFunc(samples(t, c, "hairpin_forward_connections"), func(line string) bool { return strings.Contains(line, "_total") }),
-		`hairpin_forward_connections{forward="heir"} 2`,
+	var text bytes.Buffer
+	if err := c.WriteForwards(&text); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`hairpin_forward_connections{forward="heir"} 0`,
 		`hairpin_forward_connections{forward="ssh"} 1`,
-	)
+		`hairpin_forward_connections_total{forward="heir",path="wan"} 2`,
+	} {
+		if !strings.Contains(text.String(), want+"\n") {
+			t.Errorf("no %s in\n%s", want, &text)
+		}
+	}
+}
+
+// TestAForwardThatGoesDuringAScrape has no more series from then on, whoever has its id.
+func TestAForwardThatGoesDuringAScrape(t *testing.T) {
+	tables, web, _ := counted(t)
+	c := NewCollector(tables, CollectorOptions{})
+	samples(t, c)
+	text := &watched{wrote: func(text string) {
+		if strings.HasPrefix(text, "# HELP hairpin_forward_connections ") {
+			mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
+			mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30", "heir tcp 443 to 192.168.1.21"))
+			tables.putForwardStats(t, web, bpf.HairpinForwardStats{Established: [3]uint64{2}})
+		}
+	}}
+	if err := c.WriteForwards(text); err != nil {
+		t.Fatal(err)
+	}
+	if got := text.String(); !strings.Contains(got, `connections_total{forward="ssh"`) || strings.Contains(got, `connections_total{forward="web"`) || strings.Contains(got, `forward="heir"`) {
+		t.Errorf("got\n%s", got)
+	}
+}
+
+// watched calls wrote after each write.
+type watched struct {
+	bytes.Buffer
+	wrote func(text string)
+}
+
+func (w *watched) Write(text []byte) (int, error) {
+	n, err := w.Buffer.Write(text)
+	w.wrote(string(text))
+	return n, err
 }
 
 // TestCollectorOfFreshMaps: nothing was applied yet.
 func TestCollectorOfFreshMaps(t *testing.T) {
 	c := NewCollector(newTables(t, smallSpec(t)), CollectorOptions{Version: "v1"})
 	c.Reloaded(false)
-	mustRefresh(t, c)
 	wantSamples(t, samples(t, c, "hairpin_"),
 		`hairpin_build_info{goversion="`+runtime.Version()+`",version="v1"} 1`,
 		`hairpin_config_last_reload_successful{} 0`,
@@ -315,62 +401,72 @@ func TestCollectorOfFreshMaps(t *testing.T) {
 	)
 }
 
-// TestRunCountsAtOnce and stops when it is told to.
-func TestRunCountsAtOnce(t *testing.T) {
-	tables, _, _ := counted(t)
+// TestRunEndsWithItsContext, after one audit.
+func TestRunEndsWithItsContext(t *testing.T) {
+	tables := audited(t)
 	c := NewCollector(tables, CollectorOptions{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	c.Run(ctx, func(err error) { t.Error(err) })
-	if c.counted == nil || c.counted.established != 6 {
-		t.Errorf("counted %+v", c.counted)
+	if c.audits != 1 {
+		t.Errorf("%d audits", c.audits)
 	}
 }
 
-// TestRunCountsForThoseWhoAsk: a walk costs what nobody may need.
-func TestRunCountsForThoseWhoAsk(t *testing.T) {
+// TestRunAuditsNowAndThen, whether somebody asks for metrics or not.
+func TestRunAuditsNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tables, _, _ := counted(t)
-		c := NewCollector(tables, CollectorOptions{})
+		c := NewCollector(tables.broken(t), CollectorOptions{})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		go c.Run(ctx, func(err error) { t.Error(err) })
-		last := func() *tally {
-			synctest.Wait()
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			return c.counted
-		}
-		first := last()
-		time.Sleep(time.Hour)
-		if last() != first {
-			t.Error("counted though nobody asked")
-		}
-		samples(t, c, "hairpin_connections")
-		if again := last(); again == first || again.established != 6 {
-			t.Errorf("after somebody asked: counted %+v", again)
+		var failed atomic.Int32
+		go c.Run(ctx, func(error) { failed.Add(1) })
+		time.Sleep(10*time.Minute + time.Second)
+		synctest.Wait()
+		if got := failed.Load(); got != 11 {
+			t.Errorf("%d audits in ten minutes, want one a minute", got)
 		}
 	})
 }
 
-// TestRunKeepsTheLastCount when a walk fails.
-func TestRunKeepsTheLastCount(t *testing.T) {
+// TestRunGoesOn when a walk fails.
+func TestRunGoesOn(t *testing.T) {
 	tables, _, _ := counted(t)
-	c := NewCollector(tables, CollectorOptions{})
-	mustRefresh(t, c)
-	last := c.counted
-	broken := *tables.objs
-	conns, err := tables.objs.Conns4.Clone()
-	if err != nil {
-		t.Fatal(err)
-	}
-	conns.Close()
-	broken.Conns4 = conns
-	c.tables = New(&broken)
+	c := NewCollector(tables.broken(t), CollectorOptions{})
 	ctx, cancel := context.WithCancel(t.Context())
 	var reported error
 	c.Run(ctx, func(err error) { reported = errors.Join(reported, err); cancel() })
-	if !contains(reported, "list connections") || c.counted != last {
+	if !contains(reported, "list IPv4 connections") {
 		t.Errorf("error %v", reported)
 	}
+}
+
+// TestAScrapeThatCannotCountFails rather than to give less.
+func TestAScrapeThatCannotCountFails(t *testing.T) {
+	tables, _, _ := counted(t)
+	c := NewCollector(tables, CollectorOptions{})
+	samples(t, c)
+	c.tables = tables.broken(t)
+	registry := prometheus.NewPedanticRegistry()
+	registry.MustRegister(c)
+	if _, err := registry.Gather(); !contains(err, "list connections") {
+		t.Errorf("gather: %v", err)
+	}
+	if err := c.WriteForwards(io.Discard); !contains(err, "list connections") {
+		t.Errorf("write: %v", err)
+	}
+}
+
+// broken is the same tables without those of connections.
+func (t *Tables) broken(tb testing.TB) *Tables {
+	tb.Helper()
+	broken := *t.objs
+	conns, err := t.objs.Conns4.Clone()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	conns.Close()
+	broken.Conns4 = conns
+	return New(&broken)
 }

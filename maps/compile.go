@@ -6,7 +6,6 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
-	"reflect"
 	"slices"
 
 	"hairpin/bpf"
@@ -25,32 +24,6 @@ type Change struct {
 // Empty reports whether nothing would change.
 func (c Change) Empty() bool {
 	return len(c.Added)+len(c.Removed)+len(c.Changed)+len(c.Settings) == 0
-}
-
-// compare finds what differs between two configurations. Where a forward was
-// written is not part of what it is.
-func compare(from, to Config) Change {
-	var change Change
-	before := byName(from.Forwards)
-	for _, f := range to.Forwards {
-		i, there := before[f.Name]
-		delete(before, f.Name)
-		switch {
-		case !there:
-			change.Added = append(change.Added, f.Name)
-		case sameBehaviour(from, from.Forwards[i], to, f) && slices.Equal(from.Forwards[i].Hosts, f.Hosts):
-			change.Unchanged++
-		default:
-			change.Changed = append(change.Changed, f.Name)
-		}
-	}
-	for _, f := range from.Forwards {
-		if _, left := before[f.Name]; left {
-			change.Removed = append(change.Removed, f.Name)
-		}
-	}
-	change.Settings = compareSettings(from, to)
-	return change
 }
 
 func byName(forwards []Forward) map[string]int {
@@ -168,8 +141,10 @@ type inventory struct {
 // Any other one gets an id that no forward has now: until the swap the old one
 // goes on under the old id, and whoever is killed on the way leaves no forward
 // whose connections are over before they began.
-func compile(c Config, running *document, have inventory) (*program, error) {
+func compile(c Config, running *earlier, have inventory) (*program, error) {
 	p := &program{doc: document{Schema: documentSchema, Config: c, Intercepts: c.hasIntercepts()}}
+	// Most forwards need an entry or two. To grow from nothing would leave as much garbage as there are entries.
+	p.keys, p.values = make([]bpf.HairpinForwardKey, 0, len(c.Forwards)), make([]bpf.HairpinForward, 0, len(c.Forwards))
 	if err := p.assignStamps(running, have); err != nil {
 		return nil, err
 	}
@@ -193,25 +168,23 @@ func compile(c Config, running *document, have inventory) (*program, error) {
 	return p, nil
 }
 
-func (p *program) assignStamps(running *document, have inventory) error {
+func (p *program) assignStamps(running *earlier, have inventory) error {
 	c := p.doc.Config
-	before := byName(running.Config.Forwards)
 	ids := &idPool{next: 1, last: have.forwardIDs, used: map[uint32]bool{}}
-	for _, s := range running.Stamps {
+	for _, s := range running.stamps {
 		ids.used[s.id] = true
 	}
 	p.doc.Stamps = make([]stamp, len(c.Forwards))
 	kept := map[uint32]bool{}
-	for i, f := range c.Forwards {
-		old, there := before[f.Name]
-		if there && sameBehaviour(running.Config, running.Config.Forwards[old], c, f) {
-			p.doc.Stamps[i] = running.Stamps[old]
-			kept[running.Stamps[old].id] = true
+	for i := range c.Forwards {
+		if was := running.of[i]; was.behaves {
+			p.doc.Stamps[i] = was.stamp
+			kept[was.stamp.id] = true
 			continue
 		}
 		id, err := ids.take()
 		if err != nil {
-			return fmt.Errorf("%d forwards run and %d more are new or changed: %w; apply the change in steps", len(running.Stamps), len(p.fresh)+1, err)
+			return fmt.Errorf("%d forwards run and %d more are new or changed: %w; apply the change in steps", len(running.stamps), len(p.fresh)+1, err)
 		}
 		epoch, err := have.epoch(id)
 		if err != nil {
@@ -220,7 +193,7 @@ func (p *program) assignStamps(running *document, have inventory) error {
 		p.doc.Stamps[i] = stamp{id, epoch}
 		p.fresh = append(p.fresh, p.doc.Stamps[i])
 	}
-	for _, s := range running.Stamps {
+	for _, s := range running.stamps {
 		if !kept[s.id] {
 			p.doc.Ended = append(p.doc.Ended, s)
 		}
@@ -233,17 +206,17 @@ func (p *program) assignStamps(running *document, have inventory) error {
 // interface has one for each family that is intercepted there. Old ids stay; a
 // new one is higher than any that an address or interface may still have, for
 // these do not swap together with the forwards.
-func (p *program) assignExternals(listening map[place][]int, running *document, have inventory) {
+func (p *program) assignExternals(listening map[place][]int, running *earlier, have inventory) {
 	p.doc.Externals = map[place]uint32{}
 	last := have.lastExternal
-	for _, id := range running.Externals {
+	for _, id := range running.externals {
 		last = max(last, id)
 	}
 	add := func(at place) {
 		if _, there := p.doc.Externals[at]; there {
 			return
 		}
-		id, there := running.Externals[at]
+		id, there := running.externals[at]
 		if !there {
 			last++
 			id = last
@@ -367,9 +340,4 @@ func (p *program) value(i int) (bpf.HairpinForward, error) {
 		value.Restricted = 1
 	}
 	return value, nil
-}
-
-// unchanged reports whether the document says the same as the running one.
-func (p *program) unchanged(running *document) bool {
-	return running.Schema == documentSchema && reflect.DeepEqual(p.doc.Config, running.Config)
 }

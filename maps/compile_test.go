@@ -100,12 +100,32 @@ func testInventory() inventory {
 	return inventory{epoch: func(uint32) (uint32, error) { return 0, nil }, forwardIDs: 1000}
 }
 
+// before is a whole document as what ran before c.
+func (d *document) before(c Config) *earlier {
+	e, err := d.earlierThan(c, func(visit func(*Forward, stamp) bool) error {
+		for i := range d.Config.Forwards {
+			visit(&d.Config.Forwards[i], d.Stamps[i])
+		}
+		return nil
+	})
+	if err != nil {
+		panic(err) // nothing above fails
+	}
+	return e
+}
+
+// compare is the change from one configuration to another.
+func compare(from, to Config) Change {
+	d := document{Config: from, Stamps: make([]stamp, len(from.Forwards))}
+	return d.before(to).change(to)
+}
+
 func mustCompile(t *testing.T, c Config, running *document, have inventory) *program {
 	t.Helper()
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	p, err := compile(c, running, have)
+	p, err := compile(c, running.before(c), have)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,10 +142,16 @@ func (p *program) find(at place, protocol Protocol, port uint16) string {
 			same = key.Protocol == protocol.number(at.is6()) && (be16(key.Port)^port)>>(16-bits) == 0
 		}
 		if same && key.External == p.doc.Externals[at] && key.External != 0 && key.PrefixLength > best {
-			best, name = key.PrefixLength, p.doc.names()[p.values[i].Stamp.Id]
+			best, name = key.PrefixLength, p.nameOf(p.values[i].Stamp.Id)
 		}
 	}
 	return name
+}
+
+// nameOf is the name of the forward with an id.
+func (p *program) nameOf(id uint32) string {
+	i := slices.IndexFunc(p.doc.Stamps, func(s stamp) bool { return s.id == id })
+	return p.doc.Config.Forwards[i].Name
 }
 
 func TestTheMoreSpecificForwardWins(t *testing.T) {
@@ -364,7 +390,8 @@ func TestWhatEndsConnections(t *testing.T) {
 func TestIDsRunOut(t *testing.T) {
 	have := testInventory()
 	have.forwardIDs = 2
-	_, err := compile(configWith(t, "a tcp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1", "c tcp 3 to 10.0.0.1"), &document{}, have)
+	c := configWith(t, "a tcp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1", "c tcp 3 to 10.0.0.1")
+	_, err := compile(c, new(document).before(c), have)
 	if want := "all ids up to 2 are in use"; err == nil || !contains(err, want) {
 		t.Errorf("error %v lacks %q", err, want)
 	}

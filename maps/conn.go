@@ -3,11 +3,9 @@
 package maps
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -39,74 +37,34 @@ type Connection struct {
 	Bytes       uint64         `json:"bytes"`   // IP total length
 }
 
-// Count says how many connections there are.
-type Count struct {
-	Total       int            `json:"total"`
-	HalfOpen    int            `json:"half_open"`
-	Established int            `json:"established"`
-	Closing     int            `json:"closing"`
-	Forwards    map[string]int `json:"forwards"` // by name, without those that have none
-}
-
-// Connections lists the connections that sel picks, each once, sorted by
-// protocol, external address, client. It needs no lock and may run beside
-// traffic: a connection that opens or ends meanwhile may be missing.
-func (t *Tables) Connections(sel Selector) ([]Connection, error) {
-	var list []Connection
-	err := t.eachConnection(sel, func(_ bpf.HairpinTuple, c *Connection) { list = append(list, *c) })
-	slices.SortFunc(list, func(a, b Connection) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Client.Compare(b.Client))
-	})
-	return list, err
-}
-
-// CountConnections counts the connections that sel picks.
-func (t *Tables) CountConnections(sel Selector) (Count, error) {
-	snap, err := t.snapshot()
-	if err != nil {
-		return Count{}, err
-	}
-	return t.count(snap, sel)
-}
-
-func (t *Tables) count(snap *snapshot, sel Selector) (Count, error) {
-	count := Count{Forwards: map[string]int{}}
-	err := t.eachOf(snap, sel, func(_ bpf.HairpinTuple, c *Connection) {
-		count.Total++
-		count.Forwards[c.Forward]++
-		switch c.State {
-		case StateHalfOpen:
-			count.HalfOpen++
-		case StateClosing:
-			count.Closing++
-		default:
-			count.Established++
+// EachConnection calls visit for the connections that sel picks, each once, in no order. It holds none of them: visit
+// must not keep its argument. It needs no lock and may run beside traffic: a connection that opens or ends meanwhile
+// may be missing.
+func (t *Tables) EachConnection(sel Selector, visit func(*Connection)) error {
+	return t.eachLive(sel, func(opener *Entry, c *Connection) error {
+		answer, err := LookupEntry(t.objs, opener.Answer())
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("look up the answers of a connection: %w", err)
 		}
+		c.addAnswers(opener, &answer)
+		visit(c)
+		return nil
 	})
-	return count, err
 }
 
 // EndConnections ends the connections that sel picks and says how many it
 // ended: the datapath drops what still comes for them, and tells both sides.
 func (t *Tables) EndConnections(sel Selector) (int, error) {
-	snap, err := t.snapshot()
-	if err != nil {
-		return 0, err
-	}
-	var ends []bpf.HairpinEndRequest
-	err = t.eachOf(snap, sel, func(key bpf.HairpinTuple, _ *Connection) {
-		ends = append(ends, bpf.HairpinEndRequest{Key: key, Serial: snap.openers[key].Serial})
+	ended := 0
+	err := t.eachLive(sel, func(opener *Entry, _ *Connection) error {
+		n, err := t.end(bpf.HairpinEndRequest{Key: opener.Key, Serial: opener.Serial})
+		ended += n
+		return err
 	})
 	if err != nil {
-		return 0, err
+		return ended, err
 	}
-	ended, err := t.end(ends)
-	return ended, errors.Join(err, t.tellEnded())
-}
-
-// snapshot is the table at about one moment, without what is over.
-type snapshot struct {
-	openers, answers map[bpf.HairpinTuple]Entry
+	return ended, t.tellEnded()
 }
 
 // ConnectionsLimit is how many IPv4 connections may be established: TCP and all other protocols together. IPv6 may have a
@@ -126,68 +84,58 @@ func ringLimit(objs *bpf.HairpinObjects, kind bpf.HairpinPlaceKind) uint32 {
 	return r.Limit
 }
 
-// eachConnection derives the connections that sel picks and calls visit with
-// the opener's key; what visit gets is its own only until it returns.
-func (t *Tables) eachConnection(sel Selector, visit func(bpf.HairpinTuple, *Connection)) error {
-	snap, err := t.snapshot()
+// eachLive derives the connections that sel picks, from their openers' entries alone: what only the answers tell is
+// left to visit, which must not keep its arguments. The first error ends the visits.
+func (t *Tables) eachLive(sel Selector, visit func(*Entry, *Connection) error) error {
+	w, err := t.newWalk()
 	if err != nil {
 		return err
 	}
-	return t.eachOf(snap, sel, visit)
-}
-
-func (t *Tables) eachOf(snap *snapshot, sel Selector, visit func(bpf.HairpinTuple, *Connection)) error {
-	// Read after the connections, so that their forwards are known.
-	doc, _, err := t.running()
-	if err != nil && !errors.Is(err, ErrEmpty) {
-		return err
-	}
-	forwards := doc.names()
-	now := monotonic()
-	for key, opener := range snap.openers {
-		name, ok := forwards[opener.Forward]
-		if !ok {
-			continue // of a forward that went a moment ago
+	var failed error
+	err = w.openers(func(opener *Entry) {
+		if failed != nil || !w.lives(opener) {
+			return
 		}
-		answer := snap.answers[opener.Answer()]
-		c := derive(key, &opener, &answer, now)
+		name, err := w.forward(opener.Forward)
+		if err != nil || name == "" { // of a forward that went a moment ago
+			failed = err
+			return
+		}
+		c := derive(opener, w.now)
 		c.Forward = name
 		if sel.matches(&c) {
-			visit(key, &c)
+			failed = visit(opener, &c)
 		}
-	}
-	return nil
+	})
+	return errors.Join(failed, err)
 }
 
-// names are the forwards' names by id.
-func (d *document) names() map[uint32]string {
-	byID := make(map[uint32]string, len(d.Stamps))
-	for i, s := range d.Stamps {
-		byID[s.id] = d.Config.Forwards[i].Name
-	}
-	return byID
-}
-
-func derive(key bpf.HairpinTuple, opener, answer *Entry, now uint64) Connection {
-	idle, packets, bytes := opener.idleAt(now), uint64(opener.Packets), opener.Bytes
-	// The key of an answerer that has just gone may be another connection's by now.
-	if answer.Serial == opener.Serial {
-		idle = min(idle, answer.idleAt(now))
-		packets, bytes = packets+uint64(answer.Packets), bytes+answer.Bytes
-	}
+// derive leaves the forward out, and what only the answers tell.
+func derive(opener *Entry, now uint64) Connection {
 	return Connection{
-		Protocol:    protocolOf(key.Protocol),
+		Protocol:    protocolOf(opener.Key.Protocol),
 		Path:        word(names().paths, uint32(opener.Path)),
 		State:       stateOf(opener),
-		Client:      addrPort(key.Src, key.Sport),
-		External:    addrPort(key.Dst, key.Dport),
+		Client:      addrPort(opener.Key.Src, opener.Key.Sport),
+		External:    addrPort(opener.Key.Dst, opener.Key.Dport),
 		Source:      addrPort(opener.To.Src, opener.To.Sport),
 		Target:      addrPort(opener.To.Dst, opener.To.Dport),
 		AgeSeconds:  since(now/second, uint64(opener.Created)),
-		IdleSeconds: uint64(idle.Seconds()),
-		Packets:     packets,
-		Bytes:       bytes,
+		IdleSeconds: uint64(opener.idleAt(now).Seconds()),
+		Packets:     uint64(opener.Packets),
+		Bytes:       opener.Bytes,
 	}
+}
+
+// addAnswers adds what the entry of the answers tells.
+func (c *Connection) addAnswers(opener, answer *Entry) {
+	// The key of an answerer that has just gone may be another connection's by now.
+	if answer.Serial != opener.Serial {
+		return
+	}
+	c.IdleSeconds = min(c.IdleSeconds, uint64(answer.Idle().Seconds()))
+	c.Packets += uint64(answer.Packets)
+	c.Bytes += answer.Bytes
 }
 
 func stateOf(opener *Entry) string {
@@ -200,32 +148,52 @@ func stateOf(opener *Entry) string {
 	return StateEstablished
 }
 
-func (t *Tables) snapshot() (*snapshot, error) {
-	snap := &snapshot{openers: map[bpf.HairpinTuple]Entry{}, answers: map[bpf.HairpinTuple]Entry{}}
-	var settings bpf.HairpinSettings
-	if err := t.objs.Settings.Lookup(uint32(0), &settings); err != nil {
+// walk is one pass over the tables of connections.
+type walk struct {
+	tables   *Tables
+	settings bpf.HairpinSettings
+	now      uint64
+	epochs   epochReader
+	roster   *roster // nil until a name is asked for
+}
+
+func (t *Tables) newWalk() (*walk, error) {
+	w := &walk{tables: t, now: monotonic(), epochs: t.newEpochReader()}
+	if err := t.objs.Settings.Lookup(uint32(0), &w.settings); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
-	epochs := epochReader{tables: t, known: map[uint32]int64{}}
-	now := monotonic()
-	err := EachEntry(t.objs, func(e Entry) {
-		if epochs.over(&e) {
-			return
-		}
-		if !e.Opener() {
-			snap.answers[e.Key] = e
-			return
-		}
-		opening := time.Duration(openingTime(&settings, protocolOf(e.Key.Protocol)))
-		if e.State == bpf.HairpinConnStateCONN_HALF_OPEN && e.idleAt(now) >= opening {
-			return
-		}
-		snap.openers[e.Key] = e
-	})
-	if err = errors.Join(err, epochs.err); err != nil {
-		return nil, fmt.Errorf("list connections: %w", err)
+	return w, nil
+}
+
+// openers visits the entry of every opener. visit must not keep its argument.
+func (w *walk) openers(visit func(*Entry)) error {
+	err := eachOpener(w.tables.objs, visit)
+	if err = errors.Join(err, w.epochs.err); err != nil {
+		return fmt.Errorf("list connections: %w", err)
 	}
-	return snap, nil
+	return nil
+}
+
+// lives reports whether a connection is there for anybody: it has not ended, and is not half-open beyond its time.
+func (w *walk) lives(opener *Entry) bool {
+	if w.epochs.over(opener) {
+		return false
+	}
+	opening := time.Duration(openingTime(&w.settings, protocolOf(opener.Key.Protocol)))
+	return opener.State != bpf.HairpinConnStateCONN_HALF_OPEN || opener.idleAt(w.now) < opening
+}
+
+// forward is the name of a forward that runs, "" if there is none of this id. The list of forwards is read again for
+// an id that is not in it: the forward may have come since.
+func (w *walk) forward(id uint32) (string, error) {
+	if name := w.roster.name(id); name != "" {
+		return name, nil
+	}
+	var err error
+	if w.roster, err = w.tables.roster(); err != nil {
+		return "", err
+	}
+	return w.roster.name(id), nil
 }
 
 // openingTime follows conn_expired() of the datapath.
@@ -239,11 +207,15 @@ func openingTime(settings *bpf.HairpinSettings, protocol Protocol) uint64 {
 	return settings.Udp
 }
 
-// epochReader reads each epoch once for a whole listing.
+// epochReader reads each epoch once for a whole walk.
 type epochReader struct {
 	tables *Tables
-	known  map[uint32]int64 // -1: no such id
+	known  []int64 // by id: the epoch and 1 more; -1: there is no such id; 0: not read yet
 	err    error
+}
+
+func (t *Tables) newEpochReader() epochReader {
+	return epochReader{tables: t, known: make([]int64, t.objs.Epochs.MaxEntries())}
 }
 
 // over reports whether a connection has ended, or its forward or address has gone.
@@ -255,20 +227,22 @@ func (r *epochReader) over(e *Entry) bool {
 	return forward < 0 || address < 0 || uint32(forward+address) != e.Epochs
 }
 
+// epoch is below zero if there is no such id.
 func (r *epochReader) epoch(id uint32) int64 {
-	epoch, ok := r.known[id]
-	if !ok {
-		now, err := r.tables.epoch(id)
-		epoch = int64(now)
+	if id >= uint32(len(r.known)) {
+		return -1
+	}
+	if r.known[id] == 0 {
+		epoch, err := r.tables.epoch(id)
+		r.known[id] = int64(epoch) + 1
 		if err != nil {
-			epoch = -1
+			r.known[id] = -1
 		}
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			r.err = err
 		}
-		r.known[id] = epoch
 	}
-	return epoch
+	return max(r.known[id]-1, -1)
 }
 
 const (

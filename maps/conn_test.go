@@ -3,16 +3,19 @@
 package maps
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
@@ -154,6 +157,16 @@ func connected(t testing.TB) (*Tables, []flow) {
 	return tables, flows[:9]
 }
 
+// list gives the connections that sel picks, sorted.
+func (t *Tables) list(sel Selector) ([]Connection, error) {
+	var list []Connection
+	err := t.EachConnection(sel, func(c *Connection) { list = append(list, *c) })
+	slices.SortFunc(list, func(a, b Connection) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Client.Compare(b.Client))
+	})
+	return list, err
+}
+
 func TestConnections(t *testing.T) {
 	tables, flows := connected(t)
 	states := []string{"established", "established", "half-open", "closing", "closing", "established", "established", "established", "established"}
@@ -161,7 +174,7 @@ func TestConnections(t *testing.T) {
 	for i, f := range flows {
 		want[fmt.Sprintln(f.protocol, f.client, f.external)] = states[i]
 	}
-	list, err := tables.Connections(Selector{})
+	list, err := tables.list(Selector{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,13 +182,13 @@ func TestConnections(t *testing.T) {
 	for _, c := range list {
 		got[fmt.Sprintln(c.Protocol, c.Client, c.External)] = c.State
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	if len(list) != len(flows) {
 		t.Errorf("%d rows for %d connections", len(list), len(flows))
 	}
-	again, err := tables.again().Connections(Selector{Path: "hairpin"})
+	again, err := tables.again().list(Selector{Path: "hairpin"})
 	if err != nil || len(again) != 1 {
 		t.Fatalf("%d connections, %v", len(again), err)
 	}
@@ -217,7 +230,7 @@ func TestSelectorsPick(t *testing.T) {
 		if err != nil || count.Total != want {
 			t.Errorf("%q counts %d, want %d (%v)", line, count.Total, want, err)
 		}
-		if list, err := tables.Connections(sel); err != nil || len(list) != want {
+		if list, err := tables.list(sel); err != nil || len(list) != want {
 			t.Errorf("%q lists %d, want %d (%v)", line, len(list), want, err)
 		}
 	}
@@ -227,7 +240,7 @@ func TestCountConnections(t *testing.T) {
 	tables, _ := connected(t)
 	got, err := tables.CountConnections(Selector{})
 	want := Count{Total: 9, HalfOpen: 1, Established: 6, Closing: 2, Forwards: map[string]int{"web": 8, "ssh": 1}}
-	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+	if diff := gocmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}
 	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
@@ -262,7 +275,7 @@ func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 		}
 		want[protocol.String()+" 198.51.100.1:5000"] = true
 	}
-	list, err := tables.Connections(Selector{})
+	list, err := tables.list(Selector{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -270,7 +283,7 @@ func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 	for _, conn := range list {
 		got[conn.Protocol.String()+" "+conn.Client.String()] = true
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := gocmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
@@ -300,7 +313,7 @@ func TestConnectionsWithoutPorts(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list, err := tables.Connections(sel)
+		list, err := tables.list(sel)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -389,7 +402,7 @@ func TestListingUnderChange(t *testing.T) {
 		}
 	}()
 	for range 100 {
-		list, err := tables.Connections(Selector{})
+		list, err := tables.list(Selector{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -412,10 +425,13 @@ func TestListingUnderChange(t *testing.T) {
 	<-stopped
 }
 
-func TestFullTableIsListed(t *testing.T) {
-	t.Parallel()
+const fullTable = 131072
+
+// full has as many connections as there are by default, all of one forward.
+func full(t *testing.T) *Tables {
+	t.Helper()
 	spec := smallSpec(t)
-	const connections = 131072
+	const connections = fullTable
 	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 2 * connections
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
@@ -441,17 +457,75 @@ func TestFullTableIsListed(t *testing.T) {
 	if err := putAll(tables.objs.Conns4, keys, values, 1); err != nil {
 		t.Fatal(err)
 	}
+	return tables
+}
+
+// heap is how much memory is in use, in bytes.
+func heap() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+// TestFullTableIsListed in no more memory than a short one.
+func TestFullTableIsListed(t *testing.T) {
+	tables := full(t)
+	const room = 4 << 20
+	before, listed := heap(), 0
 	start := time.Now()
-	count, err := tables.CountConnections(Selector{})
-	t.Logf("count: %v", time.Since(start))
-	if err != nil || count.Established != connections {
-		t.Errorf("%+v, %v", count, err)
-	}
-	start = time.Now()
-	list, err := tables.Connections(Selector{})
+	err := tables.EachConnection(Selector{}, func(c *Connection) {
+		if listed++; c.Packets != 17 {
+			t.Fatalf("%+v", c)
+		}
+		if now := heapEvery(listed, 1<<14); now > before+room {
+			t.Fatalf("%d bytes more are in use after %d connections, want at most %d", now-before, listed, room)
+		}
+	})
 	t.Logf("list: %v", time.Since(start))
-	if err != nil || len(list) != connections || list[0].Packets != 17 {
-		t.Errorf("%d connections, %v", len(list), err)
+	if err != nil || listed != fullTable {
+		t.Errorf("%d connections, %v", listed, err)
+	}
+}
+
+// heapEvery is heap for every nth of many, else 0.
+func heapEvery(i, n int) uint64 {
+	if i%n != 0 {
+		return 0
+	}
+	return heap()
+}
+
+// TestFullTableIsCounted without a copy of it: what is allocated on the way is garbage or not, it is little.
+func TestFullTableIsCounted(t *testing.T) {
+	tables := full(t)
+	const room = 4 << 20
+	for name, count := range map[string]func() (int, error){
+		"connections": func() (int, error) {
+			count, err := tables.CountConnections(Selector{})
+			return count.Established, err
+		},
+		"some connections": func() (int, error) {
+			count, err := tables.CountConnections(Selector{Path: "wan"})
+			return count.Established, err
+		},
+		"for an audit": func() (int, error) {
+			err := NewCollector(tables, CollectorOptions{}).audit()
+			return fullTable, err
+		},
+	} {
+		var before, after runtime.MemStats
+		start := time.Now()
+		runtime.ReadMemStats(&before)
+		got, err := count()
+		runtime.ReadMemStats(&after)
+		t.Logf("%s: %v", name, time.Since(start))
+		if err != nil || got != fullTable {
+			t.Errorf("%s: %d, %v", name, got, err)
+		}
+		if allocated := after.TotalAlloc - before.TotalAlloc; allocated > room {
+			t.Errorf("%s: %d bytes were allocated, want at most %d", name, allocated, room)
+		}
 	}
 }
 

@@ -12,45 +12,16 @@ import (
 	"hairpin/bpf"
 )
 
-// Stats are a forward's counters since it began to do what it does: indices are
+// forwardStats are a forward's counters since it began to do what it does: indices are
 // the datapath's paths, and directions with the opener's first.
-type Stats bpf.HairpinForwardStats
+type forwardStats bpf.HairpinForwardStats
 
-// Packets counts those of every path and both directions.
-func (s Stats) Packets() (packets uint64) {
-	for _, path := range s.Traffic {
-		packets += path[0].Packets + path[1].Packets
-	}
-	return packets
+// used reports whether a path has counted anything.
+func (s *forwardStats) used(path int) bool {
+	return s.Traffic[path] != [2]bpf.HairpinTraffic{} || s.Established[path] != 0
 }
 
-// Bytes counts IP total lengths of every path and both directions.
-func (s Stats) Bytes() (bytes uint64) {
-	for _, path := range s.Traffic {
-		bytes += path[0].Bytes + path[1].Bytes
-	}
-	return bytes
-}
-
-// Connections counts those that completed their handshake, by every path.
-func (s Stats) Connections() (connections uint64) {
-	for _, path := range s.Established {
-		connections += path
-	}
-	return connections
-}
-
-// present is how many connections are in the table: closed ones may have
-// completed their handshake on another CPU, so only the sums tell.
-func (s Stats) present() int64 {
-	present := int64(0)
-	for path := range s.Established {
-		present += int64(s.Established[path] - s.Closed[path])
-	}
-	return present
-}
-
-func (s *Stats) add(cpu *bpf.HairpinForwardStats) {
+func (s *forwardStats) add(cpu *bpf.HairpinForwardStats) {
 	for path := range s.Traffic {
 		for direction := range s.Traffic[path] {
 			s.Traffic[path][direction].Packets += cpu.Traffic[path][direction].Packets
@@ -69,39 +40,24 @@ type Counter struct {
 	Packets uint64
 }
 
-// ForwardStats gives the counters of the running forwards, by name.
-func (t *Tables) ForwardStats() (map[string]Stats, error) {
-	doc, raw, err := t.runningStats()
-	if err != nil {
-		return nil, err
-	}
-	stats := make(map[string]Stats, len(doc.Stamps))
-	for i, s := range doc.Stamps {
-		stats[doc.Config.Forwards[i].Name] = raw[s.id]
-	}
-	return stats, nil
+// Totals are the packets of a forward and their bytes (IP total length), of every path and both directions.
+type Totals struct {
+	Packets, Bytes uint64
 }
 
-// runningStats gives the running forwards and the counters by id.
-func (t *Tables) runningStats() (*document, map[uint32]Stats, error) {
-	for {
-		doc, generation, err := t.running()
-		if err != nil {
-			return doc, nil, err
+// ForwardTotals gives those of the running forwards by name, without those that have counted nothing.
+func (t *Tables) ForwardTotals() (map[string]Totals, error) {
+	totals := map[string]Totals{}
+	err := t.eachStats(func(name string, _ uint32, s *forwardStats) error {
+		var sum Totals
+		for _, path := range s.Traffic {
+			sum.Packets += path[0].Packets + path[1].Packets
+			sum.Bytes += path[0].Bytes + path[1].Bytes
 		}
-		raw, err := t.rawStats(doc.Stamps)
-		if err != nil {
-			return nil, nil, err
-		}
-		// Ids may have changed hands with a swap meanwhile.
-		now, err := t.generation()
-		if err != nil {
-			return nil, nil, err
-		}
-		if now == generation {
-			return doc, raw, nil
-		}
-	}
+		totals[name] = sum
+		return nil
+	})
+	return totals, err
 }
 
 // Counters gives the packets that were not sent on, by interface, verdict and

@@ -125,16 +125,35 @@ func isV4(key bpf.HairpinTuple) bool { return netip.AddrFrom16(key.Dst.Bytes).Is
 // EachEntry calls visit with every entry of both families. It needs no lock and may run beside traffic: an
 // entry that comes or goes meanwhile may be missing, or be seen twice.
 func EachEntry(objs *bpf.HairpinObjects, visit func(Entry)) error {
+	every := func(*bpf.HairpinConn) bool { return true }
+	return eachEntry(objs, every, func(e *Entry) { visit(*e) })
+}
+
+// eachOpener is EachEntry for the openers' entries alone. visit must not keep its argument.
+func eachOpener(objs *bpf.HairpinObjects, visit func(*Entry)) error {
+	openers := func(c *bpf.HairpinConn) bool {
+		return bpf.HairpinConnFlag(c.Identity)&bpf.HairpinConnFlagCONN_OPENER != 0
+	}
+	return eachEntry(objs, openers, visit)
+}
+
+// eachEntry unpacks only what is wanted. visit must not keep its argument.
+func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, visit func(*Entry)) error {
+	var e Entry
 	err := scan(objs.Conns4, 1, func(key bpf.HairpinTuple4, conns []bpf.HairpinConn4) {
-		c := &conns[0]
-		visit(unpack(&c.Conn, longKey(key), bpf.HairpinTuple{Src: mapped(c.Src), Dst: mapped(c.Dst)}))
+		if c := &conns[0]; wanted(&c.Conn) {
+			e = unpack(&c.Conn, longKey(key), bpf.HairpinTuple{Src: mapped(c.Src), Dst: mapped(c.Dst)})
+			visit(&e)
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("list IPv4 connections: %w", err)
 	}
 	err = scan(objs.Conns6, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn6) {
-		c := &conns[0]
-		visit(unpack(&c.Conn, key, bpf.HairpinTuple{Src: c.Src, Dst: c.Dst}))
+		if c := &conns[0]; wanted(&c.Conn) {
+			e = unpack(&c.Conn, key, bpf.HairpinTuple{Src: c.Src, Dst: c.Dst})
+			visit(&e)
+		}
 	})
 	if err != nil {
 		return fmt.Errorf("list IPv6 connections: %w", err)

@@ -359,7 +359,7 @@ func TestConnectionsOfIPv6(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list, err := tables.Connections(sel)
+		list, err := tables.list(sel)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +371,7 @@ func TestConnectionsOfIPv6(t *testing.T) {
 			t.Errorf("%q picks %q, want %q", selector, got, want)
 		}
 	}
-	list, err := tables.Connections(Selector{Forward: "web"})
+	list, err := tables.list(Selector{Forward: "web"})
 	if err != nil || len(list) != 1 {
 		t.Fatalf("connections %v, %v", list, err)
 	}

@@ -3,15 +3,17 @@
 package maps
 
 import (
-	"net/http/httptest"
+	"bytes"
+	"io"
 	"regexp"
-	"strings"
+	"runtime"
+	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"hairpin/bpf"
 )
@@ -19,7 +21,6 @@ import (
 func TestNoLabelNamesAClient(t *testing.T) {
 	tables, _, _ := counted(t)
 	c := NewCollector(tables, CollectorOptions{})
-	mustRefresh(t, c)
 	clients := regexp.MustCompile(`198\.51\.100\.|192\.168\.1\.50|"[56]00\d"`)
 	for _, line := range samples(t, c, "hairpin_") {
 		if clients.MatchString(line) {
@@ -62,18 +63,95 @@ func TestCountersOfGoneInterfacesMakeRoom(t *testing.T) {
 	}
 }
 
-func TestScrapeOfTenThousandForwards(t *testing.T) {
+// everyForward has as many forwards as there may be, which have all counted on all paths.
+func everyForward(t testing.TB, forwards int) *Tables {
+	t.Helper()
 	tables := newTables(t, roomySpec(t))
-	mustApply(t, tables, manyForwards(10000))
+	mustApply(t, tables, manyForwards(forwards))
+	size, err := tables.statsPage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counters := bpf.HairpinForwardStats{Established: [3]uint64{1, 2, 3}}
+	for path := range counters.Traffic {
+		for direction := range counters.Traffic[path] {
+			counters.Traffic[path][direction] = bpf.HairpinTraffic{Packets: 1 << 20, Bytes: 1 << 40}
+		}
+	}
+	places := make([]uint32, size)
+	cpus := ebpf.MustPossibleCPU()
+	values := slices.Repeat([]bpf.HairpinForwardStats{counters}, int(size)*cpus)
+	for i := range places {
+		places[i] = uint32(i)
+	}
+	for number := range uint32(forwards)/size + 1 {
+		page, err := tables.openStatsPage(number)
+		if err != nil || page == nil {
+			t.Fatalf("no counters of page %d: %v", number, err)
+		}
+		err = putAll(page, places, values, cpus)
+		page.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return tables
+}
+
+// TestScrapeOfEveryForward, all of them busy on every path: a million series, in the memory of few.
+func TestScrapeOfEveryForward(t *testing.T) {
+	const forwards, series, room = 65000, 3*(2+2+1) + 1, 8 << 20
+	tables := everyForward(t, forwards)
 	c := NewCollector(tables, CollectorOptions{})
-	mustRefresh(t, c)
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(c)
-	answer := httptest.NewRecorder()
+	if _, err := tables.roster(); err != nil { // is kept from scrape to scrape
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	lines := &lineCounter{}
 	start := time.Now()
-	promhttp.HandlerFor(registry, promhttp.HandlerOpts{}).ServeHTTP(answer, httptest.NewRequest("GET", "/metrics", nil))
-	t.Logf("%d bytes in %v", answer.Body.Len(), time.Since(start))
-	if lines := strings.Count(answer.Body.String(), "\nhairpin_forward_"); lines != 160000 {
-		t.Errorf("%d samples", lines)
+	runtime.ReadMemStats(&before)
+	if _, err := registry.Gather(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.WriteForwards(lines); err != nil {
+		t.Fatal(err)
+	}
+	runtime.ReadMemStats(&after)
+	t.Logf("%d bytes in %v", lines.bytes, time.Since(start))
+	const comments = 4 * 2
+	if want := forwards*series + comments; lines.lines != want {
+		t.Errorf("%d lines, want %d", lines.lines, want)
+	}
+	if allocated := after.TotalAlloc - before.TotalAlloc; allocated > room {
+		t.Errorf("%d bytes were allocated, want at most %d", allocated, room)
+	}
+}
+
+// lineCounter counts what is written to it.
+type lineCounter struct{ lines, bytes int }
+
+func (c *lineCounter) Write(text []byte) (int, error) {
+	c.lines += bytes.Count(text, []byte{'\n'})
+	c.bytes += len(text)
+	return len(text), nil
+}
+
+// BenchmarkScrape measures a scrape with as many forwards as there may be.
+func BenchmarkScrape(b *testing.B) {
+	busy := everyForward(b, 65000)
+	idle := newTables(b, roomySpec(b))
+	mustApply(b, idle, manyForwards(65000))
+	for name, tables := range map[string]*Tables{"busy": busy, "idle": idle} {
+		c := NewCollector(tables, CollectorOptions{})
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := c.WriteForwards(io.Discard); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -7,15 +7,17 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"weak"
 )
 
 // outline is a document whose forwards stay as they were written. With many of
 // them it takes most of a command's time to make all of them, and few commands
 // need more than a look.
 type outline struct {
-	document           // Config.Forwards and Stamps are those of additions alone
-	written  string    // the forwards before them, and what ended
-	decoded  *document // nil until somebody asked for all of it
+	document                        // Config.Forwards and Stamps are those of additions alone
+	written  string                 // the forwards before them, and what ended
+	decoded  weak.Pointer[document] // all of it, while somebody uses it
+	roster   *roster                // nil until somebody asked for it
 }
 
 func (o *outline) unmarshal(text string) error {
@@ -52,7 +54,7 @@ func (o *outline) count() int { return countForwards(o.written) + len(o.Stamps) 
 // is the next one's afterwards.
 func (o *outline) each(visit func(*Forward, stamp) bool) error {
 	more := true
-	err := eachForward(o.written, func(f *Forward, s stamp) bool {
+	_, err := o.eachWritten(func(f *Forward, s stamp) bool {
 		more = visit(f, s)
 		return more
 	})
@@ -63,6 +65,11 @@ func (o *outline) each(visit func(*Forward, stamp) bool) error {
 		more = visit(&o.Config.Forwards[i], o.Stamps[i])
 	}
 	return nil
+}
+
+// eachWritten is each without what was added. It returns what is behind the forwards if it visits them all.
+func (o *outline) eachWritten(visit func(*Forward, stamp) bool) (rest string, err error) {
+	return eachForward(o.written, visit)
 }
 
 // find returns the forward of a name. Most often there is none, which is seen
@@ -120,4 +127,41 @@ func (f *Forward) clone() Forward {
 	c.Protocols, c.From, c.Hosts = slices.Clone(f.Protocols), slices.Clone(f.From), slices.Clone(f.Hosts)
 	c.LAN, c.Except = slices.Clone(f.LAN), slices.Clone(f.Except)
 	return c
+}
+
+// roster is the names and stamps of the forwards that run, by id. Those who count for forwards need no more of them.
+type roster struct {
+	names  []string // "": no forward has the id
+	epochs []uint32
+}
+
+func (o *outline) enlist() (*roster, error) {
+	r := new(roster)
+	last := uint32(0)
+	err := o.each(func(_ *Forward, s stamp) bool {
+		last = max(last, s.id)
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	r.names, r.epochs = make([]string, last+1), make([]uint32, last+1)
+	err = o.each(func(f *Forward, s stamp) bool {
+		r.names[s.id], r.epochs[s.id] = f.Name, s.epoch
+		return true
+	})
+	return r, err
+}
+
+// name is that of the forward with an id, "" if there is none.
+func (r *roster) name(id uint32) string {
+	if r == nil || id >= uint32(len(r.names)) {
+		return ""
+	}
+	return r.names[id]
+}
+
+// has reports whether the forward of a name still has the stamp that it has in another roster.
+func (r *roster) has(id uint32, other *roster) bool {
+	return r == other || r.name(id) != "" && r.name(id) == other.name(id) && r.epochs[id] == other.epochs[id]
 }

@@ -106,41 +106,104 @@ func (t *Tables) makeStatsPages(numbers []uint32) error {
 	return putAll(t.objs.ForwardStats, numbers, descriptors, 1)
 }
 
-// rawStats sums the counters of forwards over the CPUs, by id.
-func (t *Tables) rawStats(ids []stamp) (map[uint32]Stats, error) {
+// statsReader reads counters of forwards, a page at a time.
+type statsReader struct {
+	tables *Tables
+	size   uint32 // of a page
+	cpus   int
+	places []uint32
+	counts []bpf.HairpinForwardStats // of each place, one for each CPU
+	sums   []forwardStats
+}
+
+func (t *Tables) newStatsReader() (*statsReader, error) {
 	size, err := t.statsPage()
 	if err != nil {
 		return nil, err
 	}
-	all := make(map[uint32]Stats, len(ids))
-	pages := map[uint32]bool{}
-	for _, s := range ids {
-		all[s.id] = Stats{}
-		pages[s.id/size] = true
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count CPUs: %w", err)
 	}
-	for number := range pages {
-		page, err := t.openStatsPage(number)
-		if err != nil {
-			return nil, err
-		}
-		if page == nil {
-			continue
-		}
-		err = scanPerCPU(page, func(place uint32, cpus []bpf.HairpinForwardStats) {
-			id := number*size + place
-			if sum, wanted := all[id]; wanted {
-				for i := range cpus {
-					sum.add(&cpus[i])
-				}
-				all[id] = sum
-			}
-		})
-		page.Close()
-		if err != nil {
+	return &statsReader{
+		tables: t, size: size, cpus: cpus,
+		places: make([]uint32, size), counts: make([]bpf.HairpinForwardStats, int(size)*cpus), sums: make([]forwardStats, size),
+	}, nil
+}
+
+// page sums the counters of a page over the CPUs. They are the reader's, and the next page's afterwards. It is nil if
+// there is no such page.
+func (r *statsReader) page(number uint32) ([]forwardStats, error) {
+	page, err := r.tables.openStatsPage(number)
+	if page == nil || err != nil {
+		return nil, err
+	}
+	defer page.Close()
+	clear(r.sums)
+	read := 0
+	for cursor := (ebpf.MapBatchCursor{}); read < len(r.places); {
+		n, err := page.BatchLookup(&cursor, r.places[read:], r.counts[read*r.cpus:], nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil, fmt.Errorf("read counters of forwards: %w", err)
 		}
+		read += n
+		if err != nil {
+			break
+		}
 	}
-	return all, nil
+	for i, place := range r.places[:read] {
+		for _, cpu := range r.counts[i*r.cpus : (i+1)*r.cpus] {
+			if cpu != (bpf.HairpinForwardStats{}) {
+				r.sums[place].add(&cpu)
+			}
+		}
+	}
+	return r.sums, nil
+}
+
+// eachStats calls visit with the counters of every forward that has counted anything. visit must not keep its last
+// argument.
+func (t *Tables) eachStats(visit func(name string, id uint32, s *forwardStats) error) error {
+	wanted, err := t.roster()
+	if err != nil {
+		return err
+	}
+	r, err := t.newStatsReader()
+	if err != nil {
+		return err
+	}
+	for number := range r.pages(wanted) {
+		if err := r.each(wanted, number, visit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// pages is how many pages have the forwards of a roster.
+func (r *statsReader) pages(of *roster) uint32 { return (uint32(len(of.names)) + r.size - 1) / r.size }
+
+// each is eachStats for one page and the forwards of a roster, those left out that have gone since.
+func (r *statsReader) each(wanted *roster, number uint32, visit func(name string, id uint32, s *forwardStats) error) error {
+	sums, err := r.page(number)
+	if err != nil {
+		return err
+	}
+	// An id may have changed hands since. Its counters are its own if it had the same stamp after they were read.
+	now, err := r.tables.roster()
+	if err != nil {
+		return err
+	}
+	for place := range sums {
+		id := number*r.size + uint32(place)
+		if sums[place] == (forwardStats{}) || wanted.name(id) == "" || !now.has(id, wanted) {
+			continue
+		}
+		if err := visit(wanted.names[id], id, &sums[place]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // dropStats gives the memory of counters back that no running forward has: those of whole pages.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"weak"
 
 	"github.com/cilium/ebpf"
 
@@ -51,7 +52,7 @@ func (d *document) marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return slices.Concat(text, []byte{'\n'}, encodeForwards(d.Config.Forwards, d.Stamps), encodeStamps(d.Ended)), nil
+	return encodeStamps(encodeForwards(append(text, '\n'), d.Config.Forwards, d.Stamps), d.Ended), nil
 }
 
 // stamp is an id with the epoch that its connections carry.
@@ -103,6 +104,16 @@ func (t *Tables) Settings() (Config, error) {
 	return config, err
 }
 
+// EachForward calls visit for every running forward until it returns false. It makes no memory of them: what visit is
+// given, lists included, is the next one's afterwards.
+func (t *Tables) EachForward(visit func(*Forward) bool) error {
+	o, _, err := t.outline()
+	if err != nil {
+		return err
+	}
+	return o.each(func(f *Forward, _ stamp) bool { return visit(f) })
+}
+
 // Find is the running forward of a name; false says that there is none.
 func (t *Tables) Find(name string) (Forward, bool, error) {
 	o, _, err := t.outline()
@@ -139,6 +150,7 @@ func (t *Tables) outline() (*outline, uint32, error) {
 		if t.cached != nil && t.cachedAt == generation {
 			return t.cached, generation, nil
 		}
+		t.cached = nil // not to hold two
 		o, err := t.readOutline(generation)
 		// The slot is written only while another generation lives. If this one
 		// still lives, it was not written before it was opened.
@@ -160,14 +172,34 @@ func (t *Tables) outline() (*outline, uint32, error) {
 func (t *Tables) whole(o *outline) (*document, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if o.decoded == nil {
-		doc, err := o.decode()
-		if err != nil {
-			return nil, fmt.Errorf("read running configuration: %w", err)
-		}
-		o.decoded = doc
+	if doc := o.decoded.Value(); doc != nil {
+		return doc, nil
 	}
-	return o.decoded, nil
+	doc, err := o.decode()
+	if err != nil {
+		return nil, fmt.Errorf("read running configuration: %w", err)
+	}
+	o.decoded = weak.Make(doc)
+	return doc, nil
+}
+
+// roster lists the forwards that run. It is shared: nobody changes it. On fresh maps it is empty.
+func (t *Tables) roster() (*roster, error) {
+	o, _, err := t.outline()
+	if errors.Is(err, ErrEmpty) {
+		return new(roster), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if o.roster == nil {
+		if o.roster, err = o.enlist(); err != nil {
+			return nil, err
+		}
+	}
+	return o.roster, nil
 }
 
 // Generation counts the configurations that went live; an Apply that changes
@@ -277,24 +309,38 @@ func readChunks(m *ebpf.Map) (string, error) {
 // newChunks makes a map that holds text, and has room for more entries behind it.
 func newChunks(text []byte, room uint32) (*ebpf.Map, error) {
 	count := chunkCount(len(text))
-	chunks, keys := make([]chunk, count), make([]uint32, count)
-	binary.LittleEndian.PutUint64(chunks[0][:], uint64(len(text)))
-	rest := text[copy(chunks[0][lengthBytes:], text):]
-	for i := range chunks {
-		keys[i] = uint32(i)
-		if i > 0 {
-			rest = rest[copy(chunks[i][:], rest):]
-		}
-	}
 	m, err := newInner(bpf.HairpinMapDocuments, count+room)
 	if err != nil {
 		return nil, err
 	}
-	if err := putAll(m, keys, chunks, 1); err != nil {
+	if err := putChunks(m, text); err != nil {
 		m.Close()
 		return nil, err
 	}
 	return m, nil
+}
+
+// putChunks writes some at a time, as readChunks reads them.
+func putChunks(m *ebpf.Map, text []byte) error {
+	count := chunkCount(len(text))
+	keys, chunks := make([]uint32, min(count, chunksAtOnce)), make([]chunk, min(count, chunksAtOnce))
+	for first := uint32(0); first < count; first += chunksAtOnce {
+		n := min(count-first, chunksAtOnce)
+		clear(chunks)
+		for i := range n {
+			keys[i] = first + i
+			into := chunks[i][:]
+			if keys[i] == 0 {
+				binary.LittleEndian.PutUint64(into, uint64(len(text)))
+				into = into[lengthBytes:]
+			}
+			text = text[copy(into, text):]
+		}
+		if err := putAll(m, keys[:n], chunks[:n], 1); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // newInner makes a map that fits a slot of the named outer map; size 0 is the

@@ -19,31 +19,23 @@ func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	var ends []bpf.HairpinEndRequest
+	var failed error
 	err := EachEntry(t.objs, func(e Entry) {
-		if !e.Opener() && e.Path != bpf.HairpinConnPathPATH_WAN && gone[e.Key.Dst] {
-			ends = append(ends, bpf.HairpinEndRequest{Key: e.Key, Serial: e.Serial})
+		if failed == nil && !e.Opener() && e.Path != bpf.HairpinConnPathPATH_WAN && gone[e.Key.Dst] {
+			_, failed = t.end(bpf.HairpinEndRequest{Key: e.Key, Serial: e.Serial})
 		}
 	})
-	if err != nil {
-		return err
-	}
-	_, err = t.end(ends)
-	return err
+	return errors.Join(failed, err)
 }
 
-// end ends these connections, by the key of either direction, and says how many it found. One that has got the
+// end ends a connection, by the key of either direction, and says how many it found, 1 or 0. One that has got the
 // tuple of another since is not ended: the serial tells.
-func (t *Tables) end(requests []bpf.HairpinEndRequest) (int, error) {
-	ended := 0
-	for _, request := range requests {
-		var answer bpf.HairpinEndRequest
-		if _, err := t.objs.HairpinEnd.Run(&ebpf.RunOptions{Context: request, ContextOut: &answer}); err != nil {
-			return ended, fmt.Errorf("end connection: %w", err)
-		}
-		ended += int(answer.Found)
+func (t *Tables) end(request bpf.HairpinEndRequest) (int, error) {
+	var answer bpf.HairpinEndRequest
+	if _, err := t.objs.HairpinEnd.Run(&ebpf.RunOptions{Context: request, ContextOut: &answer}); err != nil {
+		return 0, fmt.Errorf("end connection: %w", err)
 	}
-	return ended, nil
+	return int(answer.Found), nil
 }
 
 // tellEnded has both sides of every TCP connection that is over told so, who may
@@ -53,39 +45,42 @@ func (t *Tables) tellEnded() error {
 	if t.objs.HairpinTc == nil {
 		return nil // maps alone, without a datapath that could tell
 	}
-	openers, answers := map[bpf.HairpinTuple]Entry{}, map[bpf.HairpinTuple]Entry{}
-	epochs := epochReader{tables: t, known: map[uint32]int64{}}
-	err := EachEntry(t.objs, func(e Entry) {
+	epochs := t.newEpochReader()
+	silent := func(e *Entry) bool {
+		return e.Key.Protocol == unix.IPPROTO_TCP && e.State != bpf.HairpinConnStateCONN_HALF_OPEN &&
+			e.Flags&bpf.HairpinConnFlagCONN_TOLD == 0 && epochs.over(e)
+	}
+	var failed error
+	err := EachEntry(t.objs, func(answer Entry) {
+		if failed != nil || answer.Opener() || !silent(&answer) {
+			return
+		}
+		opener, err := LookupEntry(t.objs, answer.Answer())
 		switch {
-		case e.Key.Protocol != unix.IPPROTO_TCP || e.State == bpf.HairpinConnStateCONN_HALF_OPEN ||
-			e.Flags&bpf.HairpinConnFlagCONN_TOLD != 0 || !epochs.over(&e):
-		case e.Opener():
-			openers[e.Key] = e
-		default:
-			answers[e.Key] = e
+		case errors.Is(err, ebpf.ErrKeyNotExist):
+		case err != nil:
+			failed = err
+		case opener.Serial == answer.Serial && silent(&opener):
+			failed = t.tellServer(&opener, &answer)
 		}
 	})
-	if err = errors.Join(err, epochs.err); err != nil {
-		return fmt.Errorf("list connections that are over: %w", err)
-	}
-	for _, answer := range answers {
-		opener, ok := openers[answer.Answer()]
-		if !ok || opener.Serial != answer.Serial {
-			continue
-		}
-		var in bpf.HairpinInterface
-		err := t.objs.Interfaces.Lookup(answer.Ifindex, &in)
-		if errors.Is(err, ebpf.ErrKeyNotExist) {
-			continue // its server hears of it with its next packet, if that comes by another interface
-		}
-		if err != nil {
-			return fmt.Errorf("look up the interface of a server: %w", err)
-		}
-		if err := t.show(serverFrame(&opener, &answer, in.Mac), answer.Ifindex); err != nil {
-			return err
-		}
+	if err = errors.Join(err, failed, epochs.err); err != nil {
+		return fmt.Errorf("tell of connections that are over: %w", err)
 	}
 	return nil
+}
+
+// tellServer shows the datapath a packet that the server of a connection might send.
+func (t *Tables) tellServer(opener, answer *Entry) error {
+	var in bpf.HairpinInterface
+	err := t.objs.Interfaces.Lookup(answer.Ifindex, &in)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil // its server hears of it with its next packet, if that comes by another interface
+	}
+	if err != nil {
+		return fmt.Errorf("look up the interface of a server: %w", err)
+	}
+	return t.show(serverFrame(opener, answer, in.Mac), answer.Ifindex)
 }
 
 // show has the TC program see a frame as if it had come in by an interface. It
@@ -99,7 +94,7 @@ func (t *Tables) show(frame []byte, ifindex uint32) error {
 		return nil // the interface has gone
 	}
 	if err != nil {
-		return fmt.Errorf("tell of a connection that is over: %w", err)
+		return fmt.Errorf("show a packet to the datapath: %w", err)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ const (
 // range that holds its own, or for any protocol. So it is among intercepts, and
 // none may catch what another one's target asks.
 func (c Config) Validate() error {
-	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
+	v := validator{Config: c, names: make(map[string]int, len(c.Forwards)), fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
 	v.interfaces()
 	v.settings()
 	for i, f := range c.Forwards {
@@ -44,6 +44,7 @@ func (c Config) Validate() error {
 		}
 		v.forward(i)
 	}
+	v.names = nil // as large as the forwards; nobody asks for it any more
 	// What is in conflict is not to be looked at any further.
 	if v.conflicts() {
 		v.loops()

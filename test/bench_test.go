@@ -237,8 +237,8 @@ func (b *bench) counted(tb testing.TB, reason string) (n uint64) {
 // connections is how many connections there are, half-open ones too.
 func (b *bench) connections(tb testing.TB) []maps.Connection {
 	tb.Helper()
-	list, err := b.tables.Connections(maps.Selector{})
-	if err != nil {
+	var list []maps.Connection
+	if err := b.tables.EachConnection(maps.Selector{}, func(c *maps.Connection) { list = append(list, *c) }); err != nil {
 		tb.Fatal(err)
 	}
 	return list

@@ -17,6 +17,14 @@ import (
 // get asks the metrics server from inside the router, where alone it listens.
 func get(t *testing.T, n *lab.Network, path string) *http.Response {
 	t.Helper()
+	response, err := tryGet(t, n, path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return response
+}
+
+func tryGet(t *testing.T, n *lab.Network, path string) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
@@ -28,11 +36,10 @@ func get(t *testing.T, n *lab.Network, path string) *http.Response {
 		},
 	}}
 	response, err := client.Get("http://127.0.0.1:9845" + path)
-	if err != nil {
-		t.Fatal(err)
+	if err == nil {
+		t.Cleanup(func() { response.Body.Close() })
 	}
-	t.Cleanup(func() { response.Body.Close() })
-	return response
+	return response, err
 }
 
 // scrape gives the sum of all samples of a metric whose labels include the given ones.
@@ -105,5 +112,45 @@ func TestMetrics(t *testing.T) {
 	}
 	if got := scrape(t, n, "hairpin_interface_attached"); got != 4 {
 		t.Errorf("%v interfaces attached, want 3 and the loopback device", got)
+	}
+}
+
+// TestMetricsPortInUse: hairpin forwards though another program has the port of its metrics, says so, and serves them
+// once the port is free.
+func TestMetricsPortInUse(t *testing.T) {
+	n := lab.NewNetwork(t)
+	n.Server.ServeTCP(":8080")
+	var holder net.Listener
+	if err := n.Router.Do(func() (err error) {
+		holder, err = net.Listen("tcp", "127.0.0.1:9845")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	hp := start(t, n, "tc", forwards)
+	c, err := n.Internet.DialTCP(lab.External+":80", "", lab.Patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Echo(100); err != nil {
+		t.Fatal(err)
+	}
+	hp.Reload()
+	if log := hp.Log(); strings.Count(log, "127.0.0.1:9845: bind: address already in use") != 1 || strings.Contains(log, "level=ERROR") {
+		t.Errorf("the log, want the address and the cause once:\n%s", log)
+	}
+
+	holder.Close()
+	lab.Eventually(t, lab.Patience, func() error {
+		_, err := tryGet(t, n, "/-/ready")
+		return err
+	})
+	if got := scrape(t, n, "hairpin_config_last_reload_successful"); got != 1 {
+		t.Errorf("hairpin_config_last_reload_successful is %v, want 1", got)
+	}
+	if got := scrape(t, n, "hairpin_connections", `state="established"`); got != 1 {
+		t.Errorf("%v connections established, want 1", got)
 	}
 }

@@ -96,7 +96,7 @@ func (a *app) attach(ctx context.Context) error {
 		return err
 	}
 	a.notices(s.resizeNotice(cfg), unconfigured(cfg, a.configFile), pendingNotice(result.ports, daemon))
-	a.notices(notForwarding(cfg, result.ports, forwards)...)
+	a.notices(notForwarding(serves6(cfg), result.ports, forwards)...)
 	if a.json {
 		return a.printJSON("attach", map[string]any{"interfaces": newPortRows(result.ports)})
 	}

@@ -243,7 +243,7 @@ func TestNotForwarding(t *testing.T) {
 		{name: "lan0", role: maps.RoleLAN},
 		{name: "lo", role: maps.RoleLocal, link: up, attachment: &loader.Attachment{}},
 	}
-	if got := notForwarding(testConfig(), booting, off); got != nil {
+	if got := notForwarding(false, booting, off); got != nil {
 		t.Errorf("no link is up: %q", got)
 	}
 	four, six := testConfig(), testConfig()
@@ -262,7 +262,7 @@ func TestNotForwarding(t *testing.T) {
 		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1"}},
 		{"IPv6 off on one", six, "net.ipv6/wan0", []string{"wan0: IPv6 forwarding is off here: sysctl -w net.ipv6.conf.wan0.forwarding=1"}},
 	} {
-		got := notForwarding(test.cfg, ports, func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off })
+		got := notForwarding(serves6(test.cfg), ports, func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off })
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}

@@ -48,11 +48,10 @@ func (a *app) completeForwards(*cobra.Command, []string, string) (completions, c
 	var names completions
 	if s, err := a.open(); err == nil {
 		defer s.Close()
-		if cfg, err := s.running(); err == nil {
-			for _, f := range cfg.Forwards {
-				names = append(names, f.Name)
-			}
-		}
+		_ = s.tables.EachForward(func(f *maps.Forward) bool {
+			names = append(names, f.Name)
+			return true
+		})
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }

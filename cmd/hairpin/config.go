@@ -207,7 +207,7 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 		a.say("metrics.listen: takes effect when the daemon reloads")
 	}
 	a.notices(s.resizeNotice(cfg), unconfigured(cfg, path), pendingNotice(result.ports, daemon))
-	a.notices(notForwarding(cfg, result.ports, forwards)...)
+	a.notices(notForwarding(serves6(cfg), result.ports, forwards)...)
 	if a.json {
 		return a.printJSON("apply", listed(result.change))
 	}

@@ -3,9 +3,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -49,18 +52,16 @@ CLIENT and SOURCE of an icmp connection are ADDR:ID, with the identifier of the
 echo request. Protocols without ports, such as gre, have an address alone; JSON has
 ADDR:0 there. An IPv6 address with a port is in brackets. For IPv6, icmp is ICMPv6.
 
+The list is printed while the table is read. Up to ` + strconv.Itoa(connBlock) + ` connections are sorted by
+protocol, external address and client; more come in sorted blocks of that many.
+
 ` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
 			return a.withSelector(args, func(s *session, selector maps.Selector) error {
-				list, err := s.tables.Connections(selector)
-				if err != nil {
-					return err
-				}
-				if a.json {
-					return a.printJSON("connections", append([]maps.Connection{}, list...))
-				}
-				return a.printConnections(list)
+				return a.printConnections(func(visit func(*maps.Connection)) error {
+					return s.tables.EachConnection(selector, visit)
+				})
 			})
 		},
 	}
@@ -127,29 +128,70 @@ func (a *app) withSelector(args []string, do func(*session, maps.Selector) error
 	}
 	defer s.Close()
 	if selector.Forward != "" {
-		cfg, err := s.tables.Running()
+		_, there, err := s.tables.Find(selector.Forward)
 		if err != nil && !errors.Is(err, maps.ErrEmpty) {
 			return err
 		}
-		if _, err := findForwards(cfg, []string{selector.Forward}); err != nil {
-			return err
+		if !there {
+			return s.notFound([]string{selector.Forward})
 		}
 	}
 	return do(s, selector)
 }
 
-func (a *app) printConnections(list []maps.Connection) error {
-	if len(list) == 0 {
-		return nil
+// connBlock is how many connections a listing holds at once, and sorts.
+const connBlock = 4096
+
+// printConnections prints those that each visits, a block at a time.
+func (a *app) printConnections(each func(visit func(*maps.Connection)) error) error {
+	debug.SetGCPercent(usualGC)
+	print, end := a.connectionRows()
+	var failed error
+	block := make([]maps.Connection, 0, connBlock)
+	flush := func() {
+		slices.SortFunc(block, func(a, b maps.Connection) int {
+			return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Client.Compare(b.Client))
+		})
+		for i := 0; i < len(block) && failed == nil; i++ {
+			failed = print(&block[i])
+		}
+		block = block[:0]
 	}
-	t := newTable(a.out, "PROTO", "PATH", "FORWARD", "STATE", "CLIENT", "EXTERNAL", "SOURCE", "TARGET", "AGE", "IDLE", "PACKETS", "BYTES")
-	for _, c := range list {
+	err := each(func(c *maps.Connection) {
+		if block = append(block, *c); len(block) == connBlock {
+			flush()
+		}
+	})
+	flush()
+	if err = errors.Join(err, failed); err != nil {
+		return err
+	}
+	return end()
+}
+
+// connectionRows prints connections one by one, as JSON or as a table; end is called after the last.
+func (a *app) connectionRows() (print func(*maps.Connection) error, end func() error) {
+	if a.json {
+		list := a.newJSONList("connections")
+		return func(c *maps.Connection) error { return list.add(c) }, list.end
+	}
+	var t *table // without connections there is none
+	print = func(c *maps.Connection) error {
+		if t == nil {
+			t = newTable(a.out, "PROTO", "PATH", "FORWARD", "STATE", "CLIENT", "EXTERNAL", "SOURCE", "TARGET", "AGE", "IDLE", "PACKETS", "BYTES")
+		}
 		t.row(c.Protocol.String(), c.Path, c.Forward, c.State,
 			endpoint(c.Client), endpoint(c.External), endpoint(c.Source), endpoint(c.Target),
 			seconds(c.AgeSeconds), seconds(c.IdleSeconds),
 			strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.Bytes, 10))
+		return nil
 	}
-	return t.flush()
+	return print, func() error {
+		if t == nil {
+			return nil
+		}
+		return t.flush()
+	}
 }
 
 // endpoint is the address alone where the protocol has no port: JSON has port 0
@@ -166,14 +208,14 @@ func seconds(n uint64) string {
 	return (time.Duration(n) * time.Second).String()
 }
 
-// connectionStatus counts against the limit: what opens has a table of its own.
+// connectionStatus counts against the limit: what opens or closes has places of its own.
 func (s *session) connectionStatus() (connectionStatus, error) {
 	count, err := s.tables.CountConnections(maps.Selector{})
 	if err != nil {
 		return connectionStatus{}, err
 	}
 	return connectionStatus{
-		Used:     count.Total - count.HalfOpen,
+		Used:     count.Established,
 		HalfOpen: count.HalfOpen,
 		Limit:    s.maxConnections(),
 	}, nil

@@ -4,7 +4,11 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"net/netip"
+	"runtime"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -12,7 +16,8 @@ import (
 	"hairpin/maps"
 )
 
-// An address stands alone where there is no port, and an echo's identifier where its client has one.
+// An address stands alone where there is no port, and an echo's identifier where its client has one. Rows are sorted by
+// the protocol's number, external address and client.
 func TestPrintConnections(t *testing.T) {
 	at := netip.MustParseAddrPort
 	list := []maps.Connection{
@@ -36,19 +41,126 @@ func TestPrintConnections(t *testing.T) {
 	}
 	var out bytes.Buffer
 	a := newApp(env{stdout: &out})
-	if err := a.printConnections(list); err != nil {
+	if err := a.printConnections(eachOf(list)); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.out.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	want := `PROTO  PATH     FORWARD  STATE        CLIENT             EXTERNAL         SOURCE             TARGET             AGE     IDLE  PACKETS  BYTES
-tcp    wan      web      established  198.51.100.9:5000  203.0.113.1:443  198.51.100.9:5000  192.168.1.20:8443  2h4m0s  7s    17       6000
 icmp   hairpin  ping     established  192.168.1.50:77    203.0.113.1      192.168.1.1:78     192.168.1.20       0s      0s    0        0
-gre    wan      tunnel   half-open    198.51.100.9       203.0.113.1      198.51.100.9       192.168.1.20       0s      0s    0        0
 icmp   wan      ping     established  [2001:db8::9]:77   2001:db8::1      [2001:db8::9]:77   fd00::20           0s      0s    0        0
+tcp    wan      web      established  198.51.100.9:5000  203.0.113.1:443  198.51.100.9:5000  192.168.1.20:8443  2h4m0s  7s    17       6000
+gre    wan      tunnel   half-open    198.51.100.9       203.0.113.1      198.51.100.9       192.168.1.20       0s      0s    0        0
 `
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+// eachOf visits connections as tables do.
+func eachOf(list []maps.Connection) func(func(*maps.Connection)) error {
+	return func(visit func(*maps.Connection)) error {
+		for i := range list {
+			visit(&list[i])
+		}
+		return nil
+	}
+}
+
+func TestPrintNoConnections(t *testing.T) {
+	for _, c := range []struct {
+		json bool
+		want string
+	}{{false, ""}, {true, "{\"schema\":1,\"connections\":[]}\n"}} {
+		var out bytes.Buffer
+		a := newApp(env{stdout: &out})
+		a.json = c.json
+		if err := errors.Join(a.printConnections(eachOf(nil)), a.out.Flush()); err != nil || out.String() != c.want {
+			t.Errorf("JSON %v: %q, %v, want %q", c.json, &out, err, c.want)
+		}
+	}
+}
+
+// discarded counts lines and, now and then, how much memory is in use beyond what was when it was made.
+type discarded struct {
+	before, most uint64
+	writes       int
+	lines        int
+	head         []byte
+}
+
+func (d *discarded) Write(text []byte) (int, error) {
+	d.lines += bytes.Count(text, []byte{'\n'})
+	if len(d.head) < 4096 {
+		d.head = append(d.head, text...)
+	}
+	if d.writes++; d.writes%1024 == 0 {
+		d.most = max(d.most, heapInUse()-d.before)
+	}
+	return len(text), nil
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
+
+// However many connections there are, a listing holds few, and its columns stay aligned.
+func TestPrintManyConnections(t *testing.T) {
+	const many, room = 200_000, 8 << 20
+	each := func(visit func(*maps.Connection)) error {
+		c := maps.Connection{
+			Protocol: maps.TCP, Path: "wan", Forward: "web", State: maps.StateEstablished,
+			External: netip.MustParseAddrPort("203.0.113.1:443"), Source: netip.MustParseAddrPort("198.51.100.9:5000"), Target: netip.MustParseAddrPort("192.168.1.20:8443"),
+		}
+		for i := range many {
+			c.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 5000)
+			visit(&c)
+		}
+		return nil
+	}
+	for _, json := range []bool{false, true} {
+		out := &discarded{before: heapInUse()}
+		a := newApp(env{stdout: out})
+		a.json = json
+		if err := errors.Join(a.printConnections(each), a.out.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		if want := map[bool]int{false: many + 1, true: 1}[json]; out.lines != want {
+			t.Errorf("JSON %v: %d lines, want %d", json, out.lines, want)
+		}
+		if out.most > room {
+			t.Errorf("JSON %v: %d bytes were in use, want at most %d", json, out.most, room)
+		}
+		if !json {
+			rows := strings.Split(string(out.head), "\n")
+			if at := strings.Index(rows[0], "EXTERNAL"); strings.Index(rows[20], "203.0.113.1") != at {
+				t.Errorf("rows are not aligned:\n%s\n%s", rows[0], rows[20])
+			}
+		}
+	}
+}
+
+// A list that is written item by item is the same document as one that is written at once.
+func TestJSONList(t *testing.T) {
+	for _, items := range [][]string{{}, {"a"}, {"a", "<b>", "c\n"}} {
+		var one, all bytes.Buffer
+		a := newApp(env{stdout: &one})
+		list := a.newJSONList("letters")
+		for _, item := range items {
+			if err := list.add(item); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b := newApp(env{stdout: &all})
+		if err := errors.Join(list.end(), a.out.Flush(), b.printJSON("letters", items), b.out.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		if one.String() != all.String() || !json.Valid(one.Bytes()) {
+			t.Errorf("%q, want %q", &one, &all)
+		}
 	}
 }

@@ -66,23 +66,23 @@ the running configuration, with the forwards that were changed at run time.`,
 type follower struct {
 	router   *router
 	lock     func(context.Context) (func(), error)
-	read     func() (maps.Config, error)                  // the configuration files
-	notices  func(maps.Config) []string                   // what to warn of when the configuration was applied; "" is nothing
-	forwards func(sysctl, ifname string) bool             // the kernel's forwarding, see notForwarding
-	listen   func(address string) (*metricsServer, error) // starts the metrics server
-	reloaded func(taken bool)                             // for the metrics
-	count    func(context.Context)                        // connections for the metrics, until the context ends
-	names    *publisher                                   // of what name servers are to tell inside clients
-	notify   func(state string)                           // the service manager
+	read     func() (maps.Config, error)      // the configuration files
+	notices  func(maps.Config) []string       // what to warn of when the configuration was applied; "" is nothing
+	forwards func(sysctl, ifname string) bool // the kernel's forwarding, see notForwarding
+	reloaded func(taken bool)                 // for the metrics
+	audit    func(context.Context)            // the datapath's counts, until the context ends
+	names    *publisher                       // of what name servers are to tell inside clients
+	notify   func(state string)               // the service manager
 	log      *slog.Logger
 	beat     time.Duration
 	watchdog bool // the service manager wants to hear of every beat
 
-	metrics   *metricsServer
+	metrics   *metricsPort
 	state     daemonState
 	failing   failures
 	routesDue bool     // next hops are to be resolved again
 	gone      error    // the datapath is not there any more
+	serves6   bool     // a forward of the files is of IPv6
 	warned    []string // of forwarding that is off
 }
 
@@ -95,7 +95,7 @@ type daemonState struct {
 
 // serve is `hairpin run` from start to end.
 func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
-	debug.SetGCPercent(100) // it stays, and is to stay small
+	keepSmall()
 	log := a.newLogger()
 	cfg, err := a.readConfig(a.configFile)
 	if err != nil {
@@ -122,8 +122,9 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	s.unlock()
 	defer s.Close()
 	defer f.close()
+	debug.FreeOSMemory() // what the configuration took is not needed again soon
 
-	defer background(ctx, f.count)()
+	defer background(ctx, f.audit)()
 
 	// Servers that start after the daemon find their files.
 	f.names.keep(time.Now())
@@ -136,6 +137,14 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 		log.Info("stopped; packets are still translated, until \"hairpin detach --all\"")
 	}
 	return err
+}
+
+// keepSmall bounds the memory of a process that stays. What other commands may waste, it collects. The limit is soft: to
+// read a configuration of tens of thousands of forwards takes more for a moment.
+func keepSmall() {
+	const garbage, limit = 50, 46 << 20 // percent of what is in use; bytes
+	debug.SetGCPercent(garbage)
+	debug.SetMemoryLimit(limit)
 }
 
 // background runs do until the returned function is called, and ended.
@@ -208,7 +217,6 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 		},
 		log:     log,
 		beat:    defaultBeat,
-		metrics: &metricsServer{},
 		failing: make(failures),
 	}
 	collector := maps.NewCollector(s.tables, maps.CollectorOptions{
@@ -216,18 +224,19 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 		Interfaces: f.state.interfaces,
 	})
 	f.reloaded = collector.Reloaded
-	f.count = func(ctx context.Context) {
-		collector.Run(ctx, func(err error) { log.Warn("cannot count connections", "error", err) })
+	f.audit = func(ctx context.Context) {
+		collector.Run(ctx, func(err error) { log.Warn("cannot look whether connections are counted right", "error", err) })
 	}
 	f.names = newPublisher(s.tables, log)
 	f.setWatchdog()
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector, f.names.metrics, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	handler := metricsHandler(registry, &f.state, defaultLimits, log)
-	f.listen = func(address string) (*metricsServer, error) {
+	page := &metricsPage{gatherer: registry, forwards: collector.WriteForwards, log: log}
+	handler := metricsHandler(page, &f.state, defaultLimits)
+	f.metrics = &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
 		return startMetrics(address, handler, defaultLimits, log)
-	}
+	}}
 	return f
 }
 
@@ -246,11 +255,7 @@ func (f *follower) setWatchdog() {
 // start brings the datapath into service; the writer lock is held.
 func (f *follower) start(cfg maps.Config, s *session) error {
 	f.state.turn()
-	var err error
-	if f.metrics, err = f.listen(cfg.MetricsListen); err != nil {
-		f.metrics = &metricsServer{}
-		return err
-	}
+	f.metrics.move(cfg.MetricsListen)
 	if s.datapath.Adopted() {
 		// The programs may be of an older binary. What fails here still runs.
 		if err := s.datapath.Upgrade(); err != nil {
@@ -267,7 +272,8 @@ func (f *follower) start(cfg maps.Config, s *session) error {
 	f.log.Info(result.String())
 	f.warnNotices(cfg)
 	f.see(result.ports)
-	f.warnForwarding(cfg, result.ports)
+	f.serves6 = serves6(cfg)
+	f.warnForwarding(result.ports)
 	f.report("follow the network", refusals(result.ports))
 	f.reloaded(true)
 	f.state.ready.Store(true)
@@ -300,6 +306,7 @@ func (f *follower) loop(ctx context.Context, events <-chan loader.Event, hangup 
 			if f.watchdog {
 				f.notify(daemon.SdNotifyWatchdog)
 			}
+			f.metrics.keep()
 			// The command line may have changed what runs.
 			f.follow(ctx, loader.Event{Links: true})
 		}
@@ -338,7 +345,7 @@ func (f *follower) follow(ctx context.Context, event loader.Event) {
 }
 
 func (f *follower) followLinks() error {
-	running, err := f.router.tables.Running()
+	running, err := f.router.tables.Settings()
 	if err != nil {
 		return fmt.Errorf("read the running configuration: %w", err)
 	}
@@ -347,7 +354,7 @@ func (f *follower) followLinks() error {
 	if ports != nil {
 		err = errors.Join(err, f.router.forget(before))
 		f.see(ports)
-		f.warnForwarding(running, ports)
+		f.warnForwarding(ports)
 	}
 	return err
 }
@@ -409,6 +416,7 @@ func (f failures) report(log *slog.Logger, what string, err error) {
 func (f *follower) reload(ctx context.Context) {
 	f.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
 	result, err := f.tryReload(ctx)
+	debug.FreeOSMemory()
 	f.reloaded(err == nil)
 	status := "reloaded"
 	if err != nil {
@@ -434,49 +442,19 @@ func (f *follower) tryReload(ctx context.Context) (applied, error) {
 	if err != nil {
 		return applied{}, err
 	}
-	before := f.metrics.listen
-	if err := f.moveMetrics(cfg.MetricsListen); err != nil {
-		return applied{}, err
-	}
+	debug.FreeOSMemory() // what reading took is not to add to what applying takes
 	var result applied
 	err = f.locked(ctx, func() error {
 		result, err = f.router.apply(cfg)
 		return err
 	})
-	if !result.done {
-		return result, errors.Join(err, f.moveMetrics(before))
+	if result.done {
+		f.metrics.move(cfg.MetricsListen)
+		f.warnNotices(cfg)
+		f.serves6 = serves6(cfg)
+		f.warnForwarding(result.ports)
 	}
-	f.warnNotices(cfg)
-	f.warnForwarding(cfg, result.ports)
 	return result, err
-}
-
-// moveMetrics serves metrics at another address, or goes on at the one before.
-func (f *follower) moveMetrics(address string) error {
-	before := f.metrics
-	if address == before.listen {
-		return nil
-	}
-	server, err := f.listen(address)
-	if !errors.Is(err, unix.EADDRINUSE) {
-		if err != nil {
-			return err
-		}
-		f.metrics = server
-		return before.Close()
-	}
-	// The address may be ours already, as 0.0.0.0 and 127.0.0.1 of one port are.
-	f.metrics = &metricsServer{}
-	before.Close()
-	if server, err = f.listen(address); err == nil {
-		f.metrics = server
-		return nil
-	}
-	back, again := f.listen(before.listen)
-	if again == nil {
-		f.metrics = back
-	}
-	return errors.Join(err, again)
 }
 
 // warnNotices warns of what a configuration that was just applied does not do.
@@ -490,8 +468,8 @@ func (f *follower) warnNotices(cfg maps.Config) {
 
 // warnForwarding warns if the kernel does not forward packets: then no next hop is found for
 // those that hairpin translates. Each warning comes once, until it is over.
-func (f *follower) warnForwarding(cfg maps.Config, ports []port) {
-	now := notForwarding(cfg, ports, f.forwards)
+func (f *follower) warnForwarding(ports []port) {
+	now := notForwarding(f.serves6, ports, f.forwards)
 	for _, text := range now {
 		if !slices.Contains(f.warned, text) {
 			f.log.Warn(text)

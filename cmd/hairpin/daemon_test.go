@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -46,10 +47,10 @@ func newDaemon(t *testing.T) *daemonFake {
 		forwards: func(string, string) bool { return true },
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },
-		listen: func(address string) (*metricsServer, error) {
+		metrics: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
 			return startMetrics(address, http.NotFoundHandler(), defaultLimits, log)
-		},
-		log: log, beat: time.Hour, metrics: &metricsServer{}, failing: map[string]string{},
+		}},
+		log: log, beat: time.Hour, failing: map[string]string{},
 	}
 	result, err := d.router.start(d.file)
 	if err != nil {
@@ -233,7 +234,7 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 			spoil(d)
 			d.reload(context.Background())
 			wantDone(t, d.machine)
-			if d.machine.running.Forwards[0].Target != before.Forwards[0].Target || d.metrics.listen != "" {
+			if d.machine.running.Forwards[0].Target != before.Forwards[0].Target || d.metrics.address != "" {
 				t.Error("something changed")
 			}
 			if len(d.taken) != 1 || d.taken[0] {
@@ -261,8 +262,8 @@ func TestReloadMovesMetrics(t *testing.T) {
 	probe.Close()
 	serves := func(want string) {
 		t.Helper()
-		if d.metrics.listen != want {
-			t.Errorf("metrics at %q, want %q", d.metrics.listen, want)
+		if d.metrics.address != want {
+			t.Errorf("metrics at %q, want %q", d.metrics.address, want)
 		}
 		response, err := http.Get("http://127.0.0.1:" + port + "/")
 		if err != nil {
@@ -281,6 +282,58 @@ func TestReloadMovesMetrics(t *testing.T) {
 	d.machine.applyErr = errors.New("no memory")
 	d.reload(context.Background())
 	serves("127.0.0.1:" + port)
+}
+
+// A port that somebody else has keeps the daemon from nothing but metrics, which it serves once the port is free.
+func TestMetricsPortInUse(t *testing.T) {
+	d := newDaemon(t)
+	holder, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	d.file.MetricsListen = holder.Addr().String()
+	d.reload(context.Background())
+	d.reload(context.Background())
+	wantDone(t, d.machine, "apply", "interfaces wan0,lan0", "apply", "interfaces wan0,lan0")
+	if !slices.Equal(d.taken, []bool{true, true}) {
+		t.Errorf("reloads taken: %v, want two", d.taken)
+	}
+	told := d.output.String()
+	if strings.Count(told, "address already in use") != 1 || !strings.Contains(told, "level=WARN") || !strings.Contains(told, "address="+d.file.MetricsListen) {
+		t.Errorf("told, want once and with the address:\n%s", told)
+	}
+
+	holder.Close()
+	d.beat = time.Millisecond
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	d.watchdog, d.notify = true, func(string) {
+		if d.metrics.server != nil {
+			cancel()
+		}
+	}
+	if err := d.loop(ctx, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.Get("http://" + d.file.MetricsListen + "/")
+	if err != nil {
+		t.Fatalf("no metrics though the port is free: %v", err)
+	}
+	response.Body.Close()
+}
+
+// A server that has stopped by itself is started again.
+func TestMetricsServerThatStopped(t *testing.T) {
+	d := newDaemon(t)
+	d.metrics.move("127.0.0.1:0")
+	first := d.metrics.server
+	first.listener.Close()
+	<-first.ended
+	d.metrics.keep()
+	if d.metrics.server == first || !d.metrics.server.serves() {
+		t.Error("not started again")
+	}
 }
 
 func TestLoopEndsWithItsContext(t *testing.T) {

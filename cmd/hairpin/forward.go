@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -306,32 +307,53 @@ func (a *app) showForwards(names []string, stats bool) error {
 		return err
 	}
 	defer s.Close()
-	cfg, err := s.running()
+	cfg, err := s.settings()
 	if err != nil {
 		return err
 	}
-	forwards, missing := cfg.Forwards, error(nil)
-	if len(names) > 0 {
-		forwards, missing = findForwards(cfg, names)
-	}
-	rows := make([]forwardRow, 0, len(forwards))
-	for _, f := range forwards {
-		rows = append(rows, newForwardRow(cfg, f))
-	}
+	var counters forwardCounters
 	if stats || a.json {
-		if err := s.addStats(rows); err != nil {
+		if counters, err = s.forwardCounters(); err != nil {
 			return err
 		}
 	}
-	if a.json {
-		return errors.Join(a.printJSON("forwards", rows), missing)
+	debug.SetGCPercent(usualGC)
+	print, end := a.forwardRows(stats)
+	var failed error
+	missing := slices.Clone(names)
+	err = s.tables.EachForward(func(f *maps.Forward) bool {
+		if len(names) == 0 || slices.Contains(names, f.Name) {
+			missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
+			row := newForwardRow(cfg, *f)
+			counters.fill(&row)
+			failed = print(&row)
+		}
+		return failed == nil
+	})
+	if err = errors.Join(err, failed); err != nil {
+		return err
 	}
-	return errors.Join(a.printForwards(rows, stats), missing)
+	return errors.Join(end(), s.notFound(missing))
 }
 
-func (a *app) printForwards(rows []forwardRow, stats bool) error {
-	if len(rows) == 0 {
+// notFound is the error for forwards of which there is none. The others are read for suggestions alone.
+func (s *session) notFound(missing []string) error {
+	if len(missing) == 0 {
 		return nil
+	}
+	cfg, err := s.tables.Running()
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return err
+	}
+	_, err = findForwards(cfg, missing)
+	return err
+}
+
+// forwardRows prints forwards one by one, as JSON or as a table; end is called after the last.
+func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func() error) {
+	if a.json {
+		list := a.newJSONList("forwards")
+		return func(r *forwardRow) error { return list.add(r) }, list.end
 	}
 	header := []string{"NAME", "PROTO", "EXTERNAL", "PORT", "TARGET", "REFLECT", "FROM"}
 	if stats {
@@ -339,8 +361,11 @@ func (a *app) printForwards(rows []forwardRow, stats bool) error {
 	} else {
 		header = append(header, "SOURCE")
 	}
-	t := newTable(a.out, header...)
-	for _, r := range rows {
+	var t *table // without forwards there is none
+	print = func(r *forwardRow) error {
+		if t == nil {
+			t = newTable(a.out, header...)
+		}
 		cells := []string{r.Name, strings.Join(r.Protocol, ","), r.externalCell(), r.Port, r.Target, r.Reflect, r.fromCell()}
 		if stats {
 			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10))
@@ -348,24 +373,32 @@ func (a *app) printForwards(rows []forwardRow, stats bool) error {
 			cells = append(cells, r.Source)
 		}
 		t.row(cells...)
+		return nil
 	}
-	return t.flush()
+	return print, func() error {
+		if t == nil {
+			return nil
+		}
+		return t.flush()
+	}
 }
 
-// addStats fills in the counters of rows.
-func (s *session) addStats(rows []forwardRow) error {
-	stats, err := s.tables.ForwardStats()
+// forwardCounters are those of the running forwards, by name.
+type forwardCounters struct {
+	totals      map[string]maps.Totals
+	connections map[string]int
+}
+
+func (s *session) forwardCounters() (forwardCounters, error) {
+	totals, err := s.tables.ForwardTotals()
 	if err != nil {
-		return err
+		return forwardCounters{}, err
 	}
 	now, err := s.tables.CountConnections(maps.Selector{})
-	if err != nil {
-		return err
-	}
-	for i := range rows {
-		r := &rows[i]
-		r.Connections = now.Forwards[r.Name]
-		r.Packets, r.Bytes = stats[r.Name].Packets(), stats[r.Name].Bytes()
-	}
-	return nil
+	return forwardCounters{totals, now.Forwards}, err
+}
+
+func (c forwardCounters) fill(row *forwardRow) {
+	row.Connections = c.connections[row.Name]
+	row.Packets, row.Bytes = c.totals[row.Name].Packets, c.totals[row.Name].Bytes
 }

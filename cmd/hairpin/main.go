@@ -54,6 +54,9 @@ type app struct {
 // collected: most are over before that, and with many forwards it is half their time.
 const sparseGC = 400
 
+// usualGC is for commands that print any number of rows: they hold little, and last.
+const usualGC = 100
+
 func main() {
 	debug.SetGCPercent(sparseGC)
 	os.Exit(run(context.Background(), env{

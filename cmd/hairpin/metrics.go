@@ -3,19 +3,24 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/klauspost/compress/gzhttp"
+	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/prometheus/common/expfmt"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +33,7 @@ type serverLimits struct {
 	stop        time.Duration // for the last answers when the server stops
 	headerBytes int
 	bodyBytes   int64
-	connections int // open at once; more wait in the backlog
+	connections int // open at once; one more takes the place of the one that has asked nothing for longest
 	scrapes     int // answered at once; more are told to come again
 }
 
@@ -51,14 +56,14 @@ type health interface {
 }
 
 // metricsHandler serves /metrics, /-/healthy and /-/ready, and nothing else.
-func metricsHandler(gatherer prometheus.Gatherer, health health, limits serverLimits, log *slog.Logger) http.Handler {
+func metricsHandler(metrics *metricsPage, health health, limits serverLimits) http.Handler {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(gatherer, promhttp.HandlerOpts{
-		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		ErrorHandling:       promhttp.ContinueOnError,
-		MaxRequestsInFlight: limits.scrapes,
-		Timeout:             limits.write / 2,
-	}))
+	metrics.places = make(chan struct{}, limits.scrapes)
+	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed))
+	if err != nil {
+		panic(err) // the options are right
+	}
+	mux.Handle("GET /metrics", compressed(metrics))
 	answer := func(check func() error) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			if err := check(); err != nil {
@@ -71,6 +76,59 @@ func metricsHandler(gatherer prometheus.Gatherer, health health, limits serverLi
 	mux.HandleFunc("GET /-/healthy", answer(health.Healthy))
 	mux.HandleFunc("GET /-/ready", answer(health.Ready))
 	return refuseBody(mux, limits.bodyBytes)
+}
+
+// metricsPage answers a scrape, in the text format alone. It holds the metrics of the gatherer, of which there are few,
+// and none of the forwards'. The handler of package promhttp would hold both: more than a gigabyte for 65,000 forwards.
+type metricsPage struct {
+	gatherer prometheus.Gatherer
+	forwards func(io.Writer) error // writes their metrics
+	log      *slog.Logger
+	places   chan struct{} // holds one for each scrape that is being answered
+}
+
+// ServeHTTP implements http.Handler.
+func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	select {
+	case m.places <- struct{}{}:
+		defer func() { <-m.places }()
+	default:
+		http.Error(w, "other scrapes are being answered; come again", http.StatusServiceUnavailable)
+		return
+	}
+	families, err := m.gatherer.Gather()
+	if err != nil {
+		// What could be gathered is served all the same.
+		m.log.Warn("cannot gather all metrics", "error", err)
+	}
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	w.Header().Set("Content-Type", string(format))
+	out := bufio.NewWriterSize(w, 64<<10)
+	encoder := expfmt.NewEncoder(out, format)
+	err = nil
+	for i := 0; i < len(families) && err == nil; i++ {
+		err = encoder.Encode(families[i])
+	}
+	if err == nil {
+		err = m.forwards(out)
+	}
+	if err == nil {
+		err = out.Flush()
+	}
+	if err != nil {
+		m.logBroken(r.Context(), err)
+		// Nobody shall take half of the metrics for all of them.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// logBroken logs why a scrape was broken off. Clients that go away are no matter of the router's.
+func (m *metricsPage) logBroken(ctx context.Context, err error) {
+	level := slog.LevelWarn
+	if network := net.Error(nil); ctx.Err() != nil || errors.As(err, &network) {
+		level = slog.LevelDebug
+	}
+	m.log.Log(ctx, level, "a scrape was broken off", "error", err)
 }
 
 // refuseBody answers for next where a request has a body of more than limit
@@ -87,28 +145,28 @@ func refuseBody(next http.Handler, limit int64) http.Handler {
 	})
 }
 
-// metricsServer is a running server; its zero value serves nothing.
+// metricsServer is a running server.
 type metricsServer struct {
 	http     *http.Server
 	listener net.Listener
 	stop     time.Duration
-	listen   string // as configured
+	ended    chan struct{} // closed when nothing is served any more
 }
 
-// startMetrics serves handler on listen, "HOST:PORT"; empty: nothing is served.
+// startMetrics serves handler on listen, "HOST:PORT".
 func startMetrics(listen string, handler http.Handler, limits serverLimits, log *slog.Logger) (*metricsServer, error) {
-	if listen == "" {
-		return &metricsServer{}, nil
-	}
 	// An address that is to come, as the router's at boot, can be listened at.
 	free := net.ListenConfig{Control: freebind}
 	listener, err := free.Listen(context.Background(), tcpFamily(listen), listen)
 	if err != nil {
 		return nil, fmt.Errorf("serve metrics: %w", err)
 	}
+	clients := &clients{limit: limits.connections}
 	s := &metricsServer{
 		http: &http.Server{
-			Handler:           handler,
+			Handler:           clients.answering(handler),
+			ConnContext:       clients.enter,
+			ConnState:         clients.follow,
 			ReadHeaderTimeout: limits.header,
 			ReadTimeout:       limits.read,
 			WriteTimeout:      limits.write,
@@ -118,12 +176,13 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 		},
 		listener: listener,
 		stop:     limits.stop,
-		listen:   listen,
+		ended:    make(chan struct{}),
 	}
 	log.Info("serving metrics", "address", s.address())
 	go func() {
-		if err := s.http.Serve(limitListener(listener, limits.connections)); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
-			log.Error("metrics server stopped", "error", err)
+		defer close(s.ended)
+		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			log.Warn("metrics server stopped", "error", err)
 		}
 	}()
 	return s, nil
@@ -152,11 +211,18 @@ func freebind(network, _ string, conn syscall.RawConn) error {
 // address is where it listens, with the port that the kernel gave for 0.
 func (s *metricsServer) address() string { return s.listener.Addr().String() }
 
+// serves reports whether it still does.
+func (s *metricsServer) serves() bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return true
+	}
+}
+
 // Close lets running answers end, for a moment, and closes all connections.
 func (s *metricsServer) Close() error {
-	if s.http == nil {
-		return nil
-	}
 	// Not left to Shutdown, which does not know of it before Serve has begun.
 	s.listener.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), s.stop)
@@ -167,44 +233,116 @@ func (s *metricsServer) Close() error {
 	return s.http.Close()
 }
 
-// limitListener accepts at most n connections at once from l.
-func limitListener(l net.Listener, n int) net.Listener {
-	return &limitedListener{Listener: l, slots: make(chan struct{}, n), closed: make(chan struct{})}
+// metricsPort keeps a metrics server at the address of the configuration. It is the daemon's loop's alone. An address
+// that cannot be listened at stops nothing else: it is tried again.
+type metricsPort struct {
+	start   func(address string) (*metricsServer, error)
+	log     *slog.Logger
+	address string // "": no metrics
+	server  *metricsServer
+	told    string // what kept it from listening, as it was logged last
 }
 
-type limitedListener struct {
-	net.Listener
-	slots  chan struct{}
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (l *limitedListener) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
+// move serves at another address, or tries again at the same one.
+func (p *metricsPort) move(address string) {
+	if address != p.address {
+		// First, for both may be one port: 0.0.0.0 has that of 127.0.0.1.
+		p.stop()
+		p.address, p.told = address, ""
 	}
-	conn, err := l.Listener.Accept()
+	p.keep()
+}
+
+// keep serves if that does not happen already.
+func (p *metricsPort) keep() {
+	if p.address == "" || p.server != nil && p.server.serves() {
+		return
+	}
+	p.stop()
+	server, err := p.start(p.address)
 	if err != nil {
-		<-l.slots
-		return nil, err
+		if p.told != err.Error() {
+			p.log.Warn("there are no metrics; forwarding goes on, and the address is tried again", "address", p.address, "error", err)
+		}
+		p.told = err.Error()
+		return
 	}
-	return &limitedConn{Conn: conn, release: func() { <-l.slots }}, nil
+	p.server, p.told = server, ""
 }
 
-func (l *limitedListener) Close() error {
-	l.once.Do(func() { close(l.closed) })
-	return l.Listener.Close()
+func (p *metricsPort) stop() {
+	if err := p.Close(); err != nil {
+		p.log.Warn("cannot stop the metrics server in order", "error", err)
+	}
 }
 
-type limitedConn struct {
-	net.Conn
-	once    sync.Once
-	release func()
+// Close stops the server, if there is one.
+func (p *metricsPort) Close() error {
+	if p.server == nil {
+		return nil
+	}
+	server := p.server
+	p.server = nil
+	return server.Close()
 }
 
-func (c *limitedConn) Close() error {
-	defer c.once.Do(c.release)
-	return c.Conn.Close()
+// clients are the connections to a server. A limit alone would not do: whoever opens that many and says nothing would
+// keep everybody else out. So one more takes the place of another that is not being answered.
+type clients struct {
+	limit int
+
+	mu   sync.Mutex
+	open []*client // the one first that was opened, or answered, longest ago
+}
+
+type client struct {
+	conn     net.Conn
+	answered bool // at this moment
+}
+
+type clientKey struct{}
+
+// enter takes a new connection; it is the server's ConnContext.
+func (c *clients) enter(ctx context.Context, conn net.Conn) context.Context {
+	entered := &client{conn: conn}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = append(c.open, entered)
+	if len(c.open) > c.limit {
+		if i := slices.IndexFunc(c.open, func(other *client) bool { return !other.answered }); i >= 0 {
+			c.open[i].conn.Close()
+			c.open = slices.Delete(c.open, i, i+1)
+		}
+	}
+	return context.WithValue(ctx, clientKey{}, entered)
+}
+
+// follow forgets a connection that has ended; it is the server's ConnState.
+func (c *clients) follow(conn net.Conn, state http.ConnState) {
+	if state != http.StateClosed {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open = slices.DeleteFunc(c.open, func(other *client) bool { return other.conn == conn })
+}
+
+// answering marks connections while next answers for them.
+func (c *clients) answering(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asking := r.Context().Value(clientKey{}).(*client)
+		c.mark(asking, true)
+		defer c.mark(asking, false)
+		next.ServeHTTP(w, r)
+	})
+}
+
+// mark notes whether a client is being answered, and makes it the youngest.
+func (c *clients) mark(asking *client, answered bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	asking.answered = answered
+	if i := slices.Index(c.open, asking); i >= 0 {
+		c.open = append(slices.Delete(c.open, i, i+1), asking)
+	}
 }

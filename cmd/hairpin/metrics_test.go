@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -32,10 +33,22 @@ var tightLimits = serverLimits{
 
 func serveTest(t *testing.T, health health, collectors ...prometheus.Collector) *metricsServer {
 	t.Helper()
-	log := slog.New(slog.DiscardHandler)
+	return serveWithin(t, tightLimits, pageOf(collectors...), health)
+}
+
+// pageOf has the metrics of collectors, and of a forward.
+func pageOf(collectors ...prometheus.Collector) *metricsPage {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors...)
-	s, err := startMetrics("127.0.0.1:0", metricsHandler(registry, health, tightLimits, log), tightLimits, log)
+	return &metricsPage{gatherer: registry, log: slog.New(slog.DiscardHandler), forwards: func(w io.Writer) error {
+		_, err := io.WriteString(w, "hairpin_forward_test{forward=\"web\"} 1\n")
+		return err
+	}}
+}
+
+func serveWithin(t *testing.T, limits serverLimits, page *metricsPage, health health) *metricsServer {
+	t.Helper()
+	s, err := startMetrics("127.0.0.1:0", metricsHandler(page, health, limits), limits, page.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +79,7 @@ func TestMetricsPages(t *testing.T) {
 		code           int
 		body           string
 	}{
-		{"GET", "/metrics", nil, nil, 200, "hairpin_test 0"},
+		{"GET", "/metrics", nil, nil, 200, "# HELP hairpin_test \n# TYPE hairpin_test gauge\nhairpin_test 0\nhairpin_forward_test{forward=\"web\"} 1\n"},
 		{"GET", "/-/healthy", nil, errors.New("starting"), 200, "ok"},
 		{"GET", "/-/ready", nil, errors.New("starting"), 503, "starting"},
 		{"GET", "/-/ready", nil, nil, 200, "ok"},
@@ -86,6 +99,9 @@ func TestMetricsPages(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer response.Body.Close()
+			if kind := response.Header.Get("Content-Type"); c.path == "/metrics" && c.code == 200 && kind != "text/plain; version=0.0.4; charset=utf-8" {
+				t.Errorf("it is of type %q", kind)
+			}
 			body, _ := io.ReadAll(response.Body)
 			if response.StatusCode != c.code || !strings.Contains(string(body), c.body) {
 				t.Errorf("%s: %q, want %d and %q", response.Status, body, c.code, c.body)
@@ -125,39 +141,78 @@ func TestMetricsHugeHeader(t *testing.T) {
 	}
 }
 
-// More connections than there may be wait; they are served once others have gone.
+// A scrape is answered however many clients are connected that ask nothing, or never finish asking.
+func TestMetricsBesideSilentClients(t *testing.T) {
+	limits := defaultLimits
+	limits.header, limits.read, limits.idle = 10*patience, 10*patience, 10*patience // they do not end by themselves
+	for name, sent := range map[string]string{
+		"silent":              "",
+		"in the request line": "GET /met",
+		"in the header":       "GET /metrics HTTP/1.1\r\nHost: x\r\n",
+		"after a request":     "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serveWithin(t, limits, pageOf(), &healthFake{})
+			for range limits.connections {
+				io.WriteString(dial(t, s), sent)
+			}
+			client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+			for range 3 {
+				response, err := client.Get("http://" + s.address() + "/metrics")
+				if err != nil {
+					t.Fatal(err)
+				}
+				response.Body.Close()
+				if response.StatusCode != http.StatusOK {
+					t.Errorf("scrape: %s", response.Status)
+				}
+			}
+		})
+	}
+}
+
+// Who is being answered keeps the place, though more come than there may be.
 func TestMetricsConnectionLimit(t *testing.T) {
 	limits := tightLimits
-	limits.header, limits.read, limits.idle = patience, patience, patience
-	log := slog.New(slog.DiscardHandler)
-	s, err := startMetrics("127.0.0.1:0", metricsHandler(prometheus.NewRegistry(), &healthFake{}, limits, log), limits, log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.Close()
-	const request = "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"
-	answered := func(conn net.Conn, within time.Duration) error {
-		conn.SetReadDeadline(time.Now().Add(within))
-		_, err := conn.Read(make([]byte, 1024))
-		return err
-	}
+	limits.header, limits.read, limits.idle, limits.scrapes = patience, patience, patience, limits.connections
+	slow := slowCollector{make(chan struct{}), make(chan struct{})}
+	s := serveWithin(t, limits, pageOf(slow), &healthFake{})
 	var open []net.Conn
 	for range limits.connections {
 		conn := dial(t, s)
-		io.WriteString(conn, request)
-		if err := answered(conn, patience); err != nil {
-			t.Fatal(err)
-		}
+		io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+		<-slow.entered
 		open = append(open, conn)
 	}
-	extra := dial(t, s)
-	io.WriteString(extra, request)
-	if answered(extra, 100*time.Millisecond) == nil {
-		t.Error("one more than the limit was served")
+	if _, err := io.Copy(io.Discard, dial(t, s)); err != nil {
+		t.Errorf("one more than the limit was not cut off: %v", err)
 	}
-	open[0].Close()
-	if err := answered(extra, patience); err != nil {
-		t.Errorf("not served though another one left: %v", err)
+	close(slow.leave)
+	for _, conn := range open {
+		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
+			t.Errorf("one that was being answered: %v", err)
+		}
+	}
+}
+
+// A page is whole, or seen not to be.
+func TestMetricsPageThatFails(t *testing.T) {
+	page := pageOf(prometheus.NewGauge(prometheus.GaugeOpts{Name: "hairpin_test"}))
+	page.forwards = func(w io.Writer) error {
+		io.WriteString(w, strings.Repeat("hairpin_forward_test 1\n", 10_000))
+		return errors.New("no such table")
+	}
+	s := serveWithin(t, tightLimits, page, &healthFake{})
+	for _, compressed := range []bool{true, false} {
+		client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: !compressed}}
+		response, err := client.Get("http://" + s.address() + "/metrics")
+		if err == nil {
+			_, err = io.ReadAll(response.Body)
+			response.Body.Close()
+		}
+		if err == nil {
+			t.Errorf("compressed %v: half a page was taken for all of it", compressed)
+		}
 	}
 }
 

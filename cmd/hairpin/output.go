@@ -3,12 +3,14 @@
 package main
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
-	"text/tabwriter"
 	"unicode"
+	"unicode/utf8"
 )
 
 // documentSchema is the version of the JSON documents: within one, fields are
@@ -29,47 +31,102 @@ func (a *app) warn(format string, args ...any) {
 
 // printJSON writes one document: {"schema":1,"<name>":value}, on one line.
 func (a *app) printJSON(name string, value any) error {
-	head, err := json.Marshal(name)
+	body, err := encodeJSON(value)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", name, err)
 	}
-	var body strings.Builder
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(value); err != nil {
-		return fmt.Errorf("encode %s: %w", name, err)
-	}
-	_, err = fmt.Fprintf(a.out, "{\"schema\":%d,%s:%s}\n", documentSchema, head, strings.TrimSuffix(body.String(), "\n"))
+	_, err = fmt.Fprintf(a.out, "{\"schema\":%d,%q:%s}\n", documentSchema, name, body)
 	return err
 }
 
+// jsonList is printJSON for a list of any length, an item at a time.
+type jsonList struct {
+	out   *bufio.Writer
+	name  string
+	items int
+}
+
+func (a *app) newJSONList(name string) *jsonList { return &jsonList{out: a.out, name: name} }
+
+func (l *jsonList) add(item any) error {
+	body, err := encodeJSON(item)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", l.name, err)
+	}
+	if l.items++; l.items == 1 {
+		l.begin()
+	} else {
+		l.out.WriteByte(',')
+	}
+	_, err = l.out.Write(body)
+	return err
+}
+
+// begin is left until there is an item, or the end: what failed before has no output.
+func (l *jsonList) begin() { fmt.Fprintf(l.out, "{\"schema\":%d,%q:[", documentSchema, l.name) }
+
+func (l *jsonList) end() error {
+	if l.items == 0 {
+		l.begin()
+	}
+	_, err := l.out.WriteString("]}\n")
+	return err
+}
+
+func encodeJSON(value any) ([]byte, error) {
+	var body bytes.Buffer
+	encoder := json.NewEncoder(&body)
+	encoder.SetEscapeHTML(false)
+	err := encoder.Encode(value)
+	return bytes.TrimSuffix(body.Bytes(), []byte{'\n'}), err
+}
+
+// tableBlock is how many rows a table holds.
+const tableBlock = 1024
+
 // table aligns rows of cells in columns, as ip and wg users expect: two spaces
-// between them, no frames, nothing after the last.
+// between them, no frames, nothing after the last. It prints a block of rows at a time: what is
+// wider than everything in the blocks before moves the columns from its own block on.
 type table struct {
-	writer *tabwriter.Writer
+	out    io.Writer
+	rows   [][]string
+	widths []int
 }
 
 func newTable(out io.Writer, header ...string) *table {
-	t := &table{tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)}
+	t := &table{out: out, widths: make([]int, len(header))}
 	t.row(header...)
 	return t
 }
 
 func (t *table) row(cells ...string) {
+	row := make([]string, len(cells))
 	for i, cell := range cells {
-		if i > 0 {
-			fmt.Fprint(t.writer, "\t")
-		}
 		if cell == "" {
 			cell = "-"
 		}
-		fmt.Fprint(t.writer, strings.ReplaceAll(printable(cell), "\n", `\n`))
+		row[i] = strings.ReplaceAll(printable(cell), "\n", `\n`)
+		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(row[i]))
 	}
-	fmt.Fprint(t.writer, "\n")
+	if t.rows = append(t.rows, row); len(t.rows) == tableBlock {
+		t.flush()
+	}
 }
 
+// flush prints the rows that are there. Its error is also that of the blocks before: the writer keeps it.
 func (t *table) flush() error {
-	return t.writer.Flush()
+	var block strings.Builder
+	for _, row := range t.rows {
+		last := len(row) - 1
+		for i, cell := range row[:last] {
+			fmt.Fprintf(&block, "%-*s", t.widths[i]+2, cell)
+		}
+		block.WriteString(row[last])
+		block.WriteByte('\n')
+	}
+	t.rows = t.rows[:0]
+	_, err := io.WriteString(t.out, block.String())
+	return err
 }
 
 // printable escapes what could move the cursor or change colours: names of

@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -43,6 +44,23 @@ func TestTable(t *testing.T) {
 		"longer  b\\nc\\x09d  \\x1b[2J\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("table (-want +got):\n%s", diff)
+	}
+}
+
+// What comes in later blocks stands under what came before.
+func TestTableOfSeveralBlocks(t *testing.T) {
+	var out bytes.Buffer
+	table := newTable(&out, "NAME", "VALUE")
+	table.row("the longest", "x")
+	for range 2 * tableBlock {
+		table.row("a", "y")
+	}
+	if err := table.flush(); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+	if len(lines) != 2+2*tableBlock || lines[0] != "NAME         VALUE" || lines[len(lines)-1] != "a            y" {
+		t.Errorf("%d lines, from %q to %q", len(lines), lines[0], lines[len(lines)-1])
 	}
 }
 

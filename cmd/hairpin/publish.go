@@ -70,7 +70,7 @@ type reloadResult struct {
 func newPublisher(tables *maps.Tables, log *slog.Logger) *publisher {
 	return &publisher{
 		generation: tables.Generation,
-		running:    tables.Running,
+		running:    func() (maps.Config, error) { return runningNames(tables) },
 		metrics:    newPublishMetrics(),
 		log:        log,
 		retry:      publishRetry,
@@ -78,6 +78,15 @@ func newPublisher(tables *maps.Tables, log *slog.Logger) *publisher {
 		failing:    make(failures),
 		reloaded:   make(chan reloadResult),
 	}
+}
+
+// runningNames is what runs. Without files to write, nobody asks for the forwards, of which there may be very many.
+func runningNames(tables *maps.Tables) (maps.Config, error) {
+	cfg, err := tables.Settings()
+	if err != nil || len(cfg.DNS) == 0 {
+		return cfg, err
+	}
+	return tables.Running()
 }
 
 // follow publishes until ctx ends.

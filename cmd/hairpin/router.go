@@ -411,7 +411,7 @@ type started struct {
 // files before keeps what runs, with the forwards that were changed at run
 // time; otherwise cfg is applied.
 func (r *router) start(cfg maps.Config) (started, error) {
-	running, err := r.tables.Running()
+	running, err := r.tables.Settings()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return started{}, fmt.Errorf("read the running configuration: %w", err)
 	}

@@ -88,12 +88,11 @@ func (a *app) status() (status, error) {
 	if st.Daemon, err = daemonRuns(a.dir); err != nil {
 		return st, err
 	}
-	cfg, err := s.tables.Running()
+	cfg, err := s.tables.Settings()
 	applied := !errors.Is(err, maps.ErrEmpty)
 	if err != nil && applied {
 		return st, fmt.Errorf("read the running configuration: %w", err)
 	}
-	st.Forwards = len(cfg.Forwards)
 	if st.Connections, err = s.connectionStatus(); err != nil {
 		return st, err
 	}
@@ -101,8 +100,13 @@ func (a *app) status() (status, error) {
 	if err != nil {
 		return st, err
 	}
+	forwards, err := s.surveyForwards(cfg, seen)
+	if err != nil {
+		return st, err
+	}
+	st.Forwards = forwards.count
 	st.Interfaces = newPortRows(seen.ports)
-	st.Warnings = s.warnings(cfg, st, seen.ports)
+	st.Warnings = s.warnings(cfg, st, seen.ports, forwards)
 	switch {
 	case !applied:
 		st.Warnings = append(st.Warnings, fmt.Sprintf("no configuration runs: \"hairpin attach\" applies %s", a.configFile))
@@ -119,6 +123,39 @@ func unconfigured(cfg maps.Config, file string) string {
 		return ""
 	}
 	return fmt.Sprintf("no interfaces are configured: set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
+}
+
+// forwardSurvey is what status tells of the forwards that run: there may be too many to hold.
+type forwardSurvey struct {
+	count    int
+	serves6  bool     // one of them is of IPv6
+	deaf     []string // warnings
+	problems []string // of their targets on this machine
+}
+
+// surveyForwards looks at each forward that runs; cfg is without them.
+func (s *session) surveyForwards(cfg maps.Config, seen sight) (forwardSurvey, error) {
+	var found forwardSurvey
+	check := func(cfg maps.Config, here []maps.Interface) {
+		for _, problem := range maps.Problems(cfg.CheckAddresses(here)) {
+			found.problems = append(found.problems, problem.Error())
+		}
+	}
+	here, alone := machine(cfg, seen.links), cfg
+	alone.StandIns, alone.Forwards = nil, make([]maps.Forward, 1)
+	err := s.tables.EachForward(func(f *maps.Forward) bool {
+		alone.Forwards[0] = *f
+		found.count++
+		found.serves6 = found.serves6 || f.Target.Is6()
+		found.deaf = append(found.deaf, deaf(alone, seen.ports)...)
+		check(alone, here)
+		return true
+	})
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return found, fmt.Errorf("read the running configuration: %w", err)
+	}
+	check(cfg, here) // stand-ins
+	return found, nil
 }
 
 func newPortRows(ports []port) []portRow {
@@ -143,7 +180,7 @@ func newPortRows(ports []port) []portRow {
 }
 
 // warnings names what keeps forwards from working, or soon will.
-func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
+func (s *session) warnings(cfg maps.Config, st status, ports []port, running forwardSurvey) []string {
 	list := []string{}
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	for _, p := range ports {
@@ -163,37 +200,36 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port) []string {
 			warn("%s: no address, so nothing reaches its forwards", p.name)
 		}
 	}
-	list = append(list, notForwarding(cfg, ports, forwards)...)
-	list = append(list, deaf(cfg, ports)...)
+	list = append(list, notForwarding(running.serves6, ports, forwards)...)
+	list = append(list, running.deaf...)
 	if !st.Daemon && len(ports) > 0 {
 		warn("the daemon is not running: changes of addresses, interfaces and routes are not followed")
 	}
 	if used := float64(st.Connections.Used); used >= nearlyFull*float64(st.Connections.Limit) {
 		warn("the connection table is nearly full: raise max_connections")
 	}
-	if links, err := s.links(); err == nil {
-		for _, problem := range maps.Problems(cfg.CheckAddresses(machine(cfg, links))) {
-			warn("%s", problem)
-		}
-	}
-	return list
+	return append(list, running.problems...)
+}
+
+// serves6 reports whether a forward of cfg is of IPv6.
+func serves6(cfg maps.Config) bool {
+	return slices.ContainsFunc(cfg.Forwards, func(f maps.Forward) bool { return f.Target.Is6() })
 }
 
 // notForwarding says where the kernel does not forward packets; forwards tells, as
-// below. IPv6 matters only if there is a forward of IPv6. While every link is down the
+// below. IPv6 matters only if there is a forward of IPv6, as v6 says. While every link is down the
 // router may still be booting: systemd-networkd turns forwarding on first, and then brings
 // links up.
-func notForwarding(cfg maps.Config, ports []port, forwards func(sysctl, ifname string) bool) (list []string) {
+func notForwarding(v6 bool, ports []port, forwards func(sysctl, ifname string) bool) (list []string) {
 	if !slices.ContainsFunc(ports, port.up) {
 		return nil
 	}
-	of6 := func(f maps.Forward) bool { return f.Target.Is6() }
 	for _, family := range []struct {
 		name, sysctl, all string
 		wanted            bool
 	}{
 		{"IPv4", "net.ipv4", "ip_forward", true},
-		{"IPv6", "net.ipv6", "conf.all.forwarding", slices.ContainsFunc(cfg.Forwards, of6)},
+		{"IPv6", "net.ipv6", "conf.all.forwarding", v6},
 	} {
 		if !family.wanted {
 			continue

@@ -134,6 +134,25 @@ func (hp *Hairpin) Fail(code int, args ...string) string {
 	return r.Stderr
 }
 
+// Memory returns how many bytes of memory the daemon has resident, and the most it has had so far.
+func (hp *Hairpin) Memory() (now, most int) {
+	hp.tb.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", hp.daemon.Pid()))
+	hp.host.must("read the daemon's memory", err)
+	for line := range strings.Lines(string(status)) {
+		kilobytes := 0
+		switch name, value, _ := strings.Cut(line, ":"); name {
+		case "VmRSS":
+			fmt.Sscan(value, &kilobytes)
+			now = kilobytes << 10
+		case "VmHWM":
+			fmt.Sscan(value, &kilobytes)
+			most = kilobytes << 10
+		}
+	}
+	return now, most
+}
+
 func (hp *Hairpin) args(args ...string) []string {
 	return append([]string{hp.binary, "-c", hp.File, "--bpffs", hp.Dir}, args...)
 }

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math"
@@ -26,6 +27,10 @@ type reader struct {
 	problems []*Problem
 	places   map[place]position // of what was read
 	broken   map[place]bool     // fields that have a problem already
+
+	// lean is to remember no places of forwards: if there is any problem, everything is read again, with them.
+	lean  bool
+	wrong bool // there is a problem
 }
 
 // place is a field of a forward, or of no forward with index -1.
@@ -40,20 +45,12 @@ type position struct {
 }
 
 func parse(sources []source) (maps.Config, error) {
-	r := &reader{
-		config: maps.DefaultConfig(), files: map[maps.DNSFormat]*maps.DNSFile{},
-		places: map[place]position{}, broken: map[place]bool{},
+	r := newReader(true)
+	r.read(sources)
+	if r.wrong {
+		r = newReader(false)
+		r.read(sources)
 	}
-	for _, s := range sources {
-		doc, offset, err := newDocument(s)
-		if err != nil {
-			r.report(position{doc, offset}, place{-1, ""}, err)
-			continue
-		}
-		r.document(doc)
-	}
-	r.config.DNS = r.dnsFiles()
-	r.validate()
 	if len(r.problems) > 0 {
 		return maps.Config{}, joined(r.problems, sources)
 	}
@@ -61,8 +58,36 @@ func parse(sources []source) (maps.Config, error) {
 	return r.config, nil
 }
 
+func newReader(lean bool) *reader {
+	return &reader{
+		config: maps.DefaultConfig(), files: map[maps.DNSFormat]*maps.DNSFile{},
+		places: map[place]position{}, broken: map[place]bool{}, lean: lean,
+	}
+}
+
+func (r *reader) read(sources []source) {
+	for _, s := range sources {
+		doc := newDocument(s)
+		if r.lean {
+			r.config.Forwards = slices.Grow(r.config.Forwards, bytes.Count(s.data, []byte("[[forward]]")))
+			doc.forward = func(t *table) { r.forward(doc, t) }
+		}
+		if offset, err := doc.read(); err != nil {
+			r.report(position{doc, offset}, place{-1, ""}, err)
+			continue
+		}
+		r.document(doc)
+	}
+	r.config.DNS = r.dnsFiles()
+	r.validate()
+}
+
 // report records a problem at a position.
 func (r *reader) report(at position, about place, err error) {
+	r.wrong = true
+	if r.lean {
+		return
+	}
 	p := &Problem{File: at.doc.name, Problem: maps.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
 	if about.index >= 0 {
 		f := &r.config.Forwards[about.index]
@@ -87,10 +112,16 @@ func (r *reader) table(doc *document, t *table, index int, prefix string, known 
 			continue
 		}
 		at := position{doc, e.value.offset}
-		r.places[about] = at
+		r.remember(about, at)
 		if err := read(at, e.value); err != nil {
 			r.report(at, about, err)
 		}
+	}
+}
+
+func (r *reader) remember(about place, at position) {
+	if !r.lean || about.index < 0 {
+		r.places[about] = at
 	}
 }
 
@@ -296,7 +327,7 @@ func (r *reader) rule(doc *document, t *table, intercept bool) (*maps.Forward, f
 	line, _ := doc.position(t.offset)
 	r.config.Forwards = append(r.config.Forwards, maps.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
 	f := &r.config.Forwards[index]
-	r.places[place{index, ""}] = position{doc, t.offset}
+	r.remember(place{index, ""}, position{doc, t.offset})
 	// The name goes first, for the messages about the others.
 	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
 		f.Name = e.value.text
@@ -329,7 +360,7 @@ func (r *reader) readRule(doc *document, t *table, known fields, required ...str
 		// Its ports have nothing to be compared with; its address still counts.
 		target, _, _ = strings.Cut(target, ":")
 	}
-	if _, there := r.places[about]; there && !r.broken[about] {
+	if t.get(about.field) != nil && !r.broken[about] {
 		if err := f.SetTarget(target); err != nil {
 			r.report(r.places[about], about, err)
 		}
@@ -339,6 +370,10 @@ func (r *reader) readRule(doc *document, t *table, known fields, required ...str
 // validate adds what is wrong with values that could be read. Those that could
 // not are left out of it.
 func (r *reader) validate() {
+	if r.lean {
+		r.wrong = r.wrong || r.config.Validate() != nil
+		return
+	}
 	checked := r.config
 	checked.Forwards = slices.Clone(r.config.Forwards)
 	unread := map[int]bool{}

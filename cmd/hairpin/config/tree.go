@@ -18,7 +18,11 @@ import (
 type document struct {
 	source
 	root  *table
-	lines []int // offsets where they begin
+	lines []int32 // offsets where they begin
+
+	// forward, unless it is nil, takes each [[forward]] from the tree once the next one begins: thousands of them would
+	// be most of what a reader holds.
+	forward func(*table)
 }
 
 type table struct {
@@ -52,34 +56,43 @@ func (t *table) get(key string) *entry {
 
 // position counts lines and characters from 1.
 func (d *document) position(offset int) (line, column int) {
-	line, exact := slices.BinarySearch(d.lines, offset)
+	line, exact := slices.BinarySearch(d.lines, int32(offset))
 	if !exact {
 		line--
 	}
 	return line + 1, utf8.RuneCount(d.data[d.lines[line]:offset]) + 1
 }
 
-// newDocument reads a file. Its error, nil if it is TOML, comes with the place.
-func newDocument(s source) (d *document, offset int, err error) {
-	d = &document{source: s, root: &table{}, lines: []int{0}}
+// newDocument begins to read a file.
+func newDocument(s source) *document {
+	d := &document{source: s, root: &table{}, lines: make([]int32, 1, 1+bytes.Count(s.data, []byte{'\n'}))}
 	for i, c := range s.data {
 		if c == '\n' {
-			d.lines = append(d.lines, i+1)
+			d.lines = append(d.lines, int32(i+1))
 		}
 	}
-	if bytes.HasPrefix(s.data, []byte("\ufeff")) {
-		return d, 0, errors.New("a byte order mark before the first key; save the file as UTF-8 without one")
+	return d
+}
+
+// read makes the tree. Its error, nil if the file is TOML, comes with the place.
+func (d *document) read() (offset int, err error) {
+	if bytes.HasPrefix(d.data, []byte("\ufeff")) {
+		return 0, errors.New("a byte order mark before the first key; save the file as UTF-8 without one")
 	}
-	if valid := validPrefix(s.data); valid < len(s.data) {
-		return d, valid, errors.New("not UTF-8; save the file in that encoding")
+	if valid := validPrefix(d.data); valid < len(d.data) {
+		return valid, errors.New("not UTF-8; save the file in that encoding")
 	}
 	// The decoder finds what is not TOML, duplicates included; then the parser
-	// can be trusted.
-	var all map[string]any
-	if err := toml.Unmarshal(s.data, &all); err != nil {
-		return d, d.offsetOf(err), errors.New(strings.TrimPrefix(err.Error(), "toml: "))
+	// can be trusted. It also finds numbers and dates that are none if it is to keep them all. Without that the reader
+	// finds them, for every value is wanted as something.
+	into := any(&struct{}{})
+	if d.forward == nil {
+		into = &map[string]any{}
 	}
-	return d, 0, d.parse()
+	if err := toml.Unmarshal(d.data, into); err != nil {
+		return d.offsetOf(err), errors.New(strings.TrimPrefix(err.Error(), "toml: "))
+	}
+	return 0, d.parse()
 }
 
 func validPrefix(data []byte) int {
@@ -100,7 +113,7 @@ func (d *document) offsetOf(err error) int {
 	}
 	line, column := at.Position()
 	line = min(max(line, 1), len(d.lines))
-	return min(d.lines[line-1]+max(column, 1)-1, len(d.data))
+	return min(int(d.lines[line-1])+max(column, 1)-1, len(d.data))
 }
 
 func (d *document) parse() error {
@@ -113,12 +126,26 @@ func (d *document) parse() error {
 		case unstable.Table:
 			current = d.root.descend(keys(node), false)
 		case unstable.ArrayTable:
-			current = d.root.descend(keys(node), true)
+			path := keys(node)
+			d.handOver(path)
+			current = d.root.descend(path, true)
 		case unstable.KeyValue:
 			current.set(&p, node)
 		}
 	}
 	return p.Error()
+}
+
+// handOver gives the [[forward]] before the one that begins away, unless there are intercepts before both: rules keep
+// the order that they have in the whole tree.
+func (d *document) handOver(next []entry) {
+	if d.forward == nil || len(next) != 1 || next[0].key != "forward" || d.root.get("intercept") != nil {
+		return
+	}
+	if before := d.root.get("forward"); before != nil && len(before.value.items) > 0 {
+		d.forward(before.value.items[0].table)
+		before.value.items = before.value.items[:0]
+	}
 }
 
 func keys(node *unstable.Node) (path []entry) {

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+
+	"hairpin/bpf"
+)
+
+// Count says how many connections there are.
+type Count struct {
+	Total       int            `json:"total"`
+	HalfOpen    int            `json:"half_open"`
+	Established int            `json:"established"`
+	Closing     int            `json:"closing"`
+	Forwards    map[string]int `json:"forwards"` // by name, without those that have none
+}
+
+// CountConnections counts the connections that sel picks.
+func (t *Tables) CountConnections(sel Selector) (Count, error) {
+	found, err := t.census(sel)
+	if err != nil {
+		return Count{}, err
+	}
+	count := Count{
+		Total:    found.halfOpen + found.established + found.closing,
+		HalfOpen: found.halfOpen, Established: found.established, Closing: found.closing,
+		Forwards: map[string]int{},
+	}
+	for id, connections := range found.forwards {
+		// A forward may have gone during the walk.
+		if name := found.roster.name(uint32(id)); connections > 0 && name != "" {
+			count.Forwards[name] = int(connections)
+		}
+	}
+	return count, nil
+}
+
+// census is how many connections there are, as one walk has found them. The metrics and the command line both count so:
+// what they say at one moment is the same.
+type census struct {
+	halfOpen, established, closing int
+	forwards                       []uint32 // by id, up to the highest that has connections
+	roster                         *roster  // nil if there are no connections
+}
+
+// of is how many connections a forward has.
+func (c *census) of(id uint32) uint32 {
+	if id >= uint32(len(c.forwards)) {
+		return 0
+	}
+	return c.forwards[id]
+}
+
+func (t *Tables) census(sel Selector) (*census, error) {
+	found := new(census)
+	w, err := t.newWalk()
+	if err != nil {
+		return nil, err
+	}
+	var failed error
+	err = w.openers(func(opener *Entry) {
+		if failed != nil || !w.lives(opener) {
+			return
+		}
+		name, err := w.forward(opener.Forward)
+		if err != nil || name == "" { // of a forward that went a moment ago
+			failed = err
+			return
+		}
+		if sel != (Selector{}) {
+			c := derive(opener, w.now)
+			if c.Forward = name; !sel.matches(&c) {
+				return
+			}
+		}
+		found.add(opener)
+	})
+	if err == nil {
+		err = failed
+	}
+	found.roster = w.roster
+	return found, err
+}
+
+func (c *census) add(opener *Entry) {
+	switch stateOf(opener) {
+	case StateHalfOpen:
+		c.halfOpen++
+	case StateClosing:
+		c.closing++
+	default:
+		c.established++
+	}
+	if missing := int(opener.Forward) + 1 - len(c.forwards); missing > 0 {
+		c.forwards = append(c.forwards, make([]uint32, missing)...)
+	}
+	c.forwards[opener.Forward]++
+}
+
+// events are the datapath's counts of what happens to connections, by conn_event.
+type events [bpf.HairpinConnEventEVENTS]uint64
+
+// events sums the counts over the CPUs.
+func (t *Tables) events() (*events, error) {
+	sums := new(events)
+	for event := range sums {
+		var cpus []uint64
+		if err := t.objs.ConnEvents.Lookup(uint32(event), &cpus); err != nil {
+			return nil, fmt.Errorf("read connection events: %w", err)
+		}
+		for _, count := range cpus {
+			sums[event] += count
+		}
+	}
+	return sums, nil
+}

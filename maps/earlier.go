@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"reflect"
+	"slices"
+
+	"hairpin/bpf"
+)
+
+// earlier is what runs, as far as a new configuration has to do with it. The forwards that run are looked at one by one:
+// there may be as many as the new ones, which are in memory already.
+type earlier struct {
+	settings  Config           // without its forwards
+	externals map[place]uint32 // as in the document
+	stamps    []stamp          // of the forwards
+	targets   map[bpf.HairpinAddr]bool
+	removed   []string // names that the new configuration does not have
+	of        []former // by index of the new configuration's forwards
+	same      bool     // the forwards are the new ones, down to their order and where they were written
+}
+
+// former is the forward that runs under the name of a new one.
+type former struct {
+	stamp     stamp
+	there     bool // there is one
+	behaves   bool // it does the same
+	unchanged bool // nor does it differ in anything else that a change tells
+}
+
+// earlierThan looks at the forwards of a document, which each visits until it is told to stop.
+func (d *document) earlierThan(c Config, each func(visit func(*Forward, stamp) bool) error) (*earlier, error) {
+	e := &earlier{
+		settings: d.Config, externals: d.Externals, targets: map[bpf.HairpinAddr]bool{}, of: make([]former, len(c.Forwards)), same: true,
+	}
+	e.settings.Forwards = nil
+	index, at := byName(c.Forwards), 0
+	err := each(func(f *Forward, s stamp) bool {
+		e.same = e.same && at < len(c.Forwards) && sameWritten(f, &c.Forwards[at])
+		at++
+		e.stamps = append(e.stamps, s)
+		e.targets[toAddr(f.Target)] = true
+		i, there := index[f.Name]
+		if !there {
+			e.removed = append(e.removed, f.Name)
+			return true
+		}
+		g := c.Forwards[i]
+		behaves := sameBehaviour(e.settings, *f, c, g)
+		e.of[i] = former{stamp: s, there: true, behaves: behaves, unchanged: behaves && slices.Equal(f.Hosts, g.Hosts)}
+		return true
+	})
+	e.same = e.same && at == len(c.Forwards)
+	return e, err
+}
+
+// sameWritten reports whether two forwards differ in nothing. Lists of a forward that was decoded may be empty where
+// there is none.
+func sameWritten(f, g *Forward) bool {
+	a, b := *f, *g
+	for _, h := range []*Forward{&a, &b} {
+		h.Protocols, h.From, h.Hosts = clipped(h.Protocols), clipped(h.From), clipped(h.Hosts)
+		h.LAN, h.Except = clipped(h.LAN), clipped(h.Except)
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+func clipped[T any](list []T) []T {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
+}
+
+// change is what the new configuration changes. A forward is changed if anything about it is, but only a change of
+// what the datapath does ends its connections. Where a forward was written is not part of what it is.
+func (e *earlier) change(c Config) Change {
+	change := Change{Removed: e.removed, Settings: compareSettings(e.settings, c)}
+	for i, f := range c.Forwards {
+		switch was := e.of[i]; {
+		case !was.there:
+			change.Added = append(change.Added, f.Name)
+		case was.unchanged:
+			change.Unchanged++
+		default:
+			change.Changed = append(change.Changed, f.Name)
+		}
+	}
+	return change
+}
+
+// unchanged reports whether the new configuration says the same, down to where it was written.
+func (e *earlier) unchanged(c Config) bool {
+	settings := c
+	settings.Forwards = nil
+	return e.same && reflect.DeepEqual(settings, e.settings)
+}
+
+// earlier is what runs beside c. On fresh maps that is the DefaultConfig.
+func (o *outline) earlier(c Config) (*earlier, error) {
+	each := o.each
+	if o.Schema == 0 {
+		each = func(func(*Forward, stamp) bool) error { return nil }
+	}
+	return o.document.earlierThan(c, each)
+}
