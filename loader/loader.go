@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -51,11 +52,13 @@ type Options struct {
 	NoTCX bool
 }
 
+// dir is the path that every function of the package uses. It has no slash at its end: with one,
+// lstat(2) follows a symbolic link, and the parent of "DIR/" would be DIR.
 func (o Options) dir() string {
 	if o.Dir == "" {
 		return DefaultDir
 	}
-	return o.Dir
+	return filepath.Clean(o.Dir)
 }
 
 // Datapath is an open datapath. It holds file descriptors only: the datapath runs with or without

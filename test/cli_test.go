@@ -57,6 +57,20 @@ func TestCommandsPrintDocuments(t *testing.T) {
 	}
 }
 
+// A slash at the end of the pin directory, as completion of a shell writes it, is no part of its name.
+func TestBpffsWithASlash(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, config("tc", forwards))
+	for _, ending := range []string{"/", "//", "/."} {
+		hp.Run("--bpffs", hp.Dir+ending, "attach")
+		hp.Run("status")
+		hp.Run("--bpffs", hp.Dir+ending, "detach", "--all")
+		if _, err := os.Lstat(hp.Dir); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("DIR%s: the directory stays: %v", ending, err)
+		}
+	}
+}
+
 // withoutOrder makes texts equal that differ in the order of interfaces alone.
 func withoutOrder(text string) string {
 	words := strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == '[' || r == ']' })

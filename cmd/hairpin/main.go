@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"time"
 
@@ -108,6 +109,7 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 				// Most likely a variable that is not set: the default is not what was meant.
 				return errors.New("--bpffs is empty; leave it out for " + loader.DefaultDir)
 			}
+			a.dir = filepath.Clean(a.dir) // as package loader does: both name the same files
 			if a.lockWait < 0 {
 				return fmt.Errorf("--wait %s is negative; 0s is not to wait at all", a.lockWait)
 			}
