@@ -46,6 +46,12 @@ func mountDir(dir string) error {
 		if mounted || err != nil {
 			return err
 		}
+		// Before anything is made: everybody may write to a bpffs that was mounted without a mode, and a
+		// directory of somebody else's would keep root from using its name.
+		if !hasCapability(unix.CAP_SYS_ADMIN) {
+			return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN: run as root, or have it mounted before: mount -t bpf -o mode=0700 hairpin %s",
+				ErrPermission, dir, dir)
+		}
 		if err := makeDir(dir); err != nil {
 			return err
 		}
@@ -165,10 +171,6 @@ func checkMountable(dir string) error {
 
 func mountBPF(dir string) error {
 	err := unix.Mount(mountSource, dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
-	if errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_ADMIN) {
-		return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN: run as root, or have it mounted before: mount -t bpf -o mode=0700 hairpin %s",
-			ErrPermission, dir, dir)
-	}
 	if err != nil {
 		return fmt.Errorf("mount bpffs on %s: %w", dir, err)
 	}
