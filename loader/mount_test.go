@@ -207,6 +207,15 @@ func TestLockExcludes(t *testing.T) {
 	_, err = Lock(short, dir)
 	wantError(t, err, ErrLocked, dir, "process "+strconv.Itoa(os.Getpid()))
 
+	// Who is told to stop waiting has not waited in vain.
+	stopped, stop := context.WithCancel(within(t, 10*time.Second))
+	stop()
+	_, err = Lock(stopped, dir)
+	wantError(t, err, context.Canceled, dir)
+	if errors.Is(err, ErrLocked) {
+		t.Errorf("cancelled: %v is ErrLocked", err)
+	}
+
 	next := make(chan error)
 	go func() {
 		release, err := Lock(within(t, 10*time.Second), dir)

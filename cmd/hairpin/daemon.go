@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -52,10 +53,33 @@ what runs, with the forwards that were changed at run time.`,
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, unix.SIGHUP)
 			defer signal.Stop(hangup)
-			ctx, stop := signal.NotifyContext(command.Context(), unix.SIGTERM, unix.SIGINT)
+			ctx, stop := untilSignal(command.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
-			return a.serve(ctx, hangup)
+			err := a.serve(ctx, hangup)
+			if errors.Is(err, context.Canceled) {
+				// It was still starting. Later on these signals are how it is meant to end.
+				err = fmt.Errorf("%w before the start was done: %w", context.Cause(ctx), err)
+			}
+			return err
 		},
+	}
+}
+
+// untilSignal is signal.NotifyContext whose cause is a signalError.
+func untilSignal(parent context.Context, signals ...os.Signal) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	arrived := make(chan os.Signal, 1)
+	signal.Notify(arrived, signals...)
+	go func() {
+		select {
+		case got := <-arrived:
+			cancel(signalError{got.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(arrived)
+		cancel(nil)
 	}
 }
 

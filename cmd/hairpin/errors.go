@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"syscall"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"hairpin/loader"
 	"hairpin/maps"
@@ -22,6 +24,7 @@ const (
 	exitNotFound    = 3 // or diff not empty
 	exitNotAttached = 4 // or attached by a hairpin of another schema
 	exitLocked      = 5
+	exitSignal      = 128 // and the number of the signal that ended it, as shells have it
 )
 
 var (
@@ -51,6 +54,11 @@ func (e notFoundError) Error() string {
 	return text
 }
 
+// signalError says which signal ended a command before it was done.
+type signalError struct{ syscall.Signal }
+
+func (e signalError) Error() string { return "ended by signal " + unix.SignalName(e.Signal) }
+
 // invalid marks an error of the configuration.
 func invalid(err error) error {
 	if err == nil {
@@ -65,10 +73,13 @@ func exitCode(err error) int {
 		wrong    invalidError
 		problem  *maps.Problem
 		notFound notFoundError
+		ended    signalError
 	)
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &ended):
+		return exitSignal + int(ended.Signal)
 	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema):
 		return exitNotAttached
 	case errors.Is(err, loader.ErrLocked), errors.Is(err, errDaemonRuns):

@@ -12,11 +12,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"hairpin/loader"
 )
@@ -57,12 +61,21 @@ const sparseGC = 400
 
 func main() {
 	debug.SetGCPercent(sparseGC)
-	os.Exit(run(context.Background(), env{
+	code := run(context.Background(), env{
 		stdin:  os.Stdin,
 		stdout: os.Stdout,
 		stderr: os.Stderr,
 		getenv: os.Getenv,
-	}, os.Args[1:]))
+	}, os.Args[1:])
+	if code > exitSignal {
+		// As if nobody had caught it: a service manager takes that for the end that it asked for.
+		// Sent to this thread, the signal is there before the call returns.
+		ended := syscall.Signal(code - exitSignal)
+		signal.Reset(ended)
+		runtime.LockOSThread()
+		_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), ended)
+	}
+	os.Exit(code)
 }
 
 // run executes one command and returns its exit code.
@@ -96,7 +109,8 @@ daemon up or down. Data goes to stdout, talk to stderr.
 
 Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 2 kernel refused or no permission, 3 not found or diff not empty,
-4 not attached or other schema, 5 lock not obtained.`,
+4 not attached or other schema, 5 lock not obtained. A signal ends a command as
+usual (128 and its number for a shell).`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              rootArgs,
