@@ -53,6 +53,11 @@ what runs, with the forwards that were changed at run time.`,
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, unix.SIGHUP)
 			defer signal.Stop(hangup)
+			// A log whose reader has gone ends no daemon. Caught, the signal becomes an error of the write.
+			// It is not ignored: the commands of dns.reload would inherit that.
+			broken := make(chan os.Signal, 1)
+			signal.Notify(broken, unix.SIGPIPE)
+			defer signal.Stop(broken)
 			ctx, stop := untilSignal(command.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
 			err := a.serve(ctx, hangup)
