@@ -37,6 +37,8 @@ var (
 	ErrKernel = errors.New("kernel is too old")
 	// ErrNoInterface says that there is no such interface now; it may appear later.
 	ErrNoInterface = errors.New("no such interface")
+	// ErrPrivateMount says that pins would be lost with the calling process.
+	ErrPrivateMount = errors.New("the pins would be lost")
 	// ErrLinkType says that an interface carries what the programs do not parse.
 	ErrLinkType = errors.New("unsupported link type")
 )

@@ -76,6 +76,9 @@ func (a *app) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := loader.CheckMount(a.dir); err != nil {
+		return err
+	}
 	s, err := a.load(ctx, cfg.MaxConnections)
 	if err != nil {
 		return err

@@ -126,6 +126,12 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	if err != nil {
 		return err
 	}
+	// Its mounts live as long as it does, in a container perhaps that runs nothing else.
+	if err := loader.CheckMount(a.dir); errors.Is(err, loader.ErrPrivateMount) {
+		log.Warn("the datapath ends with the daemon", "error", err)
+	} else if err != nil {
+		return err
+	}
 	s, err := a.load(ctx, cfg.MaxConnections)
 	if err != nil {
 		return err

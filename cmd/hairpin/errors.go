@@ -112,7 +112,12 @@ func (a *app) report(err error) {
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
-		fmt.Fprintln(a.stderr, `hairpin: "hairpin run", the daemon, or "hairpin attach" loads it`)
+		hint := `"hairpin run", the daemon, or "hairpin attach" loads it`
+		if private := loader.CheckMount(a.dir); errors.Is(private, loader.ErrPrivateMount) {
+			_, why, _ := strings.Cut(private.Error(), ": ")
+			hint = "it may run unseen from here: " + why
+		}
+		fmt.Fprintln(a.stderr, "hairpin: "+printable(hint))
 	}
 	var verifier *ebpf.VerifierError
 	switch {
