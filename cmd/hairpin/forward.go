@@ -59,9 +59,10 @@ func (a *app) forwardAddCommand() *cobra.Command {
 		Long: `Add a forward to what runs; "hairpin save" keeps it over a restart.
 
 Without ADDR or IF it listens on every address of every WAN interface that is of
-the target's family: a forward is all IPv4 or all IPv6. IPv6 with a port is
-written [2001:db8::1]:443. PORT "any" forwards every port to the same port of
-the target.
+the target's family: a forward is all IPv4 or all IPv6. PORT "any" forwards every
+port to the same port of the target.
+
+` + maps.IPv6Rule + `
 
 PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
 or several with commas. Ports of sctp cannot change on the way. icmp (ping) and
@@ -264,7 +265,7 @@ func newForwardRow(cfg maps.Config, f maps.Forward) forwardRow {
 		row.From = append(row.From, prefix.String())
 	}
 	if f.Ports.Every() {
-		row.Port = "any"
+		row.Port, row.Target = "any", f.Target.String()
 	}
 	if f.Intercept {
 		row.External, row.Intercept, row.LAN = anyAddress, true, cfg.ListensAt(f)

@@ -306,6 +306,8 @@ func TestProblems(t *testing.T) {
 		{"port list", forward(strings.Replace(good, `"80"`, `[80, 81]`, 1)), []string{`x.toml:6:8: forward "a": port: it is a list where a port was expected`}},
 		{"backward range", forward(strings.Replace(good, `"80"`, `"90-80"`, 1)), []string{`x.toml:6:8: forward "a": port: "90-80" runs backwards; write 80-90`}},
 		{"target", forward(strings.Replace(good, `"10.0.0.1"`, `"010.0.0.1:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "010.0.0.1" is not an address; an address looks like 192.168.1.20, without leading zeros`}},
+		{"target that may have a port", forward(strings.Replace(good, `"10.0.0.1"`, `"fd00::20:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "fd00::20:80" is fd00::20 with port 80, or an address that ends so; write [fd00::20]:80 or [fd00::20:80]`}},
+		{"external that may have a port", forward(strings.Replace(good, `"10.0.0.1"`, `"fd00::20"`, 1) + "external = \"2001:db8::1:443\""), []string{`x.toml:8:12: forward "a": external: "2001:db8::1:443" is 2001:db8::1 with port 443, or an address that ends so; write 2001:db8::1 and give the port apart, or write [2001:db8::1:443]`}},
 		{"two families", forward(strings.Replace(good, `"10.0.0.1"`, `"[2001:db8::1]:80"`, 1) + "\nexternal = \"203.0.113.1\""), []string{`x.toml:7:6: forward "a": to: 2001:db8::1 is an IPv6 address, but the external address 203.0.113.1 is IPv4`}},
 		{"clients of the other family", forward(good + "\nfrom = [\"10.0.0.0/8\", \"2001:db8::/32\"]"), []string{`x.toml:9:8: forward "a": from: 2001:db8::/32 is an IPv6 network, but the target 10.0.0.1 is IPv4`}},
 		{"link-local target", forward(strings.Replace(good, `"10.0.0.1"`, `"fe80::1"`, 1)), []string{`x.toml:7:6: forward "a": to: fe80::1 is a link-local address`}},
