@@ -20,6 +20,7 @@ import (
 )
 
 const (
+	stdinPath    = "-"
 	stdinName    = "<stdin>"
 	maxStdinSize = 16 << 20
 )
@@ -41,7 +42,7 @@ func (a *app) checkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.say("%s: valid, %s", path, forwardsText(cfg))
+			a.say("%s: valid, %s", configName(path), forwardsText(cfg))
 			return nil
 		},
 	}
@@ -135,9 +136,17 @@ func (a *app) configPath(args []string) string {
 	return a.configFile
 }
 
-// readConfig reads and checks a configuration; "-" is stdin.
+// configName is how messages call a configuration.
+func configName(path string) string {
+	if path == stdinPath {
+		return stdinName
+	}
+	return path
+}
+
+// readConfig reads and checks a configuration; stdinPath is stdin.
 func (a *app) readConfig(path string) (maps.Config, error) {
-	if path != "-" {
+	if path != stdinPath {
 		cfg, err := config.Load(path)
 		return cfg, invalid(err)
 	}
@@ -366,6 +375,10 @@ func (a *app) savePath() string {
 }
 
 func (a *app) save(command *cobra.Command) error {
+	if a.configFile == stdinPath {
+		a.started = false // a usage error
+		return errors.New("save writes beside the configuration file, and -c - is standard input; name the file")
+	}
 	s, err := a.openLocked(command.Context())
 	if err != nil {
 		return err

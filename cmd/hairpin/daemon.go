@@ -209,7 +209,12 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 			defer cancel()
 			return loader.Lock(ctx, a.dir)
 		},
-		read:   func() (maps.Config, error) { return a.readConfig(a.configFile) },
+		read: func() (maps.Config, error) {
+			if a.configFile == stdinPath {
+				return maps.Config{}, errors.New("the configuration came from standard input, which is at its end; start the daemon again, or name a file")
+			}
+			return a.readConfig(a.configFile)
+		},
 		resize: s.resizeNotice,
 		notify: func(state string) {
 			if err := notifyManager(a.getenv("NOTIFY_SOCKET"), state); err != nil {

@@ -123,6 +123,9 @@ usual (128 and its number for a shell).`,
 				// Most likely a variable that is not set: the default is not what was meant.
 				return errors.New("--bpffs is empty; leave it out for " + loader.DefaultDir)
 			}
+			if a.configFile == "" {
+				return errors.New("-c is empty; leave it out for " + defaultConfigFile)
+			}
 			a.dir = filepath.Clean(a.dir) // as package loader does: both name the same files
 			if a.lockWait < 0 {
 				return fmt.Errorf("--wait %s is negative; 0s is not to wait at all", a.lockWait)
@@ -144,7 +147,7 @@ usual (128 and its number for a shell).`,
 
 	flags := root.PersistentFlags()
 	flags.SortFlags = false
-	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`")
+	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`; - is standard input")
 	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` of the pinned maps and programs")
 	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another writer")
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
