@@ -14,7 +14,7 @@ import (
 // The commands that status gives for interfaces without forwarding do what they say, whatever the name.
 func TestForwardingHintForAnyName(t *testing.T) {
 	n := lab.NewNetwork(t)
-	names := []string{"lan0.10", "a.b.c", "l'n;$x"}
+	names := []string{"lan0.10", "a.b.c", "l'n;$x", "wän0"}
 	var lan strings.Builder
 	for i, name := range names {
 		lab.Cable(n.Router, name, n.Router, fmt.Sprintf("peer%d", i))

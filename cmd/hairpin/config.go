@@ -354,7 +354,7 @@ func (a *app) printChange(running, file maps.Config, change maps.Change) {
 
 func (a *app) printForwardLine(sign string, cfg maps.Config, name string) {
 	if f, ok := findForward(cfg, name); ok {
-		fmt.Fprintf(a.out, "%s %s %s\n", sign, f.Kind(), f)
+		fmt.Fprintln(a.out, printable(fmt.Sprintf("%s %s %s", sign, f.Kind(), f)))
 	}
 }
 
