@@ -17,6 +17,7 @@ type Problem struct {
 	Forward string // name of the forward, "" if it is not about one
 	Kind    string // what the forward is called, "" for "forward"
 	Field   string // key of the configuration file, such as "to" or "timeouts.udp"
+	Item    int    // place in the list that Field is, from 1; 0 if it is not about one item
 	Message string // what is wrong
 	Hint    string // what to do, "" if the message says it
 }
@@ -35,6 +36,20 @@ func (p *Problem) Error() string {
 		text.WriteString("; " + p.Hint)
 	}
 	return text.String()
+}
+
+// itemError is about one item of a list, counted from 1.
+type itemError struct {
+	item int
+	error
+}
+
+// ofItem says that err is about an item of a list, counted from 0; nil stays nil.
+func ofItem(index int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return itemError{index + 1, err}
 }
 
 // Problems lists every Problem that err holds, in order.

@@ -25,6 +25,7 @@ type reader struct {
 	files    map[maps.DNSFormat]*maps.DNSFile
 	problems []*Problem
 	places   map[place]position // of what was read
+	lists    map[place][]*value // the items of what was read as a list
 	broken   map[place]bool     // fields that have a problem already
 }
 
@@ -42,7 +43,7 @@ type position struct {
 func parse(sources []source) (maps.Config, error) {
 	r := &reader{
 		config: maps.DefaultConfig(), files: map[maps.DNSFormat]*maps.DNSFile{},
-		places: map[place]position{}, broken: map[place]bool{},
+		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{},
 	}
 	for _, s := range sources {
 		doc, offset, err := newDocument(s)
@@ -88,10 +89,35 @@ func (r *reader) table(doc *document, t *table, index int, prefix string, known 
 		}
 		at := position{doc, e.value.offset}
 		r.places[about] = at
-		if err := read(at, e.value); err != nil {
+		if e.value.kind == unstable.Array {
+			r.lists[about] = e.value.items
+		}
+		for _, err := range apart(read(at, e.value)) {
+			at := at
+			var item itemError
+			if errors.As(err, &item) {
+				at.offset = item.offset
+			}
 			r.report(at, about, err)
 		}
 	}
+}
+
+// itemError is what is wrong with one item of a list.
+type itemError struct {
+	offset int
+	error
+}
+
+// apart lists the errors that err joins.
+func apart(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 func unknownKey(key, prefix string, known fields) error {
@@ -366,6 +392,9 @@ func (r *reader) validate() {
 		if !ok {
 			at = r.places[place{p.Index, ""}]
 		}
+		if items := r.lists[about]; p.Item > 0 && p.Item <= len(items) {
+			at.offset = items[p.Item-1].offset
+		}
 		found := &Problem{File: at.doc.name, Problem: *p}
 		found.Line, found.Column = at.doc.position(at.offset)
 		r.problems = append(r.problems, found)
@@ -407,7 +436,8 @@ func intoString(into *string) func(position, *value) error {
 	}
 }
 
-// list calls each for the strings of a list; one alone is a list too.
+// list calls each for the strings of a list; one alone is a list too. It returns
+// an itemError for each that is refused.
 func list(v *value, each func(string) error) error {
 	items := v.items
 	if v.kind != unstable.Array {
@@ -415,13 +445,17 @@ func list(v *value, each func(string) error) error {
 	}
 	var errs []error
 	for _, item := range items {
-		if item.kind != unstable.String {
-			errs = append(errs, typeError(item, "a string"))
-			continue
+		var err error
+		if item.kind == unstable.String {
+			err = each(item.text)
+		} else {
+			err = typeError(item, "a string")
 		}
-		errs = append(errs, each(item.text))
+		if err != nil {
+			errs = append(errs, itemError{item.offset, err})
+		}
 	}
-	return joinWords(errs)
+	return errors.Join(errs...)
 }
 
 func intoStrings(into *[]string) func(position, *value) error {
