@@ -237,7 +237,9 @@ func TestParseSelector(t *testing.T) {
 		"prot tcp":            `did you mean "proto"?`,
 		"port":                `nothing after "port"`,
 		"port 0":              `"0" is not a port`,
-		"path lan":            `"lan" is not a path; did you mean "wan"?`,
+		"port 6010-6000":      "runs backwards; write 6000-6010",
+		"port 6000-":          `"" is not a port`,
+		"path lan":            `"lan" is not a path; a connection came by wan, from the Internet, by hairpin, from a LAN to the external address, or by local, from the router itself`,
 		"proto tcp proto udp": `"proto" is there twice`,
 		"src 10.0.0.1/8":      "write 10.0.0.0/8",
 		"path x port y src z": "\"z\" is not an address",
@@ -245,6 +247,23 @@ func TestParseSelector(t *testing.T) {
 	} {
 		if _, err := ParseSelector(strings.Fields(line)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v lacks %s", line, err, want)
+		}
+	}
+}
+
+// A port, or one of a range, may be that of the external address or of the target.
+func TestSelectPorts(t *testing.T) {
+	c := Connection{External: netip.MustParseAddrPort("203.0.113.1:6005"), Target: netip.MustParseAddrPort("192.168.1.20:7005")}
+	for ports, want := range map[string]bool{
+		"6005": true, "7005": true, "6004": false, "6000-6010": true, "7000-7005": true, "6005-6006": true,
+		"6006-7004": false, "1-6004": false, "7006-65535": false, "1-65535": true,
+	} {
+		s, err := ParseSelector([]string{"port", ports})
+		if err != nil || s.String() != "port "+ports {
+			t.Errorf("port %s reads as %s, %v", ports, s, err)
+		}
+		if got := s.matches(&c); got != want {
+			t.Errorf("port %s: %v, want %v", ports, got, want)
 		}
 	}
 }

@@ -68,11 +68,7 @@ func (v *validator) lan(f *Forward) error {
 		case slices.Contains(f.LAN[:i], name):
 			return ofItem(i, fmt.Errorf("%s is there twice", Quote(name)))
 		case !slices.Contains(v.LAN, name):
-			hint := "no LAN interface is configured"
-			if len(v.LAN) > 0 {
-				hint = Suggest(name, v.LAN...)
-			}
-			return ofItem(i, fmt.Errorf("%s is not a LAN interface; %s", Quote(name), hint))
+			return ofItem(i, v.notLAN(name))
 		}
 	}
 	return nil

@@ -304,11 +304,25 @@ func (v *validator) external(e External) error {
 }
 
 func (v *validator) notWAN(name string) error {
+	if slices.Contains(v.LAN, name) {
+		return fmt.Errorf("%s is a LAN interface where one of interfaces.wan was expected", Quote(name))
+	}
 	hint := "no WAN interface is configured"
 	if len(v.WAN) > 0 {
 		hint = Suggest(name, v.WAN...)
 	}
 	return fmt.Errorf("%s is not a WAN interface; %s", Quote(name), hint)
+}
+
+func (v *validator) notLAN(name string) error {
+	if slices.Contains(v.WAN, name) {
+		return fmt.Errorf("%s is a WAN interface where one of interfaces.lan was expected", Quote(name))
+	}
+	hint := "no LAN interface is configured"
+	if len(v.LAN) > 0 {
+		hint = Suggest(name, v.LAN...)
+	}
+	return fmt.Errorf("%s is not a LAN interface; %s", Quote(name), hint)
 }
 
 func (v *validator) target(f *Forward) error {

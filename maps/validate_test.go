@@ -38,7 +38,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"target ports past the end", []string{"a tcp 1-100 to 10.0.0.1:65500"}, nil, "100 ports from 65500 on end at 65599, but 65535 is the last there is"},
 		{"same name", []string{"a tcp 80 to 10.0.0.1", "a tcp 81 to 10.0.0.1"}, nil, `forward "a": name: the name is taken by another forward`},
 		{"unknown interface", []string{"a tcp wan9:80 to 10.0.0.1"}, nil, `external: "wan9" is not a WAN interface; did you mean "wan0"?`},
-		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `"lan0" is not a WAN interface`},
+		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `external: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"no WAN interface", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.WAN = nil }, "none is configured"},
 		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = nil }, "protocol: there is none"},
 		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{41} }, `"protocol-41" is not a supported protocol`},
@@ -73,7 +73,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"refused side twice", nil, func(c *Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
 		{"no ICMP at all", nil, func(c *Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
 		{"too much ICMP", nil, func(c *Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
-		{"clamp on no WAN interface", nil, func(c *Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is not a WAN interface; did you mean "wan0"?`},
+		{"clamp on no WAN interface", nil, func(c *Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"reflection", nil, func(c *Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
 		{"listen", nil, func(c *Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 

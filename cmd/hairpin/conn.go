@@ -17,7 +17,7 @@ import (
 
 // selectorHelp ends the help of every conn command.
 var selectorHelp = "SELECTOR := " + maps.SelectorSyntax + "\nP := " +
-	strings.Join(connectionProtocols(), "|") + "\nSeveral must all match."
+	strings.Join(connectionProtocols(), "|") + "\nport is that of the external address or of the target. Several must all match."
 
 // connectionProtocols are those of forwards without "any", which no connection is.
 func connectionProtocols() []string {
