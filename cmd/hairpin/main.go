@@ -99,6 +99,7 @@ func newApp(env env) *app {
 }
 
 func (a *app) rootCommand() *cobra.Command {
+	var version bool
 	root := &cobra.Command{
 		Use:   "hairpin",
 		Short: "Port forwards and NAT reflection for Linux routers, in eBPF",
@@ -134,15 +135,20 @@ usual (128 and its number for a shell).`,
 			return nil
 		},
 		RunE: func(command *cobra.Command, _ []string) error {
+			if version {
+				return a.printVersion()
+			}
 			a.started = false
 			return errNoCommand
 		},
 	}
+	root.Flags().BoolVar(&version, "version", false, "show the version of this binary")
 	root.SetIn(a.stdin)
 	root.SetOut(a.out)
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.SetUsageFunc(printUsage)
+	root.SetHelpCommand(a.helpCommand())
 	cobra.EnableCommandSorting = false
 
 	flags := root.PersistentFlags()
