@@ -38,7 +38,7 @@ func compare(from, to Config) Change {
 		switch {
 		case !there:
 			change.Added = append(change.Added, f.Name)
-		case sameBehaviour(from, from.Forwards[i], to, f) && slices.Equal(from.Forwards[i].Hosts, f.Hosts):
+		case same(from, from.Forwards[i], to, f):
 			change.Unchanged++
 		default:
 			change.Changed = append(change.Changed, f.Name)
@@ -125,6 +125,15 @@ func (c Config) mssClamp() string {
 }
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
+
+// Same reports whether two forwards of a configuration are one written twice.
+// Where it was written is not part of what a forward is.
+func (c Config) Same(f, g Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
+
+// same compares forwards of one name.
+func same(fc Config, f Forward, gc Config, g Forward) bool {
+	return sameBehaviour(fc, f, gc, g) && slices.Equal(f.Hosts, g.Hosts)
+}
 
 // sameBehaviour reports whether the datapath does the same for both forwards.
 func sameBehaviour(fc Config, f Forward, gc Config, g Forward) bool {

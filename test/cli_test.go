@@ -116,6 +116,40 @@ func withoutOrder(text string) string {
 	return strings.Join(words, ",")
 }
 
+// To add a forward that runs already is no error and no change, however it is written; to add another one by
+// its name is one.
+func TestAddAForwardAgain(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, config("tc", forwards))
+	hp.Run("attach")
+	hp.Run("forward", "add", "late", "tcp,udp", "8443", "to", lab.Server+":8443", "from", "10.0.0.0/8,192.0.2.1", "host", "a.example,b.example")
+	before, generation := hp.Run("forward", "show"), liveGeneration(t, hp)
+	for _, line := range []string{
+		"late tcp,udp 8443 to 192.168.1.20:8443 from 10.0.0.0/8,192.0.2.1 host a.example,b.example",
+		"late udp,tcp 8443-8443 to 192.168.1.20 from 192.0.2.1/32,10.0.0.0/8 host A.example.,b.example reflect auto",
+		"web tcp 80 to 192.168.1.20:8080", // of a file
+	} {
+		r, err := hp.Try(append([]string{"-j", "forward", "add"}, strings.Fields(line)...)...)
+		if err != nil || r.Code != 0 || !strings.Contains(r.Stderr, "nothing to do") || strings.TrimSpace(r.Stdout) != `{"schema":1,"add":{"forwards":[]}}` {
+			t.Errorf("%s: %+v, %v", line, r, err)
+		}
+	}
+	for _, line := range []string{
+		"late tcp 8443 to 192.168.1.20:8443 from 10.0.0.0/8,192.0.2.1 host a.example,b.example",
+		"late tcp,udp 8443 to 192.168.1.20:8444 from 10.0.0.0/8,192.0.2.1 host a.example,b.example",
+		"late tcp,udp 8443 to 192.168.1.20 from 10.0.0.0/8 host a.example,b.example",
+		"late tcp,udp 8443 to 192.168.1.20 from 10.0.0.0/8,192.0.2.1 host a.example",
+		"late tcp,udp 8443 to 192.168.1.20 from 10.0.0.0/8,192.0.2.1 host a.example,b.example reflect router",
+	} {
+		if said := hp.Fail(1, append([]string{"forward", "add"}, strings.Fields(line)...)...); !strings.Contains(said, `"late" exists already`) {
+			t.Errorf("%s: %s", line, said)
+		}
+	}
+	if after := hp.Run("forward", "show"); after != before || liveGeneration(t, hp) != generation {
+		t.Errorf("forwards changed:\n%s\nwere:\n%s", after, before)
+	}
+}
+
 // Forwards of every protocol get into the kernel, into a file, and back from there.
 func TestEveryProtocolOnTheCommandLine(t *testing.T) {
 	n := lab.NewNetwork(t)

@@ -119,6 +119,10 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	if err != nil {
 		return fmt.Errorf("read what runs: %w", err)
 	}
+	if taken && running.Same(old, forward) {
+		a.say("nothing to do: %s (from %s) exists already", forward, old.Source)
+		return a.printForwardRows("add", running, nil)
+	}
 	if taken {
 		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",
 			old.Kind(), old.Name, old, old.Source))
