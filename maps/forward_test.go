@@ -270,9 +270,13 @@ func TestSelectPorts(t *testing.T) {
 
 func TestSuggest(t *testing.T) {
 	for word, want := range map[string]string{
-		"prot":  `did you mean "proto"?`,
-		"form":  `did you mean "from"?`,
-		"zebra": "possible are from and proto",
+		"prot":                     `did you mean "proto"?`,
+		"form":                     `did you mean "from"?`, // two neighbours swapped
+		"porto":                    `did you mean "proto"?`,
+		"FROM":                     `did you mean "from"?`,
+		"zebra":                    "possible are from and proto",
+		"":                         "possible are from and proto",
+		strings.Repeat("x", 1<<20): "possible are from and proto",
 	} {
 		if got := Suggest(word, "from", "proto"); got != want {
 			t.Errorf("%s: %s", word, got)
