@@ -98,7 +98,9 @@ func flagError(_ *cobra.Command, err error) error {
 	return err
 }
 
-// printUsage is the part of a help text behind the description.
+// printUsage is the part of a help text behind the description. It is no template of
+// cobra's: with text/template the linker keeps every exported method that there is,
+// and the binary is a sixth larger (16.6 MB for 14.2).
 func printUsage(command *cobra.Command) error {
 	out := command.OutOrStdout()
 	if command.HasParent() {
@@ -122,6 +124,8 @@ func printUsage(command *cobra.Command) error {
 	return nil
 }
 
+// printFlags does as FlagSet.FlagUsages, which would add "[=true|false]" to each
+// switch and leave out defaults that are zero.
 func printFlags(out io.Writer, title string, flags *pflag.FlagSet) {
 	if !flags.HasAvailableFlags() {
 		return
