@@ -3,6 +3,7 @@
 package test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -37,6 +38,57 @@ func TestDaemonOutlivesItsLog(t *testing.T) {
 	}
 	forwardNamed(t, hp, "late")
 	hp.Stop()
+}
+
+// What ends the daemon is told by its exit code also when nobody reads the log: a service manager starts it again.
+func TestDaemonFailsWithoutItsLog(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, config("tc", forwards))
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	path := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), writer.Fd())
+	daemon := n.Router.Start("sh", "-c", `exec "$@" >"$0" 2>&1`, path, lab.Binary(t), "-c", hp.File, "--bpffs", hp.Dir, "run")
+	lab.Eventually(t, lab.Patience, func() error {
+		r, err := hp.Try("status")
+		if err == nil && (r.Code != 0 || !strings.Contains(r.Stdout, "daemon:      running")) {
+			err = fmt.Errorf("status: %+v", r)
+		}
+		return err
+	})
+	reader.Close()
+	if err := unix.Unmount(hp.Dir, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	if code := daemon.Wait(); code != 4 {
+		t.Errorf("exit code %d, want 4", code)
+	}
+}
+
+// The configuration that a daemon has from standard input cannot be read again: a reload says so and changes nothing.
+func TestReloadOfStandardInput(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, "")
+	daemon := n.Router.StartWith(nil, config("tc", forwards), lab.Binary(t), "-c", "-", "--bpffs", hp.Dir, "run")
+	logged := func(text string) {
+		t.Helper()
+		lab.Eventually(t, lab.Patience, func() error {
+			if log := daemon.Stderr.String(); !strings.Contains(log, text) {
+				return fmt.Errorf("no %q in the log:\n%s", text, log)
+			}
+			return nil
+		})
+	}
+	logged("msg=addresses interface=lo")
+	daemon.Signal(unix.SIGHUP)
+	logged("the configuration came from standard input, which is at its end")
+	forwardNamed(t, hp, "web")
+	daemon.Signal(unix.SIGTERM)
+	if code := daemon.Wait(); code != 0 {
+		t.Errorf("exit code %d", code)
+	}
 }
 
 // A command whose output nobody reads any more ends without a word, as others do.

@@ -54,10 +54,9 @@ what runs, with the forwards that were changed at run time.`,
 			signal.Notify(hangup, unix.SIGHUP)
 			defer signal.Stop(hangup)
 			// A log whose reader has gone ends no daemon. Caught, the signal becomes an error of the write.
-			// It is not ignored: the commands of dns.reload would inherit that.
-			broken := make(chan os.Signal, 1)
-			signal.Notify(broken, unix.SIGPIPE)
-			defer signal.Stop(broken)
+			// It is not ignored: the commands of dns.reload would inherit that. It is caught to the very end:
+			// a service manager takes an end by SIGPIPE for one that was wanted, whatever failed before.
+			signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 			ctx, stop := untilSignal(command.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
 			err := a.serve(ctx, hangup)
