@@ -412,3 +412,24 @@ func TestExternalAddressInfoOfBothFamilies(t *testing.T) {
 		`hairpin_external_address_info{address="2001:db8::1",interface="wan0"} 1`,
 		`hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1`)
 }
+
+func TestHasIPv6(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	for _, step := range []struct {
+		forwards []string
+		want     bool
+	}{{nil, false}, {[]string{"a tcp 80 to 10.0.0.1"}, false}, {[]string{"a tcp 80 to 10.0.0.1", "b tcp 80 to fd00::1"}, true}, {[]string{"a tcp 80 to 10.0.0.1"}, false}} {
+		if step.forwards != nil {
+			mustApply(t, tables, configWith(t, step.forwards...))
+		}
+		if got, err := tables.HasIPv6(); err != nil || got != step.want {
+			t.Errorf("%q: %v, %v, want %v", step.forwards, got, err, step.want)
+		}
+	}
+	if added, err := tables.Add(mustForward(t, "b tcp 80 to fd00::1")); err != nil || !added {
+		t.Fatalf("added %v, %v", added, err)
+	}
+	if got, err := tables.HasIPv6(); err != nil || !got {
+		t.Errorf("after one was added: %v, %v", got, err)
+	}
+}

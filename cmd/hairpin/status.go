@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -112,9 +113,9 @@ func (a *app) status() (status, error) {
 // forwardSurvey is what status tells of the forwards that run: there may be too many to hold.
 type forwardSurvey struct {
 	count    int
-	of6      []maps.Forward // one of IPv6, if there is any
-	deaf     []string       // warnings
-	problems []string       // of their targets on this machine
+	of6      bool     // one of them is of IPv6
+	deaf     []string // warnings
+	problems []string // of their targets on this machine
 }
 
 // surveyForwards looks at each forward that runs; cfg is without them.
@@ -127,11 +128,14 @@ func (s *session) surveyForwards(cfg maps.Config, seen sight) (forwardSurvey, er
 	}
 	here, alone := machine(cfg, seen.links), cfg
 	alone.StandIns, alone.Forwards = nil, make([]maps.Forward, 1)
-	err := s.tables.EachForward(func(f *maps.Forward) bool {
+	v6, err := s.tables.HasIPv6()
+	if err != nil {
+		return found, fmt.Errorf("read what runs: %w", err)
+	}
+	found.of6 = v6
+	err = s.tables.EachForward(func(f *maps.Forward) bool {
 		alone.Forwards[0] = *f
-		if found.count++; f.Target.Is6() && found.of6 == nil {
-			found.of6 = []maps.Forward{{Target: f.Target}}
-		}
+		found.count++
 		found.deaf = append(found.deaf, deaf(alone, seen.ports)...)
 		check(alone, here)
 		return true
@@ -188,7 +192,9 @@ func (s *session) warnings(cfg maps.Config, st status, ports []port, running for
 			warn("%s: no address, so its forwards listen on none", p.name)
 		}
 	}
-	cfg.Forwards = running.of6
+	if running.of6 {
+		cfg.Forwards = []maps.Forward{{Target: netip.IPv6Unspecified()}} // whatever it is
+	}
 	list = append(list, notForwarding(cfg, ports, forwards)...)
 	list = append(list, running.deaf...)
 	if !st.Daemon && len(ports) > 0 {
