@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -36,6 +37,8 @@ var (
 	ErrKernel = errors.New("kernel is too old")
 	// ErrNoInterface says that there is no such interface now; it may appear later.
 	ErrNoInterface = errors.New("no such interface")
+	// ErrPrivateMount says that pins would be lost with the calling process.
+	ErrPrivateMount = errors.New("the pins would be lost")
 	// ErrLinkType says that an interface carries what the programs do not parse.
 	ErrLinkType = errors.New("unsupported link type")
 )
@@ -51,11 +54,13 @@ type Options struct {
 	NoTCX bool
 }
 
+// dir is the path that every function of the package uses. It has no slash at its end: with one,
+// lstat(2) follows a symbolic link, and the parent of "DIR/" would be DIR.
 func (o Options) dir() string {
 	if o.Dir == "" {
 		return DefaultDir
 	}
-	return o.Dir
+	return filepath.Clean(o.Dir)
 }
 
 // Datapath is an open datapath. It holds file descriptors only: the datapath runs with or without

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
@@ -412,6 +413,48 @@ func TestMissingPrivilege(t *testing.T) {
 	}
 }
 
+// Somebody who may make a directory, but not mount on it, leaves nothing that would keep root from its name:
+// everybody may write to a bpffs that was mounted without a mode.
+func TestUnprivilegedLeavesNoDirectory(t *testing.T) {
+	dir := newDir(t)
+	parent := filepath.Dir(dir)
+	// Up to the directory of all temporary ones, which everybody may enter.
+	for _, path := range []string{parent, filepath.Dir(parent)} {
+		if err := os.Chmod(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount("none", parent, "bpf", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(parent, unix.MNT_DETACH) })
+	ctx := within(t, 10*time.Second)
+	err := aside(become(65534), func() error {
+		_, err := Lock(ctx, dir)
+		return err
+	})
+	wantError(t, err, ErrPermission, "CAP_SYS_ADMIN")
+	if exists(dir) {
+		t.Error("the directory stays")
+	}
+	release, err := Lock(ctx, dir)
+	if err != nil {
+		t.Fatal("root after that:", err)
+	}
+	mustLoad(t, Options{Dir: dir})
+	release()
+}
+
+// become changes the user of a thread, who loses every capability with it.
+func become(user uintptr) func() error {
+	return func() error {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, user, user, user); errno != 0 {
+			return fmt.Errorf("change user: %w", errno)
+		}
+		return nil
+	}
+}
+
 // A daemon may drop everything but these; the bpffs is mounted before.
 func TestFewPrivilegesAreEnough(t *testing.T) {
 	r := newRouter(t)
@@ -469,10 +512,15 @@ func serve(dir string, index int, ctx context.Context) error {
 
 // without runs f in a thread that lacks capabilities.
 func without(capabilities []int, f func() error) error {
+	return aside(func() error { return drop(capabilities) }, f)
+}
+
+// aside runs f in a thread of its own, after what is done to that thread for good.
+func aside(change, f func() error) error {
 	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // and never unlocked: the thread is of no more use
-		if err := drop(capabilities); err != nil {
+		if err := change(); err != nil {
 			done <- err
 			return
 		}

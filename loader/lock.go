@@ -8,26 +8,25 @@ import (
 	"fmt"
 	"os"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
-)
 
-// lockPoll is how often a lock that somebody holds is tried again: flock(2) cannot wait for a context.
-const lockPoll = 10 * time.Millisecond
+	"hairpin/loader/dirlock"
+)
 
 // Lock makes the caller the only writer of the datapath in dir, until release; the kernel releases it
 // should the process die. It mounts the bpffs if there is none, and release unmounts it again if
 // nothing was made in it.
 //
-// It returns an error wrapping ErrLocked if another writer holds the lock until ctx ends.
+// It returns an error wrapping ErrLocked if another writer holds the lock until the deadline of ctx,
+// and one wrapping context.Canceled if ctx is cancelled before.
 func Lock(ctx context.Context, dir string) (release func(), err error) {
 	dir = Options{Dir: dir}.dir()
 	for {
 		if err := mountDir(dir); err != nil {
 			return nil, explain(err)
 		}
-		file, err := flock(ctx, dir)
+		file, err := takeLock(ctx, dir)
 		if errors.Is(err, os.ErrNotExist) && ctx.Err() == nil {
 			continue
 		}
@@ -84,35 +83,19 @@ func isCurrent(file *os.File, dir string) (bool, error) {
 	return os.SameFile(held, named), nil
 }
 
-// flock opens a directory and takes its lock.
-func flock(ctx context.Context, dir string) (*os.File, error) {
-	file, err := os.OpenFile(dir, unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+// takeLock takes the lock of a directory, and says who has it if that takes too long.
+func takeLock(ctx context.Context, dir string) (*os.File, error) {
+	file, err := dirlock.Take(ctx, dir)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("%w: %s is locked%s: try again", ErrLocked, dir, holder(dir))
 	}
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = file.Close()
-			return nil, fmt.Errorf("lock %s: %w", dir, err)
-		}
-		select {
-		case <-ctx.Done():
-			err := fmt.Errorf("%w: %s is locked%s: try again", ErrLocked, dir, holder(file))
-			_ = file.Close()
-			return nil, err
-		case <-time.After(lockPoll):
-		}
-	}
+	return file, err
 }
 
-// holder says who has the lock of file, as far as /proc/locks tells.
-func holder(file *os.File) string {
+// holder says who has the lock of a directory, as far as /proc/locks tells.
+func holder(dir string) string {
 	var stat unix.Stat_t
-	if err := unix.Fstat(int(file.Fd()), &stat); err != nil {
+	if err := unix.Lstat(dir, &stat); err != nil {
 		return ""
 	}
 	table, err := os.ReadFile("/proc/locks")

@@ -8,12 +8,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"hairpin/loader/dirlock"
 )
 
 // mountSource tells a mount of ours: a bpffs has no place to write that down, and it must survive the
@@ -29,13 +31,12 @@ const mountWait = 10 * time.Second
 
 // mountPoint is what a path shows of the mount it lies on.
 type mountPoint struct {
-	root   bool // the path is where it is mounted
-	fstype string
-	source string
+	root bool // the path is where it is mounted
+	*mountinfo.Info
 }
 
 func (m mountPoint) ours() bool {
-	return m.root && m.fstype == "bpf" && m.source == mountSource
+	return m.root && m.FSType == "bpf" && m.Source == mountSource
 }
 
 // mountDir makes a bpffs of dir, for root alone, unless it is one.
@@ -44,6 +45,12 @@ func mountDir(dir string) error {
 		mounted, err := isMounted(dir)
 		if mounted || err != nil {
 			return err
+		}
+		// Before anything is made: everybody may write to a bpffs that was mounted without a mode, and a
+		// directory of somebody else's would keep root from using its name.
+		if !hasCapability(unix.CAP_SYS_ADMIN) {
+			return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN: run as root, or have it mounted before: mount -t bpf -o mode=0700 hairpin %s",
+				ErrPermission, dir, dir)
 		}
 		if err := makeDir(dir); err != nil {
 			return err
@@ -83,7 +90,7 @@ func mountOn(dir string) error {
 func lockBelow(dir string) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), mountWait)
 	defer cancel()
-	return flock(ctx, dir)
+	return takeLock(ctx, dir)
 }
 
 // isMounted reports whether dir is a bpffs that can be trusted. It is an error if something else is
@@ -112,8 +119,8 @@ func isMounted(dir string) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if at.root && at.fstype != "bpf" {
-		return false, fmt.Errorf("pin directory %s is a mount of type %s, not bpf: name another one", dir, at.fstype)
+	if at.root && at.FSType != "bpf" {
+		return false, fmt.Errorf("pin directory %s is a mount of type %s, not bpf: name another one", dir, at.FSType)
 	}
 	return at.root, nil
 }
@@ -164,10 +171,6 @@ func checkMountable(dir string) error {
 
 func mountBPF(dir string) error {
 	err := unix.Mount(mountSource, dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
-	if errors.Is(err, unix.EPERM) && !hasCapability(unix.CAP_SYS_ADMIN) {
-		return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN: run as root, or have it mounted before: mount -t bpf -o mode=0700 hairpin %s",
-			ErrPermission, dir, dir)
-	}
 	if err != nil {
 		return fmt.Errorf("mount bpffs on %s: %w", dir, err)
 	}
@@ -212,13 +215,8 @@ func removeDir(dir string) error {
 
 // removeUnlocked leaves a directory that somebody has the lock of: they want to mount on it.
 func removeUnlocked(dir string) error {
-	now, cancel := context.WithCancel(context.Background())
-	cancel()
-	below, err := flock(now, dir)
-	if errors.Is(err, ErrLocked) {
-		return nil
-	}
-	if err != nil {
+	below, err := dirlock.Try(dir)
+	if below == nil {
 		return ignoreGone(err)
 	}
 	defer below.Close()
@@ -283,34 +281,25 @@ func mountOf(path string) (mountPoint, error) {
 		if err != nil {
 			return mountPoint{}, &os.PathError{Op: "statx", Path: path, Err: err}
 		}
-		at, err := mountByID(stat.Mnt_id)
+		at, err := mountByID(int(stat.Mnt_id))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
-		at.root = stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
-		return at, err
+		return mountPoint{stat.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, at}, err
 	}
 	return mountPoint{}, fmt.Errorf("find the mount of %s: not in mountinfo", path)
 }
 
 // mountByID returns os.ErrNotExist if there is no such mount.
-func mountByID(id uint64) (mountPoint, error) {
-	table, err := os.ReadFile("/proc/thread-self/mountinfo")
+func mountByID(id int) (*mountinfo.Info, error) {
+	found, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.ID != id, m.ID == id })
 	if err != nil {
-		return mountPoint{}, fmt.Errorf("read mounts: %w", err)
+		return nil, fmt.Errorf("read mounts: %w", err)
 	}
-	prefix := strconv.FormatUint(id, 10) + " "
-	for line := range strings.Lines(string(table)) {
-		// proc_pid_mountinfo(5): ID ... - type source options
-		fields, rest, found := strings.Cut(line, " - ")
-		if !found || !strings.HasPrefix(fields, prefix) {
-			continue
-		}
-		if described := strings.Fields(rest); len(described) >= 2 {
-			return mountPoint{fstype: described[0], source: described[1]}, nil
-		}
+	if len(found) == 0 {
+		return nil, os.ErrNotExist
 	}
-	return mountPoint{}, os.ErrNotExist
+	return found[0], nil
 }
 
 // checkOwner refuses what others could have put there: a pin is a program that will run in the kernel.

@@ -36,6 +36,33 @@ func TestMountAndUnmount(t *testing.T) {
 	}
 }
 
+// A slash at the end, as completion of a shell writes it, changes nothing.
+func TestSlashAtTheEnd(t *testing.T) {
+	dir := newDir(t)
+	for _, path := range []string{dir + "/", dir + "//", dir + "/."} {
+		release, err := Lock(within(t, 10*time.Second), path)
+		if err != nil {
+			t.Fatal(path, err)
+		}
+		mustLoad(t, Options{Dir: path})
+		if err := Remove(path); err != nil {
+			t.Errorf("remove %s: %v", path, err)
+		}
+		release()
+		if exists(dir) {
+			t.Errorf("%s: the directory stays", path)
+		}
+	}
+	if err := os.Symlink(os.TempDir(), dir); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{dir + "/", dir + "/."} {
+		_, err := Load(Options{Dir: path})
+		wantError(t, err, nil, "symbolic link")
+		wantError(t, Remove(path), nil, "symbolic link")
+	}
+}
+
 // A directory that was there stays, without the mount.
 func TestDirectoryOfOthersStays(t *testing.T) {
 	dir := newDir(t)
@@ -179,6 +206,15 @@ func TestLockExcludes(t *testing.T) {
 	defer cancel()
 	_, err = Lock(short, dir)
 	wantError(t, err, ErrLocked, dir, "process "+strconv.Itoa(os.Getpid()))
+
+	// Who is told to stop waiting has not waited in vain.
+	stopped, stop := context.WithCancel(within(t, 10*time.Second))
+	stop()
+	_, err = Lock(stopped, dir)
+	wantError(t, err, context.Canceled, dir)
+	if errors.Is(err, ErrLocked) {
+		t.Errorf("cancelled: %v is ErrLocked", err)
+	}
 
 	next := make(chan error)
 	go func() {

@@ -99,6 +99,15 @@ func (c Config) mssClamp() string {
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
 
+// Same reports whether two forwards of a configuration are one written twice.
+// Where it was written is not part of what a forward is.
+func (c Config) Same(f, g Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
+
+// same compares forwards of one name.
+func same(fc Config, f Forward, gc Config, g Forward) bool {
+	return sameBehaviour(fc, f, gc, g) && slices.Equal(f.Hosts, g.Hosts)
+}
+
 // sameBehaviour reports whether the datapath does the same for both forwards.
 func sameBehaviour(fc Config, f Forward, gc Config, g Forward) bool {
 	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&

@@ -110,9 +110,9 @@ func checkCommand(command []string) error {
 	if len(command) == 0 || command[0] == "" {
 		return errors.New("it names no program; leave the key out to run none")
 	}
-	for _, word := range command {
+	for i, word := range command {
 		if strings.Contains(word, "\x00") {
-			return fmt.Errorf("%s has a NUL in it", Quote(word))
+			return ofItem(i, fmt.Errorf("%s has a NUL in it", Quote(word)))
 		}
 	}
 	if program := command[0]; strings.Contains(program, "/") && !filepath.IsAbs(program) {

@@ -77,8 +77,8 @@ func TestWrongForwardsOfIPv6(t *testing.T) {
 		"a tcp 443 to [fd00::1]443":                                  "is not an address",
 		"a tcp 443 to [fd00::1]:":                                    "ends where a port was expected",
 		"a tcp 443 to fd00:::1":                                      `"fd00:::1" is not an address`,
-		"a tcp 443 to 2001:db8:1:2:3:4:5:6:443":                      `"2001:db8:1:2:3:4:5:6:443" is not an address`,
-		"a tcp 2001:db8:1:2:3:4:5:6:443 to fd00::1":                  "takes a port in brackets",
+		"a tcp 443 to 2001:db8:1:2:3:4:5:6:443":                      "an IPv6 address with a port, which needs brackets; write [2001:db8:1:2:3:4:5:6]:443",
+		"a tcp 2001:db8:1:2:3:4:5:6:443 to fd00::1":                  "external: \"2001:db8:1:2:3:4:5:6:443\" is an IPv6 address with a port",
 		"a tcp 2001:db8::1 to fd00::1":                               "has no port; write [2001:db8::1]:443, or [2001:db8::1]:any",
 		"a tcp [2001:db8::1] to fd00::1":                             "has no port; write [2001:db8::1]:443",
 		"a sctp [2001:db8::1]:1 to [fd00::1]:2":                      "the ports of sctp cannot change",
@@ -411,4 +411,25 @@ func TestExternalAddressInfoOfBothFamilies(t *testing.T) {
 	wantSamples(t, samples(t, c, "hairpin_external_address"),
 		`hairpin_external_address_info{address="2001:db8::1",interface="wan0"} 1`,
 		`hairpin_external_address_info{address="203.0.113.1",interface="wan0"} 1`)
+}
+
+func TestHasIPv6(t *testing.T) {
+	tables := newTables(t, smallSpec(t))
+	for _, step := range []struct {
+		forwards []string
+		want     bool
+	}{{nil, false}, {[]string{"a tcp 80 to 10.0.0.1"}, false}, {[]string{"a tcp 80 to 10.0.0.1", "b tcp 80 to fd00::1"}, true}, {[]string{"a tcp 80 to 10.0.0.1"}, false}} {
+		if step.forwards != nil {
+			mustApply(t, tables, configWith(t, step.forwards...))
+		}
+		if got, err := tables.HasIPv6(); err != nil || got != step.want {
+			t.Errorf("%q: %v, %v, want %v", step.forwards, got, err, step.want)
+		}
+	}
+	if added, err := tables.Add(mustForward(t, "b tcp 80 to fd00::1")); err != nil || !added {
+		t.Fatalf("added %v, %v", added, err)
+	}
+	if got, err := tables.HasIPv6(); err != nil || !got {
+		t.Errorf("after one was added: %v, %v", got, err)
+	}
 }

@@ -21,8 +21,17 @@ type External struct {
 }
 
 // ParseExternal reads an address or the name of an interface; "" is every WAN
-// interface.
+// interface. IPv6Rule holds for the address.
 func ParseExternal(text string) (External, error) {
+	if addr, ports, doubtful := cutPort(text); doubtful {
+		return External{}, fmt.Errorf("%s is %s with port %s, or an address that ends so; write %s and give the port apart, or write [%s]",
+			Quote(text), addr, ports, addr, text)
+	}
+	return parseExternal(text)
+}
+
+// parseExternal also takes what External.String writes.
+func parseExternal(text string) (External, error) {
 	if text == "" {
 		return External{}, nil
 	}
@@ -47,12 +56,20 @@ func (e External) String() string {
 	return e.Interface
 }
 
+// Written is String for a configuration file: ParseExternal reads it.
+func (e External) Written() string {
+	if e.Address.IsValid() {
+		return unmistakable(e.Address)
+	}
+	return e.Interface
+}
+
 // MarshalText implements encoding.TextMarshaler.
 func (e External) MarshalText() ([]byte, error) { return []byte(e.String()), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (e *External) UnmarshalText(text []byte) error {
-	external, err := ParseExternal(string(text))
+	external, err := parseExternal(string(text))
 	if err == nil {
 		*e = external
 	}
@@ -199,7 +216,7 @@ func (f *Forward) portShift() uint16 { return f.TargetPorts().First - f.Ports.Fi
 // unless they are all of them.
 func (f Forward) TargetString() string {
 	if f.Ports.Every() {
-		return f.Target.String()
+		return unmistakable(f.Target)
 	}
 	return withPorts(f.Target, f.TargetPorts().String())
 }

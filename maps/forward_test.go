@@ -3,6 +3,8 @@
 package maps
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -79,6 +81,62 @@ func TestParseForwardTakesShortForms(t *testing.T) {
 	}
 }
 
+// A number behind an IPv6 address is neither cut off nor taken for a part of it silently.
+func TestIPv6WithoutBrackets(t *testing.T) {
+	const either = "%q is %s with port %s, or an address that ends so; write [%[2]s]:%[3]s or [%[1]s]"
+	const brackets = "%q is an IPv6 address with a port, which needs brackets; write [%s]:%s"
+	for _, test := range []struct{ text, addr, ports, want string }{
+		{"fd00:1::20:80", "fd00:1::20", "80", either},
+		{"fd00::1:2", "fd00::1", "2", either},
+		{"::3:4:5:6:7:8", "::3:4:5:6:7", "8", either},
+		{"fd00:1::20:8080", "fd00:1::20", "8080", either},
+		{"fd00:1::20:12345", "fd00:1::20", "12345", brackets},
+		{"fd00:1::20:6000-6010", "fd00:1::20", "6000-6010", brackets},
+		{"1:2:3:4:5:6:7:8:80", "1:2:3:4:5:6:7:8", "80", brackets},
+	} {
+		want := fmt.Sprintf(test.want, test.text, test.addr, test.ports)
+		for line, field := range map[string]string{"a tcp 80 to " + test.text: "to", "a any any to " + test.text: "to", "a tcp " + test.text + " to fd00::9": "external"} {
+			_, err := ParseForward(strings.Fields(line))
+			if want := `forward "a": ` + field + ": " + want; err == nil || err.Error() != want {
+				t.Errorf("%s:\ngot  %v\nwant %s", line, err, want)
+			}
+		}
+		if _, err := ParseExternal(test.text); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("write %s and give the port apart", test.addr)) {
+			t.Errorf("external %s: %v", test.text, err)
+		}
+	}
+	for _, text := range []string{
+		"fd00:1::20", "::1:0", "fd00::1:0", "fd00::1:ab", "fd00::1:8a", "fd00::1:0080", "fd00::", "2001:db8:0:1:0:0:0:80", "1:2:3:4:5:6:7:8",
+		"[fd00::1:80]", "[fd00::1]",
+	} {
+		want := netip.MustParseAddr(strings.Trim(text, "[]"))
+		if f, err := ParseForward([]string{"a", "tcp", "80", "to", text}); err != nil || f.Target != want || f.TargetPort != 0 {
+			t.Errorf("to %s: %s, %v", text, f, err)
+		}
+		if external, err := ParseExternal(text); err != nil || external.Address != want {
+			t.Errorf("external %s: %s, %v", text, external, err)
+		}
+	}
+}
+
+// What is written is read again, in a file and in the running document, whatever the last group looks like.
+func TestIPv6IsWrittenAsItIsRead(t *testing.T) {
+	addr := netip.MustParseAddr("fd00::1:80")
+	for _, line := range []string{"a any any to [fd00::1:80]", "a any [fd00::1:80]:any to fd00::9", "a tcp [fd00::1:80]:443 to [fd00::1:90]:443"} {
+		if got := mustForward(t, line).String(); got != line {
+			t.Errorf("%s is written as %s", line, got)
+		}
+	}
+	if got, err := ParseExternal(External{Address: addr}.Written()); err != nil || got.Address != addr {
+		t.Errorf("written: %s, %v", got, err)
+	}
+	var read place
+	text, err := addressPlace(addr).MarshalText()
+	if err = errors.Join(err, read.UnmarshalText(text)); err != nil || read.Address != addr {
+		t.Errorf("document: %s gives %+v, %v", text, read, err)
+	}
+}
+
 func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 	long := strings.Repeat("x", 1<<20)
 	for line, wants := range map[string][]string{
@@ -146,7 +204,7 @@ func FuzzParseForward(f *testing.F) {
 		"web tcp,udp wan0:6000-6010 to 192.168.1.20:7000 from 10.0.0.0/8 reflect router",
 		"web tcp 443 to 192.168.1.20:8443 reflect public", "web any any to 192.168.1.20 reflect prefix",
 		"x tcp [2001:db8::1]:443 to 10.0.0.1", "x tcp any to 1.2.3.4", "x tcp,udp [2001:db8::1]:6000-6010 to [fd00::20]:7000 from 2001:db8::/32,::1", "a b c to :", "a b : to ]:[",
-		"x tcp 1 to 10.0.0.1 host a.b,C.d. from ::/0",
+		"x tcp 1 to 10.0.0.1 host a.b,C.d. from ::/0", "x any any to [fd00::1:80]", "x tcp fd00::1:80 to fd00::1:8a",
 	} {
 		f.Add(line)
 	}
@@ -179,7 +237,9 @@ func TestParseSelector(t *testing.T) {
 		"prot tcp":            `did you mean "proto"?`,
 		"port":                `nothing after "port"`,
 		"port 0":              `"0" is not a port`,
-		"path lan":            `"lan" is not a path; did you mean "wan"?`,
+		"port 6010-6000":      "runs backwards; write 6000-6010",
+		"port 6000-":          `"" is not a port`,
+		"path lan":            `"lan" is not a path; a connection came by wan, from the Internet, by hairpin, from a LAN to the external address, or by local, from the router itself`,
 		"proto tcp proto udp": `"proto" is there twice`,
 		"src 10.0.0.1/8":      "write 10.0.0.0/8",
 		"path x port y src z": "\"z\" is not an address",
@@ -191,11 +251,32 @@ func TestParseSelector(t *testing.T) {
 	}
 }
 
+// A port, or one of a range, may be that of the external address or of the target.
+func TestSelectPorts(t *testing.T) {
+	c := Connection{External: netip.MustParseAddrPort("203.0.113.1:6005"), Target: netip.MustParseAddrPort("192.168.1.20:7005")}
+	for ports, want := range map[string]bool{
+		"6005": true, "7005": true, "6004": false, "6000-6010": true, "7000-7005": true, "6005-6006": true,
+		"6006-7004": false, "1-6004": false, "7006-65535": false, "1-65535": true,
+	} {
+		s, err := ParseSelector([]string{"port", ports})
+		if err != nil || s.String() != "port "+ports {
+			t.Errorf("port %s reads as %s, %v", ports, s, err)
+		}
+		if got := s.matches(&c); got != want {
+			t.Errorf("port %s: %v, want %v", ports, got, want)
+		}
+	}
+}
+
 func TestSuggest(t *testing.T) {
 	for word, want := range map[string]string{
-		"prot":  `did you mean "proto"?`,
-		"form":  `did you mean "from"?`,
-		"zebra": "possible are from and proto",
+		"prot":                     `did you mean "proto"?`,
+		"form":                     `did you mean "from"?`, // two neighbours swapped
+		"porto":                    `did you mean "proto"?`,
+		"FROM":                     `did you mean "from"?`,
+		"zebra":                    "possible are from and proto",
+		"":                         "possible are from and proto",
+		strings.Repeat("x", 1<<20): "possible are from and proto",
 	} {
 		if got := Suggest(word, "from", "proto"); got != want {
 			t.Errorf("%s: %s", word, got)

@@ -44,9 +44,9 @@ func (v *validator) intercept(i int) {
 }
 
 func checkInterceptProtocols(protocols []Protocol) error {
-	for _, protocol := range protocols {
+	for i, protocol := range protocols {
 		if _, err := ParseProtocol(protocol.String()); err == nil && !slices.Contains(interceptProtocols, protocol) {
-			return fmt.Errorf("%s cannot be intercepted: only tcp and udp have ports that tell for every server alike what is asked there", protocol)
+			return ofItem(i, fmt.Errorf("%s cannot be intercepted: only tcp and udp have ports that tell for every server alike what is asked there", protocol))
 		}
 	}
 	return checkProtocols(protocols)
@@ -66,28 +66,24 @@ func (v *validator) lan(f *Forward) error {
 	for i, name := range f.LAN {
 		switch {
 		case slices.Contains(f.LAN[:i], name):
-			return fmt.Errorf("%s is there twice", Quote(name))
+			return ofItem(i, fmt.Errorf("%s is there twice", Quote(name)))
 		case !slices.Contains(v.LAN, name):
-			hint := "no LAN interface is configured"
-			if len(v.LAN) > 0 {
-				hint = Suggest(name, v.LAN...)
-			}
-			return fmt.Errorf("%s is not a LAN interface; %s", Quote(name), hint)
+			return ofItem(i, v.notLAN(name))
 		}
 	}
 	return nil
 }
 
 func checkExcept(f *Forward) error {
-	for _, prefix := range f.Except {
+	for i, prefix := range f.Except {
 		switch {
 		case !prefix.IsValid() || prefix.Addr().Is4In6() || prefix != prefix.Masked():
-			return fmt.Errorf("%s is not a network", prefix)
+			return ofItem(i, fmt.Errorf("%s is not a network", prefix))
 		case f.Target.IsValid() && prefix.Addr().Is6() != f.Target.Is6():
-			return fmt.Errorf("%s is an %s network, but the target %s is %s, and so is all that is intercepted; make an intercept of its own for each family",
-				prefix, family(prefix.Addr()), f.Target, family(f.Target))
+			return ofItem(i, fmt.Errorf("%s is an %s network, but the target %s is %s, and so is all that is intercepted; make an intercept of its own for each family",
+				prefix, family(prefix.Addr()), f.Target, family(f.Target)))
 		case prefix.Bits() == 0:
-			return fmt.Errorf("%s is everybody, so nothing would be intercepted", prefix)
+			return ofItem(i, fmt.Errorf("%s is everybody, so nothing would be intercepted", prefix))
 		}
 	}
 	return nil

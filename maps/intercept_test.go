@@ -95,7 +95,7 @@ func TestValidateRefusesIntercepts(t *testing.T) {
 		{"same name", []string{"a udp 53 to 10.0.0.1", "a udp 54 to 10.0.0.1"}, nil, `intercept "a": name: the name is taken by another intercept`},
 		{"name of a forward", []string{"a udp 53 to 10.0.0.1"}, func(c *Config) { c.Forwards = append(c.Forwards, mustForward(t, "a tcp 80 to 10.0.0.2")) }, `forward "a": name: the name is taken by an intercept`},
 		{"unknown LAN", []string{"a udp lan9:53 to 10.0.0.1"}, nil, `intercept "a": lan: "lan9" is not a LAN interface; did you mean "lan0"?`},
-		{"WAN", []string{"a udp wan0:53 to 10.0.0.1"}, nil, `lan: "wan0" is not a LAN interface`},
+		{"WAN", []string{"a udp wan0:53 to 10.0.0.1"}, nil, `lan: "wan0" is a WAN interface where one of interfaces.lan was expected`},
 		{"LAN twice", []string{"a udp lan0,lan0:53 to 10.0.0.1"}, nil, `lan: "lan0" is there twice`},
 		{"no LAN", []string{"a udp 53 to 10.0.0.1"}, func(c *Config) { c.LAN = nil }, "lan: it is every LAN interface, but none is configured"},
 		{"a name, and no LAN", []string{"a udp lan0:53 to 10.0.0.1"}, func(c *Config) { c.LAN = nil }, `"lan0" is not a LAN interface; no LAN interface is configured`},

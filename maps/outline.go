@@ -133,13 +133,14 @@ func (f *Forward) clone() Forward {
 type roster struct {
 	names  []string // "": no forward has the id
 	epochs []uint32
+	v6     bool // one of them is of IPv6
 }
 
 func (o *outline) enlist() (*roster, error) {
 	r := new(roster)
 	last := uint32(0)
-	err := o.each(func(_ *Forward, s stamp) bool {
-		last = max(last, s.id)
+	err := o.each(func(f *Forward, s stamp) bool {
+		last, r.v6 = max(last, s.id), r.v6 || f.Target.Is6()
 		return true
 	})
 	if err != nil {

@@ -5,6 +5,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -70,6 +71,9 @@ func (p *forwardParser) external(text string) {
 	selector, ports := splitPorts(text)
 	if ports == "" && selector != "" {
 		if looksLikeAddress(selector) {
+			if !p.check("external", checkNoPort(selector)) {
+				return
+			}
 			addr, err := ParseAddress(selector)
 			if !p.check("external", err) {
 				return
@@ -100,6 +104,9 @@ func (p *forwardParser) target(text string) {
 // SetTarget reads ADDR[:PORT[-PORT]] for a forward that has its ports already;
 // a range is as long as theirs.
 func (f *Forward) SetTarget(text string) error {
+	if err := checkNoPort(text); err != nil {
+		return err
+	}
 	addr, ports := splitPorts(text)
 	target, err := ParseAddress(addr)
 	if err != nil {
@@ -179,6 +186,47 @@ func (p *forwardParser) option(option, value string) {
 			}
 		}
 	}
+}
+
+// IPv6Rule tells when ParseForward and configuration files want brackets, for help texts.
+const IPv6Rule = `An IPv6 address is in brackets if a port follows, [fd00::1]:80, or if its last group
+could be taken for one, [fd00::1:80].`
+
+// checkNoPort refuses an IPv6 address without brackets that ends in a port, or in a group that could be one: a
+// decimal number behind what is an address without it. Eight groups without "::" are never in doubt, because
+// seven are no address. Nor is fd00::20, because the group stands behind "::".
+func checkNoPort(text string) error {
+	addr, ports, doubtful := cutPort(text)
+	if !doubtful {
+		return nil
+	}
+	if whole, err := netip.ParseAddr(text); err == nil {
+		return fmt.Errorf("%s is %s with port %s, or an address that ends so; write [%s]:%s or [%s]", Quote(text), addr, ports, addr, ports, whole)
+	}
+	return fmt.Errorf("%s is an IPv6 address with a port, which needs brackets; write [%s]:%s", Quote(text), addr, ports)
+}
+
+// cutPort takes text without brackets for an IPv6 address with a port, if it can be.
+func cutPort(text string) (netip.Addr, Ports, bool) {
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 || strings.HasSuffix(text[:i], ":") {
+		return netip.Addr{}, Ports{}, false
+	}
+	addr, err := netip.ParseAddr(text[:i])
+	if err != nil || !addr.Is6() {
+		return netip.Addr{}, Ports{}, false
+	}
+	ports, err := ParsePorts(text[i+1:])
+	return addr, ports, err == nil
+}
+
+// unmistakable is an address as checkNoPort lets it pass.
+func unmistakable(addr netip.Addr) string {
+	text := addr.String()
+	if _, _, doubtful := cutPort(text); doubtful {
+		return "[" + text + "]"
+	}
+	return text
 }
 
 // splitPorts cuts "ADDR:PORT" before its last colon. What has more colons has a

@@ -87,6 +87,11 @@ func (p Ports) bounds() (first, last int) {
 	return int(p.First), int(p.Last)
 }
 
+func (p Ports) has(port uint16) bool {
+	first, last := p.bounds()
+	return first <= int(port) && int(port) <= last
+}
+
 func (p Ports) overlaps(q Ports) bool {
 	pf, pl := p.bounds()
 	qf, ql := q.bounds()

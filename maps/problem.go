@@ -6,8 +6,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
+
+	"github.com/hbollon/go-edlib"
 )
 
 // Problem is one thing wrong with a configuration or with arguments, in words
@@ -17,6 +18,7 @@ type Problem struct {
 	Forward string // name of the forward, "" if it is not about one
 	Kind    string // what the forward is called, "" for "forward"
 	Field   string // key of the configuration file, such as "to" or "timeouts.udp"
+	Item    int    // place in the list that Field is, from 1; 0 if it is not about one item
 	Message string // what is wrong
 	Hint    string // what to do, "" if the message says it
 }
@@ -35,6 +37,20 @@ func (p *Problem) Error() string {
 		text.WriteString("; " + p.Hint)
 	}
 	return text.String()
+}
+
+// itemError is about one item of a list, counted from 1.
+type itemError struct {
+	item int
+	error
+}
+
+// ofItem says that err is about an item of a list, counted from 0; nil stays nil.
+func ofItem(index int, err error) error {
+	if err == nil {
+		return nil
+	}
+	return itemError{index + 1, err}
 }
 
 // Problems lists every Problem that err holds, in order.
@@ -67,8 +83,13 @@ func Quote(text string) string {
 func Suggest(word string, known ...string) string {
 	best, distance := "", 3
 	for _, candidate := range known {
-		// A word that is mostly different letters is another word, not a slip.
-		if d := editDistance(strings.ToLower(word), candidate); d < distance && 2*d <= len(candidate) {
+		// What is much longer is none of the words, and could take very long to compare.
+		if len(word) > 2*len(candidate)+distance {
+			continue
+		}
+		// A word that is mostly different letters is another word, not a slip. Two neighbours that were
+		// swapped are one slip.
+		if d := edlib.OSADamerauLevenshteinDistance(strings.ToLower(word), candidate); d < distance && 2*d <= len(candidate) {
 			best, distance = candidate, d
 		}
 	}
@@ -81,33 +102,4 @@ func Suggest(word string, known ...string) string {
 		return "possible are " + strings.Join(known[:len(known)-1], ", ") + " and " + known[len(known)-1]
 	}
 	return ""
-}
-
-// editDistance counts the letters to insert, drop, change or swap with their
-// neighbour; words of more than 64 bytes are infinitely far.
-func editDistance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 1 << 30
-	}
-	var before, above []int
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		before, above = above, row
-		row = make([]int, len(b)+1)
-		row[0] = i + 1
-		for j := range len(b) {
-			change := above[j]
-			if a[i] != b[j] {
-				change++
-			}
-			row[j+1] = slices.Min([]int{change, above[j+1] + 1, row[j] + 1})
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				row[j+1] = min(row[j+1], before[j-1]+1)
-			}
-		}
-	}
-	return row[len(b)]
 }

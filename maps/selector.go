@@ -11,7 +11,7 @@ import (
 )
 
 // SelectorSyntax is the grammar that ParseSelector reads, each word at most once.
-const SelectorSyntax = "forward NAME | proto P | src CIDR | dst CIDR | port N | path wan|hairpin|local"
+const SelectorSyntax = "forward NAME | proto P | src CIDR | dst CIDR | port N[-N] | path wan|hairpin|local"
 
 var selectorWords = []string{"forward", "proto", "src", "dst", "port", "path"}
 
@@ -22,7 +22,7 @@ type Selector struct {
 	Protocol    Protocol
 	Source      netip.Prefix // of the client
 	Destination netip.Prefix // of the external address or the target
-	Port        uint16       // of the external address or the target
+	Ports       Ports        // of the external address or the target; the zero value is every port
 	Path        string       // "wan", "hairpin" or "local"
 }
 
@@ -70,15 +70,19 @@ func (s *Selector) set(word, value string) (err error) {
 	case "dst":
 		s.Destination, err = ParsePrefix(value)
 	case "port":
-		s.Port, err = parsePort(value)
+		s.Ports, err = ParsePorts(value)
 	case "path":
 		s.Path = value
-		if paths := pathNames(); !slices.Contains(paths, value) {
-			err = fmt.Errorf("%s is not a path; %s", Quote(value), Suggest(value, paths...))
+		if !slices.Contains(pathNames(), value) {
+			// No word is suggested: "lan" is not wan mistyped, but means hairpin.
+			err = fmt.Errorf("%s is not a path; %s", Quote(value), pathMeanings)
 		}
 	}
 	return err
 }
+
+// pathMeanings explains the words of pathNames.
+const pathMeanings = "a connection came by wan, from the Internet, by hairpin, from a LAN to the external address, or by local, from the router itself"
 
 // pathNames lists the paths in the datapath's order.
 func pathNames() []string {
@@ -101,7 +105,7 @@ func (s Selector) String() string {
 	add("proto", s.Protocol.String(), s.Protocol != 0)
 	add("src", s.Source.String(), s.Source.IsValid())
 	add("dst", s.Destination.String(), s.Destination.IsValid())
-	add("port", fmt.Sprint(s.Port), s.Port != 0)
+	add("port", s.Ports.String(), !s.Ports.Every())
 	add("path", s.Path, s.Path != "")
 	return strings.Join(words, " ")
 }
@@ -111,7 +115,7 @@ func (s Selector) matches(c *Connection) bool {
 	case s.Forward != "" && s.Forward != c.Forward,
 		s.Protocol != 0 && s.Protocol != c.Protocol,
 		s.Path != "" && s.Path != c.Path,
-		s.Port != 0 && s.Port != c.External.Port() && s.Port != c.Target.Port(),
+		!s.Ports.Every() && !s.Ports.has(c.External.Port()) && !s.Ports.has(c.Target.Port()),
 		s.Source.IsValid() && !s.Source.Contains(c.Client.Addr()),
 		s.Destination.IsValid() && !s.Destination.Contains(c.External.Addr()) && !s.Destination.Contains(c.Target.Addr()):
 		return false

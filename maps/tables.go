@@ -114,6 +114,12 @@ func (t *Tables) EachForward(visit func(*Forward) bool) error {
 	return o.each(func(f *Forward, _ stamp) bool { return visit(f) })
 }
 
+// HasIPv6 reports whether a forward of IPv6 runs. While what runs stays the same, to ask again costs one system call.
+func (t *Tables) HasIPv6() (bool, error) {
+	r, err := t.roster()
+	return err == nil && r.v6, err
+}
+
 // Find is the running forward of a name; false says that there is none.
 func (t *Tables) Find(name string) (Forward, bool, error) {
 	o, _, err := t.outline()

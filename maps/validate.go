@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -89,6 +90,10 @@ type validator struct {
 func (v *validator) check(index int, field string, err error) bool {
 	if err != nil {
 		p := &Problem{Index: index, Field: field, Message: err.Error()}
+		var item itemError
+		if errors.As(err, &item) {
+			p.Item = item.item
+		}
 		if index >= 0 {
 			p.Forward, p.Kind = v.Forwards[index].Name, v.Forwards[index].Kind()
 		}
@@ -103,28 +108,33 @@ func (v *validator) interfaces() {
 		field string
 		names []string
 	}{{"interfaces.wan", v.WAN}, {"interfaces.lan", v.LAN}} {
-		for _, name := range list.names {
+		for i, name := range list.names {
 			err := checkInterfaceName(name)
 			if where := seen[name]; err == nil && where != "" {
 				err = fmt.Errorf("%s is already in %s", Quote(name), where)
 			}
-			v.check(-1, list.field, err)
+			v.check(-1, list.field, ofItem(i, err))
 			seen[name] = list.field
 		}
 	}
 }
 
+// checkInterfaceName takes what dev_valid_name() of the kernel does, which looks at bytes: to its isspace()
+// the byte 0xa0 of "à" is a space. Names that are not UTF-8 are in no configuration file.
 func checkInterfaceName(name string) error {
 	const limit = 15 // IFNAMSIZ without the final zero
-	if name == "" || name == "." || name == ".." || len(name) > limit ||
-		strings.ContainsFunc(name, func(r rune) bool { return r <= ' ' || r == '/' || r == ':' || r >= 0x7f }) {
-		return fmt.Errorf("%s cannot be the name of an interface", Quote(name))
+	if name == "" || name == "." || name == ".." || len(name) > limit || !utf8.ValidString(name) ||
+		strings.ContainsAny(name, "/:") || slices.ContainsFunc([]byte(name), isSpace) {
+		return fmt.Errorf("%s cannot be the name of an interface, which has 1 to %d bytes and no space, slash or colon", Quote(name), limit)
 	}
 	if looksLikeAddress(name) {
 		return fmt.Errorf("%s is an address where the name of an interface was expected", Quote(name))
 	}
 	return nil
 }
+
+// isSpace is isspace() of the kernel (lib/ctype.c), of which NUL is none: it ends a name.
+func isSpace(b byte) bool { return b == 0 || b >= '\t' && b <= '\r' || b == ' ' || b == 0xa0 }
 
 func (v *validator) settings() {
 	if !slices.Contains(modes, v.Mode) {
@@ -138,7 +148,7 @@ func (v *validator) settings() {
 	}
 	v.timeouts()
 	v.icmp()
-	v.check(-1, "datapath.mss_clamp", v.mssClamp())
+	v.mssClamp()
 	if v.Reflection != "" {
 		_, err := ParseReflect(string(v.Reflection))
 		v.check(-1, "reflection.default", err)
@@ -181,20 +191,19 @@ func (v *validator) icmp() {
 		case slices.Contains(v.ICMP.Refuse[:i], side):
 			err = fmt.Errorf("%s is there twice", Quote(side))
 		}
-		v.check(-1, "icmp.refuse", err)
+		v.check(-1, "icmp.refuse", ofItem(i, err))
 	}
 	if v.ICMP.Rate < 1 || v.ICMP.Rate > maxICMPRate {
 		v.check(-1, "icmp.rate", fmt.Errorf("%d is out of range; it is 1 to %d a second", v.ICMP.Rate, maxICMPRate))
 	}
 }
 
-func (v *validator) mssClamp() error {
-	for _, name := range v.MSSClamp {
+func (v *validator) mssClamp() {
+	for i, name := range v.MSSClamp {
 		if !slices.Contains(v.WAN, name) {
-			return v.notWAN(name)
+			v.check(-1, "datapath.mss_clamp", ofItem(i, v.notWAN(name)))
 		}
 	}
-	return nil
 }
 
 func checkListen(listen string) error {
@@ -255,10 +264,10 @@ func checkProtocols(protocols []Protocol) error {
 	}
 	for i, protocol := range protocols {
 		if _, err := ParseProtocol(protocol.String()); err != nil {
-			return err
+			return ofItem(i, err)
 		}
 		if slices.Contains(protocols[:i], protocol) {
-			return fmt.Errorf("%s is there twice", protocol)
+			return ofItem(i, fmt.Errorf("%s is there twice", protocol))
 		}
 	}
 	if len(protocols) > 1 && slices.Contains(protocols, Any) {
@@ -296,11 +305,25 @@ func (v *validator) external(e External) error {
 }
 
 func (v *validator) notWAN(name string) error {
+	if slices.Contains(v.LAN, name) {
+		return fmt.Errorf("%s is a LAN interface where one of interfaces.wan was expected", Quote(name))
+	}
 	hint := "no WAN interface is configured"
 	if len(v.WAN) > 0 {
 		hint = Suggest(name, v.WAN...)
 	}
 	return fmt.Errorf("%s is not a WAN interface; %s", Quote(name), hint)
+}
+
+func (v *validator) notLAN(name string) error {
+	if slices.Contains(v.WAN, name) {
+		return fmt.Errorf("%s is a WAN interface where one of interfaces.lan was expected", Quote(name))
+	}
+	hint := "no LAN interface is configured"
+	if len(v.LAN) > 0 {
+		hint = Suggest(name, v.LAN...)
+	}
+	return fmt.Errorf("%s is not a LAN interface; %s", Quote(name), hint)
 }
 
 func (v *validator) target(f *Forward) error {
@@ -345,13 +368,13 @@ func family(addr netip.Addr) string {
 // checkFrom refuses networks that no client can have: with the target's family
 // that of the clients is given.
 func checkFrom(f *Forward) error {
-	for _, prefix := range f.From {
+	for i, prefix := range f.From {
 		switch {
 		case !prefix.IsValid() || prefix.Addr().Is4In6() || prefix != prefix.Masked():
-			return fmt.Errorf("%s is not a network", prefix)
+			return ofItem(i, fmt.Errorf("%s is not a network", prefix))
 		case f.Target.IsValid() && prefix.Addr().Is6() != f.Target.Is6():
-			return fmt.Errorf("%s is an %s network, but the target %s is %s, and so are its clients; make a forward of its own for each family",
-				prefix, family(prefix.Addr()), f.Target, family(f.Target))
+			return ofItem(i, fmt.Errorf("%s is an %s network, but the target %s is %s, and so are its clients; make a forward of its own for each family",
+				prefix, family(prefix.Addr()), f.Target, family(f.Target)))
 		}
 	}
 	return nil
@@ -403,7 +426,7 @@ type hostTarget struct {
 // ports to tell them apart by.
 func (v *validator) hosts(i int) {
 	f := &v.Forwards[i]
-	for _, host := range f.Hosts {
+	for n, host := range f.Hosts {
 		name, err := ParseHost(host)
 		at := hostTarget{host, f.Target.Is6()}
 		other, taken := v.hostOf[at]
@@ -419,7 +442,7 @@ func (v *validator) hosts(i int) {
 			err = fmt.Errorf("%s is a host of forward %s%s, which leads to %s, not %s; a name has one address for all its ports, so give each target a name of its own",
 				host, Quote(v.Forwards[other].Name), v.where(other), v.Forwards[other].Target, f.Target)
 		}
-		v.check(i, "hosts", err)
+		v.check(i, "hosts", ofItem(n, err))
 	}
 }
 
@@ -434,7 +457,10 @@ func (v *validator) conflicts() bool {
 	places := map[listening][]int{}
 	var order []listening
 	for i, f := range v.Forwards {
-		for _, protocol := range f.Protocols {
+		for n, protocol := range f.Protocols {
+			if slices.Contains(f.Protocols[:n], protocol) {
+				continue // it has a problem already
+			}
 			for _, where := range f.places() {
 				at := listening{where, protocol}
 				if places[at] == nil {

@@ -38,7 +38,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"target ports past the end", []string{"a tcp 1-100 to 10.0.0.1:65500"}, nil, "100 ports from 65500 on end at 65599, but 65535 is the last there is"},
 		{"same name", []string{"a tcp 80 to 10.0.0.1", "a tcp 81 to 10.0.0.1"}, nil, `forward "a": name: the name is taken by another forward`},
 		{"unknown interface", []string{"a tcp wan9:80 to 10.0.0.1"}, nil, `external: "wan9" is not a WAN interface; did you mean "wan0"?`},
-		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `"lan0" is not a WAN interface`},
+		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `external: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"no WAN interface", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.WAN = nil }, "none is configured"},
 		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = nil }, "protocol: there is none"},
 		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *Config) { c.Forwards[0].Protocols = []Protocol{41} }, `"protocol-41" is not a supported protocol`},
@@ -73,7 +73,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"refused side twice", nil, func(c *Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
 		{"no ICMP at all", nil, func(c *Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
 		{"too much ICMP", nil, func(c *Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
-		{"clamp on no WAN interface", nil, func(c *Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is not a WAN interface; did you mean "wan0"?`},
+		{"clamp on no WAN interface", nil, func(c *Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"reflection", nil, func(c *Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
 		{"listen", nil, func(c *Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
@@ -133,6 +133,22 @@ func TestValidateTakes(t *testing.T) {
 	} {
 		if err := c.Validate(); err != nil {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Names of interfaces are what dev_valid_name() of the kernel takes, but for what reads as something else here.
+func TestInterfaceNames(t *testing.T) {
+	for name, valid := range map[string]bool{
+		"wan0": true, "lan0.10": true, "wän0": true, "ппп0": true, "a'b;$c": true, "x\x1by": true, "x\x7f": true, "123456789012345": true, "家庭网络0": true,
+		"": false, ".": false, "..": false, "a/b": false, "a:b": false, "a b": false, "a\tb": false, "a\u00a0": false, "a\x00b": false,
+		"1234567890123456": false, "äääääääx": true, "ääääääää": false, "家庭网络网络": false,
+		"à0":       false, // its second byte is the kernel's no-break space
+		"x\xff":    false, // no file can have it
+		"10.0.0.1": false, "[x]": false, "...": false,
+	} {
+		if err := checkInterfaceName(name); (err == nil) != valid {
+			t.Errorf("%q: %v, want valid %v", name, err, valid)
 		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/loader"
+	"hairpin/maps"
 )
 
 func (a *app) attachCommand() *cobra.Command {
@@ -71,7 +72,14 @@ func (a *app) upgradeCommand() *cobra.Command {
 				return fmt.Errorf("list attachments: %w", err)
 			}
 			a.say("upgraded on %s", count(len(attachments), "interface"))
-			return a.printInterfaces("upgrade", attachments)
+			if !a.json {
+				return nil
+			}
+			rows, err := s.attachedRows()
+			if err != nil {
+				return err
+			}
+			return a.printInterfaces("upgrade", rows)
 		},
 	}
 }
@@ -79,6 +87,9 @@ func (a *app) upgradeCommand() *cobra.Command {
 func (a *app) attach(ctx context.Context) error {
 	cfg, err := a.readConfig(a.configFile)
 	if err != nil {
+		return err
+	}
+	if err := loader.CheckMount(a.dir); err != nil {
 		return err
 	}
 	s, err := a.load(ctx, cfg.MaxConnections)
@@ -97,10 +108,7 @@ func (a *app) attach(ctx context.Context) error {
 	}
 	a.notices(s.resizeNotice(cfg), unconfigured(cfg, a.configFile), pendingNotice(result.ports, daemon))
 	a.notices(notForwarding(serves6(cfg), result.ports, forwards)...)
-	if a.json {
-		return a.printJSON("attach", map[string]any{"interfaces": newPortRows(result.ports)})
-	}
-	return nil
+	return a.printInterfaces("attach", newPortRows(result.ports))
 }
 
 func (s started) String() string {
@@ -137,6 +145,12 @@ func (a *app) detach(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list attachments: %w", err)
 	}
+	var rows []portRow
+	if a.json {
+		if rows, err = s.attachedRows(); err != nil {
+			return err
+		}
+	}
 	guarded := func(a loader.Attachment) bool { return a.Guard }
 	lans := slices.DeleteFunc(slices.Clone(attachments), guarded)
 	wans := slices.DeleteFunc(slices.Clone(attachments), func(a loader.Attachment) bool { return !guarded(a) })
@@ -148,35 +162,62 @@ func (a *app) detach(ctx context.Context) error {
 		return err
 	}
 	a.say("detached from %s; \"hairpin attach\" resumes", count(len(attachments), "interface"))
-	return a.printInterfaces("detach", attachments)
+	return a.printInterfaces("detach", detachedRows(rows))
 }
 
 // printInterfaces prints the JSON document of a command that changed interfaces:
-// {"schema":1,"<name>":{"interfaces":[..]}}.
-func (a *app) printInterfaces(name string, attachments []loader.Attachment) error {
+// {"schema":1,"<name>":{"interfaces":[..]}}, as status has them.
+func (a *app) printInterfaces(name string, rows []portRow) error {
 	if !a.json {
 		return nil
 	}
-	names := make([]string, 0, len(attachments))
-	for _, attachment := range attachments {
-		names = append(names, attachment.Interface)
+	return a.printJSON(name, map[string]any{"interfaces": append([]portRow{}, rows...)})
+}
+
+// attachedRows are the interfaces that have the programs, those of the
+// configuration first.
+func (s *session) attachedRows() ([]portRow, error) {
+	cfg, err := s.tables.Settings()
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return nil, fmt.Errorf("read what runs: %w", err)
 	}
-	return a.printJSON(name, map[string]any{"interfaces": names})
+	seen, err := s.look(cfg)
+	if err != nil {
+		return nil, err
+	}
+	ports := slices.DeleteFunc(seen.ports, func(p port) bool { return p.attachment == nil })
+	for i := range seen.strays {
+		stray := port{name: seen.strays[i].Interface, attachment: &seen.strays[i]}
+		if at := slices.IndexFunc(seen.links, func(l loader.Link) bool { return l.Index == stray.attachment.Index }); at >= 0 {
+			stray.link = &seen.links[at]
+		}
+		ports = append(ports, stray)
+	}
+	return newPortRows(ports), nil
+}
+
+// detachedRows are rows of interfaces that had the programs until now.
+func detachedRows(rows []portRow) []portRow {
+	for i := range rows {
+		row := &rows[i]
+		row.State, row.Mode, row.Guard, row.RxVLAN, row.Reason = "detached", "", false, "", ""
+	}
+	return rows
 }
 
 // attachedNow lists the attachments of the datapath in a.dir; none if it is of another
 // version.
-func (a *app) attachedNow() []loader.Attachment {
-	datapath, err := loader.Open(loader.Options{Dir: a.dir})
+func (a *app) attachedNow() []portRow {
+	s, err := a.open()
 	if err != nil {
 		return nil
 	}
-	defer datapath.Close()
-	attachments, err := datapath.Attachments()
+	defer s.Close()
+	rows, err := s.attachedRows()
 	if err != nil {
 		return nil
 	}
-	return attachments
+	return rows
 }
 
 func (a *app) detachAll(ctx context.Context) error {
@@ -194,7 +235,7 @@ func (a *app) detachAll(ctx context.Context) error {
 	if err := a.refuseIfDaemon("uses what would be removed"); err != nil {
 		return err
 	}
-	attachments := a.attachedNow()
+	rows := a.attachedNow()
 	if err := releasePresence(a.dir); err != nil {
 		return err
 	}
@@ -202,7 +243,7 @@ func (a *app) detachAll(ctx context.Context) error {
 		return err
 	}
 	a.say("detached; nothing of hairpin is left in %s", a.dir)
-	return a.printInterfaces("detach", attachments)
+	return a.printInterfaces("detach", detachedRows(rows))
 }
 
 func (a *app) refuseIfDaemon(why string) error {

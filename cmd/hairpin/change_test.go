@@ -236,6 +236,8 @@ func TestNotForwarding(t *testing.T) {
 		{name: "wan0", role: maps.RoleWAN, link: up, attachment: &loader.Attachment{}},
 		{name: "lan0", role: maps.RoleLAN, link: up, attachment: &loader.Attachment{}},
 		{name: "lan1", role: maps.RoleLAN, link: up},
+		{name: "lan0.10", role: maps.RoleLAN, link: up, attachment: &loader.Attachment{}},
+		{name: "l'n$0", role: maps.RoleLAN, link: up, attachment: &loader.Attachment{}},
 	}
 	off := func(string, string) bool { return false }
 	booting := []port{
@@ -257,6 +259,8 @@ func TestNotForwarding(t *testing.T) {
 		{"all on", six, "", nil},
 		{"IPv4 off", four, "net.ipv4/all", []string{"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1"}},
 		{"IPv4 off on one", four, "net.ipv4/lan0", []string{"lan0: IPv4 forwarding is off here: sysctl -w net.ipv4.conf.lan0.forwarding=1"}},
+		{"off on a VLAN", four, "net.ipv4/lan0.10", []string{"lan0.10: IPv4 forwarding is off here: sysctl -w net/ipv4/conf/lan0.10/forwarding=1"}},
+		{"off on an odd name", four, "net.ipv4/l'n$0", []string{`l'n$0: IPv4 forwarding is off here: sysctl -w 'net.ipv4.conf.l'\''n$0.forwarding=1'`}},
 		{"off on one that is not attached", four, "net.ipv4/lan1", nil},
 		{"IPv6 off without a forward of it", four, "net.ipv6/all", nil},
 		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1"}},

@@ -20,6 +20,7 @@ import (
 )
 
 const (
+	stdinPath    = "-"
 	stdinName    = "<stdin>"
 	maxStdinSize = 16 << 20
 )
@@ -41,7 +42,7 @@ func (a *app) checkCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.say("%s: valid, %s", path, forwardsText(cfg))
+			a.say("%s: valid, %s", configName(path), forwardsText(cfg))
 			return nil
 		},
 	}
@@ -135,11 +136,19 @@ func (a *app) configPath(args []string) string {
 	return a.configFile
 }
 
-// readConfig reads and checks a configuration; "-" is stdin. Files that others could
+// configName is how messages call a configuration.
+func configName(path string) string {
+	if path == stdinPath {
+		return stdinName
+	}
+	return path
+}
+
+// readConfig reads and checks a configuration; stdinPath is stdin. Files that others could
 // have written are refused, see config.Load. Stdin is taken whoever owns the file
 // behind it: whoever runs the command has opened that file and hands it over.
 func (a *app) readConfig(path string) (maps.Config, error) {
-	if path != "-" {
+	if path != stdinPath {
 		cfg, err := config.Load(path)
 		return cfg, invalid(err)
 	}
@@ -348,7 +357,7 @@ func (a *app) printChange(running, file maps.Config, change maps.Change) {
 
 func (a *app) printForwardLine(sign string, cfg maps.Config, name string) {
 	if f, ok := findForward(cfg, name); ok {
-		fmt.Fprintf(a.out, "%s %s %s\n", sign, f.Kind(), f)
+		fmt.Fprintln(a.out, printable(fmt.Sprintf("%s %s %s", sign, f.Kind(), f)))
 	}
 }
 
@@ -369,6 +378,10 @@ func (a *app) savePath() string {
 }
 
 func (a *app) save(command *cobra.Command) error {
+	if a.configFile == stdinPath {
+		a.started = false // a usage error
+		return errors.New("save writes beside the configuration file, and -c - is standard input; name the file")
+	}
 	s, err := a.openLocked(command.Context())
 	if err != nil {
 		return err

@@ -20,7 +20,7 @@ import (
 
 // selectorHelp ends the help of every conn command.
 var selectorHelp = "SELECTOR := " + maps.SelectorSyntax + "\nP := " +
-	strings.Join(connectionProtocols(), "|") + "\nWith several conditions, all must match."
+	strings.Join(connectionProtocols(), "|") + "\nport is that of the external address or of the target. With several conditions, all must match."
 
 // connectionProtocols are those of forwards without "any", which no connection is.
 func connectionProtocols() []string {

@@ -54,10 +54,37 @@ the running configuration, with the forwards that were changed at run time.`,
 			hangup := make(chan os.Signal, 1)
 			signal.Notify(hangup, unix.SIGHUP)
 			defer signal.Stop(hangup)
-			ctx, stop := signal.NotifyContext(command.Context(), unix.SIGTERM, unix.SIGINT)
+			// A log whose reader has gone ends no daemon. Caught, the signal becomes an error of the write.
+			// It is not ignored: the commands of dns.reload would inherit that. It is caught to the very end:
+			// a service manager takes an end by SIGPIPE for one that was wanted, whatever failed before.
+			signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+			ctx, stop := untilSignal(command.Context(), unix.SIGTERM, unix.SIGINT)
 			defer stop()
-			return a.serve(ctx, hangup)
+			err := a.serve(ctx, hangup)
+			if errors.Is(err, context.Canceled) {
+				// It was still starting. Later on these signals are how it is meant to end.
+				err = fmt.Errorf("%w before the start was done: %w", context.Cause(ctx), err)
+			}
+			return err
 		},
+	}
+}
+
+// untilSignal is signal.NotifyContext whose cause is a signalError.
+func untilSignal(parent context.Context, signals ...os.Signal) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	arrived := make(chan os.Signal, 1)
+	signal.Notify(arrived, signals...)
+	go func() {
+		select {
+		case got := <-arrived:
+			cancel(signalError{got.(syscall.Signal)})
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(arrived)
+		cancel(nil)
 	}
 }
 
@@ -82,7 +109,6 @@ type follower struct {
 	failing   failures
 	routesDue bool     // next hops are to be resolved again
 	gone      error    // the datapath is not there any more
-	serves6   bool     // a forward of the files is of IPv6
 	warned    []string // of forwarding that is off
 }
 
@@ -99,6 +125,12 @@ func (a *app) serve(ctx context.Context, hangup <-chan os.Signal) error {
 	log := a.newLogger()
 	cfg, err := a.readConfig(a.configFile)
 	if err != nil {
+		return err
+	}
+	// Its mounts live as long as it does, in a container perhaps that runs nothing else.
+	if err := loader.CheckMount(a.dir); errors.Is(err, loader.ErrPrivateMount) {
+		log.Warn("the datapath ends with the daemon", "error", err)
+	} else if err != nil {
 		return err
 	}
 	s, err := a.load(ctx, cfg.MaxConnections)
@@ -205,7 +237,12 @@ func (a *app) newFollower(s *session, log *slog.Logger) *follower {
 			defer cancel()
 			return loader.Lock(ctx, a.dir)
 		},
-		read: func() (maps.Config, error) { return a.readConfig(a.configFile) },
+		read: func() (maps.Config, error) {
+			if a.configFile == stdinPath {
+				return maps.Config{}, errors.New("the configuration came from standard input, which is at its end; start the daemon again, or name a file")
+			}
+			return a.readConfig(a.configFile)
+		},
 		notices: func(cfg maps.Config) []string {
 			return []string{s.resizeNotice(cfg), unconfigured(cfg, a.configFile)}
 		},
@@ -272,7 +309,6 @@ func (f *follower) start(cfg maps.Config, s *session) error {
 	f.log.Info(result.String())
 	f.warnNotices(cfg)
 	f.see(result.ports)
-	f.serves6 = serves6(cfg)
 	f.warnForwarding(result.ports)
 	f.report("follow the network", refusals(result.ports))
 	f.reloaded(true)
@@ -451,7 +487,6 @@ func (f *follower) tryReload(ctx context.Context) (applied, error) {
 	if result.done {
 		f.metrics.move(cfg.MetricsListen)
 		f.warnNotices(cfg)
-		f.serves6 = serves6(cfg)
 		f.warnForwarding(result.ports)
 	}
 	return result, err
@@ -469,7 +504,11 @@ func (f *follower) warnNotices(cfg maps.Config) {
 // warnForwarding warns if the kernel does not forward packets: then no next hop is found for
 // those that hairpin translates. Each warning comes once, until it is over.
 func (f *follower) warnForwarding(ports []port) {
-	now := notForwarding(f.serves6, ports, f.forwards)
+	v6, err := f.router.tables.HasIPv6()
+	if err != nil {
+		return // whoever follows the network reports that
+	}
+	now := notForwarding(v6, ports, f.forwards)
 	for _, text := range now {
 		if !slices.Contains(f.warned, text) {
 			f.log.Warn(text)

@@ -123,7 +123,7 @@ func (a *app) dnsFormat(o dnsOptions) (maps.DNSFormat, error) {
 // dnsSerial is the serial number of a zone that is printed. It is the same for the same
 // files, and rises when they change.
 func (a *app) dnsSerial() (uint32, error) {
-	if a.configFile == "-" {
+	if a.configFile == stdinPath {
 		return uint32(time.Now().Unix()), nil
 	}
 	modified, err := config.Modified(a.configFile)

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"syscall"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"hairpin/loader"
 	"hairpin/maps"
@@ -22,6 +24,7 @@ const (
 	exitNotFound    = 3 // or diff not empty
 	exitNotAttached = 4 // or attached by a hairpin of another schema
 	exitLocked      = 5
+	exitSignal      = 128 // and the number of the signal that ended it, as shells have it
 )
 
 var (
@@ -51,6 +54,11 @@ func (e notFoundError) Error() string {
 	return text
 }
 
+// signalError says which signal ended a command before it was done.
+type signalError struct{ syscall.Signal }
+
+func (e signalError) Error() string { return "ended by signal " + unix.SignalName(e.Signal) }
+
 // invalid marks an error of the configuration.
 func invalid(err error) error {
 	if err == nil {
@@ -65,10 +73,13 @@ func exitCode(err error) int {
 		wrong    invalidError
 		problem  *maps.Problem
 		notFound notFoundError
+		ended    signalError
 	)
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &ended):
+		return exitSignal + int(ended.Signal)
 	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema):
 		return exitNotAttached
 	case errors.Is(err, loader.ErrLocked), errors.Is(err, errDaemonRuns):
@@ -101,7 +112,12 @@ func (a *app) report(err error) {
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
-		fmt.Fprintln(a.stderr, `hairpin: start the daemon with "hairpin run", or load it without one by "hairpin attach"`)
+		hint := `start the daemon with "hairpin run", or load it without one by "hairpin attach"`
+		if private := loader.CheckMount(a.dir); errors.Is(private, loader.ErrPrivateMount) {
+			_, why, _ := strings.Cut(private.Error(), ": ")
+			hint = "it may run unseen from here: " + why
+		}
+		fmt.Fprintln(a.stderr, "hairpin: "+printable(hint))
 	}
 	var verifier *ebpf.VerifierError
 	switch {

@@ -60,9 +60,10 @@ func (a *app) forwardAddCommand() *cobra.Command {
 		Long: `Add a forward at run time; "hairpin save" keeps it across restarts.
 
 Without ADDR or IF the forward listens on every address of every WAN interface,
-of the target's family: a forward is all IPv4 or all IPv6. An IPv6 address with a
-port is written [2001:db8::1]:443. PORT "any" forwards every port to the same port
-of the target.
+of the target's family: a forward is all IPv4 or all IPv6. PORT "any" forwards
+every port to the same port of the target.
+
+` + maps.IPv6Rule + `
 
 PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
 or several, with commas. The target has the same port for sctp. icmp (ping) and
@@ -118,6 +119,10 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	old, taken, err := s.tables.Find(forward.Name)
 	if err != nil {
 		return fmt.Errorf("read the running configuration: %w", err)
+	}
+	if taken && running.Same(old, forward) {
+		a.say("nothing to do: %s (from %s) exists already", forward, old.Source)
+		return a.printForwardRows("add", running, nil)
 	}
 	if taken {
 		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",
@@ -265,7 +270,7 @@ func newForwardRow(cfg maps.Config, f maps.Forward) forwardRow {
 		row.From = append(row.From, prefix.String())
 	}
 	if f.Ports.Every() {
-		row.Port = "any"
+		row.Port, row.Target = "any", f.Target.String()
 	}
 	if f.Intercept {
 		row.External, row.Intercept, row.LAN = anyAddress, true, cfg.ListensAt(f)

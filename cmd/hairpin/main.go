@@ -12,10 +12,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"hairpin/loader"
 )
@@ -59,12 +64,21 @@ const usualGC = 100
 
 func main() {
 	debug.SetGCPercent(sparseGC)
-	os.Exit(run(context.Background(), env{
+	code := run(context.Background(), env{
 		stdin:  os.Stdin,
 		stdout: os.Stdout,
 		stderr: os.Stderr,
 		getenv: os.Getenv,
-	}, os.Args[1:]))
+	}, os.Args[1:])
+	if code > exitSignal {
+		// As if nobody had caught it: a service manager takes that for the end that it asked for.
+		// Sent to this thread, the signal is there before the call returns.
+		ended := syscall.Signal(code - exitSignal)
+		signal.Reset(ended)
+		runtime.LockOSThread()
+		_ = unix.Tgkill(unix.Getpid(), unix.Gettid(), ended)
+	}
+	os.Exit(code)
 }
 
 // run executes one command and returns its exit code.
@@ -88,6 +102,7 @@ func newApp(env env) *app {
 }
 
 func (a *app) rootCommand() *cobra.Command {
+	var version bool
 	root := &cobra.Command{
 		Use:   "hairpin",
 		Short: "Port forwards and NAT reflection for Linux routers, in eBPF",
@@ -98,7 +113,8 @@ daemon running or not. Results go to stdout, messages to stderr.
 
 Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 2 kernel refused or no permission, 3 not found or diff not empty,
-4 not attached or other schema, 5 lock not obtained.`,
+4 not attached or other schema, 5 lock not obtained. A signal ends a command as
+usual (128 and its number for a shell).`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              rootArgs,
@@ -111,6 +127,10 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 				// Most likely a shell variable that is not set, so the default is not meant.
 				return errors.New("--bpffs is empty; leave the option out to use " + loader.DefaultDir)
 			}
+			if a.configFile == "" {
+				return errors.New("-c is empty; leave it out for " + defaultConfigFile)
+			}
+			a.dir = filepath.Clean(a.dir) // as package loader does: both name the same files
 			if a.lockWait < 0 {
 				return fmt.Errorf("--wait %s is negative; use 0s not to wait", a.lockWait)
 			}
@@ -118,20 +138,25 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 			return nil
 		},
 		RunE: func(command *cobra.Command, _ []string) error {
+			if version {
+				return a.printVersion()
+			}
 			a.started = false
 			return errNoCommand
 		},
 	}
+	root.Flags().BoolVar(&version, "version", false, "show the version of this binary")
 	root.SetIn(a.stdin)
 	root.SetOut(a.out)
 	root.SetErr(a.stderr)
 	root.SetFlagErrorFunc(flagError)
 	root.SetUsageFunc(printUsage)
+	root.SetHelpCommand(a.helpCommand())
 	cobra.EnableCommandSorting = false
 
 	flags := root.PersistentFlags()
 	flags.SortFlags = false
-	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`")
+	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`; - is standard input")
 	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` of the pinned maps and programs")
 	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another writer")
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")

@@ -119,6 +119,7 @@ func TestExitCodes(t *testing.T) {
 		{"another schema", wrap(loader.ErrSchema), 4},
 		{"locked", wrap(loader.ErrLocked), 5},
 		{"a second daemon", wrap(errDaemonRuns), 5},
+		{"a signal", wrap(errors.Join(signalError{unix.SIGTERM}, loader.ErrLocked)), 143},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if got := exitCode(c.err); got != c.want {

@@ -11,7 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"hairpin/loader/dirlock"
 )
 
 var errDaemonRuns = errors.New("a daemon is running")
@@ -31,28 +31,16 @@ func claimPresence(ctx context.Context, dir string) (*os.File, error) {
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("create daemon lock: %w", err)
 	}
-	file, err := openPresence(path)
-	if err != nil {
-		return nil, fmt.Errorf("open daemon lock: %w", err)
-	}
 	ctx, cancel := context.WithTimeout(ctx, presenceRetry)
 	defer cancel()
-	for {
-		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return file, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			file.Close()
-			return nil, fmt.Errorf("take daemon lock: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			file.Close()
-			return nil, fmt.Errorf("%w: another process serves %s; stop that one first", errDaemonRuns, dir)
-		case <-time.After(20 * time.Millisecond):
-		}
+	file, err := dirlock.Take(ctx, path)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return nil, fmt.Errorf("%w: %s is served by another process; stop that first, or use another --bpffs", errDaemonRuns, dir)
 	}
+	if err != nil {
+		return nil, fmt.Errorf("take daemon lock: %w", err)
+	}
+	return file, nil
 }
 
 // releasePresence removes the lock of a daemon that does not run, so that the
@@ -67,24 +55,15 @@ func releasePresence(dir string) error {
 
 // daemonRuns tells whether a daemon serves dir.
 func daemonRuns(dir string) (bool, error) {
-	file, err := openPresence(filepath.Join(dir, presenceName))
+	file, err := dirlock.TryShared(filepath.Join(dir, presenceName))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("open daemon lock: %w", err)
-	}
-	defer file.Close()
-	err = unix.Flock(int(file.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return true, nil
-	}
-	if err != nil {
 		return false, fmt.Errorf("try daemon lock: %w", err)
 	}
-	return false, nil
-}
-
-func openPresence(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if file == nil {
+		return true, nil
+	}
+	return false, file.Close()
 }

@@ -30,6 +30,7 @@ type tables interface {
 	Prepare(maps.Config) (swap func() (maps.Change, error), err error)
 	Add(maps.Forward) (bool, error)
 	SetInterfaces([]maps.Interface) error
+	HasIPv6() (bool, error)
 	BumpRoutes() error
 }
 

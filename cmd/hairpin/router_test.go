@@ -155,6 +155,8 @@ func (m *machineFake) SetInterfaces(list []maps.Interface) error {
 	return nil
 }
 
+func (m *machineFake) HasIPv6() (bool, error) { return m.running != nil && serves6(*m.running), nil }
+
 func (m *machineFake) BumpRoutes() error {
 	m.log = append(m.log, "routes")
 	return nil

@@ -240,11 +240,32 @@ func notForwarding(v6 bool, ports []port, forwards func(sysctl, ifname string) b
 		}
 		for _, p := range ports {
 			if p.attachment != nil && !forwards(family.sysctl, p.name) {
-				list = append(list, fmt.Sprintf("%s: %s forwarding is off here: sysctl -w %s.conf.%s.forwarding=1", p.name, family.name, family.sysctl, p.name))
+				list = append(list, fmt.Sprintf("%s: %s forwarding is off here: %s", p.name, family.name, sysctlCommand(family.sysctl, p.name, "forwarding=1")))
 			}
 		}
 	}
 	return list
+}
+
+// sysctlCommand sets something of an interface, for a shell; sysctl is net.ipv4 or
+// net.ipv6. The dots of a name such as lan0.10 stay dots only if slashes separate
+// the parts of the key (sysctl(8)).
+func sysctlCommand(sysctl, ifname, setting string) string {
+	key := sysctl + ".conf." + ifname + "." + setting
+	if strings.Contains(ifname, ".") {
+		key = strings.ReplaceAll(sysctl, ".", "/") + "/conf/" + ifname + "/" + setting
+	}
+	return "sysctl -w " + shellWord(key)
+}
+
+const plainInShell = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/=-"
+
+// shellWord quotes what a shell would not take as it is.
+func shellWord(text string) string {
+	if strings.Trim(text, plainInShell) != "" {
+		return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+	}
+	return text
 }
 
 // forwards reports whether the kernel forwards packets that come in by an

@@ -70,12 +70,15 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Show the version of this binary",
 		Args:  takes(0),
-		RunE: func(*cobra.Command, []string) error {
-			if a.json {
-				return a.printJSON("version", buildInfo())
-			}
-			_, err := fmt.Fprintln(a.out, buildInfo())
-			return err
-		},
+		RunE:  func(*cobra.Command, []string) error { return a.printVersion() },
 	}
+}
+
+// printVersion is also what --version does.
+func (a *app) printVersion() error {
+	if a.json {
+		return a.printJSON("version", buildInfo())
+	}
+	_, err := fmt.Fprintln(a.out, buildInfo())
+	return err
 }

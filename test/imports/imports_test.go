@@ -14,6 +14,7 @@ import (
 // a folder and all below it.
 var layers = [][]string{
 	{"hairpin/bpf"},
+	{"hairpin/loader/dirlock"},
 	{"hairpin/maps", "hairpin/loader"},
 	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust"},
 	{"hairpin/cmd/hairpin/config", "hairpin/cmd/hairpin/dns"},

@@ -78,8 +78,19 @@ func (hp *Hairpin) Write(config string) {
 // Start runs the daemon and returns once it says it is ready.
 func (hp *Hairpin) Start() {
 	hp.tb.Helper()
+	hp.start(hp.args("run"))
+}
+
+// StartWithLog is Start with the output of the daemon in a file, which may be a named pipe.
+func (hp *Hairpin) StartWithLog(path string) {
+	hp.tb.Helper()
+	hp.start(append([]string{"sh", "-c", `exec "$@" >"$0" 2>&1`, path}, hp.args("run")...))
+}
+
+func (hp *Hairpin) start(args []string) {
+	hp.tb.Helper()
 	from := hp.states.count()
-	hp.daemon = hp.host.StartWith([]string{"NOTIFY_SOCKET=" + hp.socket()}, "", hp.args("run")...)
+	hp.daemon = hp.host.StartWith([]string{"NOTIFY_SOCKET=" + hp.socket()}, "", args...)
 	hp.await(from, "READY=1")
 }
 

@@ -26,6 +26,7 @@ type reader struct {
 	files    map[maps.DNSFormat]*maps.DNSFile
 	problems []*Problem
 	places   map[place]position // of what was read
+	lists    map[place][]*value // the items of what was read as a list
 	broken   map[place]bool     // fields that have a problem already
 
 	// lean is to remember no places of forwards: if there is any problem, everything is read again, with them.
@@ -61,7 +62,7 @@ func parse(sources []source) (maps.Config, error) {
 func newReader(lean bool) *reader {
 	return &reader{
 		config: maps.DefaultConfig(), files: map[maps.DNSFormat]*maps.DNSFile{},
-		places: map[place]position{}, broken: map[place]bool{}, lean: lean,
+		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{}, lean: lean,
 	}
 }
 
@@ -112,17 +113,44 @@ func (r *reader) table(doc *document, t *table, index int, prefix string, known 
 			continue
 		}
 		at := position{doc, e.value.offset}
-		r.remember(about, at)
-		if err := read(at, e.value); err != nil {
+		r.remember(about, at, e.value)
+		for _, err := range apart(read(at, e.value)) {
+			at := at
+			var item itemError
+			if errors.As(err, &item) {
+				at.offset = item.offset
+			}
 			r.report(at, about, err)
 		}
 	}
 }
 
-func (r *reader) remember(about place, at position) {
-	if !r.lean || about.index < 0 {
-		r.places[about] = at
+// remember notes where a field was read; v is its value, nil for a whole table.
+func (r *reader) remember(about place, at position, v *value) {
+	if r.lean && about.index >= 0 {
+		return
 	}
+	r.places[about] = at
+	if v != nil && v.kind == unstable.Array {
+		r.lists[about] = v.items
+	}
+}
+
+// itemError is what is wrong with one item of a list.
+type itemError struct {
+	offset int
+	error
+}
+
+// apart lists the errors that err joins.
+func apart(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 func unknownKey(key, prefix string, known fields) error {
@@ -327,7 +355,7 @@ func (r *reader) rule(doc *document, t *table, intercept bool) (*maps.Forward, f
 	line, _ := doc.position(t.offset)
 	r.config.Forwards = append(r.config.Forwards, maps.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
 	f := &r.config.Forwards[index]
-	r.remember(place{index, ""}, position{doc, t.offset})
+	r.remember(place{index, ""}, position{doc, t.offset}, nil)
 	// The name goes first, for the messages about the others.
 	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
 		f.Name = e.value.text
@@ -401,6 +429,9 @@ func (r *reader) validate() {
 		if !ok {
 			at = r.places[place{p.Index, ""}]
 		}
+		if items := r.lists[about]; p.Item > 0 && p.Item <= len(items) {
+			at.offset = items[p.Item-1].offset
+		}
 		found := &Problem{File: at.doc.name, Problem: *p}
 		found.Line, found.Column = at.doc.position(at.offset)
 		r.problems = append(r.problems, found)
@@ -442,7 +473,8 @@ func intoString(into *string) func(position, *value) error {
 	}
 }
 
-// list calls each for the strings of a list; one alone is a list too.
+// list calls each for the strings of a list; one alone is a list too. It returns
+// an itemError for each that is refused.
 func list(v *value, each func(string) error) error {
 	items := v.items
 	if v.kind != unstable.Array {
@@ -450,13 +482,17 @@ func list(v *value, each func(string) error) error {
 	}
 	var errs []error
 	for _, item := range items {
-		if item.kind != unstable.String {
-			errs = append(errs, typeError(item, "a string"))
-			continue
+		var err error
+		if item.kind == unstable.String {
+			err = each(item.text)
+		} else {
+			err = typeError(item, "a string")
 		}
-		errs = append(errs, each(item.text))
+		if err != nil {
+			errs = append(errs, itemError{item.offset, err})
+		}
 	}
-	return joinWords(errs)
+	return errors.Join(errs...)
 }
 
 func intoStrings(into *[]string) func(position, *value) error {

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"hairpin/maps"
 )
@@ -47,18 +46,4 @@ func joined(problems []*Problem, sources []source) error {
 		errs = append(errs, fmt.Errorf("and %d more problems", more))
 	}
 	return errors.Join(errs...)
-}
-
-// joinWords makes one line of several errors about one value.
-func joinWords(errs []error) error {
-	var words []string
-	for _, err := range errs {
-		if err != nil {
-			words = append(words, err.Error())
-		}
-	}
-	if words == nil {
-		return nil
-	}
-	return errors.New(strings.Join(words, "; "))
 }

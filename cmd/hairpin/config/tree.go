@@ -40,6 +40,7 @@ type entry struct {
 type value struct {
 	kind   unstable.Kind
 	offset int
+	end    int    // behind its last character
 	text   string // of a string without its quotes
 	items  []*value
 	table  *table
@@ -185,63 +186,60 @@ func (t *table) descend(path []entry, array bool) *table {
 	return t
 }
 
-func (t *table) set(p *unstable.Parser, node *unstable.Node) {
+// set returns where the value ends.
+func (t *table) set(p *unstable.Parser, node *unstable.Node) (end int) {
 	path := keys(node)
 	last := path[len(path)-1]
 	t = t.descend(path[:len(path)-1], false)
-	v := newValue(p, node.Value())
-	v.offset = valueOffset(p, node)
-	v.place(v.offset)
-	t.entries = append(t.entries, entry{key: last.key, offset: last.offset, value: v})
-}
-
-// valueOffset is where a key's value begins. The parser does not tell it of
-// lists.
-func valueOffset(p *unstable.Parser, node *unstable.Node) int {
-	end := 0
 	for it := node.Key(); it.Next(); {
 		end = int(it.Node().Raw.Offset + it.Node().Raw.Length)
 	}
-	rest := p.Data()[end:]
-	return end + len(rest) - len(bytes.TrimLeft(rest, " \t="))
+	v := newValue(p, node.Value(), end)
+	t.entries = append(t.entries, entry{key: last.key, offset: last.offset, value: v})
+	return v.end
 }
 
-// place gives an offset to what has none of its own.
-func (v *value) place(offset int) {
-	if v.offset < 0 {
-		v.offset = offset
-	}
-	if v.table != nil {
-		v.table.offset = v.offset
-	}
-	for _, item := range v.items {
-		item.place(v.offset)
-	}
-}
-
-// newValue leaves the offset below zero if the parser does not tell it.
-func newValue(p *unstable.Parser, node *unstable.Node) *value {
-	v := &value{kind: node.Kind, offset: -1, text: string(node.Data)}
-	switch {
-	case node.Raw.Length > 0:
-		v.offset = int(node.Raw.Offset)
-	case len(node.Data) > 0 && node.Kind != unstable.String:
-		v.offset = int(p.Range(node.Data).Offset)
-	}
+// newValue reads a value that begins behind from. Where it begins is found in the
+// text: the parser does not tell it of lists.
+func newValue(p *unstable.Parser, node *unstable.Node, from int) *value {
+	v := &value{kind: node.Kind, offset: skipBetween(p.Data(), from), text: string(node.Data)}
 	switch node.Kind {
 	case unstable.Array:
+		end := v.offset + len("[")
 		for it := node.Children(); it.Next(); {
 			if it.Node().Kind != unstable.Comment {
-				v.items = append(v.items, newValue(p, it.Node()))
+				item := newValue(p, it.Node(), end)
+				v.items, end = append(v.items, item), item.end
 			}
 		}
+		v.end = skipBetween(p.Data(), end) + len("]")
 	case unstable.InlineTable:
-		v.kind, v.table = unstable.Table, &table{}
+		v.kind, v.table = unstable.Table, &table{offset: v.offset}
+		end := v.offset + len("{")
 		for it := node.Children(); it.Next(); {
 			if it.Node().Kind == unstable.KeyValue {
-				v.table.set(p, it.Node())
+				end = v.table.set(p, it.Node())
 			}
 		}
+		v.end = skipBetween(p.Data(), end) + len("}")
+	default:
+		v.end = v.offset + int(node.Raw.Length)
 	}
 	return v
+}
+
+// skipBetween skips what may stand between values, and before the end of a list.
+func skipBetween(data []byte, at int) int {
+	comment := false
+	for ; at < len(data); at++ {
+		switch c := data[at]; {
+		case c == '\n':
+			comment = false
+		case c == '#':
+			comment = true
+		case !comment && strings.IndexByte(" \t\r,=", c) < 0:
+			return at
+		}
+	}
+	return at
 }

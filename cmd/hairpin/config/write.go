@@ -81,7 +81,7 @@ func format(forwards []maps.Forward) ([]byte, error) {
 		file.Forwards = append(file.Forwards, fileForward{
 			Name:     f.Name,
 			Protocol: words(f.Protocols),
-			External: f.External.String(),
+			External: f.External.Written(),
 			Port:     f.Ports.String(),
 			To:       f.TargetString(),
 			From:     words(f.From),

@@ -62,7 +62,8 @@ func TestWriteIsReadBackOfIPv6(t *testing.T) {
 	const forward = "[[forward]]\nprotocol = \"tcp\"\n"
 	want := parsed(t, "version = 1\ninterfaces.wan = [\"wan0\"]\n"+
 		forward+"name = \"a\"\nexternal = \"2001:db8::1\"\nport = \"6000-6010\"\nto = \"[fd00::20]:7000\"\nfrom = [\"2001:db8::/32\", \"fd00::9\"]\n"+
-		forward+"name = \"b\"\nexternal = \"wan0\"\nto = \"fd00::20\"\n")
+		forward+"name = \"b\"\nexternal = \"wan0\"\nto = \"fd00::20\"\n"+
+		forward+"name = \"c\"\nexternal = \"[2001:db8::1:443]\"\nto = \"[fd00::20:80]\"\n")
 	if err := Write(filepath.Join(filepath.Dir(main), DropInDir, "50-cli.toml"), want); err != nil {
 		t.Fatal(err)
 	}
