@@ -20,7 +20,7 @@ type Flood struct {
 	// With none, any public IPv4 address may be a source.
 	From []netip.Prefix
 	To   netip.AddrPort
-	// Rate is how many packets are sent a second; 0 is as many as one thread can.
+	// Rate is how many packets are sent a second at most, never more than a batch at once; 0 is as many as one thread can.
 	Rate int
 	// Times is how many packets each tuple gets; 0 is one. The second packet of a tuple follows
 	// when floodBlock tuples have had their first, so that an answer has time to come.
@@ -41,10 +41,11 @@ func (h *Host) SendFlood(dev string, neighbour net.HardwareAddr, f Flood, stop f
 	wire := h.Wire(dev, neighbour)
 	ethernet := append(append(append([]byte(nil), neighbour...), h.HardwareAddr(dev)...), kind...)
 	b, seed, times := newBatch(), rand.Uint64(), max(1, f.Times)
-	sent, began := 0, time.Now()
-	for ; !stop(sent); sent += batchSize {
+	sent := 0
+	for next := time.Now(); !stop(sent); sent += batchSize {
 		if f.Rate > 0 {
-			time.Sleep(time.Until(began.Add(time.Duration(sent) * time.Second / time.Duration(f.Rate))))
+			time.Sleep(time.Until(next))
+			next = time.Now().Add(batchSize * time.Second / time.Duration(f.Rate))
 		}
 		for i := range batchSize {
 			at := sent + i
