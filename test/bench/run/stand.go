@@ -89,8 +89,8 @@ func (s *stand) load(object string) {
 		spec, err = ebpf.LoadCollectionSpec(object)
 	}
 	s.must("read object", err)
-	// By their names, the former one too: a base to compare with may be from before.
-	for _, name := range []string{bpf.HairpinMapScratchPackets, "crafts"} {
+	// By their names, the former one too: this is built with the package of a base to compare with, which may be from before.
+	for _, name := range []string{"scratch_packets", "crafts"} {
 		if m := spec.Maps[name]; m != nil {
 			m.MaxEntries = uint32(ebpf.MustPossibleCPU())
 		}
