@@ -16,7 +16,8 @@ static __always_inline enum verdict icmp_stray(struct work *work)
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* Turns the quoted packet into what its sender sent, and computes what that changes in the checksums around it. */
+/* Translates the quoted packet back to the form in which its sender sent it. The checksums that cover the quote change by the
+ * same difference, which this function computes. */
 static __always_inline void icmp_requote(struct work *work)
 {
 	const struct quote *quote = &work->pkt.quote;

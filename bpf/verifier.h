@@ -8,8 +8,8 @@
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
-/* Keeps a value in one register from its comparison to its use. Otherwise the compiler compares one copy and uses another one, and
- * Linux 6.1 does not know that both are the same. */
+/* Compares and uses a value in the same register. Without this the compiler may compare one copy and use another copy. Linux 6.1
+ * does not know that both copies are equal, so it rejects the use as unchecked. */
 static __always_inline __u32 verifier_same(__u32 value)
 {
 	asm volatile("" : "+r"(value));

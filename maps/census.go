@@ -59,27 +59,16 @@ func (t *Tables) census(sel Selector) (*census, error) {
 	if err != nil {
 		return nil, err
 	}
-	var failed error
-	err = w.openers(func(opener *Entry) {
-		if failed != nil || !w.lives(opener) {
-			return
-		}
-		name, err := w.forward(opener.Forward)
-		if err != nil || name == "" { // of a forward that went a moment ago
-			failed = err
-			return
-		}
+	err = w.named(func(opener *Entry, name string) error {
 		if sel != (Selector{}) {
 			c := derive(opener, w.now)
 			if c.Forward = name; !sel.matches(&c) {
-				return
+				return nil
 			}
 		}
 		found.add(opener)
+		return nil
 	})
-	if err == nil {
-		err = failed
-	}
 	found.roster = w.roster
 	return found, err
 }

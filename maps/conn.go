@@ -91,8 +91,19 @@ func (t *Tables) eachLive(sel Selector, visit func(*Entry, *Connection) error) e
 	if err != nil {
 		return err
 	}
+	return w.named(func(opener *Entry, name string) error {
+		c := derive(opener, w.now)
+		if c.Forward = name; !sel.matches(&c) {
+			return nil
+		}
+		return visit(opener, &c)
+	})
+}
+
+// named visits the openers' entries of live connections, with the names of their forwards. The first error ends the visits.
+func (w *walk) named(visit func(*Entry, string) error) error {
 	var failed error
-	err = w.openers(func(opener *Entry) {
+	err := w.openers(func(opener *Entry) {
 		if failed != nil || !w.lives(opener) {
 			return
 		}
@@ -101,11 +112,7 @@ func (t *Tables) eachLive(sel Selector, visit func(*Entry, *Connection) error) e
 			failed = err
 			return
 		}
-		c := derive(opener, w.now)
-		c.Forward = name
-		if sel.matches(&c) {
-			failed = visit(opener, &c)
-		}
+		failed = visit(opener, name)
 	})
 	return errors.Join(failed, err)
 }

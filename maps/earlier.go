@@ -9,8 +9,8 @@ import (
 	"hairpin/bpf"
 )
 
-// earlier is what runs, as far as a new configuration has to do with it. The forwards that run are looked at one by one:
-// there may be as many as the new ones, which are in memory already.
+// earlier describes the running configuration for a comparison with a new one. It does not hold the running forwards: they are
+// read one by one, because there may be tens of thousands of them.
 type earlier struct {
 	settings  Config           // without its forwards
 	externals map[place]uint32 // as in the document

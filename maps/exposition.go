@@ -34,9 +34,9 @@ var (
 var directions = [...]string{"in", "out"}
 
 // WriteForwards writes the metrics of forwards in the text format of Prometheus, with the connections that the last
-// Collect counted. There may be a million series: a registry would hold them all, while this takes about as much
-// memory for many as for one. It reads the counters once for each metric that has them. If it fails, what it has
-// written is not whole.
+// Collect counted. There may be a million series: a registry would hold them all, while this takes the same
+// memory for one series as for a million. WriteForwards reads the counters once for each metric. After an error the text
+// in w is incomplete.
 func (c *Collector) WriteForwards(w io.Writer) error {
 	counted, err := c.lastCount()
 	if err != nil {

@@ -50,8 +50,8 @@ func (o *outline) decode() (*document, error) {
 // count is how many forwards there are.
 func (o *outline) count() int { return countForwards(o.written) + len(o.Stamps) }
 
-// each calls visit for every forward until it returns false. What visit is given
-// is the next one's afterwards.
+// each calls visit for every forward until visit returns false. visit must not keep its
+// arguments: the next call reuses their memory.
 func (o *outline) each(visit func(*Forward, stamp) bool) error {
 	more := true
 	_, err := o.eachWritten(func(f *Forward, s stamp) bool {
@@ -67,7 +67,8 @@ func (o *outline) each(visit func(*Forward, stamp) bool) error {
 	return nil
 }
 
-// eachWritten is each without what was added. It returns what is behind the forwards if it visits them all.
+// eachWritten is each, but leaves out forwards that were added later. If visit never returns false, eachWritten returns
+// the text that follows the forwards.
 func (o *outline) eachWritten(visit func(*Forward, stamp) bool) (rest string, err error) {
 	return eachForward(o.written, visit)
 }

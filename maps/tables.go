@@ -104,8 +104,8 @@ func (t *Tables) Settings() (Config, error) {
 	return config, err
 }
 
-// EachForward calls visit for every running forward until it returns false. It makes no memory of them: what visit is
-// given, lists included, is the next one's afterwards.
+// EachForward calls visit for every running forward until it returns false. visit must not keep its
+// argument, nor the lists in it: the next call reuses their memory.
 func (t *Tables) EachForward(visit func(*Forward) bool) error {
 	o, _, err := t.outline()
 	if err != nil {

@@ -304,26 +304,19 @@ func (v *validator) external(e External) error {
 	return nil
 }
 
-func (v *validator) notWAN(name string) error {
-	if slices.Contains(v.LAN, name) {
-		return fmt.Errorf("%s is a LAN interface where one of interfaces.wan was expected", Quote(name))
-	}
-	hint := "no WAN interface is configured"
-	if len(v.WAN) > 0 {
-		hint = Suggest(name, v.WAN...)
-	}
-	return fmt.Errorf("%s is not a WAN interface; %s", Quote(name), hint)
-}
+func (v *validator) notWAN(name string) error { return notOfSide(name, "WAN", "LAN", v.WAN, v.LAN) }
+func (v *validator) notLAN(name string) error { return notOfSide(name, "LAN", "WAN", v.LAN, v.WAN) }
 
-func (v *validator) notLAN(name string) error {
-	if slices.Contains(v.WAN, name) {
-		return fmt.Errorf("%s is a WAN interface where one of interfaces.lan was expected", Quote(name))
+// notOfSide says that a name is no interface of a side; own are the interfaces of that side, others those of the other one.
+func notOfSide(name, side, other string, own, others []string) error {
+	if slices.Contains(others, name) {
+		return fmt.Errorf("%s is a %s interface where one of interfaces.%s was expected", Quote(name), other, strings.ToLower(side))
 	}
-	hint := "no LAN interface is configured"
-	if len(v.LAN) > 0 {
-		hint = Suggest(name, v.LAN...)
+	hint := "no " + side + " interface is configured"
+	if len(own) > 0 {
+		hint = Suggest(name, own...)
 	}
-	return fmt.Errorf("%s is not a LAN interface; %s", Quote(name), hint)
+	return fmt.Errorf("%s is not a %s interface; %s", Quote(name), side, hint)
 }
 
 func (v *validator) target(f *Forward) error {

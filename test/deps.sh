@@ -12,7 +12,7 @@ demo=(ip:iproute2 nft:nftables nginx:nginx curl:curl nsenter:util-linux sysctl:p
 test=("${build[@]}" "${demo[@]}"
 	ethtool:ethtool iptables:iptables tcpdump:tcpdump
 	ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
-	iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
+	systemd-analyze:systemd iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
 	dig:bind9-dnsutils dnsmasq:dnsmasq-base unbound:unbound named:bind9 named-checkzone:bind9-utils)
 kernels=("${test[@]}" qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio modprobe:kmod
 	wg:wireguard-tools pppd:ppp pppoe:pppoe)

@@ -174,8 +174,8 @@ func (r *router) attach(ports []port, mode, before string) (undo func() error) {
 	}
 }
 
-// reversal returns what brings a port back to what it is now, in the mode before. It is called for ports that refused the
-// programs, too: some may be attached.
+// reversal returns a function that undoes an attach: it restores the programs that the port has now, in the mode before.
+// It also serves ports that refuse the programs, because some of the programs may be attached by then.
 func (r *router) reversal(p port, before string) func() error {
 	if p.attachment == nil {
 		index := p.link.Index

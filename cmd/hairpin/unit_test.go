@@ -54,11 +54,11 @@ func TestUnitComesBeforeTheNetwork(t *testing.T) {
 	}
 }
 
-// TestUnitIsValid asks systemd, where it is installed.
+// TestUnitIsValid asks systemd, which does not have to run.
 func TestUnitIsValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Skip("there is no systemd-analyze")
+		t.Fatal("there is no systemd-analyze: run \"make deps\"")
 	}
 	text, err := os.ReadFile("dist/hairpin.service")
 	if err != nil {

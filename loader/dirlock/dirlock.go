@@ -2,8 +2,8 @@
 
 // Package dirlock takes the flock(2) locks of directories: a bpffs has no files to lock.
 //
-// github.com/gofrs/flock does not do: it opens the path anew at each try. Whoever waits for a directory must
-// keep the one that it opened, because another one may have come to its path, by a mount or by its removal.
+// github.com/gofrs/flock does not do: it opens the path anew at each try. A process that waits must keep
+// the directory that it opened: meanwhile a mount, or a new directory, may have taken the path.
 package dirlock
 
 import (
