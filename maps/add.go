@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"weak"
 
 	"github.com/cilium/ebpf"
@@ -14,11 +13,6 @@ import (
 
 	"hairpin/bpf"
 )
-
-// additionsRoom is how many forwards can be added to a document before Apply has
-// to write another one. Each has an entry of the document's map, behind the
-// document; the last entry of the map says which generation is finished.
-const additionsRoom = 64
 
 // Add makes a forward run beside those that do, without building their tables
 // again: what Apply does takes longer the more there are. It reports false, and
@@ -129,85 +123,6 @@ func (t *Tables) holds(doc *document) (bool, error) {
 		doc.Origins <= int(origins.MaxEntries()), nil
 }
 
-// takes reports whether f can be added if it is valid and meets no other forward:
-// it is of the simple kind, and its external ids are there.
-func (d *document) takes(f Forward) bool {
-	if f.Intercept || len(d.Config.StandIns) > 0 || slices.Contains(f.Protocols, Any) {
-		return false
-	}
-	for _, at := range d.listensAt(&f) {
-		if d.Externals[at] == 0 {
-			return false
-		}
-	}
-	return true
-}
-
-// meets reports whether there may be a packet for both.
-func (f *Forward) meets(g *Forward) bool {
-	if f.Intercept != g.Intercept || f.Target.Is6() != g.Target.Is6() || !f.Ports.overlaps(g.Ports) {
-		return false
-	}
-	if f.External != g.External && (f.External.String() != "" && g.External.String() != "" ||
-		f.External.Address.IsValid() || g.External.Address.IsValid()) {
-		return false
-	}
-	return slices.ContainsFunc(f.Protocols, func(p Protocol) bool {
-		return slices.Contains(g.Protocols, p) || slices.Contains(g.Protocols, Any)
-	})
-}
-
-// meetsBehind reports whether the same answers to the Internet may be of both
-// forwards, so that neither is their origin.
-func (f *Forward) meetsBehind(g *Forward) bool {
-	udp := func(p Protocol) bool { return p == UDP || p == Any }
-	return f.Target == g.Target && !g.Intercept && f.TargetPorts().overlaps(g.TargetPorts()) &&
-		slices.ContainsFunc(f.Protocols, udp) && slices.ContainsFunc(g.Protocols, udp)
-}
-
-// listensAt are the places that have the forward's entries.
-func (d *document) listensAt(f *Forward) []place {
-	at := f.places()[0]
-	if at.External != (External{}) {
-		return []place{at}
-	}
-	places := make([]place, len(d.Config.WAN))
-	for i, name := range d.Config.WAN {
-		places[i] = interfacePlace(name, at.v6)
-	}
-	return places
-}
-
-// lastAdded is the last addition, as encodeForwards wants it.
-func (d *document) lastAdded() ([]Forward, []stamp) {
-	last := len(d.Stamps) - 1
-	return d.Config.Forwards[last:], d.Stamps[last:]
-}
-
-// addedProgram has the entries of the last addition alone.
-func (d *document) addedProgram() (*program, error) {
-	p := &program{doc: *d}
-	last := len(d.Stamps) - 1
-	f := &d.Config.Forwards[last]
-	first, end := f.Ports.bounds()
-	tree := newPortTree()
-	tree.paint(first, end, last)
-	for _, at := range d.listensAt(f) {
-		for _, protocol := range f.Protocols {
-			err := tree.each(func(port uint16, bits, owner int) error {
-				return p.add(forwardKey(d.Externals[at], protocol.number(at.is6()), port, bits), owner)
-			})
-			if err != nil {
-				return nil, err
-			}
-			p.claim(at, protocol, tree, -1)
-		}
-	}
-	p.addSources(last)
-	p.addOrigins()
-	return p, nil
-}
-
 // storeAddition puts the text of an addition where nobody looks before the
 // generation says so.
 func (t *Tables) storeAddition(doc *document, generation uint32, text []byte) error {
@@ -223,7 +138,7 @@ func (t *Tables) storeAddition(doc *document, generation uint32, text []byte) er
 }
 
 // readAdditions appends the forwards that have been added up to a generation.
-func (d *document) readAdditions(chunks *ebpf.Map, generation uint32) error {
+func readAdditions(d *document, chunks *ebpf.Map, generation uint32) error {
 	added := (generation - d.Generation) / 2
 	if added > additionsRoom {
 		return fmt.Errorf("generation %d is none of a document of %d", generation, d.Generation)
@@ -243,25 +158,6 @@ func (d *document) readAdditions(chunks *ebpf.Map, generation uint32) error {
 	}
 	return nil
 }
-
-// append adds a forward to the document.
-func (d *document) append(forward []Forward, stamp []stamp) error {
-	d.added++
-	d.Ended = nil // was done before
-	d.Config.Forwards = append(d.Config.Forwards, forward...)
-	d.Stamps = append(d.Stamps, stamp...)
-	p, err := d.addedProgram()
-	if err != nil {
-		return err
-	}
-	d.Entries += len(p.keys)
-	d.Sources += len(p.sources)
-	d.Origins += len(p.originKeys)
-	return nil
-}
-
-// liveGeneration is the generation with which the last addition went live.
-func (d *document) liveGeneration() uint32 { return d.Generation + 2*uint32(d.added) }
 
 // isFinished reports whether what follows a swap to doc has been done.
 func (t *Tables) isFinished(doc *document) (bool, error) {

@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -377,33 +375,6 @@ func (t *Tables) finish(o *outline) error {
 	return nil
 }
 
-// leftover is what finish has to know of a document.
-type leftover struct {
-	document // with all stamps, but of the forwards the intercepts alone
-	targets  map[bpf.HairpinAddr]bool
-}
-
-// leftover looks at the forwards one by one: the writer before may still hold as many.
-func (o *outline) leftover() (*leftover, error) {
-	left := &leftover{document: o.document, targets: map[bpf.HairpinAddr]bool{}}
-	left.Config.Forwards, left.Stamps = nil, nil
-	rest, err := o.eachWritten(func(f *Forward, s stamp) bool {
-		left.Stamps = append(left.Stamps, s)
-		left.targets[toAddr(f.Target)] = true
-		if f.Intercept {
-			left.Config.Forwards = append(left.Config.Forwards, f.clone())
-		}
-		return true
-	})
-	if err == nil {
-		left.Ended, err = decodeStamps(rest)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read running configuration: %w", err)
-	}
-	return left, nil
-}
-
 func (t *Tables) endForwards(doc *document) error {
 	for _, s := range doc.Ended {
 		if err := t.endStamp(s); err != nil {
@@ -442,15 +413,6 @@ func (t *Tables) dropExternals(doc *document) error {
 		}
 	}
 	return nil
-}
-
-// targets are the addresses that the forwards lead to.
-func (d *document) targets() map[bpf.HairpinAddr]bool {
-	all := map[bpf.HairpinAddr]bool{}
-	for i := range d.Config.Forwards {
-		all[toAddr(d.Config.Forwards[i].Target)] = true
-	}
-	return all
 }
 
 // addTargets makes the datapath take fragments from the new forwards' targets
@@ -503,45 +465,10 @@ func addAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool, present map[bp
 }
 
 func (t *Tables) setSettings(c Config) error {
-	want := c.settings()
+	want := settingsEntry(c)
 	var now bpf.HairpinSettings
 	if err := t.objs.Settings.Lookup(uint32(0), &now); err != nil || now == want {
 		return err
 	}
 	return t.objs.Settings.Put(uint32(0), want)
-}
-
-// longestIdle is half of what the datapath's clock of milliseconds can tell apart, and some days less: two such times are
-// added for a held port.
-const longestIdle = 12 * 24 * time.Hour
-
-// idleTime is an idle time in nanoseconds as the datapath takes it. A longer one than it can tell is cut to what it can.
-func idleTime(d time.Duration) uint64 { return uint64(min(d, longestIdle)) }
-
-// settings is the entry of the settings map.
-func (c Config) settings() bpf.HairpinSettings {
-	settings := bpf.HairpinSettings{
-		TcpEstablished: idleTime(c.Timeouts.TCPEstablished),
-		TcpOpening:     idleTime(c.Timeouts.Opening()),
-		TcpClosing:     idleTime(c.Timeouts.Closing()),
-		Udp:            idleTime(c.Timeouts.UDP),
-		Icmp:           idleTime(c.Timeouts.ICMP),
-		PortHold:       idleTime(c.Timeouts.PortHold),
-		IcmpInterval:   second / uint64(max(1, c.ICMP.Rate)),
-		SourceLimit:    c.PerSource(),
-		InterfaceLimit: c.PerInterface(),
-	}
-	settings.InterceptFirst, settings.InterceptLast = c.interceptSpan()
-	if len(c.StandIns) > 0 {
-		settings.StandIns = 1
-	}
-	for name, side := range map[string]bpf.HairpinSide{
-		SideLAN: bpf.HairpinSideSIDE_LAN,
-		SideWAN: bpf.HairpinSideSIDE_WAN,
-	} {
-		if slices.Contains(c.ICMP.Refuse, name) {
-			settings.Told |= side
-		}
-	}
-	return settings
 }

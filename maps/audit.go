@@ -66,7 +66,7 @@ func ring(objs *bpf.HairpinObjects, index uint32) (bpf.HairpinRing, error) {
 // movements are what changes with every connection that comes, goes or takes another place.
 type movements struct {
 	counts [bpf.HairpinPlaceKindPLACES * 2]int64 // of the rings
-	events events
+	events eventCounts
 }
 
 func (t *Tables) movements() (m movements, err error) {
@@ -77,7 +77,7 @@ func (t *Tables) movements() (m movements, err error) {
 		}
 		m.counts[index] = r.Count
 	}
-	events, err := t.events()
+	events, err := t.eventCounts()
 	if err != nil {
 		return m, err
 	}
@@ -163,4 +163,35 @@ func (t *Tables) Repair(earlier, now Audit) (int, error) {
 		repaired += int(max(drift, -drift))
 	}
 	return repaired, nil
+}
+
+// Auditor corrects the datapath's own counts of connections.
+type Auditor struct {
+	tables *Tables
+	last   Audit // the last steady one
+	alike  int   // how many steady ones in a row have found the same
+}
+
+// NewAuditor gives an auditor of tables. One caller at a time uses it.
+func NewAuditor(tables *Tables) *Auditor { return &Auditor{tables: tables} }
+
+// Step audits once. It corrects the counts if three audits in a row have found them wrong by the same figure, and says by how
+// many connections. An audit during which a connection came or went says nothing.
+func (a *Auditor) Step() (repaired int, err error) {
+	const enough = 3
+	now, err := a.tables.auditCounts(func(visit func(*Entry)) error { return eachOpener(a.tables.objs, visit) })
+	if err != nil || !now.Steady {
+		return 0, err
+	}
+	if now.drift != a.last.drift {
+		a.alike = 0
+	}
+	a.alike++
+	earlier := a.last
+	a.last = now
+	if a.alike < enough {
+		return 0, nil
+	}
+	a.alike = 0
+	return a.tables.Repair(earlier, now)
 }

@@ -257,11 +257,11 @@ func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
 		}
 		seen := false
 		for !seen && time.Now().Before(deadline) {
-			before := c.audits
+			before := c.auditor.alike
 			if err := c.audit(); err != nil {
 				t.Fatal(err)
 			}
-			seen = c.audits == before
+			seen = c.auditor.alike == before
 		}
 		close(stop)
 		<-stopped

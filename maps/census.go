@@ -62,7 +62,7 @@ func (t *Tables) census(sel Selector) (*census, error) {
 	err = w.named(func(opener *Entry, name string) error {
 		if sel != (Selector{}) {
 			c := derive(opener, w.now)
-			if c.Forward = name; !sel.matches(&c) {
+			if c.Forward = name; !picks(&sel, &c) {
 				return nil
 			}
 		}
@@ -88,12 +88,27 @@ func (c *census) add(opener *Entry) {
 	c.forwards[opener.Forward]++
 }
 
-// events are the datapath's counts of what happens to connections, by conn_event.
-type events [bpf.HairpinConnEventEVENTS]uint64
+// Events count what has happened to connections since the datapath was loaded.
+type Events struct {
+	Evicted   uint64 // half-open ones that gave way to newer ones
+	Displaced uint64 // established ones of other protocols than TCP that gave way to newer ones
+}
 
-// events sums the counts over the CPUs.
-func (t *Tables) events() (*events, error) {
-	sums := new(events)
+// Events reads them.
+func (t *Tables) Events() (Events, error) {
+	sums, err := t.eventCounts()
+	if err != nil {
+		return Events{}, err
+	}
+	return Events{Evicted: sums[bpf.HairpinConnEventEVENT_EVICTED], Displaced: sums[bpf.HairpinConnEventEVENT_DISPLACED]}, nil
+}
+
+// eventCounts are the datapath's counts by conn_event.
+type eventCounts [bpf.HairpinConnEventEVENTS]uint64
+
+// eventCounts sums the counts over the CPUs.
+func (t *Tables) eventCounts() (*eventCounts, error) {
+	sums := new(eventCounts)
 	for event := range sums {
 		var cpus []uint64
 		if err := t.objs.ConnEvents.Lookup(uint32(event), &cpus); err != nil {

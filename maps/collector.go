@@ -3,6 +3,7 @@
 package maps
 
 import (
+	"cmp"
 	"context"
 	"net/netip"
 	"runtime"
@@ -10,8 +11,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-
-	"hairpin/bpf"
 )
 
 // CollectorOptions tell the collector what is not in the maps.
@@ -37,20 +36,18 @@ type Collector struct {
 	options CollectorOptions
 
 	mu       sync.Mutex
-	names    map[uint32]string // of interfaces by index, also of those that went
-	counted  *census           // nil before the first Collect
-	repaired uint64            // connections by which counts were corrected
-	reloaded time.Time         // last time a configuration was taken
+	names    map[int]string // of interfaces by index, also of those that went
+	counted  *census        // nil before the first Collect
+	repaired uint64         // connections by which counts were corrected
+	reloaded time.Time      // last time a configuration was taken
 	reloadOK float64
 
-	// Of Run alone.
-	audited Audit // the last steady one
-	audits  int   // how many steady ones in a row found the same
+	auditor *Auditor // of Run alone
 }
 
 // NewCollector gives the metrics of tables. Run must be called too.
 func NewCollector(tables *Tables, options CollectorOptions) *Collector {
-	return &Collector{tables: tables, options: options, names: map[uint32]string{}}
+	return &Collector{tables: tables, options: options, names: map[int]string{}, auditor: NewAuditor(tables)}
 }
 
 // The metrics; no label carries an address or port of a client.
@@ -115,25 +112,8 @@ func (c *Collector) Run(ctx context.Context, report func(error)) {
 	}
 }
 
-// audit corrects the datapath's counts once three audits in a row have found them wrong by the same
-// figure. An audit during which a connection came or went says nothing.
 func (c *Collector) audit() error {
-	const enough = 3
-	now, err := c.tables.auditCounts(func(visit func(*Entry)) error { return eachOpener(c.tables.objs, visit) })
-	if err != nil || !now.Steady {
-		return err
-	}
-	if now.drift != c.audited.drift {
-		c.audits = 0
-	}
-	c.audits++
-	var earlier Audit
-	earlier, c.audited = c.audited, now
-	if c.audits < enough {
-		return nil
-	}
-	c.audits = 0
-	repaired, err := c.tables.Repair(earlier, now)
+	repaired, err := c.auditor.Step()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.repaired += uint64(repaired)
@@ -151,12 +131,12 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	defer c.mu.Unlock()
 	for _, link := range interfaces {
 		if link.Index != 0 {
-			c.names[uint32(link.Index)] = link.Name
+			c.names[link.Index] = link.Name
 		}
 	}
 	s.gauge(buildInfo, 1, c.options.Version, runtime.Version())
 	s.interfaces(interfaces)
-	s.gauge(connectionsLimit, float64(ConnectionsLimit(c.tables.objs)))
+	s.gauge(connectionsLimit, float64(c.tables.ConnectionsLimit()))
 	s.reload(c)
 	s.connections(c)
 	s.packets(c.tables, c.names)
@@ -199,11 +179,11 @@ func (s scrape) reload(c *Collector) {
 
 func (s scrape) connections(c *Collector) {
 	s.counter(connectionsFixed, c.repaired)
-	if now, err := c.tables.events(); err != nil {
+	if now, err := c.tables.Events(); err != nil {
 		s.metrics <- prometheus.NewInvalidMetric(halfOpenEvicted, err)
 	} else {
-		s.counter(halfOpenEvicted, now[bpf.HairpinConnEventEVENT_EVICTED])
-		s.counter(displaced, now[bpf.HairpinConnEventEVENT_DISPLACED])
+		s.counter(halfOpenEvicted, now.Evicted)
+		s.counter(displaced, now.Displaced)
 	}
 	c.counted = nil // a count of an earlier scrape is not to stand for one that fails
 	counted, err := c.tables.census(Selector{})
@@ -219,8 +199,8 @@ func (s scrape) connections(c *Collector) {
 
 // packets sums the datapath's counters: an interface that came back with
 // another number goes on under its name.
-func (s scrape) packets(t *Tables, interfaces map[uint32]string) {
-	counters, err := t.rawCounters()
+func (s scrape) packets(t *Tables, interfaces map[int]string) {
+	counters, err := t.Counters()
 	if err != nil {
 		s.metrics <- prometheus.NewInvalidMetric(packetsDropped, err)
 		return
@@ -228,27 +208,23 @@ func (s scrape) packets(t *Tables, interfaces map[uint32]string) {
 	type series struct{ link, reason string }
 	refused, held, translated := map[string]uint64{}, uint64(0), uint64(0)
 	dropped, passed, told := map[series]uint64{}, map[series]uint64{}, map[series]uint64{}
-	for key, packets := range counters {
-		link, known := interfaces[key.Ifindex]
-		if !known {
-			link = "unknown"
-		}
-		at := series{link, word(names().reasons, uint32(key.Reason))}
-		switch key.Verdict {
-		case bpf.HairpinVerdictVERDICT_REFUSE:
-			refused[at.reason] += packets
-			dropped[at] += packets
-		case bpf.HairpinVerdictVERDICT_DROP:
-			dropped[at] += packets
-		case bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinVerdictVERDICT_DEFER:
-			passed[at] += packets
-		case bpf.HairpinVerdictVERDICT_TELL:
-			told[at] += packets
-		case bpf.HairpinVerdictVERDICT_HOLD:
-			held += packets
-		case bpf.HairpinVerdictVERDICT_SEND:
-			if key.Reason == bpf.HairpinReasonREASON_ICMP_ERROR {
-				translated += packets
+	for _, counter := range counters {
+		at := series{cmp.Or(interfaces[counter.Index], "unknown"), counter.Reason}
+		switch counter.Verdict {
+		case "refuse":
+			refused[at.reason] += counter.Packets
+			dropped[at] += counter.Packets
+		case "drop":
+			dropped[at] += counter.Packets
+		case "pass", "defer":
+			passed[at] += counter.Packets
+		case "tell":
+			told[at] += counter.Packets
+		case "hold":
+			held += counter.Packets
+		case "send":
+			if counter.Reason == "icmp_error" {
+				translated += counter.Packets
 			}
 		}
 	}

@@ -449,19 +449,29 @@ func TestLabelsComeFromTheDatapath(t *testing.T) {
 		{names().reasons, uint32(bpf.HairpinReasonREASON_TABLE_FULL), "table_full"},
 		{names().verdicts, uint32(bpf.HairpinVerdictVERDICT_REFUSE), "refuse"},
 		{names().paths, uint32(bpf.HairpinConnPathPATH_HAIRPIN), "hairpin"},
-		{names().roles, uint32(bpf.HairpinRoleROLE_LAN), "lan"},
 		{names().reasons, 4711, "unknown_4711"},
 	} {
 		if got := word(test.words, test.value); got != test.want {
 			t.Errorf("got %s, want %s", got, test.want)
 		}
 	}
-	if paths := fmt.Sprint(pathNames()); paths != "[wan hairpin local]" {
-		t.Error(paths)
+	for number, path := range PathNames() {
+		if got := names().paths[uint32(number)]; got != path {
+			t.Errorf("path %d is %q to the datapath, %q here", number, got, path)
+		}
+	}
+	if len(names().paths) != len(PathNames()) {
+		t.Errorf("paths %v of the datapath, %v here", names().paths, PathNames())
 	}
 	spec, err := embedded()
 	if err != nil {
 		t.Fatal(err)
+	}
+	roles := enumNames(spec.Types, "role")
+	for _, role := range []Role{RoleWAN, RoleLAN, RoleLocal} {
+		if got := roles[uint32(new(document).interfaceEntry(Interface{Role: role}).Role)]; got != role.String() {
+			t.Errorf("role %s is %q to the datapath", role, got)
+		}
 	}
 	reflects := enumNames(spec.Types, "reflect")
 	if len(reflects) != len(ReflectNames()) {

@@ -125,3 +125,37 @@ func (c Config) clamps(link Interface) bool {
 	}
 	return slices.Contains(c.MSSClamp, link.Name)
 }
+
+// hasIntercepts reports whether there are any.
+func (c Config) hasIntercepts() bool {
+	for i := range c.Forwards {
+		if c.Forwards[i].Intercept {
+			return true
+		}
+	}
+	return false
+}
+
+// ListensAt are the LAN interfaces of an intercept.
+func (c Config) ListensAt(f Forward) []string {
+	if len(f.LAN) > 0 {
+		return f.LAN
+	}
+	return c.LAN
+}
+
+// interceptSpan is from the lowest to the highest port of all intercepts; first
+// is above last if there are none.
+func (c Config) interceptSpan() (first, last uint16) {
+	first = 1
+	for _, f := range c.Forwards {
+		switch {
+		case !f.Intercept:
+		case last == 0:
+			first, last = f.Ports.First, f.Ports.Last
+		default:
+			first, last = min(first, f.Ports.First), max(last, f.Ports.Last)
+		}
+	}
+	return first, last
+}

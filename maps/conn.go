@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
 )
@@ -73,6 +72,9 @@ func ConnectionsLimit(objs *bpf.HairpinObjects) uint32 {
 	return TCPLimit(objs) + ringLimit(objs, bpf.HairpinPlaceKindPLACE_OTHER)
 }
 
+// ConnectionsLimit is that of the function of this name.
+func (t *Tables) ConnectionsLimit() uint32 { return ConnectionsLimit(t.objs) }
+
 // TCPLimit is how many IPv4 TCP connections may be established. It is 0 if the maps are closed.
 func TCPLimit(objs *bpf.HairpinObjects) uint32 { return ringLimit(objs, bpf.HairpinPlaceKindPLACE_TCP) }
 
@@ -93,11 +95,25 @@ func (t *Tables) eachLive(sel Selector, visit func(*Entry, *Connection) error) e
 	}
 	return w.named(func(opener *Entry, name string) error {
 		c := derive(opener, w.now)
-		if c.Forward = name; !sel.matches(&c) {
+		if c.Forward = name; !picks(&sel, &c) {
 			return nil
 		}
 		return visit(opener, &c)
 	})
+}
+
+// picks reports whether a selector picks a connection.
+func picks(s *Selector, c *Connection) bool {
+	switch {
+	case s.Forward != "" && s.Forward != c.Forward,
+		s.Protocol != 0 && s.Protocol != c.Protocol,
+		s.Path != "" && s.Path != c.Path,
+		!s.Ports.Every() && !s.Ports.has(c.External.Port()) && !s.Ports.has(c.Target.Port()),
+		s.Source.IsValid() && !s.Source.Contains(c.Client.Addr()),
+		s.Destination.IsValid() && !s.Destination.Contains(c.External.Addr()) && !s.Destination.Contains(c.Target.Addr()):
+		return false
+	}
+	return true
 }
 
 // named visits the openers' entries of live connections, with the names of their forwards. The first error ends the visits.
@@ -250,27 +266,4 @@ func (r *epochReader) epoch(id uint32) int64 {
 		}
 	}
 	return max(r.known[id]-1, -1)
-}
-
-const (
-	second      = 1_000_000_000
-	millisecond = 1_000_000
-)
-
-// monotonic is the clock of the datapath, in nanoseconds.
-func monotonic() uint64 {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		// It takes no argument that could be wrong.
-		panic(err)
-	}
-	return uint64(now.Nano())
-}
-
-// since is 0 for what happened after now was read.
-func since(now, then uint64) uint64 {
-	if then > now {
-		return 0
-	}
-	return now - then
 }

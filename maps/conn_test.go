@@ -510,7 +510,7 @@ func TestFullTableIsCounted(t *testing.T) {
 			return count.Established, err
 		},
 		"for an audit": func() (int, error) {
-			err := NewCollector(tables, CollectorOptions{}).audit()
+			_, err := NewAuditor(tables).Step()
 			return fullTable, err
 		},
 	} {

@@ -51,7 +51,7 @@ func (c *Collector) WriteForwards(w io.Writer) error {
 		return err
 	}
 	f := forwardWriter{
-		reader: reader, wanted: wanted, counted: counted, paths: pathNames(),
+		reader: reader, wanted: wanted, counted: counted, paths: PathNames(),
 		active: make([]bool, len(wanted.names)), out: newFamilyWriter(w),
 	}
 	for _, step := range []func() error{f.bytes, f.connections, f.opened, f.packets} {

@@ -304,7 +304,7 @@ func TestInterfaceEntriesOfBothFamilies(t *testing.T) {
 	for _, test := range []struct{ v4, v6, want4, want6 int }{
 		{0, 0, 0, 0}, {1, 1, 1, 1}, {4, 4, 4, 4}, {10, 1, 7, 1}, {10, 0, 8, 0}, {1, 10, 1, 7}, {10, 10, 4, 4}, {5, 3, 5, 3},
 	} {
-		entry := list(test.v4, test.v6).kernel()
+		entry := new(document).interfaceEntry(list(test.v4, test.v6))
 		var got4, got6 int
 		for _, at := range entry.Address[:entry.Addresses] {
 			ones := 0
@@ -326,7 +326,7 @@ func TestInterfaceEntriesOfBothFamilies(t *testing.T) {
 			t.Errorf("of %d and %d: %d of IPv4 and %d of IPv6, private %d", test.v4, test.v6, got4, got6, entry.Private)
 		}
 	}
-	if first := list(0, 3).kernel().Address[0].Address; fromAddr(first).String() != "2001:db8::1" {
+	if first := new(document).interfaceEntry(list(0, 3)).Address[0].Address; fromAddr(first).String() != "2001:db8::1" {
 		t.Errorf("the first is %s", fromAddr(first))
 	}
 }

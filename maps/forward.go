@@ -254,3 +254,28 @@ func joined[T fmt.Stringer](list []T) string {
 	}
 	return strings.Join(words, ",")
 }
+
+// Kind is what the forward is called: "forward" or "intercept".
+func (f Forward) Kind() string {
+	if f.Intercept {
+		return "intercept"
+	}
+	return "forward"
+}
+
+// one is Kind with its article.
+func (f *Forward) one() string {
+	if f.Intercept {
+		return "an intercept"
+	}
+	return "a forward"
+}
+
+// portless finds a protocol of the forward that knows no ports.
+func (f *Forward) portless() (Protocol, bool) {
+	i := slices.IndexFunc(f.Protocols, func(p Protocol) bool { return !p.hasPorts() })
+	if i < 0 {
+		return 0, false
+	}
+	return f.Protocols[i], true
+}

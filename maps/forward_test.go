@@ -262,7 +262,7 @@ func TestSelectPorts(t *testing.T) {
 		if err != nil || s.String() != "port "+ports {
 			t.Errorf("port %s reads as %s, %v", ports, s, err)
 		}
-		if got := s.matches(&c); got != want {
+		if got := picks(&s, &c); got != want {
 			t.Errorf("port %s: %v, want %v", ports, got, want)
 		}
 	}

@@ -4,8 +4,6 @@ package maps
 
 import (
 	"fmt"
-
-	"hairpin/bpf"
 )
 
 // idPool hands out the free ids from first to last, lowest first.
@@ -22,12 +20,4 @@ func (p *idPool) take() (uint32, error) {
 		}
 	}
 	return 0, fmt.Errorf("all ids up to %d are in use", p.last)
-}
-
-func (t *Tables) freeAddressIDs(present map[bpf.HairpinAddr]bpf.HairpinExternal) *idPool {
-	pool := &idPool{next: t.addressIDs(), last: t.objs.Epochs.MaxEntries() - 1, used: map[uint32]bool{}}
-	for _, external := range present {
-		pool.used[external.Address.Id] = true
-	}
-	return pool
 }

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
-	"net/netip"
 	"slices"
 
 	"github.com/cilium/ebpf"
@@ -15,40 +13,6 @@ import (
 
 	"hairpin/bpf"
 )
-
-// Role is what an interface is to the datapath.
-type Role bpf.HairpinRole
-
-// The roles; an interface without one is not hairpin's.
-const (
-	RoleWAN = Role(bpf.HairpinRoleROLE_WAN)
-	RoleLAN = Role(bpf.HairpinRoleROLE_LAN)
-	// RoleLocal is the loopback device's, by which the router's own packets come in.
-	RoleLocal = Role(bpf.HairpinRoleROLE_LOCAL)
-)
-
-// String is "wan", "lan" or "local", "" for none.
-func (r Role) String() string {
-	if r == 0 {
-		return ""
-	}
-	return word(names().roles, uint32(r))
-}
-
-// Interface is a device of the router as it is now.
-type Interface struct {
-	Name        string
-	Index       int
-	Role        Role           // 0 if hairpin has nothing to do with it
-	Addresses   []netip.Prefix // with the lengths of their networks; of a family the one to use first
-	Passive     []netip.Prefix // the same, but nothing is sent from them unless it answers
-	XDPTransmit bool           // takes XDP frames
-	MTU         int            // in bytes, of an IP packet
-	PPP         bool           // a PPP device
-	RPFilter    uint8          // the kernel's, for IPv4: 0 off, 1 strict, 2 by any way back
-
-	HardwareAddr net.HardwareAddr // empty without Ethernet header
-}
 
 // SetInterfaces tells the datapath which interfaces and addresses there are
 // now, writing only what differs. Connections to an address that went are over.
@@ -107,33 +71,9 @@ func (t *Tables) followAddresses(doc *document, ifs []Interface, before map[uint
 	return t.tellEnded()
 }
 
-// goneAddresses are the router's own that no interface has any more.
-func goneAddresses(present map[uint32]bpf.HairpinInterface, ifs []Interface) map[bpf.HairpinAddr]bool {
-	gone := map[bpf.HairpinAddr]bool{}
-	for _, value := range present {
-		for _, own := range value.Address[:value.Addresses] {
-			gone[own.Address] = true
-		}
-	}
-	for _, link := range ifs {
-		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
-			delete(gone, toAddr(prefix.Addr()))
-		}
-	}
-	return gone
-}
-
 func (t *Tables) putInterfaces(doc *document, ifs []Interface, present map[uint32]bpf.HairpinInterface) error {
 	for _, link := range ifs {
-		value := link.kernel()
-		// The MTU of the loopback device is no other one's.
-		if link.Role == RoleLocal || doc.Config.clamps(link) {
-			value.MssMtu = uint32(max(0, link.MTU))
-		}
-		if link.Role == RoleLAN {
-			value.InterceptV4 = doc.Externals[lanPlace(link.Name, false)]
-			value.InterceptV6 = doc.Externals[lanPlace(link.Name, true)]
-		}
+		value := doc.interfaceEntry(link)
 		if present[uint32(link.Index)] == value {
 			continue
 		}
@@ -166,60 +106,6 @@ func drop(m *ebpf.Map, key any) error {
 		return err
 	}
 	return nil
-}
-
-// carrierGrade is the shared address space of RFC 6598.
-var carrierGrade = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
-
-// kernel is the entry of the interfaces map.
-func (link Interface) kernel() bpf.HairpinInterface {
-	value := bpf.HairpinInterface{Role: bpf.HairpinRole(link.Role), RpFilter: link.RPFilter}
-	if len(link.HardwareAddr) == len(value.Mac) {
-		copy(value.Mac[:], link.HardwareAddr)
-	}
-	for _, prefix := range link.Addresses {
-		addr := prefix.Addr()
-		// An interface of IPv6 always has a link-local address, which says nothing.
-		if addr.Is4() && (addr.IsPrivate() || addr.IsLinkLocalUnicast() || carrierGrade.Contains(addr)) {
-			value.Private = 1
-		}
-	}
-	for i, prefix := range link.own(len(value.Address)) {
-		value.Address[i] = bpf.HairpinInterfaceAddress{
-			Address: toAddr(prefix.Addr()),
-			Mask:    mappedMask(prefix),
-		}
-		value.Addresses++
-	}
-	return value
-}
-
-// own are up to n addresses that the router may send from, IPv4 first. Neither
-// family takes more than half while the other one needs it.
-func (link Interface) own(n int) []netip.Prefix {
-	var v4, v6 []netip.Prefix
-	for _, prefix := range link.Addresses {
-		switch addr := prefix.Addr(); {
-		case addr.Is4():
-			v4 = append(v4, prefix)
-		case global6(addr):
-			v6 = append(v6, prefix)
-		}
-	}
-	v4 = v4[:min(len(v4), max(n/2, n-len(v6)))]
-	v6 = v6[:min(len(v6), n-len(v4))]
-	return slices.Concat(v4, v6)
-}
-
-// global6 reports whether an address is of IPv6 and not bound to its link: global
-// or unique local (RFC 4193).
-func global6(addr netip.Addr) bool {
-	return addr.Is6() && !addr.Is4In6() && addr.IsGlobalUnicast()
-}
-
-// IsExternal reports whether forwards can listen on an address of a WAN interface.
-func IsExternal(addr netip.Addr) bool {
-	return addr.Is4() && !addr.IsLoopback() || global6(addr)
 }
 
 // setExternals brings the addresses that forwards listen on up to date, and says
@@ -259,33 +145,6 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err e
 		}
 	}
 	return ended, t.putListeners(listeners)
-}
-
-func compareAddr(a, b bpf.HairpinAddr) int { return fromAddr(a).Compare(fromAddr(b)) }
-
-// wantedExternals leaves the stamps to putExternal.
-func wantedExternals(doc *document, ifs []Interface) map[bpf.HairpinAddr]bpf.HairpinExternal {
-	wanted := map[bpf.HairpinAddr]bpf.HairpinExternal{}
-	for _, link := range ifs {
-		if link.Role != RoleWAN {
-			continue
-		}
-		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
-			addr := prefix.Addr()
-			group := doc.Externals[interfacePlace(link.Name, addr.Is6())]
-			if _, twice := wanted[toAddr(addr)]; group != 0 && IsExternal(addr) && !twice {
-				wanted[toAddr(addr)] = bpf.HairpinExternal{Group: group}
-			}
-		}
-	}
-	for at, id := range doc.Externals {
-		if at.Address.IsValid() {
-			value := wanted[toAddr(at.Address)]
-			value.Fixed = id
-			wanted[toAddr(at.Address)] = value
-		}
-	}
-	return wanted
 }
 
 // putExternal writes an entry if it differs. An address keeps its id, and its
@@ -369,4 +228,65 @@ func (t *Tables) pruneCounters(ifs []Interface) error {
 		}
 	}
 	return nil
+}
+
+// putLocals goes before the interfaces that bring clients there.
+func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
+	if limit := t.objs.Locals.MaxEntries(); uint32(len(wanted)) > limit {
+		return fmt.Errorf("the router has %d addresses of its own, but the table holds %d", len(wanted), limit)
+	}
+	present, err := keepAddresses(t.objs.Locals, wanted)
+	if err == nil {
+		err = addAddresses(t.objs.Locals, wanted, present)
+	}
+	if err != nil {
+		return fmt.Errorf("the router's own addresses: %w", err)
+	}
+	return nil
+}
+
+// dropListeners forgets those of ids that no address has alone any more. It goes
+// before the addresses change: until they have, nothing is rebuilt that might be
+// another address's. One whose address was replaced stays; the datapath finds
+// the old address gone, until one write puts the new one there.
+func (t *Tables) dropListeners(wanted map[uint32]bpf.HairpinAddr) error {
+	present, err := readAll[uint32, bpf.HairpinAddr](t.objs.Listeners)
+	if err != nil {
+		return fmt.Errorf("list listeners: %w", err)
+	}
+	for id := range present {
+		if _, there := wanted[id]; there {
+			continue
+		}
+		if err := drop(t.objs.Listeners, id); err != nil {
+			return fmt.Errorf("forget listener %d: %w", id, err)
+		}
+	}
+	return nil
+}
+
+// putListeners goes after the addresses that it names.
+func (t *Tables) putListeners(wanted map[uint32]bpf.HairpinAddr) error {
+	for _, id := range slices.Sorted(maps.Keys(wanted)) {
+		var now bpf.HairpinAddr
+		err := t.objs.Listeners.Lookup(id, &now)
+		if err == nil && now == wanted[id] {
+			continue
+		}
+		if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = t.objs.Listeners.Put(id, wanted[id])
+		}
+		if err != nil {
+			return fmt.Errorf("write listener %s: %w", fromAddr(wanted[id]), err)
+		}
+	}
+	return nil
+}
+
+func (t *Tables) freeAddressIDs(present map[bpf.HairpinAddr]bpf.HairpinExternal) *idPool {
+	pool := &idPool{next: t.addressIDs(), last: t.objs.Epochs.MaxEntries() - 1, used: map[uint32]bool{}}
+	for _, external := range present {
+		pool.used[external.Address.Id] = true
+	}
+	return pool
 }

@@ -16,7 +16,7 @@ import (
 // labels are the words for the datapath's enum values, as its type information
 // spells them: REASON_TABLE_FULL is "table_full".
 type labels struct {
-	paths, roles, verdicts, reasons map[uint32]string
+	paths, verdicts, reasons map[uint32]string
 }
 
 // embedded is the object file that this build carries; its specs must be
@@ -37,7 +37,6 @@ var names = sync.OnceValue(func() labels {
 	}
 	return labels{
 		paths:    enumNames(spec.Types, "conn_path"),
-		roles:    enumNames(spec.Types, "role"),
 		verdicts: enumNames(spec.Types, "verdict"),
 		reasons:  enumNames(spec.Types, "reason"),
 	}

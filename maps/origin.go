@@ -4,13 +4,9 @@ package maps
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-
-	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
 )
@@ -130,56 +126,4 @@ func soleClaims(claims []claim) []claim {
 		sole = append(sole, next)
 	}
 	return sole
-}
-
-// wantedListeners are the addresses that have an external id alone.
-func wantedListeners(externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf.HairpinAddr {
-	listeners := map[uint32]bpf.HairpinAddr{}
-	addresses := map[uint32]int{0: 2} // no id is nobody's
-	for addr, external := range externals {
-		for _, id := range []uint32{external.Fixed, external.Group} {
-			addresses[id]++
-			listeners[id] = addr
-		}
-	}
-	maps.DeleteFunc(listeners, func(id uint32, _ bpf.HairpinAddr) bool { return addresses[id] > 1 })
-	return listeners
-}
-
-// dropListeners forgets those of ids that no address has alone any more. It goes
-// before the addresses change: until they have, nothing is rebuilt that might be
-// another address's. One whose address was replaced stays; the datapath finds
-// the old address gone, until one write puts the new one there.
-func (t *Tables) dropListeners(wanted map[uint32]bpf.HairpinAddr) error {
-	present, err := readAll[uint32, bpf.HairpinAddr](t.objs.Listeners)
-	if err != nil {
-		return fmt.Errorf("list listeners: %w", err)
-	}
-	for id := range present {
-		if _, there := wanted[id]; there {
-			continue
-		}
-		if err := drop(t.objs.Listeners, id); err != nil {
-			return fmt.Errorf("forget listener %d: %w", id, err)
-		}
-	}
-	return nil
-}
-
-// putListeners goes after the addresses that it names.
-func (t *Tables) putListeners(wanted map[uint32]bpf.HairpinAddr) error {
-	for _, id := range slices.Sorted(maps.Keys(wanted)) {
-		var now bpf.HairpinAddr
-		err := t.objs.Listeners.Lookup(id, &now)
-		if err == nil && now == wanted[id] {
-			continue
-		}
-		if err == nil || errors.Is(err, ebpf.ErrKeyNotExist) {
-			err = t.objs.Listeners.Put(id, wanted[id])
-		}
-		if err != nil {
-			return fmt.Errorf("write listener %s: %w", fromAddr(wanted[id]), err)
-		}
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ package maps
 import (
 	"encoding/json"
 	"fmt"
+	"hairpin/bpf"
 	"slices"
 	"strings"
 	"weak"
@@ -114,22 +115,6 @@ func (o *outline) survey(f *Forward) (survey, error) {
 	return s, err
 }
 
-// relates reports whether g matters to whether f is valid, given that they do
-// not meet (see validLast).
-func (g *Forward) relates(f *Forward) bool {
-	return g.Name == f.Name ||
-		g.External.Address.IsValid() && g.External.Address == f.Target ||
-		slices.ContainsFunc(g.Hosts, func(host string) bool { return slices.Contains(f.Hosts, host) })
-}
-
-// clone shares no list with f.
-func (f *Forward) clone() Forward {
-	c := *f
-	c.Protocols, c.From, c.Hosts = slices.Clone(f.Protocols), slices.Clone(f.From), slices.Clone(f.Hosts)
-	c.LAN, c.Except = slices.Clone(f.LAN), slices.Clone(f.Except)
-	return c
-}
-
 // roster is the names and stamps of the forwards that run, by id. Those who count for forwards need no more of them.
 type roster struct {
 	names  []string // "": no forward has the id
@@ -166,4 +151,31 @@ func (r *roster) name(id uint32) string {
 // has reports whether the forward of a name still has the stamp that it has in another roster.
 func (r *roster) has(id uint32, other *roster) bool {
 	return r == other || r.name(id) != "" && r.name(id) == other.name(id) && r.epochs[id] == other.epochs[id]
+}
+
+// leftover is what finish has to know of a document.
+type leftover struct {
+	document // with all stamps, but of the forwards the intercepts alone
+	targets  map[bpf.HairpinAddr]bool
+}
+
+// leftover looks at the forwards one by one: the writer before may still hold as many.
+func (o *outline) leftover() (*leftover, error) {
+	left := &leftover{document: o.document, targets: map[bpf.HairpinAddr]bool{}}
+	left.Config.Forwards, left.Stamps = nil, nil
+	rest, err := o.eachWritten(func(f *Forward, s stamp) bool {
+		left.Stamps = append(left.Stamps, s)
+		left.targets[toAddr(f.Target)] = true
+		if f.Intercept {
+			left.Config.Forwards = append(left.Config.Forwards, f.clone())
+		}
+		return true
+	})
+	if err == nil {
+		left.Ended, err = decodeStamps(rest)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read running configuration: %w", err)
+	}
+	return left, nil
 }

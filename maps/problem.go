@@ -45,6 +45,16 @@ type itemError struct {
 	error
 }
 
+// NewProblem is err as a Problem of a field, without a forward. An error of an item of the field names the item.
+func NewProblem(field string, err error) *Problem {
+	p := &Problem{Index: -1, Field: field, Message: err.Error()}
+	var item itemError
+	if errors.As(err, &item) {
+		p.Item = item.item
+	}
+	return p
+}
+
 // ofItem says that err is about an item of a list, counted from 0; nil stays nil.
 func ofItem(index int, err error) error {
 	if err == nil {

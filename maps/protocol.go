@@ -4,7 +4,6 @@ package maps
 
 import (
 	"fmt"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +41,15 @@ var protocols = []struct {
 	{ESP, "esp", false},
 	{IPIP, "ipip", false},
 	{Any, "any", false},
+}
+
+// Protocols lists what a forward may have as its protocol, Any as the last one.
+func Protocols() []Protocol {
+	all := make([]Protocol, len(protocols))
+	for i, p := range protocols {
+		all[i] = p.Protocol
+	}
+	return all
 }
 
 // number is the protocol's number in packets of a family.
@@ -110,13 +118,4 @@ func (p Protocol) hasPorts() bool {
 		}
 	}
 	return false
-}
-
-// portless finds a protocol of the forward that knows no ports.
-func (f *Forward) portless() (Protocol, bool) {
-	i := slices.IndexFunc(f.Protocols, func(p Protocol) bool { return !p.hasPorts() })
-	if i < 0 {
-		return 0, false
-	}
-	return f.Protocols[i], true
 }

@@ -73,7 +73,7 @@ func (s *Selector) set(word, value string) (err error) {
 		s.Ports, err = ParsePorts(value)
 	case "path":
 		s.Path = value
-		if !slices.Contains(pathNames(), value) {
+		if !slices.Contains(PathNames(), value) {
 			// No word is suggested: "lan" is not wan mistyped, but means hairpin.
 			err = fmt.Errorf("%s is not a path; %s", Quote(value), pathMeanings)
 		}
@@ -81,17 +81,18 @@ func (s *Selector) set(word, value string) (err error) {
 	return err
 }
 
-// pathMeanings explains the words of pathNames.
+// pathMeanings explains the words of PathNames.
 const pathMeanings = "a connection came by wan, from the Internet, by hairpin, from a LAN to the external address, or by local, from the router itself"
 
-// pathNames lists the paths in the datapath's order.
-func pathNames() []string {
-	paths := make([]string, len(names().paths))
-	for value, word := range names().paths {
-		paths[value] = word
-	}
-	return paths
-}
+// The paths by which a connection reaches its forward.
+const (
+	PathWAN     = "wan"     // from the Internet
+	PathHairpin = "hairpin" // from a LAN to the external address
+	PathLocal   = "local"   // from the router itself
+)
+
+// PathNames lists the paths, in the datapath's order.
+func PathNames() []string { return []string{PathWAN, PathHairpin, PathLocal} }
 
 // String is the selector in the grammar of ParseSelector, "" if it picks all.
 func (s Selector) String() string {
@@ -108,17 +109,4 @@ func (s Selector) String() string {
 	add("port", s.Ports.String(), !s.Ports.Every())
 	add("path", s.Path, s.Path != "")
 	return strings.Join(words, " ")
-}
-
-func (s Selector) matches(c *Connection) bool {
-	switch {
-	case s.Forward != "" && s.Forward != c.Forward,
-		s.Protocol != 0 && s.Protocol != c.Protocol,
-		s.Path != "" && s.Path != c.Path,
-		!s.Ports.Every() && !s.Ports.has(c.External.Port()) && !s.Ports.has(c.Target.Port()),
-		s.Source.IsValid() && !s.Source.Contains(c.Client.Addr()),
-		s.Destination.IsValid() && !s.Destination.Contains(c.External.Addr()) && !s.Destination.Contains(c.Target.Addr()):
-		return false
-	}
-	return true
 }

@@ -4,7 +4,6 @@ package maps
 
 import (
 	"cmp"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -22,44 +21,8 @@ type StandIn struct {
 // Field is the key of the configuration file that gives s.
 func (s StandIn) Field() string { return fmt.Sprintf("reflection.prefixes.%q", s.Clients) }
 
-// standInsOf are those that clients of a forward can have.
-func (c Config) standInsOf(f Forward) []StandIn {
-	var all []StandIn
-	for _, s := range c.StandIns {
-		if s.Clients.Addr().Is6() == f.Target.Is6() {
-			all = append(all, s)
-		}
-	}
-	return all
-}
-
-func sortedStandIns(list []StandIn) []StandIn {
-	return slices.SortedFunc(slices.Values(list), func(a, b StandIn) int {
-		return cmp.Or(comparePrefix(a.Clients, b.Clients), comparePrefix(a.Network, b.Network))
-	})
-}
-
-// comparePrefix sorts a network before those that lie within it.
-func comparePrefix(a, b netip.Prefix) int {
-	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-}
-
-// standIns checks reflection.prefixes.
-func (v *validator) standIns() {
-	for _, s := range v.StandIns {
-		err := cmp.Or(checkHosts(s.Clients), checkHosts(s.Network), s.check())
-		if v.check(-1, s.Field(), err) {
-			v.check(-1, s.Field(), v.inUse(s))
-		}
-	}
-	v.standInOverlaps()
-	if v.ReflectOf(Forward{}) == ReflectPrefix && len(v.StandIns) == 0 {
-		v.check(-1, "reflection.default", errors.New("prefix needs reflection.prefixes, which says what addresses stand in for the clients; there is none"))
-	}
-}
-
-// strange are networks whose addresses cannot be those of hosts behind a router.
-var strange = []struct {
+// nonHostNetworks are networks whose addresses cannot be those of hosts behind a router.
+var nonHostNetworks = []struct {
 	network netip.Prefix
 	kind    string
 }{
@@ -78,7 +41,7 @@ func checkHosts(prefix netip.Prefix) error {
 	if !prefix.IsValid() || prefix.Addr().Is4In6() || prefix != prefix.Masked() {
 		return fmt.Errorf("%s is not a network", prefix)
 	}
-	for _, s := range strange {
+	for _, s := range nonHostNetworks {
 		if prefix.Overlaps(s.network) {
 			return fmt.Errorf("%s has %s, %s", prefix, s.kind, s.network)
 		}
@@ -97,82 +60,6 @@ func (s StandIn) check() error {
 	return nil
 }
 
-// inUse refuses stand-ins that the configuration itself names as another's.
-func (v *validator) inUse(s StandIn) error {
-	for i, f := range v.Forwards {
-		switch name := Quote(f.Name) + v.where(i); {
-		case f.Target.IsValid() && s.Network.Contains(f.Target):
-			return fmt.Errorf("%s has %s, the target of %s %s; stand-ins are addresses that nobody else has", s.Network, f.Target, f.Kind(), name)
-		case f.External.Address.IsValid() && s.Network.Contains(f.External.Address):
-			return fmt.Errorf("%s has %s, the external address of forward %s; stand-ins are addresses that nobody else has", s.Network, f.External.Address, name)
-		}
-	}
-	return nil
-}
-
-// side is one of the two networks of a StandIn.
-type side struct {
-	netip.Prefix
-	of      int // index in StandIns
-	clients bool
-}
-
-// standInOverlaps finds networks that lie within each other. Sorted, those that
-// lie in one follow it.
-func (v *validator) standInOverlaps() {
-	var sides []side
-	for i, s := range v.StandIns {
-		sides = append(sides, side{s.Clients, i, true}, side{s.Network, i, false})
-	}
-	slices.SortStableFunc(sides, func(a, b side) int { return comparePrefix(a.Prefix, b.Prefix) })
-	for i, around := 1, 0; i < len(sides); i++ {
-		if !sides[around].Overlaps(sides[i].Prefix) {
-			around = i
-			continue
-		}
-		first, second := sides[around], sides[i]
-		if second.of < first.of {
-			first, second = second, first
-		}
-		v.check(-1, v.StandIns[second.of].Field(), v.overlap(second, first))
-	}
-}
-
-func (v *validator) overlap(s, other side) error {
-	reason := "stand-ins are addresses that nobody else has"
-	switch {
-	case s.clients && other.clients:
-		reason = "a client has one stand-in"
-	case !s.clients && !other.clients:
-		reason = "a stand-in has one client"
-	}
-	whose := fmt.Sprintf("the stand-ins of %s", v.StandIns[other.of].Clients)
-	if other.clients {
-		whose = fmt.Sprintf("whose stand-ins are %s", v.StandIns[other.of].Network)
-	}
-	return fmt.Errorf("%s overlaps %s, %s; %s", s.Prefix, other.Prefix, whose, reason)
-}
-
-// reflect checks the mode that a forward has.
-func (v *validator) reflect(f *Forward) error {
-	if f.Reflect != "" {
-		if _, err := ParseReflect(string(f.Reflect)); err != nil {
-			return err
-		}
-	}
-	if v.ReflectOf(*f) != ReflectPrefix || !f.Target.IsValid() || len(v.standInsOf(*f)) > 0 {
-		return nil
-	}
-	if f.Reflect == "" && len(v.StandIns) == 0 {
-		return nil // told once, of the default
-	}
-	by := ""
-	if f.Reflect == "" {
-		by = " by default"
-	}
-	return fmt.Errorf("it is prefix%s, but reflection.prefixes has no %s network; add that of the clients, or choose another mode", by, family(f.Target))
-}
-
 // checkFree refuses stand-ins that share addresses with a network in use.
 func (s StandIn) checkFree(network netip.Prefix, whose string) error {
 	if !s.Network.Overlaps(network) {
@@ -181,31 +68,13 @@ func (s StandIn) checkFree(network netip.Prefix, whose string) error {
 	return fmt.Errorf("%s overlaps %s, %s; stand-ins are addresses that nobody else has", s.Network, network, whose)
 }
 
-// shortestRoute is the length of a network that is more specific than a default
-// route, and those that stand for one: 0.0.0.0/1 of a VPN, 2000::/3.
-const shortestRoute = 4
-
-// CheckRoutes finds stand-ins among the networks that the router has routes to.
-// Default routes do not count. The error joins Problems.
-func (c Config) CheckRoutes(routes []netip.Prefix) error {
-	v := validator{Config: c}
-	for _, s := range c.StandIns {
-		for _, network := range routes {
-			if network.Bits() >= shortestRoute {
-				v.check(-1, s.Field(), s.checkFree(network, "which this router has a route to"))
-			}
-		}
-	}
-	return errors.Join(v.problems...)
+func sortedStandIns(list []StandIn) []StandIn {
+	return slices.SortedFunc(slices.Values(list), func(a, b StandIn) int {
+		return cmp.Or(comparePrefix(a.Clients, b.Clients), comparePrefix(a.Network, b.Network))
+	})
 }
 
-// addStandIns makes the entries of both ways.
-func (p *program) addStandIns() {
-	for _, s := range p.doc.Config.StandIns {
-		client, standIn := standInEntry(s.Clients, s.Network)
-		standIn.Client = 1
-		back, clients := standInEntry(s.Network, s.Clients)
-		p.standInKeys = append(p.standInKeys, client, back)
-		p.standIns = append(p.standIns, standIn, clients)
-	}
+// comparePrefix sorts a network before those that lie within it.
+func comparePrefix(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 }

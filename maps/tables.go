@@ -4,7 +4,6 @@ package maps
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -22,45 +21,6 @@ var ErrEmpty = errors.New("nothing has been applied yet")
 
 // ErrUnfinished says that a change runs, but that a step after it failed. The next writer does that step.
 var ErrUnfinished = errors.New("the change runs, but a step after it failed")
-
-const documentSchema = 3
-
-// document is the running configuration, with what later writers need to know
-// about how it lies in the kernel. It swaps together with the forwards; those
-// that were added since are in its additions.
-type document struct {
-	Schema     int              `json:"schema"`
-	Generation uint32           `json:"generation"` // with which it went live
-	Config     Config           `json:"config"`     // the forwards are written apart
-	Stamps     []stamp          `json:"-"`          // of Config.Forwards, in the same order
-	Externals  map[place]uint32 `json:"externals"`  // external ids: of WAN interfaces, one per family, and of fixed addresses
-	Ended      []stamp          `json:"-"`          // of forwards whose connections end with this document
-	Entries    int              `json:"entries"`    // of the forwards in their trie, at most
-	Sources    int              `json:"sources"`    // the same of from and except lists
-	Origins    int              `json:"origins"`    // the same of what leads back from targets
-	Intercepts bool             `json:"intercepts"` // there are some among the forwards
-	chunks     uint32           // of the document without its additions
-	added      int              // how many of the last forwards are additions
-}
-
-// marshal is the form that outline.unmarshal reads: a line of JSON, then the
-// forwards, then the stamps that ended, for there may be as many.
-func (d *document) marshal() ([]byte, error) {
-	head := *d
-	head.Config.Forwards = nil
-	text, err := json.Marshal(&head)
-	if err != nil {
-		return nil, err
-	}
-	return encodeStamps(encodeForwards(append(text, '\n'), d.Config.Forwards, d.Stamps), d.Ended), nil
-}
-
-// stamp is an id with the epoch that its connections carry.
-type stamp struct{ id, epoch uint32 }
-
-func (s stamp) kernel() bpf.HairpinStamp {
-	return bpf.HairpinStamp{Id: s.id, Epoch: s.epoch}
-}
 
 // Tables is the typed view of a loaded datapath's maps. Its methods may be
 // called from several goroutines; those that write need the writer lock of the
@@ -236,7 +196,7 @@ func (t *Tables) readOutline(generation uint32) (*outline, error) {
 	}
 	if err == nil {
 		o.chunks = chunkCount(len(text))
-		err = o.readAdditions(chunks, generation)
+		err = readAdditions(&o.document, chunks, generation)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read running configuration: %w", err)

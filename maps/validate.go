@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 )
 
 const (
@@ -38,11 +37,7 @@ func (c Config) Validate() error {
 			v.fixed[f.External.Address] = i
 		}
 	}
-	for i, f := range c.Forwards {
-		if f.Intercept {
-			v.intercept(i)
-			continue
-		}
+	for i := range c.Forwards {
 		v.forward(i)
 	}
 	v.names = nil // as large as the forwards; nobody asks for it any more
@@ -89,17 +84,16 @@ type validator struct {
 // check records err, if any, as a problem of a field; index -1 is no forward's.
 func (v *validator) check(index int, field string, err error) bool {
 	if err != nil {
-		p := &Problem{Index: index, Field: field, Message: err.Error()}
-		var item itemError
-		if errors.As(err, &item) {
-			p.Item = item.item
-		}
-		if index >= 0 {
-			p.Forward, p.Kind = v.Forwards[index].Name, v.Forwards[index].Kind()
-		}
-		v.problems = append(v.problems, p)
+		v.record(index, NewProblem(field, err))
 	}
 	return err == nil
+}
+
+func (v *validator) record(index int, p *Problem) {
+	if index >= 0 {
+		p.Index, p.Forward, p.Kind = index, v.Forwards[index].Name, v.Forwards[index].Kind()
+	}
+	v.problems = append(v.problems, p)
 }
 
 func (v *validator) interfaces() {
@@ -118,23 +112,6 @@ func (v *validator) interfaces() {
 		}
 	}
 }
-
-// checkInterfaceName takes what dev_valid_name() of the kernel does, which looks at bytes: to its isspace()
-// the byte 0xa0 of "à" is a space. Names that are not UTF-8 are in no configuration file.
-func checkInterfaceName(name string) error {
-	const limit = 15 // IFNAMSIZ without the final zero
-	if name == "" || name == "." || name == ".." || len(name) > limit || !utf8.ValidString(name) ||
-		strings.ContainsAny(name, "/:") || slices.ContainsFunc([]byte(name), isSpace) {
-		return fmt.Errorf("%s cannot be the name of an interface, which has 1 to %d bytes and no space, slash or colon", Quote(name), limit)
-	}
-	if looksLikeAddress(name) {
-		return fmt.Errorf("%s is an address where the name of an interface was expected", Quote(name))
-	}
-	return nil
-}
-
-// isSpace is isspace() of the kernel (lib/ctype.c), of which NUL is none: it ends a name.
-func isSpace(b byte) bool { return b == 0 || b >= '\t' && b <= '\r' || b == ' ' || b == 0xa0 }
 
 func (v *validator) settings() {
 	if !slices.Contains(modes, v.Mode) {
@@ -223,32 +200,35 @@ func checkListen(listen string) error {
 	return nil
 }
 
+// forward finds what is wrong with one, alone and beside the others.
 func (v *validator) forward(i int) {
 	f := &v.Forwards[i]
+	for _, problem := range f.Check() {
+		v.record(i, problem)
+	}
 	v.check(i, "name", v.name(i))
-	v.check(i, "protocol", checkProtocols(f.Protocols))
-	v.check(i, "external", v.external(f.External))
-	v.check(i, "port", checkPorts(f))
+	if f.Intercept {
+		v.check(i, "lan", v.lan(f))
+	} else {
+		v.check(i, "external", v.external(f.External))
+	}
 	v.check(i, "to", v.target(f))
-	v.check(i, "from", checkFrom(f))
 	v.check(i, "reflect", v.reflect(f))
 	v.hosts(i)
 }
 
 func (v *validator) name(i int) error {
 	f := &v.Forwards[i]
-	if err := f.checkName(); err != nil {
-		return err
+	other, taken := v.names[f.Name]
+	if !taken {
+		v.names[f.Name] = i
+		return nil
 	}
-	if other, taken := v.names[f.Name]; taken {
-		whose := "another " + f.Kind()
-		if g := &v.Forwards[other]; g.Intercept != f.Intercept {
-			whose = g.one()
-		}
-		return fmt.Errorf("the name is taken by %s%s", whose, v.where(other))
+	whose := "another " + f.Kind()
+	if g := &v.Forwards[other]; g.Intercept != f.Intercept {
+		whose = g.one()
 	}
-	v.names[f.Name] = i
-	return nil
+	return fmt.Errorf("the name is taken by %s%s", whose, v.where(other))
 }
 
 func (v *validator) where(i int) string {
@@ -258,44 +238,10 @@ func (v *validator) where(i int) string {
 	return ""
 }
 
-func checkProtocols(protocols []Protocol) error {
-	if len(protocols) == 0 {
-		return errors.New("there is none; it is one or more of " + strings.Join(ProtocolNames(), ", "))
-	}
-	for i, protocol := range protocols {
-		if _, err := ParseProtocol(protocol.String()); err != nil {
-			return ofItem(i, err)
-		}
-		if slices.Contains(protocols[:i], protocol) {
-			return ofItem(i, fmt.Errorf("%s is there twice", protocol))
-		}
-	}
-	if len(protocols) > 1 && slices.Contains(protocols, Any) {
-		return fmt.Errorf("%s is every protocol; leave the others out, or make a forward of its own for them", Any)
-	}
-	return nil
-}
-
-func checkPorts(f *Forward) error {
-	if f.Ports.Every() {
-		return nil
-	}
-	if f.Ports.First == 0 || f.Ports.First > f.Ports.Last {
-		return fmt.Errorf("%d-%d is not a range of ports", f.Ports.First, f.Ports.Last)
-	}
-	if protocol, portless := f.portless(); portless {
-		return fmt.Errorf("%s is given, but %s has no ports to select by; leave it out (%q on the command line), or make a forward of its own for %s",
-			f.Ports, protocol, anyPort, protocol)
-	}
-	return nil
-}
-
 func (v *validator) external(e External) error {
 	switch {
-	case e.Interface != "" && e.Address.IsValid():
-		return errors.New("it is an address or an interface, not both")
 	case e.Address.IsValid():
-		return checkUnicast(e.Address)
+		return nil
 	case e.Interface != "" && !slices.Contains(v.WAN, e.Interface):
 		return v.notWAN(e.Interface)
 	case e.Interface == "" && len(v.WAN) == 0:
@@ -320,93 +266,10 @@ func notOfSide(name, side, other string, own, others []string) error {
 }
 
 func (v *validator) target(f *Forward) error {
-	if !f.Target.IsValid() {
-		return errors.New("there is no target")
-	}
-	if err := checkUnicast(f.Target); err != nil {
-		return err
-	}
-	if err := checkFamilies(f); err != nil {
-		return err
-	}
 	if other, fixed := v.fixed[f.Target]; fixed {
 		return fmt.Errorf("%s is the external address of forward %s%s, so packets would go round", f.Target, Quote(v.Forwards[other].Name), v.where(other))
 	}
-	if f.Ports.Every() && f.TargetPort != 0 {
-		return fmt.Errorf("port %d at the target, but the forward is for every port; leave one out or give both", f.TargetPort)
-	}
-	if last := int(f.TargetPort) + f.Ports.Len() - 1; f.TargetPort != 0 && last > 65535 {
-		return fmt.Errorf("%d ports from %d on end at %d, but 65535 is the last there is", f.Ports.Len(), f.TargetPort, last)
-	}
-	return checkSCTP(f)
-}
-
-// checkFamilies refuses to translate from one family to the other.
-func checkFamilies(f *Forward) error {
-	if external := f.External.Address; external.IsValid() && external.Is6() != f.Target.Is6() {
-		return fmt.Errorf("%s is an %s address, but the external address %s is %s; a forward stays within its family",
-			f.Target, family(f.Target), external, family(external))
-	}
 	return nil
-}
-
-// family is the name of an address's family.
-func family(addr netip.Addr) string {
-	if addr.Is6() {
-		return "IPv6"
-	}
-	return "IPv4"
-}
-
-// checkFrom refuses networks that no client can have: with the target's family
-// that of the clients is given.
-func checkFrom(f *Forward) error {
-	for i, prefix := range f.From {
-		switch {
-		case !prefix.IsValid() || prefix.Addr().Is4In6() || prefix != prefix.Masked():
-			return ofItem(i, fmt.Errorf("%s is not a network", prefix))
-		case f.Target.IsValid() && prefix.Addr().Is6() != f.Target.Is6():
-			return ofItem(i, fmt.Errorf("%s is an %s network, but the target %s is %s, and so are its clients; make a forward of its own for each family",
-				prefix, family(prefix.Addr()), f.Target, family(f.Target)))
-		}
-	}
-	return nil
-}
-
-// checkSCTP refuses to change ports: the CRC32c of a packet covers them and all
-// behind them, but no address.
-func checkSCTP(f *Forward) error {
-	if !slices.Contains(f.Protocols, SCTP) || f.TargetPorts() == f.Ports {
-		return nil
-	}
-	return fmt.Errorf("port %s at the target, but %s at the external address: the ports of sctp cannot change, because its checksum covers them; give the same, or make a forward of its own for sctp",
-		f.TargetPorts(), f.Ports)
-}
-
-// checkUnicast refuses what can be neither a host's nor the router's address.
-func checkUnicast(addr netip.Addr) error {
-	kind := ""
-	switch {
-	case addr.Is4In6():
-		return mappedError(addr.String(), addr.Unmap())
-	case addr.IsLoopback():
-		kind = "a loopback address"
-	case addr.IsMulticast():
-		kind = "a multicast address"
-	case addr.Is6() && addr.IsLinkLocalUnicast():
-		kind = "a link-local address, which cannot be reached through a router; give a global or unique local one"
-	case addr.IsUnspecified(), addr.Is4() && addr.As4()[0] == 0:
-		kind = "no address of a host"
-	case addr.Is6():
-		return nil
-	case addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
-		kind = "the broadcast address"
-	case addr.As4()[0] >= 240:
-		kind = "a reserved address"
-	default:
-		return nil
-	}
-	return fmt.Errorf("%s is %s", addr, kind)
 }
 
 // hostTarget is where a name leads for one family.
@@ -420,22 +283,16 @@ type hostTarget struct {
 func (v *validator) hosts(i int) {
 	f := &v.Forwards[i]
 	for n, host := range f.Hosts {
-		name, err := ParseHost(host)
 		at := hostTarget{host, f.Target.Is6()}
 		other, taken := v.hostOf[at]
-		switch {
-		case err != nil:
-		case name != host:
-			err = fmt.Errorf("%s is not in its plain form; write %s", Quote(host), name)
-		case !taken:
+		if !taken {
 			v.hostOf[at] = i
-		case other == i:
-			err = fmt.Errorf("%s is there twice", host)
-		case v.Forwards[other].Target != f.Target:
-			err = fmt.Errorf("%s is a host of forward %s%s, which leads to %s, not %s; a name has one address for all its ports, so give each target a name of its own",
-				host, Quote(v.Forwards[other].Name), v.where(other), v.Forwards[other].Target, f.Target)
+			continue
 		}
-		v.check(i, "hosts", ofItem(n, err))
+		if g := &v.Forwards[other]; g.Target != f.Target {
+			v.check(i, "hosts", ofItem(n, fmt.Errorf("%s is a host of forward %s%s, which leads to %s, not %s; a name has one address for all its ports, so give each target a name of its own",
+				host, Quote(g.Name), v.where(other), g.Target, f.Target)))
+		}
 	}
 }
 

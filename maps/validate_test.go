@@ -160,7 +160,7 @@ func TestValidateReportsEverything(t *testing.T) {
 	for _, p := range Problems(c.Validate()) {
 		fields = append(fields, fmt.Sprintf("%d %s", p.Index, p.Field))
 	}
-	want := "-1 datapath.mode, 0 to, 1 name, 2 external, 2 to, 1 port"
+	want := "-1 datapath.mode, 0 to, 1 name, 2 to, 2 external, 1 port"
 	if got := strings.Join(fields, ", "); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

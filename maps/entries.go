@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"fmt"
+	"hairpin/bpf"
+
+	"github.com/cilium/ebpf"
+)
+
+// EachEntry calls visit with every entry of both families. It needs no lock and may run beside traffic: an
+// entry that comes or goes meanwhile may be missing, or be seen twice.
+func EachEntry(objs *bpf.HairpinObjects, visit func(Entry)) error {
+	every := func(*bpf.HairpinConn) bool { return true }
+	return eachEntry(objs, every, func(e *Entry) { visit(*e) })
+}
+
+// eachOpener is EachEntry for the openers' entries alone. visit must not keep its argument.
+func eachOpener(objs *bpf.HairpinObjects, visit func(*Entry)) error {
+	openers := func(c *bpf.HairpinConn) bool {
+		return bpf.HairpinConnFlag(c.Identity)&bpf.HairpinConnFlagCONN_OPENER != 0
+	}
+	return eachEntry(objs, openers, visit)
+}
+
+// eachEntry unpacks only what is wanted. visit must not keep its argument.
+func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, visit func(*Entry)) error {
+	var e Entry
+	err := scan(objs.Conns4, 1, func(key bpf.HairpinTuple4, conns []bpf.HairpinConn4) {
+		if c := &conns[0]; wanted(&c.Conn) {
+			e = unpack(&c.Conn, longKey(key), bpf.HairpinTuple{Src: mapped(c.Src), Dst: mapped(c.Dst)})
+			visit(&e)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("list IPv4 connections: %w", err)
+	}
+	err = scan(objs.Conns6, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn6) {
+		if c := &conns[0]; wanted(&c.Conn) {
+			e = unpack(&c.Conn, key, bpf.HairpinTuple{Src: c.Src, Dst: c.Dst})
+			visit(&e)
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("list IPv6 connections: %w", err)
+	}
+	return nil
+}
+
+// LookupEntry reads the entry of a tuple. It returns an error wrapping ebpf.ErrKeyNotExist if there is none.
+func LookupEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) (Entry, error) {
+	if isV4(key) {
+		var c bpf.HairpinConn4
+		err := objs.Conns4.Lookup(shortKey(key), &c)
+		return unpack(&c.Conn, key, bpf.HairpinTuple{Src: mapped(c.Src), Dst: mapped(c.Dst)}), err
+	}
+	var c bpf.HairpinConn6
+	err := objs.Conns6.Lookup(key, &c)
+	return unpack(&c.Conn, key, bpf.HairpinTuple{Src: c.Src, Dst: c.Dst}), err
+}
+
+// UpdateEntry writes an entry as it is, with one of the flags of ebpf.Map.Update. It counts nothing and takes no place:
+// the datapath does that for the connections it makes.
+func UpdateEntry(objs *bpf.HairpinObjects, e *Entry, flags ebpf.MapUpdateFlags) error {
+	if isV4(e.Key) {
+		return objs.Conns4.Update(shortKey(e.Key), bpf.HairpinConn4{Conn: e.pack(), Src: unmapped(e.To.Src), Dst: unmapped(e.To.Dst)}, flags)
+	}
+	return objs.Conns6.Update(e.Key, bpf.HairpinConn6{Conn: e.pack(), Src: e.To.Src, Dst: e.To.Dst}, flags)
+}
+
+// DeleteEntry deletes an entry, and that is all it does.
+func DeleteEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) error {
+	if isV4(key) {
+		return objs.Conns4.Delete(shortKey(key))
+	}
+	return objs.Conns6.Delete(key)
+}
