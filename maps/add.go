@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"weak"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -36,8 +35,7 @@ func (t *Tables) Add(f Forward) (bool, error) {
 	if doc == nil || err != nil {
 		return false, err
 	}
-	added, stamps := doc.lastAdded()
-	text := encodeForwards(nil, added, stamps)
+	text := doc.lastAddition()
 	if chunkCount(len(text)) > 1 {
 		return false, nil
 	}
@@ -90,16 +88,15 @@ func (t *Tables) extend(running *outline, f Forward) (*outline, error) {
 	if err != nil {
 		return nil, err
 	}
-	doc := *running
-	doc.decoded, doc.roster = weak.Pointer[document]{}, nil
-	if err := doc.append([]Forward{f}, []stamp{{seen.freeID, epoch}}); err != nil {
+	doc, err := running.with(f, stamp{seen.freeID, epoch})
+	if err != nil {
 		return nil, err
 	}
 	spare, err := t.holds(&doc.document)
 	if err != nil || !spare {
 		return nil, err
 	}
-	return &doc, nil
+	return doc, nil
 }
 
 // holds reports whether the tries of the document's generation have room for it.
@@ -148,11 +145,7 @@ func readAdditions(d *document, chunks *ebpf.Map, generation uint32) error {
 		if err != nil {
 			return err
 		}
-		forwards, stamps, _, err := decodeForwards(text)
-		if err == nil {
-			err = d.append(forwards, stamps)
-		}
-		if err != nil {
+		if err := d.appendAddition(text); err != nil {
 			return err
 		}
 	}

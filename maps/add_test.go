@@ -68,7 +68,7 @@ func TestAdd(t *testing.T) {
 			tables.wantRoute(t, addr, port, fmt.Sprintf("10.0.0.3:%d", port+100))
 		}
 	}
-	c, found, _ := tables.route(t, "203.0.113.1", UDP, 95)
+	c, found, _ := routeOf(t, tables.objs, "203.0.113.1", UDP, 95)
 	if !found || c.Restricted != 1 || !tables.admits(t, c.Stamp.Id, "10.1.2.3") || tables.admits(t, c.Stamp.Id, "11.1.2.3") {
 		t.Errorf("from list of %+v (found: %v)", c, found)
 	}
@@ -174,7 +174,7 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 			if want != "" && (!after.admits(t, f.Stamp.Id, "10.1.1.1") || after.admits(t, f.Stamp.Id, "172.16.1.1")) {
 				t.Errorf("%s, step %d: not the from list of the addition", name, step)
 			}
-			if other, found, _ := after.route(t, "203.0.113.1", TCP, 99); found &&
+			if other, found, _ := routeOf(t, after.objs, "203.0.113.1", TCP, 99); found &&
 				(other.Stamp.Id == f.Stamp.Id || after.admits(t, other.Stamp.Id, "10.1.1.1") || !after.admits(t, other.Stamp.Id, "172.16.1.1")) {
 				t.Errorf("%s, step %d: not the from list of the other one", name, step)
 			}
@@ -233,12 +233,11 @@ func TestFullTriesTakeNoAddition(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	full := *running
-	full.Entries = 4194304 - 3
-	if got, err := tables.extend(&full, mustForward(t, "b tcp 82-83 to 10.0.0.1")); got == nil || err != nil {
+	running.Entries = 4194304 - 3
+	if got, err := tables.extend(running, mustForward(t, "b tcp 82-83 to 10.0.0.1")); got == nil || err != nil {
 		t.Errorf("two entries, and room for three: %v, %v", got, err)
 	}
-	if got, err := tables.extend(&full, mustForward(t, "b tcp 81-82 to 10.0.0.1")); got != nil || err != nil {
+	if got, err := tables.extend(running, mustForward(t, "b tcp 81-82 to 10.0.0.1")); got != nil || err != nil {
 		t.Errorf("four entries, and room for three: %v, %v", got, err)
 	}
 }
@@ -333,8 +332,8 @@ func TestAddDoesWhatApplyDoes(t *testing.T) {
 			for _, addr := range []string{"203.0.113.1", "198.51.100.1"} {
 				for port := range uint16(last + 2) {
 					for _, protocol := range []Protocol{TCP, UDP} {
-						got, found, lives := fast.route(t, addr, protocol, port)
-						want, there, _ := slow.route(t, addr, protocol, port)
+						got, found, lives := routeOf(t, fast.objs, addr, protocol, port)
+						want, there, _ := routeOf(t, slow.objs, addr, protocol, port)
 						if found != there || found && (!lives || got.Target != want.Target || got.PortShift != want.PortShift) {
 							t.Fatalf("%s %s:%d of %v: %+v (%v), want %+v (%v)", protocol, addr, port, c.Forwards, got, found, want, there)
 						}

@@ -20,54 +20,10 @@ import (
 	"hairpin/bpf"
 )
 
-// inner opens a slot of an outer map.
-func inner(t testing.TB, outer *ebpf.Map, slot uint32) *ebpf.Map {
-	t.Helper()
-	var m *ebpf.Map
-	if err := outer.Lookup(slot, &m); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { m.Close() })
-	return m
-}
-
-// route finds a forward in the kernel's maps as the datapath does, and whether
-// the connections it makes live.
-func (t *Tables) route(tb testing.TB, addr string, protocol Protocol, port uint16) (f bpf.HairpinForward, found, lives bool) {
-	tb.Helper()
-	var external bpf.HairpinExternal
-	at := netip.MustParseAddr(addr)
-	if err := t.objs.Externals.Lookup(toAddr(at), &external); err != nil {
-		return f, false, false
-	}
-	generation, err := t.generation()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	trie := inner(tb, t.objs.Forwards, generation&1)
-	for _, id := range []uint32{external.Fixed, external.Group} {
-		if id == 0 || trie.Lookup(forwardKey(id, protocol.number(at.Is6()), port, portBits), &f) != nil {
-			continue
-		}
-		lives = t.current(tb, f.Stamp) && t.current(tb, external.Address)
-		return f, true, lives
-	}
-	return f, false, false
-}
-
-func (t *Tables) current(tb testing.TB, s bpf.HairpinStamp) bool {
-	tb.Helper()
-	epoch, err := t.epoch(s.Id)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return epoch == s.Epoch
-}
-
 // wantRoute checks where a packet would go: "" is nowhere.
 func (t *Tables) wantRoute(tb testing.TB, addr string, port uint16, target string) bpf.HairpinForward {
 	tb.Helper()
-	f, found, lives := t.route(tb, addr, TCP, port)
+	f, found, lives := routeOf(tb, t.objs, addr, TCP, port)
 	got := ""
 	if found {
 		got = netip.AddrPortFrom(fromAddr(f.Target), port+f.PortShift).String()
@@ -76,14 +32,6 @@ func (t *Tables) wantRoute(tb testing.TB, addr string, port uint16, target strin
 		tb.Errorf("%s:%d goes to %q (lives: %v), want %q", addr, port, got, lives, target)
 	}
 	return f
-}
-
-func wan(name string, index int, addrs ...string) Interface {
-	link := Interface{Name: name, Index: index, Role: RoleWAN}
-	for _, addr := range addrs {
-		link.Addresses = append(link.Addresses, netip.MustParsePrefix(addr))
-	}
-	return link
 }
 
 func mustSetInterfaces(t testing.TB, tables *Tables, ifs ...Interface) {
@@ -179,7 +127,7 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.9:81")
 	tables.wantRoute(t, "203.0.113.1", 82, "")
 	for _, port := range []uint16{81, 82} {
-		if tables.current(t, before[port].Stamp) {
+		if isCurrent(t, tables.objs, before[port].Stamp) {
 			t.Errorf("connections made by the old forward of port %d live on", port)
 		}
 	}
@@ -197,23 +145,6 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	}
 }
 
-// writeStats sets every CPU's counters of a forward, which must have some.
-func (t *Tables) writeStats(tb testing.TB, id uint32, cpus []bpf.HairpinForwardStats) {
-	tb.Helper()
-	size, err := t.statsPage()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	page, err := t.openStatsPage(id / size)
-	if err != nil || page == nil {
-		tb.Fatalf("no counters of %d: %v", id, err)
-	}
-	defer page.Close()
-	if err := page.Put(id%size, cpus); err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // putStats writes packets for a path into every CPU's counters of a forward.
 func (t *Tables) putStats(tb testing.TB, id uint32, path int, packets uint64) {
 	tb.Helper()
@@ -224,7 +155,7 @@ func (t *Tables) putStats(tb testing.TB, id uint32, path int, packets uint64) {
 		values[last].Traffic[path][0].Packets++
 		values[last].Established[path] = 2
 	}
-	t.writeStats(tb, id, values)
+	writeStats(tb, t.objs, id, values)
 }
 
 var errKilled = errors.New("killed")
@@ -272,8 +203,8 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			swapped := len(compare(running, next).Added) == 0
-			if !swapped && !compare(running, old).Empty() {
+			swapped := mustPlan(t, after, next).Empty()
+			if !swapped && !mustPlan(t, after, old).Empty() {
 				t.Fatalf("step %d: neither the old nor the new configuration runs", step)
 			}
 			if swapped {
@@ -307,7 +238,7 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
 			}
 			for _, s := range ended {
-				if after.current(t, s) {
+				if isCurrent(t, after.objs, s) {
 					t.Errorf("%s, step %d: connections of stamp %v live on", name, step, s)
 				}
 			}
@@ -343,11 +274,11 @@ func TestSetInterfacesFinishesForAKilledWriter(t *testing.T) {
 	if _, err := tables.Apply(configWith(t, "a tcp 80 to 10.0.0.2")); !errors.Is(err, ErrUnfinished) {
 		t.Errorf("error %v", err)
 	}
-	if !tables.current(t, old.Stamp) {
+	if !isCurrent(t, tables.objs, old.Stamp) {
 		t.Fatal("not killed in time")
 	}
 	mustSetInterfaces(t, tables.again(), link)
-	if tables.current(t, old.Stamp) {
+	if isCurrent(t, tables.objs, old.Stamp) {
 		t.Error("connections of the old target live on")
 	}
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
@@ -441,7 +372,7 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 	tables.wantRoute(t, "203.0.113.1", 80, "")
 	wan0, wan1 := wan("wan0", 2, "203.0.113.1/24", "2001:db8::1/64"), wan("wan1", 3, "198.51.100.1/24")
 	mustSetInterfaces(t, tables, wan0, wan1)
-	first, _, _ := tables.route(t, "203.0.113.1", TCP, 80)
+	first, _, _ := routeOf(t, tables.objs, "203.0.113.1", TCP, 80)
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
 	tables.wantRoute(t, "203.0.113.1", 81, "")
 	tables.wantRoute(t, "198.51.100.1", 81, "10.0.0.1:81")
@@ -461,10 +392,10 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 	tables.wantRoute(t, "203.0.113.2", 80, "10.0.0.1:80")
 	tables.wantRoute(t, "203.0.113.7", 80, "10.0.0.1:80")
 	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
-	if tables.current(t, old) {
+	if isCurrent(t, tables.objs, old) {
 		t.Error("connections of an address that went live on")
 	}
-	if !tables.current(t, other) || !tables.current(t, first.Stamp) {
+	if !isCurrent(t, tables.objs, other) || !isCurrent(t, tables.objs, first.Stamp) {
 		t.Error("connections ended that have nothing to do with the address")
 	}
 
@@ -476,7 +407,7 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 		t.Error("the old connections live again")
 	}
 	// A fixed address that left its interface serves its own forwards only.
-	if tables.current(t, fixed) {
+	if isCurrent(t, tables.objs, fixed) {
 		t.Error("connections of a fixed address that left live on")
 	}
 	tables.wantRoute(t, "203.0.113.7", 80, "")

@@ -88,7 +88,7 @@ func audited(t testing.TB) *Tables {
 				if n == 1 && kind == int(bpf.HairpinPlaceKindPLACE_CLOSING) {
 					f.opener = in(bpf.HairpinConnStateCONN_ENDED)
 				}
-				tables.open(t, f)
+				openFlows(t, tables.objs, f)
 			}
 			tables.setCount(t, uint32(index), int64(index+1))
 		}
@@ -97,7 +97,7 @@ func audited(t testing.TB) *Tables {
 	gone := kinds[bpf.HairpinPlaceKindPLACE_TCP]
 	gone.client, gone.source, gone.external, gone.target = "198.51.100.9:1", "198.51.100.9:1", "203.0.113.1:443", "192.168.1.20:443"
 	gone.opener = in(bpf.HairpinConnStateCONN_GONE)
-	tables.open(t, gone)
+	openFlows(t, tables.objs, gone)
 	return tables
 }
 
@@ -124,7 +124,7 @@ func TestAuditFindsOrphans(t *testing.T) {
 		f := orphan
 		f.client = fmt.Sprintf("198.51.100.7:%d", port)
 		f.source = f.client
-		tables.open(t, f)
+		openFlows(t, tables.objs, f)
 		return f.pair()
 	}
 	check := func(what string, want int) {
@@ -203,32 +203,35 @@ func TestRepairWithoutProgramDoesNothing(t *testing.T) {
 	}
 }
 
-// TestTheDaemonRepairsAfterThreeAudits that have found the same.
-func TestTheDaemonRepairsAfterThreeAudits(t *testing.T) {
+// TestTheAuditorRepairsAfterThreeAudits that have found the same.
+func TestTheAuditorRepairsAfterThreeAudits(t *testing.T) {
 	tables := audited(t)
 	right := tables.counts(t)
-	c := NewCollector(tables, CollectorOptions{})
+	auditor, total := NewAuditor(tables), 0
 	for i, step := range []struct {
 		off, left int64 // of the count, before the audit and after it
-		total     string
+		total     int
 	}{
-		{0, 0, "0"}, {0, 0, "0"}, {0, 0, "0"}, {0, 0, "0"},
-		{4, 4, "0"}, {4, 4, "0"}, {3, 3, "0"}, {3, 3, "0"}, {0, 0, "0"},
-		{3, 3, "0"}, {3, 3, "0"}, {3, 0, "3"}, {0, 0, "3"},
-		{-1, -1, "3"}, {-1, -1, "3"}, {-1, 0, "4"},
+		{0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0},
+		{4, 4, 0}, {4, 4, 0}, {3, 3, 0}, {3, 3, 0}, {0, 0, 0},
+		{3, 3, 0}, {3, 3, 0}, {3, 0, 3}, {0, 0, 3},
+		{-1, -1, 3}, {-1, -1, 3}, {-1, 0, 4},
 		// The same once more needs three audits again.
-		{-1, -1, "4"}, {-1, -1, "4"}, {-1, 0, "5"}, {0, 0, "5"},
+		{-1, -1, 4}, {-1, -1, 4}, {-1, 0, 5}, {0, 0, 5},
 	} {
 		tables.setCount(t, 6, right[6]+step.off)
-		if err := c.audit(); err != nil {
+		repaired, err := auditor.Step()
+		if err != nil {
 			t.Fatal(err)
+		}
+		if total += repaired; total != step.total {
+			t.Errorf("after audit %d: %d were repaired in all, want %d", i+1, total, step.total)
 		}
 		want := right
 		want[6] += step.left
 		if got := tables.counts(t); got != want {
 			t.Errorf("after audit %d: counts are %v, want %v", i+1, got, want)
 		}
-		wantSamples(t, samples(t, c, "hairpin_connections_repaired"), "hairpin_connections_repaired_total{} "+step.total)
 	}
 }
 
@@ -237,9 +240,9 @@ func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
 	tables := audited(t)
 	for what, change := range map[string]func(n int64){
 		"a count":     func(n int64) { tables.setCount(t, 6, n) },
-		"the endings": func(n int64) { tables.putEvents(t, 0, 0, 0, 0, uint64(n)) },
+		"the endings": func(n int64) { putEvents(t, tables.objs, 0, 0, 0, 0, uint64(n)) },
 	} {
-		c := NewCollector(tables, CollectorOptions{})
+		auditor := NewAuditor(tables)
 		stop, stopped := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(stopped)
@@ -257,11 +260,11 @@ func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
 		}
 		seen := false
 		for !seen && time.Now().Before(deadline) {
-			before := c.auditor.alike
-			if err := c.audit(); err != nil {
+			before := auditor.alike
+			if _, err := auditor.Step(); err != nil {
 				t.Fatal(err)
 			}
-			seen = c.auditor.alike == before
+			seen = auditor.alike == before
 		}
 		close(stop)
 		<-stopped

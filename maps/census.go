@@ -45,9 +45,9 @@ type census struct {
 	roster                         *roster  // nil if there are no connections
 }
 
-// of is how many connections a forward has.
-func (c *census) of(id uint32) uint32 {
-	if id >= uint32(len(c.forwards)) {
+// of is how many connections the forward of an id has, if it is still the same one in a later roster.
+func (c *census) of(id uint32, now *roster) uint32 {
+	if id >= uint32(len(c.forwards)) || !now.has(id, c.roster) {
 		return 0
 	}
 	return c.forwards[id]

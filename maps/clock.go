@@ -4,10 +4,7 @@ package maps
 
 import "golang.org/x/sys/unix"
 
-const (
-	second      = 1_000_000_000
-	millisecond = 1_000_000
-)
+const millisecond = 1_000_000
 
 // monotonic is the clock of the datapath, in nanoseconds.
 func monotonic() uint64 {
@@ -17,12 +14,4 @@ func monotonic() uint64 {
 		panic(err)
 	}
 	return uint64(now.Nano())
-}
-
-// since is 0 for what happened after now was read.
-func since(now, then uint64) uint64 {
-	if then > now {
-		return 0
-	}
-	return now - then
 }

@@ -28,40 +28,6 @@ import (
 	"hairpin/bpf"
 )
 
-// putEvents writes the datapath's counts, on different CPUs for what begins a
-// connection and what ends it.
-func (t *Tables) putEvents(tb testing.TB, opened, established, abandoned, evicted, closed uint64) {
-	tb.Helper()
-	for event, count := range []uint64{opened, established, abandoned, evicted, closed} {
-		cpus := make([]uint64, ebpf.MustPossibleCPU())
-		cpus[event/2%len(cpus)] = count
-		if err := t.objs.ConnEvents.Put(uint32(event), cpus); err != nil {
-			tb.Fatal(err)
-		}
-	}
-}
-
-// putForwardStats writes counters of a forward, those of endings on another CPU.
-func (t *Tables) putForwardStats(tb testing.TB, id uint32, sum bpf.HairpinForwardStats) {
-	tb.Helper()
-	cpus := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
-	last := len(cpus) - 1
-	cpus[0].Traffic, cpus[0].Established = sum.Traffic, sum.Established
-	cpus[last].Closed = sum.Closed
-	t.writeStats(tb, id, cpus)
-}
-
-func (t *Tables) putCounter(tb testing.TB, index uint32, verdict bpf.HairpinVerdict, reason bpf.HairpinReason, packets uint64) {
-	tb.Helper()
-	cpus := make([]uint64, ebpf.MustPossibleCPU())
-	cpus[0] = packets - 1
-	cpus[len(cpus)-1]++
-	key := bpf.HairpinCounterKey{Ifindex: index, Verdict: verdict, Reason: reason}
-	if err := t.objs.Counters.Put(key, cpus); err != nil {
-		tb.Fatal(err)
-	}
-}
-
 // exposition is what a scrape gives.
 func exposition(tb testing.TB, c *Collector) []byte {
 	tb.Helper()
@@ -121,39 +87,39 @@ func wantSamples(tb testing.TB, got []string, want ...string) {
 // counted is connected with the datapath's counts to match, but that two of the half-open ones are over.
 func counted(t testing.TB) (tables *Tables, web, ssh uint32) {
 	tables, _ = connected(t)
-	forward, _ := tables.stamps(t, "203.0.113.1", 443)
-	other, _ := tables.stamps(t, "203.0.113.1", 22)
-	tables.putEvents(t, 30, 20, 2, 5, 9)
+	forward, _ := stampsOf(t, tables.objs, "203.0.113.1", 443)
+	other, _ := stampsOf(t, tables.objs, "203.0.113.1", 22)
+	putEvents(t, tables.objs, 30, 20, 2, 5, 9)
 	displaced := make([]uint64, ebpf.MustPossibleCPU())
 	displaced[len(displaced)-1] = 6
 	if err := tables.objs.ConnEvents.Put(bpf.HairpinConnEventEVENT_DISPLACED, displaced); err != nil {
 		t.Fatal(err)
 	}
-	tables.putForwardStats(t, forward.Id, bpf.HairpinForwardStats{
+	putForwardStats(t, tables.objs, forward.Id, bpf.HairpinForwardStats{
 		Traffic:     [3][2]bpf.HairpinTraffic{{{Packets: 100, Bytes: 10000}, {Packets: 70, Bytes: 50000}}, {{Packets: 10, Bytes: 1000}, {Packets: 7, Bytes: 5000}}},
 		Established: [3]uint64{15, 1},
 		Closed:      [3]uint64{7},
 	})
-	tables.putForwardStats(t, other.Id, bpf.HairpinForwardStats{Established: [3]uint64{3}, Closed: [3]uint64{2}})
+	putForwardStats(t, tables.objs, other.Id, bpf.HairpinForwardStats{Established: [3]uint64{3}, Closed: [3]uint64{2}})
 	return tables, forward.Id, other.Id
 }
 
 func TestCollectorGivesEverySample(t *testing.T) {
 	tables, _, _ := counted(t)
-	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 5)
-	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 2)
-	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 11)
-	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinReasonREASON_NO_ROUTE, 3)
-	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_DEFER, bpf.HairpinReasonREASON_NEXT_HOP, 4)
-	tables.putCounter(t, 99, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReason(4711), 1)
+	putCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 5)
+	putCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_REFUSE, bpf.HairpinReasonREASON_TABLE_FULL, 2)
+	putCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 11)
+	putCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinReasonREASON_NO_ROUTE, 3)
+	putCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_DEFER, bpf.HairpinReasonREASON_NEXT_HOP, 4)
+	putCounter(t, tables.objs, 99, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReason(4711), 1)
 	// None of these is a drop of its own, or passes anything.
-	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 6)
-	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 2)
-	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_NONE, 9)
-	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_TELL, bpf.HairpinReasonREASON_TABLE_FULL, 1)
-	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_TELL, bpf.HairpinReasonREASON_TTL_EXPIRED, 7)
-	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_HOLD, bpf.HairpinReasonREASON_FRAGMENT_EARLY, 4)
-	tables.putCounter(t, 3, bpf.HairpinVerdictVERDICT_HOLD, bpf.HairpinReasonREASON_FRAGMENT_EARLY, 1)
+	putCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 6)
+	putCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 2)
+	putCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_NONE, 9)
+	putCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_TELL, bpf.HairpinReasonREASON_TABLE_FULL, 1)
+	putCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_TELL, bpf.HairpinReasonREASON_TTL_EXPIRED, 7)
+	putCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_HOLD, bpf.HairpinReasonREASON_FRAGMENT_EARLY, 4)
+	putCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_HOLD, bpf.HairpinReasonREASON_FRAGMENT_EARLY, 1)
 	c := NewCollector(tables, CollectorOptions{Version: "v1", Interfaces: func() []InterfaceStatus {
 		return []InterfaceStatus{
 			{Name: "wan0", Index: 2, Role: RoleWAN, Mode: "xdp", Attached: true, Addresses: []netip.Addr{netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")}},
@@ -287,14 +253,14 @@ func TestForwardsHaveSeriesFromTheirFirstPacketOn(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	ssh, address := tables.stamps(t, "203.0.113.1", 22)
+	ssh, address := stampsOf(t, tables.objs, "203.0.113.1", 22)
 	c := NewCollector(tables, CollectorOptions{})
 	if got := samples(t, c, "hairpin_forward"); len(got) > 0 {
 		t.Errorf("before any traffic: %q", got)
 	}
 
 	packet := bpf.HairpinTraffic{Packets: 1, Bytes: 60}
-	tables.putForwardStats(t, ssh.Id, bpf.HairpinForwardStats{Traffic: [3][2]bpf.HairpinTraffic{1: {packet, {}}}})
+	putForwardStats(t, tables.objs, ssh.Id, bpf.HairpinForwardStats{Traffic: [3][2]bpf.HairpinTraffic{1: {packet, {}}}})
 	first := []string{
 		`hairpin_forward_bytes_total{direction="in",forward="ssh",path="hairpin"} 60`,
 		`hairpin_forward_bytes_total{direction="out",forward="ssh",path="hairpin"} 0`,
@@ -306,13 +272,13 @@ func TestForwardsHaveSeriesFromTheirFirstPacketOn(t *testing.T) {
 	wantSamples(t, samples(t, c, "hairpin_forward"), first...)
 
 	// They stay when the connection goes, and another path has its own.
-	tables.open(t, flow{
+	openFlows(t, tables.objs, flow{
 		protocol: TCP, client: "198.51.100.9:5000", external: "203.0.113.1:22", source: "198.51.100.9:5000", target: "192.168.1.30:22",
 		forward: ssh, address: address, half: true,
 	})
 	first[2] = `hairpin_forward_connections{forward="ssh"} 1`
 	wantSamples(t, samples(t, c, "hairpin_forward"), first...)
-	tables.putForwardStats(t, ssh.Id, bpf.HairpinForwardStats{
+	putForwardStats(t, tables.objs, ssh.Id, bpf.HairpinForwardStats{
 		Traffic:     [3][2]bpf.HairpinTraffic{0: {packet, packet}, 1: {packet, {}}},
 		Established: [3]uint64{1},
 	})
@@ -330,11 +296,11 @@ func TestSeriesOfAForwardThatChanged(t *testing.T) {
 	samples(t, c)
 	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
 	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30", "heir tcp 443 to 192.168.1.21"))
-	heir, _ := tables.stamps(t, "203.0.113.1", 443)
+	heir, _ := stampsOf(t, tables.objs, "203.0.113.1", 443)
 	if heir.Id != web {
 		t.Fatalf("id %d, want %d again", heir.Id, web)
 	}
-	tables.putForwardStats(t, heir.Id, bpf.HairpinForwardStats{Established: [3]uint64{2}})
+	putForwardStats(t, tables.objs, heir.Id, bpf.HairpinForwardStats{Established: [3]uint64{2}})
 	var text bytes.Buffer
 	if err := c.WriteForwards(&text); err != nil {
 		t.Fatal(err)
@@ -359,7 +325,7 @@ func TestAForwardThatGoesDuringAScrape(t *testing.T) {
 		if strings.HasPrefix(text, "# HELP hairpin_forward_connections ") {
 			mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
 			mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30", "heir tcp 443 to 192.168.1.21"))
-			tables.putForwardStats(t, web, bpf.HairpinForwardStats{Established: [3]uint64{2}})
+			putForwardStats(t, tables.objs, web, bpf.HairpinForwardStats{Established: [3]uint64{2}})
 		}
 	}}
 	if err := c.WriteForwards(text); err != nil {
@@ -404,7 +370,7 @@ func TestCollectorOfFreshMaps(t *testing.T) {
 // TestRunEndsWithItsContext, after one audit.
 func TestRunEndsWithItsContext(t *testing.T) {
 	tables, _, _ := counted(t)
-	c := NewCollector(tables.broken(t), CollectorOptions{})
+	c := NewCollector(New(withoutConnections(t, tables.objs)), CollectorOptions{})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	audits := 0
@@ -418,7 +384,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 func TestRunAuditsNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tables, _, _ := counted(t)
-		c := NewCollector(tables.broken(t), CollectorOptions{})
+		c := NewCollector(New(withoutConnections(t, tables.objs)), CollectorOptions{})
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var failed atomic.Int32
@@ -434,7 +400,7 @@ func TestRunAuditsNowAndThen(t *testing.T) {
 // TestRunGoesOn when a walk fails.
 func TestRunGoesOn(t *testing.T) {
 	tables, _, _ := counted(t)
-	c := NewCollector(tables.broken(t), CollectorOptions{})
+	c := NewCollector(New(withoutConnections(t, tables.objs)), CollectorOptions{})
 	ctx, cancel := context.WithCancel(t.Context())
 	var reported error
 	c.Run(ctx, func(err error) { reported = errors.Join(reported, err); cancel() })
@@ -448,7 +414,7 @@ func TestAScrapeThatCannotCountFails(t *testing.T) {
 	tables, _, _ := counted(t)
 	c := NewCollector(tables, CollectorOptions{})
 	samples(t, c)
-	c.tables = tables.broken(t)
+	c.tables = New(withoutConnections(t, tables.objs))
 	registry := prometheus.NewPedanticRegistry()
 	registry.MustRegister(c)
 	if _, err := registry.Gather(); !contains(err, "list connections") {
@@ -457,17 +423,4 @@ func TestAScrapeThatCannotCountFails(t *testing.T) {
 	if err := c.WriteForwards(io.Discard); !contains(err, "list connections") {
 		t.Errorf("write: %v", err)
 	}
-}
-
-// broken is the same tables without those of connections.
-func (t *Tables) broken(tb testing.TB) *Tables {
-	tb.Helper()
-	broken := *t.objs
-	conns, err := t.objs.Conns4.Clone()
-	if err != nil {
-		tb.Fatal(err)
-	}
-	conns.Close()
-	broken.Conns4 = conns
-	return New(&broken)
 }

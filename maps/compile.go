@@ -68,9 +68,9 @@ func compile(c Config, running *earlier, have inventory) (*program, error) {
 
 func (p *program) assignStamps(running *earlier, have inventory) error {
 	c := p.doc.Config
-	ids := &idPool{next: 1, last: have.forwardIDs, used: map[uint32]bool{}}
+	ids := newIDPool(1, have.forwardIDs)
 	for _, s := range running.stamps {
-		ids.used[s.id] = true
+		ids.reserve(s.id)
 	}
 	p.doc.Stamps = make([]stamp, len(c.Forwards))
 	kept := map[uint32]bool{}

@@ -3,7 +3,6 @@
 package maps
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,7 +23,7 @@ func (c Config) standInsOf(f Forward) []StandIn {
 // standIns checks reflection.prefixes.
 func (v *validator) standIns() {
 	for _, s := range v.StandIns {
-		err := cmp.Or(checkHosts(s.Clients), checkHosts(s.Network), s.check())
+		err := s.check()
 		if v.check(-1, s.Field(), err) {
 			v.check(-1, s.Field(), v.inUse(s))
 		}

@@ -143,7 +143,7 @@ func derive(opener *Entry, now uint64) Connection {
 		External:    addrPort(opener.Key.Dst, opener.Key.Dport),
 		Source:      addrPort(opener.To.Src, opener.To.Sport),
 		Target:      addrPort(opener.To.Dst, opener.To.Dport),
-		AgeSeconds:  since(now/second, uint64(opener.Created)),
+		AgeSeconds:  since(now/uint64(time.Second), uint64(opener.Created)),
 		IdleSeconds: uint64(opener.idleAt(now).Seconds()),
 		Packets:     uint64(opener.Packets),
 		Bytes:       opener.Bytes,
@@ -266,4 +266,12 @@ func (r *epochReader) epoch(id uint32) int64 {
 		}
 	}
 	return max(r.known[id]-1, -1)
+}
+
+// since is 0 for what happened after now was read.
+func since(now, then uint64) uint64 {
+	if then > now {
+		return 0
+	}
+	return now - then
 }

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,140 +20,11 @@ import (
 	"hairpin/bpf"
 )
 
-// flow is a connection as the datapath would enter it.
-type flow struct {
-	protocol                         Protocol
-	client, external, source, target string
-	forward, address                 bpf.HairpinStamp
-	path                             bpf.HairpinConnPath
-	half                             bool
-	idle                             time.Duration
-	opener, answer                   func(*Entry) // what else to set
-}
-
-func endpoint(text string) (bpf.HairpinAddr, uint16) {
-	ap := netip.MustParseAddrPort(text)
-	return toAddr(ap.Addr()), be16(ap.Port())
-}
-
-func tuple(protocol Protocol, from, to string) bpf.HairpinTuple {
-	key := bpf.HairpinTuple{Protocol: uint8(protocol)}
-	key.Src, key.Sport = endpoint(from)
-	key.Dst, key.Dport = endpoint(to)
-	return key
-}
-
-// age is that of the tests' connections. All times are short: the datapath's clock begins when the machine
-// boots, and that may be just before the tests.
-const age = 5 * time.Second
-
-// serials gives each of the tests' connections its own.
-var serials atomic.Uint32
-
-// pair gives both entries, the opener's first.
-func (f flow) pair() [2]Entry {
-	now := monotonic()
-	keys := [2]bpf.HairpinTuple{tuple(f.protocol, f.client, f.external), tuple(f.protocol, f.target, f.source)}
-	entries := [2]Entry{
-		{Flags: bpf.HairpinConnFlagCONN_OPENER, Packets: 10, Bytes: 1000},
-		{Packets: 7, Bytes: 5000},
-	}
-	serial := serials.Add(1)
-	for i := range entries {
-		e := &entries[i]
-		e.Key, e.To, e.Serial, e.Path = keys[i], reversed(keys[1-i]), serial, f.path
-		e.State = bpf.HairpinConnStateCONN_ESTABLISHED
-		if f.half {
-			e.State = bpf.HairpinConnStateCONN_HALF_OPEN
-		}
-		e.Forward, e.Address, e.Epochs = f.forward.Id, f.address.Id, f.forward.Epoch+f.address.Epoch
-		e.Seen = uint32((now - uint64(f.idle)) / millisecond)
-		e.Created = uint32((now - uint64(age)) / second)
-	}
-	for i, set := range []func(*Entry){f.opener, f.answer} {
-		if set != nil {
-			set(&entries[i])
-		}
-	}
-	return entries
-}
-
-func (t *Tables) open(tb testing.TB, flows ...flow) {
-	tb.Helper()
-	for _, f := range flows {
-		for _, e := range f.pair() {
-			if err := UpdateEntry(t.objs, &e, ebpf.UpdateNoExist); err != nil {
-				tb.Fatal(err)
-			}
-		}
-	}
-}
-
-// stamps reads what the datapath would stamp connections to an address with.
-func (t *Tables) stamps(tb testing.TB, addr string, port uint16) (forward, address bpf.HairpinStamp) {
-	tb.Helper()
-	f, found, lives := t.route(tb, addr, TCP, port)
-	if !found || !lives {
-		tb.Fatalf("no forward for %s:%d", addr, port)
-	}
-	var external bpf.HairpinExternal
-	if err := t.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
-		tb.Fatal(err)
-	}
-	return f.Stamp, external.Address
-}
-
-// connected has two forwards and one flow of every kind, live and not.
+// connected has two forwards and one flow of every kind, live and not, and returns those that live.
 func connected(t testing.TB) (*Tables, []flow) {
+	t.Helper()
 	tables := newTables(t, smallSpec(t))
-	c := configWith(t, "web tcp,udp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30")
-	c.Timeouts.TCPOpening = 10 * time.Second
-	mustApply(t, tables, c)
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
-	ssh, _ := tables.stamps(t, "203.0.113.1", 22)
-	old := bpf.HairpinStamp{Id: web.Id, Epoch: web.Epoch - 1}
-	fin := func(e *Entry) { e.Flags |= bpf.HairpinConnFlagCONN_FIN }
-	in := func(state bpf.HairpinConnState) func(*flow) {
-		set := func(e *Entry) { e.State = state }
-		return func(f *flow) { f.opener, f.answer = set, set }
-	}
-	const external, target = "203.0.113.1:443", "192.168.1.20:8443"
-	base := flow{protocol: TCP, external: external, target: target, forward: web, address: address}
-	from := func(client, source string, change func(*flow)) flow {
-		f := base
-		f.client, f.source = client, source
-		if change != nil {
-			change(&f)
-		}
-		return f
-	}
-	flows := []flow{
-		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.idle = 11 * time.Second }),
-		from("192.168.1.50:5000", "192.168.1.1:5001", func(f *flow) { f.path = bpf.HairpinConnPathPATH_HAIRPIN }),
-		from("198.51.100.9:5001", "198.51.100.9:5001", func(f *flow) { f.half = true }),
-		from("198.51.100.9:5002", "198.51.100.9:5002", in(bpf.HairpinConnStateCONN_CLOSING)),
-		// The opener's entry decides; the other copies it a moment later.
-		from("198.51.100.9:5003", "198.51.100.9:5003", func(f *flow) {
-			f.opener = func(e *Entry) { e.State = bpf.HairpinConnStateCONN_CLOSING }
-		}),
-		from("198.51.100.9:5004", "198.51.100.9:5004", func(f *flow) { f.answer = fin }),
-		from("198.51.100.9:5005", "198.51.100.9:5005", func(f *flow) { f.opener = fin }),
-		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) { f.protocol = UDP }),
-		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *flow) {
-			f.external, f.target, f.forward = "203.0.113.1:22", "192.168.1.30:22", ssh
-		}),
-		// None of these is there for anybody.
-		from("198.51.100.9:6000", "198.51.100.9:6000", func(f *flow) { f.forward = old }),
-		from("198.51.100.9:6001", "198.51.100.9:6001", func(f *flow) { f.address.Epoch++ }),
-		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *flow) { f.half, f.idle = true, 11*time.Second }),
-		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *flow) { f.half, f.forward = true, old }),
-		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *flow) { f.forward.Id = idMask }),
-		from("198.51.100.9:6005", "198.51.100.9:6005", in(bpf.HairpinConnStateCONN_ENDED)),
-		from("198.51.100.9:6006", "198.51.100.9:6006", in(bpf.HairpinConnStateCONN_GONE)),
-	}
-	tables.open(t, flows...)
-	return tables, flows[:9]
+	return tables, connect(t, tables, tables.objs)
 }
 
 // list gives the connections that sel picks, sorted.
@@ -260,7 +130,7 @@ func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 	c.Timeouts.TCPOpening, c.Timeouts.UDP, c.Timeouts.ICMP = 5*time.Second, 10*time.Second, 15*time.Second
 	mustApply(t, tables, c)
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
 	patience := map[Protocol]time.Duration{
 		TCP: 5 * time.Second, UDP: 10 * time.Second, SCTP: 10 * time.Second, GRE: 10 * time.Second, ICMP: 15 * time.Second,
 	}
@@ -268,7 +138,7 @@ func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 	for protocol, patience := range patience {
 		for i, idle := range []time.Duration{patience - 4*time.Second, patience + time.Second} {
 			client := fmt.Sprintf("198.51.100.%d:5000", i+1)
-			tables.open(t, flow{
+			openFlows(t, tables.objs, flow{
 				protocol: protocol, client: client, external: "203.0.113.1:443", source: client, target: "192.168.1.20:443",
 				forward: web, address: address, half: true, idle: idle,
 			})
@@ -293,13 +163,13 @@ func TestConnectionsWithoutPorts(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20", "all any any to 192.168.1.20"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	_, address := tables.stamps(t, "203.0.113.1", 443)
-	all, _, _ := tables.route(t, "203.0.113.1", GRE, 0)
+	_, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
+	all, _, _ := routeOf(t, tables.objs, "203.0.113.1", GRE, 0)
 	base := flow{external: "203.0.113.1:0", target: "192.168.1.20:0", forward: all.Stamp, address: address}
 	ping, tunnel := base, base
 	ping.protocol, ping.client, ping.source = ICMP, "198.51.100.9:77", "198.51.100.9:78"
 	tunnel.protocol, tunnel.client, tunnel.source = GRE, "198.51.100.9:0", "198.51.100.9:0"
-	tables.open(t, ping, tunnel)
+	openFlows(t, tables.objs, ping, tunnel)
 	for line, want := range map[string]string{
 		"proto icmp": `{"protocol":"icmp","path":"wan","forward":"all","state":"established",` +
 			`"client":"198.51.100.9:77","external":"203.0.113.1:0","source":"198.51.100.9:78","target":"192.168.1.20:0",` +
@@ -345,10 +215,10 @@ func TestEndConnections(t *testing.T) {
 	tables := New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinEnd: objs.End}})
 	mustApply(t, tables, configWith(t, "web tcp,udp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
 	for i := range 10 {
 		client := fmt.Sprintf("198.51.100.9:%d", 5000+i)
-		tables.open(t, flow{
+		openFlows(t, tables.objs, flow{
 			protocol: TCP, client: client, external: "203.0.113.1:443", source: client, target: "192.168.1.20:8443",
 			forward: web, address: address, half: i == 3, path: bpf.HairpinConnPath(i % 2),
 		})
@@ -373,7 +243,7 @@ func TestListingUnderChange(t *testing.T) {
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
 	client := func(path bpf.HairpinConnPath, n int) flow {
 		from := fmt.Sprintf("198.51.%d.9:%d", n>>8, 5000+n&0xff)
 		return flow{
@@ -382,7 +252,7 @@ func TestListingUnderChange(t *testing.T) {
 		}
 	}
 	for i := range 800 {
-		tables.open(t, client(bpf.HairpinConnPathPATH_WAN, i))
+		openFlows(t, tables.objs, client(bpf.HairpinConnPathPATH_WAN, i))
 	}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -436,7 +306,7 @@ func full(t *testing.T) *Tables {
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
 	keys, values := make([]bpf.HairpinTuple4, 0, 2*connections), make([]bpf.HairpinConn4, 0, 2*connections)
 	f := flow{
 		protocol: TCP, client: "10.0.0.0:5000", external: "203.0.113.1:443", source: "10.0.0.0:5000", target: "192.168.1.20:8443",
@@ -451,7 +321,7 @@ func full(t *testing.T) *Tables {
 			e := &pair[side]
 			e.To, e.Serial = reversed(pair[1-side].Key), uint32(i+1)
 			keys = append(keys, shortKey(e.Key))
-			values = append(values, bpf.HairpinConn4{Conn: e.pack(), Src: unmapped(e.To.Src), Dst: unmapped(e.To.Dst)})
+			values = append(values, e.value4())
 		}
 	}
 	if err := putAll(tables.objs.Conns4, keys, values, 1); err != nil {

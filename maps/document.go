@@ -74,10 +74,19 @@ func (d *document) listensAt(f *Forward) []place {
 	return places
 }
 
-// lastAdded is the last addition, as encodeForwards wants it.
-func (d *document) lastAdded() ([]Forward, []stamp) {
+// lastAddition is the last addition, as appendAddition reads it.
+func (d *document) lastAddition() []byte {
 	last := len(d.Stamps) - 1
-	return d.Config.Forwards[last:], d.Stamps[last:]
+	return encodeForwards(nil, d.Config.Forwards[last:], d.Stamps[last:])
+}
+
+// appendAddition adds what lastAddition wrote.
+func (d *document) appendAddition(text string) error {
+	forwards, stamps, _, err := decodeForwards(text)
+	if err != nil {
+		return err
+	}
+	return d.append(forwards, stamps)
 }
 
 // addedProgram has the entries of the last addition alone.

@@ -29,7 +29,7 @@ func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, vis
 	var e Entry
 	err := scan(objs.Conns4, 1, func(key bpf.HairpinTuple4, conns []bpf.HairpinConn4) {
 		if c := &conns[0]; wanted(&c.Conn) {
-			e = unpack(&c.Conn, longKey(key), bpf.HairpinTuple{Src: mapped(c.Src), Dst: mapped(c.Dst)})
+			e = fromValue4(key, c)
 			visit(&e)
 		}
 	})
@@ -38,7 +38,7 @@ func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, vis
 	}
 	err = scan(objs.Conns6, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn6) {
 		if c := &conns[0]; wanted(&c.Conn) {
-			e = unpack(&c.Conn, key, bpf.HairpinTuple{Src: c.Src, Dst: c.Dst})
+			e = fromValue6(key, c)
 			visit(&e)
 		}
 	})
@@ -53,20 +53,20 @@ func LookupEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) (Entry, error) 
 	if isV4(key) {
 		var c bpf.HairpinConn4
 		err := objs.Conns4.Lookup(shortKey(key), &c)
-		return unpack(&c.Conn, key, bpf.HairpinTuple{Src: mapped(c.Src), Dst: mapped(c.Dst)}), err
+		return fromValue4(shortKey(key), &c), err
 	}
 	var c bpf.HairpinConn6
 	err := objs.Conns6.Lookup(key, &c)
-	return unpack(&c.Conn, key, bpf.HairpinTuple{Src: c.Src, Dst: c.Dst}), err
+	return fromValue6(key, &c), err
 }
 
 // UpdateEntry writes an entry as it is, with one of the flags of ebpf.Map.Update. It counts nothing and takes no place:
 // the datapath does that for the connections it makes.
 func UpdateEntry(objs *bpf.HairpinObjects, e *Entry, flags ebpf.MapUpdateFlags) error {
 	if isV4(e.Key) {
-		return objs.Conns4.Update(shortKey(e.Key), bpf.HairpinConn4{Conn: e.pack(), Src: unmapped(e.To.Src), Dst: unmapped(e.To.Dst)}, flags)
+		return objs.Conns4.Update(shortKey(e.Key), e.value4(), flags)
 	}
-	return objs.Conns6.Update(e.Key, bpf.HairpinConn6{Conn: e.pack(), Src: e.To.Src, Dst: e.To.Dst}, flags)
+	return objs.Conns6.Update(e.Key, e.value6(), flags)
 }
 
 // DeleteEntry deletes an entry, and that is all it does.

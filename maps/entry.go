@@ -103,6 +103,26 @@ func (e *Entry) pack() bpf.HairpinConn {
 	}
 }
 
+// value4 is the value of an IPv4 entry.
+func (e *Entry) value4() bpf.HairpinConn4 {
+	return bpf.HairpinConn4{Conn: e.pack(), Src: unmapped(e.To.Src), Dst: unmapped(e.To.Dst)}
+}
+
+// value6 is the value of an IPv6 entry.
+func (e *Entry) value6() bpf.HairpinConn6 {
+	return bpf.HairpinConn6{Conn: e.pack(), Src: e.To.Src, Dst: e.To.Dst}
+}
+
+// fromValue4 is the entry of an IPv4 key and its value.
+func fromValue4(key bpf.HairpinTuple4, c *bpf.HairpinConn4) Entry {
+	return unpack(&c.Conn, longKey(key), bpf.HairpinTuple{Src: mapped(c.Src), Dst: mapped(c.Dst)})
+}
+
+// fromValue6 is the entry of an IPv6 key and its value.
+func fromValue6(key bpf.HairpinTuple, c *bpf.HairpinConn6) Entry {
+	return unpack(&c.Conn, key, bpf.HairpinTuple{Src: c.Src, Dst: c.Dst})
+}
+
 // longKey is an IPv4 key in the form that both families have.
 func longKey(key bpf.HairpinTuple4) bpf.HairpinTuple {
 	return bpf.HairpinTuple{

@@ -154,10 +154,7 @@ func (f *forwardWriter) again(family metricFamily, write func(name string, s *fo
 func (f *forwardWriter) connections() error {
 	f.out.begin(forwardConnections)
 	for id, name := range f.wanted.names {
-		connections := uint32(0)
-		if f.wanted.has(uint32(id), f.counted.roster) {
-			connections = f.counted.of(uint32(id))
-		}
+		connections := f.counted.of(uint32(id), f.wanted)
 		if !f.active[id] && connections == 0 {
 			continue
 		}

@@ -10,19 +10,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 )
-
-var netipValues = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})
-
-func mustForward(t testing.TB, line string) Forward {
-	t.Helper()
-	f, err := ParseForward(strings.Fields(line))
-	if err != nil {
-		t.Fatalf("parse %q: %v", line, err)
-	}
-	return f
-}
 
 func TestParseForwardReadsWhatStringWrites(t *testing.T) {
 	for _, test := range []struct {

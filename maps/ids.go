@@ -12,6 +12,15 @@ type idPool struct {
 	used       map[uint32]bool
 }
 
+// newIDPool has the ids from first to last.
+func newIDPool(first, last uint32) *idPool {
+	return &idPool{next: first, last: last, used: map[uint32]bool{}}
+}
+
+// reserve takes an id out of the pool.
+func (p *idPool) reserve(id uint32) { p.used[id] = true }
+
+// take fails if no id is free.
 func (p *idPool) take() (uint32, error) {
 	for ; p.next <= p.last; p.next++ {
 		if !p.used[p.next] {

@@ -6,65 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/bpf"
 )
-
-// mustIntercept reads what Forward.String writes.
-func mustIntercept(t testing.TB, line string) Forward {
-	t.Helper()
-	words := strings.Fields(line)
-	f := Forward{Intercept: true, Name: words[0]}
-	must := func(err error) {
-		if err != nil {
-			t.Fatalf("intercept %q: %v", line, err)
-		}
-	}
-	var err error
-	for name := range strings.SplitSeq(words[1], ",") {
-		protocol, err := ParseProtocol(name)
-		must(err)
-		f.Protocols = append(f.Protocols, protocol)
-	}
-	lan, ports := splitPorts(words[2])
-	if ports == "" {
-		lan, ports = "", lan
-	}
-	if lan != "" {
-		f.LAN = strings.Split(lan, ",")
-	}
-	f.Ports, err = ParsePorts(ports)
-	must(err)
-	must(f.SetTarget(words[4]))
-	for i := 5; i < len(words); i += 2 {
-		switch words[i] {
-		case "reflect":
-			f.Reflect = Reflect(words[i+1])
-		case "except":
-			for text := range strings.SplitSeq(words[i+1], ",") {
-				prefix, err := ParsePrefix(text)
-				must(err)
-				f.Except = append(f.Except, prefix)
-			}
-		}
-	}
-	return f
-}
-
-// withIntercepts is a configuration of two LANs.
-func withIntercepts(t testing.TB, lines ...string) Config {
-	t.Helper()
-	c := configWith(t)
-	c.LAN = []string{"lan0", "lan1"}
-	for _, line := range lines {
-		c.Forwards = append(c.Forwards, mustIntercept(t, line))
-	}
-	return c
-}
 
 func TestInterceptsAreWrittenAlike(t *testing.T) {
 	for _, line := range []string{
@@ -354,7 +301,7 @@ func (t *Tables) intercepted(tb testing.TB, index uint32, v6 bool, protocol Prot
 		tb.Fatal(err)
 	}
 	var f bpf.HairpinForward
-	if inner(tb, t.objs.Forwards, generation&1).Lookup(forwardKey(id, uint8(protocol), port, portBits), &f) != nil || !t.current(tb, f.Stamp) {
+	if inner(tb, t.objs.Forwards, generation&1).Lookup(forwardKey(id, uint8(protocol), port, portBits), &f) != nil || !isCurrent(tb, t.objs, f.Stamp) {
 		return ""
 	}
 	return fromAddr(f.Target).String()

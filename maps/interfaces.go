@@ -284,9 +284,9 @@ func (t *Tables) putListeners(wanted map[uint32]bpf.HairpinAddr) error {
 }
 
 func (t *Tables) freeAddressIDs(present map[bpf.HairpinAddr]bpf.HairpinExternal) *idPool {
-	pool := &idPool{next: t.addressIDs(), last: t.objs.Epochs.MaxEntries() - 1, used: map[uint32]bool{}}
+	pool := newIDPool(t.addressIDs(), t.objs.Epochs.MaxEntries()-1)
 	for _, external := range present {
-		pool.used[external.Address.Id] = true
+		pool.reserve(external.Address.Id)
 	}
 	return pool
 }

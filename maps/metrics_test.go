@@ -7,11 +7,9 @@ import (
 	"io"
 	"regexp"
 	"runtime"
-	"slices"
 	"testing"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -36,25 +34,25 @@ func TestAnInterfaceKeepsItsCounters(t *testing.T) {
 	c := NewCollector(tables, CollectorOptions{Interfaces: func() []InterfaceStatus {
 		return []InterfaceStatus{{Name: "ppp0", Index: index, Role: RoleWAN}}
 	}})
-	tables.putCounter(t, 2, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
+	putCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
 	wantSamples(t, samples(t, c, "hairpin_packets"), `hairpin_packets_dropped_total{interface="ppp0",reason="ended"} 5`)
 	index = 0
 	wantSamples(t, samples(t, c, "hairpin_packets"), `hairpin_packets_dropped_total{interface="ppp0",reason="ended"} 5`)
 	index = 7
-	tables.putCounter(t, 7, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 6)
+	putCounter(t, tables.objs, 7, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 6)
 	wantSamples(t, samples(t, c, "hairpin_packets"), `hairpin_packets_dropped_total{interface="ppp0",reason="ended"} 11`)
 }
 
 func TestCountersOfGoneInterfacesMakeRoom(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	for index := range uint32(31) {
-		tables.putCounter(t, index, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
+		putCounter(t, tables.objs, index, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
 	}
 	mustSetInterfaces(t, tables, wan("wan0", 2))
 	if counters, err := tables.Counters(); err != nil || len(counters) != 31 {
 		t.Errorf("%d counters, %v: they went without need", len(counters), err)
 	}
-	tables.putCounter(t, 31, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
+	putCounter(t, tables.objs, 31, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReasonREASON_ENDED, 5)
 	mustSetInterfaces(t, tables, wan("wan0", 2))
 	counters, err := tables.Counters()
 	want := []Counter{{0, "drop", "ended", 5}, {2, "drop", "ended", 5}}
@@ -68,33 +66,13 @@ func everyForward(t testing.TB, forwards int) *Tables {
 	t.Helper()
 	tables := newTables(t, roomySpec(t))
 	mustApply(t, tables, manyForwards(forwards))
-	size, err := tables.statsPage()
-	if err != nil {
-		t.Fatal(err)
-	}
 	counters := bpf.HairpinForwardStats{Established: [3]uint64{1, 2, 3}}
 	for path := range counters.Traffic {
 		for direction := range counters.Traffic[path] {
 			counters.Traffic[path][direction] = bpf.HairpinTraffic{Packets: 1 << 20, Bytes: 1 << 40}
 		}
 	}
-	places := make([]uint32, size)
-	cpus := ebpf.MustPossibleCPU()
-	values := slices.Repeat([]bpf.HairpinForwardStats{counters}, int(size)*cpus)
-	for i := range places {
-		places[i] = uint32(i)
-	}
-	for number := range uint32(forwards)/size + 1 {
-		page, err := tables.openStatsPage(number)
-		if err != nil || page == nil {
-			t.Fatalf("no counters of page %d: %v", number, err)
-		}
-		err = putAll(page, places, values, cpus)
-		page.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	fillStats(t, tables.objs, counters)
 	return tables
 }
 

@@ -17,11 +17,11 @@ import (
 type service struct {
 	target   netip.Addr
 	protocol Protocol
-	wan      bool
+	wan      uint8 // 1 or 0
 }
 
 func compareService(a, b service) int {
-	return cmp.Or(a.target.Compare(b.target), cmp.Compare(b.protocol, a.protocol), compareBool(a.wan, b.wan))
+	return cmp.Or(a.target.Compare(b.target), cmp.Compare(b.protocol, a.protocol), cmp.Compare(a.wan, b.wan))
 }
 
 // claim is a range of a service's ports, and how its clients get there.
@@ -59,7 +59,7 @@ func (p *program) claim(at place, protocol Protocol, tree *portTree, below int) 
 			if len(c.WAN) > 1 {
 				to.origin.SeveralWans = 1
 			}
-			p.addClaim(service{f.Target, protocol, true}, to)
+			p.addClaim(service{f.Target, protocol, 1}, to)
 		}
 	})
 }
@@ -74,7 +74,7 @@ func (p *program) addOrigins() {
 	for _, to := range slices.SortedFunc(maps.Keys(p.claims), compareService) {
 		sole := soleClaims(p.claims[to])
 		switch {
-		case to.wan:
+		case to.wan == 1:
 			sole = slices.DeleteFunc(sole, func(c claim) bool { return c.origin.External == 0 })
 		case to.protocol == Any:
 			p.addOrigin(anyOriginKey(to.target), sole[0].origin)

@@ -58,13 +58,6 @@ func (p *program) cameByOf(target string, protocol Protocol, wan uint8, port uin
 	return "nowhere"
 }
 
-func withStandIns(t testing.TB, lines ...string) Config {
-	c := configWith(t, lines...)
-	c.WAN = c.WAN[:1]
-	c.StandIns = standIns("192.168.1.0/24 198.18.1.0/24", "fd00:1::/64 fd00:2::/64")
-	return c
-}
-
 func TestOriginsLeadBack(t *testing.T) {
 	c := withStandIns(t,
 		"web tcp 80 to 10.0.0.1:8080 reflect prefix",

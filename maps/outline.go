@@ -8,17 +8,25 @@ import (
 	"hairpin/bpf"
 	"slices"
 	"strings"
+	"sync"
 	"weak"
 )
 
-// outline is a document whose forwards stay as they were written. With many of
-// them it takes most of a command's time to make all of them, and few commands
-// need more than a look.
+// outline is a document whose forwards are still encoded. Decoding all of them would dominate the run time of most commands, and
+// few commands need more than a look. Its methods may be called from several goroutines.
 type outline struct {
-	document                        // Config.Forwards and Stamps are those of additions alone
-	written  string                 // the forwards before them, and what ended
-	decoded  weak.Pointer[document] // all of it, while somebody uses it
-	roster   *roster                // nil until somebody asked for it
+	document        // Config.Forwards and Refs are those of additions alone
+	written  string // the forwards before them, and what ended
+
+	mu      sync.Mutex
+	decoded weak.Pointer[document] // all of it, while somebody uses it
+	listed  *roster                // nil until somebody asked for it
+}
+
+// parseOutline reads what document.marshal wrote.
+func parseOutline(text string) (*outline, error) {
+	o := new(outline)
+	return o, o.unmarshal(text)
 }
 
 func (o *outline) unmarshal(text string) error {
@@ -33,7 +41,21 @@ func (o *outline) unmarshal(text string) error {
 	return nil
 }
 
-// decode makes the document.
+// whole is the document with all forwards. It is shared: nobody changes it.
+func (o *outline) whole() (*document, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if doc := o.decoded.Value(); doc != nil {
+		return doc, nil
+	}
+	doc, err := o.decode()
+	if err != nil {
+		return nil, fmt.Errorf("read running configuration: %w", err)
+	}
+	o.decoded = weak.Make(doc)
+	return doc, nil
+}
+
 func (o *outline) decode() (*document, error) {
 	doc := o.document
 	forwards, stamps, rest, err := decodeForwards(o.written)
@@ -46,6 +68,12 @@ func (o *outline) decode() (*document, error) {
 		doc.Ended, err = decodeStamps(rest)
 	}
 	return &doc, err
+}
+
+// with is the outline with one more forward. It fails on a forward that the document does not take.
+func (o *outline) with(f Forward, ref stamp) (*outline, error) {
+	more := &outline{document: o.document, written: o.written}
+	return more, more.append([]Forward{f}, []stamp{ref})
 }
 
 // count is how many forwards there are.
@@ -120,6 +148,20 @@ type roster struct {
 	names  []string // "": no forward has the id
 	epochs []uint32
 	v6     bool // one of them is of IPv6
+}
+
+// roster lists the forwards. It is shared: nobody changes it.
+func (o *outline) roster() (*roster, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.listed == nil {
+		listed, err := o.enlist()
+		if err != nil {
+			return nil, err
+		}
+		o.listed = listed
+	}
+	return o.listed, nil
 }
 
 func (o *outline) enlist() (*roster, error) {

@@ -24,7 +24,7 @@ func settingsEntry(c Config) bpf.HairpinSettings {
 		Udp:            idleTime(c.Timeouts.UDP),
 		Icmp:           idleTime(c.Timeouts.ICMP),
 		PortHold:       idleTime(c.Timeouts.PortHold),
-		IcmpInterval:   second / uint64(max(1, c.ICMP.Rate)),
+		IcmpInterval:   uint64(time.Second) / uint64(max(1, c.ICMP.Rate)),
 		SourceLimit:    c.PerSource(),
 		InterfaceLimit: c.PerInterface(),
 	}

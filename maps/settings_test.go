@@ -56,13 +56,15 @@ func TestSettings(t *testing.T) {
 	}{
 		{"as the RFCs have it", func(*Config) {}, func(*bpf.HairpinSettings) {}},
 		{"transitory is for both", func(c *Config) { c.Timeouts.TCPTransitory = time.Hour },
-			func(s *bpf.HairpinSettings) { s.TcpOpening, s.TcpClosing = 3600*second, 3600*second }},
+			func(s *bpf.HairpinSettings) {
+				s.TcpOpening, s.TcpClosing = 3600*uint64(time.Second), 3600*uint64(time.Second)
+			}},
 		{"stand-ins", func(c *Config) { c.StandIns = standIns("192.168.1.0/24 198.18.1.0/24") }, func(s *bpf.HairpinSettings) { s.StandIns = 1 }},
-		{"opening alone", func(c *Config) { c.Timeouts.TCPOpening = time.Second }, func(s *bpf.HairpinSettings) { s.TcpOpening = second }},
-		{"closing alone", func(c *Config) { c.Timeouts.TCPClosing = time.Second }, func(s *bpf.HairpinSettings) { s.TcpClosing = second }},
+		{"opening alone", func(c *Config) { c.Timeouts.TCPOpening = time.Second }, func(s *bpf.HairpinSettings) { s.TcpOpening = uint64(time.Second) }},
+		{"closing alone", func(c *Config) { c.Timeouts.TCPClosing = time.Second }, func(s *bpf.HairpinSettings) { s.TcpClosing = uint64(time.Second) }},
 		{"others", func(c *Config) { c.Timeouts.UDP, c.Timeouts.ICMP = time.Second, 2*time.Second },
-			func(s *bpf.HairpinSettings) { s.Udp, s.Icmp = second, 2*second }},
-		{"ports are free sooner", func(c *Config) { c.Timeouts.PortHold = 3 * time.Second }, func(s *bpf.HairpinSettings) { s.PortHold = 3 * second }},
+			func(s *bpf.HairpinSettings) { s.Udp, s.Icmp = uint64(time.Second), 2*uint64(time.Second) }},
+		{"ports are free sooner", func(c *Config) { c.Timeouts.PortHold = 3 * time.Second }, func(s *bpf.HairpinSettings) { s.PortHold = 3 * uint64(time.Second) }},
 		{"nobody is told", func(c *Config) { c.ICMP.Refuse = nil }, func(s *bpf.HairpinSettings) { s.Told = 0 }},
 		{"WAN is told", func(c *Config) { c.ICMP.Refuse = []string{SideWAN} },
 			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN }},
@@ -73,15 +75,15 @@ func TestSettings(t *testing.T) {
 			func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 100_000, 100_000 }},
 		{"an eighth of few", func(c *Config) { c.MaxConnections = 80 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 10, 40 }},
 		{"one of very few", func(c *Config) { c.MaxConnections = 1 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 1, 1 }},
-		{"slow", func(c *Config) { c.ICMP.Rate = 1 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = second }},
+		{"slow", func(c *Config) { c.ICMP.Rate = 1 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = uint64(time.Second) }},
 		{"fast", func(c *Config) { c.ICMP.Rate = 1_000_000 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = 1000 }},
 	} {
 		c := configWith(t)
 		test.change(&c)
 		mustApply(t, tables, c)
 		want := bpf.HairpinSettings{
-			TcpEstablished: 7440 * second, TcpOpening: 240 * second, TcpClosing: 240 * second,
-			Udp: 300 * second, Icmp: 60 * second, PortHold: 120 * second, SourceLimit: 16384, InterfaceLimit: 65536, IcmpInterval: 1_000_000, InterceptFirst: 1, Told: bpf.HairpinSideSIDE_LAN,
+			TcpEstablished: 7440 * uint64(time.Second), TcpOpening: 240 * uint64(time.Second), TcpClosing: 240 * uint64(time.Second),
+			Udp: 300 * uint64(time.Second), Icmp: 60 * uint64(time.Second), PortHold: 120 * uint64(time.Second), SourceLimit: 16384, InterfaceLimit: 65536, IcmpInterval: 1_000_000, InterceptFirst: 1, Told: bpf.HairpinSideSIDE_LAN,
 		}
 		test.want(&want)
 		if got := tables.mustSettings(t); got != want {
@@ -212,7 +214,7 @@ func TestTheTriePrefersWhatSaysMore(t *testing.T) {
 		{TCP, 80, "10.0.0.3"}, {SCTP, 80, "10.0.0.3"}, {TCP, 81, "10.0.0.2"}, {SCTP, 81, "10.0.0.1"},
 		{UDP, 80, "10.0.0.1"}, {ICMP, 0, "10.0.0.4"}, {GRE, 0, "10.0.0.1"}, {ESP, 0, "10.0.0.1"}, {IPIP, 0, "10.0.0.1"}, {UDPLite, 0, "10.0.0.1"},
 	} {
-		f, found, lives := tables.route(t, "203.0.113.1", test.protocol, test.port)
+		f, found, lives := routeOf(t, tables.objs, "203.0.113.1", test.protocol, test.port)
 		if want := netip.MustParseAddr(test.target); !found || !lives || fromAddr(f.Target) != want || f.PortShift != 0 {
 			t.Errorf("%s %d goes to %s (found %v, lives %v), want %s", test.protocol, test.port, fromAddr(f.Target), found, lives, want)
 		}

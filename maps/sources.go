@@ -27,9 +27,9 @@ func (p *program) addSources(i int) {
 		return
 	}
 	p.addSource(i, everything(f.Target.Is6()), true)
-	for _, s := range nonHostNetworks {
-		if s.network.Addr().Is6() == f.Target.Is6() {
-			p.addSource(i, s.network, false)
+	for _, network := range NonHostNetworks() {
+		if network.Addr().Is6() == f.Target.Is6() {
+			p.addSource(i, network, false)
 		}
 	}
 	for _, prefix := range f.Except {

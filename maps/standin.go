@@ -21,7 +21,6 @@ type StandIn struct {
 // Field is the key of the configuration file that gives s.
 func (s StandIn) Field() string { return fmt.Sprintf("reflection.prefixes.%q", s.Clients) }
 
-// nonHostNetworks are networks whose addresses cannot be those of hosts behind a router.
 var nonHostNetworks = []struct {
 	network netip.Prefix
 	kind    string
@@ -34,6 +33,15 @@ var nonHostNetworks = []struct {
 	{netip.MustParsePrefix("::/64"), "the loopback address and IPv4-mapped ones"},
 	{netip.MustParsePrefix("fe80::/10"), "link-local addresses"},
 	{netip.MustParsePrefix("ff00::/8"), "multicast addresses"},
+}
+
+// NonHostNetworks are the networks whose addresses cannot be those of hosts behind a router.
+func NonHostNetworks() []netip.Prefix {
+	networks := make([]netip.Prefix, len(nonHostNetworks))
+	for i, s := range nonHostNetworks {
+		networks[i] = s.network
+	}
+	return networks
 }
 
 // checkHosts refuses what is not a network of hosts.
@@ -49,7 +57,11 @@ func checkHosts(prefix netip.Prefix) error {
 	return nil
 }
 
+// check finds what is wrong with s, whatever else is configured.
 func (s StandIn) check() error {
+	if err := cmp.Or(checkHosts(s.Clients), checkHosts(s.Network)); err != nil {
+		return err
+	}
 	clients, network := s.Clients.Addr(), s.Network.Addr()
 	switch {
 	case clients.Is6() != network.Is6():

@@ -5,22 +5,12 @@ package maps
 import (
 	"fmt"
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
 )
-
-// standIns reads pairs of networks: "CLIENTS NETWORK".
-func standIns(pairs ...string) (list []StandIn) {
-	for _, pair := range pairs {
-		clients, network, _ := strings.Cut(pair, " ")
-		list = append(list, StandIn{netip.MustParsePrefix(clients), netip.MustParsePrefix(network)})
-	}
-	return list
-}
 
 func TestStandInsAreChecked(t *testing.T) {
 	for _, test := range []struct {

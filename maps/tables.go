@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"weak"
 
 	"github.com/cilium/ebpf"
 
@@ -96,7 +95,7 @@ func (t *Tables) running() (*document, uint32, error) {
 	if err != nil {
 		return &o.document, generation, err
 	}
-	doc, err := t.whole(o)
+	doc, err := o.whole()
 	if err != nil {
 		return &document{Config: DefaultConfig()}, generation, err
 	}
@@ -134,21 +133,6 @@ func (t *Tables) outline() (*outline, uint32, error) {
 	}
 }
 
-// whole is the document of an outline.
-func (t *Tables) whole(o *outline) (*document, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if doc := o.decoded.Value(); doc != nil {
-		return doc, nil
-	}
-	doc, err := o.decode()
-	if err != nil {
-		return nil, fmt.Errorf("read running configuration: %w", err)
-	}
-	o.decoded = weak.Make(doc)
-	return doc, nil
-}
-
 // roster lists the forwards that run. It is shared: nobody changes it. On fresh maps it is empty.
 func (t *Tables) roster() (*roster, error) {
 	o, _, err := t.outline()
@@ -158,14 +142,7 @@ func (t *Tables) roster() (*roster, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if o.roster == nil {
-		if o.roster, err = o.enlist(); err != nil {
-			return nil, err
-		}
-	}
-	return o.roster, nil
+	return o.roster()
 }
 
 // Generation counts the configurations that went live; an Apply that changes
@@ -189,10 +166,10 @@ func (t *Tables) readOutline(generation uint32) (*outline, error) {
 		return nil, fmt.Errorf("open running configuration: %w", err)
 	}
 	defer chunks.Close()
-	o := new(outline)
 	text, err := readChunks(chunks)
+	var o *outline
 	if err == nil {
-		err = o.unmarshal(text)
+		o, err = parseOutline(text)
 	}
 	if err == nil {
 		o.chunks = chunkCount(len(text))

@@ -225,8 +225,12 @@ func (v *validator) name(i int) error {
 		return nil
 	}
 	whose := "another " + f.Kind()
-	if g := &v.Forwards[other]; g.Intercept != f.Intercept {
-		whose = g.one()
+	switch g := &v.Forwards[other]; {
+	case g.Intercept == f.Intercept:
+	case g.Intercept:
+		whose = "an intercept"
+	default:
+		whose = "a forward"
 	}
 	return fmt.Errorf("the name is taken by %s%s", whose, v.where(other))
 }

@@ -10,16 +10,6 @@ import (
 	"time"
 )
 
-func configWith(t testing.TB, lines ...string) Config {
-	t.Helper()
-	c := DefaultConfig()
-	c.WAN, c.LAN = []string{"wan0", "wan1"}, []string{"lan0"}
-	for _, line := range lines {
-		c.Forwards = append(c.Forwards, mustForward(t, line))
-	}
-	return c
-}
-
 func TestValidateRefuses(t *testing.T) {
 	for _, test := range []struct {
 		name   string
@@ -179,21 +169,6 @@ func TestValidateIsFastForManyForwards(t *testing.T) {
 		t.Errorf("%d problems", len(problems))
 	}
 	t.Log(time.Since(start))
-}
-
-// manyForwards is n forwards of one port each.
-func manyForwards(n int) Config {
-	c := DefaultConfig()
-	c.WAN = []string{"wan0"}
-	for i := range n {
-		c.Forwards = append(c.Forwards, Forward{
-			Name:      fmt.Sprintf("f%d", i),
-			Protocols: []Protocol{TCP},
-			Ports:     Ports{uint16(i + 1), uint16(i + 1)},
-			Target:    netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i) | 1}),
-		})
-	}
-	return c
 }
 
 func TestCheckAddresses(t *testing.T) {
