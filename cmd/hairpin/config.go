@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hairpin/cmd/hairpin/config"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/loader"
 	"hairpin/maps"
 )
@@ -145,11 +145,11 @@ func configName(path string) string {
 }
 
 // readConfig reads and checks a configuration; stdinPath is stdin. Files that others could
-// have written are refused, see config.Load. Stdin is taken whoever owns the file
+// have written are refused, see toml.Load. Stdin is taken whoever owns the file
 // behind it: whoever runs the command has opened that file and hands it over.
 func (a *app) readConfig(path string) (maps.Config, error) {
 	if path != stdinPath {
-		cfg, err := config.Load(path)
+		cfg, err := toml.Load(path)
 		return cfg, invalid(err)
 	}
 	data, err := io.ReadAll(io.LimitReader(a.stdin, maxStdinSize+1))
@@ -159,7 +159,7 @@ func (a *app) readConfig(path string) (maps.Config, error) {
 	if len(data) > maxStdinSize {
 		return maps.Config{}, invalid(fmt.Errorf("%s: more than %d MiB", stdinName, maxStdinSize>>20))
 	}
-	cfg, err := config.Parse(stdinName, data)
+	cfg, err := toml.Parse(stdinName, data)
 	return cfg, invalid(err)
 }
 
@@ -374,7 +374,7 @@ func (a *app) saveCommand() *cobra.Command {
 
 // savePath is the one file that save writes, beside the configuration file.
 func (a *app) savePath() string {
-	return filepath.Join(filepath.Dir(a.configFile), config.DropInDir, "50-cli.toml")
+	return filepath.Join(filepath.Dir(a.configFile), toml.DropInDir, "50-cli.toml")
 }
 
 func (a *app) save(command *cobra.Command) error {
@@ -408,7 +408,7 @@ func (a *app) save(command *cobra.Command) error {
 		a.say("nothing to do: the files define every running forward")
 		return a.printSaved(path, len(own), false)
 	}
-	if err := config.Write(path, own); err != nil {
+	if err := toml.Write(path, own); err != nil {
 		return err
 	}
 	a.say("saved %s in %s", count(len(own), "forward"), path)

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hairpin/cmd/hairpin/config"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/maps"
 )
 
@@ -55,7 +55,7 @@ func TestEverySettingHasText(t *testing.T) {
 		if key == "datapath.mss_clamp" {
 			text += "interfaces.wan = " + settingText(cfg, "interfaces.wan") + "\n"
 		}
-		if _, err := config.Parse("setting", []byte(text)); err != nil {
+		if _, err := toml.Parse("setting", []byte(text)); err != nil {
 			t.Errorf("%s: %v\n%s", key, err, text)
 		}
 	}

@@ -14,8 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hairpin/cmd/hairpin/config"
 	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/loader"
 	"hairpin/maps"
 )
@@ -126,7 +126,7 @@ func (a *app) dnsSerial() (uint32, error) {
 	if a.configFile == stdinPath {
 		return uint32(time.Now().Unix()), nil
 	}
-	modified, err := config.Modified(a.configFile)
+	modified, err := toml.Modified(a.configFile)
 	return uint32(modified.Unix()), err
 }
 

@@ -17,7 +17,7 @@ var layers = [][]string{
 	{"hairpin/loader/dirlock"},
 	{"hairpin/maps", "hairpin/loader"},
 	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust"},
-	{"hairpin/cmd/hairpin/config", "hairpin/cmd/hairpin/dns"},
+	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns"},
 	{"hairpin/cmd/hairpin"},
 	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab"},
 	{"hairpin/test/..."},

@@ -1,7 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config reads and writes configuration files.
-package config
+// Package toml reads the configuration file and its drop-ins, and writes the drop-in of "hairpin save".
+// Every problem is reported with its file, line and column.
+//
+// It looks at files only: it never asks the kernel, the network or what runs. It never writes a file that somebody else
+// may edit.
+//
+// The tree with positions is our own, because the library's decoder stops at the first value that it cannot take.
+package toml
 
 import (
 	"bytes"
@@ -32,9 +38,8 @@ const maxSize = 16 << 20
 const DropInDir = "forwards.d"
 
 // Load reads the configuration file at path and the forwards of the *.toml
-// files in DropInDir beside it, in the order of their names. Everything wrong
-// with any of them is reported: the error joins Problems, unless a file could
-// not be read at all.
+// files in DropInDir beside it, in the order of their names. The error joins every
+// problem of all files, unless a file could not be read at all.
 //
 // A file that others could have written is refused, and so is such a DropInDir; see
 // trust.Check. The check is of the open descriptor that is then read, so that nobody

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package config
+package toml
 
 import (
 	"errors"
@@ -412,9 +412,9 @@ to = "10.0.0.1"
 	if want := "-1version -1interfaces.wan -1 -1datapath.mode 0port 0to 1name"; strings.Join(got, " ") != want {
 		t.Errorf("got  %s\nwant %s\n%v", strings.Join(got, " "), want, err)
 	}
-	var problem *Problem
-	if !errors.As(err, &problem) || problem.Line != 1 || problem.Column != 11 || problem.File != "x.toml" {
-		t.Errorf("first problem %+v", problem)
+	var found *problem
+	if !errors.As(err, &found) || found.Line != 1 || found.Column != 11 || found.File != "x.toml" {
+		t.Errorf("first problem %+v", found)
 	}
 }
 

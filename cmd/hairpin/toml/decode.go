@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package config
+package toml
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ const version = 1
 type reader struct {
 	config   maps.Config
 	files    map[maps.DNSFormat]*maps.DNSFile
-	problems []*Problem
+	problems []*problem
 	places   map[place]position // of what was read
 	lists    map[place][]*value // the items of what was read as a list
 	broken   map[place]bool     // fields that have a problem already
@@ -89,7 +89,7 @@ func (r *reader) report(at position, about place, err error) {
 	if r.lean {
 		return
 	}
-	p := &Problem{File: at.doc.name, Problem: maps.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
+	p := &problem{File: at.doc.name, Problem: maps.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
 	if about.index >= 0 {
 		f := &r.config.Forwards[about.index]
 		p.Forward, p.Kind = f.Name, f.Kind()
@@ -432,7 +432,7 @@ func (r *reader) validate() {
 		if items := r.lists[about]; p.Item > 0 && p.Item <= len(items) {
 			at.offset = items[p.Item-1].offset
 		}
-		found := &Problem{File: at.doc.name, Problem: *p}
+		found := &problem{File: at.doc.name, Problem: *p}
 		found.Line, found.Column = at.doc.position(at.offset)
 		r.problems = append(r.problems, found)
 	}
