@@ -153,7 +153,7 @@ func TestUpgradeFaults(t *testing.T) {
 }
 
 // A program that wants memory is run again, soon at first, and neither without pause nor for ever.
-func TestInsist(t *testing.T) {
+func TestRetryNoMemory(t *testing.T) {
 	noMemory := unix.ENOMEM
 	synctest.Test(t, func(t *testing.T) {
 		runs := 0

@@ -61,20 +61,6 @@ func TestEverySettingHasText(t *testing.T) {
 	}
 }
 
-func TestChangeText(t *testing.T) {
-	for want, change := range map[string]maps.Change{
-		"1 forward, nothing to do":  {Unchanged: 1},
-		"2 forwards, nothing to do": {Unchanged: 2},
-		"1 added, 2 removed, 1 changed, 3 unchanged; settings: timeouts.udp": {
-			Added: []string{"a"}, Removed: []string{"b", "c"}, Changed: []string{"d"}, Unchanged: 3, Settings: []string{"timeouts.udp"},
-		},
-	} {
-		if got := changeText(change); got != want {
-			t.Errorf("changeText = %q, want %q", got, want)
-		}
-	}
-}
-
 func TestCheckResultListsEveryProblem(t *testing.T) {
 	result := newCheckResult("x.toml", maps.Config{}, errors.Join(errors.New("x.toml:1:1: one"), errors.New("x.toml:2:1: two")))
 	want := checkResult{File: "x.toml", Problems: []string{"x.toml:1:1: one", "x.toml:2:1: two"}}

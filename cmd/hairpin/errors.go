@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/presence"
 	"hairpin/loader"
 	"hairpin/maps"
 )
@@ -72,6 +74,7 @@ func exitCode(err error) int {
 		usage    usageError
 		wrong    invalidError
 		problem  *maps.Problem
+		path     *dns.PathError
 		notFound notFoundError
 		ended    signalError
 	)
@@ -82,13 +85,13 @@ func exitCode(err error) int {
 		return exitSignal + int(ended.Signal)
 	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema):
 		return exitNotAttached
-	case errors.Is(err, loader.ErrLocked), errors.Is(err, errDaemonRuns):
+	case errors.Is(err, loader.ErrLocked), errors.Is(err, presence.ErrRunning):
 		return exitLocked
 	case errors.Is(err, loader.ErrPermission), errors.Is(err, fs.ErrPermission):
 		return exitRefused
 	case errors.Is(err, errDiffers), errors.As(err, &notFound):
 		return exitNotFound
-	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &problem):
+	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &problem), errors.As(err, &path):
 		return exitInvalid
 	}
 	return exitRefused

@@ -13,11 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
 )
-
-// sourceCLI is the source of a forward that no file defines.
-const sourceCLI = "cli"
 
 func (a *app) forwardCommand() *cobra.Command {
 	show := a.forwardShowCommand()
@@ -87,7 +85,7 @@ server of the LAN.`,
 			if err != nil {
 				return invalid(err)
 			}
-			forward.Source = sourceCLI
+			forward.Source = router.SourceCLI
 			return a.addForward(command, forward)
 		},
 	}
@@ -112,11 +110,11 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return err
 	}
 	defer s.Close()
-	running, err := s.settings()
+	running, err := s.Settings()
 	if err != nil {
 		return err
 	}
-	old, taken, err := s.tables.Find(forward.Name)
+	old, taken, err := s.Tables.Find(forward.Name)
 	if err != nil {
 		return fmt.Errorf("read the running configuration: %w", err)
 	}
@@ -130,11 +128,11 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	}
 	if len(forward.Hosts) > 0 {
 		// The names of all of them are looked at then.
-		if running, err = s.running(); err != nil {
+		if running, err = s.Running(); err != nil {
 			return err
 		}
 	}
-	if _, err := s.add(running, forward); err != nil {
+	if _, err := s.Add(running, forward); err != nil {
 		return err
 	}
 	a.say("added %s", forward)
@@ -175,7 +173,7 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 		return err
 	}
 	defer s.Close()
-	running, err := s.running()
+	running, err := s.Running()
 	if err != nil {
 		return err
 	}
@@ -187,12 +185,12 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 	wanted.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f maps.Forward) bool {
 		return slices.Contains(names, f.Name)
 	})
-	if _, err := s.apply(wanted); err != nil {
+	if _, err := s.Apply(wanted); err != nil {
 		return err
 	}
 	for _, f := range deleted {
 		a.say("deleted %s", f)
-		if f.Source == sourceCLI || isFrom(f.Source, a.savePath()) {
+		if f.Source == router.SourceCLI || isFrom(f.Source, a.savePath()) {
 			a.say("runtime only: \"hairpin save\" keeps it that way")
 			continue
 		}
@@ -312,13 +310,13 @@ func (a *app) showForwards(names []string, stats bool) error {
 		return err
 	}
 	defer s.Close()
-	cfg, err := s.settings()
+	cfg, err := s.Settings()
 	if err != nil {
 		return err
 	}
 	var counters forwardCounters
 	if stats || a.json {
-		if counters, err = s.forwardCounters(); err != nil {
+		if counters, err = readCounters(s); err != nil {
 			return err
 		}
 	}
@@ -326,7 +324,7 @@ func (a *app) showForwards(names []string, stats bool) error {
 	print, end := a.forwardRows(stats)
 	var failed error
 	missing := slices.Clone(names)
-	err = s.tables.EachForward(func(f *maps.Forward) bool {
+	err = s.Tables.EachForward(func(f *maps.Forward) bool {
 		if len(names) == 0 || slices.Contains(names, f.Name) {
 			missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 			row := newForwardRow(cfg, *f)
@@ -338,15 +336,15 @@ func (a *app) showForwards(names []string, stats bool) error {
 	if err = errors.Join(err, failed); err != nil {
 		return err
 	}
-	return errors.Join(end(), s.notFound(missing))
+	return errors.Join(end(), notFound(s, missing))
 }
 
 // notFound is the error for forwards of which there is none. The others are read for suggestions alone.
-func (s *session) notFound(missing []string) error {
+func notFound(s *router.Session, missing []string) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	cfg, err := s.tables.Running()
+	cfg, err := s.Tables.Running()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return err
 	}
@@ -394,12 +392,12 @@ type forwardCounters struct {
 	connections map[string]int
 }
 
-func (s *session) forwardCounters() (forwardCounters, error) {
-	totals, err := s.tables.ForwardTotals()
+func readCounters(s *router.Session) (forwardCounters, error) {
+	totals, err := s.Tables.ForwardTotals()
 	if err != nil {
 		return forwardCounters{}, err
 	}
-	now, err := s.tables.CountConnections(maps.Selector{})
+	now, err := s.Tables.CountConnections(maps.Selector{})
 	return forwardCounters{totals, now.Forwards}, err
 }
 

@@ -202,13 +202,13 @@ func TestOrder(t *testing.T) {
 
 func TestOurs(t *testing.T) {
 	for _, format := range maps.DNSFormats() {
-		if file := (File{Format: format}).Render(nil); !Ours(file) {
+		if file := (File{Format: format}).Render(nil); !isOurs(file) {
 			t.Errorf("not ours:\n%s", file)
 		}
 	}
 	for _, text := range []string{"", "127.0.0.1 localhost\n", "# Written by hand\n", "x Written by hairpin dns as hosts\n",
 		"127.0.0.1 localhost\n# Written by hairpin dns as hosts.\n", "# Written by `hairpin save`, which replaces it as a whole.\n"} {
-		if Ours([]byte(text)) {
+		if isOurs([]byte(text)) {
 			t.Errorf("ours: %q", text)
 		}
 	}
@@ -235,13 +235,13 @@ func TestUpdateRaisesTheSerial(t *testing.T) {
 		"the end of the circle":   {zoneAt(1<<32 - 1), all[:1], 1<<32 - 1, 0},
 		"a file without a serial": {[]byte(policyHead[:90]), all, 1000, 1000},
 	} {
-		got := file.Update(test.previous, test.names, at(test.now))
+		got := file.update(test.previous, test.names, at(test.now))
 		if want := (File{Format: maps.DNSBindRPZ, Serial: test.want}).Render(test.names); !bytes.Equal(got, want) {
 			t.Errorf("%s: (-want +got)\n%s", name, cmp.Diff(string(want), string(got)))
 		}
 	}
 	plain := File{Format: maps.DNSHosts}
-	if !bytes.Equal(plain.Update(nil, all, at(1)), plain.Render(all)) {
+	if !bytes.Equal(plain.update(nil, all, at(1)), plain.Render(all)) {
 		t.Error("a file without a serial depends on the time")
 	}
 }

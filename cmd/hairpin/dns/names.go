@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package dns makes split DNS of forwards: files that tell inside clients the
-// inside addresses of hosts. It does no I/O.
+// inside addresses of hosts.
+//
+// It never reads what runs, never runs a command, and never writes over a file that hairpin has not written.
 package dns
 
 import (
@@ -35,6 +37,21 @@ func (w Warning) String() string {
 		text = w.Source + ": " + text
 	}
 	return text
+}
+
+// maxLines is how many warnings Lines tells: there may be thousands of forwards.
+const maxLines = 100
+
+// Lines are the warnings, or the first of very many.
+func Lines(warnings []Warning) []string {
+	var lines []string
+	for _, warning := range warnings[:min(len(warnings), maxLines)] {
+		lines = append(lines, warning.String())
+	}
+	if more := len(warnings) - maxLines; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	return lines
 }
 
 // Options say what names are for.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package daemon
 
 import (
 	"bufio"
@@ -12,8 +12,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
-	"sync"
 	"syscall"
 	"time"
 
@@ -34,7 +32,7 @@ type serverLimits struct {
 	headerBytes int
 	bodyBytes   int64
 	connections int // open at once; one more takes the place of the one that has asked nothing for longest
-	scrapes     int // answered at once; more are told to come again
+	scrapes     int // answered at once; more get status 503
 }
 
 var defaultLimits = serverLimits{
@@ -56,14 +54,14 @@ type health interface {
 }
 
 // metricsHandler serves /metrics, /-/healthy and /-/ready, and nothing else.
-func metricsHandler(metrics *metricsPage, health health, limits serverLimits) http.Handler {
+func metricsHandler(page *metricsPage, health health, limits serverLimits) http.Handler {
 	mux := http.NewServeMux()
-	metrics.places = make(chan struct{}, limits.scrapes)
+	page.places = make(chan struct{}, limits.scrapes)
 	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed))
 	if err != nil {
 		panic(err) // the options are right
 	}
-	mux.Handle("GET /metrics", compressed(metrics))
+	mux.Handle("GET /metrics", compressed(page))
 	answer := func(check func() error) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			if err := check(); err != nil {
@@ -233,14 +231,14 @@ func (s *metricsServer) Close() error {
 	return s.http.Close()
 }
 
-// metricsPort keeps a metrics server at the address of the configuration. It is the daemon's loop's alone. An address
-// that cannot be listened at stops nothing else: it is tried again.
+// metricsPort keeps a metrics server at the address of the configuration. Only the daemon's loop uses it. An address
+// that is in use, or otherwise refused, stops nothing else: ensure tries it again.
 type metricsPort struct {
 	start   func(address string) (*metricsServer, error)
 	log     *slog.Logger
 	address string // "": no metrics
 	server  *metricsServer
-	told    string // what kept it from listening, as it was logged last
+	logged  string // the error that was logged last; each is logged once
 }
 
 // move serves at another address, or tries again at the same one.
@@ -248,26 +246,26 @@ func (p *metricsPort) move(address string) {
 	if address != p.address {
 		// First, for both may be one port: 0.0.0.0 has that of 127.0.0.1.
 		p.stop()
-		p.address, p.told = address, ""
+		p.address, p.logged = address, ""
 	}
-	p.keep()
+	p.ensure()
 }
 
-// keep serves if that does not happen already.
-func (p *metricsPort) keep() {
+// ensure starts the server if it does not run.
+func (p *metricsPort) ensure() {
 	if p.address == "" || p.server != nil && p.server.serves() {
 		return
 	}
 	p.stop()
 	server, err := p.start(p.address)
 	if err != nil {
-		if p.told != err.Error() {
+		if p.logged != err.Error() {
 			p.log.Warn("there are no metrics; forwarding goes on, and the address is tried again", "address", p.address, "error", err)
 		}
-		p.told = err.Error()
+		p.logged = err.Error()
 		return
 	}
-	p.server, p.told = server, ""
+	p.server, p.logged = server, ""
 }
 
 func (p *metricsPort) stop() {
@@ -284,65 +282,4 @@ func (p *metricsPort) Close() error {
 	server := p.server
 	p.server = nil
 	return server.Close()
-}
-
-// clients are the connections to a server. A limit alone would not do: whoever opens that many and says nothing would
-// keep everybody else out. So one more takes the place of another that is not being answered.
-type clients struct {
-	limit int
-
-	mu   sync.Mutex
-	open []*client // the one first that was opened, or answered, longest ago
-}
-
-type client struct {
-	conn     net.Conn
-	answered bool // at this moment
-}
-
-type clientKey struct{}
-
-// enter takes a new connection; it is the server's ConnContext.
-func (c *clients) enter(ctx context.Context, conn net.Conn) context.Context {
-	entered := &client{conn: conn}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open = append(c.open, entered)
-	if len(c.open) > c.limit {
-		if i := slices.IndexFunc(c.open, func(other *client) bool { return !other.answered }); i >= 0 {
-			c.open[i].conn.Close()
-			c.open = slices.Delete(c.open, i, i+1)
-		}
-	}
-	return context.WithValue(ctx, clientKey{}, entered)
-}
-
-// follow forgets a connection that has ended; it is the server's ConnState.
-func (c *clients) follow(conn net.Conn, state http.ConnState) {
-	if state != http.StateClosed {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.open = slices.DeleteFunc(c.open, func(other *client) bool { return other.conn == conn })
-}
-
-// answering marks connections while next answers for them.
-func (c *clients) answering(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asking := r.Context().Value(clientKey{}).(*client)
-		c.mark(asking, true)
-		defer c.mark(asking, false)
-		next.ServeHTTP(w, r)
-	})
-}
-
-// mark notes whether a client is being answered, and makes it the youngest.
-func (c *clients) mark(asking *client, answered bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	asking.answered = answered
-	if i := slices.Index(c.open, asking); i >= 0 {
-		c.open = append(slices.Delete(c.open, i, i+1), asking)
-	}
 }

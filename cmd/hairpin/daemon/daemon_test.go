@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package daemon
 
 import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -19,14 +18,16 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hairpin/cmd/hairpin/router"
+	"hairpin/cmd/hairpin/router/routertest"
 	"hairpin/loader"
 	"hairpin/maps"
 )
 
-// daemonFake is a follower over a machine in memory; the test's goroutine is its loop's.
+// daemonFake is a daemon over a machine in memory; the test's goroutine is its loop's.
 type daemonFake struct {
-	*follower
-	machine  *machineFake
+	*daemon
+	machine  *routertest.Machine
 	file     maps.Config // what the configuration files say
 	fileErr  error
 	lockErr  error
@@ -35,30 +36,30 @@ type daemonFake struct {
 	taken    []bool // reloads, by whether they were
 }
 
-func newDaemon(t *testing.T) *daemonFake {
+func newDaemonFake(t *testing.T) *daemonFake {
 	t.Helper()
-	d := &daemonFake{machine: newMachine("wan0", "lan0"), file: testConfig()}
+	d := &daemonFake{machine: routertest.NewMachine("wan0", "lan0"), file: routertest.Config()}
 	log := slog.New(slog.NewTextHandler(&d.output, nil))
-	d.follower = &follower{
-		router:   d.machine.router(),
+	m := d.machine
+	d.daemon = &daemon{
+		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Forwards: m.Forwards}),
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
 		read:     func() (maps.Config, error) { return d.file, d.fileErr },
 		notices:  func(maps.Config) []string { return nil },
-		forwards: func(string, string) bool { return true },
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },
-		metrics: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
+		port: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
 			return startMetrics(address, http.NotFoundHandler(), defaultLimits, log)
 		}},
-		log: log, beat: time.Hour, failing: map[string]string{},
+		log: log, beat: time.Hour, failing: failures{},
 	}
-	result, err := d.router.start(d.file)
+	result, err := d.router.Start(d.file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.see(result.ports)
-	d.machine.did()
-	t.Cleanup(func() { d.metrics.Close() })
+	d.show(result.Ports)
+	d.machine.Did()
+	t.Cleanup(func() { d.port.Close() })
 	return d
 }
 
@@ -66,87 +67,87 @@ func links() loader.Event  { return loader.Event{Links: true} }
 func routes() loader.Event { return loader.Event{Routes: true} }
 
 func TestDaemonFollowsInterfaces(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	ctx := context.Background()
 
-	d.machine.unplug("wan0")
+	d.machine.Unplug("wan0")
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "interfaces lan0", "detach 2")
+	d.machine.WantDone(t, "interfaces lan0", "detach 2")
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "interfaces lan0")
-	if got := pending(d.state.look()); len(got) != 1 || got[0] != "wan0" {
+	d.machine.WantDone(t, "interfaces lan0")
+	if got := router.Pending(d.state.load()); len(got) != 1 || got[0] != "wan0" {
 		t.Errorf("pending %v, want wan0", got)
 	}
 
-	d.machine.plug("wan0", 9)
+	d.machine.Plug("wan0", 9)
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0")
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
 
 	d.follow(ctx, routes())
-	wantDone(t, d.machine, "routes")
+	d.machine.WantDone(t, "routes")
 }
 
 // An interface that refuses leaves the others working, and is told of once.
 func TestDaemonTriesAgain(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	ctx := context.Background()
-	d.machine.unplug("wan0")
-	d.machine.plug("wan0", 9)
-	d.machine.refuse["wan0"] = errors.New("wan0 is busy")
+	d.machine.Unplug("wan0")
+	d.machine.Plug("wan0", 9)
+	d.machine.Refuse["wan0"] = errors.New("wan0 is busy")
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "interfaces lan0", "detach 2")
+	d.machine.WantDone(t, "interfaces lan0", "detach 2")
 	for range 3 {
 		d.follow(ctx, links())
-		wantDone(t, d.machine, "interfaces lan0")
+		d.machine.WantDone(t, "interfaces lan0")
 	}
 	if n := strings.Count(d.output.String(), "wan0 is busy"); n != 1 {
 		t.Errorf("told %d times, want once:\n%s", n, &d.output)
 	}
-	delete(d.machine.refuse, "wan0")
+	delete(d.machine.Refuse, "wan0")
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0")
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
 }
 
 // An interface that was made again under its name is another one.
 func TestDaemonForgetsTheOldIndex(t *testing.T) {
-	d := newDaemon(t)
-	d.machine.unplug("wan0")
-	d.machine.plug("wan0", 9)
+	d := newDaemonFake(t)
+	d.machine.Unplug("wan0")
+	d.machine.Plug("wan0", 9)
 	d.follow(context.Background(), links())
-	wantDone(t, d.machine, "attach wan0 auto", "interfaces wan0,lan0", "detach 2")
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0", "detach 2")
 }
 
 // What could not be done for want of the lock is done with the next beat.
 func TestDaemonWithoutLock(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	ctx := context.Background()
 	d.lockErr = loader.ErrLocked
 	d.follow(ctx, routes())
-	wantDone(t, d.machine)
+	d.machine.WantDone(t)
 	d.lockErr = nil
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "interfaces wan0,lan0", "routes")
+	d.machine.WantDone(t, "interfaces wan0,lan0", "routes")
 	d.follow(ctx, links())
-	wantDone(t, d.machine, "interfaces wan0,lan0")
+	d.machine.WantDone(t, "interfaces wan0,lan0")
 }
 
 // A datapath that was taken away ends the daemon, for the next one to make another.
 func TestDaemonEndsWithItsDatapath(t *testing.T) {
-	d := newDaemon(t)
-	d.machine.attached = map[int]loader.Attachment{}
-	d.machine.refuse["wan0"] = loader.ErrNotLoaded
+	d := newDaemonFake(t)
+	d.machine.Attached = map[int]loader.Attachment{}
+	d.machine.Refuse["wan0"] = loader.ErrNotLoaded
 	events := make(chan loader.Event, 1)
 	events <- links()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := d.loop(ctx, events, nil); exitCode(err) != exitNotAttached {
-		t.Errorf("loop: %v, exit code %d, want %d", err, exitCode(err), exitNotAttached)
+	if err := d.loop(ctx, events); !errors.Is(err, loader.ErrNotLoaded) {
+		t.Errorf("loop: %v, want %v", err, loader.ErrNotLoaded)
 	}
 }
 
 // That the kernel does not forward is told when it begins, and when it is over.
 func TestDaemonWarnsOfForwarding(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	ctx := context.Background()
 	told := func(when, text string, want int) {
 		t.Helper()
@@ -155,7 +156,7 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 		}
 	}
 	off := map[string]bool{}
-	d.forwards = func(sysctl, ifname string) bool { return !off[sysctl+"/"+ifname] }
+	d.machine.ForwardingOff = off
 	d.follow(ctx, links())
 	told("all on", "forwarding is off", 0)
 
@@ -183,15 +184,15 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 
 // A file that names no interface is told how to name some, with each reload.
 func TestDaemonTellsOfNoInterfaces(t *testing.T) {
-	d := newDaemon(t)
-	d.notices = func(cfg maps.Config) []string { return []string{"", unconfigured(cfg, "/etc/x.toml")} }
+	d := newDaemonFake(t)
+	d.notices = func(cfg maps.Config) []string { return []string{"", router.Unconfigured(cfg, "/etc/x.toml")} }
 	d.file.WAN, d.file.LAN, d.file.Forwards = nil, nil, nil
 	d.reload(context.Background())
 	const want = `level=WARN msg="no interfaces are configured: set wan and lan in /etc/x.toml, then systemctl reload hairpin`
 	if got := strings.Count(d.output.String(), want); got != 1 {
 		t.Errorf("told %d times:\n%s", got, &d.output)
 	}
-	d.file = testConfig()
+	d.file = routertest.Config()
 	d.reload(context.Background())
 	if got := strings.Count(d.output.String(), want); got != 1 {
 		t.Errorf("told %d times after interfaces were named:\n%s", got, &d.output)
@@ -199,10 +200,10 @@ func TestDaemonTellsOfNoInterfaces(t *testing.T) {
 }
 
 func TestReload(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	d.file.Forwards[0].Target = d.file.Forwards[0].Target.Next()
 	d.reload(context.Background())
-	wantDone(t, d.machine, "apply", "interfaces wan0,lan0")
+	d.machine.WantDone(t, "apply", "interfaces wan0,lan0")
 	if len(d.taken) != 1 || !d.taken[0] {
 		t.Errorf("reloads taken: %v, want one", d.taken)
 	}
@@ -218,23 +219,23 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 			d.fileErr = errors.Join(errors.New("x.toml:1:1: one"), errors.New("x.toml:2:1: two"))
 		},
 		"forward": func(d *daemonFake) { d.file.Forwards[0].Name = "" },
-		"target":  func(d *daemonFake) { d.file.Forwards[0].Target = d.machine.list[1].Addresses[0].Addr() },
+		"target":  func(d *daemonFake) { d.file.Forwards[0].Target = d.machine.List[1].Addresses[0].Addr() },
 		"interface refuses": func(d *daemonFake) {
-			d.machine.plug("lan1", 7)
-			d.machine.refuse["lan1"] = errors.New("busy")
+			d.machine.Plug("lan1", 7)
+			d.machine.Refuse["lan1"] = errors.New("busy")
 			d.file.LAN = []string{"lan0", "lan1"}
 		},
 		"metrics address": func(d *daemonFake) { d.file.MetricsListen = "127.0.0.1:99999" },
 		"locked":          func(d *daemonFake) { d.lockErr = loader.ErrLocked },
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := newDaemon(t)
-			before := *d.machine.running
+			d := newDaemonFake(t)
+			before := *d.machine.Config
 			d.file.Forwards = append([]maps.Forward{}, d.file.Forwards...)
 			spoil(d)
 			d.reload(context.Background())
-			wantDone(t, d.machine)
-			if d.machine.running.Forwards[0].Target != before.Forwards[0].Target || d.metrics.address != "" {
+			d.machine.WantDone(t)
+			if d.machine.Config.Forwards[0].Target != before.Forwards[0].Target || d.port.address != "" {
 				t.Error("something changed")
 			}
 			if len(d.taken) != 1 || d.taken[0] {
@@ -253,7 +254,7 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 // The metrics server moves with the file, also to an address that holds the one before, and
 // stays where it was if the reload fails.
 func TestReloadMovesMetrics(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	probe, err := startMetrics("127.0.0.1:0", http.NotFoundHandler(), defaultLimits, d.log)
 	if err != nil {
 		t.Fatal(err)
@@ -262,8 +263,8 @@ func TestReloadMovesMetrics(t *testing.T) {
 	probe.Close()
 	serves := func(want string) {
 		t.Helper()
-		if d.metrics.address != want {
-			t.Errorf("metrics at %q, want %q", d.metrics.address, want)
+		if d.port.address != want {
+			t.Errorf("metrics at %q, want %q", d.port.address, want)
 		}
 		response, err := http.Get("http://127.0.0.1:" + port + "/")
 		if err != nil {
@@ -279,14 +280,14 @@ func TestReloadMovesMetrics(t *testing.T) {
 	}
 
 	d.file.MetricsListen = "127.0.0.1:0"
-	d.machine.applyErr = errors.New("no memory")
+	d.machine.ApplyErr = errors.New("no memory")
 	d.reload(context.Background())
 	serves("127.0.0.1:" + port)
 }
 
 // A port that somebody else has keeps the daemon from nothing but metrics, which it serves once the port is free.
 func TestMetricsPortInUse(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	holder, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -295,7 +296,7 @@ func TestMetricsPortInUse(t *testing.T) {
 	d.file.MetricsListen = holder.Addr().String()
 	d.reload(context.Background())
 	d.reload(context.Background())
-	wantDone(t, d.machine, "apply", "interfaces wan0,lan0", "apply", "interfaces wan0,lan0")
+	d.machine.WantDone(t, "apply", "interfaces wan0,lan0", "apply", "interfaces wan0,lan0")
 	if !slices.Equal(d.taken, []bool{true, true}) {
 		t.Errorf("reloads taken: %v, want two", d.taken)
 	}
@@ -309,11 +310,11 @@ func TestMetricsPortInUse(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	d.watchdog, d.notify = true, func(string) {
-		if d.metrics.server != nil {
+		if d.port.server != nil {
 			cancel()
 		}
 	}
-	if err := d.loop(ctx, nil, nil); err != nil {
+	if err := d.loop(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	response, err := http.Get("http://" + d.file.MetricsListen + "/")
@@ -325,23 +326,23 @@ func TestMetricsPortInUse(t *testing.T) {
 
 // A server that has stopped by itself is started again.
 func TestMetricsServerThatStopped(t *testing.T) {
-	d := newDaemon(t)
-	d.metrics.move("127.0.0.1:0")
-	first := d.metrics.server
+	d := newDaemonFake(t)
+	d.port.move("127.0.0.1:0")
+	first := d.port.server
 	first.listener.Close()
 	<-first.ended
-	d.metrics.keep()
-	if d.metrics.server == first || !d.metrics.server.serves() {
+	d.port.ensure()
+	if d.port.server == first || !d.port.server.serves() {
 		t.Error("not started again")
 	}
 }
 
 func TestLoopEndsWithItsContext(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	events := make(chan loader.Event)
 	ended := make(chan error, 1)
-	go func() { ended <- d.loop(ctx, events, make(chan os.Signal)) }()
+	go func() { ended <- d.loop(ctx, events) }()
 	events <- routes()
 	cancel()
 	close(events)
@@ -357,41 +358,42 @@ func TestLoopEndsWithItsContext(t *testing.T) {
 
 // What the command line applies is the daemon's to look after from then on.
 func TestLoopNoticesWhatOthersApply(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	d.beat, d.watchdog = time.Millisecond, true
-	d.machine.plug("lan1", 7)
-	d.machine.running.LAN = []string{"lan0", "lan1"}
+	d.machine.Plug("lan1", 7)
+	d.machine.Config.LAN = []string{"lan0", "lan1"}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	d.notify = func(state string) {
 		if state != "WATCHDOG=1" {
 			t.Errorf("told the service manager %q", state)
 		}
-		if len(d.state.look()) == 3 {
+		if len(d.state.load()) == 3 {
 			cancel()
 		}
 	}
-	if err := d.loop(ctx, nil, nil); err != nil {
+	if err := d.loop(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
-	if ports := d.state.look(); len(ports) != 3 || ports[2].attachment == nil {
+	if ports := d.state.load(); len(ports) != 3 || ports[2].Attachment == nil {
 		t.Errorf("looks after %+v, want lan1 too", ports)
 	}
 }
 
 func TestLoopReloadsOnHangup(t *testing.T) {
-	d := newDaemon(t)
+	d := newDaemonFake(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	hangup := make(chan os.Signal, 1)
 	d.reloaded = func(bool) { cancel() }
 	hangup <- unix.SIGHUP
-	if err := d.loop(ctx, nil, hangup); err != nil {
+	d.reloads = hangup
+	if err := d.loop(ctx, nil); err != nil {
 		t.Errorf("loop: %v", err)
 	}
 }
 
 func TestHealth(t *testing.T) {
-	var s daemonState
+	var s state
 	if s.Ready() == nil {
 		t.Error("ready before the start")
 	}
@@ -403,78 +405,5 @@ func TestHealth(t *testing.T) {
 	s.turned.Store(time.Now().Add(-2 * stalledAfter).UnixNano())
 	if s.Healthy() == nil {
 		t.Error("healthy though the loop stands still")
-	}
-}
-
-// Lines have a time, unless they go to the journal, which has its own: JOURNAL_STREAM names it, but is also
-// there where the output was redirected to elsewhere.
-func TestLogHasTime(t *testing.T) {
-	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer read.Close()
-	defer write.Close()
-	var stat unix.Stat_t
-	if err := unix.Fstat(int(write.Fd()), &stat); err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct {
-		name, stream string
-		want         bool // a time
-	}{
-		{"no journal", "", true},
-		{"the journal", fmt.Sprintf("%d:%d", stat.Dev, stat.Ino), false},
-		{"another inode", fmt.Sprintf("%d:%d", stat.Dev, stat.Ino+1), true},
-		{"another device", fmt.Sprintf("%d:%d", stat.Dev+1, stat.Ino), true},
-		{"nonsense", "yes", true},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			a := newApp(env{stderr: write, getenv: func(key string) string { return map[string]string{"JOURNAL_STREAM": c.stream}[key] }})
-			a.newLogger().Info("hello")
-			line := make([]byte, 200)
-			n, err := read.Read(line)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := strings.HasPrefix(string(line[:n]), "time="); got != c.want {
-				t.Errorf("a time: %v, want %v: %s", got, c.want, line[:n])
-			}
-		})
-	}
-	var elsewhere bytes.Buffer
-	a := newApp(env{stderr: &elsewhere, getenv: func(string) string { return fmt.Sprintf("%d:%d", stat.Dev, stat.Ino) }})
-	a.newLogger().Info("hello")
-	if !strings.HasPrefix(elsewhere.String(), "time=") {
-		t.Errorf("not a file, and no time: %s", &elsewhere)
-	}
-}
-
-// Of two daemons on one directory the second is refused; a look at the first does no harm.
-func TestPresence(t *testing.T) {
-	dir, ctx := t.TempDir(), context.Background()
-	runs := func(want bool) {
-		t.Helper()
-		if got, err := daemonRuns(dir); err != nil || got != want {
-			t.Errorf("daemon runs: %v, %v, want %v", got, err, want)
-		}
-	}
-	runs(false)
-	first, err := claimPresence(ctx, dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	runs(true)
-	if _, err := claimPresence(ctx, dir); !errors.Is(err, errDaemonRuns) {
-		t.Errorf("second daemon: %v, want %v", err, errDaemonRuns)
-	}
-	runs(true)
-	first.Close()
-	runs(false)
-	if err := errors.Join(releasePresence(dir), releasePresence(dir)); err != nil {
-		t.Error(err)
-	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
-		t.Errorf("left: %v, %v", entries, err)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package daemon
 
 import (
 	"bytes"
@@ -67,12 +67,12 @@ func (p *publisherFake) path(format maps.DNSFormat) string {
 func (p *publisherFake) after(pause time.Duration) {
 	p.t.Helper()
 	p.now = p.now.Add(pause)
-	p.keep(p.now)
-	p.tell(context.Background(), p.now)
+	p.sync(p.now)
+	p.startReloads(context.Background(), p.now)
 	for p.reloads > 0 {
 		select {
 		case result := <-p.reloaded:
-			p.told(result, p.now)
+			p.reloadDone(result, p.now)
 		case <-time.After(patience):
 			p.t.Fatal("a command does not end")
 		}
@@ -100,7 +100,7 @@ func (p *publisherFake) wantHosts(format maps.DNSFormat, hosts ...string) {
 func (p *publisherFake) wantCount(metric string, want float64) {
 	p.t.Helper()
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(p.metrics)
+	registry.MustRegister(p.counters)
 	families, err := registry.Gather()
 	if err != nil {
 		p.t.Fatal(err)
@@ -299,14 +299,14 @@ func TestPublishGivesCommandsUp(t *testing.T) {
 	p.patience = 500 * time.Millisecond
 	child := filepath.Join(p.dir, "child")
 	p.script(maps.DNSUnbound, "sleep 1000 & echo $! > "+child+"; wait")
-	p.keep(p.now)
-	p.tell(context.Background(), p.now)
+	p.sync(p.now)
+	p.startReloads(context.Background(), p.now)
 	p.host("mail.example.org")
-	p.keep(p.now)
+	p.sync(p.now)
 	p.wantHosts(maps.DNSHosts, "mail.example.org")
 	select {
 	case result := <-p.reloaded:
-		p.told(result, p.now)
+		p.reloadDone(result, p.now)
 	case <-time.After(patience):
 		t.Fatal("the command goes on")
 	}
@@ -314,7 +314,7 @@ func TestPublishGivesCommandsUp(t *testing.T) {
 	p.wantCount("reload_failures_total unbound", 1)
 	wantGone(t, child)
 	// It was written again meanwhile.
-	if f := p.files[0]; !f.stale || f.tellAt.After(p.now) {
+	if f := p.files[0]; !f.stale || f.reloadAt.After(p.now) {
 		t.Errorf("the server is not told at once of what came meanwhile: %+v", f)
 	}
 }
@@ -346,7 +346,7 @@ func TestPublishEndsWithTheDaemon(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		p.follow(ctx)
+		p.run(ctx)
 	}()
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		if data, err := os.ReadFile(child); err == nil && len(data) > 0 {

@@ -1,24 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package daemon
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"os/exec"
 	"slices"
-	"strings"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/sys/unix"
 
 	"hairpin/cmd/hairpin/dns"
-	"hairpin/cmd/hairpin/trust"
 	"hairpin/maps"
 )
 
@@ -38,12 +32,12 @@ const (
 type publisher struct {
 	generation func() (uint32, error) // of what runs
 	running    func() (maps.Config, error)
-	metrics    *publishMetrics
+	counters   *publishCounters
 	log        *slog.Logger
-	retry      time.Duration // after what failed
+	retry      time.Duration // after a failure
 	patience   time.Duration // with a command
 
-	seen     uint32    // generation that the files were made from
+	written  uint32    // the generation that the files were made from
 	due      time.Time // to look at the files
 	files    []*publication
 	failing  failures
@@ -55,11 +49,11 @@ type publisher struct {
 // publication is a file and whether its server has read it.
 type publication struct {
 	maps.DNSFile
-	zone   string // path of the file of bind-rpz
-	names  []dns.Name
-	stale  bool // the server has not been told what the file holds
-	busy   bool // it is being told
-	tellAt time.Time
+	zone      string // path of the file of bind-rpz
+	names     []dns.Name
+	stale     bool // the server has not read what the file holds
+	reloading bool // the reload command runs
+	reloadAt  time.Time
 }
 
 type reloadResult struct {
@@ -71,7 +65,7 @@ func newPublisher(tables *maps.Tables, log *slog.Logger) *publisher {
 	return &publisher{
 		generation: tables.Generation,
 		running:    func() (maps.Config, error) { return runningNames(tables) },
-		metrics:    newPublishMetrics(),
+		counters:   newPublishCounters(),
 		log:        log,
 		retry:      publishRetry,
 		patience:   reloadPatience,
@@ -89,8 +83,8 @@ func runningNames(tables *maps.Tables) (maps.Config, error) {
 	return tables.Running()
 }
 
-// follow publishes until ctx ends.
-func (p *publisher) follow(ctx context.Context) {
+// run publishes until ctx ends.
+func (p *publisher) run(ctx context.Context) {
 	ticker := time.NewTicker(publishPoll)
 	defer ticker.Stop()
 	for {
@@ -102,20 +96,20 @@ func (p *publisher) follow(ctx context.Context) {
 			}
 			return
 		case result := <-p.reloaded:
-			p.told(result, time.Now())
+			p.reloadDone(result, time.Now())
 		case <-ticker.C:
 		}
-		p.keep(time.Now())
-		p.tell(ctx, time.Now())
+		p.sync(time.Now())
+		p.startReloads(ctx, time.Now())
 	}
 }
 
-// keep brings the files in line with the running configuration; now is the time.
-func (p *publisher) keep(now time.Time) {
+// sync brings the files in line with the running configuration; now is the time.
+func (p *publisher) sync(now time.Time) {
 	generation, err := p.generation()
-	if err == nil && generation != p.seen {
-		if err = p.read(); err == nil {
-			p.seen, p.due = generation, now
+	if err == nil && generation != p.written {
+		if err = p.readRunning(); err == nil {
+			p.written, p.due = generation, now
 		}
 	}
 	p.failing.report(p.log, "read the running configuration", err)
@@ -128,8 +122,8 @@ func (p *publisher) keep(now time.Time) {
 	}
 }
 
-// read brings the publications in line with the running configuration.
-func (p *publisher) read() error {
+// readRunning brings the publications in line with the running configuration.
+func (p *publisher) readRunning() error {
 	cfg, err := p.running()
 	if err != nil {
 		return err
@@ -148,8 +142,8 @@ func (p *publisher) read() error {
 		var found []dns.Warning
 		f.names, found = dns.Names(cfg.Forwards, dns.Options{Format: file.Format})
 		p.files = append(p.files, f)
-		p.metrics.know(file)
-		for _, line := range warningLines(found) {
+		p.counters.initCounters(file)
+		for _, line := range dns.Lines(found) {
 			if !slices.Contains(warnings, line) {
 				warnings = append(warnings, line)
 			}
@@ -170,118 +164,93 @@ func (p *publisher) warn(warnings []string) {
 }
 
 func (p *publisher) write(f *publication, now time.Time) {
-	written, err := updateDNSFile(f.Path, dns.File{Format: f.Format, Zone: f.zone}, f.names, now)
+	written, err := dns.File{Format: f.Format, Zone: f.zone}.Write(f.Path, f.names, now)
 	if err != nil {
-		p.metrics.writeFailures.WithLabelValues(string(f.Format)).Inc()
-		err = placed(f.DNSFile, maps.DNSWriteKey(f.Format), err)
+		p.counters.writeFailures.WithLabelValues(string(f.Format)).Inc()
+		err = atKey(f.DNSFile, maps.DNSWriteKey(f.Format), err)
 	}
 	p.failing.report(p.log, "write the names for "+string(f.Format), err)
 	if written {
-		p.metrics.writes.WithLabelValues(string(f.Format)).Inc()
+		p.counters.writes.WithLabelValues(string(f.Format)).Inc()
 		p.log.Info("names written", "file", f.Path, "names", len(f.names))
-		f.stale, f.tellAt = f.Reload != nil, now
+		f.stale, f.reloadAt = f.Reload != nil, now
 	}
 }
 
-// tell starts the reload commands of files that have changed. Each has a goroutine of
+// startReloads starts the reload commands of files that have changed. Each has a goroutine of
 // its own, so that a slow server does not delay the others.
-func (p *publisher) tell(ctx context.Context, now time.Time) {
+func (p *publisher) startReloads(ctx context.Context, now time.Time) {
 	for _, f := range p.files {
-		if !f.stale || f.busy || now.Before(f.tellAt) {
+		if !f.stale || f.reloading || now.Before(f.reloadAt) {
 			continue
 		}
-		f.stale, f.busy = false, true
+		f.stale, f.reloading = false, true
 		p.reloads++
 		command := f.Reload
 		go func() { p.reloaded <- reloadResult{f, runCommand(ctx, p.patience, command)} }()
 	}
 }
 
-func (p *publisher) told(result reloadResult, now time.Time) {
+func (p *publisher) reloadDone(result reloadResult, now time.Time) {
 	p.reloads--
 	f := result.publication
-	f.busy = false
+	f.reloading = false
 	err := result.err
 	if err != nil {
 		// If the file was written again meanwhile, the command runs at once.
 		if !f.stale {
-			f.stale, f.tellAt = true, now.Add(p.retry)
+			f.stale, f.reloadAt = true, now.Add(p.retry)
 		}
-		p.metrics.reloadFailures.WithLabelValues(string(f.Format)).Inc()
-		err = placed(f.DNSFile, maps.DNSReloadKey(f.Format), err)
+		p.counters.reloadFailures.WithLabelValues(string(f.Format)).Inc()
+		err = atKey(f.DNSFile, maps.DNSReloadKey(f.Format), err)
 	} else {
-		p.metrics.reloads.WithLabelValues(string(f.Format)).Inc()
+		p.counters.reloads.WithLabelValues(string(f.Format)).Inc()
 	}
 	p.failing.report(p.log, "run the reload command for "+string(f.Format), err)
 }
 
-// checkProgram refuses a program that others could have written, because it runs as
-// root; see trust.Check. A program that does not exist is no error here: running it
-// fails with a better one. Between the check and the start somebody who can write to
-// the directory could exchange the program; to run the checked descriptor instead would
-// close that gap, but does not work for scripts.
-func checkProgram(name string) error {
-	path, err := exec.LookPath(name)
-	if err != nil {
-		return nil
+// atKey adds to an error about a file where the configuration asks for it.
+func atKey(file maps.DNSFile, key string, err error) error {
+	if file.Source == "" {
+		return fmt.Errorf("%s: %w", key, err)
 	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil
-	}
-	return trust.Check(path, info)
+	return fmt.Errorf("%s: %s: %w", file.Source, key, err)
 }
 
-// runCommand runs a program until it ends, or for as long as patience. Then the program
-// and all processes that it started are killed. The error has the program's output.
-func runCommand(ctx context.Context, patience time.Duration, words []string) error {
-	if err := checkProgram(words[0]); err != nil {
-		return err
+// CheckNames looks at the files that a daemon would write for cfg, and at the programs that it would run. The error
+// tells of paths that it would refuse in any case. The warnings tell of what may be otherwise when and where it runs.
+func CheckNames(cfg maps.Config) (warnings []string, err error) {
+	var errs []error
+	for _, file := range cfg.DNS {
+		if file.Reload != nil {
+			if err := checkProgram(file.Reload[0]); err != nil {
+				warnings = append(warnings, atKey(file, maps.DNSReloadKey(file.Format), err).Error())
+			}
+		}
+		err := dns.CheckPath(file.Path)
+		if err == nil {
+			continue
+		}
+		err = atKey(file, maps.DNSWriteKey(file.Format), err)
+		if refused := (*dns.PathError)(nil); errors.As(err, &refused) {
+			errs = append(errs, err)
+		} else {
+			warnings = append(warnings, err.Error())
+		}
 	}
-	limited, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	command := exec.CommandContext(limited, words[0], words[1:]...)
-	said := &headBuffer{limit: 1024}
-	command.Stdout, command.Stderr = said, said
-	command.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	command.Cancel = func() error { return unix.Kill(-command.Process.Pid, unix.SIGKILL) }
-	command.WaitDelay = time.Second
-	err := command.Run()
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		err = fmt.Errorf("not finished after %s", patience)
-	}
-	err = fmt.Errorf("%q: %w", strings.Join(words, " "), err)
-	if text := strings.TrimSpace(string(said.head)); text != "" {
-		err = fmt.Errorf("%w: %s", err, text)
-	}
-	return err
+	return warnings, errors.Join(errs...)
 }
 
-// headBuffer keeps the beginning of what is written to it.
-type headBuffer struct {
-	head  []byte
-	limit int
-}
-
-// Write implements io.Writer.
-func (b *headBuffer) Write(data []byte) (int, error) {
-	b.head = append(b.head, data[:min(len(data), b.limit-len(b.head))]...)
-	return len(data), nil
-}
-
-// publishMetrics count what the publisher did, by format.
-type publishMetrics struct {
+// publishCounters count what the publisher did, by format.
+type publishCounters struct {
 	writes, writeFailures, reloads, reloadFailures *prometheus.CounterVec
 }
 
-func newPublishMetrics() *publishMetrics {
+func newPublishCounters() *publishCounters {
 	counter := func(name, help string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "hairpin", Subsystem: "dns", Name: name, Help: help}, []string{"format"})
 	}
-	return &publishMetrics{
+	return &publishCounters{
 		writes:         counter("writes_total", "Files for name servers that were written because their content changed."),
 		writeFailures:  counter("write_failures_total", "Failures to write a file for a name server, counted at each try."),
 		reloads:        counter("reloads_total", "Reload commands of name servers that succeeded."),
@@ -289,30 +258,30 @@ func newPublishMetrics() *publishMetrics {
 	}
 }
 
-// know makes the counters of a file, so that they show 0 before the first event.
-func (m *publishMetrics) know(file maps.DNSFile) {
-	m.writes.WithLabelValues(string(file.Format))
-	m.writeFailures.WithLabelValues(string(file.Format))
+// initCounters makes the counters of a file, so that they show 0 before the first event.
+func (c *publishCounters) initCounters(file maps.DNSFile) {
+	c.writes.WithLabelValues(string(file.Format))
+	c.writeFailures.WithLabelValues(string(file.Format))
 	if file.Reload != nil {
-		m.reloads.WithLabelValues(string(file.Format))
-		m.reloadFailures.WithLabelValues(string(file.Format))
+		c.reloads.WithLabelValues(string(file.Format))
+		c.reloadFailures.WithLabelValues(string(file.Format))
 	}
 }
 
 // Describe implements prometheus.Collector.
-func (m *publishMetrics) Describe(descs chan<- *prometheus.Desc) {
-	for _, vec := range m.all() {
+func (c *publishCounters) Describe(descs chan<- *prometheus.Desc) {
+	for _, vec := range c.all() {
 		vec.Describe(descs)
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (m *publishMetrics) Collect(metrics chan<- prometheus.Metric) {
-	for _, vec := range m.all() {
-		vec.Collect(metrics)
+func (c *publishCounters) Collect(samples chan<- prometheus.Metric) {
+	for _, vec := range c.all() {
+		vec.Collect(samples)
 	}
 }
 
-func (m *publishMetrics) all() []*prometheus.CounterVec {
-	return []*prometheus.CounterVec{m.writes, m.writeFailures, m.reloads, m.reloadFailures}
+func (c *publishCounters) all() []*prometheus.CounterVec {
+	return []*prometheus.CounterVec{c.writes, c.writeFailures, c.reloads, c.reloadFailures}
 }
