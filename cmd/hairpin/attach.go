@@ -20,7 +20,7 @@ func (a *app) attachCommand() *cobra.Command {
 		Short: "Load, attach to the configured interfaces and apply the file, once, without a daemon",
 		Long: `Load the programs, attach them to the configured interfaces and apply the file,
 once, without a daemon. If hairpin is attached already and the file has not
-changed, the running forwards stay as they are, and only interfaces without the
+changed, the running forwards stay as they are. Only interfaces that lack the
 programs get them.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -36,9 +36,9 @@ func (a *app) detachCommand() *cobra.Command {
 		Short: "Take the programs off all interfaces; --all removes forwards, connections and pins too",
 		Long: `Take the programs off all interfaces. Forwards and connections stay in the
 kernel until the next attach, apply or change of a forward, which attaches again.
-Meanwhile the kernel itself answers the packets of these connections: its RST
-ends them at their client. --all removes forwards and connections too, with
-every pin and the mount.`,
+Until then nothing translates the packets of these connections. The kernel may
+answer a client with a RST, which ends the connection at the client. --all removes
+forwards and connections too, with every pin and the mount.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			if all {
@@ -54,7 +54,7 @@ every pin and the mount.`,
 func (a *app) upgradeCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "upgrade",
-		Short: "Replace the attached programs by this binary's; no packet and no connection is lost",
+		Short: "Replace the attached programs with those of this binary; no packet or connection is lost",
 		Args:  takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
 			return a.upgrade(command.Context())
@@ -123,7 +123,7 @@ func (a *app) detach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.say("detached from %s; \"hairpin attach\" resumes", count(detached, "interface"))
+	a.say("detached from %s; \"hairpin attach\" attaches again", count(detached, "interface"))
 	return a.printInterfaces("detach", detachedRows(ports))
 }
 
@@ -174,7 +174,7 @@ func (a *app) detachAll(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	if err := a.refuseIfDaemon("uses what would be removed"); err != nil {
+	if err := a.refuseIfDaemon("still uses the datapath"); err != nil {
 		return err
 	}
 	ports := a.attachedNow()

@@ -86,7 +86,7 @@ func newCheckResult(path string, cfg maps.Config, err error) checkResult {
 func (a *app) diffCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff [FILE]",
-		Short: "Show what apply would change; exit code 0 if nothing, 3 if something",
+		Short: "Show what apply would change; exit code 0 if nothing, else 3",
 		Args:  takes(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			differs, err := a.printPlan(a.configPath(args))
@@ -102,7 +102,7 @@ func (a *app) applyCommand() *cobra.Command {
 	var dryRun bool
 	command := &cobra.Command{
 		Use:   "apply [FILE|-] [--dry-run]",
-		Short: "Apply a configuration file in one step; - reads standard input",
+		Short: "Apply a configuration file, wholly or not at all; - reads standard input",
 		Args:  takes(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			path := a.configPath(args)
@@ -145,7 +145,7 @@ func (a *app) readConfig(path string) (maps.Config, error) {
 		return maps.Config{}, invalid(fmt.Errorf("read %s: %w", stdinName, err))
 	}
 	if len(data) > maxStdinSize {
-		return maps.Config{}, invalid(fmt.Errorf("%s: more than %d MiB", stdinName, maxStdinSize>>20))
+		return maps.Config{}, invalid(fmt.Errorf("%s: larger than %d MiB, the limit for a configuration", stdinName, maxStdinSize>>20))
 	}
 	cfg, err := toml.Parse(stdinName, data)
 	return cfg, invalid(err)

@@ -40,8 +40,9 @@ func (a *app) forwardShowCommand() *cobra.Command {
 		Use:     "show [NAME..] [-s]",
 		Aliases: []string{"list", "ls"},
 		Short:   "Show the running forwards",
-		Long: `Show the running forwards, intercepts included: EXTERNAL "any@lan0" is traffic of
-lan0 to any address, FROM "!192.168.1.53/32" everybody but that address.`,
+		Long: `Show the running forwards, intercepts included. Of an intercept, EXTERNAL "any@lan0"
+means traffic that arrives on lan0 for any address, and FROM "!192.168.1.53/32"
+means every client but that address.`,
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(_ *cobra.Command, names []string) error {
 			return a.showForwards(names, stats)
@@ -55,22 +56,25 @@ func (a *app) forwardAddCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "add " + maps.ForwardSyntax,
 		Short: "Add a forward at run time",
-		Long: `Add a forward at run time; "hairpin save" keeps it across restarts.
+		Long: `Add a forward at run time. "hairpin save" writes it to a file, so that it outlives
+a reload and a reboot.
 
-Without ADDR or IF the forward listens on every address of every WAN interface,
-of the target's family: a forward is all IPv4 or all IPv6. PORT "any" forwards
-every port to the same port of the target.
+Without ADDR or IF the forward listens on every address of every WAN interface. A
+forward is IPv4 or IPv6, as its target is. PORT "any" forwards every port to the
+same port of the target.
 
 ` + maps.IPv6Rule + `
 
 PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
-or several, with commas. The target has the same port for sctp. icmp (ping) and
-the protocols after it have no ports: their PORT is "any". PROTO any is all of them.
+or several, separated by commas. For sctp the target's port must be the same. icmp
+(ping) and the protocols after it have no ports: write "any" for PORT. PROTO any
+means all of them.
 
 MODE is ` + strings.Join(maps.ReflectNames(), ", ") + `: the
-address that the target sees for LAN clients. The default is that of the configuration.
+source address that the target sees of LAN clients. The default is reflection.default
+of the configuration.
 
-host gives the DNS names of the target; "hairpin dns" writes them for the name
+host gives the DNS names of the forward. "hairpin dns" writes them for the name
 server of the LAN.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
@@ -123,7 +127,7 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return a.printForwardRows("add", running, nil)
 	}
 	if taken {
-		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",
+		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first, or choose another name",
 			old.Kind(), old.Name, old, old.Source))
 	}
 	if len(forward.Hosts) > 0 {
@@ -136,7 +140,7 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return err
 	}
 	a.say("added %s", forward)
-	a.say("runtime only: \"hairpin save\" keeps it")
+	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
 	return a.printForwardRows("add", running, []maps.Forward{forward})
 }
@@ -191,10 +195,10 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 	for _, f := range deleted {
 		a.say("deleted %s", f)
 		if f.Source == router.SourceCLI || isFrom(f.Source, a.savePath()) {
-			a.say("runtime only: \"hairpin save\" keeps it that way")
+			a.say("runtime only: run \"hairpin save\" to update the file")
 			continue
 		}
-		a.say("runtime only: %s defines %q, and the next reload brings it back unless it is removed there", f.Source, f.Name)
+		a.say("runtime only: %s defines %q, and the next reload adds it again; remove it from that file, too", f.Source, f.Name)
 	}
 	return a.printForwardRows("del", running, deleted)
 }

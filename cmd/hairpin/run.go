@@ -25,7 +25,7 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "The daemon: attach, apply the file, follow the network, serve metrics",
 		Long: `The daemon: attach, apply the file, follow links, addresses and routes, serve
 metrics. SIGHUP reloads the file; an invalid file changes nothing. SIGTERM stops
-the daemon only: packets are translated until "hairpin detach --all".
+the daemon only: packets are still translated until "hairpin detach --all".
 
 If hairpin is attached already and the files have not changed, the daemon keeps
 the running configuration, with the forwards that were changed at run time.`,
@@ -56,7 +56,7 @@ func (a *app) runDaemon(ctx context.Context) error {
 	})
 	if errors.Is(err, context.Canceled) {
 		// It was still starting. Later on these signals are how it is meant to end.
-		err = fmt.Errorf("%w before the start was done: %w", context.Cause(ctx), err)
+		err = fmt.Errorf("%w during the start: %w", context.Cause(ctx), err)
 	}
 	return err
 }
@@ -66,7 +66,7 @@ func (a *app) configReader() func() (maps.Config, error) {
 	again := false
 	return func() (maps.Config, error) {
 		if again && a.configFile == stdinPath {
-			return maps.Config{}, errors.New("the configuration came from standard input, which cannot be read again; restart the daemon, or start it with -c FILE")
+			return maps.Config{}, errors.New("the configuration came from standard input, which is at its end; restart the daemon, or start it with -c FILE")
 		}
 		again = true
 		return a.readConfig(a.configFile)

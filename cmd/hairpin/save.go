@@ -58,7 +58,7 @@ func (a *app) save(command *cobra.Command) error {
 		return err
 	}
 	if len(change.Added)+len(change.Removed)+len(change.Changed) == 0 {
-		a.say("nothing to do: the files define every running forward")
+		a.say("nothing to do: the files define exactly the running forwards")
 		return a.printSaved(path, len(own), false)
 	}
 	if err := toml.Write(path, own); err != nil {

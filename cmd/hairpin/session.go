@@ -41,7 +41,7 @@ func (a *app) afterChange(s *router.Session, cfg maps.Config, file string, resul
 		return err
 	}
 	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
-		a.say("metrics.listen: takes effect when the daemon reloads")
+		a.say("metrics.listen takes effect when the daemon reloads: systemctl reload hairpin")
 	}
 	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
 	a.notices(forwarding...)
@@ -56,10 +56,10 @@ func pendingNotice(ports []router.Port, daemon bool) string {
 		return ""
 	}
 	text := "no such interface yet: " + strings.Join(names, ", ")
-	if !daemon {
-		text += "; \"hairpin run\" attaches them when they appear, \"hairpin attach\" once they are there"
+	if daemon {
+		return text + "; the daemon attaches when an interface appears"
 	}
-	return text
+	return text + "; run \"hairpin attach\" when they are there, or start the daemon (systemctl start hairpin), which attaches by itself"
 }
 
 // notices prints a warning for each text that is not empty.
@@ -74,7 +74,7 @@ func (a *app) notices(texts ...string) {
 func (a *app) refuseIfDaemon(why string) error {
 	runs, err := presence.Running(a.dir)
 	if err == nil && runs {
-		err = fmt.Errorf("%w: it %s; stop it first (systemctl stop hairpin)", presence.ErrRunning, why)
+		err = fmt.Errorf("%w and %s: stop the daemon first (systemctl stop hairpin)", presence.ErrRunning, why)
 	}
 	return err
 }

@@ -103,14 +103,14 @@ func (a *app) status() (status, error) {
 	st.Forwards, st.Interfaces = survey.Forwards, newPortRows(survey.Ports)
 	st.Warnings = append(st.Warnings, survey.Warnings...)
 	if !st.Daemon && len(survey.Ports) > 0 {
-		st.Warnings = append(st.Warnings, "the daemon is not running: changes of addresses, interfaces and routes are not followed")
+		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed: systemctl start hairpin")
 	}
 	if float64(st.Connections.Used) >= nearlyFull*float64(st.Connections.Limit) {
-		st.Warnings = append(st.Warnings, "the connection table is nearly full: raise max_connections")
+		st.Warnings = append(st.Warnings, "the connection table is nearly full: raise max_connections in the configuration file")
 	}
 	switch {
 	case !applied:
-		st.Warnings = append(st.Warnings, fmt.Sprintf("no configuration runs: \"hairpin attach\" applies %s", a.configFile))
+		st.Warnings = append(st.Warnings, fmt.Sprintf("no configuration is active: run \"hairpin attach\" to apply %s", a.configFile))
 	case router.Unconfigured(cfg, a.configFile) != "":
 		st.Warnings = append(st.Warnings, router.Unconfigured(cfg, a.configFile))
 	}
@@ -180,7 +180,7 @@ func (a *app) printStatus(st status) error {
 	}
 	for _, p := range st.Interfaces {
 		if p.RxVLAN != "" {
-			fmt.Fprintf(a.out, "%s: rxvlan is %s, so that XDP sees VLAN tags; detach restores it\n", printable(p.Name), p.RxVLAN)
+			fmt.Fprintf(a.out, "%s: the offload rxvlan is %s, so that XDP sees VLAN tags; \"hairpin detach\" restores the offload\n", printable(p.Name), p.RxVLAN)
 		}
 		if p.Reason != "" {
 			fmt.Fprintf(a.out, "%s: %s\n", printable(p.Name), printable(p.Reason))

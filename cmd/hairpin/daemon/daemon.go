@@ -184,7 +184,7 @@ func (d *daemon) setMetrics(tables *maps.Tables, version string) {
 	collector := maps.NewCollector(tables, maps.CollectorOptions{Version: version, Interfaces: d.state.interfaces})
 	d.reloaded = collector.Reloaded
 	d.audit = func(ctx context.Context) {
-		collector.Run(ctx, func(err error) { d.log.Warn("cannot look whether connections are counted right", "error", err) })
+		collector.Run(ctx, func(err error) { d.log.Warn("cannot check the counts of connections", "error", err) })
 	}
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector, d.names.counters, collectors.NewGoCollector(),
@@ -200,7 +200,7 @@ func (d *daemon) setMetrics(tables *maps.Tables, version string) {
 func (d *daemon) setWatchdog() {
 	watchdog, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {
-		d.log.Warn("cannot read the watchdog's interval", "error", err)
+		d.log.Warn("cannot read the interval of the watchdog", "error", err)
 	}
 	d.watchdog = watchdog > 0
 	if d.watchdog {

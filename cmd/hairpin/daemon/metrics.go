@@ -91,7 +91,7 @@ func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case m.places <- struct{}{}:
 		defer func() { <-m.places }()
 	default:
-		http.Error(w, "other scrapes are being answered; come again", http.StatusServiceUnavailable)
+		http.Error(w, "too many scrapes at once; try again", http.StatusServiceUnavailable)
 		return
 	}
 	families, err := m.gatherer.Gather()
@@ -120,13 +120,13 @@ func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// logBroken logs why a scrape was broken off. Clients that go away are no matter of the router's.
+// logBroken logs why a scrape was broken off. A client that goes away is no fault of the router.
 func (m *metricsPage) logBroken(ctx context.Context, err error) {
 	level := slog.LevelWarn
 	if network := net.Error(nil); ctx.Err() != nil || errors.As(err, &network) {
 		level = slog.LevelDebug
 	}
-	m.log.Log(ctx, level, "a scrape was broken off", "error", err)
+	m.log.Log(ctx, level, "a scrape was cut off", "error", err)
 }
 
 // refuseBody answers for next where a request has a body of more than limit
@@ -136,7 +136,7 @@ func refuseBody(next http.Handler, limit int64) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength < 0 || r.ContentLength > limit {
 			w.Header().Set("Connection", "close")
-			http.Error(w, "no body is wanted", http.StatusRequestEntityTooLarge)
+			http.Error(w, "a request must have no body", http.StatusRequestEntityTooLarge)
 			return
 		}
 		next.ServeHTTP(w, r)
@@ -260,7 +260,7 @@ func (p *metricsPort) ensure() {
 	server, err := p.start(p.address)
 	if err != nil {
 		if p.logged != err.Error() {
-			p.log.Warn("there are no metrics; forwarding goes on, and the address is tried again", "address", p.address, "error", err)
+			p.log.Warn("cannot serve metrics yet; forwarding goes on, and the address is tried again", "address", p.address, "error", err)
 		}
 		p.logged = err.Error()
 		return
@@ -270,7 +270,7 @@ func (p *metricsPort) ensure() {
 
 func (p *metricsPort) stop() {
 	if err := p.Close(); err != nil {
-		p.log.Warn("cannot stop the metrics server in order", "error", err)
+		p.log.Warn("cannot stop the metrics server cleanly", "error", err)
 	}
 }
 

@@ -183,7 +183,7 @@ func fits(format maps.DNSFormat, host string) error {
 		return fmt.Errorf("a name in a response policy zone has at most %d characters", most)
 	}
 	if last := host[strings.LastIndexByte(host, '.')+1:]; strings.HasPrefix(last, "rpz-") {
-		return errors.New("a response policy zone gives labels that begin with rpz- another meaning")
+		return errors.New("labels that begin with rpz- have another meaning in a response policy zone")
 	}
 	return nil
 }

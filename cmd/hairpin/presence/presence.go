@@ -38,7 +38,7 @@ func Claim(ctx context.Context, dir string) (*os.File, error) {
 	defer cancel()
 	file, err := dirlock.Take(ctx, path)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("%w: another process serves %s; stop that process first, or use another --bpffs", ErrRunning, dir)
+		return nil, fmt.Errorf("%w: another process serves %s: stop that process first, or use another --bpffs", ErrRunning, dir)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("take daemon lock: %w", err)

@@ -154,7 +154,7 @@ func (v *inventory) addPorts(names []string, role maps.Role, mode string, byInde
 		switch {
 		case p.Link == nil:
 		case p.Link.Loopback:
-			p.Err = fmt.Errorf("%s is the loopback device, to which hairpin attaches in any case; name the WAN and LAN interfaces in the configuration", name)
+			p.Err = fmt.Errorf("%s is the loopback device, to which hairpin always attaches; remove %s from wan and lan in the configuration", name, name)
 		case p.Link.PortOf != "":
 			// Programs that it has had until now are unmanaged.
 			p.Err = fmt.Errorf("%s is a port of %s, which receives its packets; name %s in the configuration", name, p.Link.PortOf, p.Link.PortOf)

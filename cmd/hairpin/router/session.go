@@ -107,12 +107,7 @@ func Remove(dir string) error {
 func (s *Session) Adopted() bool { return s.datapath.Adopted() }
 
 // Upgrade replaces the programs by those of this binary.
-func (s *Session) Upgrade() error {
-	if err := s.datapath.Upgrade(); err != nil {
-		return fmt.Errorf("upgrade: %w", err)
-	}
-	return nil
-}
+func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
 
 // Attached are the interfaces that have the programs, those of the configuration first.
 func (s *Session) Attached() ([]Port, error) {
@@ -159,7 +154,7 @@ func (s *Session) Settings() (maps.Config, error) { return explainRunning(s.Tabl
 
 func explainRunning(cfg maps.Config, err error) (maps.Config, error) {
 	if errors.Is(err, maps.ErrEmpty) {
-		return cfg, fmt.Errorf("%w: %w; \"hairpin attach\" applies the file", loader.ErrNotLoaded, err)
+		return cfg, fmt.Errorf("%w: %w; run \"hairpin attach\" to apply the file", loader.ErrNotLoaded, err)
 	}
 	if err != nil {
 		return cfg, fmt.Errorf("read the running configuration: %w", err)

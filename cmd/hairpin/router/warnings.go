@@ -68,7 +68,7 @@ func portWarnings(ports []Port, mode string) (list []string) {
 		case p.needsGuard() && !p.Attachment.Guard:
 			warn("%s: the leak guard is not attached: run \"hairpin attach\"", p.Name)
 		case p.missesTags(mode):
-			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: start the daemon, or run \"hairpin attach\"", p.Name)
+			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: run \"hairpin attach\", or start the daemon", p.Name)
 		case !p.Link.Up:
 			warn("%s: the link is down", p.Name)
 		case len(p.Addresses()) == 0 && p.Role == maps.RoleWAN:
@@ -119,7 +119,7 @@ func Unconfigured(cfg maps.Config, file string) string {
 // ResizeWarning is a warning if cfg asks for another size of the connection table than the running one has; else "".
 func (s *Session) ResizeWarning(cfg maps.Config) string {
 	if have := s.MaxConnections(); have != cfg.MaxConnections {
-		return fmt.Sprintf("max_connections is %d at the moment; %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
+		return fmt.Sprintf("the connection table has room for %d connections; max_connections = %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
 			have, cfg.MaxConnections)
 	}
 	return ""

@@ -175,7 +175,7 @@ func (r *reader) document(doc *document) {
 	for section, read := range r.sections() {
 		known[section] = func(at position, v *value) error {
 			if doc.dropIn {
-				return errors.New("only version, [[forward]] and [[intercept]] may be in a file of " + DropInDir + "; move it to the main file")
+				return errors.New("a file in " + DropInDir + " may have only version, [[forward]] and [[intercept]]; move this to the main file")
 			}
 			if v.table == nil {
 				return typeError(v, "a table")
@@ -250,7 +250,7 @@ func (r *reader) standIns(at position, v *value) error {
 			s.Network, err = network(e.value)
 		}
 		if _, twice := r.places[about]; err == nil && twice {
-			err = errors.New("it is there twice, written in two ways")
+			err = errors.New("it is there twice, in two spellings")
 		}
 		if err != nil {
 			r.report(at, about, err)
@@ -320,7 +320,7 @@ func (r *reader) dnsFiles() (files []maps.DNSFile) {
 // forwards reads [[forward]] or [[intercept]], also when it is written as an array.
 func (r *reader) forwards(doc *document, v *value, kind string, read func(*document, *table)) error {
 	if v.kind != unstable.Array {
-		return fmt.Errorf("it is one table where a list was expected; write [[%s]]", kind)
+		return fmt.Errorf("it is a single table; write [[%s]] with two brackets", kind)
 	}
 	r.config.Forwards = slices.Grow(r.config.Forwards, len(v.items))
 	for _, item := range v.items {
@@ -528,7 +528,7 @@ func intoLimit(into *uint32) func(position, *value) error {
 	return func(at position, v *value) error {
 		err := intoUint32(into)(at, v)
 		if err == nil && *into == 0 {
-			err = errors.New("0 would let nobody in; leave the key out for the default")
+			err = errors.New("0 would refuse every connection; leave the key out for the default")
 		}
 		return err
 	}
@@ -617,7 +617,7 @@ func reflectMode(v *value) (maps.Reflect, error) {
 func intoPrefixes(into *[]netip.Prefix) func(position, *value) error {
 	return func(at position, v *value) error {
 		if v.kind == unstable.Array && len(v.items) == 0 {
-			return errors.New("it is an empty list, which would let nobody in; leave the key out to let everybody in")
+			return errors.New("the list is empty, so nobody could connect; leave the key out to let everybody in")
 		}
 		return intoNetworks(into)(at, v)
 	}
@@ -639,7 +639,7 @@ func intoNetworks(into *[]netip.Prefix) func(position, *value) error {
 func intoInterfaces(into *[]string) func(position, *value) error {
 	return func(at position, v *value) error {
 		if v.kind == unstable.Array && len(v.items) == 0 {
-			return errors.New("it is an empty list, which would be no interface; leave the key out for every LAN interface")
+			return errors.New("the list is empty, so no interface would be meant; leave the key out for every LAN interface")
 		}
 		return intoStrings(into)(at, v)
 	}

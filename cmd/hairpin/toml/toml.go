@@ -155,7 +155,7 @@ func dropInNames(dir *os.File) ([]string, error) {
 }
 
 func tooLarge(name string) error {
-	return fmt.Errorf("%s: larger than %d MiB; a configuration has at most that", name, maxSize>>20)
+	return fmt.Errorf("%s: larger than %d MiB, the limit for a configuration", name, maxSize>>20)
 }
 
 // read reads a file relative to an open directory; path is what messages call it.

@@ -81,7 +81,7 @@ func (d *document) read() (offset int, err error) {
 		return 0, errors.New("a byte order mark before the first key; save the file as UTF-8 without one")
 	}
 	if valid := validPrefix(d.data); valid < len(d.data) {
-		return valid, errors.New("not UTF-8; save the file in that encoding")
+		return valid, errors.New("not UTF-8; save the file as UTF-8")
 	}
 	// The decoder finds what is not TOML, duplicates included; then the parser
 	// can be trusted. It also finds numbers and dates that are none if it is to keep them all. Without that the reader
