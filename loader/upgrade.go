@@ -80,19 +80,19 @@ func startSweeper(programs *bpf.HairpinPrograms) error {
 	if err := fault("start"); err != nil {
 		return err
 	}
-	err := insist(func() (uint32, error) { return programs.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}) })
+	err := retryNoMemory(func() (uint32, error) { return programs.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}) })
 	if err != nil {
 		return fmt.Errorf("start sweeper: %w", err)
 	}
 	return nil
 }
 
-// startPatience is how long insist waits for the kernel to find memory.
+// startPatience is how long retryNoMemory waits for the kernel to find memory.
 const startPatience = time.Second
 
-// insist runs a program until it returns 0. The kernel may have no memory at hand for a timer, which
+// retryNoMemory runs a program until it returns 0. The kernel may have no memory at hand for a timer, which
 // its background work mends within milliseconds.
-func insist(run func() (uint32, error)) error {
+func retryNoMemory(run func() (uint32, error)) error {
 	pause, deadline := time.Millisecond, time.Now().Add(startPatience)
 	for {
 		code, err := run()

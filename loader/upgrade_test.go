@@ -153,11 +153,11 @@ func TestUpgradeFaults(t *testing.T) {
 }
 
 // A program that wants memory is run again, soon at first, and neither without pause nor for ever.
-func TestInsist(t *testing.T) {
+func TestRetryNoMemory(t *testing.T) {
 	noMemory := unix.ENOMEM
 	synctest.Test(t, func(t *testing.T) {
 		runs := 0
-		if err := insist(func() (uint32, error) { runs++; return uint32(-int32(noMemory)), nil }); !errors.Is(err, noMemory) {
+		if err := retryNoMemory(func() (uint32, error) { runs++; return uint32(-int32(noMemory)), nil }); !errors.Is(err, noMemory) {
 			t.Errorf("error %v, want %v", err, noMemory)
 		}
 		if runs < 10 || runs > 30 {
@@ -166,7 +166,7 @@ func TestInsist(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		runs, start := 0, time.Now()
-		err := insist(func() (uint32, error) {
+		err := retryNoMemory(func() (uint32, error) {
 			if runs++; runs < 3 {
 				return uint32(-int32(noMemory)), nil
 			}
@@ -175,7 +175,7 @@ func TestInsist(t *testing.T) {
 		if took := time.Since(start); err != nil || runs != 3 || took != 3*time.Millisecond {
 			t.Errorf("%d runs, %v, after %v", runs, err, took)
 		}
-		if err := insist(func() (uint32, error) { return 0, errInjected }); !errors.Is(err, errInjected) {
+		if err := retryNoMemory(func() (uint32, error) { return 0, errInjected }); !errors.Is(err, errInjected) {
 			t.Errorf("error %v", err)
 		}
 	})

@@ -48,7 +48,7 @@ func (a *app) completeForwards(*cobra.Command, []string, string) (completions, c
 	var names completions
 	if s, err := a.open(); err == nil {
 		defer s.Close()
-		_ = s.tables.EachForward(func(f *maps.Forward) bool {
+		_ = s.Tables.EachForward(func(f *maps.Forward) bool {
 			names = append(names, f.Name)
 			return true
 		})

@@ -6,16 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"hairpin/cmd/hairpin/config"
-	"hairpin/loader"
+	"hairpin/cmd/hairpin/daemon"
+	"hairpin/cmd/hairpin/router"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/maps"
 )
 
@@ -34,7 +31,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = errors.Join(a.checkDNSFiles(cfg), checkMachine(cfg))
+				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -46,6 +43,13 @@ func (a *app) checkCommand() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// checkNames warns of files of names that the daemon could not write now, and refuses those that it would never write.
+func (a *app) checkNames(cfg maps.Config) error {
+	warnings, err := daemon.CheckNames(cfg)
+	a.notices(warnings...)
+	return err
 }
 
 // forwardsText counts forwards, and the intercepts among them.
@@ -60,22 +64,6 @@ func forwardsText(cfg maps.Config) string {
 		text += fmt.Sprintf(", %d of them %s", intercepts, map[bool]string{true: "an intercept", false: "intercepts"}[intercepts == 1])
 	}
 	return text
-}
-
-// checkMachine looks whether cfg can work with the addresses of the machine at hand. One that has none of its
-// interfaces is not the one it is for.
-func checkMachine(cfg maps.Config) error {
-	here := router{links: loader.Links, routes: loader.Routes}
-	links, err := here.links()
-	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
-	}
-	if !slices.ContainsFunc(links, func(link loader.Link) bool {
-		return slices.Contains(cfg.WAN, link.Name) || slices.Contains(cfg.LAN, link.Name)
-	}) {
-		return nil
-	}
-	return here.check(cfg)
 }
 
 type checkResult struct {
@@ -98,10 +86,10 @@ func newCheckResult(path string, cfg maps.Config, err error) checkResult {
 func (a *app) diffCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "diff [FILE]",
-		Short: "Show what apply would change; exit code 0 if nothing, 3 if something",
+		Short: "Show what apply would change; exit code 0 if nothing, else 3",
 		Args:  takes(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			differs, err := a.plan(a.configPath(args))
+			differs, err := a.printPlan(a.configPath(args))
 			if err == nil && differs {
 				err = errDiffers
 			}
@@ -114,12 +102,12 @@ func (a *app) applyCommand() *cobra.Command {
 	var dryRun bool
 	command := &cobra.Command{
 		Use:   "apply [FILE|-] [--dry-run]",
-		Short: "Apply a configuration file in one step; - reads standard input",
+		Short: "Apply a configuration file, wholly or not at all; - reads standard input",
 		Args:  takes(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			path := a.configPath(args)
 			if dryRun {
-				_, err := a.plan(path)
+				_, err := a.printPlan(path)
 				return err
 			}
 			return a.applyFile(command, path)
@@ -145,11 +133,11 @@ func configName(path string) string {
 }
 
 // readConfig reads and checks a configuration; stdinPath is stdin. Files that others could
-// have written are refused, see config.Load. Stdin is taken whoever owns the file
+// have written are refused, see toml.Load. Stdin is taken whoever owns the file
 // behind it: whoever runs the command has opened that file and hands it over.
 func (a *app) readConfig(path string) (maps.Config, error) {
 	if path != stdinPath {
-		cfg, err := config.Load(path)
+		cfg, err := toml.Load(path)
 		return cfg, invalid(err)
 	}
 	data, err := io.ReadAll(io.LimitReader(a.stdin, maxStdinSize+1))
@@ -157,14 +145,14 @@ func (a *app) readConfig(path string) (maps.Config, error) {
 		return maps.Config{}, invalid(fmt.Errorf("read %s: %w", stdinName, err))
 	}
 	if len(data) > maxStdinSize {
-		return maps.Config{}, invalid(fmt.Errorf("%s: more than %d MiB", stdinName, maxStdinSize>>20))
+		return maps.Config{}, invalid(fmt.Errorf("%s: larger than %d MiB, the limit for a configuration", stdinName, maxStdinSize>>20))
 	}
-	cfg, err := config.Parse(stdinName, data)
+	cfg, err := toml.Parse(stdinName, data)
 	return cfg, invalid(err)
 }
 
-// plan prints what to apply path would change, and reports whether it is anything.
-func (a *app) plan(path string) (bool, error) {
+// printPlan prints what to apply path would change, and reports whether it is anything.
+func (a *app) printPlan(path string) (bool, error) {
 	cfg, err := a.readConfig(path)
 	if err != nil {
 		return false, err
@@ -174,18 +162,18 @@ func (a *app) plan(path string) (bool, error) {
 		return false, err
 	}
 	defer s.Close()
-	running, err := s.running()
+	running, err := s.Running()
 	if err != nil {
 		return false, err
 	}
-	if err := s.check(cfg); err != nil {
+	if err := s.Check(cfg); err != nil {
 		return false, err
 	}
-	change, err := s.tables.Plan(cfg)
+	change, err := s.Tables.Plan(cfg)
 	if err != nil {
 		return false, err
 	}
-	a.notices(s.resizeNotice(cfg))
+	a.notices(s.ResizeWarning(cfg))
 	if a.json {
 		return !change.Empty(), a.printJSON("diff", listed(change))
 	}
@@ -203,37 +191,18 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 		return err
 	}
 	defer s.Close()
-	result, err := s.apply(cfg)
+	result, err := s.Apply(cfg)
 	if err != nil {
 		return err
 	}
-	a.say("applied: %s", changeText(result.change))
-	daemon, err := daemonRuns(a.dir)
-	if err != nil {
+	a.say("applied: %s", result.Summary())
+	if err := a.afterChange(s, cfg, path, result); err != nil {
 		return err
 	}
-	if daemon && slices.Contains(result.change.Settings, "metrics.listen") {
-		a.say("metrics.listen: takes effect when the daemon reloads")
-	}
-	a.notices(s.resizeNotice(cfg), unconfigured(cfg, path), pendingNotice(result.ports, daemon))
-	a.notices(notForwarding(serves6(cfg), result.ports, forwards)...)
 	if a.json {
-		return a.printJSON("apply", listed(result.change))
+		return a.printJSON("apply", listed(result.Change))
 	}
 	return nil
-}
-
-// changeText sums a change up.
-func changeText(change maps.Change) string {
-	if change.Empty() {
-		return count(change.Unchanged, "forward") + ", nothing to do"
-	}
-	text := fmt.Sprintf("%d added, %d removed, %d changed, %d unchanged",
-		len(change.Added), len(change.Removed), len(change.Changed), change.Unchanged)
-	if len(change.Settings) > 0 {
-		text += "; settings: " + strings.Join(change.Settings, ", ")
-	}
-	return text
 }
 
 // listed makes empty lists of absent ones: JSON tells null from [].
@@ -244,98 +213,6 @@ func listed(change maps.Change) maps.Change {
 		}
 	}
 	return change
-}
-
-// settingText is a setting as a configuration has it, by its key in the file.
-func settingText(cfg maps.Config, key string) string {
-	switch key {
-	case "interfaces.wan":
-		return listText(cfg.WAN)
-	case "interfaces.lan":
-		return listText(cfg.LAN)
-	case "datapath.mode":
-		return strconv.Quote(cfg.Mode)
-	case "datapath.max_connections":
-		return strconv.FormatUint(uint64(cfg.MaxConnections), 10)
-	case "datapath.max_per_source":
-		return strconv.FormatUint(uint64(cfg.PerSource()), 10)
-	case "datapath.mss_clamp":
-		if cfg.MSSClamp == nil {
-			return "(absent: PPP devices)" // no value means this
-		}
-		return listText(cfg.MSSClamp)
-	case "timeouts.tcp_established":
-		return durationText(cfg.Timeouts.TCPEstablished)
-	case "timeouts.tcp_transitory":
-		return durationText(cfg.Timeouts.TCPTransitory)
-	case "timeouts.tcp_opening":
-		return durationText(cfg.Timeouts.Opening())
-	case "timeouts.tcp_closing":
-		return durationText(cfg.Timeouts.Closing())
-	case "timeouts.udp":
-		return durationText(cfg.Timeouts.UDP)
-	case "timeouts.icmp":
-		return durationText(cfg.Timeouts.ICMP)
-	case "timeouts.port_hold":
-		return durationText(cfg.Timeouts.PortHold)
-	case "icmp.refuse":
-		return listText(cfg.ICMP.Refuse)
-	case "icmp.rate":
-		return strconv.FormatUint(uint64(cfg.ICMP.Rate), 10)
-	case "reflection.default":
-		return strconv.Quote(string(cfg.Reflection))
-	case "reflection.prefixes":
-		return standInsText(cfg.StandIns)
-	case "metrics.listen":
-		return strconv.Quote(cfg.MetricsListen)
-	case "dns.write":
-		return dnsText(cfg, func(file maps.DNSFile) string { return strconv.Quote(file.Path) })
-	case "dns.reload":
-		return dnsText(cfg, func(file maps.DNSFile) string {
-			if file.Reload == nil {
-				return ""
-			}
-			return listText(file.Reload)
-		})
-	}
-	return "(differs)"
-}
-
-// dnsText is something of each file of names, if it is there, as a configuration has it.
-func dnsText(cfg maps.Config, text func(maps.DNSFile) string) string {
-	var entries []string
-	for _, file := range cfg.DNS {
-		if value := text(file); value != "" {
-			entries = append(entries, string(file.Format)+" = "+value)
-		}
-	}
-	if entries == nil {
-		return "{}"
-	}
-	return "{ " + strings.Join(entries, ", ") + " }"
-}
-
-func durationText(duration time.Duration) string { return strconv.Quote(duration.String()) }
-
-// listText is a list of strings as a configuration has it.
-func listText(list []string) string {
-	quoted := make([]string, len(list))
-	for i, text := range list {
-		quoted[i] = strconv.Quote(text)
-	}
-	return "[" + strings.Join(quoted, ", ") + "]"
-}
-
-// standInsText is a table of networks as a configuration has it.
-func standInsText(list []maps.StandIn) string {
-	if len(list) == 0 {
-		return "{}"
-	}
-	pairs := make([]string, len(list))
-	for i, s := range list {
-		pairs[i] = fmt.Sprintf("%q = %q", s.Clients, s.Network)
-	}
-	return "{ " + strings.Join(pairs, ", ") + " }"
 }
 
 // printChange prints a change as lines of -, what runs, and +, what would.
@@ -359,110 +236,4 @@ func (a *app) printForwardLine(sign string, cfg maps.Config, name string) {
 	if f, ok := findForward(cfg, name); ok {
 		fmt.Fprintln(a.out, printable(fmt.Sprintf("%s %s %s", sign, f.Kind(), f)))
 	}
-}
-
-func (a *app) saveCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "save",
-		Short: "Write forwards that were added at run time to forwards.d/50-cli.toml",
-		Args:  takes(0),
-		RunE: func(command *cobra.Command, _ []string) error {
-			return a.save(command)
-		},
-	}
-}
-
-// savePath is the one file that save writes, beside the configuration file.
-func (a *app) savePath() string {
-	return filepath.Join(filepath.Dir(a.configFile), config.DropInDir, "50-cli.toml")
-}
-
-func (a *app) save(command *cobra.Command) error {
-	if a.configFile == stdinPath {
-		a.started = false // a usage error
-		return errors.New("save writes beside the configuration file, and -c - is standard input; name the file")
-	}
-	s, err := a.openLocked(command.Context())
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	running, err := s.running()
-	if err != nil {
-		return err
-	}
-	files, err := a.readConfig(a.configFile)
-	if err != nil {
-		return err
-	}
-	change, err := s.tables.Plan(files)
-	if err != nil {
-		return err
-	}
-	path := a.savePath()
-	own, err := unsaved(running, files, change, path)
-	if err != nil {
-		return err
-	}
-	if len(change.Added)+len(change.Removed)+len(change.Changed) == 0 {
-		a.say("nothing to do: the files define every running forward")
-		return a.printSaved(path, len(own), false)
-	}
-	if err := config.Write(path, own); err != nil {
-		return err
-	}
-	a.say("saved %s in %s", count(len(own), "forward"), path)
-	return a.printSaved(path, len(own), true)
-}
-
-// printSaved tells what is in the file that save writes, and whether it wrote it.
-func (a *app) printSaved(path string, forwards int, written bool) error {
-	if !a.json {
-		return nil
-	}
-	return a.printJSON("save", map[string]any{"file": path, "forwards": forwards, "written": written})
-}
-
-// unsaved lists the running forwards that belong in the file at path: those
-// that no other file defines. What another file defines must run as it is
-// there, because save edits no file that somebody wrote. Change is the way from
-// what runs to the files.
-func unsaved(running, files maps.Config, change maps.Change, path string) ([]maps.Forward, error) {
-	var errs []error
-	elsewhere := make(map[string]bool)
-	deleted, changed := set(change.Added), set(change.Changed)
-	for _, f := range files.Forwards {
-		if isFrom(f.Source, path) {
-			continue
-		}
-		elsewhere[f.Name] = true
-		switch {
-		case deleted[f.Name]:
-			errs = append(errs, fmt.Errorf("%s: %s %q was deleted at run time; delete it from the file, then save again", f.Source, f.Kind(), f.Name))
-		case changed[f.Name]:
-			now, _ := findForward(running, f.Name)
-			errs = append(errs, fmt.Errorf("%s: %s %q was changed at run time to: %s; change the file likewise, then save again", f.Source, f.Kind(), f.Name, now))
-		}
-	}
-	var own []maps.Forward
-	for _, f := range running.Forwards {
-		if !elsewhere[f.Name] {
-			own = append(own, f)
-		}
-	}
-	return own, invalid(errors.Join(errs...))
-}
-
-func set(names []string) map[string]bool {
-	members := make(map[string]bool, len(names))
-	for _, name := range names {
-		members[name] = true
-	}
-	return members
-}
-
-// isFrom reports whether a source, FILE:LINE, is in the file at path.
-func isFrom(source, path string) bool {
-	line, ok := strings.CutPrefix(source, path)
-	return ok && (line == "" || line[0] == ':')
 }

@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hairpin/cmd/hairpin/config"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/maps"
 )
 
@@ -55,22 +55,8 @@ func TestEverySettingHasText(t *testing.T) {
 		if key == "datapath.mss_clamp" {
 			text += "interfaces.wan = " + settingText(cfg, "interfaces.wan") + "\n"
 		}
-		if _, err := config.Parse("setting", []byte(text)); err != nil {
+		if _, err := toml.Parse("setting", []byte(text)); err != nil {
 			t.Errorf("%s: %v\n%s", key, err, text)
-		}
-	}
-}
-
-func TestChangeText(t *testing.T) {
-	for want, change := range map[string]maps.Change{
-		"1 forward, nothing to do":  {Unchanged: 1},
-		"2 forwards, nothing to do": {Unchanged: 2},
-		"1 added, 2 removed, 1 changed, 3 unchanged; settings: timeouts.udp": {
-			Added: []string{"a"}, Removed: []string{"b", "c"}, Changed: []string{"d"}, Unchanged: 3, Settings: []string{"timeouts.udp"},
-		},
-	} {
-		if got := changeText(change); got != want {
-			t.Errorf("changeText = %q, want %q", got, want)
 		}
 	}
 }

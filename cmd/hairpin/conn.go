@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
 )
 
@@ -58,9 +59,9 @@ protocol, external address and client; more come in sorted blocks of that many.
 ` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.withSelector(args, func(s *session, selector maps.Selector) error {
+			return a.withSelector(args, func(s *router.Session, selector maps.Selector) error {
 				return a.printConnections(func(visit func(*maps.Connection)) error {
-					return s.tables.EachConnection(selector, visit)
+					return s.Tables.EachConnection(selector, visit)
 				})
 			})
 		},
@@ -74,8 +75,8 @@ func (a *app) connCountCommand() *cobra.Command {
 		Long:              "Count connections.\n\n" + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.withSelector(args, func(s *session, selector maps.Selector) error {
-				count, err := s.tables.CountConnections(selector)
+			return a.withSelector(args, func(s *router.Session, selector maps.Selector) error {
+				count, err := s.Tables.CountConnections(selector)
 				if err != nil {
 					return err
 				}
@@ -100,8 +101,8 @@ connections, select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
 		Args:              needs("a SELECTOR, " + maps.SelectorSyntax),
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.withSelector(args, func(s *session, selector maps.Selector) error {
-				ended, err := s.tables.EndConnections(selector)
+			return a.withSelector(args, func(s *router.Session, selector maps.Selector) error {
+				ended, err := s.Tables.EndConnections(selector)
 				if err != nil {
 					return err
 				}
@@ -117,7 +118,7 @@ connections, select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
 
 // withSelector opens the datapath for what the arguments select. A forward that
 // does not exist is an error, since the name must be mistyped.
-func (a *app) withSelector(args []string, do func(*session, maps.Selector) error) error {
+func (a *app) withSelector(args []string, do func(*router.Session, maps.Selector) error) error {
 	selector, err := maps.ParseSelector(args)
 	if err != nil {
 		return usageError{err}
@@ -128,12 +129,12 @@ func (a *app) withSelector(args []string, do func(*session, maps.Selector) error
 	}
 	defer s.Close()
 	if selector.Forward != "" {
-		_, there, err := s.tables.Find(selector.Forward)
+		_, there, err := s.Tables.Find(selector.Forward)
 		if err != nil && !errors.Is(err, maps.ErrEmpty) {
 			return err
 		}
 		if !there {
-			return s.notFound([]string{selector.Forward})
+			return notFound(s, []string{selector.Forward})
 		}
 	}
 	return do(s, selector)
@@ -208,15 +209,15 @@ func seconds(n uint64) string {
 	return (time.Duration(n) * time.Second).String()
 }
 
-// connectionStatus counts against the limit: what opens or closes has places of its own.
-func (s *session) connectionStatus() (connectionStatus, error) {
-	count, err := s.tables.CountConnections(maps.Selector{})
+// useOf counts established connections against the limit: what opens or closes has places of its own.
+func useOf(s *router.Session) (connectionStatus, error) {
+	count, err := s.Tables.CountConnections(maps.Selector{})
 	if err != nil {
 		return connectionStatus{}, err
 	}
 	return connectionStatus{
 		Used:     count.Established,
 		HalfOpen: count.HalfOpen,
-		Limit:    s.maxConnections(),
+		Limit:    s.MaxConnections(),
 	}, nil
 }

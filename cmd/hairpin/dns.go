@@ -14,14 +14,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"hairpin/cmd/hairpin/config"
 	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/loader"
 	"hairpin/maps"
 )
-
-// maxDNSWarnings is how many are printed: there may be thousands of forwards.
-const maxDNSWarnings = 100
 
 type dnsOptions struct {
 	format string
@@ -79,11 +76,11 @@ func (a *app) dns(o dnsOptions) error {
 		return err
 	}
 	names, warnings := dns.Names(cfg.Forwards, dns.Options{Format: format, Reach: reachFromLAN(cfg)})
-	told := warningLines(warnings)
-	if o.strict && len(told) > 0 {
-		return invalid(errors.New(strings.Join(told, "\n")))
+	lines := dns.Lines(warnings)
+	if o.strict && len(lines) > 0 {
+		return invalid(errors.New(strings.Join(lines, "\n")))
 	}
-	a.notices(told...)
+	a.notices(lines...)
 	if len(names) == 0 {
 		a.say("no forward has hosts")
 	}
@@ -126,7 +123,7 @@ func (a *app) dnsSerial() (uint32, error) {
 	if a.configFile == stdinPath {
 		return uint32(time.Now().Unix()), nil
 	}
-	modified, err := config.Modified(a.configFile)
+	modified, err := toml.Modified(a.configFile)
 	return uint32(modified.Unix()), err
 }
 
@@ -159,18 +156,6 @@ func reachFromLAN(cfg maps.Config) func(netip.Addr) error {
 	}
 }
 
-// warningLines are the warnings, or the first of very many.
-func warningLines(warnings []dns.Warning) []string {
-	var lines []string
-	for _, warning := range warnings[:min(len(warnings), maxDNSWarnings)] {
-		lines = append(lines, warning.String())
-	}
-	if more := len(warnings) - maxDNSWarnings; more > 0 {
-		lines = append(lines, "and "+count(more, "more warning"))
-	}
-	return lines
-}
-
 type dnsResult struct {
 	Names    []dns.Name `json:"names"`
 	Warnings []string   `json:"warnings"`
@@ -191,7 +176,7 @@ func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []
 	if err != nil {
 		return err
 	}
-	written, err := updateDNSFile(path, file, names, time.Now())
+	written, err := file.Write(path, names, time.Now())
 	if err != nil {
 		return err
 	}

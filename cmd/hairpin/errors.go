@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/presence"
 	"hairpin/loader"
 	"hairpin/maps"
 )
@@ -72,6 +74,7 @@ func exitCode(err error) int {
 		usage    usageError
 		wrong    invalidError
 		problem  *maps.Problem
+		path     *dns.PathError
 		notFound notFoundError
 		ended    signalError
 	)
@@ -82,13 +85,13 @@ func exitCode(err error) int {
 		return exitSignal + int(ended.Signal)
 	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema):
 		return exitNotAttached
-	case errors.Is(err, loader.ErrLocked), errors.Is(err, errDaemonRuns):
+	case errors.Is(err, loader.ErrLocked), errors.Is(err, presence.ErrRunning):
 		return exitLocked
 	case errors.Is(err, loader.ErrPermission), errors.Is(err, fs.ErrPermission):
 		return exitRefused
 	case errors.Is(err, errDiffers), errors.As(err, &notFound):
 		return exitNotFound
-	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &problem):
+	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &problem), errors.As(err, &path):
 		return exitInvalid
 	}
 	return exitRefused
@@ -112,10 +115,10 @@ func (a *app) report(err error) {
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
-		hint := `start the daemon with "hairpin run", or load it without one by "hairpin attach"`
+		hint := `start the daemon (systemctl start hairpin), or run "hairpin attach"`
 		if private := loader.CheckMount(a.dir); errors.Is(private, loader.ErrPrivateMount) {
 			_, why, _ := strings.Cut(private.Error(), ": ")
-			hint = "it may run unseen from here: " + why
+			hint = "hairpin may run where this command cannot see it: " + why
 		}
 		fmt.Fprintln(a.stderr, "hairpin: "+printable(hint))
 	}
@@ -125,11 +128,11 @@ func (a *app) report(err error) {
 	case a.verbose:
 		fmt.Fprintf(a.stderr, "%+v\n", verifier)
 	default:
-		fmt.Fprintln(a.stderr, "hairpin: -v prints the verifier's log in full")
+		fmt.Fprintln(a.stderr, "hairpin: -v prints the whole log of the verifier")
 	}
 }
 
-// shorten keeps a megabyte that somebody typed out of the terminal.
+// shorten cuts a line that would fill the terminal: an argument may be a megabyte long.
 func shorten(line string) string {
 	const limit = 2000
 	if len(line) <= limit {

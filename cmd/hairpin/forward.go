@@ -13,11 +13,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/cmd/hairpin/dns"
+	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
 )
-
-// sourceCLI is the source of a forward that no file defines.
-const sourceCLI = "cli"
 
 func (a *app) forwardCommand() *cobra.Command {
 	show := a.forwardShowCommand()
@@ -42,8 +40,9 @@ func (a *app) forwardShowCommand() *cobra.Command {
 		Use:     "show [NAME..] [-s]",
 		Aliases: []string{"list", "ls"},
 		Short:   "Show the running forwards",
-		Long: `Show the running forwards, intercepts included: EXTERNAL "any@lan0" is traffic of
-lan0 to any address, FROM "!192.168.1.53/32" everybody but that address.`,
+		Long: `Show the running forwards, intercepts included. Of an intercept, EXTERNAL "any@lan0"
+means traffic that arrives on lan0 for any address, and FROM "!192.168.1.53/32"
+means every client but that address.`,
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(_ *cobra.Command, names []string) error {
 			return a.showForwards(names, stats)
@@ -57,22 +56,25 @@ func (a *app) forwardAddCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "add " + maps.ForwardSyntax,
 		Short: "Add a forward at run time",
-		Long: `Add a forward at run time; "hairpin save" keeps it across restarts.
+		Long: `Add a forward at run time. "hairpin save" writes it to a file, so that it outlives
+a reload and a reboot.
 
-Without ADDR or IF the forward listens on every address of every WAN interface,
-of the target's family: a forward is all IPv4 or all IPv6. PORT "any" forwards
-every port to the same port of the target.
+Without ADDR or IF the forward listens on every address of every WAN interface. A
+forward is IPv4 or IPv6, as its target is. PORT "any" forwards every port to the
+same port of the target.
 
 ` + maps.IPv6Rule + `
 
 PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
-or several, with commas. The target has the same port for sctp. icmp (ping) and
-the protocols after it have no ports: their PORT is "any". PROTO any is all of them.
+or several, separated by commas. For sctp the target's port must be the same. icmp
+(ping) and the protocols after it have no ports: write "any" for PORT. PROTO any
+means all of them.
 
 MODE is ` + strings.Join(maps.ReflectNames(), ", ") + `: the
-address that the target sees for LAN clients. The default is that of the configuration.
+source address that the target sees of LAN clients. The default is reflection.default
+of the configuration.
 
-host gives the DNS names of the target; "hairpin dns" writes them for the name
+host gives the DNS names of the forward. "hairpin dns" writes them for the name
 server of the LAN.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
@@ -87,7 +89,7 @@ server of the LAN.`,
 			if err != nil {
 				return invalid(err)
 			}
-			forward.Source = sourceCLI
+			forward.Source = router.SourceCLI
 			return a.addForward(command, forward)
 		},
 	}
@@ -112,11 +114,11 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return err
 	}
 	defer s.Close()
-	running, err := s.settings()
+	running, err := s.Settings()
 	if err != nil {
 		return err
 	}
-	old, taken, err := s.tables.Find(forward.Name)
+	old, taken, err := s.Tables.Find(forward.Name)
 	if err != nil {
 		return fmt.Errorf("read the running configuration: %w", err)
 	}
@@ -125,20 +127,20 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 		return a.printForwardRows("add", running, nil)
 	}
 	if taken {
-		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first or take another name",
+		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first, or choose another name",
 			old.Kind(), old.Name, old, old.Source))
 	}
 	if len(forward.Hosts) > 0 {
 		// The names of all of them are looked at then.
-		if running, err = s.running(); err != nil {
+		if running, err = s.Running(); err != nil {
 			return err
 		}
 	}
-	if _, err := s.add(running, forward); err != nil {
+	if _, err := s.Add(running, forward); err != nil {
 		return err
 	}
 	a.say("added %s", forward)
-	a.say("runtime only: \"hairpin save\" keeps it")
+	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
 	return a.printForwardRows("add", running, []maps.Forward{forward})
 }
@@ -175,7 +177,7 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 		return err
 	}
 	defer s.Close()
-	running, err := s.running()
+	running, err := s.Running()
 	if err != nil {
 		return err
 	}
@@ -187,16 +189,16 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 	wanted.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f maps.Forward) bool {
 		return slices.Contains(names, f.Name)
 	})
-	if _, err := s.apply(wanted); err != nil {
+	if _, err := s.Apply(wanted); err != nil {
 		return err
 	}
 	for _, f := range deleted {
 		a.say("deleted %s", f)
-		if f.Source == sourceCLI || isFrom(f.Source, a.savePath()) {
-			a.say("runtime only: \"hairpin save\" keeps it that way")
+		if f.Source == router.SourceCLI || isFrom(f.Source, a.savePath()) {
+			a.say("runtime only: run \"hairpin save\" to update the file")
 			continue
 		}
-		a.say("runtime only: %s defines %q, and the next reload brings it back unless it is removed there", f.Source, f.Name)
+		a.say("runtime only: %s defines %q, and the next reload adds it again; remove it from that file, too", f.Source, f.Name)
 	}
 	return a.printForwardRows("del", running, deleted)
 }
@@ -312,13 +314,13 @@ func (a *app) showForwards(names []string, stats bool) error {
 		return err
 	}
 	defer s.Close()
-	cfg, err := s.settings()
+	cfg, err := s.Settings()
 	if err != nil {
 		return err
 	}
 	var counters forwardCounters
 	if stats || a.json {
-		if counters, err = s.forwardCounters(); err != nil {
+		if counters, err = readCounters(s); err != nil {
 			return err
 		}
 	}
@@ -326,7 +328,7 @@ func (a *app) showForwards(names []string, stats bool) error {
 	print, end := a.forwardRows(stats)
 	var failed error
 	missing := slices.Clone(names)
-	err = s.tables.EachForward(func(f *maps.Forward) bool {
+	err = s.Tables.EachForward(func(f *maps.Forward) bool {
 		if len(names) == 0 || slices.Contains(names, f.Name) {
 			missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 			row := newForwardRow(cfg, *f)
@@ -338,15 +340,15 @@ func (a *app) showForwards(names []string, stats bool) error {
 	if err = errors.Join(err, failed); err != nil {
 		return err
 	}
-	return errors.Join(end(), s.notFound(missing))
+	return errors.Join(end(), notFound(s, missing))
 }
 
 // notFound is the error for forwards of which there is none. The others are read for suggestions alone.
-func (s *session) notFound(missing []string) error {
+func notFound(s *router.Session, missing []string) error {
 	if len(missing) == 0 {
 		return nil
 	}
-	cfg, err := s.tables.Running()
+	cfg, err := s.Tables.Running()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return err
 	}
@@ -394,12 +396,12 @@ type forwardCounters struct {
 	connections map[string]int
 }
 
-func (s *session) forwardCounters() (forwardCounters, error) {
-	totals, err := s.tables.ForwardTotals()
+func readCounters(s *router.Session) (forwardCounters, error) {
+	totals, err := s.Tables.ForwardTotals()
 	if err != nil {
 		return forwardCounters{}, err
 	}
-	now, err := s.tables.CountConnections(maps.Selector{})
+	now, err := s.Tables.CountConnections(maps.Selector{})
 	return forwardCounters{totals, now.Forwards}, err
 }
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Hairpin translates network addresses on Linux routers: one binary, the
-// daemon and its command line. The programs in package bpf handle the packets; they
-// run without either.
+// Hairpin translates network addresses on Linux routers. This is the command line, and the start of the daemon: commands,
+// output and exit codes.
+//
+// It decides nothing about packets, and changes the kernel through package router only. The programs of package bpf
+// handle packets whether a command or the daemon runs or not.
 package main
 
 import (
@@ -108,13 +110,13 @@ func (a *app) rootCommand() *cobra.Command {
 		Short: "Port forwards and NAT reflection for Linux routers, in eBPF",
 		Long: `Port forwards and NAT reflection for Linux routers, in eBPF.
 
-Forwards and connections live in the kernel: every command works with the
-daemon running or not. Results go to stdout, messages to stderr.
+Forwards and connections are in the kernel: every command works whether the
+daemon runs or not. Results go to stdout, messages to stderr.
 
 Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 2 kernel refused or no permission, 3 not found or diff not empty,
-4 not attached or other schema, 5 lock not obtained. A signal ends a command as
-usual (128 and its number for a shell).`,
+4 not attached or other schema, 5 lock not obtained. A command that a signal
+ends has 128 plus the number of the signal, as a shell shows it.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              rootArgs,
@@ -128,7 +130,7 @@ usual (128 and its number for a shell).`,
 				return errors.New("--bpffs is empty; leave the option out to use " + loader.DefaultDir)
 			}
 			if a.configFile == "" {
-				return errors.New("-c is empty; leave it out for " + defaultConfigFile)
+				return errors.New("-c is empty; leave the option out to use " + defaultConfigFile)
 			}
 			a.dir = filepath.Clean(a.dir) // as package loader does: both name the same files
 			if a.lockWait < 0 {
@@ -158,10 +160,10 @@ usual (128 and its number for a shell).`,
 	flags.SortFlags = false
 	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`; - is standard input")
 	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` of the pinned maps and programs")
-	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another writer")
+	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another command that changes something")
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "errors only")
-	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more messages, and the verifier's log in full")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more messages, and the whole log of the verifier")
 
 	root.AddCommand(
 		a.runCommand(),

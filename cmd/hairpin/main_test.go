@@ -18,6 +18,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"hairpin/cmd/hairpin/presence"
 	"hairpin/loader"
 	"hairpin/maps"
 )
@@ -118,7 +119,7 @@ func TestExitCodes(t *testing.T) {
 		{"not loaded", wrap(loader.ErrNotLoaded), 4},
 		{"another schema", wrap(loader.ErrSchema), 4},
 		{"locked", wrap(loader.ErrLocked), 5},
-		{"a second daemon", wrap(errDaemonRuns), 5},
+		{"a second daemon", wrap(presence.ErrRunning), 5},
 		{"a signal", wrap(errors.Join(signalError{unix.SIGTERM}, loader.ErrLocked)), 143},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
 )
 
@@ -75,10 +76,10 @@ func TestForwardJSON(t *testing.T) {
 			Ports: maps.Ports{First: 6000, Last: 6010}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 7000,
 			From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: maps.ReflectOff, Source: "a.toml:3",
 		},
-		{Name: "little", Protocols: []maps.Protocol{maps.TCP}, Target: netip.MustParseAddr("192.168.1.20"), Source: sourceCLI},
+		{Name: "little", Protocols: []maps.Protocol{maps.TCP}, Target: netip.MustParseAddr("192.168.1.20"), Source: router.SourceCLI},
 		{
 			Name: "six", Protocols: []maps.Protocol{maps.TCP}, External: maps.External{Address: netip.MustParseAddr("2001:db8::1")},
-			Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("fd00::20"), From: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}, Source: sourceCLI,
+			Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("fd00::20"), From: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}, Source: router.SourceCLI,
 		},
 	} {
 		rows = append(rows, newForwardRow(cfg, f))

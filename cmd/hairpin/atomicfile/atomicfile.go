@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package atomicfile replaces files as a whole.
+// Package atomicfile replaces files as a whole. It never looks at what the files hold, and never follows a symbolic link.
 //
 // It is our own because no library does all that the files here need:
 // github.com/google/renameio/v2 does not keep the owner, which files of name servers
@@ -32,11 +32,11 @@ const newMode fs.FileMode = 0o644
 //
 // What is written meanwhile lies beside it as ".NAME.NUMBER". A writer that is killed
 // leaves that behind; the next one for the same path removes it.
-func Write(path string, data []byte) error { return plain(write(path, data)) }
+func Write(path string, data []byte) error { return stripPaths(write(path, data)) }
 
-// plain takes paths out of an error: the caller knows his, and the other one is
-// new each time.
-func plain(err error) error {
+// stripPaths takes the paths out of an error. The caller knows its own path, and that of the temporary file differs
+// at each try, so that a caller that compares messages would take each for a new one.
+func stripPaths(err error) error {
 	var file *fs.PathError
 	var files *os.LinkError
 	switch {

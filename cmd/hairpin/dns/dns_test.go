@@ -74,12 +74,12 @@ func TestWarnings(t *testing.T) {
 	}{
 		"nothing": {[]string{web, "web6 tcp 443 to fd00::20 host www.example.org"}, nil},
 		"another port": {[]string{"web tcp 443 to 192.168.1.20:8443 host a.b,b.b,c.b,d.b,e.b"}, []string{
-			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so LAN clients of a.b, b.b, c.b and 2 more use port 443 there; let the target listen on that port too, or leave hosts out, so that the clients are reflected`,
+			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so LAN clients of a.b, b.b, c.b and 2 more use port 443 there; let the target listen on that port, too, or leave hosts out: then the clients are reflected`,
 		}},
 		"shifted range": {[]string{"web tcp 6000-6010 to 192.168.1.20:7000 host a.b"}, []string{`x:1: forward "web": hosts: port 6000-6010 is 7000-7010 at 192.168.1.20`}},
 		"without hosts": {[]string{"web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30 from 198.51.100.0/24"}, nil},
 		"a port of a 1:1 forward elsewhere": {[]string{"ssh tcp wan0:22 to 192.168.1.30", "all tcp,udp wan0:any to 192.168.1.20 host a.b"}, []string{
-			`x:2: forward "all": hosts: port 22 goes to 192.168.1.30 by forward "ssh", not to 192.168.1.20: a.b would need two addresses, but DNS has one address for all ports; give the other target a name of its own`,
+			`x:2: forward "all": hosts: port 22 goes to 192.168.1.30 by forward "ssh", not to 192.168.1.20, but DNS has one address for all ports of a.b; give the other target another name`,
 		}},
 		"a port of every protocol elsewhere": {[]string{"all any wan0:any to 192.168.1.20 host a.b", "ssh tcp wan0:22 to 192.168.1.30"}, []string{`x:1: forward "all": hosts: port 22 goes to 192.168.1.30`}},
 		"a protocol of every one elsewhere":  {[]string{"all any wan0:any to 192.168.1.20 host a.b", "gre gre wan0:any to 192.168.1.30"}, []string{`x:1: forward "all": hosts: a part of it goes to 192.168.1.30`}},
@@ -90,7 +90,7 @@ func TestWarnings(t *testing.T) {
 		"another place, protocol or family": {[]string{"all tcp wan0:any to 192.168.1.20 host a.b", "ssh tcp wan1:22 to 192.168.1.30",
 			"dns udp wan0:53 to 192.168.1.30", "ssh6 tcp wan0:22 to fd00::30"}, nil},
 		"only some may": {[]string{web + " from 198.51.100.0/24"}, []string{
-			`x:1: forward "web": hosts: its from list has no network with 192.168.1.20 in it, but LAN clients of www.example.org reach the target directly, past that list; leave hosts out to keep those clients away`,
+			`x:1: forward "web": hosts: its from list does not contain 192.168.1.20, but LAN clients of www.example.org reach the target directly, so the list does not stop them; leave hosts out to stop them`,
 		}},
 		"the LAN may, too": {[]string{web + " from 198.51.100.0/24,192.168.0.0/16"}, nil},
 		"not reflected":    {[]string{web + " reflect off"}, nil},
@@ -202,13 +202,13 @@ func TestOrder(t *testing.T) {
 
 func TestOurs(t *testing.T) {
 	for _, format := range maps.DNSFormats() {
-		if file := (File{Format: format}).Render(nil); !Ours(file) {
+		if file := (File{Format: format}).Render(nil); !isOurs(file) {
 			t.Errorf("not ours:\n%s", file)
 		}
 	}
 	for _, text := range []string{"", "127.0.0.1 localhost\n", "# Written by hand\n", "x Written by hairpin dns as hosts\n",
 		"127.0.0.1 localhost\n# Written by hairpin dns as hosts.\n", "# Written by `hairpin save`, which replaces it as a whole.\n"} {
-		if Ours([]byte(text)) {
+		if isOurs([]byte(text)) {
 			t.Errorf("ours: %q", text)
 		}
 	}
@@ -235,13 +235,13 @@ func TestUpdateRaisesTheSerial(t *testing.T) {
 		"the end of the circle":   {zoneAt(1<<32 - 1), all[:1], 1<<32 - 1, 0},
 		"a file without a serial": {[]byte(policyHead[:90]), all, 1000, 1000},
 	} {
-		got := file.Update(test.previous, test.names, at(test.now))
+		got := file.update(test.previous, test.names, at(test.now))
 		if want := (File{Format: maps.DNSBindRPZ, Serial: test.want}).Render(test.names); !bytes.Equal(got, want) {
 			t.Errorf("%s: (-want +got)\n%s", name, cmp.Diff(string(want), string(got)))
 		}
 	}
 	plain := File{Format: maps.DNSHosts}
-	if !bytes.Equal(plain.Update(nil, all, at(1)), plain.Render(all)) {
+	if !bytes.Equal(plain.update(nil, all, at(1)), plain.Render(all)) {
 		t.Error("a file without a serial depends on the time")
 	}
 }

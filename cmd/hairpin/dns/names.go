@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package dns makes split DNS of forwards: files that tell inside clients the
-// inside addresses of hosts. It does no I/O.
+// inside addresses of hosts.
+//
+// It never reads what runs, never runs a command, and never writes over a file that hairpin has not written.
 package dns
 
 import (
@@ -35,6 +37,21 @@ func (w Warning) String() string {
 		text = w.Source + ": " + text
 	}
 	return text
+}
+
+// maxLines is how many warnings Lines tells: there may be thousands of forwards.
+const maxLines = 100
+
+// Lines are the warnings, or the first of very many.
+func Lines(warnings []Warning) []string {
+	var lines []string
+	for _, warning := range warnings[:min(len(warnings), maxLines)] {
+		lines = append(lines, warning.String())
+	}
+	if more := len(warnings) - maxLines; more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	return lines
 }
 
 // Options say what names are for.
@@ -107,7 +124,7 @@ func (c *collector) warnPorts(f *maps.Forward) {
 	if there == f.Ports {
 		return
 	}
-	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port too, or leave hosts out, so that the clients are reflected",
+	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port, too, or leave hosts out: then the clients are reflected",
 		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
@@ -116,7 +133,7 @@ func (c *collector) warnElsewhere(f, other *maps.Forward) {
 	if other.Ports.Every() {
 		ports = "a part of it"
 	}
-	c.warn(f, "%s goes to %s by forward %s, not to %s: %s would need two addresses, but DNS has one address for all ports; give the other target a name of its own",
+	c.warn(f, "%s goes to %s by forward %s, not to %s, but DNS has one address for all ports of %s; give the other target another name",
 		ports, other.Target, maps.Quote(other.Name), f.Target, hostsOf(f))
 }
 
@@ -126,7 +143,7 @@ func (c *collector) warnFrom(f *maps.Forward) {
 	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {
 		return
 	}
-	c.warn(f, "its from list has no network with %s in it, but LAN clients of %s reach the target directly, past that list; leave hosts out to keep those clients away", f.Target, hostsOf(f))
+	c.warn(f, "its from list does not contain %s, but LAN clients of %s reach the target directly, so the list does not stop them; leave hosts out to stop them", f.Target, hostsOf(f))
 }
 
 func (c *collector) warnReach(f *maps.Forward) {

@@ -35,7 +35,7 @@ type File struct {
 	Zone   string // bind-view: the path of the file of bind-rpz, "" for one in BIND's own directory
 }
 
-// Render writes a file. The same names give the same file.
+// Render is the content of a file. The same names give the same file.
 func (f File) Render(names []Name) []byte {
 	var out bytes.Buffer
 	comment := "#"
@@ -62,11 +62,11 @@ func (f File) Render(names []Name) []byte {
 	return out.Bytes()
 }
 
-// Update writes a file that comes after a previous one, nil if there is none.
+// update renders a file that comes after a previous one, nil if there is none.
 // With the same names it is the previous one. Otherwise the serial of a zone
 // rises: to the time in seconds, as long as that is higher, so that it also
 // rises over a file that was lost.
-func (f File) Update(previous []byte, names []Name, now time.Time) []byte {
+func (f File) update(previous []byte, names []Name, now time.Time) []byte {
 	f.Serial = uint32(now.Unix())
 	if f.Format != maps.DNSBindRPZ {
 		return f.Render(names)
@@ -87,8 +87,8 @@ func (f File) Update(previous []byte, names []Name, now time.Time) []byte {
 	return f.Render(names)
 }
 
-// Ours reports whether a file was written by this package.
-func Ours(file []byte) bool {
+// isOurs reports whether a file was written by this package.
+func isOurs(file []byte) bool {
 	line, _, _ := bytes.Cut(file, []byte("\n"))
 	return bytes.HasPrefix(bytes.TrimLeft(line, "#;/ "), []byte(mark+" as "))
 }
@@ -183,7 +183,7 @@ func fits(format maps.DNSFormat, host string) error {
 		return fmt.Errorf("a name in a response policy zone has at most %d characters", most)
 	}
 	if last := host[strings.LastIndexByte(host, '.')+1:]; strings.HasPrefix(last, "rpz-") {
-		return errors.New("a response policy zone gives labels that begin with rpz- another meaning")
+		return errors.New("labels that begin with rpz- have another meaning in a response policy zone")
 	}
 	return nil
 }

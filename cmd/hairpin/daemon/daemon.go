@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package daemon keeps a datapath in line with the configuration files and with the network for as long as it runs. It
+// also serves metrics and publishes the names of forwards to name servers.
+//
+// The daemon is not in the way of packets: they are translated the same before it starts and after it ends. It never
+// parses arguments, never installs a signal handler, and never removes a datapath that existed before.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"hairpin/cmd/hairpin/presence"
+	"hairpin/cmd/hairpin/router"
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+const (
+	// defaultBeat is how often an idle loop shows that it turns, looks whether all
+	// is as it should be, and tries again what failed.
+	defaultBeat = 5 * time.Second
+	// stalledAfter is when a loop that has not turned counts as stuck. It is
+	// longer than the loop waits for the writer lock.
+	stalledAfter = 45 * time.Second
+	// followLockWait bounds how long the loop stands still for another writer.
+	followLockWait = 10 * time.Second
+)
+
+// Options say what a daemon serves.
+type Options struct {
+	Dir        string                      // of the pins
+	LockWait   time.Duration               // at the start
+	ConfigFile string                      // what messages call the configuration file
+	ReadConfig func() (maps.Config, error) // at the start, and for each reload
+	Reload     <-chan os.Signal            // asks to read the files again
+	Version    string                      // for the metrics
+	Notify     string                      // the service manager's socket, as in sd_notify(3); "" is none
+	Log        *slog.Logger
+}
+
+// Run serves until ctx ends; then it returns nil. It fails if the datapath cannot be brought into service, if the
+// network cannot be followed any more, or if the datapath was taken away.
+func Run(ctx context.Context, o Options) error {
+	keepSmall()
+	cfg, err := o.ReadConfig()
+	if err != nil {
+		return err
+	}
+	// Its mounts live as long as it does, in a container perhaps that runs nothing else.
+	if err := loader.CheckMount(o.Dir); errors.Is(err, loader.ErrPrivateMount) {
+		o.Log.Warn("the datapath ends with the daemon", "error", err)
+	} else if err != nil {
+		return err
+	}
+	s, err := load(ctx, o, cfg.MaxConnections)
+	if err != nil {
+		return err
+	}
+	lock, err := presence.Claim(ctx, o.Dir)
+	if err != nil {
+		return errors.Join(err, s.Discard())
+	}
+	defer lock.Close()
+
+	d := newDaemon(s, o)
+	events, err := loader.Follow(ctx)
+	if err != nil {
+		return errors.Join(fmt.Errorf("follow the network: %w", err), s.Discard())
+	}
+	if err := d.start(cfg, s); err != nil {
+		return errors.Join(err, d.port.Close(), s.Discard())
+	}
+	s.Unlock()
+	defer s.Close()
+	defer d.port.Close()
+	debug.FreeOSMemory() // what the configuration took is not needed again soon
+
+	defer background(ctx, d.audit)()
+
+	// Servers that start after the daemon find their files.
+	d.names.sync(time.Now())
+	defer background(ctx, d.names.run)()
+
+	d.notify(systemd.SdNotifyReady)
+	err = d.loop(ctx, events)
+	d.notify(systemd.SdNotifyStopping)
+	if err == nil {
+		d.log.Info("stopped; packets are still translated, until \"hairpin detach --all\"")
+	}
+	return err
+}
+
+// keepSmall bounds the memory of a process that stays. What other commands may waste, it collects. The limit is soft: to
+// read a configuration of tens of thousands of forwards takes more for a moment.
+func keepSmall() {
+	const garbage, limit = 50, 46 << 20 // percent of what is in use; bytes
+	debug.SetGCPercent(garbage)
+	debug.SetMemoryLimit(limit)
+}
+
+func load(ctx context.Context, o Options, maxConnections uint32) (*router.Session, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.LockWait)
+	defer cancel()
+	return router.Load(ctx, o.Dir, maxConnections)
+}
+
+// background runs do until the returned function is called, and ended.
+func background(ctx context.Context, do func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { do(ctx) })
+	return func() {
+		cancel()
+		running.Wait()
+	}
+}
+
+// daemon is the loop with what it needs. The goroutine of the loop alone uses it, but for state.
+type daemon struct {
+	router   *router.Router
+	lock     func(context.Context) (func(), error) // the writer lock
+	read     func() (maps.Config, error)           // the configuration files
+	notices  func(maps.Config) []string            // what to warn of when the configuration was applied; "" is nothing
+	reloads  <-chan os.Signal
+	reloaded func(taken bool)      // counts a reload for the metrics
+	audit    func(context.Context) // of the datapath's counts, until the context ends
+	names    *publisher
+	port     *metricsPort
+	notify   func(state string) // tells the service manager
+	log      *slog.Logger
+	beat     time.Duration
+	watchdog bool // the service manager wants to hear of every beat
+
+	state     state
+	failing   failures
+	routesDue bool     // next hops are to be resolved again
+	gone      error    // the datapath is not there any more
+	warned    []string // of forwarding that is off
+}
+
+func newDaemon(s *router.Session, o Options) *daemon {
+	d := &daemon{
+		router: s.Router,
+		lock: func(ctx context.Context) (func(), error) {
+			ctx, cancel := context.WithTimeout(ctx, followLockWait)
+			defer cancel()
+			return loader.Lock(ctx, o.Dir)
+		},
+		read: o.ReadConfig,
+		notices: func(cfg maps.Config) []string {
+			return []string{s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile)}
+		},
+		reloads: o.Reload,
+		names:   newPublisher(s.Tables, o.Log),
+		notify: func(state string) {
+			if err := notifyManager(o.Notify, state); err != nil {
+				o.Log.Warn(state, "error", err)
+			}
+		},
+		log:     o.Log,
+		beat:    defaultBeat,
+		failing: make(failures),
+	}
+	d.setMetrics(s.Tables, o.Version)
+	d.setWatchdog()
+	return d
+}
+
+func (d *daemon) setMetrics(tables *maps.Tables, version string) {
+	collector := maps.NewCollector(tables, maps.CollectorOptions{Version: version, Interfaces: d.state.interfaces})
+	d.reloaded = collector.Reloaded
+	d.audit = func(ctx context.Context) {
+		collector.Run(ctx, func(err error) { d.log.Warn("cannot check the counts of connections", "error", err) })
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collector, d.names.counters, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	page := &metricsPage{gatherer: registry, forwards: collector.WriteForwards, log: d.log}
+	handler := metricsHandler(page, &d.state, defaultLimits)
+	d.port = &metricsPort{log: d.log, start: func(address string) (*metricsServer, error) {
+		return startMetrics(address, handler, defaultLimits, d.log)
+	}}
+}
+
+// setWatchdog shortens the beat if the service manager wants to hear of it sooner.
+func (d *daemon) setWatchdog() {
+	watchdog, err := systemd.SdWatchdogEnabled(false)
+	if err != nil {
+		d.log.Warn("cannot read the interval of the watchdog", "error", err)
+	}
+	d.watchdog = watchdog > 0
+	if d.watchdog {
+		d.beat = min(d.beat, watchdog/2)
+	}
+}
+
+// start brings the datapath into service; the writer lock is held.
+func (d *daemon) start(cfg maps.Config, s *router.Session) error {
+	d.state.turn()
+	d.port.move(cfg.MetricsListen)
+	if s.Adopted() {
+		// The programs may be of an older binary. What fails here still runs.
+		if err := s.Upgrade(); err != nil {
+			d.log.Error("cannot upgrade the programs; the old ones stay active", "error", err)
+		}
+	}
+	result, err := d.router.Start(cfg)
+	if err == nil && !s.Adopted() {
+		err = router.Refusals(result.Ports)
+	}
+	if err != nil {
+		return err
+	}
+	d.log.Info(result.String())
+	d.warnNotices(cfg)
+	d.show(result.Ports)
+	d.warnForwarding(result.Ports)
+	d.report("follow the network", router.Refusals(result.Ports))
+	d.reloaded(true)
+	d.state.ready.Store(true)
+	return nil
+}
+
+// loop follows the network until ctx ends. It fails only if the network cannot
+// be followed any more, or the datapath was taken away: whoever starts the
+// daemon again gets a new one.
+func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
+	ticker := time.NewTicker(d.beat)
+	defer ticker.Stop()
+	for {
+		d.state.turn()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.reloads:
+			d.reload(ctx)
+		case event, ok := <-events:
+			if !ok && ctx.Err() == nil {
+				return errors.New("follow the network: the kernel sends no more messages")
+			}
+			d.follow(ctx, event)
+		case <-ticker.C:
+			if d.watchdog {
+				d.notify(systemd.SdNotifyWatchdog)
+			}
+			d.port.ensure()
+			// The command line may have changed what runs.
+			d.follow(ctx, loader.Event{Links: true})
+		}
+		if d.gone != nil {
+			return d.gone
+		}
+	}
+}
+
+// follow does what an event asks for. Failures are logged once; the next beat
+// looks at the interfaces again, and at the routes if they are still due.
+func (d *daemon) follow(ctx context.Context, event loader.Event) {
+	d.routesDue = d.routesDue || event.Routes
+	if !event.Links && !d.routesDue {
+		return
+	}
+	err := d.locked(ctx, func() error {
+		var errs []error
+		if event.Links {
+			errs = append(errs, d.followLinks())
+		}
+		if d.routesDue {
+			err := d.router.RoutesChanged()
+			d.routesDue = err != nil
+			errs = append(errs, err)
+		}
+		return errors.Join(errs...)
+	})
+	if ctx.Err() != nil {
+		return
+	}
+	if err = errors.Join(err, router.Refusals(d.state.load())); errors.Is(err, loader.ErrNotLoaded) {
+		d.gone = err
+	}
+	d.report("follow the network", err)
+}
+
+func (d *daemon) followLinks() error {
+	ports, err := d.router.Follow(d.state.load())
+	if ports != nil {
+		d.show(ports)
+		d.warnForwarding(ports)
+	}
+	return err
+}
+
+func (d *daemon) locked(ctx context.Context, do func() error) error {
+	release, err := d.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return do()
+}
+
+// show logs what changed about the interfaces, and shows them to the metrics.
+func (d *daemon) show(ports []router.Port) {
+	before := make(map[string]router.Port)
+	for _, p := range d.state.load() {
+		before[p.Name] = p
+	}
+	for _, p := range ports {
+		old, known := before[p.Name]
+		switch {
+		case p.Attachment != nil && (old.Attachment == nil || old.Attachment.Index != p.Attachment.Index):
+			d.log.Info("attached", "interface", p.Name, "role", p.Role.String(), "mode", p.Mode(), "index", p.Attachment.Index)
+			if p.Attachment.Reason != "" {
+				d.log.Info("slower than the mode allows", "interface", p.Name, "reason", p.Attachment.Reason)
+			}
+		case p.Link == nil && (!known || old.Link != nil):
+			d.log.Warn("no such interface yet; it is attached when it appears", "interface", p.Name, "role", p.Role.String())
+		}
+		if now := p.Addresses(); p.Link != nil && (old.Link == nil || !slices.Equal(now, old.Addresses())) {
+			d.log.Info("addresses", "interface", p.Name, "addresses", now)
+		}
+	}
+	d.state.ports.Store(&ports)
+}
+
+func (d *daemon) report(what string, err error) { d.failing.report(d.log, what, err) }
+
+// reload applies the files as they are now, or changes nothing.
+func (d *daemon) reload(ctx context.Context) {
+	d.notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
+	result, err := d.tryReload(ctx)
+	debug.FreeOSMemory()
+	d.reloaded(err == nil)
+	status := "reloaded"
+	if err != nil {
+		status = "reload failed; the previous configuration stays active"
+	}
+	if result.Done {
+		d.log.Info("reloaded: " + result.Summary())
+		d.show(result.Ports)
+	}
+	if err != nil {
+		for line := range strings.Lines(err.Error()) {
+			d.log.Error("cannot reload", "error", strings.TrimSuffix(line, "\n"))
+		}
+		if !result.Done {
+			d.log.Error(status)
+		}
+	}
+	d.notify(systemd.SdNotifyReady + "\nSTATUS=" + status)
+}
+
+func (d *daemon) tryReload(ctx context.Context) (router.Result, error) {
+	cfg, err := d.read()
+	if err != nil {
+		return router.Result{}, err
+	}
+	debug.FreeOSMemory() // what reading took is not to add to what applying takes
+	var result router.Result
+	err = d.locked(ctx, func() error {
+		result, err = d.router.Apply(cfg)
+		return err
+	})
+	if result.Done {
+		d.port.move(cfg.MetricsListen)
+		d.warnNotices(cfg)
+		d.warnForwarding(result.Ports)
+	}
+	return result, err
+}
+
+// warnNotices warns of what a configuration that was just applied does not do.
+func (d *daemon) warnNotices(cfg maps.Config) {
+	for _, notice := range d.notices(cfg) {
+		if notice != "" {
+			d.log.Warn(notice)
+		}
+	}
+}
+
+// warnForwarding warns if the kernel does not forward packets. Each warning is logged once, until it is over.
+func (d *daemon) warnForwarding(ports []router.Port) {
+	now, err := d.router.NotForwarding(ports)
+	if err != nil {
+		return // whoever follows the network reports that
+	}
+	for _, text := range now {
+		if !slices.Contains(d.warned, text) {
+			d.log.Warn(text)
+		}
+	}
+	if len(now) == 0 && len(d.warned) > 0 {
+		d.log.Info("the kernel forwards packets now")
+	}
+	d.warned = now
+}

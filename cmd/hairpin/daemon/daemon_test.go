@@ -1,0 +1,409 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hairpin/cmd/hairpin/router"
+	"hairpin/cmd/hairpin/router/routertest"
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+// daemonFake is a daemon over a machine in memory; the test's goroutine is its loop's.
+type daemonFake struct {
+	*daemon
+	machine  *routertest.Machine
+	file     maps.Config // what the configuration files say
+	fileErr  error
+	lockErr  error
+	output   bytes.Buffer
+	notified []string
+	taken    []bool // reloads, by whether they were
+}
+
+func newDaemonFake(t *testing.T) *daemonFake {
+	t.Helper()
+	d := &daemonFake{machine: routertest.NewMachine("wan0", "lan0"), file: routertest.Config()}
+	log := slog.New(slog.NewTextHandler(&d.output, nil))
+	m := d.machine
+	d.daemon = &daemon{
+		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Forwards: m.Forwards}),
+		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
+		read:     func() (maps.Config, error) { return d.file, d.fileErr },
+		notices:  func(maps.Config) []string { return nil },
+		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
+		notify:   func(state string) { d.notified = append(d.notified, state) },
+		port: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
+			return startMetrics(address, http.NotFoundHandler(), defaultLimits, log)
+		}},
+		log: log, beat: time.Hour, failing: failures{},
+	}
+	result, err := d.router.Start(d.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.show(result.Ports)
+	d.machine.Did()
+	t.Cleanup(func() { d.port.Close() })
+	return d
+}
+
+func links() loader.Event  { return loader.Event{Links: true} }
+func routes() loader.Event { return loader.Event{Routes: true} }
+
+func TestDaemonFollowsInterfaces(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+
+	d.machine.Unplug("wan0")
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces lan0", "detach 2")
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces lan0")
+	if got := router.Pending(d.state.load()); len(got) != 1 || got[0] != "wan0" {
+		t.Errorf("pending %v, want wan0", got)
+	}
+
+	d.machine.Plug("wan0", 9)
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
+
+	d.follow(ctx, routes())
+	d.machine.WantDone(t, "routes")
+}
+
+// An interface that refuses leaves the others working, and is told of once.
+func TestDaemonTriesAgain(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	d.machine.Unplug("wan0")
+	d.machine.Plug("wan0", 9)
+	d.machine.Refuse["wan0"] = errors.New("wan0 is busy")
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces lan0", "detach 2")
+	for range 3 {
+		d.follow(ctx, links())
+		d.machine.WantDone(t, "interfaces lan0")
+	}
+	if n := strings.Count(d.output.String(), "wan0 is busy"); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, &d.output)
+	}
+	delete(d.machine.Refuse, "wan0")
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
+}
+
+// An interface that was made again under its name is another one.
+func TestDaemonForgetsTheOldIndex(t *testing.T) {
+	d := newDaemonFake(t)
+	d.machine.Unplug("wan0")
+	d.machine.Plug("wan0", 9)
+	d.follow(context.Background(), links())
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0", "detach 2")
+}
+
+// What could not be done for want of the lock is done with the next beat.
+func TestDaemonWithoutLock(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	d.lockErr = loader.ErrLocked
+	d.follow(ctx, routes())
+	d.machine.WantDone(t)
+	d.lockErr = nil
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces wan0,lan0", "routes")
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces wan0,lan0")
+}
+
+// A datapath that was taken away ends the daemon, for the next one to make another.
+func TestDaemonEndsWithItsDatapath(t *testing.T) {
+	d := newDaemonFake(t)
+	d.machine.Attached = map[int]loader.Attachment{}
+	d.machine.Refuse["wan0"] = loader.ErrNotLoaded
+	events := make(chan loader.Event, 1)
+	events <- links()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := d.loop(ctx, events); !errors.Is(err, loader.ErrNotLoaded) {
+		t.Errorf("loop: %v, want %v", err, loader.ErrNotLoaded)
+	}
+}
+
+// That the kernel does not forward is told when it begins, and when it is over.
+func TestDaemonWarnsOfForwarding(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	told := func(when, text string, want int) {
+		t.Helper()
+		if got := strings.Count(d.output.String(), text); got != want {
+			t.Errorf("%s: %q is told %d times, want %d:\n%s", when, text, got, want, &d.output)
+		}
+	}
+	off := map[string]bool{}
+	d.machine.ForwardingOff = off
+	d.follow(ctx, links())
+	told("all on", "forwarding is off", 0)
+
+	off["net.ipv4/all"] = true
+	for range 3 {
+		d.follow(ctx, links())
+	}
+	told("IPv4 off", "level=WARN msg=\"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1\"", 1)
+	delete(off, "net.ipv4/all")
+	for range 3 {
+		d.follow(ctx, links())
+	}
+	told("IPv4 on again", "the kernel forwards packets now", 1)
+
+	// IPv6 matters once there is a forward of it.
+	off["net.ipv6/all"] = true
+	d.follow(ctx, links())
+	told("IPv6 off, and no forward of it", "IPv6 forwarding is off", 0)
+	d.file.Forwards = append(slices.Clone(d.file.Forwards), maps.Forward{
+		Name: "six", Protocols: []maps.Protocol{maps.TCP}, Ports: maps.Ports{First: 81, Last: 81}, Target: netip.MustParseAddr("fd00::20"),
+	})
+	d.reload(ctx)
+	told("IPv6 off", "IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1", 1)
+}
+
+// A file that names no interface is told how to name some, with each reload.
+func TestDaemonTellsOfNoInterfaces(t *testing.T) {
+	d := newDaemonFake(t)
+	d.notices = func(cfg maps.Config) []string { return []string{"", router.Unconfigured(cfg, "/etc/x.toml")} }
+	d.file.WAN, d.file.LAN, d.file.Forwards = nil, nil, nil
+	d.reload(context.Background())
+	const want = `level=WARN msg="no interfaces are configured: set wan and lan in /etc/x.toml, then systemctl reload hairpin`
+	if got := strings.Count(d.output.String(), want); got != 1 {
+		t.Errorf("told %d times:\n%s", got, &d.output)
+	}
+	d.file = routertest.Config()
+	d.reload(context.Background())
+	if got := strings.Count(d.output.String(), want); got != 1 {
+		t.Errorf("told %d times after interfaces were named:\n%s", got, &d.output)
+	}
+}
+
+func TestReload(t *testing.T) {
+	d := newDaemonFake(t)
+	d.file.Forwards[0].Target = d.file.Forwards[0].Target.Next()
+	d.reload(context.Background())
+	d.machine.WantDone(t, "apply", "interfaces wan0,lan0")
+	if len(d.taken) != 1 || !d.taken[0] {
+		t.Errorf("reloads taken: %v, want one", d.taken)
+	}
+	if len(d.notified) != 2 || !strings.HasPrefix(d.notified[0], "RELOADING=1\nMONOTONIC_USEC=") || !strings.HasPrefix(d.notified[1], "READY=1") {
+		t.Errorf("told the service manager %q", d.notified)
+	}
+}
+
+// Whatever is wrong with the files, nothing changes, and every problem is told.
+func TestReloadOfInvalidFiles(t *testing.T) {
+	for name, spoil := range map[string]func(d *daemonFake){
+		"file": func(d *daemonFake) {
+			d.fileErr = errors.Join(errors.New("x.toml:1:1: one"), errors.New("x.toml:2:1: two"))
+		},
+		"forward": func(d *daemonFake) { d.file.Forwards[0].Name = "" },
+		"target":  func(d *daemonFake) { d.file.Forwards[0].Target = d.machine.List[1].Addresses[0].Addr() },
+		"interface refuses": func(d *daemonFake) {
+			d.machine.Plug("lan1", 7)
+			d.machine.Refuse["lan1"] = errors.New("busy")
+			d.file.LAN = []string{"lan0", "lan1"}
+		},
+		"metrics address": func(d *daemonFake) { d.file.MetricsListen = "127.0.0.1:99999" },
+		"locked":          func(d *daemonFake) { d.lockErr = loader.ErrLocked },
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemonFake(t)
+			before := *d.machine.Config
+			d.file.Forwards = append([]maps.Forward{}, d.file.Forwards...)
+			spoil(d)
+			d.reload(context.Background())
+			d.machine.WantDone(t)
+			if d.machine.Config.Forwards[0].Target != before.Forwards[0].Target || d.port.address != "" {
+				t.Error("something changed")
+			}
+			if len(d.taken) != 1 || d.taken[0] {
+				t.Errorf("reloads taken: %v, want one refused", d.taken)
+			}
+			if last := d.notified[len(d.notified)-1]; !strings.HasPrefix(last, "READY=1") {
+				t.Errorf("the service manager waits: %q", d.notified)
+			}
+			if name == "file" && (!strings.Contains(d.output.String(), "x.toml:1:1") || !strings.Contains(d.output.String(), "x.toml:2:1")) {
+				t.Errorf("problems are missing:\n%s", &d.output)
+			}
+		})
+	}
+}
+
+// The metrics server moves with the file, also to an address that holds the one before, and
+// stays where it was if the reload fails.
+func TestReloadMovesMetrics(t *testing.T) {
+	d := newDaemonFake(t)
+	probe, err := startMetrics("127.0.0.1:0", http.NotFoundHandler(), defaultLimits, d.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := strings.Cut(probe.address(), ":")
+	probe.Close()
+	serves := func(want string) {
+		t.Helper()
+		if d.port.address != want {
+			t.Errorf("metrics at %q, want %q", d.port.address, want)
+		}
+		response, err := http.Get("http://127.0.0.1:" + port + "/")
+		if err != nil {
+			t.Errorf("metrics: %v", err)
+			return
+		}
+		response.Body.Close()
+	}
+	for _, host := range []string{"127.0.0.1", "0.0.0.0", "127.0.0.1"} {
+		d.file.MetricsListen = host + ":" + port
+		d.reload(context.Background())
+		serves(d.file.MetricsListen)
+	}
+
+	d.file.MetricsListen = "127.0.0.1:0"
+	d.machine.ApplyErr = errors.New("no memory")
+	d.reload(context.Background())
+	serves("127.0.0.1:" + port)
+}
+
+// A port that somebody else has keeps the daemon from nothing but metrics, which it serves once the port is free.
+func TestMetricsPortInUse(t *testing.T) {
+	d := newDaemonFake(t)
+	holder, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Close()
+	d.file.MetricsListen = holder.Addr().String()
+	d.reload(context.Background())
+	d.reload(context.Background())
+	d.machine.WantDone(t, "apply", "interfaces wan0,lan0", "apply", "interfaces wan0,lan0")
+	if !slices.Equal(d.taken, []bool{true, true}) {
+		t.Errorf("reloads taken: %v, want two", d.taken)
+	}
+	told := d.output.String()
+	if strings.Count(told, "address already in use") != 1 || !strings.Contains(told, "level=WARN") || !strings.Contains(told, "address="+d.file.MetricsListen) {
+		t.Errorf("told, want once and with the address:\n%s", told)
+	}
+
+	holder.Close()
+	d.beat = time.Millisecond
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	d.watchdog, d.notify = true, func(string) {
+		if d.port.server != nil {
+			cancel()
+		}
+	}
+	if err := d.loop(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	response, err := http.Get("http://" + d.file.MetricsListen + "/")
+	if err != nil {
+		t.Fatalf("no metrics though the port is free: %v", err)
+	}
+	response.Body.Close()
+}
+
+// A server that has stopped by itself is started again.
+func TestMetricsServerThatStopped(t *testing.T) {
+	d := newDaemonFake(t)
+	d.port.move("127.0.0.1:0")
+	first := d.port.server
+	first.listener.Close()
+	<-first.ended
+	d.port.ensure()
+	if d.port.server == first || !d.port.server.serves() {
+		t.Error("not started again")
+	}
+}
+
+func TestLoopEndsWithItsContext(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	events := make(chan loader.Event)
+	ended := make(chan error, 1)
+	go func() { ended <- d.loop(ctx, events) }()
+	events <- routes()
+	cancel()
+	close(events)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("loop: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the loop goes on")
+	}
+}
+
+// What the command line applies is the daemon's to look after from then on.
+func TestLoopNoticesWhatOthersApply(t *testing.T) {
+	d := newDaemonFake(t)
+	d.beat, d.watchdog = time.Millisecond, true
+	d.machine.Plug("lan1", 7)
+	d.machine.Config.LAN = []string{"lan0", "lan1"}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	d.notify = func(state string) {
+		if state != "WATCHDOG=1" {
+			t.Errorf("told the service manager %q", state)
+		}
+		if len(d.state.load()) == 3 {
+			cancel()
+		}
+	}
+	if err := d.loop(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	if ports := d.state.load(); len(ports) != 3 || ports[2].Attachment == nil {
+		t.Errorf("looks after %+v, want lan1 too", ports)
+	}
+}
+
+func TestLoopReloadsOnHangup(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx, cancel := context.WithCancel(context.Background())
+	hangup := make(chan os.Signal, 1)
+	d.reloaded = func(bool) { cancel() }
+	hangup <- unix.SIGHUP
+	d.reloads = hangup
+	if err := d.loop(ctx, nil); err != nil {
+		t.Errorf("loop: %v", err)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	var s state
+	if s.Ready() == nil {
+		t.Error("ready before the start")
+	}
+	s.ready.Store(true)
+	s.turn()
+	if err := errors.Join(s.Ready(), s.Healthy()); err != nil {
+		t.Error(err)
+	}
+	s.turned.Store(time.Now().Add(-2 * stalledAfter).UnixNano())
+	if s.Healthy() == nil {
+		t.Error("healthy though the loop stands still")
+	}
+}

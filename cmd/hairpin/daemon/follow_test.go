@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"hairpin/cmd/hairpin/router"
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+func prefixes(list ...string) (found []netip.Prefix) {
+	for _, text := range list {
+		found = append(found, netip.MustParsePrefix(text))
+	}
+	return found
+}
+
+func wantAddresses(t *testing.T, got maps.Interface, addresses, passive []netip.Prefix) {
+	t.Helper()
+	diff := cmp.Diff([][]netip.Prefix{addresses, passive}, [][]netip.Prefix{got.Addresses, got.Passive},
+		cmpopts.EquateComparable(netip.Prefix{}), cmpopts.EquateEmpty())
+	if diff != "" {
+		t.Errorf("addresses of %s (-want +got):\n%s", got.Name, diff)
+	}
+}
+
+// CASES 2.9: an address is replaced, goes, is one of several, comes back. The tables hear of each,
+// and the programs stay where they are.
+func TestDaemonFollowsAddresses(t *testing.T) {
+	d := newDaemonFake(t)
+	for _, step := range []struct {
+		name               string
+		addresses, passive []netip.Prefix
+		shown              string
+	}{
+		{"replaced", prefixes("203.0.113.9/24"), nil, "203.0.113.9"},
+		{"several", prefixes("203.0.113.9/24", "203.0.113.10/32", "2001:db8::1/64", "fd00::1/64", "fe80::1/64"), nil, "203.0.113.9 203.0.113.10 2001:db8::1 fd00::1"},
+		{"new prefix", prefixes("203.0.113.9/24", "2001:db8:5::1/64", "fe80::1/64"), prefixes("2001:db8::1/64"), "203.0.113.9 2001:db8:5::1 2001:db8::1"},
+		{"IPv4 gone", prefixes("2001:db8:5::1/64", "fe80::1/64"), nil, "2001:db8:5::1"},
+		{"none left", prefixes("fe80::1/64"), nil, ""},
+		{"back", prefixes("203.0.113.9/24"), nil, "203.0.113.9"},
+	} {
+		t.Run(step.name, func(t *testing.T) {
+			d.machine.Edit("wan0", func(l *loader.Link) { l.Addresses, l.Passive = step.addresses, step.passive })
+			d.follow(context.Background(), links())
+			d.machine.WantDone(t, "interfaces wan0,lan0")
+			wantAddresses(t, d.machine.Interfaces[0], step.addresses, step.passive)
+			var shown []string
+			for _, addr := range d.state.interfaces()[0].Addresses {
+				shown = append(shown, addr.String())
+			}
+			if got := strings.Join(shown, " "); got != step.shown {
+				t.Errorf("shows %q, want %q", got, step.shown)
+			}
+		})
+	}
+}
+
+// An interface is what its name says: under another name it is not ours, and what takes its name is.
+func TestDaemonFollowsNames(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	d.machine.Edit("wan0", func(l *loader.Link) { l.Name = "old0" })
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces lan0", "detach wan0")
+	if got := router.Pending(d.state.load()); !slices.Equal(got, []string{"wan0"}) {
+		t.Errorf("pending %v, want wan0", got)
+	}
+
+	d.machine.Plug("wan0", 9)
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
+
+	// Two that swap their names keep their programs and change roles: the guard goes with that of the WAN,
+	// before the tables know it, and off the other after.
+	d.machine.Edit("wan0", func(l *loader.Link) { l.Name = "tmp0" })
+	d.machine.Edit("lan0", func(l *loader.Link) { l.Name = "wan0" })
+	d.machine.Edit("tmp0", func(l *loader.Link) { l.Name = "lan0" })
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0", "attach lan0 auto")
+	if wan, lan := d.machine.Attached[3], d.machine.Attached[9]; !wan.Guard || lan.Guard {
+		t.Errorf("wan0 has %+v, lan0 has %+v", wan, lan)
+	}
+	if wan, lan := d.machine.Interfaces[0], d.machine.Interfaces[1]; wan.Index != 3 || wan.Role != maps.RoleWAN || lan.Index != 9 || lan.Role != maps.RoleLAN {
+		t.Errorf("wan0 is %+v, lan0 is %+v", wan, lan)
+	}
+
+	// Back under its old name it is served again.
+	d.machine.Unplug("wan0")
+	d.machine.Edit("old0", func(l *loader.Link) { l.Name = "wan0" })
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0", "detach 3")
+}
+
+// Where VLAN tags get out of XDP's sight while it runs, it gives way; a NIC is told to leave them in frames.
+func TestDaemonKeepsXDPFromMissingTags(t *testing.T) {
+	for name, tags := range map[string]loader.TagSight{
+		"a NIC strips tags":          {Strips: []string{"rx-vlan-hw-parse"}},
+		"tags come beside the frame": {Hides: "no XDP: for a reason"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := newDaemonFake(t)
+			ctx := context.Background()
+			d.machine.Config.Mode = maps.ModeXDP
+			d.follow(ctx, links())
+			d.machine.WantDone(t, "interfaces wan0,lan0")
+			wan := d.machine.Attached[2]
+			wan.XDP = loader.XDPNative
+			d.machine.Attached[2] = wan
+			d.follow(ctx, links())
+			d.machine.WantDone(t, "interfaces wan0,lan0")
+
+			d.machine.Edit("wan0", func(l *loader.Link) { l.Tags = tags })
+			d.follow(ctx, links())
+			d.machine.WantDone(t, "attach wan0 xdp", "interfaces wan0,lan0")
+			if tags.Hides == "" {
+				return
+			}
+			wan.XDP = ""
+			d.machine.Attached[2] = wan
+			d.follow(ctx, links())
+			d.machine.WantDone(t, "interfaces wan0,lan0")
+			if wan := d.state.load()[0]; wan.Attachment.Reason != tags.Hides {
+				t.Errorf("wan0 is shown as %+v, want the reason", wan.Attachment)
+			}
+		})
+	}
+}
+
+// What arrives on a port of a bridge is the bridge's: the port is left alone, and the daemon says
+// once what to do.
+func TestDaemonLeavesPortsOfABridge(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	d.machine.Plug("br0", 7)
+	d.machine.Edit("lan0", func(l *loader.Link) { l.PortOf = "br0" })
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces wan0", "detach lan0")
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces wan0")
+	const problem = "lan0 is a port of br0, which receives its packets"
+	if n := strings.Count(d.output.String(), problem); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, &d.output)
+	}
+	if lan := d.state.load()[1]; lan.State() != "detached" {
+		t.Errorf("lan0 is shown as %+v", lan)
+	}
+
+	// As the message says.
+	d.file.LAN = []string{"br0"}
+	d.reload(ctx)
+	d.machine.WantDone(t, "attach br0 auto", "apply", "interfaces wan0,br0")
+
+	// A file that names the port is refused, and changes nothing.
+	d.file.LAN = []string{"lan0"}
+	d.reload(ctx)
+	d.machine.WantDone(t)
+	if !strings.Contains(d.output.String(), "reload") || len(d.taken) != 2 || d.taken[1] {
+		t.Errorf("reloads taken: %v", d.taken)
+	}
+
+	// Out of the bridge it is an interface like others.
+	d.machine.Edit("lan0", func(l *loader.Link) { l.PortOf = "" })
+	d.reload(ctx)
+	d.machine.WantDone(t, "attach lan0 auto", "apply", "interfaces wan0,lan0", "detach br0")
+}

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/klauspost/compress/gzhttp"
+	"github.com/klauspost/compress/gzip"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+	"golang.org/x/sys/unix"
+)
+
+// serverLimits bound what a client of the metrics server can cost.
+type serverLimits struct {
+	header      time.Duration // to send the request line and header
+	read        time.Duration // to send the whole request
+	write       time.Duration // from the end of the header to the end of the answer
+	idle        time.Duration // between two requests
+	stop        time.Duration // for the last answers when the server stops
+	headerBytes int
+	bodyBytes   int64
+	connections int // open at once; one more takes the place of the one that has asked nothing for longest
+	scrapes     int // answered at once; more get status 503
+}
+
+var defaultLimits = serverLimits{
+	header:      5 * time.Second,
+	read:        10 * time.Second,
+	write:       30 * time.Second,
+	idle:        time.Minute,
+	stop:        2 * time.Second,
+	headerBytes: 8 << 10,
+	bodyBytes:   4 << 10,
+	connections: 64,
+	scrapes:     4,
+}
+
+// health is what /-/healthy and /-/ready answer by.
+type health interface {
+	Healthy() error // the daemon's loop turns
+	Ready() error   // the configuration is applied
+}
+
+// metricsHandler serves /metrics, /-/healthy and /-/ready, and nothing else.
+func metricsHandler(page *metricsPage, health health, limits serverLimits) http.Handler {
+	mux := http.NewServeMux()
+	page.places = make(chan struct{}, limits.scrapes)
+	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed))
+	if err != nil {
+		panic(err) // the options are right
+	}
+	mux.Handle("GET /metrics", compressed(page))
+	answer := func(check func() error) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			if err := check(); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprintln(w, "ok")
+		}
+	}
+	mux.HandleFunc("GET /-/healthy", answer(health.Healthy))
+	mux.HandleFunc("GET /-/ready", answer(health.Ready))
+	return refuseBody(mux, limits.bodyBytes)
+}
+
+// metricsPage answers a scrape, in the text format alone. It holds the metrics of the gatherer, of which there are few,
+// and none of the forwards'. The handler of package promhttp would hold both: more than a gigabyte for 65,000 forwards.
+type metricsPage struct {
+	gatherer prometheus.Gatherer
+	forwards func(io.Writer) error // writes their metrics
+	log      *slog.Logger
+	places   chan struct{} // holds one for each scrape that is being answered
+}
+
+// ServeHTTP implements http.Handler.
+func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	select {
+	case m.places <- struct{}{}:
+		defer func() { <-m.places }()
+	default:
+		http.Error(w, "too many scrapes at once; try again", http.StatusServiceUnavailable)
+		return
+	}
+	families, err := m.gatherer.Gather()
+	if err != nil {
+		// What could be gathered is served all the same.
+		m.log.Warn("cannot gather all metrics", "error", err)
+	}
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	w.Header().Set("Content-Type", string(format))
+	out := bufio.NewWriterSize(w, 64<<10)
+	encoder := expfmt.NewEncoder(out, format)
+	err = nil
+	for i := 0; i < len(families) && err == nil; i++ {
+		err = encoder.Encode(families[i])
+	}
+	if err == nil {
+		err = m.forwards(out)
+	}
+	if err == nil {
+		err = out.Flush()
+	}
+	if err != nil {
+		m.logBroken(r.Context(), err)
+		// Nobody shall take half of the metrics for all of them.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// logBroken logs why a scrape was broken off. A client that goes away is no fault of the router.
+func (m *metricsPage) logBroken(ctx context.Context, err error) {
+	level := slog.LevelWarn
+	if network := net.Error(nil); ctx.Err() != nil || errors.As(err, &network) {
+		level = slog.LevelDebug
+	}
+	m.log.Log(ctx, level, "a scrape was cut off", "error", err)
+}
+
+// refuseBody answers for next where a request has a body of more than limit
+// bytes or of a length that it does not say. No handler reads one, so
+// http.MaxBytesHandler would never count: the server waited for it to end.
+func refuseBody(next http.Handler, limit int64) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ContentLength < 0 || r.ContentLength > limit {
+			w.Header().Set("Connection", "close")
+			http.Error(w, "a request must have no body", http.StatusRequestEntityTooLarge)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// metricsServer is a running server.
+type metricsServer struct {
+	http     *http.Server
+	listener net.Listener
+	stop     time.Duration
+	ended    chan struct{} // closed when nothing is served any more
+}
+
+// startMetrics serves handler on listen, "HOST:PORT".
+func startMetrics(listen string, handler http.Handler, limits serverLimits, log *slog.Logger) (*metricsServer, error) {
+	// An address that is to come, as the router's at boot, can be listened at.
+	free := net.ListenConfig{Control: freebind}
+	listener, err := free.Listen(context.Background(), tcpFamily(listen), listen)
+	if err != nil {
+		return nil, fmt.Errorf("serve metrics: %w", err)
+	}
+	clients := &clients{limit: limits.connections}
+	s := &metricsServer{
+		http: &http.Server{
+			Handler:           clients.answering(handler),
+			ConnContext:       clients.enter,
+			ConnState:         clients.follow,
+			ReadHeaderTimeout: limits.header,
+			ReadTimeout:       limits.read,
+			WriteTimeout:      limits.write,
+			IdleTimeout:       limits.idle,
+			MaxHeaderBytes:    limits.headerBytes,
+			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		},
+		listener: listener,
+		stop:     limits.stop,
+		ended:    make(chan struct{}),
+	}
+	log.Info("serving metrics", "address", s.address())
+	go func() {
+		defer close(s.ended)
+		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+			log.Warn("metrics server stopped", "error", err)
+		}
+	}()
+	return s, nil
+}
+
+// tcpFamily keeps 0.0.0.0 from meaning every IPv6 address as well.
+func tcpFamily(listen string) string {
+	if address, err := netip.ParseAddrPort(listen); err == nil && address.Addr().Is4() {
+		return "tcp4"
+	}
+	return "tcp"
+}
+
+func freebind(network, _ string, conn syscall.RawConn) error {
+	var err error
+	control := conn.Control(func(fd uintptr) {
+		if network == "tcp6" {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+			return
+		}
+		err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+	})
+	return errors.Join(control, err)
+}
+
+// address is where it listens, with the port that the kernel gave for 0.
+func (s *metricsServer) address() string { return s.listener.Addr().String() }
+
+// serves reports whether it still does.
+func (s *metricsServer) serves() bool {
+	select {
+	case <-s.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// Close lets running answers end, for a moment, and closes all connections.
+func (s *metricsServer) Close() error {
+	// Not left to Shutdown, which does not know of it before Serve has begun.
+	s.listener.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), s.stop)
+	defer cancel()
+	if s.http.Shutdown(ctx) == nil {
+		return nil
+	}
+	return s.http.Close()
+}
+
+// metricsPort keeps a metrics server at the address of the configuration. Only the daemon's loop uses it. An address
+// that is in use, or otherwise refused, stops nothing else: ensure tries it again.
+type metricsPort struct {
+	start   func(address string) (*metricsServer, error)
+	log     *slog.Logger
+	address string // "": no metrics
+	server  *metricsServer
+	logged  string // the error that was logged last; each is logged once
+}
+
+// move serves at another address, or tries again at the same one.
+func (p *metricsPort) move(address string) {
+	if address != p.address {
+		// First, for both may be one port: 0.0.0.0 has that of 127.0.0.1.
+		p.stop()
+		p.address, p.logged = address, ""
+	}
+	p.ensure()
+}
+
+// ensure starts the server if it does not run.
+func (p *metricsPort) ensure() {
+	if p.address == "" || p.server != nil && p.server.serves() {
+		return
+	}
+	p.stop()
+	server, err := p.start(p.address)
+	if err != nil {
+		if p.logged != err.Error() {
+			p.log.Warn("cannot serve metrics yet; forwarding goes on, and the address is tried again", "address", p.address, "error", err)
+		}
+		p.logged = err.Error()
+		return
+	}
+	p.server, p.logged = server, ""
+}
+
+func (p *metricsPort) stop() {
+	if err := p.Close(); err != nil {
+		p.log.Warn("cannot stop the metrics server cleanly", "error", err)
+	}
+}
+
+// Close stops the server, if there is one.
+func (p *metricsPort) Close() error {
+	if p.server == nil {
+		return nil
+	}
+	server := p.server
+	p.server = nil
+	return server.Close()
+}

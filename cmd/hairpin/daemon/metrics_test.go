@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type healthFake struct{ healthy, ready error }
+
+func (h *healthFake) Healthy() error { return h.healthy }
+func (h *healthFake) Ready() error   { return h.ready }
+
+const patience = 10 * time.Second
+
+// tightLimits are short enough to be met in a test.
+var tightLimits = serverLimits{
+	header: 200 * time.Millisecond, read: patience, write: patience,
+	idle: 200 * time.Millisecond, stop: 100 * time.Millisecond,
+	headerBytes: 4 << 10, bodyBytes: 1 << 10, connections: 2, scrapes: 1,
+}
+
+func serveTest(t *testing.T, health health, collectors ...prometheus.Collector) *metricsServer {
+	t.Helper()
+	return serveWithin(t, tightLimits, pageOf(collectors...), health)
+}
+
+// pageOf has the metrics of collectors, and of a forward.
+func pageOf(collectors ...prometheus.Collector) *metricsPage {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors...)
+	return &metricsPage{gatherer: registry, log: slog.New(slog.DiscardHandler), forwards: func(w io.Writer) error {
+		_, err := io.WriteString(w, "hairpin_forward_test{forward=\"web\"} 1\n")
+		return err
+	}}
+}
+
+func serveWithin(t *testing.T, limits serverLimits, page *metricsPage, health health) *metricsServer {
+	t.Helper()
+	s, err := startMetrics("127.0.0.1:0", metricsHandler(page, health, limits), limits, page.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
+}
+
+func dial(t *testing.T, s *metricsServer) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", s.address())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+func TestMetricsPages(t *testing.T) {
+	health := &healthFake{}
+	gauge := prometheus.NewGauge(prometheus.GaugeOpts{Name: "hairpin_test"})
+	s := serveTest(t, health, gauge)
+	for _, c := range []struct {
+		method, path   string
+		healthy, ready error
+		code           int
+		body           string
+	}{
+		{"GET", "/metrics", nil, nil, 200, "# HELP hairpin_test \n# TYPE hairpin_test gauge\nhairpin_test 0\nhairpin_forward_test{forward=\"web\"} 1\n"},
+		{"GET", "/-/healthy", nil, errors.New("starting"), 200, "ok"},
+		{"GET", "/-/ready", nil, errors.New("starting"), 503, "starting"},
+		{"GET", "/-/ready", nil, nil, 200, "ok"},
+		{"GET", "/-/healthy", errors.New("stuck"), nil, 503, "stuck"},
+		{"POST", "/metrics", nil, nil, 405, ""},
+		{"GET", "/", nil, nil, 404, ""},
+		{"GET", "/debug/pprof/", nil, nil, 404, ""},
+	} {
+		t.Run(c.method+c.path, func(t *testing.T) {
+			health.healthy, health.ready = c.healthy, c.ready
+			request, err := http.NewRequest(c.method, "http://"+s.address()+c.path, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response, err := http.DefaultClient.Do(request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer response.Body.Close()
+			if kind := response.Header.Get("Content-Type"); c.path == "/metrics" && c.code == 200 && kind != "text/plain; version=0.0.4; charset=utf-8" {
+				t.Errorf("it is of type %q", kind)
+			}
+			body, _ := io.ReadAll(response.Body)
+			if response.StatusCode != c.code || !strings.Contains(string(body), c.body) {
+				t.Errorf("%s: %q, want %d and %q", response.Status, body, c.code, c.body)
+			}
+		})
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// A client that stalls at any point of a request, or stays after one, is cut off.
+func TestMetricsClientThatStalls(t *testing.T) {
+	for name, sent := range map[string]string{
+		"before the request": "",
+		"in the header":      "GET /metrics HTTP/1.1\r\nHost: x\r\n",
+		"after a request":    "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			conn := dial(t, serveTest(t, &healthFake{}))
+			if _, err := io.WriteString(conn, sent); err != nil {
+				t.Fatal(err)
+			}
+			// Sooner than the limit for a whole request.
+			conn.SetReadDeadline(time.Now().Add(tightLimits.read / 2))
+			if _, err := io.Copy(io.Discard, conn); err != nil {
+				t.Errorf("not cut off: %v", err)
+			}
+		})
+	}
+}
+
+func TestMetricsHugeHeader(t *testing.T) {
+	conn := dial(t, serveTest(t, &healthFake{}))
+	fmt.Fprintf(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\nX: %s\r\n\r\n", strings.Repeat("x", 64<<10))
+	answer, _ := io.ReadAll(conn)
+	if !strings.Contains(string(answer), "431") {
+		t.Errorf("answer %.60q, want 431", answer)
+	}
+}
+
+// A scrape is answered however many clients are connected that ask nothing, or never finish asking.
+func TestMetricsBesideSilentClients(t *testing.T) {
+	limits := defaultLimits
+	limits.header, limits.read, limits.idle = 10*patience, 10*patience, 10*patience // they do not end by themselves
+	for name, sent := range map[string]string{
+		"silent":              "",
+		"in the request line": "GET /met",
+		"in the header":       "GET /metrics HTTP/1.1\r\nHost: x\r\n",
+		"after a request":     "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n",
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serveWithin(t, limits, pageOf(), &healthFake{})
+			for range limits.connections {
+				io.WriteString(dial(t, s), sent)
+			}
+			client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+			for range 3 {
+				response, err := client.Get("http://" + s.address() + "/metrics")
+				if err != nil {
+					t.Fatal(err)
+				}
+				response.Body.Close()
+				if response.StatusCode != http.StatusOK {
+					t.Errorf("scrape: %s", response.Status)
+				}
+			}
+		})
+	}
+}
+
+// Who is being answered keeps the place, though more come than there may be.
+func TestMetricsConnectionLimit(t *testing.T) {
+	limits := tightLimits
+	limits.header, limits.read, limits.idle, limits.scrapes = patience, patience, patience, limits.connections
+	slow := slowCollector{make(chan struct{}), make(chan struct{})}
+	s := serveWithin(t, limits, pageOf(slow), &healthFake{})
+	var open []net.Conn
+	for range limits.connections {
+		conn := dial(t, s)
+		io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+		<-slow.entered
+		open = append(open, conn)
+	}
+	if _, err := io.Copy(io.Discard, dial(t, s)); err != nil {
+		t.Errorf("one more than the limit was not cut off: %v", err)
+	}
+	close(slow.leave)
+	for _, conn := range open {
+		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
+			t.Errorf("one that was being answered: %v", err)
+		}
+	}
+}
+
+// A page is whole, or seen not to be.
+func TestMetricsPageThatFails(t *testing.T) {
+	page := pageOf(prometheus.NewGauge(prometheus.GaugeOpts{Name: "hairpin_test"}))
+	page.forwards = func(w io.Writer) error {
+		io.WriteString(w, strings.Repeat("hairpin_forward_test 1\n", 10_000))
+		return errors.New("no such table")
+	}
+	s := serveWithin(t, tightLimits, page, &healthFake{})
+	for _, compressed := range []bool{true, false} {
+		client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: !compressed}}
+		response, err := client.Get("http://" + s.address() + "/metrics")
+		if err == nil {
+			_, err = io.ReadAll(response.Body)
+			response.Body.Close()
+		}
+		if err == nil {
+			t.Errorf("compressed %v: half a page was taken for all of it", compressed)
+		}
+	}
+}
+
+type slowCollector struct{ entered, leave chan struct{} }
+
+func (c slowCollector) Describe(chan<- *prometheus.Desc) {}
+func (c slowCollector) Collect(chan<- prometheus.Metric) {
+	c.entered <- struct{}{}
+	<-c.leave
+}
+
+func TestMetricsScrapesAtOnce(t *testing.T) {
+	slow := slowCollector{make(chan struct{}, 1), make(chan struct{})}
+	s := serveTest(t, &healthFake{}, slow)
+	client := http.Client{Timeout: patience / 5}
+	go client.Get("http://" + s.address() + "/metrics")
+	<-slow.entered
+	response, err := client.Get("http://" + s.address() + "/metrics")
+	close(slow.leave)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response.Body.Close()
+	if response.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("second scrape: %s, want 503", response.Status)
+	}
+}
+
+// An address that no interface has yet can be listened at: the router boots.
+func TestMetricsAddressToCome(t *testing.T) {
+	s, err := startMetrics("192.0.2.77:0", http.NotFoundHandler(), tightLimits, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	if _, err := startMetrics("127.0.0.1:http-no", http.NotFoundHandler(), tightLimits, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a port that does not exist was taken")
+	}
+}

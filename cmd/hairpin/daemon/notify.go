@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"fmt"
+	"net"
+	"time"
+)
+
+// notifyPatience bounds how long a service manager that does not read keeps the
+// daemon from its work.
+const notifyPatience = time.Second
+
+// notifyManager sends a state of sd_notify(3) to the service manager's socket;
+// "" is none. Unlike the library's function it does not wait for ever if the
+// queue of the socket is full.
+func notifyManager(socket, state string) error {
+	if socket == "" {
+		return nil
+	}
+	conn, err := net.DialUnix("unixgram", nil, &net.UnixAddr{Name: socket, Net: "unixgram"})
+	if err != nil {
+		return fmt.Errorf("reach the service manager: %w", err)
+	}
+	defer conn.Close()
+	err = conn.SetWriteDeadline(time.Now().Add(notifyPatience))
+	if err == nil {
+		_, err = conn.Write([]byte(state))
+	}
+	if err != nil {
+		return fmt.Errorf("notify the service manager: %w", err)
+	}
+	return nil
+}

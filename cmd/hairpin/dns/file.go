@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dns
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hairpin/cmd/hairpin/atomicfile"
+)
+
+// maxSize is what a file of names may have, in bytes: 65,535 forwards with many hosts each take less.
+const maxSize = 256 << 20
+
+// PathError refuses a path that hairpin must not write to. Nothing was written.
+type PathError struct{ Path, Reason string }
+
+// Error implements error.
+func (e *PathError) Error() string { return e.Path + " " + e.Reason }
+
+// Write makes the file at path hold names, and reports whether the file had to be written. It returns a *PathError for a
+// file that is not ours, and for what is no file.
+func (f File) Write(path string, names []Name, now time.Time) (bool, error) {
+	previous, err := read(path)
+	if err != nil {
+		return false, err
+	}
+	data := f.update(previous, names, now)
+	if previous != nil && string(previous) == string(data) {
+		return false, nil
+	}
+	if err := atomicfile.Write(path, data); err != nil {
+		return false, fmt.Errorf("write %s: %w", path, err)
+	}
+	return true, nil
+}
+
+// CheckPath reports whether Write could write to path now. It writes nothing.
+func CheckPath(path string) error {
+	_, err := read(path)
+	return err
+}
+
+// read reads a file that hairpin wrote, or an empty one; nil if there is none.
+func read(path string) ([]byte, error) {
+	dir := filepath.Dir(path)
+	// Only the directory matters: the rename that puts the file in place replaces a
+	// link, and does not follow it.
+	switch resolved, err := filepath.EvalSymlinks(dir); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("write %s: directory %s does not exist; create it", path, dir)
+	case err != nil:
+		return nil, fmt.Errorf("look for %s: %w", path, err)
+	case resolved != dir:
+		return nil, &PathError{path, "leads through a symbolic link; write " + filepath.Join(resolved, filepath.Base(path))}
+	}
+	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case errors.Is(err, unix.ELOOP):
+		return nil, &PathError{path, "is a symbolic link; give the path of a file"}
+	case err != nil:
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, &PathError{path, "is not a regular file; give the path of a file"}
+	}
+	data, err := io.ReadAll(io.LimitReader(file, maxSize))
+	if err != nil {
+		return nil, err
+	}
+	if len(data) > 0 && !isOurs(data) {
+		return nil, &PathError{path, "was not written by hairpin, so it is left alone; give another path"}
+	}
+	return data, nil
+}

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"hairpin/cmd/hairpin/router/routertest"
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+func routerOf(m *routertest.Machine) *Router {
+	return New(Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Forwards: m.Forwards})
+}
+
+// isProblem reports whether an error is about the configuration.
+func isProblem(err error) bool { return errors.As(err, new(*maps.Problem)) }
+
+func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
+	m := routertest.NewMachine("wan0", "lan0", "old0")
+	m.Attached[4] = loader.Attachment{Interface: "old0", Index: 4, TC: loader.TCX}
+	result, err := routerOf(m).Apply(routertest.Config())
+	if err != nil || !result.Done {
+		t.Fatalf("apply: %v, done %v", err, result.Done)
+	}
+	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0", "detach old0")
+	if m.Interfaces[0].Role != maps.RoleWAN || m.Interfaces[1].Role != maps.RoleLAN {
+		t.Errorf("roles: %+v", m.Interfaces)
+	}
+	// The addresses of others are the router's own, too.
+	if len(m.Interfaces) != 3 || m.Interfaces[2].Name != "old0" || m.Interfaces[2].Role != 0 || len(m.Interfaces[2].Addresses) != 1 {
+		t.Errorf("others: %+v", m.Interfaces)
+	}
+	// All of what a link is gets to the tables.
+	want := maps.Interface{
+		Name: "wan0", Index: 2, Role: maps.RoleWAN, MTU: 1402, RPFilter: 2, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24")},
+	}
+	if diff := cmp.Diff(want, m.Interfaces[0], cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
+		t.Errorf("wan0 (-want +got):\n%s", diff)
+	}
+}
+
+// An interface or a table that refuses leaves everything as it was.
+func TestApplyIsAllOrNothing(t *testing.T) {
+	t.Run("interface refuses", func(t *testing.T) {
+		m := routertest.NewMachine("wan0", "lan0")
+		m.Refuse["lan0"] = errors.New("somebody else's XDP program")
+		if result, err := routerOf(m).Apply(routertest.Config()); err == nil || result.Done {
+			t.Errorf("apply: %v, done %v", err, result.Done)
+		}
+		m.WantDone(t)
+	})
+	t.Run("interface refuses while something runs", func(t *testing.T) {
+		m := routertest.NewMachine("wan0", "lan0")
+		m.Refuse["lan0"] = errors.New("somebody else's XDP program")
+		cfg := routertest.Config()
+		m.Config = &cfg
+		if result, err := routerOf(m).Apply(routertest.Config()); err == nil || result.Done || m.Prepared > 0 {
+			t.Errorf("apply: %v, done %v, %d prepared", err, result.Done, m.Prepared)
+		}
+		m.WantDone(t)
+	})
+	t.Run("tables refuse", func(t *testing.T) {
+		m := routertest.NewMachine("wan0", "lan0")
+		m.ApplyErr = errors.New("no memory")
+		if result, err := routerOf(m).Apply(routertest.Config()); err == nil || result.Done {
+			t.Errorf("apply: %v, done %v", err, result.Done)
+		}
+		m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "detach wan0", "detach lan0")
+	})
+	t.Run("stand-ins are somebody's", func(t *testing.T) {
+		m := routertest.NewMachine("wan0", "lan0")
+		m.RouteList = []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15")}
+		cfg := routertest.Config()
+		cfg.StandIns = []maps.StandIn{
+			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
+			{Clients: netip.MustParsePrefix("192.168.2.0/24"), Network: netip.MustParsePrefix("10.0.3.0/24")},
+		}
+		_, err := routerOf(m).Apply(cfg)
+		if !isProblem(err) || strings.Count(err.Error(), "overlaps") != 2 {
+			t.Errorf("apply: %v, want problems of the configuration", err)
+		}
+		m.WantDone(t)
+	})
+	t.Run("target is the router", func(t *testing.T) {
+		m := routertest.NewMachine("wan0", "lan0")
+		cfg := routertest.Config()
+		cfg.Forwards[0].Target = netip.MustParseAddr("10.0.3.1")
+		_, err := routerOf(m).Apply(cfg)
+		if !isProblem(err) {
+			t.Errorf("apply: %v, want problems of the configuration", err)
+		}
+		m.WantDone(t)
+	})
+}
+
+func TestApplyOfAnotherModeReattaches(t *testing.T) {
+	m := routertest.NewMachine("wan0", "lan0")
+	cfg := routertest.Config()
+	if _, err := routerOf(m).Apply(cfg); err != nil {
+		t.Fatal(err)
+	}
+	m.Did()
+	cfg.Mode = maps.ModeXDP
+	result, err := routerOf(m).Apply(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.WantDone(t, "attach wan0 xdp", "attach lan0 xdp", "apply", "interfaces wan0,lan0")
+	if got := result.Ports[0].Mode(); got != "xdp+tcx" {
+		t.Errorf("mode %q, want xdp+tcx", got)
+	}
+}
+
+// An interface that refuses another mode leaves all of them, and the tables, as they were.
+func TestRefusedModeChangesNothing(t *testing.T) {
+	refusal := errors.New("somebody else's XDP program")
+	running := func(t *testing.T) (*routertest.Machine, maps.Config) {
+		m, cfg := routertest.NewMachine("wan0", "lan0"), routertest.Config()
+		cfg.Mode = maps.ModeTC
+		if _, err := routerOf(m).Apply(cfg); err != nil {
+			t.Fatal(err)
+		}
+		m.Did()
+		cfg.Mode = maps.ModeXDP
+		return m, cfg
+	}
+	unchanged := func(t *testing.T, m *routertest.Machine, cfg maps.Config) {
+		t.Helper()
+		result, err := routerOf(m).Apply(cfg)
+		if !errors.Is(err, refusal) || result.Done || m.Config.Mode != maps.ModeTC {
+			t.Errorf("apply: %v, done %v, mode %s", err, result.Done, m.Config.Mode)
+		}
+	}
+	t.Run("when asked", func(t *testing.T) {
+		m, cfg := running(t)
+		m.Refuse = map[string]error{"lan0": refusal}
+		unchanged(t, m, cfg)
+		m.WantDone(t)
+	})
+	t.Run("when attached", func(t *testing.T) {
+		m, cfg := running(t)
+		m.Fail = map[string]error{"lan0": refusal}
+		unchanged(t, m, cfg)
+		m.WantDone(t, "attach wan0 xdp", "attach wan0 tc", "attach lan0 tc")
+	})
+	t.Run("by the tables", func(t *testing.T) {
+		m, cfg := running(t)
+		m.ApplyErr = refusal
+		unchanged(t, m, cfg)
+		m.WantDone(t)
+	})
+}
+
+// A change that runs, although a step after it failed, is not taken back.
+func TestUnfinishedChangeStays(t *testing.T) {
+	m, cfg := routertest.NewMachine("wan0", "lan0"), routertest.Config()
+	m.Unfinished = true
+	result, err := routerOf(m).Apply(cfg)
+	if !errors.Is(err, maps.ErrUnfinished) || !result.Done {
+		t.Errorf("apply: %v, done %v", err, result.Done)
+	}
+	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
+}
+
+// What runs over a live datapath depends on whether the files are those that it was served with.
+func TestStart(t *testing.T) {
+	m := routertest.NewMachine("wan0", "lan0")
+	cfg := routertest.Config()
+	if _, err := routerOf(m).Start(cfg); err != nil {
+		t.Fatal(err)
+	}
+	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
+
+	m.Config.Forwards = append(m.Config.Forwards, maps.Forward{
+		Name: "late", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 53, Last: 53},
+		Target: netip.MustParseAddr("10.9.9.9"),
+	})
+	again, err := routerOf(m).Start(cfg)
+	if err != nil || !again.Kept {
+		t.Fatalf("start with the same files: %v, kept %v", err, again.Kept)
+	}
+	m.WantDone(t, "interfaces wan0,lan0")
+	if len(m.Config.Forwards) != 2 {
+		t.Error("the forward added at run time is gone")
+	}
+
+	cfg.Digest = "two"
+	edited, err := routerOf(m).Start(cfg)
+	if err != nil || edited.Kept {
+		t.Fatalf("start with edited files: %v, kept %v", err, edited.Kept)
+	}
+	m.WantDone(t, "apply", "interfaces wan0,lan0")
+}
+
+func TestAttachRefusesAPortOfABridge(t *testing.T) {
+	m := routertest.NewMachine("wan0", "lan0", "br0")
+	m.Edit("lan0", func(l *loader.Link) { l.PortOf = "br0" })
+	result, err := routerOf(m).Apply(routertest.Config())
+	if err == nil || result.Done || !strings.Contains(err.Error(), "lan0 is a port of br0") {
+		t.Errorf("apply: %v, done %v", err, result.Done)
+	}
+	m.WantDone(t)
+}
+
+func TestSummary(t *testing.T) {
+	for want, change := range map[string]maps.Change{
+		"1 forward, nothing to do":  {Unchanged: 1},
+		"2 forwards, nothing to do": {Unchanged: 2},
+		"1 added, 2 removed, 1 changed, 3 unchanged; settings: timeouts.udp": {
+			Added: []string{"a"}, Removed: []string{"b", "c"}, Changed: []string{"d"}, Unchanged: 3, Settings: []string{"timeouts.udp"},
+		},
+	} {
+		if got := (Result{Change: change}).Summary(); got != want {
+			t.Errorf("Summary = %q, want %q", got, want)
+		}
+	}
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"hairpin/cmd/hairpin/presence"
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+// Session is an open datapath with its Router. The directory that it is opened by holds the pins.
+type Session struct {
+	*Router
+	Tables *maps.Tables // to read from
+
+	dir      string
+	datapath *loader.Datapath
+	release  func() // of the writer lock; nil for a reader
+}
+
+func newSession(dir string, datapath *loader.Datapath, release func()) *Session {
+	tables := maps.New(datapath.Objects())
+	o := kernel()
+	o.Datapath, o.Tables = datapath, tables
+	return &Session{Router: New(o), Tables: tables, dir: dir, datapath: datapath, release: release}
+}
+
+// Open opens the datapath for reading, without a lock.
+func Open(dir string) (*Session, error) {
+	datapath, err := loader.Open(loader.Options{Dir: dir})
+	if err != nil {
+		return nil, err
+	}
+	return newSession(dir, datapath, nil), nil
+}
+
+// OpenLocked opens the datapath to change it. It waits for the writer lock until ctx ends.
+func OpenLocked(ctx context.Context, dir string) (*Session, error) {
+	// Checked first, because taking the lock may mount a bpffs on the directory.
+	if err := loader.Check(loader.Options{Dir: dir}); err != nil {
+		return nil, err
+	}
+	return locked(ctx, dir, func() (*loader.Datapath, error) { return loader.Open(loader.Options{Dir: dir}) })
+}
+
+// Load opens the datapath to change it, and creates one with this size of the connection table if there is none. It
+// waits for the writer lock until ctx ends.
+func Load(ctx context.Context, dir string, maxConnections uint32) (*Session, error) {
+	return locked(ctx, dir, func() (*loader.Datapath, error) {
+		if err := loader.Check(loader.Options{Dir: dir}); err == nil {
+			maxConnections = 0 // keep the size; ResizeWarning tells of a difference
+		}
+		return loader.Load(loader.Options{Dir: dir, MaxConnections: maxConnections})
+	})
+}
+
+func locked(ctx context.Context, dir string, open func() (*loader.Datapath, error)) (*Session, error) {
+	release, err := loader.Lock(ctx, dir)
+	if err != nil {
+		return nil, err
+	}
+	datapath, err := open()
+	if err != nil {
+		release()
+		return nil, err
+	}
+	return newSession(dir, datapath, release), nil
+}
+
+// Close closes the datapath, releases the writer lock, and leaves everything in the kernel as it is.
+func (s *Session) Close() error {
+	defer s.Unlock()
+	return s.datapath.Close()
+}
+
+// Unlock releases the writer lock, if the session holds it.
+func (s *Session) Unlock() {
+	if s.release != nil {
+		s.release()
+		s.release = nil
+	}
+}
+
+// Discard closes the session, and removes a datapath that this session created and could not bring into service. A
+// datapath that existed before stays.
+func (s *Session) Discard() error {
+	defer s.Unlock()
+	adopted := s.datapath.Adopted()
+	if err := s.datapath.Close(); err != nil || adopted {
+		return err
+	}
+	return Remove(s.dir)
+}
+
+// Remove removes the datapath in dir with everything that belongs to it. The datapath need not be open, so that pins of
+// another schema, or incomplete ones, can be removed as well. The caller holds the writer lock.
+func Remove(dir string) error {
+	return errors.Join(presence.Remove(dir), loader.Remove(dir))
+}
+
+// Adopted reports whether the datapath existed before this session.
+func (s *Session) Adopted() bool { return s.datapath.Adopted() }
+
+// Upgrade replaces the programs by those of this binary.
+func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
+
+// Attached are the interfaces that have the programs, those of the configuration first.
+func (s *Session) Attached() ([]Port, error) {
+	cfg, err := s.Tables.Settings()
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return nil, fmt.Errorf("read the running configuration: %w", err)
+	}
+	seen, err := s.inventory(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return seen.attached(), nil
+}
+
+// Detach takes the programs off all interfaces, and counts them. The tables keep interfaces and addresses, so that
+// connections without traffic meanwhile go on after the next attach, which compares the addresses with the machine's.
+// WANs come last: while a LAN has its program, packets leave by watched WANs only.
+func (s *Session) Detach() (int, error) {
+	attachments, err := s.datapath.Attachments()
+	if err != nil {
+		return 0, fmt.Errorf("list attachments: %w", err)
+	}
+	slices.SortStableFunc(attachments, func(a, b loader.Attachment) int {
+		switch {
+		case a.Guard == b.Guard:
+			return 0
+		case b.Guard:
+			return -1
+		}
+		return 1
+	})
+	var errs []error
+	for _, attachment := range attachments {
+		errs = append(errs, s.datapath.Detach(attachment.Index))
+	}
+	return len(attachments), errors.Join(errs...)
+}
+
+// Running is the configuration in the kernel. A datapath to which none was ever applied counts as not attached.
+func (s *Session) Running() (maps.Config, error) { return explainRunning(s.Tables.Running()) }
+
+// Settings are those of Running, without its forwards.
+func (s *Session) Settings() (maps.Config, error) { return explainRunning(s.Tables.Settings()) }
+
+func explainRunning(cfg maps.Config, err error) (maps.Config, error) {
+	if errors.Is(err, maps.ErrEmpty) {
+		return cfg, fmt.Errorf("%w: %w; run \"hairpin attach\" to apply the file", loader.ErrNotLoaded, err)
+	}
+	if err != nil {
+		return cfg, fmt.Errorf("read the running configuration: %w", err)
+	}
+	return cfg, nil
+}
+
+// MaxConnections is the size of the connection table, which is fixed when the datapath is created.
+func (s *Session) MaxConnections() uint32 { return maps.ConnectionsLimit(s.datapath.Objects()) }

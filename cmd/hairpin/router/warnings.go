@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"hairpin/maps"
+)
+
+// Survey is what runs, and what keeps it from working.
+type Survey struct {
+	Ports    []Port
+	Forwards int // how many run
+	Warnings []string
+}
+
+// Survey looks at every interface of cfg, which runs, and at every forward that runs. It holds one forward at a time:
+// there may be tens of thousands.
+func (s *Session) Survey(cfg maps.Config) (Survey, error) {
+	seen, err := s.inventory(cfg)
+	if err != nil {
+		return Survey{}, err
+	}
+	found := Survey{Ports: seen.ports}
+	forwarding, err := s.NotForwarding(seen.ports)
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return Survey{}, err
+	}
+	var unaddressed, problems []string
+	check := func(cfg maps.Config, here []maps.Interface) {
+		for _, problem := range maps.Problems(cfg.CheckAddresses(here)) {
+			problems = append(problems, problem.Error())
+		}
+	}
+	here, alone := machine(cfg, seen.links), cfg
+	alone.StandIns, alone.Forwards = nil, make([]maps.Forward, 1)
+	err = s.Tables.EachForward(func(f *maps.Forward) bool {
+		alone.Forwards[0] = *f
+		found.Forwards++
+		unaddressed = append(unaddressed, withoutAddress(alone, seen.ports)...)
+		check(alone, here)
+		return true
+	})
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
+	}
+	check(cfg, here) // stand-ins
+	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), forwarding, unaddressed, problems)
+	return found, nil
+}
+
+// portWarnings are what is wrong with interfaces.
+func portWarnings(ports []Port, mode string) (list []string) {
+	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
+	for _, p := range ports {
+		switch {
+		case p.Link == nil:
+		case p.Err != nil:
+			warn("%s", p.Err)
+		case p.Attachment == nil:
+			warn("%s: not attached: run \"hairpin attach\"", p.Name)
+		case p.needsGuard() && !p.Attachment.Guard:
+			warn("%s: the leak guard is not attached: run \"hairpin attach\"", p.Name)
+		case p.missesTags(mode):
+			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: run \"hairpin attach\", or start the daemon", p.Name)
+		case !p.Link.Up:
+			warn("%s: the link is down", p.Name)
+		case len(p.Addresses()) == 0 && p.Role == maps.RoleWAN:
+			warn("%s: no address, so nothing reaches its forwards", p.Name)
+		}
+	}
+	return list
+}
+
+// withoutAddress names the forwards that no interface has an address for, of their family. Interfaces without any
+// address have a warning of their own.
+func withoutAddress(cfg maps.Config, ports []Port) (list []string) {
+	for _, f := range cfg.Forwards {
+		if f.External.Address.IsValid() || f.Intercept {
+			continue
+		}
+		anyFamily, itsFamily := false, false
+		for _, p := range ports {
+			if p.Role == maps.RoleWAN && (f.External.Interface == "" || f.External.Interface == p.Name) {
+				anyFamily = anyFamily || len(p.Addresses()) > 0
+				itsFamily = itsFamily || p.hasFamily(f.Target)
+			}
+		}
+		if anyFamily && !itsFamily {
+			family := "IPv4"
+			if f.Target.Is6() {
+				family = "IPv6"
+			}
+			lacks := fmt.Sprintf("no WAN interface has an %s address", family)
+			if f.External.Interface != "" {
+				lacks = fmt.Sprintf("%s has no %s address", f.External.Interface, family)
+			}
+			list = append(list, fmt.Sprintf("forward %q: %s, so nothing reaches the forward", f.Name, lacks))
+		}
+	}
+	return list
+}
+
+// Unconfigured is a warning if cfg, read from file, names no interface; else "". The file that is installed names none,
+// and hairpin then does nothing.
+func Unconfigured(cfg maps.Config, file string) string {
+	if len(cfg.WAN)+len(cfg.LAN) > 0 {
+		return ""
+	}
+	return fmt.Sprintf("no interfaces are configured: set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
+}
+
+// ResizeWarning is a warning if cfg asks for another size of the connection table than the running one has; else "".
+func (s *Session) ResizeWarning(cfg maps.Config) string {
+	if have := s.MaxConnections(); have != cfg.MaxConnections {
+		return fmt.Sprintf("the connection table has room for %d connections; max_connections = %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
+			have, cfg.MaxConnections)
+	}
+	return ""
+}
+
+// NotForwarding says where the kernel does not forward packets: there it finds no next hop for packets that hairpin
+// translates. IPv6 matters only if a forward of IPv6 runs. While every link is down the router may still be booting:
+// systemd-networkd turns forwarding on first, and then brings links up.
+func (r *Router) NotForwarding(ports []Port) ([]string, error) {
+	ipv6, err := r.tables.HasIPv6()
+	if err != nil {
+		return nil, fmt.Errorf("read the running configuration: %w", err)
+	}
+	return notForwarding(ipv6, ports, r.forwards), nil
+}
+
+func notForwarding(ipv6 bool, ports []Port, forwards func(sysctl, ifname string) bool) (list []string) {
+	if !slices.ContainsFunc(ports, Port.isUp) {
+		return nil
+	}
+	for _, family := range []struct {
+		name, sysctl, all string
+		wanted            bool
+	}{
+		{"IPv4", "net.ipv4", "ip_forward", true},
+		{"IPv6", "net.ipv6", "conf.all.forwarding", ipv6},
+	} {
+		if !family.wanted {
+			continue
+		}
+		if !forwards(family.sysctl, "all") {
+			list = append(list, fmt.Sprintf("%s forwarding is off: sysctl -w %s.%s=1", family.name, family.sysctl, family.all))
+			continue
+		}
+		for _, p := range ports {
+			if p.Attachment != nil && !forwards(family.sysctl, p.Name) {
+				list = append(list, fmt.Sprintf("%s: %s forwarding is off here: %s", p.Name, family.name, sysctlCommand(family.sysctl, p.Name, "forwarding=1")))
+			}
+		}
+	}
+	return list
+}
+
+// sysctlCommand sets something of an interface, for a shell; sysctl is net.ipv4 or net.ipv6. The dots of a name such as
+// lan0.10 stay dots only if slashes separate the parts of the key (sysctl(8)).
+func sysctlCommand(sysctl, ifname, setting string) string {
+	key := sysctl + ".conf." + ifname + "." + setting
+	if strings.Contains(ifname, ".") {
+		key = strings.ReplaceAll(sysctl, ".", "/") + "/conf/" + ifname + "/" + setting
+	}
+	return "sysctl -w " + shellWord(key)
+}
+
+// unquoted are the characters that a shell takes as they are.
+const unquoted = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/=-"
+
+func shellWord(text string) string {
+	if strings.Trim(text, unquoted) != "" {
+		return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
+	}
+	return text
+}
+
+// forwards is Options.Forwards of the kernel. What cannot be read counts as on: the interface may just have gone.
+func forwards(sysctl, ifname string) bool {
+	dir := strings.ReplaceAll(sysctl, ".", "/")
+	data, err := os.ReadFile(filepath.Join("/proc/sys", dir, "conf", ifname, "forwarding"))
+	return err != nil || strings.TrimSpace(string(data)) != "0"
+}

@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"hairpin/loader"
+	"hairpin/maps"
+)
+
+func prefixes(list ...string) (found []netip.Prefix) {
+	for _, text := range list {
+		found = append(found, netip.MustParsePrefix(text))
+	}
+	return found
+}
+
+// Forwards that no interface has an address for, of their family.
+func TestWithoutAddress(t *testing.T) {
+	parse := func(line string) maps.Forward {
+		f, err := maps.ParseForward(strings.Fields(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	cfg := maps.Config{WAN: []string{"wan0", "wan1"}, Forwards: []maps.Forward{
+		parse("a tcp 80 to 10.0.0.1"), parse("b tcp wan0:80 to 10.0.0.1"), parse("c tcp wan1:80 to 10.0.0.1"), parse("d tcp 203.0.113.9:80 to 10.0.0.1"),
+		parse("a6 tcp 80 to fd00::1"), parse("b6 tcp wan0:80 to fd00::1"), parse("c6 tcp wan1:80 to fd00::1"), parse("d6 tcp [2001:db8::9]:80 to fd00::1"),
+	}}
+	for _, test := range []struct {
+		name       string
+		wan0, wan1 []netip.Prefix
+		want       string
+	}{
+		{"both have both", prefixes("203.0.113.1/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "fd01::1/64"), ""},
+		{"IPv6 on one", prefixes("203.0.113.1/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "fe80::1/64"), "c6 wan1 IPv6"},
+		{"no IPv6", prefixes("203.0.113.1/24"), prefixes("198.51.100.1/24"), "a6 no WAN interface IPv6, b6 wan0 IPv6, c6 wan1 IPv6"},
+		{"IPv6 alone", prefixes("2001:db8::1/64"), prefixes("2001:db8:1::1/64"), "a no WAN interface IPv4, b wan0 IPv4, c wan1 IPv4"},
+		{"no address at all", nil, prefixes("fe80::1/64"), ""}, // told for each interface
+	} {
+		ports := []Port{
+			{Name: "wan0", Role: maps.RoleWAN, Link: &loader.Link{Addresses: test.wan0}},
+			{Name: "wan1", Role: maps.RoleWAN, Link: &loader.Link{Addresses: test.wan1}},
+			{Name: "lan0", Role: maps.RoleLAN, Link: &loader.Link{Addresses: prefixes("10.0.0.254/8", "fd00::254/64")}},
+		}
+		var got []string
+		for _, warning := range withoutAddress(cfg, ports) {
+			words := strings.NewReplacer(`forward "`, "", `":`, "", " has no ", " ", " has an ", " ", " address, so nothing reaches the forward", "").Replace(warning)
+			got = append(got, words)
+		}
+		if got := strings.Join(got, ", "); got != test.want {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+}
+
+// IPv6 need not be forwarded by who has no forward of it. While no link is up the router may still be booting.
+func TestNotForwarding(t *testing.T) {
+	up := &loader.Link{Up: true}
+	ports := []Port{
+		{Name: "wan0", Role: maps.RoleWAN, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "lan0", Role: maps.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "lan1", Role: maps.RoleLAN, Link: up},
+		{Name: "lan0.10", Role: maps.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "l'n$0", Role: maps.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
+	}
+	off := func(string, string) bool { return false }
+	booting := []Port{
+		{Name: "wan0", Role: maps.RoleWAN, Link: &loader.Link{}, Attachment: &loader.Attachment{}},
+		{Name: "lan0", Role: maps.RoleLAN},
+		{Name: "lo", Role: maps.RoleLocal, Link: up, Attachment: &loader.Attachment{}},
+	}
+	if got := notForwarding(false, booting, off); got != nil {
+		t.Errorf("no link is up: %q", got)
+	}
+	const four, six = false, true // whether a forward of IPv6 runs
+	for _, test := range []struct {
+		name string
+		ipv6 bool
+		off  string
+		want []string
+	}{
+		{"all on", six, "", nil},
+		{"IPv4 off", four, "net.ipv4/all", []string{"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1"}},
+		{"IPv4 off on one", four, "net.ipv4/lan0", []string{"lan0: IPv4 forwarding is off here: sysctl -w net.ipv4.conf.lan0.forwarding=1"}},
+		{"off on a VLAN", four, "net.ipv4/lan0.10", []string{"lan0.10: IPv4 forwarding is off here: sysctl -w net/ipv4/conf/lan0.10/forwarding=1"}},
+		{"off on an odd name", four, "net.ipv4/l'n$0", []string{`l'n$0: IPv4 forwarding is off here: sysctl -w 'net.ipv4.conf.l'\''n$0.forwarding=1'`}},
+		{"off on one that is not attached", four, "net.ipv4/lan1", nil},
+		{"IPv6 off without a forward of it", four, "net.ipv6/all", nil},
+		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1"}},
+		{"IPv6 off on one", six, "net.ipv6/wan0", []string{"wan0: IPv6 forwarding is off here: sysctl -w net.ipv6.conf.wan0.forwarding=1"}},
+	} {
+		got := notForwarding(test.ipv6, ports, func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off })
+		if !slices.Equal(got, test.want) {
+			t.Errorf("%s: %q, want %q", test.name, got, test.want)
+		}
+	}
+}

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"hairpin/maps"
+)
+
+// settingText is a setting as a configuration has it, by its key in the file.
+func settingText(cfg maps.Config, key string) string {
+	switch key {
+	case "interfaces.wan":
+		return listText(cfg.WAN)
+	case "interfaces.lan":
+		return listText(cfg.LAN)
+	case "datapath.mode":
+		return strconv.Quote(cfg.Mode)
+	case "datapath.max_connections":
+		return strconv.FormatUint(uint64(cfg.MaxConnections), 10)
+	case "datapath.max_per_source":
+		return strconv.FormatUint(uint64(cfg.PerSource()), 10)
+	case "datapath.mss_clamp":
+		if cfg.MSSClamp == nil {
+			return "(absent: PPP devices)" // no value means this
+		}
+		return listText(cfg.MSSClamp)
+	case "timeouts.tcp_established":
+		return durationText(cfg.Timeouts.TCPEstablished)
+	case "timeouts.tcp_transitory":
+		return durationText(cfg.Timeouts.TCPTransitory)
+	case "timeouts.tcp_opening":
+		return durationText(cfg.Timeouts.Opening())
+	case "timeouts.tcp_closing":
+		return durationText(cfg.Timeouts.Closing())
+	case "timeouts.udp":
+		return durationText(cfg.Timeouts.UDP)
+	case "timeouts.icmp":
+		return durationText(cfg.Timeouts.ICMP)
+	case "timeouts.port_hold":
+		return durationText(cfg.Timeouts.PortHold)
+	case "icmp.refuse":
+		return listText(cfg.ICMP.Refuse)
+	case "icmp.rate":
+		return strconv.FormatUint(uint64(cfg.ICMP.Rate), 10)
+	case "reflection.default":
+		return strconv.Quote(string(cfg.Reflection))
+	case "reflection.prefixes":
+		return standInsText(cfg.StandIns)
+	case "metrics.listen":
+		return strconv.Quote(cfg.MetricsListen)
+	case "dns.write":
+		return dnsText(cfg, func(file maps.DNSFile) string { return strconv.Quote(file.Path) })
+	case "dns.reload":
+		return dnsText(cfg, func(file maps.DNSFile) string {
+			if file.Reload == nil {
+				return ""
+			}
+			return listText(file.Reload)
+		})
+	}
+	return "(differs)"
+}
+
+// dnsText is something of each file of names, if it is there, as a configuration has it.
+func dnsText(cfg maps.Config, text func(maps.DNSFile) string) string {
+	var entries []string
+	for _, file := range cfg.DNS {
+		if value := text(file); value != "" {
+			entries = append(entries, string(file.Format)+" = "+value)
+		}
+	}
+	if entries == nil {
+		return "{}"
+	}
+	return "{ " + strings.Join(entries, ", ") + " }"
+}
+
+func durationText(duration time.Duration) string { return strconv.Quote(duration.String()) }
+
+// listText is a list of strings as a configuration has it.
+func listText(list []string) string {
+	quoted := make([]string, len(list))
+	for i, text := range list {
+		quoted[i] = strconv.Quote(text)
+	}
+	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// standInsText is a table of networks as a configuration has it.
+func standInsText(list []maps.StandIn) string {
+	if len(list) == 0 {
+		return "{}"
+	}
+	pairs := make([]string, len(list))
+	for i, s := range list {
+		pairs[i] = fmt.Sprintf("%q = %q", s.Clients, s.Network)
+	}
+	return "{ " + strings.Join(pairs, ", ") + " }"
+}

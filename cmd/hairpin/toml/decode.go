@@ -1,0 +1,646 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toml
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2/unstable"
+
+	"hairpin/maps"
+)
+
+const version = 1
+
+// reader turns documents into one configuration and collects what is wrong.
+type reader struct {
+	config   maps.Config
+	files    map[maps.DNSFormat]*maps.DNSFile
+	problems []*problem
+	places   map[place]position // of what was read
+	lists    map[place][]*value // the items of what was read as a list
+	broken   map[place]bool     // fields that have a problem already
+
+	// lean is to remember no places of forwards: if there is any problem, everything is read again, with them.
+	lean  bool
+	wrong bool // there is a problem
+}
+
+// place is a field of a forward, or of no forward with index -1.
+type place struct {
+	index int
+	field string
+}
+
+type position struct {
+	doc    *document
+	offset int
+}
+
+func parse(sources []source) (maps.Config, error) {
+	r := newReader(true)
+	r.read(sources)
+	if r.wrong {
+		r = newReader(false)
+		r.read(sources)
+	}
+	if len(r.problems) > 0 {
+		return maps.Config{}, joined(r.problems, sources)
+	}
+	r.config.Digest = digest(sources)
+	return r.config, nil
+}
+
+func newReader(lean bool) *reader {
+	return &reader{
+		config: maps.DefaultConfig(), files: map[maps.DNSFormat]*maps.DNSFile{},
+		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{}, lean: lean,
+	}
+}
+
+func (r *reader) read(sources []source) {
+	for _, s := range sources {
+		doc := newDocument(s)
+		if r.lean {
+			r.config.Forwards = slices.Grow(r.config.Forwards, bytes.Count(s.data, []byte("[[forward]]")))
+			doc.forward = func(t *table) { r.forward(doc, t) }
+		}
+		if offset, err := doc.read(); err != nil {
+			r.report(position{doc, offset}, place{-1, ""}, err)
+			continue
+		}
+		r.document(doc)
+	}
+	r.config.DNS = r.dnsFiles()
+	r.validate()
+}
+
+// report records a problem at a position.
+func (r *reader) report(at position, about place, err error) {
+	r.wrong = true
+	if r.lean {
+		return
+	}
+	p := &problem{File: at.doc.name, Problem: maps.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
+	if about.index >= 0 {
+		f := &r.config.Forwards[about.index]
+		p.Forward, p.Kind = f.Name, f.Kind()
+	}
+	p.Line, p.Column = at.doc.position(at.offset)
+	r.problems = append(r.problems, p)
+	r.broken[about] = true
+}
+
+// fields are a table's keys and what reads each.
+type fields map[string]func(at position, v *value) error
+
+// table reads every key of a table; prefix is its name with a dot.
+func (r *reader) table(doc *document, t *table, index int, prefix string, known fields) {
+	for _, e := range t.entries {
+		about := place{index, prefix + e.key}
+		read, ok := known[e.key]
+		if !ok {
+			// The key is quoted in the message, it may be anything.
+			r.report(position{doc, e.offset}, place{index, ""}, unknownKey(e.key, prefix, known))
+			continue
+		}
+		at := position{doc, e.value.offset}
+		r.remember(about, at, e.value)
+		for _, err := range apart(read(at, e.value)) {
+			at := at
+			var item itemError
+			if errors.As(err, &item) {
+				at.offset = item.offset
+			}
+			r.report(at, about, err)
+		}
+	}
+}
+
+// remember notes where a field was read; v is its value, nil for a whole table.
+func (r *reader) remember(about place, at position, v *value) {
+	if r.lean && about.index >= 0 {
+		return
+	}
+	r.places[about] = at
+	if v != nil && v.kind == unstable.Array {
+		r.lists[about] = v.items
+	}
+}
+
+// itemError is what is wrong with one item of a list.
+type itemError struct {
+	offset int
+	error
+}
+
+// apart lists the errors that err joins.
+func apart(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	if err == nil {
+		return nil
+	}
+	return []error{err}
+}
+
+func unknownKey(key, prefix string, known fields) error {
+	words := make([]string, 0, len(known))
+	for word := range known {
+		words = append(words, word)
+	}
+	slices.Sort(words)
+	where := ""
+	if prefix != "" {
+		where = " in [" + prefix[:len(prefix)-1] + "]"
+	}
+	return fmt.Errorf("unknown key %s%s; %s", maps.Quote(key), where, maps.Suggest(key, words...))
+}
+
+func (r *reader) document(doc *document) {
+	known := fields{
+		"version":   readVersion,
+		"forward":   func(at position, v *value) error { return r.forwards(doc, v, "forward", r.forward) },
+		"intercept": func(at position, v *value) error { return r.forwards(doc, v, "intercept", r.intercept) },
+	}
+	for section, read := range r.sections() {
+		known[section] = func(at position, v *value) error {
+			if doc.dropIn {
+				return errors.New("a file in " + DropInDir + " may have only version, [[forward]] and [[intercept]]; move this to the main file")
+			}
+			if v.table == nil {
+				return typeError(v, "a table")
+			}
+			r.table(doc, v.table, -1, section+".", read)
+			return nil
+		}
+	}
+	if doc.root.get("version") == nil && !doc.dropIn {
+		r.report(position{doc, 0}, place{-1, "version"}, fmt.Errorf("it is missing; begin the file with version = %d", version))
+	}
+	r.table(doc, doc.root, -1, "", known)
+}
+
+func readVersion(_ position, v *value) error {
+	number, err := integer(v)
+	if err == nil && number != version {
+		err = fmt.Errorf("%s is not supported; this hairpin reads version = %d", v.text, version)
+	}
+	return err
+}
+
+// sections are the tables of the main file but [[forward]] and [[intercept]].
+func (r *reader) sections() map[string]fields {
+	c := &r.config
+	return map[string]fields{
+		"interfaces": {"wan": intoStrings(&c.WAN), "lan": intoStrings(&c.LAN)},
+		"datapath": {
+			"mode":            intoString(&c.Mode),
+			"max_connections": intoUint32(&c.MaxConnections),
+			"max_per_source":  intoLimit(&c.MaxPerSource),
+			"mss_clamp":       intoList(&c.MSSClamp),
+		},
+		"timeouts": {
+			"tcp_established": intoDuration(&c.Timeouts.TCPEstablished),
+			"tcp_transitory":  intoDuration(&c.Timeouts.TCPTransitory),
+			"tcp_opening":     intoTimeout(&c.Timeouts.TCPOpening),
+			"tcp_closing":     intoTimeout(&c.Timeouts.TCPClosing),
+			"udp":             intoDuration(&c.Timeouts.UDP),
+			"icmp":            intoDuration(&c.Timeouts.ICMP),
+			"port_hold":       intoDuration(&c.Timeouts.PortHold),
+		},
+		"icmp": {"refuse": intoList(&c.ICMP.Refuse), "rate": intoUint32(&c.ICMP.Rate)},
+		"reflection": {
+			"default": func(_ position, v *value) (err error) {
+				c.Reflection, err = reflectMode(v)
+				return err
+			},
+			"prefixes": r.standIns,
+		},
+		"metrics": {"listen": intoString(&c.MetricsListen)},
+		"dns": {
+			"write":  r.perFormat("dns.write.", readDNSPath),
+			"reload": r.perFormat("dns.reload.", readDNSReload),
+		},
+	}
+}
+
+// standIns reads a table whose keys are networks, of clients.
+func (r *reader) standIns(at position, v *value) error {
+	const field = "reflection.prefixes"
+	if v.table == nil {
+		return typeError(v, "a table")
+	}
+	for _, e := range v.table.entries {
+		at.offset = e.offset
+		about := place{-1, field}
+		clients, err := maps.ParsePrefix(e.key)
+		s := maps.StandIn{Clients: clients}
+		if err == nil {
+			about.field = s.Field()
+			s.Network, err = network(e.value)
+		}
+		if _, twice := r.places[about]; err == nil && twice {
+			err = errors.New("it is there twice, in two spellings")
+		}
+		if err != nil {
+			r.report(at, about, err)
+			r.broken[place{-1, field}] = true
+			continue
+		}
+		r.places[about] = at
+		r.config.StandIns = append(r.config.StandIns, s)
+	}
+	return nil
+}
+
+func network(v *value) (netip.Prefix, error) {
+	if v.kind != unstable.String {
+		return netip.Prefix{}, typeError(v, "a network")
+	}
+	return maps.ParsePrefix(v.text)
+}
+
+// perFormat reads a table whose keys are formats of files for name servers.
+func (r *reader) perFormat(prefix string, read func(*maps.DNSFile, position, *value) error) func(position, *value) error {
+	return func(at position, v *value) error {
+		if v.table == nil {
+			return typeError(v, "a table")
+		}
+		known := fields{}
+		for _, format := range maps.DNSFormats() {
+			known[string(format)] = func(at position, v *value) error {
+				if r.files[format] == nil {
+					r.files[format] = &maps.DNSFile{Format: format}
+				}
+				return read(r.files[format], at, v)
+			}
+		}
+		r.table(at.doc, v.table, -1, prefix, known)
+		return nil
+	}
+}
+
+func readDNSPath(file *maps.DNSFile, at position, v *value) error {
+	line, _ := at.doc.position(at.offset)
+	file.Source = fmt.Sprintf("%s:%d", at.doc.name, line)
+	err := intoString(&file.Path)(at, v)
+	if err == nil && file.Path == "" {
+		err = errors.New("it is empty; leave the key out to write no file")
+	}
+	return err
+}
+
+func readDNSReload(file *maps.DNSFile, at position, v *value) error {
+	if v.kind != unstable.Array {
+		return fmt.Errorf("%w; write the program and each argument apart, as in [\"unbound-control\", \"reload\"]", typeError(v, "a list"))
+	}
+	return intoList(&file.Reload)(at, v)
+}
+
+// dnsFiles are those whose paths could be read, in the order of the formats.
+func (r *reader) dnsFiles() (files []maps.DNSFile) {
+	for _, format := range maps.DNSFormats() {
+		if file := r.files[format]; file != nil && !r.broken[place{-1, maps.DNSWriteKey(format)}] {
+			files = append(files, *file)
+		}
+	}
+	return files
+}
+
+// forwards reads [[forward]] or [[intercept]], also when it is written as an array.
+func (r *reader) forwards(doc *document, v *value, kind string, read func(*document, *table)) error {
+	if v.kind != unstable.Array {
+		return fmt.Errorf("it is a single table; write [[%s]] with two brackets", kind)
+	}
+	r.config.Forwards = slices.Grow(r.config.Forwards, len(v.items))
+	for _, item := range v.items {
+		if item.table == nil {
+			r.report(position{doc, item.offset}, place{-1, kind}, typeError(item, "a table"))
+			continue
+		}
+		read(doc, item.table)
+	}
+	return nil
+}
+
+func (r *reader) forward(doc *document, t *table) {
+	f, known := r.rule(doc, t, false)
+	known["external"] = intoExternal(&f.External)
+	known["from"] = intoPrefixes(&f.From)
+	known["hosts"] = intoHosts(&f.Hosts)
+	r.readRule(doc, t, known, "name", "protocol", "to")
+}
+
+func (r *reader) intercept(doc *document, t *table) {
+	f, known := r.rule(doc, t, true)
+	known["lan"] = intoInterfaces(&f.LAN)
+	known["except"] = intoNetworks(&f.Except)
+	r.readRule(doc, t, known, "name", "protocol", "port", "to")
+}
+
+// rule begins a forward or an intercept, with the keys that both have but for
+// the target.
+func (r *reader) rule(doc *document, t *table, intercept bool) (*maps.Forward, fields) {
+	index := len(r.config.Forwards)
+	line, _ := doc.position(t.offset)
+	r.config.Forwards = append(r.config.Forwards, maps.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
+	f := &r.config.Forwards[index]
+	r.remember(place{index, ""}, position{doc, t.offset}, nil)
+	// The name goes first, for the messages about the others.
+	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
+		f.Name = e.value.text
+	}
+	return f, fields{
+		"name":     intoString(&f.Name),
+		"protocol": intoProtocols(&f.Protocols),
+		"port":     intoPorts(&f.Ports),
+		"reflect": func(_ position, v *value) (err error) {
+			f.Reflect, err = reflectMode(v)
+			return err
+		},
+	}
+}
+
+// readRule reads what rule began last; required are keys that must be there.
+func (r *reader) readRule(doc *document, t *table, known fields, required ...string) {
+	index := len(r.config.Forwards) - 1
+	f := &r.config.Forwards[index]
+	target := ""
+	known["to"] = intoString(&target)
+	r.table(doc, t, index, "", known)
+	for _, key := range required {
+		if t.get(key) == nil {
+			r.report(r.places[place{index, ""}], place{index, key}, errors.New("it is missing"))
+		}
+	}
+	about := place{index, "to"}
+	if r.broken[place{index, "port"}] && strings.Count(target, ":") == 1 {
+		// Its ports have nothing to be compared with; its address still counts.
+		target, _, _ = strings.Cut(target, ":")
+	}
+	if t.get(about.field) != nil && !r.broken[about] {
+		if err := f.SetTarget(target); err != nil {
+			r.report(r.places[about], about, err)
+		}
+	}
+}
+
+// validate adds what is wrong with values that could be read. Those that could
+// not are left out of it.
+func (r *reader) validate() {
+	if r.lean {
+		r.wrong = r.wrong || r.config.Validate() != nil
+		return
+	}
+	checked := r.config
+	checked.Forwards = slices.Clone(r.config.Forwards)
+	unread := map[int]bool{}
+	for about := range r.broken {
+		if about.index >= 0 {
+			// Without protocols it is in nobody's way.
+			checked.Forwards[about.index].Protocols = nil
+			unread[about.index] = true
+		}
+	}
+	noWAN := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}]
+	noLAN := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.lan"}]
+	noPrefixes := r.broken[place{-1, "reflection"}] || r.broken[place{-1, "reflection.prefixes"}]
+	for _, p := range maps.Problems(checked.Validate()) {
+		about := place{p.Index, p.Field}
+		switch {
+		case r.broken[about],
+			unread[p.Index] && p.Field == "protocol",
+			noWAN && (p.Field == "external" || p.Field == "datapath.mss_clamp"),
+			noLAN && p.Field == "lan",
+			noPrefixes && (p.Field == "reflect" || p.Field == "reflection.default"):
+			continue
+		}
+		at, ok := r.places[about]
+		if !ok {
+			at = r.places[place{p.Index, ""}]
+		}
+		if items := r.lists[about]; p.Item > 0 && p.Item <= len(items) {
+			at.offset = items[p.Item-1].offset
+		}
+		found := &problem{File: at.doc.name, Problem: *p}
+		found.Line, found.Column = at.doc.position(at.offset)
+		r.problems = append(r.problems, found)
+	}
+}
+
+func typeError(v *value, expected string) error {
+	kind := map[unstable.Kind]string{
+		unstable.String: "a string", unstable.Bool: "a boolean", unstable.Integer: "an integer", unstable.Float: "a number with a fraction",
+		unstable.Array: "a list", unstable.Table: "a table",
+	}[v.kind]
+	if kind == "" {
+		kind = "a date or time"
+	}
+	if v.kind == unstable.Array || v.kind == unstable.Table {
+		return fmt.Errorf("it is %s where %s was expected", kind, expected)
+	}
+	return fmt.Errorf("%s is %s where %s was expected", maps.Quote(v.text), kind, expected)
+}
+
+func integer(v *value) (int64, error) {
+	if v.kind != unstable.Integer {
+		return 0, typeError(v, "an integer")
+	}
+	number, err := strconv.ParseInt(v.text, 0, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s is out of range", v.text)
+	}
+	return number, nil
+}
+
+func intoString(into *string) func(position, *value) error {
+	return func(_ position, v *value) error {
+		if v.kind != unstable.String {
+			return typeError(v, "a string")
+		}
+		*into = v.text
+		return nil
+	}
+}
+
+// list calls each for the strings of a list; one alone is a list too. It returns
+// an itemError for each that is refused.
+func list(v *value, each func(string) error) error {
+	items := v.items
+	if v.kind != unstable.Array {
+		items = []*value{v}
+	}
+	var errs []error
+	for _, item := range items {
+		var err error
+		if item.kind == unstable.String {
+			err = each(item.text)
+		} else {
+			err = typeError(item, "a string")
+		}
+		if err != nil {
+			errs = append(errs, itemError{item.offset, err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func intoStrings(into *[]string) func(position, *value) error {
+	return func(_ position, v *value) error {
+		return list(v, func(text string) error {
+			*into = append(*into, text)
+			return nil
+		})
+	}
+}
+
+// intoList replaces a default, also by an empty list, which is not an absent one.
+func intoList(into *[]string) func(position, *value) error {
+	return func(at position, v *value) error {
+		*into = []string{}
+		return intoStrings(into)(at, v)
+	}
+}
+
+func intoUint32(into *uint32) func(position, *value) error {
+	return func(_ position, v *value) error {
+		number, err := integer(v)
+		if err == nil && (number < 0 || number > math.MaxUint32) {
+			err = fmt.Errorf("%s is out of range", v.text)
+		}
+		*into = uint32(number)
+		return err
+	}
+}
+
+// intoLimit reads a number that may be absent: zero would mean that.
+func intoLimit(into *uint32) func(position, *value) error {
+	return func(at position, v *value) error {
+		err := intoUint32(into)(at, v)
+		if err == nil && *into == 0 {
+			err = errors.New("0 would refuse every connection; leave the key out for the default")
+		}
+		return err
+	}
+}
+
+// intoTimeout reads one that may be absent: zero would mean that.
+func intoTimeout(into *time.Duration) func(position, *value) error {
+	return func(at position, v *value) error {
+		err := intoDuration(into)(at, v)
+		if err == nil && *into == 0 {
+			err = maps.CheckTimeout(*into)
+		}
+		return err
+	}
+}
+
+func intoDuration(into *time.Duration) func(position, *value) error {
+	return func(_ position, v *value) error {
+		if v.kind != unstable.String {
+			return fmt.Errorf("%w; write it with its unit, as in \"90s\"", typeError(v, "a duration"))
+		}
+		duration, err := time.ParseDuration(v.text)
+		if err != nil {
+			return fmt.Errorf("%s is not a duration; one looks like 2h4m or 90s", maps.Quote(v.text))
+		}
+		*into = duration
+		return nil
+	}
+}
+
+func intoProtocols(into *[]maps.Protocol) func(position, *value) error {
+	return func(_ position, v *value) error {
+		return list(v, func(text string) error {
+			protocol, err := maps.ParseProtocol(text)
+			if err == nil {
+				*into = append(*into, protocol)
+			}
+			return err
+		})
+	}
+}
+
+func intoExternal(into *maps.External) func(position, *value) error {
+	return func(_ position, v *value) (err error) {
+		if v.kind != unstable.String {
+			return typeError(v, "a string")
+		}
+		if v.text == "" {
+			return errors.New("it is empty; leave the key out to listen on every WAN interface")
+		}
+		*into, err = maps.ParseExternal(v.text)
+		return err
+	}
+}
+
+// intoPorts takes "443", "6000-6010", and 443 without quotes.
+func intoPorts(into *maps.Ports) func(position, *value) error {
+	return func(_ position, v *value) (err error) {
+		if v.kind != unstable.String && v.kind != unstable.Integer {
+			return typeError(v, "a port")
+		}
+		*into, err = maps.ParsePorts(v.text)
+		return err
+	}
+}
+
+func intoHosts(into *[]string) func(position, *value) error {
+	return func(_ position, v *value) error {
+		return list(v, func(text string) error {
+			host, err := maps.ParseHost(text)
+			if err == nil {
+				*into = append(*into, host)
+			}
+			return err
+		})
+	}
+}
+
+func reflectMode(v *value) (maps.Reflect, error) {
+	if v.kind != unstable.String {
+		return "", typeError(v, "a string")
+	}
+	return maps.ParseReflect(v.text)
+}
+
+func intoPrefixes(into *[]netip.Prefix) func(position, *value) error {
+	return func(at position, v *value) error {
+		if v.kind == unstable.Array && len(v.items) == 0 {
+			return errors.New("the list is empty, so nobody could connect; leave the key out to let everybody in")
+		}
+		return intoNetworks(into)(at, v)
+	}
+}
+
+func intoNetworks(into *[]netip.Prefix) func(position, *value) error {
+	return func(_ position, v *value) error {
+		return list(v, func(text string) error {
+			prefix, err := maps.ParsePrefix(text)
+			if err == nil {
+				*into = append(*into, prefix)
+			}
+			return err
+		})
+	}
+}
+
+// intoInterfaces takes no empty list: that would mean all of them.
+func intoInterfaces(into *[]string) func(position, *value) error {
+	return func(at position, v *value) error {
+		if v.kind == unstable.Array && len(v.items) == 0 {
+			return errors.New("the list is empty, so no interface would be meant; leave the key out for every LAN interface")
+		}
+		return intoStrings(into)(at, v)
+	}
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toml
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"hairpin/maps"
+)
+
+// problem is something wrong at a place of a file; lines and columns count from 1.
+type problem struct {
+	File         string
+	Line, Column int
+	maps.Problem
+}
+
+// Error implements error: "FILE:LINE:COLUMN: what is wrong".
+func (p *problem) Error() string {
+	return fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Column, p.Problem.Error())
+}
+
+// Unwrap gives the problem without its place.
+func (p *problem) Unwrap() error { return &p.Problem }
+
+// maxProblems is how many are told; a file that has more is not a configuration.
+const maxProblems = 100
+
+// joined orders problems as they stand, within the order of the files.
+func joined(problems []*problem, sources []source) error {
+	files := map[string]int{}
+	for i, s := range sources {
+		files[s.name] = i
+	}
+	slices.SortStableFunc(problems, func(a, b *problem) int {
+		return cmp.Or(cmp.Compare(files[a.File], files[b.File]), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	var errs []error
+	for _, p := range problems[:min(len(problems), maxProblems)] {
+		errs = append(errs, p)
+	}
+	if more := len(problems) - maxProblems; more > 0 {
+		errs = append(errs, fmt.Errorf("and %d more problems", more))
+	}
+	return errors.Join(errs...)
+}

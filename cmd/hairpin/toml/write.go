@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package toml
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"hairpin/cmd/hairpin/atomicfile"
+	"hairpin/maps"
+)
+
+// header tells whoever opens a written file what it is.
+const header = "# Written by `hairpin save`, which replaces it as a whole.\n\n"
+
+// fileForwards is the content of a file in DropInDir.
+type fileForwards struct {
+	Version    int             `toml:"version"`
+	Forwards   []fileForward   `toml:"forward"`
+	Intercepts []fileIntercept `toml:"intercept,omitempty"`
+}
+
+type fileForward struct {
+	Name     string   `toml:"name"`
+	Protocol []string `toml:"protocol"`
+	External string   `toml:"external,omitempty"`
+	Port     string   `toml:"port,omitempty"`
+	To       string   `toml:"to"`
+	From     []string `toml:"from,omitempty"`
+	Reflect  string   `toml:"reflect,omitempty"`
+	Hosts    []string `toml:"hosts,omitempty"`
+}
+
+type fileIntercept struct {
+	Name     string   `toml:"name"`
+	Protocol []string `toml:"protocol"`
+	Port     string   `toml:"port"`
+	To       string   `toml:"to"`
+	LAN      []string `toml:"lan,omitempty"`
+	Except   []string `toml:"except,omitempty"`
+	Reflect  string   `toml:"reflect,omitempty"`
+}
+
+// Write replaces the file at path, in DropInDir, with these forwards, as
+// atomicfile.Write does. The directory is made if it is missing.
+func Write(path string, forwards []maps.Forward) error {
+	data, err := format(forwards)
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := os.Mkdir(filepath.Dir(path), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	if err := atomicfile.Write(path, data); err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	return nil
+}
+
+func format(forwards []maps.Forward) ([]byte, error) {
+	file := fileForwards{Version: version}
+	for _, f := range forwards {
+		if f.Intercept {
+			file.Intercepts = append(file.Intercepts, fileIntercept{
+				Name:     f.Name,
+				Protocol: words(f.Protocols),
+				Port:     f.Ports.String(),
+				To:       f.TargetString(),
+				LAN:      f.LAN,
+				Except:   words(f.Except),
+				Reflect:  string(f.Reflect),
+			})
+			continue
+		}
+		file.Forwards = append(file.Forwards, fileForward{
+			Name:     f.Name,
+			Protocol: words(f.Protocols),
+			External: f.External.Written(),
+			Port:     f.Ports.String(),
+			To:       f.TargetString(),
+			From:     words(f.From),
+			Reflect:  string(f.Reflect),
+			Hosts:    f.Hosts,
+		})
+	}
+	text := bytes.NewBufferString(header)
+	if err := toml.NewEncoder(text).Encode(file); err != nil {
+		return nil, err
+	}
+	return text.Bytes(), nil
+}
+
+func words[T fmt.Stringer](list []T) (texts []string) {
+	for _, item := range list {
+		texts = append(texts, item.String())
+	}
+	return texts
+}
