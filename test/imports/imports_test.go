@@ -19,7 +19,8 @@ var layers = [][]string{
 	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust"},
 	{"hairpin/cmd/hairpin/config", "hairpin/cmd/hairpin/dns"},
 	{"hairpin/cmd/hairpin"},
-	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab"},
+	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record"},
+	{"hairpin/test/rig", "hairpin/test/home"},
 	{"hairpin/test/..."},
 }
 
