@@ -35,19 +35,7 @@ const transferBytes6 = 20_000_000
 // TestTransfers6: all kinds of clients move data both ways through a forward to an IPv6 address,
 // with every way that devices and hooks handle checksums and segments.
 func TestTransfers6(t *testing.T) {
-	variants := []struct {
-		mode     string
-		offloads lab.Offloads
-	}{
-		{"tc", lab.AsTheyCome},
-		{"tc", lab.RouterOff},
-		{"tc", lab.AllOff},
-		{"xdp", lab.AsTheyCome},
-		{"xdp", lab.AllOff},
-		{"xdp", lab.AllOffGRO},
-		{"xdp", lab.OnGRO},
-	}
-	for _, v := range variants {
+	for _, v := range transferVariants {
 		t.Run(fmt.Sprintf("%s, offloads %s", v.mode, v.offloads), func(t *testing.T) {
 			n := lab.NewNetwork6(t)
 			n.SetOffloads(v.offloads)

@@ -14,22 +14,24 @@ import (
 // transferBytes goes over TCP in each direction of each transfer.
 const transferBytes = 200_000_000
 
+// transferVariants are the ways that devices and hooks handle checksums and segments.
+var transferVariants = []struct {
+	mode     string
+	offloads lab.Offloads
+}{
+	{"tc", lab.AsTheyCome},
+	{"tc", lab.RouterOff},
+	{"tc", lab.AllOff},
+	{"xdp", lab.AsTheyCome},
+	{"xdp", lab.AllOff},
+	{"xdp", lab.AllOffGRO},
+	{"xdp", lab.OnGRO},
+}
+
 // All kinds of clients move bulk data both ways through a forward, with every way that
 // devices and hooks handle checksums and segments.
 func TestTransfers(t *testing.T) {
-	variants := []struct {
-		mode     string
-		offloads lab.Offloads
-	}{
-		{"tc", lab.AsTheyCome},
-		{"tc", lab.RouterOff},
-		{"tc", lab.AllOff},
-		{"xdp", lab.AsTheyCome},
-		{"xdp", lab.AllOff},
-		{"xdp", lab.AllOffGRO},
-		{"xdp", lab.OnGRO},
-	}
-	for _, v := range variants {
+	for _, v := range transferVariants {
 		t.Run(fmt.Sprintf("%s, offloads %s", v.mode, v.offloads), func(t *testing.T) {
 			n := lab.NewNetwork(t)
 			n.SetOffloads(v.offloads)
