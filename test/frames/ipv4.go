@@ -12,7 +12,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// Frame is an Ethernet frame with an IPv4 packet, in words: TCP, UDP, or what body makes. Its
+// Frame is an Ethernet frame with an IPv4 packet, in words: TCP, UDP, or what Body makes. Its
 // bytes and its checksums are gopacket's, which knows nothing of the code under test.
 type Frame struct {
 	From, To   net.HardwareAddr
@@ -31,7 +31,6 @@ type Frame struct {
 	NoChecksum bool   // UDP only
 	Trailer    []byte // behind the IP packet
 	More       bool   // more fragments follow
-	offset     uint16 // of the fragment, in bytes
 	ID         uint16
 	Partial    bool // the transport checksum is left to an offload
 	Mutate     func([]byte)
@@ -60,7 +59,7 @@ func (f Frame) tcpLayer() *layers.TCP {
 }
 
 // Bytes is the frame on the wire. Its IP header checksum is valid; the transport's is too,
-// unless the frame says otherwise. What mutate does comes last and is not made good.
+// unless the frame says otherwise. What Mutate does comes last and is not made good.
 func (f Frame) Bytes() []byte {
 	ttl := f.TTL
 	if ttl == 0 {
@@ -68,7 +67,7 @@ func (f Frame) Bytes() []byte {
 	}
 	ip := &layers.IPv4{
 		Version: 4, TTL: ttl, Id: f.ID, SrcIP: f.Src.Addr().AsSlice(), DstIP: f.Dst.Addr().AsSlice(),
-		Protocol: layers.IPProtocolTCP, Options: f.Options, FragOffset: f.offset / 8, TOS: f.TOS,
+		Protocol: layers.IPProtocolTCP, Options: f.Options, TOS: f.TOS,
 	}
 	if f.More {
 		ip.Flags |= layers.IPv4MoreFragments
@@ -82,10 +81,6 @@ func (f Frame) Bytes() []byte {
 	switch {
 	case f.Body != nil:
 		ip.Protocol, f.Payload = layers.IPProtocol(f.Protocol), f.Body(f)
-	case f.offset > 0:
-		if f.UDP {
-			ip.Protocol = layers.IPProtocolUDP
-		}
 	case f.UDP:
 		ip.Protocol = layers.IPProtocolUDP
 		udp := &layers.UDP{SrcPort: layers.UDPPort(f.Src.Port()), DstPort: layers.UDPPort(f.Dst.Port())}

@@ -10,7 +10,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// Frame6 is a frame with an IPv6 packet, in the words of frame.
+// Frame6 is a frame with an IPv6 packet, in the words of Frame.
 type Frame6 struct {
 	Frame
 	Extensions []Extension

@@ -184,7 +184,7 @@ func (r *Rig) Watch(tb testing.TB, external ...netip.Prefix) {
 	lab.Must(r.Router.Do(func() error { return r.Tables.SetInterfaces(interfaces) }))
 }
 
-// Apply makes r.config what runs.
+// Apply makes r.Config what runs.
 func (r *Rig) Apply(tb testing.TB) {
 	tb.Helper()
 	if _, err := r.Tables.Apply(r.Config); err != nil {
