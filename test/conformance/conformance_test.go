@@ -81,7 +81,7 @@ func requirements() (all []requirement) {
 // demand with MUST has to be there, and the checked-in report has to say what was measured.
 func TestConformance(t *testing.T) {
 	lab.NeedRoot(t)
-	suite := &conformanceSuite{t: t, benches: map[string]sharedBench{}, lifetimes: map[string]map[string]lifetime{}}
+	suite := &conformanceSuite{t: t, rigs: map[string]sharedRig{}, lifetimes: map[string]map[string]lifetime{}}
 	findings := map[string]finding{}
 	all := requirements()
 	for _, r := range all {
@@ -104,7 +104,7 @@ func TestConformance(t *testing.T) {
 // conformanceSuite is what checks share.
 type conformanceSuite struct {
 	t         *testing.T
-	benches   map[string]sharedBench
+	rigs      map[string]sharedRig
 	lifetimes map[string]map[string]lifetime // by mode and kind
 }
 

@@ -22,40 +22,40 @@ import (
 	"hairpin/test/rig"
 )
 
-// stage is a bench on which a check puts packets through hairpin as it is attached: TC alone, or XDP
+// stage is a rig on which a check puts packets through hairpin as it is attached: TC alone, or XDP
 // and TC behind it.
 type stage struct {
 	*rig.Rig
 	p *probe
 }
 
-// sharedBench is one that several checks use, one after the other. Loading the programs takes most of
+// sharedRig is one that several checks use, one after the other. Loading the programs takes most of
 // the time of a check.
-type sharedBench struct {
+type sharedRig struct {
 	*rig.Rig
 	config   maps.Config
 	settings bpf.HairpinSettings
 }
 
-// stage returns a bench with these forwards, else with benchForwards, as if nothing had happened yet.
+// stage returns a rig with these forwards, else with rig.Forwards, as if nothing had happened yet.
 func (p *probe) stage(forwards ...string) *stage {
 	p.Helper()
 	if len(forwards) == 0 {
 		forwards = rig.Forwards
 	}
 	name := strings.Join(forwards, "\n")
-	shared, there := p.suite.benches[name]
+	shared, there := p.suite.rigs[name]
 	if !there {
 		shared.Rig = rig.New(p.suite.t, append(slices.Clone(forwards), sweptForward)...)
 		if code, err := shared.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
 			p.Fatalf("start sweeper: %d %v", int32(code), err)
 		}
-		shared.config = shared.Rig.Config
+		shared.config = shared.Config
 		shared.settings = (&stage{shared.Rig, p}).settings()
-		p.suite.benches[name] = shared
+		p.suite.rigs[name] = shared
 	}
 	s := &stage{shared.Rig, p}
-	s.Rig.Config = shared.config
+	s.Config = shared.config
 	s.Apply(p)
 	s.forget()
 	s.set(func(settings *bpf.HairpinSettings) { *settings = shared.settings })
@@ -256,7 +256,7 @@ func (s *stage) alive(f rig.Flow) bool {
 		s.carries(f, true, frames.TCP("PA", rig.ClientISN+1, rig.ServerISN+1), frames.Payload("from the client"))
 }
 
-// way is one of the bench's flows, to a port of the external address that leads to a port of the server.
+// way is one of the rig's flows, to a port of the external address that leads to a port of the server.
 func (s *stage) way(name string, udp bool, clientPort, port, target uint16) rig.Flow {
 	f := s.Flows(udp, clientPort)[name]
 	f.External = netip.AddrPortFrom(rig.WANAddress, port)
