@@ -20,7 +20,8 @@ var layers = [][]string{
 	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
-	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab"},
+	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record"},
+	{"hairpin/test/rig", "hairpin/test/home"},
 	{"hairpin/test/..."},
 }
 

@@ -20,18 +20,6 @@ const deviceBytes = 100_000
 // datagramSizes are of one byte, of a usual and of a large packet, and of several fragments.
 var datagramSizes = []int{1, 512, 1300, 5000}
 
-// IPv6 addresses of the usual network, global ones outside and unique local ones inside (RFC 4193).
-const (
-	external6       = "2001:db8:0:1::2"
-	gateway6        = "2001:db8:0:1::1"
-	internetSource6 = "2001:db8:9::10"
-	routerLAN6      = "fd00:1::1"
-	routerGuest6    = "fd00:2::1"
-	server6         = "fd00:1::20"
-	client6         = "fd00:1::50"
-	guest6          = "fd00:2::50"
-)
-
 // deviceConfig has a server in the LAN of cables, and the guest as a server in the other LAN.
 const deviceConfig = `version = 1
 
@@ -100,21 +88,14 @@ func newDeviceNetwork(t *testing.T) *lab.Network {
 		h.Sysctl("net/ipv6/conf/default/dad_transmits", "0")
 	}
 	n.Router.Sysctl("net/ipv6/conf/all/forwarding", "1")
-	address6(n.Router, "lan0", routerLAN6+"/64")
-	address6(n.Client, "eth0", client6+"/64")
-	address6(n.Server, "eth0", server6+"/64")
-	n.Client.Route("eth0", "::/0", routerLAN6, "")
-	n.Server.Route("eth0", "::/0", routerLAN6, "")
+	n.Router.Address6("lan0", lab.RouterLAN6+"/64")
+	n.Client.Address6("eth0", lab.Client6+"/64")
+	n.Server.Address6("eth0", lab.Server6+"/64")
+	n.Client.Route("eth0", "::/0", lab.RouterLAN6, "")
+	n.Server.Route("eth0", "::/0", lab.RouterLAN6, "")
 	n.Server.ServeTCP(lab.Server + ":8080")
-	n.Server.ServeTCP("[" + server6 + "]:8080")
+	n.Server.ServeTCP("[" + lab.Server6 + "]:8080")
 	return n
-}
-
-// address6 adds addresses that can be used at once, without a look for duplicates.
-func address6(h *lab.Host, dev string, prefixes ...string) {
-	for _, prefix := range prefixes {
-		h.Run("ip", "-6", "address", "add", prefix, "dev", dev, "nodad")
-	}
 }
 
 // lay makes the WAN and the guest's LAN of a kind.
@@ -136,12 +117,12 @@ func lay(t *testing.T, n *lab.Network, k kind) {
 	n.Router.Route("wan0", "0.0.0.0/0", lab.Gateway, "")
 	n.Guest.Route("eth0", "0.0.0.0/0", lab.RouterGuest, "")
 
-	address6(n.Router, "wan0", external6+"/64")
-	address6(n.Internet, "eth0", gateway6+"/64", internetSource6+"/128")
-	address6(n.Router, "lan1", routerGuest6+"/64")
-	address6(n.Guest, "eth0", guest6+"/64")
-	n.Router.Route("wan0", "::/0", gateway6, "")
-	n.Guest.Route("eth0", "::/0", routerGuest6, "")
+	n.Router.Address6("wan0", lab.External6+"/64")
+	n.Internet.Address6("eth0", lab.Gateway6+"/64", lab.InternetSource6+"/128")
+	n.Router.Address6("lan1", lab.RouterGuest6+"/64")
+	n.Guest.Address6("eth0", lab.Guest6+"/64")
+	n.Router.Route("wan0", "::/0", lab.Gateway6, "")
+	n.Guest.Route("eth0", "::/0", lab.RouterGuest6, "")
 }
 
 // trip is one way through the router.
@@ -157,10 +138,10 @@ type trip struct {
 // trips lead in and out by the devices of the kind, in any mix with a cable.
 func trips(n *lab.Network) []trip {
 	const (
-		toServer, toServer6 = lab.External + ":80", "[" + external6 + "]:80"
-		toGuest, toGuest6   = lab.External + ":81", "[" + external6 + "]:81"
-		atServer, atServer6 = lab.Server + ":8080", "[" + server6 + "]:8080"
-		atGuest, atGuest6   = lab.Guest + ":8080", "[" + guest6 + "]:8080"
+		toServer, toServer6 = lab.External + ":80", "[" + lab.External6 + "]:80"
+		toGuest, toGuest6   = lab.External + ":81", "[" + lab.External6 + "]:81"
+		atServer, atServer6 = lab.Server + ":8080", "[" + lab.Server6 + "]:8080"
+		atGuest, atGuest6   = lab.Guest + ":8080", "[" + lab.Guest6 + "]:8080"
 	)
 	return []trip{
 		{"WAN", n.Internet, lab.InternetSource, lab.InternetSource, toServer, n.Server, atServer},
@@ -168,17 +149,17 @@ func trips(n *lab.Network) []trip {
 		{"LAN", n.Guest, lab.Guest, lab.Guest, toServer, n.Server, atServer},
 		{"to LAN", n.Client, lab.Client, lab.Client, toGuest, n.Guest, atGuest},
 		{"hairpin", n.Guest, lab.Guest, lab.RouterGuest, toGuest, n.Guest, atGuest},
-		{"WAN, IPv6", n.Internet, internetSource6, internetSource6, toServer6, n.Server, atServer6},
-		{"WAN to LAN, IPv6", n.Internet, internetSource6, internetSource6, toGuest6, n.Guest, atGuest6},
-		{"LAN, IPv6", n.Guest, guest6, guest6, toServer6, n.Server, atServer6},
-		{"to LAN, IPv6", n.Client, client6, client6, toGuest6, n.Guest, atGuest6},
-		{"hairpin, IPv6", n.Guest, guest6, routerGuest6, toGuest6, n.Guest, atGuest6},
+		{"WAN, IPv6", n.Internet, lab.InternetSource6, lab.InternetSource6, toServer6, n.Server, atServer6},
+		{"WAN to LAN, IPv6", n.Internet, lab.InternetSource6, lab.InternetSource6, toGuest6, n.Guest, atGuest6},
+		{"LAN, IPv6", n.Guest, lab.Guest6, lab.Guest6, toServer6, n.Server, atServer6},
+		{"to LAN, IPv6", n.Client, lab.Client6, lab.Client6, toGuest6, n.Guest, atGuest6},
+		{"hairpin, IPv6", n.Guest, lab.Guest6, lab.RouterGuest6, toGuest6, n.Guest, atGuest6},
 	}
 }
 
 func overDevices(t *testing.T, n *lab.Network) {
 	n.Guest.ServeTCP(lab.Guest + ":8080")
-	n.Guest.ServeTCP("[" + guest6 + "]:8080")
+	n.Guest.ServeTCP("[" + lab.Guest6 + "]:8080")
 	for _, trip := range trips(n) {
 		trip.ready(t)
 		t.Run(trip.name, func(t *testing.T) {

@@ -15,6 +15,8 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -265,6 +267,25 @@ func (h *Host) Links() map[string]netlink.Link {
 		links[link.Attrs().Name] = link
 	}
 	return links
+}
+
+// Attached returns the programs on an interface: those of TC, and that of XDP.
+func (h *Host) Attached(dev string) (tc []ebpf.ProgramID, xdp uint32) {
+	h.tb.Helper()
+	h.must("query programs of "+dev, h.Do(func() error {
+		result, err := link.QueryPrograms(link.QueryOptions{Target: h.Index(dev), Attach: ebpf.AttachTCXIngress})
+		if err != nil {
+			return err
+		}
+		for _, p := range result.Programs {
+			tc = append(tc, p.ID)
+		}
+		return nil
+	}))
+	if state := h.Links()[dev].Attrs().Xdp; state != nil && state.Attached {
+		xdp = state.ProgId
+	}
+	return tc, xdp
 }
 
 // Qdiscs returns what is queueing, or hooked in, on an interface.

@@ -152,3 +152,15 @@ func (n *Network) SetOffloads(o Offloads) {
 		}
 	}
 }
+
+// CompleteFrames makes every veth carry what XDP sends: frames with their checksums, to who takes them.
+func (n *Network) CompleteFrames() {
+	for _, h := range []*Host{n.Internet, n.Router, n.Switch, n.Client, n.Server} {
+		for name, link := range h.Links() {
+			if link.Type() == "veth" {
+				h.Offload(name, TransmitChecksum, false)
+				h.Offload(name, ReceiveOffload, h != n.Router)
+			}
+		}
+	}
+}

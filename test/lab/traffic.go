@@ -96,11 +96,8 @@ func answer(c net.Conn, op byte, length int64) error {
 		}
 		return write(c, digest.Sum(nil))
 	case opEcho:
-		data := make([]byte, length)
-		if _, err := io.ReadFull(c, data); err != nil {
-			return err
-		}
-		return write(c, data)
+		_, err := io.CopyN(c, c, length)
+		return err
 	case opClose:
 		return io.EOF
 	case opWho:
@@ -206,13 +203,15 @@ func (c *Conn) EchoWithin(length int, limit time.Duration) error {
 		return err
 	}
 	c.SetDeadline(time.Now().Add(limit))
-	data := make([]byte, length)
+	data, back := make([]byte, length), make([]byte, length)
 	rand.Read(data)
-	if err := write(c, data); err != nil {
-		return fmt.Errorf("echo: %w", err)
+	sent := make(chan error, 1)
+	go func() { sent <- write(c, data) }()
+	n, err := io.ReadFull(c, back)
+	if err != nil {
+		return fmt.Errorf("echo: after %d bytes of %d: %w", n, length, err)
 	}
-	back := make([]byte, length)
-	if _, err := io.ReadFull(c, back); err != nil {
+	if err := <-sent; err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}
 	if !bytes.Equal(data, back) {
@@ -279,6 +278,7 @@ type Echoer struct {
 	conn *net.UDPConn
 	mu   sync.Mutex
 	seen map[netip.AddrPort]*Tally
+	last netip.AddrPort
 }
 
 // socketBuffer keeps a burst of datagrams until a busy machine gets to read them.
@@ -309,6 +309,13 @@ func (e *Echoer) Seen() map[netip.AddrPort]Tally {
 	return seen
 }
 
+// Last returns whom the last datagram came from, as the server sees it.
+func (e *Echoer) Last() netip.AddrPort {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.last
+}
+
 // Send sends one datagram to a peer that nobody asked for.
 func (e *Echoer) Send(peer netip.AddrPort, datagram []byte) error {
 	_, err := e.conn.WriteToUDPAddrPort(datagram, peer)
@@ -330,6 +337,7 @@ func (e *Echoer) serve() {
 			e.seen[peer] = new(Tally)
 		}
 		e.seen[peer].Add(data[:n])
+		e.last = peer
 		e.mu.Unlock()
 		e.conn.WriteToUDPAddrPort(data[:n], peer)
 	}
@@ -426,4 +434,15 @@ func Exchange(c *net.UDPConn, count, limit int) (Tally, error) {
 		return sent, fmt.Errorf("sent %+v, got back %+v", sent, received)
 	}
 	return sent, nil
+}
+
+// ReadsWithin wants the next datagram to be this one, and to come in time.
+func ReadsWithin(c *net.UDPConn, want []byte, within time.Duration) error {
+	c.SetReadDeadline(time.Now().Add(within))
+	got := make([]byte, 1<<16)
+	count, err := c.Read(got)
+	if err == nil && !bytes.Equal(got[:count], want) {
+		err = errors.New("other bytes arrived")
+	}
+	return err
 }

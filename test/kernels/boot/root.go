@@ -121,7 +121,7 @@ func copyInto(root, name string) error {
 func buildTests(ctx context.Context, dir string) error {
 	for _, args := range [][]string{
 		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/cmd/hairpin"},
-		{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/test", "hairpin/test/kernels"},
+		{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/test/program", "hairpin/test/network", "hairpin/test/kernels"},
 	} {
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -12,9 +12,9 @@ import (
 // runs are the tests in a guest, chosen to take two or three minutes in all.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
-	{1, "packets", "test.test", "^(TestTranslation|TestTranslation6)$"},
-	{1, "T", "test.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
-	{1, "N", "test.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
+	{1, "packets", "program.test", "^(TestTranslation|TestTranslation6)$"},
+	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
+	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestFlowtable)$"},
 }
 

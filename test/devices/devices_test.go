@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package devices
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"hairpin/test/home"
+	"hairpin/test/lab"
+	"hairpin/test/record"
+)
+
+const devicesFile = "DEVICES.md"
+
+// devicePairs are the kinds of a router's LAN and WAN: each kind as both, and kinds of either sort mixed.
+var devicePairs = []struct{ lan, wan device }{
+	{vethDevice, vethDevice},
+	{bridgeDevice, bridgeDevice},
+	{macvlanDevice, macvlanDevice},
+	{tapDevice, tapDevice},
+	{tunDevice, tunDevice},
+	{vxlanDevice, vxlanDevice},
+	{bridgeDevice, tunDevice},
+	{bridgeDevice, macvlanDevice},
+	{vethDevice, vxlanDevice},
+	{tunDevice, vethDevice},
+	{vxlanDevice, tapDevice},
+	{macvlanDevice, bridgeDevice},
+}
+
+// devicePaths are the columns of the table.
+var devicePaths = []string{"WAN", "hairpin", "local"}
+
+// deviceRow is a line of the table.
+type deviceRow struct {
+	lan, wan, mode, hooks, family string
+	cells                         []string // by devicePaths
+}
+
+// TestDevices serves both families by every path over devices of every kind, and keeps a table of it.
+func TestDevices(t *testing.T) {
+	var rows []deviceRow
+	complete := true
+	for _, pair := range devicePairs {
+		for _, mode := range home.Modes {
+			passed := t.Run(fmt.Sprintf("LAN %s, WAN %s, %s", pair.lan.name, pair.wan.name, mode), func(t *testing.T) {
+				found := overDevices(t, pair.lan, pair.wan, mode)
+				rows = append(rows, found...)
+			})
+			complete = complete && passed
+		}
+	}
+	if len(rows) != len(devicePairs)*len(home.Modes)*2 || !complete {
+		t.Log("not everything ran and passed: the table is not compared")
+		return
+	}
+	report := deviceReport(rows)
+	record.Keep(t, devicesFile, "make devices", report)
+}
+
+// overDevices returns a row for each family.
+func overDevices(t *testing.T, lan, wan device, mode string) (rows []deviceRow) {
+	n := newDeviceNetwork(t, lan, wan)
+	if mode == "xdp" {
+		n.CompleteFrames()
+	}
+	services := home.Offers(n.Server)
+	hp := lab.NewHairpin(n.Router, strings.Replace(home.Config(mode, home.Forwards+home.Forwards6), `, "lan1"`, "", 1))
+	hp.Start()
+	hooks := hooksOf(t, hp)
+	for _, s := range services {
+		row := deviceRow{lan.name, wan.name, mode, hooks["lan0"] + " / " + hooks["wan0"], s.Family, nil}
+		for i, from := range []*lab.Host{n.Internet, n.Client, n.Router} {
+			want := s.Router
+			if from == n.Internet {
+				want = s.Internet
+			}
+			cell := record.Pass
+			if err := s.Serves(from, want); err != nil {
+				t.Errorf("%s, %s: %v", s.Family, devicePaths[i], err)
+				cell = record.Fail
+			}
+			row.cells = append(row.cells, cell)
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// hooksOf tells what hairpin says of where its programs are, in words that are the same on every kernel.
+func hooksOf(t *testing.T, hp *lab.Hairpin) map[string]string {
+	t.Helper()
+	var d struct {
+		Status struct{ Interfaces []struct{ Name, Mode string } }
+	}
+	if err := json.Unmarshal([]byte(hp.Run("--json", "status")), &d); err != nil {
+		t.Fatal(err)
+	}
+	hooks := make(map[string]string)
+	for _, i := range d.Status.Interfaces {
+		hooks[i.Name] = strings.NewReplacer("tcx", "tc", "clsact", "tc", "xdp-generic+", "generic xdp + ", "xdp+", "xdp + ").Replace(i.Mode)
+	}
+	return hooks
+}
+
+// deviceReport is the text of DEVICES.md.
+func deviceReport(rows []deviceRow) string {
+	var text strings.Builder
+	text.WriteString(devicePreface)
+	fmt.Fprintf(&text, "| LAN | WAN | mode | programs on LAN / WAN | family | %s |\n|---|---|---|---|---|---|---|---|\n", strings.Join(devicePaths, " | "))
+	for _, r := range rows {
+		fmt.Fprintf(&text, "| %s | %s | %s | %s | %s | %s |\n", r.lan, r.wan, r.mode, r.hooks, r.family, strings.Join(r.cells, " | "))
+	}
+	text.WriteString(deviceNotes)
+	return text.String()
+}
+
+const devicePreface = `# Devices
+
+Every kind of device that this kernel has, as LAN and as WAN of a router. In each cell a client on the Internet (WAN), a
+client in the LAN of the server (hairpin) or the router itself (local) has used two forwards by the external address:
+bytes there and back over TCP, and datagrams over UDP, all the same when they came back, and the server saw the client
+itself or the router as it should. ` + "`make devices`" + ` measures and writes this file; ` + "`make test`" + ` measures too, and fails if the
+file says anything else.
+
+`
+
+const deviceNotes = `
+- bridge: the client and the server are at different ports. tun: the client and the server are behind another router.
+- tc: TC alone. xdp: XDP before it, in the driver of veth and tap, else generic. Packets of tun have no Ethernet header,
+  and so no place for XDP: TC alone does it there in either mode, and says so.
+- VLAN, bond, WireGuard, PPP and PPPoE are not in this kernel: ` + "`make test-kernels`" + ` has them. A frame with a VLAN tag that
+  reaches the programs of the device below passes untouched (TestCorpus, rows 3 and 4; TestCorpus6).
+- A physical device is to the programs what veth is: native XDP, TC behind it.
+`

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package frames
+
+import (
+	"encoding/binary"
+	"slices"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+)
+
+// Frame6 is a frame with an IPv6 packet, in the words of Frame.
+type Frame6 struct {
+	Frame
+	Extensions []Extension
+	Label      uint32 // of the flow
+}
+
+// Extension is a header between that of IPv6 and the transport's; its first byte is filled in.
+type Extension struct {
+	Kind uint8
+	Data []byte
+}
+
+// IPv6 next headers and ICMPv6 types (RFC 8200, 4443, 4861, 3810).
+const (
+	HeaderFragment = 44
+)
+
+// IP6Header is the length of the IPv6 header.
+const IP6Header = 40
+
+// FragmentHeader6 is a fragment header.
+func FragmentHeader6(id uint32, offset int, more bool) Extension {
+	data := make([]byte, 8)
+	word := uint16(offset)
+	if more {
+		word |= 1
+	}
+	binary.BigEndian.PutUint16(data[2:], word)
+	binary.BigEndian.PutUint32(data[4:], id)
+	return Extension{HeaderFragment, data}
+}
+
+// transport is what is behind the IPv6 header and its extensions, and its protocol.
+func (f Frame6) transport(ip *layers.IPv6) (uint8, []byte) {
+	var layer gopacket.SerializableLayer
+	switch {
+	case f.Body != nil:
+		return f.Protocol, f.Body(f.Frame)
+	case f.UDP:
+		udp := &layers.UDP{SrcPort: layers.UDPPort(f.Src.Port()), DstPort: layers.UDPPort(f.Dst.Port())}
+		must(udp.SetNetworkLayerForChecksum(ip))
+		layer, ip.NextHeader = udp, layers.IPProtocolUDP
+	default:
+		tcp := f.tcpLayer()
+		must(tcp.SetNetworkLayerForChecksum(ip))
+		layer, ip.NextHeader = tcp, layers.IPProtocolTCP
+	}
+	buffer := gopacket.NewSerializeBuffer()
+	must(gopacket.SerializeLayers(buffer, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
+		layer, gopacket.Payload(f.Payload)))
+	data := slices.Clone(buffer.Bytes())
+	if f.NoChecksum {
+		SetWord(data, 6, 0)
+	}
+	return uint8(ip.NextHeader), data
+}
+
+// Bytes is the frame on the wire.
+func (f Frame6) Bytes() []byte {
+	hops := f.TTL
+	if hops == 0 {
+		hops = 64
+	}
+	ip := &layers.IPv6{
+		Version: 6, TrafficClass: f.TOS, FlowLabel: f.Label, HopLimit: hops,
+		SrcIP: f.Src.Addr().AsSlice(), DstIP: f.Dst.Addr().AsSlice(),
+	}
+	next, rest := f.transport(ip)
+	for _, e := range slices.Backward(f.Extensions) {
+		data := slices.Clone(e.Data)
+		data[0] = next
+		next, rest = e.Kind, append(data, rest...)
+	}
+	// gopacket takes a next header of 0 for a jumbogram that it is to make.
+	ip.NextHeader = layers.IPProtocolNoNextHeader
+	buffer := gopacket.NewSerializeBuffer()
+	must(gopacket.SerializeLayers(buffer, gopacket.SerializeOptions{FixLengths: true},
+		&layers.Ethernet{SrcMAC: f.From, DstMAC: f.To, EthernetType: layers.EthernetTypeIPv6}, ip, gopacket.Payload(rest)))
+	data := slices.Clone(buffer.Bytes())
+	data[EthernetLength+6] = next
+	data = append(data, f.Trailer...)
+	if f.Mutate != nil {
+		f.Mutate(data)
+	}
+	return data
+}
+
+// Fragments6 cuts a frame's packet behind its extension headers, so many bytes of them.
+func Fragments6(data []byte, id uint32, extensions int, lengths ...int) (pieces [][]byte) {
+	at := EthernetLength + IP6Header + extensions
+	last := EthernetLength + 6 // where the protocol is named
+	for off := EthernetLength + IP6Header; off < at; off += 8 * (int(data[off+1]) + 1) {
+		last = off
+	}
+	header, rest := slices.Clone(data[:at]), data[at:EthernetLength+IP6Header+int(WordAt(data, EthernetLength+4))]
+	protocol := header[last]
+	header[last] = HeaderFragment
+	for from := 0; from < len(rest); {
+		n := len(rest) - from
+		if len(lengths) > 0 {
+			n, lengths = min(n, lengths[0]), lengths[1:]
+		}
+		e := FragmentHeader6(id, from, from+n < len(rest)).Data
+		e[0] = protocol
+		piece := slices.Concat(header, e, rest[from:from+n])
+		SetWord(piece, EthernetLength+4, uint16(len(piece)-EthernetLength-IP6Header))
+		pieces = append(pieces, piece)
+		from += n
+	}
+	return pieces
+}
+
+// WordAt reads a 16-bit word in network order.
+func WordAt(data []byte, at int) uint16 { return binary.BigEndian.Uint16(data[at:]) }

@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package home is what tests of traffic, of the daemon and of the command line begin with: the usual network, a configuration for its
+// router, hairpin on it, and what hairpin says. It loads no program itself.
+package home
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"hairpin/test/lab"
+)
+
+// Modes are the ways hairpin may be attached: TC alone, and XDP with TC behind it.
+var Modes = []string{"tc", "xdp"}
+
+// Waiting has connected, and waits for the server to speak.
+func Waiting(t *testing.T, from *lab.Host) *lab.Conn {
+	t.Helper()
+	return WaitingAt(t, from, lab.External)
+}
+
+// WaitingAt is Waiting at an external address, in brackets if it is one of IPv6.
+func WaitingAt(t *testing.T, from *lab.Host, external string) *lab.Conn {
+	t.Helper()
+	c, err := from.DialTCP(external+":80", "", lab.Patience)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	if err := c.Echo(1000); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// Config is a configuration file for the router of the usual network.
+func Config(mode, forwards string) string {
+	return fmt.Sprintf(`version = 1
+
+[interfaces]
+wan = ["wan0"]
+lan = ["lan0", "lan1"]
+
+[datapath]
+mode = %q
+%s`, lab.DeviceMode(mode), forwards)
+}
+
+// OffloadsFor returns offloads that let the mode do its work: XDP sends only finished
+// checksums, and to a veth only if its peer accepts XDP frames.
+func OffloadsFor(mode string) lab.Offloads {
+	if mode == "xdp" {
+		return lab.AllOffGRO
+	}
+	return lab.AsTheyCome
+}
+
+// Start runs hairpin on the network's router until the test ends.
+func Start(t *testing.T, n *lab.Network, mode, forwards string) *lab.Hairpin {
+	t.Helper()
+	hp := lab.NewHairpin(n.Router, Config(mode, forwards))
+	hp.Start()
+	return hp
+}
+
+// Forward has the fields of the JSON output that other programs may rely on.
+type Forward struct {
+	Name        string   `json:"name"`
+	Protocol    any      `json:"protocol"`
+	External    string   `json:"external"`
+	Port        string   `json:"port"`
+	Target      string   `json:"target"`
+	Reflect     string   `json:"reflect"`
+	From        []string `json:"from"`
+	Source      string   `json:"source"`
+	Intercept   bool     `json:"intercept"`
+	LAN         []string `json:"lan"`
+	Except      []string `json:"except"`
+	Connections int64    `json:"connections"`
+	Packets     int64    `json:"packets"`
+	Bytes       int64    `json:"bytes"`
+}
+
+// Connection is the same of a connection.
+type Connection struct {
+	Protocol string  `json:"protocol"`
+	Path     string  `json:"path"`
+	Forward  string  `json:"forward"`
+	State    string  `json:"state"`
+	Client   string  `json:"client"`
+	External string  `json:"external"`
+	Source   string  `json:"source"`
+	Target   string  `json:"target"`
+	Age      float64 `json:"age_seconds"`
+	Idle     float64 `json:"idle_seconds"`
+	Packets  int64   `json:"packets"`
+	Bytes    int64   `json:"bytes"`
+}
+
+// Document is what a command prints with --json.
+type Document struct {
+	Schema      int          `json:"schema"`
+	Forwards    []Forward    `json:"forwards"`
+	Connections []Connection `json:"connections"`
+}
+
+// Show runs a command with JSON output.
+func Show(t *testing.T, hp *lab.Hairpin, args ...string) Document {
+	t.Helper()
+	var d Document
+	out := hp.Run(append([]string{"--json"}, args...)...)
+	if err := json.Unmarshal([]byte(out), &d); err != nil {
+		t.Fatalf("hairpin %v: %v\n%s", args, err, out)
+	}
+	if d.Schema != 1 {
+		t.Errorf("hairpin %v: schema %d, want 1", args, d.Schema)
+	}
+	return d
+}
+
+// ForwardNamed returns a forward with its counters.
+func ForwardNamed(t *testing.T, hp *lab.Hairpin, name string) Forward {
+	t.Helper()
+	d := Show(t, hp, "forward", "show", name, "-s")
+	if len(d.Forwards) != 1 || d.Forwards[0].Name != name {
+		t.Fatalf("forward show %s: %+v", name, d.Forwards)
+	}
+	return d.Forwards[0]
+}
