@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 )
 
 // Add makes a forward run beside those that do, without building their tables
@@ -23,7 +26,7 @@ import (
 // which leaves the slot as it is: that is what puts the forward into the running
 // configuration. A writer may be killed at any step, as in Apply: until then
 // nothing tells of it, and after it the next writer enters it.
-func (t *Tables) Add(f Forward) (bool, error) {
+func (t *Tables) Add(f rule.Forward) (bool, error) {
 	running, generation, err := t.outline()
 	if err != nil {
 		return false, err
@@ -35,18 +38,18 @@ func (t *Tables) Add(f Forward) (bool, error) {
 	if doc == nil || err != nil {
 		return false, err
 	}
-	text := doc.lastAddition()
+	text := doc.LastAddition()
 	if chunkCount(len(text)) > 1 {
 		return false, nil
 	}
-	id := doc.Stamps[len(doc.Stamps)-1].id
+	id := doc.EpochRefs[len(doc.EpochRefs)-1].ID
 	for _, step := range []struct {
 		name string
 		do   func() error
 	}{
 		{"make counters", func() error { return t.zeroStats([]uint32{id}) }},
-		{"add target", func() error { return t.objs.Targets.Put(toAddr(f.Target), uint8(1)) }},
-		{"store addition", func() error { return t.storeAddition(&doc.document, generation, text) }},
+		{"add target", func() error { return t.objs.Targets.Put(layout.ToAddr(f.Target), uint8(1)) }},
+		{"store addition", func() error { return t.storeAddition(&doc.Document, generation, text) }},
 		{"swap", func() error {
 			return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation + 2})
 		}},
@@ -69,30 +72,30 @@ func (t *Tables) Add(f Forward) (bool, error) {
 }
 
 // extend is the running document with f added, nil if that needs Apply.
-func (t *Tables) extend(running *outline, f Forward) (*outline, error) {
-	if running.added == additionsRoom || !running.takes(f) {
+func (t *Tables) extend(running *compile.Outline, f rule.Forward) (*compile.Outline, error) {
+	if running.Added == compile.AdditionsRoom || !running.Takes(f) {
 		return nil, nil
 	}
-	seen, err := running.survey(&f)
-	if err != nil || seen.meets {
+	seen, err := running.Survey(&f)
+	if err != nil || seen.Meets {
 		return nil, err
 	}
 	config := running.Config
-	if config.Forwards = append(seen.related, f); !config.validLast() {
+	if config.Forwards = append(seen.Related, f); !config.ValidLast() {
 		return nil, nil
 	}
-	if last, err := t.forwardIDs(); err != nil || seen.freeID > last {
+	if last, err := t.forwardIDs(); err != nil || seen.FreeID > last {
 		return nil, err
 	}
-	epoch, err := t.epoch(seen.freeID)
+	epoch, err := t.epoch(seen.FreeID)
 	if err != nil {
 		return nil, err
 	}
-	doc, err := running.with(f, stamp{seen.freeID, epoch})
+	doc, err := running.With(f, compile.EpochRef{ID: seen.FreeID, Epoch: epoch})
 	if err != nil {
 		return nil, err
 	}
-	spare, err := t.holds(&doc.document)
+	spare, err := t.holds(&doc.Document)
 	if err != nil || !spare {
 		return nil, err
 	}
@@ -100,7 +103,7 @@ func (t *Tables) extend(running *outline, f Forward) (*outline, error) {
 }
 
 // holds reports whether the tries of the document's generation have room for it.
-func (t *Tables) holds(doc *document) (bool, error) {
+func (t *Tables) holds(doc *compile.Document) (bool, error) {
 	forwards, err := liveSlot(t.objs.Forwards, doc.Generation)
 	if err != nil {
 		return false, fmt.Errorf("open forwards: %w", err)
@@ -122,7 +125,7 @@ func (t *Tables) holds(doc *document) (bool, error) {
 
 // storeAddition puts the text of an addition where nobody looks before the
 // generation says so.
-func (t *Tables) storeAddition(doc *document, generation uint32, text []byte) error {
+func (t *Tables) storeAddition(doc *compile.Document, generation uint32, text []byte) error {
 	chunks, err := liveSlot(t.objs.Documents, generation)
 	if err != nil {
 		return err
@@ -131,21 +134,21 @@ func (t *Tables) storeAddition(doc *document, generation uint32, text []byte) er
 	var c chunk
 	binary.LittleEndian.PutUint64(c[:], uint64(len(text)))
 	copy(c[lengthBytes:], text)
-	return chunks.Put(doc.chunks+uint32(doc.added)-1, &c)
+	return chunks.Put(doc.Chunks+uint32(doc.Added)-1, &c)
 }
 
 // readAdditions appends the forwards that have been added up to a generation.
-func readAdditions(d *document, chunks *ebpf.Map, generation uint32) error {
+func readAdditions(d *compile.Document, chunks *ebpf.Map, generation uint32) error {
 	added := (generation - d.Generation) / 2
-	if added > additionsRoom {
+	if added > compile.AdditionsRoom {
 		return fmt.Errorf("generation %d is none of a document of %d", generation, d.Generation)
 	}
 	for i := range added {
-		text, err := readChunk(chunks, d.chunks+i)
+		text, err := readChunk(chunks, d.Chunks+i)
 		if err != nil {
 			return err
 		}
-		if err := d.appendAddition(text); err != nil {
+		if err := d.AppendAddition(text); err != nil {
 			return err
 		}
 	}
@@ -153,7 +156,7 @@ func readAdditions(d *document, chunks *ebpf.Map, generation uint32) error {
 }
 
 // isFinished reports whether what follows a swap to doc has been done.
-func (t *Tables) isFinished(doc *document) (bool, error) {
+func (t *Tables) isFinished(doc *compile.Document) (bool, error) {
 	chunks, err := liveSlot(t.objs.Documents, doc.Generation)
 	if err != nil {
 		return false, fmt.Errorf("open running configuration: %w", err)
@@ -163,23 +166,23 @@ func (t *Tables) isFinished(doc *document) (bool, error) {
 	if err := chunks.Lookup(chunks.MaxEntries()-1, &c); err != nil {
 		return false, fmt.Errorf("look whether the last change is finished: %w", err)
 	}
-	return binary.LittleEndian.Uint32(c[:]) == doc.liveGeneration(), nil
+	return binary.LittleEndian.Uint32(c[:]) == doc.LiveGeneration(), nil
 }
 
-func (t *Tables) noteFinished(doc *document) error {
+func (t *Tables) noteFinished(doc *compile.Document) error {
 	chunks, err := liveSlot(t.objs.Documents, doc.Generation)
 	if err != nil {
 		return err
 	}
 	defer chunks.Close()
 	var c chunk
-	binary.LittleEndian.PutUint32(c[:], doc.liveGeneration())
+	binary.LittleEndian.PutUint32(c[:], doc.LiveGeneration())
 	return chunks.Put(chunks.MaxEntries()-1, &c)
 }
 
 // finishAdded does what follows the last addition. What follows the swap to the
 // document, and what followed the additions before, was done before it was made.
-func (t *Tables) finishAdded(doc *document) error {
+func (t *Tables) finishAdded(doc *compile.Document) error {
 	if err := t.step("enter added forward", func() error { return t.enterAdded(doc) }); err != nil {
 		return err
 	}
@@ -188,8 +191,8 @@ func (t *Tables) finishAdded(doc *document) error {
 
 // enterAdded writes the entries of the last addition. The from list goes first:
 // without it everybody is refused. The origins go last: they lead to the forward.
-func (t *Tables) enterAdded(doc *document) error {
-	p, err := doc.addedProgram()
+func (t *Tables) enterAdded(doc *compile.Document) error {
+	p, err := doc.AddedProgram()
 	if err != nil {
 		return err
 	}
@@ -198,7 +201,7 @@ func (t *Tables) enterAdded(doc *document) error {
 		return err
 	}
 	defer allow.Close()
-	if err := putAll(allow, p.sources, p.allowed, 1); err != nil {
+	if err := putAll(allow, p.AllowKeys, p.Allowed, 1); err != nil {
 		return err
 	}
 	forwards, err := liveSlot(t.objs.Forwards, doc.Generation)
@@ -206,7 +209,7 @@ func (t *Tables) enterAdded(doc *document) error {
 		return err
 	}
 	defer forwards.Close()
-	if err := putAll(forwards, p.keys, p.values, 1); err != nil {
+	if err := putAll(forwards, p.ForwardKeys, p.Forwards, 1); err != nil {
 		return err
 	}
 	origins, err := liveSlot(t.objs.Origins, doc.Generation)
@@ -214,5 +217,5 @@ func (t *Tables) enterAdded(doc *document) error {
 		return err
 	}
 	defer origins.Close()
-	return putAll(origins, p.originKeys, p.origins, 1)
+	return putAll(origins, p.OriginKeys, p.Origins, 1)
 }

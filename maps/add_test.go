@@ -14,11 +14,16 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
 func mustAdd(t testing.TB, tables *Tables, line string) {
 	t.Helper()
-	if added, err := tables.Add(mustForward(t, line)); !added || err != nil {
+	if added, err := tables.Add(mapstest.Forward(t, line)); !added || err != nil {
 		t.Fatalf("add %s: %v, %v", line, added, err)
 	}
 }
@@ -31,15 +36,15 @@ func (t *Tables) admits(tb testing.TB, id uint32, source string) bool {
 		tb.Fatal(err)
 	}
 	var allowed uint8
-	err = inner(tb, t.objs.Allow, generation&1).Lookup(allowKey(id, netip.MustParsePrefix(source+"/32")), &allowed)
+	err = mapstest.Slot(tb, t.objs.Allow, generation&1).Lookup(layout.AllowKey(id, netip.MustParsePrefix(source+"/32")), &allowed)
 	return err == nil && allowed == 1
 }
 
 func TestAdd(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	old := configWith(t, "a tcp 80 to 10.0.0.1", "b tcp 203.0.113.7:81 to 10.0.0.2")
+	tables := newTables(t, mapstest.SmallSpec(t))
+	old := mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp 203.0.113.7:81 to 10.0.0.2")
 	mustApply(t, tables, old)
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"), wan("wan1", 3, "198.51.100.1/24"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"), mapstest.WAN("wan1", 3, "198.51.100.1/24"))
 	before := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
 	generation, _ := tables.generation()
 
@@ -54,13 +59,13 @@ func TestAdd(t *testing.T) {
 		running, err := tables.Running()
 		want := old
 		for _, line := range lines {
-			want.Forwards = append(slices.Clip(want.Forwards), mustForward(t, line))
+			want.Forwards = append(slices.Clip(want.Forwards), mapstest.Forward(t, line))
 		}
-		if diff := cmp.Diff(want, running, netipValues, cmpopts.EquateEmpty()); diff != "" || err != nil {
+		if diff := cmp.Diff(want, running, mapstest.NetipValues, cmpopts.EquateEmpty()); diff != "" || err != nil {
 			t.Errorf("%s process reads %v (-want +got)\n%s", name, err, diff)
 		}
 	}
-	if again := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != before.Stamp {
+	if again := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != before.EpochRef {
 		t.Error("a forward that was there lost its connections")
 	}
 	for port := uint16(90); port < 96; port++ {
@@ -68,8 +73,8 @@ func TestAdd(t *testing.T) {
 			tables.wantRoute(t, addr, port, fmt.Sprintf("10.0.0.3:%d", port+100))
 		}
 	}
-	c, found, _ := routeOf(t, tables.objs, "203.0.113.1", UDP, 95)
-	if !found || c.Restricted != 1 || !tables.admits(t, c.Stamp.Id, "10.1.2.3") || tables.admits(t, c.Stamp.Id, "11.1.2.3") {
+	c, found, _ := mapstest.Route(t, tables.objs, "203.0.113.1", rule.UDP, 95)
+	if !found || c.Restricted != 1 || !tables.admits(t, c.EpochRef.Id, "10.1.2.3") || tables.admits(t, c.EpochRef.Id, "11.1.2.3") {
 		t.Errorf("from list of %+v (found: %v)", c, found)
 	}
 	tables.wantRoute(t, "203.0.113.1", 96, "")
@@ -77,47 +82,47 @@ func TestAdd(t *testing.T) {
 	tables.wantRoute(t, "198.51.100.1", 81, "10.0.0.5:81")
 	tables.wantRoute(t, "203.0.113.1", 81, "")
 	tables.wantTargets(t, "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5")
-	if roster, err := tables.again().roster(); err != nil || len(roster.names) != 1+5 || slices.Contains(roster.names[1:], "") {
+	if roster, err := tables.again().Roster(); err != nil || len(roster.Names) != 1+5 || slices.Contains(roster.Names[1:], "") {
 		t.Errorf("roster %v, %v", roster, err)
 	}
 
 	// Apply takes over: what was added keeps its connections, or goes.
 	running, _ := tables.Running()
-	running.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f Forward) bool { return f.Name == "d" })
+	running.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f rule.Forward) bool { return f.Name == "d" })
 	if change := mustApply(t, tables.again(), running); fmt.Sprint(change.Removed) != "[d]" || change.Unchanged != 4 {
 		t.Errorf("change %+v", change)
 	}
 	tables.wantRoute(t, "203.0.113.7", 82, "")
-	if again := tables.wantRoute(t, "203.0.113.1", 90, "10.0.0.3:190"); again.Stamp != c.Stamp || !tables.admits(t, again.Stamp.Id, "10.1.2.3") {
+	if again := tables.wantRoute(t, "203.0.113.1", 90, "10.0.0.3:190"); again.EpochRef != c.EpochRef || !tables.admits(t, again.EpochRef.Id, "10.1.2.3") {
 		t.Errorf("%+v, was %+v", again, c)
 	}
 }
 
 // TestWhatIsNotSimpleIsLeftToApply: Add has done nothing then.
 func TestWhatIsNotSimpleIsLeftToApply(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	if added, err := tables.Add(mustForward(t, "x tcp 80 to 10.0.0.1")); added || !errors.Is(err, ErrEmpty) {
+	tables := newTables(t, mapstest.SmallSpec(t))
+	if added, err := tables.Add(mapstest.Forward(t, "x tcp 80 to 10.0.0.1")); added || !errors.Is(err, ErrEmpty) {
 		t.Errorf("fresh maps: %v, %v", added, err)
 	}
-	base := configWith(t, "a tcp 100-200 to 10.0.0.1 host a.example", "b udp wan0:any to 10.0.0.1", "c tcp 203.0.113.7:80 to 10.0.0.1", "gre gre wan1:any to 10.0.0.1")
+	base := mapstest.Config(t, "a tcp 100-200 to 10.0.0.1 host a.example", "b udp wan0:any to 10.0.0.1", "c tcp 203.0.113.7:80 to 10.0.0.1", "gre gre wan1:any to 10.0.0.1")
 	mustApply(t, tables, base)
 	generation, _ := tables.generation()
-	for name, f := range map[string]Forward{
-		"the name":                    mustForward(t, "a tcp 80 to 10.0.0.2"),
-		"a port of a range":           mustForward(t, "x tcp 150 to 10.0.0.2"),
-		"a port of an interface's":    mustForward(t, "x tcp wan1:150 to 10.0.0.2"),
-		"every port":                  mustForward(t, "x tcp any to 10.0.0.2"),
-		"a port of a 1:1 forward":     mustForward(t, "x tcp,udp wan0:80 to 10.0.0.2"),
-		"a protocol":                  mustForward(t, "x gre any to 10.0.0.2"),
-		"any protocol":                mustForward(t, "x any 203.0.113.7:any to 10.0.0.2"),
-		"an address of its own":       mustForward(t, "x tcp 203.0.113.8:80 to 10.0.0.2"),
-		"an unknown interface":        mustForward(t, "x tcp wan7:80 to 10.0.0.2"),
-		"a target that is external":   mustForward(t, "x tcp 80 to 203.0.113.7"),
-		"a host of another":           mustForward(t, "x tcp 80 to 10.0.0.2 host a.example"),
-		"a mode without its networks": mustForward(t, "x tcp 80 to 10.0.0.2 reflect prefix"),
-		"no mode":                     {Name: "x", Protocols: []Protocol{TCP}, Ports: Ports{80, 80}, Target: netip.MustParseAddr("10.0.0.2"), Reflect: "none"},
-		"no target":                   {Name: "x", Protocols: []Protocol{TCP}, Ports: Ports{80, 80}},
-		"an intercept":                {Name: "x", Protocols: []Protocol{UDP}, Ports: Ports{53, 53}, Target: netip.MustParseAddr("10.0.0.2"), Intercept: true},
+	for name, f := range map[string]rule.Forward{
+		"the name":                    mapstest.Forward(t, "a tcp 80 to 10.0.0.2"),
+		"a port of a range":           mapstest.Forward(t, "x tcp 150 to 10.0.0.2"),
+		"a port of an interface's":    mapstest.Forward(t, "x tcp wan1:150 to 10.0.0.2"),
+		"every port":                  mapstest.Forward(t, "x tcp any to 10.0.0.2"),
+		"a port of a 1:1 forward":     mapstest.Forward(t, "x tcp,udp wan0:80 to 10.0.0.2"),
+		"a protocol":                  mapstest.Forward(t, "x gre any to 10.0.0.2"),
+		"any protocol":                mapstest.Forward(t, "x any 203.0.113.7:any to 10.0.0.2"),
+		"an address of its own":       mapstest.Forward(t, "x tcp 203.0.113.8:80 to 10.0.0.2"),
+		"an unknown interface":        mapstest.Forward(t, "x tcp wan7:80 to 10.0.0.2"),
+		"a target that is external":   mapstest.Forward(t, "x tcp 80 to 203.0.113.7"),
+		"a host of another":           mapstest.Forward(t, "x tcp 80 to 10.0.0.2 host a.example"),
+		"a mode without its networks": mapstest.Forward(t, "x tcp 80 to 10.0.0.2 reflect prefix"),
+		"no mode":                     {Name: "x", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 80, Last: 80}, Target: netip.MustParseAddr("10.0.0.2"), Reflect: "none"},
+		"no target":                   {Name: "x", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 80, Last: 80}},
+		"an intercept":                {Name: "x", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 53, Last: 53}, Target: netip.MustParseAddr("10.0.0.2"), Intercept: true},
 	} {
 		if added, err := tables.Add(f); added || err != nil {
 			t.Errorf("%s: %v, %v", name, added, err)
@@ -135,7 +140,7 @@ func TestWhatIsNotSimpleIsLeftToApply(t *testing.T) {
 func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 	t.Parallel()
 	const line = "new tcp,udp 90-95 to 10.0.0.9 from 10.0.0.0/8"
-	links := []Interface{wan("wan0", 2, "203.0.113.1/24")}
+	links := []config.Interface{mapstest.WAN("wan0", 2, "203.0.113.1/24")}
 	recoveries := map[string]func(*Tables){
 		"the daemon":     func(tables *Tables) { mustSetInterfaces(t, tables, links...) },
 		"an addition":    func(tables *Tables) { mustAdd(t, tables, "other tcp 99 to 10.0.0.3 from 172.16.0.0/12") },
@@ -143,8 +148,8 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 	}
 	for name, recover := range recoveries {
 		for step := 0; ; step++ {
-			tables := newTables(t, smallSpec(t))
-			mustApply(t, tables, configWith(t, "keep tcp 80 to 10.0.0.1 from 192.168.0.0/16"))
+			tables := newTables(t, mapstest.SmallSpec(t))
+			mustApply(t, tables, mapstest.Config(t, "keep tcp 80 to 10.0.0.1 from 192.168.0.0/16"))
 			mustSetInterfaces(t, tables, links...)
 			keep := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
 			at, killed := 0, false
@@ -155,7 +160,7 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 				}
 				return do()
 			}
-			_, err := tables.Add(mustForward(t, line))
+			_, err := tables.Add(mapstest.Forward(t, line))
 			if killed != errors.Is(err, errKilled) {
 				t.Fatalf("step %d: %v", step, err)
 			}
@@ -171,17 +176,17 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 				want = "10.0.0.9:92"
 			}
 			f := after.wantRoute(t, "203.0.113.1", 92, want)
-			if want != "" && (!after.admits(t, f.Stamp.Id, "10.1.1.1") || after.admits(t, f.Stamp.Id, "172.16.1.1")) {
+			if want != "" && (!after.admits(t, f.EpochRef.Id, "10.1.1.1") || after.admits(t, f.EpochRef.Id, "172.16.1.1")) {
 				t.Errorf("%s, step %d: not the from list of the addition", name, step)
 			}
-			if other, found, _ := routeOf(t, after.objs, "203.0.113.1", TCP, 99); found &&
-				(other.Stamp.Id == f.Stamp.Id || after.admits(t, other.Stamp.Id, "10.1.1.1") || !after.admits(t, other.Stamp.Id, "172.16.1.1")) {
+			if other, found, _ := mapstest.Route(t, after.objs, "203.0.113.1", rule.TCP, 99); found &&
+				(other.EpochRef.Id == f.EpochRef.Id || after.admits(t, other.EpochRef.Id, "10.1.1.1") || !after.admits(t, other.EpochRef.Id, "172.16.1.1")) {
 				t.Errorf("%s, step %d: not the from list of the other one", name, step)
 			}
-			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != keep.EpochRef {
 				t.Errorf("%s, step %d: a forward that was there lost its connections", name, step)
 			}
-			if doc, _, err := after.again().running(); err != nil || !slices.ContainsFunc(doc.Config.Forwards, func(f Forward) bool { return f.Name == "keep" }) {
+			if doc, _, err := after.again().running(); err != nil || !slices.ContainsFunc(doc.Config.Forwards, func(f rule.Forward) bool { return f.Name == "keep" }) {
 				t.Errorf("%s, step %d: %+v, %v", name, step, doc, err)
 			} else if finished, err := after.isFinished(doc); !finished || err != nil {
 				t.Errorf("%s, step %d: recovery left something undone (%v)", name, step, err)
@@ -196,48 +201,48 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 
 // TestAdditionsFillTheirRoom: the next one is Apply's, which makes room.
 func TestAdditionsFillTheirRoom(t *testing.T) {
-	spec := smallSpec(t)
+	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapEpochs].MaxEntries = 512
 	tables := newTables(t, spec)
-	c := configWith(t)
+	c := mapstest.Config(t)
 	mustApply(t, tables, c)
-	for i := range additionsRoom {
+	for i := range compile.AdditionsRoom {
 		mustAdd(t, tables, fmt.Sprintf("f%d tcp %d to 10.0.0.1", i, 1000+i))
 	}
-	last := mustForward(t, "last tcp 999 to 10.0.0.1")
+	last := mapstest.Forward(t, "last tcp 999 to 10.0.0.1")
 	if added, err := tables.Add(last); added || err != nil {
 		t.Errorf("one more: %v, %v", added, err)
 	}
 	running, err := tables.again().Running()
-	if err != nil || len(running.Forwards) != additionsRoom {
+	if err != nil || len(running.Forwards) != compile.AdditionsRoom {
 		t.Fatalf("%d forwards, %v", len(running.Forwards), err)
 	}
 	running.Forwards = append(running.Forwards, last)
 	mustApply(t, tables, running)
 	mustAdd(t, tables.again(), "next tcp 998 to 10.0.0.1")
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	for _, port := range []uint16{998, 999, 1000, 1000 + additionsRoom - 1} {
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	for _, port := range []uint16{998, 999, 1000, 1000 + compile.AdditionsRoom - 1} {
 		tables.wantRoute(t, "203.0.113.1", port, fmt.Sprintf("10.0.0.1:%d", port))
 	}
 	doc, _, err := tables.again().running()
-	if err != nil || doc.Entries != 2*len(doc.Stamps) { // of two WAN interfaces
-		t.Errorf("%d entries of %d forwards, %v", doc.Entries, len(doc.Stamps), err)
+	if err != nil || doc.Entries != 2*len(doc.EpochRefs) { // of two WAN interfaces
+		t.Errorf("%d entries of %d forwards, %v", doc.Entries, len(doc.EpochRefs), err)
 	}
 }
 
 // TestFullTriesTakeNoAddition: once it is in the document it must fit.
 func TestFullTriesTakeNoAddition(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
 	running, _, err := tables.outline()
 	if err != nil {
 		t.Fatal(err)
 	}
 	running.Entries = 4194304 - 3
-	if got, err := tables.extend(running, mustForward(t, "b tcp 82-83 to 10.0.0.1")); got == nil || err != nil {
+	if got, err := tables.extend(running, mapstest.Forward(t, "b tcp 82-83 to 10.0.0.1")); got == nil || err != nil {
 		t.Errorf("two entries, and room for three: %v, %v", got, err)
 	}
-	if got, err := tables.extend(running, mustForward(t, "b tcp 81-82 to 10.0.0.1")); got != nil || err != nil {
+	if got, err := tables.extend(running, mapstest.Forward(t, "b tcp 81-82 to 10.0.0.1")); got != nil || err != nil {
 		t.Errorf("four entries, and room for three: %v, %v", got, err)
 	}
 }
@@ -245,10 +250,10 @@ func TestFullTriesTakeNoAddition(t *testing.T) {
 // TestReadersSeeAdditionsInOrder: no lock, no half of one.
 func TestReadersSeeAdditionsInOrder(t *testing.T) {
 	t.Parallel()
-	spec := smallSpec(t)
+	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapEpochs].MaxEntries = 1024
 	tables := newTables(t, spec)
-	mustApply(t, tables, configWith(t))
+	mustApply(t, tables, mapstest.Config(t))
 	stop, failed := make(chan struct{}), make(chan error, 1)
 	go func() {
 		for {
@@ -271,7 +276,7 @@ func TestReadersSeeAdditionsInOrder(t *testing.T) {
 		}
 	}()
 	for i := range 200 {
-		f := mustForward(t, fmt.Sprintf("f%d tcp %d to 10.0.0.1", i, 1000+i))
+		f := mapstest.Forward(t, fmt.Sprintf("f%d tcp %d to 10.0.0.1", i, 1000+i))
 		added, err := tables.Add(f)
 		if err != nil {
 			t.Fatal(err)
@@ -298,11 +303,11 @@ func TestAddDoesWhatApplyDoes(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	const last = 24
 	pick := func(words ...string) string { return words[random.IntN(len(words))] }
-	links := []Interface{wan("wan0", 2, "203.0.113.1/24"), wan("wan1", 3, "198.51.100.1/24")}
+	links := []config.Interface{mapstest.WAN("wan0", 2, "203.0.113.1/24"), mapstest.WAN("wan1", 3, "198.51.100.1/24")}
 	added := 0
 	for range 6 {
-		fast, slow := newTables(t, smallSpec(t)), newTables(t, smallSpec(t))
-		c := configWith(t, "base tcp 203.0.113.1:5 to 10.0.0.1")
+		fast, slow := newTables(t, mapstest.SmallSpec(t)), newTables(t, mapstest.SmallSpec(t))
+		c := mapstest.Config(t, "base tcp 203.0.113.1:5 to 10.0.0.1")
 		mustApply(t, fast, c)
 		mustApply(t, slow, c)
 		mustSetInterfaces(t, fast, links...)
@@ -310,7 +315,7 @@ func TestAddDoesWhatApplyDoes(t *testing.T) {
 		for i := range 12 {
 			first := 1 + random.IntN(last)
 			ports := fmt.Sprintf("%d-%d", first, min(last, first+random.IntN(6)))
-			f := mustForward(t, fmt.Sprintf("f%d %s %s%s to 10.0.1.%d", i, pick("tcp", "udp", "tcp,udp"), pick("", "wan0:", "wan1:", "203.0.113.1:"), ports, i+1))
+			f := mapstest.Forward(t, fmt.Sprintf("f%d %s %s%s to 10.0.1.%d", i, pick("tcp", "udp", "tcp,udp"), pick("", "wan0:", "wan1:", "203.0.113.1:"), ports, i+1))
 			next := c
 			if next.Forwards = append(slices.Clip(c.Forwards), f); next.Validate() != nil {
 				if done, err := fast.Add(f); done || err != nil {
@@ -331,9 +336,9 @@ func TestAddDoesWhatApplyDoes(t *testing.T) {
 			}
 			for _, addr := range []string{"203.0.113.1", "198.51.100.1"} {
 				for port := range uint16(last + 2) {
-					for _, protocol := range []Protocol{TCP, UDP} {
-						got, found, lives := routeOf(t, fast.objs, addr, protocol, port)
-						want, there, _ := routeOf(t, slow.objs, addr, protocol, port)
+					for _, protocol := range []rule.Protocol{rule.TCP, rule.UDP} {
+						got, found, lives := mapstest.Route(t, fast.objs, addr, protocol, port)
+						want, there, _ := mapstest.Route(t, slow.objs, addr, protocol, port)
 						if found != there || found && (!lives || got.Target != want.Target || got.PortShift != want.PortShift) {
 							t.Fatalf("%s %s:%d of %v: %+v (%v), want %+v (%v)", protocol, addr, port, c.Forwards, got, found, want, there)
 						}

@@ -13,22 +13,26 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 )
 
 // Plan says what Apply would do, and changes nothing. It needs no lock.
-func (t *Tables) Plan(c Config) (Change, error) {
+func (t *Tables) Plan(c config.Config) (config.Change, error) {
 	if err := c.Validate(); err != nil {
-		return Change{}, err
+		return config.Change{}, err
 	}
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
-		return Change{}, err
+		return config.Change{}, err
 	}
-	running, err := o.earlier(c)
+	running, err := o.Beside(c)
 	if err != nil {
-		return Change{}, err
+		return config.Change{}, err
 	}
-	return running.change(c), nil
+	return running.Change(c), nil
 }
 
 // Apply makes c what the datapath runs. Everything is checked and built first;
@@ -41,17 +45,17 @@ func (t *Tables) Plan(c Config) (Change, error) {
 // packets: new ids, addresses and counters that no live forward refers to mean
 // nothing. After it the document lists what remains to be done, and the next
 // writer does it.
-func (t *Tables) Apply(c Config) (Change, error) {
+func (t *Tables) Apply(c config.Config) (config.Change, error) {
 	swap, err := t.Prepare(c)
 	if err != nil {
-		return Change{}, err
+		return config.Change{}, err
 	}
 	return swap()
 }
 
 // Prepare does what Apply does before the swap. To swap is the rest of it, which
 // is to follow before anything else is changed.
-func (t *Tables) Prepare(c Config) (swap func() (Change, error), err error) {
+func (t *Tables) Prepare(c config.Config) (swap func() (config.Change, error), err error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
@@ -63,22 +67,22 @@ func (t *Tables) Prepare(c Config) (swap func() (Change, error), err error) {
 	if err := t.finish(before); err != nil {
 		return nil, err
 	}
-	running, err := before.earlier(c)
+	running, err := before.Beside(c)
 	if err != nil {
 		return nil, err
 	}
-	change := running.change(c)
+	change := running.Change(c)
 	p, err := t.compile(c, running)
 	if err != nil {
 		return nil, err
 	}
-	if !fresh && running.unchanged(c) {
-		return func() (Change, error) { return change, nil }, nil
+	if !fresh && running.Unchanged(c) {
+		return func() (config.Change, error) { return change, nil }, nil
 	}
 	if err := t.stage(p, running, generation); err != nil {
 		return nil, err
 	}
-	return func() (Change, error) { return change, t.swap(generation + 1) }, nil
+	return func() (config.Change, error) { return change, t.swap(generation + 1) }, nil
 }
 
 // swap makes what is staged for a generation what runs.
@@ -98,7 +102,7 @@ func (t *Tables) swap(generation uint32) error {
 	return nil
 }
 
-func (t *Tables) compile(c Config, running *earlier) (*program, error) {
+func (t *Tables) compile(c config.Config, running *compile.Running) (*compile.Program, error) {
 	if t.objs.Epochs.MaxEntries() <= t.objs.Externals.MaxEntries()+1 {
 		return nil, errors.New("epochs table is no larger than the table of external addresses")
 	}
@@ -113,18 +117,18 @@ func (t *Tables) compile(c Config, running *earlier) (*program, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list external addresses: %w", err)
 	}
-	have := inventory{epoch: t.epoch, forwardIDs: limit}
+	have := compile.Inventory{Epoch: t.epoch, ForwardIDs: limit}
 	for _, external := range present {
-		have.lastExternal = max(have.lastExternal, external.Fixed, external.Group)
+		have.LastExternal = max(have.LastExternal, external.Fixed, external.Group)
 	}
 	interfaces, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, link := range interfaces {
-		have.lastExternal = max(have.lastExternal, link.InterceptV4, link.InterceptV6)
+		have.LastExternal = max(have.LastExternal, link.InterceptV4, link.InterceptV6)
 	}
-	p, err := compile(c, running, have)
+	p, err := compile.Compile(c, running, have)
 	if err != nil {
 		return nil, err
 	}
@@ -132,34 +136,34 @@ func (t *Tables) compile(c Config, running *earlier) (*program, error) {
 }
 
 // checkSizes refuses before anything is written what would not fit.
-func (t *Tables) checkSizes(p *program, running *earlier, present map[bpf.HairpinAddr]bpf.HairpinExternal) error {
+func (t *Tables) checkSizes(p *compile.Program, running *compile.Running, present map[bpf.HairpinAddr]bpf.HairpinExternal) error {
 	spec, err := embedded()
 	if err != nil {
 		return err
 	}
-	if need, limit := uint32(len(p.keys)), spec.Maps[bpf.HairpinMapForwards].InnerMap.MaxEntries; need > limit {
+	if need, limit := uint32(len(p.ForwardKeys)), spec.Maps[bpf.HairpinMapForwards].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("the forwards need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
 	}
-	if need, limit := uint32(len(p.sources)), spec.Maps[bpf.HairpinMapAllow].InnerMap.MaxEntries; need > limit {
+	if need, limit := uint32(len(p.AllowKeys)), spec.Maps[bpf.HairpinMapAllow].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("the from and except lists have %d networks, but the table holds %d", need, limit)
 	}
-	if need, limit := uint32(len(p.standInKeys)), spec.Maps[bpf.HairpinMapStandIns].InnerMap.MaxEntries; need > limit {
+	if need, limit := uint32(len(p.StandInKeys)), spec.Maps[bpf.HairpinMapStandIns].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("reflection.prefixes needs %d table entries, two for each network, but the table holds %d", need, limit)
 	}
-	if need, limit := uint32(len(p.originKeys)), spec.Maps[bpf.HairpinMapOrigins].InnerMap.MaxEntries; need > limit {
+	if need, limit := uint32(len(p.OriginKeys)), spec.Maps[bpf.HairpinMapOrigins].InnerMap.MaxEntries; need > limit {
 		return fmt.Errorf("the ports of forwards at their targets, of UDP and with reflect prefix, need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
 	}
-	wanted := p.doc.targets()
+	wanted := p.Doc.Targets()
 	if need, limit := uint32(len(wanted)), t.objs.Targets.MaxEntries(); need > limit {
 		return fmt.Errorf("the forwards have %d targets, but the table holds %d", need, limit)
 	}
-	maps.Copy(wanted, running.targets)
+	maps.Copy(wanted, running.Targets)
 	if need, limit := uint32(len(wanted)), t.objs.Targets.MaxEntries(); need > limit {
 		return fmt.Errorf("the forwards that run and the new ones have %d targets, but the table holds %d at once; apply the change in steps", need, limit)
 	}
 	addresses := uint32(len(present))
-	for at := range p.doc.Externals {
-		if _, there := present[toAddr(at.Address)]; at.Address.IsValid() && !there {
+	for at := range p.Doc.Externals {
+		if _, there := present[layout.ToAddr(at.Address)]; at.Address.IsValid() && !there {
 			addresses++
 		}
 	}
@@ -171,9 +175,9 @@ func (t *Tables) checkSizes(p *program, running *earlier, present map[bpf.Hairpi
 
 // stage builds the program into the idle slot of generation, where nothing
 // reads it.
-func (t *Tables) stage(p *program, running *earlier, generation uint32) error {
+func (t *Tables) stage(p *compile.Program, running *compile.Running, generation uint32) error {
 	slot := (generation + 1) & 1
-	p.doc.Generation = generation + 1
+	p.Doc.Generation = generation + 1
 	var others fillings
 	defer others.close()
 	for _, step := range []struct {
@@ -184,24 +188,24 @@ func (t *Tables) stage(p *program, running *earlier, generation uint32) error {
 		// program runs that began before, so that none is left that took this slot
 		// of forwards for the live one before the last swap.
 		{"store configuration", func() error {
-			return t.storeDocument(&p.doc, &others)
+			return t.storeDocument(&p.Doc, &others)
 		}},
 		{"make forwards", func() error {
-			return addTrie(&others, t.objs.Forwards, slot, bpf.HairpinMapForwards, p.keys, p.values)
+			return addTrie(&others, t.objs.Forwards, slot, bpf.HairpinMapForwards, p.ForwardKeys, p.Forwards)
 		}},
 		{"make from lists", func() error {
-			return addTrie(&others, t.objs.Allow, slot, bpf.HairpinMapAllow, p.sources, p.allowed)
+			return addTrie(&others, t.objs.Allow, slot, bpf.HairpinMapAllow, p.AllowKeys, p.Allowed)
 		}},
 		{"make stand-ins", func() error {
-			return addTrie(&others, t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.standInKeys, p.standIns)
+			return addTrie(&others, t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.StandInKeys, p.StandIns)
 		}},
 		{"make origins", func() error {
-			return addTrie(&others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.originKeys, p.origins)
+			return addTrie(&others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.OriginKeys, p.Origins)
 		}},
 		{"store what was made", others.store},
 		{"make counters", func() error { return t.makeStats(p) }},
-		{"add external addresses", func() error { return t.addExternals(&p.doc) }},
-		{"add targets", func() error { return t.addTargets(p.doc.targets(), running.targets) }},
+		{"add external addresses", func() error { return t.addExternals(&p.Doc) }},
+		{"add targets", func() error { return t.addTargets(p.Doc.Targets(), running.Targets) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
@@ -212,12 +216,12 @@ func (t *Tables) stage(p *program, running *earlier, generation uint32) error {
 
 // storeDocument fills the slot of the document of a generation, or leaves it to
 // the others' time if it is the first: nothing was swapped before.
-func (t *Tables) storeDocument(doc *document, others *fillings) error {
-	text, err := doc.marshal()
+func (t *Tables) storeDocument(doc *compile.Document, others *fillings) error {
+	text, err := doc.Marshal()
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
-	inner, err := newChunks(text, additionsRoom+1)
+	inner, err := newChunks(text, compile.AdditionsRoom+1)
 	if err != nil {
 		return err
 	}
@@ -305,17 +309,17 @@ func newTrie[K, V any](outer string, keys []K, values []V) (*ebpf.Map, error) {
 }
 
 // makeStats gives every new id counters that stand at zero.
-func (t *Tables) makeStats(p *program) error {
-	ids := make([]uint32, len(p.fresh))
-	for i, s := range p.fresh {
-		ids[i] = s.id
+func (t *Tables) makeStats(p *compile.Program) error {
+	ids := make([]uint32, len(p.Fresh))
+	for i, s := range p.Fresh {
+		ids[i] = s.ID
 	}
 	return t.zeroStats(ids)
 }
 
 // addExternals makes the datapath look for the forwards of fixed addresses. Old
 // ones stay: until the swap they are in use.
-func (t *Tables) addExternals(doc *document) error {
+func (t *Tables) addExternals(doc *compile.Document) error {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
 		return fmt.Errorf("list external addresses: %w", err)
@@ -325,7 +329,7 @@ func (t *Tables) addExternals(doc *document) error {
 		if !at.Address.IsValid() {
 			continue
 		}
-		addr := toAddr(at.Address)
+		addr := layout.ToAddr(at.Address)
 		want := present[addr]
 		want.Fixed = id
 		if err := t.putExternal(addr, present[addr], want, ids); err != nil {
@@ -337,25 +341,25 @@ func (t *Tables) addExternals(doc *document) error {
 
 // finish does what follows the swap to the document of an outline, or the last
 // addition to it; it may be repeated.
-func (t *Tables) finish(o *outline) error {
+func (t *Tables) finish(o *compile.Outline) error {
 	if o.Schema == 0 {
 		return nil
 	}
-	finished, err := t.isFinished(&o.document)
+	finished, err := t.isFinished(&o.Document)
 	if err != nil {
 		return err
 	}
 	if finished {
 		return nil
 	}
-	if o.added > 0 {
-		return t.finishAdded(&o.document)
+	if o.Added > 0 {
+		return t.finishAdded(&o.Document)
 	}
-	left, err := o.leftover()
+	left, err := o.Leftover()
 	if err != nil {
 		return err
 	}
-	doc := &left.document
+	doc := &left.Document
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -363,7 +367,7 @@ func (t *Tables) finish(o *outline) error {
 		{"end connections", func() error { return t.endForwards(doc) }},
 		{"drop counters", func() error { return t.dropStats(doc) }},
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
-		{"drop targets", func() error { return t.dropTargets(left.targets) }},
+		{"drop targets", func() error { return t.dropTargets(left.Targets) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
 		{"tell of ended connections", func() error { return t.tellForwards(doc) }},
 		{"note that it is finished", func() error { return t.noteFinished(doc) }},
@@ -375,16 +379,16 @@ func (t *Tables) finish(o *outline) error {
 	return nil
 }
 
-func (t *Tables) endForwards(doc *document) error {
+func (t *Tables) endForwards(doc *compile.Document) error {
 	for _, s := range doc.Ended {
-		if err := t.endStamp(s); err != nil {
+		if err := t.endConnections(s); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (t *Tables) tellForwards(doc *document) error {
+func (t *Tables) tellForwards(doc *compile.Document) error {
 	if len(doc.Ended) == 0 {
 		return nil
 	}
@@ -393,23 +397,23 @@ func (t *Tables) tellForwards(doc *document) error {
 
 // dropExternals forgets fixed addresses that no forward names any more. What an
 // address means as a WAN interface's is SetInterfaces' to say.
-func (t *Tables) dropExternals(doc *document) error {
+func (t *Tables) dropExternals(doc *compile.Document) error {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
 		return fmt.Errorf("list external addresses: %w", err)
 	}
 	for addr, external := range present {
-		if external.Fixed == 0 || doc.Externals[addressPlace(fromAddr(addr))] == external.Fixed {
+		if external.Fixed == 0 || doc.Externals[rule.AtAddress(layout.FromAddr(addr))] == external.Fixed {
 			continue
 		}
 		external.Fixed = 0
 		if external.Group != 0 {
 			err = t.objs.Externals.Put(addr, external)
-		} else if err = t.endStamp(stamp{external.Address.Id, external.Address.Epoch}); err == nil {
+		} else if err = t.endConnections(compile.EpochRef{ID: external.Address.Id, Epoch: external.Address.Epoch}); err == nil {
 			err = drop(t.objs.Externals, addr)
 		}
 		if err != nil {
-			return fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
+			return fmt.Errorf("forget address %s: %w", layout.FromAddr(addr), err)
 		}
 	}
 	return nil
@@ -447,7 +451,7 @@ func keepAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool) (map[bpf.Hair
 			continue
 		}
 		if err := drop(set, addr); err != nil {
-			return nil, fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
+			return nil, fmt.Errorf("forget address %s: %w", layout.FromAddr(addr), err)
 		}
 	}
 	return present, nil
@@ -464,8 +468,8 @@ func addAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool, present map[bp
 	return putAll(set, missing, bytes.Repeat([]uint8{1}, len(missing)), 1)
 }
 
-func (t *Tables) setSettings(c Config) error {
-	want := settingsEntry(c)
+func (t *Tables) setSettings(c config.Config) error {
+	want := compile.SettingsEntry(c)
 	var now bpf.HairpinSettings
 	if err := t.objs.Settings.Lookup(uint32(0), &now); err != nil || now == want {
 		return err

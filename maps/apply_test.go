@@ -18,15 +18,20 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
 // wantRoute checks where a packet would go: "" is nowhere.
 func (t *Tables) wantRoute(tb testing.TB, addr string, port uint16, target string) bpf.HairpinForward {
 	tb.Helper()
-	f, found, lives := routeOf(tb, t.objs, addr, TCP, port)
+	f, found, lives := mapstest.Route(tb, t.objs, addr, rule.TCP, port)
 	got := ""
 	if found {
-		got = netip.AddrPortFrom(fromAddr(f.Target), port+f.PortShift).String()
+		got = netip.AddrPortFrom(layout.FromAddr(f.Target), port+f.PortShift).String()
 	}
 	if got != target || found && !lives {
 		tb.Errorf("%s:%d goes to %q (lives: %v), want %q", addr, port, got, lives, target)
@@ -34,7 +39,7 @@ func (t *Tables) wantRoute(tb testing.TB, addr string, port uint16, target strin
 	return f
 }
 
-func mustSetInterfaces(t testing.TB, tables *Tables, ifs ...Interface) {
+func mustSetInterfaces(t testing.TB, tables *Tables, ifs ...config.Interface) {
 	t.Helper()
 	if err := tables.SetInterfaces(ifs); err != nil {
 		t.Fatal(err)
@@ -42,12 +47,12 @@ func mustSetInterfaces(t testing.TB, tables *Tables, ifs ...Interface) {
 }
 
 func TestApplyAndRunning(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	running, err := tables.Running()
-	if !errors.Is(err, ErrEmpty) || len(running.Forwards) != 0 || running.Mode != ModeAuto {
+	if !errors.Is(err, ErrEmpty) || len(running.Forwards) != 0 || running.Mode != config.ModeAuto {
 		t.Fatalf("fresh maps run %+v, %v", running, err)
 	}
-	c := configWith(t, "a tcp,udp 80 to 10.0.0.1:8080 from 10.0.0.0/8 reflect off", "b tcp 203.0.113.7:81 to 10.0.0.2", "c tcp wan0:82-90 to 10.0.0.3")
+	c := mapstest.Config(t, "a tcp,udp 80 to 10.0.0.1:8080 from 10.0.0.0/8 reflect off", "b tcp 203.0.113.7:81 to 10.0.0.2", "c tcp wan0:82-90 to 10.0.0.3")
 	c.Digest, c.Forwards[0].Source, c.Forwards[0].Hosts = "abc", "hairpin.toml:12", []string{"a.example"}
 	if plan, err := tables.Plan(c); err != nil || fmt.Sprint(plan.Added) != "[a b c]" {
 		t.Errorf("plan %+v, %v", plan, err)
@@ -59,10 +64,10 @@ func TestApplyAndRunning(t *testing.T) {
 	if fmt.Sprint(change.Added, change.Changed, change.Removed) != "[a b c] [] []" {
 		t.Errorf("change %+v", change)
 	}
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"), wan("wan1", 3, "198.51.100.1/24", "198.51.100.2/24"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"), mapstest.WAN("wan1", 3, "198.51.100.1/24", "198.51.100.2/24"))
 	for name, tables := range map[string]*Tables{"this": tables, "the next": tables.again()} {
 		running, err := tables.Running()
-		if diff := cmp.Diff(c, running, netipValues, cmpopts.EquateEmpty()); diff != "" || err != nil {
+		if diff := cmp.Diff(c, running, mapstest.NetipValues, cmpopts.EquateEmpty()); diff != "" || err != nil {
 			t.Errorf("%s process reads %v (-want +got)\n%s", name, err, diff)
 		}
 	}
@@ -90,15 +95,15 @@ func TestApplyAndRunning(t *testing.T) {
 }
 
 func TestAnInvalidConfigurationChangesNothing(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	good := configWith(t, "a tcp 80 to 10.0.0.1")
+	tables := newTables(t, mapstest.SmallSpec(t))
+	good := mapstest.Config(t, "a tcp 80 to 10.0.0.1")
 	mustApply(t, tables, good)
 	generation, _ := tables.generation()
-	bad := configWith(t, "a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2")
-	if _, err := tables.Apply(bad); len(Problems(err)) != 1 {
+	bad := mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2")
+	if _, err := tables.Apply(bad); len(rule.Problems(err)) != 1 {
 		t.Errorf("error %v", err)
 	}
-	if _, err := tables.Plan(bad); len(Problems(err)) != 1 {
+	if _, err := tables.Plan(bad); len(rule.Problems(err)) != 1 {
 		t.Errorf("error %v", err)
 	}
 	if now, _ := tables.generation(); now != generation {
@@ -107,9 +112,9 @@ func TestAnInvalidConfigurationChangesNothing(t *testing.T) {
 }
 
 func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1", "b tcp 81 to 10.0.0.1", "c tcp 82 to 10.0.0.1"))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp 81 to 10.0.0.1", "c tcp 82 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 	before := map[uint16]bpf.HairpinForward{}
 	for port := uint16(80); port < 83; port++ {
 		before[port] = tables.wantRoute(t, "203.0.113.1", port, fmt.Sprintf("10.0.0.1:%d", port))
@@ -117,17 +122,17 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	for id := range uint32(3) {
 		tables.putStats(t, id+1, 1, 7)
 	}
-	change := mustApply(t, tables, configWith(t, "d tcp 83 to 10.0.0.1", "b tcp 81 to 10.0.0.9", "a tcp 80 to 10.0.0.1"))
+	change := mustApply(t, tables, mapstest.Config(t, "d tcp 83 to 10.0.0.1", "b tcp 81 to 10.0.0.9", "a tcp 80 to 10.0.0.1"))
 	if got := fmt.Sprint(change.Added, change.Changed, change.Removed, change.Unchanged); got != "[d] [b] [c] 1" {
 		t.Errorf("change %s", got)
 	}
-	if a := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); a.Stamp != before[80].Stamp {
-		t.Errorf("stamp of a: %v, was %v", a.Stamp, before[80].Stamp)
+	if a := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); a.EpochRef != before[80].EpochRef {
+		t.Errorf("epoch reference of a: %v, was %v", a.EpochRef, before[80].EpochRef)
 	}
 	tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.9:81")
 	tables.wantRoute(t, "203.0.113.1", 82, "")
 	for _, port := range []uint16{81, 82} {
-		if isCurrent(t, tables.objs, before[port].Stamp) {
+		if mapstest.IsCurrent(t, tables.objs, before[port].EpochRef) {
 			t.Errorf("connections made by the old forward of port %d live on", port)
 		}
 	}
@@ -136,11 +141,11 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 		t.Errorf("totals %v, %v, want %v", totals, err, want)
 	}
 	// A removed forward that comes back is a new one.
-	mustApply(t, tables, configWith(t, "c tcp 82 to 10.0.0.1"))
+	mustApply(t, tables, mapstest.Config(t, "c tcp 82 to 10.0.0.1"))
 	c := tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82")
 	for port, f := range before {
-		if f.Stamp == c.Stamp {
-			t.Errorf("the stamp of port %d is used again", port)
+		if f.EpochRef == c.EpochRef {
+			t.Errorf("the id of port %d is used again", port)
 		}
 	}
 }
@@ -155,7 +160,7 @@ func (t *Tables) putStats(tb testing.TB, id uint32, path int, packets uint64) {
 		values[last].Traffic[path][0].Packets++
 		values[last].Established[path] = 2
 	}
-	writeStats(tb, t.objs, id, values)
+	mapstest.WriteStats(tb, t.objs, id, values)
 }
 
 var errKilled = errors.New("killed")
@@ -164,26 +169,26 @@ var errKilled = errors.New("killed")
 // Whatever runs then must work, and the next writer gets where it wants.
 func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 	t.Parallel()
-	old := configWith(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.1", "gone tcp 82 to 10.0.0.1", "fixed tcp 203.0.113.7:83 to 10.0.0.1")
+	old := mapstest.Config(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.1", "gone tcp 82 to 10.0.0.1", "fixed tcp 203.0.113.7:83 to 10.0.0.1")
 	old.Timeouts.UDP = time.Hour
-	next := configWith(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.2", "other tcp 203.0.113.8:84 to 10.0.0.1")
+	next := mapstest.Config(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.2", "other tcp 203.0.113.8:84 to 10.0.0.1")
 	recoveries := map[string]func(*Tables){
 		"the same again": func(tables *Tables) { mustApply(t, tables, next) },
 		"another in between": func(tables *Tables) {
-			mustApply(t, tables, configWith(t, "keep tcp 80 to 10.0.0.1", "new tcp 203.0.113.9:85 to 10.0.0.5"))
+			mustApply(t, tables, mapstest.Config(t, "keep tcp 80 to 10.0.0.1", "new tcp 203.0.113.9:85 to 10.0.0.5"))
 			mustApply(t, tables, next)
 		},
 	}
 	for name, recover := range recoveries {
 		for step := 0; ; step++ {
-			tables := newTables(t, smallSpec(t))
+			tables := newTables(t, mapstest.SmallSpec(t))
 			mustApply(t, tables, old)
-			mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+			mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 			keep := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
-			ended := []bpf.HairpinStamp{
-				tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.1:81").Stamp,
-				tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82").Stamp,
-				tables.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83").Stamp,
+			ended := []bpf.HairpinEpochRef{
+				tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.1:81").EpochRef,
+				tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82").EpochRef,
+				tables.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83").EpochRef,
 			}
 			at, killed := 0, false
 			tables.step = func(_ string, do func() error) error {
@@ -218,13 +223,13 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 				after.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83")
 				after.wantRoute(t, "203.0.113.8", 84, "")
 			}
-			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != keep.EpochRef {
 				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
 			}
 
 			known := after.targetList(t)
-			for addr := range (&document{Config: running}).targets() {
-				if target := fromAddr(addr).String(); !slices.Contains(known, target) {
+			for addr := range (&compile.Document{Config: running}).Targets() {
+				if target := layout.FromAddr(addr).String(); !slices.Contains(known, target) {
 					t.Errorf("%s, step %d: target %s is not known", name, step, target)
 				}
 			}
@@ -234,12 +239,12 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 			after.wantRoute(t, "203.0.113.1", 81, "10.0.0.2:81")
 			after.wantRoute(t, "203.0.113.8", 84, "10.0.0.1:84")
 			after.wantRoute(t, "203.0.113.9", 85, "")
-			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != keep.EpochRef {
 				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
 			}
 			for _, s := range ended {
-				if isCurrent(t, after.objs, s) {
-					t.Errorf("%s, step %d: connections of stamp %v live on", name, step, s)
+				if mapstest.IsCurrent(t, after.objs, s) {
+					t.Errorf("%s, step %d: connections of %v live on", name, step, s)
 				}
 			}
 			if externals, _ := readAll[bpf.HairpinAddr, bpf.HairpinExternal](after.objs.Externals); len(externals) != 2 {
@@ -260,9 +265,9 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 // TestSetInterfacesFinishesForAKilledWriter: the daemon may come next, with no
 // configuration to apply.
 func TestSetInterfacesFinishesForAKilledWriter(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
-	link := wan("wan0", 2, "203.0.113.1/24")
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
+	link := mapstest.WAN("wan0", 2, "203.0.113.1/24")
 	mustSetInterfaces(t, tables, link)
 	old := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
 	tables.step = func(name string, do func() error) error {
@@ -271,14 +276,14 @@ func TestSetInterfacesFinishesForAKilledWriter(t *testing.T) {
 		}
 		return do()
 	}
-	if _, err := tables.Apply(configWith(t, "a tcp 80 to 10.0.0.2")); !errors.Is(err, ErrUnfinished) {
+	if _, err := tables.Apply(mapstest.Config(t, "a tcp 80 to 10.0.0.2")); !errors.Is(err, ErrUnfinished) {
 		t.Errorf("error %v", err)
 	}
-	if !isCurrent(t, tables.objs, old.Stamp) {
+	if !mapstest.IsCurrent(t, tables.objs, old.EpochRef) {
 		t.Fatal("not killed in time")
 	}
 	mustSetInterfaces(t, tables.again(), link)
-	if isCurrent(t, tables.objs, old.Stamp) {
+	if mapstest.IsCurrent(t, tables.objs, old.EpochRef) {
 		t.Error("connections of the old target live on")
 	}
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
@@ -286,22 +291,22 @@ func TestSetInterfacesFinishesForAKilledWriter(t *testing.T) {
 
 func TestFullTablesAreRefused(t *testing.T) {
 	for name, test := range map[string]struct {
-		change func(*Config)
+		change func(*config.Config)
 		want   string
 	}{
-		"forwards": {func(c *Config) { c.Forwards = manyForwards(48).Forwards }, "48 forwards, but the tables hold 47"},
-		"at once":  {func(c *Config) { c.Forwards = manyForwards(47).Forwards }, "1 forwards run and 47 more are new or changed: all ids up to 47 are in use; apply the change in steps"},
-		"addresses": {func(c *Config) {
+		"forwards": {func(c *config.Config) { c.Forwards = mapstest.ManyForwards(48).Forwards }, "48 forwards, but the tables hold 47"},
+		"at once":  {func(c *config.Config) { c.Forwards = mapstest.ManyForwards(47).Forwards }, "1 forwards run and 47 more are new or changed: all ids up to 47 are in use; apply the change in steps"},
+		"addresses": {func(c *config.Config) {
 			for i := range 17 {
-				c.Forwards = append(c.Forwards, mustForward(t, fmt.Sprintf("x%d tcp 203.0.113.%d:80 to 10.0.0.1", i, i+1)))
+				c.Forwards = append(c.Forwards, mapstest.Forward(t, fmt.Sprintf("x%d tcp 203.0.113.%d:80 to 10.0.0.1", i, i+1)))
 			}
 		}, "17 external addresses, but the table holds 16"},
 	} {
-		tables := newTables(t, smallSpec(t))
-		c := configWith(t, "a tcp 7000 to 10.0.0.1")
+		tables := newTables(t, mapstest.SmallSpec(t))
+		c := mapstest.Config(t, "a tcp 7000 to 10.0.0.1")
 		mustApply(t, tables, c)
 		test.change(&c)
-		if _, err := tables.Apply(c); !contains(err, test.want) {
+		if _, err := tables.Apply(c); !mapstest.Contains(err, test.want) {
 			t.Errorf("%s: error %v lacks %q", name, err, test.want)
 		}
 		if running, err := tables.again().Running(); err != nil || len(running.Forwards) != 1 {
@@ -313,23 +318,23 @@ func TestFullTablesAreRefused(t *testing.T) {
 // TestIDsAreUsedAgain fills half of the table again and again.
 func TestIDsAreUsedAgain(t *testing.T) {
 	t.Parallel()
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	mustSetInterfaces(t, tables)
 	for round := range 40 {
-		c := manyForwards(16)
+		c := mapstest.ManyForwards(16)
 		for i := range c.Forwards {
 			c.Forwards[i].Target = netip.AddrFrom4([4]byte{10, 0, byte(round), 1})
 		}
 		mustApply(t, tables, c)
 	}
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 	tables.wantRoute(t, "203.0.113.1", 5, "10.0.39.1:5")
 }
 
 func TestRunningNeedsNoLock(t *testing.T) {
 	t.Parallel()
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, manyForwards(1))
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.ManyForwards(1))
 	stop, failed := make(chan struct{}), make(chan error, 1)
 	go func() {
 		reader := tables.again()
@@ -355,7 +360,7 @@ func TestRunningNeedsNoLock(t *testing.T) {
 		}
 	}()
 	for i := range 60 {
-		c := manyForwards(1 + i%12)
+		c := mapstest.ManyForwards(1 + i%12)
 		c.Digest = fmt.Sprint(len(c.Forwards))
 		mustApply(t, tables, c)
 	}
@@ -366,36 +371,36 @@ func TestRunningNeedsNoLock(t *testing.T) {
 }
 
 func TestSetInterfacesFollowsAddresses(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	c := configWith(t, "a tcp 80 to 10.0.0.1", "own tcp wan1:81 to 10.0.0.1", "fixed tcp 203.0.113.7:82 to 10.0.0.1")
+	tables := newTables(t, mapstest.SmallSpec(t))
+	c := mapstest.Config(t, "a tcp 80 to 10.0.0.1", "own tcp wan1:81 to 10.0.0.1", "fixed tcp 203.0.113.7:82 to 10.0.0.1")
 	mustApply(t, tables, c)
 	tables.wantRoute(t, "203.0.113.1", 80, "")
-	wan0, wan1 := wan("wan0", 2, "203.0.113.1/24", "2001:db8::1/64"), wan("wan1", 3, "198.51.100.1/24")
+	wan0, wan1 := mapstest.WAN("wan0", 2, "203.0.113.1/24", "2001:db8::1/64"), mapstest.WAN("wan1", 3, "198.51.100.1/24")
 	mustSetInterfaces(t, tables, wan0, wan1)
-	first, _, _ := routeOf(t, tables.objs, "203.0.113.1", TCP, 80)
+	first, _, _ := mapstest.Route(t, tables.objs, "203.0.113.1", rule.TCP, 80)
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
 	tables.wantRoute(t, "203.0.113.1", 81, "")
 	tables.wantRoute(t, "198.51.100.1", 81, "10.0.0.1:81")
 	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
 	tables.wantRoute(t, "203.0.113.7", 80, "")
 
-	address := func(addr string) bpf.HairpinStamp {
+	address := func(addr string) bpf.HairpinEpochRef {
 		var external bpf.HairpinExternal
-		if err := tables.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
+		if err := tables.objs.Externals.Lookup(layout.ToAddr(netip.MustParseAddr(addr)), &external); err != nil {
 			t.Fatal(addr, err)
 		}
 		return external.Address
 	}
 	old, other := address("203.0.113.1"), address("198.51.100.1")
-	mustSetInterfaces(t, tables.again(), wan("wan0", 2, "203.0.113.2/24", "203.0.113.7/24"), wan1)
+	mustSetInterfaces(t, tables.again(), mapstest.WAN("wan0", 2, "203.0.113.2/24", "203.0.113.7/24"), wan1)
 	tables.wantRoute(t, "203.0.113.1", 80, "")
 	tables.wantRoute(t, "203.0.113.2", 80, "10.0.0.1:80")
 	tables.wantRoute(t, "203.0.113.7", 80, "10.0.0.1:80")
 	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
-	if isCurrent(t, tables.objs, old) {
+	if mapstest.IsCurrent(t, tables.objs, old) {
 		t.Error("connections of an address that went live on")
 	}
-	if !isCurrent(t, tables.objs, other) || !isCurrent(t, tables.objs, first.Stamp) {
+	if !mapstest.IsCurrent(t, tables.objs, other) || !mapstest.IsCurrent(t, tables.objs, first.EpochRef) {
 		t.Error("connections ended that have nothing to do with the address")
 	}
 
@@ -407,7 +412,7 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 		t.Error("the old connections live again")
 	}
 	// A fixed address that left its interface serves its own forwards only.
-	if isCurrent(t, tables.objs, fixed) {
+	if mapstest.IsCurrent(t, tables.objs, fixed) {
 		t.Error("connections of a fixed address that left live on")
 	}
 	tables.wantRoute(t, "203.0.113.7", 80, "")
@@ -423,21 +428,21 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 }
 
 func TestInterfaceEntries(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	mac := net.HardwareAddr{2, 0, 0, 0, 0, 1}
-	lan := Interface{Name: "lan0", Index: 5, Role: RoleLAN, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24")}, HardwareAddr: mac, RPFilter: 2}
-	crowded := wan("wan0", 6)
+	lan := config.Interface{Name: "lan0", Index: 5, Role: config.RoleLAN, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24")}, HardwareAddr: mac, RPFilter: 2}
+	crowded := mapstest.WAN("wan0", 6)
 	for i := range 10 {
 		crowded.Addresses = append(crowded.Addresses, netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(i)}), 28))
 	}
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
-	mustSetInterfaces(t, tables, lan, crowded, Interface{Name: "other", Index: 7})
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, lan, crowded, config.Interface{Name: "other", Index: 7})
 	got, err := readAll[uint32, bpf.HairpinInterface](tables.objs.Interfaces)
 	if err != nil || len(got) != 2 {
 		t.Fatalf("interfaces %v, %v", got, err)
 	}
 	want := bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LAN, RpFilter: 2, Mac: [6]byte(mac), Private: 1, Addresses: 1}
-	want.Address[0].Address = toAddr(netip.MustParseAddr("192.168.1.1"))
+	want.Address[0].Address = layout.ToAddr(netip.MustParseAddr("192.168.1.1"))
 	for i := range 15 {
 		want.Address[0].Mask.Bytes[i] = 0xff
 	}
@@ -453,15 +458,15 @@ func TestInterfaceEntries(t *testing.T) {
 }
 
 func TestTransmittersFollow(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
 		t.Fatal(err)
 	}
-	link := Interface{Name: "lo", Index: lo.Index, Role: RoleLAN, XDPTransmit: true}
-	gone := Interface{Name: "gone", Index: 1 << 30, Role: RoleLAN, XDPTransmit: true}
+	link := config.Interface{Name: "lo", Index: lo.Index, Role: config.RoleLAN, XDPTransmit: true}
+	gone := config.Interface{Name: "gone", Index: 1 << 30, Role: config.RoleLAN, XDPTransmit: true}
 	var before bpf.HairpinRoutes
-	for i, ifs := range [][]Interface{{link}, {link}, {{Name: "lo", Index: lo.Index, Role: RoleLAN}}, {link, gone}, {}} {
+	for i, ifs := range [][]config.Interface{{link}, {link}, {{Name: "lo", Index: lo.Index, Role: config.RoleLAN}}, {link, gone}, {}} {
 		mustSetInterfaces(t, tables, ifs...)
 		var now bpf.HairpinRoutes
 		if err := tables.objs.Routes.Lookup(uint32(0), &now); err != nil {
@@ -481,21 +486,21 @@ func TestTransmittersFollow(t *testing.T) {
 }
 
 func TestTooManyAddressesChangeNothing(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
-	link := wan("wan0", 2, "203.0.113.1/24")
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
+	link := mapstest.WAN("wan0", 2, "203.0.113.1/24")
 	mustSetInterfaces(t, tables, link)
 	for i := range 16 {
 		link.Addresses = append(link.Addresses, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 51, 100, byte(i + 1)}), 24))
 	}
-	if err := tables.SetInterfaces([]Interface{link}); !contains(err, "17 external addresses, but the table holds 16") {
+	if err := tables.SetInterfaces([]config.Interface{link}); !mapstest.Contains(err, "17 external addresses, but the table holds 16") {
 		t.Errorf("error %v", err)
 	}
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
 }
 
 func TestBumpRoutes(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	for want := uint32(1); want < 3; want++ {
 		var routes bpf.HairpinRoutes
 		if err := tables.BumpRoutes(); err != nil {
@@ -509,15 +514,15 @@ func TestBumpRoutes(t *testing.T) {
 
 // TestTenThousandForwards uses tables of full size.
 func TestTenThousandForwards(t *testing.T) {
-	tables := newTables(t, roomySpec(t))
-	c := manyForwards(10000)
+	tables := newTables(t, mapstest.RoomySpec(t))
+	c := mapstest.ManyForwards(10000)
 	for i := range c.Forwards {
 		c.Forwards[i].From = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	}
 	start := time.Now()
 	mustApply(t, tables, c)
 	t.Logf("10,000 new: %v", time.Since(start))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 	for i := range c.Forwards {
 		c.Forwards[i].Target = netip.AddrFrom4([4]byte{10, 2, 0, 1})
 	}
@@ -528,12 +533,12 @@ func TestTenThousandForwards(t *testing.T) {
 	if len(change.Changed) != 9900 || len(change.Removed) != 100 {
 		t.Errorf("%d changed, %d removed", len(change.Changed), len(change.Removed))
 	}
-	if roster, err := tables.roster(); err != nil || len(roster.names) < 9900 {
-		t.Errorf("ids of %d forwards, %v", len(roster.names), err)
+	if roster, err := tables.Roster(); err != nil || len(roster.Names) < 9900 {
+		t.Errorf("ids of %d forwards, %v", len(roster.Names), err)
 	}
 	tables.wantRoute(t, "203.0.113.1", 10000, "10.2.0.1:10000")
 	tables.wantRoute(t, "203.0.113.1", 150, "")
-	c.Forwards = append(c.Forwards, mustForward(t, "one tcp 60000 to 10.0.0.1"))
+	c.Forwards = append(c.Forwards, mapstest.Forward(t, "one tcp 60000 to 10.0.0.1"))
 	start = time.Now()
 	mustApply(t, tables.again(), c)
 	t.Logf("one more: %v", time.Since(start))
@@ -541,18 +546,18 @@ func TestTenThousandForwards(t *testing.T) {
 }
 
 func TestEveryPortIsAForward(t *testing.T) {
-	tables := newTables(t, roomySpec(t))
-	mustApply(t, tables, manyForwards(65535))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	tables := newTables(t, mapstest.RoomySpec(t))
+	mustApply(t, tables, mapstest.ManyForwards(65535))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 	tables.wantRoute(t, "203.0.113.1", 65535, "10.1.255.255:65535")
 	tables.wantRoute(t, "203.0.113.1", 1, "10.1.0.1:1")
 }
 
 func TestWhatIsPreparedRunsOnceItIsSwapped(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	swap, err := tables.Prepare(configWith(t, "a tcp 80 to 10.0.0.2"))
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	swap, err := tables.Prepare(mapstest.Config(t, "a tcp 80 to 10.0.0.2"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -561,13 +566,13 @@ func TestWhatIsPreparedRunsOnceItIsSwapped(t *testing.T) {
 		t.Fatalf("swap: %+v, %v", change, err)
 	}
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
-	if _, err := tables.Prepare(configWith(t, "a tcp 80 to 127.0.0.1")); err == nil {
+	if _, err := tables.Prepare(mapstest.Config(t, "a tcp 80 to 127.0.0.1")); err == nil {
 		t.Error("prepared what is not valid")
 	}
 }
 
 func TestDocumentsOfEverySize(t *testing.T) {
-	needRoot(t)
+	mapstest.NeedRoot(t)
 	for _, size := range []int{0, 1, 4087, 4088, 4089, 8183, 8184, 8185, 100000} {
 		text := []byte(strings.Repeat("x", size))
 		for i := range text {
@@ -586,8 +591,8 @@ func TestDocumentsOfEverySize(t *testing.T) {
 }
 
 func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	inner, err := newChunks([]byte(`{"schema":1}`), additionsRoom+1)
+	tables := newTables(t, mapstest.SmallSpec(t))
+	inner, err := newChunks([]byte(`{"schema":1}`), compile.AdditionsRoom+1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -595,10 +600,10 @@ func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
 	if err := (filling{tables.objs.Documents, inner, 0}).store(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := tables.Running(); !contains(err, "written by another version of hairpin") {
+	if _, err := tables.Running(); !mapstest.Contains(err, "written by another version of hairpin") {
 		t.Errorf("error %v", err)
 	}
-	if _, err := tables.Apply(configWith(t)); !contains(err, "written by another version of hairpin") {
+	if _, err := tables.Apply(mapstest.Config(t)); !mapstest.Contains(err, "written by another version of hairpin") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -606,9 +611,9 @@ func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
 // TestAnAddressOfAKilledWriterServesNobodyElse: its external id must not become
 // another address's before it is taken away.
 func TestAnAddressOfAKilledWriterServesNobodyElse(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
-	kill := func(tables *Tables, step string, c Config) {
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
+	kill := func(tables *Tables, step string, c config.Config) {
 		tables.step = func(name string, do func() error) error {
 			if name == step {
 				return errKilled
@@ -619,8 +624,8 @@ func TestAnAddressOfAKilledWriterServesNobodyElse(t *testing.T) {
 			t.Fatalf("killed at %s: %v", step, err)
 		}
 	}
-	kill(tables.again(), "swap", configWith(t, "b tcp 203.0.113.8:81 to 10.0.0.1"))
-	next := configWith(t, "c tcp 203.0.113.9:81 to 10.0.0.2")
+	kill(tables.again(), "swap", mapstest.Config(t, "b tcp 203.0.113.8:81 to 10.0.0.1"))
+	next := mapstest.Config(t, "c tcp 203.0.113.9:81 to 10.0.0.2")
 	kill(tables.again(), "end connections", next)
 	tables.wantRoute(t, "203.0.113.9", 81, "10.0.0.2:81")
 	tables.wantRoute(t, "203.0.113.8", 81, "")

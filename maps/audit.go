@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps/layout"
 )
 
 // placeKinds are the kinds of places in the order of enum place_kind.
@@ -33,10 +34,10 @@ type Audit struct {
 }
 
 // ringOf is the index of the ring whose place a connection holds.
-func ringOf(opener *Entry) uint32 {
+func ringOf(opener *layout.Entry) uint32 {
 	kind, v6 := bpf.HairpinPlaceKindPLACE_CLOSING, uint32(1)
 	tcp := opener.Key.Protocol == unix.IPPROTO_TCP
-	if isV4(opener.Key) {
+	if layout.IsIPv4(opener.Key) {
 		v6 = 0
 	}
 	switch {
@@ -90,8 +91,8 @@ func (t *Tables) movements() (m movements, err error) {
 func (t *Tables) Audit() (Audit, error) {
 	entries, orphans := 0, 0
 	var failed error
-	audit, err := t.auditCounts(func(visit func(*Entry)) error {
-		return EachEntry(t.objs, func(e Entry) {
+	audit, err := t.auditCounts(func(visit func(*layout.Entry)) error {
+		return EachEntry(t.objs, func(e layout.Entry) {
 			entries++
 			if orphan, err := t.isOrphan(&e); err != nil {
 				failed = err
@@ -107,8 +108,8 @@ func (t *Tables) Audit() (Audit, error) {
 	return audit, errors.Join(err, failed)
 }
 
-func (t *Tables) isOrphan(e *Entry) (bool, error) {
-	other, err := LookupEntry(t.objs, reversed(e.To))
+func (t *Tables) isOrphan(e *layout.Entry) (bool, error) {
+	other, err := LookupEntry(t.objs, layout.Reversed(e.To))
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, fmt.Errorf("look up the other direction of a connection: %w", err)
 	}
@@ -116,13 +117,13 @@ func (t *Tables) isOrphan(e *Entry) (bool, error) {
 }
 
 // auditCounts is Audit without entries and orphans. The openers' entries are those that walk visits.
-func (t *Tables) auditCounts(walk func(visit func(*Entry)) error) (Audit, error) {
+func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit, error) {
 	audit := Audit{Counted: map[string]int64{}, Found: map[string]int64{}}
 	before, err := t.movements()
 	if err != nil {
 		return audit, err
 	}
-	err = walk(func(opener *Entry) {
+	err = walk(func(opener *layout.Entry) {
 		// A connection that is gone is no longer counted.
 		if opener.State != bpf.HairpinConnStateCONN_GONE {
 			index := ringOf(opener)
@@ -179,7 +180,7 @@ func NewAuditor(tables *Tables) *Auditor { return &Auditor{tables: tables} }
 // many connections. An audit during which a connection came or went says nothing.
 func (a *Auditor) Step() (repaired int, err error) {
 	const enough = 3
-	now, err := a.tables.auditCounts(func(visit func(*Entry)) error { return eachOpener(a.tables.objs, visit) })
+	now, err := a.tables.auditCounts(func(visit func(*layout.Entry)) error { return eachOpener(a.tables.objs, visit) })
 	if err != nil || !now.Steady {
 		return 0, err
 	}

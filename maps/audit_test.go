@@ -11,6 +11,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/bpf"
+	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
 // setCount has the datapath count so many connections in a ring.
@@ -51,8 +54,8 @@ func (t *Tables) mustAudit(tb testing.TB) Audit {
 // audited has index + 1 connections in each ring, counted as they are, and the program that corrects counts.
 func audited(t testing.TB) *Tables {
 	t.Helper()
-	needRoot(t)
-	spec := smallSpec(t)
+	mapstest.NeedRoot(t)
+	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 256
 	spec.Maps[bpf.HairpinMapConns6].MaxEntries = 256
 	var objs struct {
@@ -64,40 +67,40 @@ func audited(t testing.TB) *Tables {
 	}
 	t.Cleanup(func() { objs.HairpinMaps.Close(); objs.Correct.Close() })
 	tables := New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinCorrect: objs.Correct}})
-	proven := func(e *Entry) { e.Flags |= bpf.HairpinConnFlagCONN_PROVEN }
-	in := func(state bpf.HairpinConnState) func(*Entry) { return func(e *Entry) { e.State = state } }
-	kinds := [bpf.HairpinPlaceKindPLACES]flow{
-		bpf.HairpinPlaceKindPLACE_HALF_TCP:    {protocol: TCP, half: true},
-		bpf.HairpinPlaceKindPLACE_HALF_PROVEN: {protocol: TCP, half: true, opener: proven},
-		bpf.HairpinPlaceKindPLACE_HALF_OTHER:  {protocol: UDP, half: true},
+	proven := func(e *layout.Entry) { e.Flags |= bpf.HairpinConnFlagCONN_PROVEN }
+	in := func(state bpf.HairpinConnState) func(*layout.Entry) { return func(e *layout.Entry) { e.State = state } }
+	kinds := [bpf.HairpinPlaceKindPLACES]mapstest.Flow{
+		bpf.HairpinPlaceKindPLACE_HALF_TCP:    {Protocol: rule.TCP, HalfOpen: true},
+		bpf.HairpinPlaceKindPLACE_HALF_PROVEN: {Protocol: rule.TCP, HalfOpen: true, Opener: proven},
+		bpf.HairpinPlaceKindPLACE_HALF_OTHER:  {Protocol: rule.UDP, HalfOpen: true},
 		// It keeps the mark of its challenge; that no longer counts.
-		bpf.HairpinPlaceKindPLACE_TCP:     {protocol: TCP, opener: proven},
-		bpf.HairpinPlaceKindPLACE_OTHER:   {protocol: GRE},
-		bpf.HairpinPlaceKindPLACE_CLOSING: {protocol: TCP, opener: in(bpf.HairpinConnStateCONN_CLOSING)},
+		bpf.HairpinPlaceKindPLACE_TCP:     {Protocol: rule.TCP, Opener: proven},
+		bpf.HairpinPlaceKindPLACE_OTHER:   {Protocol: rule.GRE},
+		bpf.HairpinPlaceKindPLACE_CLOSING: {Protocol: rule.TCP, Opener: in(bpf.HairpinConnStateCONN_CLOSING)},
 	}
 	for kind, f := range kinds {
 		for v6, text := range []string{"198.51.100.9", "[2001:db8::9]"} {
 			index := 2*kind + v6
 			for n := range index + 1 {
-				f.client = fmt.Sprintf("%s:%d", text, 1000*index+n)
-				f.external, f.target = "203.0.113.1:443", "192.168.1.20:443"
+				f.Client = fmt.Sprintf("%s:%d", text, 1000*index+n)
+				f.External, f.Target = "203.0.113.1:443", "192.168.1.20:443"
 				if v6 == 1 {
-					f.external, f.target = "[2001:db8:1::1]:443", "[2001:db8:2::1]:443"
+					f.External, f.Target = "[2001:db8:1::1]:443", "[2001:db8:2::1]:443"
 				}
-				f.source = f.client
+				f.Source = f.Client
 				if n == 1 && kind == int(bpf.HairpinPlaceKindPLACE_CLOSING) {
-					f.opener = in(bpf.HairpinConnStateCONN_ENDED)
+					f.Opener = in(bpf.HairpinConnStateCONN_ENDED)
 				}
-				openFlows(t, tables.objs, f)
+				mapstest.Open(t, tables.objs, f)
 			}
 			tables.setCount(t, uint32(index), int64(index+1))
 		}
 	}
 	// Its CPU is about to delete it, and has taken it off the counts.
 	gone := kinds[bpf.HairpinPlaceKindPLACE_TCP]
-	gone.client, gone.source, gone.external, gone.target = "198.51.100.9:1", "198.51.100.9:1", "203.0.113.1:443", "192.168.1.20:443"
-	gone.opener = in(bpf.HairpinConnStateCONN_GONE)
-	openFlows(t, tables.objs, gone)
+	gone.Client, gone.Source, gone.External, gone.Target = "198.51.100.9:1", "198.51.100.9:1", "203.0.113.1:443", "192.168.1.20:443"
+	gone.Opener = in(bpf.HairpinConnStateCONN_GONE)
+	mapstest.Open(t, tables.objs, gone)
 	return tables
 }
 
@@ -119,13 +122,13 @@ func TestAuditOfARightCount(t *testing.T) {
 
 func TestAuditFindsOrphans(t *testing.T) {
 	tables := audited(t)
-	orphan := flow{protocol: TCP, client: "198.51.100.7:1", source: "198.51.100.7:1", external: "203.0.113.1:443", target: "192.168.1.20:443"}
-	entries := func(port int) [2]Entry {
+	orphan := mapstest.Flow{Protocol: rule.TCP, Client: "198.51.100.7:1", Source: "198.51.100.7:1", External: "203.0.113.1:443", Target: "192.168.1.20:443"}
+	entries := func(port int) [2]layout.Entry {
 		f := orphan
-		f.client = fmt.Sprintf("198.51.100.7:%d", port)
-		f.source = f.client
-		openFlows(t, tables.objs, f)
-		return f.pair()
+		f.Client = fmt.Sprintf("198.51.100.7:%d", port)
+		f.Source = f.Client
+		mapstest.Open(t, tables.objs, f)
+		return f.Pair()
 	}
 	check := func(what string, want int) {
 		t.Helper()
@@ -195,7 +198,7 @@ func TestRepairCorrectsWhatStaysOff(t *testing.T) {
 }
 
 func TestRepairWithoutProgramDoesNothing(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	tables.setCount(t, 0, 1)
 	audit := tables.mustAudit(t)
 	if repaired, err := tables.Repair(audit, audit); err != nil || repaired != 0 {
@@ -240,7 +243,7 @@ func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
 	tables := audited(t)
 	for what, change := range map[string]func(n int64){
 		"a count":     func(n int64) { tables.setCount(t, 6, n) },
-		"the endings": func(n int64) { putEvents(t, tables.objs, 0, 0, 0, 0, uint64(n)) },
+		"the endings": func(n int64) { mapstest.PutEvents(t, tables.objs, 0, 0, 0, 0, uint64(n)) },
 	} {
 		auditor := NewAuditor(tables)
 		stop, stopped := make(chan struct{}), make(chan struct{})

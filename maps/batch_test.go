@@ -7,12 +7,14 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+
+	"hairpin/maps/mapstest"
 )
 
 // TestWithoutBatches checks the ways around batches, which kernels and map types
 // without them need.
 func TestWithoutBatches(t *testing.T) {
-	needRoot(t)
+	mapstest.NeedRoot(t)
 	for _, test := range []struct {
 		kind   ebpf.MapType
 		perKey int
@@ -47,7 +49,7 @@ func TestWithoutBatches(t *testing.T) {
 }
 
 func TestAFullMapIsAnError(t *testing.T) {
-	needRoot(t)
+	mapstest.NeedRoot(t)
 	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Hash, KeySize: 4, ValueSize: 4, MaxEntries: 3})
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,9 @@ import (
 	"fmt"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 )
 
 // Count says how many connections there are.
@@ -18,49 +21,50 @@ type Count struct {
 }
 
 // CountConnections counts the connections that sel picks.
-func (t *Tables) CountConnections(sel Selector) (Count, error) {
-	found, err := t.census(sel)
+func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
+	found, err := t.Census(sel)
 	if err != nil {
 		return Count{}, err
 	}
 	count := Count{
-		Total:    found.halfOpen + found.established + found.closing,
-		HalfOpen: found.halfOpen, Established: found.established, Closing: found.closing,
+		Total:    found.HalfOpen + found.Established + found.Closing,
+		HalfOpen: found.HalfOpen, Established: found.Established, Closing: found.Closing,
 		Forwards: map[string]int{},
 	}
 	for id, connections := range found.forwards {
 		// A forward may have gone during the walk.
-		if name := found.roster.name(uint32(id)); connections > 0 && name != "" {
+		if name := found.roster.Name(uint32(id)); connections > 0 && name != "" {
 			count.Forwards[name] = int(connections)
 		}
 	}
 	return count, nil
 }
 
-// census is how many connections there are, as one walk has found them. The metrics and the command line both count so:
+// Census is how many connections there are, as one walk has found them. The metrics and the command line both count so:
 // what they say at one moment is the same.
-type census struct {
-	halfOpen, established, closing int
-	forwards                       []uint32 // by id, up to the highest that has connections
-	roster                         *roster  // nil if there are no connections
+type Census struct {
+	HalfOpen, Established, Closing int
+	forwards                       []uint32        // by id, up to the highest that has connections
+	roster                         *compile.Roster // nil if there are no connections
 }
 
-// of is how many connections the forward of an id has, if it is still the same one in a later roster.
-func (c *census) of(id uint32, now *roster) uint32 {
-	if id >= uint32(len(c.forwards)) || !now.has(id, c.roster) {
+// Of is how many connections the forward of an id has, if it is still the same one in a later roster.
+func (c *Census) Of(id uint32, now *compile.Roster) uint32 {
+	if id >= uint32(len(c.forwards)) || !now.Has(id, c.roster) {
 		return 0
 	}
 	return c.forwards[id]
 }
 
-func (t *Tables) census(sel Selector) (*census, error) {
-	found := new(census)
+// Census counts the connections that sel picks.
+func (t *Tables) Census(sel rule.Selector) (*Census, error) {
+	found := new(Census)
 	w, err := t.newWalk()
 	if err != nil {
 		return nil, err
 	}
-	err = w.named(func(opener *Entry, name string) error {
-		if sel != (Selector{}) {
+	err = w.named(func(opener *layout.Entry, name string) error {
+		if sel != (rule.Selector{}) {
 			c := derive(opener, w.now)
 			if c.Forward = name; !picks(&sel, &c) {
 				return nil
@@ -73,14 +77,14 @@ func (t *Tables) census(sel Selector) (*census, error) {
 	return found, err
 }
 
-func (c *census) add(opener *Entry) {
+func (c *Census) add(opener *layout.Entry) {
 	switch stateOf(opener) {
 	case StateHalfOpen:
-		c.halfOpen++
+		c.HalfOpen++
 	case StateClosing:
-		c.closing++
+		c.Closing++
 	default:
-		c.established++
+		c.Established++
 	}
 	if missing := int(opener.Forward) + 1 - len(c.forwards); missing > 0 {
 		c.forwards = append(c.forwards, make([]uint32, missing)...)

@@ -11,6 +11,9 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 )
 
 // The states of a connection.
@@ -22,7 +25,7 @@ const (
 
 // Connection is one connection as its opener sees it.
 type Connection struct {
-	Protocol    Protocol       `json:"protocol"`
+	Protocol    rule.Protocol  `json:"protocol"`
 	Path        string         `json:"path"`
 	Forward     string         `json:"forward"`
 	State       string         `json:"state"`
@@ -39,8 +42,8 @@ type Connection struct {
 // EachConnection calls visit for the connections that sel picks, each once, in no order. It holds none of them: visit
 // must not keep its argument. It needs no lock and may run beside traffic: a connection that opens or ends meanwhile
 // may be missing.
-func (t *Tables) EachConnection(sel Selector, visit func(*Connection)) error {
-	return t.eachLive(sel, func(opener *Entry, c *Connection) error {
+func (t *Tables) EachConnection(sel rule.Selector, visit func(*Connection)) error {
+	return t.eachLive(sel, func(opener *layout.Entry, c *Connection) error {
 		answer, err := LookupEntry(t.objs, opener.Answer())
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("look up the answers of a connection: %w", err)
@@ -53,9 +56,9 @@ func (t *Tables) EachConnection(sel Selector, visit func(*Connection)) error {
 
 // EndConnections ends the connections that sel picks and says how many it
 // ended: the datapath drops what still comes for them, and tells both sides.
-func (t *Tables) EndConnections(sel Selector) (int, error) {
+func (t *Tables) EndConnections(sel rule.Selector) (int, error) {
 	ended := 0
-	err := t.eachLive(sel, func(opener *Entry, _ *Connection) error {
+	err := t.eachLive(sel, func(opener *layout.Entry, _ *Connection) error {
 		n, err := t.end(bpf.HairpinEndRequest{Key: opener.Key, Serial: opener.Serial})
 		ended += n
 		return err
@@ -72,7 +75,7 @@ func ConnectionsLimit(objs *bpf.HairpinObjects) uint32 {
 	return TCPLimit(objs) + ringLimit(objs, bpf.HairpinPlaceKindPLACE_OTHER)
 }
 
-// ConnectionsLimit is that of the function of this name.
+// ConnectionsLimit is how many connections these tables hold; see the function ConnectionsLimit.
 func (t *Tables) ConnectionsLimit() uint32 { return ConnectionsLimit(t.objs) }
 
 // TCPLimit is how many IPv4 TCP connections may be established. It is 0 if the maps are closed.
@@ -88,12 +91,12 @@ func ringLimit(objs *bpf.HairpinObjects, kind bpf.HairpinPlaceKind) uint32 {
 
 // eachLive derives the connections that sel picks, from their openers' entries alone: what only the answers tell is
 // left to visit, which must not keep its arguments. The first error ends the visits.
-func (t *Tables) eachLive(sel Selector, visit func(*Entry, *Connection) error) error {
+func (t *Tables) eachLive(sel rule.Selector, visit func(*layout.Entry, *Connection) error) error {
 	w, err := t.newWalk()
 	if err != nil {
 		return err
 	}
-	return w.named(func(opener *Entry, name string) error {
+	return w.named(func(opener *layout.Entry, name string) error {
 		c := derive(opener, w.now)
 		if c.Forward = name; !picks(&sel, &c) {
 			return nil
@@ -103,12 +106,12 @@ func (t *Tables) eachLive(sel Selector, visit func(*Entry, *Connection) error) e
 }
 
 // picks reports whether a selector picks a connection.
-func picks(s *Selector, c *Connection) bool {
+func picks(s *rule.Selector, c *Connection) bool {
 	switch {
 	case s.Forward != "" && s.Forward != c.Forward,
 		s.Protocol != 0 && s.Protocol != c.Protocol,
 		s.Path != "" && s.Path != c.Path,
-		!s.Ports.Every() && !s.Ports.has(c.External.Port()) && !s.Ports.has(c.Target.Port()),
+		!s.Ports.Every() && !s.Ports.Has(c.External.Port()) && !s.Ports.Has(c.Target.Port()),
 		s.Source.IsValid() && !s.Source.Contains(c.Client.Addr()),
 		s.Destination.IsValid() && !s.Destination.Contains(c.External.Addr()) && !s.Destination.Contains(c.Target.Addr()):
 		return false
@@ -117,9 +120,9 @@ func picks(s *Selector, c *Connection) bool {
 }
 
 // named visits the openers' entries of live connections, with the names of their forwards. The first error ends the visits.
-func (w *walk) named(visit func(*Entry, string) error) error {
+func (w *walk) named(visit func(*layout.Entry, string) error) error {
 	var failed error
-	err := w.openers(func(opener *Entry) {
+	err := w.openers(func(opener *layout.Entry) {
 		if failed != nil || !w.lives(opener) {
 			return
 		}
@@ -134,24 +137,24 @@ func (w *walk) named(visit func(*Entry, string) error) error {
 }
 
 // derive leaves the forward out, and what only the answers tell.
-func derive(opener *Entry, now uint64) Connection {
+func derive(opener *layout.Entry, now uint64) Connection {
 	return Connection{
-		Protocol:    protocolOf(opener.Key.Protocol),
+		Protocol:    rule.ProtocolOf(opener.Key.Protocol),
 		Path:        word(names().paths, uint32(opener.Path)),
 		State:       stateOf(opener),
-		Client:      addrPort(opener.Key.Src, opener.Key.Sport),
-		External:    addrPort(opener.Key.Dst, opener.Key.Dport),
-		Source:      addrPort(opener.To.Src, opener.To.Sport),
-		Target:      addrPort(opener.To.Dst, opener.To.Dport),
+		Client:      layout.AddrPort(opener.Key.Src, opener.Key.Sport),
+		External:    layout.AddrPort(opener.Key.Dst, opener.Key.Dport),
+		Source:      layout.AddrPort(opener.To.Src, opener.To.Sport),
+		Target:      layout.AddrPort(opener.To.Dst, opener.To.Dport),
 		AgeSeconds:  since(now/uint64(time.Second), uint64(opener.Created)),
-		IdleSeconds: uint64(opener.idleAt(now).Seconds()),
+		IdleSeconds: uint64(opener.IdleAt(now).Seconds()),
 		Packets:     uint64(opener.Packets),
 		Bytes:       opener.Bytes,
 	}
 }
 
 // addAnswers adds what the entry of the answers tells.
-func (c *Connection) addAnswers(opener, answer *Entry) {
+func (c *Connection) addAnswers(opener, answer *layout.Entry) {
 	// The key of an answerer that has just gone may be another connection's by now.
 	if answer.Serial != opener.Serial {
 		return
@@ -161,7 +164,7 @@ func (c *Connection) addAnswers(opener, answer *Entry) {
 	c.Bytes += answer.Bytes
 }
 
-func stateOf(opener *Entry) string {
+func stateOf(opener *layout.Entry) string {
 	switch opener.State {
 	case bpf.HairpinConnStateCONN_HALF_OPEN:
 		return StateHalfOpen
@@ -177,11 +180,11 @@ type walk struct {
 	settings bpf.HairpinSettings
 	now      uint64
 	epochs   epochReader
-	roster   *roster // nil until a name is asked for
+	roster   *compile.Roster // nil until a name is asked for
 }
 
 func (t *Tables) newWalk() (*walk, error) {
-	w := &walk{tables: t, now: monotonic(), epochs: t.newEpochReader()}
+	w := &walk{tables: t, now: layout.Monotonic(), epochs: t.newEpochReader()}
 	if err := t.objs.Settings.Lookup(uint32(0), &w.settings); err != nil {
 		return nil, fmt.Errorf("read settings: %w", err)
 	}
@@ -189,7 +192,7 @@ func (t *Tables) newWalk() (*walk, error) {
 }
 
 // openers visits the entry of every opener. visit must not keep its argument.
-func (w *walk) openers(visit func(*Entry)) error {
+func (w *walk) openers(visit func(*layout.Entry)) error {
 	err := eachOpener(w.tables.objs, visit)
 	if err = errors.Join(err, w.epochs.err); err != nil {
 		return fmt.Errorf("list connections: %w", err)
@@ -198,33 +201,33 @@ func (w *walk) openers(visit func(*Entry)) error {
 }
 
 // lives reports whether a connection is there for anybody: it has not ended, and is not half-open beyond its time.
-func (w *walk) lives(opener *Entry) bool {
+func (w *walk) lives(opener *layout.Entry) bool {
 	if w.epochs.over(opener) {
 		return false
 	}
-	opening := time.Duration(openingTime(&w.settings, protocolOf(opener.Key.Protocol)))
-	return opener.State != bpf.HairpinConnStateCONN_HALF_OPEN || opener.idleAt(w.now) < opening
+	opening := time.Duration(openingTime(&w.settings, rule.ProtocolOf(opener.Key.Protocol)))
+	return opener.State != bpf.HairpinConnStateCONN_HALF_OPEN || opener.IdleAt(w.now) < opening
 }
 
-// forward is the name of a forward that runs, "" if there is none of this id. The list of forwards is read again for
+// Forward is the name of a forward that runs, "" if there is none of this id. The list of forwards is read again for
 // an id that is not in it: the forward may have come since.
 func (w *walk) forward(id uint32) (string, error) {
-	if name := w.roster.name(id); name != "" {
+	if name := w.roster.Name(id); name != "" {
 		return name, nil
 	}
 	var err error
-	if w.roster, err = w.tables.roster(); err != nil {
+	if w.roster, err = w.tables.Roster(); err != nil {
 		return "", err
 	}
-	return w.roster.name(id), nil
+	return w.roster.Name(id), nil
 }
 
 // openingTime follows conn_expired() of the datapath.
-func openingTime(settings *bpf.HairpinSettings, protocol Protocol) uint64 {
+func openingTime(settings *bpf.HairpinSettings, protocol rule.Protocol) uint64 {
 	switch protocol {
-	case TCP:
+	case rule.TCP:
 		return settings.TcpOpening
-	case ICMP:
+	case rule.ICMP:
 		return settings.Icmp
 	}
 	return settings.Udp
@@ -242,7 +245,7 @@ func (t *Tables) newEpochReader() epochReader {
 }
 
 // over reports whether a connection has ended, or its forward or address has gone.
-func (r *epochReader) over(e *Entry) bool {
+func (r *epochReader) over(e *layout.Entry) bool {
 	if e.State >= bpf.HairpinConnStateCONN_ENDED {
 		return true
 	}
@@ -250,7 +253,7 @@ func (r *epochReader) over(e *Entry) bool {
 	return forward < 0 || address < 0 || uint32(forward+address) != e.Epochs
 }
 
-// epoch is below zero if there is no such id.
+// Epoch is below zero if there is no such id.
 func (r *epochReader) epoch(id uint32) int64 {
 	if id >= uint32(len(r.known)) {
 		return -1

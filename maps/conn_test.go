@@ -18,17 +18,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
-// connected has two forwards and one flow of every kind, live and not, and returns those that live.
-func connected(t testing.TB) (*Tables, []flow) {
+// Connected has two forwards and one flow of every kind, live and not, and returns those that live.
+func connected(t testing.TB) (*Tables, []mapstest.Flow) {
 	t.Helper()
-	tables := newTables(t, smallSpec(t))
-	return tables, connect(t, tables, tables.objs)
+	tables := newTables(t, mapstest.SmallSpec(t))
+	return tables, mapstest.Connect(t, tables, tables.objs)
 }
 
 // list gives the connections that sel picks, sorted.
-func (t *Tables) list(sel Selector) ([]Connection, error) {
+func (t *Tables) list(sel rule.Selector) ([]Connection, error) {
 	var list []Connection
 	err := t.EachConnection(sel, func(c *Connection) { list = append(list, *c) })
 	slices.SortFunc(list, func(a, b Connection) int {
@@ -42,9 +45,9 @@ func TestConnections(t *testing.T) {
 	states := []string{"established", "established", "half-open", "closing", "closing", "established", "established", "established", "established"}
 	want := map[string]string{}
 	for i, f := range flows {
-		want[fmt.Sprintln(f.protocol, f.client, f.external)] = states[i]
+		want[fmt.Sprintln(f.Protocol, f.Client, f.External)] = states[i]
 	}
-	list, err := tables.list(Selector{})
+	list, err := tables.list(rule.Selector{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +61,7 @@ func TestConnections(t *testing.T) {
 	if len(list) != len(flows) {
 		t.Errorf("%d rows for %d connections", len(list), len(flows))
 	}
-	again, err := tables.again().list(Selector{Path: "hairpin"})
+	again, err := tables.again().list(rule.Selector{Path: "hairpin"})
 	if err != nil || len(again) != 1 {
 		t.Fatalf("%d connections, %v", len(again), err)
 	}
@@ -92,7 +95,7 @@ func TestSelectorsPick(t *testing.T) {
 		"path local":                     0,
 		"path wan proto tcp forward web": 6,
 	} {
-		sel, err := ParseSelector(strings.Fields(line))
+		sel, err := rule.ParseSelector(strings.Fields(line))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -108,44 +111,44 @@ func TestSelectorsPick(t *testing.T) {
 
 func TestCountConnections(t *testing.T) {
 	tables, _ := connected(t)
-	got, err := tables.CountConnections(Selector{})
+	got, err := tables.CountConnections(rule.Selector{})
 	want := Count{Total: 9, HalfOpen: 1, Established: 6, Closing: 2, Forwards: map[string]int{"web": 8, "ssh": 1}}
 	if diff := gocmp.Diff(want, got); diff != "" || err != nil {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}
-	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
-	if got, err := tables.CountConnections(Selector{}); err != nil || got.Total != 1 {
+	mustApply(t, tables, mapstest.Config(t, "ssh tcp 22 to 192.168.1.30"))
+	if got, err := tables.CountConnections(rule.Selector{}); err != nil || got.Total != 1 {
 		t.Errorf("after web was removed: %+v, %v", got, err)
 	}
 	mustSetInterfaces(t, tables)
-	if got, err := tables.CountConnections(Selector{}); err != nil || got.Total != 0 {
+	if got, err := tables.CountConnections(rule.Selector{}); err != nil || got.Total != 0 {
 		t.Errorf("after the address went: %+v, %v", got, err)
 	}
 }
 
 // TestHalfOpenOnesWaitAsLongAsTheirProtocol says, no longer.
 func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	c := configWith(t, "web tcp,udp,sctp 443 to 192.168.1.20", "tunnel gre,icmp any to 192.168.1.20")
+	tables := newTables(t, mapstest.SmallSpec(t))
+	c := mapstest.Config(t, "web tcp,udp,sctp 443 to 192.168.1.20", "tunnel gre,icmp any to 192.168.1.20")
 	c.Timeouts.TCPOpening, c.Timeouts.UDP, c.Timeouts.ICMP = 5*time.Second, 10*time.Second, 15*time.Second
 	mustApply(t, tables, c)
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
-	patience := map[Protocol]time.Duration{
-		TCP: 5 * time.Second, UDP: 10 * time.Second, SCTP: 10 * time.Second, GRE: 10 * time.Second, ICMP: 15 * time.Second,
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	web, address := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)
+	patience := map[rule.Protocol]time.Duration{
+		rule.TCP: 5 * time.Second, rule.UDP: 10 * time.Second, rule.SCTP: 10 * time.Second, rule.GRE: 10 * time.Second, rule.ICMP: 15 * time.Second,
 	}
 	want := map[string]bool{}
 	for protocol, patience := range patience {
 		for i, idle := range []time.Duration{patience - 4*time.Second, patience + time.Second} {
 			client := fmt.Sprintf("198.51.100.%d:5000", i+1)
-			openFlows(t, tables.objs, flow{
-				protocol: protocol, client: client, external: "203.0.113.1:443", source: client, target: "192.168.1.20:443",
-				forward: web, address: address, half: true, idle: idle,
+			mapstest.Open(t, tables.objs, mapstest.Flow{
+				Protocol: protocol, Client: client, External: "203.0.113.1:443", Source: client, Target: "192.168.1.20:443",
+				Forward: web, Address: address, HalfOpen: true, Idle: idle,
 			})
 		}
 		want[protocol.String()+" 198.51.100.1:5000"] = true
 	}
-	list, err := tables.list(Selector{})
+	list, err := tables.list(rule.Selector{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,16 +163,16 @@ func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 
 // TestConnectionsWithoutPorts have an identifier where there is one, else 0.
 func TestConnectionsWithoutPorts(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20", "all any any to 192.168.1.20"))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	_, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
-	all, _, _ := routeOf(t, tables.objs, "203.0.113.1", GRE, 0)
-	base := flow{external: "203.0.113.1:0", target: "192.168.1.20:0", forward: all.Stamp, address: address}
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "web tcp 443 to 192.168.1.20", "all any any to 192.168.1.20"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	_, address := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)
+	all, _, _ := mapstest.Route(t, tables.objs, "203.0.113.1", rule.GRE, 0)
+	base := mapstest.Flow{External: "203.0.113.1:0", Target: "192.168.1.20:0", Forward: all.EpochRef, Address: address}
 	ping, tunnel := base, base
-	ping.protocol, ping.client, ping.source = ICMP, "198.51.100.9:77", "198.51.100.9:78"
-	tunnel.protocol, tunnel.client, tunnel.source = GRE, "198.51.100.9:0", "198.51.100.9:0"
-	openFlows(t, tables.objs, ping, tunnel)
+	ping.Protocol, ping.Client, ping.Source = rule.ICMP, "198.51.100.9:77", "198.51.100.9:78"
+	tunnel.Protocol, tunnel.Client, tunnel.Source = rule.GRE, "198.51.100.9:0", "198.51.100.9:0"
+	mapstest.Open(t, tables.objs, ping, tunnel)
 	for line, want := range map[string]string{
 		"proto icmp": `{"protocol":"icmp","path":"wan","forward":"all","state":"established",` +
 			`"client":"198.51.100.9:77","external":"203.0.113.1:0","source":"198.51.100.9:78","target":"192.168.1.20:0",` +
@@ -179,7 +182,7 @@ func TestConnectionsWithoutPorts(t *testing.T) {
 			`"age_seconds":5,"idle_seconds":0,"packets":17,"bytes":6000}`,
 		"proto sctp": "",
 	} {
-		sel, err := ParseSelector(strings.Fields(line))
+		sel, err := rule.ParseSelector(strings.Fields(line))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -202,8 +205,8 @@ func TestConnectionsWithoutPorts(t *testing.T) {
 }
 
 func TestEndConnections(t *testing.T) {
-	needRoot(t)
-	spec := smallSpec(t)
+	mapstest.NeedRoot(t)
+	spec := mapstest.SmallSpec(t)
 	var objs struct {
 		bpf.HairpinMaps
 		End *ebpf.Program `ebpf:"hairpin_end"`
@@ -213,22 +216,22 @@ func TestEndConnections(t *testing.T) {
 	}
 	t.Cleanup(func() { objs.HairpinMaps.Close(); objs.End.Close() })
 	tables := New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinEnd: objs.End}})
-	mustApply(t, tables, configWith(t, "web tcp,udp 443 to 192.168.1.20:8443"))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
+	mustApply(t, tables, mapstest.Config(t, "web tcp,udp 443 to 192.168.1.20:8443"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	web, address := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)
 	for i := range 10 {
 		client := fmt.Sprintf("198.51.100.9:%d", 5000+i)
-		openFlows(t, tables.objs, flow{
-			protocol: TCP, client: client, external: "203.0.113.1:443", source: client, target: "192.168.1.20:8443",
-			forward: web, address: address, half: i == 3, path: bpf.HairpinConnPath(i % 2),
+		mapstest.Open(t, tables.objs, mapstest.Flow{
+			Protocol: rule.TCP, Client: client, External: "203.0.113.1:443", Source: client, Target: "192.168.1.20:8443",
+			Forward: web, Address: address, HalfOpen: i == 3, Path: bpf.HairpinConnPath(i % 2),
 		})
 	}
 	for _, test := range []struct {
-		sel         Selector
+		sel         rule.Selector
 		ended, left int
-	}{{Selector{Path: "hairpin"}, 5, 5}, {Selector{Path: "hairpin"}, 0, 5}, {Selector{Protocol: UDP}, 0, 5}, {Selector{}, 5, 0}} {
+	}{{rule.Selector{Path: "hairpin"}, 5, 5}, {rule.Selector{Path: "hairpin"}, 0, 5}, {rule.Selector{Protocol: rule.UDP}, 0, 5}, {rule.Selector{}, 5, 0}} {
 		ended, err := tables.EndConnections(test.sel)
-		count, countErr := tables.CountConnections(Selector{})
+		count, countErr := tables.CountConnections(rule.Selector{})
 		if err != nil || countErr != nil || ended != test.ended || count.Total != test.left {
 			t.Errorf("%q: ended %d, want %d; %d are left, want %d (%v, %v)", test.sel, ended, test.ended, count.Total, test.left, err, countErr)
 		}
@@ -238,21 +241,21 @@ func TestEndConnections(t *testing.T) {
 // TestListingUnderChange: what stays is listed once, whatever comes and goes.
 func TestListingUnderChange(t *testing.T) {
 	t.Parallel()
-	spec := smallSpec(t)
+	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 4096
 	tables := newTables(t, spec)
-	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
-	client := func(path bpf.HairpinConnPath, n int) flow {
+	mustApply(t, tables, mapstest.Config(t, "web tcp 443 to 192.168.1.20:8443"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	web, address := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)
+	client := func(path bpf.HairpinConnPath, n int) mapstest.Flow {
 		from := fmt.Sprintf("198.51.%d.9:%d", n>>8, 5000+n&0xff)
-		return flow{
-			protocol: TCP, client: from, external: "203.0.113.1:443", source: from, target: "192.168.1.20:8443",
-			forward: web, address: address, path: path,
+		return mapstest.Flow{
+			Protocol: rule.TCP, Client: from, External: "203.0.113.1:443", Source: from, Target: "192.168.1.20:8443",
+			Forward: web, Address: address, Path: path,
 		}
 	}
 	for i := range 800 {
-		openFlows(t, tables.objs, client(bpf.HairpinConnPathPATH_WAN, i))
+		mapstest.Open(t, tables.objs, client(bpf.HairpinConnPathPATH_WAN, i))
 	}
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -263,16 +266,16 @@ func TestListingUnderChange(t *testing.T) {
 				return
 			default:
 			}
-			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+n%900).pair() {
+			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+n%900).Pair() {
 				UpdateEntry(tables.objs, &e, ebpf.UpdateAny)
 			}
-			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+(n+450)%900).pair() {
+			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+(n+450)%900).Pair() {
 				DeleteEntry(tables.objs, e.Key)
 			}
 		}
 	}()
 	for range 100 {
-		list, err := tables.list(Selector{})
+		list, err := tables.list(rule.Selector{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -300,28 +303,28 @@ const fullTable = 131072
 // full has as many connections as there are by default, all of one forward.
 func full(t *testing.T) *Tables {
 	t.Helper()
-	spec := smallSpec(t)
+	spec := mapstest.SmallSpec(t)
 	const connections = fullTable
 	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 2 * connections
 	tables := newTables(t, spec)
-	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := stampsOf(t, tables.objs, "203.0.113.1", 443)
+	mustApply(t, tables, mapstest.Config(t, "web tcp 443 to 192.168.1.20:8443"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	web, address := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)
 	keys, values := make([]bpf.HairpinTuple4, 0, 2*connections), make([]bpf.HairpinConn4, 0, 2*connections)
-	f := flow{
-		protocol: TCP, client: "10.0.0.0:5000", external: "203.0.113.1:443", source: "10.0.0.0:5000", target: "192.168.1.20:8443",
-		forward: web, address: address,
+	f := mapstest.Flow{
+		Protocol: rule.TCP, Client: "10.0.0.0:5000", External: "203.0.113.1:443", Source: "10.0.0.0:5000", Target: "192.168.1.20:8443",
+		Forward: web, Address: address,
 	}
-	base := f.pair()
+	base := f.Pair()
 	for i := range connections {
-		client := toAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+		client := layout.ToAddr(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
 		pair := base
 		pair[0].Key.Src, pair[1].Key.Dst = client, client
 		for side := range pair {
 			e := &pair[side]
-			e.To, e.Serial = reversed(pair[1-side].Key), uint32(i+1)
-			keys = append(keys, shortKey(e.Key))
-			values = append(values, e.value4())
+			e.To, e.Serial = layout.Reversed(pair[1-side].Key), uint32(i+1)
+			keys = append(keys, layout.ShortKey(e.Key))
+			values = append(values, e.Value4())
 		}
 	}
 	if err := putAll(tables.objs.Conns4, keys, values, 1); err != nil {
@@ -344,7 +347,7 @@ func TestFullTableIsListed(t *testing.T) {
 	const room = 4 << 20
 	before, listed := heap(), 0
 	start := time.Now()
-	err := tables.EachConnection(Selector{}, func(c *Connection) {
+	err := tables.EachConnection(rule.Selector{}, func(c *Connection) {
 		if listed++; c.Packets != 17 {
 			t.Fatalf("%+v", c)
 		}
@@ -372,11 +375,11 @@ func TestFullTableIsCounted(t *testing.T) {
 	const room = 4 << 20
 	for name, count := range map[string]func() (int, error){
 		"connections": func() (int, error) {
-			count, err := tables.CountConnections(Selector{})
+			count, err := tables.CountConnections(rule.Selector{})
 			return count.Established, err
 		},
 		"some connections": func() (int, error) {
-			count, err := tables.CountConnections(Selector{Path: "wan"})
+			count, err := tables.CountConnections(rule.Selector{Path: "wan"})
 			return count.Established, err
 		},
 		"for an audit": func() (int, error) {
@@ -402,12 +405,29 @@ func TestFullTableIsCounted(t *testing.T) {
 func TestMonotonicIsTheDatapathsClock(t *testing.T) {
 	var before, after unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &before)
-	now := monotonic()
+	now := layout.Monotonic()
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &after)
 	if now < uint64(before.Nano()) || now > uint64(after.Nano()) {
 		t.Errorf("%d is not between %d and %d", now, before.Nano(), after.Nano())
 	}
 	if since(5, 7) != 0 || since(7, 5) != 2 {
 		t.Error("time runs backwards")
+	}
+}
+
+// A port, or one of a range, may be that of the external address or of the target.
+func TestSelectPorts(t *testing.T) {
+	c := Connection{External: netip.MustParseAddrPort("203.0.113.1:6005"), Target: netip.MustParseAddrPort("192.168.1.20:7005")}
+	for ports, want := range map[string]bool{
+		"6005": true, "7005": true, "6004": false, "6000-6010": true, "7000-7005": true, "6005-6006": true,
+		"6006-7004": false, "1-6004": false, "7006-65535": false, "1-65535": true,
+	} {
+		s, err := rule.ParseSelector([]string{"port", ports})
+		if err != nil || s.String() != "port "+ports {
+			t.Errorf("port %s reads as %s, %v", ports, s, err)
+		}
+		if got := picks(&s, &c); got != want {
+			t.Errorf("port %s: %v, want %v", ports, got, want)
+		}
 	}
 }

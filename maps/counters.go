@@ -12,16 +12,16 @@ import (
 	"hairpin/bpf"
 )
 
-// forwardStats are a forward's counters since it began to do what it does: indices are
+// ForwardStats are a forward's counters since it began to do what it does: indices are
 // the datapath's paths, and directions with the opener's first.
-type forwardStats bpf.HairpinForwardStats
+type ForwardStats bpf.HairpinForwardStats
 
-// used reports whether a path has counted anything.
-func (s *forwardStats) used(path int) bool {
+// Used reports whether a path has counted anything.
+func (s *ForwardStats) Used(path int) bool {
 	return s.Traffic[path] != [2]bpf.HairpinTraffic{} || s.Established[path] != 0
 }
 
-func (s *forwardStats) add(cpu *bpf.HairpinForwardStats) {
+func (s *ForwardStats) add(cpu *bpf.HairpinForwardStats) {
 	for path := range s.Traffic {
 		for direction := range s.Traffic[path] {
 			s.Traffic[path][direction].Packets += cpu.Traffic[path][direction].Packets
@@ -48,7 +48,7 @@ type Totals struct {
 // ForwardTotals gives those of the running forwards by name, without those that have counted nothing.
 func (t *Tables) ForwardTotals() (map[string]Totals, error) {
 	totals := map[string]Totals{}
-	err := t.eachStats(func(name string, _ uint32, s *forwardStats) error {
+	err := t.eachStats(func(name string, _ uint32, s *ForwardStats) error {
 		var sum Totals
 		for _, path := range s.Traffic {
 			sum.Packets += path[0].Packets + path[1].Packets

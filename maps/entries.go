@@ -4,20 +4,22 @@ package maps
 
 import (
 	"fmt"
-	"hairpin/bpf"
 
 	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+	"hairpin/maps/layout"
 )
 
 // EachEntry calls visit with every entry of both families. It needs no lock and may run beside traffic: an
 // entry that comes or goes meanwhile may be missing, or be seen twice.
-func EachEntry(objs *bpf.HairpinObjects, visit func(Entry)) error {
+func EachEntry(objs *bpf.HairpinObjects, visit func(layout.Entry)) error {
 	every := func(*bpf.HairpinConn) bool { return true }
-	return eachEntry(objs, every, func(e *Entry) { visit(*e) })
+	return eachEntry(objs, every, func(e *layout.Entry) { visit(*e) })
 }
 
 // eachOpener is EachEntry for the openers' entries alone. visit must not keep its argument.
-func eachOpener(objs *bpf.HairpinObjects, visit func(*Entry)) error {
+func eachOpener(objs *bpf.HairpinObjects, visit func(*layout.Entry)) error {
 	openers := func(c *bpf.HairpinConn) bool {
 		return bpf.HairpinConnFlag(c.Identity)&bpf.HairpinConnFlagCONN_OPENER != 0
 	}
@@ -25,11 +27,11 @@ func eachOpener(objs *bpf.HairpinObjects, visit func(*Entry)) error {
 }
 
 // eachEntry unpacks only what is wanted. visit must not keep its argument.
-func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, visit func(*Entry)) error {
-	var e Entry
+func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, visit func(*layout.Entry)) error {
+	var e layout.Entry
 	err := scan(objs.Conns4, 1, func(key bpf.HairpinTuple4, conns []bpf.HairpinConn4) {
 		if c := &conns[0]; wanted(&c.Conn) {
-			e = fromValue4(key, c)
+			e = layout.FromValue4(key, c)
 			visit(&e)
 		}
 	})
@@ -38,7 +40,7 @@ func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, vis
 	}
 	err = scan(objs.Conns6, 1, func(key bpf.HairpinTuple, conns []bpf.HairpinConn6) {
 		if c := &conns[0]; wanted(&c.Conn) {
-			e = fromValue6(key, c)
+			e = layout.FromValue6(key, c)
 			visit(&e)
 		}
 	})
@@ -49,30 +51,30 @@ func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, vis
 }
 
 // LookupEntry reads the entry of a tuple. It returns an error wrapping ebpf.ErrKeyNotExist if there is none.
-func LookupEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) (Entry, error) {
-	if isV4(key) {
+func LookupEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) (layout.Entry, error) {
+	if layout.IsIPv4(key) {
 		var c bpf.HairpinConn4
-		err := objs.Conns4.Lookup(shortKey(key), &c)
-		return fromValue4(shortKey(key), &c), err
+		err := objs.Conns4.Lookup(layout.ShortKey(key), &c)
+		return layout.FromValue4(layout.ShortKey(key), &c), err
 	}
 	var c bpf.HairpinConn6
 	err := objs.Conns6.Lookup(key, &c)
-	return fromValue6(key, &c), err
+	return layout.FromValue6(key, &c), err
 }
 
 // UpdateEntry writes an entry as it is, with one of the flags of ebpf.Map.Update. It counts nothing and takes no place:
 // the datapath does that for the connections it makes.
-func UpdateEntry(objs *bpf.HairpinObjects, e *Entry, flags ebpf.MapUpdateFlags) error {
-	if isV4(e.Key) {
-		return objs.Conns4.Update(shortKey(e.Key), e.value4(), flags)
+func UpdateEntry(objs *bpf.HairpinObjects, e *layout.Entry, flags ebpf.MapUpdateFlags) error {
+	if layout.IsIPv4(e.Key) {
+		return objs.Conns4.Update(layout.ShortKey(e.Key), e.Value4(), flags)
 	}
-	return objs.Conns6.Update(e.Key, e.value6(), flags)
+	return objs.Conns6.Update(e.Key, e.Value6(), flags)
 }
 
 // DeleteEntry deletes an entry, and that is all it does.
 func DeleteEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) error {
-	if isV4(key) {
-		return objs.Conns4.Delete(shortKey(key))
+	if layout.IsIPv4(key) {
+		return objs.Conns4.Delete(layout.ShortKey(key))
 	}
 	return objs.Conns6.Delete(key)
 }

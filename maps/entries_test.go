@@ -10,15 +10,18 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/bpf"
+	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
 func TestEntriesComeAndGo(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	for family, pair := range map[string][2]string{
 		"IPv4": {"198.51.100.9:5000", "203.0.113.1:443"},
 		"IPv6": {"[2001:db8::9]:65535", "[2001:db8:1::1]:443"},
 	} {
-		want := Entry{Key: tuple(TCP, pair[0], pair[1]), To: tuple(TCP, pair[1], pair[0]), Serial: 7, State: bpf.HairpinConnStateCONN_CLOSING, Bytes: 1 << 47}
+		want := layout.Entry{Key: mapstest.Tuple(rule.TCP, pair[0], pair[1]), To: mapstest.Tuple(rule.TCP, pair[1], pair[0]), Serial: 7, State: bpf.HairpinConnStateCONN_CLOSING, Bytes: 1 << 47}
 		if err := UpdateEntry(tables.objs, &want, ebpf.UpdateAny); err != nil {
 			t.Fatal(err)
 		}
@@ -26,11 +29,11 @@ func TestEntriesComeAndGo(t *testing.T) {
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got)\n%s", family, err, diff)
 		}
-		var listed []Entry
-		if err := EachEntry(tables.objs, func(e Entry) { listed = append(listed, e) }); err != nil {
+		var listed []layout.Entry
+		if err := EachEntry(tables.objs, func(e layout.Entry) { listed = append(listed, e) }); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff([]Entry{want}, listed); diff != "" {
+		if diff := cmp.Diff([]layout.Entry{want}, listed); diff != "" {
 			t.Errorf("%s is listed as (-want +got)\n%s", family, diff)
 		}
 		if err := DeleteEntry(tables.objs, want.Key); err != nil {

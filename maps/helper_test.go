@@ -6,18 +6,21 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+
+	"hairpin/maps/config"
+	"hairpin/maps/mapstest"
 )
 
 // newTables makes a datapath's maps, without programs.
 func newTables(t testing.TB, spec *ebpf.CollectionSpec) *Tables {
 	t.Helper()
-	return New(newMaps(t, spec))
+	return New(mapstest.NewMaps(t, spec))
 }
 
 // again is what the next process sees.
 func (t *Tables) again() *Tables { return New(t.objs) }
 
-func mustApply(t testing.TB, tables *Tables, c Config) Change {
+func mustApply(t testing.TB, tables *Tables, c config.Config) config.Change {
 	t.Helper()
 	change, err := tables.Apply(c)
 	if err != nil {
@@ -26,7 +29,7 @@ func mustApply(t testing.TB, tables *Tables, c Config) Change {
 	return change
 }
 
-func mustPlan(t testing.TB, tables *Tables, c Config) Change {
+func mustPlan(t testing.TB, tables *Tables, c config.Config) config.Change {
 	t.Helper()
 	change, err := tables.Plan(c)
 	if err != nil {

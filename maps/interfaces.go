@@ -12,6 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
 )
 
 // SetInterfaces tells the datapath which interfaces and addresses there are
@@ -20,7 +23,7 @@ import (
 // writer lock. Of an interface's own addresses the datapath knows eight, of both
 // families if it has both; forwards listen on all. Interfaces without a role
 // count for what is the router's own.
-func (t *Tables) SetInterfaces(ifs []Interface) error {
+func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
 		return err
@@ -28,9 +31,9 @@ func (t *Tables) SetInterfaces(ifs []Interface) error {
 	if err := t.finish(o); err != nil {
 		return err
 	}
-	doc := &o.document // what forwards there are does not matter here
-	locals := wantedLocals(doc, ifs)
-	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link Interface) bool { return link.Role == 0 })
+	doc := &o.Document // what forwards there are does not matter here
+	locals := compile.Locals(doc, ifs)
+	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
@@ -56,12 +59,12 @@ func (t *Tables) SetInterfaces(ifs []Interface) error {
 
 // followAddresses ends the connections of addresses that have gone, external
 // ones and those that reflected connections came from, and has both sides told.
-func (t *Tables) followAddresses(doc *document, ifs []Interface, before map[uint32]bpf.HairpinInterface) error {
+func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, before map[uint32]bpf.HairpinInterface) error {
 	ended, err := t.setExternals(doc, ifs)
 	if err != nil {
 		return err
 	}
-	gone := goneAddresses(before, ifs)
+	gone := compile.GoneAddresses(before, ifs)
 	if err := t.endReflectedFrom(gone); err != nil {
 		return err
 	}
@@ -71,9 +74,9 @@ func (t *Tables) followAddresses(doc *document, ifs []Interface, before map[uint
 	return t.tellEnded()
 }
 
-func (t *Tables) putInterfaces(doc *document, ifs []Interface, present map[uint32]bpf.HairpinInterface) error {
+func (t *Tables) putInterfaces(doc *compile.Document, ifs []config.Interface, present map[uint32]bpf.HairpinInterface) error {
 	for _, link := range ifs {
-		value := doc.interfaceEntry(link)
+		value := doc.InterfaceEntry(link)
 		if present[uint32(link.Index)] == value {
 			continue
 		}
@@ -84,7 +87,7 @@ func (t *Tables) putInterfaces(doc *document, ifs []Interface, present map[uint3
 	return nil
 }
 
-func (t *Tables) dropInterfaces(ifs []Interface, present map[uint32]bpf.HairpinInterface) error {
+func (t *Tables) dropInterfaces(ifs []config.Interface, present map[uint32]bpf.HairpinInterface) error {
 	for index := range present {
 		if indexOf(ifs, index) >= 0 {
 			continue
@@ -96,8 +99,8 @@ func (t *Tables) dropInterfaces(ifs []Interface, present map[uint32]bpf.HairpinI
 	return nil
 }
 
-func indexOf(ifs []Interface, index uint32) int {
-	return slices.IndexFunc(ifs, func(link Interface) bool { return uint32(link.Index) == index })
+func indexOf(ifs []config.Interface, index uint32) int {
+	return slices.IndexFunc(ifs, func(link config.Interface) bool { return uint32(link.Index) == index })
 }
 
 // drop deletes an entry that may have gone already.
@@ -110,36 +113,36 @@ func drop(m *ebpf.Map, key any) error {
 
 // setExternals brings the addresses that forwards listen on up to date, and says
 // whether connections have ended by that.
-func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err error) {
+func (t *Tables) setExternals(doc *compile.Document, ifs []config.Interface) (ended bool, err error) {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
 		return false, fmt.Errorf("list external addresses: %w", err)
 	}
-	wanted := wantedExternals(doc, ifs)
+	wanted := compile.Externals(doc, ifs)
 	if limit := t.objs.Externals.MaxEntries(); uint32(len(wanted)) > limit {
 		return false, fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
 	}
-	listeners := wantedListeners(wanted)
+	listeners := compile.Listeners(wanted)
 	if err := t.dropListeners(listeners); err != nil {
 		return false, err
 	}
 	ids := t.freeAddressIDs(present)
-	for _, addr := range slices.SortedFunc(maps.Keys(present), compareAddr) {
+	for _, addr := range slices.SortedFunc(maps.Keys(present), layout.CompareAddr) {
 		old, want := present[addr], wanted[addr]
 		// Its connections end before anything else happens to the address.
 		if old.Group != 0 && want.Group == 0 || want == (bpf.HairpinExternal{}) {
 			ended = true
-			if err := t.endStamp(stamp{old.Address.Id, old.Address.Epoch}); err != nil {
+			if err := t.endConnections(compile.EpochRef{ID: old.Address.Id, Epoch: old.Address.Epoch}); err != nil {
 				return ended, err
 			}
 		}
 		if want == (bpf.HairpinExternal{}) {
 			if err := drop(t.objs.Externals, addr); err != nil {
-				return ended, fmt.Errorf("forget address %s: %w", fromAddr(addr), err)
+				return ended, fmt.Errorf("forget address %s: %w", layout.FromAddr(addr), err)
 			}
 		}
 	}
-	for _, addr := range slices.SortedFunc(maps.Keys(wanted), compareAddr) {
+	for _, addr := range slices.SortedFunc(maps.Keys(wanted), layout.CompareAddr) {
 		if err := t.putExternal(addr, present[addr], wanted[addr], ids); err != nil {
 			return ended, err
 		}
@@ -150,35 +153,35 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err e
 // putExternal writes an entry if it differs. An address keeps its id, and its
 // entry always carries the epoch that is current, also after a writer was
 // killed between the two.
-func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal, ids *idPool) error {
+func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal, ids *compile.IDPool) error {
 	id := old.Address.Id
 	if id == 0 {
 		var err error
-		if id, err = ids.take(); err != nil {
-			return fmt.Errorf("address %s: %w", fromAddr(addr), err)
+		if id, err = ids.Take(); err != nil {
+			return fmt.Errorf("address %s: %w", layout.FromAddr(addr), err)
 		}
 	}
 	epoch, err := t.epoch(id)
 	if err != nil {
 		return err
 	}
-	want.Address = bpf.HairpinStamp{Id: id, Epoch: epoch}
+	want.Address = bpf.HairpinEpochRef{Id: id, Epoch: epoch}
 	if want == old {
 		return nil
 	}
-	err = t.objs.MaybeExternal.Put(maybeExternalSlot(addr), uint32(1))
+	err = t.objs.MaybeExternal.Put(layout.MaybeExternalSlot(addr), uint32(1))
 	if err == nil {
 		err = t.objs.Externals.Put(addr, want)
 	}
 	if err != nil {
-		return fmt.Errorf("write address %s: %w", fromAddr(addr), err)
+		return fmt.Errorf("write address %s: %w", layout.FromAddr(addr), err)
 	}
 	return nil
 }
 
 // setTransmitters fills the devmap of devices that take XDP frames. Next hops
 // remember what it says, so a change makes them look again.
-func (t *Tables) setTransmitters(ifs []Interface) error {
+func (t *Tables) setTransmitters(ifs []config.Interface) error {
 	present, err := readAll[uint32, bpf.HairpinBpfDevmapVal](t.objs.TxPorts)
 	if err != nil {
 		return fmt.Errorf("list devices for XDP: %w", err)
@@ -214,7 +217,7 @@ func (t *Tables) setTransmitters(ifs []Interface) error {
 
 // pruneCounters takes out the counters of interfaces that are gone once they
 // fill half the table: devices of dialled lines come back with new numbers.
-func (t *Tables) pruneCounters(ifs []Interface) error {
+func (t *Tables) pruneCounters(ifs []config.Interface) error {
 	counters, err := t.rawCounters()
 	if err != nil || uint32(len(counters)) < t.objs.Counters.MaxEntries()/2 {
 		return err
@@ -277,16 +280,16 @@ func (t *Tables) putListeners(wanted map[uint32]bpf.HairpinAddr) error {
 			err = t.objs.Listeners.Put(id, wanted[id])
 		}
 		if err != nil {
-			return fmt.Errorf("write listener %s: %w", fromAddr(wanted[id]), err)
+			return fmt.Errorf("write listener %s: %w", layout.FromAddr(wanted[id]), err)
 		}
 	}
 	return nil
 }
 
-func (t *Tables) freeAddressIDs(present map[bpf.HairpinAddr]bpf.HairpinExternal) *idPool {
-	pool := newIDPool(t.addressIDs(), t.objs.Epochs.MaxEntries()-1)
+func (t *Tables) freeAddressIDs(present map[bpf.HairpinAddr]bpf.HairpinExternal) *compile.IDPool {
+	pool := compile.NewIDPool(t.addressIDs(), t.objs.Epochs.MaxEntries()-1)
 	for _, external := range present {
-		pool.reserve(external.Address.Id)
+		pool.Reserve(external.Address.Id)
 	}
 	return pool
 }

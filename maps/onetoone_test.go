@@ -11,11 +11,15 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
 // manyAddresses are 1:1 forwards of an address each, of both families in turn.
-func manyAddresses(count int) Config {
-	c := DefaultConfig()
+func manyAddresses(count int) config.Config {
+	c := config.Default()
 	for i := range count {
 		high, low := byte(i>>8), byte(i)
 		external, target := netip.AddrFrom4([4]byte{45, 7, high, low}), netip.AddrFrom4([4]byte{10, 1, high, low})
@@ -23,8 +27,8 @@ func manyAddresses(count int) Config {
 			external = netip.AddrFrom16([16]byte{0: 0x2a, 1: 1, 14: high, 15: low})
 			target = netip.AddrFrom16([16]byte{0: 0xfd, 14: high, 15: low})
 		}
-		c.Forwards = append(c.Forwards, Forward{
-			Name: fmt.Sprintf("f%d", i), Protocols: []Protocol{Any}, External: External{Address: external}, Target: target,
+		c.Forwards = append(c.Forwards, rule.Forward{
+			Name: fmt.Sprintf("f%d", i), Protocols: []rule.Protocol{rule.Any}, External: rule.External{Address: external}, Target: target,
 		})
 	}
 	return c
@@ -39,7 +43,7 @@ func kernelMemory(t *testing.T, objs *bpf.HairpinMaps) (bytes uint64) {
 		all = append(all, value.Field(i).Interface().(*ebpf.Map))
 	}
 	for _, outer := range []*ebpf.Map{objs.Forwards, objs.Allow, objs.Origins} {
-		all = append(all, inner(t, outer, 0), inner(t, outer, 1))
+		all = append(all, mapstest.Slot(t, outer, 0), mapstest.Slot(t, outer, 1))
 	}
 	for _, m := range all {
 		info, err := m.Info()
@@ -57,13 +61,13 @@ func kernelMemory(t *testing.T, objs *bpf.HairpinMaps) (bytes uint64) {
 // than those.
 func TestOneToOneMemory(t *testing.T) {
 	const most = 16 << 20
-	tables := newTables(t, roomySpec(t))
+	tables := newTables(t, mapstest.RoomySpec(t))
 	mustApply(t, tables, manyAddresses(2))
 	before := kernelMemory(t, &tables.objs.HairpinMaps)
 	c := manyAddresses(10_000)
 	mustApply(t, tables, c)
 	for i := range c.Forwards {
-		c.Forwards[i].Reflect = ReflectRouter
+		c.Forwards[i].Reflect = rule.ReflectRouter
 	}
 	mustApply(t, tables, c)
 	taken := kernelMemory(t, &tables.objs.HairpinMaps) - before
@@ -91,30 +95,30 @@ func TestOneLookupForEveryPort(t *testing.T) {
 		{"one6 tcp wan0:7000 to [fd00::1]:17000", 7000, 7000, 10000},
 		{"shifted6 tcp wan0:1-65534 to [fd00::1]:2-65535", 1, 65534, 1},
 	} {
-		tables := newTables(t, smallSpec(t))
-		mustApply(t, tables, configWith(t, test.forward))
-		link := wan("wan0", 2, "203.0.113.1/24", "2001:db8::1/64")
+		tables := newTables(t, mapstest.SmallSpec(t))
+		mustApply(t, tables, mapstest.Config(t, test.forward))
+		link := mapstest.WAN("wan0", 2, "203.0.113.1/24", "2001:db8::1/64")
 		mustSetInterfaces(t, tables, link)
-		target := mustForward(t, test.forward).Target
+		target := mapstest.Forward(t, test.forward).Target
 		address := link.Addresses[0].Addr()
 		if target.Is6() {
 			address = link.Addresses[1].Addr()
 		}
 		var external bpf.HairpinExternal
-		if err := tables.objs.Externals.Lookup(toAddr(address), &external); err != nil {
+		if err := tables.objs.Externals.Lookup(layout.ToAddr(address), &external); err != nil {
 			t.Fatal(err)
 		}
 		generation, err := tables.generation()
 		if err != nil {
 			t.Fatal(err)
 		}
-		trie := inner(t, tables.objs.Forwards, generation&1)
+		trie := mapstest.Slot(t, tables.objs.Forwards, generation&1)
 		for port := range 65536 {
 			var f bpf.HairpinForward
-			err := trie.Lookup(forwardKey(external.Group, TCP.number(target.Is6()), uint16(port), portBits), &f)
+			err := trie.Lookup(layout.ForwardKey(external.Group, rule.TCP.Number(target.Is6()), uint16(port), 16), &f)
 			found, want := err == nil, test.first <= port && port <= test.last
-			if found != want || found && (fromAddr(f.Target) != target || f.PortShift != test.shift) {
-				t.Fatalf("%s, port %d: %v, to %v shifted by %d", test.forward, port, err, fromAddr(f.Target), f.PortShift)
+			if found != want || found && (layout.FromAddr(f.Target) != target || f.PortShift != test.shift) {
+				t.Fatalf("%s, port %d: %v, to %v shifted by %d", test.forward, port, err, layout.FromAddr(f.Target), f.PortShift)
 			}
 		}
 	}

@@ -12,6 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/bpf"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
 // targetList reads the targets that the datapath knows.
@@ -24,9 +28,9 @@ func (t *Tables) targetList(tb testing.TB) []string {
 	var list []string
 	for addr, one := range present {
 		if one != 1 {
-			tb.Errorf("target %s has value %d", fromAddr(addr), one)
+			tb.Errorf("target %s has value %d", layout.FromAddr(addr), one)
 		}
-		list = append(list, fromAddr(addr).String())
+		list = append(list, layout.FromAddr(addr).String())
 	}
 	slices.Sort(list)
 	return list
@@ -48,37 +52,37 @@ func (t *Tables) mustSettings(tb testing.TB) (settings bpf.HairpinSettings) {
 }
 
 func TestSettings(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
+	tables := newTables(t, mapstest.SmallSpec(t))
 	for _, test := range []struct {
 		name   string
-		change func(*Config)
+		change func(*config.Config)
 		want   func(*bpf.HairpinSettings)
 	}{
-		{"as the RFCs have it", func(*Config) {}, func(*bpf.HairpinSettings) {}},
-		{"transitory is for both", func(c *Config) { c.Timeouts.TCPTransitory = time.Hour },
+		{"as the RFCs have it", func(*config.Config) {}, func(*bpf.HairpinSettings) {}},
+		{"transitory is for both", func(c *config.Config) { c.Timeouts.TCPTransitory = time.Hour },
 			func(s *bpf.HairpinSettings) {
 				s.TcpOpening, s.TcpClosing = 3600*uint64(time.Second), 3600*uint64(time.Second)
 			}},
-		{"stand-ins", func(c *Config) { c.StandIns = standIns("192.168.1.0/24 198.18.1.0/24") }, func(s *bpf.HairpinSettings) { s.StandIns = 1 }},
-		{"opening alone", func(c *Config) { c.Timeouts.TCPOpening = time.Second }, func(s *bpf.HairpinSettings) { s.TcpOpening = uint64(time.Second) }},
-		{"closing alone", func(c *Config) { c.Timeouts.TCPClosing = time.Second }, func(s *bpf.HairpinSettings) { s.TcpClosing = uint64(time.Second) }},
-		{"others", func(c *Config) { c.Timeouts.UDP, c.Timeouts.ICMP = time.Second, 2*time.Second },
+		{"stand-ins", func(c *config.Config) { c.StandIns = mapstest.StandIns("192.168.1.0/24 198.18.1.0/24") }, func(s *bpf.HairpinSettings) { s.StandIns = 1 }},
+		{"opening alone", func(c *config.Config) { c.Timeouts.TCPOpening = time.Second }, func(s *bpf.HairpinSettings) { s.TcpOpening = uint64(time.Second) }},
+		{"closing alone", func(c *config.Config) { c.Timeouts.TCPClosing = time.Second }, func(s *bpf.HairpinSettings) { s.TcpClosing = uint64(time.Second) }},
+		{"others", func(c *config.Config) { c.Timeouts.UDP, c.Timeouts.ICMP = time.Second, 2*time.Second },
 			func(s *bpf.HairpinSettings) { s.Udp, s.Icmp = uint64(time.Second), 2*uint64(time.Second) }},
-		{"ports are free sooner", func(c *Config) { c.Timeouts.PortHold = 3 * time.Second }, func(s *bpf.HairpinSettings) { s.PortHold = 3 * uint64(time.Second) }},
-		{"nobody is told", func(c *Config) { c.ICMP.Refuse = nil }, func(s *bpf.HairpinSettings) { s.Told = 0 }},
-		{"WAN is told", func(c *Config) { c.ICMP.Refuse = []string{SideWAN} },
+		{"ports are free sooner", func(c *config.Config) { c.Timeouts.PortHold = 3 * time.Second }, func(s *bpf.HairpinSettings) { s.PortHold = 3 * uint64(time.Second) }},
+		{"nobody is told", func(c *config.Config) { c.ICMP.Refuse = nil }, func(s *bpf.HairpinSettings) { s.Told = 0 }},
+		{"WAN is told", func(c *config.Config) { c.ICMP.Refuse = []string{config.SideWAN} },
 			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN }},
-		{"both are told", func(c *Config) { c.ICMP.Refuse = []string{SideWAN, SideLAN} },
+		{"both are told", func(c *config.Config) { c.ICMP.Refuse = []string{config.SideWAN, config.SideLAN} },
 			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN | bpf.HairpinSideSIDE_LAN }},
-		{"few of one client", func(c *Config) { c.MaxPerSource = 7 }, func(s *bpf.HairpinSettings) { s.SourceLimit = 7 }},
-		{"most of one client", func(c *Config) { c.MaxPerSource = 100_000 },
+		{"few of one client", func(c *config.Config) { c.MaxPerSource = 7 }, func(s *bpf.HairpinSettings) { s.SourceLimit = 7 }},
+		{"most of one client", func(c *config.Config) { c.MaxPerSource = 100_000 },
 			func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 100_000, 100_000 }},
-		{"an eighth of few", func(c *Config) { c.MaxConnections = 80 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 10, 40 }},
-		{"one of very few", func(c *Config) { c.MaxConnections = 1 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 1, 1 }},
-		{"slow", func(c *Config) { c.ICMP.Rate = 1 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = uint64(time.Second) }},
-		{"fast", func(c *Config) { c.ICMP.Rate = 1_000_000 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = 1000 }},
+		{"an eighth of few", func(c *config.Config) { c.MaxConnections = 80 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 10, 40 }},
+		{"one of very few", func(c *config.Config) { c.MaxConnections = 1 }, func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 1, 1 }},
+		{"slow", func(c *config.Config) { c.ICMP.Rate = 1 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = uint64(time.Second) }},
+		{"fast", func(c *config.Config) { c.ICMP.Rate = 1_000_000 }, func(s *bpf.HairpinSettings) { s.IcmpInterval = 1000 }},
 	} {
-		c := configWith(t)
+		c := mapstest.Config(t)
 		test.change(&c)
 		mustApply(t, tables, c)
 		want := bpf.HairpinSettings{
@@ -93,8 +97,8 @@ func TestSettings(t *testing.T) {
 }
 
 func TestTargetsAreThoseOfTheForwards(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1", "b udp 80 to 10.0.0.1", "c icmp any to 10.0.0.2"))
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b udp 80 to 10.0.0.1", "c icmp any to 10.0.0.2"))
 	tables.wantTargets(t, "10.0.0.1", "10.0.0.2")
 
 	swapped := false
@@ -106,7 +110,7 @@ func TestTargetsAreThoseOfTheForwards(t *testing.T) {
 		}
 		return do()
 	}
-	mustApply(t, tables, configWith(t, "b udp 80 to 10.0.0.1", "c icmp any to 10.0.0.3"))
+	mustApply(t, tables, mapstest.Config(t, "b udp 80 to 10.0.0.1", "c icmp any to 10.0.0.3"))
 	if !swapped {
 		t.Error("the step was not reached")
 	}
@@ -114,22 +118,22 @@ func TestTargetsAreThoseOfTheForwards(t *testing.T) {
 }
 
 func TestTooManyTargetsAreRefused(t *testing.T) {
-	spec := smallSpec(t)
+	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapTargets].MaxEntries = 4
 	tables := newTables(t, spec)
-	to := func(first, last int) Config {
-		c := configWith(t)
+	to := func(first, last int) config.Config {
+		c := mapstest.Config(t)
 		for i := first; i <= last; i++ {
-			c.Forwards = append(c.Forwards, mustForward(t, fmt.Sprintf("f%d tcp %d to 10.0.0.%d", i, i, i)))
+			c.Forwards = append(c.Forwards, mapstest.Forward(t, fmt.Sprintf("f%d tcp %d to 10.0.0.%d", i, i, i)))
 		}
 		return c
 	}
 	mustApply(t, tables, to(1, 4))
-	for want, c := range map[string]Config{
+	for want, c := range map[string]config.Config{
 		"the forwards have 5 targets, but the table holds 4":                                                              to(1, 5),
 		"the forwards that run and the new ones have 5 targets, but the table holds 4 at once; apply the change in steps": to(2, 5),
 	} {
-		if _, err := tables.Apply(c); !contains(err, want) {
+		if _, err := tables.Apply(c); !mapstest.Contains(err, want) {
 			t.Errorf("error %v lacks %q", err, want)
 		}
 		tables.wantTargets(t, "10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
@@ -141,10 +145,10 @@ func TestTooManyTargetsAreRefused(t *testing.T) {
 
 // TestTargetsOfAFailedWriterMakeRoom: the same process may try again.
 func TestTargetsOfAFailedWriterMakeRoom(t *testing.T) {
-	spec := smallSpec(t)
+	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapTargets].MaxEntries = 2
 	tables := newTables(t, spec)
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1"))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
 	whole := tables.step
 	tables.step = func(name string, do func() error) error {
 		if name == "swap" {
@@ -152,19 +156,19 @@ func TestTargetsOfAFailedWriterMakeRoom(t *testing.T) {
 		}
 		return do()
 	}
-	if _, err := tables.Apply(configWith(t, "a tcp 80 to 10.0.0.2")); err == nil {
+	if _, err := tables.Apply(mapstest.Config(t, "a tcp 80 to 10.0.0.2")); err == nil {
 		t.Fatal("not killed")
 	}
 	tables.step = whole
-	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.3"))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.3"))
 	tables.wantTargets(t, "10.0.0.3")
 }
 
 func TestMSSClampFollowsTheLinks(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	ppp, ethernet := wan("wan0", 2), wan("wan1", 3)
+	tables := newTables(t, mapstest.SmallSpec(t))
+	ppp, ethernet := mapstest.WAN("wan0", 2), mapstest.WAN("wan1", 3)
 	ppp.PPP, ppp.MTU, ethernet.MTU = true, 1492, 1500
-	lan := Interface{Name: "lan0", Index: 4, Role: RoleLAN, MTU: 1280, PPP: true}
+	lan := config.Interface{Name: "lan0", Index: 4, Role: config.RoleLAN, MTU: 1280, PPP: true}
 	for _, test := range []struct {
 		name  string
 		clamp []string
@@ -175,7 +179,7 @@ func TestMSSClampFollowsTheLinks(t *testing.T) {
 		{"by name", []string{"wan1"}, [3]uint32{0, 1500, 0}},
 		{"both", []string{"wan1", "wan0"}, [3]uint32{1492, 1500, 0}},
 	} {
-		c := configWith(t)
+		c := mapstest.Config(t)
 		c.MSSClamp = test.clamp
 		mustApply(t, tables, c)
 		// The next process knows absent from empty as well.
@@ -202,21 +206,21 @@ func TestMSSClampFollowsTheLinks(t *testing.T) {
 
 // TestTheTriePrefersWhatSaysMore looks protocols up as the datapath does.
 func TestTheTriePrefersWhatSaysMore(t *testing.T) {
-	tables := newTables(t, smallSpec(t))
-	mustApply(t, tables, configWith(t,
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t,
 		"all any wan0:any to 10.0.0.1", "tcp tcp wan0:any to 10.0.0.2", "web tcp,sctp wan0:80 to 10.0.0.3", "ping icmp wan0:any to 10.0.0.4"))
-	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 	for _, test := range []struct {
-		protocol Protocol
+		protocol rule.Protocol
 		port     uint16
 		target   string
 	}{
-		{TCP, 80, "10.0.0.3"}, {SCTP, 80, "10.0.0.3"}, {TCP, 81, "10.0.0.2"}, {SCTP, 81, "10.0.0.1"},
-		{UDP, 80, "10.0.0.1"}, {ICMP, 0, "10.0.0.4"}, {GRE, 0, "10.0.0.1"}, {ESP, 0, "10.0.0.1"}, {IPIP, 0, "10.0.0.1"}, {UDPLite, 0, "10.0.0.1"},
+		{rule.TCP, 80, "10.0.0.3"}, {rule.SCTP, 80, "10.0.0.3"}, {rule.TCP, 81, "10.0.0.2"}, {rule.SCTP, 81, "10.0.0.1"},
+		{rule.UDP, 80, "10.0.0.1"}, {rule.ICMP, 0, "10.0.0.4"}, {rule.GRE, 0, "10.0.0.1"}, {rule.ESP, 0, "10.0.0.1"}, {rule.IPIP, 0, "10.0.0.1"}, {rule.UDPLite, 0, "10.0.0.1"},
 	} {
-		f, found, lives := routeOf(t, tables.objs, "203.0.113.1", test.protocol, test.port)
-		if want := netip.MustParseAddr(test.target); !found || !lives || fromAddr(f.Target) != want || f.PortShift != 0 {
-			t.Errorf("%s %d goes to %s (found %v, lives %v), want %s", test.protocol, test.port, fromAddr(f.Target), found, lives, want)
+		f, found, lives := mapstest.Route(t, tables.objs, "203.0.113.1", test.protocol, test.port)
+		if want := netip.MustParseAddr(test.target); !found || !lives || layout.FromAddr(f.Target) != want || f.PortShift != 0 {
+			t.Errorf("%s %d goes to %s (found %v, lives %v), want %s", test.protocol, test.port, layout.FromAddr(f.Target), found, lives, want)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
 )
 
 // statsPage is how many forwards' counters are in one map of forward_stats. The
@@ -32,7 +33,7 @@ func (t *Tables) statsPage() (uint32, error) {
 	return spec.Maps[bpf.HairpinMapForwardStats].InnerMap.MaxEntries, nil
 }
 
-// forwardIDs is the highest id of a forward: those above are of addresses, or have no counters.
+// ForwardIDs is the highest id of a forward: those above are of addresses, or have no counters.
 func (t *Tables) forwardIDs() (uint32, error) {
 	page, err := t.statsPage()
 	return min(t.addressIDs(), page*t.objs.ForwardStats.MaxEntries()) - 1, err
@@ -106,17 +107,18 @@ func (t *Tables) makeStatsPages(numbers []uint32) error {
 	return putAll(t.objs.ForwardStats, numbers, descriptors, 1)
 }
 
-// statsReader reads counters of forwards, a page at a time.
-type statsReader struct {
+// StatsReader reads counters of forwards, a page at a time.
+type StatsReader struct {
 	tables *Tables
-	size   uint32 // of a page
+	Size   uint32 // of a page
 	cpus   int
 	places []uint32
 	counts []bpf.HairpinForwardStats // of each place, one for each CPU
-	sums   []forwardStats
+	sums   []ForwardStats
 }
 
-func (t *Tables) newStatsReader() (*statsReader, error) {
+// NewStatsReader gives a reader with memory of its own for a page. One caller at a time uses it.
+func (t *Tables) NewStatsReader() (*StatsReader, error) {
 	size, err := t.statsPage()
 	if err != nil {
 		return nil, err
@@ -125,15 +127,15 @@ func (t *Tables) newStatsReader() (*statsReader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("count CPUs: %w", err)
 	}
-	return &statsReader{
-		tables: t, size: size, cpus: cpus,
-		places: make([]uint32, size), counts: make([]bpf.HairpinForwardStats, int(size)*cpus), sums: make([]forwardStats, size),
+	return &StatsReader{
+		tables: t, Size: size, cpus: cpus,
+		places: make([]uint32, size), counts: make([]bpf.HairpinForwardStats, int(size)*cpus), sums: make([]ForwardStats, size),
 	}, nil
 }
 
 // page sums the counters of a page over the CPUs. They are the reader's, and the next page's afterwards. It is nil if
 // there is no such page.
-func (r *statsReader) page(number uint32) ([]forwardStats, error) {
+func (r *StatsReader) page(number uint32) ([]ForwardStats, error) {
 	page, err := r.tables.openStatsPage(number)
 	if page == nil || err != nil {
 		return nil, err
@@ -163,43 +165,45 @@ func (r *statsReader) page(number uint32) ([]forwardStats, error) {
 
 // eachStats calls visit with the counters of every forward that has counted anything. visit must not keep its last
 // argument.
-func (t *Tables) eachStats(visit func(name string, id uint32, s *forwardStats) error) error {
-	wanted, err := t.roster()
+func (t *Tables) eachStats(visit func(name string, id uint32, s *ForwardStats) error) error {
+	wanted, err := t.Roster()
 	if err != nil {
 		return err
 	}
-	r, err := t.newStatsReader()
+	r, err := t.NewStatsReader()
 	if err != nil {
 		return err
 	}
-	for number := range r.pages(wanted) {
-		if err := r.each(wanted, number, visit); err != nil {
+	for number := range r.Pages(wanted) {
+		if err := r.Each(wanted, number, visit); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// pages is how many pages have the forwards of a roster.
-func (r *statsReader) pages(of *roster) uint32 { return (uint32(len(of.names)) + r.size - 1) / r.size }
+// Pages is how many pages have the forwards of a roster.
+func (r *StatsReader) Pages(of *compile.Roster) uint32 {
+	return (uint32(len(of.Names)) + r.Size - 1) / r.Size
+}
 
-// each is eachStats for one page and the forwards of a roster, those left out that have gone since.
-func (r *statsReader) each(wanted *roster, number uint32, visit func(name string, id uint32, s *forwardStats) error) error {
+// Each is eachStats for one page and the forwards of a roster, those left out that have gone since.
+func (r *StatsReader) Each(wanted *compile.Roster, number uint32, visit func(name string, id uint32, s *ForwardStats) error) error {
 	sums, err := r.page(number)
 	if err != nil {
 		return err
 	}
-	// An id may have changed hands since. Its counters are its own if it had the same stamp after they were read.
-	now, err := r.tables.roster()
+	// The id may be another forward's by now. The counters are those of the wanted forward if the id still is, after they were read.
+	now, err := r.tables.Roster()
 	if err != nil {
 		return err
 	}
 	for place := range sums {
-		id := number*r.size + uint32(place)
-		if sums[place] == (forwardStats{}) || wanted.name(id) == "" || !now.has(id, wanted) {
+		id := number*r.Size + uint32(place)
+		if sums[place] == (ForwardStats{}) || wanted.Name(id) == "" || !now.Has(id, wanted) {
 			continue
 		}
-		if err := visit(wanted.names[id], id, &sums[place]); err != nil {
+		if err := visit(wanted.Names[id], id, &sums[place]); err != nil {
 			return err
 		}
 	}
@@ -207,18 +211,18 @@ func (r *statsReader) each(wanted *roster, number uint32, visit func(name string
 }
 
 // dropStats gives the memory of counters back that no running forward has: those of whole pages.
-func (t *Tables) dropStats(doc *document) error {
+func (t *Tables) dropStats(doc *compile.Document) error {
 	size, err := t.statsPage()
 	if err != nil {
 		return err
 	}
 	seen := map[uint32]bool{}
-	for _, s := range doc.Stamps {
-		seen[s.id/size] = true
+	for _, s := range doc.EpochRefs {
+		seen[s.ID/size] = true
 	}
 	var unused []uint32
 	for _, s := range doc.Ended {
-		if number := s.id / size; !seen[number] {
+		if number := s.ID / size; !seen[number] {
 			seen[number] = true
 			unused = append(unused, number)
 		}

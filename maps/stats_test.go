@@ -4,9 +4,11 @@ package maps
 
 import (
 	"testing"
+
+	"hairpin/maps/mapstest"
 )
 
-// pages are how many maps of counters there are.
+// Pages are how many maps of counters there are.
 func (t *Tables) pages(tb testing.TB) (count int) {
 	tb.Helper()
 	for number := range t.objs.ForwardStats.MaxEntries() {
@@ -24,7 +26,7 @@ func (t *Tables) pages(tb testing.TB) (count int) {
 
 // TestPagesOfCountersComeAndGo by as many at once as there are forwards for.
 func TestPagesOfCountersComeAndGo(t *testing.T) {
-	tables := newTables(t, roomySpec(t))
+	tables := newTables(t, mapstest.RoomySpec(t))
 	none, err := tables.statsPage()
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +35,7 @@ func TestPagesOfCountersComeAndGo(t *testing.T) {
 	for _, step := range []struct{ forwards, pages int }{
 		{1, 1}, {3*size - 1, 3}, {3 * size, 4}, {100 * size, 101}, {1, 1},
 	} {
-		mustApply(t, tables, manyForwards(step.forwards))
+		mustApply(t, tables, mapstest.ManyForwards(step.forwards))
 		if got := tables.pages(t); got != step.pages {
 			t.Errorf("%d pages of %d forwards, want %d", got, step.forwards, step.pages)
 		}

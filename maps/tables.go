@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package maps is the typed view of hairpin's kernel maps: it applies configurations, follows interfaces, and reads connections
+// and counters. It alone calls the kernel for them. What the entries are is worked out in package compile.
 package maps
 
 import (
@@ -13,6 +15,9 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // ErrEmpty says that no configuration was ever applied to these maps.
@@ -27,8 +32,8 @@ var ErrUnfinished = errors.New("the change runs, but a step after it failed")
 type Tables struct {
 	objs *bpf.HairpinObjects
 
-	mu       sync.Mutex // guards the rest
-	cached   *outline   // of cachedAt
+	mu       sync.Mutex       // guards the rest
+	cached   *compile.Outline // of cachedAt
 	cachedAt uint32
 
 	// step runs each step of a writer. Tests stop it half-way.
@@ -46,8 +51,8 @@ func New(objs *bpf.HairpinObjects) *Tables {
 }
 
 // Running is the configuration that the datapath runs. It needs no lock. On
-// fresh maps it is the DefaultConfig, and the error is ErrEmpty.
-func (t *Tables) Running() (Config, error) {
+// fresh maps it is the Default, and the error is ErrEmpty.
+func (t *Tables) Running() (config.Config, error) {
 	doc, _, err := t.running()
 	config := doc.Config
 	config.Forwards = slices.Clip(config.Forwards) // what is behind them is the document's
@@ -56,7 +61,7 @@ func (t *Tables) Running() (Config, error) {
 
 // Settings are those of Running: it is without its forwards, which take the
 // longest to read.
-func (t *Tables) Settings() (Config, error) {
+func (t *Tables) Settings() (config.Config, error) {
 	o, _, err := t.outline()
 	config := o.Config
 	config.Forwards = nil
@@ -65,52 +70,52 @@ func (t *Tables) Settings() (Config, error) {
 
 // EachForward calls visit for every running forward until it returns false. visit must not keep its
 // argument, nor the lists in it: the next call reuses their memory.
-func (t *Tables) EachForward(visit func(*Forward) bool) error {
+func (t *Tables) EachForward(visit func(*rule.Forward) bool) error {
 	o, _, err := t.outline()
 	if err != nil {
 		return err
 	}
-	return o.each(func(f *Forward, _ stamp) bool { return visit(f) })
+	return o.Each(func(f *rule.Forward, _ compile.EpochRef) bool { return visit(f) })
 }
 
 // HasIPv6 reports whether a forward of IPv6 runs. While what runs stays the same, to ask again costs one system call.
 func (t *Tables) HasIPv6() (bool, error) {
-	r, err := t.roster()
-	return err == nil && r.v6, err
+	r, err := t.Roster()
+	return err == nil && r.IPv6, err
 }
 
 // Find is the running forward of a name; false says that there is none.
-func (t *Tables) Find(name string) (Forward, bool, error) {
+func (t *Tables) Find(name string) (rule.Forward, bool, error) {
 	o, _, err := t.outline()
 	if err != nil {
-		return Forward{}, false, err
+		return rule.Forward{}, false, err
 	}
-	return o.find(name)
+	return o.Find(name)
 }
 
 // running reads the live document and its generation. The document is shared:
 // nobody changes it.
-func (t *Tables) running() (*document, uint32, error) {
+func (t *Tables) running() (*compile.Document, uint32, error) {
 	o, generation, err := t.outline()
 	if err != nil {
-		return &o.document, generation, err
+		return &o.Document, generation, err
 	}
-	doc, err := o.whole()
+	doc, err := o.Whole()
 	if err != nil {
-		return &document{Config: DefaultConfig()}, generation, err
+		return &compile.Document{Config: config.Default()}, generation, err
 	}
 	return doc, generation, nil
 }
 
-// outline reads that of the live document, and its generation. It is shared:
+// Outline reads that of the live document, and its generation. It is shared:
 // nobody changes it.
-func (t *Tables) outline() (*outline, uint32, error) {
+func (t *Tables) outline() (*compile.Outline, uint32, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for {
 		generation, err := t.generation()
 		if err != nil {
-			return &outline{}, 0, err
+			return &compile.Outline{}, 0, err
 		}
 		if t.cached != nil && t.cachedAt == generation {
 			return t.cached, generation, nil
@@ -121,28 +126,28 @@ func (t *Tables) outline() (*outline, uint32, error) {
 		// still lives, it was not written before it was opened.
 		if now, again := t.generation(); again != nil || now != generation {
 			if again != nil {
-				return &outline{}, 0, again
+				return &compile.Outline{}, 0, again
 			}
 			continue
 		}
 		if err != nil {
-			return &outline{document: document{Config: DefaultConfig()}}, generation, err
+			return &compile.Outline{Document: compile.Document{Config: config.Default()}}, generation, err
 		}
 		t.cached, t.cachedAt = o, generation
 		return o, generation, nil
 	}
 }
 
-// roster lists the forwards that run. It is shared: nobody changes it. On fresh maps it is empty.
-func (t *Tables) roster() (*roster, error) {
+// Roster lists the forwards that run. It is shared: nobody changes it. On fresh maps it is empty.
+func (t *Tables) Roster() (*compile.Roster, error) {
 	o, _, err := t.outline()
 	if errors.Is(err, ErrEmpty) {
-		return new(roster), nil
+		return new(compile.Roster), nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	return o.roster()
+	return o.Roster()
 }
 
 // Generation counts the configurations that went live; an Apply that changes
@@ -157,7 +162,7 @@ func (t *Tables) generation() (uint32, error) {
 	return live.Generation, nil
 }
 
-func (t *Tables) readOutline(generation uint32) (*outline, error) {
+func (t *Tables) readOutline(generation uint32) (*compile.Outline, error) {
 	chunks, err := liveSlot(t.objs.Documents, generation)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, ErrEmpty
@@ -167,13 +172,13 @@ func (t *Tables) readOutline(generation uint32) (*outline, error) {
 	}
 	defer chunks.Close()
 	text, err := readChunks(chunks)
-	var o *outline
+	var o *compile.Outline
 	if err == nil {
-		o, err = parseOutline(text)
+		o, err = compile.ParseOutline(text)
 	}
 	if err == nil {
-		o.chunks = chunkCount(len(text))
-		err = readAdditions(&o.document, chunks, generation)
+		o.Chunks = chunkCount(len(text))
+		err = readAdditions(&o.Document, chunks, generation)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read running configuration: %w", err)
@@ -312,14 +317,14 @@ func (t *Tables) epoch(id uint32) (uint32, error) {
 	return epoch, nil
 }
 
-// endStamp ends the connections that carry s. It may be repeated.
-func (t *Tables) endStamp(s stamp) error {
-	epoch, err := t.epoch(s.id)
-	if err != nil || epoch != s.epoch {
+// endConnections ends the connections that carry s. It may be repeated.
+func (t *Tables) endConnections(s compile.EpochRef) error {
+	epoch, err := t.epoch(s.ID)
+	if err != nil || epoch != s.Epoch {
 		return err
 	}
-	if err := t.objs.Epochs.Put(s.id, s.epoch+1); err != nil {
-		return fmt.Errorf("raise epoch of %d: %w", s.id, err)
+	if err := t.objs.Epochs.Put(s.ID, s.Epoch+1); err != nil {
+		return fmt.Errorf("raise epoch of %d: %w", s.ID, err)
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps/layout"
 )
 
 // endReflectedFrom ends the connections whose servers answer one of these
@@ -20,7 +21,7 @@ func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 		return nil
 	}
 	var failed error
-	err := EachEntry(t.objs, func(e Entry) {
+	err := EachEntry(t.objs, func(e layout.Entry) {
 		if failed == nil && !e.Opener() && e.Path != bpf.HairpinConnPathPATH_WAN && gone[e.Key.Dst] {
 			_, failed = t.end(bpf.HairpinEndRequest{Key: e.Key, Serial: e.Serial})
 		}
@@ -46,12 +47,12 @@ func (t *Tables) tellEnded() error {
 		return nil // maps alone, without a datapath that could tell
 	}
 	epochs := t.newEpochReader()
-	silent := func(e *Entry) bool {
+	silent := func(e *layout.Entry) bool {
 		return e.Key.Protocol == unix.IPPROTO_TCP && e.State != bpf.HairpinConnStateCONN_HALF_OPEN &&
 			e.Flags&bpf.HairpinConnFlagCONN_TOLD == 0 && epochs.over(e)
 	}
 	var failed error
-	err := EachEntry(t.objs, func(answer Entry) {
+	err := EachEntry(t.objs, func(answer layout.Entry) {
 		if failed != nil || answer.Opener() || !silent(&answer) {
 			return
 		}
@@ -71,7 +72,7 @@ func (t *Tables) tellEnded() error {
 }
 
 // tellServer shows the datapath a packet that the server of a connection might send.
-func (t *Tables) tellServer(opener, answer *Entry) error {
+func (t *Tables) tellServer(opener, answer *layout.Entry) error {
 	var in bpf.HairpinInterface
 	err := t.objs.Interfaces.Lookup(answer.Ifindex, &in)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -101,10 +102,10 @@ func (t *Tables) show(frame []byte, ifindex uint32) error {
 
 // serverFrame is an acknowledgement that the server of a connection might send to the router's station. It comes from
 // none: the datapath looks up where the server is. Nothing reads its checksums.
-func serverFrame(opener, answer *Entry, station [6]uint8) []byte {
+func serverFrame(opener, answer *layout.Entry, station [6]uint8) []byte {
 	const ack, header = 0x10, 20
 	key := answer.Key
-	src, dst := fromAddr(key.Src), fromAddr(key.Dst)
+	src, dst := layout.FromAddr(key.Src), layout.FromAddr(key.Dst)
 	frame := append(station[:], make([]byte, 6)...)
 	if src.Is4() {
 		frame = binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP)
@@ -114,8 +115,8 @@ func serverFrame(opener, answer *Entry, station [6]uint8) []byte {
 		frame = append(frame, 0x60, 0, 0, 0, 0, header, unix.IPPROTO_TCP, 64)
 	}
 	frame = append(append(frame, src.AsSlice()...), dst.AsSlice()...)
-	frame = binary.BigEndian.AppendUint16(frame, be16(key.Sport))
-	frame = binary.BigEndian.AppendUint16(frame, be16(key.Dport))
+	frame = binary.BigEndian.AppendUint16(frame, layout.Be16(key.Sport))
+	frame = binary.BigEndian.AppendUint16(frame, layout.Be16(key.Dport))
 	frame = binary.BigEndian.AppendUint32(frame, opener.Ack)
 	frame = binary.BigEndian.AppendUint32(frame, answer.Ack)
 	return append(frame, header/4<<4, ack, 0xff, 0xff, 0, 0, 0, 0)

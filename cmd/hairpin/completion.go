@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 func (a *app) completionCommand() *cobra.Command {
@@ -48,7 +48,7 @@ func (a *app) completeForwards(*cobra.Command, []string, string) (completions, c
 	var names completions
 	if s, err := a.open(); err == nil {
 		defer s.Close()
-		_ = s.Tables.EachForward(func(f *maps.Forward) bool {
+		_ = s.Tables.EachForward(func(f *rule.Forward) bool {
 			names = append(names, f.Name)
 			return true
 		})
@@ -62,16 +62,16 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 	const nothing = cobra.ShellCompDirectiveNoFileComp
 	switch len(args) {
 	case 1:
-		return append(maps.ProtocolNames(), "tcp,udp"), nothing
+		return append(rule.ProtocolNames(), "tcp,udp"), nothing
 	case 2:
 		return interfaceNames(":"), nothing | cobra.ShellCompDirectiveNoSpace
 	case 3:
 		return completions{"to"}, nothing
 	case 5, 7, 9:
-		return maps.ForwardOptions(), nothing
+		return rule.ForwardOptions(), nothing
 	}
 	if len(args) > 5 && args[len(args)-1] == "reflect" {
-		return maps.ReflectNames(), nothing
+		return rule.ReflectNames(), nothing
 	}
 	return nil, nothing
 }

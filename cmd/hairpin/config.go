@@ -13,7 +13,7 @@ import (
 	"hairpin/cmd/hairpin/daemon"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/cmd/hairpin/toml"
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 const (
@@ -46,14 +46,14 @@ func (a *app) checkCommand() *cobra.Command {
 }
 
 // checkNames warns of files of names that the daemon could not write now, and refuses those that it would never write.
-func (a *app) checkNames(cfg maps.Config) error {
+func (a *app) checkNames(cfg config.Config) error {
 	warnings, err := daemon.CheckNames(cfg)
 	a.notices(warnings...)
 	return err
 }
 
 // forwardsText counts forwards, and the intercepts among them.
-func forwardsText(cfg maps.Config) string {
+func forwardsText(cfg config.Config) string {
 	text, intercepts := count(len(cfg.Forwards), "forward"), 0
 	for _, f := range cfg.Forwards {
 		if f.Intercept {
@@ -73,7 +73,7 @@ type checkResult struct {
 	Problems []string `json:"problems"`
 }
 
-func newCheckResult(path string, cfg maps.Config, err error) checkResult {
+func newCheckResult(path string, cfg config.Config, err error) checkResult {
 	result := checkResult{File: path, Valid: err == nil, Forwards: len(cfg.Forwards), Problems: []string{}}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
@@ -135,17 +135,17 @@ func configName(path string) string {
 // readConfig reads and checks a configuration; stdinPath is stdin. Files that others could
 // have written are refused, see toml.Load. Stdin is taken whoever owns the file
 // behind it: whoever runs the command has opened that file and hands it over.
-func (a *app) readConfig(path string) (maps.Config, error) {
+func (a *app) readConfig(path string) (config.Config, error) {
 	if path != stdinPath {
 		cfg, err := toml.Load(path)
 		return cfg, invalid(err)
 	}
 	data, err := io.ReadAll(io.LimitReader(a.stdin, maxStdinSize+1))
 	if err != nil {
-		return maps.Config{}, invalid(fmt.Errorf("read %s: %w", stdinName, err))
+		return config.Config{}, invalid(fmt.Errorf("read %s: %w", stdinName, err))
 	}
 	if len(data) > maxStdinSize {
-		return maps.Config{}, invalid(fmt.Errorf("%s: larger than %d MiB, the limit for a configuration", stdinName, maxStdinSize>>20))
+		return config.Config{}, invalid(fmt.Errorf("%s: larger than %d MiB, the limit for a configuration", stdinName, maxStdinSize>>20))
 	}
 	cfg, err := toml.Parse(stdinName, data)
 	return cfg, invalid(err)
@@ -206,7 +206,7 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 }
 
 // listed makes empty lists of absent ones: JSON tells null from [].
-func listed(change maps.Change) maps.Change {
+func listed(change config.Change) config.Change {
 	for _, list := range []*[]string{&change.Added, &change.Removed, &change.Changed, &change.Settings} {
 		if *list == nil {
 			*list = []string{}
@@ -216,7 +216,7 @@ func listed(change maps.Change) maps.Change {
 }
 
 // printChange prints a change as lines of -, what runs, and +, what would.
-func (a *app) printChange(running, file maps.Config, change maps.Change) {
+func (a *app) printChange(running, file config.Config, change config.Change) {
 	for _, key := range change.Settings {
 		fmt.Fprintf(a.out, "- %s = %s\n+ %s = %s\n", key, settingText(running, key), key, settingText(file, key))
 	}
@@ -232,7 +232,7 @@ func (a *app) printChange(running, file maps.Config, change maps.Change) {
 	}
 }
 
-func (a *app) printForwardLine(sign string, cfg maps.Config, name string) {
+func (a *app) printForwardLine(sign string, cfg config.Config, name string) {
 	if f, ok := findForward(cfg, name); ok {
 		fmt.Fprintln(a.out, printable(fmt.Sprintf("%s %s %s", sign, f.Kind(), f)))
 	}

@@ -11,16 +11,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/cmd/hairpin/toml"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // What diff prints of a setting can be pasted into a file.
 func TestPrintedSettingsAreConfiguration(t *testing.T) {
-	file := maps.DefaultConfig()
-	file.WAN, file.LAN, file.Mode = []string{"wan0", "ppp0"}, []string{}, maps.ModeTC
+	file := config.Default()
+	file.WAN, file.LAN, file.Mode = []string{"wan0", "ppp0"}, []string{}, config.ModeTC
 	var out bytes.Buffer
 	a := newApp(env{stdout: &out})
-	a.printChange(maps.DefaultConfig(), file, maps.Change{Settings: []string{"interfaces.wan", "interfaces.lan", "datapath.mode"}})
+	a.printChange(config.Default(), file, config.Change{Settings: []string{"interfaces.wan", "interfaces.lan", "datapath.mode"}})
 	if err := a.out.Flush(); err != nil {
 		t.Fatal(err)
 	}
@@ -38,9 +39,9 @@ func TestPrintedSettingsAreConfiguration(t *testing.T) {
 
 // Every setting that can differ has a text of its own, and the parser takes it back.
 func TestEverySettingHasText(t *testing.T) {
-	cfg := maps.DefaultConfig()
+	cfg := config.Default()
 	cfg.WAN, cfg.LAN, cfg.MSSClamp = []string{"wan0", "ppp0"}, []string{"lan0"}, []string{"ppp0"}
-	cfg.StandIns = []maps.StandIn{
+	cfg.StandIns = []rule.StandIn{
 		{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 		{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 	}
@@ -62,7 +63,7 @@ func TestEverySettingHasText(t *testing.T) {
 }
 
 func TestCheckResultListsEveryProblem(t *testing.T) {
-	result := newCheckResult("x.toml", maps.Config{}, errors.Join(errors.New("x.toml:1:1: one"), errors.New("x.toml:2:1: two")))
+	result := newCheckResult("x.toml", config.Config{}, errors.Join(errors.New("x.toml:1:1: one"), errors.New("x.toml:2:1: two")))
 	want := checkResult{File: "x.toml", Problems: []string{"x.toml:1:1: one", "x.toml:2:1: two"}}
 	if diff := cmp.Diff(want, result); diff != "" {
 		t.Errorf("result (-want +got):\n%s", diff)

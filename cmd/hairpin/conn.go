@@ -17,15 +17,16 @@ import (
 
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 // selectorHelp ends the help of every conn command.
-var selectorHelp = "SELECTOR := " + maps.SelectorSyntax + "\nP := " +
+var selectorHelp = "SELECTOR := " + rule.SelectorSyntax + "\nP := " +
 	strings.Join(connectionProtocols(), "|") + "\nport is that of the external address or of the target. With several conditions, all must match."
 
 // connectionProtocols are those of forwards without "any", which no connection is.
 func connectionProtocols() []string {
-	names := maps.ProtocolNames()
+	names := rule.ProtocolNames()
 	return names[:len(names)-1]
 }
 
@@ -59,7 +60,7 @@ protocol, external address and client; more come in sorted blocks of that many.
 ` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.withSelector(args, func(s *router.Session, selector maps.Selector) error {
+			return a.withSelector(args, func(s *router.Session, selector rule.Selector) error {
 				return a.printConnections(func(visit func(*maps.Connection)) error {
 					return s.Tables.EachConnection(selector, visit)
 				})
@@ -75,7 +76,7 @@ func (a *app) connCountCommand() *cobra.Command {
 		Long:              "Count connections.\n\n" + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.withSelector(args, func(s *router.Session, selector maps.Selector) error {
+			return a.withSelector(args, func(s *router.Session, selector rule.Selector) error {
 				count, err := s.Tables.CountConnections(selector)
 				if err != nil {
 					return err
@@ -98,10 +99,10 @@ func (a *app) connFlushCommand() *cobra.Command {
 connections, select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
 
 ` + selectorHelp,
-		Args:              needs("a SELECTOR, " + maps.SelectorSyntax),
+		Args:              needs("a SELECTOR, " + rule.SelectorSyntax),
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
-			return a.withSelector(args, func(s *router.Session, selector maps.Selector) error {
+			return a.withSelector(args, func(s *router.Session, selector rule.Selector) error {
 				ended, err := s.Tables.EndConnections(selector)
 				if err != nil {
 					return err
@@ -118,8 +119,8 @@ connections, select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
 
 // withSelector opens the datapath for what the arguments select. A forward that
 // does not exist is an error, since the name must be mistyped.
-func (a *app) withSelector(args []string, do func(*router.Session, maps.Selector) error) error {
-	selector, err := maps.ParseSelector(args)
+func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector) error) error {
+	selector, err := rule.ParseSelector(args)
 	if err != nil {
 		return usageError{err}
 	}
@@ -211,7 +212,7 @@ func seconds(n uint64) string {
 
 // useOf counts established connections against the limit: what opens or closes has places of its own.
 func useOf(s *router.Session) (connectionStatus, error) {
-	count, err := s.Tables.CountConnections(maps.Selector{})
+	count, err := s.Tables.CountConnections(rule.Selector{})
 	if err != nil {
 		return connectionStatus{}, err
 	}

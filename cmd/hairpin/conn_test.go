@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 // An address stands alone where there is no port, and an echo's identifier where its client has one. Rows are sorted by
@@ -22,20 +23,20 @@ func TestPrintConnections(t *testing.T) {
 	at := netip.MustParseAddrPort
 	list := []maps.Connection{
 		{
-			Protocol: maps.TCP, Path: "wan", Forward: "web", State: maps.StateEstablished,
+			Protocol: rule.TCP, Path: "wan", Forward: "web", State: maps.StateEstablished,
 			Client: at("198.51.100.9:5000"), External: at("203.0.113.1:443"), Source: at("198.51.100.9:5000"), Target: at("192.168.1.20:8443"),
 			AgeSeconds: 7440, IdleSeconds: 7, Packets: 17, Bytes: 6000,
 		},
 		{
-			Protocol: maps.ICMP, Path: "hairpin", Forward: "ping", State: maps.StateEstablished,
+			Protocol: rule.ICMP, Path: "hairpin", Forward: "ping", State: maps.StateEstablished,
 			Client: at("192.168.1.50:77"), External: at("203.0.113.1:0"), Source: at("192.168.1.1:78"), Target: at("192.168.1.20:0"),
 		},
 		{
-			Protocol: maps.GRE, Path: "wan", Forward: "tunnel", State: maps.StateHalfOpen,
+			Protocol: rule.GRE, Path: "wan", Forward: "tunnel", State: maps.StateHalfOpen,
 			Client: at("198.51.100.9:0"), External: at("203.0.113.1:0"), Source: at("198.51.100.9:0"), Target: at("192.168.1.20:0"),
 		},
 		{
-			Protocol: maps.ICMP, Path: "wan", Forward: "ping", State: maps.StateEstablished,
+			Protocol: rule.ICMP, Path: "wan", Forward: "ping", State: maps.StateEstablished,
 			Client: at("[2001:db8::9]:77"), External: at("[2001:db8::1]:0"), Source: at("[2001:db8::9]:77"), Target: at("[fd00::20]:0"),
 		},
 	}
@@ -113,7 +114,7 @@ func TestPrintManyConnections(t *testing.T) {
 	const many, room = 200_000, 8 << 20
 	each := func(visit func(*maps.Connection)) error {
 		c := maps.Connection{
-			Protocol: maps.TCP, Path: "wan", Forward: "web", State: maps.StateEstablished,
+			Protocol: rule.TCP, Path: "wan", Forward: "web", State: maps.StateEstablished,
 			External: netip.MustParseAddrPort("203.0.113.1:443"), Source: netip.MustParseAddrPort("198.51.100.9:5000"), Target: netip.MustParseAddrPort("192.168.1.20:8443"),
 		}
 		for i := range many {

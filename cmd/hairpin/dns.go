@@ -17,7 +17,8 @@ import (
 	"hairpin/cmd/hairpin/dns"
 	"hairpin/cmd/hairpin/toml"
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 type dnsOptions struct {
@@ -61,7 +62,7 @@ forward to another port: DNS carries no port. With -j it prints the names as JSO
 	flags.StringVar(&o.path, "write", "", "replace the file at `PATH` if it differs, instead of printing it")
 	// This fails only if the flag does not exist.
 	_ = command.RegisterFlagCompletionFunc("format", func(*cobra.Command, []string, string) (completions, cobra.ShellCompDirective) {
-		return maps.DNSFormatNames(), cobra.ShellCompDirectiveNoFileComp
+		return config.DNSFormatNames(), cobra.ShellCompDirectiveNoFileComp
 	})
 	return command
 }
@@ -84,7 +85,7 @@ func (a *app) dns(o dnsOptions) error {
 	if len(names) == 0 {
 		a.say("no forward has hosts")
 	}
-	file := dns.File{Format: format, Zone: cfg.DNSPath(maps.DNSBindRPZ)}
+	file := dns.File{Format: format, Zone: cfg.DNSPath(config.DNSBindRPZ)}
 	switch {
 	case o.path != "":
 		return a.writeDNS(o.path, file, names, warnings)
@@ -100,16 +101,16 @@ func (a *app) dns(o dnsOptions) error {
 }
 
 // dnsFormat parses the format, which may be missing if no file is made.
-func (a *app) dnsFormat(o dnsOptions) (maps.DNSFormat, error) {
+func (a *app) dnsFormat(o dnsOptions) (config.DNSFormat, error) {
 	if o.format == "" && a.json && o.path == "" {
 		return "", nil
 	}
-	format, err := maps.ParseDNSFormat(o.format)
+	format, err := config.ParseDNSFormat(o.format)
 	if err != nil {
 		err = fmt.Errorf("--format: %w", err)
 	}
 	if o.format == "" {
-		err = fmt.Errorf("dns needs --format; %s", maps.Suggest("", maps.DNSFormatNames()...))
+		err = fmt.Errorf("dns needs --format; %s", rule.Suggest("", config.DNSFormatNames()...))
 	}
 	if err != nil {
 		a.started = false // a usage error
@@ -130,7 +131,7 @@ func (a *app) dnsSerial() (uint32, error) {
 // reachFromLAN returns a function that says why LAN clients do not reach a target. It
 // returns nil where this machine cannot know: none of the LAN interfaces exists here,
 // because the file is for another machine, or the interfaces cannot be listed.
-func reachFromLAN(cfg maps.Config) func(netip.Addr) error {
+func reachFromLAN(cfg config.Config) func(netip.Addr) error {
 	links, err := loader.Links()
 	if err != nil {
 		return nil

@@ -16,6 +16,7 @@ import (
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 // Exit codes, a promise to scripts.
@@ -73,7 +74,7 @@ func exitCode(err error) int {
 	var (
 		usage    usageError
 		wrong    invalidError
-		problem  *maps.Problem
+		problem  *rule.Problem
 		path     *dns.PathError
 		notFound notFoundError
 		ended    signalError

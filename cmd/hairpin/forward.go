@@ -15,6 +15,8 @@ import (
 	"hairpin/cmd/hairpin/dns"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 func (a *app) forwardCommand() *cobra.Command {
@@ -54,7 +56,7 @@ means every client but that address.`,
 
 func (a *app) forwardAddCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "add " + maps.ForwardSyntax,
+		Use:   "add " + rule.ForwardSyntax,
 		Short: "Add a forward at run time",
 		Long: `Add a forward at run time. "hairpin save" writes it to a file, so that it outlives
 a reload and a reboot.
@@ -63,14 +65,14 @@ Without ADDR or IF the forward listens on every address of every WAN interface. 
 forward is IPv4 or IPv6, as its target is. PORT "any" forwards every port to the
 same port of the target.
 
-` + maps.IPv6Rule + `
+` + rule.IPv6Rule + `
 
-PROTO is ` + strings.Join(maps.ProtocolNames(), ", ") + `
+PROTO is ` + strings.Join(rule.ProtocolNames(), ", ") + `
 or several, separated by commas. For sctp the target's port must be the same. icmp
 (ping) and the protocols after it have no ports: write "any" for PORT. PROTO any
 means all of them.
 
-MODE is ` + strings.Join(maps.ReflectNames(), ", ") + `: the
+MODE is ` + strings.Join(rule.ReflectNames(), ", ") + `: the
 source address that the target sees of LAN clients. The default is reflection.default
 of the configuration.
 
@@ -82,10 +84,10 @@ server of the LAN.`,
   hairpin forward add web6 tcp wan0:443 to [fd00::20]:8443
   hairpin forward add tunnel gre,icmp any to 192.168.1.40
   hairpin forward add shop tcp 443 to 192.168.1.21 host www.example.org,shop.example.org`,
-		Args:              needs(maps.ForwardSyntax),
+		Args:              needs(rule.ForwardSyntax),
 		ValidArgsFunction: a.completeForwardAdd,
 		RunE: func(command *cobra.Command, args []string) error {
-			forward, err := maps.ParseForward(args)
+			forward, err := rule.ParseForward(args)
 			if err != nil {
 				return invalid(err)
 			}
@@ -108,7 +110,7 @@ func (a *app) forwardDelCommand() *cobra.Command {
 	}
 }
 
-func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
+func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	s, err := a.openLocked(command.Context())
 	if err != nil {
 		return err
@@ -142,11 +144,11 @@ func (a *app) addForward(command *cobra.Command, forward maps.Forward) error {
 	a.say("added %s", forward)
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
-	return a.printForwardRows("add", running, []maps.Forward{forward})
+	return a.printForwardRows("add", running, []rule.Forward{forward})
 }
 
 // warnNames warns of hosts of a forward, beside those of cfg, that lead elsewhere.
-func (a *app) warnNames(cfg maps.Config, forward maps.Forward) {
+func (a *app) warnNames(cfg config.Config, forward rule.Forward) {
 	if len(forward.Hosts) == 0 {
 		return
 	}
@@ -160,7 +162,7 @@ func (a *app) warnNames(cfg maps.Config, forward maps.Forward) {
 
 // printForwardRows is the JSON document of a command that changed forwards:
 // {"schema":1,"<name>":{"forwards":[..]}}, without counters.
-func (a *app) printForwardRows(name string, cfg maps.Config, forwards []maps.Forward) error {
+func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.Forward) error {
 	if !a.json {
 		return nil
 	}
@@ -186,7 +188,7 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 		return err
 	}
 	wanted := running
-	wanted.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f maps.Forward) bool {
+	wanted.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f rule.Forward) bool {
 		return slices.Contains(names, f.Name)
 	})
 	if _, err := s.Apply(wanted); err != nil {
@@ -203,18 +205,18 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 	return a.printForwardRows("del", running, deleted)
 }
 
-func findForward(cfg maps.Config, name string) (maps.Forward, bool) {
+func findForward(cfg config.Config, name string) (rule.Forward, bool) {
 	for i := range cfg.Forwards {
 		if f := &cfg.Forwards[i]; f.Name == name {
 			return *f, true
 		}
 	}
-	return maps.Forward{}, false
+	return rule.Forward{}, false
 }
 
 // findForwards returns those of the names, in the order of cfg, and an error
 // that names every one that is missing.
-func findForwards(cfg maps.Config, names []string) ([]maps.Forward, error) {
+func findForwards(cfg config.Config, names []string) ([]rule.Forward, error) {
 	known := make([]string, len(cfg.Forwards))
 	for i, f := range cfg.Forwards {
 		known[i] = f.Name
@@ -222,10 +224,10 @@ func findForwards(cfg maps.Config, names []string) ([]maps.Forward, error) {
 	var errs []error
 	for _, name := range names {
 		if !slices.Contains(known, name) {
-			errs = append(errs, notFoundError{kind: "forward", name: clip(name), hint: maps.Suggest(name, known...)})
+			errs = append(errs, notFoundError{kind: "forward", name: clip(name), hint: rule.Suggest(name, known...)})
 		}
 	}
-	var found []maps.Forward
+	var found []rule.Forward
 	for _, f := range cfg.Forwards {
 		if slices.Contains(names, f.Name) {
 			found = append(found, f)
@@ -253,7 +255,7 @@ type forwardRow struct {
 	Bytes       uint64   `json:"bytes"`
 }
 
-func newForwardRow(cfg maps.Config, f maps.Forward) forwardRow {
+func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 	row := forwardRow{
 		Name:     f.Name,
 		Protocol: []string{},
@@ -328,7 +330,7 @@ func (a *app) showForwards(names []string, stats bool) error {
 	print, end := a.forwardRows(stats)
 	var failed error
 	missing := slices.Clone(names)
-	err = s.Tables.EachForward(func(f *maps.Forward) bool {
+	err = s.Tables.EachForward(func(f *rule.Forward) bool {
 		if len(names) == 0 || slices.Contains(names, f.Name) {
 			missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 			row := newForwardRow(cfg, *f)
@@ -401,7 +403,7 @@ func readCounters(s *router.Session) (forwardCounters, error) {
 	if err != nil {
 		return forwardCounters{}, err
 	}
-	now, err := s.Tables.CountConnections(maps.Selector{})
+	now, err := s.Tables.CountConnections(rule.Selector{})
 	return forwardCounters{totals, now.Forwards}, err
 }
 

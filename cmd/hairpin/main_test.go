@@ -20,7 +20,7 @@ import (
 
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 // TestMain gives all tests the mask that administrators have: with another one the files that they
@@ -110,7 +110,7 @@ func TestExitCodes(t *testing.T) {
 		{"done", nil, 0},
 		{"usage", usageError{errors.New("what?")}, 1},
 		{"invalid configuration", wrap(invalid(errors.New("line 3"))), 1},
-		{"a problem that maps found", errors.Join(&maps.Problem{Index: -1, Message: "no"}), 1},
+		{"a problem that maps found", errors.Join(&rule.Problem{Index: -1, Message: "no"}), 1},
 		{"kernel too old", wrap(loader.ErrKernel), 2},
 		{"no permission", wrap(loader.ErrPermission), 2},
 		{"anything the kernel says", wrap(errors.New("invalid argument")), 2},

@@ -11,7 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/cmd/hairpin/router"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 func TestPrintable(t *testing.T) {
@@ -67,19 +68,19 @@ func TestTableOfSeveralBlocks(t *testing.T) {
 
 // The fields that other programs rely on, of a forward that says little and one that says all.
 func TestForwardJSON(t *testing.T) {
-	cfg := maps.DefaultConfig()
-	cfg.Reflection = maps.ReflectRouter
+	cfg := config.Default()
+	cfg.Reflection = rule.ReflectRouter
 	var rows []forwardRow
-	for _, f := range []maps.Forward{
+	for _, f := range []rule.Forward{
 		{
-			Name: "all", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, External: maps.External{Interface: "wan0"},
-			Ports: maps.Ports{First: 6000, Last: 6010}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 7000,
-			From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: maps.ReflectOff, Source: "a.toml:3",
+			Name: "all", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
+			Ports: rule.Ports{First: 6000, Last: 6010}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 7000,
+			From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: rule.ReflectOff, Source: "a.toml:3",
 		},
-		{Name: "little", Protocols: []maps.Protocol{maps.TCP}, Target: netip.MustParseAddr("192.168.1.20"), Source: router.SourceCLI},
+		{Name: "little", Protocols: []rule.Protocol{rule.TCP}, Target: netip.MustParseAddr("192.168.1.20"), Source: router.SourceCLI},
 		{
-			Name: "six", Protocols: []maps.Protocol{maps.TCP}, External: maps.External{Address: netip.MustParseAddr("2001:db8::1")},
-			Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("fd00::20"), From: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}, Source: router.SourceCLI,
+			Name: "six", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("2001:db8::1")},
+			Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("fd00::20"), From: []netip.Prefix{netip.MustParsePrefix("2001:db8::/32")}, Source: router.SourceCLI,
 		},
 	} {
 		rows = append(rows, newForwardRow(cfg, f))

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/cmd/hairpin/daemon"
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -62,11 +62,11 @@ func (a *app) runDaemon(ctx context.Context) error {
 }
 
 // configReader reads the configuration file each time it is called; standard input can be read once only.
-func (a *app) configReader() func() (maps.Config, error) {
+func (a *app) configReader() func() (config.Config, error) {
 	again := false
-	return func() (maps.Config, error) {
+	return func() (config.Config, error) {
 		if again && a.configFile == stdinPath {
-			return maps.Config{}, errors.New("the configuration came from standard input, which is at its end; restart the daemon, or start it with -c FILE")
+			return config.Config{}, errors.New("the configuration came from standard input, which is at its end; restart the daemon, or start it with -c FILE")
 		}
 		again = true
 		return a.readConfig(a.configFile)

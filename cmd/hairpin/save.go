@@ -11,7 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/cmd/hairpin/toml"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 func (a *app) saveCommand() *cobra.Command {
@@ -80,7 +81,7 @@ func (a *app) printSaved(path string, forwards int, written bool) error {
 // that no other file defines. What another file defines must run as it is
 // there, because save edits no file that somebody wrote. Change is the way from
 // what runs to the files.
-func unsaved(running, files maps.Config, change maps.Change, path string) ([]maps.Forward, error) {
+func unsaved(running, files config.Config, change config.Change, path string) ([]rule.Forward, error) {
 	var errs []error
 	elsewhere := make(map[string]bool)
 	deleted, changed := set(change.Added), set(change.Changed)
@@ -97,7 +98,7 @@ func unsaved(running, files maps.Config, change maps.Change, path string) ([]map
 			errs = append(errs, fmt.Errorf("%s: %s %q was changed at run time to: %s; change the file likewise, then save again", f.Source, f.Kind(), f.Name, now))
 		}
 	}
-	var own []maps.Forward
+	var own []rule.Forward
 	for _, f := range running.Forwards {
 		if !elsewhere[f.Name] {
 			own = append(own, f)

@@ -9,12 +9,13 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/cmd/hairpin/router"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 func TestUnsaved(t *testing.T) {
-	forward := func(name, source string) maps.Forward {
-		f, err := maps.ParseForward([]string{name, "tcp", "80", "to", "192.168.1.20"})
+	forward := func(name, source string) rule.Forward {
+		f, err := rule.ParseForward([]string{name, "tcp", "80", "to", "192.168.1.20"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -22,17 +23,17 @@ func TestUnsaved(t *testing.T) {
 		return f
 	}
 	const own = "/etc/hairpin/forwards.d/50-cli.toml"
-	names := func(list []maps.Forward) (names []string) {
+	names := func(list []rule.Forward) (names []string) {
 		for _, f := range list {
 			names = append(names, f.Name)
 		}
 		return names
 	}
-	running := maps.Config{Forwards: []maps.Forward{forward("web", "/etc/hairpin/hairpin.toml:9"), forward("kept", own+":4"), forward("new", router.SourceCLI)}}
+	running := config.Config{Forwards: []rule.Forward{forward("web", "/etc/hairpin/hairpin.toml:9"), forward("kept", own+":4"), forward("new", router.SourceCLI)}}
 
 	t.Run("what no other file defines", func(t *testing.T) {
-		files := maps.Config{Forwards: []maps.Forward{running.Forwards[0], running.Forwards[1], forward("dropped", own+":9")}}
-		list, err := unsaved(running, files, maps.Change{Added: []string{"dropped"}, Removed: []string{"new"}}, own)
+		files := config.Config{Forwards: []rule.Forward{running.Forwards[0], running.Forwards[1], forward("dropped", own+":9")}}
+		list, err := unsaved(running, files, config.Change{Added: []string{"dropped"}, Removed: []string{"new"}}, own)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,8 +42,8 @@ func TestUnsaved(t *testing.T) {
 		}
 	})
 	t.Run("what somebody wrote", func(t *testing.T) {
-		files := maps.Config{Forwards: []maps.Forward{running.Forwards[0], forward("gone", "/etc/hairpin/forwards.d/10-a.toml:3")}}
-		_, err := unsaved(running, files, maps.Change{Added: []string{"gone"}, Changed: []string{"web"}}, own)
+		files := config.Config{Forwards: []rule.Forward{running.Forwards[0], forward("gone", "/etc/hairpin/forwards.d/10-a.toml:3")}}
+		_, err := unsaved(running, files, config.Change{Added: []string{"gone"}, Changed: []string{"web"}}, own)
 		if exitCode(err) != exitInvalid {
 			t.Fatalf("unsaved: %v, exit code %d", err, exitCode(err))
 		}

@@ -10,7 +10,7 @@ import (
 
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 // open opens the datapath for reading, without a lock.
@@ -31,7 +31,7 @@ func (a *app) load(ctx context.Context, maxConnections uint32) (*router.Session,
 }
 
 // afterChange tells what the configuration of a file, which was just applied, does not do, or not yet.
-func (a *app) afterChange(s *router.Session, cfg maps.Config, file string, result router.Result) error {
+func (a *app) afterChange(s *router.Session, cfg config.Config, file string, result router.Result) error {
 	daemon, err := presence.Running(a.dir)
 	if err != nil {
 		return err

@@ -8,11 +8,12 @@ import (
 	"strings"
 	"time"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // settingText is a setting as a configuration has it, by its key in the file.
-func settingText(cfg maps.Config, key string) string {
+func settingText(cfg config.Config, key string) string {
 	switch key {
 	case "interfaces.wan":
 		return listText(cfg.WAN)
@@ -54,9 +55,9 @@ func settingText(cfg maps.Config, key string) string {
 	case "metrics.listen":
 		return strconv.Quote(cfg.MetricsListen)
 	case "dns.write":
-		return dnsText(cfg, func(file maps.DNSFile) string { return strconv.Quote(file.Path) })
+		return dnsText(cfg, func(file config.DNSFile) string { return strconv.Quote(file.Path) })
 	case "dns.reload":
-		return dnsText(cfg, func(file maps.DNSFile) string {
+		return dnsText(cfg, func(file config.DNSFile) string {
 			if file.Reload == nil {
 				return ""
 			}
@@ -67,7 +68,7 @@ func settingText(cfg maps.Config, key string) string {
 }
 
 // dnsText is something of each file of names, if it is there, as a configuration has it.
-func dnsText(cfg maps.Config, text func(maps.DNSFile) string) string {
+func dnsText(cfg config.Config, text func(config.DNSFile) string) string {
 	var entries []string
 	for _, file := range cfg.DNS {
 		if value := text(file); value != "" {
@@ -92,7 +93,7 @@ func listText(list []string) string {
 }
 
 // standInsText is a table of networks as a configuration has it.
-func standInsText(list []maps.StandIn) string {
+func standInsText(list []rule.StandIn) string {
 	if len(list) == 0 {
 		return "{}"
 	}

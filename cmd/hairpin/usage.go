@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 // rootArgs refuses what is no command, with the nearest one that is.
@@ -30,7 +30,7 @@ func unknownCommand(parent *cobra.Command, name string) error {
 		}
 	}
 	text := fmt.Sprintf("unknown command %q", strings.TrimSpace(commandName(parent)+" "+clip(name)))
-	if hint := maps.Suggest(name, names...); hint != "" {
+	if hint := rule.Suggest(name, names...); hint != "" {
 		text += ": " + hint
 	}
 	return errors.New(text)

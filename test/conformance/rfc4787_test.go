@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"time"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -69,7 +69,7 @@ var requirements4787 = []requirement{
 		demand: "have a configurable UDP timeout",
 		figure: "configurable",
 		check: func(p *probe) {
-			checkConfigured(p, "udp", lifeUDP, func(t *maps.Timeouts, d time.Duration) { t.UDP = d })
+			checkConfigured(p, "udp", lifeUDP, func(t *config.Timeouts, d time.Duration) { t.UDP = d })
 		},
 	},
 	{
@@ -298,7 +298,7 @@ func checkLifetime(least time.Duration, kinds ...string) func(*probe) {
 }
 
 // checkConfigured: what the configuration says is what the kernel gets, and connections of a kind keep to.
-func checkConfigured(p *probe, key, kind string, set func(*maps.Timeouts, time.Duration)) {
+func checkConfigured(p *probe, key, kind string, set func(*config.Timeouts, time.Duration)) {
 	s := p.stage()
 	before := s.settings()
 	set(&s.Config.Timeouts, 1234*time.Second)

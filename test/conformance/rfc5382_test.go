@@ -8,6 +8,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/config"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -112,7 +113,7 @@ var requirements5382 = []requirement{
 		demand: "have configurable TCP timeouts",
 		figure: "configurable",
 		check: func(p *probe) {
-			checkConfigured(p, "tcp_established", lifeEstablished, func(t *maps.Timeouts, d time.Duration) { t.TCPEstablished = d })
+			checkConfigured(p, "tcp_established", lifeEstablished, func(t *config.Timeouts, d time.Duration) { t.TCPEstablished = d })
 		},
 	},
 	{

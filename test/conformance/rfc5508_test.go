@@ -12,6 +12,9 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -48,7 +51,7 @@ var requirements5508 = []requirement{
 		demand: "have a configurable query timeout",
 		figure: "configurable",
 		check: func(p *probe) {
-			checkConfigured(p, "icmp", lifeICMP, func(t *maps.Timeouts, d time.Duration) { t.ICMP = d })
+			checkConfigured(p, "icmp", lifeICMP, func(t *config.Timeouts, d time.Duration) { t.ICMP = d })
 		},
 	},
 	{
@@ -448,8 +451,8 @@ func (s *stage) fillTable() string {
 	s.p.Helper()
 	s.set(func(settings *bpf.HairpinSettings) { settings.SourceLimit, settings.InterfaceLimit = 0, 0 })
 	room := int(maps.TCPLimit(&s.Objects))
-	s.eachState(func(_ bpf.HairpinTuple, conn maps.Entry) {
-		if conn.Opener() && conn.State == bpf.HairpinConnStateCONN_ESTABLISHED && conn.Key.Protocol == uint8(maps.TCP) {
+	s.eachState(func(_ bpf.HairpinTuple, conn layout.Entry) {
+		if conn.Opener() && conn.State == bpf.HairpinConnStateCONN_ESTABLISHED && conn.Key.Protocol == uint8(rule.TCP) {
 			room--
 		}
 	})

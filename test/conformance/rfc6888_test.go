@@ -9,6 +9,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/layout"
 	"hairpin/test/frames"
 	"hairpin/test/home"
 	"hairpin/test/lab"
@@ -259,7 +260,7 @@ func checkNoEviction(p *probe) {
 		}
 	}
 	// Two seconds later nobody is asked to prove an address any more: this stage has no clients that could.
-	s.eachState(func(key bpf.HairpinTuple, _ maps.Entry) { s.rewind(key, 2*time.Second) })
+	s.eachState(func(key bpf.HairpinTuple, _ layout.Entry) { s.rewind(key, 2*time.Second) })
 	s.fillTable()
 	alive := 0
 	for _, f := range kept {

@@ -17,6 +17,9 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -33,7 +36,7 @@ type stage struct {
 // the time of a check.
 type sharedRig struct {
 	*rig.Rig
-	config   maps.Config
+	config   config.Config
 	settings bpf.HairpinSettings
 }
 
@@ -219,10 +222,10 @@ func (s *stage) seen(f rig.Flow) netip.AddrPort {
 	s.p.Helper()
 	key := bpf.HairpinTuple{
 		Src: bpf.HairpinAddr{Bytes: f.Client.Addr().As16()}, Dst: bpf.HairpinAddr{Bytes: f.External.Addr().As16()},
-		Sport: networkPort(f.Client.Port()), Dport: networkPort(f.External.Port()), Protocol: uint8(maps.TCP),
+		Sport: networkPort(f.Client.Port()), Dport: networkPort(f.External.Port()), Protocol: uint8(rule.TCP),
 	}
 	if f.UDP {
-		key.Protocol = uint8(maps.UDP)
+		key.Protocol = uint8(rule.UDP)
 	}
 	conn, err := maps.LookupEntry(&s.Objects, key)
 	if err != nil {
@@ -280,17 +283,17 @@ func (s *stage) stranger(i int, udp bool) rig.Flow {
 }
 
 // states are the entries of all connections.
-func (s *stage) states() map[bpf.HairpinTuple]maps.Entry {
+func (s *stage) states() map[bpf.HairpinTuple]layout.Entry {
 	s.p.Helper()
-	all := map[bpf.HairpinTuple]maps.Entry{}
-	if err := maps.EachEntry(&s.Objects, func(e maps.Entry) { all[e.Key] = e }); err != nil {
+	all := map[bpf.HairpinTuple]layout.Entry{}
+	if err := maps.EachEntry(&s.Objects, func(e layout.Entry) { all[e.Key] = e }); err != nil {
 		s.p.Fatal(err)
 	}
 	return all
 }
 
 // eachState visits the entries of all connections; visit may change them.
-func (s *stage) eachState(visit func(bpf.HairpinTuple, maps.Entry)) {
+func (s *stage) eachState(visit func(bpf.HairpinTuple, layout.Entry)) {
 	s.p.Helper()
 	for key, conn := range s.states() {
 		visit(key, conn)
@@ -298,7 +301,7 @@ func (s *stage) eachState(visit func(bpf.HairpinTuple, maps.Entry)) {
 }
 
 // unmoved says whether no connection began, ended, was refreshed, or changed its TCP state since.
-func (s *stage) unmoved(since map[bpf.HairpinTuple]maps.Entry) bool {
+func (s *stage) unmoved(since map[bpf.HairpinTuple]layout.Entry) bool {
 	s.p.Helper()
 	now := s.states()
 	for key, old := range since {
@@ -315,7 +318,7 @@ func (s *stage) unmoved(since map[bpf.HairpinTuple]maps.Entry) bool {
 // age makes a client's connections idle for longer.
 func (s *stage) age(client netip.AddrPort, by time.Duration) {
 	s.p.Helper()
-	s.eachState(func(key bpf.HairpinTuple, conn maps.Entry) {
+	s.eachState(func(key bpf.HairpinTuple, conn layout.Entry) {
 		if opensFor(key, conn, client) {
 			s.rewind(key, by)
 			s.rewind(rig.Reversed(conn.To), by)
@@ -324,7 +327,7 @@ func (s *stage) age(client netip.AddrPort, by time.Duration) {
 }
 
 // opens says whether an entry is the client's direction of a connection of this client.
-func opensFor(key bpf.HairpinTuple, conn maps.Entry, client netip.AddrPort) bool {
+func opensFor(key bpf.HairpinTuple, conn layout.Entry, client netip.AddrPort) bool {
 	return conn.Opener() && key.Src.Bytes == client.Addr().As16() && key.Sport == networkPort(client.Port())
 }
 

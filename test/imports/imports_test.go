@@ -15,7 +15,11 @@ import (
 var layers = [][]string{
 	{"hairpin/bpf"},
 	{"hairpin/loader/dirlock"},
+	{"hairpin/maps/rule", "hairpin/maps/layout"},
+	{"hairpin/maps/config"},
+	{"hairpin/maps/compile", "hairpin/maps/mapstest"},
 	{"hairpin/maps", "hairpin/loader"},
+	{"hairpin/maps/metrics"},
 	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence"},
 	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
 	{"hairpin/cmd/hairpin/daemon"},
@@ -49,6 +53,36 @@ func TestImportsRunDownward(t *testing.T) {
 		for _, imported := range imports {
 			if strings.HasPrefix(imported, "hairpin/") && layerOf(imported) >= layer && layer < len(layers)-1 {
 				t.Errorf("%s imports %s, which is not below it", path, imported)
+			}
+		}
+	}
+}
+
+// forbidden are imports of packages that are for work which others must not do.
+var forbidden = []struct {
+	reason   string
+	field    string   // of go list: Imports, or Deps for what these import in turn, too
+	packages []string // as arguments of go list
+	imports  []string
+}{
+	{"values know no kernel", "Deps", []string{"hairpin/maps/rule", "hairpin/maps/config"}, []string{"hairpin/bpf", "github.com/cilium/ebpf"}},
+	{"package maps alone opens maps", "Imports", []string{"hairpin/maps/layout", "hairpin/maps/compile", "hairpin/maps/metrics"}, []string{"github.com/cilium/ebpf"}},
+	{"commands alone write a log", "Imports", []string{"hairpin/bpf", "hairpin/maps/...", "hairpin/loader/..."}, []string{"log/slog", "log"}},
+}
+
+func TestForbiddenImports(t *testing.T) {
+	for _, rule := range forbidden {
+		arguments := []string{"list", "-f", "{{.ImportPath}} {{join ." + rule.field + " \" \"}}"}
+		out, err := exec.Command("go", append(arguments, rule.packages...)...).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(out)) {
+			path, imported := strings.Fields(line)[0], strings.Fields(line)[1:]
+			for _, name := range rule.imports {
+				if slices.Contains(imported, name) {
+					t.Errorf("%s imports %s, but %s", path, name, rule.reason)
+				}
 			}
 		}
 	}

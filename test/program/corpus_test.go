@@ -17,6 +17,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/layout"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -261,8 +262,8 @@ func (b *bench) unreachable(tb testing.TB, prefix string) {
 
 // end ends every connection as the control plane does.
 func (c *corpus) end() {
-	var all []maps.Entry
-	lab.Must(maps.EachEntry(&c.b.Objects, func(e maps.Entry) { all = append(all, e) }))
+	var all []layout.Entry
+	lab.Must(maps.EachEntry(&c.b.Objects, func(e layout.Entry) { all = append(all, e) }))
 	for _, entry := range all {
 		entry.Epochs--
 		lab.Must(maps.UpdateEntry(&c.b.Objects, &entry, ebpf.UpdateExist))
@@ -474,10 +475,10 @@ func verdictName(verdict bpf.HairpinVerdict) string {
 }
 
 // halves is every direction of every connection, without what the way there and the time do to it.
-func (b *bench) halves(tb testing.TB) map[bpf.HairpinTuple]maps.Entry {
+func (b *bench) halves(tb testing.TB) map[bpf.HairpinTuple]layout.Entry {
 	tb.Helper()
-	all := map[bpf.HairpinTuple]maps.Entry{}
-	err := maps.EachEntry(&b.Objects, func(e maps.Entry) {
+	all := map[bpf.HairpinTuple]layout.Entry{}
+	err := maps.EachEntry(&b.Objects, func(e layout.Entry) {
 		e.Hop = 0
 		all[e.Key] = e
 	})
@@ -489,7 +490,7 @@ func (b *bench) halves(tb testing.TB) map[bpf.HairpinTuple]maps.Entry {
 
 // judgeState wants no connection to be touched by a packet that is not of it: one that is dropped,
 // passed, refused, held, or an ICMP error.
-func (s step) judgeState(t *testing.T, before, after map[bpf.HairpinTuple]maps.Entry) bool {
+func (s step) judgeState(t *testing.T, before, after map[bpf.HairpinTuple]layout.Entry) bool {
 	t.Helper()
 	follows := s.verdict == bpf.HairpinVerdictVERDICT_SEND && s.reason == ""
 	if follows || s.moves {

@@ -12,6 +12,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -81,7 +82,7 @@ var evictedCases = map[string]evictedCase{
 	"a second forward to its target, the first one also answers stand-ins": {
 		external: "203.0.113.9:53", target: "192.168.1.20:53", asked: true,
 		change: func(t *testing.T, b *bench, _ *rig.Flow) {
-			b.Config.StandIns = []maps.StandIn{{Clients: netip.MustParsePrefix("192.168.1.0/25"), Network: netip.MustParsePrefix("198.18.1.0/25")}}
+			b.Config.StandIns = []rule.StandIn{{Clients: netip.MustParsePrefix("192.168.1.0/25"), Network: netip.MustParsePrefix("198.18.1.0/25")}}
 			b.Config.Forwards = append(b.Config.Forwards,
 				rig.MustForward(t, "slow any 203.0.113.9:any to 192.168.1.20 reflect prefix"), rig.MustForward(t, "same udp 203.0.113.10:53 to 192.168.1.20:53"))
 			b.Apply(t)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/maps"
+	"hairpin/maps/layout"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -53,7 +54,7 @@ func TestEvidence(t *testing.T) {
 				}
 			})
 			var gained []int
-			lab.Must(maps.EachEntry(&b.Objects, func(e maps.Entry) {
+			lab.Must(maps.EachEntry(&b.Objects, func(e layout.Entry) {
 				if e.Opener() {
 					gained = append(gained, int(e.End)-evidenceBefore)
 				}
@@ -68,8 +69,8 @@ func TestEvidence(t *testing.T) {
 // setEvidence makes every connection of this age, its client silent for long, with its last evidence in this second.
 func (b *bench) setEvidence(tb testing.TB, created, last uint32) {
 	tb.Helper()
-	var all []maps.Entry
-	lab.Must(maps.EachEntry(&b.Objects, func(e maps.Entry) { all = append(all, e) }))
+	var all []layout.Entry
+	lab.Must(maps.EachEntry(&b.Objects, func(e layout.Entry) { all = append(all, e) }))
 	for _, e := range all {
 		e.Created, e.Ack, e.End = created, 0, last
 		if e.Opener() {

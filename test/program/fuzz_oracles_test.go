@@ -13,6 +13,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/layout"
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -220,7 +221,7 @@ func (x *executor) checkAccepted(from int, data []byte) error {
 // mayReport says whether a frame is an ICMP error that may come by a side, too: by the interface where the reported
 // packet went, and as the router's own or from behind a LAN where that was one of these. A WAN's errors come by a WAN
 // alone, and on what the router says to itself nobody else reports.
-func (x *executor) mayReport(p parts, reported *maps.Entry, by int) bool {
+func (x *executor) mayReport(p parts, reported *layout.Entry, by int) bool {
 	src, _ := p.addresses()
 	if !p.isError() {
 		return false
@@ -281,7 +282,7 @@ func (x *executor) checkStateless() error {
 
 // connection is both entries of the connection that a translated packet is of, or that an ICMP error reports on; zero
 // if the packet alone does not tell, as a fragment without ports.
-func (x *executor) connection(p parts) (both [2]maps.Entry, err error) {
+func (x *executor) connection(p parts) (both [2]layout.Entry, err error) {
 	key, ok := p.tuple()
 	if !ok {
 		return both, nil

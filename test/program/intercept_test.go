@@ -7,7 +7,7 @@ import (
 	"net/netip"
 	"testing"
 
-	"hairpin/maps"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -18,16 +18,16 @@ func newInterceptBench(tb testing.TB) *bench {
 	b := newBench6(tb)
 	b.Config.ICMP.Refuse = []string{}
 	b.Config.Forwards = append(b.Config.Forwards,
-		maps.Forward{
-			Intercept: true, Name: "low", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, Ports: maps.Ports{First: 50, Last: 500},
+		rule.Forward{
+			Intercept: true, Name: "low", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, Ports: rule.Ports{First: 50, Last: 500},
 			Target: rig.Server, TargetPort: 5050, LAN: []string{"lan0"},
 			Except: []netip.Prefix{netip.MustParsePrefix("192.168.1.96/27"), netip.MustParsePrefix("198.51.100.0/24")},
 		},
-		maps.Forward{
-			Intercept: true, Name: "high", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 600, Last: 600}, Target: rig.Server, LAN: []string{"lan0"},
+		rule.Forward{
+			Intercept: true, Name: "high", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 600, Last: 600}, Target: rig.Server, LAN: []string{"lan0"},
 		},
-		maps.Forward{
-			Intercept: true, Name: "low6", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, Ports: maps.Ports{First: 53, Last: 53},
+		rule.Forward{
+			Intercept: true, Name: "low6", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, Ports: rule.Ports{First: 53, Last: 53},
 			Target: target6, TargetPort: 5053, LAN: []string{"lan0"}, Except: []netip.Prefix{netip.MustParsePrefix("2001:db8:99::/48")},
 		},
 		rig.MustForward(tb, "served udp 500 to 192.168.1.20:5000"),

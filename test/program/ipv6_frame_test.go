@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -150,12 +150,12 @@ func (b *bench) watch6(tb testing.TB) {
 		}
 		return all
 	}
-	interfaces := []maps.Interface{
-		{Name: "wan0", Index: b.WAN.Index, Role: maps.RoleWAN, HardwareAddr: b.WAN.MAC, XDPTransmit: true, RPFilter: 1,
+	interfaces := []config.Interface{
+		{Name: "wan0", Index: b.WAN.Index, Role: config.RoleWAN, HardwareAddr: b.WAN.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: prefixes("203.0.113.1/24", "2001:db8:1::1/64", "2001:db8:1::9/128", "2001:db8:1::10/128")},
-		{Name: "lan0", Index: b.LAN.Index, Role: maps.RoleLAN, HardwareAddr: b.LAN.MAC, XDPTransmit: true, RPFilter: 1,
+		{Name: "lan0", Index: b.LAN.Index, Role: config.RoleLAN, HardwareAddr: b.LAN.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: prefixes("192.168.1.1/24", "fd00:1::1/64")},
-		{Name: "lan1", Index: b.LAN2.Index, Role: maps.RoleLAN, HardwareAddr: b.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
+		{Name: "lan1", Index: b.LAN2.Index, Role: config.RoleLAN, HardwareAddr: b.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: prefixes("192.168.2.1/24", "fd00:2::1/64")},
 	}
 	lab.Must(b.Router.Do(func() error { return b.Tables.SetInterfaces(interfaces) }))

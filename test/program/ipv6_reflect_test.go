@@ -8,7 +8,7 @@ import (
 	"slices"
 	"testing"
 
-	"hairpin/maps"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -18,7 +18,7 @@ func newReflectBench6(tb testing.TB) *bench {
 	tb.Helper()
 	b := newBench6(tb)
 	b.Config.ICMP.Refuse = []string{}
-	b.Config.StandIns = []maps.StandIn{
+	b.Config.StandIns = []rule.StandIn{
 		{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:9:1::/64")},
 		{Clients: netip.MustParsePrefix("fd00:2::/64"), Network: netip.MustParsePrefix("2001:db8:98::/64")},
 	}

@@ -17,7 +17,7 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	hairpin "hairpin/maps"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -329,9 +329,9 @@ func (r *racer) end() {
 		r.ask(r.udp[r.random.IntN(20)])
 		return
 	}
-	selector, err := hairpin.ParseSelector([]string{"src", netip.PrefixFrom(rig.InternetHost, 32).String()})
+	selector, err := rule.ParseSelector([]string{"src", netip.PrefixFrom(rig.InternetHost, 32).String()})
 	if r.rarely(2) && err == nil {
-		selector, err = hairpin.ParseSelector([]string{"proto", "udp"})
+		selector, err = rule.ParseSelector([]string{"proto", "udp"})
 	}
 	if err == nil {
 		_, err = r.b.Tables.EndConnections(selector)

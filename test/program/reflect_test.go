@@ -10,7 +10,7 @@ import (
 	"slices"
 	"testing"
 
-	"hairpin/maps"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -48,7 +48,7 @@ func newReflectBench(tb testing.TB, connections uint32) *bench {
 	b := newBenchFor(tb, 4*connections, 2048)
 	b.Neighbour(tb, b.LAN, stranger, strangerMAC)
 	b.Config.ICMP.Refuse = []string{}
-	b.Config.StandIns = []maps.StandIn{
+	b.Config.StandIns = []rule.StandIn{
 		{Clients: netip.MustParsePrefix("192.168.1.0/25"), Network: netip.MustParsePrefix("198.18.1.0/25")},
 		{Clients: netip.MustParsePrefix("192.168.2.0/24"), Network: netip.MustParsePrefix("198.18.2.0/24")},
 	}
@@ -264,7 +264,7 @@ func TestRemovedForwardIsNotRebuilt(t *testing.T) {
 // the forward for just this address has the port; that it leads to the same server does not make it the one.
 func TestForwardThatLeadsElsewhereIsNotRebuilt(t *testing.T) {
 	b := newReflectBench(t, 2048)
-	b.Config.Forwards = []maps.Forward{
+	b.Config.Forwards = []rule.Forward{
 		rig.MustForward(t, "group tcp 90 to 192.168.1.20:91 reflect prefix"), rig.MustForward(t, "own tcp 203.0.113.9:90 to 192.168.1.20:92 reflect prefix"),
 	}
 	b.Apply(t)
@@ -313,7 +313,7 @@ func TestManyConnectionsNeedNoPortSearch(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	count, err := b.Tables.CountConnections(maps.Selector{})
+	count, err := b.Tables.CountConnections(rule.Selector{})
 	if err != nil || count.Established != clients*ports {
 		t.Errorf("%+v are there, want %d established (%v)", count, clients*ports, err)
 	}

@@ -14,6 +14,9 @@ import (
 	"hairpin/bpf"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -190,10 +193,10 @@ func TestDatagramsAreNotRefused(t *testing.T) {
 	kept, web := at(0), b.Flows(false, 20001)["from the Internet"]
 	web.Open(t)
 	kept.Open(t)
-	var all []maps.Entry
-	lab.Must(maps.EachEntry(&b.Objects, func(e maps.Entry) { all = append(all, e) }))
+	var all []layout.Entry
+	lab.Must(maps.EachEntry(&b.Objects, func(e layout.Entry) { all = append(all, e) }))
 	for _, e := range all {
-		if e.Opener() && e.Key.Protocol == uint8(maps.UDP) {
+		if e.Opener() && e.Key.Protocol == uint8(rule.UDP) {
 			e.End = 60 // seconds in which both sides have sent
 			lab.Must(maps.UpdateEntry(&b.Objects, &e, ebpf.UpdateExist))
 		}
@@ -204,7 +207,7 @@ func TestDatagramsAreNotRefused(t *testing.T) {
 	}
 	kept.Send(t, false, frames.Payload("an hour of this"))
 	web.Send(t, true, middle, frames.Payload("still there"))
-	count, err := b.Tables.CountConnections(maps.Selector{})
+	count, err := b.Tables.CountConnections(rule.Selector{})
 	if err != nil || count.Established != room+1 {
 		t.Errorf("%+v, %v: want %d established", count, err, room+1)
 	}
@@ -213,7 +216,7 @@ func TestDatagramsAreNotRefused(t *testing.T) {
 // TestExpiry: an idle connection goes when its time is over, a busy one stays. No daemon is needed.
 func TestExpiry(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
-	b.Config.Timeouts = maps.Timeouts{
+	b.Config.Timeouts = config.Timeouts{
 		TCPEstablished: 2 * time.Second, TCPTransitory: time.Second, UDP: time.Second, ICMP: time.Second, PortHold: time.Second,
 	}
 	b.Apply(t)

@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/maps"
+	"hairpin/maps/layout"
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -19,8 +20,8 @@ import (
 // age makes every connection idle for longer.
 func (b *bench) age(tb testing.TB, by time.Duration) {
 	tb.Helper()
-	var all []maps.Entry
-	if err := maps.EachEntry(&b.Objects, func(e maps.Entry) { all = append(all, e) }); err != nil {
+	var all []layout.Entry
+	if err := maps.EachEntry(&b.Objects, func(e layout.Entry) { all = append(all, e) }); err != nil {
 		tb.Fatal(err)
 	}
 	for _, entry := range all {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"hairpin/maps"
+	"hairpin/maps/rule"
 	"hairpin/test/frames"
 )
 
@@ -93,9 +93,9 @@ var Forwards = []string{
 }
 
 // MustForward parses a forward as the command line does.
-func MustForward(tb testing.TB, words string) maps.Forward {
+func MustForward(tb testing.TB, words string) rule.Forward {
 	tb.Helper()
-	forward, err := maps.ParseForward(strings.Fields(words))
+	forward, err := rule.ParseForward(strings.Fields(words))
 	if err != nil {
 		tb.Fatal(err)
 	}

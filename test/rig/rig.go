@@ -16,6 +16,8 @@ import (
 	"hairpin/bpf"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 	"hairpin/test/lab"
 )
 
@@ -61,7 +63,7 @@ type Rig struct {
 	Wires          *lab.Host // the far ends of the router's cables, "to-wan0" and so on
 	Objects        bpf.HairpinObjects
 	Tables         *maps.Tables
-	Config         maps.Config
+	Config         config.Config
 	WAN, LAN, LAN2 Port
 }
 
@@ -159,12 +161,12 @@ func (r *Rig) load(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOp
 
 func (r *Rig) configure(tb testing.TB, forwards []string) {
 	tb.Helper()
-	r.Config = maps.DefaultConfig()
-	config := &r.Config
-	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
-	config.MaxConnections = maps.ConnectionsLimit(&r.Objects)
+	r.Config = config.Default()
+	cfg := &r.Config
+	cfg.WAN, cfg.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
+	cfg.MaxConnections = maps.ConnectionsLimit(&r.Objects)
 	for _, words := range forwards {
-		config.Forwards = append(config.Forwards, MustForward(tb, words))
+		cfg.Forwards = append(cfg.Forwards, MustForward(tb, words))
 	}
 	r.Apply(tb)
 	r.Watch(tb, netip.PrefixFrom(WANAddress, 24), netip.PrefixFrom(BasicAddress, 32), netip.PrefixFrom(DMZAddress, 32))
@@ -173,11 +175,11 @@ func (r *Rig) configure(tb testing.TB, forwards []string) {
 // Watch tells the programs of the interfaces; external are the addresses of wan0.
 func (r *Rig) Watch(tb testing.TB, external ...netip.Prefix) {
 	tb.Helper()
-	interfaces := []maps.Interface{
-		{Name: "wan0", Index: r.WAN.Index, Role: maps.RoleWAN, HardwareAddr: r.WAN.MAC, XDPTransmit: true, RPFilter: 1, Addresses: external},
-		{Name: "lan0", Index: r.LAN.Index, Role: maps.RoleLAN, HardwareAddr: r.LAN.MAC, XDPTransmit: true, RPFilter: 1,
+	interfaces := []config.Interface{
+		{Name: "wan0", Index: r.WAN.Index, Role: config.RoleWAN, HardwareAddr: r.WAN.MAC, XDPTransmit: true, RPFilter: 1, Addresses: external},
+		{Name: "lan0", Index: r.LAN.Index, Role: config.RoleLAN, HardwareAddr: r.LAN.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(LANAddress, 24)}},
-		{Name: "lan1", Index: r.LAN2.Index, Role: maps.RoleLAN, HardwareAddr: r.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
+		{Name: "lan1", Index: r.LAN2.Index, Role: config.RoleLAN, HardwareAddr: r.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(OtherAddress, 24)}},
 	}
 	// The devmap takes an ifindex for one of the namespace that writes it.
@@ -243,7 +245,7 @@ func (r *Rig) Counted(tb testing.TB, reason string) (n uint64) {
 func (r *Rig) Connections(tb testing.TB) []maps.Connection {
 	tb.Helper()
 	var list []maps.Connection
-	if err := r.Tables.EachConnection(maps.Selector{}, func(c *maps.Connection) { list = append(list, *c) }); err != nil {
+	if err := r.Tables.EachConnection(rule.Selector{}, func(c *maps.Connection) { list = append(list, *c) }); err != nil {
 		tb.Fatal(err)
 	}
 	return list

@@ -12,13 +12,14 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/layout"
 )
 
 // Forget empties the tables of connections and all that counts them. Places need not be cleared: none is held by a
 // connection that is not there. No traffic may run meanwhile.
 func Forget(objs *bpf.HairpinObjects) error {
 	var keys []bpf.HairpinTuple
-	if err := maps.EachEntry(objs, func(e maps.Entry) { keys = append(keys, e.Key) }); err != nil {
+	if err := maps.EachEntry(objs, func(e layout.Entry) { keys = append(keys, e.Key) }); err != nil {
 		return err
 	}
 	for _, key := range keys {

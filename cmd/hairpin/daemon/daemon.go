@@ -27,6 +27,8 @@ import (
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/metrics"
 )
 
 const (
@@ -42,13 +44,13 @@ const (
 
 // Options say what a daemon serves.
 type Options struct {
-	Dir        string                      // of the pins
-	LockWait   time.Duration               // at the start
-	ConfigFile string                      // what messages call the configuration file
-	ReadConfig func() (maps.Config, error) // at the start, and for each reload
-	Reload     <-chan os.Signal            // asks to read the files again
-	Version    string                      // for the metrics
-	Notify     string                      // the service manager's socket, as in sd_notify(3); "" is none
+	Dir        string                        // of the pins
+	LockWait   time.Duration                 // at the start
+	ConfigFile string                        // what messages call the configuration file
+	ReadConfig func() (config.Config, error) // at the start, and for each reload
+	Reload     <-chan os.Signal              // asks to read the files again
+	Version    string                        // for the metrics
+	Notify     string                        // the service manager's socket, as in sd_notify(3); "" is none
 	Log        *slog.Logger
 }
 
@@ -133,8 +135,8 @@ func background(ctx context.Context, do func(context.Context)) (stop func()) {
 type daemon struct {
 	router   *router.Router
 	lock     func(context.Context) (func(), error) // the writer lock
-	read     func() (maps.Config, error)           // the configuration files
-	notices  func(maps.Config) []string            // what to warn of when the configuration was applied; "" is nothing
+	read     func() (config.Config, error)         // the configuration files
+	notices  func(config.Config) []string          // what to warn of when the configuration was applied; "" is nothing
 	reloads  <-chan os.Signal
 	reloaded func(taken bool)      // counts a reload for the metrics
 	audit    func(context.Context) // of the datapath's counts, until the context ends
@@ -161,7 +163,7 @@ func newDaemon(s *router.Session, o Options) *daemon {
 			return loader.Lock(ctx, o.Dir)
 		},
 		read: o.ReadConfig,
-		notices: func(cfg maps.Config) []string {
+		notices: func(cfg config.Config) []string {
 			return []string{s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile)}
 		},
 		reloads: o.Reload,
@@ -181,7 +183,7 @@ func newDaemon(s *router.Session, o Options) *daemon {
 }
 
 func (d *daemon) setMetrics(tables *maps.Tables, version string) {
-	collector := maps.NewCollector(tables, maps.CollectorOptions{Version: version, Interfaces: d.state.interfaces})
+	collector := metrics.New(tables, metrics.Options{Version: version, Interfaces: d.state.interfaces})
 	d.reloaded = collector.Reloaded
 	d.audit = func(ctx context.Context) {
 		collector.Run(ctx, func(err error) { d.log.Warn("cannot check the counts of connections", "error", err) })
@@ -209,7 +211,7 @@ func (d *daemon) setWatchdog() {
 }
 
 // start brings the datapath into service; the writer lock is held.
-func (d *daemon) start(cfg maps.Config, s *router.Session) error {
+func (d *daemon) start(cfg config.Config, s *router.Session) error {
 	d.state.turn()
 	d.port.move(cfg.MetricsListen)
 	if s.Adopted() {
@@ -384,7 +386,7 @@ func (d *daemon) tryReload(ctx context.Context) (router.Result, error) {
 }
 
 // warnNotices warns of what a configuration that was just applied does not do.
-func (d *daemon) warnNotices(cfg maps.Config) {
+func (d *daemon) warnNotices(cfg config.Config) {
 	for _, notice := range d.notices(cfg) {
 		if notice != "" {
 			d.log.Warn(notice)

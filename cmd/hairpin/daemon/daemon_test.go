@@ -21,14 +21,15 @@ import (
 	"hairpin/cmd/hairpin/router"
 	"hairpin/cmd/hairpin/router/routertest"
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // daemonFake is a daemon over a machine in memory; the test's goroutine is its loop's.
 type daemonFake struct {
 	*daemon
 	machine  *routertest.Machine
-	file     maps.Config // what the configuration files say
+	file     config.Config // what the configuration files say
 	fileErr  error
 	lockErr  error
 	output   bytes.Buffer
@@ -44,8 +45,8 @@ func newDaemonFake(t *testing.T) *daemonFake {
 	d.daemon = &daemon{
 		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Forwards: m.Forwards}),
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
-		read:     func() (maps.Config, error) { return d.file, d.fileErr },
-		notices:  func(maps.Config) []string { return nil },
+		read:     func() (config.Config, error) { return d.file, d.fileErr },
+		notices:  func(config.Config) []string { return nil },
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },
 		port: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
@@ -175,8 +176,8 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 	off["net.ipv6/all"] = true
 	d.follow(ctx, links())
 	told("IPv6 off, and no forward of it", "IPv6 forwarding is off", 0)
-	d.file.Forwards = append(slices.Clone(d.file.Forwards), maps.Forward{
-		Name: "six", Protocols: []maps.Protocol{maps.TCP}, Ports: maps.Ports{First: 81, Last: 81}, Target: netip.MustParseAddr("fd00::20"),
+	d.file.Forwards = append(slices.Clone(d.file.Forwards), rule.Forward{
+		Name: "six", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 81, Last: 81}, Target: netip.MustParseAddr("fd00::20"),
 	})
 	d.reload(ctx)
 	told("IPv6 off", "IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1", 1)
@@ -185,7 +186,7 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 // A file that names no interface is told how to name some, with each reload.
 func TestDaemonTellsOfNoInterfaces(t *testing.T) {
 	d := newDaemonFake(t)
-	d.notices = func(cfg maps.Config) []string { return []string{"", router.Unconfigured(cfg, "/etc/x.toml")} }
+	d.notices = func(cfg config.Config) []string { return []string{"", router.Unconfigured(cfg, "/etc/x.toml")} }
 	d.file.WAN, d.file.LAN, d.file.Forwards = nil, nil, nil
 	d.reload(context.Background())
 	const want = `level=WARN msg="no interfaces are configured: set wan and lan in /etc/x.toml, then systemctl reload hairpin`
@@ -231,7 +232,7 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newDaemonFake(t)
 			before := *d.machine.Config
-			d.file.Forwards = append([]maps.Forward{}, d.file.Forwards...)
+			d.file.Forwards = append([]rule.Forward{}, d.file.Forwards...)
 			spoil(d)
 			d.reload(context.Background())
 			d.machine.WantDone(t)

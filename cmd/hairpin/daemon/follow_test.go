@@ -14,7 +14,7 @@ import (
 
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 func prefixes(list ...string) (found []netip.Prefix) {
@@ -24,7 +24,7 @@ func prefixes(list ...string) (found []netip.Prefix) {
 	return found
 }
 
-func wantAddresses(t *testing.T, got maps.Interface, addresses, passive []netip.Prefix) {
+func wantAddresses(t *testing.T, got config.Interface, addresses, passive []netip.Prefix) {
 	t.Helper()
 	diff := cmp.Diff([][]netip.Prefix{addresses, passive}, [][]netip.Prefix{got.Addresses, got.Passive},
 		cmpopts.EquateComparable(netip.Prefix{}), cmpopts.EquateEmpty())
@@ -90,7 +90,7 @@ func TestDaemonFollowsNames(t *testing.T) {
 	if wan, lan := d.machine.Attached[3], d.machine.Attached[9]; !wan.Guard || lan.Guard {
 		t.Errorf("wan0 has %+v, lan0 has %+v", wan, lan)
 	}
-	if wan, lan := d.machine.Interfaces[0], d.machine.Interfaces[1]; wan.Index != 3 || wan.Role != maps.RoleWAN || lan.Index != 9 || lan.Role != maps.RoleLAN {
+	if wan, lan := d.machine.Interfaces[0], d.machine.Interfaces[1]; wan.Index != 3 || wan.Role != config.RoleWAN || lan.Index != 9 || lan.Role != config.RoleLAN {
 		t.Errorf("wan0 is %+v, lan0 is %+v", wan, lan)
 	}
 
@@ -110,7 +110,7 @@ func TestDaemonKeepsXDPFromMissingTags(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := newDaemonFake(t)
 			ctx := context.Background()
-			d.machine.Config.Mode = maps.ModeXDP
+			d.machine.Config.Mode = config.ModeXDP
 			d.follow(ctx, links())
 			d.machine.WantDone(t, "interfaces wan0,lan0")
 			wan := d.machine.Attached[2]

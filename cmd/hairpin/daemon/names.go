@@ -14,6 +14,7 @@ import (
 
 	"hairpin/cmd/hairpin/dns"
 	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 const (
@@ -31,7 +32,7 @@ const (
 // for, and runs their reload commands.
 type publisher struct {
 	generation func() (uint32, error) // of what runs
-	running    func() (maps.Config, error)
+	running    func() (config.Config, error)
 	counters   *publishCounters
 	log        *slog.Logger
 	retry      time.Duration // after a failure
@@ -48,7 +49,7 @@ type publisher struct {
 
 // publication is a file and whether its server has read it.
 type publication struct {
-	maps.DNSFile
+	config.DNSFile
 	zone      string // path of the file of bind-rpz
 	names     []dns.Name
 	stale     bool // the server has not read what the file holds
@@ -64,7 +65,7 @@ type reloadResult struct {
 func newPublisher(tables *maps.Tables, log *slog.Logger) *publisher {
 	return &publisher{
 		generation: tables.Generation,
-		running:    func() (maps.Config, error) { return runningNames(tables) },
+		running:    func() (config.Config, error) { return runningNames(tables) },
 		counters:   newPublishCounters(),
 		log:        log,
 		retry:      publishRetry,
@@ -75,7 +76,7 @@ func newPublisher(tables *maps.Tables, log *slog.Logger) *publisher {
 }
 
 // runningNames is what runs. Without files to write, nobody asks for the forwards, of which there may be very many.
-func runningNames(tables *maps.Tables) (maps.Config, error) {
+func runningNames(tables *maps.Tables) (config.Config, error) {
 	cfg, err := tables.Settings()
 	if err != nil || len(cfg.DNS) == 0 {
 		return cfg, err
@@ -138,7 +139,7 @@ func (p *publisher) readRunning() error {
 				f = old
 			}
 		}
-		f.DNSFile, f.zone, f.stale = file, cfg.DNSPath(maps.DNSBindRPZ), f.stale && file.Reload != nil
+		f.DNSFile, f.zone, f.stale = file, cfg.DNSPath(config.DNSBindRPZ), f.stale && file.Reload != nil
 		var found []dns.Warning
 		f.names, found = dns.Names(cfg.Forwards, dns.Options{Format: file.Format})
 		p.files = append(p.files, f)
@@ -167,7 +168,7 @@ func (p *publisher) write(f *publication, now time.Time) {
 	written, err := dns.File{Format: f.Format, Zone: f.zone}.Write(f.Path, f.names, now)
 	if err != nil {
 		p.counters.writeFailures.WithLabelValues(string(f.Format)).Inc()
-		err = atKey(f.DNSFile, maps.DNSWriteKey(f.Format), err)
+		err = atKey(f.DNSFile, config.DNSWriteKey(f.Format), err)
 	}
 	p.failing.report(p.log, "write the names for "+string(f.Format), err)
 	if written {
@@ -202,7 +203,7 @@ func (p *publisher) reloadDone(result reloadResult, now time.Time) {
 			f.stale, f.reloadAt = true, now.Add(p.retry)
 		}
 		p.counters.reloadFailures.WithLabelValues(string(f.Format)).Inc()
-		err = atKey(f.DNSFile, maps.DNSReloadKey(f.Format), err)
+		err = atKey(f.DNSFile, config.DNSReloadKey(f.Format), err)
 	} else {
 		p.counters.reloads.WithLabelValues(string(f.Format)).Inc()
 	}
@@ -210,7 +211,7 @@ func (p *publisher) reloadDone(result reloadResult, now time.Time) {
 }
 
 // atKey adds to an error about a file where the configuration asks for it.
-func atKey(file maps.DNSFile, key string, err error) error {
+func atKey(file config.DNSFile, key string, err error) error {
 	if file.Source == "" {
 		return fmt.Errorf("%s: %w", key, err)
 	}
@@ -219,19 +220,19 @@ func atKey(file maps.DNSFile, key string, err error) error {
 
 // CheckNames looks at the files that a daemon would write for cfg, and at the programs that it would run. The error
 // tells of paths that it would refuse in any case. The warnings tell of what may be otherwise when and where it runs.
-func CheckNames(cfg maps.Config) (warnings []string, err error) {
+func CheckNames(cfg config.Config) (warnings []string, err error) {
 	var errs []error
 	for _, file := range cfg.DNS {
 		if file.Reload != nil {
 			if err := checkProgram(file.Reload[0]); err != nil {
-				warnings = append(warnings, atKey(file, maps.DNSReloadKey(file.Format), err).Error())
+				warnings = append(warnings, atKey(file, config.DNSReloadKey(file.Format), err).Error())
 			}
 		}
 		err := dns.CheckPath(file.Path)
 		if err == nil {
 			continue
 		}
-		err = atKey(file, maps.DNSWriteKey(file.Format), err)
+		err = atKey(file, config.DNSWriteKey(file.Format), err)
 		if refused := (*dns.PathError)(nil); errors.As(err, &refused) {
 			errs = append(errs, err)
 		} else {
@@ -259,7 +260,7 @@ func newPublishCounters() *publishCounters {
 }
 
 // initCounters makes the counters of a file, so that they show 0 before the first event.
-func (c *publishCounters) initCounters(file maps.DNSFile) {
+func (c *publishCounters) initCounters(file config.DNSFile) {
 	c.writes.WithLabelValues(string(file.Format))
 	c.writeFailures.WithLabelValues(string(file.Format))
 	if file.Reload != nil {

@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // publisherFake publishes a configuration in memory; the test is its loop, and
@@ -28,23 +30,23 @@ type publisherFake struct {
 	t      *testing.T
 	dir    string
 	now    time.Time
-	cfg    maps.Config
+	cfg    config.Config
 	live   uint32
 	output bytes.Buffer
 }
 
-func newPublisherFake(t *testing.T, formats ...maps.DNSFormat) *publisherFake {
+func newPublisherFake(t *testing.T, formats ...config.DNSFormat) *publisherFake {
 	t.Helper()
 	p := &publisherFake{t: t, dir: t.TempDir(), now: time.Now(), live: 1}
 	log := slog.New(slog.NewTextHandler(&p.output, nil))
 	p.publisher = newPublisher(new(maps.Tables), log)
 	p.generation = func() (uint32, error) { return p.live, nil }
-	p.running = func() (maps.Config, error) { return p.cfg, nil }
-	p.cfg = maps.DefaultConfig()
+	p.running = func() (config.Config, error) { return p.cfg, nil }
+	p.cfg = config.Default()
 	p.cfg.WAN = []string{"wan0"}
 	p.host("www.example.org")
 	for i, format := range formats {
-		p.cfg.DNS = append(p.cfg.DNS, maps.DNSFile{Format: format, Path: p.path(format), Source: fmt.Sprintf("x:%d", i+1)})
+		p.cfg.DNS = append(p.cfg.DNS, config.DNSFile{Format: format, Path: p.path(format), Source: fmt.Sprintf("x:%d", i+1)})
 	}
 	return p
 }
@@ -52,14 +54,14 @@ func newPublisherFake(t *testing.T, formats ...maps.DNSFormat) *publisherFake {
 // host adds a forward with a host to what runs.
 func (p *publisherFake) host(name string) {
 	n := len(p.cfg.Forwards) + 1
-	p.cfg.Forwards = append(p.cfg.Forwards, maps.Forward{
-		Name: fmt.Sprintf("f%d", n), Protocols: []maps.Protocol{maps.TCP}, Ports: maps.Ports{First: uint16(n), Last: uint16(n)},
+	p.cfg.Forwards = append(p.cfg.Forwards, rule.Forward{
+		Name: fmt.Sprintf("f%d", n), Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: uint16(n), Last: uint16(n)},
 		Target: netip.AddrFrom4([4]byte{192, 168, 1, byte(n)}), Hosts: []string{name},
 	})
 	p.live++
 }
 
-func (p *publisherFake) path(format maps.DNSFormat) string {
+func (p *publisherFake) path(format config.DNSFormat) string {
 	return filepath.Join(p.dir, string(format))
 }
 
@@ -79,7 +81,7 @@ func (p *publisherFake) after(pause time.Duration) {
 	}
 }
 
-func (p *publisherFake) read(format maps.DNSFormat) string {
+func (p *publisherFake) read(format config.DNSFormat) string {
 	data, err := os.ReadFile(p.path(format))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		p.t.Fatal(err)
@@ -87,7 +89,7 @@ func (p *publisherFake) read(format maps.DNSFormat) string {
 	return string(data)
 }
 
-func (p *publisherFake) wantHosts(format maps.DNSFormat, hosts ...string) {
+func (p *publisherFake) wantHosts(format config.DNSFormat, hosts ...string) {
 	p.t.Helper()
 	text := p.read(format)
 	for _, host := range hosts {
@@ -136,16 +138,16 @@ func identity(t *testing.T, path string) uint64 {
 }
 
 func TestPublishFollowsWhatRuns(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSHosts, maps.DNSBindRPZ)
+	p := newPublisherFake(t, config.DNSHosts, config.DNSBindRPZ)
 	p.after(0)
-	p.wantHosts(maps.DNSHosts, "192.168.1.1 www.example.org\n")
-	p.wantHosts(maps.DNSBindRPZ, "www.example.org IN A 192.168.1.1\n")
+	p.wantHosts(config.DNSHosts, "192.168.1.1 www.example.org\n")
+	p.wantHosts(config.DNSBindRPZ, "www.example.org IN A 192.168.1.1\n")
 
 	// Nothing is written for nothing.
-	before := identity(t, p.path(maps.DNSHosts))
+	before := identity(t, p.path(config.DNSHosts))
 	p.live++
 	p.after(time.Hour)
-	if now := identity(t, p.path(maps.DNSHosts)); now != before {
+	if now := identity(t, p.path(config.DNSHosts)); now != before {
 		t.Error("the file was written again")
 	}
 	p.wantCount("writes_total hosts", 1)
@@ -154,71 +156,71 @@ func TestPublishFollowsWhatRuns(t *testing.T) {
 
 	p.host("mail.example.org")
 	p.after(0)
-	p.wantHosts(maps.DNSHosts, "192.168.1.1 www.example.org\n", "192.168.1.2 mail.example.org\n")
-	p.wantHosts(maps.DNSBindRPZ, "mail.example.org IN A 192.168.1.2\n")
+	p.wantHosts(config.DNSHosts, "192.168.1.1 www.example.org\n", "192.168.1.2 mail.example.org\n")
+	p.wantHosts(config.DNSBindRPZ, "mail.example.org IN A 192.168.1.2\n")
 
 	p.cfg.Forwards = nil
 	p.live++
 	p.after(0)
-	if text := p.read(maps.DNSHosts); strings.Contains(text, "example") {
+	if text := p.read(config.DNSHosts); strings.Contains(text, "example") {
 		t.Errorf("names of no forward:\n%s", text)
 	}
 }
 
 // What somebody else did to a file is put right.
 func TestPublishMendsItsFiles(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSHosts)
+	p := newPublisherFake(t, config.DNSHosts)
 	p.after(0)
-	good := p.read(maps.DNSHosts)
-	if err := os.Remove(p.path(maps.DNSHosts)); err != nil {
+	good := p.read(config.DNSHosts)
+	if err := os.Remove(p.path(config.DNSHosts)); err != nil {
 		t.Fatal(err)
 	}
 	p.after(p.retry / 2)
-	if p.read(maps.DNSHosts) != "" {
+	if p.read(config.DNSHosts) != "" {
 		t.Error("looked too soon")
 	}
 	p.after(p.retry)
-	if p.read(maps.DNSHosts) != good {
+	if p.read(config.DNSHosts) != good {
 		t.Error("the file is not there again")
 	}
-	if err := os.WriteFile(p.path(maps.DNSHosts), []byte(good+"127.0.0.1 evil.example\n"), 0o600); err != nil {
+	if err := os.WriteFile(p.path(config.DNSHosts), []byte(good+"127.0.0.1 evil.example\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p.after(p.retry)
-	if p.read(maps.DNSHosts) != good {
+	if p.read(config.DNSHosts) != good {
 		t.Error("the line of another stays")
 	}
 }
 
 func TestPublishLeavesForeignFiles(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSHosts, maps.DNSUnbound, maps.DNSDnsmasq)
-	if err := errors.Join(os.WriteFile(p.path(maps.DNSHosts), []byte("127.0.0.1 localhost\n"), 0o644),
-		os.Symlink("/etc/hostname", p.path(maps.DNSUnbound))); err != nil {
+	p := newPublisherFake(t, config.DNSHosts, config.DNSUnbound, config.DNSDnsmasq)
+	if err := errors.Join(os.WriteFile(p.path(config.DNSHosts), []byte("127.0.0.1 localhost\n"), 0o644),
+		os.Symlink("/etc/hostname", p.path(config.DNSUnbound))); err != nil {
 		t.Fatal(err)
 	}
 	for range 3 {
 		p.after(p.retry)
 	}
-	if p.read(maps.DNSHosts) != "127.0.0.1 localhost\n" {
+	if p.read(config.DNSHosts) != "127.0.0.1 localhost\n" {
 		t.Error("a foreign file was written")
 	}
-	p.wantHosts(maps.DNSDnsmasq, "www.example.org")
-	p.wantTold("x:1: dns.write.hosts: "+p.path(maps.DNSHosts)+" was not written by hairpin", 1)
-	p.wantTold("x:2: dns.write.unbound: "+p.path(maps.DNSUnbound)+" is a symbolic link", 1)
+	p.wantHosts(config.DNSDnsmasq, "www.example.org")
+	p.wantTold("x:1: dns.write.hosts: "+p.path(config.DNSHosts)+" was not written by hairpin", 1)
+	p.wantTold("x:2: dns.write.unbound: "+p.path(config.DNSUnbound)+" is a symbolic link", 1)
 	p.wantCount("write_failures_total hosts", 3)
 	p.wantCount("write_failures_total unbound", 3)
 	p.wantCount("write_failures_total dnsmasq", 0)
 
-	if err := os.Remove(p.path(maps.DNSHosts)); err != nil {
+	if err := os.Remove(p.path(config.DNSHosts)); err != nil {
 		t.Fatal(err)
 	}
 	p.after(p.retry)
-	p.wantHosts(maps.DNSHosts, "www.example.org")
+	p.wantHosts(config.DNSHosts, "www.example.org")
 	p.wantTold("works again", 1)
 }
 
 func TestPublishWarnsOnce(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSHosts, maps.DNSUnbound)
+	p := newPublisherFake(t, config.DNSHosts, config.DNSUnbound)
 	p.cfg.Forwards[0].TargetPort = 4711
 	p.after(0)
 	p.host("mail.example.org")
@@ -227,7 +229,7 @@ func TestPublishWarnsOnce(t *testing.T) {
 }
 
 // script is a command that notes its runs, and does more.
-func (p *publisherFake) script(format maps.DNSFormat, more string) (runs func() int) {
+func (p *publisherFake) script(format config.DNSFormat, more string) (runs func() int) {
 	note := filepath.Join(p.dir, "runs-"+string(format))
 	for i := range p.cfg.DNS {
 		if p.cfg.DNS[i].Format == format {
@@ -242,8 +244,8 @@ func (p *publisherFake) script(format maps.DNSFormat, more string) (runs func() 
 }
 
 func TestPublishTellsServers(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSUnbound)
-	runs := p.script(maps.DNSUnbound, "true")
+	p := newPublisherFake(t, config.DNSUnbound)
+	runs := p.script(config.DNSUnbound, "true")
 	p.after(0)
 	p.after(p.retry)
 	p.live++
@@ -261,12 +263,12 @@ func TestPublishTellsServers(t *testing.T) {
 }
 
 func TestPublishTellsAgain(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSUnbound)
+	p := newPublisherFake(t, config.DNSUnbound)
 	broken := filepath.Join(p.dir, "broken")
 	if err := os.WriteFile(broken, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	runs := p.script(maps.DNSUnbound, "test ! -e "+broken+" || { echo no control >&2; exit 3; }")
+	runs := p.script(config.DNSUnbound, "test ! -e "+broken+" || { echo no control >&2; exit 3; }")
 	p.after(0)
 	p.after(p.retry / 2)
 	if runs() != 1 {
@@ -295,15 +297,15 @@ func TestPublishTellsAgain(t *testing.T) {
 // A server that does not answer keeps nobody waiting, and its command ends with
 // all that it started.
 func TestPublishGivesCommandsUp(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSUnbound, maps.DNSHosts)
+	p := newPublisherFake(t, config.DNSUnbound, config.DNSHosts)
 	p.patience = 500 * time.Millisecond
 	child := filepath.Join(p.dir, "child")
-	p.script(maps.DNSUnbound, "sleep 1000 & echo $! > "+child+"; wait")
+	p.script(config.DNSUnbound, "sleep 1000 & echo $! > "+child+"; wait")
 	p.sync(p.now)
 	p.startReloads(context.Background(), p.now)
 	p.host("mail.example.org")
 	p.sync(p.now)
-	p.wantHosts(maps.DNSHosts, "mail.example.org")
+	p.wantHosts(config.DNSHosts, "mail.example.org")
 	select {
 	case result := <-p.reloaded:
 		p.reloadDone(result, p.now)
@@ -339,9 +341,9 @@ func wantGone(t *testing.T, path string) {
 }
 
 func TestPublishEndsWithTheDaemon(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSUnbound)
+	p := newPublisherFake(t, config.DNSUnbound)
 	child := filepath.Join(p.dir, "child")
-	p.script(maps.DNSUnbound, "echo $$ > "+child+"; exec sleep 1000")
+	p.script(config.DNSUnbound, "echo $$ > "+child+"; exec sleep 1000")
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -367,17 +369,17 @@ func TestPublishEndsWithTheDaemon(t *testing.T) {
 
 // What cannot be read now is read later; the files stay meanwhile.
 func TestPublishWithoutTheTables(t *testing.T) {
-	p := newPublisherFake(t, maps.DNSHosts)
+	p := newPublisherFake(t, config.DNSHosts)
 	p.after(0)
 	p.host("mail.example.org")
-	p.running = func() (maps.Config, error) { return maps.Config{}, errors.New("torn") }
+	p.running = func() (config.Config, error) { return config.Config{}, errors.New("torn") }
 	p.after(0)
 	p.after(0)
-	p.wantHosts(maps.DNSHosts, "www.example.org")
+	p.wantHosts(config.DNSHosts, "www.example.org")
 	p.wantTold("torn", 1)
-	p.running = func() (maps.Config, error) { return p.cfg, nil }
+	p.running = func() (config.Config, error) { return p.cfg, nil }
 	p.after(0)
-	p.wantHosts(maps.DNSHosts, "mail.example.org")
+	p.wantHosts(config.DNSHosts, "mail.example.org")
 }
 
 // What runs as root is not what others can write, whatever else the configuration says.

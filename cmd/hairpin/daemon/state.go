@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"hairpin/cmd/hairpin/router"
-	"hairpin/maps"
+	"hairpin/maps/metrics"
 )
 
 // state is what the metrics server reads while the loop writes.
@@ -31,10 +31,10 @@ func (s *state) load() []router.Port {
 }
 
 // interfaces is what the collector needs of the ports.
-func (s *state) interfaces() []maps.InterfaceStatus {
-	var list []maps.InterfaceStatus
+func (s *state) interfaces() []metrics.Interface {
+	var list []metrics.Interface
 	for _, p := range s.load() {
-		status := maps.InterfaceStatus{
+		status := metrics.Interface{
 			Name: p.Name, Role: p.Role, Mode: p.Mode(),
 			Attached: p.Attachment != nil, Addresses: p.Addresses(),
 		}

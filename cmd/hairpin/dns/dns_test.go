@@ -15,16 +15,17 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // forwards reads lines of `forward add`; the first is at x:1.
-func forwards(t testing.TB, lines ...string) []maps.Forward {
+func forwards(t testing.TB, lines ...string) []rule.Forward {
 	t.Helper()
-	c := maps.DefaultConfig()
+	c := config.Default()
 	c.WAN = []string{"wan0", "wan1"}
 	for i, line := range lines {
-		f, err := maps.ParseForward(strings.Fields(line))
+		f, err := rule.ParseForward(strings.Fields(line))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -39,7 +40,7 @@ func forwards(t testing.TB, lines ...string) []maps.Forward {
 
 // home has names of both families, one and several forwards for a name, and a
 // forward without a name.
-func home(t testing.TB) []maps.Forward {
+func home(t testing.TB) []rule.Forward {
 	return forwards(t,
 		"web6 tcp 443 to fd00::20 host www.example.org",
 		"web tcp 443 to 192.168.1.20 host www.example.org,example.org",
@@ -114,8 +115,8 @@ func TestWarnings(t *testing.T) {
 
 // An intercept listens at no address that a name has, whatever ports it takes.
 func TestInterceptsAreNobodysNames(t *testing.T) {
-	list := append(forwards(t, "all tcp,udp any to 192.168.1.20 host a.b"), maps.Forward{
-		Intercept: true, Name: "dns", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 53, Last: 53}, Target: netip.MustParseAddr("192.168.1.1"),
+	list := append(forwards(t, "all tcp,udp any to 192.168.1.20 host a.b"), rule.Forward{
+		Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 53, Last: 53}, Target: netip.MustParseAddr("192.168.1.1"),
 	})
 	if names, warnings := Names(list, Options{}); len(names) != 1 || len(warnings) != 0 {
 		t.Errorf("names %v, warnings %v", names, warnings)
@@ -154,10 +155,10 @@ fd00::30 six.example.org
 192.168.1.20 www.example.org
 fd00::20 www.example.org
 `
-	for format, want := range map[maps.DNSFormat]string{
-		maps.DNSHosts:   "# Written by hairpin dns as hosts. It is replaced as a whole: change the forwards.\n" + lines + "# End of hairpin dns\n",
-		maps.DNSDnsmasq: "# Written by hairpin dns as dnsmasq. It is replaced as a whole: change the forwards.\n" + lines,
-		maps.DNSUnbound: `# Written by hairpin dns as unbound. It is replaced as a whole: change the forwards.
+	for format, want := range map[config.DNSFormat]string{
+		config.DNSHosts:   "# Written by hairpin dns as hosts. It is replaced as a whole: change the forwards.\n" + lines + "# End of hairpin dns\n",
+		config.DNSDnsmasq: "# Written by hairpin dns as dnsmasq. It is replaced as a whole: change the forwards.\n" + lines,
+		config.DNSUnbound: `# Written by hairpin dns as unbound. It is replaced as a whole: change the forwards.
 server:
 	local-zone: "example.org." typetransparent
 	local-data: "example.org. 60 IN A 192.168.1.20"
@@ -167,7 +168,7 @@ server:
 	local-data: "www.example.org. 60 IN A 192.168.1.20"
 	local-data: "www.example.org. 60 IN AAAA fd00::20"
 `,
-		maps.DNSBindRPZ: policyHead + `example.org IN A 192.168.1.20
+		config.DNSBindRPZ: policyHead + `example.org IN A 192.168.1.20
 six.example.org IN AAAA fd00::30
 www.example.org IN A 192.168.1.20
 www.example.org IN AAAA fd00::20
@@ -177,11 +178,11 @@ www.example.org IN AAAA fd00::20
 			t.Errorf("%s: (-want +got)\n%s", format, diff)
 		}
 	}
-	view := string(File{Format: maps.DNSBindView, Zone: "/var/cache/bind/x.rpz"}.Render(names))
+	view := string(File{Format: config.DNSBindView, Zone: "/var/cache/bind/x.rpz"}.Render(names))
 	if !strings.Contains(view, `file "/var/cache/bind/x.rpz";`) || !strings.HasPrefix(view, "// Written by hairpin dns as bind-view.") {
 		t.Errorf("view:\n%s", view)
 	}
-	if view := string(File{Format: maps.DNSBindView}.Render(nil)); !strings.Contains(view, `file "hairpin.rpz";`) {
+	if view := string(File{Format: config.DNSBindView}.Render(nil)); !strings.Contains(view, `file "hairpin.rpz";`) {
 		t.Errorf("view:\n%s", view)
 	}
 }
@@ -192,7 +193,7 @@ func TestOrder(t *testing.T) {
 	names, _ := Names(list, Options{})
 	slices.Reverse(list)
 	reversed, _ := Names(list, Options{})
-	for _, format := range maps.DNSFormats() {
+	for _, format := range config.DNSFormats() {
 		file := File{Format: format}
 		if diff := cmp.Diff(string(file.Render(names)), string(file.Render(reversed))); diff != "" {
 			t.Errorf("%s:\n%s", format, diff)
@@ -201,7 +202,7 @@ func TestOrder(t *testing.T) {
 }
 
 func TestOurs(t *testing.T) {
-	for _, format := range maps.DNSFormats() {
+	for _, format := range config.DNSFormats() {
 		if file := (File{Format: format}).Render(nil); !isOurs(file) {
 			t.Errorf("not ours:\n%s", file)
 		}
@@ -215,10 +216,10 @@ func TestOurs(t *testing.T) {
 }
 
 func TestUpdateRaisesTheSerial(t *testing.T) {
-	all, _ := Names(home(t), Options{Format: maps.DNSBindRPZ})
-	file := File{Format: maps.DNSBindRPZ}
+	all, _ := Names(home(t), Options{Format: config.DNSBindRPZ})
+	file := File{Format: config.DNSBindRPZ}
 	at := func(seconds int64) time.Time { return time.Unix(seconds, 0) }
-	zoneAt := func(serial uint32) []byte { return File{Format: maps.DNSBindRPZ, Serial: serial}.Render(all) }
+	zoneAt := func(serial uint32) []byte { return File{Format: config.DNSBindRPZ, Serial: serial}.Render(all) }
 	for name, test := range map[string]struct {
 		previous []byte
 		names    []Name
@@ -236,11 +237,11 @@ func TestUpdateRaisesTheSerial(t *testing.T) {
 		"a file without a serial": {[]byte(policyHead[:90]), all, 1000, 1000},
 	} {
 		got := file.update(test.previous, test.names, at(test.now))
-		if want := (File{Format: maps.DNSBindRPZ, Serial: test.want}).Render(test.names); !bytes.Equal(got, want) {
+		if want := (File{Format: config.DNSBindRPZ, Serial: test.want}).Render(test.names); !bytes.Equal(got, want) {
 			t.Errorf("%s: (-want +got)\n%s", name, cmp.Diff(string(want), string(got)))
 		}
 	}
-	plain := File{Format: maps.DNSHosts}
+	plain := File{Format: config.DNSHosts}
 	if !bytes.Equal(plain.update(nil, all, at(1)), plain.Render(all)) {
 		t.Error("a file without a serial depends on the time")
 	}
@@ -250,23 +251,23 @@ func TestUpdateRaisesTheSerial(t *testing.T) {
 func TestPolicyZoneLeavesOut(t *testing.T) {
 	fitting := strings.Repeat("a.", 120) + "b" // 241
 	list := forwards(t, "a tcp 1 to 10.0.0.1 host ok.example,c."+fitting+","+fitting+",a.rpz-ip")
-	names, warnings := Names(list, Options{Format: maps.DNSBindRPZ})
+	names, warnings := Names(list, Options{Format: config.DNSBindRPZ})
 	if len(names) != 2 || len(warnings) != 2 || !strings.Contains(warnings[0].Message, "has at most 241 characters") ||
 		!strings.Contains(warnings[1].Message, "a.rpz-ip is left out") {
 		t.Errorf("%d names, warnings %v", len(names), warnings)
 	}
-	if names, warnings := Names(list, Options{Format: maps.DNSUnbound}); len(names) != 4 || warnings != nil {
+	if names, warnings := Names(list, Options{Format: config.DNSUnbound}); len(names) != 4 || warnings != nil {
 		t.Errorf("%d names, warnings %v", len(names), warnings)
 	}
 }
 
 // many is n names of 192.168 addresses, every tenth of IPv6, too.
-func many(n int) []maps.Forward {
-	list := make([]maps.Forward, 0, n)
+func many(n int) []rule.Forward {
+	list := make([]rule.Forward, 0, n)
 	for i := range n {
-		f := maps.Forward{
-			Name: fmt.Sprintf("f%d", i), Protocols: []maps.Protocol{maps.TCP}, Ports: maps.Ports{First: 443, Last: 443},
-			External: maps.External{Address: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})},
+		f := rule.Forward{
+			Name: fmt.Sprintf("f%d", i), Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 443, Last: 443},
+			External: rule.External{Address: netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})},
 			Target:   netip.AddrFrom4([4]byte{192, 168, byte(i >> 8), byte(i)}),
 			Hosts:    []string{fmt.Sprintf("host-%d.example.org", i)},
 		}
@@ -278,7 +279,7 @@ func many(n int) []maps.Forward {
 // BenchmarkTenThousandNames wants 100 ms at most, whatever the machine does besides.
 func BenchmarkTenThousandNames(b *testing.B) {
 	list := many(10_000)
-	for _, format := range maps.DNSFormats() {
+	for _, format := range config.DNSFormats() {
 		b.Run(string(format), func(b *testing.B) {
 			for b.Loop() {
 				names, warnings := Names(list, Options{Format: format})

@@ -13,7 +13,8 @@ import (
 	"slices"
 	"strings"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // Name is a host with what inside clients are to be told.
@@ -32,7 +33,7 @@ type Warning struct {
 
 // String is the warning on one line.
 func (w Warning) String() string {
-	text := fmt.Sprintf("forward %s: hosts: %s", maps.Quote(w.Forward), w.Message)
+	text := fmt.Sprintf("forward %s: hosts: %s", rule.Quote(w.Forward), w.Message)
 	if w.Source != "" {
 		text = w.Source + ": " + text
 	}
@@ -58,13 +59,13 @@ func Lines(warnings []Warning) []string {
 type Options struct {
 	// Format leaves out, with a warning, what a file of that format cannot have;
 	// "" leaves out nothing.
-	Format maps.DNSFormat
+	Format config.DNSFormat
 	// Reach says why inside clients do not reach an address; nil asks nobody.
 	Reach func(netip.Addr) error
 }
 
 // Names lists the hosts of valid forwards in the order of the alphabet.
-func Names(forwards []maps.Forward, options Options) ([]Name, []Warning) {
+func Names(forwards []rule.Forward, options Options) ([]Name, []Warning) {
 	c := collector{options: options, names: map[string]*Name{}, reach: map[netip.Addr]error{}}
 	elsewhere := elsewhere(forwards)
 	for i := range forwards {
@@ -96,11 +97,11 @@ type collector struct {
 	warnings []Warning
 }
 
-func (c *collector) warn(f *maps.Forward, format string, args ...any) {
+func (c *collector) warn(f *rule.Forward, format string, args ...any) {
 	c.warnings = append(c.warnings, Warning{Forward: f.Name, Source: f.Source, Message: fmt.Sprintf(format, args...)})
 }
 
-func (c *collector) add(f *maps.Forward) {
+func (c *collector) add(f *rule.Forward) {
 	for _, host := range f.Hosts {
 		if err := fits(c.options.Format, host); err != nil {
 			c.warn(f, "%s is left out: %v", host, err)
@@ -119,7 +120,7 @@ func (c *collector) add(f *maps.Forward) {
 }
 
 // warnPorts: DNS carries no port.
-func (c *collector) warnPorts(f *maps.Forward) {
+func (c *collector) warnPorts(f *rule.Forward) {
 	there := f.TargetPorts()
 	if there == f.Ports {
 		return
@@ -128,25 +129,25 @@ func (c *collector) warnPorts(f *maps.Forward) {
 		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
-func (c *collector) warnElsewhere(f, other *maps.Forward) {
+func (c *collector) warnElsewhere(f, other *rule.Forward) {
 	ports := "port " + other.Ports.String()
 	if other.Ports.Every() {
 		ports = "a part of it"
 	}
 	c.warn(f, "%s goes to %s by forward %s, not to %s, but DNS has one address for all ports of %s; give the other target another name",
-		ports, other.Target, maps.Quote(other.Name), f.Target, hostsOf(f))
+		ports, other.Target, rule.Quote(other.Name), f.Target, hostsOf(f))
 }
 
 // warnFrom: who goes to the target directly passes by the forward's list. All
 // that is known of the LANs here is that the target is in one of them.
-func (c *collector) warnFrom(f *maps.Forward) {
+func (c *collector) warnFrom(f *rule.Forward) {
 	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {
 		return
 	}
 	c.warn(f, "its from list does not contain %s, but LAN clients of %s reach the target directly, so the list does not stop them; leave hosts out to stop them", f.Target, hostsOf(f))
 }
 
-func (c *collector) warnReach(f *maps.Forward) {
+func (c *collector) warnReach(f *rule.Forward) {
 	if c.options.Reach == nil {
 		return
 	}
@@ -161,7 +162,7 @@ func (c *collector) warnReach(f *maps.Forward) {
 }
 
 // hostsOf names a few hosts of a forward that may have thousands.
-func hostsOf(f *maps.Forward) string {
+func hostsOf(f *rule.Forward) string {
 	const few = 3
 	if more := len(f.Hosts) - few; more > 0 {
 		return fmt.Sprintf("%s and %d more", strings.Join(f.Hosts[:few], ", "), more)
@@ -171,14 +172,14 @@ func hostsOf(f *maps.Forward) string {
 
 // listening is where forwards win over each other by their ports.
 type listening struct {
-	external maps.External
+	external rule.External
 	v6       bool
-	protocol maps.Protocol
+	protocol rule.Protocol
 }
 
 // elsewhere finds for forwards with hosts another one that takes some of their
 // ports to another target.
-func elsewhere(forwards []maps.Forward) map[int]int {
+func elsewhere(forwards []rule.Forward) map[int]int {
 	groups := map[listening][]int{}
 	for i := range forwards {
 		f := &forwards[i]
@@ -192,11 +193,11 @@ func elsewhere(forwards []maps.Forward) map[int]int {
 	}
 	found := map[int]int{}
 	for at, group := range groups {
-		if at.protocol == maps.Any {
+		if at.protocol == rule.Any {
 			continue
 		}
 		// Any protocol is every port of this one, too.
-		at.protocol = maps.Any
+		at.protocol = rule.Any
 		nested(forwards, slices.Concat(groups[at], group), found)
 	}
 	return found
@@ -204,7 +205,7 @@ func elsewhere(forwards []maps.Forward) map[int]int {
 
 // nested adds the forwards of a group that lie within another one's ports. With
 // the ranges sorted by start, larger ones first, those around one form a stack.
-func nested(forwards []maps.Forward, group []int, found map[int]int) {
+func nested(forwards []rule.Forward, group []int, found map[int]int) {
 	slices.SortStableFunc(group, func(a, b int) int {
 		af, al := bounds(forwards[a].Ports)
 		bf, bl := bounds(forwards[b].Ports)
@@ -229,7 +230,7 @@ func nested(forwards []maps.Forward, group []int, found map[int]int) {
 	}
 }
 
-func bounds(ports maps.Ports) (first, last uint16) {
+func bounds(ports rule.Ports) (first, last uint16) {
 	if ports.Every() {
 		return 0, 65535
 	}

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 const (
@@ -30,7 +30,7 @@ const (
 
 // File is what a file says besides its names.
 type File struct {
-	Format maps.DNSFormat
+	Format config.DNSFormat
 	Serial uint32 // bind-rpz: of the zone
 	Zone   string // bind-view: the path of the file of bind-rpz, "" for one in BIND's own directory
 }
@@ -40,23 +40,23 @@ func (f File) Render(names []Name) []byte {
 	var out bytes.Buffer
 	comment := "#"
 	switch f.Format {
-	case maps.DNSBindRPZ:
+	case config.DNSBindRPZ:
 		comment = ";"
-	case maps.DNSBindView:
+	case config.DNSBindView:
 		comment = "//"
 	}
 	fmt.Fprintf(&out, "%s %s as %s. It is replaced as a whole: change the forwards.\n", comment, mark, f.Format)
 	switch f.Format {
-	case maps.DNSHosts:
+	case config.DNSHosts:
 		hosts(&out, names)
 		out.WriteString("# End of hairpin dns\n") // so that it can be cut out of /etc/hosts again
-	case maps.DNSDnsmasq:
+	case config.DNSDnsmasq:
 		hosts(&out, names)
-	case maps.DNSUnbound:
+	case config.DNSUnbound:
 		unbound(&out, names)
-	case maps.DNSBindRPZ:
+	case config.DNSBindRPZ:
 		responsePolicy(&out, names, f.Serial)
-	case maps.DNSBindView:
+	case config.DNSBindView:
 		view(&out, f.Zone)
 	}
 	return out.Bytes()
@@ -68,7 +68,7 @@ func (f File) Render(names []Name) []byte {
 // rises over a file that was lost.
 func (f File) update(previous []byte, names []Name, now time.Time) []byte {
 	f.Serial = uint32(now.Unix())
-	if f.Format != maps.DNSBindRPZ {
+	if f.Format != config.DNSBindRPZ {
 		return f.Render(names)
 	}
 	before, ok := serial(previous)
@@ -175,8 +175,8 @@ func recordType(addr netip.Addr) string {
 }
 
 // fits says why a host cannot be in a file of a format.
-func fits(format maps.DNSFormat, host string) error {
-	if format != maps.DNSBindRPZ {
+func fits(format config.DNSFormat, host string) error {
+	if format != config.DNSBindRPZ {
 		return nil
 	}
 	if most := maxName - len("."+zone); len(host) > most {

@@ -11,6 +11,8 @@ import (
 
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // Result says what runs after a change, or after Start.
@@ -19,7 +21,7 @@ type Result struct {
 	Done bool
 	// Kept says that Start left the running configuration as it was.
 	Kept   bool
-	Change maps.Change // what was changed; if Kept, what the files would change
+	Change config.Change // what was changed; if Kept, what the files would change
 	Ports  []Port
 }
 
@@ -65,7 +67,7 @@ func count(n int, noun string) string {
 
 // Start brings a datapath into service. A datapath that served these very files before keeps what runs, with the
 // forwards that were changed at run time; otherwise cfg is applied.
-func (r *Router) Start(cfg maps.Config) (Result, error) {
+func (r *Router) Start(cfg config.Config) (Result, error) {
 	running, err := r.tables.Settings()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return Result{}, fmt.Errorf("read the running configuration: %w", err)
@@ -83,7 +85,7 @@ func (r *Router) Start(cfg maps.Config) (Result, error) {
 
 // Apply makes cfg run as a whole. It changes nothing if an interface refuses the programs or the tables refuse the
 // forwards.
-func (r *Router) Apply(cfg maps.Config) (Result, error) {
+func (r *Router) Apply(cfg config.Config) (Result, error) {
 	if err := r.Check(cfg); err != nil {
 		return Result{}, err
 	}
@@ -92,9 +94,9 @@ func (r *Router) Apply(cfg maps.Config) (Result, error) {
 
 // Add makes a forward run beside those that run already. The caller gives the running configuration, with or without
 // its forwards. Adding one forward takes the same time however many run, unless it meets another one.
-func (r *Router) Add(running maps.Config, forward maps.Forward) (Result, error) {
+func (r *Router) Add(running config.Config, forward rule.Forward) (Result, error) {
 	alone := running
-	alone.Forwards = []maps.Forward{forward}
+	alone.Forwards = []rule.Forward{forward}
 	if err := r.Check(alone); err != nil {
 		return Result{}, err
 	}
@@ -103,35 +105,35 @@ func (r *Router) Add(running maps.Config, forward maps.Forward) (Result, error) 
 
 // plan is a change, and what was found out before anything is changed.
 type plan struct {
-	cfg    maps.Config   // what is to run
-	added  *maps.Forward // what is to run besides; cfg then runs already
+	cfg    config.Config // what is to run
+	added  *rule.Forward // what is to run besides; cfg then runs already
 	before string        // the mode that runs
 	first  bool          // nothing was ever applied
 	seen   inventory
 }
 
 // prepare does what the tables can refuse, and shows packets nothing of it. swap makes the change run.
-func (p *plan) prepare(tables Tables) (swap func() (maps.Change, error), err error) {
+func (p *plan) prepare(tables Tables) (swap func() (config.Change, error), err error) {
 	if p.added == nil {
 		return tables.Prepare(p.cfg)
 	}
-	return func() (maps.Change, error) { return addForward(tables, *p.added) }, nil
+	return func() (config.Change, error) { return addForward(tables, *p.added) }, nil
 }
 
 // addForward adds a forward to the live tables. Where they cannot take it, all forwards are applied again with it.
-func addForward(tables Tables, forward maps.Forward) (maps.Change, error) {
+func addForward(tables Tables, forward rule.Forward) (config.Change, error) {
 	done, err := tables.Add(forward)
 	if done || err != nil {
-		return maps.Change{Added: []string{forward.Name}}, err
+		return config.Change{Added: []string{forward.Name}}, err
 	}
 	wanted, err := tables.Running()
 	if err != nil {
-		return maps.Change{}, fmt.Errorf("read the running configuration: %w", err)
+		return config.Change{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	wanted.Forwards = append(slices.Clip(wanted.Forwards), forward)
 	swap, err := tables.Prepare(wanted)
 	if err != nil {
-		return maps.Change{}, err
+		return config.Change{}, err
 	}
 	return swap()
 }
@@ -163,7 +165,7 @@ func (r *Router) complete(p *plan) error {
 // one after it fails.
 func (r *Router) commit(p *plan) (Result, error) {
 	var (
-		swap      func() (maps.Change, error)
+		swap      func() (config.Change, error)
 		refused   error
 		preparing sync.WaitGroup
 	)
@@ -177,7 +179,7 @@ func (r *Router) commit(p *plan) (Result, error) {
 	undo := r.attach(p.seen.ports, p.cfg.Mode, p.before)
 	preparing.Wait()
 	err := errors.Join(refused, Refusals(p.seen.ports))
-	var change maps.Change
+	var change config.Change
 	if err == nil {
 		change, err = swap()
 	}
@@ -294,7 +296,7 @@ func (r *Router) Follow(before []Port) ([]Port, error) {
 }
 
 // align is Follow for a configuration that runs.
-func (r *Router) align(running maps.Config) ([]Port, error) {
+func (r *Router) align(running config.Config) ([]Port, error) {
 	seen, err := r.inventory(running)
 	if err != nil {
 		return nil, err

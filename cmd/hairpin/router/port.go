@@ -10,13 +10,13 @@ import (
 	"strings"
 
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 // Port is one interface of the configuration as it stands at one moment.
 type Port struct {
 	Name       string
-	Role       maps.Role
+	Role       config.Role
 	Link       *loader.Link       // nil: there is no interface of this name yet
 	Attachment *loader.Attachment // nil: the programs are not on it
 	Err        error              // why the programs are not on it, if that was tried or cannot be
@@ -59,7 +59,7 @@ func (p Port) Addresses() []netip.Addr {
 	}
 	var list []netip.Addr
 	for _, prefix := range slices.Concat(p.Link.Addresses, p.Link.Passive) {
-		if addr := prefix.Addr(); maps.IsExternal(addr) {
+		if addr := prefix.Addr(); config.IsExternal(addr) {
 			list = append(list, addr)
 		}
 	}
@@ -78,10 +78,10 @@ func (p Port) hooks(mode string) loader.Hooks {
 }
 
 // needsGuard reports whether the leak guard belongs on a port.
-func (p Port) needsGuard() bool { return p.Role == maps.RoleWAN }
+func (p Port) needsGuard() bool { return p.Role == config.RoleWAN }
 
 // isUp reports whether packets may arrive on a port from outside.
-func (p Port) isUp() bool { return p.Role != maps.RoleLocal && p.Link != nil && p.Link.Up }
+func (p Port) isUp() bool { return p.Role != config.RoleLocal && p.Link != nil && p.Link.Up }
 
 // incomplete reports whether a port is without a program that belongs on it, or has XDP that must not be as it is.
 func (p Port) incomplete(mode string) bool {
@@ -122,7 +122,7 @@ type inventory struct {
 }
 
 // inventory looks at the interfaces of cfg and at whatever else is there, and changes nothing.
-func (r *Router) inventory(cfg maps.Config) (inventory, error) {
+func (r *Router) inventory(cfg config.Config) (inventory, error) {
 	links, err := r.listLinks()
 	if err != nil {
 		return inventory{}, err
@@ -136,8 +136,8 @@ func (r *Router) inventory(cfg maps.Config) (inventory, error) {
 		byIndex[attachments[i].Index] = &attachments[i]
 	}
 	seen := inventory{links: links}
-	seen.addPorts(cfg.WAN, maps.RoleWAN, cfg.Mode, byIndex)
-	seen.addPorts(cfg.LAN, maps.RoleLAN, cfg.Mode, byIndex)
+	seen.addPorts(cfg.WAN, config.RoleWAN, cfg.Mode, byIndex)
+	seen.addPorts(cfg.LAN, config.RoleLAN, cfg.Mode, byIndex)
 	seen.addLoopback(byIndex)
 	for _, a := range attachments {
 		if byIndex[a.Index] != nil {
@@ -148,7 +148,7 @@ func (r *Router) inventory(cfg maps.Config) (inventory, error) {
 }
 
 // addPorts adds the interfaces of these names, and takes their attachments out of byIndex.
-func (v *inventory) addPorts(names []string, role maps.Role, mode string, byIndex map[int]*loader.Attachment) {
+func (v *inventory) addPorts(names []string, role config.Role, mode string, byIndex map[int]*loader.Attachment) {
 	for _, name := range names {
 		p := Port{Name: name, Role: role, Link: v.link(func(l *loader.Link) bool { return l.Name == name })}
 		switch {
@@ -175,7 +175,7 @@ func (v *inventory) addLoopback(byIndex map[int]*loader.Attachment) {
 		return
 	}
 	if link := v.link(func(l *loader.Link) bool { return l.Loopback }); link != nil {
-		v.ports = append(v.ports, Port{Name: link.Name, Role: maps.RoleLocal, Link: link, Attachment: byIndex[link.Index]})
+		v.ports = append(v.ports, Port{Name: link.Name, Role: config.RoleLocal, Link: link, Attachment: byIndex[link.Index]})
 		delete(byIndex, link.Index)
 	}
 }
@@ -204,9 +204,9 @@ func (v *inventory) attached() []Port {
 
 // interfaces are all there are, as the tables want them: first, with their roles, the ports that have the programs.
 // What generic XDP would redirect to a veth is left to TC.
-func (v *inventory) interfaces() []maps.Interface {
+func (v *inventory) interfaces() []config.Interface {
 	generic := slices.ContainsFunc(v.ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.XDP == loader.XDPGeneric })
-	var interfaces []maps.Interface
+	var interfaces []config.Interface
 	watched := make(map[int]bool)
 	for _, p := range v.ports {
 		if p.Attachment != nil && p.Link != nil {

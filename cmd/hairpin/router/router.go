@@ -16,7 +16,8 @@ import (
 	"net/netip"
 
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // SourceCLI is the source of a forward that no file defines.
@@ -32,12 +33,12 @@ type Datapath interface {
 
 // Tables is what a Router needs of *maps.Tables.
 type Tables interface {
-	Running() (maps.Config, error)
-	Settings() (maps.Config, error)
-	Plan(maps.Config) (maps.Change, error)
-	Prepare(maps.Config) (swap func() (maps.Change, error), err error)
-	Add(maps.Forward) (bool, error)
-	SetInterfaces([]maps.Interface) error
+	Running() (config.Config, error)
+	Settings() (config.Config, error)
+	Plan(config.Config) (config.Change, error)
+	Prepare(config.Config) (swap func() (config.Change, error), err error)
+	Add(rule.Forward) (bool, error)
+	SetInterfaces([]config.Interface) error
 	HasIPv6() (bool, error)
 	BumpRoutes() error
 }
@@ -74,7 +75,7 @@ func kernel() Options {
 
 // CheckHere refuses what only this machine can tell to be wrong with cfg. It needs no datapath. A machine that has none
 // of the interfaces of cfg is not the machine that cfg is for, and refuses nothing.
-func CheckHere(cfg maps.Config) error {
+func CheckHere(cfg config.Config) error {
 	r := New(kernel())
 	links, err := r.listLinks()
 	if err != nil {
@@ -89,7 +90,7 @@ func CheckHere(cfg maps.Config) error {
 }
 
 // Check refuses what only the machine can tell to be wrong with cfg. Its error has a *maps.Problem for each fault.
-func (r *Router) Check(cfg maps.Config) error {
+func (r *Router) Check(cfg config.Config) error {
 	links, err := r.listLinks()
 	if err != nil {
 		return err
@@ -97,7 +98,7 @@ func (r *Router) Check(cfg maps.Config) error {
 	return r.check(cfg, links)
 }
 
-func (r *Router) check(cfg maps.Config, links []loader.Link) error {
+func (r *Router) check(cfg config.Config, links []loader.Link) error {
 	problems := cfg.CheckAddresses(machine(cfg, links))
 	if len(cfg.StandIns) > 0 {
 		// Only then: a router may have a million routes.
@@ -111,9 +112,9 @@ func (r *Router) check(cfg maps.Config, links []loader.Link) error {
 }
 
 // withSources puts before each problem of a forward the place in a file that the forward is from.
-func withSources(cfg maps.Config, problems error) error {
+func withSources(cfg config.Config, problems error) error {
 	var errs []error
-	for _, problem := range maps.Problems(problems) {
+	for _, problem := range rule.Problems(problems) {
 		var err error = problem
 		if i := problem.Index; i >= 0 && cfg.Forwards[i].Source != "" && cfg.Forwards[i].Source != SourceCLI {
 			err = fmt.Errorf("%s: %w", cfg.Forwards[i].Source, problem)
@@ -135,23 +136,23 @@ func (r *Router) listLinks() ([]loader.Link, error) {
 func (r *Router) RoutesChanged() error { return r.tables.BumpRoutes() }
 
 // machine is every interface there is, those of cfg with their role.
-func machine(cfg maps.Config, links []loader.Link) []maps.Interface {
-	roles := make(map[string]maps.Role)
+func machine(cfg config.Config, links []loader.Link) []config.Interface {
+	roles := make(map[string]config.Role)
 	for _, name := range cfg.LAN {
-		roles[name] = maps.RoleLAN
+		roles[name] = config.RoleLAN
 	}
 	for _, name := range cfg.WAN {
-		roles[name] = maps.RoleWAN
+		roles[name] = config.RoleWAN
 	}
-	interfaces := make([]maps.Interface, 0, len(links))
+	interfaces := make([]config.Interface, 0, len(links))
 	for _, link := range links {
 		interfaces = append(interfaces, asInterface(link, roles[link.Name]))
 	}
 	return interfaces
 }
 
-func asInterface(link loader.Link, role maps.Role) maps.Interface {
-	return maps.Interface{
+func asInterface(link loader.Link, role config.Role) config.Interface {
+	return config.Interface{
 		Name:         link.Name,
 		Index:        link.Index,
 		Role:         role,

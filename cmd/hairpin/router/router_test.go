@@ -15,6 +15,8 @@ import (
 	"hairpin/cmd/hairpin/router/routertest"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 func routerOf(m *routertest.Machine) *Router {
@@ -22,7 +24,7 @@ func routerOf(m *routertest.Machine) *Router {
 }
 
 // isProblem reports whether an error is about the configuration.
-func isProblem(err error) bool { return errors.As(err, new(*maps.Problem)) }
+func isProblem(err error) bool { return errors.As(err, new(*rule.Problem)) }
 
 func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 	m := routertest.NewMachine("wan0", "lan0", "old0")
@@ -32,7 +34,7 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 		t.Fatalf("apply: %v, done %v", err, result.Done)
 	}
 	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0", "detach old0")
-	if m.Interfaces[0].Role != maps.RoleWAN || m.Interfaces[1].Role != maps.RoleLAN {
+	if m.Interfaces[0].Role != config.RoleWAN || m.Interfaces[1].Role != config.RoleLAN {
 		t.Errorf("roles: %+v", m.Interfaces)
 	}
 	// The addresses of others are the router's own, too.
@@ -40,8 +42,8 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 		t.Errorf("others: %+v", m.Interfaces)
 	}
 	// All of what a link is gets to the tables.
-	want := maps.Interface{
-		Name: "wan0", Index: 2, Role: maps.RoleWAN, MTU: 1402, RPFilter: 2, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2},
+	want := config.Interface{
+		Name: "wan0", Index: 2, Role: config.RoleWAN, MTU: 1402, RPFilter: 2, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24")},
 	}
 	if diff := cmp.Diff(want, m.Interfaces[0], cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
@@ -81,7 +83,7 @@ func TestApplyIsAllOrNothing(t *testing.T) {
 		m := routertest.NewMachine("wan0", "lan0")
 		m.RouteList = []netip.Prefix{netip.MustParsePrefix("198.18.0.0/15")}
 		cfg := routertest.Config()
-		cfg.StandIns = []maps.StandIn{
+		cfg.StandIns = []rule.StandIn{
 			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 			{Clients: netip.MustParsePrefix("192.168.2.0/24"), Network: netip.MustParsePrefix("10.0.3.0/24")},
 		}
@@ -110,7 +112,7 @@ func TestApplyOfAnotherModeReattaches(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Did()
-	cfg.Mode = maps.ModeXDP
+	cfg.Mode = config.ModeXDP
 	result, err := routerOf(m).Apply(cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -124,20 +126,20 @@ func TestApplyOfAnotherModeReattaches(t *testing.T) {
 // An interface that refuses another mode leaves all of them, and the tables, as they were.
 func TestRefusedModeChangesNothing(t *testing.T) {
 	refusal := errors.New("somebody else's XDP program")
-	running := func(t *testing.T) (*routertest.Machine, maps.Config) {
+	running := func(t *testing.T) (*routertest.Machine, config.Config) {
 		m, cfg := routertest.NewMachine("wan0", "lan0"), routertest.Config()
-		cfg.Mode = maps.ModeTC
+		cfg.Mode = config.ModeTC
 		if _, err := routerOf(m).Apply(cfg); err != nil {
 			t.Fatal(err)
 		}
 		m.Did()
-		cfg.Mode = maps.ModeXDP
+		cfg.Mode = config.ModeXDP
 		return m, cfg
 	}
-	unchanged := func(t *testing.T, m *routertest.Machine, cfg maps.Config) {
+	unchanged := func(t *testing.T, m *routertest.Machine, cfg config.Config) {
 		t.Helper()
 		result, err := routerOf(m).Apply(cfg)
-		if !errors.Is(err, refusal) || result.Done || m.Config.Mode != maps.ModeTC {
+		if !errors.Is(err, refusal) || result.Done || m.Config.Mode != config.ModeTC {
 			t.Errorf("apply: %v, done %v, mode %s", err, result.Done, m.Config.Mode)
 		}
 	}
@@ -181,8 +183,8 @@ func TestStart(t *testing.T) {
 	}
 	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
 
-	m.Config.Forwards = append(m.Config.Forwards, maps.Forward{
-		Name: "late", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 53, Last: 53},
+	m.Config.Forwards = append(m.Config.Forwards, rule.Forward{
+		Name: "late", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 53, Last: 53},
 		Target: netip.MustParseAddr("10.9.9.9"),
 	})
 	again, err := routerOf(m).Start(cfg)
@@ -213,7 +215,7 @@ func TestAttachRefusesAPortOfABridge(t *testing.T) {
 }
 
 func TestSummary(t *testing.T) {
-	for want, change := range map[string]maps.Change{
+	for want, change := range map[string]config.Change{
 		"1 forward, nothing to do":  {Unchanged: 1},
 		"2 forwards, nothing to do": {Unchanged: 2},
 		"1 added, 2 removed, 1 changed, 3 unchanged; settings: timeouts.udp": {

@@ -11,6 +11,7 @@ import (
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 // Session is an open datapath with its Router. The directory that it is opened by holds the pins.
@@ -147,12 +148,12 @@ func (s *Session) Detach() (int, error) {
 }
 
 // Running is the configuration in the kernel. A datapath to which none was ever applied counts as not attached.
-func (s *Session) Running() (maps.Config, error) { return explainRunning(s.Tables.Running()) }
+func (s *Session) Running() (config.Config, error) { return explainRunning(s.Tables.Running()) }
 
 // Settings are those of Running, without its forwards.
-func (s *Session) Settings() (maps.Config, error) { return explainRunning(s.Tables.Settings()) }
+func (s *Session) Settings() (config.Config, error) { return explainRunning(s.Tables.Settings()) }
 
-func explainRunning(cfg maps.Config, err error) (maps.Config, error) {
+func explainRunning(cfg config.Config, err error) (config.Config, error) {
 	if errors.Is(err, maps.ErrEmpty) {
 		return cfg, fmt.Errorf("%w: %w; run \"hairpin attach\" to apply the file", loader.ErrNotLoaded, err)
 	}

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // Survey is what runs, and what keeps it from working.
@@ -22,7 +24,7 @@ type Survey struct {
 
 // Survey looks at every interface of cfg, which runs, and at every forward that runs. It holds one forward at a time:
 // there may be tens of thousands.
-func (s *Session) Survey(cfg maps.Config) (Survey, error) {
+func (s *Session) Survey(cfg config.Config) (Survey, error) {
 	seen, err := s.inventory(cfg)
 	if err != nil {
 		return Survey{}, err
@@ -33,14 +35,14 @@ func (s *Session) Survey(cfg maps.Config) (Survey, error) {
 		return Survey{}, err
 	}
 	var unaddressed, problems []string
-	check := func(cfg maps.Config, here []maps.Interface) {
-		for _, problem := range maps.Problems(cfg.CheckAddresses(here)) {
+	check := func(cfg config.Config, here []config.Interface) {
+		for _, problem := range rule.Problems(cfg.CheckAddresses(here)) {
 			problems = append(problems, problem.Error())
 		}
 	}
 	here, alone := machine(cfg, seen.links), cfg
-	alone.StandIns, alone.Forwards = nil, make([]maps.Forward, 1)
-	err = s.Tables.EachForward(func(f *maps.Forward) bool {
+	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
+	err = s.Tables.EachForward(func(f *rule.Forward) bool {
 		alone.Forwards[0] = *f
 		found.Forwards++
 		unaddressed = append(unaddressed, withoutAddress(alone, seen.ports)...)
@@ -71,7 +73,7 @@ func portWarnings(ports []Port, mode string) (list []string) {
 			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: run \"hairpin attach\", or start the daemon", p.Name)
 		case !p.Link.Up:
 			warn("%s: the link is down", p.Name)
-		case len(p.Addresses()) == 0 && p.Role == maps.RoleWAN:
+		case len(p.Addresses()) == 0 && p.Role == config.RoleWAN:
 			warn("%s: no address, so nothing reaches its forwards", p.Name)
 		}
 	}
@@ -80,14 +82,14 @@ func portWarnings(ports []Port, mode string) (list []string) {
 
 // withoutAddress names the forwards that no interface has an address for, of their family. Interfaces without any
 // address have a warning of their own.
-func withoutAddress(cfg maps.Config, ports []Port) (list []string) {
+func withoutAddress(cfg config.Config, ports []Port) (list []string) {
 	for _, f := range cfg.Forwards {
 		if f.External.Address.IsValid() || f.Intercept {
 			continue
 		}
 		anyFamily, itsFamily := false, false
 		for _, p := range ports {
-			if p.Role == maps.RoleWAN && (f.External.Interface == "" || f.External.Interface == p.Name) {
+			if p.Role == config.RoleWAN && (f.External.Interface == "" || f.External.Interface == p.Name) {
 				anyFamily = anyFamily || len(p.Addresses()) > 0
 				itsFamily = itsFamily || p.hasFamily(f.Target)
 			}
@@ -109,7 +111,7 @@ func withoutAddress(cfg maps.Config, ports []Port) (list []string) {
 
 // Unconfigured is a warning if cfg, read from file, names no interface; else "". The file that is installed names none,
 // and hairpin then does nothing.
-func Unconfigured(cfg maps.Config, file string) string {
+func Unconfigured(cfg config.Config, file string) string {
 	if len(cfg.WAN)+len(cfg.LAN) > 0 {
 		return ""
 	}
@@ -117,7 +119,7 @@ func Unconfigured(cfg maps.Config, file string) string {
 }
 
 // ResizeWarning is a warning if cfg asks for another size of the connection table than the running one has; else "".
-func (s *Session) ResizeWarning(cfg maps.Config) string {
+func (s *Session) ResizeWarning(cfg config.Config) string {
 	if have := s.MaxConnections(); have != cfg.MaxConnections {
 		return fmt.Sprintf("the connection table has room for %d connections; max_connections = %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
 			have, cfg.MaxConnections)

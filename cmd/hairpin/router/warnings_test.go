@@ -9,7 +9,8 @@ import (
 	"testing"
 
 	"hairpin/loader"
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 func prefixes(list ...string) (found []netip.Prefix) {
@@ -21,14 +22,14 @@ func prefixes(list ...string) (found []netip.Prefix) {
 
 // Forwards that no interface has an address for, of their family.
 func TestWithoutAddress(t *testing.T) {
-	parse := func(line string) maps.Forward {
-		f, err := maps.ParseForward(strings.Fields(line))
+	parse := func(line string) rule.Forward {
+		f, err := rule.ParseForward(strings.Fields(line))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return f
 	}
-	cfg := maps.Config{WAN: []string{"wan0", "wan1"}, Forwards: []maps.Forward{
+	cfg := config.Config{WAN: []string{"wan0", "wan1"}, Forwards: []rule.Forward{
 		parse("a tcp 80 to 10.0.0.1"), parse("b tcp wan0:80 to 10.0.0.1"), parse("c tcp wan1:80 to 10.0.0.1"), parse("d tcp 203.0.113.9:80 to 10.0.0.1"),
 		parse("a6 tcp 80 to fd00::1"), parse("b6 tcp wan0:80 to fd00::1"), parse("c6 tcp wan1:80 to fd00::1"), parse("d6 tcp [2001:db8::9]:80 to fd00::1"),
 	}}
@@ -44,9 +45,9 @@ func TestWithoutAddress(t *testing.T) {
 		{"no address at all", nil, prefixes("fe80::1/64"), ""}, // told for each interface
 	} {
 		ports := []Port{
-			{Name: "wan0", Role: maps.RoleWAN, Link: &loader.Link{Addresses: test.wan0}},
-			{Name: "wan1", Role: maps.RoleWAN, Link: &loader.Link{Addresses: test.wan1}},
-			{Name: "lan0", Role: maps.RoleLAN, Link: &loader.Link{Addresses: prefixes("10.0.0.254/8", "fd00::254/64")}},
+			{Name: "wan0", Role: config.RoleWAN, Link: &loader.Link{Addresses: test.wan0}},
+			{Name: "wan1", Role: config.RoleWAN, Link: &loader.Link{Addresses: test.wan1}},
+			{Name: "lan0", Role: config.RoleLAN, Link: &loader.Link{Addresses: prefixes("10.0.0.254/8", "fd00::254/64")}},
 		}
 		var got []string
 		for _, warning := range withoutAddress(cfg, ports) {
@@ -63,17 +64,17 @@ func TestWithoutAddress(t *testing.T) {
 func TestNotForwarding(t *testing.T) {
 	up := &loader.Link{Up: true}
 	ports := []Port{
-		{Name: "wan0", Role: maps.RoleWAN, Link: up, Attachment: &loader.Attachment{}},
-		{Name: "lan0", Role: maps.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
-		{Name: "lan1", Role: maps.RoleLAN, Link: up},
-		{Name: "lan0.10", Role: maps.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
-		{Name: "l'n$0", Role: maps.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "wan0", Role: config.RoleWAN, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "lan0", Role: config.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "lan1", Role: config.RoleLAN, Link: up},
+		{Name: "lan0.10", Role: config.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "l'n$0", Role: config.RoleLAN, Link: up, Attachment: &loader.Attachment{}},
 	}
 	off := func(string, string) bool { return false }
 	booting := []Port{
-		{Name: "wan0", Role: maps.RoleWAN, Link: &loader.Link{}, Attachment: &loader.Attachment{}},
-		{Name: "lan0", Role: maps.RoleLAN},
-		{Name: "lo", Role: maps.RoleLocal, Link: up, Attachment: &loader.Attachment{}},
+		{Name: "wan0", Role: config.RoleWAN, Link: &loader.Link{}, Attachment: &loader.Attachment{}},
+		{Name: "lan0", Role: config.RoleLAN},
+		{Name: "lo", Role: config.RoleLocal, Link: up, Attachment: &loader.Attachment{}},
 	}
 	if got := notForwarding(false, booting, off); got != nil {
 		t.Errorf("no link is up: %q", got)

@@ -15,15 +15,16 @@ import (
 
 	"github.com/pelletier/go-toml/v2/unstable"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 const version = 1
 
 // reader turns documents into one configuration and collects what is wrong.
 type reader struct {
-	config   maps.Config
-	files    map[maps.DNSFormat]*maps.DNSFile
+	config   config.Config
+	files    map[config.DNSFormat]*config.DNSFile
 	problems []*problem
 	places   map[place]position // of what was read
 	lists    map[place][]*value // the items of what was read as a list
@@ -45,7 +46,7 @@ type position struct {
 	offset int
 }
 
-func parse(sources []source) (maps.Config, error) {
+func parse(sources []source) (config.Config, error) {
 	r := newReader(true)
 	r.read(sources)
 	if r.wrong {
@@ -53,7 +54,7 @@ func parse(sources []source) (maps.Config, error) {
 		r.read(sources)
 	}
 	if len(r.problems) > 0 {
-		return maps.Config{}, joined(r.problems, sources)
+		return config.Config{}, joined(r.problems, sources)
 	}
 	r.config.Digest = digest(sources)
 	return r.config, nil
@@ -61,7 +62,7 @@ func parse(sources []source) (maps.Config, error) {
 
 func newReader(lean bool) *reader {
 	return &reader{
-		config: maps.DefaultConfig(), files: map[maps.DNSFormat]*maps.DNSFile{},
+		config: config.Default(), files: map[config.DNSFormat]*config.DNSFile{},
 		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{}, lean: lean,
 	}
 }
@@ -89,7 +90,7 @@ func (r *reader) report(at position, about place, err error) {
 	if r.lean {
 		return
 	}
-	p := &problem{File: at.doc.name, Problem: maps.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
+	p := &problem{File: at.doc.name, Problem: rule.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
 	if about.index >= 0 {
 		f := &r.config.Forwards[about.index]
 		p.Forward, p.Kind = f.Name, f.Kind()
@@ -163,7 +164,7 @@ func unknownKey(key, prefix string, known fields) error {
 	if prefix != "" {
 		where = " in [" + prefix[:len(prefix)-1] + "]"
 	}
-	return fmt.Errorf("unknown key %s%s; %s", maps.Quote(key), where, maps.Suggest(key, words...))
+	return fmt.Errorf("unknown key %s%s; %s", rule.Quote(key), where, rule.Suggest(key, words...))
 }
 
 func (r *reader) document(doc *document) {
@@ -243,8 +244,8 @@ func (r *reader) standIns(at position, v *value) error {
 	for _, e := range v.table.entries {
 		at.offset = e.offset
 		about := place{-1, field}
-		clients, err := maps.ParsePrefix(e.key)
-		s := maps.StandIn{Clients: clients}
+		clients, err := rule.ParsePrefix(e.key)
+		s := rule.StandIn{Clients: clients}
 		if err == nil {
 			about.field = s.Field()
 			s.Network, err = network(e.value)
@@ -267,20 +268,20 @@ func network(v *value) (netip.Prefix, error) {
 	if v.kind != unstable.String {
 		return netip.Prefix{}, typeError(v, "a network")
 	}
-	return maps.ParsePrefix(v.text)
+	return rule.ParsePrefix(v.text)
 }
 
 // perFormat reads a table whose keys are formats of files for name servers.
-func (r *reader) perFormat(prefix string, read func(*maps.DNSFile, position, *value) error) func(position, *value) error {
+func (r *reader) perFormat(prefix string, read func(*config.DNSFile, position, *value) error) func(position, *value) error {
 	return func(at position, v *value) error {
 		if v.table == nil {
 			return typeError(v, "a table")
 		}
 		known := fields{}
-		for _, format := range maps.DNSFormats() {
+		for _, format := range config.DNSFormats() {
 			known[string(format)] = func(at position, v *value) error {
 				if r.files[format] == nil {
-					r.files[format] = &maps.DNSFile{Format: format}
+					r.files[format] = &config.DNSFile{Format: format}
 				}
 				return read(r.files[format], at, v)
 			}
@@ -290,7 +291,7 @@ func (r *reader) perFormat(prefix string, read func(*maps.DNSFile, position, *va
 	}
 }
 
-func readDNSPath(file *maps.DNSFile, at position, v *value) error {
+func readDNSPath(file *config.DNSFile, at position, v *value) error {
 	line, _ := at.doc.position(at.offset)
 	file.Source = fmt.Sprintf("%s:%d", at.doc.name, line)
 	err := intoString(&file.Path)(at, v)
@@ -300,7 +301,7 @@ func readDNSPath(file *maps.DNSFile, at position, v *value) error {
 	return err
 }
 
-func readDNSReload(file *maps.DNSFile, at position, v *value) error {
+func readDNSReload(file *config.DNSFile, at position, v *value) error {
 	if v.kind != unstable.Array {
 		return fmt.Errorf("%w; write the program and each argument apart, as in [\"unbound-control\", \"reload\"]", typeError(v, "a list"))
 	}
@@ -308,9 +309,9 @@ func readDNSReload(file *maps.DNSFile, at position, v *value) error {
 }
 
 // dnsFiles are those whose paths could be read, in the order of the formats.
-func (r *reader) dnsFiles() (files []maps.DNSFile) {
-	for _, format := range maps.DNSFormats() {
-		if file := r.files[format]; file != nil && !r.broken[place{-1, maps.DNSWriteKey(format)}] {
+func (r *reader) dnsFiles() (files []config.DNSFile) {
+	for _, format := range config.DNSFormats() {
+		if file := r.files[format]; file != nil && !r.broken[place{-1, config.DNSWriteKey(format)}] {
 			files = append(files, *file)
 		}
 	}
@@ -350,10 +351,10 @@ func (r *reader) intercept(doc *document, t *table) {
 
 // rule begins a forward or an intercept, with the keys that both have but for
 // the target.
-func (r *reader) rule(doc *document, t *table, intercept bool) (*maps.Forward, fields) {
+func (r *reader) rule(doc *document, t *table, intercept bool) (*rule.Forward, fields) {
 	index := len(r.config.Forwards)
 	line, _ := doc.position(t.offset)
-	r.config.Forwards = append(r.config.Forwards, maps.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
+	r.config.Forwards = append(r.config.Forwards, rule.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
 	f := &r.config.Forwards[index]
 	r.remember(place{index, ""}, position{doc, t.offset}, nil)
 	// The name goes first, for the messages about the others.
@@ -415,7 +416,7 @@ func (r *reader) validate() {
 	noWAN := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.wan"}]
 	noLAN := r.broken[place{-1, "interfaces"}] || r.broken[place{-1, "interfaces.lan"}]
 	noPrefixes := r.broken[place{-1, "reflection"}] || r.broken[place{-1, "reflection.prefixes"}]
-	for _, p := range maps.Problems(checked.Validate()) {
+	for _, p := range rule.Problems(checked.Validate()) {
 		about := place{p.Index, p.Field}
 		switch {
 		case r.broken[about],
@@ -449,7 +450,7 @@ func typeError(v *value, expected string) error {
 	if v.kind == unstable.Array || v.kind == unstable.Table {
 		return fmt.Errorf("it is %s where %s was expected", kind, expected)
 	}
-	return fmt.Errorf("%s is %s where %s was expected", maps.Quote(v.text), kind, expected)
+	return fmt.Errorf("%s is %s where %s was expected", rule.Quote(v.text), kind, expected)
 }
 
 func integer(v *value) (int64, error) {
@@ -539,7 +540,7 @@ func intoTimeout(into *time.Duration) func(position, *value) error {
 	return func(at position, v *value) error {
 		err := intoDuration(into)(at, v)
 		if err == nil && *into == 0 {
-			err = maps.CheckTimeout(*into)
+			err = config.CheckTimeout(*into)
 		}
 		return err
 	}
@@ -552,17 +553,17 @@ func intoDuration(into *time.Duration) func(position, *value) error {
 		}
 		duration, err := time.ParseDuration(v.text)
 		if err != nil {
-			return fmt.Errorf("%s is not a duration; one looks like 2h4m or 90s", maps.Quote(v.text))
+			return fmt.Errorf("%s is not a duration; one looks like 2h4m or 90s", rule.Quote(v.text))
 		}
 		*into = duration
 		return nil
 	}
 }
 
-func intoProtocols(into *[]maps.Protocol) func(position, *value) error {
+func intoProtocols(into *[]rule.Protocol) func(position, *value) error {
 	return func(_ position, v *value) error {
 		return list(v, func(text string) error {
-			protocol, err := maps.ParseProtocol(text)
+			protocol, err := rule.ParseProtocol(text)
 			if err == nil {
 				*into = append(*into, protocol)
 			}
@@ -571,7 +572,7 @@ func intoProtocols(into *[]maps.Protocol) func(position, *value) error {
 	}
 }
 
-func intoExternal(into *maps.External) func(position, *value) error {
+func intoExternal(into *rule.External) func(position, *value) error {
 	return func(_ position, v *value) (err error) {
 		if v.kind != unstable.String {
 			return typeError(v, "a string")
@@ -579,18 +580,18 @@ func intoExternal(into *maps.External) func(position, *value) error {
 		if v.text == "" {
 			return errors.New("it is empty; leave the key out to listen on every WAN interface")
 		}
-		*into, err = maps.ParseExternal(v.text)
+		*into, err = rule.ParseExternal(v.text)
 		return err
 	}
 }
 
 // intoPorts takes "443", "6000-6010", and 443 without quotes.
-func intoPorts(into *maps.Ports) func(position, *value) error {
+func intoPorts(into *rule.Ports) func(position, *value) error {
 	return func(_ position, v *value) (err error) {
 		if v.kind != unstable.String && v.kind != unstable.Integer {
 			return typeError(v, "a port")
 		}
-		*into, err = maps.ParsePorts(v.text)
+		*into, err = rule.ParsePorts(v.text)
 		return err
 	}
 }
@@ -598,7 +599,7 @@ func intoPorts(into *maps.Ports) func(position, *value) error {
 func intoHosts(into *[]string) func(position, *value) error {
 	return func(_ position, v *value) error {
 		return list(v, func(text string) error {
-			host, err := maps.ParseHost(text)
+			host, err := rule.ParseHost(text)
 			if err == nil {
 				*into = append(*into, host)
 			}
@@ -607,11 +608,11 @@ func intoHosts(into *[]string) func(position, *value) error {
 	}
 }
 
-func reflectMode(v *value) (maps.Reflect, error) {
+func reflectMode(v *value) (rule.Reflect, error) {
 	if v.kind != unstable.String {
 		return "", typeError(v, "a string")
 	}
-	return maps.ParseReflect(v.text)
+	return rule.ParseReflect(v.text)
 }
 
 func intoPrefixes(into *[]netip.Prefix) func(position, *value) error {
@@ -626,7 +627,7 @@ func intoPrefixes(into *[]netip.Prefix) func(position, *value) error {
 func intoNetworks(into *[]netip.Prefix) func(position, *value) error {
 	return func(_ position, v *value) error {
 		return list(v, func(text string) error {
-			prefix, err := maps.ParsePrefix(text)
+			prefix, err := rule.ParsePrefix(text)
 			if err == nil {
 				*into = append(*into, prefix)
 			}

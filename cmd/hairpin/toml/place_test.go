@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 // TestPlacesOfItems: what is wrong with an item of a list is told at its own line, whether the file alone shows
@@ -125,7 +125,7 @@ func TestTheInstalledFileIsTheDefault(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := maps.DefaultConfig()
+	want := config.Default()
 	want.Digest, want.WAN, want.LAN = got.Digest, got.WAN, got.LAN
 	if diff := cmp.Diff(want, got, values...); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

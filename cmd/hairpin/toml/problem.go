@@ -8,14 +8,14 @@ import (
 	"fmt"
 	"slices"
 
-	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 // problem is something wrong at a place of a file; lines and columns count from 1.
 type problem struct {
 	File         string
 	Line, Column int
-	maps.Problem
+	rule.Problem
 }
 
 // Error implements error: "FILE:LINE:COLUMN: what is wrong".

@@ -27,7 +27,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/cmd/hairpin/trust"
-	"hairpin/maps"
+	"hairpin/maps/config"
 )
 
 // maxSize is what one file may have, in bytes; 65,535 forwards take less.
@@ -46,15 +46,15 @@ const DropInDir = "forwards.d"
 // can exchange the file in between. Drop-ins are opened relative to the descriptor of
 // their directory, for the same reason. Symbolic links are followed: those in a
 // directory that root alone can write are root's.
-func Load(path string) (maps.Config, error) {
+func Load(path string) (config.Config, error) {
 	data, err := read(unix.AT_FDCWD, path, path)
 	if err != nil {
-		return maps.Config{}, err
+		return config.Config{}, err
 	}
 	sources := []source{{name: path, data: data}}
 	dir, names, err := dropIns(path)
 	if err != nil {
-		return maps.Config{}, err
+		return config.Config{}, err
 	}
 	defer dir.Close()
 	var errs []error
@@ -68,7 +68,7 @@ func Load(path string) (maps.Config, error) {
 		sources = append(sources, source{name: whole, data: data, dropIn: true})
 	}
 	if len(errs) > 0 {
-		return maps.Config{}, errors.Join(errs...)
+		return config.Config{}, errors.Join(errs...)
 	}
 	return parse(sources)
 }
@@ -103,9 +103,9 @@ func Modified(path string) (time.Time, error) {
 
 // Parse reads a configuration that is one file, called name in errors. The caller
 // answers for where data is from.
-func Parse(name string, data []byte) (maps.Config, error) {
+func Parse(name string, data []byte) (config.Config, error) {
 	if len(data) > maxSize {
-		return maps.Config{}, tooLarge(name)
+		return config.Config{}, tooLarge(name)
 	}
 	return parse([]source{{name: name, data: data}})
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
-	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 var values = []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
@@ -104,56 +105,56 @@ func TestParseReadsEveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := maps.Config{
+	want := config.Config{
 		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
-		Timeouts: maps.Timeouts{
+		Timeouts: config.Timeouts{
 			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, TCPOpening: 241 * time.Second, TCPClosing: 242 * time.Second,
 			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second,
 		},
-		ICMP:       maps.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
-		Reflection: maps.ReflectRouter, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
-		StandIns: []maps.StandIn{
+		ICMP:       config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
+		Reflection: rule.ReflectRouter, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
+		StandIns: []rule.StandIn{
 			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
-		DNS: []maps.DNSFile{
-			{Format: maps.DNSHosts, Path: "/h", Source: "x.toml:27"},
-			{Format: maps.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:27"},
+		DNS: []config.DNSFile{
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:27"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:27"},
 		},
-		Forwards: []maps.Forward{
+		Forwards: []rule.Forward{
 			{
-				Name: "web", Protocols: []maps.Protocol{maps.TCP, maps.UDP}, External: maps.External{Interface: "wan0"},
-				Ports: maps.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
+				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
+				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: maps.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:30",
+				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:30",
 			},
 			{
-				Name: "games", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 6000, Last: 6010},
+				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
 				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:39",
 			},
 			{
-				Name: "all", Protocols: []maps.Protocol{maps.TCP}, External: maps.External{Address: netip.MustParseAddr("203.0.113.7")},
+				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
 				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:44",
 			},
 			{
-				Name: "tunnels", Protocols: []maps.Protocol{maps.ICMP, maps.GRE, maps.ESP, maps.IPIP, maps.UDPLite},
+				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
 				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:49",
 			},
 			{
-				Name: "signals", Protocols: []maps.Protocol{maps.SCTP}, Ports: maps.Ports{First: 2905, Last: 2906},
+				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
 				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:53",
 			},
 			{
-				Name: "rest", Protocols: []maps.Protocol{maps.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:58",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:58",
 			},
 			{
-				Intercept: true, Name: "dns", Protocols: []maps.Protocol{maps.UDP, maps.TCP}, Ports: maps.Ports{First: 53, Last: 53},
+				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: maps.ReflectRouter, Source: "x.toml:62",
+				Reflect: rule.ReflectRouter, Source: "x.toml:62",
 			},
 			{
-				Intercept: true, Name: "time", Protocols: []maps.Protocol{maps.UDP}, Ports: maps.Ports{First: 123, Last: 123},
+				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
 				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:70",
 			},
 		},
@@ -186,7 +187,7 @@ func TestParseTakes(t *testing.T) {
 
 func TestDefaults(t *testing.T) {
 	got, err := Parse("x.toml", []byte("version = 1"))
-	want := maps.DefaultConfig()
+	want := config.Default()
 	want.Digest = got.Digest
 	if diff := cmp.Diff(want, got, values...); diff != "" || err != nil {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
@@ -204,7 +205,7 @@ func TestNoneIsNotAbsent(t *testing.T) {
 		t.Errorf("absent: clamps %q, refuses %q, %v", absent.MSSClamp, absent.ICMP.Refuse, err)
 	}
 	one, err := Parse("x.toml", []byte("version = 1\nicmp.refuse = \"wan\"\n"))
-	if err != nil || len(one.ICMP.Refuse) != 1 || one.ICMP.Refuse[0] != maps.SideWAN {
+	if err != nil || len(one.ICMP.Refuse) != 1 || one.ICMP.Refuse[0] != config.SideWAN {
 		t.Errorf("one: refuses %q, %v", one.ICMP.Refuse, err)
 	}
 }
@@ -406,7 +407,7 @@ port = 80
 to = "10.0.0.1"
 `))
 	var got []string
-	for _, p := range maps.Problems(err) {
+	for _, p := range rule.Problems(err) {
 		got = append(got, fmt.Sprint(p.Index, p.Field))
 	}
 	if want := "-1version -1interfaces.wan -1 -1datapath.mode 0port 0to 1name"; strings.Join(got, " ") != want {

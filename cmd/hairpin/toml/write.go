@@ -13,7 +13,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"hairpin/cmd/hairpin/atomicfile"
-	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
 // header tells whoever opens a written file what it is.
@@ -49,7 +49,7 @@ type fileIntercept struct {
 
 // Write replaces the file at path, in DropInDir, with these forwards, as
 // atomicfile.Write does. The directory is made if it is missing.
-func Write(path string, forwards []maps.Forward) error {
+func Write(path string, forwards []rule.Forward) error {
 	data, err := format(forwards)
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
@@ -63,7 +63,7 @@ func Write(path string, forwards []maps.Forward) error {
 	return nil
 }
 
-func format(forwards []maps.Forward) ([]byte, error) {
+func format(forwards []rule.Forward) ([]byte, error) {
 	file := fileForwards{Version: version}
 	for _, f := range forwards {
 		if f.Intercept {

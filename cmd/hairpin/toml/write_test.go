@@ -14,10 +14,10 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
-	"hairpin/maps"
+	"hairpin/maps/rule"
 )
 
-func parsed(t *testing.T, text string) []maps.Forward {
+func parsed(t *testing.T, text string) []rule.Forward {
 	t.Helper()
 	c, err := Parse("x.toml", []byte(text))
 	if err != nil {
@@ -41,7 +41,7 @@ func TestWriteIsReadBack(t *testing.T) {
 	}
 	// The ports at the targets are written out.
 	want[1].TargetPort, want[7].TargetPort = 6000, 123
-	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(maps.Forward{}, "Source"))...); diff != "" {
+	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(rule.Forward{}, "Source"))...); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	text, err := os.ReadFile(path)
@@ -71,7 +71,7 @@ func TestWriteIsReadBackOfIPv6(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(maps.Forward{}, "Source"))...); diff != "" {
+	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(rule.Forward{}, "Source"))...); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
@@ -154,7 +154,7 @@ func TestAFullDiskLeavesTheOldFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var many []maps.Forward
+	var many []rule.Forward
 	for range 2000 {
 		many = append(many, parsed(t, full)[0])
 	}

@@ -14,6 +14,8 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 	"hairpin/test/bench/measure"
 	"hairpin/test/bench/traffic"
 	"hairpin/test/lab"
@@ -130,20 +132,20 @@ func sizeRings(spec *ebpf.CollectionSpec) {
 func (s *stand) configure() {
 	s.tb.Helper()
 	tables := maps.New(&s.objs)
-	config := maps.DefaultConfig()
-	config.WAN, config.LAN = []string{"wan0"}, []string{"lan0"}
-	config.MaxPerSource = config.MaxConnections
+	cfg := config.Default()
+	cfg.WAN, cfg.LAN = []string{"wan0"}, []string{"lan0"}
+	cfg.MaxPerSource = cfg.MaxConnections
 	for _, words := range standForwards {
-		forward, err := maps.ParseForward(strings.Fields(words))
+		forward, err := rule.ParseForward(strings.Fields(words))
 		s.must("read forward", err)
-		config.Forwards = append(config.Forwards, forward)
+		cfg.Forwards = append(cfg.Forwards, forward)
 	}
-	_, err := tables.Apply(config)
+	_, err := tables.Apply(cfg)
 	s.must("apply", err)
-	interfaces := []maps.Interface{
-		{Name: "wan0", Index: s.router.Index("wan0"), Role: maps.RoleWAN, HardwareAddr: s.wanMAC, XDPTransmit: true,
+	interfaces := []config.Interface{
+		{Name: "wan0", Index: s.router.Index("wan0"), Role: config.RoleWAN, HardwareAddr: s.wanMAC, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(external, 24), netip.PrefixFrom(external6, 64)}},
-		{Name: "lan0", Index: s.router.Index("lan0"), Role: maps.RoleLAN, HardwareAddr: s.lanMAC, XDPTransmit: true,
+		{Name: "lan0", Index: s.router.Index("lan0"), Role: config.RoleLAN, HardwareAddr: s.lanMAC, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(router, 24), netip.PrefixFrom(router6, 64)}},
 	}
 	// The devmap takes an ifindex for one of the namespace that writes it.

@@ -16,6 +16,8 @@ import (
 
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // Machine is a kernel in memory: interfaces, what is attached to them, and tables. It has the methods that a router.Router
@@ -27,11 +29,11 @@ type Machine struct {
 	Fail          map[string]error // interfaces that fail to attach in mode xdp, whatever they said before
 	RouteList     []netip.Prefix
 	ForwardingOff map[string]bool // by "net.ipv4/IF" and "net.ipv4/all"
-	Config        *maps.Config    // what runs
+	Config        *config.Config  // what runs
 	ApplyErr      error
 	Unfinished    bool // a step after the swap fails
 	Prepared      int  // configurations, not all of which are applied
-	Interfaces    []maps.Interface
+	Interfaces    []config.Interface
 
 	log []string // what was done, in order
 }
@@ -129,44 +131,44 @@ func (m *Machine) Attachments() ([]loader.Attachment, error) {
 }
 
 // Running is that of tables.
-func (m *Machine) Running() (maps.Config, error) {
+func (m *Machine) Running() (config.Config, error) {
 	if m.Config == nil {
-		return maps.DefaultConfig(), maps.ErrEmpty
+		return config.Default(), maps.ErrEmpty
 	}
 	return *m.Config, nil
 }
 
 // Settings is that of tables.
-func (m *Machine) Settings() (maps.Config, error) {
+func (m *Machine) Settings() (config.Config, error) {
 	c, err := m.Running()
 	c.Forwards = nil
 	return c, err
 }
 
 // Plan is that of tables.
-func (m *Machine) Plan(c maps.Config) (maps.Change, error) { return maps.Change{}, c.Validate() }
+func (m *Machine) Plan(c config.Config) (config.Change, error) { return config.Change{}, c.Validate() }
 
 // Prepare is that of tables.
-func (m *Machine) Prepare(c maps.Config) (swap func() (maps.Change, error), err error) {
+func (m *Machine) Prepare(c config.Config) (swap func() (config.Change, error), err error) {
 	m.Prepared++
 	if err := errors.Join(c.Validate(), m.ApplyErr); err != nil {
 		return nil, err
 	}
-	return func() (maps.Change, error) {
+	return func() (config.Change, error) {
 		m.log = append(m.log, "apply")
 		m.Config = &c
 		if m.Unfinished {
-			return maps.Change{}, maps.ErrUnfinished
+			return config.Change{}, maps.ErrUnfinished
 		}
-		return maps.Change{}, nil
+		return config.Change{}, nil
 	}, nil
 }
 
 // Add leaves everything to Prepare.
-func (m *Machine) Add(maps.Forward) (bool, error) { return false, nil }
+func (m *Machine) Add(rule.Forward) (bool, error) { return false, nil }
 
 // SetInterfaces is that of tables.
-func (m *Machine) SetInterfaces(list []maps.Interface) error {
+func (m *Machine) SetInterfaces(list []config.Interface) error {
 	var names []string
 	for _, i := range list {
 		if i.Role != 0 {
@@ -180,7 +182,7 @@ func (m *Machine) SetInterfaces(list []maps.Interface) error {
 
 // HasIPv6 is that of tables.
 func (m *Machine) HasIPv6() (bool, error) {
-	return m.Config != nil && slices.ContainsFunc(m.Config.Forwards, func(f maps.Forward) bool { return f.Target.Is6() }), nil
+	return m.Config != nil && slices.ContainsFunc(m.Config.Forwards, func(f rule.Forward) bool { return f.Target.Is6() }), nil
 }
 
 // BumpRoutes is that of tables.
@@ -205,12 +207,12 @@ func (m *Machine) WantDone(t *testing.T, want ...string) {
 }
 
 // Config is a valid configuration of wan0 and lan0 with one forward.
-func Config() maps.Config {
-	cfg := maps.DefaultConfig()
+func Config() config.Config {
+	cfg := config.Default()
 	cfg.WAN, cfg.LAN, cfg.MetricsListen = []string{"wan0"}, []string{"lan0"}, ""
 	cfg.Digest = "one"
-	cfg.Forwards = []maps.Forward{{
-		Name: "web", Protocols: []maps.Protocol{maps.TCP}, Ports: maps.Ports{First: 80, Last: 80},
+	cfg.Forwards = []rule.Forward{{
+		Name: "web", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 80, Last: 80},
 		Target: netip.MustParseAddr("10.9.9.9"), Source: "hairpin.toml:9",
 	}}
 	return cfg

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"net/netip"
+	"reflect"
+	"testing"
+
+	"hairpin/maps/config"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
+)
+
+// TestSameWrittenSeesEveryField: a new field of forwards must not be left out when a configuration is compared with
+// what runs, nor make every application of the same one a change.
+func TestSameWrittenSeesEveryField(t *testing.T) {
+	full := rule.Forward{
+		Name: "a", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Interface: "wan0"}, Ports: rule.Ports{First: 1, Last: 2}, Target: netip.MustParseAddr("10.0.0.1"),
+		TargetPort: 3, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: rule.ReflectAuto, Hosts: []string{"a.b"}, Intercept: true,
+		LAN: []string{"lan0"}, Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Source: "x:1",
+	}
+	fields := reflect.TypeFor[rule.Forward]()
+	for i := range fields.NumField() {
+		name, without := fields.Field(i).Name, full
+		if reflect.ValueOf(full).Field(i).IsZero() {
+			t.Fatalf("%s is not set here", name)
+		}
+		reflect.ValueOf(&without).Elem().Field(i).SetZero()
+		if sameWritten(&full, &without) {
+			t.Errorf("a difference in %s is not seen", name)
+		}
+	}
+	// The second is read into the memory of the first, as all that run are.
+	forwards := []rule.Forward{full, {Name: "b"}}
+	at := 0
+	_, err := eachForward(string(encodeForwards(nil, forwards, make([]EpochRef, 2))), func(f *rule.Forward, _ EpochRef) bool {
+		if !sameWritten(f, &forwards[at]) {
+			t.Errorf("forward %d is %+v when it is read, was %+v", at, f, forwards[at])
+		}
+		at++
+		return true
+	})
+	if err != nil || at != 2 {
+		t.Errorf("%d were read, %v", at, err)
+	}
+}
+
+// TestForwardsInAnotherOrderAreNotTheSame, though nothing about them has changed.
+func TestForwardsInAnotherOrderAreNotTheSame(t *testing.T) {
+	one := mapstest.Config(t, "a tcp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1")
+	other := mapstest.Config(t, "b tcp 2 to 10.0.0.1", "a tcp 1 to 10.0.0.1")
+	shorter := mapstest.Config(t, "a tcp 1 to 10.0.0.1")
+	running := Document{Config: one, EpochRefs: make([]EpochRef, 2)}
+	for name, test := range map[string]struct {
+		c    config.Config
+		want bool
+	}{"the same": {one, true}, "another order": {other, false}, "one less": {shorter, false}} {
+		if got := running.before(test.c).Unchanged(test.c); got != test.want {
+			t.Errorf("%s: unchanged is %v", name, got)
+		}
+	}
+	longer := Document{Config: shorter, EpochRefs: make([]EpochRef, 1)}
+	if longer.before(one).Unchanged(one) {
+		t.Error("one more: unchanged")
+	}
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"slices"
+
+	"hairpin/maps/rule"
+)
+
+// Change is what an Apply does to what runs. A forward is changed if anything
+// about it is, but only a change of what the datapath does ends its connections.
+type Change struct {
+	Added     []string `json:"added"`
+	Removed   []string `json:"removed"`
+	Changed   []string `json:"changed"`
+	Unchanged int      `json:"unchanged"`
+	Settings  []string `json:"settings"` // keys that differ outside the forwards, such as "timeouts.udp"
+}
+
+// Empty reports whether nothing would change.
+func (c Change) Empty() bool {
+	return len(c.Added)+len(c.Removed)+len(c.Changed)+len(c.Settings) == 0
+}
+
+// CompareSettings lists the keys that differ outside the forwards, such as "timeouts.udp".
+func CompareSettings(from, to Config) (keys []string) {
+	for _, setting := range []struct {
+		key      string
+		from, to any
+	}{
+		{"interfaces.wan", from.WAN, to.WAN},
+		{"interfaces.lan", from.LAN, to.LAN},
+		{"datapath.mode", from.Mode, to.Mode},
+		{"datapath.max_connections", from.MaxConnections, to.MaxConnections},
+		{"datapath.max_per_source", from.PerSource(), to.PerSource()},
+		{"datapath.mss_clamp", from.mssClamp(), to.mssClamp()},
+		{"timeouts.tcp_established", from.Timeouts.TCPEstablished, to.Timeouts.TCPEstablished},
+		{"timeouts.tcp_transitory", from.Timeouts.TCPTransitory, to.Timeouts.TCPTransitory},
+		{"timeouts.tcp_opening", from.Timeouts.Opening(), to.Timeouts.Opening()},
+		{"timeouts.tcp_closing", from.Timeouts.Closing(), to.Timeouts.Closing()},
+		{"timeouts.udp", from.Timeouts.UDP, to.Timeouts.UDP},
+		{"timeouts.icmp", from.Timeouts.ICMP, to.Timeouts.ICMP},
+		{"timeouts.port_hold", from.Timeouts.PortHold, to.Timeouts.PortHold},
+		{"icmp.refuse", sorted(from.ICMP.Refuse), sorted(to.ICMP.Refuse)},
+		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
+		{"reflection.default", from.ReflectOf(rule.Forward{}), to.ReflectOf(rule.Forward{})},
+		{"reflection.prefixes", rule.SortedStandIns(from.StandIns), rule.SortedStandIns(to.StandIns)},
+		{"metrics.listen", from.MetricsListen, to.MetricsListen},
+		{"dns.write", dnsWrites(from), dnsWrites(to)},
+		{"dns.reload", dnsReloads(from), dnsReloads(to)},
+	} {
+		// No interfaces, written or not, are the same.
+		if fmt.Sprint(setting.from) != fmt.Sprint(setting.to) {
+			keys = append(keys, setting.key)
+		}
+	}
+	// What both leave to another setting has not changed of itself.
+	return slices.DeleteFunc(keys, func(key string) bool {
+		return key == "datapath.max_per_source" && from.MaxPerSource == to.MaxPerSource ||
+			key == "timeouts.tcp_opening" && from.Timeouts.TCPOpening == to.Timeouts.TCPOpening ||
+			key == "timeouts.tcp_closing" && from.Timeouts.TCPClosing == to.Timeouts.TCPClosing
+	})
+}
+
+func dnsWrites(c Config) (files []string) {
+	for _, file := range c.DNS {
+		files = append(files, fmt.Sprintf("%s %q", file.Format, file.Path))
+	}
+	return sorted(files)
+}
+
+func dnsReloads(c Config) (commands []string) {
+	for _, file := range c.DNS {
+		if file.Reload != nil {
+			commands = append(commands, fmt.Sprintf("%s %q", file.Format, file.Reload))
+		}
+	}
+	return sorted(commands)
+}
+
+// mssClamp tells no interfaces from none written: these are the PPP devices.
+func (c Config) mssClamp() string {
+	if c.MSSClamp == nil {
+		return "ppp"
+	}
+	return fmt.Sprintf("%q", sorted(c.MSSClamp))
+}
+
+func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
+
+// Same reports whether two forwards of a configuration are one written twice.
+// Where it was written is not part of what a forward is.
+func (c Config) Same(f, g rule.Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
+
+// same compares forwards of one name.
+func same(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
+	return SameBehaviour(fc, f, gc, g) && slices.Equal(f.Hosts, g.Hosts)
+}
+
+// SameBehaviour reports whether the datapath does the same for both forwards.
+func SameBehaviour(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
+	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
+		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
+		f.TargetPorts() == g.TargetPorts() && fc.ReflectOf(f) == gc.ReflectOf(g) &&
+		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From) &&
+		(fc.ReflectOf(f) != rule.ReflectPrefix || sameSet(fc.standInsOf(f), gc.standInsOf(g)))
+}
+
+func sameSet[T comparable](a, b []T) bool {
+	return !slices.ContainsFunc(a, func(x T) bool { return !slices.Contains(b, x) }) &&
+		!slices.ContainsFunc(b, func(x T) bool { return !slices.Contains(a, x) })
+}
+
+// IndexByName gives the place in the list of each forward, by name.
+func IndexByName(forwards []rule.Forward) map[string]int {
+	index := make(map[string]int, len(forwards))
+	for i, f := range forwards {
+		index[f.Name] = i
+	}
+	return index
+}

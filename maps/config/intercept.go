@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+
+	"hairpin/maps/rule"
+)
+
+func (v *validator) lan(f *rule.Forward) error {
+	if len(f.LAN) == 0 && len(v.LAN) == 0 {
+		return errors.New("it is every LAN interface, but none is configured; name one in interfaces.lan")
+	}
+	for i, name := range f.LAN {
+		switch {
+		case slices.Contains(f.LAN[:i], name):
+			return rule.OfItem(i, fmt.Errorf("%s is there twice", rule.Quote(name)))
+		case !slices.Contains(v.LAN, name):
+			return rule.OfItem(i, v.notLAN(name))
+		}
+	}
+	return nil
+}
+
+// loops refuses targets that another intercept would catch when they ask others
+// in turn: in which LAN a target is nobody knows here. One is named for each.
+func (v *validator) loops() {
+	var order []int
+	for i, f := range v.Forwards {
+		if f.Intercept && f.Target.IsValid() {
+			order = append(order, i)
+		}
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(v.Forwards[a].Ports.First, v.Forwards[b].Ports.First) })
+	told := make([]bool, len(v.Forwards))
+	for n, i := range order {
+		for _, j := range order[n+1:] {
+			if v.Forwards[j].Ports.First > v.Forwards[i].Ports.Last {
+				break
+			}
+			told[i] = told[i] || !v.check(i, "to", v.loop(i, j))
+			told[j] = told[j] || !v.check(j, "to", v.loop(j, i))
+		}
+	}
+}
+
+func (v *validator) loop(i, by int) error {
+	f, g := &v.Forwards[i], &v.Forwards[by]
+	if f.Target == g.Target || f.Target.Is6() != g.Target.Is6() || !g.Catches(f.Target) ||
+		!slices.ContainsFunc(f.Protocols, func(p rule.Protocol) bool { return slices.Contains(g.Protocols, p) }) {
+		return nil
+	}
+	return fmt.Errorf("what %s itself asks others, intercept %s%s would catch and send to %s, so that questions could go round; write %s into except there",
+		f.Target, rule.Quote(g.Name), v.where(by), g.Target, f.Target)
+}

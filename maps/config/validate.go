@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"hairpin/maps/rule"
+)
+
+const (
+	minTimeout = time.Second
+	maxTimeout = 720 * time.Hour
+	// A connection takes about half a kilobyte in the kernel.
+	maxConnections = 1 << 24
+	maxICMPRate    = 1_000_000
+)
+
+// Validate finds everything wrong that can be seen without looking at the
+// machine: the error joins Problems. Forwards that contradict each other are
+// among them; a forward wins over another one that listens less specifically
+// (address, then interface, then every WAN interface), or equally so on a larger
+// range that holds its own, or for any protocol. So it is among intercepts, and
+// none may catch what another one's target asks.
+func (c Config) Validate() error {
+	v := validator{Config: c, names: make(map[string]int, len(c.Forwards)), fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
+	v.interfaces()
+	v.settings()
+	for i, f := range c.Forwards {
+		if f.External.Address.IsValid() {
+			v.fixed[f.External.Address] = i
+		}
+	}
+	for i := range c.Forwards {
+		v.forward(i)
+	}
+	v.names = nil // as large as the forwards; nobody asks for it any more
+	// What is in conflict is not to be looked at any further.
+	if v.conflicts() {
+		v.loops()
+	}
+	return errors.Join(v.problems...)
+}
+
+// ValidLast reports whether c, which is valid without its last forward, is so
+// with it, given that it meets none of the others (see Forward.meets).
+func (c Config) ValidLast() bool {
+	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
+	last := len(c.Forwards) - 1
+	f := &c.Forwards[last]
+	for i := range last {
+		g := &c.Forwards[i]
+		if g.Name == f.Name {
+			v.names[g.Name] = i
+		}
+		if g.External.Address.IsValid() && g.External.Address == f.Target {
+			v.fixed[f.Target] = i
+		}
+		if len(f.Hosts) == 0 {
+			continue
+		}
+		for _, host := range g.Hosts {
+			v.hostOf[hostTarget{host, g.Target.Is6()}] = i
+		}
+	}
+	v.forward(last)
+	return len(v.problems) == 0
+}
+
+type validator struct {
+	Config
+	problems []error
+	names    map[string]int     // index of the forward that has the name
+	fixed    map[netip.Addr]int // index of a forward that listens at the address
+	hostOf   map[hostTarget]int // index of the first forward that has the host
+}
+
+// Check records err, if any, as a problem of a field; index -1 is no forward's.
+func (v *validator) check(index int, field string, err error) bool {
+	if err != nil {
+		v.record(index, rule.NewProblem(field, err))
+	}
+	return err == nil
+}
+
+func (v *validator) record(index int, p *rule.Problem) {
+	if index >= 0 {
+		p.Index, p.Forward, p.Kind = index, v.Forwards[index].Name, v.Forwards[index].Kind()
+	}
+	v.problems = append(v.problems, p)
+}
+
+func (v *validator) interfaces() {
+	seen := map[string]string{}
+	for _, list := range []struct {
+		field string
+		names []string
+	}{{"interfaces.wan", v.WAN}, {"interfaces.lan", v.LAN}} {
+		for i, name := range list.names {
+			err := rule.CheckInterfaceName(name)
+			if where := seen[name]; err == nil && where != "" {
+				err = fmt.Errorf("%s is already in %s", rule.Quote(name), where)
+			}
+			v.check(-1, list.field, rule.OfItem(i, err))
+			seen[name] = list.field
+		}
+	}
+}
+
+func (v *validator) settings() {
+	if !slices.Contains(modes, v.Mode) {
+		v.check(-1, "datapath.mode", fmt.Errorf("%s is not a mode; %s", rule.Quote(v.Mode), rule.Suggest(v.Mode, modes...)))
+	}
+	if v.MaxConnections < 1 || v.MaxConnections > maxConnections {
+		v.check(-1, "datapath.max_connections", fmt.Errorf("%d is out of range; it is 1 to %d", v.MaxConnections, maxConnections))
+	}
+	if v.MaxPerSource > v.MaxConnections {
+		v.check(-1, "datapath.max_per_source", fmt.Errorf("%d is more than max_connections, %d", v.MaxPerSource, v.MaxConnections))
+	}
+	v.timeouts()
+	v.icmp()
+	v.mssClamp()
+	if v.Reflection != "" {
+		_, err := rule.ParseReflect(string(v.Reflection))
+		v.check(-1, "reflection.default", err)
+	}
+	v.standIns()
+	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
+	v.dns()
+}
+
+func (v *validator) timeouts() {
+	check := func(field string, value time.Duration) { v.check(-1, "timeouts."+field, CheckTimeout(value)) }
+	check("tcp_established", v.Timeouts.TCPEstablished)
+	check("tcp_transitory", v.Timeouts.TCPTransitory)
+	if v.Timeouts.TCPOpening != 0 {
+		check("tcp_opening", v.Timeouts.TCPOpening)
+	}
+	if v.Timeouts.TCPClosing != 0 {
+		check("tcp_closing", v.Timeouts.TCPClosing)
+	}
+	check("udp", v.Timeouts.UDP)
+	check("icmp", v.Timeouts.ICMP)
+	check("port_hold", v.Timeouts.PortHold)
+}
+
+// CheckTimeout refuses what is out of the range of Timeouts.
+func CheckTimeout(value time.Duration) error {
+	if value < minTimeout || value > maxTimeout {
+		return fmt.Errorf("%s is out of range; it is %s to 720h", value, minTimeout)
+	}
+	return nil
+}
+
+func (v *validator) icmp() {
+	sides := []string{SideLAN, SideWAN}
+	for i, side := range v.ICMP.Refuse {
+		var err error
+		switch {
+		case !slices.Contains(sides, side):
+			err = fmt.Errorf("%s is not a side; %s", rule.Quote(side), rule.Suggest(side, sides...))
+		case slices.Contains(v.ICMP.Refuse[:i], side):
+			err = fmt.Errorf("%s is there twice", rule.Quote(side))
+		}
+		v.check(-1, "icmp.refuse", rule.OfItem(i, err))
+	}
+	if v.ICMP.Rate < 1 || v.ICMP.Rate > maxICMPRate {
+		v.check(-1, "icmp.rate", fmt.Errorf("%d is out of range; it is 1 to %d a second", v.ICMP.Rate, maxICMPRate))
+	}
+}
+
+func (v *validator) mssClamp() {
+	for i, name := range v.MSSClamp {
+		if !slices.Contains(v.WAN, name) {
+			v.check(-1, "datapath.mss_clamp", rule.OfItem(i, v.notWAN(name)))
+		}
+	}
+}
+
+func checkListen(listen string) error {
+	if listen == "" {
+		return nil
+	}
+	host, port, err := net.SplitHostPort(listen)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	if err == nil && host != "" && host != "localhost" {
+		_, err = netip.ParseAddr(host)
+	}
+	if err != nil {
+		return fmt.Errorf("%s is not an address to listen at; it looks like 127.0.0.1:9845, and \"\" is no metrics", rule.Quote(listen))
+	}
+	return nil
+}
+
+// Forward finds what is wrong with one, alone and beside the others.
+func (v *validator) forward(i int) {
+	f := &v.Forwards[i]
+	for _, problem := range f.Check() {
+		v.record(i, problem)
+	}
+	v.check(i, "name", v.name(i))
+	if f.Intercept {
+		v.check(i, "lan", v.lan(f))
+	} else {
+		v.check(i, "external", v.external(f.External))
+	}
+	v.check(i, "to", v.target(f))
+	v.check(i, "reflect", v.reflect(f))
+	v.hosts(i)
+}
+
+func (v *validator) name(i int) error {
+	f := &v.Forwards[i]
+	other, taken := v.names[f.Name]
+	if !taken {
+		v.names[f.Name] = i
+		return nil
+	}
+	whose := "another " + f.Kind()
+	switch g := &v.Forwards[other]; {
+	case g.Intercept == f.Intercept:
+	case g.Intercept:
+		whose = "an intercept"
+	default:
+		whose = "a forward"
+	}
+	return fmt.Errorf("the name is taken by %s%s", whose, v.where(other))
+}
+
+func (v *validator) where(i int) string {
+	if source := v.Forwards[i].Source; source != "" {
+		return " (" + source + ")"
+	}
+	return ""
+}
+
+func (v *validator) external(e rule.External) error {
+	switch {
+	case e.Address.IsValid():
+		return nil
+	case e.Interface != "" && !slices.Contains(v.WAN, e.Interface):
+		return v.notWAN(e.Interface)
+	case e.Interface == "" && len(v.WAN) == 0:
+		return errors.New("it is every WAN interface, but none is configured; name one in interfaces.wan, or give an address")
+	}
+	return nil
+}
+
+func (v *validator) notWAN(name string) error { return notOfSide(name, "WAN", "LAN", v.WAN, v.LAN) }
+
+func (v *validator) notLAN(name string) error { return notOfSide(name, "LAN", "WAN", v.LAN, v.WAN) }
+
+// notOfSide says that a name is no interface of a side; own are the interfaces of that side, others those of the other one.
+func notOfSide(name, side, other string, own, others []string) error {
+	if slices.Contains(others, name) {
+		return fmt.Errorf("%s is a %s interface where one of interfaces.%s was expected", rule.Quote(name), other, strings.ToLower(side))
+	}
+	hint := "no " + side + " interface is configured"
+	if len(own) > 0 {
+		hint = rule.Suggest(name, own...)
+	}
+	return fmt.Errorf("%s is not a %s interface; %s", rule.Quote(name), side, hint)
+}
+
+func (v *validator) target(f *rule.Forward) error {
+	if other, fixed := v.fixed[f.Target]; fixed {
+		return fmt.Errorf("%s is the external address of forward %s%s, so packets would go round", f.Target, rule.Quote(v.Forwards[other].Name), v.where(other))
+	}
+	return nil
+}
+
+// hostTarget is where a name leads for one family.
+type hostTarget struct {
+	host string
+	v6   bool
+}
+
+// hosts refuses names that would need two addresses of one family: DNS has no
+// ports to tell them apart by.
+func (v *validator) hosts(i int) {
+	f := &v.Forwards[i]
+	for n, host := range f.Hosts {
+		at := hostTarget{host, f.Target.Is6()}
+		other, taken := v.hostOf[at]
+		if !taken {
+			v.hostOf[at] = i
+			continue
+		}
+		if g := &v.Forwards[other]; g.Target != f.Target {
+			v.check(i, "hosts", rule.OfItem(n, fmt.Errorf("%s is a host of forward %s%s, which leads to %s, not %s; a name has one address for all its ports, so give each target a name of its own",
+				host, rule.Quote(g.Name), v.where(other), g.Target, f.Target)))
+		}
+	}
+}
+
+// conflicts looks at forwards that listen at the same place for the same
+// protocol. Of two that share ports one must hold the other. It reports whether that
+// is so.
+func (v *validator) conflicts() bool {
+	type listening struct {
+		rule.Place
+		rule.Protocol
+	}
+	places := map[listening][]int{}
+	var order []listening
+	for i, f := range v.Forwards {
+		for n, protocol := range f.Protocols {
+			if slices.Contains(f.Protocols[:n], protocol) {
+				continue // it has a problem already
+			}
+			for _, where := range f.Places() {
+				at := listening{where, protocol}
+				if places[at] == nil {
+					order = append(order, at)
+				}
+				places[at] = append(places[at], i)
+			}
+		}
+	}
+	reported := map[[2]int]bool{}
+	for _, at := range order {
+		for _, pair := range v.overlaps(places[at]) {
+			if !reported[pair] {
+				reported[pair] = true
+				v.check(pair[1], "port", v.conflict(pair[1], pair[0], at.Protocol))
+			}
+		}
+	}
+	return len(reported) == 0
+}
+
+// Overlaps gives pairs of forwards of which neither holds the other, the one
+// that comes first in the configuration first. With the ranges sorted by start,
+// larger ones first, those that a range may lie in form a stack.
+func (v *validator) overlaps(forwards []int) (pairs [][2]int) {
+	forwards = slices.Clone(forwards)
+	slices.SortStableFunc(forwards, func(a, b int) int {
+		af, al := v.Forwards[a].Ports.Bounds()
+		bf, bl := v.Forwards[b].Ports.Bounds()
+		return cmp.Or(cmp.Compare(af, bf), cmp.Compare(bl, al))
+	})
+	var around []int
+	for _, i := range forwards {
+		ports := v.Forwards[i].Ports
+		for len(around) > 0 && !ports.Overlaps(v.Forwards[around[len(around)-1]].Ports) {
+			around = around[:len(around)-1]
+		}
+		if n := len(around); n > 0 && !ports.Within(v.Forwards[around[n-1]].Ports) {
+			pairs = append(pairs, [2]int{min(i, around[n-1]), max(i, around[n-1])})
+		}
+		around = append(around, i)
+	}
+	return pairs
+}
+
+func (v *validator) conflict(i, other int, protocol rule.Protocol) error {
+	f, g := &v.Forwards[i], &v.Forwards[other]
+	name := g.Kind() + " " + rule.Quote(g.Name) + v.where(other)
+	switch {
+	case protocol == rule.Any:
+		return fmt.Errorf("every protocol is taken by %s", name)
+	case !protocol.HasPorts():
+		return fmt.Errorf("%s is taken by %s", protocol, name)
+	case f.Ports == g.Ports && f.Ports.Every():
+		return fmt.Errorf("every port is taken by %s", name)
+	case f.Ports == g.Ports:
+		return fmt.Errorf("%s is taken by %s", f.Ports, name)
+	}
+	return fmt.Errorf("%s shares some ports with %s, which has %s; only a range that lies within the other one may overlap it", f.Ports, name, g.Ports)
+}
+
+// CheckAddresses finds what cannot work on a router with these interfaces, of any
+// role: forwards whose target is one of its own addresses, which intercepts may
+// have, or no host's on its networks, and stand-ins that are addresses of these networks. The error joins
+// Problems.
+func (c Config) CheckAddresses(ifs []Interface) error {
+	v := validator{Config: c}
+	for i, f := range c.Forwards {
+		for _, link := range ifs {
+			for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+				if f.Intercept && f.Target == prefix.Addr() {
+					continue
+				}
+				v.check(i, "to", checkAgainst(f.Target, prefix, link.Name))
+			}
+		}
+	}
+	for _, s := range c.StandIns {
+		for _, link := range ifs {
+			for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+				v.check(-1, s.Field(), s.CheckFree(prefix.Masked(), "the network of "+link.Name))
+			}
+		}
+	}
+	return errors.Join(v.problems...)
+}
+
+func checkAgainst(target netip.Addr, prefix netip.Prefix, link string) error {
+	switch {
+	case !prefix.Contains(target):
+		return nil
+	case target == prefix.Addr():
+		return fmt.Errorf("%s is this router's own address on %s; a target is another host", target, link)
+	case target.Is6():
+		// RFC 4291 2.6.1; RFC 6164: not of the 127 bits between two routers.
+		if prefix.Bits() < 127 && target == prefix.Masked().Addr() {
+			return fmt.Errorf("%s is every router's address on the network of %s (subnet-router anycast); a target is another host", target, link)
+		}
+		return nil
+	case prefix.Bits() < 31 && target == prefix.Masked().Addr():
+		return fmt.Errorf("%s is the network of %s, not a host", target, link)
+	case prefix.Bits() < 31 && target == lastOf(prefix):
+		return fmt.Errorf("%s is the broadcast address of %s, not a host", target, link)
+	}
+	return nil
+}
+
+// lastOf is the broadcast address of an IPv4 network.
+func lastOf(prefix netip.Prefix) netip.Addr {
+	addr := prefix.Masked().Addr().As4()
+	for bit := prefix.Bits(); bit < 32; bit++ {
+		addr[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.AddrFrom4(addr)
+}

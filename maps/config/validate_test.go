@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"hairpin/maps/config"
+	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
+)
+
+func TestValidateRefuses(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		lines  []string
+		change func(*config.Config)
+		want   string
+	}{
+		{"target 0.0.0.0", []string{"a tcp 80 to 0.0.0.0"}, nil, "to: 0.0.0.0 is no address of a host"},
+		{"loopback target", []string{"a tcp 80 to 127.0.0.1"}, nil, "127.0.0.1 is a loopback address"},
+		{"multicast target", []string{"a tcp 80 to 224.0.0.1"}, nil, "is a multicast address"},
+		{"broadcast target", []string{"a tcp 80 to 255.255.255.255"}, nil, "is the broadcast address"},
+		{"class E target", []string{"a tcp 80 to 240.0.0.1"}, nil, "is a reserved address"},
+		{"loopback external", []string{"a tcp 127.0.0.1:80 to 10.0.0.1"}, nil, "external: 127.0.0.1 is a loopback address"},
+		{"forward to itself", []string{"a tcp 203.0.113.1:80 to 203.0.113.1:81"}, nil, `203.0.113.1 is the external address of forward "a"`},
+		{"two forwards in a ring", []string{"a tcp 203.0.113.1:80 to 203.0.113.2:80", "b tcp 203.0.113.2:80 to 203.0.113.1:80"}, nil, `forward "b": to: 203.0.113.1 is the external address of forward "a"`},
+		{"target ports past the end", []string{"a tcp 1-100 to 10.0.0.1:65500"}, nil, "100 ports from 65500 on end at 65599, but 65535 is the last there is"},
+		{"same name", []string{"a tcp 80 to 10.0.0.1", "a tcp 81 to 10.0.0.1"}, nil, `forward "a": name: the name is taken by another forward`},
+		{"unknown interface", []string{"a tcp wan9:80 to 10.0.0.1"}, nil, `external: "wan9" is not a WAN interface; did you mean "wan0"?`},
+		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `external: "lan0" is a LAN interface where one of interfaces.wan was expected`},
+		{"no WAN interface", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.WAN = nil }, "none is configured"},
+		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = nil }, "protocol: there is none"},
+		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = []rule.Protocol{41} }, `"protocol-41" is not a supported protocol`},
+		{"no target", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Target = netip.Addr{} }, "there is no target"},
+		{"port 0", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports.First = 0 }, "0-80 is not a range of ports"},
+		{"bad host", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Hosts = []string{"a b"} }, `hosts: "a b" is not a host name`},
+		{"host in another form", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Hosts = []string{"A.b."} }, `hosts: "A.b." is not in its plain form; write a.b`},
+		{"host twice", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Hosts = []string{"a.b", "a.b"} }, `hosts: a.b is there twice`},
+		{"file of another format", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hots", Path: "/a"}} }, `dns.write.hots: "hots" is not a format; did you mean "hosts"?`},
+		{"file by a relative path", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "a"}} }, `dns.write.hosts: "a" is not the whole path of a file`},
+		{"file by a roundabout path", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a/../b"}} }, `dns.write.hosts: "/a/../b" goes round; write "/b"`},
+		{"file of two formats", nil, func(c *config.Config) {
+			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a"}, {Format: "unbound", Path: "/a"}}
+		}, `dns.write.unbound: "/a" is the file of hosts already`},
+		{"file that ends a string", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a\"b"}} }, "has a character that a path in a configuration of a server cannot have"},
+		{"root as a file", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/"}} }, `"/" is a directory`},
+		{"reload without a file", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Reload: []string{"true"}}} }, "dns.reload.hosts: no file is written to run it for; give the path in dns.write.hosts"},
+		{"reload of nothing", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{}}} }, "dns.reload.hosts: it names no program"},
+		{"reload by a relative path", nil, func(c *config.Config) {
+			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"./a"}}}
+		}, `dns.reload.hosts: "./a" depends on the directory`},
+		{"reload as a line", nil, func(c *config.Config) {
+			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"a b"}}}
+		}, "write its arguments apart"},
+		{"reload with NUL", nil, func(c *config.Config) {
+			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"a", "\x00"}}}
+		}, "has a NUL in it"},
+		{"interface in both", nil, func(c *config.Config) { c.LAN = []string{"wan0"} }, `interfaces.lan: "wan0" is already in interfaces.wan`},
+		{"interface name", nil, func(c *config.Config) { c.LAN = []string{"a name that is too long"} }, "cannot be the name of an interface"},
+		{"mode", nil, func(c *config.Config) { c.Mode = "xpd" }, `datapath.mode: "xpd" is not a mode; did you mean "xdp"?`},
+		{"too many of one client", nil, func(c *config.Config) { c.MaxPerSource = c.MaxConnections + 1 }, "datapath.max_per_source: 131073 is more than max_connections, 131072"},
+		{"no connections", nil, func(c *config.Config) { c.MaxConnections = 0 }, "datapath.max_connections: 0 is out of range"},
+		{"timeout", nil, func(c *config.Config) { c.Timeouts.UDP = time.Millisecond }, "timeouts.udp: 1ms is out of range"},
+		{"opening timeout", nil, func(c *config.Config) { c.Timeouts.TCPOpening = time.Millisecond }, "timeouts.tcp_opening: 1ms is out of range"},
+		{"closing timeout", nil, func(c *config.Config) { c.Timeouts.TCPClosing = 721 * time.Hour }, "timeouts.tcp_closing: 721h0m0s is out of range"},
+		{"port hold", nil, func(c *config.Config) { c.Timeouts.PortHold = 0 }, "timeouts.port_hold: 0s is out of range"},
+		{"refused side", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"lna"} }, `icmp.refuse: "lna" is not a side; did you mean "lan"?`},
+		{"refused side twice", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
+		{"no ICMP at all", nil, func(c *config.Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
+		{"too much ICMP", nil, func(c *config.Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
+		{"clamp on no WAN interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is a LAN interface where one of interfaces.wan was expected`},
+		{"reflection", nil, func(c *config.Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
+		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
+
+		{"same port", []string{"a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2"}, nil, `forward "b": port: 80 is taken by forward "a"`},
+		{"same port, one protocol in common", []string{"a tcp,udp 80 to 10.0.0.1", "b udp 80 to 10.0.0.2"}, nil, `forward "b": port: 80 is taken by forward "a"`},
+		{"same range", []string{"a tcp wan0:6000-6010 to 10.0.0.1", "b tcp wan0:6000-6010 to 10.0.0.2"}, nil, "6000-6010 is taken"},
+		{"equally long overlapping", []string{"a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6015 to 10.0.0.2"}, nil, `forward "b": port: 6005-6015 shares some ports with forward "a", which has 6000-6010`},
+		{"partly overlapping", []string{"a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6100 to 10.0.0.2"}, nil, "shares some ports"},
+		{"partly overlapping inside a larger one", []string{"o tcp 1-9000 to 10.0.0.1", "a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6100 to 10.0.0.2"}, nil, `forward "b": port: 6005-6100 shares some ports with forward "a"`},
+		{"port of a protocol without", []string{"a gre any to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports = rule.Ports{First: 80, Last: 80} }, `port: 80 is given, but gre has no ports`},
+		{"any and another", []string{"a tcp any to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = []rule.Protocol{rule.TCP, rule.Any} }, `protocol: any is every protocol`},
+		{"sctp to another port", []string{"a sctp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].TargetPort = 81 }, `to: port 81 at the target, but 80 at the external address: the ports of sctp cannot change`},
+		{"two of one protocol", []string{"a icmp any to 10.0.0.1", "b gre,icmp any to 10.0.0.2"}, nil, `forward "b": port: icmp is taken by forward "a"`},
+		{"two of every protocol", []string{"a any wan0:any to 10.0.0.1", "b any wan0:any to 10.0.0.2"}, nil, `forward "b": port: every protocol is taken by forward "a"`},
+		{"two 1:1", []string{"a tcp wan0:any to 10.0.0.1", "b tcp wan0:any to 10.0.0.2"}, nil, `every port is taken by forward "a"`},
+	} {
+		c := mapstest.Config(t, test.lines...)
+		if test.change != nil {
+			test.change(&c)
+		}
+		err := c.Validate()
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: error %v lacks %q", test.name, err, test.want)
+		}
+	}
+}
+
+func TestValidateTakes(t *testing.T) {
+	for name, c := range map[string]config.Config{
+		"the default": config.Default(),
+		"different specificity": mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp wan0:80 to 10.0.0.2",
+			"c tcp 203.0.113.1:80 to 10.0.0.3", "d tcp wan1:80 to 10.0.0.4", "e udp 80 to 10.0.0.5"),
+		"a range in a range": mapstest.Config(t, "a tcp 6000-6010 to 10.0.0.1", "b tcp 6000 to 10.0.0.2", "c tcp 6010 to 10.0.0.2",
+			"d tcp 6002-6004 to 10.0.0.2", "e tcp 6003 to 10.0.0.2", "f tcp any to 10.0.0.2"),
+		"any under its protocols": mapstest.Config(t, "a any wan0:any to 10.0.0.1", "b tcp wan0:any to 10.0.0.2", "c tcp wan0:80 to 10.0.0.3",
+			"d icmp,gre wan0:any to 10.0.0.4", "e any any to 10.0.0.5", "f any 203.0.113.1:any to 10.0.0.6"),
+		"sctp to its own ports": mapstest.Config(t, "a sctp,tcp 80-90 to 10.0.0.1:80", "b sctp wan0:any to 10.0.0.2"),
+		"every ICMP setting": func() config.Config {
+			c := mapstest.Config(t)
+			c.ICMP = config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 1_000_000}
+			c.MSSClamp, c.Timeouts.TCPOpening, c.Timeouts.TCPClosing = []string{"wan1", "wan0"}, time.Second, 720*time.Hour
+			return c
+		}(),
+		"silence": func() config.Config {
+			c := mapstest.Config(t)
+			c.ICMP.Refuse, c.MSSClamp = []string{}, []string{}
+			return c
+		}(),
+		"one after the other": mapstest.Config(t, "a tcp 6000-6010 to 10.0.0.1", "b tcp 6011-6020 to 10.0.0.1"),
+		"hosts": func() config.Config {
+			c := mapstest.Config(t, "a tcp 80 to 10.0.0.1")
+			c.Forwards[0].Hosts = []string{"www.example.org"}
+			return c
+		}(),
+		"files of names": func() config.Config {
+			c := mapstest.Config(t)
+			c.DNS = []config.DNSFile{{Format: config.DNSHosts, Path: "/run/a b"}, {Format: config.DNSUnbound, Path: "/b", Reload: []string{"/bin/true", "a b", ""}}}
+			return c
+		}(),
+		"no metrics": func() config.Config { c := config.Default(); c.MetricsListen = ""; return c }(),
+	} {
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestValidateReportsEverything(t *testing.T) {
+	c := mapstest.Config(t, "a tcp 80 to 127.0.0.1", "a tcp 80 to 10.0.0.1", "b tcp nix:80 to 0.0.0.0")
+	c.Mode = ""
+	var fields []string
+	for _, p := range rule.Problems(c.Validate()) {
+		fields = append(fields, fmt.Sprintf("%d %s", p.Index, p.Field))
+	}
+	want := "-1 datapath.mode, 0 to, 1 name, 2 to, 2 external, 1 port"
+	if got := strings.Join(fields, ", "); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestValidateIsFastForManyForwards(t *testing.T) {
+	c := mapstest.ManyForwards(65535)
+	start := time.Now()
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range c.Forwards {
+		c.Forwards[i].Ports = rule.Ports{First: 80, Last: 80}
+	}
+	if problems := rule.Problems(c.Validate()); len(problems) != len(c.Forwards)-1 {
+		t.Errorf("%d problems", len(problems))
+	}
+	t.Log(time.Since(start))
+}
+
+func TestCheckAddresses(t *testing.T) {
+	ifs := []config.Interface{
+		{Name: "lan0", Role: config.RoleLAN, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24")}},
+		{Name: "wan0", Role: config.RoleWAN, Addresses: []netip.Prefix{netip.MustParsePrefix("203.0.113.9/31"), netip.MustParsePrefix("2001:db8::1/64")}},
+	}
+	for target, want := range map[string]string{
+		"192.168.1.1":   "192.168.1.1 is this router's own address on lan0",
+		"203.0.113.9":   "203.0.113.9 is this router's own address on wan0",
+		"192.168.1.0":   "192.168.1.0 is the network of lan0",
+		"192.168.1.255": "192.168.1.255 is the broadcast address of lan0",
+		"192.168.1.20":  "",
+		"203.0.113.8":   "",
+		"10.9.9.9":      "",
+	} {
+		err := mapstest.Config(t, "a tcp 80 to "+target).CheckAddresses(ifs)
+		switch {
+		case want == "" && err != nil:
+			t.Errorf("%s: %v", target, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%s: error %v lacks %q", target, err, want)
+		}
+	}
+}

@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package layout
+
+import (
+	"net/netip"
+
+	"hairpin/bpf"
+)
+
+const (
+	ExternalBits = 32
+	// ProtocolBits is the prefix length that leaves the port open: a 1:1 forward
+	// of one protocol. One of any protocol leaves that open too.
+	ProtocolBits = ExternalBits + 8 + 8
+	SourceBits   = 32
+	TargetBits   = 128
+	// originBits is the prefix length that leaves the port of a target open.
+	originBits = TargetBits + 8 + 8
+)
+
+// ForwardKey is the trie key of the ports that share the first `bits` bits of port.
+func ForwardKey(external uint32, protocol uint8, port uint16, bits int) bpf.HairpinForwardKey {
+	return bpf.HairpinForwardKey{
+		PrefixLength: ProtocolBits + uint32(bits),
+		External:     external,
+		Protocol:     protocol,
+		Port:         Be16(port),
+	}
+}
+
+// AnyKey is the trie key of every protocol.
+func AnyKey(external uint32) bpf.HairpinForwardKey {
+	return bpf.HairpinForwardKey{PrefixLength: ExternalBits, External: external}
+}
+
+// AllowKey is the trie key of a network of sources of a forward.
+func AllowKey(forward uint32, source netip.Prefix) bpf.HairpinAllowKey {
+	return bpf.HairpinAllowKey{
+		PrefixLength: SourceBits + mappedBits(source),
+		Forward:      forward,
+		Source:       ToAddr(source.Addr()),
+	}
+}
+
+// OriginKey is the trie key of the ports of a target that share the first `bits`
+// bits of port. wan is 1 for answers to the Internet, 0 for those to stand-ins.
+func OriginKey(target netip.Addr, protocol, wan uint8, port uint16, bits int) bpf.HairpinOriginKey {
+	return bpf.HairpinOriginKey{
+		PrefixLength: originBits + uint32(bits),
+		Target:       ToAddr(target),
+		Protocol:     protocol,
+		Wan:          wan,
+		Port:         Be16(port),
+	}
+}
+
+// AnyOriginKey is the trie key of every protocol of a target, for answers to
+// stand-ins. A lookup for the Internet may find it, too; its value says what it is.
+func AnyOriginKey(target netip.Addr) bpf.HairpinOriginKey {
+	return bpf.HairpinOriginKey{PrefixLength: TargetBits, Target: ToAddr(target)}
+}
+
+// StandInEntry is what the addresses of a network become.
+func StandInEntry(from, to netip.Prefix) (bpf.HairpinStandInKey, bpf.HairpinStandIn) {
+	return bpf.HairpinStandInKey{PrefixLength: mappedBits(from), Address: ToAddr(from.Addr())},
+		bpf.HairpinStandIn{Network: ToAddr(to.Addr()), Mask: MappedMask(to)}
+}

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package rule
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// ForwardSyntax is the grammar that ParseForward reads.
+const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [host NAME[,NAME]]"
+
+// ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is
+// one of ProtocolNames, or several with commas; the port "any" makes a 1:1
+// forward. Everything wrong is reported, as Problems; whether the forward fits
+// the others and the interfaces is Config.Validate's to say.
+func ParseForward(args []string) (Forward, error) {
+	if len(args) < 5 {
+		return Forward{}, fmt.Errorf("forward needs %s", ForwardSyntax)
+	}
+	p := forwardParser{Forward: Forward{Name: args[0]}}
+	p.check("name", p.checkName())
+	p.protocols(args[1])
+	p.external(args[2])
+	if args[3] != "to" {
+		p.check("", fmt.Errorf("%s where \"to\" was expected, after the port; the order is %s", Quote(args[3]), ForwardSyntax))
+	}
+	p.target(args[4])
+	p.options(args[5:])
+	if p.problems == nil {
+		p.check("to", checkFamilies(&p.Forward))
+		p.check("from", checkFrom(&p.Forward))
+		p.check("protocol", checkProtocols(p.Protocols))
+		p.check("port", checkPorts(&p.Forward))
+		p.check("to", checkSCTP(&p.Forward))
+	}
+	if err := errors.Join(p.problems...); err != nil {
+		return Forward{}, err
+	}
+	return p.Forward, nil
+}
+
+type forwardParser struct {
+	Forward
+	problems []error
+}
+
+func (p *forwardParser) check(field string, err error) bool {
+	if err != nil {
+		p.problems = append(p.problems, &Problem{Forward: p.Name, Field: field, Message: err.Error()})
+	}
+	return err == nil
+}
+
+func (p *forwardParser) protocols(text string) {
+	for name := range strings.SplitSeq(text, ",") {
+		protocol, err := ParseProtocol(name)
+		if err == nil && slices.Contains(p.Protocols, protocol) {
+			err = fmt.Errorf("%s is there twice", protocol)
+		}
+		if p.check("protocol", err) {
+			p.Protocols = append(p.Protocols, protocol)
+		}
+	}
+}
+
+func (p *forwardParser) external(text string) {
+	selector, ports := splitPorts(text)
+	if ports == "" && selector != "" {
+		if looksLikeAddress(selector) {
+			if !p.check("external", checkNoPort(selector)) {
+				return
+			}
+			addr, err := ParseAddress(selector)
+			if !p.check("external", err) {
+				return
+			}
+			selector = addr.String()
+			if addr.Is6() {
+				selector = "[" + selector + "]"
+			}
+			p.check("port", fmt.Errorf("%s has no port; write %s:443, or %s:%s for every port", Quote(text), selector, selector, anyPort))
+			return
+		}
+		selector, ports = "", selector
+	}
+	external, err := ParseExternal(selector)
+	p.check("external", err)
+	p.External = external
+	if ports == anyPort {
+		return
+	}
+	p.Ports, err = ParsePorts(ports)
+	p.check("port", err)
+}
+
+func (p *forwardParser) target(text string) {
+	p.check("to", p.SetTarget(text))
+}
+
+// SetTarget reads ADDR[:PORT[-PORT]] for a forward that has its ports already;
+// a range is as long as theirs.
+func (f *Forward) SetTarget(text string) error {
+	if err := checkNoPort(text); err != nil {
+		return err
+	}
+	addr, ports := splitPorts(text)
+	target, err := ParseAddress(addr)
+	if err != nil {
+		return err
+	}
+	f.Target = target
+	switch {
+	case ports != "":
+		return f.setTargetPorts(ports)
+	case addr != text:
+		return fmt.Errorf("%s ends where a port was expected", Quote(text))
+	}
+	return nil
+}
+
+func (f *Forward) setTargetPorts(text string) error {
+	ports, err := ParsePorts(text)
+	if err != nil {
+		return err
+	}
+	protocol, portless := f.portless()
+	switch {
+	case portless:
+		return fmt.Errorf("port %s at the target, but %s has no ports; leave it out", ports, protocol)
+	case f.Ports.Every():
+		return fmt.Errorf("port %s at the target, but the forward is for every port; leave one out or give both", ports)
+	case strings.Contains(text, "-") && ports.Len() != f.Ports.Len():
+		return fmt.Errorf("ports %s are %d, but the external ports %s are %d; give as many, or only the first",
+			ports, ports.Len(), f.Ports, f.Ports.Len())
+	}
+	f.TargetPort = ports.First
+	return nil
+}
+
+func (p *forwardParser) options(args []string) {
+	seen := map[string]bool{}
+	for len(args) > 0 {
+		option := args[0]
+		if !slices.Contains(ForwardOptions(), option) {
+			p.check("", fmt.Errorf("%s is not an option of a forward; %s", Quote(option), Suggest(option, ForwardOptions()...)))
+			return
+		}
+		if len(args) == 1 {
+			p.check("", fmt.Errorf("nothing after %q", option))
+			return
+		}
+		if seen[option] {
+			p.check("", fmt.Errorf("%q is there twice", option))
+		}
+		seen[option] = true
+		p.option(option, args[1])
+		args = args[2:]
+	}
+}
+
+// ForwardOptions are the words of ForwardSyntax that may follow the target.
+func ForwardOptions() []string { return []string{"from", "reflect", "host"} }
+
+func (p *forwardParser) option(option, value string) {
+	switch option {
+	case "reflect":
+		mode, err := ParseReflect(value)
+		p.check(option, err)
+		p.Reflect = mode
+	case "host":
+		for text := range strings.SplitSeq(value, ",") {
+			host, err := ParseHost(text)
+			if p.check(option, err) && !slices.Contains(p.Hosts, host) {
+				p.Hosts = append(p.Hosts, host)
+			}
+		}
+	case "from":
+		for text := range strings.SplitSeq(value, ",") {
+			prefix, err := ParsePrefix(text)
+			if p.check(option, err) && !slices.Contains(p.From, prefix) {
+				p.From = append(p.From, prefix)
+			}
+		}
+	}
+}
+
+// IPv6Rule tells when ParseForward and configuration files want brackets, for help texts.
+const IPv6Rule = `An IPv6 address is in brackets if a port follows, [fd00::1]:80, or if its last group
+could be taken for one, [fd00::1:80].`
+
+// checkNoPort refuses an IPv6 address without brackets that ends in a port, or in a group that could be one: a
+// decimal number behind what is an address without it. Eight groups without "::" are never in doubt, because
+// seven are no address. Nor is fd00::20, because the group stands behind "::".
+func checkNoPort(text string) error {
+	addr, ports, doubtful := cutPort(text)
+	if !doubtful {
+		return nil
+	}
+	if whole, err := netip.ParseAddr(text); err == nil {
+		return fmt.Errorf("%s is %s with port %s, or an address that ends so; write [%s]:%s or [%s]", Quote(text), addr, ports, addr, ports, whole)
+	}
+	return fmt.Errorf("%s is an IPv6 address with a port, which needs brackets; write [%s]:%s", Quote(text), addr, ports)
+}
+
+// cutPort takes text without brackets for an IPv6 address with a port, if it can be.
+func cutPort(text string) (netip.Addr, Ports, bool) {
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 || strings.HasSuffix(text[:i], ":") {
+		return netip.Addr{}, Ports{}, false
+	}
+	addr, err := netip.ParseAddr(text[:i])
+	if err != nil || !addr.Is6() {
+		return netip.Addr{}, Ports{}, false
+	}
+	ports, err := ParsePorts(text[i+1:])
+	return addr, ports, err == nil
+}
+
+// unmistakable is an address as checkNoPort lets it pass.
+func unmistakable(addr netip.Addr) string {
+	text := addr.String()
+	if _, _, doubtful := cutPort(text); doubtful {
+		return "[" + text + "]"
+	}
+	return text
+}
+
+// splitPorts cuts "ADDR:PORT" before its last colon. What has more colons has a
+// port only behind brackets: 2001:db8::1:443 is an address.
+func splitPorts(text string) (before, ports string) {
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 || strings.HasSuffix(text, "]") || strings.Contains(text[:i], ":") && text[0] != '[' {
+		return text, ""
+	}
+	return text[:i], text[i+1:]
+}
