@@ -101,7 +101,7 @@ static __always_inline __u32 conn_created(const struct conn *conn)
 	return conn->forward >> CONN_ID_BITS | conn->address >> CONN_ID_BITS << CONN_CREATED_BITS;
 }
 
-static __always_inline void conn_made_from(struct conn *conn, const struct stamp *forward, const struct stamp *address,
+static __always_inline void conn_made_from(struct conn *conn, const struct epoch_ref *forward, const struct epoch_ref *address,
 					   __u32 created)
 {
 	conn->forward = (forward->id & CONN_ID_MASK) | created << CONN_ID_BITS;

@@ -68,7 +68,7 @@ static __always_inline bool forward_allows(__u32 slot, const struct forward *for
 {
 	struct allow_key key = {
 		.prefix_length = ALLOW_KEY_BITS,
-		.forward = forward->stamp.id,
+		.forward = forward->epoch_ref.id,
 		.source = *source,
 	};
 	const __u8 *allowed;

@@ -139,17 +139,23 @@ type HairpinEndRequest struct {
 	Found  uint32
 }
 
+type HairpinEpochRef struct {
+	_     structs.HostLayout
+	Id    uint32
+	Epoch uint32
+}
+
 type HairpinExternal struct {
 	_       structs.HostLayout
 	Fixed   uint32
 	Group   uint32
-	Address HairpinStamp
+	Address HairpinEpochRef
 }
 
 type HairpinForward struct {
 	_          structs.HostLayout
 	Target     HairpinAddr
-	Stamp      HairpinStamp
+	EpochRef   HairpinEpochRef
 	Reflect    HairpinReflect
 	PortShift  uint16
 	Restricted uint8
@@ -456,12 +462,6 @@ type HairpinSourcePage struct {
 		HalfOpen         int32
 		Pad              uint32
 	}
-}
-
-type HairpinStamp struct {
-	_     structs.HostLayout
-	Id    uint32
-	Epoch uint32
 }
 
 type HairpinStandIn struct {

@@ -6,7 +6,7 @@
 #include "conn.h"
 #include "forward.h"
 
-/* Was the connection made by an intercept? An intercept has no external address, so the entry has the stamp of the intercept
+/* Was the connection made by an intercept? An intercept has no external address, so the entry has the epoch reference of the intercept
  * twice. */
 static __always_inline bool intercept_made(const struct conn *conn)
 {

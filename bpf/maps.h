@@ -162,7 +162,7 @@ struct {
 	__array(values, struct document_chunks);
 } documents SEC(".maps");
 
-/* Of forwards and external addresses, by stamp id; raised by the control plane to end connections. */
+/* Of forwards and external addresses, by id; raised by the control plane to end connections. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

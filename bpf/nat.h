@@ -718,7 +718,7 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 	const struct forward *forward = intercept_find(pkt);
 
 	if (forward && pkt->opens && !open_routers_own(ctx, work))
-		return nat_begun(work, open_connection(ctx, work, &forward->stamp, forward));
+		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward));
 	if (nat_may_answer(work))
 		return nat_rebuilt(work, open_rebuild(ctx, work));
 	return nat_verdict(work, REASON_NONE);

@@ -481,7 +481,7 @@ static __always_inline __u32 open_serial(void)
 }
 
 /* Fills open.conn for the answerer's direction. */
-static __always_inline void open_write(struct work *work, const struct interface *in, const struct stamp *address,
+static __always_inline void open_write(struct work *work, const struct interface *in, const struct epoch_ref *address,
 				       const struct forward *forward)
 {
 	struct opening *open = &work->open;
@@ -498,7 +498,7 @@ static __always_inline void open_write(struct work *work, const struct interface
 		conn->identity |= CONN_CHALLENGE;
 	if (in->role == ROLE_LOCAL)
 		conn->identity |= CONN_LOCAL;
-	conn_made_from(conn, &forward->stamp, address, pkt->second);
+	conn_made_from(conn, &forward->epoch_ref, address, pkt->second);
 	conn->seen = pkt->ms;
 	conn->ifindex = open->local ? LOOPBACK_IFINDEX : work->fib.ifindex;
 	if (!open->local && open_out_is_wan(work->fib.ifindex))
@@ -556,7 +556,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 }
 
 /* Makes the connection of open.key. NONE: it is in the table. A stack frame of its own. */
-static __noinline enum reason open_make(void *ctx, struct work *work, const struct stamp *address,
+static __noinline enum reason open_make(void *ctx, struct work *work, const struct epoch_ref *address,
 					const struct forward *forward)
 {
 	struct opening *open = &work->open;
@@ -577,8 +577,8 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	return open_insert(ctx, work, in);
 }
 
-/* Opens a connection by its client's packet; address is the stamp of the external address. */
-static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct stamp *address,
+/* Opens a connection by its client's packet; address is the epoch reference of the external address. */
+static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct epoch_ref *address,
 						   const struct forward *forward)
 {
 	work->open.key = work->pkt.tuple;

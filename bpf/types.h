@@ -172,7 +172,7 @@ struct settings {
 _Static_assert(sizeof(struct settings) == 80, "struct settings has implicit padding");
 
 /* What a connection was made from. Once epochs[id] differs from epoch the connection is over. */
-struct stamp {
+struct epoch_ref {
 	__u32 id;
 	__u32 epoch;
 };
@@ -181,7 +181,7 @@ struct stamp {
 struct external {
 	__u32 fixed;
 	__u32 group;
-	struct stamp address;
+	struct epoch_ref address;
 };
 _Static_assert(sizeof(struct external) == 16, "struct external has implicit padding");
 
@@ -197,7 +197,7 @@ _Static_assert(sizeof(struct forward_key) == 12, "struct forward_key has implici
 
 struct forward {
 	union addr target;
-	struct stamp stamp;
+	struct epoch_ref epoch_ref;
 	enum reflect reflect;
 	__u16 port_shift;	/* target port = external port + this, modulo 65536 */
 	__u8 restricted;	/* has a from list in allow */

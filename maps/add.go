@@ -42,12 +42,12 @@ func (t *Tables) Add(f Forward) (bool, error) {
 	if doc == nil || err != nil {
 		return false, err
 	}
-	added, stamps := doc.lastAdded()
-	text := encodeForwards(nil, added, stamps)
+	added, epochRefs := doc.lastAdded()
+	text := encodeForwards(nil, added, epochRefs)
 	if chunkCount(len(text)) > 1 {
 		return false, nil
 	}
-	id := doc.Stamps[len(doc.Stamps)-1].id
+	id := doc.EpochRefs[len(doc.EpochRefs)-1].id
 	for _, step := range []struct {
 		name string
 		do   func() error
@@ -98,7 +98,7 @@ func (t *Tables) extend(running *outline, f Forward) (*outline, error) {
 	}
 	doc := *running
 	doc.decoded, doc.roster = weak.Pointer[document]{}, nil
-	if err := doc.append([]Forward{f}, []stamp{{seen.freeID, epoch}}); err != nil {
+	if err := doc.append([]Forward{f}, []epochRef{{seen.freeID, epoch}}); err != nil {
 		return nil, err
 	}
 	spare, err := t.holds(&doc.document)
@@ -179,15 +179,15 @@ func (d *document) listensAt(f *Forward) []place {
 }
 
 // lastAdded is the last addition, as encodeForwards wants it.
-func (d *document) lastAdded() ([]Forward, []stamp) {
-	last := len(d.Stamps) - 1
-	return d.Config.Forwards[last:], d.Stamps[last:]
+func (d *document) lastAdded() ([]Forward, []epochRef) {
+	last := len(d.EpochRefs) - 1
+	return d.Config.Forwards[last:], d.EpochRefs[last:]
 }
 
 // addedProgram has the entries of the last addition alone.
 func (d *document) addedProgram() (*program, error) {
 	p := &program{doc: *d}
-	last := len(d.Stamps) - 1
+	last := len(d.EpochRefs) - 1
 	f := &d.Config.Forwards[last]
 	first, end := f.Ports.bounds()
 	tree := newPortTree()
@@ -233,9 +233,9 @@ func (d *document) readAdditions(chunks *ebpf.Map, generation uint32) error {
 		if err != nil {
 			return err
 		}
-		forwards, stamps, _, err := decodeForwards(text)
+		forwards, epochRefs, _, err := decodeForwards(text)
 		if err == nil {
-			err = d.append(forwards, stamps)
+			err = d.append(forwards, epochRefs)
 		}
 		if err != nil {
 			return err
@@ -245,11 +245,11 @@ func (d *document) readAdditions(chunks *ebpf.Map, generation uint32) error {
 }
 
 // append adds a forward to the document.
-func (d *document) append(forward []Forward, stamp []stamp) error {
+func (d *document) append(forward []Forward, epochRef []epochRef) error {
 	d.added++
 	d.Ended = nil // was done before
 	d.Config.Forwards = append(d.Config.Forwards, forward...)
-	d.Stamps = append(d.Stamps, stamp...)
+	d.EpochRefs = append(d.EpochRefs, epochRef...)
 	p, err := d.addedProgram()
 	if err != nil {
 		return err

@@ -60,7 +60,7 @@ func TestAdd(t *testing.T) {
 			t.Errorf("%s process reads %v (-want +got)\n%s", name, err, diff)
 		}
 	}
-	if again := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != before.Stamp {
+	if again := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != before.EpochRef {
 		t.Error("a forward that was there lost its connections")
 	}
 	for port := uint16(90); port < 96; port++ {
@@ -69,7 +69,7 @@ func TestAdd(t *testing.T) {
 		}
 	}
 	c, found, _ := tables.route(t, "203.0.113.1", UDP, 95)
-	if !found || c.Restricted != 1 || !tables.admits(t, c.Stamp.Id, "10.1.2.3") || tables.admits(t, c.Stamp.Id, "11.1.2.3") {
+	if !found || c.Restricted != 1 || !tables.admits(t, c.EpochRef.Id, "10.1.2.3") || tables.admits(t, c.EpochRef.Id, "11.1.2.3") {
 		t.Errorf("from list of %+v (found: %v)", c, found)
 	}
 	tables.wantRoute(t, "203.0.113.1", 96, "")
@@ -88,7 +88,7 @@ func TestAdd(t *testing.T) {
 		t.Errorf("change %+v", change)
 	}
 	tables.wantRoute(t, "203.0.113.7", 82, "")
-	if again := tables.wantRoute(t, "203.0.113.1", 90, "10.0.0.3:190"); again.Stamp != c.Stamp || !tables.admits(t, again.Stamp.Id, "10.1.2.3") {
+	if again := tables.wantRoute(t, "203.0.113.1", 90, "10.0.0.3:190"); again.EpochRef != c.EpochRef || !tables.admits(t, again.EpochRef.Id, "10.1.2.3") {
 		t.Errorf("%+v, was %+v", again, c)
 	}
 }
@@ -171,14 +171,14 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 				want = "10.0.0.9:92"
 			}
 			f := after.wantRoute(t, "203.0.113.1", 92, want)
-			if want != "" && (!after.admits(t, f.Stamp.Id, "10.1.1.1") || after.admits(t, f.Stamp.Id, "172.16.1.1")) {
+			if want != "" && (!after.admits(t, f.EpochRef.Id, "10.1.1.1") || after.admits(t, f.EpochRef.Id, "172.16.1.1")) {
 				t.Errorf("%s, step %d: not the from list of the addition", name, step)
 			}
 			if other, found, _ := after.route(t, "203.0.113.1", TCP, 99); found &&
-				(other.Stamp.Id == f.Stamp.Id || after.admits(t, other.Stamp.Id, "10.1.1.1") || !after.admits(t, other.Stamp.Id, "172.16.1.1")) {
+				(other.EpochRef.Id == f.EpochRef.Id || after.admits(t, other.EpochRef.Id, "10.1.1.1") || !after.admits(t, other.EpochRef.Id, "172.16.1.1")) {
 				t.Errorf("%s, step %d: not the from list of the other one", name, step)
 			}
-			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != keep.EpochRef {
 				t.Errorf("%s, step %d: a forward that was there lost its connections", name, step)
 			}
 			if doc, _, err := after.again().running(); err != nil || !slices.ContainsFunc(doc.Config.Forwards, func(f Forward) bool { return f.Name == "keep" }) {
@@ -220,8 +220,8 @@ func TestAdditionsFillTheirRoom(t *testing.T) {
 		tables.wantRoute(t, "203.0.113.1", port, fmt.Sprintf("10.0.0.1:%d", port))
 	}
 	doc, _, err := tables.again().running()
-	if err != nil || doc.Entries != 2*len(doc.Stamps) { // of two WAN interfaces
-		t.Errorf("%d entries of %d forwards, %v", doc.Entries, len(doc.Stamps), err)
+	if err != nil || doc.Entries != 2*len(doc.EpochRefs) { // of two WAN interfaces
+		t.Errorf("%d entries of %d forwards, %v", doc.Entries, len(doc.EpochRefs), err)
 	}
 }
 

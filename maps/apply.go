@@ -379,16 +379,16 @@ func (t *Tables) finish(o *outline) error {
 
 // leftover is what finish has to know of a document.
 type leftover struct {
-	document // with all stamps, but of the forwards the intercepts alone
+	document // with all epoch references, but of the forwards the intercepts alone
 	targets  map[bpf.HairpinAddr]bool
 }
 
 // leftover looks at the forwards one by one: the writer before may still hold as many.
 func (o *outline) leftover() (*leftover, error) {
 	left := &leftover{document: o.document, targets: map[bpf.HairpinAddr]bool{}}
-	left.Config.Forwards, left.Stamps = nil, nil
-	rest, err := o.eachWritten(func(f *Forward, s stamp) bool {
-		left.Stamps = append(left.Stamps, s)
+	left.Config.Forwards, left.EpochRefs = nil, nil
+	rest, err := o.eachWritten(func(f *Forward, s epochRef) bool {
+		left.EpochRefs = append(left.EpochRefs, s)
 		left.targets[toAddr(f.Target)] = true
 		if f.Intercept {
 			left.Config.Forwards = append(left.Config.Forwards, f.clone())
@@ -396,7 +396,7 @@ func (o *outline) leftover() (*leftover, error) {
 		return true
 	})
 	if err == nil {
-		left.Ended, err = decodeStamps(rest)
+		left.Ended, err = decodeEpochRefs(rest)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read running configuration: %w", err)
@@ -406,7 +406,7 @@ func (o *outline) leftover() (*leftover, error) {
 
 func (t *Tables) endForwards(doc *document) error {
 	for _, s := range doc.Ended {
-		if err := t.endStamp(s); err != nil {
+		if err := t.endConnections(s); err != nil {
 			return err
 		}
 	}
@@ -434,7 +434,7 @@ func (t *Tables) dropExternals(doc *document) error {
 		external.Fixed = 0
 		if external.Group != 0 {
 			err = t.objs.Externals.Put(addr, external)
-		} else if err = t.endStamp(stamp{external.Address.Id, external.Address.Epoch}); err == nil {
+		} else if err = t.endConnections(epochRef{external.Address.Id, external.Address.Epoch}); err == nil {
 			err = drop(t.objs.Externals, addr)
 		}
 		if err != nil {

@@ -49,13 +49,13 @@ func (t *Tables) route(tb testing.TB, addr string, protocol Protocol, port uint1
 		if id == 0 || trie.Lookup(forwardKey(id, protocol.number(at.Is6()), port, portBits), &f) != nil {
 			continue
 		}
-		lives = t.current(tb, f.Stamp) && t.current(tb, external.Address)
+		lives = t.current(tb, f.EpochRef) && t.current(tb, external.Address)
 		return f, true, lives
 	}
 	return f, false, false
 }
 
-func (t *Tables) current(tb testing.TB, s bpf.HairpinStamp) bool {
+func (t *Tables) current(tb testing.TB, s bpf.HairpinEpochRef) bool {
 	tb.Helper()
 	epoch, err := t.epoch(s.Id)
 	if err != nil {
@@ -158,7 +158,7 @@ func TestAnInvalidConfigurationChangesNothing(t *testing.T) {
 	}
 }
 
-func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
+func TestWhatDoesTheSameKeepsItsEpochAndCounters(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, configWith(t, "a tcp 80 to 10.0.0.1", "b tcp 81 to 10.0.0.1", "c tcp 82 to 10.0.0.1"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
@@ -173,13 +173,13 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	if got := fmt.Sprint(change.Added, change.Changed, change.Removed, change.Unchanged); got != "[d] [b] [c] 1" {
 		t.Errorf("change %s", got)
 	}
-	if a := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); a.Stamp != before[80].Stamp {
-		t.Errorf("stamp of a: %v, was %v", a.Stamp, before[80].Stamp)
+	if a := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); a.EpochRef != before[80].EpochRef {
+		t.Errorf("epoch reference of a: %v, was %v", a.EpochRef, before[80].EpochRef)
 	}
 	tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.9:81")
 	tables.wantRoute(t, "203.0.113.1", 82, "")
 	for _, port := range []uint16{81, 82} {
-		if tables.current(t, before[port].Stamp) {
+		if tables.current(t, before[port].EpochRef) {
 			t.Errorf("connections made by the old forward of port %d live on", port)
 		}
 	}
@@ -191,8 +191,8 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	mustApply(t, tables, configWith(t, "c tcp 82 to 10.0.0.1"))
 	c := tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82")
 	for port, f := range before {
-		if f.Stamp == c.Stamp {
-			t.Errorf("the stamp of port %d is used again", port)
+		if f.EpochRef == c.EpochRef {
+			t.Errorf("the epoch reference of port %d is used again", port)
 		}
 	}
 }
@@ -249,10 +249,10 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 			mustApply(t, tables, old)
 			mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
 			keep := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
-			ended := []bpf.HairpinStamp{
-				tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.1:81").Stamp,
-				tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82").Stamp,
-				tables.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83").Stamp,
+			ended := []bpf.HairpinEpochRef{
+				tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.1:81").EpochRef,
+				tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82").EpochRef,
+				tables.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83").EpochRef,
 			}
 			at, killed := 0, false
 			tables.step = func(_ string, do func() error) error {
@@ -287,7 +287,7 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 				after.wantRoute(t, "203.0.113.7", 83, "10.0.0.1:83")
 				after.wantRoute(t, "203.0.113.8", 84, "")
 			}
-			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != keep.EpochRef {
 				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
 			}
 
@@ -303,12 +303,12 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 			after.wantRoute(t, "203.0.113.1", 81, "10.0.0.2:81")
 			after.wantRoute(t, "203.0.113.8", 84, "10.0.0.1:84")
 			after.wantRoute(t, "203.0.113.9", 85, "")
-			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.Stamp != keep.Stamp {
+			if again := after.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80"); again.EpochRef != keep.EpochRef {
 				t.Errorf("%s, step %d: an unchanged forward lost its connections", name, step)
 			}
 			for _, s := range ended {
 				if after.current(t, s) {
-					t.Errorf("%s, step %d: connections of stamp %v live on", name, step, s)
+					t.Errorf("%s, step %d: connections of %v live on", name, step, s)
 				}
 			}
 			if externals, _ := readAll[bpf.HairpinAddr, bpf.HairpinExternal](after.objs.Externals); len(externals) != 2 {
@@ -343,11 +343,11 @@ func TestSetInterfacesFinishesForAKilledWriter(t *testing.T) {
 	if _, err := tables.Apply(configWith(t, "a tcp 80 to 10.0.0.2")); !errors.Is(err, ErrUnfinished) {
 		t.Errorf("error %v", err)
 	}
-	if !tables.current(t, old.Stamp) {
+	if !tables.current(t, old.EpochRef) {
 		t.Fatal("not killed in time")
 	}
 	mustSetInterfaces(t, tables.again(), link)
-	if tables.current(t, old.Stamp) {
+	if tables.current(t, old.EpochRef) {
 		t.Error("connections of the old target live on")
 	}
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
@@ -448,7 +448,7 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
 	tables.wantRoute(t, "203.0.113.7", 80, "")
 
-	address := func(addr string) bpf.HairpinStamp {
+	address := func(addr string) bpf.HairpinEpochRef {
 		var external bpf.HairpinExternal
 		if err := tables.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
 			t.Fatal(addr, err)
@@ -464,7 +464,7 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 	if tables.current(t, old) {
 		t.Error("connections of an address that went live on")
 	}
-	if !tables.current(t, other) || !tables.current(t, first.Stamp) {
+	if !tables.current(t, other) || !tables.current(t, first.EpochRef) {
 		t.Error("connections ended that have nothing to do with the address")
 	}
 

@@ -20,8 +20,8 @@ type codec struct {
 
 var errCutShort = errors.New("the forwards are cut short")
 
-// encodeForwards appends the form that decodeForwards reads. Every forward has a stamp.
-func encodeForwards(to []byte, forwards []Forward, stamps []stamp) []byte {
+// encodeForwards appends the form that decodeForwards reads. Every forward has an epoch reference.
+func encodeForwards(to []byte, forwards []Forward, epochRefs []epochRef) []byte {
 	room := 16
 	for i := range forwards {
 		room += 48 + len(forwards[i].Name) + len(forwards[i].Source)
@@ -32,23 +32,23 @@ func encodeForwards(to []byte, forwards []Forward, stamps []stamp) []byte {
 	for i := range forwards {
 		f := forwards[i]
 		c.forward(&f)
-		c.stamp(&stamps[i])
+		c.epochRef(&epochRefs[i])
 	}
 	return c.out
 }
 
 // decodeForwards returns what is behind them as well.
-func decodeForwards(text string) (forwards []Forward, stamps []stamp, rest string, err error) {
+func decodeForwards(text string) (forwards []Forward, epochRefs []epochRef, rest string, err error) {
 	c := codec{text: text}
 	count := c.count()
 	// With room for additions: they are not to copy all that was there.
 	forwards = make([]Forward, count, count+additionsRoom)
-	stamps = make([]stamp, count, count+additionsRoom)
+	epochRefs = make([]epochRef, count, count+additionsRoom)
 	for i := range forwards {
 		c.forward(&forwards[i])
-		c.stamp(&stamps[i])
+		c.epochRef(&epochRefs[i])
 	}
-	return forwards, stamps, c.text, c.err
+	return forwards, epochRefs, c.text, c.err
 }
 
 // countForwards is how many encodeForwards wrote.
@@ -60,15 +60,15 @@ func countForwards(text string) int {
 // eachForward calls visit for forwards as encodeForwards wrote them until it
 // returns false. It makes no memory of them: what visit is given, lists included,
 // is the next one's afterwards. It returns what is behind them as well, if it visits them all.
-func eachForward(text string, visit func(*Forward, stamp) bool) (rest string, err error) {
+func eachForward(text string, visit func(*Forward, epochRef) bool) (rest string, err error) {
 	c := codec{text: text}
 	var (
 		f Forward
-		s stamp
+		s epochRef
 	)
 	for range c.count() {
 		c.forward(&f)
-		c.stamp(&s)
+		c.epochRef(&s)
 		if c.err != nil || !visit(&f, s) {
 			break
 		}
@@ -83,18 +83,18 @@ func encodeString(text string) string {
 	return string(c.out)
 }
 
-// encodeStamps appends the form that decodeStamps reads.
-func encodeStamps(to []byte, stamps []stamp) []byte {
+// encodeEpochRefs appends the form that decodeEpochRefs reads.
+func encodeEpochRefs(to []byte, epochRefs []epochRef) []byte {
 	c := codec{out: slices.Grow(to, 16)}
-	items(&c, &stamps, (*codec).stamp)
+	items(&c, &epochRefs, (*codec).epochRef)
 	return c.out
 }
 
-func decodeStamps(text string) ([]stamp, error) {
+func decodeEpochRefs(text string) ([]epochRef, error) {
 	c := codec{text: text}
-	var stamps []stamp
-	items(&c, &stamps, (*codec).stamp)
-	return stamps, c.err
+	var epochRefs []epochRef
+	items(&c, &epochRefs, (*codec).epochRef)
+	return epochRefs, c.err
 }
 
 // forward has what most forwards do without only if its bit is set.
@@ -153,7 +153,7 @@ func list[T any](c *codec, there uint64, field *[]T, item func(*codec, *T)) {
 	}
 }
 
-func (c *codec) stamp(s *stamp) {
+func (c *codec) epochRef(s *epochRef) {
 	c.word(&s.id)
 	c.word(&s.epoch)
 }

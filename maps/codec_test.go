@@ -52,14 +52,14 @@ func fill(tb testing.TB, v reflect.Value, seed *int) {
 // TestEveryFieldOfAForwardIsWritten also finds a field that is new and forgotten.
 func TestEveryFieldOfAForwardIsWritten(t *testing.T) {
 	seed := 0
-	forwards, stamps := make([]Forward, 3), []stamp{{1, 2}, {1 << 20, 1<<32 - 1}, {}}
+	forwards, epochRefs := make([]Forward, 3), []epochRef{{1, 2}, {1 << 20, 1<<32 - 1}, {}}
 	for i := range 2 { // and one that is empty
 		fill(t, reflect.ValueOf(&forwards[i]).Elem(), &seed)
 	}
-	text := string(encodeForwards(nil, forwards, stamps))
-	got, gotStamps, rest, err := decodeForwards(text + "rest")
-	if err != nil || !reflect.DeepEqual(got, forwards) || !reflect.DeepEqual(gotStamps, stamps) || rest != "rest" {
-		t.Errorf("wrote %+v %v\nread %+v %v %q, %v", forwards, stamps, got, gotStamps, rest, err)
+	text := string(encodeForwards(nil, forwards, epochRefs))
+	got, gotRefs, rest, err := decodeForwards(text + "rest")
+	if err != nil || !reflect.DeepEqual(got, forwards) || !reflect.DeepEqual(gotRefs, epochRefs) || rest != "rest" {
+		t.Errorf("wrote %+v %v\nread %+v %v %q, %v", forwards, epochRefs, got, gotRefs, rest, err)
 	}
 	for length := range text {
 		if _, _, _, err := decodeForwards(text[:length]); !errors.Is(err, errCutShort) {
@@ -77,7 +77,7 @@ func TestAnyFieldOfAForwardIsWritten(t *testing.T) {
 		fill(t, reflect.ValueOf(f).Elem().Field(i), &seed)
 		forwards = append(forwards, *f)
 	}
-	got, _, _, err := decodeForwards(string(encodeForwards(nil, forwards, make([]stamp, len(forwards)))))
+	got, _, _, err := decodeForwards(string(encodeForwards(nil, forwards, make([]epochRef, len(forwards)))))
 	if err != nil || !reflect.DeepEqual(got, forwards) {
 		t.Errorf("wrote %+v\nread %+v, %v", forwards, got, err)
 	}
@@ -86,19 +86,19 @@ func TestAnyFieldOfAForwardIsWritten(t *testing.T) {
 // TestEachForwardShowsThemOneByOne: nothing of one is left in the next.
 func TestEachForwardShowsThemOneByOne(t *testing.T) {
 	seed := 0
-	forwards, stamps := make([]Forward, 5), []stamp{{1, 2}, {}, {3, 4}, {5, 6}, {7, 8}}
+	forwards, epochRefs := make([]Forward, 5), []epochRef{{1, 2}, {}, {3, 4}, {5, 6}, {7, 8}}
 	for _, i := range []int{0, 2, 4} { // between them empty ones
 		fill(t, reflect.ValueOf(&forwards[i]).Elem(), &seed)
 	}
 	forwards[2].From = forwards[2].From[:1]
-	text := string(encodeForwards(nil, forwards, stamps))
+	text := string(encodeForwards(nil, forwards, epochRefs))
 	if count := countForwards(text); count != len(forwards) {
 		t.Errorf("%d counted, want %d", count, len(forwards))
 	}
 	at := 0
-	_, err := eachForward(text, func(f *Forward, s stamp) bool {
-		if !cmp.Equal(*f, forwards[at], netipValues, cmpopts.EquateEmpty()) || s != stamps[at] {
-			t.Errorf("%d: read %+v %v, want %+v %v", at, *f, s, forwards[at], stamps[at])
+	_, err := eachForward(text, func(f *Forward, s epochRef) bool {
+		if !cmp.Equal(*f, forwards[at], netipValues, cmpopts.EquateEmpty()) || s != epochRefs[at] {
+			t.Errorf("%d: read %+v %v, want %+v %v", at, *f, s, forwards[at], epochRefs[at])
 		}
 		at++
 		return at < 4
@@ -107,7 +107,7 @@ func TestEachForwardShowsThemOneByOne(t *testing.T) {
 		t.Errorf("%d shown, want 4, %v", at, err)
 	}
 	for length := range text {
-		_, err := eachForward(text[:length], func(*Forward, stamp) bool { return true })
+		_, err := eachForward(text[:length], func(*Forward, epochRef) bool { return true })
 		if !errors.Is(err, errCutShort) {
 			t.Fatalf("%d of %d bytes read without an error (%v)", length, len(text), err)
 		}
@@ -115,13 +115,13 @@ func TestEachForwardShowsThemOneByOne(t *testing.T) {
 }
 
 func TestStampsAreWritten(t *testing.T) {
-	for _, stamps := range [][]stamp{nil, {{1, 2}}, {{1 << 20, 1<<32 - 1}, {}, {3, 4}}} {
-		text := string(encodeStamps(nil, stamps))
-		if got, err := decodeStamps(text); err != nil || !reflect.DeepEqual(got, stamps) {
-			t.Errorf("wrote %v, read %v, %v", stamps, got, err)
+	for _, epochRefs := range [][]epochRef{nil, {{1, 2}}, {{1 << 20, 1<<32 - 1}, {}, {3, 4}}} {
+		text := string(encodeEpochRefs(nil, epochRefs))
+		if got, err := decodeEpochRefs(text); err != nil || !reflect.DeepEqual(got, epochRefs) {
+			t.Errorf("wrote %v, read %v, %v", epochRefs, got, err)
 		}
 		for length := range text {
-			if _, err := decodeStamps(text[:length]); !errors.Is(err, errCutShort) {
+			if _, err := decodeEpochRefs(text[:length]); !errors.Is(err, errCutShort) {
 				t.Errorf("%d of %d bytes read without an error (%v)", length, len(text), err)
 			}
 		}
@@ -130,7 +130,7 @@ func TestStampsAreWritten(t *testing.T) {
 
 func BenchmarkDecodeForwards(b *testing.B) {
 	c := manyForwards(65000)
-	text := string(encodeForwards(nil, c.Forwards, make([]stamp, len(c.Forwards))))
+	text := string(encodeForwards(nil, c.Forwards, make([]epochRef, len(c.Forwards))))
 	b.ReportMetric(float64(len(text)), "bytes")
 	for b.Loop() {
 		if _, _, _, err := decodeForwards(text); err != nil {
@@ -141,9 +141,9 @@ func BenchmarkDecodeForwards(b *testing.B) {
 
 func BenchmarkEachForward(b *testing.B) {
 	c := manyForwards(65000)
-	text := string(encodeForwards(nil, c.Forwards, make([]stamp, len(c.Forwards))))
+	text := string(encodeForwards(nil, c.Forwards, make([]epochRef, len(c.Forwards))))
 	for b.Loop() {
-		if _, err := eachForward(text, func(*Forward, stamp) bool { return true }); err != nil {
+		if _, err := eachForward(text, func(*Forward, epochRef) bool { return true }); err != nil {
 			b.Fatal(err)
 		}
 	}

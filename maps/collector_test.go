@@ -121,8 +121,8 @@ func wantSamples(tb testing.TB, got []string, want ...string) {
 // counted is connected with the datapath's counts to match, but that two of the half-open ones are over.
 func counted(t testing.TB) (tables *Tables, web, ssh uint32) {
 	tables, _ = connected(t)
-	forward, _ := tables.stamps(t, "203.0.113.1", 443)
-	other, _ := tables.stamps(t, "203.0.113.1", 22)
+	forward, _ := tables.epochRefs(t, "203.0.113.1", 443)
+	other, _ := tables.epochRefs(t, "203.0.113.1", 22)
 	tables.putEvents(t, 30, 20, 2, 5, 9)
 	displaced := make([]uint64, ebpf.MustPossibleCPU())
 	displaced[len(displaced)-1] = 6
@@ -287,7 +287,7 @@ func TestForwardsHaveSeriesFromTheirFirstPacketOn(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	ssh, address := tables.stamps(t, "203.0.113.1", 22)
+	ssh, address := tables.epochRefs(t, "203.0.113.1", 22)
 	c := NewCollector(tables, CollectorOptions{})
 	if got := samples(t, c, "hairpin_forward"); len(got) > 0 {
 		t.Errorf("before any traffic: %q", got)
@@ -330,7 +330,7 @@ func TestSeriesOfAForwardThatChanged(t *testing.T) {
 	samples(t, c)
 	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30"))
 	mustApply(t, tables, configWith(t, "ssh tcp 22 to 192.168.1.30", "heir tcp 443 to 192.168.1.21"))
-	heir, _ := tables.stamps(t, "203.0.113.1", 443)
+	heir, _ := tables.epochRefs(t, "203.0.113.1", 443)
 	if heir.Id != web {
 		t.Fatalf("id %d, want %d again", heir.Id, web)
 	}

@@ -125,7 +125,7 @@ func sameSet[T comparable](a, b []T) bool {
 // program is a configuration as the datapath reads it.
 type program struct {
 	doc     document
-	fresh   []stamp // of forwards that are new or do something else now
+	fresh   []epochRef // of forwards that are new or do something else now
 	keys    []bpf.HairpinForwardKey
 	values  []bpf.HairpinForward
 	sources []bpf.HairpinAllowKey
@@ -146,7 +146,7 @@ type inventory struct {
 }
 
 // compile turns a valid configuration into table entries. A forward that does
-// the same as in the running document keeps its stamp, so its connections live.
+// the same as in the running document keeps its epoch reference, so its connections live.
 // Any other one gets an id that no forward has now: until the swap the old one
 // goes on under the old id, and whoever is killed on the way leaves no forward
 // whose connections are over before they began.
@@ -180,29 +180,29 @@ func compile(c Config, running *earlier, have inventory) (*program, error) {
 func (p *program) assignStamps(running *earlier, have inventory) error {
 	c := p.doc.Config
 	ids := &idPool{next: 1, last: have.forwardIDs, used: map[uint32]bool{}}
-	for _, s := range running.stamps {
+	for _, s := range running.epochRefs {
 		ids.used[s.id] = true
 	}
-	p.doc.Stamps = make([]stamp, len(c.Forwards))
+	p.doc.EpochRefs = make([]epochRef, len(c.Forwards))
 	kept := map[uint32]bool{}
 	for i := range c.Forwards {
 		if was := running.of[i]; was.behaves {
-			p.doc.Stamps[i] = was.stamp
-			kept[was.stamp.id] = true
+			p.doc.EpochRefs[i] = was.epochRef
+			kept[was.epochRef.id] = true
 			continue
 		}
 		id, err := ids.take()
 		if err != nil {
-			return fmt.Errorf("%d forwards run and %d more are new or changed: %w; apply the change in steps", len(running.stamps), len(p.fresh)+1, err)
+			return fmt.Errorf("%d forwards run and %d more are new or changed: %w; apply the change in steps", len(running.epochRefs), len(p.fresh)+1, err)
 		}
 		epoch, err := have.epoch(id)
 		if err != nil {
 			return err
 		}
-		p.doc.Stamps[i] = stamp{id, epoch}
-		p.fresh = append(p.fresh, p.doc.Stamps[i])
+		p.doc.EpochRefs[i] = epochRef{id, epoch}
+		p.fresh = append(p.fresh, p.doc.EpochRefs[i])
 	}
-	for _, s := range running.stamps {
+	for _, s := range running.epochRefs {
 		if !kept[s.id] {
 			p.doc.Ended = append(p.doc.Ended, s)
 		}
@@ -341,7 +341,7 @@ func (p *program) value(i int) (bpf.HairpinForward, error) {
 	}
 	value := bpf.HairpinForward{
 		Target:    toAddr(f.Target),
-		Stamp:     p.doc.Stamps[i].kernel(),
+		EpochRef:  p.doc.EpochRefs[i].kernel(),
 		Reflect:   mode,
 		PortShift: f.portShift(),
 	}

@@ -102,9 +102,9 @@ func testInventory() inventory {
 
 // before is a whole document as what ran before c.
 func (d *document) before(c Config) *earlier {
-	e, err := d.earlierThan(c, func(visit func(*Forward, stamp) bool) error {
+	e, err := d.earlierThan(c, func(visit func(*Forward, epochRef) bool) error {
 		for i := range d.Config.Forwards {
-			visit(&d.Config.Forwards[i], d.Stamps[i])
+			visit(&d.Config.Forwards[i], d.EpochRefs[i])
 		}
 		return nil
 	})
@@ -116,7 +116,7 @@ func (d *document) before(c Config) *earlier {
 
 // compare is the change from one configuration to another.
 func compare(from, to Config) Change {
-	d := document{Config: from, Stamps: make([]stamp, len(from.Forwards))}
+	d := document{Config: from, EpochRefs: make([]epochRef, len(from.Forwards))}
 	return d.before(to).change(to)
 }
 
@@ -142,7 +142,7 @@ func (p *program) find(at place, protocol Protocol, port uint16) string {
 			same = key.Protocol == protocol.number(at.is6()) && (be16(key.Port)^port)>>(16-bits) == 0
 		}
 		if same && key.External == p.doc.Externals[at] && key.External != 0 && key.PrefixLength > best {
-			best, name = key.PrefixLength, p.nameOf(p.values[i].Stamp.Id)
+			best, name = key.PrefixLength, p.nameOf(p.values[i].EpochRef.Id)
 		}
 	}
 	return name
@@ -150,7 +150,7 @@ func (p *program) find(at place, protocol Protocol, port uint16) string {
 
 // nameOf is the name of the forward with an id.
 func (p *program) nameOf(id uint32) string {
-	i := slices.IndexFunc(p.doc.Stamps, func(s stamp) bool { return s.id == id })
+	i := slices.IndexFunc(p.doc.EpochRefs, func(s epochRef) bool { return s.id == id })
 	return p.doc.Config.Forwards[i].Name
 }
 
@@ -294,7 +294,7 @@ func TestProtocolsShareTheForwardsID(t *testing.T) {
 	}
 	for _, value := range p.values {
 		want := bpf.HairpinForward{
-			Target: toAddr(netip.MustParseAddr("10.0.0.1")), Stamp: p.fresh[0].kernel(),
+			Target: toAddr(netip.MustParseAddr("10.0.0.1")), EpochRef: p.fresh[0].kernel(),
 			Reflect: bpf.HairpinReflectREFLECT_ROUTER, PortShift: 1000, Restricted: 1,
 		}
 		if value != want {
@@ -318,8 +318,8 @@ func TestStampsAndExternalIDsAreStable(t *testing.T) {
 	have.epoch = func(id uint32) (uint32, error) { return 100 + id, nil }
 	have.lastExternal = 7
 	first := mustCompile(t, configWith(t, "a tcp 1 to 10.0.0.1", "b tcp 203.0.113.5:2 to 10.0.0.1", "c tcp 3 to 10.0.0.1"), &document{}, have)
-	if want := []stamp{{1, 101}, {2, 102}, {3, 103}}; !slices.Equal(first.doc.Stamps, want) {
-		t.Fatalf("stamps %v, want %v", first.doc.Stamps, want)
+	if want := []epochRef{{1, 101}, {2, 102}, {3, 103}}; !slices.Equal(first.doc.EpochRefs, want) {
+		t.Fatalf("epoch references %v, want %v", first.doc.EpochRefs, want)
 	}
 	fixed := addressPlace(netip.MustParseAddr("203.0.113.5"))
 	if wan0, id := first.doc.Externals[interfacePlace("wan0", false)], first.doc.Externals[fixed]; wan0 != 8 || id != 12 {
@@ -328,10 +328,10 @@ func TestStampsAndExternalIDsAreStable(t *testing.T) {
 
 	// c goes, a is retargeted, b moves to the front, d comes.
 	second := mustCompile(t, configWith(t, "b tcp 203.0.113.5:2 to 10.0.0.1", "d tcp 4 to 10.0.0.1", "a tcp 1 to 10.0.0.2"), &first.doc, have)
-	if want := []stamp{{2, 102}, {4, 104}, {5, 105}}; !slices.Equal(second.doc.Stamps, want) {
-		t.Errorf("stamps %v, want %v: new forwards get ids that nothing runs under", second.doc.Stamps, want)
+	if want := []epochRef{{2, 102}, {4, 104}, {5, 105}}; !slices.Equal(second.doc.EpochRefs, want) {
+		t.Errorf("epoch references %v, want %v: new forwards get ids that nothing runs under", second.doc.EpochRefs, want)
 	}
-	if want := []stamp{{1, 101}, {3, 103}}; !slices.Equal(second.doc.Ended, want) {
+	if want := []epochRef{{1, 101}, {3, 103}}; !slices.Equal(second.doc.Ended, want) {
 		t.Errorf("ended %v, want %v", second.doc.Ended, want)
 	}
 	if second.doc.Externals[fixed] != first.doc.Externals[fixed] {
@@ -340,8 +340,8 @@ func TestStampsAndExternalIDsAreStable(t *testing.T) {
 
 	// What ended is free for the next.
 	third := mustCompile(t, configWith(t, "b tcp 203.0.113.5:2 to 10.0.0.1", "e tcp 5 to 10.0.0.1"), &second.doc, have)
-	if want := []stamp{{2, 102}, {1, 101}}; !slices.Equal(third.doc.Stamps, want) {
-		t.Errorf("stamps %v, want %v", third.doc.Stamps, want)
+	if want := []epochRef{{2, 102}, {1, 101}}; !slices.Equal(third.doc.EpochRefs, want) {
+		t.Errorf("epoch references %v, want %v", third.doc.EpochRefs, want)
 	}
 }
 

@@ -25,7 +25,7 @@ import (
 type flow struct {
 	protocol                         Protocol
 	client, external, source, target string
-	forward, address                 bpf.HairpinStamp
+	forward, address                 bpf.HairpinEpochRef
 	path                             bpf.HairpinConnPath
 	half                             bool
 	idle                             time.Duration
@@ -90,8 +90,8 @@ func (t *Tables) open(tb testing.TB, flows ...flow) {
 	}
 }
 
-// stamps reads what the datapath would stamp connections to an address with.
-func (t *Tables) stamps(tb testing.TB, addr string, port uint16) (forward, address bpf.HairpinStamp) {
+// epochRefs reads the epoch references that the datapath gives to connections to an address.
+func (t *Tables) epochRefs(tb testing.TB, addr string, port uint16) (forward, address bpf.HairpinEpochRef) {
 	tb.Helper()
 	f, found, lives := t.route(tb, addr, TCP, port)
 	if !found || !lives {
@@ -101,7 +101,7 @@ func (t *Tables) stamps(tb testing.TB, addr string, port uint16) (forward, addre
 	if err := t.objs.Externals.Lookup(toAddr(netip.MustParseAddr(addr)), &external); err != nil {
 		tb.Fatal(err)
 	}
-	return f.Stamp, external.Address
+	return f.EpochRef, external.Address
 }
 
 // connected has two forwards and one flow of every kind, live and not.
@@ -111,9 +111,9 @@ func connected(t testing.TB) (*Tables, []flow) {
 	c.Timeouts.TCPOpening = 10 * time.Second
 	mustApply(t, tables, c)
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
-	ssh, _ := tables.stamps(t, "203.0.113.1", 22)
-	old := bpf.HairpinStamp{Id: web.Id, Epoch: web.Epoch - 1}
+	web, address := tables.epochRefs(t, "203.0.113.1", 443)
+	ssh, _ := tables.epochRefs(t, "203.0.113.1", 22)
+	old := bpf.HairpinEpochRef{Id: web.Id, Epoch: web.Epoch - 1}
 	fin := func(e *Entry) { e.Flags |= bpf.HairpinConnFlagCONN_FIN }
 	in := func(state bpf.HairpinConnState) func(*flow) {
 		set := func(e *Entry) { e.State = state }
@@ -260,7 +260,7 @@ func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 	c.Timeouts.TCPOpening, c.Timeouts.UDP, c.Timeouts.ICMP = 5*time.Second, 10*time.Second, 15*time.Second
 	mustApply(t, tables, c)
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := tables.epochRefs(t, "203.0.113.1", 443)
 	patience := map[Protocol]time.Duration{
 		TCP: 5 * time.Second, UDP: 10 * time.Second, SCTP: 10 * time.Second, GRE: 10 * time.Second, ICMP: 15 * time.Second,
 	}
@@ -293,9 +293,9 @@ func TestConnectionsWithoutPorts(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20", "all any any to 192.168.1.20"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	_, address := tables.stamps(t, "203.0.113.1", 443)
+	_, address := tables.epochRefs(t, "203.0.113.1", 443)
 	all, _, _ := tables.route(t, "203.0.113.1", GRE, 0)
-	base := flow{external: "203.0.113.1:0", target: "192.168.1.20:0", forward: all.Stamp, address: address}
+	base := flow{external: "203.0.113.1:0", target: "192.168.1.20:0", forward: all.EpochRef, address: address}
 	ping, tunnel := base, base
 	ping.protocol, ping.client, ping.source = ICMP, "198.51.100.9:77", "198.51.100.9:78"
 	tunnel.protocol, tunnel.client, tunnel.source = GRE, "198.51.100.9:0", "198.51.100.9:0"
@@ -345,7 +345,7 @@ func TestEndConnections(t *testing.T) {
 	tables := New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinEnd: objs.End}})
 	mustApply(t, tables, configWith(t, "web tcp,udp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := tables.epochRefs(t, "203.0.113.1", 443)
 	for i := range 10 {
 		client := fmt.Sprintf("198.51.100.9:%d", 5000+i)
 		tables.open(t, flow{
@@ -373,7 +373,7 @@ func TestListingUnderChange(t *testing.T) {
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := tables.epochRefs(t, "203.0.113.1", 443)
 	client := func(path bpf.HairpinConnPath, n int) flow {
 		from := fmt.Sprintf("198.51.%d.9:%d", n>>8, 5000+n&0xff)
 		return flow{
@@ -436,7 +436,7 @@ func full(t *testing.T) *Tables {
 	tables := newTables(t, spec)
 	mustApply(t, tables, configWith(t, "web tcp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "203.0.113.1/24"))
-	web, address := tables.stamps(t, "203.0.113.1", 443)
+	web, address := tables.epochRefs(t, "203.0.113.1", 443)
 	keys, values := make([]bpf.HairpinTuple4, 0, 2*connections), make([]bpf.HairpinConn4, 0, 2*connections)
 	f := flow{
 		protocol: TCP, client: "10.0.0.0:5000", external: "203.0.113.1:443", source: "10.0.0.0:5000", target: "192.168.1.20:8443",

@@ -14,7 +14,7 @@ import (
 type earlier struct {
 	settings  Config           // without its forwards
 	externals map[place]uint32 // as in the document
-	stamps    []stamp          // of the forwards
+	epochRefs []epochRef       // of the forwards
 	targets   map[bpf.HairpinAddr]bool
 	removed   []string // names that the new configuration does not have
 	of        []former // by index of the new configuration's forwards
@@ -23,23 +23,23 @@ type earlier struct {
 
 // former is the forward that runs under the name of a new one.
 type former struct {
-	stamp     stamp
+	epochRef  epochRef
 	there     bool // there is one
 	behaves   bool // it does the same
 	unchanged bool // nor does it differ in anything else that a change tells
 }
 
 // earlierThan looks at the forwards of a document, which each visits until it is told to stop.
-func (d *document) earlierThan(c Config, each func(visit func(*Forward, stamp) bool) error) (*earlier, error) {
+func (d *document) earlierThan(c Config, each func(visit func(*Forward, epochRef) bool) error) (*earlier, error) {
 	e := &earlier{
 		settings: d.Config, externals: d.Externals, targets: map[bpf.HairpinAddr]bool{}, of: make([]former, len(c.Forwards)), same: true,
 	}
 	e.settings.Forwards = nil
 	index, at := byName(c.Forwards), 0
-	err := each(func(f *Forward, s stamp) bool {
+	err := each(func(f *Forward, s epochRef) bool {
 		e.same = e.same && at < len(c.Forwards) && sameWritten(f, &c.Forwards[at])
 		at++
-		e.stamps = append(e.stamps, s)
+		e.epochRefs = append(e.epochRefs, s)
 		e.targets[toAddr(f.Target)] = true
 		i, there := index[f.Name]
 		if !there {
@@ -48,7 +48,7 @@ func (d *document) earlierThan(c Config, each func(visit func(*Forward, stamp) b
 		}
 		g := c.Forwards[i]
 		behaves := sameBehaviour(e.settings, *f, c, g)
-		e.of[i] = former{stamp: s, there: true, behaves: behaves, unchanged: behaves && slices.Equal(f.Hosts, g.Hosts)}
+		e.of[i] = former{epochRef: s, there: true, behaves: behaves, unchanged: behaves && slices.Equal(f.Hosts, g.Hosts)}
 		return true
 	})
 	e.same = e.same && at == len(c.Forwards)
@@ -101,7 +101,7 @@ func (e *earlier) unchanged(c Config) bool {
 func (o *outline) earlier(c Config) (*earlier, error) {
 	each := o.each
 	if o.Schema == 0 {
-		each = func(func(*Forward, stamp) bool) error { return nil }
+		each = func(func(*Forward, epochRef) bool) error { return nil }
 	}
 	return o.document.earlierThan(c, each)
 }

@@ -30,7 +30,7 @@ func TestSameWrittenSeesEveryField(t *testing.T) {
 	// The second is read into the memory of the first, as all that run are.
 	forwards := []Forward{full, {Name: "b"}}
 	at := 0
-	_, err := eachForward(string(encodeForwards(nil, forwards, make([]stamp, 2))), func(f *Forward, _ stamp) bool {
+	_, err := eachForward(string(encodeForwards(nil, forwards, make([]epochRef, 2))), func(f *Forward, _ epochRef) bool {
 		if !sameWritten(f, &forwards[at]) {
 			t.Errorf("forward %d is %+v when it is read, was %+v", at, f, forwards[at])
 		}
@@ -47,7 +47,7 @@ func TestForwardsInAnotherOrderAreNotTheSame(t *testing.T) {
 	one := configWith(t, "a tcp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1")
 	other := configWith(t, "b tcp 2 to 10.0.0.1", "a tcp 1 to 10.0.0.1")
 	shorter := configWith(t, "a tcp 1 to 10.0.0.1")
-	running := document{Config: one, Stamps: make([]stamp, 2)}
+	running := document{Config: one, EpochRefs: make([]epochRef, 2)}
 	for name, test := range map[string]struct {
 		c    Config
 		want bool
@@ -56,7 +56,7 @@ func TestForwardsInAnotherOrderAreNotTheSame(t *testing.T) {
 			t.Errorf("%s: unchanged is %v", name, got)
 		}
 	}
-	longer := document{Config: shorter, Stamps: make([]stamp, 1)}
+	longer := document{Config: shorter, EpochRefs: make([]epochRef, 1)}
 	if longer.before(one).unchanged(one) {
 		t.Error("one more: unchanged")
 	}

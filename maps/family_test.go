@@ -279,8 +279,8 @@ func TestSetInterfacesFollowsBothFamilies(t *testing.T) {
 	tables.wantTargets(t, "10.0.0.1", "fd00::1", "fd00::2", "fd00::3")
 
 	// The prefix changes at night, as a provider's does.
-	_, old := tables.stamps(t, "2001:db8::1", 80)
-	_, kept := tables.stamps(t, "203.0.113.1", 80)
+	_, old := tables.epochRefs(t, "2001:db8::1", 80)
+	_, kept := tables.epochRefs(t, "203.0.113.1", 80)
 	mustSetInterfaces(t, tables.again(), wan("wan0", 2, "203.0.113.1/24", "2001:db8:5::1/64"), wan1)
 	tables.wantRoute(t, "2001:db8::1", 80, "")
 	tables.wantRoute(t, "2001:db8:5::1", 80, "[fd00::1]:80")
@@ -335,13 +335,13 @@ func TestConnectionsOfIPv6(t *testing.T) {
 	tables := newTables(t, smallSpec(t))
 	mustApply(t, tables, configWith(t, "web tcp 443 to [fd00::20]:8443", "ping icmp any to fd00::20", "web4 tcp 443 to 192.168.1.20"))
 	mustSetInterfaces(t, tables, wan("wan0", 2, "2001:db8::1/64", "203.0.113.1/24"))
-	web, address := tables.stamps(t, "2001:db8::1", 443)
+	web, address := tables.epochRefs(t, "2001:db8::1", 443)
 	ping, _, _ := tables.route(t, "2001:db8::1", ICMP, 0)
-	web4, address4 := tables.stamps(t, "203.0.113.1", 443)
+	web4, address4 := tables.epochRefs(t, "203.0.113.1", 443)
 	const icmp6 = Protocol(unix.IPPROTO_ICMPV6)
 	tables.open(t,
 		flow{protocol: TCP, client: "[2001:db8:9::9]:5000", external: "[2001:db8::1]:443", source: "[2001:db8:9::9]:5000", target: "[fd00::20]:8443", forward: web, address: address},
-		flow{protocol: icmp6, client: "[2001:db8:9::9]:77", external: "[2001:db8::1]:0", source: "[2001:db8:9::9]:77", target: "[fd00::20]:0", forward: ping.Stamp, address: address, half: true},
+		flow{protocol: icmp6, client: "[2001:db8:9::9]:77", external: "[2001:db8::1]:0", source: "[2001:db8:9::9]:77", target: "[fd00::20]:0", forward: ping.EpochRef, address: address, half: true},
 		flow{protocol: TCP, client: "198.51.100.9:5000", external: "203.0.113.1:443", source: "198.51.100.9:5000", target: "192.168.1.20:443", forward: web4, address: address4},
 	)
 	for selector, want := range map[string]string{

@@ -199,7 +199,7 @@ func (p *program) addSource(i int, prefix netip.Prefix, allowed bool) {
 	if allowed {
 		value = 1
 	}
-	p.sources = append(p.sources, allowKey(p.doc.Stamps[i].id, prefix))
+	p.sources = append(p.sources, allowKey(p.doc.EpochRefs[i].id, prefix))
 	p.allowed = append(p.allowed, value)
 }
 

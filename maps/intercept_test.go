@@ -354,7 +354,7 @@ func (t *Tables) intercepted(tb testing.TB, index uint32, v6 bool, protocol Prot
 		tb.Fatal(err)
 	}
 	var f bpf.HairpinForward
-	if inner(tb, t.objs.Forwards, generation&1).Lookup(forwardKey(id, uint8(protocol), port, portBits), &f) != nil || !t.current(tb, f.Stamp) {
+	if inner(tb, t.objs.Forwards, generation&1).Lookup(forwardKey(id, uint8(protocol), port, portBits), &f) != nil || !t.current(tb, f.EpochRef) {
 		return ""
 	}
 	return fromAddr(f.Target).String()

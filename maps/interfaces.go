@@ -243,7 +243,7 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err e
 		// Its connections end before anything else happens to the address.
 		if old.Group != 0 && want.Group == 0 || want == (bpf.HairpinExternal{}) {
 			ended = true
-			if err := t.endStamp(stamp{old.Address.Id, old.Address.Epoch}); err != nil {
+			if err := t.endConnections(epochRef{old.Address.Id, old.Address.Epoch}); err != nil {
 				return ended, err
 			}
 		}
@@ -263,7 +263,7 @@ func (t *Tables) setExternals(doc *document, ifs []Interface) (ended bool, err e
 
 func compareAddr(a, b bpf.HairpinAddr) int { return fromAddr(a).Compare(fromAddr(b)) }
 
-// wantedExternals leaves the stamps to putExternal.
+// wantedExternals leaves the epoch references to putExternal.
 func wantedExternals(doc *document, ifs []Interface) map[bpf.HairpinAddr]bpf.HairpinExternal {
 	wanted := map[bpf.HairpinAddr]bpf.HairpinExternal{}
 	for _, link := range ifs {
@@ -303,7 +303,7 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 	if err != nil {
 		return err
 	}
-	want.Address = bpf.HairpinStamp{Id: id, Epoch: epoch}
+	want.Address = bpf.HairpinEpochRef{Id: id, Epoch: epoch}
 	if want == old {
 		return nil
 	}

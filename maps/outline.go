@@ -14,7 +14,7 @@ import (
 // them it takes most of a command's time to make all of them, and few commands
 // need more than a look.
 type outline struct {
-	document                        // Config.Forwards and Stamps are those of additions alone
+	document                        // Config.Forwards and EpochRefs are those of additions alone
 	written  string                 // the forwards before them, and what ended
 	decoded  weak.Pointer[document] // all of it, while somebody uses it
 	roster   *roster                // nil until somebody asked for it
@@ -35,41 +35,41 @@ func (o *outline) unmarshal(text string) error {
 // decode makes the document.
 func (o *outline) decode() (*document, error) {
 	doc := o.document
-	forwards, stamps, rest, err := decodeForwards(o.written)
+	forwards, epochRefs, rest, err := decodeForwards(o.written)
 	if err != nil {
 		return nil, err
 	}
 	doc.Config.Forwards = append(forwards, o.Config.Forwards...)
-	doc.Stamps = append(stamps, o.Stamps...)
+	doc.EpochRefs = append(epochRefs, o.EpochRefs...)
 	if o.added == 0 { // else they were ended before
-		doc.Ended, err = decodeStamps(rest)
+		doc.Ended, err = decodeEpochRefs(rest)
 	}
 	return &doc, err
 }
 
 // count is how many forwards there are.
-func (o *outline) count() int { return countForwards(o.written) + len(o.Stamps) }
+func (o *outline) count() int { return countForwards(o.written) + len(o.EpochRefs) }
 
 // each calls visit for every forward until visit returns false. visit must not keep its
 // arguments: the next call reuses their memory.
-func (o *outline) each(visit func(*Forward, stamp) bool) error {
+func (o *outline) each(visit func(*Forward, epochRef) bool) error {
 	more := true
-	_, err := o.eachWritten(func(f *Forward, s stamp) bool {
+	_, err := o.eachWritten(func(f *Forward, s epochRef) bool {
 		more = visit(f, s)
 		return more
 	})
 	if err != nil {
 		return fmt.Errorf("read running configuration: %w", err)
 	}
-	for i := 0; more && i < len(o.Stamps); i++ {
-		more = visit(&o.Config.Forwards[i], o.Stamps[i])
+	for i := 0; more && i < len(o.EpochRefs); i++ {
+		more = visit(&o.Config.Forwards[i], o.EpochRefs[i])
 	}
 	return nil
 }
 
 // eachWritten is each, but leaves out forwards that were added later. If visit never returns false, eachWritten returns
 // the text that follows the forwards.
-func (o *outline) eachWritten(visit func(*Forward, stamp) bool) (rest string, err error) {
+func (o *outline) eachWritten(visit func(*Forward, epochRef) bool) (rest string, err error) {
 	return eachForward(o.written, visit)
 }
 
@@ -80,7 +80,7 @@ func (o *outline) find(name string) (found Forward, ok bool, err error) {
 	if !added && !strings.Contains(o.written, encodeString(name)) {
 		return Forward{}, false, nil
 	}
-	err = o.each(func(f *Forward, _ stamp) bool {
+	err = o.each(func(f *Forward, _ epochRef) bool {
 		if f.Name == name {
 			found, ok = *f, true
 		}
@@ -100,9 +100,9 @@ func (o *outline) survey(f *Forward) (survey, error) {
 	var s survey
 	used := make([]bool, o.count()+2)
 	used[0] = true // is no id
-	err := o.each(func(g *Forward, stamp stamp) bool {
-		if int(stamp.id) < len(used) {
-			used[stamp.id] = true
+	err := o.each(func(g *Forward, epochRef epochRef) bool {
+		if int(epochRef.id) < len(used) {
+			used[epochRef.id] = true
 		}
 		if g.relates(f) {
 			s.related = append(s.related, g.clone())
@@ -130,7 +130,7 @@ func (f *Forward) clone() Forward {
 	return c
 }
 
-// roster is the names and stamps of the forwards that run, by id. Those who count for forwards need no more of them.
+// roster is the names and epoch references of the forwards that run, by id. Those who count for forwards need no more of them.
 type roster struct {
 	names  []string // "": no forward has the id
 	epochs []uint32
@@ -140,7 +140,7 @@ type roster struct {
 func (o *outline) enlist() (*roster, error) {
 	r := new(roster)
 	last := uint32(0)
-	err := o.each(func(f *Forward, s stamp) bool {
+	err := o.each(func(f *Forward, s epochRef) bool {
 		last, r.v6 = max(last, s.id), r.v6 || f.Target.Is6()
 		return true
 	})
@@ -148,7 +148,7 @@ func (o *outline) enlist() (*roster, error) {
 		return nil, err
 	}
 	r.names, r.epochs = make([]string, last+1), make([]uint32, last+1)
-	err = o.each(func(f *Forward, s stamp) bool {
+	err = o.each(func(f *Forward, s epochRef) bool {
 		r.names[s.id], r.epochs[s.id] = f.Name, s.epoch
 		return true
 	})
@@ -163,7 +163,7 @@ func (r *roster) name(id uint32) string {
 	return r.names[id]
 }
 
-// has reports whether the forward of a name still has the stamp that it has in another roster.
+// has reports whether the forward of a name still has the epoch reference that it has in another roster.
 func (r *roster) has(id uint32, other *roster) bool {
 	return r == other || r.name(id) != "" && r.name(id) == other.name(id) && r.epochs[id] == other.epochs[id]
 }

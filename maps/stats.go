@@ -189,7 +189,7 @@ func (r *statsReader) each(wanted *roster, number uint32, visit func(name string
 	if err != nil {
 		return err
 	}
-	// An id may have changed hands since. Its counters are its own if it had the same stamp after they were read.
+	// An id may have changed hands since. Its counters are its own if it had the same epoch reference after they were read.
 	now, err := r.tables.roster()
 	if err != nil {
 		return err
@@ -213,7 +213,7 @@ func (t *Tables) dropStats(doc *document) error {
 		return err
 	}
 	seen := map[uint32]bool{}
-	for _, s := range doc.Stamps {
+	for _, s := range doc.EpochRefs {
 		seen[s.id/size] = true
 	}
 	var unused []uint32

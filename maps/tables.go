@@ -32,9 +32,9 @@ type document struct {
 	Schema     int              `json:"schema"`
 	Generation uint32           `json:"generation"` // with which it went live
 	Config     Config           `json:"config"`     // the forwards are written apart
-	Stamps     []stamp          `json:"-"`          // of Config.Forwards, in the same order
+	EpochRefs  []epochRef       `json:"-"`          // of Config.Forwards, in the same order
 	Externals  map[place]uint32 `json:"externals"`  // external ids: of WAN interfaces, one per family, and of fixed addresses
-	Ended      []stamp          `json:"-"`          // of forwards whose connections end with this document
+	Ended      []epochRef       `json:"-"`          // of forwards whose connections end with this document
 	Entries    int              `json:"entries"`    // of the forwards in their trie, at most
 	Sources    int              `json:"sources"`    // the same of from and except lists
 	Origins    int              `json:"origins"`    // the same of what leads back from targets
@@ -44,7 +44,7 @@ type document struct {
 }
 
 // marshal is the form that outline.unmarshal reads: a line of JSON, then the
-// forwards, then the stamps that ended, for there may be as many.
+// forwards, then the epoch references that ended, for there may be as many.
 func (d *document) marshal() ([]byte, error) {
 	head := *d
 	head.Config.Forwards = nil
@@ -52,14 +52,14 @@ func (d *document) marshal() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return encodeStamps(encodeForwards(append(text, '\n'), d.Config.Forwards, d.Stamps), d.Ended), nil
+	return encodeEpochRefs(encodeForwards(append(text, '\n'), d.Config.Forwards, d.EpochRefs), d.Ended), nil
 }
 
-// stamp is an id with the epoch that its connections carry.
-type stamp struct{ id, epoch uint32 }
+// epochRef is an id with the epoch that its connections carry.
+type epochRef struct{ id, epoch uint32 }
 
-func (s stamp) kernel() bpf.HairpinStamp {
-	return bpf.HairpinStamp{Id: s.id, Epoch: s.epoch}
+func (s epochRef) kernel() bpf.HairpinEpochRef {
+	return bpf.HairpinEpochRef{Id: s.id, Epoch: s.epoch}
 }
 
 // Tables is the typed view of a loaded datapath's maps. Its methods may be
@@ -111,7 +111,7 @@ func (t *Tables) EachForward(visit func(*Forward) bool) error {
 	if err != nil {
 		return err
 	}
-	return o.each(func(f *Forward, _ stamp) bool { return visit(f) })
+	return o.each(func(f *Forward, _ epochRef) bool { return visit(f) })
 }
 
 // HasIPv6 reports whether a forward of IPv6 runs. While what runs stays the same, to ask again costs one system call.
@@ -375,8 +375,8 @@ func (t *Tables) epoch(id uint32) (uint32, error) {
 	return epoch, nil
 }
 
-// endStamp ends the connections that carry s. It may be repeated.
-func (t *Tables) endStamp(s stamp) error {
+// endConnections ends the connections that carry s. It may be repeated.
+func (t *Tables) endConnections(s epochRef) error {
 	epoch, err := t.epoch(s.id)
 	if err != nil || epoch != s.epoch {
 		return err
