@@ -16,7 +16,7 @@ MUTATIONS ?= 50000000
 SEED ?= 1
 # How long stress runs.
 STRESS ?= 2m
-# What bench-run compares with: an object, a tree or a revision.
+# What bench-run compares with: an object, a tree or a revision. What fuzz compares with: an object.
 BASE ?=
 
 # 5.10, 6.1, 6.12, backports, newest; none named is all.
@@ -54,7 +54,8 @@ help:
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
 	@echo "make graph          the packages and what they import"
 	@echo "make generate       *_bpfel.* anew, with clang $(CLANG_VERSION)"
-	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N for others"
+	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N for others;"
+	@echo "                    BASE=object: through that object's programs as well, which have to answer alike"
 	@echo "sudo make stress    connections opened, closed and ended on two CPUs at once, for $(STRESS)"
 	@echo "make deps           what the above need and this machine lacks; each calls this itself. deps-kernels: for test-kernels"
 
@@ -84,7 +85,8 @@ floods: root deps
 	$(GO) test -count=1 -timeout 2h -run '^TestFloods$$' ./test/floods -args -rewrite; status=$$?; cat test/floods/FLOODS.md; exit $$status
 
 fuzz: root deps
-	$(GO) test -count=1 -v -timeout 0 -run '^TestMutations$$' ./test/program -args -executions=$(MUTATIONS) -seed=$(SEED)
+	$(GO) test -count=1 -v -timeout 0 -run '^$(if $(BASE),TestDifferential,TestMutations)$$' ./test/program -args -executions=$(MUTATIONS) -seed=$(SEED) \
+		$(if $(BASE),-base=$(abspath $(BASE)))
 
 stress: root deps
 	$(GO) test -count=1 -v -timeout 0 -run '^TestRaces$$' ./test/program -args -stress=$(STRESS)
