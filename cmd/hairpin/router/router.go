@@ -89,7 +89,7 @@ func CheckHere(cfg config.Config) error {
 	return nil
 }
 
-// Check refuses what only the machine can tell to be wrong with cfg. Its error has a *maps.Problem for each fault.
+// Check refuses what only the machine can tell to be wrong with cfg. Its error has a *rule.Problem for each fault.
 func (r *Router) Check(cfg config.Config) error {
 	links, err := r.listLinks()
 	if err != nil {
