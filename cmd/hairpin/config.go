@@ -175,7 +175,7 @@ func (a *app) printPlan(path string) (bool, error) {
 	}
 	a.notices(s.ResizeWarning(cfg))
 	if a.json {
-		return !change.Empty(), a.printJSON("diff", listed(change))
+		return !change.Empty(), a.printJSON("diff", withEmptyLists(change))
 	}
 	a.printChange(running, cfg, change)
 	return !change.Empty(), nil
@@ -200,13 +200,13 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 		return err
 	}
 	if a.json {
-		return a.printJSON("apply", listed(result.Change))
+		return a.printJSON("apply", withEmptyLists(result.Change))
 	}
 	return nil
 }
 
-// listed makes empty lists of absent ones: JSON tells null from [].
-func listed(change maps.Change) maps.Change {
+// withEmptyLists makes empty lists of absent ones: JSON tells null from [].
+func withEmptyLists(change maps.Change) maps.Change {
 	for _, list := range []*[]string{&change.Added, &change.Removed, &change.Changed, &change.Settings} {
 		if *list == nil {
 			*list = []string{}

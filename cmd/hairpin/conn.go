@@ -209,8 +209,8 @@ func seconds(n uint64) string {
 	return (time.Duration(n) * time.Second).String()
 }
 
-// useOf counts established connections against the limit: what opens or closes has places of its own.
-func useOf(s *router.Session) (connectionStatus, error) {
+// connectionUse counts established connections against the limit: what opens or closes has places of its own.
+func connectionUse(s *router.Session) (connectionStatus, error) {
 	count, err := s.Tables.CountConnections(maps.Selector{})
 	if err != nil {
 		return connectionStatus{}, err

@@ -172,7 +172,7 @@ func newDNSResult(names []dns.Name, warnings []dns.Warning) dnsResult {
 }
 
 func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []dns.Warning) error {
-	path, err := wholePath(path)
+	path, err := absolutePath(path)
 	if err != nil {
 		return err
 	}
@@ -193,9 +193,9 @@ func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []
 	return a.printJSON("dns", result)
 }
 
-// wholePath makes a path absolute. Symbolic links on the way to the working directory
+// absolutePath makes a path absolute. Symbolic links on the way to the working directory
 // are resolved, because the user did not type them.
-func wholePath(path string) (string, error) {
+func absolutePath(path string) (string, error) {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path), nil
 	}

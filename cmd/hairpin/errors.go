@@ -111,7 +111,7 @@ func (a *app) finish(err error) int {
 func (a *app) report(err error) {
 	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
 		if line = strings.TrimRight(line, "\r\n"); line != "" {
-			fmt.Fprintln(a.stderr, "hairpin: "+printable(shorten(line)))
+			fmt.Fprintln(a.stderr, "hairpin: "+printable(shortenLine(line)))
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
@@ -132,8 +132,8 @@ func (a *app) report(err error) {
 	}
 }
 
-// shorten cuts a line that would fill the terminal: an argument may be a megabyte long.
-func shorten(line string) string {
+// shortenLine cuts a line that would fill the terminal: an argument may be a megabyte long.
+func shortenLine(line string) string {
 	const limit = 2000
 	if len(line) <= limit {
 		return line

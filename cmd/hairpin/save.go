@@ -85,7 +85,7 @@ func unsaved(running, files maps.Config, change maps.Change, path string) ([]map
 	elsewhere := make(map[string]bool)
 	deleted, changed := set(change.Added), set(change.Changed)
 	for _, f := range files.Forwards {
-		if isFrom(f.Source, path) {
+		if isFromFile(f.Source, path) {
 			continue
 		}
 		elsewhere[f.Name] = true
@@ -114,8 +114,8 @@ func set(names []string) map[string]bool {
 	return members
 }
 
-// isFrom reports whether a source, FILE:LINE, is in the file at path.
-func isFrom(source, path string) bool {
+// isFromFile reports whether a source, FILE:LINE, is in the file at path.
+func isFromFile(source, path string) bool {
 	line, ok := strings.CutPrefix(source, path)
 	return ok && (line == "" || line[0] == ':')
 }

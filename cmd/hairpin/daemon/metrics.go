@@ -163,8 +163,8 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 	s := &metricsServer{
 		http: &http.Server{
 			Handler:           clients.answering(handler),
-			ConnContext:       clients.enter,
-			ConnState:         clients.follow,
+			ConnContext:       clients.admit,
+			ConnState:         clients.forget,
 			ReadHeaderTimeout: limits.header,
 			ReadTimeout:       limits.read,
 			WriteTimeout:      limits.write,

@@ -66,7 +66,7 @@ type Options struct {
 // Names lists the hosts of valid forwards in the order of the alphabet.
 func Names(forwards []maps.Forward, options Options) ([]Name, []Warning) {
 	c := collector{options: options, names: map[string]*Name{}, reach: map[netip.Addr]error{}}
-	elsewhere := elsewhere(forwards)
+	others := otherTargets(forwards)
 	for i := range forwards {
 		f := &forwards[i]
 		if len(f.Hosts) == 0 {
@@ -74,8 +74,8 @@ func Names(forwards []maps.Forward, options Options) ([]Name, []Warning) {
 		}
 		c.add(f)
 		c.warnPorts(f)
-		if other, ok := elsewhere[i]; ok {
-			c.warnElsewhere(f, &forwards[other])
+		if other, ok := others[i]; ok {
+			c.warnOtherTarget(f, &forwards[other])
 		}
 		c.warnFrom(f)
 		c.warnReach(f)
@@ -128,7 +128,7 @@ func (c *collector) warnPorts(f *maps.Forward) {
 		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
-func (c *collector) warnElsewhere(f, other *maps.Forward) {
+func (c *collector) warnOtherTarget(f, other *maps.Forward) {
 	ports := "port " + other.Ports.String()
 	if other.Ports.Every() {
 		ports = "a part of it"
@@ -176,9 +176,9 @@ type listening struct {
 	protocol maps.Protocol
 }
 
-// elsewhere finds for forwards with hosts another one that takes some of their
+// otherTargets finds for forwards with hosts another one that takes some of their
 // ports to another target.
-func elsewhere(forwards []maps.Forward) map[int]int {
+func otherTargets(forwards []maps.Forward) map[int]int {
 	groups := map[listening][]int{}
 	for i := range forwards {
 		f := &forwards[i]
@@ -197,14 +197,14 @@ func elsewhere(forwards []maps.Forward) map[int]int {
 		}
 		// Any protocol is every port of this one, too.
 		at.protocol = maps.Any
-		nested(forwards, slices.Concat(groups[at], group), found)
+		addNested(forwards, slices.Concat(groups[at], group), found)
 	}
 	return found
 }
 
-// nested adds the forwards of a group that lie within another one's ports. With
+// addNested adds the forwards of a group that lie within another one's ports. With
 // the ranges sorted by start, larger ones first, those around one form a stack.
-func nested(forwards []maps.Forward, group []int, found map[int]int) {
+func addNested(forwards []maps.Forward, group []int, found map[int]int) {
 	slices.SortStableFunc(group, func(a, b int) int {
 		af, al := bounds(forwards[a].Ports)
 		bf, bl := bounds(forwards[b].Ports)

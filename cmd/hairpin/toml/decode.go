@@ -53,7 +53,7 @@ func parse(sources []source) (maps.Config, error) {
 		r.read(sources)
 	}
 	if len(r.problems) > 0 {
-		return maps.Config{}, joined(r.problems, sources)
+		return maps.Config{}, joinSorted(r.problems, sources)
 	}
 	r.config.Digest = digest(sources)
 	return r.config, nil
@@ -114,7 +114,7 @@ func (r *reader) table(doc *document, t *table, index int, prefix string, known 
 		}
 		at := position{doc, e.value.offset}
 		r.remember(about, at, e.value)
-		for _, err := range apart(read(at, e.value)) {
+		for _, err := range splitJoined(read(at, e.value)) {
 			at := at
 			var item itemError
 			if errors.As(err, &item) {
@@ -142,8 +142,8 @@ type itemError struct {
 	error
 }
 
-// apart lists the errors that err joins.
-func apart(err error) []error {
+// splitJoined lists the errors that err joins.
+func splitJoined(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
 	}

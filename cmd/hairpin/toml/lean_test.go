@@ -40,7 +40,7 @@ func TestLeanReadingReadsTheSame(t *testing.T) {
 		whole := newReader(false)
 		whole.read(sources)
 		got, err := parse(sources)
-		if (err != nil) != (len(whole.problems) > 0) || err != nil && err.Error() != joined(whole.problems, sources).Error() {
+		if (err != nil) != (len(whole.problems) > 0) || err != nil && err.Error() != joinSorted(whole.problems, sources).Error() {
 			t.Errorf("%s: %v, want %v", name, err, whole.problems)
 		}
 		if err != nil {
