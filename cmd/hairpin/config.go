@@ -215,7 +215,7 @@ func withEmptyLists(change maps.Change) maps.Change {
 	return change
 }
 
-// printChange prints a change as lines of -, what runs, and +, what would.
+// printChange prints a change as lines: - before what runs, + before what would run.
 func (a *app) printChange(running, file maps.Config, change maps.Change) {
 	for _, key := range change.Settings {
 		fmt.Fprintf(a.out, "- %s = %s\n+ %s = %s\n", key, settingText(running, key), key, settingText(file, key))

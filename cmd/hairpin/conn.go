@@ -209,7 +209,7 @@ func seconds(n uint64) string {
 	return (time.Duration(n) * time.Second).String()
 }
 
-// connectionUse counts established connections against the limit: what opens or closes has places of its own.
+// connectionUse counts established connections against the limit. Half-open and closing ones have places of their own.
 func connectionUse(s *router.Session) (connectionStatus, error) {
 	count, err := s.Tables.CountConnections(maps.Selector{})
 	if err != nil {

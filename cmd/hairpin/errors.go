@@ -30,7 +30,7 @@ const (
 )
 
 var (
-	// errDiffers makes the exit code of diff, which has printed the difference already.
+	// errDiffers is for the exit code of diff, which has printed the difference already.
 	errDiffers   = errors.New("configuration and running state differ")
 	errNoCommand = errors.New("no command given")
 )

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serverLimits bound what a client of the metrics server can cost.
+// serverLimits bound the time and memory that clients of the metrics server can use.
 type serverLimits struct {
 	header      time.Duration // to send the request line and header
 	read        time.Duration // to send the whole request

@@ -16,14 +16,14 @@ import (
 	"hairpin/maps"
 )
 
-// Name is a host with what inside clients are to be told.
+// Name is a host with the answers for inside clients.
 type Name struct {
 	Host      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"` // IPv4 before IPv6, one of each at most
 	Forwards  []string     `json:"forwards"`  // that have the host, in their order
 }
 
-// Warning is why inside clients may not get by a name what outside ones get.
+// Warning says why a name may not lead inside clients to the service that outside clients get.
 type Warning struct {
 	Forward string // its name
 	Source  string // where it was written, "" if that is not known
@@ -54,10 +54,9 @@ func Lines(warnings []Warning) []string {
 	return lines
 }
 
-// Options say what names are for.
+// Options say which names are wanted.
 type Options struct {
-	// Format leaves out, with a warning, what a file of that format cannot have;
-	// "" leaves out nothing.
+	// Format leaves out, with a warning, hosts that a file of that format cannot have; "" leaves out nothing.
 	Format maps.DNSFormat
 	// Reach says why inside clients do not reach an address; nil asks nobody.
 	Reach func(netip.Addr) error
@@ -137,7 +136,7 @@ func (c *collector) warnOtherTarget(f, other *maps.Forward) {
 		ports, other.Target, maps.Quote(other.Name), f.Target, hostsOf(f))
 }
 
-// warnFrom: who goes to the target directly passes by the forward's list. All
+// warnFrom: clients that go to the target directly bypass the from list of the forward. All
 // that is known of the LANs here is that the target is in one of them.
 func (c *collector) warnFrom(f *maps.Forward) {
 	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {

@@ -385,7 +385,7 @@ func (r *reader) readRule(doc *document, t *table, known fields, required ...str
 	}
 	about := place{index, "to"}
 	if r.broken[place{index, "port"}] && strings.Count(target, ":") == 1 {
-		// Its ports have nothing to be compared with; its address still counts.
+		// The port could not be read, so the target's ports cannot be compared with it. The address is still checked.
 		target, _, _ = strings.Cut(target, ":")
 	}
 	if t.get(about.field) != nil && !r.broken[about] {
@@ -395,8 +395,7 @@ func (r *reader) readRule(doc *document, t *table, known fields, required ...str
 	}
 }
 
-// validate adds what is wrong with values that could be read. Those that could
-// not are left out of it.
+// validate adds the problems of values that could be read. Values that could not be read have one already.
 func (r *reader) validate() {
 	if r.lean {
 		r.wrong = r.wrong || r.config.Validate() != nil
@@ -407,7 +406,7 @@ func (r *reader) validate() {
 	unread := map[int]bool{}
 	for about := range r.broken {
 		if about.index >= 0 {
-			// Without protocols it is in nobody's way.
+			// A forward without protocols conflicts with no other.
 			checked.Forwards[about.index].Protocols = nil
 			unread[about.index] = true
 		}

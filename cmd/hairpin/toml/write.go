@@ -16,7 +16,7 @@ import (
 	"hairpin/maps"
 )
 
-// header tells whoever opens a written file what it is.
+// header is for the reader of a written file.
 const header = "# Written by `hairpin save`, which replaces it as a whole.\n\n"
 
 // fileForwards is the content of a file in DropInDir.
