@@ -159,8 +159,8 @@ ends has 128 plus the number of the signal, as a shell shows it.`,
 	flags := root.PersistentFlags()
 	flags.SortFlags = false
 	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`; - is standard input")
-	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` of the pinned maps and programs")
-	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another command that changes something")
+	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` that holds the pinned maps and programs")
+	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "`TIME` to wait while another command changes something")
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "errors only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more messages, and the whole log of the verifier")

@@ -137,9 +137,10 @@ func printFlags(out io.Writer, title string, flags *pflag.FlagSet) {
 		if flag.Shorthand != "" {
 			name = "-" + flag.Shorthand + ", --" + flag.Name
 		}
-		if flag.Value.Type() == "bool" {
+		switch {
+		case flag.Value.Type() == "bool":
 			value = ""
-		} else {
+		case flag.DefValue != "":
 			usage += " (" + flag.DefValue + ")"
 		}
 		fmt.Fprintf(out, "  %-20s %s\n", name+" "+value, usage)
