@@ -394,10 +394,11 @@ func (d *daemon) warnNotices(cfg maps.Config) {
 
 // warnForwarding warns if the kernel does not forward packets. Each warning is logged once, until it is over.
 func (d *daemon) warnForwarding(ports []router.Port) {
-	now, err := d.router.NotForwarding(ports)
+	ipv6, err := d.router.HasIPv6()
 	if err != nil {
 		return // whoever follows the network reports that
 	}
+	now := d.router.NotForwarding(ipv6, ports)
 	for _, text := range now {
 		if !slices.Contains(d.warned, text) {
 			d.log.Warn(text)
