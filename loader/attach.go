@@ -199,7 +199,7 @@ func (h *hook) replace(programs *bpf.HairpinPrograms) error {
 // remove detaches the program, wherever its interface is now, and forgets it.
 func (h *hook) remove() error {
 	if h.kind == kindTags {
-		return giveTagsBack(h.ifindex, h.path)
+		return restoreTagOffloads(h.ifindex, h.path)
 	}
 	if h.isFilter() {
 		return removeFilter(h.ifindex, sideOf(h.kind), h.path)
@@ -270,7 +270,7 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 	}
 	a.TagsKept = d.tagsKept(a.Index)
 	// What is not wanted any more last: until here there was a way back.
-	for _, kind := range unwanted(tc, want.Guard) {
+	for _, kind := range unwantedHooks(tc, want.Guard) {
 		if err := d.removeHook(kind, dev.Attrs().Index); err != nil {
 			return Attachment{}, err
 		}
@@ -329,15 +329,15 @@ func (d *Datapath) target(ifname string, want Hooks) (netlink.Link, Mode, error)
 	if err != nil {
 		return nil, "", err
 	}
-	if bare(dev) || loopback(dev) {
+	if hasNoLinkHeader(dev) || loopback(dev) {
 		return dev, ModeTC, nil
 	}
 	return dev, want.Mode, nil
 }
 
-// unwanted are the kinds of hooks of TC that an interface does not have besides those it has, in the
+// unwantedHooks are the kinds of hooks of TC that an interface does not have besides those it has, in the
 // order to detach.
-func unwanted(tc string, guard bool) (list []string) {
+func unwantedHooks(tc string, guard bool) (list []string) {
 	for _, side := range []*side{egress, ingress} {
 		if tc == TCX || side == egress && !guard {
 			list = append(list, side.filterKind)
@@ -387,7 +387,7 @@ func findDevice(ifname string) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look interface up: %w", err)
 	}
-	if kind := dev.Attrs().EncapType; kind != "ether" && !bare(dev) && !loopback(dev) {
+	if kind := dev.Attrs().EncapType; kind != "ether" && !hasNoLinkHeader(dev) && !loopback(dev) {
 		return nil, fmt.Errorf("%w %s: packets are Ethernet frames, or bare as on ppp, wireguard and tun; name another interface",
 			ErrLinkType, kind)
 	}
@@ -397,9 +397,9 @@ func findDevice(ifname string) (netlink.Link, error) {
 // loopback reports whether the device is the one that brings the router its own packets.
 func loopback(dev netlink.Link) bool { return dev.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 }
 
-// bare reports whether the device carries packets without a link-layer header: ARPHRD_NONE, as of
+// hasNoLinkHeader reports whether the device carries packets without a link-layer header: ARPHRD_NONE, as of
 // WireGuard and tun, and ARPHRD_PPP, whose header the driver keeps to itself.
-func bare(dev netlink.Link) bool {
+func hasNoLinkHeader(dev netlink.Link) bool {
 	kind := dev.Attrs().EncapType
 	return kind == "none" || kind == "ppp"
 }

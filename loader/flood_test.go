@@ -52,13 +52,13 @@ func TestFollowIsBounded(t *testing.T) {
 // Links and addresses are told of at once, however short ago something else was, but not without end.
 func TestLinksDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f, events := newFollower(), make(chan Event)
-		go f.deliver(t.Context(), events)
+		q, events := newEventQueue(), make(chan Event)
+		go q.deliver(t.Context(), events)
 		waits := func(what string, e Event, want time.Duration) {
 			t.Helper()
 			synctest.Wait()
 			start := time.Now()
-			f.hear(e)
+			q.addReported(e)
 			if got := <-events; got != e {
 				t.Errorf("%s: told %+v, want %+v", what, got, e)
 			}
@@ -96,12 +96,12 @@ func TestFollowSurvivesAnOverrun(t *testing.T) {
 			s.Close()
 		}
 	}()
-	f := newFollower()
-	go f.read(within(t, time.Minute), sources[0])
-	f.awaits(t, everything)
-	f.take()
+	q := newEventQueue()
+	go q.read(within(t, time.Minute), sources[0])
+	q.awaits(t, everything)
+	q.take()
 	lab.Cable(r.Host, "c", r.Host, "d")
-	f.awaits(t, everything)
+	q.awaits(t, everything)
 }
 
 // addRules makes rules, because an interface would have something to tell on its own.
@@ -116,14 +116,14 @@ func addRules(count int) error {
 	return nil
 }
 
-// awaits gathers until all that is wanted was told.
-func (f *follower) awaits(t *testing.T, want Event) {
+// awaits gathers until all that is wanted was reported.
+func (q *eventQueue) awaits(t *testing.T, want Event) {
 	t.Helper()
 	var got Event
 	for deadline := time.After(10 * time.Second); got != want; {
 		select {
-		case <-f.wake:
-			got = got.merge(f.take())
+		case <-q.wake:
+			got = got.merge(q.take())
 		case <-deadline:
 			t.Fatalf("told %+v, want %+v", got, want)
 		}

@@ -106,67 +106,67 @@ func subscribeNetdev() (*nl.NetlinkSocket, error) {
 	return nil, nil
 }
 
-// follower gathers what the sockets tell until somebody takes it.
-type follower struct {
+// eventQueue gathers what the sockets report until somebody takes it.
+type eventQueue struct {
 	mutex   sync.Mutex
 	pending Event
 	wake    chan struct{} // holds one: there is something pending
 	urgent  chan struct{} // holds one: it cannot wait
 }
 
-func newFollower() *follower {
-	return &follower{wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
+func newEventQueue() *eventQueue {
+	return &eventQueue{wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
 }
 
 // add notes what may have changed.
-func (f *follower) add(e Event) { f.note(e, false) }
+func (q *eventQueue) add(e Event) { q.merge(e, false) }
 
-// hear adds what the kernel told. Links and addresses are urgent; what the kernel had no room for is
-// not, there will be more of it.
-func (f *follower) hear(e Event) { f.note(e, e.Links) }
+// addReported adds what the kernel reported. Links and addresses are urgent. Events that the kernel had no room for are
+// not urgent: there will be more of them.
+func (q *eventQueue) addReported(e Event) { q.merge(e, e.Links) }
 
-func (f *follower) note(e Event, urgent bool) {
+func (q *eventQueue) merge(e Event, urgent bool) {
 	if e == (Event{}) {
 		return
 	}
-	f.mutex.Lock()
-	defer f.mutex.Unlock()
-	f.pending = f.pending.merge(e)
+	q.mutex.Lock()
+	defer q.mutex.Unlock()
+	q.pending = q.pending.merge(e)
 	if urgent {
-		raise(f.urgent)
+		signalOnce(q.urgent)
 	}
-	raise(f.wake)
+	signalOnce(q.wake)
 }
 
-func raise(flag chan struct{}) {
+func signalOnce(flag chan struct{}) {
 	select {
 	case flag <- struct{}{}:
 	default:
 	}
 }
 
-func (f *follower) take() Event {
-	f.mutex.Lock()
-	defer f.mutex.Unlock()
-	e := f.pending
-	f.pending = Event{}
+func (q *eventQueue) take() Event {
+	q.mutex.Lock()
+	defer q.mutex.Unlock()
+	e := q.pending
+	q.pending = Event{}
 	select {
-	case <-f.urgent:
+	case <-q.urgent:
 	default:
 	}
 	return e
 }
 
 func follow(ctx context.Context, sources []source) <-chan Event {
-	f := newFollower()
-	f.add(everything)
+	q := newEventQueue()
+	q.add(everything)
 	events := make(chan Event)
 	var readers sync.WaitGroup
 	for _, from := range sources {
-		readers.Go(func() { f.read(ctx, from) })
+		readers.Go(func() { q.read(ctx, from) })
 	}
 	go func() {
-		f.deliver(ctx, events)
+		q.deliver(ctx, events)
 		for _, from := range sources {
 			from.Close()
 		}
@@ -177,25 +177,25 @@ func follow(ctx context.Context, sources []source) <-chan Event {
 }
 
 // deliver hands events on until ctx ends.
-func (f *follower) deliver(ctx context.Context, events chan<- Event) {
-	var paid time.Time // until when the urgent ones have used up what may come
+func (q *eventQueue) deliver(ctx context.Context, events chan<- Event) {
+	var spentUntil time.Time // until then, urgent events have used up their burst
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-f.wake:
+		case <-q.wake:
 		}
-		event := f.take()
+		event := q.take()
 		if event == (Event{}) {
-			continue // told already, with the one before
+			continue // went out with the event before
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case events <- event:
 		}
-		urgent := f.urgent
-		if time.Until(paid) > (followBurst-1)*followInterval {
+		urgent := q.urgent
+		if time.Until(spentUntil) > (followBurst-1)*followInterval {
 			urgent = nil
 		}
 		select {
@@ -203,7 +203,7 @@ func (f *follower) deliver(ctx context.Context, events chan<- Event) {
 			return
 		case <-time.After(followInterval):
 		case <-urgent:
-			paid = latest(paid, time.Now()).Add(followInterval)
+			spentUntil = latest(spentUntil, time.Now()).Add(followInterval)
 		}
 	}
 }
@@ -216,7 +216,7 @@ func latest(a, b time.Time) time.Time {
 }
 
 // read gathers from one socket until it is closed.
-func (f *follower) read(ctx context.Context, from source) {
+func (q *eventQueue) read(ctx context.Context, from source) {
 	for {
 		messages, sender, err := from.Receive()
 		if errors.Is(err, os.ErrClosed) {
@@ -225,7 +225,7 @@ func (f *follower) read(ctx context.Context, from source) {
 		if err != nil {
 			// ENOBUFS: the kernel dropped messages; the socket works on. Of any other error as
 			// little is known.
-			f.add(everything)
+			q.add(everything)
 			if !errors.Is(err, unix.ENOBUFS) && !pause(ctx) {
 				return
 			}
@@ -235,7 +235,7 @@ func (f *follower) read(ctx context.Context, from source) {
 			continue
 		}
 		for _, message := range messages {
-			f.hear(from.classify(message))
+			q.addReported(from.classify(message))
 		}
 	}
 }

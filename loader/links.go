@@ -42,7 +42,7 @@ type Link struct {
 	// XDP leaves as it was.
 	Veth bool
 	// Tags says whether XDP sees the VLAN tags of frames.
-	Tags TagSight
+	Tags TagVisibility
 
 	physical, bare bool
 }
@@ -81,7 +81,7 @@ func Links() ([]Link, error) {
 
 func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr, features map[int]uint64) (Link, error) {
 	attrs := dev.Attrs()
-	tags, err := lookAtTags(dev)
+	tags, err := readTagVisibility(dev)
 	if err != nil {
 		return Link{}, err
 	}
@@ -98,7 +98,7 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		VLANs:        vlansOn(dev, devices),
 		Tags:         tags,
 		physical:     isPhysical(attrs),
-		bare:         bare(dev),
+		bare:         hasNoLinkHeader(dev),
 	}
 	l.setAddresses(addresses)
 	return l, nil

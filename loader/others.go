@@ -37,7 +37,7 @@ func (d *Datapath) refuseOthers(dev netlink.Link, programs *bpf.HairpinPrograms)
 	if len(found) == 0 || err != nil {
 		return err
 	}
-	others, maps, err := strangers(found, programs)
+	others, maps, err := foreignPrograms(found, programs)
 	if len(others) == 0 || err != nil {
 		return err
 	}
@@ -131,12 +131,12 @@ func (d *Datapath) ownPrograms(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	return ours, nil
 }
 
-// strangers returns those of the programs that are hairpin's and share no map with ours, and the maps
+// foreignPrograms returns those of the programs that are hairpin's and share no map with ours, and the maps
 // that they use.
-func strangers(found []ebpf.ProgramID, programs *bpf.HairpinPrograms) (others []ebpf.ProgramID, maps []ebpf.MapID, err error) {
+func foreignPrograms(found []ebpf.ProgramID, programs *bpf.HairpinPrograms) (others []ebpf.ProgramID, maps []ebpf.MapID, err error) {
 	var ours []ebpf.MapID // read when it is needed, which is hardly ever
 	for _, id := range found {
-		name, used, err := lookAt(id)
+		name, used, err := readProgram(id)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -148,7 +148,7 @@ func strangers(found []ebpf.ProgramID, programs *bpf.HairpinPrograms) (others []
 				return nil, nil, err
 			}
 		}
-		if !share(used, ours) {
+		if !shareAny(used, ours) {
 			others = append(others, id)
 			maps = append(maps, used...)
 		}
@@ -156,9 +156,9 @@ func strangers(found []ebpf.ProgramID, programs *bpf.HairpinPrograms) (others []
 	return others, maps, nil
 }
 
-// lookAt returns the name of a program and the maps that it uses, nothing if it is gone or may not be
+// readProgram returns the name of a program and the maps that it uses, nothing if it is gone or may not be
 // looked at.
-func lookAt(id ebpf.ProgramID) (name string, maps []ebpf.MapID, err error) {
+func readProgram(id ebpf.ProgramID) (name string, maps []ebpf.MapID, err error) {
 	program, err := ebpf.NewProgramFromID(id)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EPERM) {
 		return "", nil, nil
@@ -188,7 +188,7 @@ func mapsOf(programs ...*ebpf.Program) ([]ebpf.MapID, error) {
 	return maps, nil
 }
 
-func share(a, b []ebpf.MapID) bool {
+func shareAny(a, b []ebpf.MapID) bool {
 	return slices.ContainsFunc(a, func(id ebpf.MapID) bool { return slices.Contains(b, id) })
 }
 
@@ -207,7 +207,7 @@ func findPins(maps []ebpf.MapID) string {
 		}
 		used, err := mapsOf(program)
 		program.Close()
-		if err == nil && share(used, maps) {
+		if err == nil && shareAny(used, maps) {
 			return mount.Mountpoint
 		}
 	}

@@ -133,15 +133,15 @@ func TestForeignProgramsAreNoHairpin(t *testing.T) {
 	foreignTC(t, r, "wan0")
 	d := r.load(Options{})
 	r.attach(d, "wan0", ModeTC)
-	if name, maps, err := lookAt(1<<31 - 1); name != "" || maps != nil || err != nil {
+	if name, maps, err := readProgram(1<<31 - 1); name != "" || maps != nil || err != nil {
 		t.Errorf("a program that is gone: %q, %v, %v", name, maps, err)
 	}
 	id := mustProgramID(t, d.Objects().HairpinTc)
-	if name, maps, err := lookAt(id); name != "hairpin_tc" || len(maps) == 0 || err != nil {
+	if name, maps, err := readProgram(id); name != "hairpin_tc" || len(maps) == 0 || err != nil {
 		t.Errorf("a program of ours: %q, %v, %v", name, maps, err)
 	}
 	err := without([]int{unix.CAP_SYS_ADMIN}, func() error {
-		name, _, err := lookAt(id)
+		name, _, err := readProgram(id)
 		if err == nil && name != "" {
 			err = errors.New("it is " + name)
 		}

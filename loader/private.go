@@ -40,7 +40,7 @@ func CheckMount(dir string) error {
 	if errors.Is(err, os.ErrNotExist) {
 		at, err = mountOf(filepath.Dir(dir))
 	}
-	if err != nil || outlives(at) {
+	if err != nil || isSeenByInit(at) {
 		return nil
 	}
 	if name := netnsOfExec(); name != "" {
@@ -55,13 +55,13 @@ func CheckMount(dir string) error {
 	return nil
 }
 
-// outlives reports whether what this process mounts on a mount is there for PID 1, too.
-func outlives(at mountPoint) bool {
+// isSeenByInit reports whether what this process mounts on a mount is there for PID 1, too.
+func isSeenByInit(at mountPoint) bool {
 	if os.Getpid() == 1 {
 		// Of a container. Where its mounts lead is not to be seen from inside.
 		return peerGroup(at.Info) != ""
 	}
-	seen, err := sees("1", at)
+	seen, err := seesMount("1", at)
 	return seen || err != nil
 }
 
@@ -76,7 +76,7 @@ func isAlone(at mountPoint) bool {
 		if err != nil || pid == os.Getpid() {
 			continue
 		}
-		seen, err := sees(process.Name(), at)
+		seen, err := seesMount(process.Name(), at)
 		if seen || errors.Is(err, os.ErrPermission) {
 			return false // or it cannot be told
 		}
@@ -84,10 +84,10 @@ func isAlone(at mountPoint) bool {
 	return true
 }
 
-// sees reports whether a process has a mount among its own, or another of its peer group, to which mounts on
+// seesMount reports whether a process has a mount among its own, or another of its peer group, to which mounts on
 // it propagate. No two namespaces share the ID of a mount. Links in /proc/PID/ns would say the same, but want
 // the permission to trace the process.
-func sees(process string, at mountPoint) (bool, error) {
+func seesMount(process string, at mountPoint) (bool, error) {
 	file, err := os.Open(filepath.Join("/proc", process, "mountinfo"))
 	if err != nil {
 		return false, err

@@ -37,25 +37,25 @@ var tagFeatures = []string{"rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"}
 // device too, but also a kind.
 var isHardware = func(dev netlink.Link) bool { return isPhysical(dev.Attrs()) && dev.Type() == "device" }
 
-// TagSight says what XDP sees of VLAN tags on a device.
-type TagSight struct {
+// TagVisibility says what XDP sees of VLAN tags on a device.
+type TagVisibility struct {
 	Strips []string // offloads of the NIC that take tags out of frames, and can be switched off
 	Hides  string   // why nothing can be done about tags that are not seen; "" if they are
 }
 
-func lookAtTags(dev netlink.Link) (TagSight, error) {
+func readTagVisibility(dev netlink.Link) (TagVisibility, error) {
 	if dev.Type() == "tuntap" {
-		return TagSight{}, nil
+		return TagVisibility{}, nil
 	}
 	if !isHardware(dev) {
-		return TagSight{Hides: fmt.Sprintf("no XDP: to a %s device VLAN tags come beside frames, where XDP does not see them", dev.Type())}, nil
+		return TagVisibility{Hides: fmt.Sprintf("no XDP: to a %s device VLAN tags come beside frames, where XDP does not see them", dev.Type())}, nil
 	}
 	features, err := tagOffloads(dev)
-	return sightWith(features), err
+	return tagVisibilityOf(features), err
 }
 
-// sightWith is what XDP sees of tags on a NIC with offloads in these states.
-func sightWith(features map[string]ethtool.FeatureState) (sight TagSight) {
+// tagVisibilityOf is what XDP sees of tags on a NIC with offloads in these states.
+func tagVisibilityOf(features map[string]ethtool.FeatureState) (sight TagVisibility) {
 	for _, name := range tagFeatures {
 		switch state := features[name]; {
 		case !state.Active:
@@ -152,7 +152,7 @@ func (d *Datapath) keepTags(dev netlink.Link, l Link) (reason string, err error)
 	if err := setOffloads(dev, l.Tags.Strips, false); err != nil {
 		return still + ": " + err.Error(), nil
 	}
-	now, err := lookAtTags(dev)
+	now, err := readTagVisibility(dev)
 	if err != nil {
 		return "", err
 	}
@@ -162,9 +162,9 @@ func (d *Datapath) keepTags(dev netlink.Link, l Link) (reason string, err error)
 	return "", nil
 }
 
-// giveTagsBack has a NIC strip tags again that did so before keepTags, and forgets it. A device that is
+// restoreTagOffloads has a NIC strip tags again that did so before keepTags, and forgets it. A device that is
 // gone or elsewhere is out of reach.
-func giveTagsBack(ifindex int, path string) error {
+func restoreTagOffloads(ifindex int, path string) error {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

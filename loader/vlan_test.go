@@ -160,14 +160,14 @@ func TestNoXDP(t *testing.T) {
 	strips := map[string]bool{}
 	nic := map[string]Link{}
 	for name, state := range states {
-		sight := sightWith(map[string]ethtool.FeatureState{tagFeatures[1]: state})
+		sight := tagVisibilityOf(map[string]ethtool.FeatureState{tagFeatures[1]: state})
 		nic[name] = Link{physical: true, Tags: sight}
 		strips[name] = nic[name].StripsTags()
 	}
 	if !strips[stripping] || strips["off"] || strips[fixed] || strips["never"] {
 		t.Errorf("strips Tags: %v", strips)
 	}
-	hidden := TagSight{Hides: "hidden"}
+	hidden := TagVisibility{Hides: "hidden"}
 	cases := []struct {
 		name   string
 		link   Link

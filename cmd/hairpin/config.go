@@ -175,7 +175,7 @@ func (a *app) printPlan(path string) (bool, error) {
 	}
 	a.notices(s.ResizeWarning(cfg))
 	if a.json {
-		return !change.Empty(), a.printJSON("diff", listed(change))
+		return !change.Empty(), a.printJSON("diff", withEmptyLists(change))
 	}
 	a.printChange(running, cfg, change)
 	return !change.Empty(), nil
@@ -200,13 +200,13 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 		return err
 	}
 	if a.json {
-		return a.printJSON("apply", listed(result.Change))
+		return a.printJSON("apply", withEmptyLists(result.Change))
 	}
 	return nil
 }
 
-// listed makes empty lists of absent ones: JSON tells null from [].
-func listed(change config.Change) config.Change {
+// withEmptyLists makes empty lists of absent ones: JSON tells null from [].
+func withEmptyLists(change config.Change) config.Change {
 	for _, list := range []*[]string{&change.Added, &change.Removed, &change.Changed, &change.Settings} {
 		if *list == nil {
 			*list = []string{}
@@ -215,7 +215,7 @@ func listed(change config.Change) config.Change {
 	return change
 }
 
-// printChange prints a change as lines of -, what runs, and +, what would.
+// printChange prints a change as lines: - before what runs, + before what would run.
 func (a *app) printChange(running, file config.Config, change config.Change) {
 	for _, key := range change.Settings {
 		fmt.Fprintf(a.out, "- %s = %s\n+ %s = %s\n", key, settingText(running, key), key, settingText(file, key))

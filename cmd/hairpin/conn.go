@@ -22,7 +22,7 @@ import (
 
 // selectorHelp ends the help of every conn command.
 var selectorHelp = "SELECTOR := " + rule.SelectorSyntax + "\nP := " +
-	strings.Join(connectionProtocols(), "|") + "\nport is that of the external address or of the target. With several conditions, all must match."
+	strings.Join(connectionProtocols(), "|") + "\nport is the port of the external address or of the target. A connection must match all conditions."
 
 // connectionProtocols are those of forwards without "any", which no connection is.
 func connectionProtocols() []string {
@@ -50,9 +50,10 @@ func (a *app) connShowCommand() *cobra.Command {
 		Aliases: []string{"list", "ls"},
 		Short:   "List connections",
 		Long: `List connections, one per line, in the direction of the client that opened them.
-CLIENT and SOURCE of an icmp connection are ADDR:ID, with the identifier of the
-echo request. Protocols without ports, such as gre, have an address alone; JSON has
-ADDR:0 there. An IPv6 address with a port is in brackets. For IPv6, icmp is ICMPv6.
+SOURCE is the address that the target sees. CLIENT and SOURCE of an icmp connection
+are ADDR:ID, with the identifier of the echo request. For protocols without ports,
+such as gre, there is an address only; JSON has ADDR:0. An IPv6 address with a port
+is in brackets. For IPv6, icmp means ICMPv6.
 
 The list is printed while the table is read. Up to ` + strconv.Itoa(connBlock) + ` connections are sorted by
 protocol, external address and client; more come in sorted blocks of that many.
@@ -96,7 +97,7 @@ func (a *app) connFlushCommand() *cobra.Command {
 		Use:   "flush SELECTOR..",
 		Short: "End connections at once; both ends of TCP get a RST",
 		Long: `End connections at once. Both ends of a TCP connection get a RST. To end all
-connections, select src 0.0.0.0/0, and once more src ::/0 for those of IPv6.
+connections, run it twice: with src 0.0.0.0/0 for IPv4 and with src ::/0 for IPv6.
 
 ` + selectorHelp,
 		Args:              needs("a SELECTOR, " + rule.SelectorSyntax),
@@ -210,8 +211,8 @@ func seconds(n uint64) string {
 	return (time.Duration(n) * time.Second).String()
 }
 
-// useOf counts established connections against the limit: what opens or closes has places of its own.
-func useOf(s *router.Session) (connectionStatus, error) {
+// connectionUse counts established connections against the limit. Half-open and closing ones have places of their own.
+func connectionUse(s *router.Session) (connectionStatus, error) {
 	count, err := s.Tables.CountConnections(rule.Selector{})
 	if err != nil {
 		return connectionStatus{}, err

@@ -31,12 +31,12 @@ func (a *app) dnsCommand() *cobra.Command {
 	var o dnsOptions
 	command := &cobra.Command{
 		Use:   "dns --format FORMAT [--strict] [--write PATH]",
-		Short: "Split DNS: the hosts of forwards, for the name server of the LAN",
-		Long: `Split DNS: write the hosts of forwards with the addresses of their targets, for
-the name server of the LAN, so that LAN clients reach the targets directly. The
-configuration file alone is read; this needs no privilege, and nothing needs to be
-attached. With [dns] in the file the daemon keeps such files, from the forwards
-that run.
+		Short: "Split DNS: print the host names of forwards for the name server of the LAN",
+		Long: `Split DNS: print the host names of forwards with the addresses of their targets, for
+the name server of the LAN. LAN clients then reach the targets directly. The command
+reads the configuration file only: it needs no privilege, and hairpin need not be
+attached. With [dns] in the file the daemon writes such files by itself, from the
+running forwards.
 
 FORMAT is
   hosts      lines for /etc/hosts
@@ -45,8 +45,8 @@ FORMAT is
   bind-rpz   the file of a response policy zone, for BIND and others
   bind-view  a file to be included by named.conf: a view "inside" with that zone
 
-It warns of hosts that do not work inside as they do outside, such as those of a
-forward to another port: DNS carries no port. With -j it prints the names as JSON.`,
+It warns of names that do not lead LAN clients to the same service, for instance if
+the target listens on another port: DNS carries no port. -j prints the names as JSON.`,
 		Example: `  hairpin dns --format hosts
   hairpin dns --format dnsmasq --write /run/hairpin/hosts.d/hairpin
   hairpin dns --format unbound --strict > /etc/unbound/unbound.conf.d/hairpin.conf`,
@@ -58,7 +58,7 @@ forward to another port: DNS carries no port. With -j it prints the names as JSO
 	flags := command.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&o.format, "format", "", "`FORMAT` of the file")
-	flags.BoolVar(&o.strict, "strict", false, "make warnings errors")
+	flags.BoolVar(&o.strict, "strict", false, "treat warnings as errors")
 	flags.StringVar(&o.path, "write", "", "replace the file at `PATH` if it differs, instead of printing it")
 	// This fails only if the flag does not exist.
 	_ = command.RegisterFlagCompletionFunc("format", func(*cobra.Command, []string, string) (completions, cobra.ShellCompDirective) {
@@ -173,7 +173,7 @@ func newDNSResult(names []dns.Name, warnings []dns.Warning) dnsResult {
 }
 
 func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []dns.Warning) error {
-	path, err := wholePath(path)
+	path, err := absolutePath(path)
 	if err != nil {
 		return err
 	}
@@ -194,9 +194,9 @@ func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []
 	return a.printJSON("dns", result)
 }
 
-// wholePath makes a path absolute. Symbolic links on the way to the working directory
+// absolutePath makes a path absolute. Symbolic links on the way to the working directory
 // are resolved, because the user did not type them.
-func wholePath(path string) (string, error) {
+func absolutePath(path string) (string, error) {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path), nil
 	}

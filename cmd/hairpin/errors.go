@@ -31,7 +31,7 @@ const (
 )
 
 var (
-	// errDiffers makes the exit code of diff, which has printed the difference already.
+	// errDiffers is for the exit code of diff, which has printed the difference already.
 	errDiffers   = errors.New("configuration and running state differ")
 	errNoCommand = errors.New("no command given")
 )
@@ -112,7 +112,7 @@ func (a *app) finish(err error) int {
 func (a *app) report(err error) {
 	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
 		if line = strings.TrimRight(line, "\r\n"); line != "" {
-			fmt.Fprintln(a.stderr, "hairpin: "+printable(shorten(line)))
+			fmt.Fprintln(a.stderr, "hairpin: "+printable(shortenLine(line)))
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
@@ -133,8 +133,8 @@ func (a *app) report(err error) {
 	}
 }
 
-// shorten cuts a line that would fill the terminal: an argument may be a megabyte long.
-func shorten(line string) string {
+// shortenLine cuts a line that would fill the terminal: an argument may be a megabyte long.
+func shortenLine(line string) string {
 	const limit = 2000
 	if len(line) <= limit {
 		return line

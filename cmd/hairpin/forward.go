@@ -196,7 +196,7 @@ func (a *app) delForwards(command *cobra.Command, names []string) error {
 	}
 	for _, f := range deleted {
 		a.say("deleted %s", f)
-		if f.Source == router.SourceCLI || isFrom(f.Source, a.savePath()) {
+		if f.Source == router.SourceCLI || isFromFile(f.Source, a.savePath()) {
 			a.say("runtime only: run \"hairpin save\" to update the file")
 			continue
 		}

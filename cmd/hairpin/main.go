@@ -32,7 +32,7 @@ const (
 	defaultLockWait   = 30 * time.Second
 )
 
-// env is the world outside, so that tests can run commands in process.
+// env is what a command uses of its process, so that tests can run commands in theirs.
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
@@ -54,14 +54,14 @@ type app struct {
 	quiet      bool
 	verbose    bool
 
-	started bool // arguments were accepted: what fails from here on is no usage error
+	started bool // the arguments were accepted: a later failure is no usage error
 }
 
-// sparseGC is how much more garbage than usual a command may make before it is
-// collected: most are over before that, and with many forwards it is half their time.
+// sparseGC is the GC percentage of commands. Most end before the first collection; with many forwards, collections
+// at the usual percentage take half of a command's time.
 const sparseGC = 400
 
-// usualGC is for commands that print any number of rows: they hold little, and last.
+// usualGC is for commands that print any number of rows: they run long, and should hold little.
 const usualGC = 100
 
 func main() {
@@ -159,8 +159,8 @@ ends has 128 plus the number of the signal, as a shell shows it.`,
 	flags := root.PersistentFlags()
 	flags.SortFlags = false
 	flags.StringVarP(&a.configFile, "config", "c", defaultConfigFile, "configuration `FILE`; - is standard input")
-	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` of the pinned maps and programs")
-	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "how long to wait for another command that changes something")
+	flags.StringVar(&a.dir, "bpffs", loader.DefaultDir, "`DIR` that holds the pinned maps and programs")
+	flags.DurationVar(&a.lockWait, "wait", defaultLockWait, "`TIME` to wait while another command changes something")
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "errors only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more messages, and the whole log of the verifier")

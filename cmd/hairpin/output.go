@@ -17,14 +17,14 @@ import (
 // only ever added.
 const documentSchema = 1
 
-// say talks to the user, on stderr; -q silences it.
+// say prints a message for the user to stderr; -q silences it.
 func (a *app) say(format string, args ...any) {
 	if !a.quiet {
 		fmt.Fprintln(a.stderr, printable(fmt.Sprintf(format, args...)))
 	}
 }
 
-// warn tells of something the user should mend; -q silences it.
+// warn prints a message about something that the user should mend; -q silences it.
 func (a *app) warn(format string, args ...any) {
 	a.say("warning: "+format, args...)
 }
@@ -62,7 +62,7 @@ func (l *jsonList) add(item any) error {
 	return err
 }
 
-// begin is left until there is an item, or the end: what failed before has no output.
+// begin waits for the first item, or for the end, so that a list that fails before has no output.
 func (l *jsonList) begin() { fmt.Fprintf(l.out, "{\"schema\":%d,%q:[", documentSchema, l.name) }
 
 func (l *jsonList) end() error {
@@ -84,9 +84,9 @@ func encodeJSON(value any) ([]byte, error) {
 // tableBlock is how many rows a table holds.
 const tableBlock = 1024
 
-// table aligns rows of cells in columns, as ip and wg users expect: two spaces
-// between them, no frames, nothing after the last. It prints a block of rows at a time: what is
-// wider than everything in the blocks before moves the columns from its own block on.
+// table aligns rows of cells in columns, as ip and wg do: two spaces between columns, no frames, nothing after the last.
+// It prints a block of rows at a time. A cell that is wider than all cells of earlier blocks widens its column from its
+// own block on.
 type table struct {
 	out    io.Writer
 	rows   [][]string
@@ -113,7 +113,7 @@ func (t *table) row(cells ...string) {
 	}
 }
 
-// flush prints the rows that are there. Its error is also that of the blocks before: the writer keeps it.
+// flush prints the rows that are there. The writer keeps its first error, so an error of an earlier block is returned, too.
 func (t *table) flush() error {
 	var block strings.Builder
 	for _, row := range t.rows {
@@ -129,7 +129,7 @@ func (t *table) flush() error {
 	return err
 }
 
-// printable escapes what could move the cursor or change colours: names of
+// printable escapes control characters, which could move the cursor or change colours: names of
 // files and interfaces may hold any byte. Line ends stay.
 func printable(text string) string {
 	clean := func(r rune) bool { return r == '\n' || unicode.IsPrint(r) }
@@ -160,7 +160,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// clip shortens what a user typed to what fits in a message.
+// clip shortens an argument, so that it fits in a message.
 func clip(text string) string {
 	const limit = 64
 	if len(text) <= limit {

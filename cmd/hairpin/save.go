@@ -69,7 +69,7 @@ func (a *app) save(command *cobra.Command) error {
 	return a.printSaved(path, len(own), true)
 }
 
-// printSaved tells what is in the file that save writes, and whether it wrote it.
+// printSaved prints which file save is for, how many forwards the file has, and whether save wrote it.
 func (a *app) printSaved(path string, forwards int, written bool) error {
 	if !a.json {
 		return nil
@@ -77,16 +77,15 @@ func (a *app) printSaved(path string, forwards int, written bool) error {
 	return a.printJSON("save", map[string]any{"file": path, "forwards": forwards, "written": written})
 }
 
-// unsaved lists the running forwards that belong in the file at path: those
-// that no other file defines. What another file defines must run as it is
-// there, because save edits no file that somebody wrote. Change is the way from
-// what runs to the files.
+// unsaved lists the running forwards that belong in the file at path: those that no other file defines. A forward that
+// another file defines must run as that file has it, because save edits no file that somebody wrote. change leads from
+// the running forwards to the files.
 func unsaved(running, files config.Config, change config.Change, path string) ([]rule.Forward, error) {
 	var errs []error
 	elsewhere := make(map[string]bool)
 	deleted, changed := set(change.Added), set(change.Changed)
 	for _, f := range files.Forwards {
-		if isFrom(f.Source, path) {
+		if isFromFile(f.Source, path) {
 			continue
 		}
 		elsewhere[f.Name] = true
@@ -115,8 +114,8 @@ func set(names []string) map[string]bool {
 	return members
 }
 
-// isFrom reports whether a source, FILE:LINE, is in the file at path.
-func isFrom(source, path string) bool {
+// isFromFile reports whether a source, FILE:LINE, is in the file at path.
+func isFromFile(source, path string) bool {
 	line, ok := strings.CutPrefix(source, path)
 	return ok && (line == "" || line[0] == ':')
 }

@@ -11,6 +11,7 @@ import (
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // open opens the datapath for reading, without a lock.
@@ -36,15 +37,13 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	if err != nil {
 		return err
 	}
-	forwarding, err := s.NotForwarding(result.Ports)
-	if err != nil {
-		return err
-	}
 	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
 		a.say("metrics.listen takes effect when the daemon reloads: systemctl reload hairpin")
 	}
 	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
-	a.notices(forwarding...)
+	// Not asked of the tables: with tens of thousands of forwards that takes longer.
+	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
+	a.notices(s.NotForwarding(ipv6, result.Ports)...)
 	return nil
 }
 

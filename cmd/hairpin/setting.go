@@ -12,7 +12,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// settingText is a setting as a configuration has it, by its key in the file.
+// settingText is the value of a key as it is written in a configuration file.
 func settingText(cfg config.Config, key string) string {
 	switch key {
 	case "interfaces.wan":
@@ -67,7 +67,7 @@ func settingText(cfg config.Config, key string) string {
 	return "(differs)"
 }
 
-// dnsText is something of each file of names, if it is there, as a configuration has it.
+// dnsText is a table as it is written in a configuration file, with an entry for each file of names that text gives a value.
 func dnsText(cfg config.Config, text func(config.DNSFile) string) string {
 	var entries []string
 	for _, file := range cfg.DNS {

@@ -93,7 +93,7 @@ func (a *app) status() (status, error) {
 	if err != nil && applied {
 		return st, fmt.Errorf("read the running configuration: %w", err)
 	}
-	if st.Connections, err = useOf(s); err != nil {
+	if st.Connections, err = connectionUse(s); err != nil {
 		return st, err
 	}
 	survey, err := s.Survey(cfg)

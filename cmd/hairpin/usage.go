@@ -14,7 +14,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// rootArgs refuses what is no command, with the nearest one that is.
+// rootArgs refuses an unknown command, and suggests the nearest one.
 func rootArgs(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -36,7 +36,7 @@ func unknownCommand(parent *cobra.Command, name string) error {
 	return errors.New(text)
 }
 
-// helpCommand is cobra's, but for a command that does not exist: that is an error.
+// helpCommand replaces that of cobra, which exits 0 for a command that does not exist.
 func (a *app) helpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND..]",
@@ -87,7 +87,7 @@ func takes(n int) cobra.PositionalArgs {
 	}
 }
 
-// flagError explains the one mistake that looks like an option and is none.
+// flagError explains a negative port, which looks like an option.
 func flagError(_ *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
@@ -98,7 +98,7 @@ func flagError(_ *cobra.Command, err error) error {
 	return err
 }
 
-// printUsage is the part of a help text behind the description. It is no template of
+// printUsage prints the part of a help text that follows the description. It is no template of
 // cobra's: with text/template the linker keeps every exported method that there is,
 // and the binary is a sixth larger (16.6 MB for 14.2).
 func printUsage(command *cobra.Command) error {
@@ -137,9 +137,10 @@ func printFlags(out io.Writer, title string, flags *pflag.FlagSet) {
 		if flag.Shorthand != "" {
 			name = "-" + flag.Shorthand + ", --" + flag.Name
 		}
-		if flag.Value.Type() == "bool" {
+		switch {
+		case flag.Value.Type() == "bool":
 			value = ""
-		} else {
+		case flag.DefValue != "":
 			usage += " (" + flag.DefValue + ")"
 		}
 		fmt.Fprintf(out, "  %-20s %s\n", name+" "+value, usage)

@@ -26,8 +26,8 @@ type client struct {
 
 type clientKey struct{}
 
-// enter takes a new connection; it is the server's ConnContext.
-func (c *clients) enter(ctx context.Context, conn net.Conn) context.Context {
+// admit takes a new connection; it is the server's ConnContext.
+func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
 	entered := &client{conn: conn}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -41,8 +41,8 @@ func (c *clients) enter(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, clientKey{}, entered)
 }
 
-// follow forgets a connection that has ended; it is the server's ConnState.
-func (c *clients) follow(conn net.Conn, state http.ConnState) {
+// forget drops a connection that has ended; it is the server's ConnState.
+func (c *clients) forget(conn net.Conn, state http.ConnState) {
 	if state != http.StateClosed {
 		return
 	}

@@ -62,7 +62,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	// Its mounts live as long as it does, in a container perhaps that runs nothing else.
+	// In a container that runs nothing else, the mounts end with the daemon, and that is fine.
 	if err := loader.CheckMount(o.Dir); errors.Is(err, loader.ErrPrivateMount) {
 		o.Log.Warn("the datapath ends with the daemon", "error", err)
 	} else if err != nil {
@@ -89,7 +89,7 @@ func Run(ctx context.Context, o Options) error {
 	s.Unlock()
 	defer s.Close()
 	defer d.port.Close()
-	debug.FreeOSMemory() // what the configuration took is not needed again soon
+	debug.FreeOSMemory() // reading the configuration took much that is not needed again soon
 
 	defer background(ctx, d.audit)()
 
@@ -106,8 +106,8 @@ func Run(ctx context.Context, o Options) error {
 	return err
 }
 
-// keepSmall bounds the memory of a process that stays. What other commands may waste, it collects. The limit is soft: to
-// read a configuration of tens of thousands of forwards takes more for a moment.
+// keepSmall bounds the memory of the process. Other commands end soon and collect little garbage; a daemon collects more
+// often. The limit is soft: reading a configuration of tens of thousands of forwards takes more for a moment.
 func keepSmall() {
 	const garbage, limit = 50, 46 << 20 // percent of what is in use; bytes
 	debug.SetGCPercent(garbage)
@@ -371,7 +371,7 @@ func (d *daemon) tryReload(ctx context.Context) (router.Result, error) {
 	if err != nil {
 		return router.Result{}, err
 	}
-	debug.FreeOSMemory() // what reading took is not to add to what applying takes
+	debug.FreeOSMemory() // so that the peaks of reading and of applying do not add up
 	var result router.Result
 	err = d.locked(ctx, func() error {
 		result, err = d.router.Apply(cfg)
@@ -385,7 +385,7 @@ func (d *daemon) tryReload(ctx context.Context) (router.Result, error) {
 	return result, err
 }
 
-// warnNotices warns of what a configuration that was just applied does not do.
+// warnNotices logs the notices about a configuration that was just applied.
 func (d *daemon) warnNotices(cfg config.Config) {
 	for _, notice := range d.notices(cfg) {
 		if notice != "" {
@@ -396,10 +396,11 @@ func (d *daemon) warnNotices(cfg config.Config) {
 
 // warnForwarding warns if the kernel does not forward packets. Each warning is logged once, until it is over.
 func (d *daemon) warnForwarding(ports []router.Port) {
-	now, err := d.router.NotForwarding(ports)
+	ipv6, err := d.router.HasIPv6()
 	if err != nil {
 		return // whoever follows the network reports that
 	}
+	now := d.router.NotForwarding(ipv6, ports)
 	for _, text := range now {
 		if !slices.Contains(d.warned, text) {
 			d.log.Warn(text)

@@ -103,7 +103,7 @@ func TestDaemonFollowsNames(t *testing.T) {
 
 // Where VLAN tags get out of XDP's sight while it runs, it gives way; a NIC is told to leave them in frames.
 func TestDaemonKeepsXDPFromMissingTags(t *testing.T) {
-	for name, tags := range map[string]loader.TagSight{
+	for name, tags := range map[string]loader.TagVisibility{
 		"a NIC strips tags":          {Strips: []string{"rx-vlan-hw-parse"}},
 		"tags come beside the frame": {Hides: "no XDP: for a reason"},
 	} {

@@ -22,7 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serverLimits bound what a client of the metrics server can cost.
+// serverLimits bound the time and memory that clients of the metrics server can use.
 type serverLimits struct {
 	header      time.Duration // to send the request line and header
 	read        time.Duration // to send the whole request
@@ -163,8 +163,8 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 	s := &metricsServer{
 		http: &http.Server{
 			Handler:           clients.answering(handler),
-			ConnContext:       clients.enter,
-			ConnState:         clients.follow,
+			ConnContext:       clients.admit,
+			ConnState:         clients.forget,
 			ReadHeaderTimeout: limits.header,
 			ReadTimeout:       limits.read,
 			WriteTimeout:      limits.write,

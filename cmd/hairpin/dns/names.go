@@ -17,14 +17,14 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Name is a host with what inside clients are to be told.
+// Name is a host with the answers for inside clients.
 type Name struct {
 	Host      string       `json:"name"`
 	Addresses []netip.Addr `json:"addresses"` // IPv4 before IPv6, one of each at most
 	Forwards  []string     `json:"forwards"`  // that have the host, in their order
 }
 
-// Warning is why inside clients may not get by a name what outside ones get.
+// Warning says why a name may not lead inside clients to the service that outside clients get.
 type Warning struct {
 	Forward string // its name
 	Source  string // where it was written, "" if that is not known
@@ -55,10 +55,9 @@ func Lines(warnings []Warning) []string {
 	return lines
 }
 
-// Options say what names are for.
+// Options say which names are wanted.
 type Options struct {
-	// Format leaves out, with a warning, what a file of that format cannot have;
-	// "" leaves out nothing.
+	// Format leaves out, with a warning, hosts that a file of that format cannot have; "" leaves out nothing.
 	Format config.DNSFormat
 	// Reach says why inside clients do not reach an address; nil asks nobody.
 	Reach func(netip.Addr) error
@@ -67,7 +66,7 @@ type Options struct {
 // Names lists the hosts of valid forwards in the order of the alphabet.
 func Names(forwards []rule.Forward, options Options) ([]Name, []Warning) {
 	c := collector{options: options, names: map[string]*Name{}, reach: map[netip.Addr]error{}}
-	elsewhere := elsewhere(forwards)
+	others := otherTargets(forwards)
 	for i := range forwards {
 		f := &forwards[i]
 		if len(f.Hosts) == 0 {
@@ -75,8 +74,8 @@ func Names(forwards []rule.Forward, options Options) ([]Name, []Warning) {
 		}
 		c.add(f)
 		c.warnPorts(f)
-		if other, ok := elsewhere[i]; ok {
-			c.warnElsewhere(f, &forwards[other])
+		if other, ok := others[i]; ok {
+			c.warnOtherTarget(f, &forwards[other])
 		}
 		c.warnFrom(f)
 		c.warnReach(f)
@@ -129,7 +128,7 @@ func (c *collector) warnPorts(f *rule.Forward) {
 		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
-func (c *collector) warnElsewhere(f, other *rule.Forward) {
+func (c *collector) warnOtherTarget(f, other *rule.Forward) {
 	ports := "port " + other.Ports.String()
 	if other.Ports.Every() {
 		ports = "a part of it"
@@ -138,7 +137,7 @@ func (c *collector) warnElsewhere(f, other *rule.Forward) {
 		ports, other.Target, rule.Quote(other.Name), f.Target, hostsOf(f))
 }
 
-// warnFrom: who goes to the target directly passes by the forward's list. All
+// warnFrom: clients that go to the target directly bypass the from list of the forward. All
 // that is known of the LANs here is that the target is in one of them.
 func (c *collector) warnFrom(f *rule.Forward) {
 	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {
@@ -177,9 +176,9 @@ type listening struct {
 	protocol rule.Protocol
 }
 
-// elsewhere finds for forwards with hosts another one that takes some of their
+// otherTargets finds for forwards with hosts another one that takes some of their
 // ports to another target.
-func elsewhere(forwards []rule.Forward) map[int]int {
+func otherTargets(forwards []rule.Forward) map[int]int {
 	groups := map[listening][]int{}
 	for i := range forwards {
 		f := &forwards[i]
@@ -198,14 +197,14 @@ func elsewhere(forwards []rule.Forward) map[int]int {
 		}
 		// Any protocol is every port of this one, too.
 		at.protocol = rule.Any
-		nested(forwards, slices.Concat(groups[at], group), found)
+		addNested(forwards, slices.Concat(groups[at], group), found)
 	}
 	return found
 }
 
-// nested adds the forwards of a group that lie within another one's ports. With
+// addNested adds the forwards of a group that lie within another one's ports. With
 // the ranges sorted by start, larger ones first, those around one form a stack.
-func nested(forwards []rule.Forward, group []int, found map[int]int) {
+func addNested(forwards []rule.Forward, group []int, found map[int]int) {
 	slices.SortStableFunc(group, func(a, b int) int {
 		af, al := bounds(forwards[a].Ports)
 		bf, bl := bounds(forwards[b].Ports)

@@ -28,7 +28,7 @@ const (
 	maxName = 253
 )
 
-// File is what a file says besides its names.
+// File is what a file holds besides its names.
 type File struct {
 	Format config.DNSFormat
 	Serial uint32 // bind-rpz: of the zone
@@ -138,7 +138,7 @@ func serial(file []byte) (uint32, bool) {
 	return uint32(value), err == nil
 }
 
-// view has no names of its own, for BIND takes records from zone files alone.
+// view has no names itself: BIND reads records from zone files only.
 func view(out *bytes.Buffer, file string) {
 	if file == "" {
 		file = zoneFile

@@ -132,6 +132,9 @@ func (r *Router) listLinks() ([]loader.Link, error) {
 	return links, nil
 }
 
+// HasIPv6 reports whether a forward of IPv6 runs.
+func (r *Router) HasIPv6() (bool, error) { return r.tables.HasIPv6() }
+
 // RoutesChanged makes the datapath resolve every next hop again.
 func (r *Router) RoutesChanged() error { return r.tables.BumpRoutes() }
 

@@ -17,7 +17,7 @@ import (
 // Session is an open datapath with its Router. The directory that it is opened by holds the pins.
 type Session struct {
 	*Router
-	Tables *maps.Tables // to read from
+	Tables *maps.Tables // for what commands read, and to end connections
 
 	dir      string
 	datapath *loader.Datapath

@@ -30,11 +30,8 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, err
 	}
 	found := Survey{Ports: seen.ports}
-	forwarding, err := s.NotForwarding(seen.ports)
-	if err != nil && !errors.Is(err, maps.ErrEmpty) {
-		return Survey{}, err
-	}
 	var unaddressed, problems []string
+	ipv6 := false
 	check := func(cfg config.Config, here []config.Interface) {
 		for _, problem := range rule.Problems(cfg.CheckAddresses(here)) {
 			problems = append(problems, problem.Error())
@@ -45,6 +42,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 	err = s.Tables.EachForward(func(f *rule.Forward) bool {
 		alone.Forwards[0] = *f
 		found.Forwards++
+		ipv6 = ipv6 || f.Target.Is6()
 		unaddressed = append(unaddressed, withoutAddress(alone, seen.ports)...)
 		check(alone, here)
 		return true
@@ -53,7 +51,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	check(cfg, here) // stand-ins
-	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), forwarding, unaddressed, problems)
+	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, problems)
 	return found, nil
 }
 
@@ -128,17 +126,9 @@ func (s *Session) ResizeWarning(cfg config.Config) string {
 }
 
 // NotForwarding says where the kernel does not forward packets: there it finds no next hop for packets that hairpin
-// translates. IPv6 matters only if a forward of IPv6 runs. While every link is down the router may still be booting:
-// systemd-networkd turns forwarding on first, and then brings links up.
-func (r *Router) NotForwarding(ports []Port) ([]string, error) {
-	ipv6, err := r.tables.HasIPv6()
-	if err != nil {
-		return nil, fmt.Errorf("read the running configuration: %w", err)
-	}
-	return notForwarding(ipv6, ports, r.forwards), nil
-}
-
-func notForwarding(ipv6 bool, ports []Port, forwards func(sysctl, ifname string) bool) (list []string) {
+// translates. IPv6 matters only if a forward of IPv6 runs, as ipv6 says. While every link is down the router may still
+// be booting: systemd-networkd turns forwarding on first, and then brings links up.
+func (r *Router) NotForwarding(ipv6 bool, ports []Port) (list []string) {
 	if !slices.ContainsFunc(ports, Port.isUp) {
 		return nil
 	}
@@ -152,12 +142,12 @@ func notForwarding(ipv6 bool, ports []Port, forwards func(sysctl, ifname string)
 		if !family.wanted {
 			continue
 		}
-		if !forwards(family.sysctl, "all") {
+		if !r.forwards(family.sysctl, "all") {
 			list = append(list, fmt.Sprintf("%s forwarding is off: sysctl -w %s.%s=1", family.name, family.sysctl, family.all))
 			continue
 		}
 		for _, p := range ports {
-			if p.Attachment != nil && !forwards(family.sysctl, p.Name) {
+			if p.Attachment != nil && !r.forwards(family.sysctl, p.Name) {
 				list = append(list, fmt.Sprintf("%s: %s forwarding is off here: %s", p.Name, family.name, sysctlCommand(family.sysctl, p.Name, "forwarding=1")))
 			}
 		}

@@ -76,7 +76,7 @@ func TestNotForwarding(t *testing.T) {
 		{Name: "lan0", Role: config.RoleLAN},
 		{Name: "lo", Role: config.RoleLocal, Link: up, Attachment: &loader.Attachment{}},
 	}
-	if got := notForwarding(false, booting, off); got != nil {
+	if got := New(Options{Forwards: off}).NotForwarding(false, booting); got != nil {
 		t.Errorf("no link is up: %q", got)
 	}
 	const four, six = false, true // whether a forward of IPv6 runs
@@ -96,7 +96,7 @@ func TestNotForwarding(t *testing.T) {
 		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1"}},
 		{"IPv6 off on one", six, "net.ipv6/wan0", []string{"wan0: IPv6 forwarding is off here: sysctl -w net.ipv6.conf.wan0.forwarding=1"}},
 	} {
-		got := notForwarding(test.ipv6, ports, func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off })
+		got := New(Options{Forwards: func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off }}).NotForwarding(test.ipv6, ports)
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}

@@ -23,7 +23,7 @@ const version = 1
 
 // reader turns documents into one configuration and collects what is wrong.
 type reader struct {
-	config   config.Config
+	cfg      config.Config
 	files    map[config.DNSFormat]*config.DNSFile
 	problems []*problem
 	places   map[place]position // of what was read
@@ -54,15 +54,15 @@ func parse(sources []source) (config.Config, error) {
 		r.read(sources)
 	}
 	if len(r.problems) > 0 {
-		return config.Config{}, joined(r.problems, sources)
+		return config.Config{}, joinSorted(r.problems, sources)
 	}
-	r.config.Digest = digest(sources)
-	return r.config, nil
+	r.cfg.Digest = digest(sources)
+	return r.cfg, nil
 }
 
 func newReader(lean bool) *reader {
 	return &reader{
-		config: config.Default(), files: map[config.DNSFormat]*config.DNSFile{},
+		cfg: config.Default(), files: map[config.DNSFormat]*config.DNSFile{},
 		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{}, lean: lean,
 	}
 }
@@ -71,7 +71,7 @@ func (r *reader) read(sources []source) {
 	for _, s := range sources {
 		doc := newDocument(s)
 		if r.lean {
-			r.config.Forwards = slices.Grow(r.config.Forwards, bytes.Count(s.data, []byte("[[forward]]")))
+			r.cfg.Forwards = slices.Grow(r.cfg.Forwards, bytes.Count(s.data, []byte("[[forward]]")))
 			doc.forward = func(t *table) { r.forward(doc, t) }
 		}
 		if offset, err := doc.read(); err != nil {
@@ -80,7 +80,7 @@ func (r *reader) read(sources []source) {
 		}
 		r.document(doc)
 	}
-	r.config.DNS = r.dnsFiles()
+	r.cfg.DNS = r.dnsFiles()
 	r.validate()
 }
 
@@ -92,7 +92,7 @@ func (r *reader) report(at position, about place, err error) {
 	}
 	p := &problem{File: at.doc.name, Problem: rule.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
 	if about.index >= 0 {
-		f := &r.config.Forwards[about.index]
+		f := &r.cfg.Forwards[about.index]
 		p.Forward, p.Kind = f.Name, f.Kind()
 	}
 	p.Line, p.Column = at.doc.position(at.offset)
@@ -115,7 +115,7 @@ func (r *reader) table(doc *document, t *table, index int, prefix string, known 
 		}
 		at := position{doc, e.value.offset}
 		r.remember(about, at, e.value)
-		for _, err := range apart(read(at, e.value)) {
+		for _, err := range splitJoined(read(at, e.value)) {
 			at := at
 			var item itemError
 			if errors.As(err, &item) {
@@ -143,8 +143,8 @@ type itemError struct {
 	error
 }
 
-// apart lists the errors that err joins.
-func apart(err error) []error {
+// splitJoined lists the errors that err joins.
+func splitJoined(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
 	}
@@ -201,7 +201,7 @@ func readVersion(_ position, v *value) error {
 
 // sections are the tables of the main file but [[forward]] and [[intercept]].
 func (r *reader) sections() map[string]fields {
-	c := &r.config
+	c := &r.cfg
 	return map[string]fields{
 		"interfaces": {"wan": intoStrings(&c.WAN), "lan": intoStrings(&c.LAN)},
 		"datapath": {
@@ -259,7 +259,7 @@ func (r *reader) standIns(at position, v *value) error {
 			continue
 		}
 		r.places[about] = at
-		r.config.StandIns = append(r.config.StandIns, s)
+		r.cfg.StandIns = append(r.cfg.StandIns, s)
 	}
 	return nil
 }
@@ -323,7 +323,7 @@ func (r *reader) forwards(doc *document, v *value, kind string, read func(*docum
 	if v.kind != unstable.Array {
 		return fmt.Errorf("it is a single table; write [[%s]] with two brackets", kind)
 	}
-	r.config.Forwards = slices.Grow(r.config.Forwards, len(v.items))
+	r.cfg.Forwards = slices.Grow(r.cfg.Forwards, len(v.items))
 	for _, item := range v.items {
 		if item.table == nil {
 			r.report(position{doc, item.offset}, place{-1, kind}, typeError(item, "a table"))
@@ -335,27 +335,27 @@ func (r *reader) forwards(doc *document, v *value, kind string, read func(*docum
 }
 
 func (r *reader) forward(doc *document, t *table) {
-	f, known := r.rule(doc, t, false)
+	f, known := r.beginForward(doc, t, false)
 	known["external"] = intoExternal(&f.External)
 	known["from"] = intoPrefixes(&f.From)
 	known["hosts"] = intoHosts(&f.Hosts)
-	r.readRule(doc, t, known, "name", "protocol", "to")
+	r.finishForward(doc, t, known, "name", "protocol", "to")
 }
 
 func (r *reader) intercept(doc *document, t *table) {
-	f, known := r.rule(doc, t, true)
+	f, known := r.beginForward(doc, t, true)
 	known["lan"] = intoInterfaces(&f.LAN)
 	known["except"] = intoNetworks(&f.Except)
-	r.readRule(doc, t, known, "name", "protocol", "port", "to")
+	r.finishForward(doc, t, known, "name", "protocol", "port", "to")
 }
 
-// rule begins a forward or an intercept, with the keys that both have but for
+// beginForward begins a forward or an intercept, with the keys that both have but for
 // the target.
-func (r *reader) rule(doc *document, t *table, intercept bool) (*rule.Forward, fields) {
-	index := len(r.config.Forwards)
+func (r *reader) beginForward(doc *document, t *table, intercept bool) (*rule.Forward, fields) {
+	index := len(r.cfg.Forwards)
 	line, _ := doc.position(t.offset)
-	r.config.Forwards = append(r.config.Forwards, rule.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
-	f := &r.config.Forwards[index]
+	r.cfg.Forwards = append(r.cfg.Forwards, rule.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
+	f := &r.cfg.Forwards[index]
 	r.remember(place{index, ""}, position{doc, t.offset}, nil)
 	// The name goes first, for the messages about the others.
 	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
@@ -372,10 +372,10 @@ func (r *reader) rule(doc *document, t *table, intercept bool) (*rule.Forward, f
 	}
 }
 
-// readRule reads what rule began last; required are keys that must be there.
-func (r *reader) readRule(doc *document, t *table, known fields, required ...string) {
-	index := len(r.config.Forwards) - 1
-	f := &r.config.Forwards[index]
+// finishForward reads the table of the forward that was begun last; required are keys that must be there.
+func (r *reader) finishForward(doc *document, t *table, known fields, required ...string) {
+	index := len(r.cfg.Forwards) - 1
+	f := &r.cfg.Forwards[index]
 	target := ""
 	known["to"] = intoString(&target)
 	r.table(doc, t, index, "", known)
@@ -386,7 +386,7 @@ func (r *reader) readRule(doc *document, t *table, known fields, required ...str
 	}
 	about := place{index, "to"}
 	if r.broken[place{index, "port"}] && strings.Count(target, ":") == 1 {
-		// Its ports have nothing to be compared with; its address still counts.
+		// The port could not be read, so the target's ports cannot be compared with it. The address is still checked.
 		target, _, _ = strings.Cut(target, ":")
 	}
 	if t.get(about.field) != nil && !r.broken[about] {
@@ -396,19 +396,18 @@ func (r *reader) readRule(doc *document, t *table, known fields, required ...str
 	}
 }
 
-// validate adds what is wrong with values that could be read. Those that could
-// not are left out of it.
+// validate adds the problems of values that could be read. Values that could not be read have one already.
 func (r *reader) validate() {
 	if r.lean {
-		r.wrong = r.wrong || r.config.Validate() != nil
+		r.wrong = r.wrong || r.cfg.Validate() != nil
 		return
 	}
-	checked := r.config
-	checked.Forwards = slices.Clone(r.config.Forwards)
+	checked := r.cfg
+	checked.Forwards = slices.Clone(r.cfg.Forwards)
 	unread := map[int]bool{}
 	for about := range r.broken {
 		if about.index >= 0 {
-			// Without protocols it is in nobody's way.
+			// A forward without protocols conflicts with no other.
 			checked.Forwards[about.index].Protocols = nil
 			unread[about.index] = true
 		}

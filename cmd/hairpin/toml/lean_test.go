@@ -13,10 +13,10 @@ import (
 
 // TestLeanReadingReadsTheSame as reading with all places, rules in the same order too.
 func TestLeanReadingReadsTheSame(t *testing.T) {
-	rule := func(kind, name string, port int) string {
+	block := func(kind, name string, port int) string {
 		return fmt.Sprintf("[[%s]]\nname = %q\nprotocol = \"udp\"\nport = %d\nto = \"10.0.0.%d\"\n", kind, name, port, port)
 	}
-	f, i := func(n int) string { return rule("forward", fmt.Sprint("f", n), n) }, func(n int) string { return rule("intercept", fmt.Sprint("i", n), n) }
+	f, i := func(n int) string { return block("forward", fmt.Sprint("f", n), n) }, func(n int) string { return block("intercept", fmt.Sprint("i", n), n) }
 	const head = "version = 1\n[interfaces]\nwan = \"wan0\"\nlan = \"lan0\"\n"
 	for name, texts := range map[string][]string{
 		"no rules":                 {head},
@@ -40,14 +40,14 @@ func TestLeanReadingReadsTheSame(t *testing.T) {
 		whole := newReader(false)
 		whole.read(sources)
 		got, err := parse(sources)
-		if (err != nil) != (len(whole.problems) > 0) || err != nil && err.Error() != joined(whole.problems, sources).Error() {
+		if (err != nil) != (len(whole.problems) > 0) || err != nil && err.Error() != joinSorted(whole.problems, sources).Error() {
 			t.Errorf("%s: %v, want %v", name, err, whole.problems)
 		}
 		if err != nil {
 			continue
 		}
 		got.Digest = ""
-		if diff := cmp.Diff(whole.config, got, values...); diff != "" {
+		if diff := cmp.Diff(whole.cfg, got, values...); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}

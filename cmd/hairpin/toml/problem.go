@@ -29,8 +29,8 @@ func (p *problem) Unwrap() error { return &p.Problem }
 // maxProblems is how many are told; a file that has more is not a configuration.
 const maxProblems = 100
 
-// joined orders problems as they stand, within the order of the files.
-func joined(problems []*problem, sources []source) error {
+// joinSorted orders problems as they stand, within the order of the files.
+func joinSorted(problems []*problem, sources []source) error {
 	files := map[string]int{}
 	for i, s := range sources {
 		files[s.name] = i

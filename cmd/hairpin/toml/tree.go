@@ -20,8 +20,8 @@ type document struct {
 	root  *table
 	lines []int32 // offsets where they begin
 
-	// forward, unless it is nil, takes each [[forward]] from the tree once the next one begins: thousands of them would
-	// be most of what a reader holds.
+	// forward, unless it is nil, takes each [[forward]] out of the tree once the next one begins. Thousands of them would
+	// be most of the memory that a reader holds.
 	forward func(*table)
 }
 
@@ -83,9 +83,9 @@ func (d *document) read() (offset int, err error) {
 	if valid := validPrefix(d.data); valid < len(d.data) {
 		return valid, errors.New("not UTF-8; save the file as UTF-8")
 	}
-	// The decoder finds what is not TOML, duplicates included; then the parser
-	// can be trusted. It also finds numbers and dates that are none if it is to keep them all. Without that the reader
-	// finds them, for every value is wanted as something.
+	// The decoder finds what is not TOML, duplicate keys included, which the parser below takes. It finds malformed
+	// numbers and dates only if it decodes into a map. Without one the reader finds them, because the reader converts
+	// every value.
 	into := any(&struct{}{})
 	if d.forward == nil {
 		into = &map[string]any{}
@@ -178,7 +178,7 @@ func (t *table) descend(path []entry, array bool) *table {
 			v = v.items[len(v.items)-1]
 		}
 		if v.table == nil {
-			// Only what the decoder has refused gets here.
+			// Unreachable: the decoder refuses such files.
 			v.table = &table{offset: key.offset}
 		}
 		t = v.table

@@ -16,7 +16,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// header tells whoever opens a written file what it is.
+// header is for the reader of a written file.
 const header = "# Written by `hairpin save`, which replaces it as a whole.\n\n"
 
 // fileForwards is the content of a file in DropInDir.
@@ -69,22 +69,22 @@ func format(forwards []rule.Forward) ([]byte, error) {
 		if f.Intercept {
 			file.Intercepts = append(file.Intercepts, fileIntercept{
 				Name:     f.Name,
-				Protocol: words(f.Protocols),
+				Protocol: texts(f.Protocols),
 				Port:     f.Ports.String(),
 				To:       f.TargetString(),
 				LAN:      f.LAN,
-				Except:   words(f.Except),
+				Except:   texts(f.Except),
 				Reflect:  string(f.Reflect),
 			})
 			continue
 		}
 		file.Forwards = append(file.Forwards, fileForward{
 			Name:     f.Name,
-			Protocol: words(f.Protocols),
+			Protocol: texts(f.Protocols),
 			External: f.External.Written(),
 			Port:     f.Ports.String(),
 			To:       f.TargetString(),
-			From:     words(f.From),
+			From:     texts(f.From),
 			Reflect:  string(f.Reflect),
 			Hosts:    f.Hosts,
 		})
@@ -96,9 +96,9 @@ func format(forwards []rule.Forward) ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-func words[T fmt.Stringer](list []T) (texts []string) {
+func texts[T fmt.Stringer](list []T) (out []string) {
 	for _, item := range list {
-		texts = append(texts, item.String())
+		out = append(out, item.String())
 	}
-	return texts
+	return out
 }
