@@ -109,43 +109,35 @@ static __always_inline void conn_made_from(struct conn *conn, const struct epoch
 	conn->epochs = forward->epoch + address->epoch;
 }
 
-static __always_inline struct conn *conn_find4(const struct tuple *key, struct entry *entry)
-{
-	struct tuple4 short_key;
-	struct conn4 *found;
-
-	tuple_shorten(key, &short_key);
-	found = bpf_map_lookup_elem(&conns4, &short_key);
-	if (!found)
-		return NULL;
-	entry->identity = conn_identity(&found->conn);
-	addr_from_v4(&entry->to.src, found->src);
-	addr_from_v4(&entry->to.dst, found->dst);
-	return &found->conn;
-}
-
-static __always_inline struct conn *conn_find6(const struct tuple *key, struct entry *entry)
-{
-	struct conn6 *found = bpf_map_lookup_elem(&conns6, key);
-
-	if (!found)
-		return NULL;
-	entry->identity = conn_identity(&found->conn);
-	entry->to.src = found->src;
-	entry->to.dst = found->dst;
-	return &found->conn;
-}
-
 /* The entry of a tuple, and a copy of what it translates to. NULL: there is none.
  *
  * CPU A finds an entry; CPU B deletes it and makes another connection's of its memory, while A copies the addresses. A
  * would send its packet to the other connection's server. Therefore A compares the identity, which B has changed. */
 static __always_inline struct conn *conn_find(const struct tuple *key, struct entry *entry)
 {
-	struct conn *conn = tuple_is_v6(key) ? conn_find6(key, entry) : conn_find4(key, entry);
+	struct tuple4 short_key;
+	struct conn4 *four;
+	struct conn6 *six;
+	struct conn *conn;
 
-	if (!conn)
-		return NULL;
+	if (tuple_is_v6(key)) {
+		six = bpf_map_lookup_elem(&conns6, key);
+		if (!six)
+			return NULL;
+		entry->identity = conn_identity(&six->conn);
+		entry->to.src = six->src;
+		entry->to.dst = six->dst;
+		conn = &six->conn;
+	} else {
+		tuple_shorten(key, &short_key);
+		four = bpf_map_lookup_elem(&conns4, &short_key);
+		if (!four)
+			return NULL;
+		entry->identity = conn_identity(&four->conn);
+		addr_from_v4(&entry->to.src, four->src);
+		addr_from_v4(&entry->to.dst, four->dst);
+		conn = &four->conn;
+	}
 	*ports_word(&entry->to.sport) = *ports_word(&conn->sport);
 	entry->to.protocol = key->protocol;
 	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || conn_state(entry->identity) == CONN_GONE)
@@ -235,6 +227,15 @@ static __always_inline bool conn_revoked(const struct conn *conn, __u64 identity
 	       conn_epoch(conn_forward(conn)) + conn_epoch(conn_address(conn)) != conn->epochs;
 }
 
+/* What is counted for a forward. */
+static __always_inline struct forward_stats *conn_stats(__u32 forward)
+{
+	__u32 page = forward / STATS_PAGE, place = forward % STATS_PAGE;
+	void *stats = bpf_map_lookup_elem(&forward_stats, &page);
+
+	return stats ? bpf_map_lookup_elem(stats, &place) : NULL;
+}
+
 static __always_inline const struct settings *conn_settings(void)
 {
 	__u32 zero = 0;
@@ -310,8 +311,6 @@ static __always_inline void conn_advance(const struct packet *pkt, struct conn *
 		conn->ack = pkt->ack;
 	if (conn->window != pkt->window)
 		conn->window = pkt->window;
-	if (pkt->tcp_flags & TCP_FIN && !(identity & CONN_FIN) && !seq_after(conn->end, end))
-		conn_mark(conn, identity, CONN_FIN, 0);
 }
 
 /* The first segment of an entry that nobody has seen the handshake of. */

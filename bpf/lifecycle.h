@@ -212,7 +212,7 @@ static __always_inline void life_count(const struct tuple *key, __u32 forward, _
 /* Counts the end of a connection that was established. */
 static __always_inline void life_count_closed(__u32 forward, __u64 identity)
 {
-	struct forward_stats *stats = stats_find(forward);
+	struct forward_stats *stats = conn_stats(forward);
 	__u32 path = conn_path(identity);
 
 	if (conn_state(identity) != CONN_ESTABLISHED && conn_state(identity) != CONN_CLOSING)
@@ -567,7 +567,7 @@ static __always_inline bool ring_admit(enum place_kind kind, bool v6)
 
 static __always_inline void life_count_established(__u32 forward, __u64 identity)
 {
-	struct forward_stats *stats = stats_find(forward);
+	struct forward_stats *stats = conn_stats(forward);
 	__u32 path = conn_path(identity);
 
 	count_event(EVENT_ESTABLISHED);

@@ -367,14 +367,6 @@ struct {
 	__uint(max_entries, EVENTS);
 } conn_events SEC(".maps");
 
-static __always_inline struct forward_stats *stats_find(__u32 forward)
-{
-	__u32 page = forward / STATS_PAGE, place = forward % STATS_PAGE;
-	void *stats = bpf_map_lookup_elem(&forward_stats, &page);
-
-	return stats ? bpf_map_lookup_elem(stats, &place) : NULL;
-}
-
 static __always_inline void count_event(enum conn_event event)
 {
 	__u64 *value = bpf_map_lookup_elem(&conn_events, &event);

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "conn.h"
-#include "csum.h"
+#include "edit.h"
 #include "fib.h"
 #include "forward.h"
 #include "fragment.h"
@@ -121,18 +121,6 @@ static __always_inline bool nat_tunnelled(const struct packet *pkt)
 	return pkt->gso_size && pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_SCTP;
 }
 
-/* Why XDP cannot send this packet; NONE: it can. */
-static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct rewrite *rw)
-{
-	if (rw->other_host)
-		return REASON_OTHER_HOST;
-	if (pkt->segment > rw->mtu)
-		return REASON_TOO_BIG;
-	if (csum_maybe_partial(pkt))
-		return REASON_PARTIAL_CHECKSUM;
-	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
-}
-
 /* Where the look-up of a packet's route begins. Answers to the Internet leave by the WAN that their connection came in by. All other
  * packets go where the kernel would send what came in here. */
 static __always_inline struct fib_start nat_start(struct work *work, const struct entry *entry)
@@ -235,17 +223,6 @@ __noinline int nat_resolve_tc(struct __sk_buff *skb, struct conn *conn)
 	return work && conn ? nat_resolve(skb, work, conn) : REASON_NEXT_HOP;
 }
 
-/* The next hop, and whether it takes the packet. XDP leaves a next hop that is not known to TC. */
-static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn, enum hook hook)
-{
-	const struct packet *pkt = &work->pkt;
-	struct rewrite *rw = &work->rw;
-
-	if (!hop_take(pkt, conn, conn_serial(rw->entry.identity), rw))
-		return hook == HOOK_XDP ? REASON_NEXT_HOP : (enum reason)nat_resolve_tc(ctx, conn);
-	return hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_check_mtu(pkt, rw, rw->mtu);
-}
-
 static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
 {
 	const struct interface *interface = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -280,19 +257,6 @@ static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite
 {
 	rw->ttl = pkt->ttl - 1;
 	rw->address_diff = csum_diff_addresses(&pkt->tuple, &rw->entry.to, pkt->v6);
-}
-
-static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn, __u64 identity)
-{
-	struct forward_stats *stats = stats_find(conn_forward(conn));
-	__u32 path = conn_path(identity);
-	struct traffic *traffic;
-
-	if (!stats || path >= PATHS)
-		return;
-	traffic = &stats->traffic[path][identity & CONN_OPENER ? 0 : 1];
-	traffic->packets++;
-	traffic->bytes += pkt->length;
 }
 
 /* Does the kernel's reverse path filter let this source in by that interface (Documentation/networking/ip-sysctl.rst,
@@ -498,6 +462,14 @@ static __always_inline bool nat_restarts(const struct packet *pkt, const struct 
 	       identity & CONN_NUMBERED && !conn_near(pkt, conn);
 }
 
+/* Takes the numbers of a segment that is in order, and its FIN. */
+static __always_inline void nat_take_numbers(const struct packet *pkt, struct conn *conn, __u64 identity)
+{
+	conn_advance(pkt, conn, identity);
+	if (pkt->tcp_flags & TCP_FIN && !(identity & CONN_FIN) && !seq_after(conn->end, pkt->seq + pkt->seq_length))
+		conn_mark(conn, identity, CONN_FIN, 0);
+}
+
 /* TCP after the handshake: does this segment refresh its connection? The segment may also close it. */
 __noinline bool nat_track_tcp(struct conn *conn)
 {
@@ -534,7 +506,7 @@ __noinline bool nat_track_tcp(struct conn *conn)
 		else if (!conn_near(pkt, conn) && !conn_within(pkt, conn, identity, other, mine))
 			return false;
 		else
-			conn_advance(pkt, conn, identity);
+			nat_take_numbers(pkt, conn, identity);
 		/* The FIN before was never acknowledged: it may have been forged, so this one counts. */
 		if (pkt->tcp_flags & TCP_FIN && identity & CONN_FIN && !conn_fin_acknowledged(identity, conn, other))
 			conn->end = pkt->seq + pkt->seq_length;
@@ -551,7 +523,7 @@ __noinline bool nat_track_tcp(struct conn *conn)
 	return true;
 }
 
-/* Follows the packet in the state of its connection. */
+/* Follows the packet in the state of its connection, and counts it. */
 static __always_inline void nat_track(struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -560,7 +532,9 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	bool half = conn_half(identity);
 	/* A connection that a RST has closed stays while both sides go on (RFC 7857 2.2). One that both FINs have closed does not. */
 	bool refresh = conn_state(identity) <= CONN_CLOSING && !(conn_state(identity) == CONN_CLOSING && identity & CONN_FIN);
-	__u32 bytes = conn->bytes + pkt->length;
+	__u32 bytes = conn->bytes + pkt->length, path = conn_path(identity);
+	struct forward_stats *stats;
+	struct traffic *traffic;
 
 	if (refresh && tcp && !half) {
 		/* Most segments go on where the one before stopped, and end nothing. */
@@ -584,46 +558,61 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	if (bytes < conn->bytes)
 		conn->bytes_high++;
 	conn->bytes = bytes;
+	stats = conn_stats(conn_forward(conn));
+	if (!stats || path >= PATHS)
+		return;
+	traffic = &stats->traffic[path][identity & CONN_OPENER ? 0 : 1];
+	traffic->packets++;
+	traffic->bytes += pkt->length;
 }
 
-/* Where a packet of a connection goes, and as what. */
-static __always_inline enum reason nat_send(void *ctx, struct work *work, struct conn *conn, enum hook hook)
+/* Why XDP cannot send this packet; NONE: it can. The checksum may be left to the device: then its field has the folded sum of the
+ * pseudo-header. One finished checksum in 65,536 looks the same, so that packet goes to TC for nothing. */
+static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct rewrite *rw)
 {
-	const struct packet *pkt = &work->pkt;
-	struct rewrite *rw = &work->rw;
-	enum reason reason = nat_next_hop(ctx, work, conn, hook);
-
-	/* XDP knows nothing of GSO: there such a packet is longer than the MTU, and goes to TC. */
-	if (reason == REASON_NONE && hook == HOOK_TC && nat_tunnelled(pkt))
-		reason = (enum reason)nat_segments_tc(ctx);
-	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
-		reason = nat_clamp_mss();
-	if (reason != REASON_NONE)
-		return reason;
-	nat_rewrite(pkt, rw);
-	rw->port_diff = csum_diff_ports(&pkt->tuple, &rw->entry.to);
-	return REASON_NONE;
+	if (rw->other_host)
+		return REASON_OTHER_HOST;
+	if (pkt->segment > rw->mtu)
+		return REASON_TOO_BIG;
+	if (pkt->tuple.protocol == IPPROTO_UDP && csum_hidden(pkt))
+		return REASON_PARTIAL_CHECKSUM;
+	if (pkt->l4.check_off && csum_pseudo(pkt) == pkt->l4.check)
+		return REASON_PARTIAL_CHECKSUM;
+	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
-/* A packet of a connection: sent on, if it can be. */
+/* A packet of a connection: sent on, if it can be. XDP leaves a next hop that is not known to TC. */
 static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;
+	struct rewrite *rw = &work->rw;
+	__u64 identity = rw->entry.identity;
 	enum reason reason = pkt->flaw;
+	bool xdp = hook == HOOK_XDP;
 
 	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)
-		reason = (enum reason)(hook == HOOK_XDP ? nat_other_interface_xdp(ctx, conn) : nat_other_interface_tc(ctx, conn));
+		reason = (enum reason)(xdp ? nat_other_interface_xdp(ctx, conn) : nat_other_interface_tc(ctx, conn));
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
-	if (reason == REASON_NONE)
-		reason = nat_send(ctx, work, conn, hook);
+	if (reason == REASON_NONE) {
+		if (hop_take(pkt, conn, conn_serial(identity), rw))
+			reason = xdp ? nat_xdp_limits(pkt, rw) : nat_check_mtu(pkt, rw, rw->mtu);
+		else
+			reason = xdp ? REASON_NEXT_HOP : (enum reason)nat_resolve_tc(ctx, conn);
+	}
+	/* XDP knows nothing of GSO: there such a packet is longer than the MTU, and goes to TC. */
+	if (reason == REASON_NONE && !xdp && nat_tunnelled(pkt))
+		reason = (enum reason)nat_segments_tc(ctx);
+	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
+		reason = nat_clamp_mss();
 	/* Up to here nothing has been changed, so XDP may leave the packet to TC. */
-	if (reason == REASON_NONE && conn_half(work->rw.entry.identity))
+	if (reason == REASON_NONE && conn_half(identity))
 		reason = nat_advance(conn);
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
+	nat_rewrite(pkt, rw);
+	rw->port_diff = csum_diff_ports(&pkt->tuple, &rw->entry.to);
 	nat_track(work, conn);
-	nat_count(pkt, conn, work->rw.entry.identity);
 	return VERDICT_SEND;
 }
 
@@ -644,20 +633,21 @@ static __always_inline bool nat_ended(const struct packet *pkt, const struct con
 	return !(identity & CONN_OPENER) || (conn_revoked(conn, identity) && !begins);
 }
 
-/* Is the connection past its use, so that the packet may begin another one? A SYN of the client begins anew where the old connection
- * has closed (RFC 7857 section 2). */
+/* May the packet begin a connection anew, though its connection is neither established nor revoked? A SYN of the client begins anew
+ * where the old connection has closed (RFC 7857 section 2). */
+static __always_inline bool nat_reopens(const struct packet *pkt, const struct conn *conn, __u64 identity)
+{
+	if (!(identity & CONN_OPENER))
+		return false;
+	if (conn_half(identity))
+		return conn_expired(conn, pkt->tuple.protocol, pkt->ms);
+	return conn_state(identity) == CONN_CLOSING && (pkt->opens || nat_proves(pkt));
+}
+
+/* Is the connection past its use, so that the packet may begin another one? */
 static __always_inline bool nat_stale(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
-	if (conn_revoked(conn, identity))
-		return true;
-	switch (conn_state(identity)) {
-	case CONN_HALF_OPEN:
-		return identity & CONN_OPENER && conn_expired(conn, pkt->tuple.protocol, pkt->ms);
-	case CONN_CLOSING:
-		return identity & CONN_OPENER && (pkt->opens || nat_proves(pkt));
-	default:
-		return false;
-	}
+	return conn_revoked(conn, identity) || (conn_state(identity) != CONN_ESTABLISHED && nat_reopens(pkt, conn, identity));
 }
 
 /* The verdict of an opening: has the packet begun a connection? */

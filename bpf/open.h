@@ -4,7 +4,6 @@
 #pragma once
 
 #include "conn.h"
-#include "csum.h"
 #include "fib.h"
 #include "forward.h"
 #include "lifecycle.h"

@@ -9,7 +9,6 @@
 #include "icmp.h"
 #include "option.h"
 #include "reply.h"
-#include "write.h"
 
 enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
 enum { RESEGMENT_STEP = 2048, RESEGMENT_STEPS = 32 };
@@ -174,7 +173,7 @@ static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet 
 
 	if (pkt->icmp_error)
 		err |= tc_write_quote(skb, pkt, rw);
-	return err == 0 && write_headers((void *)(long)skb->data, (void *)(long)skb->data_end, pkt, rw);
+	return err == 0 && edit_headers((void *)(long)skb->data, (void *)(long)skb->data_end, pkt, rw);
 }
 
 /* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
@@ -225,7 +224,7 @@ static __noinline long tc_send_by_kernel(struct __sk_buff *skb, const struct rew
 		return tc_deliver(skb, rw->ifindex);
 	/* Writes the MAC addresses, also where the kernel then writes its own: skb->csum, which the other end of a veth gets,
 	 * covers the header of now. The kernel refuses a frame to a group address, such as a cluster of servers may have. */
-	if (!(rw->macs[0] & 1) && !write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
+	if (!(rw->macs[0] & 1) && !edit_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
 }
@@ -234,7 +233,7 @@ static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite 
 {
 	if (rw->local || rw->gateway.nh_family)
 		return tc_send_by_kernel(skb, rw);
-	if (!write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
+	if (!edit_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	return bpf_redirect(rw->ifindex, 0);
 }

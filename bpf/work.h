@@ -104,16 +104,3 @@ static __always_inline struct work *work_get(void)
 
 	return bpf_map_lookup_elem(&works, &zero);
 }
-
-/* Reads the clock once in a tick: jiffies are cheap to read, the clock is not. */
-static __always_inline void work_tick(struct work *work)
-{
-	__u64 jiffies = bpf_jiffies64(), now;
-
-	if (work->jiffies == jiffies)
-		return;
-	now = bpf_ktime_get_coarse_ns();
-	work->jiffies = jiffies;
-	work->ms = (__u32)(now / MS_NS);
-	work->second = (__u32)(now / SECOND_NS);
-}
