@@ -178,13 +178,13 @@ static __always_inline void conn_erase(const struct tuple *key)
 }
 
 /* The other direction of an entry, of the same connection. A stack frame of its own. */
-static __noinline struct conn *conn_other(const struct entry *entry, struct scratch *scratch)
+static __noinline struct conn *conn_other(const struct entry *entry, struct direction *other)
 {
-	struct conn *other;
+	struct conn *conn;
 
-	tuple_reverse(&entry->to, &scratch->answer);
-	other = conn_find(&scratch->answer, &scratch->entry);
-	return other && conn_serial(scratch->entry.identity) == conn_serial(entry->identity) ? other : NULL;
+	tuple_reverse(&entry->to, &other->key);
+	conn = conn_find(&other->key, &other->entry);
+	return conn && conn_serial(other->entry.identity) == conn_serial(entry->identity) ? conn : NULL;
 }
 
 /* Changes the state, and sets or clears flags, of the connection that the identity was read from. False: it is in another

@@ -166,7 +166,7 @@ static __always_inline bool edit_frame(void *data, void *data_end, const struct 
 	if ((pkt->l4.check_off && !check) || !edit_headers(data, data_end, pkt, rw) || !edit_macs(data, data_end, rw))
 		return false;
 	if (check) {
-		*check = csum_apply(*check, rw->address_diff + rw->port_diff);
+		*check = csum_apply(*check, rw->address_diff + rw->l4_diff);
 		/* RFC 768: an UDP checksum of zero would mean none. */
 		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
 			*check = 0xffff;

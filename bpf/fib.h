@@ -40,6 +40,13 @@ static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, str
 	return bpf_fib_lookup(ctx, fib, sizeof(*fib), start.flags);
 }
 
+/* The route by which the kernel would answer a packet that came in by this interface. */
+static __always_inline long fib_route_back(void *ctx, struct route *route, __u32 ifindex, const struct tuple *packet)
+{
+	tuple_reverse(packet, &route->back);
+	return fib_route(ctx, &route->fib, (struct fib_start){ .ifindex = ifindex }, &route->back, sizeof(struct iphdr));
+}
+
 /* The gateway may be of another family than the packet (RFC 5549). */
 static __always_inline void fib_gateway(const struct bpf_fib_lookup *fib, struct bpf_redir_neigh *gateway)
 {
@@ -162,7 +169,7 @@ static __always_inline bool hop_write(struct hop *hop, __u32 generation, const s
 	return true;
 }
 
-/* Stores the next hop in work->fib, which the kernel has just found, and returns its reference. 0: all slots for it are in use.
+/* Stores the next hop in work->route.fib, which the kernel has just found, and returns its reference. 0: all slots for it are in use.
  * With renew, the packet goes by way of the kernel's neighbour table, which keeps the entry there alive; so the hop is valid
  * for a second from now. Without renew, the time of a hop that was there before stays. */
 __noinline __u32 hop_remember(bool renew)
@@ -175,9 +182,9 @@ __noinline __u32 hop_remember(bool renew)
 
 	if (!work)
 		return 0;
-	fib = &work->fib;
+	fib = &work->route.fib;
 	pkt = &work->pkt;
-	fresh = &work->hop;
+	fresh = &work->route.fresh;
 	port = fib->ifindex;
 	fresh->resolved = pkt->ms;
 	fresh->routes = fib_generation();

@@ -33,12 +33,12 @@ __noinline __u32 forward_slot(void)
 
 	if (!work)
 		return 0;
-	if (work->slot != SLOT_UNREAD)
-		return work->slot;
+	if (work->live_slot != SLOT_UNREAD)
+		return work->live_slot;
 	now = bpf_map_lookup_elem(&live, &zero);
 	if (now)
-		work->slot = now->generation & 1;
-	return now ? work->slot : 0;
+		work->live_slot = now->generation & 1;
+	return now ? work->live_slot : 0;
 }
 
 static __always_inline struct forward *forward_lookup(__u32 slot, __u32 external, __u8 protocol, __be16 port)

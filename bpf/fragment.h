@@ -13,7 +13,7 @@ enum { FRAGMENT_SECONDS = 30, FRAGMENT_AGAIN_SECONDS = 1, FRAGMENT_RANGES = 8, F
 static __always_inline struct fragment_key *frag_key(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct fragment_key *key = &work->held.datagram;
+	struct fragment_key *key = &work->fragment.held.datagram;
 
 	key->src = pkt->tuple.src;
 	key->dst = pkt->tuple.dst;
@@ -21,7 +21,7 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	key->id = pkt->id;
 	key->protocol = pkt->tuple.protocol;
 	__builtin_memset(key->pad, 0, sizeof(key->pad));
-	work->held.pad = 0;
+	work->fragment.held.pad = 0;
 	return key;
 }
 

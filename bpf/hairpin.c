@@ -18,15 +18,15 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 	__builtin_memset(&work->pkt.flaw, 0, offsetof(struct packet, quote) - offsetof(struct packet, flaw));
 	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, gateway));
 	work->rw.gateway.nh_family = 0;
-	if (work->jiffies != jiffies) {
+	if (work->clock.jiffies != jiffies) {
 		now = bpf_ktime_get_coarse_ns();
-		work->jiffies = jiffies;
-		work->ms = (__u32)(now / MS_NS);
-		work->second = (__u32)(now / SECOND_NS);
+		work->clock.jiffies = jiffies;
+		work->clock.ms = (__u32)(now / MS_NS);
+		work->clock.second = (__u32)(now / SECOND_NS);
 	}
-	work->pkt.ms = work->scratch.now = work->ms;
-	work->pkt.second = work->second;
-	work->slot = SLOT_UNREAD;
+	work->pkt.ms = work->scratch.now = work->clock.ms;
+	work->pkt.second = work->clock.second;
+	work->live_slot = SLOT_UNREAD;
 	work->pkt.hook = hook;
 	work->pkt.ifindex = ifindex;
 	work->pkt.frame_length = frame_length;
@@ -38,10 +38,10 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *work, enum verdict verdict)
 {
 	if (verdict == VERDICT_PASS)
-		return tc_pass(skb, work->waiting);
+		return tc_pass(skb, work->fragment.waiting);
 	if (verdict == VERDICT_DEFER)
 		return (int)tc_again(skb, &work->pkt);
-	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->waiting) : tc_refuse(skb);
+	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->fragment.waiting) : tc_refuse(skb);
 }
 
 /* A fragment, before its connection is looked for. A stack frame of its own, and the verifier need not follow
@@ -51,7 +51,7 @@ static __noinline enum verdict tc_enter_fragment(struct __sk_buff *skb, struct w
 	struct fragment *datagram = frag_datagram(work);
 	enum verdict verdict;
 
-	work->followed = datagram;
+	work->fragment.known = datagram;
 	if (!datagram)
 		return work->pkt.fragment == FRAGMENT_LATER ? VERDICT_PASS : VERDICT_SEND;
 	verdict = frag_enter(work, datagram);
@@ -61,14 +61,14 @@ static __noinline enum verdict tc_enter_fragment(struct __sk_buff *skb, struct w
 /* And after it was. */
 static __noinline enum verdict tc_leave_fragment(struct work *work, enum verdict verdict)
 {
-	struct fragment *datagram = work->followed ? bpf_map_lookup_elem(&fragments, &work->held.datagram) : NULL;
+	struct fragment *datagram = work->fragment.known ? bpf_map_lookup_elem(&fragments, &work->fragment.held.datagram) : NULL;
 
 	/* Its connection has gone since the first fragment. */
 	if (verdict == VERDICT_PASS && work->pkt.fragment == FRAGMENT_LATER)
 		return frag_drop(work, REASON_NO_CONNECTION);
 	if (datagram && work->pkt.fragment == FRAGMENT_FIRST) {
 		frag_settle(&work->pkt, datagram, verdict);
-		work->waiting = datagram->held;
+		work->fragment.waiting = datagram->held;
 	}
 	return verdict;
 }
@@ -79,7 +79,7 @@ static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work
 	const struct packet *pkt = &work->pkt;
 	enum verdict verdict = VERDICT_SEND;
 
-	work->waiting = 0;
+	work->fragment.waiting = 0;
 	if (pkt->fragment != FRAGMENT_NONE)
 		verdict = tc_enter_fragment(skb, work);
 	if (verdict != VERDICT_SEND)

@@ -21,8 +21,8 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 	held->length = length;
 	if (bpf_skb_load_bytes(skb, work->pkt.l3_off, held->bytes, length) != 0)
 		return false;
-	work->held.number = datagram->held;
-	if (bpf_map_update_elem(&held_fragments, &work->held, held, BPF_ANY) != 0)
+	work->fragment.held.number = datagram->held;
+	if (bpf_map_update_elem(&held_fragments, &work->fragment.held, held, BPF_ANY) != 0)
 		return false;
 	datagram->held++;
 	return true;
@@ -64,8 +64,8 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 	struct held_fragment *held;
 	__u32 length;
 
-	hold->work->held.number = number;
-	held = bpf_map_lookup_elem(&held_fragments, &hold->work->held);
+	hold->work->fragment.held.number = number;
+	held = bpf_map_lookup_elem(&held_fragments, &hold->work->fragment.held);
 	if (!held)
 		return 0;
 	length = held->length;
@@ -73,7 +73,7 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 		return 0;
 	if (bpf_probe_read_kernel(hold->buffer->packet, length, held->bytes) != 0)
 		length = 0;
-	bpf_map_delete_elem(&held_fragments, &hold->work->held);
+	bpf_map_delete_elem(&held_fragments, &hold->work->fragment.held);
 	return length;
 }
 

@@ -256,10 +256,10 @@ __noinline bool life_remove(const struct tuple *key, struct conn *opener, const 
 	if (conn_half(identity) || event == EVENT_DISPLACED)
 		count_event(event);
 	life_count_closed(conn_forward(opener), identity);
-	tuple_reverse(&entry->to, &scratch->answer);
-	scratch->erased = *key;
-	conn_erase(&scratch->answer);
-	conn_erase(&scratch->erased);
+	tuple_reverse(&entry->to, &scratch->removed_answerer);
+	scratch->removed_opener = *key;
+	conn_erase(&scratch->removed_answerer);
+	conn_erase(&scratch->removed_opener);
 	return true;
 }
 
@@ -378,7 +378,7 @@ static __always_inline __u32 place_next(struct ring *ring, enum place_kind kind)
 static __always_inline bool place_yields(const struct place_search *search, const struct conn *holder)
 {
 	const struct place_want *want = &search->scratch->want;
-	__u64 identity = search->scratch->holder.identity;
+	__u64 identity = search->scratch->holder.entry.identity;
 
 	switch (want->kind) {
 	case PLACE_HALF_TCP:
@@ -387,7 +387,7 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 		return true;
 	case PLACE_HALF_OTHER:
 		return (!want->crowded || conn_forward(holder) == want->forward) &&
-		       (!want->greedy || addr_equal(&search->scratch->held.src, &search->key->src));
+		       (!want->greedy || addr_equal(&search->scratch->holder.key.src, &search->key->src));
 	case PLACE_OTHER:
 		return conn_state(identity) == CONN_ESTABLISHED;
 	case PLACE_CLOSING:
@@ -401,7 +401,7 @@ static __always_inline bool place_yields(const struct place_search *search, cons
  * give way. */
 static __always_inline bool place_spared(const struct scratch *scratch)
 {
-	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.identity & CONN_FROM_WAN);
+	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.entry.identity & CONN_FROM_WAN);
 }
 
 /* Of several holders the one that is worth least gives way. Established ones: those without evidence (nat_evidence) first, then
@@ -424,6 +424,7 @@ static long place_try(__u32 step, struct place_search *search)
 {
 	struct scratch *scratch = search->scratch;
 	struct place_want *want = &scratch->want;
+	struct place_victim *victim = &scratch->victim;
 	struct ring *ring = ring_of(want->kind, tuple_is_v6(search->key));
 	struct conn *holder;
 	__u32 index, serial;
@@ -433,10 +434,10 @@ static long place_try(__u32 step, struct place_search *search)
 	if (!ring)
 		return 1;
 	if (step || !want->chosen)
-		scratch->slot = place_next(ring, want->kind);
-	index = ring->base + scratch->slot;
-	serial = place_read(index, tuple_is_v6(search->key), &scratch->held);
-	holder = serial ? place_holder(&scratch->held, serial, want->kind, &scratch->holder) : NULL;
+		want->slot = place_next(ring, want->kind);
+	index = ring->base + want->slot;
+	serial = place_read(index, tuple_is_v6(search->key), &scratch->holder.key);
+	holder = serial ? place_holder(&scratch->holder.key, serial, want->kind, &scratch->holder.entry) : NULL;
 	if (!holder) {
 		want->taken = place_write(index, serial, want->serial, search->key);
 		return want->taken;
@@ -444,11 +445,11 @@ static long place_try(__u32 step, struct place_search *search)
 	if (!place_yields(search, holder))
 		return 0;
 	worth = place_worth(scratch, holder);
-	if (!scratch->victim_serial || worth < scratch->victim_worth) {
-		scratch->victim_serial = serial;
-		scratch->victim_index = index;
-		scratch->victim_worth = worth;
-		scratch->victim = scratch->held;
+	if (!victim->serial || worth < victim->worth) {
+		victim->serial = serial;
+		victim->index = index;
+		victim->worth = worth;
+		victim->direction.key = scratch->holder.key;
 	}
 	/* A forward or a client beyond its share gives up the first of its own places that is found. A ring is searched in the order
 	 * in which its places were taken, so this is the oldest. All others may still find a free place. */
@@ -479,14 +480,16 @@ static __always_inline void ring_note_evicted(const struct tuple *victim, __u32 
 static __always_inline bool place_displace(const struct tuple *key, struct scratch *scratch, bool sweeping)
 {
 	struct place_want *want = &scratch->want;
-	struct conn *holder = place_holder(&scratch->victim, scratch->victim_serial, want->kind, &scratch->worst);
+	struct place_victim *victim = &scratch->victim;
+	struct direction *giving = &victim->direction;
+	struct conn *holder = place_holder(&giving->key, victim->serial, want->kind, &giving->entry);
 	enum conn_event event = want->kind == PLACE_OTHER ? EVENT_DISPLACED : EVENT_EVICTED;
 
-	if (holder && !life_remove(&scratch->victim, holder, &scratch->worst, event, sweeping))
+	if (holder && !life_remove(&giving->key, holder, &giving->entry, event, sweeping))
 		return false;
 	if (holder && want->kind == PLACE_HALF_OTHER)
-		ring_note_evicted(&scratch->victim, scratch->now);
-	return place_write(scratch->victim_index, scratch->victim_serial, want->serial, key);
+		ring_note_evicted(&giving->key, scratch->now);
+	return place_write(victim->index, victim->serial, want->serial, key);
 }
 
 /* Takes the place that scratch->want describes: a free one of some, else that of the holder who is worth least. False: there
@@ -497,10 +500,10 @@ static __always_inline bool place_take(const struct tuple *key, struct scratch *
 	struct place_want *want = &scratch->want;
 
 	for (int i = 0; i < PLACE_ROUNDS && !want->taken; i++) {
-		scratch->victim_serial = 0;
+		scratch->victim.serial = 0;
 		bpf_loop(place_tries(want->kind, want->crowded || want->greedy), place_try, &search, 0);
 		want->chosen = false;
-		if (!want->taken && scratch->victim_serial)
+		if (!want->taken && scratch->victim.serial)
 			want->taken = place_displace(key, scratch, sweeping);
 	}
 	return want->taken;
@@ -547,9 +550,9 @@ __noinline bool life_move(const struct tuple *key, struct conn *opener, const st
 	if (!conn_change(opener, identity, to, 0, 0))
 		return false;
 	life_count_move(key, forward, identity, to);
-	answerer = conn_other(entry, scratch);
+	answerer = conn_other(entry, &scratch->other);
 	if (answerer)
-		conn_change(answerer, scratch->entry.identity, to, 0, 0);
+		conn_change(answerer, scratch->other.entry.identity, to, 0, 0);
 	return true;
 }
 
@@ -652,6 +655,7 @@ __noinline bool life_begin(void)
 	load = load_of(conn_forward(&work->open.conn));
 	place_wants(scratch, identity, kind);
 	scratch->want.chosen = work->open.chosen;
+	scratch->want.slot = work->open.slot;
 	scratch->want.forward = conn_forward(&work->open.conn);
 	scratch->want.crowded = kind == PLACE_HALF_OTHER && ring && load &&
 				load->half_open_other > (__s32)(ring->size / FORWARD_SHARE);
@@ -659,12 +663,12 @@ __noinline bool life_begin(void)
 	if (place_take(key, scratch, false))
 		return true;
 	/* Another CPU may have promoted it meanwhile: then it has its place. */
-	opener = conn_find(key, &scratch->holder);
-	if (!opener || conn_serial(scratch->holder.identity) != conn_serial(identity))
+	opener = conn_find(key, &work->open.entry);
+	if (!opener || conn_serial(work->open.entry.identity) != conn_serial(identity))
 		return false;
-	if (!conn_half(scratch->holder.identity))
+	if (!conn_half(work->open.entry.identity))
 		return true;
-	life_remove(key, opener, &scratch->holder, EVENT_EVICTED, false);
+	life_remove(key, opener, &work->open.entry, EVENT_EVICTED, false);
 	return false;
 }
 
@@ -673,19 +677,21 @@ __noinline bool life_begin(void)
 __noinline bool life_pressed(bool v6)
 {
 	struct ring *ring = ring_of(PLACE_HALF_TCP, v6);
-	struct scratch *scratch = scratch_get(false);
+	struct work *work = work_get();
 	struct place_search search = {};
+	struct scratch *scratch;
 	struct conn *holder;
 	__u32 serial;
 
-	if (!ring || !scratch)
+	if (!ring || !work)
 		return false;
+	scratch = &work->scratch;
 	search.scratch = scratch;
-	search.key = &scratch->held;
+	search.key = &scratch->holder.key;
 	place_wants(scratch, 0, PLACE_HALF_TCP);
-	scratch->slot = place_next(ring, PLACE_HALF_TCP);
-	serial = place_read(ring->base + scratch->slot, v6, &scratch->held);
-	holder = serial ? place_holder(&scratch->held, serial, PLACE_HALF_TCP, &scratch->holder) : NULL;
+	work->open.slot = place_next(ring, PLACE_HALF_TCP);
+	serial = place_read(ring->base + work->open.slot, v6, &scratch->holder.key);
+	holder = serial ? place_holder(&scratch->holder.key, serial, PLACE_HALF_TCP, &scratch->holder.entry) : NULL;
 	return holder && !place_yields(&search, holder);
 }
 
@@ -813,10 +819,10 @@ __noinline bool life_visit(const struct tuple *key, struct conn *opener, const s
 		       life_remove(key, opener, entry, EVENT_ABANDONED, true);
 	if (over && state == CONN_ESTABLISHED)
 		return life_move(key, opener, entry, CONN_ENDED, true);
-	answerer = conn_other(entry, scratch);
+	answerer = conn_other(entry, &scratch->other);
 	/* The connection has closed, but there was no place for it, or two CPUs each saw half of the close. */
 	if (answerer && state == CONN_ESTABLISHED && key->protocol == IPPROTO_TCP &&
-	    conn_closed(opener, entry->identity, answerer, scratch->entry.identity))
+	    conn_closed(opener, entry->identity, answerer, scratch->other.entry.identity))
 		return life_move(key, opener, entry, CONN_CLOSING, true);
 	if (answerer && !conn_idle(life_seen(opener, answerer, entry->identity, key->protocol), now,
 				   life_time(time, over ? CONN_ENDED : state, key->protocol)))
@@ -853,14 +859,14 @@ static long sweep_place(__u32 step, struct sweep *sweep)
 	if (!ring || sweeper->place >= ring->size)
 		return sweep_next_ring(sweeper);
 	index = ring->base + sweeper->place++;
-	serial = place_read(index, at & 1, &sweeper->key);
+	serial = place_read(index, at & 1, &sweeper->visited.key);
 	if (!serial)
 		return 0;
-	opener = place_holder(&sweeper->key, serial, (enum place_kind)(at / 2), &sweeper->entry);
+	opener = place_holder(&sweeper->visited.key, serial, (enum place_kind)(at / 2), &sweeper->visited.entry);
 	if (!opener)
-		place_write(index, serial, 0, &sweeper->key);
+		place_write(index, serial, 0, &sweeper->visited.key);
 	else
-		sweeper->left += life_visit(&sweeper->key, opener, &sweeper->entry, sweeper->scratch.now);
+		sweeper->left += life_visit(&sweeper->visited.key, opener, &sweeper->visited.entry, sweeper->scratch.now);
 	sweeper->visits++;
 	return sweeper->visits >= SWEEP_VISITS;
 }

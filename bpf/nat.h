@@ -129,7 +129,7 @@ static __always_inline struct fib_start nat_start(struct work *work, const struc
 
 	if (conn_path(entry->identity) != PATH_WAN || entry->identity & CONN_OPENER)
 		return (struct fib_start){ .ifindex = work->pkt.ifindex };
-	opener = conn_other(entry, &work->scratch);
+	opener = conn_other(entry, &work->other);
 	if (!opener)
 		return (struct fib_start){ .ifindex = work->pkt.ifindex };
 	return (struct fib_start){ .ifindex = opener->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
@@ -139,11 +139,11 @@ static __always_inline struct fib_start nat_start(struct work *work, const struc
 static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
 {
 	const struct packet *pkt = &work->pkt;
-	long result = fib_route(ctx, &work->fib, start, to, pkt->segment);
+	long result = fib_route(ctx, &work->route.fib, start, to, pkt->segment);
 
-	if (result != BPF_FIB_LKUP_RET_FRAG_NEEDED || nat_check_mtu(pkt, &work->rw, work->fib.mtu_result) != REASON_NONE)
+	if (result != BPF_FIB_LKUP_RET_FRAG_NEEDED || nat_check_mtu(pkt, &work->rw, work->route.fib.mtu_result) != REASON_NONE)
 		return result;
-	return fib_route(ctx, &work->fib, start, to, sizeof(struct iphdr));
+	return fib_route(ctx, &work->route.fib, start, to, sizeof(struct iphdr));
 }
 
 /* Asks the kernel for the route; the kernel will resolve the neighbour. If there is no route by the WAN that the answer should leave
@@ -152,7 +152,7 @@ static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_sta
 static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct fib_start start = nat_start(work, entry);
-	struct bpf_fib_lookup *fib = &work->fib;
+	struct bpf_fib_lookup *fib = &work->route.fib;
 	struct rewrite *rw = &work->rw;
 	long result = nat_ask(ctx, work, start, &entry->to);
 
@@ -259,20 +259,19 @@ static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite
 	rw->address_diff = csum_diff_addresses(&pkt->tuple, &rw->entry.to, pkt->v6);
 }
 
+enum { RP_FILTER_STRICT = 1 };
+
 /* Does the kernel's reverse path filter let this source in by that interface (Documentation/networking/ip-sysctl.rst,
  * rp_filter)? For IPv6, which has none, as if it were strict. A stack frame of its own. */
 static __noinline bool nat_source_expected(void *ctx, struct work *work, const struct interface *in)
 {
-	struct fib_start start = { .ifindex = work->pkt.ifindex };
-	struct tuple *way = &work->open.way;
-	__u32 filter = work->pkt.v6 ? 1 : in->rp_filter;
+	__u32 filter = work->pkt.v6 ? RP_FILTER_STRICT : in->rp_filter;
 	long result;
 
 	if (!filter)
 		return true;
-	tuple_reverse(&work->pkt.tuple, way);
-	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
-	return fib_found(result) && (filter != 1 || work->fib.ifindex == work->pkt.ifindex);
+	result = fib_route_back(ctx, &work->route, work->pkt.ifindex, &work->pkt.tuple);
+	return fib_found(result) && (filter != RP_FILTER_STRICT || work->route.fib.ifindex == work->pkt.ifindex);
 }
 
 /* May a packet come in by another interface than the packets before it? A WAN may take the place of a WAN. A LAN may take the place
@@ -348,7 +347,7 @@ static __always_inline bool nat_handshake_done(const struct packet *pkt, const s
 static __always_inline enum reason nat_advance_opener(struct work *work, struct conn *conn, struct conn *answerer)
 {
 	const struct packet *pkt = &work->pkt;
-	__u64 identity = work->rw.entry.identity, other = work->scratch.entry.identity;
+	__u64 identity = work->rw.entry.identity, other = work->other.entry.identity;
 	enum reason reason;
 
 	if (pkt->tcp_flags & TCP_SYN) {
@@ -383,12 +382,12 @@ __noinline enum reason nat_advance(struct conn *conn)
 	if (!work || !conn)
 		return REASON_ENDED;
 	pkt = &work->pkt;
-	entry = &work->scratch.entry;
+	entry = &work->other.entry;
 	tcp = pkt->tuple.protocol == IPPROTO_TCP;
 	opener = work->rw.entry.identity & CONN_OPENER;
 	if (pkt->fragment == FRAGMENT_LATER || (!tcp && opener))
 		return REASON_NONE;
-	other = conn_other(&work->rw.entry, &work->scratch);
+	other = conn_other(&work->rw.entry, &work->other);
 	/* Another CPU is just inserting or removing it. */
 	if (!other)
 		return REASON_RACED;
@@ -408,9 +407,7 @@ __noinline enum reason nat_advance(struct conn *conn)
 		return nat_server_may(pkt, conn, other) ? REASON_NONE : REASON_NOT_OURS;
 	}
 	/* An answer. */
-	work->other = work->scratch.answer;
-	work->open_entry = *entry;
-	reason = life_promote(&work->other, other, &work->open_entry);
+	reason = life_promote(&work->other.key, other, entry);
 	if (reason == REASON_NONE)
 		conn_change(conn, work->rw.entry.identity, CONN_ESTABLISHED, 0, 0);
 	return reason;
@@ -445,7 +442,7 @@ __noinline int nat_evidence(struct conn *conn)
 	conn->ack = second;
 	if (conn->end == second || second == conn_created(conn))
 		return 0;
-	opener = conn_other(&work->rw.entry, &work->scratch);
+	opener = conn_other(&work->rw.entry, &work->other);
 	if (!opener || !(again || work->pkt.ms - opener->seen < 1000))
 		return 0;
 	if (again || opener->packets > 1)
@@ -482,9 +479,9 @@ __noinline bool nat_track_tcp(struct conn *conn)
 	if (!work || !conn)
 		return false;
 	pkt = &work->pkt;
-	entry = &work->scratch.entry;
+	entry = &work->other.entry;
 	identity = conn_identity(conn);
-	other = conn_other(&work->rw.entry, &work->scratch);
+	other = conn_other(&work->rw.entry, &work->other);
 	if (!other)
 		return false;
 	mine = entry->identity;
@@ -513,13 +510,10 @@ __noinline bool nat_track_tcp(struct conn *conn)
 		if (!conn_closed(conn, conn_identity(conn), other, mine))
 			return true;
 	}
-	if (identity & CONN_OPENER) {
+	if (identity & CONN_OPENER)
 		life_move(&pkt->tuple, conn, &work->rw.entry, CONN_CLOSING, false);
-	} else {
-		work->other = work->scratch.answer;
-		work->open_entry = *entry;
-		life_move(&work->other, other, &work->open_entry, CONN_CLOSING, false);
-	}
+	else
+		life_move(&work->other.key, other, entry, CONN_CLOSING, false);
 	return true;
 }
 
@@ -611,7 +605,7 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
 	nat_rewrite(pkt, rw);
-	rw->port_diff = csum_diff_ports(&pkt->tuple, &rw->entry.to);
+	rw->l4_diff = csum_diff_ports(&pkt->tuple, &rw->entry.to);
 	nat_track(work, conn);
 	return VERDICT_SEND;
 }
@@ -666,9 +660,9 @@ static __noinline bool nat_may_begin(struct work *work)
 	const struct external *external = external_find(&pkt->tuple.dst);
 	const struct settings *settings = conn_settings();
 
-	work->to_external = external;
+	work->open.to_external = external;
 	if (external)
-		work->external = *external;
+		work->open.external = *external;
 	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt);
 }
 
@@ -690,41 +684,41 @@ static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason r
 }
 
 /* May a rule say whose answer this is? Then open.from_wan says whether it goes to the Internet, or to a stand-in. */
-static __always_inline bool nat_may_answer(struct work *work)
+static __always_inline bool nat_may_answer(struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 
 	if (nat_role(pkt->ifindex) != ROLE_LAN)
 		return false;
 	work->open.from_wan = !stand_in_answered(&pkt->tuple.dst);
-	return !work->open.from_wan || (!work->to_external && !work->stale && open_evicted(pkt));
+	return !work->open.from_wan || (!work->open.to_external && !stale && open_evicted(pkt));
 }
 
 /* A packet to no forward's address and port. It may be for an intercept; or it may be a server's answer whose connection is to be
  * rebuilt. An intercept takes openings alone: a connection that was there before the intercept stays as it is. */
-static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work)
+static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
 
 	if (forward && pkt->opens && !open_routers_own(ctx, work))
-		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward));
-	if (nat_may_answer(work))
+		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, stale));
+	if (nat_may_answer(work, stale))
 		return nat_rebuilt(work, open_rebuild(ctx, work));
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* A packet without a connection, or of one that is over. BEGUN: there is a connection now. */
-static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work)
+/* A packet without a connection, or of a stale one. BEGUN: there is a connection now. */
+static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
-	struct conn *conn = work->stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
-	const struct external *external = work->to_external ? &work->external : NULL;
+	struct conn *conn = stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
+	const struct external *external = work->open.to_external ? &work->open.external : NULL;
 	struct forward *forward;
 
 	/* Another CPU has begun it anew meanwhile. */
 	if (conn && !nat_stale(pkt, conn, work->rw.entry.identity)) {
-		work->open.begun = false;
+		work->open.inserted = false;
 		return VERDICT_BEGUN;
 	}
 	if (conn && nat_ended(pkt, conn, work->rw.entry.identity, external))
@@ -736,41 +730,41 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work)
 		return nat_verdict(work, REASON_MALFORMED);
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
-		return nat_intercept_or_rebuild(ctx, work);
+		return nat_intercept_or_rebuild(ctx, work, stale);
 	if (open_routers_own(ctx, work))
 		return nat_verdict(work, REASON_NONE);
-	return nat_begun(work, open_connection(ctx, work, &external->address, forward));
+	return nat_begun(work, open_connection(ctx, work, &external->address, forward, stale));
 }
 
-__noinline int nat_slow_path_tc(struct __sk_buff *skb)
+__noinline int nat_slow_path_tc(struct __sk_buff *skb, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(skb, work) : VERDICT_PASS;
+	return work ? nat_slow_path(skb, work, stale) : VERDICT_PASS;
 }
 
-__noinline int nat_slow_path_xdp(struct xdp_md *ctx)
+__noinline int nat_slow_path_xdp(struct xdp_md *ctx, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(ctx, work) : VERDICT_PASS;
+	return work ? nat_slow_path(ctx, work, stale) : VERDICT_PASS;
 }
 
 /* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
 enum { OPEN_ROUNDS = 3 };
 
 /* A packet of no connection, or of one that is over. BEGUN: there is one now. */
-static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook)
+static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	enum verdict verdict;
 
 	for (int i = 0; i < OPEN_ROUNDS; i++) {
-		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx) : nat_slow_path_tc(ctx));
+		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx, stale) : nat_slow_path_tc(ctx, stale));
 		if (verdict == VERDICT_REPLACE) {
 			open_remove_obstacle();
 			continue;
 		}
-		if (verdict == VERDICT_BEGUN && work->open.begun && !life_begin())
+		if (verdict == VERDICT_BEGUN && work->open.inserted && !life_begin())
 			return nat_verdict(work, REASON_TABLE_FULL);
 		return verdict;
 	}
@@ -785,10 +779,9 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enu
 	enum verdict verdict;
 
 	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
-		work->stale = conn;
 		if (!nat_may_begin(work) && !conn)
 			return VERDICT_PASS;
-		verdict = nat_open(ctx, work, hook);
+		verdict = nat_open(ctx, work, hook, conn);
 		if (verdict != VERDICT_BEGUN)
 			return verdict;
 		conn = conn_find(&pkt->tuple, &work->rw.entry);

@@ -162,8 +162,8 @@ static __always_inline long tc_write_sums(struct __sk_buff *skb, const struct pa
 	if (pkt->l4.check_off && pkt->l4.pseudo)
 		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->address_diff),
 					   BPF_F_PSEUDO_HDR | mangled);
-	if (pkt->l4.check_off && rw->port_diff)
-		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->port_diff), mangled);
+	if (pkt->l4.check_off && rw->l4_diff)
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->l4_diff), mangled);
 	return err;
 }
 

@@ -427,11 +427,18 @@ struct entry {
 	struct tuple to;	/* what its packets leave as; no key: its padding is not set */
 };
 
+/* One direction of a connection: its key, and what was read of its entry. */
+struct direction {
+	struct tuple key;
+	struct entry entry;
+};
+
 /* A place that is wanted. */
 struct place_want {
 	__u32 serial;
 	enum place_kind kind;
 	__u32 forward;
+	__u32 slot;		/* the place being looked at, from 0 */
 	bool crowded;		/* its forward holds more than its share: one of its own has to give way */
 	bool greedy;		/* the same of its client */
 	bool from_wan;		/* its client is on the Internet */
@@ -439,21 +446,24 @@ struct place_want {
 	bool taken;
 };
 
+/* Of the holders of places that were looked at the one that is worth least: it is to give way. */
+struct place_victim {
+	struct direction direction;
+	__u32 serial;		/* 0: none so far */
+	__u32 index;
+	__u64 worth;
+};
+
 /* Working memory of lifecycle.h. Packets have theirs by CPU; the sweeper has its own. */
 struct scratch {
-	struct tuple answer;	/* key of an answerer's entry */
-	struct entry entry;	/* of that key */
-	struct tuple erased;	/* key of an opener's entry */
-	struct tuple held;	/* the connection that holds a place */
-	struct entry holder;
-	struct tuple victim;	/* the one of several that is to give way */
-	struct entry worst;
 	struct place_want want;
-	__u32 slot;		/* place of a ring, from 0 */
-	__u32 victim_serial;	/* 0: none so far */
-	__u32 victim_index;
+	struct direction holder;	/* who holds the place being looked at */
+	struct place_victim victim;
+	struct direction other;	/* the answerer's, of the opener at hand */
+	struct tuple removed_opener; /* keys of the connection being removed */
+	struct tuple removed_answerer;
 	__u32 now;		/* ms */
-	__u64 victim_worth;
+	__u32 pad;
 };
 
 /* The one timer that visits all places, and where it goes on. */
@@ -463,8 +473,7 @@ struct sweeper {
 	__u32 place;		/* of that ring */
 	__u32 visits;		/* in this step; not on the stack: the verifier would count along */
 	__u32 left;		/* connections that left their place in this step */
-	struct tuple key;	/* the connection being looked at: scratch is for what is done with it */
-	struct entry entry;
+	struct direction visited;	/* the connection being looked at: scratch is for what is done with it */
 	struct scratch scratch;
 };
 
