@@ -33,7 +33,7 @@ static __always_inline bool tuple_is_v6(const struct tuple *tuple)
 	return !addr_is_v4(&tuple->dst);
 }
 
-static __always_inline void tuple_shorten(const struct tuple *tuple, struct tuple4 *key)
+static __always_inline void tuple_to_v4(const struct tuple *tuple, struct tuple4 *key)
 {
 	key->src = tuple->src.word[3];
 	key->dst = tuple->dst.word[3];
@@ -41,7 +41,7 @@ static __always_inline void tuple_shorten(const struct tuple *tuple, struct tupl
 	*protocol_word(&key->protocol) = protocol_pad(tuple->protocol);
 }
 
-static __always_inline void tuple_lengthen(const struct tuple4 *key, struct tuple *tuple)
+static __always_inline void tuple_from_v4(const struct tuple4 *key, struct tuple *tuple)
 {
 	addr_from_v4(&tuple->src, key->src);
 	addr_from_v4(&tuple->dst, key->dst);
@@ -82,7 +82,7 @@ static __always_inline __u32 conn_scale(__u64 identity)
 
 static __always_inline __u32 conn_lan(__u64 identity)
 {
-	return identity >> CONN_LAN_SHIFT & 0xfff;
+	return identity >> CONN_LAN_SHIFT & ((1 << LAN_HASH_BITS) - 1);
 }
 
 static __always_inline __u32 conn_forward(const struct conn *conn)
@@ -101,7 +101,7 @@ static __always_inline __u32 conn_created(const struct conn *conn)
 	return conn->forward >> CONN_ID_BITS | conn->address >> CONN_ID_BITS << CONN_CREATED_BITS;
 }
 
-static __always_inline void conn_made_from(struct conn *conn, const struct epoch_ref *forward, const struct epoch_ref *address,
+static __always_inline void conn_set_made_from(struct conn *conn, const struct epoch_ref *forward, const struct epoch_ref *address,
 					   __u32 created)
 {
 	conn->forward = (forward->id & CONN_ID_MASK) | created << CONN_ID_BITS;
@@ -129,7 +129,7 @@ static __always_inline struct conn *conn_find(const struct tuple *key, struct en
 		entry->to.dst = six->dst;
 		conn = &six->conn;
 	} else {
-		tuple_shorten(key, &short_key);
+		tuple_to_v4(key, &short_key);
 		four = bpf_map_lookup_elem(&conns4, &short_key);
 		if (!four)
 			return NULL;
@@ -159,7 +159,7 @@ static __always_inline long conn_insert(const struct tuple *key, const struct co
 		value->six.dst = to->dst;
 		return bpf_map_update_elem(&conns6, key, &value->six, BPF_NOEXIST);
 	}
-	tuple_shorten(key, &short_key);
+	tuple_to_v4(key, &short_key);
 	value->four.src = to->src.word[3];
 	value->four.dst = to->dst.word[3];
 	return bpf_map_update_elem(&conns4, &short_key, &value->four, BPF_NOEXIST);
@@ -173,7 +173,7 @@ static __always_inline void conn_erase(const struct tuple *key)
 		bpf_map_delete_elem(&conns6, key);
 		return;
 	}
-	tuple_shorten(key, &short_key);
+	tuple_to_v4(key, &short_key);
 	bpf_map_delete_elem(&conns4, &short_key);
 }
 
@@ -331,7 +331,7 @@ static __always_inline bool conn_fin_acknowledged(__u64 from, const struct conn 
 /* Both sides have closed it (RFC 7857 2), or one has cut it. */
 static __always_inline bool conn_closed(const struct conn *one, __u64 identity, const struct conn *other, __u64 other_identity)
 {
-	if ((identity | other_identity) & CONN_CUT)
+	if ((identity | other_identity) & CONN_RESET)
 		return true;
 	return conn_fin_acknowledged(identity, one, other) && conn_fin_acknowledged(other_identity, other, one);
 }

@@ -12,7 +12,7 @@ enum { FORWARD_KEY_BITS = 64, ALLOW_KEY_BITS = 160 };
 /* A hash of an address: the index of maybe_external. The control plane computes the same. */
 static __always_inline __u32 external_slot(const union addr *addr)
 {
-	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * 2654435761u >> 20;
+	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * HASH_MULTIPLIER >> (32 - MAYBE_EXTERNAL_BITS);
 }
 
 /* The external ids of an address; NULL: no forward listens there. */

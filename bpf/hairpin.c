@@ -40,7 +40,7 @@ static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *wo
 	if (verdict == VERDICT_PASS)
 		return tc_pass(skb, work->fragment.waiting);
 	if (verdict == VERDICT_DEFER)
-		return (int)tc_again(skb, &work->pkt);
+		return (int)tc_reinject(skb, &work->pkt);
 	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->fragment.waiting) : tc_refuse(skb);
 }
 

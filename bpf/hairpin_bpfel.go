@@ -94,7 +94,7 @@ const (
 	HairpinConnFlagCONN_CHALLENGE   HairpinConnFlag = 4096
 	HairpinConnFlagCONN_TOLD        HairpinConnFlag = 8192
 	HairpinConnFlagCONN_PROVEN      HairpinConnFlag = 16384
-	HairpinConnFlagCONN_CUT         HairpinConnFlag = 32768
+	HairpinConnFlagCONN_RESET       HairpinConnFlag = 32768
 	HairpinConnFlagCONN_SCALE_SHIFT HairpinConnFlag = 16
 	HairpinConnFlagCONN_LAN_SHIFT   HairpinConnFlag = 20
 )
@@ -500,17 +500,17 @@ type HairpinSweeper struct {
 	Scratch struct {
 		_    structs.HostLayout
 		Want struct {
-			_       structs.HostLayout
-			Serial  uint32
-			Kind    HairpinPlaceKind
-			Forward uint32
-			Slot    uint32
-			Crowded bool
-			Greedy  bool
-			FromWan bool
-			Chosen  bool
-			Taken   bool
-			_       [3]byte
+			_                structs.HostLayout
+			Serial           uint32
+			Kind             HairpinPlaceKind
+			Forward          uint32
+			Slot             uint32
+			ForwardOverShare bool
+			ClientOverShare  bool
+			FromWan          bool
+			Chosen           bool
+			Taken            bool
+			_                [3]byte
 		}
 		Holder struct {
 			_     structs.HostLayout

@@ -15,7 +15,7 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 	__u32 length = work->pkt.length;
 
 	if (!buffer || !verifier_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
-	    !packet_plain(&work->pkt))
+	    !packet_without_options(&work->pkt))
 		return false;
 	held = (struct held_fragment *)buffer->packet;
 	held->length = length;
@@ -101,7 +101,7 @@ static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, 
 	struct hold hold = { .skb = skb, .work = work, .buffer = scratch_packet_get() };
 	__u32 length = work->pkt.length;
 
-	if (!hold.buffer || !work->rw.resolved || !packet_plain(&work->pkt) ||
+	if (!hold.buffer || !work->rw.resolved || !packet_without_options(&work->pkt) ||
 	    !scratch_packet_load(skb, hold.buffer, work->pkt.l3_off, length))
 		return false;
 	if (scratch_packet_begin(skb, &work->pkt)) {

@@ -100,7 +100,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
 	if (reason == REASON_NONE)
-		reason = nat_way(ctx, work, &error->entry);
+		reason = nat_find_way(ctx, work, &error->entry);
 	if (reason == REASON_NONE && work->rw.mtu && pkt->segment > work->rw.mtu)
 		reason = REASON_TOO_BIG;
 	if (reason != REASON_NONE)

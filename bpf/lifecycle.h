@@ -154,9 +154,9 @@ static __always_inline __u64 source_lan(__u32 lan)
 	return lan * 0x9e3779b97f4a7c15;
 }
 
-static __always_inline __u32 source_lan_of(__u32 ifindex)
+static __always_inline __u32 source_lan_hash(__u32 ifindex)
 {
-	__u32 hash = ifindex * 2654435761u >> 20;
+	__u32 hash = ifindex * HASH_MULTIPLIER >> (32 - LAN_HASH_BITS);
 
 	return hash ? hash : 1;
 }
@@ -276,7 +276,7 @@ static __always_inline __u32 place_read4(__u32 index, struct tuple *key)
 	serial = place->serial;
 	held = place->key;
 	bpf_spin_unlock(&place->lock);
-	tuple_lengthen(&held, key);
+	tuple_from_v4(&held, key);
 	return serial;
 }
 
@@ -310,7 +310,7 @@ static __always_inline bool place_write4(__u32 index, __u32 expected, __u32 seri
 
 	if (!place)
 		return false;
-	tuple_shorten(key, &held);
+	tuple_to_v4(key, &held);
 	bpf_spin_lock(&place->lock);
 	mine = place->serial == expected;
 	if (mine) {
@@ -386,8 +386,8 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 	case PLACE_HALF_PROVEN:
 		return true;
 	case PLACE_HALF_OTHER:
-		return (!want->crowded || conn_forward(holder) == want->forward) &&
-		       (!want->greedy || addr_equal(&search->scratch->holder.key.src, &search->key->src));
+		return (!want->forward_over_share || conn_forward(holder) == want->forward) &&
+		       (!want->client_over_share || addr_equal(&search->scratch->holder.key.src, &search->key->src));
 	case PLACE_OTHER:
 		return conn_state(identity) == CONN_ESTABLISHED;
 	case PLACE_CLOSING:
@@ -453,7 +453,7 @@ static long place_try(__u32 step, struct place_search *search)
 	}
 	/* A forward or a client beyond its share gives up the first of its own places that is found. A ring is searched in the order
 	 * in which its places were taken, so this is the oldest. All others may still find a free place. */
-	own = (want->crowded || want->greedy) && !place_spared(scratch);
+	own = (want->forward_over_share || want->client_over_share) && !place_spared(scratch);
 	/* A bool from memory is no known 0 or 1 to Linux 6.1. */
 	return verifier_same(own) ? 1 : 0;
 }
@@ -501,7 +501,7 @@ static __always_inline bool place_take(const struct tuple *key, struct scratch *
 
 	for (int i = 0; i < PLACE_ROUNDS && !want->taken; i++) {
 		scratch->victim.serial = 0;
-		bpf_loop(place_tries(want->kind, want->crowded || want->greedy), place_try, &search, 0);
+		bpf_loop(place_tries(want->kind, want->forward_over_share || want->client_over_share), place_try, &search, 0);
 		want->chosen = false;
 		if (!want->taken && scratch->victim.serial)
 			want->taken = place_displace(key, scratch, sweeping);
@@ -509,7 +509,7 @@ static __always_inline bool place_take(const struct tuple *key, struct scratch *
 	return want->taken;
 }
 
-static __always_inline void place_wants(struct scratch *scratch, __u64 identity, enum place_kind kind)
+static __always_inline void place_want_begin(struct scratch *scratch, __u64 identity, enum place_kind kind)
 {
 	__builtin_memset(&scratch->want, 0, sizeof(scratch->want));
 	scratch->want.serial = conn_serial(identity);
@@ -544,7 +544,7 @@ __noinline bool life_move(const struct tuple *key, struct conn *opener, const st
 		return false;
 	identity = entry->identity;
 	forward = conn_forward(opener);
-	place_wants(scratch, identity, PLACE_CLOSING);
+	place_want_begin(scratch, identity, PLACE_CLOSING);
 	if (conn_state(identity) >= CONN_CLOSING || !place_take(key, scratch, sweeping))
 		return false;
 	if (!conn_change(opener, identity, to, 0, 0))
@@ -599,7 +599,7 @@ __noinline enum reason life_promote(const struct tuple *key, struct conn *opener
 		return REASON_NONE;
 	if (!ring_admit(kind, v6))
 		return REASON_TABLE_FULL;
-	place_wants(scratch, identity, kind);
+	place_want_begin(scratch, identity, kind);
 	if (!place_take(key, scratch, false)) {
 		ring_count(kind, v6, -1);
 		return REASON_TABLE_FULL;
@@ -653,13 +653,13 @@ __noinline bool life_begin(void)
 	kind = life_kind(identity, key->protocol);
 	ring = ring_of(kind, tuple_is_v6(key));
 	load = load_of(conn_forward(&work->open.conn));
-	place_wants(scratch, identity, kind);
+	place_want_begin(scratch, identity, kind);
 	scratch->want.chosen = work->open.chosen;
 	scratch->want.slot = work->open.slot;
 	scratch->want.forward = conn_forward(&work->open.conn);
-	scratch->want.crowded = kind == PLACE_HALF_OTHER && ring && load &&
+	scratch->want.forward_over_share = kind == PLACE_HALF_OTHER && ring && load &&
 				load->half_open_other > (__s32)(ring->size / FORWARD_SHARE);
-	scratch->want.greedy = kind == PLACE_HALF_OTHER && work->open.greedy;
+	scratch->want.client_over_share = kind == PLACE_HALF_OTHER && work->open.client_over_share;
 	if (place_take(key, scratch, false))
 		return true;
 	/* Another CPU may have promoted it meanwhile: then it has its place. */
@@ -674,7 +674,7 @@ __noinline bool life_begin(void)
 
 /* Would a half-open TCP connection of an unknown source displace one that has hardly had time for its handshake? Chooses
  * the place to begin with. */
-__noinline bool life_pressed(bool v6)
+__noinline bool life_under_pressure(bool v6)
 {
 	struct ring *ring = ring_of(PLACE_HALF_TCP, v6);
 	struct work *work = work_get();
@@ -688,7 +688,7 @@ __noinline bool life_pressed(bool v6)
 	scratch = &work->scratch;
 	search.scratch = scratch;
 	search.key = &scratch->holder.key;
-	place_wants(scratch, 0, PLACE_HALF_TCP);
+	place_want_begin(scratch, 0, PLACE_HALF_TCP);
 	work->open.slot = place_next(ring, PLACE_HALF_TCP);
 	serial = place_read(ring->base + work->open.slot, v6, &scratch->holder.key);
 	holder = serial ? place_holder(&scratch->holder.key, serial, PLACE_HALF_TCP, &scratch->holder.entry) : NULL;
@@ -696,7 +696,7 @@ __noinline bool life_pressed(bool v6)
 }
 
 /* Has a client with so many half-open connections more than its share, while places are scarce? */
-static __always_inline bool life_greedy(__s32 half_open, enum place_kind kind, bool v6)
+static __always_inline bool life_over_share(__s32 half_open, enum place_kind kind, bool v6)
 {
 	const struct ring *ring = ring_of(kind, v6);
 
@@ -777,7 +777,7 @@ static __always_inline bool proven_is(__u64 hash, __u32 second)
 
 /* How long a connection past its handshake may be idle, in ns. An ended one stays for a while: the server's late packets are then
  * recognised and dropped. Where it is not TCP, no other client gets its tuple meanwhile. */
-static __always_inline __u64 life_time(const struct settings *time, enum conn_state state, __u8 protocol)
+static __always_inline __u64 life_idle_limit(const struct settings *time, enum conn_state state, __u8 protocol)
 {
 	if (protocol != IPPROTO_TCP)
 		return conn_idle_time(time, protocol) + (state == CONN_ENDED ? time->port_hold : 0);
@@ -786,7 +786,7 @@ static __always_inline __u64 life_time(const struct settings *time, enum conn_st
 
 /* What counts is the last packet of either side; but no stranger can keep a connection alive that its server has left
  * (RFC 4787 REQ-6). TCP has sequence numbers for that. */
-static __always_inline __u32 life_seen(const struct conn *opener, const struct conn *answerer, __u64 identity,
+static __always_inline __u32 life_last_seen(const struct conn *opener, const struct conn *answerer, __u64 identity,
 				       __u8 protocol)
 {
 	if (conn_path(identity) == PATH_WAN && protocol != IPPROTO_TCP)
@@ -824,8 +824,8 @@ __noinline bool life_visit(const struct tuple *key, struct conn *opener, const s
 	if (answerer && state == CONN_ESTABLISHED && key->protocol == IPPROTO_TCP &&
 	    conn_closed(opener, entry->identity, answerer, scratch->other.entry.identity))
 		return life_move(key, opener, entry, CONN_CLOSING, true);
-	if (answerer && !conn_idle(life_seen(opener, answerer, entry->identity, key->protocol), now,
-				   life_time(time, over ? CONN_ENDED : state, key->protocol)))
+	if (answerer && !conn_idle(life_last_seen(opener, answerer, entry->identity, key->protocol), now,
+				   life_idle_limit(time, over ? CONN_ENDED : state, key->protocol)))
 		return false;
 	if (answerer && life_lingers(entry->identity, key->protocol))
 		return life_move(key, opener, entry, CONN_ENDED, true);

@@ -25,7 +25,7 @@ static __always_inline enum role nat_role(__u32 ifindex)
 }
 
 /* Are senders behind this interface told why they are refused? */
-static __always_inline bool nat_tells(__u32 ifindex)
+static __always_inline bool nat_sender_is_told(__u32 ifindex)
 {
 	const struct settings *settings = conn_settings();
 	enum role role = nat_role(ifindex);
@@ -71,7 +71,7 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	default:
 		if (nat_role(work->pkt.ifindex) == ROLE_LOCAL)
 			return VERDICT_PASS;
-		return xdp && nat_tells(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_REFUSE;
+		return xdp && nat_sender_is_told(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_REFUSE;
 	}
 }
 
@@ -100,7 +100,7 @@ static __always_inline enum reason nat_check_mtu(const struct packet *pkt, struc
 }
 
 /* Do the segments of a tunnel's GSO packet fit? Only the kernel can measure them. */
-static __always_inline enum reason nat_segments(void *ctx, const struct work *work)
+static __always_inline enum reason nat_check_segments(void *ctx, const struct work *work)
 {
 	__u32 mtu = 0;
 
@@ -108,11 +108,11 @@ static __always_inline enum reason nat_segments(void *ctx, const struct work *wo
 		       ? REASON_TOO_BIG : REASON_NONE;
 }
 
-__noinline int nat_segments_tc(struct __sk_buff *skb)
+__noinline int nat_check_segments_tc(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
-	return work ? nat_segments(skb, work) : REASON_TOO_BIG;
+	return work ? nat_check_segments(skb, work) : REASON_TOO_BIG;
 }
 
 /* Is it a GSO packet of UDP or of a tunnel? The kernel alone can tell whether its segments fit. */
@@ -123,7 +123,7 @@ static __always_inline bool nat_tunnelled(const struct packet *pkt)
 
 /* Where the look-up of a packet's route begins. Answers to the Internet leave by the WAN that their connection came in by. All other
  * packets go where the kernel would send what came in here. */
-static __always_inline struct fib_start nat_start(struct work *work, const struct entry *entry)
+static __always_inline struct fib_start nat_route_start(struct work *work, const struct entry *entry)
 {
 	const struct conn *opener;
 
@@ -136,7 +136,7 @@ static __always_inline struct fib_start nat_start(struct work *work, const struc
 }
 
 /* Asks the kernel for the route. FRAG_NEEDED of a packet that may be cut up is no refusal: the kernel is asked again for a short one. */
-static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
+static __always_inline long nat_ask_route(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
 {
 	const struct packet *pkt = &work->pkt;
 	long result = fib_route(ctx, &work->route.fib, start, to, pkt->segment);
@@ -151,14 +151,14 @@ static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_sta
  * is never used: everybody on that link could claim to be the way to a client. */
 static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct entry *entry)
 {
-	struct fib_start start = nat_start(work, entry);
+	struct fib_start start = nat_route_start(work, entry);
 	struct bpf_fib_lookup *fib = &work->route.fib;
 	struct rewrite *rw = &work->rw;
-	long result = nat_ask(ctx, work, start, &entry->to);
+	long result = nat_ask_route(ctx, work, start, &entry->to);
 
 	/* For IPv6 the kernel prefers the interface asked for, but may answer with another one. */
 	if (start.flags && (!fib_found(result) || fib->ifindex != start.ifindex)) {
-		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
+		result = nat_ask_route(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
 		if (fib_found(result) && !open_out_is_wan(fib->ifindex))
 			return REASON_NO_ROUTE;
 	}
@@ -175,7 +175,7 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 }
 
 /* The way of a packet. Packets to the router itself leave by the loopback device. A stack frame of its own. */
-static __noinline enum reason nat_way(void *ctx, struct work *work, const struct entry *entry)
+static __noinline enum reason nat_find_way(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct rewrite *rw = &work->rw;
 
@@ -190,7 +190,7 @@ static __noinline enum reason nat_way(void *ctx, struct work *work, const struct
  * to the loopback device once more, without the route. */
 static __always_inline bool nat_has_route(const struct packet *pkt)
 {
-	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
+	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_reinjected(pkt);
 }
 
 /* Asks the kernel for a next hop that is not known, or is older than a second. This packet then goes by way of the kernel's neighbour
@@ -204,7 +204,7 @@ static __always_inline enum reason nat_resolve(void *ctx, struct work *work, str
 
 	rw->resolved = false;
 	rw->mtu = 0;
-	reason = nat_way(ctx, work, &work->rw.entry);
+	reason = nat_find_way(ctx, work, &work->rw.entry);
 	if (reason != REASON_NONE)
 		return reason;
 	if (rw->resolved && rw->gateway.nh_family) {
@@ -443,7 +443,7 @@ __noinline int nat_evidence(struct conn *conn)
 	if (conn->end == second || second == conn_created(conn))
 		return 0;
 	opener = conn_other(&work->rw.entry, &work->other);
-	if (!opener || !(again || work->pkt.ms - opener->seen < 1000))
+	if (!opener || !(again || work->pkt.ms - opener->seen < SECOND_MS))
 		return 0;
 	if (again || opener->packets > 1)
 		opener->end += second - conn->end == EVIDENCE_EVERY ? EVIDENCE_EVERY : 1;
@@ -453,7 +453,7 @@ __noinline int nat_evidence(struct conn *conn)
 
 /* A SYN/ACK that is not the one of this connection's handshake: the server has lost the connection, and answers a new SYN of the same
  * client. Both sides are numbered anew, as conntrack does. Only who stands where the server does can say so. */
-static __always_inline bool nat_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
+static __always_inline bool nat_server_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
 	return !(identity & CONN_OPENER) && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
 	       identity & CONN_NUMBERED && !conn_near(pkt, conn);
@@ -488,9 +488,9 @@ __noinline bool nat_track_tcp(struct conn *conn)
 	if (pkt->tcp_flags & TCP_RST) {
 		if (pkt->seq != other->ack && pkt->seq != conn->end)
 			return false;
-		conn_mark(conn, identity, CONN_CUT, 0);
+		conn_mark(conn, identity, CONN_RESET, 0);
 	} else {
-		if (nat_restarts(pkt, conn, identity)) {
+		if (nat_server_restarts(pkt, conn, identity)) {
 			conn_mark(other, mine, CONN_REBUILT, CONN_NUMBERED | CONN_FIN);
 			conn_mark(conn, identity, CONN_REBUILT, CONN_NUMBERED | CONN_FIN);
 			conn_number(pkt, conn, identity);
@@ -596,7 +596,7 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	}
 	/* XDP knows nothing of GSO: there such a packet is longer than the MTU, and goes to TC. */
 	if (reason == REASON_NONE && !xdp && nat_tunnelled(pkt))
-		reason = (enum reason)nat_segments_tc(ctx);
+		reason = (enum reason)nat_check_segments_tc(ctx);
 	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
 		reason = nat_clamp_mss();
 	/* Up to here nothing has been changed, so XDP may leave the packet to TC. */
@@ -611,7 +611,7 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 }
 
 /* Is it the client's answer to a challenge? An old connection on the same tuple must not take that answer. */
-static __always_inline bool nat_proves(const struct packet *pkt)
+static __always_inline bool nat_answers_challenge(const struct packet *pkt)
 {
 	return pkt->tuple.protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST && challenge_answered(pkt);
 }
@@ -621,7 +621,7 @@ static __always_inline bool nat_proves(const struct packet *pkt)
 static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, __u64 identity,
 				      const struct external *external)
 {
-	bool begins = (pkt->opens || nat_proves(pkt)) && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
+	bool begins = (pkt->opens || nat_answers_challenge(pkt)) && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
 				     intercept_made(conn));
 
 	return !(identity & CONN_OPENER) || (conn_revoked(conn, identity) && !begins);
@@ -635,7 +635,7 @@ static __always_inline bool nat_reopens(const struct packet *pkt, const struct c
 		return false;
 	if (conn_half(identity))
 		return conn_expired(conn, pkt->tuple.protocol, pkt->ms);
-	return conn_state(identity) == CONN_CLOSING && (pkt->opens || nat_proves(pkt));
+	return conn_state(identity) == CONN_CLOSING && (pkt->opens || nat_answers_challenge(pkt));
 }
 
 /* Is the connection past its use, so that the packet may begin another one? */

@@ -33,7 +33,7 @@ static __always_inline const union addr *open_router_address(const struct interf
 {
 	const union addr *first = NULL;
 
-	for (int i = 0; i < 8 && i < out->addresses; i++) {
+	for (int i = 0; i < INTERFACE_ADDRESSES && i < out->addresses; i++) {
 		if (addr_in_prefix(target, &out->address[i]))
 			return &out->address[i].address;
 		if (!first && addr_is_v4(&out->address[i].address) == addr_is_v4(target))
@@ -370,13 +370,13 @@ __noinline enum reason open_place(void)
 	v6 = tuple_is_v6(&open->key);
 	tcp = open->key.protocol == IPPROTO_TCP;
 	open->proven = false;
-	open->greedy = life_greedy(source.half_open, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
-	open->chosen = tcp && !open->greedy && !life_pressed(v6);
+	open->client_over_share = life_over_share(source.half_open, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
+	open->chosen = tcp && !open->client_over_share && !life_under_pressure(v6);
 	if (tcp && !open->chosen) {
 		open->proven = proven_is(open->client, work->pkt.second);
 		if (!open->proven && work->pkt.tcp_flags == TCP_SYN)
 			return REASON_CHALLENGED;
-		if (life_greedy(source.half_open, PLACE_HALF_PROVEN, v6))
+		if (life_over_share(source.half_open, PLACE_HALF_PROVEN, v6))
 			return REASON_SOURCE_LIMIT;
 	}
 	return life_too_many(source, open->lan, tcp) ? REASON_SOURCE_LIMIT : REASON_NONE;
@@ -391,7 +391,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	const struct interface *by = work->open.by_server ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
 
 	work->open.client_hop = 0;
-	work->open.lan = in->role == ROLE_LAN ? source_lan_of(work->open.ifindex) : 0;
+	work->open.lan = in->role == ROLE_LAN ? source_lan_hash(work->open.ifindex) : 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
 	/* The client's answer to a challenge. */
@@ -487,7 +487,7 @@ static __always_inline void open_write(struct work *work, const struct interface
 		conn->identity |= CONN_CHALLENGE;
 	if (in->role == ROLE_LOCAL)
 		conn->identity |= CONN_LOCAL;
-	conn_made_from(conn, &forward->epoch_ref, address, pkt->second);
+	conn_set_made_from(conn, &forward->epoch_ref, address, pkt->second);
 	conn->seen = pkt->ms;
 	conn->ifindex = open->to_router ? LOOPBACK_IFINDEX : work->route.fib.ifindex;
 	if (!open->to_router && open_out_is_wan(work->route.fib.ifindex))
@@ -627,7 +627,7 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 		return false;
 	if (!several_wans)
 		return true;
-	for (int i = 0; i < 8 && i < in->addresses; i++)
+	for (int i = 0; i < INTERFACE_ADDRESSES && i < in->addresses; i++)
 		if (addr_equal(&in->address[i].address, &open->key.dst))
 			return true;
 	return false;

@@ -21,8 +21,9 @@ enum fragment_kind { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
 enum tcp_flag { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10 };
 enum { TCP_FLAGS_OFFSET = 13, SCTP_HEADER = 12, SCTP_INIT = 1 };
-/* Every checksum of a transport header lies below this. */
-enum { TRANSPORT_CHECK_MASK = 31 };
+/* Bounds for the verifier: of an Ethernet header's length, of all headers before the transport's, and of the place of a checksum in
+ * the transport's. */
+enum { ETHERNET_MASK = 15, HEADERS_MASK = 127, TRANSPORT_CHECK_MASK = 31 };
 /* RFC 7323 2.3; NONE: a SYN without the option. */
 enum { TCP_SCALE_MAX = 14, TCP_SCALE_NONE = 15 };
 /* In every network namespace (LOOPBACK_IFINDEX of linux/net_namespace.h). */
@@ -103,7 +104,7 @@ struct packet {
 	__u32 frame_length;	/* set by the hook: all bytes, not only those in reach */
 	__u32 gso_size;		/* set by the hook: transport payload per segment, 0: one packet */
 	__u32 length;		/* IP total length */
-	__u32 segment;		/* longest IP packet that this is on the wire; of tunnels' GSO packets a lower bound (nat_segments asks the kernel) */
+	__u32 segment;		/* longest IP packet that this is on the wire; of tunnels' GSO packets a lower bound (nat_check_segments asks the kernel) */
 	__be32 id;		/* of a datagram in fragments */
 	__u16 l3_off;
 	__u8 hook;		/* set by the hook: enum hook */
@@ -205,7 +206,7 @@ static __always_inline __u32 packet_header(const struct packet *pkt)
 }
 
 /* On the loopback device, which has no addresses: sent there by this program, to come in once more. */
-static __always_inline bool packet_again(const struct packet *pkt)
+static __always_inline bool packet_reinjected(const struct packet *pkt)
 {
 	return pkt->remote_mac[0];
 }
@@ -217,7 +218,7 @@ static __always_inline __u32 packet_base(const struct packet *pkt)
 }
 
 /* Has the packet no IPv4 options? Which options are copied into each fragment has rules of its own (RFC 791). */
-static __always_inline bool packet_plain(const struct packet *pkt)
+static __always_inline bool packet_without_options(const struct packet *pkt)
 {
 	return pkt->v6 || packet_header(pkt) == sizeof(struct iphdr);
 }
@@ -225,7 +226,7 @@ static __always_inline bool packet_plain(const struct packet *pkt)
 /* May TC cut the packet up? Not with IP options; and of GSO packets only those of TCP. */
 static __always_inline bool packet_divisible(const struct packet *pkt)
 {
-	return !pkt->dont_fragment && packet_plain(pkt) &&
+	return !pkt->dont_fragment && packet_without_options(pkt) &&
 	       (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP);
 }
 
@@ -236,10 +237,10 @@ static __always_inline bool packet_has_options(const struct packet *pkt)
 }
 
 /* The length of all headers before the transport's, for every way that a parser may have come. */
-static __always_inline __u32 packet_header_again(const struct transport *l4, __u32 l3_off)
+static __always_inline __u32 packet_header_reloaded(const struct transport *l4, __u32 l3_off)
 {
 	verifier_forget();
-	return (l4->off - l3_off) & 127;
+	return (l4->off - l3_off) & HEADERS_MASK;
 }
 
 /* The transport header, if wanted bytes of it are there. NULL: they are not. */
@@ -463,7 +464,7 @@ static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 a
 		return true;
 	quote->l3_off = off;
 	quote->l4.off = off + header;
-	header = packet_header_again(&quote->l4, off);
+	header = packet_header_reloaded(&quote->l4, off);
 	l4 = ip + header;
 	icmp = packet_reach(l4, data_end, available - header, sizeof(*icmp));
 	pkt->broken = !icmp;
@@ -626,7 +627,7 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	if (!header)
 		return false;
 	pkt->l4.off = pkt->l3_off + header;
-	header = packet_header_again(&pkt->l4, pkt->l3_off);
+	header = packet_header_reloaded(&pkt->l4, pkt->l3_off);
 	if (packet_misfit(pkt)) {
 		pkt->broken = true;
 		pkt->flaw = REASON_MALFORMED;
@@ -674,7 +675,7 @@ static __always_inline bool packet_parse(void *data, void *data_end, __be16 prot
 {
 	struct ethhdr *eth = data;
 	/* The mask gives the verifier one bounded pointer for both kinds of devices. */
-	void *ip = data + (pkt->l3_off & 15);
+	void *ip = data + (pkt->l3_off & ETHERNET_MASK);
 
 	if ((void *)(eth + 1) > data_end)
 		return false;

@@ -21,7 +21,7 @@ struct reply {
 /* Destination Unreachable, if this side of the router is told of refusals. */
 static __always_inline struct reply reply_unreachable(const struct packet *pkt, enum icmp_code v4, enum icmpv6_code v6)
 {
-	if (!nat_tells(pkt->ifindex))
+	if (!nat_sender_is_told(pkt->ifindex))
 		return (struct reply){};
 	if (pkt->v6)
 		return (struct reply){ .type = ICMPV6_DEST_UNREACH, .code = (__u8)v6 };
@@ -36,7 +36,7 @@ static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 
 	if (!out || out->role != ROLE_WAN || external_find(from))
 		return out;
-	for (int i = 0; i < 8 && i < out->addresses; i++) {
+	for (int i = 0; i < INTERFACE_ADDRESSES && i < out->addresses; i++) {
 		if (addr_equal(&out->address[i].address, from))
 			return true;
 	}
@@ -268,7 +268,7 @@ static __always_inline void reply_other_side(struct __sk_buff *skb, struct work 
 	reset.seq = other->ack;
 	work->reply.sender_hop = other->hop;
 	if (!hop_recall(conn->hop, &work->rw) &&
-	    (nat_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))
+	    (nat_find_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))
 		return;
 	if (!reply_reaches(work->rw.ifindex, &entry->to.src))
 		return;

@@ -21,7 +21,7 @@ static __always_inline bool tc_give_ethernet(struct __sk_buff *skb, const struct
 }
 
 /* Does this device carry bare IP packets, as PPP, WireGuard and tun do? The control plane knows. */
-static __always_inline bool tc_bare(const struct interface *in)
+static __always_inline bool tc_without_ethernet(const struct interface *in)
 {
 	return !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
 }
@@ -41,13 +41,13 @@ static __noinline int tc_search_ip(struct __sk_buff *skb)
 }
 
 /* The data begin with a byte that may be of an IP header, or of the MAC address of this router. A stack frame of its own. */
-static __noinline int tc_tell_apart(struct __sk_buff *skb)
+static __noinline int tc_find_ip_slow(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data;
 	__u32 ifindex = skb->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	if (in && tc_bare(in))
+	if (in && tc_without_ethernet(in))
 		return 0;
 	if (in && (void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    __builtin_memcmp(eth->h_dest, in->mac, ETH_ALEN) == 0)
@@ -63,7 +63,7 @@ static __always_inline int tc_find_ip(struct __sk_buff *skb)
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
 		return sizeof(*eth);
-	return tc_tell_apart(skb);
+	return tc_find_ip_slow(skb);
 }
 
 /* Makes sure of an Ethernet header: helpers that send demand one. A device that carries bare packets takes it off again. */
@@ -206,7 +206,7 @@ static __always_inline long tc_deliver(struct __sk_buff *skb, __u32 ifindex)
 }
 
 /* Sends the packet to the interface that it came in by, as if it had just come in. A TC action. */
-static __always_inline long tc_again(struct __sk_buff *skb, const struct packet *pkt)
+static __always_inline long tc_reinject(struct __sk_buff *skb, const struct packet *pkt)
 {
 	__u8 again = 2;	/* of a source address: locally administered */
 

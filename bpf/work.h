@@ -8,7 +8,7 @@
 
 #include "packet.h"
 
-enum { SECOND_NS = 1000000000, MS_NS = 1000000 };
+enum { SECOND_NS = 1000000000, SECOND_MS = 1000, MS_NS = 1000000 };
 enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
 
 /* CLOCK_MONOTONIC, as it was when the jiffies last moved. */
@@ -82,7 +82,7 @@ struct opening {
 	__u32 slot;		/* a half-open place */
 	bool chosen;		/* the slot is where to begin */
 	bool proven;		/* its source has answered a challenge */
-	bool greedy;		/* its client has more half-open connections than its share */
+	bool client_over_share;		/* its client has more half-open connections than its share */
 	/* Where does it lead? */
 	bool to_router;		/* its target is the router itself */
 	bool resolved;		/* the MAC address of the next hop to the target is known */
