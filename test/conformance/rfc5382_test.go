@@ -73,14 +73,14 @@ var requirements5382 = []requirement{
 	},
 	{
 		id: "REQ-4", level: levelMustNot,
-		demand: "answer an unsolicited inbound SYN for 6 s, in case an outbound one crosses it",
+		demand: "answer an unsolicited inbound SYN for 6 s, in case an outbound SYN crosses it",
 		figure: "silence",
-		absent: noOutbound + ", so none can cross",
+		absent: noOutbound + ", so no outbound SYN can cross",
 		check:  checkUnsolicited,
 	},
 	{
 		id: "REQ-4 (afterwards)", level: levelShould,
-		demand: "send ICMP 3/3 about it then, if none has crossed it",
+		demand: "after these 6 s send ICMP 3/3 about the SYN, if no outbound SYN has crossed it",
 		figure: "ICMP 3/3",
 		absent: noOutbound,
 	},

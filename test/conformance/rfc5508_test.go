@@ -312,7 +312,7 @@ func checkErrorsTranslated(p *probe, which string, changes ...func(*errorReport)
 		})
 		translated, all = translated+did, all+of
 	}
-	p.measure(translated == all, "%d of %d %s are translated right in every byte", translated, all, which)
+	p.measure(translated == all, "%d of %d %s are translated with every byte right", translated, all, which)
 }
 
 // checkUnmatchedError: errors about packets that a forward's connection might have sent, had there been one.
@@ -325,7 +325,7 @@ func checkUnmatchedError(p *probe, inside bool) {
 	}
 	counted := s.Counted(p, "no_connection")
 	p.measure(fates[fateDropped] == 2 && counted == 2,
-		"%d of 2 dropped, %d counted as no_connection, %d left to the kernel, whose they may be",
+		"%d of 2 dropped, %d counted as no_connection, %d left to the kernel, which may know the connection",
 		fates[fateDropped], counted, fates[fatePassed])
 }
 

@@ -49,16 +49,17 @@ var columns = []struct{ title, run, test string }{
 
 const preface = `# Kernels
 
-Debian's kernels, each booted in qemu with the tests: ` + "`sudo make test-kernels`" + ` writes this table.
+` + "`sudo make test-kernels`" + ` boots each of Debian's kernels in qemu, runs tests there, and writes this table.
 
-- load: hairpin attaches; below its floor it refuses and names that.
-- packets: what is translated, byte by byte, through both programs.
+- load: hairpin attaches. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
+- packets: translated packets, compared byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
-- N: every reflection, the router's own connections, ping, refusals, by real clients in network namespaces.
-- A device: WAN and LAN interface are of that kind. TCP, both ways, and UDP, also in fragments, over IPv4 and
-  IPv6 in modes tc and xdp: from the Internet, from that LAN, out and in by the same interface, and
-  to a server there. XDP is not attached to tun, WireGuard, PPP and PPPoE, whose packets are bare.
-- flowtable: an nftables flowtable offloads and masquerades outbound connections beside it.
+- N: real clients in network namespaces: all reflect modes, the router's own connections, ping, refusals.
+- A kind of device: both the WAN and the LAN interface are of this kind. TCP in both directions, and UDP, whole and in fragments,
+  over IPv4 and IPv6, in modes tc and xdp. The clients are on the Internet and in this LAN; some packets leave by the interface that
+  they came in by, and the server may be in this LAN. Packets of tun, WireGuard, PPP and PPPoE have no link-layer header, so XDP is
+  not attached there.
+- flowtable: at the same time, an nftables flowtable offloads and masquerades outbound connections.
 
 `
 
