@@ -212,7 +212,7 @@ func (r *report) page(w io.Writer, plots []string) {
 	if r.Short {
 		run = "make bench-short"
 	}
-	fmt.Fprintf(w, "# One run of `%s`\n\n%s, Linux %s, %d x %s, hairpin %s, %.0f s. All of it is in [bench.txt](bench.txt), every value in\n[bench.json](bench.json); how it is measured: [../README.md](../README.md).\n\n",
+	fmt.Fprintf(w, "# One run of `%s`\n\n%s, Linux %s, %d x %s, hairpin %s, %.0f s. [bench.txt](bench.txt) has all tables of the run,\n[bench.json](bench.json) every value. [../README.md](../README.md) says how the bench measures.\n\n",
 		run, r.Date.Format(time.DateOnly), r.Kernel, r.CPUs, r.CPU, r.Version, r.Seconds)
 	fmt.Fprintln(w, "| what | measured | required | reached | from |")
 	fmt.Fprintln(w, "|---|---|---|---|---|")
