@@ -437,7 +437,7 @@ func checkDeterministic(p *probe) {
 		"%d of 2 clients of one port are served, %d of 2 closed to third hosts", alive, filtered)
 }
 
-// reaches is what becomes of a datagram that a LAN host sends to a reflected port.
+// reaches returns the fate of a datagram that a LAN host sends to a reflected port.
 func (s *stage) reaches(port netip.AddrPort, from string) fate {
 	s.p.Helper()
 	in := frames.Frame{From: rig.ClientMAC, To: s.LAN.MAC, Src: netip.MustParseAddrPort(from), Dst: port, UDP: true}

@@ -186,7 +186,7 @@ func checkPortFiltered(p *probe) {
 		"%d of %d packets from other addresses or ports do not get to the client", filtered, len(others))
 }
 
-// checkRestart kills the daemon under a connection and starts another one.
+// checkRestart kills the daemon during a connection and starts a new daemon.
 func checkRestart(p *probe) {
 	n, hp := p.network()
 	n.Server.ServeTCP(":8080")
@@ -271,7 +271,7 @@ func checkNoEviction(p *probe) {
 	p.measure(alive == early, "%d of %d alive after a flood of openings and with a full table", alive, early)
 }
 
-// checkLog: the daemon says nothing of who talks to whom.
+// checkLog checks that the daemon's log names no clients and no servers.
 func checkLog(p *probe) {
 	n, hp := p.network()
 	n.Server.ServeTCP(":8080")

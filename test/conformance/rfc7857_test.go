@@ -206,7 +206,7 @@ func checkPortReuse(p *probe) {
 		"one port of a client towards two servers is %s", either(one.Source == other.Source, "one port", "two ports"))
 }
 
-// checkPerProtocol: a forward of one protocol maps and lets in that one.
+// checkPerProtocol checks that a forward of one protocol does not translate other protocols.
 func checkPerProtocol(p *probe) {
 	s := p.stage("games udp 6000 to 192.168.1.20:7000")
 	overUDP := s.alive(s.establish(s.way("from the Internet", true, 20000, 6000, 7000)))

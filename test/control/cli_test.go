@@ -117,8 +117,8 @@ func withoutOrder(text string) string {
 	return strings.Join(words, ",")
 }
 
-// To add a forward that runs already is no error and no change, however it is written; to add another one by
-// its name is one.
+// Adding a forward that already runs is no error and changes nothing, in every spelling. Adding a different forward with
+// the name of a running forward is an error.
 func TestAddAForwardAgain(t *testing.T) {
 	n := lab.NewNetwork(t)
 	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
@@ -237,7 +237,7 @@ func TestTargetsThatAreNoHosts(t *testing.T) {
 	}
 }
 
-// settingLines is what diff prints for a file with every setting that ICMP and TCP got.
+// settingLines is the output of diff for a file that sets every ICMP and TCP setting.
 const settingLines = `- datapath.mss_clamp = (absent: PPP devices)
 + datapath.mss_clamp = ["wan0"]
 - timeouts.tcp_opening = "4m0s"

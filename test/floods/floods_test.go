@@ -273,7 +273,7 @@ func (n *floodNetwork) measure(t *testing.T, c floodCase, tr translator, rate in
 	return row
 }
 
-// dropped is how many packets the network's devices could not take, because their rings were full.
+// dropped returns how many packets the network's devices have dropped because their rings were full.
 func (n *floodNetwork) dropped() (count uint64) {
 	for _, h := range append([]*lab.Host{n.Internet, n.Router, n.Switch, n.Client, n.Server, n.attacker}, n.far...) {
 		for _, link := range h.Links() {
@@ -285,8 +285,8 @@ func (n *floodNetwork) dropped() (count uint64) {
 	return count
 }
 
-// places is how many connections the table holds that is to be filled: of nftables, which has others, as many as of the
-// largest hairpin beside it.
+// places returns the number of connections that fill the table. nftables has another table; for it, places returns the number
+// of the largest hairpin in the case.
 func (c floodCase) places(tr translator) int {
 	most := tr.connections
 	if tr.mode == "" {

@@ -19,7 +19,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// floodForwards are what clients use while one of them is flooded. All of them lead to the same server.
+// floodForwards are the forwards that clients use during a flood of one of them. All of them lead to one server.
 const floodForwards = `
 [[forward]]
 name = "web"
@@ -191,7 +191,7 @@ func (n *floodNetwork) listen(port int) string {
 	return fmt.Sprintf(":%d", port)
 }
 
-// serve starts what the forwards lead to, but for the stream.
+// serve starts the services behind the forwards, except the stream.
 func (n *floodNetwork) serve(t *testing.T) {
 	t.Helper()
 	n.Server.ServeTCP(n.listen(8080))

@@ -11,8 +11,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// A flood of a million openings that nobody completes costs no established connection, not
-// one of a thousand that only sit there, and does not keep new ones from opening.
+// A flood of a million half-open connections evicts no established connection, not even one of a thousand idle connections, and new
+// connections can still open.
 func TestSYNFlood(t *testing.T) {
 	const idle, syns = 1000, 1_000_000
 	n := lab.NewNetwork(t)

@@ -117,7 +117,7 @@ func fragmentsBothWays6(t *testing.T, n *lab.Network, w home.Way, orders []order
 	}
 }
 
-// TestForeignFragments6: fragments of what is no forward's are the kernel's, in whatever order.
+// TestForeignFragments6: fragments that belong to no forward are left to the kernel, in every order.
 func TestForeignFragments6(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork6(t)

@@ -13,9 +13,8 @@ import (
 
 // This file is all that TestRaces knows about how connections are stored.
 
-// audit is what a walk of the connection tables found. Orphans are entries without
-// the entry of the other direction. Found are the places that connections hold, by kind;
-// Counted is what the datapath counts of the same kind.
+// audit is the result of a walk of the connection tables. Orphans counts entries without an entry of the other direction. Found has
+// the places that connections hold, by kind; Counted has the datapath's own counts of these places.
 type audit struct {
 	Entries, Orphans int
 	Counted, Found   map[string]int64
