@@ -259,7 +259,7 @@ func checkNoEviction(p *probe) {
 			s.put(f.At, in.Bytes())
 		}
 	}
-	// Two seconds later nobody is asked to prove an address any more: this stage has no clients that could.
+	// Two seconds later hairpin challenges no client any more. The clients of this stage cannot answer a challenge.
 	s.eachState(func(key bpf.HairpinTuple, _ layout.Entry) { s.rewind(key, 2*time.Second) })
 	s.fillTable()
 	alive := 0

@@ -222,7 +222,7 @@ func TestTargetsThatAreNoHosts(t *testing.T) {
 		first, last := strings.Count(before, "\n"), strings.Count(string(text), "\n")
 		for _, command := range []string{"check", "apply"} {
 			said := hp.Fail(1, command)
-			// What the file itself tells to be wrong is told by its line, else the line where the forward begins.
+			// The message names the line of the mistake, or the first line of the forward if only the running router shows the mistake.
 			placed := strings.Contains(said, fmt.Sprintf("%s:%d:", hp.File, first)) || strings.Contains(said, fmt.Sprintf("%s:%d:", hp.File, last))
 			if !placed || !strings.Contains(said, target+" is "+why) {
 				t.Errorf("%s: %s\nlacks the place, or %q", command, said, why)

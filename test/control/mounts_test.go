@@ -74,7 +74,7 @@ func TestAttachInMountsThatEnd(t *testing.T) {
 		{"ip netns exec", exec, wantExec},
 		{"a script under ip netns exec", append(exec, "sh", "-c", `"$@"; exit $?`, "sh"), wantExec},
 		{"private mounts", []string{"unshare", "-m"}, wantAlone},
-		// As systemd's are: a peer group, but not that of the host.
+		// Like the mounts of a systemd service: a peer group, but not the peer group of the host.
 		{"mounts of a service", []string{"unshare", "-m", "--propagation", "shared"}, wantAlone},
 	} {
 		for _, dir := range []string{hp.Dir, inSys} {

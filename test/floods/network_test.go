@@ -329,8 +329,8 @@ const (
 	standingIdle   = 1000
 	standingActive = 50
 	standingPace   = 50 * time.Millisecond
-	// standingPatience is how long an exchange may take: the segments of a flood may push out those of a
-	// connection, and TCP sends them again.
+	// standingPatience is the time limit for an exchange. Devices may drop a connection's segments during a flood, and TCP
+	// sends them again.
 	standingPatience = 10 * time.Second
 )
 

@@ -50,7 +50,7 @@ func TestSYNFlood(t *testing.T) {
 	if states["established"] < idle {
 		t.Errorf("%d established connections listed, want %d", states["established"], idle)
 	}
-	// As many have room by default, and the flood has filled it: more would be some that nobody evicts.
+	// The flood has filled the places for half-open connections. With more connections than places, some could not be evicted.
 	if got, most := states["half-open"], 131072/8; got > most {
 		t.Errorf("%d half-open connections, at most %d have room", got, most)
 	}

@@ -127,8 +127,8 @@ func TestInterfaceMovesAway(t *testing.T) {
 			for _, w := range home.Ways(c.Network) {
 				lab.Eventually(t, atOnce, func() error { return serves(w.From, lab.External+":80") })
 			}
-			// Nobody could be told while its interface was away. If it was back before the daemon looked,
-			// nothing has ended.
+			// While the interface was away, no RST could be sent. If the interface was back before the daemon looked, no
+			// connection has ended.
 			if err := reflected.Echo(10_000); err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 				t.Errorf("the client hears %v, want %v or nothing of it", err, unix.ECONNRESET)
 			}

@@ -197,7 +197,7 @@ func (p clientPlace) iperf(flags []string) (err error) {
 		if err := json.Unmarshal([]byte(r.Stdout), &report); err != nil {
 			return fmt.Errorf("%w\n%s%s", err, r.Stdout, r.Stderr)
 		}
-		// What is still on its way when the client ends its test is not counted, which may be all.
+		// Packets that arrive after the client has ended its test are not counted; these may be all packets.
 		if report.Error == "" && report.End.Sum.Bytes+report.End.Received.Bytes > 0 {
 			return nil
 		}

@@ -131,8 +131,8 @@ func spoofedFloods(t *testing.T, mode string) {
 		conns = append(conns, c)
 	}
 	floods, resets := spoofs(n, far)
-	// The one that is attacked says nothing meanwhile, and the resets come last, as what is said after
-	// one makes it good.
+	// The attacked connection is silent during the attack, and the resets come last: a later segment of the connection would repair
+	// the effect of a reset.
 	for _, attack := range [][]flood{floods, resets} {
 		lab.Together(len(attack)+1, func(i int) {
 			if i == len(attack) {

@@ -182,7 +182,7 @@ func (x *executor) checkGuard(data []byte) error {
 func (x *executor) checkAccepted(from int, data []byte) error {
 	p, _ := dissect(data)
 	src, dst := p.addresses()
-	// An answer to a stand-in is a LAN client's, and its rule alone tells whose.
+	// Not answers to a stand-in: they belong to a LAN client, and the forward alone says to which.
 	if x.targets[src] && x.behind(dst) == sideWAN && !standInNetwork.Contains(dst) && len(x.answers) < answersKept {
 		x.answers = append(x.answers, sample{from, slices.Clone(data)})
 	}
@@ -218,9 +218,9 @@ func (x *executor) checkAccepted(from int, data []byte) error {
 	return nil
 }
 
-// mayReport says whether a frame is an ICMP error that may come by a side, too: by the interface where the reported
-// packet went, and as the router's own or from behind a LAN where that was one of these. A WAN's errors come by a WAN
-// alone, and on what the router says to itself nobody else reports.
+// mayReport reports whether a frame is an ICMP error that may come in by interface by. An error may come in by the interface of its
+// connection's side. If this interface is a LAN, the error may also be the router's own, or come by the LAN that its source is behind. An
+// error from the side of a WAN or of the loopback device may not come in by another interface.
 func (x *executor) mayReport(p parts, reported *layout.Entry, by int) bool {
 	src, _ := p.addresses()
 	if !p.isError() {

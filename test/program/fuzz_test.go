@@ -385,12 +385,17 @@ func (b *bench) opened(tb testing.TB) (total uint64) {
 	return total
 }
 
-// FuzzDatapath puts frames through both programs. Whatever they are: the verdict is a known one, only
-// what is sent changes, and only where a translation changes it; checksums are right afterwards exactly if
-// they were before; ICMP errors go back to the sender and are right; only what opens a connection by RFC
-// makes state; the kernel has nothing to say about it. Connections are counted as they are, and each entry has its
-// other direction. What is accepted by one interface is neither translated nor changes its connection by another one,
-// where a tuple alone proves nothing. No target's private address leaves by the WAN.
+// FuzzDatapath runs frames through both programs, and checks for every frame:
+//   - The verdict is a known verdict.
+//   - Only a frame that is sent on changes, and only in fields that a translation changes.
+//   - Checksums are right afterwards exactly if they were right before.
+//   - ICMP errors of the router are right and go to the sender.
+//   - Only a packet that opens a connection by its RFC makes a connection.
+//   - The kernel logs no warning.
+//   - The counts match the connections, and each entry has the entry of the other direction.
+//   - A frame that is accepted on one interface is not translated on another interface, and does not change its connection there, if a
+//     tuple alone proves nothing.
+//   - No target's private address leaves by the WAN.
 func FuzzDatapath(f *testing.F) {
 	execute := make([]func(int, []byte) error, len(families))
 	var first *executor

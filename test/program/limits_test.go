@@ -61,7 +61,7 @@ func TestStranger(t *testing.T) {
 	stranger.Open(t)
 	neighbour.Open(t)
 	opened := b.opened(t)
-	// A connection that has expired is made anew by the next packet.
+	// After the connection has expired, the next packet opens a new connection.
 	for deadline := time.Now().Add(30 * time.Second); b.opened(t) == opened; {
 		stranger.Send(t, true, frames.Payload("still there?"))
 		neighbour.Send(t, true, frames.Payload("still here"))

@@ -24,7 +24,7 @@ type audit struct {
 func auditTables(tb testing.TB, b *bench) audit {
 	tb.Helper()
 	found, err := b.Tables.Audit()
-	// A walk is aborted when what it stands at is deleted too often: the next one follows.
+	// A walk is aborted if its current entry is deleted too often. The caller walks again.
 	if errors.Is(err, ebpf.ErrIterationAborted) {
 		return audit{Orphans: -1}
 	}

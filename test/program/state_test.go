@@ -112,7 +112,7 @@ func TestForwardGone(t *testing.T) {
 	kept.Open(t)
 	b.Config.Forwards = b.Config.Forwards[1:]
 	b.Apply(t)
-	// A RST is a packet of its own, an ICMP error takes the place of what it is about.
+	// TC sends a RST as a new packet and drops the segment. It writes an ICMP error over the packet and redirects it.
 	answered := map[bool]map[string]uint32{false: {"tc": rig.TCShot, "xdp": rig.XDPPass}, true: {"tc": rig.TCRedirect, "xdp": rig.XDPPass}}
 	for i, udp := range []bool{false, true} {
 		f := b.Flows(udp, uint16(20000+i))["hairpin"]
