@@ -43,7 +43,8 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 		}
 		value.Addresses++
 	}
-	// Packets to the router itself may come back through the loopback device, so its MTU always limits the MSS.
+	// The kernel limits the MSS of a SYN through the loopback device only by the large MTU of that device. With an entry
+	// here, nat_clamp_mss() also limits the MSS to the MTU of the route.
 	if link.Role == config.RoleLocal || d.Config.ClampsMSS(link) {
 		value.MssMtu = uint32(max(0, link.MTU))
 	}

@@ -90,7 +90,8 @@ func (c Config) mssClamp() string {
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
 
-// Same reports whether two forwards of c are equal in everything but Source, the place where they were written.
+// Same reports whether two forwards of c have the same name and mean the same. It does not compare Source, the place
+// where they were written.
 func (c Config) Same(f, g rule.Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
 
 // same compares two forwards of two configurations. It does not compare their names.

@@ -72,7 +72,7 @@ type Config struct {
 	Reflection     rule.Reflect   `json:"reflection"` // reflect mode of forwards without a mode
 	StandIns       []rule.StandIn `json:"stand_ins,omitempty"`
 	MetricsListen  string         `json:"metrics_listen"` // ADDR:PORT; "": no metrics
-	DNS            []DNSFile      `json:"dns,omitempty"`  // split DNS files, sorted by format
+	DNS            []DNSFile      `json:"dns,omitempty"`  // split DNS files, at most one per format
 	Forwards       []rule.Forward `json:"forwards"`
 	Digest         string         `json:"digest,omitempty"` // hash of the files that the configuration was read from
 }
