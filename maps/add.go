@@ -182,10 +182,10 @@ func (t *Tables) noteFinished(doc *compile.Document) error {
 // finishAdded does the steps after the last addition. The steps after the swap and after earlier additions are already
 // done, because Add calls finish first.
 func (t *Tables) finishAdded(doc *compile.Document) error {
-	if err := t.step("enter added forward", func() error { return t.enterAdded(doc) }); err != nil {
+	if err := t.step("write the entries of the added forward", func() error { return t.enterAdded(doc) }); err != nil {
 		return err
 	}
-	return t.step("note that it is finished", func() error { return t.noteFinished(doc) })
+	return t.step("record that the change is finished", func() error { return t.noteFinished(doc) })
 }
 
 // enterAdded writes the entries of the last addition. The from list is first, because a forward with a missing from list

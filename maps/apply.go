@@ -198,7 +198,7 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 		{"make origins", func() error {
 			return addTrie(&others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.OriginKeys, p.Origins)
 		}},
-		{"store what was made", others.store},
+		{"store tables", others.store},
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"add external addresses", func() error { return t.addExternals(&p.Doc) }},
 		{"add targets", func() error { return t.addTargets(p.Doc.Targets(), running.Targets) }},
@@ -366,8 +366,8 @@ func (t *Tables) finish(o *compile.Outline) error {
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
 		{"drop targets", func() error { return t.dropTargets(left.Targets) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
-		{"tell of ended connections", func() error { return t.tellForwards(doc) }},
-		{"note that it is finished", func() error { return t.noteFinished(doc) }},
+		{"reset ended connections", func() error { return t.tellForwards(doc) }},
+		{"record that the change is finished", func() error { return t.noteFinished(doc) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err

@@ -67,7 +67,7 @@ func (t *Tables) Settings() (config.Config, error) {
 }
 
 // EachForward calls visit for every running forward until it returns false. visit must not keep its
-// argument, nor the lists in it: the next call reuses their memory.
+// argument or the lists in it: the next call reuses their memory.
 func (t *Tables) EachForward(visit func(*rule.Forward) bool) error {
 	o, _, err := t.outline()
 	if err != nil {

@@ -305,8 +305,8 @@ func (v *validator) hosts(i int) {
 	}
 }
 
-// conflicts compares forwards of one place and protocol, and reports whether there is no conflict. If two forwards share
-// ports, the ports of one must lie within the ports of the other.
+// conflicts compares forwards of one place and protocol. It records each conflict, and returns true if there is none. If
+// two forwards share ports, the ports of one must lie within the ports of the other.
 func (v *validator) conflicts() bool {
 	type listening struct {
 		rule.Place
@@ -340,9 +340,9 @@ func (v *validator) conflicts() bool {
 	return len(reported) == 0
 }
 
-// overlaps returns pairs of forwards that share ports although neither port range lies within the other. In a pair, the
-// forward that is earlier in the configuration comes first. The ranges are sorted by start, larger ranges first. So the
-// ranges around the current range form a stack.
+// overlaps returns pairs of forwards in conflict: their port ranges are equal or overlap partly. In a pair, the forward
+// that is earlier in the configuration comes first. The ranges are sorted by start, larger ranges first. So the ranges
+// around the current range form a stack.
 func (v *validator) overlaps(forwards []int) (pairs [][2]int) {
 	forwards = slices.Clone(forwards)
 	slices.SortStableFunc(forwards, func(a, b int) int {
