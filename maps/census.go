@@ -17,7 +17,7 @@ type Count struct {
 	HalfOpen    int            `json:"half_open"`
 	Established int            `json:"established"`
 	Closing     int            `json:"closing"`
-	Forwards    map[string]int `json:"forwards"` // by the forward's name, only forwards with connections
+	Forwards    map[string]int `json:"forwards"` // connections by the forward's name; only forwards with connections
 }
 
 // CountConnections counts the connections that sel picks.
@@ -44,7 +44,7 @@ func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
 // moment both show the same numbers.
 type Census struct {
 	HalfOpen, Established, Closing int
-	forwards                       []uint32        // by id, up to the highest id with connections
+	forwards                       []uint32        // connections by the forward's id, up to the highest id with connections
 	roster                         *compile.Roster // nil if there are no connections
 }
 

@@ -238,7 +238,7 @@ func openingTime(settings *bpf.HairpinSettings, protocol rule.Protocol) uint64 {
 // epochReader reads each epoch only once in a walk.
 type epochReader struct {
 	tables *Tables
-	known  []int64 // by id: the epoch plus 1; -1: there is no such id; 0: not read yet
+	known  []int64 // index: id; value: the epoch plus 1; -1: there is no such id; 0: not read yet
 	err    error
 }
 

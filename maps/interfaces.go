@@ -246,7 +246,7 @@ func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
 }
 
 // dropListeners removes the ids that no longer belong to exactly one address. It must run before map externals changes,
-// so that the datapath does not rebuild a connection at the wrong address meanwhile. An id whose address was replaced
+// so that the datapath never rebuilds a connection at the wrong address. An id whose address was replaced
 // stays: the datapath does not find the old address in externals, until putListeners writes the new address.
 func (t *Tables) dropListeners(wanted map[uint32]bpf.HairpinAddr) error {
 	present, err := readAll[uint32, bpf.HairpinAddr](t.objs.Listeners)

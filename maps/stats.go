@@ -193,7 +193,7 @@ func (r *StatsReader) Each(wanted *compile.Roster, number uint32, visit func(nam
 	if err != nil {
 		return err
 	}
-	// Another forward may have got the id meanwhile. So check, after the counters were read, that the id still belongs to
+	// Another forward may have got the id during the read. So check, after the counters were read, that the id still belongs to
 	// the wanted forward.
 	now, err := r.tables.Roster()
 	if err != nil {

@@ -20,11 +20,11 @@ import (
 // Program has the map entries of a configuration. Keys and values are in lists of equal length.
 type Program struct {
 	Doc         Document
-	Fresh       []EpochRef // of new forwards and of forwards whose behaviour changes
+	Fresh       []EpochRef // epoch references of new forwards and of forwards with changed behaviour
 	ForwardKeys []bpf.HairpinForwardKey
 	Forwards    []bpf.HairpinForward
 	AllowKeys   []bpf.HairpinAllowKey
-	Allowed     []uint8 // by AllowKeys: 1 allowed, 0 not allowed
+	Allowed     []uint8 // for each of AllowKeys: 1 allowed, 0 not allowed
 
 	StandInKeys []bpf.HairpinStandInKey
 	StandIns    []bpf.HairpinStandIn

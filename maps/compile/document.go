@@ -20,7 +20,7 @@ type Document struct {
 	Schema     int                   `json:"schema"`
 	Generation uint32                `json:"generation"` // generation of the swap that made it live
 	Config     config.Config         `json:"config"`     // Marshal writes the forwards separately
-	EpochRefs  []EpochRef            `json:"-"`          // of Config.Forwards, in the same order
+	EpochRefs  []EpochRef            `json:"-"`          // epoch references of Config.Forwards, in the order of the forwards
 	Externals  map[rule.Place]uint32 `json:"externals"`  // external ids of WAN and LAN interfaces, one per family, and of fixed addresses
 	Ended      []EpochRef            `json:"-"`          // epoch references of forwards whose connections must end after the swap to this document
 	Entries    int                   `json:"entries"`    // upper bound of the entries in trie forwards
@@ -43,7 +43,8 @@ func (d *Document) Marshal() ([]byte, error) {
 	return encodeEpochRefs(encodeForwards(append(text, '\n'), d.Config.Forwards, d.EpochRefs), d.Ended), nil
 }
 
-// EpochRef is an id and its epoch. A connection stores both, and is over when the epoch of the id changes.
+// EpochRef is the id of a forward or external address, and its epoch. Connections made with this epoch are over when the
+// epoch of the id in map epochs changes.
 type EpochRef struct{ ID, Epoch uint32 }
 
 func (s EpochRef) kernel() bpf.HairpinEpochRef {

@@ -17,10 +17,10 @@ import (
 type Running struct {
 	settings  config.Config         // without the forwards
 	externals map[rule.Place]uint32 // Document.Externals
-	epochRefs []EpochRef            // of all running forwards
+	epochRefs []EpochRef            // epoch references of all running forwards
 	Targets   map[bpf.HairpinAddr]bool
 	removed   []string // names of forwards that are not in the new configuration
-	of        []former // by the index of the forward in the new configuration
+	of        []former // running forwards, by the index of the new forward with the same name
 	same      bool     // the forwards are equal, including their order and Source
 }
 

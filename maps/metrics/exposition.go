@@ -81,7 +81,7 @@ type forwardWriter struct {
 	wanted  *compile.Roster
 	counted *maps.Census
 	paths   []string
-	active  []bool // by id: the forward had traffic when the first metric was written
+	active  []bool // index: id; true: the forward had traffic when the first metric was written
 	out     *familyWriter
 }
 
