@@ -238,7 +238,7 @@ func TestPinsOfSchema1AreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := fmt.Sprintf("schema 1 in %s, this version has %d: use the version that made it, or end every connection with \"hairpin detach --all\" and start anew", dir, bpf.HairpinSchemaSCHEMA)
+	want := fmt.Sprintf("schema 1 in %s, but this version needs %d; use the version that created it, or run \"hairpin detach --all\" (this ends every connection), then start hairpin again", dir, bpf.HairpinSchemaSCHEMA)
 	_, err := Load(Options{Dir: dir})
 	wantError(t, err, ErrSchema, want)
 	_, err = Open(Options{Dir: dir})
