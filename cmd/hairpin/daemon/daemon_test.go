@@ -165,7 +165,7 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 	for range 3 {
 		d.follow(ctx, links())
 	}
-	told("IPv4 off", "level=WARN msg=\"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1\"", 1)
+	told("IPv4 off", "level=WARN msg=\"IPv4 forwarding is off; run sysctl -w net.ipv4.ip_forward=1\"", 1)
 	delete(off, "net.ipv4/all")
 	for range 3 {
 		d.follow(ctx, links())
@@ -180,7 +180,7 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 		Name: "six", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 81, Last: 81}, Target: netip.MustParseAddr("fd00::20"),
 	})
 	d.reload(ctx)
-	told("IPv6 off", "IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1", 1)
+	told("IPv6 off", "IPv6 forwarding is off; run sysctl -w net.ipv6.conf.all.forwarding=1", 1)
 }
 
 // A file that names no interface is told how to name some, with each reload.
@@ -189,7 +189,7 @@ func TestDaemonTellsOfNoInterfaces(t *testing.T) {
 	d.notices = func(cfg config.Config) []string { return []string{"", router.Unconfigured(cfg, "/etc/x.toml")} }
 	d.file.WAN, d.file.LAN, d.file.Forwards = nil, nil, nil
 	d.reload(context.Background())
-	const want = `level=WARN msg="no interfaces are configured: set wan and lan in /etc/x.toml, then systemctl reload hairpin`
+	const want = `level=WARN msg="no interfaces are configured; set wan and lan in /etc/x.toml, then systemctl reload hairpin`
 	if got := strings.Count(d.output.String(), want); got != 1 {
 		t.Errorf("told %d times:\n%s", got, &d.output)
 	}

@@ -140,9 +140,9 @@ func TestReach(t *testing.T) {
 	}
 }
 
-const policyHead = `; Written by hairpin dns as bind-rpz. It is replaced as a whole: change the forwards.
-; Names are below the zone's, whatever that is called. BIND answers other types of a
-; name that is here with nothing; names below it are as they are outside.
+const policyHead = `; Written by hairpin dns as bind-rpz. Do not edit: it is replaced. Change the forwards instead.
+; Names are relative to the zone's name. For a name in this file BIND answers other record
+; types with no data. Names below it keep their public answers.
 $TTL 60
 @ IN SOA localhost. hostmaster.localhost. 7 3600 600 86400 60
 @ IN NS localhost.
@@ -156,9 +156,9 @@ fd00::30 six.example.org
 fd00::20 www.example.org
 `
 	for format, want := range map[config.DNSFormat]string{
-		config.DNSHosts:   "# Written by hairpin dns as hosts. It is replaced as a whole: change the forwards.\n" + lines + "# End of hairpin dns\n",
-		config.DNSDnsmasq: "# Written by hairpin dns as dnsmasq. It is replaced as a whole: change the forwards.\n" + lines,
-		config.DNSUnbound: `# Written by hairpin dns as unbound. It is replaced as a whole: change the forwards.
+		config.DNSHosts:   "# Written by hairpin dns as hosts. Do not edit: it is replaced. Change the forwards instead.\n" + lines + "# End of hairpin dns\n",
+		config.DNSDnsmasq: "# Written by hairpin dns as dnsmasq. Do not edit: it is replaced. Change the forwards instead.\n" + lines,
+		config.DNSUnbound: `# Written by hairpin dns as unbound. Do not edit: it is replaced. Change the forwards instead.
 server:
 	local-zone: "example.org." typetransparent
 	local-data: "example.org. 60 IN A 192.168.1.20"

@@ -87,14 +87,14 @@ func TestNotForwarding(t *testing.T) {
 		want []string
 	}{
 		{"all on", six, "", nil},
-		{"IPv4 off", four, "net.ipv4/all", []string{"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1"}},
-		{"IPv4 off on one", four, "net.ipv4/lan0", []string{"lan0: IPv4 forwarding is off here: sysctl -w net.ipv4.conf.lan0.forwarding=1"}},
-		{"off on a VLAN", four, "net.ipv4/lan0.10", []string{"lan0.10: IPv4 forwarding is off here: sysctl -w net/ipv4/conf/lan0.10/forwarding=1"}},
-		{"off on an odd name", four, "net.ipv4/l'n$0", []string{`l'n$0: IPv4 forwarding is off here: sysctl -w 'net.ipv4.conf.l'\''n$0.forwarding=1'`}},
+		{"IPv4 off", four, "net.ipv4/all", []string{"IPv4 forwarding is off; run sysctl -w net.ipv4.ip_forward=1"}},
+		{"IPv4 off on one", four, "net.ipv4/lan0", []string{"lan0: IPv4 forwarding is off on this interface; run sysctl -w net.ipv4.conf.lan0.forwarding=1"}},
+		{"off on a VLAN", four, "net.ipv4/lan0.10", []string{"lan0.10: IPv4 forwarding is off on this interface; run sysctl -w net/ipv4/conf/lan0.10/forwarding=1"}},
+		{"off on an odd name", four, "net.ipv4/l'n$0", []string{`l'n$0: IPv4 forwarding is off on this interface; run sysctl -w 'net.ipv4.conf.l'\''n$0.forwarding=1'`}},
 		{"off on one that is not attached", four, "net.ipv4/lan1", nil},
 		{"IPv6 off without a forward of it", four, "net.ipv6/all", nil},
-		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1"}},
-		{"IPv6 off on one", six, "net.ipv6/wan0", []string{"wan0: IPv6 forwarding is off here: sysctl -w net.ipv6.conf.wan0.forwarding=1"}},
+		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off; run sysctl -w net.ipv6.conf.all.forwarding=1"}},
+		{"IPv6 off on one", six, "net.ipv6/wan0", []string{"wan0: IPv6 forwarding is off on this interface; run sysctl -w net.ipv6.conf.wan0.forwarding=1"}},
 	} {
 		got := New(Options{Forwards: func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off }}).NotForwarding(test.ipv6, ports)
 		if !slices.Equal(got, test.want) {
