@@ -19,7 +19,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// forwards reads lines of `forward add`; the first is at x:1.
+// forwards parses lines of "forward add"; the first line has the source x:1.
 func forwards(t testing.TB, lines ...string) []rule.Forward {
 	t.Helper()
 	c := config.Default()
@@ -38,8 +38,8 @@ func forwards(t testing.TB, lines ...string) []rule.Forward {
 	return c.Forwards
 }
 
-// home has names of both families, one and several forwards for a name, and a
-// forward without a name.
+// home returns forwards for IPv4 and IPv6: names with one and with several forwards, and a forward without
+// hosts.
 func home(t testing.TB) []rule.Forward {
 	return forwards(t,
 		"web6 tcp 443 to fd00::20 host www.example.org",
@@ -113,7 +113,8 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// An intercept listens at no address that a name has, whatever ports it takes.
+// TestInterceptsAreNobodysNames: an intercept listens at no address that a name has, so it causes no
+// warning.
 func TestInterceptsAreNobodysNames(t *testing.T) {
 	list := append(forwards(t, "all tcp,udp any to 192.168.1.20 host a.b"), rule.Forward{
 		Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 53, Last: 53}, Target: netip.MustParseAddr("192.168.1.1"),
@@ -187,7 +188,7 @@ www.example.org IN AAAA fd00::20
 	}
 }
 
-// TestOrder: the order of the forwards is not that of the file.
+// TestOrder: a file does not depend on the order of the forwards.
 func TestOrder(t *testing.T) {
 	list := home(t)
 	names, _ := Names(list, Options{})
@@ -247,9 +248,9 @@ func TestUpdateRaisesTheSerial(t *testing.T) {
 	}
 }
 
-// TestPolicyZoneLeavesOut what no zone of that kind can have, and nothing else.
+// TestPolicyZoneLeavesOut: exactly the hosts that a policy zone cannot contain are left out.
 func TestPolicyZoneLeavesOut(t *testing.T) {
-	fitting := strings.Repeat("a.", 120) + "b" // 241
+	fitting := strings.Repeat("a.", 120) + "b" // 241 characters
 	list := forwards(t, "a tcp 1 to 10.0.0.1 host ok.example,c."+fitting+","+fitting+",a.rpz-ip")
 	names, warnings := Names(list, Options{Format: config.DNSBindRPZ})
 	if len(names) != 2 || len(warnings) != 2 || !strings.Contains(warnings[0].Message, "has at most 241 characters") ||
@@ -261,7 +262,7 @@ func TestPolicyZoneLeavesOut(t *testing.T) {
 	}
 }
 
-// many is n names of 192.168 addresses, every tenth of IPv6, too.
+// many returns n names with 192.168 addresses; every tenth name also has an IPv6 address.
 func many(n int) []rule.Forward {
 	list := make([]rule.Forward, 0, n)
 	for i := range n {
@@ -276,7 +277,7 @@ func many(n int) []rule.Forward {
 	return list
 }
 
-// BenchmarkTenThousandNames wants 100 ms at most, whatever the machine does besides.
+// BenchmarkTenThousandNames should need at most 100 ms, also on a busy machine.
 func BenchmarkTenThousandNames(b *testing.B) {
 	list := many(10_000)
 	for _, format := range config.DNSFormats() {

@@ -21,7 +21,7 @@ import (
 // Name is a host name with its addresses for LAN clients.
 type Name struct {
 	Host      string       `json:"name"`
-	Addresses []netip.Addr `json:"addresses"` // IPv4 before IPv6
+	Addresses []netip.Addr `json:"addresses"` // at most one IPv4 address, then at most one IPv6 address
 	Forwards  []string     `json:"forwards"`  // names of the forwards that have the host, in their order
 }
 

@@ -23,7 +23,7 @@ import (
 
 var values = []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
 
-// full has every key there is.
+// full has every key.
 const full = `version = 1
 [interfaces]
 wan = ["wan0"]
@@ -194,7 +194,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestNoneIsNotAbsent: an empty list says something.
+// TestNoneIsNotAbsent: an empty list differs from an absent key.
 func TestNoneIsNotAbsent(t *testing.T) {
 	none, err := Parse("x.toml", []byte("version = 1\ndatapath.mss_clamp = []\nicmp.refuse = []\n"))
 	if err != nil || none.MSSClamp == nil || len(none.MSSClamp)+len(none.ICMP.Refuse) != 0 {
@@ -210,7 +210,7 @@ func TestNoneIsNotAbsent(t *testing.T) {
 	}
 }
 
-// TestProblems checks whole messages: where, what, and what to do.
+// TestProblems checks whole messages: the place, the cause and the cure.
 func TestProblems(t *testing.T) {
 	forward := func(lines string) string {
 		return "version = 1\ninterfaces.wan = [\"wan0\", \"wan1\"]\n[[forward]]\n" + lines
@@ -272,7 +272,7 @@ func TestProblems(t *testing.T) {
 		}},
 		{"prefixes", "version = 1\n[reflection.prefixes]\n\"192.168.1.0/24\" = \"198.18.1.0/25\"\n \"fd00:0::/64\" = \"10.0.0.0/24\"\n\"fd00::/64\" = \"fd01::/64\"\n", []string{
 			`x.toml:3:1: reflection.prefixes."192.168.1.0/24": 198.18.1.0/25 and the clients 192.168.1.0/24 differ in size`,
-			`x.toml:5:1: reflection.prefixes."fd00::/64": it is there twice`,
+			`x.toml:5:1: reflection.prefixes."fd00::/64": the network is there twice`,
 		}},
 		{"prefix without prefixes of the family", forward(good + "reflect = \"prefix\"\n[reflection.prefixes]\n\"fd00::/64\" = \"fd01::/64\""), []string{
 			`x.toml:8:11: forward "a": reflect: it is prefix, but reflection.prefixes has no IPv4 network; add that of the clients, or choose another mode`,
@@ -386,7 +386,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// TestEveryProblemIsReported, and none that only follows from another.
+// TestEveryProblemIsReported: every problem is reported, except problems that follow from another problem.
 func TestEveryProblemIsReported(t *testing.T) {
 	_, err := Parse("x.toml", []byte(`version = 3
 [interfaces]
