@@ -221,10 +221,10 @@ func (h *hook) remove() error {
 // On devices without a link-layer header, and on the loopback device, it attaches TC alone in every mode.
 // It may be called again at any time to change the mode or Guard.
 //
-// It returns an error wrapping ErrNoInterface if the interface does not exist, ErrLinkType if the programs
-// cannot parse its packets, and ErrNotLoaded if the datapath was removed since it was opened. It also fails
-// if another hairpin, with other pins, runs on the interface. After an error the interface is as it was
-// before.
+// It returns an error wrapping ErrNoInterface if the interface does not exist, and ErrLinkType if the
+// programs cannot parse its packets. The error wraps ErrNotLoaded if the datapath was removed since it was
+// opened. Attach also fails if another hairpin, with other pins, runs on the interface. After an error the
+// interface is as it was before.
 func (d *Datapath) Attach(ifname string, want Hooks) (Attachment, error) {
 	a, err := d.attach(ifname, want)
 	if err != nil {

@@ -471,7 +471,7 @@ func TestFewPrivilegesAreEnough(t *testing.T) {
 	}
 	index := r.Index("wan0")
 	done := make(chan error)
-	// A separate thread: it can neither regain its capabilities nor leave the namespace.
+	// A separate thread: it cannot regain its capabilities or leave the namespace.
 	go func() {
 		done <- r.Do(func() error {
 			if err := drop(rest); err != nil {

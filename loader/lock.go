@@ -17,8 +17,8 @@ import (
 // Lock makes the caller the only writer of the datapath in dir, until it calls release or the process dies.
 // Lock mounts the bpffs if none is mounted. release unmounts an empty bpffs that hairpin mounted.
 //
-// Lock returns an error wrapping ErrLocked if another process holds the lock until the deadline of ctx, and
-// an error wrapping context.Canceled if ctx is canceled before.
+// Lock returns an error wrapping ErrLocked if another process holds the lock until the deadline of ctx. If
+// ctx is canceled before, the error wraps context.Canceled.
 func Lock(ctx context.Context, dir string) (release func(), err error) {
 	dir = Options{Dir: dir}.dir()
 	for {

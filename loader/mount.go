@@ -308,7 +308,7 @@ func checkOwner(path string, info os.FileInfo) error {
 		return fmt.Errorf("%s is not owned by root, so it cannot be trusted; name another directory, or chown it to root", path)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("users other than root may write %s (%s), so it cannot be trusted; name another directory, or chmod go-w it",
+		return fmt.Errorf("%s can be written by others than root (%s), so it cannot be trusted; name another directory, or chmod go-w it",
 			path, info.Mode().Perm())
 	}
 	return nil

@@ -87,9 +87,9 @@ func parseFeatures(message []byte) (ifindex int, bits uint64, err error) {
 	return ifindex, bits, nil
 }
 
-// transmitsXDP reports whether a device transmits frames that are redirected to it. If the kernel does not
-// report features, the answer is true for a NIC with native XDP running, and false for a veth, where it
-// depends on the peer.
+// transmitsXDP reports whether a device transmits frames that are redirected to it. Old kernels report no
+// features. For these, the answer is true for a NIC with native XDP running. It is false for a veth, because
+// there it depends on the peer.
 func transmitsXDP(dev netlink.Link, features map[int]uint64) bool {
 	if features != nil {
 		return features[dev.Attrs().Index]&featureTransmit != 0

@@ -107,7 +107,7 @@ func TestFilterOfForgottenPins(t *testing.T) {
 	}
 	again := r.load(Options{})
 	_, err := r.tryAttach(again, "wan0", ModeTC)
-	wantError(t, err, nil, "pinned in no bpffs", "tc filter del dev wan0 ingress pref 2", "egress pref 65534")
+	wantError(t, err, nil, "not pinned in a bpffs", "tc filter del dev wan0 ingress pref 2", "egress pref 65534")
 	r.Run("tc", "filter", "del", "dev", "wan0", "ingress", "pref", "2")
 	r.Run("tc", "filter", "del", "dev", "wan0", "egress", "pref", "65534")
 	r.attach(again, "wan0", ModeTC)

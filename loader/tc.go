@@ -236,8 +236,8 @@ func isOurs(filter netlink.Filter, side *side) bool {
 	return ok && f.Priority == side.priority && f.Handle == filterHandle && f.Name == filterName
 }
 
-// checkPlace fails if another filter has the priority of hairpin's filter. The kernel would replace a
-// filter with the same handle, and refuse a second kind of filter with an error that does not name the
+// checkPlace fails if another filter has the priority of hairpin's filter. The kernel would replace a filter
+// with the same handle. It would refuse a filter of a second kind, with an error that does not name the
 // cause.
 func checkPlace(ifindex int, side *side) error {
 	filters, err := listFilters(ifindex, side.parent)

@@ -21,9 +21,10 @@ import (
 //   - A NIC, by an offload that can usually be switched off (ethtool -K DEV rxvlan off). Without the offload
 //     native XDP sees the tag, and so does generic XDP: __netif_receive_skb_core runs generic XDP before
 //     skb_vlan_untag.
-//   - A veth, because the sender never puts the tag into the frame. A veth has the offload for transmission, so a
-//     VLAN interface or a bridge on the peer leaves the tag in the skb, and veth_xdp_rcv_skb shows the program
-//     only the frame. rxvlan of the receiver changes nothing, and the peer is often in another network namespace.
+//   - A veth, because the sender never puts the tag into the frame. A veth has the offload for
+//     transmission, so a VLAN interface or a bridge on the peer leaves the tag in the skb.
+//     veth_xdp_rcv_skb shows the program only the frame. rxvlan of the receiver changes nothing, and the
+//     peer is often in another network namespace.
 //   - A device on top of another device. A bridge, a bond and a macvlan get skbs whose tag is already removed.
 //
 // A tap device gets whole frames from user space.

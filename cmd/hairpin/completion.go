@@ -38,7 +38,7 @@ func knownShell(_ *cobra.Command, args []string) error {
 	case "bash", "zsh", "fish":
 		return nil
 	}
-	return fmt.Errorf("no completion for shell %q: there is one for bash, zsh and fish", clip(args[0]))
+	return fmt.Errorf("no completion for shell %q; use bash, zsh or fish", clip(args[0]))
 }
 
 type completions = []cobra.Completion

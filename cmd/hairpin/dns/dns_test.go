@@ -75,7 +75,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		"nothing": {[]string{web, "web6 tcp 443 to fd00::20 host www.example.org"}, nil},
 		"another port": {[]string{"web tcp 443 to 192.168.1.20:8443 host a.b,b.b,c.b,d.b,e.b"}, []string{
-			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so LAN clients of a.b, b.b, c.b and 2 more use port 443 there; let the target listen on that port, too, or leave hosts out: then the clients are reflected`,
+			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so LAN clients of a.b, b.b, c.b and 2 more use port 443 there; let the target listen on that port, too, or leave hosts out to reflect these clients`,
 		}},
 		"shifted range": {[]string{"web tcp 6000-6010 to 192.168.1.20:7000 host a.b"}, []string{`x:1: forward "web": hosts: port 6000-6010 is 7000-7010 at 192.168.1.20`}},
 		"without hosts": {[]string{"web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30 from 198.51.100.0/24"}, nil},

@@ -127,7 +127,7 @@ func (c *collector) warnPorts(f *rule.Forward) {
 	if there == f.Ports {
 		return
 	}
-	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port, too, or leave hosts out: then the clients are reflected",
+	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port, too, or leave hosts out to reflect these clients",
 		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
