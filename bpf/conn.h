@@ -33,7 +33,7 @@ static __always_inline bool tuple_is_v6(const struct tuple *tuple)
 	return !addr_is_v4(&tuple->dst);
 }
 
-static __always_inline void tuple_shorten(const struct tuple *tuple, struct tuple4 *key)
+static __always_inline void tuple_to_v4(const struct tuple *tuple, struct tuple4 *key)
 {
 	key->src = tuple->src.word[3];
 	key->dst = tuple->dst.word[3];
@@ -41,7 +41,7 @@ static __always_inline void tuple_shorten(const struct tuple *tuple, struct tupl
 	*protocol_word(&key->protocol) = protocol_pad(tuple->protocol);
 }
 
-static __always_inline void tuple_lengthen(const struct tuple4 *key, struct tuple *tuple)
+static __always_inline void tuple_from_v4(const struct tuple4 *key, struct tuple *tuple)
 {
 	addr_from_v4(&tuple->src, key->src);
 	addr_from_v4(&tuple->dst, key->dst);
@@ -82,7 +82,7 @@ static __always_inline __u32 conn_scale(__u64 identity)
 
 static __always_inline __u32 conn_lan(__u64 identity)
 {
-	return identity >> CONN_LAN_SHIFT & 0xfff;
+	return identity >> CONN_LAN_SHIFT & ((1 << LAN_HASH_BITS) - 1);
 }
 
 static __always_inline __u32 conn_forward(const struct conn *conn)
@@ -101,39 +101,12 @@ static __always_inline __u32 conn_created(const struct conn *conn)
 	return conn->forward >> CONN_ID_BITS | conn->address >> CONN_ID_BITS << CONN_CREATED_BITS;
 }
 
-static __always_inline void conn_made_from(struct conn *conn, const struct epoch_ref *forward, const struct epoch_ref *address,
+static __always_inline void conn_set_made_from(struct conn *conn, const struct epoch_ref *forward, const struct epoch_ref *address,
 					   __u32 created)
 {
 	conn->forward = (forward->id & CONN_ID_MASK) | created << CONN_ID_BITS;
 	conn->address = (address->id & CONN_ID_MASK) | created >> CONN_CREATED_BITS << CONN_ID_BITS;
 	conn->epochs = forward->epoch + address->epoch;
-}
-
-static __always_inline struct conn *conn_find4(const struct tuple *key, struct entry *entry)
-{
-	struct tuple4 short_key;
-	struct conn4 *found;
-
-	tuple_shorten(key, &short_key);
-	found = bpf_map_lookup_elem(&conns4, &short_key);
-	if (!found)
-		return NULL;
-	entry->identity = conn_identity(&found->conn);
-	addr_from_v4(&entry->to.src, found->src);
-	addr_from_v4(&entry->to.dst, found->dst);
-	return &found->conn;
-}
-
-static __always_inline struct conn *conn_find6(const struct tuple *key, struct entry *entry)
-{
-	struct conn6 *found = bpf_map_lookup_elem(&conns6, key);
-
-	if (!found)
-		return NULL;
-	entry->identity = conn_identity(&found->conn);
-	entry->to.src = found->src;
-	entry->to.dst = found->dst;
-	return &found->conn;
 }
 
 /* The entry of a tuple, and a copy of what it translates to. NULL: there is none.
@@ -142,10 +115,29 @@ static __always_inline struct conn *conn_find6(const struct tuple *key, struct e
  * would send its packet to the other connection's server. Therefore A compares the identity, which B has changed. */
 static __always_inline struct conn *conn_find(const struct tuple *key, struct entry *entry)
 {
-	struct conn *conn = tuple_is_v6(key) ? conn_find6(key, entry) : conn_find4(key, entry);
+	struct tuple4 short_key;
+	struct conn4 *four;
+	struct conn6 *six;
+	struct conn *conn;
 
-	if (!conn)
-		return NULL;
+	if (tuple_is_v6(key)) {
+		six = bpf_map_lookup_elem(&conns6, key);
+		if (!six)
+			return NULL;
+		entry->identity = conn_identity(&six->conn);
+		entry->to.src = six->src;
+		entry->to.dst = six->dst;
+		conn = &six->conn;
+	} else {
+		tuple_to_v4(key, &short_key);
+		four = bpf_map_lookup_elem(&conns4, &short_key);
+		if (!four)
+			return NULL;
+		entry->identity = conn_identity(&four->conn);
+		addr_from_v4(&entry->to.src, four->src);
+		addr_from_v4(&entry->to.dst, four->dst);
+		conn = &four->conn;
+	}
 	*ports_word(&entry->to.sport) = *ports_word(&conn->sport);
 	entry->to.protocol = key->protocol;
 	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || conn_state(entry->identity) == CONN_GONE)
@@ -167,7 +159,7 @@ static __always_inline long conn_insert(const struct tuple *key, const struct co
 		value->six.dst = to->dst;
 		return bpf_map_update_elem(&conns6, key, &value->six, BPF_NOEXIST);
 	}
-	tuple_shorten(key, &short_key);
+	tuple_to_v4(key, &short_key);
 	value->four.src = to->src.word[3];
 	value->four.dst = to->dst.word[3];
 	return bpf_map_update_elem(&conns4, &short_key, &value->four, BPF_NOEXIST);
@@ -181,18 +173,18 @@ static __always_inline void conn_erase(const struct tuple *key)
 		bpf_map_delete_elem(&conns6, key);
 		return;
 	}
-	tuple_shorten(key, &short_key);
+	tuple_to_v4(key, &short_key);
 	bpf_map_delete_elem(&conns4, &short_key);
 }
 
 /* The other direction of an entry, of the same connection. A stack frame of its own. */
-static __noinline struct conn *conn_other(const struct entry *entry, struct scratch *scratch)
+static __noinline struct conn *conn_other(const struct entry *entry, struct direction *other)
 {
-	struct conn *other;
+	struct conn *conn;
 
-	tuple_reverse(&entry->to, &scratch->answer);
-	other = conn_find(&scratch->answer, &scratch->entry);
-	return other && conn_serial(scratch->entry.identity) == conn_serial(entry->identity) ? other : NULL;
+	tuple_reverse(&entry->to, &other->key);
+	conn = conn_find(&other->key, &other->entry);
+	return conn && conn_serial(other->entry.identity) == conn_serial(entry->identity) ? conn : NULL;
 }
 
 /* Changes the state, and sets or clears flags, of the connection that the identity was read from. False: it is in another
@@ -233,6 +225,15 @@ static __always_inline bool conn_revoked(const struct conn *conn, __u64 identity
 {
 	return conn_state(identity) == CONN_ENDED ||
 	       conn_epoch(conn_forward(conn)) + conn_epoch(conn_address(conn)) != conn->epochs;
+}
+
+/* What is counted for a forward. */
+static __always_inline struct forward_stats *conn_stats(__u32 forward)
+{
+	__u32 page = forward / STATS_PAGE, place = forward % STATS_PAGE;
+	void *stats = bpf_map_lookup_elem(&forward_stats, &page);
+
+	return stats ? bpf_map_lookup_elem(stats, &place) : NULL;
 }
 
 static __always_inline const struct settings *conn_settings(void)
@@ -310,8 +311,6 @@ static __always_inline void conn_advance(const struct packet *pkt, struct conn *
 		conn->ack = pkt->ack;
 	if (conn->window != pkt->window)
 		conn->window = pkt->window;
-	if (pkt->tcp_flags & TCP_FIN && !(identity & CONN_FIN) && !seq_after(conn->end, end))
-		conn_mark(conn, identity, CONN_FIN, 0);
 }
 
 /* The first segment of an entry that nobody has seen the handshake of. */
@@ -332,7 +331,7 @@ static __always_inline bool conn_fin_acknowledged(__u64 from, const struct conn 
 /* Both sides have closed it (RFC 7857 2), or one has cut it. */
 static __always_inline bool conn_closed(const struct conn *one, __u64 identity, const struct conn *other, __u64 other_identity)
 {
-	if ((identity | other_identity) & CONN_CUT)
+	if ((identity | other_identity) & CONN_RESET)
 		return true;
 	return conn_fin_acknowledged(identity, one, other) && conn_fin_acknowledged(other_identity, other, one);
 }

@@ -40,6 +40,13 @@ static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, str
 	return bpf_fib_lookup(ctx, fib, sizeof(*fib), start.flags);
 }
 
+/* The route by which the kernel would answer a packet that came in by this interface. */
+static __always_inline long fib_route_back(void *ctx, struct route *route, __u32 ifindex, const struct tuple *packet)
+{
+	tuple_reverse(packet, &route->back);
+	return fib_route(ctx, &route->fib, (struct fib_start){ .ifindex = ifindex }, &route->back, sizeof(struct iphdr));
+}
+
 /* The gateway may be of another family than the packet (RFC 5549). */
 static __always_inline void fib_gateway(const struct bpf_fib_lookup *fib, struct bpf_redir_neigh *gateway)
 {
@@ -73,7 +80,7 @@ static __always_inline __u32 fib_generation(void)
 	return now ? now->generation : 0;
 }
 
-enum { HOPS = 4096, HOP_WAYS = 4, HOP_INDEX_BITS = 20, HOP_INDEX_MASK = (1 << HOP_INDEX_BITS) - 1 };
+enum { HOP_WAYS = 4, HOP_INDEX_BITS = 20, HOP_INDEX_MASK = (1 << HOP_INDEX_BITS) - 1 };
 enum { HOP_GENERATION_MASK = (1 << (32 - HOP_INDEX_BITS)) - 1 };
 /* How long a next hop is valid, in ms, and how often a connection asks the kernel for its own route: every 2^13 ms. */
 enum { HOP_FRESH_MS = 1000, HOP_ASK_BITS = 13 };
@@ -90,7 +97,7 @@ static __always_inline __u32 hop_reference(__u32 index, __u32 generation)
 
 /* Is it time for this connection to ask the kernel for its own route? Every connection does so once in 8 s, so a route that
  * changes for this connection alone is noticed without the daemon. The serial spreads the moments. */
-static __always_inline bool hop_ask(const struct conn *conn, __u32 serial, __u32 now)
+static __always_inline bool hop_ask_due(const struct conn *conn, __u32 serial, __u32 now)
 {
 	return ((now + serial) ^ (conn->seen + serial)) >> HOP_ASK_BITS;
 }
@@ -106,7 +113,7 @@ static __always_inline bool hop_take(const struct packet *pkt, const struct conn
 	__u32 reference = conn->hop, index = reference & HOP_INDEX_MASK, generation;
 	const struct hop *hop = bpf_map_lookup_elem(&hops, &index);
 
-	if (!reference || !hop || hop_ask(conn, serial, pkt->ms))
+	if (!reference || !hop || hop_ask_due(conn, serial, pkt->ms))
 		return false;
 	generation = hop_generation(hop);
 	if (generation & 1 || hop_reference(index, generation) != reference ||
@@ -162,7 +169,7 @@ static __always_inline bool hop_write(struct hop *hop, __u32 generation, const s
 	return true;
 }
 
-/* Stores the next hop in work->fib, which the kernel has just found, and returns its reference. 0: all slots for it are in use.
+/* Stores the next hop in work->route.fib, which the kernel has just found, and returns its reference. 0: all slots for it are in use.
  * With renew, the packet goes by way of the kernel's neighbour table, which keeps the entry there alive; so the hop is valid
  * for a second from now. Without renew, the time of a hop that was there before stays. */
 __noinline __u32 hop_remember(bool renew)
@@ -175,9 +182,9 @@ __noinline __u32 hop_remember(bool renew)
 
 	if (!work)
 		return 0;
-	fib = &work->fib;
+	fib = &work->route.fib;
 	pkt = &work->pkt;
-	fresh = &work->hop;
+	fresh = &work->route.fresh;
 	port = fib->ifindex;
 	fresh->resolved = pkt->ms;
 	fresh->routes = fib_generation();
@@ -187,7 +194,7 @@ __noinline __u32 hop_remember(bool renew)
 	__builtin_memcpy(fresh->dst_mac, fib->dmac, ETH_ALEN);
 	__builtin_memcpy(fresh->src_mac, fib->smac, ETH_ALEN);
 	__builtin_memcpy(fresh->local_mac, pkt->local_mac, ETH_ALEN);
-	base = ((fib->dmac[3] << 16 | fib->dmac[4] << 8 | fib->dmac[5]) ^ pkt->local_mac[5] << 24) * 2654435761u + port;
+	base = ((fib->dmac[3] << 16 | fib->dmac[4] << 8 | fib->dmac[5]) ^ pkt->local_mac[5] << 24) * HASH_MULTIPLIER + port;
 	base = base >> 16 ^ base;
 	for (__u32 way = 0; way < HOP_WAYS; way++) {
 		index = 1 + (base + way) % (HOPS - 1);

@@ -12,7 +12,7 @@ enum { FORWARD_KEY_BITS = 64, ALLOW_KEY_BITS = 160 };
 /* A hash of an address: the index of maybe_external. The control plane computes the same. */
 static __always_inline __u32 external_slot(const union addr *addr)
 {
-	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * 2654435761u >> 20;
+	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * HASH_MULTIPLIER >> (32 - MAYBE_EXTERNAL_BITS);
 }
 
 /* The external ids of an address; NULL: no forward listens there. */
@@ -33,12 +33,12 @@ __noinline __u32 forward_slot(void)
 
 	if (!work)
 		return 0;
-	if (work->slot != SLOT_UNREAD)
-		return work->slot;
+	if (work->live_slot != SLOT_UNREAD)
+		return work->live_slot;
 	now = bpf_map_lookup_elem(&live, &zero);
 	if (now)
-		work->slot = now->generation & 1;
-	return now ? work->slot : 0;
+		work->live_slot = now->generation & 1;
+	return now ? work->live_slot : 0;
 }
 
 static __always_inline struct forward *forward_lookup(__u32 slot, __u32 external, __u8 protocol, __be16 port)

@@ -7,13 +7,13 @@
 #include "intercept.h"
 
 /* A datagram has 30 s to arrive, as in RFC 791 and in Linux. A sender may use an id again after a second. */
-enum { FRAGMENT_SECONDS = 30, FRAGMENT_AGAIN_SECONDS = 1, FRAGMENT_RANGES = 8, FRAGMENT_HELD_MAX = 46 };
+enum { FRAGMENT_SECONDS = 30, FRAGMENT_AGAIN_SECONDS = 1, FRAGMENT_HELD_MAX = 46 };
 
 /* Filled in working memory: the stack is too short. */
 static __always_inline struct fragment_key *frag_key(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct fragment_key *key = &work->held.datagram;
+	struct fragment_key *key = &work->fragment.held.datagram;
 
 	key->src = pkt->tuple.src;
 	key->dst = pkt->tuple.dst;
@@ -21,7 +21,7 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	key->id = pkt->id;
 	key->protocol = pkt->tuple.protocol;
 	__builtin_memset(key->pad, 0, sizeof(key->pad));
-	work->held.pad = 0;
+	work->fragment.held.pad = 0;
 	return key;
 }
 
@@ -67,7 +67,7 @@ static __always_inline bool frag_cover(struct fragment *datagram, struct fragmen
 }
 
 /* All of it has come. */
-static __always_inline bool frag_whole(const struct fragment *datagram)
+static __always_inline bool frag_complete(const struct fragment *datagram)
 {
 	bool whole = false;
 
@@ -84,7 +84,7 @@ static __always_inline bool frag_outdated(const struct packet *pkt, const struct
 
 	/* Fragments that were held and are handed to the kernel come in once more. */
 	return age > (__u64)FRAGMENT_SECONDS * SECOND_NS ||
-	       (frag_whole(datagram) && datagram->owner != OWNER_KERNEL) ||
+	       (frag_complete(datagram) && datagram->owner != OWNER_KERNEL) ||
 	       (again && (datagram->owner == OWNER_KERNEL || age > (__u64)FRAGMENT_AGAIN_SECONDS * SECOND_NS));
 }
 

@@ -9,17 +9,24 @@
 #include "tc.h"
 #include "xdp.h"
 
-/* Everything before the first byte is read. */
+/* Everything before the first byte is read. The clock is read once in a tick: jiffies are cheap to read, the clock is not. */
 static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
 					  __u32 gso_size, __u16 l3_off)
 {
+	__u64 jiffies = bpf_jiffies64(), now;
+
 	__builtin_memset(&work->pkt.flaw, 0, offsetof(struct packet, quote) - offsetof(struct packet, flaw));
 	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, gateway));
 	work->rw.gateway.nh_family = 0;
-	work_tick(work);
-	work->pkt.ms = work->scratch.now = work->ms;
-	work->pkt.second = work->second;
-	work->slot = SLOT_UNREAD;
+	if (work->clock.jiffies != jiffies) {
+		now = bpf_ktime_get_coarse_ns();
+		work->clock.jiffies = jiffies;
+		work->clock.ms = (__u32)(now / MS_NS);
+		work->clock.second = (__u32)(now / SECOND_NS);
+	}
+	work->pkt.ms = work->scratch.now = work->clock.ms;
+	work->pkt.second = work->clock.second;
+	work->live_slot = SLOT_UNREAD;
 	work->pkt.hook = hook;
 	work->pkt.ifindex = ifindex;
 	work->pkt.frame_length = frame_length;
@@ -31,10 +38,10 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *work, enum verdict verdict)
 {
 	if (verdict == VERDICT_PASS)
-		return tc_pass(skb, work->waiting);
+		return tc_pass(skb, work->fragment.waiting);
 	if (verdict == VERDICT_DEFER)
-		return (int)tc_again(skb, &work->pkt);
-	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->waiting) : tc_refuse(skb);
+		return (int)tc_reinject(skb, &work->pkt);
+	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->fragment.waiting) : tc_refuse(skb);
 }
 
 /* A fragment, before its connection is looked for. A stack frame of its own, and the verifier need not follow
@@ -44,7 +51,7 @@ static __noinline enum verdict tc_enter_fragment(struct __sk_buff *skb, struct w
 	struct fragment *datagram = frag_datagram(work);
 	enum verdict verdict;
 
-	work->followed = datagram;
+	work->fragment.known = datagram;
 	if (!datagram)
 		return work->pkt.fragment == FRAGMENT_LATER ? VERDICT_PASS : VERDICT_SEND;
 	verdict = frag_enter(work, datagram);
@@ -54,14 +61,14 @@ static __noinline enum verdict tc_enter_fragment(struct __sk_buff *skb, struct w
 /* And after it was. */
 static __noinline enum verdict tc_leave_fragment(struct work *work, enum verdict verdict)
 {
-	struct fragment *datagram = work->followed ? bpf_map_lookup_elem(&fragments, &work->held.datagram) : NULL;
+	struct fragment *datagram = work->fragment.known ? bpf_map_lookup_elem(&fragments, &work->fragment.held.datagram) : NULL;
 
 	/* Its connection has gone since the first fragment. */
 	if (verdict == VERDICT_PASS && work->pkt.fragment == FRAGMENT_LATER)
 		return frag_drop(work, REASON_NO_CONNECTION);
 	if (datagram && work->pkt.fragment == FRAGMENT_FIRST) {
 		frag_settle(&work->pkt, datagram, verdict);
-		work->waiting = datagram->held;
+		work->fragment.waiting = datagram->held;
 	}
 	return verdict;
 }
@@ -72,7 +79,7 @@ static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work
 	const struct packet *pkt = &work->pkt;
 	enum verdict verdict = VERDICT_SEND;
 
-	work->waiting = 0;
+	work->fragment.waiting = 0;
 	if (pkt->fragment != FRAGMENT_NONE)
 		verdict = tc_enter_fragment(skb, work);
 	if (verdict != VERDICT_SEND)
@@ -111,20 +118,29 @@ SEC("xdp.frags")
 int hairpin_xdp(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
+	struct ethhdr *eth = (void *)(long)ctx->data;
 	__u32 length = ctx->data_end - ctx->data;
+	const struct packet *pkt;
 	enum verdict verdict;
 
-	if (!work)
+	if (!work || (void *)(eth + 1) > (void *)(long)ctx->data_end)
 		return XDP_PASS;
+	pkt = &work->pkt;
 	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0, sizeof(struct ethhdr));
-	if (!xdp_parse(ctx, work) || !xdp_fit(&work->pkt))
+	if (!packet_parse(eth, (void *)(long)ctx->data_end, eth->h_proto, &work->pkt))
 		return XDP_PASS;
-	if (work->pkt.tcp_flags & TCP_SYN)
+	/* Fragments, IP options, ICMP and protocols without ports are left to TC. */
+	if (pkt->fragment != FRAGMENT_NONE || packet_has_options(pkt) ||
+	    (pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_UDP))
+		return XDP_PASS;
+	if (pkt->tcp_flags & TCP_SYN)
 		xdp_read_options(ctx);
 	verdict = nat_decide(ctx, work, HOOK_XDP);
 	if (verdict == VERDICT_SEND) {
-		if (xdp_write(ctx, &work->pkt, &work->rw))
-			return xdp_send(&work->rw);
+		/* Never XDP_TX: on a veth whose peer has GRO but no XDP program, XDP_TX leaves frames in the peer's ring until other
+		 * traffic comes (veth_xdp_flush). */
+		if (edit_frame((void *)(long)ctx->data, (void *)(long)ctx->data_end, pkt, &work->rw))
+			return (int)bpf_redirect_map(&tx_ports, work->rw.ifindex, XDP_DROP);
 		verdict = VERDICT_DROP;
 		work->rw.reason = REASON_WRITE_FAILED;
 	}

@@ -94,7 +94,7 @@ const (
 	HairpinConnFlagCONN_CHALLENGE   HairpinConnFlag = 4096
 	HairpinConnFlagCONN_TOLD        HairpinConnFlag = 8192
 	HairpinConnFlagCONN_PROVEN      HairpinConnFlag = 16384
-	HairpinConnFlagCONN_CUT         HairpinConnFlag = 32768
+	HairpinConnFlagCONN_RESET       HairpinConnFlag = 32768
 	HairpinConnFlagCONN_SCALE_SHIFT HairpinConnFlag = 16
 	HairpinConnFlagCONN_LAN_SHIFT   HairpinConnFlag = 20
 )
@@ -414,7 +414,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 7
+	HairpinSchemaSCHEMA HairpinSchema = 8
 )
 
 type HairpinSecret struct {
@@ -484,55 +484,71 @@ type HairpinSweeper struct {
 		_ structs.HostLayout
 		_ [16]byte
 	}
-	Ring   uint32
-	Place  uint32
-	Visits uint32
-	Left   uint32
-	Key    HairpinTuple
-	Entry  struct {
-		_        structs.HostLayout
-		Identity uint64
-		To       HairpinTuple
+	Ring    uint32
+	Place   uint32
+	Visits  uint32
+	Left    uint32
+	Visited struct {
+		_     structs.HostLayout
+		Key   HairpinTuple
+		Entry struct {
+			_        structs.HostLayout
+			Identity uint64
+			To       HairpinTuple
+		}
 	}
 	Scratch struct {
-		_      structs.HostLayout
-		Answer HairpinTuple
-		Entry  struct {
-			_        structs.HostLayout
-			Identity uint64
-			To       HairpinTuple
-		}
-		Erased HairpinTuple
-		Held   HairpinTuple
-		Holder struct {
-			_        structs.HostLayout
-			Identity uint64
-			To       HairpinTuple
-		}
-		Victim HairpinTuple
-		Worst  struct {
-			_        structs.HostLayout
-			Identity uint64
-			To       HairpinTuple
-		}
+		_    structs.HostLayout
 		Want struct {
-			_       structs.HostLayout
-			Serial  uint32
-			Kind    HairpinPlaceKind
-			Forward uint32
-			Crowded bool
-			Greedy  bool
-			FromWan bool
-			Chosen  bool
-			Taken   bool
-			_       [3]byte
+			_                structs.HostLayout
+			Serial           uint32
+			Kind             HairpinPlaceKind
+			Forward          uint32
+			Slot             uint32
+			ForwardOverShare bool
+			ClientOverShare  bool
+			FromWan          bool
+			Chosen           bool
+			Taken            bool
+			_                [3]byte
 		}
-		Slot         uint32
-		VictimSerial uint32
-		VictimIndex  uint32
-		Now          uint32
-		_            [4]byte
-		VictimWorth  uint64
+		Holder struct {
+			_     structs.HostLayout
+			Key   HairpinTuple
+			Entry struct {
+				_        structs.HostLayout
+				Identity uint64
+				To       HairpinTuple
+			}
+		}
+		Victim struct {
+			_         structs.HostLayout
+			Direction struct {
+				_     structs.HostLayout
+				Key   HairpinTuple
+				Entry struct {
+					_        structs.HostLayout
+					Identity uint64
+					To       HairpinTuple
+				}
+			}
+			Serial uint32
+			Index  uint32
+			Worth  uint64
+		}
+		Other struct {
+			_     structs.HostLayout
+			Key   HairpinTuple
+			Entry struct {
+				_        structs.HostLayout
+				Identity uint64
+				To       HairpinTuple
+			}
+		}
+		RemovedOpener   HairpinTuple
+		RemovedAnswerer HairpinTuple
+		Now             uint32
+		Pad             uint32
 	}
 }
 

@@ -15,14 +15,14 @@ static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struc
 	__u32 length = work->pkt.length;
 
 	if (!buffer || !verifier_bounded(&length, HELD_BYTES) || datagram->held >= FRAGMENT_HELD_MAX ||
-	    !packet_plain(&work->pkt))
+	    !packet_without_options(&work->pkt))
 		return false;
 	held = (struct held_fragment *)buffer->packet;
 	held->length = length;
 	if (bpf_skb_load_bytes(skb, work->pkt.l3_off, held->bytes, length) != 0)
 		return false;
-	work->held.number = datagram->held;
-	if (bpf_map_update_elem(&held_fragments, &work->held, held, BPF_ANY) != 0)
+	work->fragment.held.number = datagram->held;
+	if (bpf_map_update_elem(&held_fragments, &work->fragment.held, held, BPF_ANY) != 0)
 		return false;
 	datagram->held++;
 	return true;
@@ -64,8 +64,8 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 	struct held_fragment *held;
 	__u32 length;
 
-	hold->work->held.number = number;
-	held = bpf_map_lookup_elem(&held_fragments, &hold->work->held);
+	hold->work->fragment.held.number = number;
+	held = bpf_map_lookup_elem(&held_fragments, &hold->work->fragment.held);
 	if (!held)
 		return 0;
 	length = held->length;
@@ -73,7 +73,7 @@ static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 		return 0;
 	if (bpf_probe_read_kernel(hold->buffer->packet, length, held->bytes) != 0)
 		length = 0;
-	bpf_map_delete_elem(&held_fragments, &hold->work->held);
+	bpf_map_delete_elem(&held_fragments, &hold->work->fragment.held);
 	return length;
 }
 
@@ -101,7 +101,7 @@ static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, 
 	struct hold hold = { .skb = skb, .work = work, .buffer = scratch_packet_get() };
 	__u32 length = work->pkt.length;
 
-	if (!hold.buffer || !work->rw.resolved || !packet_plain(&work->pkt) ||
+	if (!hold.buffer || !work->rw.resolved || !packet_without_options(&work->pkt) ||
 	    !scratch_packet_load(skb, hold.buffer, work->pkt.l3_off, length))
 		return false;
 	if (scratch_packet_begin(skb, &work->pkt)) {

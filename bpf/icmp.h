@@ -38,20 +38,20 @@ static __always_inline void icmp_requote(struct work *work)
 			rw->quoted_check = 0xffff;
 		changed += csum_diff16(quote->l4.check, rw->quoted_check);
 	}
-	rw->port_diff = changed;
+	rw->l4_diff = changed;
 }
 
 /* The error's destination becomes the sender of the quoted packet. Its source stays, unless the connection hides sources in
  * this direction (RFC 5508 REQ-4, REQ-5, REQ-7). */
-static __always_inline void icmp_rewrite(struct work *work, const struct tuple *way)
+static __always_inline void icmp_rewrite(struct work *work)
 {
 	const struct tuple *packet = &work->pkt.tuple;
 	struct rewrite *rw = &work->rw;
 	struct tuple *to = &rw->entry.to;
 
-	/* Until here the entry was of the quoted packet's answer. From here on it is what the error leaves as. */
-	tuple_reverse(to, &rw->quoted);
-	if (addr_equal(&way->src, &to->src))
+	tuple_reverse(&work->error.entry.to, &rw->quoted);
+	*to = work->error.entry.to;
+	if (addr_equal(&work->error.answer.src, &to->src))
 		to->src = packet->src;
 	to->sport = packet->sport;
 	to->dport = packet->dport;
@@ -66,7 +66,7 @@ static __always_inline enum reason icmp_other_interface(void *ctx, struct work *
 {
 	__u32 ifindex = work->pkt.ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
-	bool wan = work->rw.entry.identity & CONN_FROM_WAN;
+	bool wan = work->error.entry.identity & CONN_FROM_WAN;
 
 	/* Only the router itself sends errors about packets to itself. */
 	if (!in || wan != (in->role == ROLE_WAN) || expected == LOOPBACK_IFINDEX)
@@ -78,19 +78,18 @@ static __always_inline enum reason icmp_other_interface(void *ctx, struct work *
 static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	struct tuple *way = &work->other;
+	struct icmp_error *error = &work->error;
 	const struct conn *conn;
 	enum reason reason;
 
 	if (pkt->broken)
 		return nat_verdict(work, external_find(&pkt->tuple.dst) ? REASON_MALFORMED
 											  : REASON_NONE);
-	/* The tuple of an answer to the quoted packet. */
-	tuple_reverse(&pkt->quote.tuple, way);
-	conn = conn_find(way, &work->rw.entry);
+	tuple_reverse(&pkt->quote.tuple, &error->answer);
+	conn = conn_find(&error->answer, &error->entry);
 	if (!conn)
 		return icmp_stray(work);
-	if (conn_revoked(conn, work->rw.entry.identity))
+	if (conn_revoked(conn, error->entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;
 	/* The error must be addressed to the sender of the quoted packet, and come from where that packet went. */
@@ -101,12 +100,12 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
 	if (reason == REASON_NONE)
-		reason = nat_way(ctx, work, &work->rw.entry);
+		reason = nat_find_way(ctx, work, &error->entry);
 	if (reason == REASON_NONE && work->rw.mtu && pkt->segment > work->rw.mtu)
 		reason = REASON_TOO_BIG;
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
-	icmp_rewrite(work, way);
+	icmp_rewrite(work);
 	work->rw.reason = REASON_ICMP_ERROR;
 	return VERDICT_SEND;
 }

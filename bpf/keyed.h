@@ -48,6 +48,7 @@ __noinline __u64 keyed_hash(__u64 first, __u64 second, __u64 third, __u64 fourth
 
 	if (!secret)
 		return 0;
+	/* The constants of SipHash. */
 	sip.v[0] = secret->key[0] ^ 0x736f6d6570736575;
 	sip.v[1] = secret->key[1] ^ 0x646f72616e646f6d;
 	sip.v[2] = secret->key[0] ^ 0x6c7967656e657261;

@@ -154,9 +154,9 @@ static __always_inline __u64 source_lan(__u32 lan)
 	return lan * 0x9e3779b97f4a7c15;
 }
 
-static __always_inline __u32 source_lan_of(__u32 ifindex)
+static __always_inline __u32 source_lan_hash(__u32 ifindex)
 {
-	__u32 hash = ifindex * 2654435761u >> 20;
+	__u32 hash = ifindex * HASH_MULTIPLIER >> (32 - LAN_HASH_BITS);
 
 	return hash ? hash : 1;
 }
@@ -212,7 +212,7 @@ static __always_inline void life_count(const struct tuple *key, __u32 forward, _
 /* Counts the end of a connection that was established. */
 static __always_inline void life_count_closed(__u32 forward, __u64 identity)
 {
-	struct forward_stats *stats = stats_find(forward);
+	struct forward_stats *stats = conn_stats(forward);
 	__u32 path = conn_path(identity);
 
 	if (conn_state(identity) != CONN_ESTABLISHED && conn_state(identity) != CONN_CLOSING)
@@ -256,10 +256,10 @@ __noinline bool life_remove(const struct tuple *key, struct conn *opener, const 
 	if (conn_half(identity) || event == EVENT_DISPLACED)
 		count_event(event);
 	life_count_closed(conn_forward(opener), identity);
-	tuple_reverse(&entry->to, &scratch->answer);
-	scratch->erased = *key;
-	conn_erase(&scratch->answer);
-	conn_erase(&scratch->erased);
+	tuple_reverse(&entry->to, &scratch->removed_answerer);
+	scratch->removed_opener = *key;
+	conn_erase(&scratch->removed_answerer);
+	conn_erase(&scratch->removed_opener);
 	return true;
 }
 
@@ -276,7 +276,7 @@ static __always_inline __u32 place_read4(__u32 index, struct tuple *key)
 	serial = place->serial;
 	held = place->key;
 	bpf_spin_unlock(&place->lock);
-	tuple_lengthen(&held, key);
+	tuple_from_v4(&held, key);
 	return serial;
 }
 
@@ -310,7 +310,7 @@ static __always_inline bool place_write4(__u32 index, __u32 expected, __u32 seri
 
 	if (!place)
 		return false;
-	tuple_shorten(key, &held);
+	tuple_to_v4(key, &held);
 	bpf_spin_lock(&place->lock);
 	mine = place->serial == expected;
 	if (mine) {
@@ -378,7 +378,7 @@ static __always_inline __u32 place_next(struct ring *ring, enum place_kind kind)
 static __always_inline bool place_yields(const struct place_search *search, const struct conn *holder)
 {
 	const struct place_want *want = &search->scratch->want;
-	__u64 identity = search->scratch->holder.identity;
+	__u64 identity = search->scratch->holder.entry.identity;
 
 	switch (want->kind) {
 	case PLACE_HALF_TCP:
@@ -386,8 +386,8 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 	case PLACE_HALF_PROVEN:
 		return true;
 	case PLACE_HALF_OTHER:
-		return (!want->crowded || conn_forward(holder) == want->forward) &&
-		       (!want->greedy || addr_equal(&search->scratch->held.src, &search->key->src));
+		return (!want->forward_over_share || conn_forward(holder) == want->forward) &&
+		       (!want->client_over_share || addr_equal(&search->scratch->holder.key.src, &search->key->src));
 	case PLACE_OTHER:
 		return conn_state(identity) == CONN_ESTABLISHED;
 	case PLACE_CLOSING:
@@ -401,7 +401,7 @@ static __always_inline bool place_yields(const struct place_search *search, cons
  * give way. */
 static __always_inline bool place_spared(const struct scratch *scratch)
 {
-	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.identity & CONN_FROM_WAN);
+	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.entry.identity & CONN_FROM_WAN);
 }
 
 /* Of several holders the one that is worth least gives way. Established ones: those without evidence (nat_evidence) first, then
@@ -424,6 +424,7 @@ static long place_try(__u32 step, struct place_search *search)
 {
 	struct scratch *scratch = search->scratch;
 	struct place_want *want = &scratch->want;
+	struct place_victim *victim = &scratch->victim;
 	struct ring *ring = ring_of(want->kind, tuple_is_v6(search->key));
 	struct conn *holder;
 	__u32 index, serial;
@@ -433,10 +434,10 @@ static long place_try(__u32 step, struct place_search *search)
 	if (!ring)
 		return 1;
 	if (step || !want->chosen)
-		scratch->slot = place_next(ring, want->kind);
-	index = ring->base + scratch->slot;
-	serial = place_read(index, tuple_is_v6(search->key), &scratch->held);
-	holder = serial ? place_holder(&scratch->held, serial, want->kind, &scratch->holder) : NULL;
+		want->slot = place_next(ring, want->kind);
+	index = ring->base + want->slot;
+	serial = place_read(index, tuple_is_v6(search->key), &scratch->holder.key);
+	holder = serial ? place_holder(&scratch->holder.key, serial, want->kind, &scratch->holder.entry) : NULL;
 	if (!holder) {
 		want->taken = place_write(index, serial, want->serial, search->key);
 		return want->taken;
@@ -444,15 +445,15 @@ static long place_try(__u32 step, struct place_search *search)
 	if (!place_yields(search, holder))
 		return 0;
 	worth = place_worth(scratch, holder);
-	if (!scratch->victim_serial || worth < scratch->victim_worth) {
-		scratch->victim_serial = serial;
-		scratch->victim_index = index;
-		scratch->victim_worth = worth;
-		scratch->victim = scratch->held;
+	if (!victim->serial || worth < victim->worth) {
+		victim->serial = serial;
+		victim->index = index;
+		victim->worth = worth;
+		victim->direction.key = scratch->holder.key;
 	}
 	/* A forward or a client beyond its share gives up the first of its own places that is found. A ring is searched in the order
 	 * in which its places were taken, so this is the oldest. All others may still find a free place. */
-	own = (want->crowded || want->greedy) && !place_spared(scratch);
+	own = (want->forward_over_share || want->client_over_share) && !place_spared(scratch);
 	/* A bool from memory is no known 0 or 1 to Linux 6.1. */
 	return verifier_same(own) ? 1 : 0;
 }
@@ -479,14 +480,16 @@ static __always_inline void ring_note_evicted(const struct tuple *victim, __u32 
 static __always_inline bool place_displace(const struct tuple *key, struct scratch *scratch, bool sweeping)
 {
 	struct place_want *want = &scratch->want;
-	struct conn *holder = place_holder(&scratch->victim, scratch->victim_serial, want->kind, &scratch->worst);
+	struct place_victim *victim = &scratch->victim;
+	struct direction *giving = &victim->direction;
+	struct conn *holder = place_holder(&giving->key, victim->serial, want->kind, &giving->entry);
 	enum conn_event event = want->kind == PLACE_OTHER ? EVENT_DISPLACED : EVENT_EVICTED;
 
-	if (holder && !life_remove(&scratch->victim, holder, &scratch->worst, event, sweeping))
+	if (holder && !life_remove(&giving->key, holder, &giving->entry, event, sweeping))
 		return false;
 	if (holder && want->kind == PLACE_HALF_OTHER)
-		ring_note_evicted(&scratch->victim, scratch->now);
-	return place_write(scratch->victim_index, scratch->victim_serial, want->serial, key);
+		ring_note_evicted(&giving->key, scratch->now);
+	return place_write(victim->index, victim->serial, want->serial, key);
 }
 
 /* Takes the place that scratch->want describes: a free one of some, else that of the holder who is worth least. False: there
@@ -497,16 +500,16 @@ static __always_inline bool place_take(const struct tuple *key, struct scratch *
 	struct place_want *want = &scratch->want;
 
 	for (int i = 0; i < PLACE_ROUNDS && !want->taken; i++) {
-		scratch->victim_serial = 0;
-		bpf_loop(place_tries(want->kind, want->crowded || want->greedy), place_try, &search, 0);
+		scratch->victim.serial = 0;
+		bpf_loop(place_tries(want->kind, want->forward_over_share || want->client_over_share), place_try, &search, 0);
 		want->chosen = false;
-		if (!want->taken && scratch->victim_serial)
+		if (!want->taken && scratch->victim.serial)
 			want->taken = place_displace(key, scratch, sweeping);
 	}
 	return want->taken;
 }
 
-static __always_inline void place_wants(struct scratch *scratch, __u64 identity, enum place_kind kind)
+static __always_inline void place_want_begin(struct scratch *scratch, __u64 identity, enum place_kind kind)
 {
 	__builtin_memset(&scratch->want, 0, sizeof(scratch->want));
 	scratch->want.serial = conn_serial(identity);
@@ -541,15 +544,15 @@ __noinline bool life_move(const struct tuple *key, struct conn *opener, const st
 		return false;
 	identity = entry->identity;
 	forward = conn_forward(opener);
-	place_wants(scratch, identity, PLACE_CLOSING);
+	place_want_begin(scratch, identity, PLACE_CLOSING);
 	if (conn_state(identity) >= CONN_CLOSING || !place_take(key, scratch, sweeping))
 		return false;
 	if (!conn_change(opener, identity, to, 0, 0))
 		return false;
 	life_count_move(key, forward, identity, to);
-	answerer = conn_other(entry, scratch);
+	answerer = conn_other(entry, &scratch->other);
 	if (answerer)
-		conn_change(answerer, scratch->entry.identity, to, 0, 0);
+		conn_change(answerer, scratch->other.entry.identity, to, 0, 0);
 	return true;
 }
 
@@ -567,7 +570,7 @@ static __always_inline bool ring_admit(enum place_kind kind, bool v6)
 
 static __always_inline void life_count_established(__u32 forward, __u64 identity)
 {
-	struct forward_stats *stats = stats_find(forward);
+	struct forward_stats *stats = conn_stats(forward);
 	__u32 path = conn_path(identity);
 
 	count_event(EVENT_ESTABLISHED);
@@ -596,7 +599,7 @@ __noinline enum reason life_promote(const struct tuple *key, struct conn *opener
 		return REASON_NONE;
 	if (!ring_admit(kind, v6))
 		return REASON_TABLE_FULL;
-	place_wants(scratch, identity, kind);
+	place_want_begin(scratch, identity, kind);
 	if (!place_take(key, scratch, false)) {
 		ring_count(kind, v6, -1);
 		return REASON_TABLE_FULL;
@@ -650,47 +653,50 @@ __noinline bool life_begin(void)
 	kind = life_kind(identity, key->protocol);
 	ring = ring_of(kind, tuple_is_v6(key));
 	load = load_of(conn_forward(&work->open.conn));
-	place_wants(scratch, identity, kind);
+	place_want_begin(scratch, identity, kind);
 	scratch->want.chosen = work->open.chosen;
+	scratch->want.slot = work->open.slot;
 	scratch->want.forward = conn_forward(&work->open.conn);
-	scratch->want.crowded = kind == PLACE_HALF_OTHER && ring && load &&
+	scratch->want.forward_over_share = kind == PLACE_HALF_OTHER && ring && load &&
 				load->half_open_other > (__s32)(ring->size / FORWARD_SHARE);
-	scratch->want.greedy = kind == PLACE_HALF_OTHER && work->open.greedy;
+	scratch->want.client_over_share = kind == PLACE_HALF_OTHER && work->open.client_over_share;
 	if (place_take(key, scratch, false))
 		return true;
 	/* Another CPU may have promoted it meanwhile: then it has its place. */
-	opener = conn_find(key, &scratch->holder);
-	if (!opener || conn_serial(scratch->holder.identity) != conn_serial(identity))
+	opener = conn_find(key, &work->open.entry);
+	if (!opener || conn_serial(work->open.entry.identity) != conn_serial(identity))
 		return false;
-	if (!conn_half(scratch->holder.identity))
+	if (!conn_half(work->open.entry.identity))
 		return true;
-	life_remove(key, opener, &scratch->holder, EVENT_EVICTED, false);
+	life_remove(key, opener, &work->open.entry, EVENT_EVICTED, false);
 	return false;
 }
 
 /* Would a half-open TCP connection of an unknown source displace one that has hardly had time for its handshake? Chooses
  * the place to begin with. */
-__noinline bool life_pressed(bool v6)
+__noinline bool life_under_pressure(bool v6)
 {
 	struct ring *ring = ring_of(PLACE_HALF_TCP, v6);
-	struct scratch *scratch = scratch_get(false);
+	struct work *work = work_get();
 	struct place_search search = {};
+	struct scratch *scratch;
 	struct conn *holder;
 	__u32 serial;
 
-	if (!ring || !scratch)
+	if (!ring || !work)
 		return false;
+	scratch = &work->scratch;
 	search.scratch = scratch;
-	search.key = &scratch->held;
-	place_wants(scratch, 0, PLACE_HALF_TCP);
-	scratch->slot = place_next(ring, PLACE_HALF_TCP);
-	serial = place_read(ring->base + scratch->slot, v6, &scratch->held);
-	holder = serial ? place_holder(&scratch->held, serial, PLACE_HALF_TCP, &scratch->holder) : NULL;
+	search.key = &scratch->holder.key;
+	place_want_begin(scratch, 0, PLACE_HALF_TCP);
+	work->open.slot = place_next(ring, PLACE_HALF_TCP);
+	serial = place_read(ring->base + work->open.slot, v6, &scratch->holder.key);
+	holder = serial ? place_holder(&scratch->holder.key, serial, PLACE_HALF_TCP, &scratch->holder.entry) : NULL;
 	return holder && !place_yields(&search, holder);
 }
 
 /* Has a client with so many half-open connections more than its share, while places are scarce? */
-static __always_inline bool life_greedy(__s32 half_open, enum place_kind kind, bool v6)
+static __always_inline bool life_over_share(__s32 half_open, enum place_kind kind, bool v6)
 {
 	const struct ring *ring = ring_of(kind, v6);
 
@@ -771,7 +777,7 @@ static __always_inline bool proven_is(__u64 hash, __u32 second)
 
 /* How long a connection past its handshake may be idle, in ns. An ended one stays for a while: the server's late packets are then
  * recognised and dropped. Where it is not TCP, no other client gets its tuple meanwhile. */
-static __always_inline __u64 life_time(const struct settings *time, enum conn_state state, __u8 protocol)
+static __always_inline __u64 life_idle_limit(const struct settings *time, enum conn_state state, __u8 protocol)
 {
 	if (protocol != IPPROTO_TCP)
 		return conn_idle_time(time, protocol) + (state == CONN_ENDED ? time->port_hold : 0);
@@ -780,7 +786,7 @@ static __always_inline __u64 life_time(const struct settings *time, enum conn_st
 
 /* What counts is the last packet of either side; but no stranger can keep a connection alive that its server has left
  * (RFC 4787 REQ-6). TCP has sequence numbers for that. */
-static __always_inline __u32 life_seen(const struct conn *opener, const struct conn *answerer, __u64 identity,
+static __always_inline __u32 life_last_seen(const struct conn *opener, const struct conn *answerer, __u64 identity,
 				       __u8 protocol)
 {
 	if (conn_path(identity) == PATH_WAN && protocol != IPPROTO_TCP)
@@ -813,13 +819,13 @@ __noinline bool life_visit(const struct tuple *key, struct conn *opener, const s
 		       life_remove(key, opener, entry, EVENT_ABANDONED, true);
 	if (over && state == CONN_ESTABLISHED)
 		return life_move(key, opener, entry, CONN_ENDED, true);
-	answerer = conn_other(entry, scratch);
+	answerer = conn_other(entry, &scratch->other);
 	/* The connection has closed, but there was no place for it, or two CPUs each saw half of the close. */
 	if (answerer && state == CONN_ESTABLISHED && key->protocol == IPPROTO_TCP &&
-	    conn_closed(opener, entry->identity, answerer, scratch->entry.identity))
+	    conn_closed(opener, entry->identity, answerer, scratch->other.entry.identity))
 		return life_move(key, opener, entry, CONN_CLOSING, true);
-	if (answerer && !conn_idle(life_seen(opener, answerer, entry->identity, key->protocol), now,
-				   life_time(time, over ? CONN_ENDED : state, key->protocol)))
+	if (answerer && !conn_idle(life_last_seen(opener, answerer, entry->identity, key->protocol), now,
+				   life_idle_limit(time, over ? CONN_ENDED : state, key->protocol)))
 		return false;
 	if (answerer && life_lingers(entry->identity, key->protocol))
 		return life_move(key, opener, entry, CONN_ENDED, true);
@@ -853,14 +859,14 @@ static long sweep_place(__u32 step, struct sweep *sweep)
 	if (!ring || sweeper->place >= ring->size)
 		return sweep_next_ring(sweeper);
 	index = ring->base + sweeper->place++;
-	serial = place_read(index, at & 1, &sweeper->key);
+	serial = place_read(index, at & 1, &sweeper->visited.key);
 	if (!serial)
 		return 0;
-	opener = place_holder(&sweeper->key, serial, (enum place_kind)(at / 2), &sweeper->entry);
+	opener = place_holder(&sweeper->visited.key, serial, (enum place_kind)(at / 2), &sweeper->visited.entry);
 	if (!opener)
-		place_write(index, serial, 0, &sweeper->key);
+		place_write(index, serial, 0, &sweeper->visited.key);
 	else
-		sweeper->left += life_visit(&sweeper->key, opener, &sweeper->entry, sweeper->scratch.now);
+		sweeper->left += life_visit(&sweeper->visited.key, opener, &sweeper->visited.entry, sweeper->scratch.now);
 	sweeper->visits++;
 	return sweeper->visits >= SWEEP_VISITS;
 }

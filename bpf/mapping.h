@@ -9,7 +9,7 @@
 static __always_inline struct tuple *mapping_key(struct work *work, const union addr *src, __be16 sport,
 						 __u8 protocol)
 {
-	struct tuple *key = &work->mapping;
+	struct tuple *key = &work->open.mapping.key;
 
 	__builtin_memset(key, 0, sizeof(*key));
 	key->src = *src;
@@ -46,7 +46,7 @@ static __always_inline __be16 mapping_port(struct work *work)
 
 static __always_inline const struct mapping *mapping_fresh(struct work *work)
 {
-	struct mapping *fresh = &work->fresh;
+	struct mapping *fresh = &work->open.mapping.value;
 
 	fresh->client = work->open.key.src;
 	fresh->client_port = work->open.key.sport;

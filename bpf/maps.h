@@ -9,7 +9,13 @@
 #include "types.h"
 
 /* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 7 };
+enum schema { SCHEMA = 8 };
+
+/* Multiplicative hashing (Knuth): 2^32 over the golden ratio. The upper bits are the good ones. */
+enum { HASH_MULTIPLIER = 2654435761u };
+/* Bits of the index into maybe_external, and of a LAN's hash in an entry's identity. */
+enum { MAYBE_EXTERNAL_BITS = 12, LAN_HASH_BITS = 12 };
+enum { HOPS = 4096 };
 
 /* Written once by the loader; a program of another schema leaves the pins alone. */
 struct {
@@ -56,7 +62,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, __u32);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 1 << MAYBE_EXTERNAL_BITS);
 } maybe_external SEC(".maps");
 
 struct forward_trie {
@@ -219,7 +225,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
 	__type(value, struct hop);
-	__uint(max_entries, 4096);
+	__uint(max_entries, HOPS);
 } hops SEC(".maps");
 
 enum { SOURCES = 16384, LOADS = 4096, PROVEN = 16384 };
@@ -366,14 +372,6 @@ struct {
 	__type(value, __u64);
 	__uint(max_entries, EVENTS);
 } conn_events SEC(".maps");
-
-static __always_inline struct forward_stats *stats_find(__u32 forward)
-{
-	__u32 page = forward / STATS_PAGE, place = forward % STATS_PAGE;
-	void *stats = bpf_map_lookup_elem(&forward_stats, &page);
-
-	return stats ? bpf_map_lookup_elem(stats, &place) : NULL;
-}
 
 static __always_inline void count_event(enum conn_event event)
 {

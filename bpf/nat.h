@@ -4,7 +4,7 @@
 #pragma once
 
 #include "conn.h"
-#include "csum.h"
+#include "edit.h"
 #include "fib.h"
 #include "forward.h"
 #include "fragment.h"
@@ -25,7 +25,7 @@ static __always_inline enum role nat_role(__u32 ifindex)
 }
 
 /* Are senders behind this interface told why they are refused? */
-static __always_inline bool nat_tells(__u32 ifindex)
+static __always_inline bool nat_sender_is_told(__u32 ifindex)
 {
 	const struct settings *settings = conn_settings();
 	enum role role = nat_role(ifindex);
@@ -71,7 +71,7 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	default:
 		if (nat_role(work->pkt.ifindex) == ROLE_LOCAL)
 			return VERDICT_PASS;
-		return xdp && nat_tells(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_REFUSE;
+		return xdp && nat_sender_is_told(work->pkt.ifindex) ? VERDICT_DEFER : VERDICT_REFUSE;
 	}
 }
 
@@ -100,7 +100,7 @@ static __always_inline enum reason nat_check_mtu(const struct packet *pkt, struc
 }
 
 /* Do the segments of a tunnel's GSO packet fit? Only the kernel can measure them. */
-static __always_inline enum reason nat_segments(void *ctx, const struct work *work)
+static __always_inline enum reason nat_check_segments(void *ctx, const struct work *work)
 {
 	__u32 mtu = 0;
 
@@ -108,11 +108,11 @@ static __always_inline enum reason nat_segments(void *ctx, const struct work *wo
 		       ? REASON_TOO_BIG : REASON_NONE;
 }
 
-__noinline int nat_segments_tc(struct __sk_buff *skb)
+__noinline int nat_check_segments_tc(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
 
-	return work ? nat_segments(skb, work) : REASON_TOO_BIG;
+	return work ? nat_check_segments(skb, work) : REASON_TOO_BIG;
 }
 
 /* Is it a GSO packet of UDP or of a tunnel? The kernel alone can tell whether its segments fit. */
@@ -121,41 +121,29 @@ static __always_inline bool nat_tunnelled(const struct packet *pkt)
 	return pkt->gso_size && pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_SCTP;
 }
 
-/* Why XDP cannot send this packet; NONE: it can. */
-static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct rewrite *rw)
-{
-	if (rw->other_host)
-		return REASON_OTHER_HOST;
-	if (pkt->segment > rw->mtu)
-		return REASON_TOO_BIG;
-	if (csum_maybe_partial(pkt))
-		return REASON_PARTIAL_CHECKSUM;
-	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
-}
-
 /* Where the look-up of a packet's route begins. Answers to the Internet leave by the WAN that their connection came in by. All other
  * packets go where the kernel would send what came in here. */
-static __always_inline struct fib_start nat_start(struct work *work, const struct entry *entry)
+static __always_inline struct fib_start nat_route_start(struct work *work, const struct entry *entry)
 {
 	const struct conn *opener;
 
 	if (conn_path(entry->identity) != PATH_WAN || entry->identity & CONN_OPENER)
 		return (struct fib_start){ .ifindex = work->pkt.ifindex };
-	opener = conn_other(entry, &work->scratch);
+	opener = conn_other(entry, &work->other);
 	if (!opener)
 		return (struct fib_start){ .ifindex = work->pkt.ifindex };
 	return (struct fib_start){ .ifindex = opener->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
 }
 
 /* Asks the kernel for the route. FRAG_NEEDED of a packet that may be cut up is no refusal: the kernel is asked again for a short one. */
-static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
+static __always_inline long nat_ask_route(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
 {
 	const struct packet *pkt = &work->pkt;
-	long result = fib_route(ctx, &work->fib, start, to, pkt->segment);
+	long result = fib_route(ctx, &work->route.fib, start, to, pkt->segment);
 
-	if (result != BPF_FIB_LKUP_RET_FRAG_NEEDED || nat_check_mtu(pkt, &work->rw, work->fib.mtu_result) != REASON_NONE)
+	if (result != BPF_FIB_LKUP_RET_FRAG_NEEDED || nat_check_mtu(pkt, &work->rw, work->route.fib.mtu_result) != REASON_NONE)
 		return result;
-	return fib_route(ctx, &work->fib, start, to, sizeof(struct iphdr));
+	return fib_route(ctx, &work->route.fib, start, to, sizeof(struct iphdr));
 }
 
 /* Asks the kernel for the route; the kernel will resolve the neighbour. If there is no route by the WAN that the answer should leave
@@ -163,14 +151,14 @@ static __always_inline long nat_ask(void *ctx, struct work *work, struct fib_sta
  * is never used: everybody on that link could claim to be the way to a client. */
 static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct entry *entry)
 {
-	struct fib_start start = nat_start(work, entry);
-	struct bpf_fib_lookup *fib = &work->fib;
+	struct fib_start start = nat_route_start(work, entry);
+	struct bpf_fib_lookup *fib = &work->route.fib;
 	struct rewrite *rw = &work->rw;
-	long result = nat_ask(ctx, work, start, &entry->to);
+	long result = nat_ask_route(ctx, work, start, &entry->to);
 
 	/* For IPv6 the kernel prefers the interface asked for, but may answer with another one. */
 	if (start.flags && (!fib_found(result) || fib->ifindex != start.ifindex)) {
-		result = nat_ask(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
+		result = nat_ask_route(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
 		if (fib_found(result) && !open_out_is_wan(fib->ifindex))
 			return REASON_NO_ROUTE;
 	}
@@ -187,7 +175,7 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 }
 
 /* The way of a packet. Packets to the router itself leave by the loopback device. A stack frame of its own. */
-static __noinline enum reason nat_way(void *ctx, struct work *work, const struct entry *entry)
+static __noinline enum reason nat_find_way(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct rewrite *rw = &work->rw;
 
@@ -202,7 +190,7 @@ static __noinline enum reason nat_way(void *ctx, struct work *work, const struct
  * to the loopback device once more, without the route. */
 static __always_inline bool nat_has_route(const struct packet *pkt)
 {
-	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_again(pkt);
+	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_reinjected(pkt);
 }
 
 /* Asks the kernel for a next hop that is not known, or is older than a second. This packet then goes by way of the kernel's neighbour
@@ -216,7 +204,7 @@ static __always_inline enum reason nat_resolve(void *ctx, struct work *work, str
 
 	rw->resolved = false;
 	rw->mtu = 0;
-	reason = nat_way(ctx, work, &work->rw.entry);
+	reason = nat_find_way(ctx, work, &work->rw.entry);
 	if (reason != REASON_NONE)
 		return reason;
 	if (rw->resolved && rw->gateway.nh_family) {
@@ -233,17 +221,6 @@ __noinline int nat_resolve_tc(struct __sk_buff *skb, struct conn *conn)
 	struct work *work = work_get();
 
 	return work && conn ? nat_resolve(skb, work, conn) : REASON_NEXT_HOP;
-}
-
-/* The next hop, and whether it takes the packet. XDP leaves a next hop that is not known to TC. */
-static __always_inline enum reason nat_next_hop(void *ctx, struct work *work, struct conn *conn, enum hook hook)
-{
-	const struct packet *pkt = &work->pkt;
-	struct rewrite *rw = &work->rw;
-
-	if (!hop_take(pkt, conn, conn_serial(rw->entry.identity), rw))
-		return hook == HOOK_XDP ? REASON_NEXT_HOP : (enum reason)nat_resolve_tc(ctx, conn);
-	return hook == HOOK_XDP ? nat_xdp_limits(pkt, rw) : nat_check_mtu(pkt, rw, rw->mtu);
 }
 
 static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
@@ -282,33 +259,19 @@ static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite
 	rw->address_diff = csum_diff_addresses(&pkt->tuple, &rw->entry.to, pkt->v6);
 }
 
-static __always_inline void nat_count(const struct packet *pkt, const struct conn *conn, __u64 identity)
-{
-	struct forward_stats *stats = stats_find(conn_forward(conn));
-	__u32 path = conn_path(identity);
-	struct traffic *traffic;
-
-	if (!stats || path >= PATHS)
-		return;
-	traffic = &stats->traffic[path][identity & CONN_OPENER ? 0 : 1];
-	traffic->packets++;
-	traffic->bytes += pkt->length;
-}
+enum { RP_FILTER_STRICT = 1 };
 
 /* Does the kernel's reverse path filter let this source in by that interface (Documentation/networking/ip-sysctl.rst,
  * rp_filter)? For IPv6, which has none, as if it were strict. A stack frame of its own. */
 static __noinline bool nat_source_expected(void *ctx, struct work *work, const struct interface *in)
 {
-	struct fib_start start = { .ifindex = work->pkt.ifindex };
-	struct tuple *way = &work->open.way;
-	__u32 filter = work->pkt.v6 ? 1 : in->rp_filter;
+	__u32 filter = work->pkt.v6 ? RP_FILTER_STRICT : in->rp_filter;
 	long result;
 
 	if (!filter)
 		return true;
-	tuple_reverse(&work->pkt.tuple, way);
-	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
-	return fib_found(result) && (filter != 1 || work->fib.ifindex == work->pkt.ifindex);
+	result = fib_route_back(ctx, &work->route, work->pkt.ifindex, &work->pkt.tuple);
+	return fib_found(result) && (filter != RP_FILTER_STRICT || work->route.fib.ifindex == work->pkt.ifindex);
 }
 
 /* May a packet come in by another interface than the packets before it? A WAN may take the place of a WAN. A LAN may take the place
@@ -384,7 +347,7 @@ static __always_inline bool nat_handshake_done(const struct packet *pkt, const s
 static __always_inline enum reason nat_advance_opener(struct work *work, struct conn *conn, struct conn *answerer)
 {
 	const struct packet *pkt = &work->pkt;
-	__u64 identity = work->rw.entry.identity, other = work->scratch.entry.identity;
+	__u64 identity = work->rw.entry.identity, other = work->other.entry.identity;
 	enum reason reason;
 
 	if (pkt->tcp_flags & TCP_SYN) {
@@ -419,12 +382,12 @@ __noinline enum reason nat_advance(struct conn *conn)
 	if (!work || !conn)
 		return REASON_ENDED;
 	pkt = &work->pkt;
-	entry = &work->scratch.entry;
+	entry = &work->other.entry;
 	tcp = pkt->tuple.protocol == IPPROTO_TCP;
 	opener = work->rw.entry.identity & CONN_OPENER;
 	if (pkt->fragment == FRAGMENT_LATER || (!tcp && opener))
 		return REASON_NONE;
-	other = conn_other(&work->rw.entry, &work->scratch);
+	other = conn_other(&work->rw.entry, &work->other);
 	/* Another CPU is just inserting or removing it. */
 	if (!other)
 		return REASON_RACED;
@@ -444,9 +407,7 @@ __noinline enum reason nat_advance(struct conn *conn)
 		return nat_server_may(pkt, conn, other) ? REASON_NONE : REASON_NOT_OURS;
 	}
 	/* An answer. */
-	work->other = work->scratch.answer;
-	work->open_entry = *entry;
-	reason = life_promote(&work->other, other, &work->open_entry);
+	reason = life_promote(&work->other.key, other, entry);
 	if (reason == REASON_NONE)
 		conn_change(conn, work->rw.entry.identity, CONN_ESTABLISHED, 0, 0);
 	return reason;
@@ -481,8 +442,8 @@ __noinline int nat_evidence(struct conn *conn)
 	conn->ack = second;
 	if (conn->end == second || second == conn_created(conn))
 		return 0;
-	opener = conn_other(&work->rw.entry, &work->scratch);
-	if (!opener || !(again || work->pkt.ms - opener->seen < 1000))
+	opener = conn_other(&work->rw.entry, &work->other);
+	if (!opener || !(again || work->pkt.ms - opener->seen < SECOND_MS))
 		return 0;
 	if (again || opener->packets > 1)
 		opener->end += second - conn->end == EVIDENCE_EVERY ? EVIDENCE_EVERY : 1;
@@ -492,10 +453,18 @@ __noinline int nat_evidence(struct conn *conn)
 
 /* A SYN/ACK that is not the one of this connection's handshake: the server has lost the connection, and answers a new SYN of the same
  * client. Both sides are numbered anew, as conntrack does. Only who stands where the server does can say so. */
-static __always_inline bool nat_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
+static __always_inline bool nat_server_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
 	return !(identity & CONN_OPENER) && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
 	       identity & CONN_NUMBERED && !conn_near(pkt, conn);
+}
+
+/* Takes the numbers of a segment that is in order, and its FIN. */
+static __always_inline void nat_take_numbers(const struct packet *pkt, struct conn *conn, __u64 identity)
+{
+	conn_advance(pkt, conn, identity);
+	if (pkt->tcp_flags & TCP_FIN && !(identity & CONN_FIN) && !seq_after(conn->end, pkt->seq + pkt->seq_length))
+		conn_mark(conn, identity, CONN_FIN, 0);
 }
 
 /* TCP after the handshake: does this segment refresh its connection? The segment may also close it. */
@@ -510,18 +479,18 @@ __noinline bool nat_track_tcp(struct conn *conn)
 	if (!work || !conn)
 		return false;
 	pkt = &work->pkt;
-	entry = &work->scratch.entry;
+	entry = &work->other.entry;
 	identity = conn_identity(conn);
-	other = conn_other(&work->rw.entry, &work->scratch);
+	other = conn_other(&work->rw.entry, &work->other);
 	if (!other)
 		return false;
 	mine = entry->identity;
 	if (pkt->tcp_flags & TCP_RST) {
 		if (pkt->seq != other->ack && pkt->seq != conn->end)
 			return false;
-		conn_mark(conn, identity, CONN_CUT, 0);
+		conn_mark(conn, identity, CONN_RESET, 0);
 	} else {
-		if (nat_restarts(pkt, conn, identity)) {
+		if (nat_server_restarts(pkt, conn, identity)) {
 			conn_mark(other, mine, CONN_REBUILT, CONN_NUMBERED | CONN_FIN);
 			conn_mark(conn, identity, CONN_REBUILT, CONN_NUMBERED | CONN_FIN);
 			conn_number(pkt, conn, identity);
@@ -534,24 +503,21 @@ __noinline bool nat_track_tcp(struct conn *conn)
 		else if (!conn_near(pkt, conn) && !conn_within(pkt, conn, identity, other, mine))
 			return false;
 		else
-			conn_advance(pkt, conn, identity);
+			nat_take_numbers(pkt, conn, identity);
 		/* The FIN before was never acknowledged: it may have been forged, so this one counts. */
 		if (pkt->tcp_flags & TCP_FIN && identity & CONN_FIN && !conn_fin_acknowledged(identity, conn, other))
 			conn->end = pkt->seq + pkt->seq_length;
 		if (!conn_closed(conn, conn_identity(conn), other, mine))
 			return true;
 	}
-	if (identity & CONN_OPENER) {
+	if (identity & CONN_OPENER)
 		life_move(&pkt->tuple, conn, &work->rw.entry, CONN_CLOSING, false);
-	} else {
-		work->other = work->scratch.answer;
-		work->open_entry = *entry;
-		life_move(&work->other, other, &work->open_entry, CONN_CLOSING, false);
-	}
+	else
+		life_move(&work->other.key, other, entry, CONN_CLOSING, false);
 	return true;
 }
 
-/* Follows the packet in the state of its connection. */
+/* Follows the packet in the state of its connection, and counts it. */
 static __always_inline void nat_track(struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -560,7 +526,9 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	bool half = conn_half(identity);
 	/* A connection that a RST has closed stays while both sides go on (RFC 7857 2.2). One that both FINs have closed does not. */
 	bool refresh = conn_state(identity) <= CONN_CLOSING && !(conn_state(identity) == CONN_CLOSING && identity & CONN_FIN);
-	__u32 bytes = conn->bytes + pkt->length;
+	__u32 bytes = conn->bytes + pkt->length, path = conn_path(identity);
+	struct forward_stats *stats;
+	struct traffic *traffic;
 
 	if (refresh && tcp && !half) {
 		/* Most segments go on where the one before stopped, and end nothing. */
@@ -584,51 +552,66 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	if (bytes < conn->bytes)
 		conn->bytes_high++;
 	conn->bytes = bytes;
+	stats = conn_stats(conn_forward(conn));
+	if (!stats || path >= PATHS)
+		return;
+	traffic = &stats->traffic[path][identity & CONN_OPENER ? 0 : 1];
+	traffic->packets++;
+	traffic->bytes += pkt->length;
 }
 
-/* Where a packet of a connection goes, and as what. */
-static __always_inline enum reason nat_send(void *ctx, struct work *work, struct conn *conn, enum hook hook)
+/* Why XDP cannot send this packet; NONE: it can. The checksum may be left to the device: then its field has the folded sum of the
+ * pseudo-header. One finished checksum in 65,536 looks the same, so that packet goes to TC for nothing. */
+static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct rewrite *rw)
 {
-	const struct packet *pkt = &work->pkt;
-	struct rewrite *rw = &work->rw;
-	enum reason reason = nat_next_hop(ctx, work, conn, hook);
-
-	/* XDP knows nothing of GSO: there such a packet is longer than the MTU, and goes to TC. */
-	if (reason == REASON_NONE && hook == HOOK_TC && nat_tunnelled(pkt))
-		reason = (enum reason)nat_segments_tc(ctx);
-	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
-		reason = nat_clamp_mss();
-	if (reason != REASON_NONE)
-		return reason;
-	nat_rewrite(pkt, rw);
-	rw->port_diff = csum_diff_ports(&pkt->tuple, &rw->entry.to);
-	return REASON_NONE;
+	if (rw->other_host)
+		return REASON_OTHER_HOST;
+	if (pkt->segment > rw->mtu)
+		return REASON_TOO_BIG;
+	if (pkt->tuple.protocol == IPPROTO_UDP && csum_hidden(pkt))
+		return REASON_PARTIAL_CHECKSUM;
+	if (pkt->l4.check_off && csum_pseudo(pkt) == pkt->l4.check)
+		return REASON_PARTIAL_CHECKSUM;
+	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
-/* A packet of a connection: sent on, if it can be. */
+/* A packet of a connection: sent on, if it can be. XDP leaves a next hop that is not known to TC. */
 static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;
+	struct rewrite *rw = &work->rw;
+	__u64 identity = rw->entry.identity;
 	enum reason reason = pkt->flaw;
+	bool xdp = hook == HOOK_XDP;
 
 	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)
-		reason = (enum reason)(hook == HOOK_XDP ? nat_other_interface_xdp(ctx, conn) : nat_other_interface_tc(ctx, conn));
+		reason = (enum reason)(xdp ? nat_other_interface_xdp(ctx, conn) : nat_other_interface_tc(ctx, conn));
 	if (reason == REASON_NONE && pkt->ttl <= 1)
 		reason = REASON_TTL_EXPIRED;
-	if (reason == REASON_NONE)
-		reason = nat_send(ctx, work, conn, hook);
+	if (reason == REASON_NONE) {
+		if (hop_take(pkt, conn, conn_serial(identity), rw))
+			reason = xdp ? nat_xdp_limits(pkt, rw) : nat_check_mtu(pkt, rw, rw->mtu);
+		else
+			reason = xdp ? REASON_NEXT_HOP : (enum reason)nat_resolve_tc(ctx, conn);
+	}
+	/* XDP knows nothing of GSO: there such a packet is longer than the MTU, and goes to TC. */
+	if (reason == REASON_NONE && !xdp && nat_tunnelled(pkt))
+		reason = (enum reason)nat_check_segments_tc(ctx);
+	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
+		reason = nat_clamp_mss();
 	/* Up to here nothing has been changed, so XDP may leave the packet to TC. */
-	if (reason == REASON_NONE && conn_half(work->rw.entry.identity))
+	if (reason == REASON_NONE && conn_half(identity))
 		reason = nat_advance(conn);
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
+	nat_rewrite(pkt, rw);
+	rw->l4_diff = csum_diff_ports(&pkt->tuple, &rw->entry.to);
 	nat_track(work, conn);
-	nat_count(pkt, conn, work->rw.entry.identity);
 	return VERDICT_SEND;
 }
 
 /* Is it the client's answer to a challenge? An old connection on the same tuple must not take that answer. */
-static __always_inline bool nat_proves(const struct packet *pkt)
+static __always_inline bool nat_answers_challenge(const struct packet *pkt)
 {
 	return pkt->tuple.protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST && challenge_answered(pkt);
 }
@@ -638,26 +621,27 @@ static __always_inline bool nat_proves(const struct packet *pkt)
 static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, __u64 identity,
 				      const struct external *external)
 {
-	bool begins = (pkt->opens || nat_proves(pkt)) && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
+	bool begins = (pkt->opens || nat_answers_challenge(pkt)) && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
 				     intercept_made(conn));
 
 	return !(identity & CONN_OPENER) || (conn_revoked(conn, identity) && !begins);
 }
 
-/* Is the connection past its use, so that the packet may begin another one? A SYN of the client begins anew where the old connection
- * has closed (RFC 7857 section 2). */
+/* May the packet begin a connection anew, though its connection is neither established nor revoked? A SYN of the client begins anew
+ * where the old connection has closed (RFC 7857 section 2). */
+static __always_inline bool nat_reopens(const struct packet *pkt, const struct conn *conn, __u64 identity)
+{
+	if (!(identity & CONN_OPENER))
+		return false;
+	if (conn_half(identity))
+		return conn_expired(conn, pkt->tuple.protocol, pkt->ms);
+	return conn_state(identity) == CONN_CLOSING && (pkt->opens || nat_answers_challenge(pkt));
+}
+
+/* Is the connection past its use, so that the packet may begin another one? */
 static __always_inline bool nat_stale(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
-	if (conn_revoked(conn, identity))
-		return true;
-	switch (conn_state(identity)) {
-	case CONN_HALF_OPEN:
-		return identity & CONN_OPENER && conn_expired(conn, pkt->tuple.protocol, pkt->ms);
-	case CONN_CLOSING:
-		return identity & CONN_OPENER && (pkt->opens || nat_proves(pkt));
-	default:
-		return false;
-	}
+	return conn_revoked(conn, identity) || (conn_state(identity) != CONN_ESTABLISHED && nat_reopens(pkt, conn, identity));
 }
 
 /* The verdict of an opening: has the packet begun a connection? */
@@ -676,9 +660,9 @@ static __noinline bool nat_may_begin(struct work *work)
 	const struct external *external = external_find(&pkt->tuple.dst);
 	const struct settings *settings = conn_settings();
 
-	work->to_external = external;
+	work->open.to_external = external;
 	if (external)
-		work->external = *external;
+		work->open.external = *external;
 	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt);
 }
 
@@ -700,41 +684,41 @@ static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason r
 }
 
 /* May a rule say whose answer this is? Then open.from_wan says whether it goes to the Internet, or to a stand-in. */
-static __always_inline bool nat_may_answer(struct work *work)
+static __always_inline bool nat_may_answer(struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 
 	if (nat_role(pkt->ifindex) != ROLE_LAN)
 		return false;
 	work->open.from_wan = !stand_in_answered(&pkt->tuple.dst);
-	return !work->open.from_wan || (!work->to_external && !work->stale && open_evicted(pkt));
+	return !work->open.from_wan || (!work->open.to_external && !stale && open_evicted(pkt));
 }
 
 /* A packet to no forward's address and port. It may be for an intercept; or it may be a server's answer whose connection is to be
  * rebuilt. An intercept takes openings alone: a connection that was there before the intercept stays as it is. */
-static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work)
+static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
 
 	if (forward && pkt->opens && !open_routers_own(ctx, work))
-		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward));
-	if (nat_may_answer(work))
+		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, stale));
+	if (nat_may_answer(work, stale))
 		return nat_rebuilt(work, open_rebuild(ctx, work));
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* A packet without a connection, or of one that is over. BEGUN: there is a connection now. */
-static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work)
+/* A packet without a connection, or of a stale one. BEGUN: there is a connection now. */
+static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
-	struct conn *conn = work->stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
-	const struct external *external = work->to_external ? &work->external : NULL;
+	struct conn *conn = stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
+	const struct external *external = work->open.to_external ? &work->open.external : NULL;
 	struct forward *forward;
 
 	/* Another CPU has begun it anew meanwhile. */
 	if (conn && !nat_stale(pkt, conn, work->rw.entry.identity)) {
-		work->open.begun = false;
+		work->open.inserted = false;
 		return VERDICT_BEGUN;
 	}
 	if (conn && nat_ended(pkt, conn, work->rw.entry.identity, external))
@@ -746,41 +730,41 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work)
 		return nat_verdict(work, REASON_MALFORMED);
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
-		return nat_intercept_or_rebuild(ctx, work);
+		return nat_intercept_or_rebuild(ctx, work, stale);
 	if (open_routers_own(ctx, work))
 		return nat_verdict(work, REASON_NONE);
-	return nat_begun(work, open_connection(ctx, work, &external->address, forward));
+	return nat_begun(work, open_connection(ctx, work, &external->address, forward, stale));
 }
 
-__noinline int nat_slow_path_tc(struct __sk_buff *skb)
+__noinline int nat_slow_path_tc(struct __sk_buff *skb, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(skb, work) : VERDICT_PASS;
+	return work ? nat_slow_path(skb, work, stale) : VERDICT_PASS;
 }
 
-__noinline int nat_slow_path_xdp(struct xdp_md *ctx)
+__noinline int nat_slow_path_xdp(struct xdp_md *ctx, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(ctx, work) : VERDICT_PASS;
+	return work ? nat_slow_path(ctx, work, stale) : VERDICT_PASS;
 }
 
 /* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
 enum { OPEN_ROUNDS = 3 };
 
 /* A packet of no connection, or of one that is over. BEGUN: there is one now. */
-static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook)
+static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	enum verdict verdict;
 
 	for (int i = 0; i < OPEN_ROUNDS; i++) {
-		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx) : nat_slow_path_tc(ctx));
+		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx, stale) : nat_slow_path_tc(ctx, stale));
 		if (verdict == VERDICT_REPLACE) {
 			open_remove_obstacle();
 			continue;
 		}
-		if (verdict == VERDICT_BEGUN && work->open.begun && !life_begin())
+		if (verdict == VERDICT_BEGUN && work->open.inserted && !life_begin())
 			return nat_verdict(work, REASON_TABLE_FULL);
 		return verdict;
 	}
@@ -795,10 +779,9 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enu
 	enum verdict verdict;
 
 	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
-		work->stale = conn;
 		if (!nat_may_begin(work) && !conn)
 			return VERDICT_PASS;
-		verdict = nat_open(ctx, work, hook);
+		verdict = nat_open(ctx, work, hook, conn);
 		if (verdict != VERDICT_BEGUN)
 			return verdict;
 		conn = conn_find(&pkt->tuple, &work->rw.entry);

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "conn.h"
-#include "csum.h"
 #include "fib.h"
 #include "forward.h"
 #include "lifecycle.h"
@@ -34,7 +33,7 @@ static __always_inline const union addr *open_router_address(const struct interf
 {
 	const union addr *first = NULL;
 
-	for (int i = 0; i < 8 && i < out->addresses; i++) {
+	for (int i = 0; i < INTERFACE_ADDRESSES && i < out->addresses; i++) {
 		if (addr_in_prefix(target, &out->address[i]))
 			return &out->address[i].address;
 		if (!first && addr_is_v4(&out->address[i].address) == addr_is_v4(target))
@@ -54,20 +53,6 @@ static __always_inline bool addr_martian(const union addr *addr)
 	       !(first | addr->word[1] | addr->word[2]);
 }
 
-/* The interface by which the kernel would answer this packet. 0: none; then the source is the router's own address, broadcast, multicast or
- * unreachable. */
-static __always_inline __u32 open_interface_back(void *ctx, struct work *work)
-{
-	struct fib_start start = { .ifindex = work->pkt.ifindex };
-	struct tuple *way = &work->open.way;
-	long result;
-
-	tuple_reverse(&work->pkt.tuple, way);
-	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
-	work->open.neighbour = result == BPF_FIB_LKUP_RET_SUCCESS;
-	return fib_found(result) ? work->fib.ifindex : 0;
-}
-
 /* Is this the source of no packet that may come in here? */
 static __always_inline bool open_source_martian(const struct interface *in, const union addr *source)
 {
@@ -82,6 +67,7 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	const union addr *source = &pkt->tuple.src;
 	const struct interface *back;
 	__u32 ifindex;
+	long result;
 
 	/* Nobody else puts packets into the loopback device. */
 	if (in->role == ROLE_LOCAL)
@@ -91,10 +77,12 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	/* A stand-in belongs to a LAN client: the Internet must not use it. */
 	if (in->role == ROLE_WAN && stand_in_answered(source))
 		return false;
-	ifindex = open_interface_back(ctx, work);
+	/* No route back: the source is the router's own address, broadcast, multicast or unreachable. */
+	result = fib_route_back(ctx, &work->route, pkt->ifindex, &pkt->tuple);
+	ifindex = fib_found(result) ? work->route.fib.ifindex : 0;
 	/* Answers to this client leave by there. */
-	if (ifindex == pkt->ifindex && work->open.neighbour && !work->open.answered)
-		work->open.back = hop_remember(false);
+	if (ifindex == pkt->ifindex && result == BPF_FIB_LKUP_RET_SUCCESS && !work->open.by_server)
+		work->open.client_hop = hop_remember(false);
 	if (in->role == ROLE_LAN)
 		return ifindex == pkt->ifindex;
 	back = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -116,26 +104,26 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 					       const struct forward *forward)
 {
 	struct opening *open = &work->open;
-	__u32 ifindex = work->fib.ifindex;
+	__u32 ifindex = work->route.fib.ifindex;
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
 	const union addr *source;
 
 	/* What the router sends to others passes no program here: so it answers to itself, by the loopback device. */
-	if (open->local) {
-		open->way.src = open->way.dst;
+	if (open->to_router) {
+		open->sent.src = open->sent.dst;
 		return REASON_NONE;
 	}
 	if (!out)
 		return REASON_NOT_ATTACHED;
-	if (in->role == ROLE_LAN && forward->reflect == REFLECT_PREFIX && stand_in_swap(&open->way.src, true))
+	if (in->role == ROLE_LAN && forward->reflect == REFLECT_PREFIX && stand_in_swap(&open->sent.src, true))
 		return REASON_NONE;
 	open->mapped = in->role == ROLE_LAN && forward->reflect == REFLECT_PUBLIC;
 	if (!open->mapped && !open_reflects(open, forward, in, ifindex))
 		return REASON_NONE;
-	source = open->mapped ? &open->key.dst : open_router_address(out, &open->way.dst);
+	source = open->mapped ? &open->key.dst : open_router_address(out, &open->sent.dst);
 	if (!source)
 		return REASON_NO_ADDRESS;
-	open->way.src = *source;
+	open->sent.src = *source;
 	return REASON_NONE;
 }
 
@@ -161,15 +149,15 @@ static __always_inline bool open_delivered(struct work *work)
 {
 	if (work->pkt.ifindex != LOOPBACK_IFINDEX)
 		return false;
-	tuple_reverse(&work->pkt.tuple, &work->other);
-	return conn_find(&work->other, &work->scratch.entry);
+	tuple_reverse(&work->pkt.tuple, &work->other.key);
+	return conn_find(&work->other.key, &work->other.entry);
 }
 
 /* Is this an answer to a connection that the router itself has made? A forward of all ports must not take such an answer. */
 static __noinline bool open_routers_own(void *ctx, struct work *work)
 {
 	const struct tuple *packet = &work->pkt.tuple;
-	struct bpf_sock_tuple *tuple = &work->sock;
+	struct bpf_sock_tuple *tuple = &work->open.socket;
 	struct bpf_sock *sock = NULL;
 	bool connected;
 	__u32 length;
@@ -193,7 +181,7 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 static __noinline bool open_port_taken(void *ctx, struct work *work)
 {
 	const struct tuple *answer = &work->open.answer;
-	struct bpf_sock_tuple *tuple = &work->sock;
+	struct bpf_sock_tuple *tuple = &work->open.socket;
 	struct bpf_sock *sock = NULL;
 	struct external *external;
 	__u32 length;
@@ -235,41 +223,43 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 	return conn_idle(old->seen, now, conn_idle_time(time, protocol) + time->port_hold);
 }
 
-/* There is an entry at this key. OBSTACLE: its connection must be removed first. Then scratch has the opener's key and entry, and
- * nat_open removes the connection: here the stack is not deep enough. RACED: another CPU is removing the connection. */
+/* There is an entry at this key. OBSTACLE: its connection must be removed first. Then open.obstacle is its opener's
+ * direction, and nat_open removes the connection: here the stack is not deep enough. RACED: another CPU is removing the connection. */
 static __always_inline enum reason open_obstacle(struct work *work, const struct tuple *key, const struct tuple *to, bool own)
 {
-	struct scratch *scratch = &work->scratch;
-	struct conn *old = conn_find(key, &scratch->holder);
+	struct direction *obstacle = &work->open.obstacle;
+	struct conn *old = conn_find(key, &obstacle->entry);
+	__u32 serial;
 
 	if (!old)
 		return REASON_RACED;
-	if (!open_gives_way(old, &scratch->holder, to, own, work->pkt.ms))
+	if (!open_gives_way(old, &obstacle->entry, to, own, work->pkt.ms))
 		return REASON_TUPLE_IN_USE;
-	if (scratch->holder.identity & CONN_OPENER) {
-		scratch->held = *key;
+	if (obstacle->entry.identity & CONN_OPENER) {
+		obstacle->key = *key;
 		return REASON_OBSTACLE;
 	}
-	tuple_reverse(&scratch->holder.to, &scratch->held);
-	scratch->worst = scratch->holder;
-	old = conn_find(&scratch->held, &scratch->holder);
-	return old && conn_serial(scratch->worst.identity) == conn_serial(scratch->holder.identity) ? REASON_OBSTACLE
-												    : REASON_RACED;
+	serial = conn_serial(obstacle->entry.identity);
+	tuple_reverse(&obstacle->entry.to, &obstacle->key);
+	old = conn_find(&obstacle->key, &obstacle->entry);
+	return old && conn_serial(obstacle->entry.identity) == serial ? REASON_OBSTACLE : REASON_RACED;
 }
 
 /* Removes it. False: another CPU is at it. */
 __noinline bool open_remove_obstacle(void)
 {
 	struct work *work = work_get();
-	struct scratch *scratch;
+	struct direction *obstacle;
 	struct conn *old;
+	__u32 serial;
 
 	if (!work)
 		return false;
-	scratch = &work->scratch;
-	old = conn_find(&scratch->held, &scratch->worst);
-	return old && conn_serial(scratch->worst.identity) == conn_serial(scratch->holder.identity) &&
-	       life_remove(&scratch->held, old, &scratch->worst, EVENT_ABANDONED, false);
+	obstacle = &work->open.obstacle;
+	serial = conn_serial(obstacle->entry.identity);
+	old = conn_find(&obstacle->key, &obstacle->entry);
+	return old && conn_serial(obstacle->entry.identity) == serial &&
+	       life_remove(&obstacle->key, old, &obstacle->entry, EVENT_ABANDONED, false);
 }
 
 enum { INSERT_EXISTS = 17 /* EEXIST */ };
@@ -284,13 +274,13 @@ __noinline enum reason open_reserve(void)
 	if (!work)
 		return REASON_TABLE_FULL;
 	open = &work->open;
-	err = conn_insert(&open->answer, &open->conn, &open->to, &work->value);
+	err = conn_insert(&open->answer, &open->conn, &open->to, &open->value);
 	if (!err)
 		return REASON_NONE;
 	if (err != -INSERT_EXISTS)
 		return REASON_TABLE_FULL;
 	/* The other CPU that has this client's packet, too, was first: its entries count. */
-	if (conn_find(&open->key, &work->scratch.entry))
+	if (conn_find(&open->key, &open->entry))
 		return REASON_BEGUN;
 	return open_obstacle(work, &open->answer, &open->to, false);
 }
@@ -335,7 +325,7 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
 	struct opening *open = &work->open;
-	bool fixed = !work->pkt.l4.ports_length || open->answered;
+	bool fixed = !work->pkt.l4.ports_length || open->by_server;
 
 	open->mapped &= !fixed;
 	if (open->mapped)
@@ -380,13 +370,13 @@ __noinline enum reason open_place(void)
 	v6 = tuple_is_v6(&open->key);
 	tcp = open->key.protocol == IPPROTO_TCP;
 	open->proven = false;
-	open->greedy = life_greedy(source.half_open, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
-	open->chosen = tcp && !open->greedy && !life_pressed(v6);
+	open->client_over_share = life_over_share(source.half_open, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
+	open->chosen = tcp && !open->client_over_share && !life_under_pressure(v6);
 	if (tcp && !open->chosen) {
 		open->proven = proven_is(open->client, work->pkt.second);
 		if (!open->proven && work->pkt.tcp_flags == TCP_SYN)
 			return REASON_CHALLENGED;
-		if (life_greedy(source.half_open, PLACE_HALF_PROVEN, v6))
+		if (life_over_share(source.half_open, PLACE_HALF_PROVEN, v6))
 			return REASON_SOURCE_LIMIT;
 	}
 	return life_too_many(source, open->lan, tcp) ? REASON_SOURCE_LIMIT : REASON_NONE;
@@ -398,18 +388,18 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 {
 	const struct packet *pkt = &work->pkt;
 	const union addr *client = &work->open.key.src;
-	const struct interface *by = work->open.answered ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
+	const struct interface *by = work->open.by_server ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
 
-	work->open.back = 0;
-	work->open.lan = in->role == ROLE_LAN ? source_lan_of(work->open.ifindex) : 0;
+	work->open.client_hop = 0;
+	work->open.lan = in->role == ROLE_LAN ? source_lan_hash(work->open.ifindex) : 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
 	/* The client's answer to a challenge. */
-	if (pkt->tcp_flags & TCP_RST && !work->open.answered && challenge_answered(pkt)) {
+	if (pkt->tcp_flags & TCP_RST && !work->open.by_server && challenge_answered(pkt)) {
 		proven_note(source_hash(client, in->role == ROLE_WAN), pkt->second);
 		return REASON_CHALLENGED;
 	}
-	if ((!pkt->opens || work->open.answered) && !open_rebuilds(work, in, forward))
+	if ((!pkt->opens || work->open.by_server) && !open_rebuilds(work, in, forward))
 		return REASON_NON_SYN;
 	if (pkt->hook == HOOK_XDP && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0)
 		return REASON_OTHER_HOST;
@@ -429,22 +419,22 @@ static __noinline enum reason open_route(void *ctx, struct work *work, const str
 {
 	struct opening *open = &work->open;
 	struct fib_start start = { .ifindex = open->ifindex };
-	struct tuple *way = &open->way;
+	struct tuple *sent = &open->sent;
 	enum reason reason;
 	long result;
 
-	*way = open->key;
-	way->dst = forward->target;
-	way->dport = bpf_htons((__u16)(bpf_ntohs(way->dport) + forward->port_shift));
-	result = fib_route(ctx, &work->fib, start, way, sizeof(struct iphdr));
-	open->local = !fib_found(result) && in->role == ROLE_LAN && bpf_map_lookup_elem(&locals, &way->dst);
-	if (!fib_found(result) && !open->local)
+	*sent = open->key;
+	sent->dst = forward->target;
+	sent->dport = bpf_htons((__u16)(bpf_ntohs(sent->dport) + forward->port_shift));
+	result = fib_route(ctx, &work->route.fib, start, sent, sizeof(struct iphdr));
+	open->to_router = !fib_found(result) && in->role == ROLE_LAN && bpf_map_lookup_elem(&locals, &sent->dst);
+	if (!fib_found(result) && !open->to_router)
 		return fib_reason(result);
-	open->neighbour = result == BPF_FIB_LKUP_RET_SUCCESS;
-	if (work->pkt.hook == HOOK_XDP && !open->neighbour)
+	open->resolved = result == BPF_FIB_LKUP_RET_SUCCESS;
+	if (work->pkt.hook == HOOK_XDP && !open->resolved)
 		return REASON_NEXT_HOP;
 	reason = open_source(work, in, forward);
-	tuple_reverse(way, &open->answer);
+	tuple_reverse(sent, &open->answer);
 	return reason;
 }
 
@@ -489,22 +479,21 @@ static __always_inline void open_write(struct work *work, const struct interface
 	struct conn *conn = &open->conn;
 
 	__builtin_memset(conn, 0, sizeof(*conn));
-	open->serial = open_serial();
-	conn->identity = (__u64)open->serial << 32 | CONN_HALF_OPEN | open_path(in) << CONN_PATH_SHIFT |
+	conn->identity = (__u64)open_serial() << 32 | CONN_HALF_OPEN | open_path(in) << CONN_PATH_SHIFT |
 			 open->lan << CONN_LAN_SHIFT | TCP_SCALE_NONE << CONN_SCALE_SHIFT;
-	if (!pkt->opens || open->answered)
+	if (!pkt->opens || open->by_server)
 		conn->identity |= CONN_REBUILT;
 	if (pkt->tcp_flags & TCP_SYN)
 		conn->identity |= CONN_CHALLENGE;
 	if (in->role == ROLE_LOCAL)
 		conn->identity |= CONN_LOCAL;
-	conn_made_from(conn, &forward->epoch_ref, address, pkt->second);
+	conn_set_made_from(conn, &forward->epoch_ref, address, pkt->second);
 	conn->seen = pkt->ms;
-	conn->ifindex = open->local ? LOOPBACK_IFINDEX : work->fib.ifindex;
-	if (!open->local && open_out_is_wan(work->fib.ifindex))
+	conn->ifindex = open->to_router ? LOOPBACK_IFINDEX : work->route.fib.ifindex;
+	if (!open->to_router && open_out_is_wan(work->route.fib.ifindex))
 		conn->identity |= CONN_FROM_WAN;
 	/* If the server is behind the same interface, its answers leave to the client by the hop that open_source_ok has found. */
-	conn->hop = work->fib.ifindex == open->ifindex ? open->back : 0;
+	conn->hop = work->route.fib.ifindex == open->ifindex ? open->client_hop : 0;
 	tuple_reverse(&open->key, &open->to);
 }
 
@@ -516,14 +505,14 @@ static __always_inline void open_write_opener(struct work *work, const struct in
 	struct conn *conn = &open->conn;
 
 	conn->identity &= ~(__u64)(CONN_LOCAL | CONN_FROM_WAN | CONN_CHALLENGE | CONN_SCALE_BITS);
-	conn->identity |= CONN_OPENER | (open->proven ? CONN_PROVEN : 0) | (open->local ? CONN_LOCAL : 0) |
+	conn->identity |= CONN_OPENER | (open->proven ? CONN_PROVEN : 0) | (open->to_router ? CONN_LOCAL : 0) |
 			  (in->role == ROLE_WAN ? CONN_FROM_WAN : 0) | (__u32)pkt->scale << CONN_SCALE_SHIFT;
 	if (pkt->tcp_flags & TCP_SYN)
 		conn->end = pkt->seq + 1;
 	conn->window = pkt->window;
 	conn->ifindex = open->ifindex;
 	conn->hop = 0;
-	if (open->neighbour && !open->answered)
+	if (open->resolved && !open->by_server)
 		conn->hop = hop_remember(false);
 	tuple_reverse(&open->answer, &open->to);
 }
@@ -535,7 +524,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 	enum reason reason = open_reserve_port(ctx, work);
 	long err;
 
-	open->begun = false;
+	open->inserted = false;
 	if (reason == REASON_BEGUN)
 		return REASON_NONE;
 	if (reason != REASON_NONE)
@@ -543,7 +532,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 	open_write_opener(work, in);
 	count_event(EVENT_OPENED);
 	life_count_opening(1);
-	err = conn_insert(&open->key, &open->conn, &open->to, &work->value);
+	err = conn_insert(&open->key, &open->conn, &open->to, &open->value);
 	if (err) {
 		conn_erase(&open->answer);
 		life_count_opening(-1);
@@ -551,7 +540,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 		/* Another CPU was first: its entries count. */
 		return err == -INSERT_EXISTS ? REASON_NONE : REASON_TABLE_FULL;
 	}
-	open->begun = true;
+	open->inserted = true;
 	return REASON_NONE;
 }
 
@@ -572,18 +561,19 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	if (reason != REASON_NONE)
 		return reason;
 	open_write(work, in, address, forward);
-	if ((work->stale || open->answered) && conn_find(&open->key, &work->scratch.entry))
+	if (open->key_used && conn_find(&open->key, &open->entry))
 		return open_obstacle(work, &open->key, &open->to, true);
 	return open_insert(ctx, work, in);
 }
 
 /* Opens a connection by its client's packet; address is the epoch reference of the external address. */
 static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct epoch_ref *address,
-						   const struct forward *forward)
+						   const struct forward *forward, bool stale)
 {
 	work->open.key = work->pkt.tuple;
+	work->open.key_used = stale;
 	work->open.ifindex = work->pkt.ifindex;
-	work->open.answered = false;
+	work->open.by_server = false;
 	work->open.from_wan = false;
 	return open_make(ctx, work, address, forward);
 }
@@ -591,13 +581,11 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 /* Finds the interface that leads to the client of a connection that is being rebuilt: the client's packets came in by it. */
 static __always_inline bool open_find_client(void *ctx, struct work *work)
 {
-	struct fib_start start = { .ifindex = work->pkt.ifindex };
 	struct opening *open = &work->open;
 
-	tuple_reverse(&open->key, &open->way);
-	if (!fib_found(fib_route(ctx, &work->fib, start, &open->way, sizeof(struct iphdr))))
+	if (!fib_found(fib_route_back(ctx, &work->route, work->pkt.ifindex, &open->key)))
 		return false;
-	open->ifindex = work->fib.ifindex;
+	open->ifindex = work->route.fib.ifindex;
 	return true;
 }
 
@@ -630,16 +618,16 @@ static __always_inline bool open_evicted(const struct packet *pkt)
 
 /* May this client be on the Internet, and may it have asked this address? Where there are several WANs, the address must belong to
  * the WAN that the route to the client leads by. */
-static __always_inline bool open_client_fits(const struct opening *open)
+static __always_inline bool open_client_fits(const struct opening *open, bool several_wans)
 {
 	__u32 ifindex = open->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 
 	if (!in || in->role != ROLE_WAN || open_source_martian(in, &open->key.src))
 		return false;
-	if (!open->several_wans)
+	if (!several_wans)
 		return true;
-	for (int i = 0; i < 8 && i < in->addresses; i++)
+	for (int i = 0; i < INTERFACE_ADDRESSES && i < in->addresses; i++)
 		if (addr_equal(&in->address[i].address, &open->key.dst))
 			return true;
 	return false;
@@ -651,10 +639,11 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 	struct opening *open = &work->open;
 	const struct external *external;
 	const struct forward *forward;
+	bool several_wans = false;
 
 	if (work->pkt.hook == HOOK_XDP && !open->from_wan)
 		return REASON_NEXT_HOP;
-	if (!origin_asked(&work->pkt.tuple, &open->key, open->from_wan, &open->several_wans))
+	if (!origin_asked(&work->pkt.tuple, &open->key, open->from_wan, &several_wans))
 		return REASON_NO_CONNECTION;
 	if (work->pkt.hook == HOOK_XDP)
 		return REASON_NEXT_HOP;
@@ -662,8 +651,9 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 	forward = external ? forward_find(forward_slot(), external, open->key.protocol, open->key.dport) : NULL;
 	if (!forward || !open_leads_to(forward, &open->key, &work->pkt.tuple) || !open_find_client(ctx, work))
 		return REASON_NO_CONNECTION;
-	if (open->from_wan && !open_client_fits(open))
+	if (open->from_wan && !open_client_fits(open, several_wans))
 		return REASON_NO_CONNECTION;
-	open->answered = true;
+	open->by_server = true;
+	open->key_used = true;
 	return open_make(ctx, work, &external->address, forward);
 }

@@ -21,6 +21,9 @@ enum fragment_kind { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
 enum tcp_flag { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10 };
 enum { TCP_FLAGS_OFFSET = 13, SCTP_HEADER = 12, SCTP_INIT = 1 };
+/* Bounds for the verifier: of an Ethernet header's length, of all headers before the transport's, and of the place of a checksum in
+ * the transport's. */
+enum { ETHERNET_MASK = 15, HEADERS_MASK = 127, TRANSPORT_CHECK_MASK = 31 };
 /* RFC 7323 2.3; NONE: a SYN without the option. */
 enum { TCP_SCALE_MAX = 14, TCP_SCALE_NONE = 15 };
 /* In every network namespace (LOOPBACK_IFINDEX of linux/net_namespace.h). */
@@ -101,7 +104,7 @@ struct packet {
 	__u32 frame_length;	/* set by the hook: all bytes, not only those in reach */
 	__u32 gso_size;		/* set by the hook: transport payload per segment, 0: one packet */
 	__u32 length;		/* IP total length */
-	__u32 segment;		/* longest IP packet that this is on the wire; of tunnels' GSO packets a lower bound (nat_segments asks the kernel) */
+	__u32 segment;		/* longest IP packet that this is on the wire; of tunnels' GSO packets a lower bound (nat_check_segments asks the kernel) */
 	__be32 id;		/* of a datagram in fragments */
 	__u16 l3_off;
 	__u8 hook;		/* set by the hook: enum hook */
@@ -197,21 +200,13 @@ static __always_inline bool addr_private(const union addr *addr)
 	       word_in(last, 0x64400000, 10) || word_in(last, 0xa9fe0000, 16);
 }
 
-/* RFC 9293 3.10: the combinations a stack would act upon. */
-static __always_inline bool tcp_flags_valid(__u8 flags)
-{
-	if (flags & TCP_SYN)
-		return !(flags & (TCP_FIN | TCP_RST));
-	return flags & (TCP_ACK | TCP_RST);
-}
-
 static __always_inline __u32 packet_header(const struct packet *pkt)
 {
 	return pkt->l4.off - pkt->l3_off;
 }
 
 /* On the loopback device, which has no addresses: sent there by this program, to come in once more. */
-static __always_inline bool packet_again(const struct packet *pkt)
+static __always_inline bool packet_reinjected(const struct packet *pkt)
 {
 	return pkt->remote_mac[0];
 }
@@ -223,7 +218,7 @@ static __always_inline __u32 packet_base(const struct packet *pkt)
 }
 
 /* Has the packet no IPv4 options? Which options are copied into each fragment has rules of its own (RFC 791). */
-static __always_inline bool packet_plain(const struct packet *pkt)
+static __always_inline bool packet_without_options(const struct packet *pkt)
 {
 	return pkt->v6 || packet_header(pkt) == sizeof(struct iphdr);
 }
@@ -231,7 +226,7 @@ static __always_inline bool packet_plain(const struct packet *pkt)
 /* May TC cut the packet up? Not with IP options; and of GSO packets only those of TCP. */
 static __always_inline bool packet_divisible(const struct packet *pkt)
 {
-	return !pkt->dont_fragment && packet_plain(pkt) &&
+	return !pkt->dont_fragment && packet_without_options(pkt) &&
 	       (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP);
 }
 
@@ -242,10 +237,10 @@ static __always_inline bool packet_has_options(const struct packet *pkt)
 }
 
 /* The length of all headers before the transport's, for every way that a parser may have come. */
-static __always_inline __u32 packet_header_again(const struct transport *l4, __u32 l3_off)
+static __always_inline __u32 packet_header_reloaded(const struct transport *l4, __u32 l3_off)
 {
 	verifier_forget();
-	return (l4->off - l3_off) & 127;
+	return (l4->off - l3_off) & HEADERS_MASK;
 }
 
 /* The transport header, if wanted bytes of it are there. NULL: they are not. */
@@ -274,17 +269,6 @@ static __always_inline bool packet_query(struct icmphdr *icmp, __u16 off, struct
 	return true;
 }
 
-/* The 16 bit word at an offset into a transport header. */
-static __always_inline __sum16 *packet_sum(void *l4, void *data_end, __u32 available, __u16 check)
-{
-	__sum16 *sum;
-
-	/* Otherwise the compiler chooses both the bound and the place by protocol. */
-	check = (__u16)verifier_same(check);
-	sum = l4 + (check & 31);
-	return available >= check + sizeof(*sum) && (void *)(sum + 1) <= data_end ? sum : NULL;
-}
-
 /* Ports and checksum of a transport header, of which a quote may hold no more than 8 bytes. False: not
  * even these. */
 static __always_inline bool packet_ports(void *header, void *data_end, __u32 available, __u16 off,
@@ -307,8 +291,10 @@ static __always_inline bool packet_ports(void *header, void *data_end, __u32 ava
 		l4->ports_length = 0;
 		return true;
 	}
-	sum = packet_sum(header, data_end, available, check);
-	if (!sum)
+	/* Otherwise the compiler chooses both the bound and the place by protocol. */
+	check = (__u16)verifier_same(check);
+	sum = header + (check & TRANSPORT_CHECK_MASK);
+	if (available < check + sizeof(*sum) || (void *)(sum + 1) > data_end)
 		return true;
 	l4->check = *sum;
 	l4->pseudo = true;
@@ -351,7 +337,10 @@ static __always_inline void packet_parse_tcp(struct tcphdr *tcp, void *data_end,
 		return;
 	header = tcp->doff * 4;
 	pkt->tcp_flags = *((__u8 *)tcp + TCP_FLAGS_OFFSET) & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
-	if (header < sizeof(*tcp) || header > available || !tcp_flags_valid(pkt->tcp_flags))
+	if (header < sizeof(*tcp) || header > available)
+		return;
+	/* RFC 9293 3.10: the combinations that a stack acts upon. */
+	if (pkt->tcp_flags & TCP_SYN ? pkt->tcp_flags & (TCP_FIN | TCP_RST) : !(pkt->tcp_flags & (TCP_ACK | TCP_RST)))
 		return;
 	pkt->flaw = REASON_NONE;
 	pkt->opens = pkt->tcp_flags == TCP_SYN;
@@ -475,7 +464,7 @@ static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 a
 		return true;
 	quote->l3_off = off;
 	quote->l4.off = off + header;
-	header = packet_header_again(&quote->l4, off);
+	header = packet_header_reloaded(&quote->l4, off);
 	l4 = ip + header;
 	icmp = packet_reach(l4, data_end, available - header, sizeof(*icmp));
 	pkt->broken = !icmp;
@@ -509,28 +498,6 @@ static __always_inline bool packet_parse_icmp(struct icmphdr *icmp, void *data_e
 	return packet_parse_quote(icmp + 1, data_end, available - sizeof(*icmp), pkt->l4.off + sizeof(*icmp), pkt);
 }
 
-/* Parses a protocol with ports. flaw is set before; the protocol's own parser clears it if the header is sound. */
-static __always_inline void packet_parse_ported(void *l4, void *data_end, __u32 available, struct packet *pkt)
-{
-	__u8 protocol = pkt->tuple.protocol;
-
-	if (!packet_ports(l4, data_end, available, pkt->l4.off, &pkt->tuple, &pkt->l4)) {
-		pkt->broken = true;
-		return;
-	}
-	if (protocol == IPPROTO_TCP)
-		packet_parse_tcp(l4, data_end, available, pkt);
-	else if (protocol == IPPROTO_SCTP)
-		packet_parse_sctp(l4, data_end, available, pkt);
-	else
-		packet_parse_udp(l4, data_end, available, pkt);
-	if (protocol == IPPROTO_UDPLITE)
-		return;
-	if (!pkt->tuple.sport)
-		pkt->flaw = REASON_MALFORMED;
-	pkt->broken = !pkt->tuple.dport;
-}
-
 /* False: a protocol that hairpin has nothing to do with. */
 static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 available, struct packet *pkt)
 {
@@ -545,10 +512,25 @@ static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 avai
 	}
 	if (!icmp && !packet_has_ports(protocol))
 		return false;
+	/* The protocol's parser clears this if the header is sound. */
 	pkt->flaw = pkt->fragment == FRAGMENT_FIRST ? REASON_FRAGMENT_TINY : REASON_MALFORMED;
 	if (icmp)
 		return packet_parse_icmp(l4, data_end, available, pkt);
-	packet_parse_ported(l4, data_end, available, pkt);
+	if (!packet_ports(l4, data_end, available, pkt->l4.off, &pkt->tuple, &pkt->l4)) {
+		pkt->broken = true;
+		return true;
+	}
+	if (protocol == IPPROTO_TCP)
+		packet_parse_tcp(l4, data_end, available, pkt);
+	else if (protocol == IPPROTO_SCTP)
+		packet_parse_sctp(l4, data_end, available, pkt);
+	else
+		packet_parse_udp(l4, data_end, available, pkt);
+	if (protocol == IPPROTO_UDPLITE)
+		return true;
+	if (!pkt->tuple.sport)
+		pkt->flaw = REASON_MALFORMED;
+	pkt->broken = !pkt->tuple.dport;
 	return true;
 }
 
@@ -569,14 +551,10 @@ static __always_inline __u32 packet_length(const struct packet *pkt, __u32 said,
 	return pkt->gso_size && !said ? pkt->frame_length - pkt->l3_off : said + more;
 }
 
-/* Lengths that contradict each other or the frame. */
-static __always_inline bool packet_misfit(struct packet *pkt)
+/* Do its lengths contradict each other, or the frame? */
+static __always_inline bool packet_misfit(const struct packet *pkt)
 {
-	if (pkt->length >= packet_header(pkt) && pkt->length <= pkt->frame_length - pkt->l3_off)
-		return false;
-	pkt->broken = true;
-	pkt->flaw = REASON_MALFORMED;
-	return true;
+	return pkt->length < packet_header(pkt) || pkt->length > pkt->frame_length - pkt->l3_off;
 }
 
 /* The protocol, and no ports yet. */
@@ -608,8 +586,11 @@ static __always_inline bool packet_parse_ipv4(struct iphdr *ip, void *data_end, 
 	packet_no_ports(&pkt->tuple, ip->protocol);
 	addr_from_v4(&pkt->tuple.src, ip->saddr);
 	addr_from_v4(&pkt->tuple.dst, ip->daddr);
-	if (packet_misfit(pkt))
+	if (packet_misfit(pkt)) {
+		pkt->broken = true;
+		pkt->flaw = REASON_MALFORMED;
 		return true;
+	}
 	available = pkt->length - header;
 	sound = !(frag_off & IP_RESERVED);
 	if (frag_off & (IP_OFFSET_MASK | IP_MORE_FRAGMENTS))
@@ -646,9 +627,12 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	if (!header)
 		return false;
 	pkt->l4.off = pkt->l3_off + header;
-	header = packet_header_again(&pkt->l4, pkt->l3_off);
-	if (packet_misfit(pkt))
+	header = packet_header_reloaded(&pkt->l4, pkt->l3_off);
+	if (packet_misfit(pkt)) {
+		pkt->broken = true;
+		pkt->flaw = REASON_MALFORMED;
 		return true;
+	}
 	available = pkt->length - header;
 	frag_off = bpf_ntohs(fragment->offset);
 	pkt->id = fragment->id;
@@ -691,7 +675,7 @@ static __always_inline bool packet_parse(void *data, void *data_end, __be16 prot
 {
 	struct ethhdr *eth = data;
 	/* The mask gives the verifier one bounded pointer for both kinds of devices. */
-	void *ip = data + (pkt->l3_off & 15);
+	void *ip = data + (pkt->l3_off & ETHERNET_MASK);
 
 	if ((void *)(eth + 1) > data_end)
 		return false;

@@ -21,7 +21,7 @@ struct reply {
 /* Destination Unreachable, if this side of the router is told of refusals. */
 static __always_inline struct reply reply_unreachable(const struct packet *pkt, enum icmp_code v4, enum icmpv6_code v6)
 {
-	if (!nat_tells(pkt->ifindex))
+	if (!nat_sender_is_told(pkt->ifindex))
 		return (struct reply){};
 	if (pkt->v6)
 		return (struct reply){ .type = ICMPV6_DEST_UNREACH, .code = (__u8)v6 };
@@ -36,7 +36,7 @@ static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 
 	if (!out || out->role != ROLE_WAN || external_find(from))
 		return out;
-	for (int i = 0; i < 8 && i < out->addresses; i++) {
+	for (int i = 0; i < INTERFACE_ADDRESSES && i < out->addresses; i++) {
 		if (addr_equal(&out->address[i].address, from))
 			return true;
 	}
@@ -187,7 +187,7 @@ static __always_inline void reply_address(struct work *work)
 static __always_inline bool reply_way(struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
-	struct tuple *way = &work->open.way;
+	struct tuple *way = &work->reply.way;
 	const union addr *from = in->role == ROLE_LOCAL ? &pkt->tuple.dst : open_router_address(in, &pkt->tuple.src);
 
 	if (!from)
@@ -212,11 +212,11 @@ static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work
 		return false;
 	if (!reply_way(work, in) || !reply_allowed(in, reply))
 		return false;
-	length = reply_message(skb, work, buffer, &work->open.way, reply);
+	length = reply_message(skb, work, buffer, &work->reply.way, reply);
 	if (!length)
 		return false;
 	reply_address(work);
-	reply_header(work, &work->open.way, length);
+	reply_header(work, &work->reply.way, length);
 	return scratch_packet_begin(skb, pkt) && scratch_packet_put(skb, base, base + length) == 0;
 }
 
@@ -261,14 +261,14 @@ static __always_inline void reply_other_side(struct __sk_buff *skb, struct work 
 
 	if (!conn || conn_half(entry->identity) || entry->identity & CONN_TOLD)
 		return;
-	other = conn_other(entry, &work->scratch);
+	other = conn_other(entry, &work->other);
 	if (!other || !conn_mark(conn, entry->identity, CONN_TOLD, 0))
 		return;
-	conn_mark(other, work->scratch.entry.identity, CONN_TOLD, 0);
+	conn_mark(other, work->other.entry.identity, CONN_TOLD, 0);
 	reset.seq = other->ack;
-	work->back = other->hop;
+	work->reply.sender_hop = other->hop;
 	if (!hop_recall(conn->hop, &work->rw) &&
-	    (nat_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))
+	    (nat_find_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))
 		return;
 	if (!reply_reaches(work->rw.ifindex, &entry->to.src))
 		return;
@@ -283,16 +283,16 @@ static __always_inline void reply_other_side(struct __sk_buff *skb, struct work 
 static __always_inline bool reply_station(struct __sk_buff *skb, struct work *work)
 {
 	const __u8 *mac = work->pkt.remote_mac;
-	struct fib_start start = { .ifindex = work->pkt.ifindex };
+	const struct packet *pkt = &work->pkt;
 
 	if (mac[0] | mac[1] | mac[2] | mac[3] | mac[4] | mac[5] || nat_role(work->pkt.ifindex) == ROLE_LOCAL)
 		return true;
-	if (hop_recall(work->back, &work->rw))
+	if (hop_recall(work->reply.sender_hop, &work->rw))
 		return true;
-	if (fib_route(skb, &work->fib, start, &work->open.way, sizeof(struct iphdr)) != BPF_FIB_LKUP_RET_SUCCESS)
+	if (fib_route_back(skb, &work->route, pkt->ifindex, &pkt->tuple) != BPF_FIB_LKUP_RET_SUCCESS)
 		return false;
-	__builtin_memcpy(work->rw.macs, work->fib.dmac, ETH_ALEN);
-	__builtin_memcpy(work->rw.macs + ETH_ALEN, work->fib.smac, ETH_ALEN);
+	__builtin_memcpy(work->rw.macs, work->route.fib.dmac, ETH_ALEN);
+	__builtin_memcpy(work->rw.macs + ETH_ALEN, work->route.fib.smac, ETH_ALEN);
 	return true;
 }
 
@@ -305,17 +305,17 @@ static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work
 
 	if (!in || !reply_allowed(in, reply) || !scratch_packet_begin(skb, pkt))
 		return false;
-	work->back = 0;
+	work->reply.sender_hop = 0;
 	reply_other_side(skb, work);
 	if (!reply_reaches(pkt->ifindex, &pkt->tuple.dst))
 		return false;
 	if (!(pkt->tcp_flags & TCP_ACK))
 		reset = (struct reply_segment){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };
 	reply_address(work);
-	tuple_reverse(&pkt->tuple, &work->open.way);
+	tuple_reverse(&pkt->tuple, &work->reply.way);
 	if (!reply_station(skb, work))
 		return false;
-	return reply_put_segment(skb, work, &work->open.way, reset);
+	return reply_put_segment(skb, work, &work->reply.way, reset);
 }
 
 /* Writes a challenge into the skb. True: it is ready to leave. There is one challenge for a SYN, and it is no longer than the
@@ -331,6 +331,6 @@ static __always_inline bool reply_write_challenge(struct __sk_buff *skb, struct 
 	if (!scratch_packet_begin(skb, pkt))
 		return false;
 	reply_address(work);
-	tuple_reverse(&pkt->tuple, &work->open.way);
-	return reply_put_segment(skb, work, &work->open.way, challenge);
+	tuple_reverse(&pkt->tuple, &work->reply.way);
+	return reply_put_segment(skb, work, &work->reply.way, challenge);
 }

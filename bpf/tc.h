@@ -9,7 +9,6 @@
 #include "icmp.h"
 #include "option.h"
 #include "reply.h"
-#include "write.h"
 
 enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
 enum { RESEGMENT_STEP = 2048, RESEGMENT_STEPS = 32 };
@@ -22,7 +21,7 @@ static __always_inline bool tc_give_ethernet(struct __sk_buff *skb, const struct
 }
 
 /* Does this device carry bare IP packets, as PPP, WireGuard and tun do? The control plane knows. */
-static __always_inline bool tc_bare(const struct interface *in)
+static __always_inline bool tc_without_ethernet(const struct interface *in)
 {
 	return !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
 }
@@ -42,13 +41,13 @@ static __noinline int tc_search_ip(struct __sk_buff *skb)
 }
 
 /* The data begin with a byte that may be of an IP header, or of the MAC address of this router. A stack frame of its own. */
-static __noinline int tc_tell_apart(struct __sk_buff *skb)
+static __noinline int tc_find_ip_slow(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data;
 	__u32 ifindex = skb->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	if (in && tc_bare(in))
+	if (in && tc_without_ethernet(in))
 		return 0;
 	if (in && (void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    __builtin_memcmp(eth->h_dest, in->mac, ETH_ALEN) == 0)
@@ -64,7 +63,7 @@ static __always_inline int tc_find_ip(struct __sk_buff *skb)
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
 		return sizeof(*eth);
-	return tc_tell_apart(skb);
+	return tc_find_ip_slow(skb);
 }
 
 /* Makes sure of an Ethernet header: helpers that send demand one. A device that carries bare packets takes it off again. */
@@ -163,8 +162,8 @@ static __always_inline long tc_write_sums(struct __sk_buff *skb, const struct pa
 	if (pkt->l4.check_off && pkt->l4.pseudo)
 		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->address_diff),
 					   BPF_F_PSEUDO_HDR | mangled);
-	if (pkt->l4.check_off && rw->port_diff)
-		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->port_diff), mangled);
+	if (pkt->l4.check_off && rw->l4_diff)
+		err |= bpf_l4_csum_replace(skb, pkt->l4.check_off, 0, csum_fold32(rw->l4_diff), mangled);
 	return err;
 }
 
@@ -174,7 +173,7 @@ static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet 
 
 	if (pkt->icmp_error)
 		err |= tc_write_quote(skb, pkt, rw);
-	return err == 0 && write_headers((void *)(long)skb->data, (void *)(long)skb->data_end, pkt, rw);
+	return err == 0 && edit_headers((void *)(long)skb->data, (void *)(long)skb->data_end, pkt, rw);
 }
 
 /* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
@@ -207,7 +206,7 @@ static __always_inline long tc_deliver(struct __sk_buff *skb, __u32 ifindex)
 }
 
 /* Sends the packet to the interface that it came in by, as if it had just come in. A TC action. */
-static __always_inline long tc_again(struct __sk_buff *skb, const struct packet *pkt)
+static __always_inline long tc_reinject(struct __sk_buff *skb, const struct packet *pkt)
 {
 	__u8 again = 2;	/* of a source address: locally administered */
 
@@ -225,7 +224,7 @@ static __noinline long tc_send_by_kernel(struct __sk_buff *skb, const struct rew
 		return tc_deliver(skb, rw->ifindex);
 	/* Writes the MAC addresses, also where the kernel then writes its own: skb->csum, which the other end of a veth gets,
 	 * covers the header of now. The kernel refuses a frame to a group address, such as a cluster of servers may have. */
-	if (!(rw->macs[0] & 1) && !write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
+	if (!(rw->macs[0] & 1) && !edit_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
 }
@@ -234,7 +233,7 @@ static __always_inline long tc_send(struct __sk_buff *skb, const struct rewrite 
 {
 	if (rw->local || rw->gateway.nh_family)
 		return tc_send_by_kernel(skb, rw);
-	if (!write_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
+	if (!edit_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	return bpf_redirect(rw->ifindex, 0);
 }

@@ -69,7 +69,7 @@ enum conn_flag {
 	CONN_CHALLENGE = 1 << 12, /* TCP, the answerer's: it may send one ACK without data (RFC 5961) */
 	CONN_TOLD = 1 << 13,	/* it is over, and both sides were told */
 	CONN_PROVEN = 1 << 14,	/* half-open: counted among the places of proven sources */
-	CONN_CUT = 1 << 15,	/* TCP: this side has sent an exact RST */
+	CONN_RESET = 1 << 15,	/* TCP: this side has sent an exact RST */
 	CONN_SCALE_SHIFT = 16,	/* four bits: TCP window scale (RFC 7323); 15: the option was not sent */
 	CONN_LAN_SHIFT = 20,	/* twelve bits: hash of the LAN interface whose share it is counted in; 0: none */
 };
@@ -258,6 +258,8 @@ struct mapping {
 };
 _Static_assert(sizeof(struct mapping) == 24, "struct mapping has implicit padding");
 
+enum { INTERFACE_ADDRESSES = 8 };
+
 struct interface_address {
 	union addr address;
 	union addr mask;	/* of the 128 bit form: an IPv4 /24 has 120 bits set */
@@ -272,7 +274,7 @@ struct interface {
 	__u8 pad[7];
 	__u32 mss_mtu;		/* MTU that a passing SYN's MSS has to suit; 0: left alone */
 	__u32 intercept_v4, intercept_v6; /* external ids of what listens on every address; 0: nothing does */
-	struct interface_address address[8];
+	struct interface_address address[INTERFACE_ADDRESSES];
 };
 _Static_assert(sizeof(struct interface) == 288, "struct interface has implicit padding");
 
@@ -427,33 +429,43 @@ struct entry {
 	struct tuple to;	/* what its packets leave as; no key: its padding is not set */
 };
 
+/* One direction of a connection: its key, and what was read of its entry. */
+struct direction {
+	struct tuple key;
+	struct entry entry;
+};
+
 /* A place that is wanted. */
 struct place_want {
 	__u32 serial;
 	enum place_kind kind;
 	__u32 forward;
-	bool crowded;		/* its forward holds more than its share: one of its own has to give way */
-	bool greedy;		/* the same of its client */
+	__u32 slot;		/* the place being looked at, from 0 */
+	bool forward_over_share;		/* its forward holds more than its share: one of its own has to give way */
+	bool client_over_share;		/* the same of its client */
 	bool from_wan;		/* its client is on the Internet */
 	bool chosen;		/* the slot is where to begin */
 	bool taken;
 };
 
+/* Of the holders of places that were looked at the one that is worth least: it is to give way. */
+struct place_victim {
+	struct direction direction;
+	__u32 serial;		/* 0: none so far */
+	__u32 index;
+	__u64 worth;
+};
+
 /* Working memory of lifecycle.h. Packets have theirs by CPU; the sweeper has its own. */
 struct scratch {
-	struct tuple answer;	/* key of an answerer's entry */
-	struct entry entry;	/* of that key */
-	struct tuple erased;	/* key of an opener's entry */
-	struct tuple held;	/* the connection that holds a place */
-	struct entry holder;
-	struct tuple victim;	/* the one of several that is to give way */
-	struct entry worst;
 	struct place_want want;
-	__u32 slot;		/* place of a ring, from 0 */
-	__u32 victim_serial;	/* 0: none so far */
-	__u32 victim_index;
+	struct direction holder;	/* who holds the place being looked at */
+	struct place_victim victim;
+	struct direction other;	/* the answerer's, of the opener at hand */
+	struct tuple removed_opener; /* keys of the connection being removed */
+	struct tuple removed_answerer;
 	__u32 now;		/* ms */
-	__u64 victim_worth;
+	__u32 pad;
 };
 
 /* The one timer that visits all places, and where it goes on. */
@@ -463,8 +475,7 @@ struct sweeper {
 	__u32 place;		/* of that ring */
 	__u32 visits;		/* in this step; not on the stack: the verifier would count along */
 	__u32 left;		/* connections that left their place in this step */
-	struct tuple key;	/* the connection being looked at: scratch is for what is done with it */
-	struct entry entry;
+	struct direction visited;	/* the connection being looked at: scratch is for what is done with it */
 	struct scratch scratch;
 };
 
@@ -491,6 +502,8 @@ struct fragment_range {
 	__u16 end;
 };
 
+enum { FRAGMENT_RANGES = 8 };
+
 /* A datagram that arrives in pieces. */
 struct fragment {
 	__u64 seen;		/* CLOCK_MONOTONIC ns, of a tick: of the piece that came first */
@@ -499,7 +512,7 @@ struct fragment {
 	__u8 owner;		/* enum fragment_owner */
 	__u8 held;		/* how many of its pieces are, or were, in held_fragments */
 	__u16 length;		/* units of 8 bytes; 0: its last piece has not come yet */
-	struct fragment_range range[8];	/* that have come; an empty one is free */
+	struct fragment_range range[FRAGMENT_RANGES];	/* that have come; an empty one is free */
 };
 _Static_assert(sizeof(struct fragment) == 48, "struct fragment has implicit padding");
 

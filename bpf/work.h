@@ -8,8 +8,14 @@
 
 #include "packet.h"
 
-enum { SECOND_NS = 1000000000, MS_NS = 1000000 };
+enum { SECOND_NS = 1000000000, SECOND_MS = 1000, MS_NS = 1000000 };
 enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
+
+/* CLOCK_MONOTONIC, as it was when the jiffies last moved. */
+struct clock {
+	__u64 jiffies;
+	__u32 ms, second;
+};
 
 /* All that the write step needs. It has no pointers into the packet, which helpers would make invalid. */
 struct rewrite {
@@ -23,39 +29,28 @@ struct rewrite {
 	bool other_host;	/* XDP: the frame is for another station */
 	bool local;		/* to the router itself, by its loopback device */
 	struct bpf_redir_neigh gateway;	/* unless its family is 0, the kernel is to resolve this neighbour */
-	struct entry entry;	/* of the packet's tuple, with what it leaves as; of an ICMP error: of the quoted packet's answer, until icmp_rewrite */
+	struct entry entry;	/* of the packet's tuple, with what it leaves as; an ICMP error has only the latter */
 	/* From here on set only with VERDICT_SEND. */
 	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));	/* destination, source */
-	__u64 address_diff;	/* sums that are not folded yet */
-	__u64 port_diff;	/* of an ICMP error: of all that it quotes */
+	__u64 address_diff;	/* sums that are not folded yet: what the new addresses change */
+	__u64 l4_diff;		/* and what changes in the transport header and behind it */
 	__u8 ttl;
-	struct tuple quoted;	/* the quoted packet as its sender sent it */
+	/* Of an ICMP error: the quoted packet as its sender sent it. */
+	struct tuple quoted;
 	__sum16 quoted_ip_check, quoted_check;
 };
 
-/* A connection in the making. */
-struct opening {
-	struct tuple key;	/* of the opener's direction */
-	__u32 ifindex;		/* by which that comes in */
-	bool answered;		/* it is the answerer's packet that rebuilds it */
-	bool from_wan;		/* the same, and its client is on the Internet */
-	bool several_wans;	/* the same, and several WANs lead there */
-	bool mapped;		/* its port is to be the client's alone */
-	bool local;		/* its target is the router itself */
-	bool chosen;		/* scratch.slot is the half-open place to begin with */
-	bool begun;		/* both entries are this CPU's: life_begin is to follow */
-	bool proven;		/* its source has answered a challenge */
-	bool greedy;		/* its client has more half-open connections than its share */
-	struct tuple way;	/* what is being routed */
-	struct tuple answer;	/* key of the answerer's direction */
-	bool neighbour;		/* fib knows a MAC address */
-	__u32 back;		/* next hop to the client; 0: not known */
-	__u32 tries;		/* how many ports were tried; not on the stack: the verifier would count along */
-	__u32 serial;
-	__u64 client;		/* its hash, by which it is counted */
-	__u32 lan;		/* hash of the LAN interface that the client is behind; 0: none */
-	struct conn conn;	/* the direction being written */
-	struct tuple to;	/* and what it translates to */
+/* What the kernel is asked of routes. */
+struct route {
+	struct bpf_fib_lookup fib;
+	struct tuple back;	/* an answer whose way is asked for */
+	struct hop fresh;	/* the next hop that fib says, before it is stored */
+};
+
+/* An ICMP error: the connection of the packet that it quotes. */
+struct icmp_error {
+	struct tuple answer;	/* as an answer to the quoted packet comes in */
+	struct entry entry;	/* of that */
 };
 
 /* An entry's value in either family. */
@@ -64,30 +59,74 @@ union conn_value {
 	struct conn6 six;
 };
 
+/* A mapping in the making. */
+struct mapping_entry {
+	struct tuple key;
+	struct mapping value;
+};
+
+/* A connection in the making. */
+struct opening {
+	/* What the packet asks for. */
+	struct external external;	/* the ids of the address it is to */
+	bool to_external;	/* there are such ids */
+	bool by_server;		/* it is the server's packet, and rebuilds the connection */
+	bool from_wan;		/* the same, and its client is on the Internet */
+	bool key_used;		/* there may be an entry at the opener's key */
+	__u32 ifindex;		/* by which the opener's packets come in */
+	struct tuple key;	/* of the opener's direction */
+	struct entry entry;	/* what another CPU may have put there */
+	/* May it be opened? */
+	__u64 client;		/* its hash, by which it is counted */
+	__u32 lan;		/* hash of the LAN interface that the client is behind; 0: none */
+	__u32 slot;		/* a half-open place */
+	bool chosen;		/* the slot is where to begin */
+	bool proven;		/* its source has answered a challenge */
+	bool client_over_share;		/* its client has more half-open connections than its share */
+	/* Where does it lead? */
+	bool to_router;		/* its target is the router itself */
+	bool resolved;		/* the MAC address of the next hop to the target is known */
+	bool mapped;		/* its port is to be the client's alone */
+	bool inserted;		/* both entries are this CPU's: life_begin is to follow */
+	__u32 client_hop;	/* next hop to the client; 0: not known */
+	__u32 tries;		/* how many ports were tried; not on the stack: the verifier would count along */
+	struct tuple sent;	/* the client's packet as its target gets it */
+	struct tuple answer;	/* key of the answerer's direction */
+	struct bpf_sock_tuple socket;	/* the socket that would get an answer */
+	struct mapping_entry mapping;
+	struct direction obstacle;	/* the opener's, of an old connection in the way */
+	/* The entry being inserted. */
+	struct conn conn;
+	struct tuple to;	/* what it translates to */
+	union conn_value value;
+};
+
+/* The router's own answer to a packet. */
+struct answering {
+	struct tuple way;
+	__u32 sender_hop;	/* next hop to the sender of the packet; 0: not known */
+};
+
+/* The datagram of a fragment. */
+struct datagram {
+	struct held_key held;
+	bool known;		/* it is in fragments, by the key in held */
+	__u32 waiting;		/* how many of its pieces are held */
+};
+
 struct work {
-	__u64 jiffies;		/* when the clock was looked at: it moves with the jiffies */
-	__u32 ms, second;	/* CLOCK_MONOTONIC */
-	__u32 slot;		/* of forwards and all that swaps with them; SLOT_UNREAD: nobody has asked yet */
+	struct clock clock;
+	__u32 live_slot;	/* of forwards and all that swaps with them; SLOT_UNREAD: nobody has asked yet */
 	struct packet pkt;
 	struct rewrite rw;
-	struct bpf_fib_lookup fib;
-	struct bpf_sock_tuple sock;
-	__u32 back;		/* next hop to the sender of the packet; 0: not known */
-	bool stale;		/* there is an entry for the packet, but its connection is over */
-	struct entry open_entry; /* of the opener, where the packet is the answerer's */
-	struct scratch scratch;
-	union conn_value value;	/* of an entry being inserted */
-	struct hop hop;		/* one being made */
-	bool to_external;	/* external is set */
-	struct external external;	/* what it is to */
-	struct tuple other;	/* key of the other direction */
-	struct tuple mapping;	/* key of one */
-	struct mapping fresh;	/* one being made */
+	struct direction other;	/* the other direction of the packet's connection */
+	struct route route;
+	struct icmp_error error;
 	struct opening open;
-	struct held_key held;
-	bool followed;		/* the fragment's datagram is in fragments, by the key in held */
-	__u32 waiting;		/* how many of its pieces are held */
-	__u8 options[OPTIONS_MAX];	/* of a TCP or an IPv4 header */
+	struct answering reply;
+	struct datagram fragment;
+	struct scratch scratch;
+	__u8 options[OPTIONS_MAX];	/* of the packet, TCP's or IPv4's */
 	__u8 header[sizeof(struct ipv6hdr)];	/* of a packet being put together */
 };
 
@@ -103,17 +142,4 @@ static __always_inline struct work *work_get(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&works, &zero);
-}
-
-/* Reads the clock once in a tick: jiffies are cheap to read, the clock is not. */
-static __always_inline void work_tick(struct work *work)
-{
-	__u64 jiffies = bpf_jiffies64(), now;
-
-	if (work->jiffies == jiffies)
-		return;
-	now = bpf_ktime_get_coarse_ns();
-	work->jiffies = jiffies;
-	work->ms = (__u32)(now / MS_NS);
-	work->second = (__u32)(now / SECOND_NS);
 }

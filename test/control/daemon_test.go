@@ -68,7 +68,7 @@ func withoutDaemon(t *testing.T, s *home.Service) {
 	}
 }
 
-// Programs are replaced under traffic a hundred times, every time by really new ones.
+// Programs are replaced under traffic fifty times in each mode; each upgrade loads new programs.
 func TestUpgradesUnderTraffic(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestUpgradesUnderTraffic(t *testing.T) {
 			if len(old) == 0 {
 				t.Fatal("no pinned link found")
 			}
-			for range 100 {
+			for range 50 {
 				s.HP.Run("upgrade")
 				linked := linkedPrograms(t, s.HP.Dir)
 				for path, program := range linked {

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// layers has the packages from the bottom up. A package imports only packages of layers below its own. "..." stands for
-// a folder and all below it.
+// layers has the packages from the bottom up. A package imports only packages of lower layers. "..." matches a folder and all
+// folders below it.
 var layers = [][]string{
 	{"hairpin/bpf"},
 	{"hairpin/loader/dirlock"},

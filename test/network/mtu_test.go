@@ -207,8 +207,8 @@ func TestPingDontFragment(t *testing.T) {
 	}
 }
 
-// TestNarrowInternet: a router far away says what is too big for it, and the server, who has never
-// heard of the external address, believes it.
+// TestNarrowInternet: a router on the Internet reports that a packet is too big. The server does not know the external address, so
+// hairpin translates the error, and the server accepts it.
 func TestNarrowInternet(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
@@ -240,8 +240,7 @@ func TestNarrowInternet(t *testing.T) {
 	}
 }
 
-// TestTooBigIsTold: the sender of a packet that does not fit is told about the packet that it sent, not
-// about what it was going to become.
+// TestTooBigIsTold: if a packet does not fit, the ICMP error quotes the packet as its sender sent it, not as translated.
 func TestTooBigIsTold(t *testing.T) {
 	n := lab.NewNetwork(t)
 	n.SetMTU(9000, 1280, 9000)
@@ -280,7 +279,7 @@ func TestTooBigIsTold(t *testing.T) {
 	}
 }
 
-// TestServerIsToldTooBig: the server is told in the same way, of the small network that its client is in.
+// TestServerIsToldTooBig: the server gets such an error, too, if the client's network has a smaller MTU.
 func TestServerIsToldTooBig(t *testing.T) {
 	n := lab.NewNetwork(t)
 	n.SetMTU(1280, 1500, 1280)
@@ -324,7 +323,7 @@ func TestServerIsToldTooBig(t *testing.T) {
 	}
 }
 
-// handshakeMSS opens a connection and returns the MSS that each end is told of the other.
+// handshakeMSS opens a connection and returns the MSS that the server and the client receive.
 func handshakeMSS(t *testing.T, n *lab.Network, from *lab.Host) (server, client int) {
 	t.Helper()
 	var atServer, atClient atomic.Int64

@@ -1,8 +1,8 @@
 //go:build ignore
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Traffic for measurements: a generator of frames and a sink that counts them, the bare hooks to compare
- * with, and what gives a program under test a fresh frame for each of its runs. */
+/* Traffic for measurements: a generator of frames, a sink that counts frames, and the bare hooks to compare with.
+ * renew_xdp and renew_tc write a new frame for each run of a program under test. */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -17,42 +17,42 @@
 #include <bpf/bpf_helpers.h>
 
 enum {
-	FRAME = 60,		/* bytes of a generated frame: the shortest of Ethernet, without its checksum */
-	FRAME_MAX = 128,	/* of one for a program under test; a multiple of 8 */
+	FRAME = 60,		/* bytes of a generated frame: the shortest Ethernet frame, without the FCS */
+	FRAME_MAX = 128,	/* bytes of a frame for a program under test, at most; a multiple of 8 */
 	FRAMES = 2,
-	PORTS = 60000,		/* flows that differ in their first number alone */
+	PORTS = 60000,		/* number of flows that differ only in their first number */
 };
 
-/* A frame, and where it differs from flow to flow: in a 16 bit number, and after PORTS flows in a second. */
+/* A frame. The flows differ in its first 16-bit number, and after PORTS flows also in the second number. */
 struct template {
 	__u8 frame[FRAME_MAX];	/* both numbers and the checksum are zero */
-	__u32 sum;		/* of all that the checksum covers, not folded */
-	__u16 check_off;	/* the checksum; an offset of 0: nowhere */
+	__u32 sum;		/* sum of all words that the checksum covers, not folded */
+	__u16 check_off;	/* offset of the checksum; offset 0: the frame has no such field */
 	__u16 first_off;
 	__u16 second_off;
-	__u16 first;		/* of flow 0 */
+	__u16 first;		/* number of flow 0 */
 	__u16 second;
 	__u16 pad;
 };
 
-/* What is sent: the first frame of each flow of a block, then their second ones, then the next block. */
+/* The order of frames: the first frames of the flows of a block, their second frames, then the next block. */
 struct plan {
 	struct template templates[FRAMES];
 	__u32 frames;		/* 1 to FRAMES */
 	__u32 flows;		/* a multiple of block */
 	__u32 block;
-	__u32 stride;		/* from one block to the next, modulo flows */
-	__u32 flow;		/* first of the block */
-	__u32 frame;		/* where in it: which of the frames */
-	__u32 at;		/* and of which flow */
-	__be32 expected[FRAMES];	/* where frames are to arrive, translated */
+	__u32 stride;		/* distance from one block to the next, modulo flows */
+	__u32 flow;		/* first flow of the block */
+	__u32 frame;		/* next frame to send: index in templates */
+	__u32 at;		/* next frame to send: its flow's position in the block */
+	__be32 expected[FRAMES];	/* destination addresses of the translated frames */
 };
 
 struct plan current;
-__u32 out;	/* ifindex that bare_tc sends to */
+__u32 out;	/* ifindex by which bare_tc sends */
 __u32 answered;	/* UDP port that answer serves */
 
-/* Frames that arrived, by the address they were for; the last are those for any other. */
+/* Counts of frames that arrived, by index of expected; the last count is of frames with another address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
@@ -60,7 +60,7 @@ struct {
 	__uint(max_entries, FRAMES + 1);
 } arrived SEC(".maps");
 
-/* Where bare_redirect sends to. */
+/* The device by which bare_xdp_redirect sends. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__type(key, __u32);
@@ -78,7 +78,7 @@ struct program_slot {
 struct program_slot tested_xdp SEC(".maps");
 struct program_slot tested_tc SEC(".maps");
 
-/* The 16 bits at an offset, if they are in the frame. */
+/* The 16 bits at an offset; NULL: outside of the frame. */
 static __always_inline __be16 *word_at(void *data, void *data_end, __u32 offset)
 {
 	__be16 *word = data + (offset & (FRAME_MAX - 1));
@@ -94,7 +94,7 @@ static __always_inline __sum16 fold(__u64 sum)
 	return (__sum16)((sum & 0xffff) + (sum >> 16));
 }
 
-/* Writes into a copy of the template what is this flow's own. */
+/* Writes the flow's numbers and checksum into a copy of the template. */
 static __always_inline void personalise(void *data, void *data_end, const struct template *template, __u32 flow)
 {
 	__be16 *first = word_at(data, data_end, template->first_off);
@@ -114,7 +114,7 @@ static __always_inline void personalise(void *data, void *data_end, const struct
 		*check = ~fold(sum);
 }
 
-/* The frame that is due, and whose flow it is of. */
+/* Returns the template of the next frame, and its flow. */
 static __always_inline const struct template *next_frame(__u32 *flow)
 {
 	const struct template *template = &current.templates[current.frame & (FRAMES - 1)];
@@ -132,8 +132,8 @@ static __always_inline const struct template *next_frame(__u32 *flow)
 	return template;
 }
 
-/* Run on live frames: what it leaves in them goes out of the device it is run for. They are recycled, so
- * that every byte has to be written. */
+/* Runs on live frames, which are sent out of the device of the run. The kernel reuses the frames, so every
+ * byte must be written. */
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
@@ -149,7 +149,7 @@ int generate(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
-/* Counts what arrives. */
+/* Counts and drops the frames that arrive. */
 SEC("xdp")
 int sink(struct xdp_md *ctx)
 {
@@ -167,7 +167,7 @@ int sink(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
-/* The bare hooks: what the least that each can do costs. */
+/* The bare hooks: each sends a frame on unchanged, at the lowest cost. */
 SEC("xdp")
 int bare_xdp_tx(struct xdp_md *ctx)
 {
@@ -189,7 +189,7 @@ int bare_tc(struct __sk_buff *skb)
 	return (int)bpf_redirect(out, 0);
 }
 
-/* Sends the datagram back. To swap addresses and ports does not change a checksum. */
+/* Sends the datagram back. Swapping addresses and ports does not change the checksum. */
 static __always_inline int send_back(struct __sk_buff *skb, struct ethhdr *eth, struct udphdr *udp)
 {
 	__u8 mac[ETH_ALEN];
@@ -233,7 +233,7 @@ static __always_inline int answer6(struct __sk_buff *skb)
 	return send_back(skb, data, udp);
 }
 
-/* A UDP server that answers whatever rate comes, and at once: it sends each datagram back. */
+/* A UDP server that is fast enough for any rate: it sends each datagram back at once. */
 SEC("tc")
 int answer(struct __sk_buff *skb)
 {
@@ -259,7 +259,7 @@ int empty_tc(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-/* Puts the frame that is due over what the last run left. */
+/* Writes the next frame over the frame that the last run changed. */
 static __always_inline void renew(void *data, void *data_end)
 {
 	const struct template *template;
@@ -274,7 +274,7 @@ static __always_inline void renew(void *data, void *data_end)
 	personalise(data, data_end, template, flow);
 }
 
-/* Run again and again on one frame; without a program under test it costs what it adds to the others. */
+/* BPF_PROG_TEST_RUN repeats this program on one frame. With an empty program it measures the cost to subtract. */
 SEC("xdp.frags")
 int renew_xdp(struct xdp_md *ctx)
 {
