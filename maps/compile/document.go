@@ -28,8 +28,8 @@ type Document struct {
 	Sources    int                   `json:"sources"`    // the same of from and except lists
 	Origins    int                   `json:"origins"`    // the same of what leads back from targets
 	Intercepts bool                  `json:"intercepts"` // there are some among the forwards
-	Chunks     uint32                // of the document without its additions
-	Added      int                   // how many of the last forwards are additions
+	Chunks     uint32                `json:"-"`          // entries of the document's map that hold the text, without the additions
+	Added      int                   `json:"-"`          // how many of the last forwards are additions
 }
 
 // Marshal is the form that ParseOutline reads: a line of JSON, then the
