@@ -17,7 +17,8 @@ import (
 
 // Result says what runs after a change, or after Start.
 type Result struct {
-	// Done says that what was asked for runs, even if an error says that a later step failed. Without it nothing changed.
+	// Done says that what was asked for runs. The error of a change that runs wraps maps.ErrUnfinished. Without Done
+	// nothing changed.
 	Done bool
 	// Kept says that Start left the running configuration as it was.
 	Kept   bool
@@ -186,7 +187,10 @@ func (r *Router) commit(p *plan) (Result, error) {
 	if err != nil && !errors.Is(err, maps.ErrUnfinished) {
 		return Result{}, errors.Join(err, undo())
 	}
-	err = errors.Join(err, r.settle(&p.seen, p.cfg.Mode))
+	if failed := r.settle(&p.seen, p.cfg.Mode); failed != nil {
+		// Whoever reads the error alone must not take the change for refused.
+		err = errors.Join(err, fmt.Errorf("%w: %w", maps.ErrUnfinished, failed))
+	}
 	return Result{Done: true, Change: change, Ports: p.seen.ports}, err
 }
 

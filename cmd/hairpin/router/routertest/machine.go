@@ -31,8 +31,9 @@ type Machine struct {
 	ForwardingOff map[string]bool // by "net.ipv4/IF" and "net.ipv4/all"
 	Config        *config.Config  // what runs
 	ApplyErr      error
-	Unfinished    bool // a step after the swap fails
-	Prepared      int  // configurations, not all of which are applied
+	Unfinished    bool  // a step after the swap fails
+	InterfacesErr error // of SetInterfaces
+	Prepared      int   // configurations, not all of which are applied
 	Interfaces    []config.Interface
 
 	log []string // what was done, in order
@@ -177,7 +178,7 @@ func (m *Machine) SetInterfaces(list []config.Interface) error {
 	}
 	m.Interfaces = list
 	m.log = append(m.log, "interfaces "+strings.Join(names, ","))
-	return nil
+	return m.InterfacesErr
 }
 
 // HasIPv6 is that of tables.
