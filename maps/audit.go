@@ -27,7 +27,7 @@ var placeKinds = [bpf.HairpinPlaceKindPLACES]string{
 type Audit struct {
 	Entries int              // of both directions and families
 	Orphans int              // entries without their other direction
-	Steady  bool             // no connection came, went or took another place during the walk
+	steady  bool             // no connection came, went or took another place during the walk
 	Counted map[string]int64 // connections by kind of place, as the datapath counts them
 	Found   map[string]int64 // the same, as they are in the tables
 	drift   [bpf.HairpinPlaceKindPLACES * 2]int64
@@ -138,7 +138,7 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 	if err != nil {
 		return audit, err
 	}
-	audit.Steady = before == after
+	audit.steady = before == after
 	for index, count := range after.counts {
 		audit.Counted[placeKinds[index/2]] += count
 		audit.drift[index] += count
@@ -146,9 +146,9 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 	return audit, nil
 }
 
-// Repair corrects counts that are off by the same figure as in an earlier audit, and says by how many connections in
+// repair corrects counts that are off by the same figure as in an earlier audit, and says by how many connections in
 // all. No race is known that makes a count drift; one that does all the same must not refuse connections for good.
-func (t *Tables) Repair(earlier, now Audit) (int, error) {
+func (t *Tables) repair(earlier, now Audit) (int, error) {
 	if t.objs.HairpinCorrect == nil {
 		return 0, nil // maps alone, without a datapath that counts
 	}
@@ -181,7 +181,7 @@ func NewAuditor(tables *Tables) *Auditor { return &Auditor{tables: tables} }
 func (a *Auditor) Step() (repaired int, err error) {
 	const enough = 3
 	now, err := a.tables.auditCounts(func(visit func(*layout.Entry)) error { return eachOpener(a.tables.objs, visit) })
-	if err != nil || !now.Steady {
+	if err != nil || !now.steady {
 		return 0, err
 	}
 	if now.drift != a.last.drift {
@@ -194,5 +194,5 @@ func (a *Auditor) Step() (repaired int, err error) {
 		return 0, nil
 	}
 	a.alike = 0
-	return a.tables.Repair(earlier, now)
+	return a.tables.repair(earlier, now)
 }

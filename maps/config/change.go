@@ -92,11 +92,8 @@ func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) 
 
 // Same reports whether two forwards of a configuration are one written twice.
 // Where it was written is not part of what a forward is.
-func (c Config) Same(f, g rule.Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
-
-// same compares forwards of one name.
-func same(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
-	return SameBehaviour(fc, f, gc, g) && slices.Equal(f.Hosts, g.Hosts)
+func (c Config) Same(f, g rule.Forward) bool {
+	return f.Name == g.Name && SameBehaviour(c, f, c, g) && slices.Equal(f.Hosts, g.Hosts)
 }
 
 // SameBehaviour reports whether the datapath does the same for both forwards.

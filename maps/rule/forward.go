@@ -42,7 +42,7 @@ func parseExternal(text string) (External, error) {
 		}
 		return External{Interface: text}, nil
 	}
-	addr, err := ParseAddress(text)
+	addr, err := parseAddress(text)
 	if err != nil {
 		return External{}, err
 	}
@@ -83,9 +83,9 @@ func looksLikeAddress(text string) bool {
 		strings.ContainsAny(text, ":[]")
 }
 
-// ParseAddress reads an IPv4 address without leading zeros, or an IPv6 address,
+// parseAddress reads an IPv4 address without leading zeros, or an IPv6 address,
 // which may be in brackets.
-func ParseAddress(text string) (netip.Addr, error) {
+func parseAddress(text string) (netip.Addr, error) {
 	inner, opened := strings.CutPrefix(text, "[")
 	inner, closed := strings.CutSuffix(inner, "]")
 	addr, err := netip.ParseAddr(inner)
@@ -109,7 +109,7 @@ func mappedError(text string, plain fmt.Stringer) error {
 // address for itself alone.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	if !strings.Contains(text, "/") {
-		addr, err := ParseAddress(text)
+		addr, err := parseAddress(text)
 		if err != nil {
 			return netip.Prefix{}, err
 		}
@@ -181,10 +181,10 @@ func (f *Forward) checkName() error {
 	return nil
 }
 
-// ExternalString is the address or interface and the ports as the command line
+// externalString is the address or interface and the ports as the command line
 // writes them, such as "wan0:443"; a 1:1 forward has the port "any". An intercept
 // may have several interfaces, as in "lan0,lan1:53".
-func (f Forward) ExternalString() string {
+func (f Forward) externalString() string {
 	ports := f.Ports.String()
 	if f.Ports.Every() {
 		ports = anyPort
@@ -232,7 +232,7 @@ func withPorts(addr netip.Addr, ports string) string {
 // String is the forward in the grammar of ParseForward. An intercept is written
 // alike, with who is excepted behind its target.
 func (f Forward) String() string {
-	words := []string{f.Name, joined(f.Protocols), f.ExternalString(), "to", f.TargetString()}
+	words := []string{f.Name, joined(f.Protocols), f.externalString(), "to", f.TargetString()}
 	if len(f.From) > 0 {
 		words = append(words, "from", joined(f.From))
 	}

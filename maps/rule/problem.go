@@ -20,7 +20,6 @@ type Problem struct {
 	Field   string // key of the configuration file, such as "to" or "timeouts.udp"
 	Item    int    // place in the list that Field is, from 1; 0 if it is not about one item
 	Message string // what is wrong
-	Hint    string // what to do, "" if the message says it
 }
 
 // Error implements error on one line; text from outside is quoted in it.
@@ -33,9 +32,6 @@ func (p *Problem) Error() string {
 		text.WriteString(p.Field + ": ")
 	}
 	text.WriteString(p.Message)
-	if p.Hint != "" {
-		text.WriteString("; " + p.Hint)
-	}
 	return text.String()
 }
 

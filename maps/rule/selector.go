@@ -13,7 +13,8 @@ import (
 // SelectorSyntax is the grammar that ParseSelector reads, each word at most once.
 const SelectorSyntax = "forward NAME | proto P | src CIDR | dst CIDR | port N[-N] | path wan|hairpin|local"
 
-var selectorWords = []string{"forward", "proto", "src", "dst", "port", "path"}
+// SelectorWords are the words of SelectorSyntax that begin a condition.
+func SelectorWords() []string { return []string{"forward", "proto", "src", "dst", "port", "path"} }
 
 // Selector picks connections; every field that is set must match. The zero
 // value picks all.
@@ -23,7 +24,7 @@ type Selector struct {
 	Source      netip.Prefix // of the client
 	Destination netip.Prefix // of the external address or the target
 	Ports       Ports        // of the external address or the target; the zero value is every port
-	Path        string       // "wan", "hairpin" or "local"
+	Path        string       // one of PathNames, "" for every path
 }
 
 // ParseSelector reads the arguments of the `conn` commands (SelectorSyntax).
@@ -36,8 +37,8 @@ func ParseSelector(args []string) (Selector, error) {
 		word := args[0]
 		var err error
 		switch {
-		case !slices.Contains(selectorWords, word):
-			err = fmt.Errorf("%s does not select connections; %s", Quote(word), Suggest(word, selectorWords...))
+		case !slices.Contains(SelectorWords(), word):
+			err = fmt.Errorf("%s does not select connections; %s", Quote(word), Suggest(word, SelectorWords()...))
 		case len(args) == 1:
 			err = fmt.Errorf("nothing after %q; selectors are %s", word, SelectorSyntax)
 		case seen[word]:
@@ -84,15 +85,8 @@ func (s *Selector) set(word, value string) (err error) {
 // pathMeanings explains the words of PathNames.
 const pathMeanings = "a connection came by wan, from the Internet, by hairpin, from a LAN to the external address, or by local, from the router itself"
 
-// The paths by which a connection reaches its forward.
-const (
-	PathWAN     = "wan"     // from the Internet
-	PathHairpin = "hairpin" // from a LAN to the external address
-	PathLocal   = "local"   // from the router itself
-)
-
-// PathNames lists the paths, in the datapath's order.
-func PathNames() []string { return []string{PathWAN, PathHairpin, PathLocal} }
+// PathNames lists the paths by which a connection reaches its forward, in the order of enum conn_path.
+func PathNames() []string { return []string{"wan", "hairpin", "local"} }
 
 // String is the selector in the grammar of ParseSelector, "" if it picks all.
 func (s Selector) String() string {
