@@ -154,14 +154,11 @@ func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {
 	if err := os.Mkdir(p.asidePrograms(), 0o700); err != nil {
 		return fmt.Errorf("make pin directory: %w", err)
 	}
-	return pinPrograms(map[string]*ebpf.Program{
-		bpf.HairpinProgHairpinXdp:     programs.HairpinXdp,
-		bpf.HairpinProgHairpinTc:      programs.HairpinTc,
-		bpf.HairpinProgHairpinGuard:   programs.HairpinGuard,
-		bpf.HairpinProgHairpinEnd:     programs.HairpinEnd,
-		bpf.HairpinProgHairpinCorrect: programs.HairpinCorrect,
-		bpf.HairpinProgHairpinStart:   programs.HairpinStart,
-	}, p.asidePrograms())
+	byName := make(map[string]*ebpf.Program)
+	for name, program := range each[ebpf.Program](programs) {
+		byName[name] = *program
+	}
+	return pinPrograms(byName, p.asidePrograms())
 }
 
 // liveHooks opens the attachments whose interface still exists.

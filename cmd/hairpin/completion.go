@@ -80,7 +80,7 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 func (a *app) completeSelector(command *cobra.Command, args []string, word string) (completions, cobra.ShellCompDirective) {
 	const nothing = cobra.ShellCompDirectiveNoFileComp
 	if len(args)%2 == 0 {
-		return completions{"forward", "proto", "src", "dst", "port", "path"}, nothing
+		return rule.SelectorWords(), nothing
 	}
 	switch args[len(args)-1] {
 	case "forward":
@@ -88,7 +88,7 @@ func (a *app) completeSelector(command *cobra.Command, args []string, word strin
 	case "proto":
 		return connectionProtocols(), nothing
 	case "path":
-		return completions{"wan", "hairpin", "local"}, nothing
+		return rule.PathNames(), nothing
 	}
 	return nil, nothing
 }

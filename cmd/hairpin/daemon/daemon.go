@@ -349,22 +349,20 @@ func (d *daemon) reload(ctx context.Context) {
 	d.notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
 	result, err := d.tryReload(ctx)
 	debug.FreeOSMemory()
-	d.reloaded(err == nil)
-	status := "reloaded"
-	if err != nil {
-		status = "reload failed; the previous configuration stays active"
-	}
+	d.reloaded(result.Done)
+	what, status := "cannot reload", "reload failed; the previous configuration stays active"
 	if result.Done {
 		d.log.Info("reloaded: " + result.Summary())
 		d.show(result.Ports)
+		what, status = "cannot finish the reload", "reloaded"
 	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
-			d.log.Error("cannot reload", "error", strings.TrimSuffix(line, "\n"))
+			d.log.Error(what, "error", strings.TrimSuffix(line, "\n"))
 		}
-		if !result.Done {
-			d.log.Error(status)
-		}
+	}
+	if !result.Done {
+		d.log.Error(status)
 	}
 	d.notify(systemd.SdNotifyReady + "\nSTATUS=" + status)
 }

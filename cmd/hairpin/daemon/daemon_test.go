@@ -254,6 +254,23 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 	}
 }
 
+// A configuration that runs counts as taken, though a step after it failed, which the next beat tries again.
+func TestReloadThatIsUnfinished(t *testing.T) {
+	d := newDaemonFake(t)
+	d.file.Forwards[0].Target = d.file.Forwards[0].Target.Next()
+	d.machine.Unfinished = true
+	d.reload(context.Background())
+	if len(d.taken) != 1 || !d.taken[0] {
+		t.Errorf("reloads taken: %v, want one", d.taken)
+	}
+	if last := d.notified[len(d.notified)-1]; last != "READY=1\nSTATUS=reloaded" {
+		t.Errorf("told the service manager %q", last)
+	}
+	if log := d.output.String(); !strings.Contains(log, "cannot finish the reload") || strings.Contains(log, "previous configuration") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
 // TestReloadMovesMetrics: a reload moves the metrics server, also to an address that includes the old
 // address. If the reload fails, the server stays.
 func TestReloadMovesMetrics(t *testing.T) {

@@ -209,15 +209,15 @@ func otherTargets(forwards []rule.Forward) map[int]int {
 // sorted by start, larger ranges first, so the ranges around one range form a stack.
 func addNested(forwards []rule.Forward, group []int, found map[int]int) {
 	slices.SortStableFunc(group, func(a, b int) int {
-		af, al := bounds(forwards[a].Ports)
-		bf, bl := bounds(forwards[b].Ports)
+		af, al := forwards[a].Ports.Bounds()
+		bf, bl := forwards[b].Ports.Bounds()
 		return cmp.Or(cmp.Compare(af, bf), cmp.Compare(bl, al))
 	})
 	var around []int
 	for _, i := range group {
-		first, _ := bounds(forwards[i].Ports)
+		first, _ := forwards[i].Ports.Bounds()
 		for len(around) > 0 {
-			if _, last := bounds(forwards[around[len(around)-1]].Ports); last >= first {
+			if _, last := forwards[around[len(around)-1]].Ports.Bounds(); last >= first {
 				break
 			}
 			around = around[:len(around)-1]
@@ -230,11 +230,4 @@ func addNested(forwards []rule.Forward, group []int, found map[int]int) {
 		}
 		around = append(around, i)
 	}
-}
-
-func bounds(ports rule.Ports) (first, last uint16) {
-	if ports.Every() {
-		return 0, 65535
-	}
-	return ports.First, ports.Last
 }

@@ -17,7 +17,8 @@ import (
 
 // Result is what runs after a change or after Start.
 type Result struct {
-	// Done reports whether the change runs, even if a later step failed. If Done is false, nothing changed.
+	// Done reports whether the change runs. The error of a change that runs wraps maps.ErrUnfinished. If Done is false,
+	// nothing changed.
 	Done bool
 	// Kept reports whether Start kept the running configuration.
 	Kept   bool
@@ -188,7 +189,10 @@ func (r *Router) commit(p *plan) (Result, error) {
 	if err != nil && !errors.Is(err, maps.ErrUnfinished) {
 		return Result{}, errors.Join(err, undo())
 	}
-	err = errors.Join(err, r.settle(&p.seen, p.cfg.Mode))
+	if failed := r.settle(&p.seen, p.cfg.Mode); failed != nil {
+		// Whoever reads the error alone must not take the change for refused.
+		err = errors.Join(err, fmt.Errorf("%w: %w", maps.ErrUnfinished, failed))
+	}
 	return Result{Done: true, Change: change, Ports: p.seen.ports}, err
 }
 

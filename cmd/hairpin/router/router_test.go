@@ -166,13 +166,20 @@ func TestRefusedModeChangesNothing(t *testing.T) {
 
 // TestUnfinishedChangeStays: a change that runs is not undone if a later step fails.
 func TestUnfinishedChangeStays(t *testing.T) {
-	m, cfg := routertest.NewMachine("wan0", "lan0"), routertest.Config()
-	m.Unfinished = true
-	result, err := routerOf(m).Apply(cfg)
-	if !errors.Is(err, maps.ErrUnfinished) || !result.Done {
-		t.Errorf("apply: %v, done %v", err, result.Done)
+	for name, fail := range map[string]func(*routertest.Machine){
+		"tables":     func(m *routertest.Machine) { m.Unfinished = true },
+		"interfaces": func(m *routertest.Machine) { m.InterfacesErr = errors.New("no memory") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, cfg := routertest.NewMachine("wan0", "lan0"), routertest.Config()
+			fail(m)
+			result, err := routerOf(m).Apply(cfg)
+			if !errors.Is(err, maps.ErrUnfinished) || !result.Done {
+				t.Errorf("apply: %v, done %v", err, result.Done)
+			}
+			m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
+		})
 	}
-	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
 }
 
 // TestStart: Start keeps the running configuration only if it came from the same files.

@@ -32,8 +32,9 @@ type Machine struct {
 	ForwardingOff map[string]bool // keys: "net.ipv4/IF" and "net.ipv4/all"
 	Config        *config.Config  // the running configuration
 	ApplyErr      error
-	Unfinished    bool // a step after the swap fails
-	Prepared      int  // number of prepared configurations; not all are applied
+	Unfinished    bool  // a step after the swap fails
+	InterfacesErr error // error of SetInterfaces
+	Prepared      int   // number of prepared configurations; not all are applied
 	Interfaces    []config.Interface
 
 	log []string // the changes, in order
@@ -178,7 +179,7 @@ func (m *Machine) SetInterfaces(list []config.Interface) error {
 	}
 	m.Interfaces = list
 	m.log = append(m.log, "interfaces "+strings.Join(names, ","))
-	return nil
+	return m.InterfacesErr
 }
 
 // HasIPv6 implements router.Tables.
