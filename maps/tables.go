@@ -31,6 +31,8 @@ var ErrUnfinished = errors.New("the change is active, but a step after it failed
 type Tables struct {
 	objs *bpf.HairpinObjects
 
+	prepared uint32 // generation that Prepare staged for Swap; 0: none. Only the writer uses it.
+
 	mu       sync.Mutex       // guards cached and cachedAt
 	cached   *compile.Outline // the outline of generation cachedAt; nil: none
 	cachedAt uint32

@@ -48,7 +48,7 @@ type Options struct {
 	Dir        string                        // directory of the pins
 	LockWait   time.Duration                 // longest wait for the writer lock at the start
 	ConfigFile string                        // name of the configuration file in messages
-	ReadConfig func() (config.Config, error) // called at the start and for each reload
+	ReadConfig func() (config.Config, error) // called at the start and for each reload; the configuration must be valid
 	Reload     <-chan os.Signal              // a signal asks for a reload
 	Version    string                        // version in the metrics
 	Notify     string                        // the service manager's socket, as in sd_notify(3); "" if there is none

@@ -45,7 +45,7 @@ func newDaemonFake(t *testing.T) *daemonFake {
 	d.daemon = &daemon{
 		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Forwards: m.Forwards}),
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
-		read:     func() (config.Config, error) { return d.file, d.fileErr },
+		read:     func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
 		notices:  func(config.Config) []string { return nil },
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },

@@ -84,7 +84,7 @@ func (r *Router) Start(cfg config.Config) (Result, error) {
 	return Result{Done: true, Kept: true, Change: change, Ports: ports}, err
 }
 
-// Apply makes cfg the running configuration. It changes nothing if an interface refuses the programs or the
+// Apply makes cfg, which must be valid, the running configuration. It changes nothing if an interface refuses the programs or the
 // tables refuse the forwards.
 func (r *Router) Apply(cfg config.Config) (Result, error) {
 	if err := r.Check(cfg); err != nil {
@@ -113,31 +113,41 @@ type plan struct {
 	seen   inventory
 }
 
-// prepare does the steps that the tables may refuse; no packet sees a change. swap makes the change run.
-func (p *plan) prepare(tables Tables) (swap func() (config.Change, error), err error) {
-	if p.added == nil {
-		return tables.Prepare(p.cfg)
+// prepare does the steps that the tables may refuse; no packet sees a change.
+func (p *plan) prepare(tables Tables) (config.Change, error) {
+	if p.added != nil {
+		return config.Change{Added: []string{p.added.Name}}, nil
 	}
-	return func() (config.Change, error) { return addForward(tables, *p.added) }, nil
+	return tables.Prepare(p.cfg)
+}
+
+// swap makes the prepared change run.
+func (p *plan) swap(tables Tables) error {
+	if p.added != nil {
+		return addForward(tables, *p.added)
+	}
+	return tables.Swap()
 }
 
 // addForward adds a forward to the live tables. If the live tables cannot take it, addForward applies all
 // forwards again.
-func addForward(tables Tables, forward rule.Forward) (config.Change, error) {
+func addForward(tables Tables, forward rule.Forward) error {
 	done, err := tables.Add(forward)
 	if done || err != nil {
-		return config.Change{Added: []string{forward.Name}}, err
+		return err
 	}
 	wanted, err := tables.Running()
 	if err != nil {
-		return config.Change{}, fmt.Errorf("read the running configuration: %w", err)
+		return fmt.Errorf("read the running configuration: %w", err)
 	}
 	wanted.Forwards = append(slices.Clip(wanted.Forwards), forward)
-	swap, err := tables.Prepare(wanted)
-	if err != nil {
-		return config.Change{}, err
+	if err := wanted.Validate(); err != nil {
+		return err
 	}
-	return swap()
+	if _, err := tables.Prepare(wanted); err != nil {
+		return err
+	}
+	return tables.Swap()
 }
 
 func (r *Router) change(p plan) (Result, error) {
@@ -168,11 +178,11 @@ func (r *Router) complete(p *plan) error {
 // swap. If a step before the end of the swap fails, the earlier steps are undone.
 func (r *Router) commit(p *plan) (Result, error) {
 	var (
-		swap      func() (config.Change, error)
+		change    config.Change
 		refused   error
 		preparing sync.WaitGroup
 	)
-	preparing.Go(func() { swap, refused = p.prepare(r.tables) })
+	preparing.Go(func() { change, refused = p.prepare(r.tables) })
 	if !p.first {
 		preparing.Wait()
 	} // at the first start both run in parallel, because both mostly wait for the kernel
@@ -182,9 +192,8 @@ func (r *Router) commit(p *plan) (Result, error) {
 	undo := r.attach(p.seen.ports, p.cfg.Mode, p.before)
 	preparing.Wait()
 	err := errors.Join(refused, Refusals(p.seen.ports))
-	var change config.Change
 	if err == nil {
-		change, err = swap()
+		err = p.swap(r.tables)
 	}
 	if err != nil && !errors.Is(err, maps.ErrUnfinished) {
 		return Result{}, errors.Join(err, undo())

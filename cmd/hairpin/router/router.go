@@ -36,7 +36,8 @@ type Tables interface {
 	Running() (config.Config, error)
 	Settings() (config.Config, error)
 	Plan(config.Config) (config.Change, error)
-	Prepare(config.Config) (swap func() (config.Change, error), err error)
+	Prepare(config.Config) (config.Change, error)
+	Swap() error
 	Add(rule.Forward) (bool, error)
 	SetInterfaces([]config.Interface) error
 	HasIPv6() (bool, error)

@@ -5,7 +5,6 @@
 package routertest
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -37,7 +36,8 @@ type Machine struct {
 	Prepared      int   // number of prepared configurations; not all are applied
 	Interfaces    []config.Interface
 
-	log []string // the changes, in order
+	prepared *config.Config
+	log      []string // the changes, in order
 }
 
 // NewMachine makes a machine with interfaces of these names. Each is up and has an IPv4 address.
@@ -148,22 +148,23 @@ func (m *Machine) Settings() (config.Config, error) {
 }
 
 // Plan implements router.Tables.
-func (m *Machine) Plan(c config.Config) (config.Change, error) { return config.Change{}, c.Validate() }
+func (m *Machine) Plan(config.Config) (config.Change, error) { return config.Change{}, nil }
 
 // Prepare implements router.Tables.
-func (m *Machine) Prepare(c config.Config) (swap func() (config.Change, error), err error) {
+func (m *Machine) Prepare(c config.Config) (config.Change, error) {
 	m.Prepared++
-	if err := errors.Join(c.Validate(), m.ApplyErr); err != nil {
-		return nil, err
+	m.prepared = &c
+	return config.Change{}, m.ApplyErr
+}
+
+// Swap implements router.Tables.
+func (m *Machine) Swap() error {
+	m.log = append(m.log, "apply")
+	m.Config = m.prepared
+	if m.Unfinished {
+		return maps.ErrUnfinished
 	}
-	return func() (config.Change, error) {
-		m.log = append(m.log, "apply")
-		m.Config = &c
-		if m.Unfinished {
-			return config.Change{}, maps.ErrUnfinished
-		}
-		return config.Change{}, nil
-	}, nil
+	return nil
 }
 
 // Add implements router.Tables. It always returns false, so the router calls Prepare.
