@@ -24,7 +24,7 @@ import (
 var ErrEmpty = errors.New("no configuration has been applied yet")
 
 // ErrUnfinished means that a change is active, but a step after the swap failed. The next writer repeats the step.
-var ErrUnfinished = errors.New("the change is active, but a step after it failed")
+var ErrUnfinished = errors.New("the change is active, but a later step failed")
 
 // Tables gives access to the maps of a loaded datapath. Several goroutines may call its reading methods. The caller of a
 // writing method must hold the writer lock of the pins, and only one writing method may run at a time.

@@ -146,8 +146,8 @@ func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector
 // connBlock is the number of connections that a listing sorts and holds in memory at a time.
 const connBlock = 4096
 
-// printConnections prints the connections that each visits, in sorted blocks.
-func (a *app) printConnections(each func(visit func(*maps.Connection)) error) error {
+// printConnections calls walk to get the connections, and prints them in sorted blocks.
+func (a *app) printConnections(walk func(visit func(*maps.Connection)) error) error {
 	debug.SetGCPercent(usualGC)
 	print, end := a.connectionRows()
 	var failed error
@@ -161,7 +161,7 @@ func (a *app) printConnections(each func(visit func(*maps.Connection)) error) er
 		}
 		block = block[:0]
 	}
-	err := each(func(c *maps.Connection) {
+	err := walk(func(c *maps.Connection) {
 		if block = append(block, *c); len(block) == connBlock {
 			flush()
 		}

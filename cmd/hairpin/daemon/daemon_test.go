@@ -254,7 +254,7 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 	}
 }
 
-// A configuration that runs counts as taken, though a step after it failed, which the next beat tries again.
+// TestReloadThatIsUnfinished: a configuration that runs counts as taken, even if a later step failed. The next beat repeats that step.
 func TestReloadThatIsUnfinished(t *testing.T) {
 	d := newDaemonFake(t)
 	d.file.Forwards[0].Target = d.file.Forwards[0].Target.Next()

@@ -272,9 +272,9 @@ func (r *Router) reversal(p Port, before string) func() error {
 	}
 }
 
-// settle first tells the tables the present interfaces. Then it detaches interfaces that are not ports, and
-// removes the guard from ports that are no longer WANs. The order matters: otherwise packets could leave
-// untranslated by an interface that nothing watches.
+// settle first writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not
+// ports, and removes the guard from ports that are no longer WANs. In the other order, an interface would lose its
+// programs while the tables still have it as a WAN: packets with a target's private address could leave by it.
 func (r *Router) settle(seen *inventory, mode string) error {
 	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
 		return fmt.Errorf("set interfaces: %w", err)
