@@ -162,8 +162,8 @@ func (p *probe) measure(met bool, format string, args ...any) {
 // finish returns the finding of a check that has ended.
 func (p *probe) finish(t *testing.T, r requirement) finding {
 	if p.measured == "" {
+		p.measured = "nothing: the check broke off: " + strings.Join(p.problems, "; ")
 		p.problems = append(p.problems, "the check measured nothing")
-		p.measured = "nothing: the check broke off"
 	}
 	if len(p.problems) == 0 {
 		return finding{p.measured, record.Pass}

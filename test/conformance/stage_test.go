@@ -48,7 +48,7 @@ func (p *probe) stage(forwards ...string) *stage {
 	name := strings.Join(forwards, "\n")
 	shared, there := p.suite.rigs[name]
 	if !there {
-		shared.Rig = rig.New(p.suite.t, append(slices.Clone(forwards), sweptForward)...)
+		shared.Rig = rig.New(p.suite.t, forwards...)
 		if code, err := shared.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
 			p.Fatalf("start sweeper: %d %v", int32(code), err)
 		}
@@ -63,9 +63,6 @@ func (p *probe) stage(forwards ...string) *stage {
 	s.set(func(settings *bpf.HairpinSettings) { *settings = shared.settings })
 	return s
 }
-
-// sweptForward is for the connection that sweep makes.
-const sweptForward = "swept tcp 9 to 192.168.1.20:9"
 
 // forget empties what the datapath writes.
 func (s *stage) forget() {
@@ -348,19 +345,41 @@ func networkPort(port uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, port))
 }
 
-// sweep returns when the kernel has looked at every connection made before: when one that came last,
-// and is long over, has gone.
+// sweep returns after the sweeper has visited every place that a connection can have. It counts the steps of the sweeper: a step
+// goes on where the last one ended, visits at most sweepPlaces places, and ends at the last place.
 func (s *stage) sweep() {
 	s.p.Helper()
-	last := s.way("from the Internet", false, 64999, 9, 9)
-	s.establish(last)
-	settings := s.settings()
-	s.age(last.Client, time.Duration(settings.TcpEstablished)*3/2)
-	for deadline := time.Now().Add(30 * time.Second); s.present(last.Client); time.Sleep(5 * time.Millisecond) {
+	const sweepPlaces = 4096 // SWEEP_PLACES of lifecycle.h
+	places := uint32(0)
+	rings := s.Objects.Rings.MaxEntries()
+	for i := range rings {
+		var ring bpf.HairpinRing
+		if err := s.Objects.Rings.Lookup(i, &ring); err != nil {
+			s.p.Fatalf("read ring %d: %v", i, err)
+		}
+		places += ring.Size
+	}
+	round := (places+rings)/sweepPlaces + 1
+	// The first steps may be the rest of a round. The last step that is seen may still run.
+	begun, last := uint32(0), s.lastStep()
+	for deadline := time.Now().Add(30 * time.Second); begun <= 2*round; time.Sleep(5 * time.Millisecond) {
+		if now := s.lastStep(); now != last {
+			begun, last = begun+1, now
+		}
 		if time.Now().After(deadline) {
-			s.p.Fatal("a connection that is over is not swept away")
+			s.p.Fatalf("the sweeper began %d steps, not %d", begun, 2*round+1)
 		}
 	}
+}
+
+// lastStep is the time when the last step of the sweeper began, in milliseconds of the datapath's clock.
+func (s *stage) lastStep() uint32 {
+	s.p.Helper()
+	var sweeper bpf.HairpinSweeper
+	if err := s.Objects.Sweepers.Lookup(uint32(0), &sweeper); err != nil {
+		s.p.Fatalf("read sweeper: %v", err)
+	}
+	return sweeper.Scratch.Now
 }
 
 // present says whether a client has a connection that has not expired.
