@@ -109,6 +109,9 @@ func (v *validator) interfaces() {
 			err := rule.CheckInterfaceName(name)
 			if where := seen[name]; err == nil && where != "" {
 				err = fmt.Errorf("%s is already in %s", rule.Quote(name), where)
+				if where != list.field {
+					err = fmt.Errorf("%w; an interface has one side: if clients, servers and the Internet are all behind it, name it in interfaces.lan alone", err)
+				}
 			}
 			v.check(-1, list.field, rule.OfItem(i, err))
 			seen[name] = list.field

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"hairpin/loader"
 	"hairpin/maps/config"
@@ -81,12 +82,15 @@ func CheckHere(cfg config.Config) error {
 	if err != nil {
 		return err
 	}
-	for _, i := range machine(cfg, links) {
-		if i.Role != 0 {
-			return r.check(cfg, links)
-		}
+	if !isMachineOf(cfg, links) {
+		return nil
 	}
-	return nil
+	return r.check(cfg, links)
+}
+
+// isMachineOf reports whether this machine has one of the interfaces of cfg.
+func isMachineOf(cfg config.Config, links []loader.Link) bool {
+	return slices.ContainsFunc(machine(cfg, links), func(i config.Interface) bool { return i.Role != 0 })
 }
 
 // Check refuses what only the machine can tell to be wrong with cfg. Its error has a *rule.Problem for each fault.

@@ -280,7 +280,7 @@ func TestProblems(t *testing.T) {
 		{"prefix by default without", forward(good + "[reflection]\ndefault = \"prefix\"\nprefixes = { \"fd00::/64\" = \"fd01::/64\" }"), []string{
 			`x.toml:3:3: forward "a": reflect: the mode is prefix by default, but reflection.prefixes has no IPv4 network`,
 		}},
-		{"interface twice", "version = 1\n[interfaces]\nwan = [\"a\"]\nlan = [\"a\"]\n", []string{`x.toml:4:8: interfaces.lan: "a" is already in interfaces.wan`}},
+		{"interface twice", "version = 1\n[interfaces]\nwan = [\"a\"]\nlan = [\"a\"]\n", []string{`x.toml:4:8: interfaces.lan: "a" is already in interfaces.wan; an interface has one side: if clients, servers and the Internet are all behind it, name it in interfaces.lan alone`}},
 		{"interfaces of numbers", "version = 1\n[interfaces]\nlan = [1, true]\n", []string{`x.toml:3:8: interfaces.lan: "1" is an integer where a string was expected`, `x.toml:3:11: interfaces.lan: "true" is a boolean where a string was expected`}},
 
 		{"nothing in it", forward(""), []string{
