@@ -19,7 +19,7 @@ type Link struct {
 	Index    int
 	Up       bool // by the administrator; the cable is another matter
 	MTU      int  // in bytes, of an IP packet
-	PPP      bool // a PPP device, as of PPPoE
+	Bare     bool // its packets have no link-layer header, as of PPP, WireGuard and tun
 	Loopback bool // brings the router its own packets
 	// RPFilter is what net.ipv4.conf.*.rp_filter says of sources of packets that come in here: 0 nothing,
 	// 1 the way back must be this link, 2 there must be one.
@@ -44,7 +44,7 @@ type Link struct {
 	// Tags says whether XDP sees the VLAN tags of frames.
 	Tags TagVisibility
 
-	physical, bare bool
+	physical bool
 }
 
 // Links lists the interfaces of the network namespace by index, loopback included.
@@ -90,7 +90,7 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		Index:        attrs.Index,
 		Up:           attrs.RawFlags&unix.IFF_UP != 0,
 		MTU:          attrs.MTU,
-		PPP:          attrs.EncapType == "ppp", // the library's name for ARPHRD_PPP
+		Bare:         hasNoLinkHeader(dev),
 		Loopback:     loopback(dev),
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
@@ -98,7 +98,6 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		VLANs:        vlansOn(dev, devices),
 		Tags:         tags,
 		physical:     isPhysical(attrs),
-		bare:         hasNoLinkHeader(dev),
 	}
 	l.setAddresses(addresses)
 	return l, nil

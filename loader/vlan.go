@@ -109,7 +109,7 @@ func vlansOn(dev netlink.Link, devices []netlink.Link) (names []string) {
 // "" if there is no such reason, or the mode does not ask.
 func (l Link) NoXDP(mode Mode) string {
 	switch {
-	case mode == ModeTC || mode == ModeAuto && !l.physical || l.bare || l.Loopback || l.Tags.Hides == "":
+	case mode == ModeTC || mode == ModeAuto && !l.physical || l.Bare || l.Loopback || l.Tags.Hides == "":
 		return ""
 	case mode != ModeXDPUntagged:
 		return l.Tags.Hides

@@ -27,7 +27,7 @@ func settingText(cfg config.Config, key string) string {
 		return strconv.FormatUint(uint64(cfg.PerSource()), 10)
 	case "datapath.mss_clamp":
 		if cfg.MSSClamp == nil {
-			return "(absent: PPP devices)" // no value means this
+			return "(absent: PPP, WireGuard and tun devices)" // no value means this
 		}
 		return listText(cfg.MSSClamp)
 	case "timeouts.tcp_established":

@@ -80,10 +80,10 @@ func dnsReloads(c Config) (commands []string) {
 	return sorted(commands)
 }
 
-// mssClamp formats datapath.mss_clamp for a comparison. nil means the PPP devices; an empty list means no interface.
+// mssClamp formats datapath.mss_clamp for a comparison. nil means the bare devices; an empty list means no interface.
 func (c Config) mssClamp() string {
 	if c.MSSClamp == nil {
-		return "ppp"
+		return "bare"
 	}
 	return fmt.Sprintf("%q", sorted(c.MSSClamp))
 }

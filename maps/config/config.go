@@ -66,7 +66,7 @@ type Config struct {
 	Mode           string         `json:"mode"`
 	MaxConnections uint32         `json:"max_connections"`
 	MaxPerSource   uint32         `json:"max_per_source,omitempty"` // established connections of one client (RFC 6888 REQ-4): an address, but on a WAN an IPv6 /64; 0: MaxConnections / 8
-	MSSClamp       []string       `json:"mss_clamp"`                // WAN interfaces whose MTU limits the MSS of SYNs; nil: the PPP devices
+	MSSClamp       []string       `json:"mss_clamp"`                // interfaces whose MTU limits the MSS of SYNs; nil: those whose packets have no link-layer header
 	Timeouts       Timeouts       `json:"timeouts"`
 	ICMP           ICMPErrors     `json:"icmp"`
 	Reflection     rule.Reflect   `json:"reflection"` // reflect mode of forwards without a mode
@@ -118,11 +118,11 @@ func (c Config) ReflectOf(f rule.Forward) rule.Reflect {
 
 // ClampsMSS reports whether the datapath limits the MSS of SYNs to the interface's MTU.
 func (c Config) ClampsMSS(link Interface) bool {
-	if link.Role != RoleWAN {
+	if link.Role != RoleWAN && link.Role != RoleLAN {
 		return false
 	}
 	if c.MSSClamp == nil {
-		return link.PPP
+		return link.Bare
 	}
 	return slices.Contains(c.MSSClamp, link.Name)
 }

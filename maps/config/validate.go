@@ -183,8 +183,8 @@ func (v *validator) icmp() {
 
 func (v *validator) mssClamp() {
 	for i, name := range v.MSSClamp {
-		if !slices.Contains(v.WAN, name) {
-			v.check(-1, "datapath.mss_clamp", rule.OfItem(i, v.notWAN(name)))
+		if !slices.Contains(v.WAN, name) && !slices.Contains(v.LAN, name) {
+			v.check(-1, "datapath.mss_clamp", rule.OfItem(i, v.notConfigured(name)))
 		}
 	}
 }
@@ -263,6 +263,15 @@ func (v *validator) external(e rule.External) error {
 func (v *validator) notWAN(name string) error { return notOfSide(name, "WAN", "LAN", v.WAN, v.LAN) }
 
 func (v *validator) notLAN(name string) error { return notOfSide(name, "LAN", "WAN", v.LAN, v.WAN) }
+
+// notConfigured returns the error for a name that is an interface of neither side.
+func (v *validator) notConfigured(name string) error {
+	hint := "no interface is configured"
+	if known := slices.Concat(v.WAN, v.LAN); len(known) > 0 {
+		hint = rule.Suggest(name, known...)
+	}
+	return fmt.Errorf("%s is in neither interfaces.wan nor interfaces.lan; %s", rule.Quote(name), hint)
+}
 
 // notOfSide returns the error for a name that is not an interface of the wanted side. own has the interfaces of the
 // wanted side, others the interfaces of the other side.

@@ -74,7 +74,8 @@ func TestValidateRefuses(t *testing.T) {
 		{"refused side twice", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
 		{"no ICMP at all", nil, func(c *config.Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
 		{"too much ICMP", nil, func(c *config.Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
-		{"clamp on no WAN interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is a LAN interface where one of interfaces.wan was expected`},
+		{"clamp on no interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan7"} }, `datapath.mss_clamp: "lan7" is in neither interfaces.wan nor interfaces.lan; did you mean "lan0"?`},
+		{"clamp without interfaces", nil, func(c *config.Config) { *c = config.Default(); c.MSSClamp = []string{"wan0"} }, `datapath.mss_clamp: "wan0" is in neither interfaces.wan nor interfaces.lan; no interface is configured`},
 		{"reflection", nil, func(c *config.Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
@@ -115,7 +116,7 @@ func TestValidateTakes(t *testing.T) {
 		"every ICMP setting": func() config.Config {
 			c := mapstest.Config(t)
 			c.ICMP = config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 1_000_000}
-			c.MSSClamp, c.Timeouts.TCPOpening, c.Timeouts.TCPClosing = []string{"wan1", "wan0"}, time.Second, 720*time.Hour
+			c.MSSClamp, c.Timeouts.TCPOpening, c.Timeouts.TCPClosing = []string{"wan1", "lan0"}, time.Second, 720*time.Hour
 			return c
 		}(),
 		"silence": func() config.Config {

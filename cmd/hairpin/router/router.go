@@ -167,7 +167,7 @@ func asInterface(link loader.Link, role config.Role) config.Interface {
 		Passive:      link.Passive,
 		XDPTransmit:  link.XDPTransmit,
 		MTU:          link.MTU,
-		PPP:          link.PPP,
+		Bare:         link.Bare,
 		RPFilter:     link.RPFilter,
 		HardwareAddr: link.HardwareAddr,
 	}

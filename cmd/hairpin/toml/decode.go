@@ -420,7 +420,8 @@ func (r *reader) validate() {
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
-			noWAN && (p.Field == "external" || p.Field == "datapath.mss_clamp"),
+			noWAN && p.Field == "external",
+			(noWAN || noLAN) && p.Field == "datapath.mss_clamp",
 			noLAN && p.Field == "lan",
 			noPrefixes && (p.Field == "reflect" || p.Field == "reflection.default"):
 			continue

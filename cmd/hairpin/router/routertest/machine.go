@@ -50,7 +50,7 @@ func NewMachine(names ...string) *Machine {
 // Plug adds an interface.
 func (m *Machine) Plug(name string, index int) {
 	m.List = append(m.List, loader.Link{
-		Name: name, Index: index, Up: true, MTU: 1400 + index, PPP: index == 9, RPFilter: uint8(index % 3), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(index)},
+		Name: name, Index: index, Up: true, MTU: 1400 + index, Bare: index == 9, RPFilter: uint8(index % 3), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(index)},
 		Addresses: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(index), 1}), 24)},
 	})
 }
