@@ -41,7 +41,7 @@ static __always_inline bool guard_source(struct __sk_buff *skb, union addr *sour
 	return true;
 }
 
-/* Would this packet show a target's private address? A frame with a VLAN tag is that VLAN device's, which may be
+/* Would this packet show a target's private address? A frame of a VLAN is that VLAN device's, which may be
  * a LAN. On a WAN whose own address is private there is another router that translates. */
 static __always_inline bool guard_leaks(struct __sk_buff *skb)
 {
@@ -49,7 +49,8 @@ static __always_inline bool guard_leaks(struct __sk_buff *skb)
 	__u32 ifindex = skb->ifindex;
 	union addr source;
 
-	if ((skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) || skb->vlan_present)
+	if ((skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+	    (skb->vlan_present && skb->vlan_tci & TAG_VLAN_MASK))
 		return false;
 	if (!guard_source(skb, &source) || !addr_private(&source))
 		return false;

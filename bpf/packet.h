@@ -24,6 +24,8 @@ enum { TCP_FLAGS_OFFSET = 13, SCTP_HEADER = 12, SCTP_INIT = 1 };
 /* Bounds for the verifier: of an Ethernet header's length, of all headers before the transport's, and of the place of a checksum in
  * the transport's. */
 enum { ETHERNET_MASK = 15, HEADERS_MASK = 127, TRANSPORT_CHECK_MASK = 31 };
+/* IEEE 802.1Q: the VLAN in a tag, which is 0 in a priority tag. Such a frame is an untagged one. */
+enum { TAG_VLAN_MASK = 0x0fff };
 /* RFC 7323 2.3; NONE: a SYN without the option. */
 enum { TCP_SCALE_MAX = 14, TCP_SCALE_NONE = 15 };
 /* In every network namespace (LOOPBACK_IFINDEX of linux/net_namespace.h). */
