@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type HairpinAbsence struct {
+	_     structs.HostLayout
+	Since uint64
+	Group uint32
+	Pad   uint32
+}
+
 type HairpinAddr struct {
 	_     structs.HostLayout
 	Bytes [16]uint8
@@ -414,7 +421,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 8
+	HairpinSchemaSCHEMA HairpinSchema = 9
 )
 
 type HairpinSecret struct {
@@ -596,6 +603,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	HairpinMapAbsences        = "absences"
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
 	HairpinMapConnEvents      = "conn_events"
@@ -702,6 +710,7 @@ type HairpinProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinMapSpecs struct {
+	Absences       *ebpf.MapSpec `ebpf:"absences"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
 	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
@@ -774,6 +783,7 @@ func (o *HairpinObjects) Close() error {
 //
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinMaps struct {
+	Absences       *ebpf.Map `ebpf:"absences"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
 	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
@@ -821,6 +831,7 @@ type HairpinMaps struct {
 
 func (m *HairpinMaps) Close() error {
 	return _HairpinClose(
+		m.Absences,
 		m.Allow,
 		m.AllowEmpty,
 		m.ConnEvents,

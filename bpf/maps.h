@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 8 };
+enum schema { SCHEMA = 9 };
 
 /* Multiplicative hashing (Knuth): 2^32 over the golden ratio. The upper bits are the good ones. */
 enum { HASH_MULTIPLIER = 2654435761u };
@@ -55,6 +55,16 @@ struct {
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } externals SEC(".maps");
+
+/* The addresses that the router has lost, until they are back or their grace is over. Here and not in the memory of a
+ * process: the daemon and the command line take turns as writers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, union addr);
+	__type(value, struct absence);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} absences SEC(".maps");
 
 /* By hash of an address: 1, if it is or was in externals. Spares nearly every packet that is not ours the look into
  * them. Written by the control plane, before the address is. */

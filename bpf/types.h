@@ -177,13 +177,22 @@ struct epoch_ref {
 	__u32 epoch;
 };
 
-/* An address that forwards listen on: forwards for just this address, and for its interface; 0 is none. */
+/* An address that forwards listen on: forwards for just this address, and for its interface; 0 is none. With neither id the
+ * router has lost the address a moment ago: nothing opens there, and the entry only keeps the epoch of its connections. */
 struct external {
 	__u32 fixed;
 	__u32 group;
 	struct epoch_ref address;
 };
 _Static_assert(sizeof(struct external) == 16, "struct external has implicit padding");
+
+/* An address that the router has lost a moment ago. Only the control plane reads and writes it. */
+struct absence {
+	__u64 since;		/* CLOCK_MONOTONIC ns */
+	__u32 group;		/* the id of its interface in struct external; 0: it was in no external entry */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct absence) == 16, "struct absence has implicit padding");
 
 /* LPM key: external id, protocol, then a prefix of the port in network order. */
 struct forward_key {

@@ -44,6 +44,8 @@ func settingText(cfg config.Config, key string) string {
 		return durationText(cfg.Timeouts.ICMP)
 	case "timeouts.port_hold":
 		return durationText(cfg.Timeouts.PortHold)
+	case "timeouts.address_grace":
+		return durationText(cfg.Timeouts.AddressGrace)
 	case "icmp.refuse":
 		return listText(cfg.ICMP.Refuse)
 	case "icmp.rate":

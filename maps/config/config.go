@@ -12,8 +12,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Timeouts holds how long a connection may be idle. Each timeout is from 1 s to 720 h. TCPOpening and TCPClosing may be
-// 0: TCPTransitory is used instead.
+// Timeouts holds how long a connection may be idle, and other times. Each timeout but AddressGrace is from 1 s to 720 h.
+// TCPOpening and TCPClosing may be 0: TCPTransitory is used instead.
 type Timeouts struct {
 	TCPEstablished time.Duration `json:"tcp_established"`       // RFC 5382 REQ-5
 	TCPTransitory  time.Duration `json:"tcp_transitory"`        // half-open and closing; RFC 5382 REQ-5
@@ -24,6 +24,8 @@ type Timeouts struct {
 	// PortHold is how long the source port of an ended reflected connection is kept from other clients, except for TCP
 	// (RFC 6888 REQ-8).
 	PortHold time.Duration `json:"port_hold"`
+	// AddressGrace is how long the connections of an address that the router has lost wait for its return, 0 to 1 h.
+	AddressGrace time.Duration `json:"address_grace"`
 }
 
 // Opening returns how long a half-open TCP connection may be idle.
@@ -89,6 +91,7 @@ func Default() Config {
 			UDP:            5 * time.Minute,
 			ICMP:           time.Minute,
 			PortHold:       2 * time.Minute,
+			AddressGrace:   2 * time.Second,
 		},
 		ICMP:          ICMPErrors{Refuse: []string{SideLAN}, Rate: 1000},
 		Reflection:    rule.ReflectAuto,

@@ -22,6 +22,8 @@ const (
 	// 1<<24 connections take about 8 GiB in the kernel.
 	maxConnections = 1 << 24
 	maxICMPRate    = 1_000_000
+	// An address that is away for longer may be another router's.
+	maxAddressGrace = time.Hour
 )
 
 // Validate returns all mistakes that can be found without the state of the machine. The error joins Problems.
@@ -154,6 +156,9 @@ func (v *validator) timeouts() {
 	check("udp", v.Timeouts.UDP)
 	check("icmp", v.Timeouts.ICMP)
 	check("port_hold", v.Timeouts.PortHold)
+	if grace := v.Timeouts.AddressGrace; grace < 0 || grace > maxAddressGrace {
+		v.check(-1, "timeouts.address_grace", fmt.Errorf("%s is out of range; it is 0s to 1h", grace))
+	}
 }
 
 // CheckTimeout returns an error if value is not in the range of Timeouts.

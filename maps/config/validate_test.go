@@ -70,6 +70,8 @@ func TestValidateRefuses(t *testing.T) {
 		{"opening timeout", nil, func(c *config.Config) { c.Timeouts.TCPOpening = time.Millisecond }, "timeouts.tcp_opening: 1ms is out of range"},
 		{"closing timeout", nil, func(c *config.Config) { c.Timeouts.TCPClosing = 721 * time.Hour }, "timeouts.tcp_closing: 721h0m0s is out of range"},
 		{"port hold", nil, func(c *config.Config) { c.Timeouts.PortHold = 0 }, "timeouts.port_hold: 0s is out of range"},
+		{"grace below zero", nil, func(c *config.Config) { c.Timeouts.AddressGrace = -time.Second }, "timeouts.address_grace: -1s is out of range; it is 0s to 1h"},
+		{"grace of a day", nil, func(c *config.Config) { c.Timeouts.AddressGrace = 24 * time.Hour }, "timeouts.address_grace: 24h0m0s is out of range; it is 0s to 1h"},
 		{"refused side", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"lna"} }, `icmp.refuse: "lna" is not a side; did you mean "lan"?`},
 		{"refused side twice", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
 		{"no ICMP at all", nil, func(c *config.Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},

@@ -38,6 +38,8 @@ const (
 	// stalledAfter is when a loop that has not turned counts as stuck. It is
 	// longer than the loop waits for the writer lock.
 	stalledAfter = 45 * time.Second
+	// minGraceWait keeps the loop from turning without end while the end of connections fails.
+	minGraceWait = 100 * time.Millisecond
 	// followLockWait bounds how long the loop stands still for another writer.
 	followLockWait = 10 * time.Second
 )
@@ -149,9 +151,10 @@ type daemon struct {
 
 	state     state
 	failing   failures
-	routesDue bool     // next hops are to be resolved again
-	gone      error    // the datapath is not there any more
-	warned    []string // of forwarding that is off
+	routesDue bool             // next hops are to be resolved again
+	graceOver <-chan time.Time // the grace of a lost address is over; nil: no address is lost
+	gone      error            // the datapath is not there any more
+	warned    []string         // of forwarding that is off
 }
 
 func newDaemon(s *router.Session, o Options) *daemon {
@@ -245,6 +248,7 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 	defer ticker.Stop()
 	for {
 		d.state.turn()
+		d.awaitGrace()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -255,6 +259,8 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 				return errors.New("follow the network: the kernel sends no more messages")
 			}
 			d.follow(ctx, event)
+		case <-d.graceOver:
+			d.follow(ctx, loader.Event{Links: true})
 		case <-ticker.C:
 			if d.watchdog {
 				d.notify(systemd.SdNotifyWatchdog)
@@ -266,6 +272,17 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 		if d.gone != nil {
 			return d.gone
 		}
+	}
+}
+
+// awaitGrace sets graceOver for the next turn of the loop. It asks the tables in each turn: commands may record or end the
+// absence of an address, too.
+func (d *daemon) awaitGrace() {
+	d.graceOver = nil
+	left, away, err := d.router.GraceLeft()
+	d.report("look for lost addresses", err)
+	if err == nil && away {
+		d.graceOver = time.After(max(left, minGraceWait))
 	}
 }
 

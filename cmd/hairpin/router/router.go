@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"hairpin/loader"
 	"hairpin/maps/config"
@@ -40,6 +41,7 @@ type Tables interface {
 	Prepare(config.Config) (swap func() (config.Change, error), err error)
 	Add(rule.Forward) (bool, error)
 	SetInterfaces([]config.Interface) error
+	GraceLeft() (left time.Duration, away bool, err error)
 	HasIPv6() (bool, error)
 	BumpRoutes() error
 }
@@ -135,6 +137,10 @@ func (r *Router) listLinks() ([]loader.Link, error) {
 	}
 	return links, nil
 }
+
+// GraceLeft returns how long it takes until the connections of a lost address end. away reports whether there is such an
+// address. Then Follow must be called.
+func (r *Router) GraceLeft() (left time.Duration, away bool, err error) { return r.tables.GraceLeft() }
 
 // HasIPv6 reports whether a forward of IPv6 runs.
 func (r *Router) HasIPv6() (bool, error) { return r.tables.HasIPv6() }

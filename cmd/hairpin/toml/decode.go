@@ -218,6 +218,7 @@ func (r *reader) sections() map[string]fields {
 			"udp":             intoDuration(&c.Timeouts.UDP),
 			"icmp":            intoDuration(&c.Timeouts.ICMP),
 			"port_hold":       intoDuration(&c.Timeouts.PortHold),
+			"address_grace":   intoDuration(&c.Timeouts.AddressGrace),
 		},
 		"icmp": {"refuse": intoList(&c.ICMP.Refuse), "rate": intoUint32(&c.ICMP.Rate)},
 		"reflection": {

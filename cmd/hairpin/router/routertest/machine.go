@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -34,6 +35,7 @@ type Machine struct {
 	Unfinished    bool // a step after the swap fails
 	Prepared      int  // configurations, not all of which are applied
 	Interfaces    []config.Interface
+	Grace         time.Duration // what is left of the grace of a lost address; 0: no address is lost
 
 	log []string // what was done, in order
 }
@@ -178,6 +180,11 @@ func (m *Machine) SetInterfaces(list []config.Interface) error {
 	m.Interfaces = list
 	m.log = append(m.log, "interfaces "+strings.Join(names, ","))
 	return nil
+}
+
+// GraceLeft is that of tables.
+func (m *Machine) GraceLeft() (left time.Duration, away bool, err error) {
+	return m.Grace, m.Grace != 0, nil
 }
 
 // HasIPv6 is that of tables.
