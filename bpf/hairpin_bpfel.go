@@ -335,6 +335,24 @@ const (
 	HairpinPlaceKindPLACES            HairpinPlaceKind = 6
 )
 
+type HairpinPolicy struct {
+	_        structs.HostLayout
+	Src      HairpinPolicySide
+	Dst      HairpinPolicySide
+	Protocol uint8
+	Protects uint8
+	Pad      [6]uint8
+}
+
+type HairpinPolicySide struct {
+	_        structs.HostLayout
+	Address  HairpinAddr
+	Mask     HairpinAddr
+	Port     uint16
+	PortMask uint16
+	Pad      uint32
+}
+
 type HairpinProvenPage struct {
 	_      structs.HostLayout
 	Proven [256]uint32
@@ -381,6 +399,7 @@ const (
 	HairpinReasonREASON_SOURCE_ROUTE     HairpinReason = 35
 	HairpinReasonREASON_CHALLENGED       HairpinReason = 36
 	HairpinReasonREASON_LEAK             HairpinReason = 37
+	HairpinReasonREASON_IPSEC            HairpinReason = 38
 )
 
 type HairpinReflect uint32
@@ -631,6 +650,7 @@ const (
 	HairpinMapOriginsEmpty    = "origins_empty"
 	HairpinMapPlaces4         = "places4"
 	HairpinMapPlaces6         = "places6"
+	HairpinMapPolicies        = "policies"
 	HairpinMapProven          = "proven"
 	HairpinMapRings           = "rings"
 	HairpinMapRoutes          = "routes"
@@ -738,6 +758,7 @@ type HairpinMapSpecs struct {
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
 	Places4        *ebpf.MapSpec `ebpf:"places4"`
 	Places6        *ebpf.MapSpec `ebpf:"places6"`
+	Policies       *ebpf.MapSpec `ebpf:"policies"`
 	Proven         *ebpf.MapSpec `ebpf:"proven"`
 	Rings          *ebpf.MapSpec `ebpf:"rings"`
 	Routes         *ebpf.MapSpec `ebpf:"routes"`
@@ -811,6 +832,7 @@ type HairpinMaps struct {
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
 	Places4        *ebpf.Map `ebpf:"places4"`
 	Places6        *ebpf.Map `ebpf:"places6"`
+	Policies       *ebpf.Map `ebpf:"policies"`
 	Proven         *ebpf.Map `ebpf:"proven"`
 	Rings          *ebpf.Map `ebpf:"rings"`
 	Routes         *ebpf.Map `ebpf:"routes"`
@@ -859,6 +881,7 @@ func (m *HairpinMaps) Close() error {
 		m.OriginsEmpty,
 		m.Places4,
 		m.Places6,
+		m.Policies,
 		m.Proven,
 		m.Rings,
 		m.Routes,

@@ -186,6 +186,23 @@ struct {
 	__uint(max_entries, 131072);
 } epochs SEC(".maps");
 
+/* IPsec policies in the order in which the kernel asks them. Written by the control plane; one write swaps the list, and none
+ * is there if there are no policies. */
+struct policy_list {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__uint(value_size, sizeof(struct policy));
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 1);
+	__array(values, struct policy_list);
+} policies SEC(".maps");
+
 /* Two entries a connection, whatever its state. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -134,7 +134,28 @@ enum reason {
 	REASON_SOURCE_ROUTE,	/* LSRR or SSRR option (RFC 7126 4.3, 4.4) */
 	REASON_CHALLENGED,	/* too many openings: the SYN was answered by a challenge, or this is its answer */
 	REASON_LEAK,		/* out by a WAN, with a target's private address as its source */
+	REASON_IPSEC,		/* an IPsec policy protects it or its answers: it would leave unencrypted (RFC 4301 5.1) */
 };
+
+/* One side of a policy's selector. */
+struct policy_side {
+	union addr address;
+	union addr mask;	/* of the 128 bit form */
+	__be16 port;		/* under port_mask */
+	__be16 port_mask;	/* 0: every port */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct policy_side) == 40, "struct policy_side has implicit padding");
+
+/* An IPsec policy of the kernel for packets that leave. */
+struct policy {
+	struct policy_side src;
+	struct policy_side dst;
+	__u8 protocol;		/* 0: every protocol */
+	__u8 protects;		/* 1: encrypts or blocks; 0: lets pass as they are */
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct policy) == 88, "struct policy has implicit padding");
 
 /* Two slots of forwards and allow-lists; the slot generation & 1 is live. */
 struct live {

@@ -255,9 +255,17 @@ func (r *Router) reversal(p Port, before string) func() error {
 	}
 }
 
-// settle tells the tables what is there. Then it frees interfaces that are no ports, and takes the guard off ports that
+// settle tells the tables what is there. The IPsec policies come first: a connection must not open by a new interface
+// before they are known. Then it frees interfaces that are no ports, and takes the guard off ports that
 // are no WAN any more: in this order, so that no packet is sent by an unwatched interface.
 func (r *Router) settle(seen *inventory, mode string) error {
+	policies, err := r.listPolicies()
+	if err == nil {
+		err = r.tables.SetPolicies(policies)
+	}
+	if err != nil {
+		return fmt.Errorf("set IPsec policies: %w", err)
+	}
 	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
 		return fmt.Errorf("set interfaces: %w", err)
 	}

@@ -41,6 +41,7 @@ type Tables interface {
 	Prepare(config.Config) (swap func() (config.Change, error), err error)
 	Add(rule.Forward) (bool, error)
 	SetInterfaces([]config.Interface) error
+	SetPolicies([]config.Policy) error
 	GraceLeft() (left time.Duration, away bool, err error)
 	HasIPv6() (bool, error)
 	BumpRoutes() error
@@ -52,6 +53,7 @@ type Options struct {
 	Tables   Tables
 	Links    func() ([]loader.Link, error)
 	Routes   func() ([]netip.Prefix, error)
+	Policies func() ([]loader.Policy, error) // IPsec policies for packets that leave
 	// Forwards reports whether the kernel forwards packets that arrive on an interface, or on "all";
 	// sysctl is "net.ipv4" or "net.ipv6".
 	Forwards func(sysctl, ifname string) bool
@@ -63,17 +65,18 @@ type Router struct {
 	tables   Tables
 	links    func() ([]loader.Link, error)
 	routes   func() ([]netip.Prefix, error)
+	policies func() ([]loader.Policy, error)
 	forwards func(sysctl, ifname string) bool
 }
 
 // New makes a Router. It needs no end.
 func New(o Options) *Router {
-	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, forwards: o.Forwards}
+	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, policies: o.Policies, forwards: o.Forwards}
 }
 
 // kernel are the options of this machine's kernel, without a datapath.
 func kernel() Options {
-	return Options{Links: loader.Links, Routes: loader.Routes, Forwards: forwards}
+	return Options{Links: loader.Links, Routes: loader.Routes, Policies: loader.Policies, Forwards: forwards}
 }
 
 // CheckHere refuses what only this machine can tell to be wrong with cfg. It needs no datapath. A machine that has none
@@ -147,6 +150,21 @@ func (r *Router) HasIPv6() (bool, error) { return r.tables.HasIPv6() }
 
 // RoutesChanged makes the datapath resolve every next hop again.
 func (r *Router) RoutesChanged() error { return r.tables.BumpRoutes() }
+
+// listPolicies returns the IPsec policies as the tables want them.
+func (r *Router) listPolicies() ([]config.Policy, error) {
+	list, err := r.policies()
+	if err != nil {
+		return nil, err
+	}
+	policies := make([]config.Policy, 0, len(list))
+	for _, p := range list {
+		policies = append(policies, config.Policy{
+			Source: config.PolicySide(p.Source), Destination: config.PolicySide(p.Destination), Protocol: p.Protocol, Protects: p.Protects,
+		})
+	}
+	return policies, nil
+}
 
 // machine is every interface there is, those of cfg with their role.
 func machine(cfg config.Config, links []loader.Link) []config.Interface {

@@ -32,6 +32,11 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, err
 	}
 	found := Survey{Ports: seen.ports}
+	policies, err := s.listPolicies()
+	if err != nil && !errors.Is(err, loader.ErrPermission) {
+		return Survey{}, err
+	}
+	protected := config.NewPolicyWarnings(policies)
 	var unaddressed, problems []string
 	ipv6 := false
 	check := func(cfg config.Config, here []config.Interface) {
@@ -47,6 +52,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		ipv6 = ipv6 || f.Target.Is6()
 		unaddressed = append(unaddressed, withoutAddress(alone, seen.ports)...)
 		foreign.add(f)
+		protected.Add(f)
 		check(alone, here)
 		return true
 	})
@@ -54,7 +60,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	check(cfg, here) // stand-ins
-	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, foreign.warnings(), problems)
+	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, foreign.warnings(), protected.Warnings(), problems)
 	return found, nil
 }
 
@@ -131,11 +137,17 @@ func (r *Router) Warnings(cfg config.Config) ([]string, error) {
 }
 
 func (r *Router) warnings(cfg config.Config, links []loader.Link) ([]string, error) {
-	foreign := newForeignAddresses(links)
+	// Reading policies needs a privilege that "hairpin check" does not need otherwise.
+	policies, err := r.listPolicies()
+	if err != nil && !errors.Is(err, loader.ErrPermission) {
+		return nil, err
+	}
+	foreign, protected := newForeignAddresses(links), config.NewPolicyWarnings(policies)
 	for i := range cfg.Forwards {
 		foreign.add(&cfg.Forwards[i])
+		protected.Add(&cfg.Forwards[i])
 	}
-	return foreign.warnings(), nil
+	return slices.Concat(foreign.warnings(), protected.Warnings()), nil
 }
 
 // foreignAddresses collects the forwards whose external address no interface of the router has. Thousands of forwards may

@@ -29,13 +29,15 @@ type Machine struct {
 	Refuse        map[string]error // interfaces that refuse the programs, and say so before
 	Fail          map[string]error // interfaces that fail to attach in mode xdp, whatever they said before
 	RouteList     []netip.Prefix
+	PolicyList    []loader.Policy
 	ForwardingOff map[string]bool // by "net.ipv4/IF" and "net.ipv4/all"
 	Config        *config.Config  // what runs
 	ApplyErr      error
 	Unfinished    bool // a step after the swap fails
 	Prepared      int  // configurations, not all of which are applied
 	Interfaces    []config.Interface
-	Grace         time.Duration // what is left of the grace of a lost address; 0: no address is lost
+	PoliciesSet   []config.Policy // IPsec policies that the tables have
+	Grace         time.Duration   // what is left of the grace of a lost address; 0: no address is lost
 
 	log []string // what was done, in order
 }
@@ -78,6 +80,9 @@ func (m *Machine) Links() ([]loader.Link, error) { return slices.Clone(m.List), 
 
 // Routes is that of the package loader.
 func (m *Machine) Routes() ([]netip.Prefix, error) { return m.RouteList, nil }
+
+// Policies is that of the package loader.
+func (m *Machine) Policies() ([]loader.Policy, error) { return m.PolicyList, nil }
 
 // Forwards reports whether packets of an interface are forwarded.
 func (m *Machine) Forwards(sysctl, ifname string) bool { return !m.ForwardingOff[sysctl+"/"+ifname] }
@@ -179,6 +184,12 @@ func (m *Machine) SetInterfaces(list []config.Interface) error {
 	}
 	m.Interfaces = list
 	m.log = append(m.log, "interfaces "+strings.Join(names, ","))
+	return nil
+}
+
+// SetPolicies is that of tables.
+func (m *Machine) SetPolicies(list []config.Policy) error {
+	m.PoliciesSet = list
 	return nil
 }
 
