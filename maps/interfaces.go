@@ -114,7 +114,7 @@ func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, 
 		return err
 	}
 	if ended || len(absences.Over) > 0 {
-		if err := t.tellEnded(); err != nil {
+		if err := t.resetEnded(); err != nil {
 			return err
 		}
 	}

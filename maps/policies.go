@@ -98,7 +98,7 @@ func (t *Tables) dropPolicies() error {
 }
 
 // endProtected ends the connections of which a policy protects the packets of either direction. Their ends get a RST by
-// tellEnded, unless the RST itself would be protected.
+// resetEnded, unless the RST itself would be protected.
 func (t *Tables) endProtected(policies []config.Policy) error {
 	ended := 0
 	var failed error
@@ -117,5 +117,5 @@ func (t *Tables) endProtected(policies []config.Policy) error {
 	if err = errors.Join(failed, err); err != nil || ended == 0 {
 		return err
 	}
-	return t.tellEnded()
+	return t.resetEnded()
 }
