@@ -20,8 +20,9 @@ static __always_inline struct external *external_find(const union addr *addr)
 {
 	__u32 slot = external_slot(addr);
 	const __u32 *may_be = bpf_map_lookup_elem(&maybe_external, &slot);
+	struct external *external = may_be && *may_be ? bpf_map_lookup_elem(&externals, addr) : NULL;
 
-	return may_be && *may_be ? bpf_map_lookup_elem(&externals, addr) : NULL;
+	return external && (external->fixed | external->group) ? external : NULL;
 }
 
 /* Returns the live slot of the forwards. A global function: the verifier checks it once. */

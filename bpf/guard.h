@@ -41,16 +41,16 @@ static __always_inline bool guard_source(struct __sk_buff *skb, union addr *sour
 	return true;
 }
 
-/* Would this packet show a target's private address to the Internet? A frame with a VLAN tag belongs to the VLAN device,
- * which may be a LAN. If the WAN
- * itself has a private IPv4 address, another router translates its packets, so the guard drops nothing there. */
+/* Would this packet show a target's private address to the Internet? A frame of a VLAN belongs to the VLAN device,
+ * which may be a LAN. If the WAN itself has a private IPv4 address, another router translates its packets, so the guard drops nothing there. */
 static __always_inline bool guard_leaks(struct __sk_buff *skb)
 {
 	const struct interface *out;
 	__u32 ifindex = skb->ifindex;
 	union addr source;
 
-	if ((skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) || skb->vlan_present)
+	if ((skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
+	    (skb->vlan_present && skb->vlan_tci & TAG_VLAN_MASK))
 		return false;
 	if (!guard_source(skb, &source) || !addr_private(&source))
 		return false;

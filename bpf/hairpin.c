@@ -40,6 +40,8 @@ static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *wo
 {
 	if (verdict == VERDICT_PASS)
 		return tc_pass(skb, work->fragment.waiting);
+	if (skb->vlan_present && tc_untag(skb) != 0)
+		return TC_ACT_SHOT;
 	if (verdict == VERDICT_DEFER)
 		return (int)tc_reinject(skb, &work->pkt);
 	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->fragment.waiting) : tc_refuse(skb);
@@ -98,8 +100,9 @@ int hairpin_tc(struct __sk_buff *skb)
 	enum verdict verdict;
 	int l3_off;
 
-	if (!work || (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6)) ||
-	    skb->pkt_type != PACKET_TO_US || skb->vlan_present)
+	if (!work || skb->pkt_type != PACKET_TO_US || tc_of_vlan(skb))
+		return TC_ACT_UNSPEC;
+	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6) && !tc_untag_inner(skb))
 		return TC_ACT_UNSPEC;
 	l3_off = tc_find_ip(skb);
 	if (l3_off < 0)

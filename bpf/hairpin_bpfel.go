@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type HairpinAbsence struct {
+	_     structs.HostLayout
+	Since uint64
+	Group uint32
+	Pad   uint32
+}
+
 type HairpinAddr struct {
 	_     structs.HostLayout
 	Bytes [16]uint8
@@ -328,6 +335,24 @@ const (
 	HairpinPlaceKindPLACES            HairpinPlaceKind = 6
 )
 
+type HairpinPolicy struct {
+	_        structs.HostLayout
+	Src      HairpinPolicySide
+	Dst      HairpinPolicySide
+	Protocol uint8
+	Protects uint8
+	Pad      [6]uint8
+}
+
+type HairpinPolicySide struct {
+	_        structs.HostLayout
+	Address  HairpinAddr
+	Mask     HairpinAddr
+	Port     uint16
+	PortMask uint16
+	Pad      uint32
+}
+
 type HairpinProvenPage struct {
 	_      structs.HostLayout
 	Proven [256]uint32
@@ -374,6 +399,7 @@ const (
 	HairpinReasonREASON_SOURCE_ROUTE     HairpinReason = 35
 	HairpinReasonREASON_CHALLENGED       HairpinReason = 36
 	HairpinReasonREASON_LEAK             HairpinReason = 37
+	HairpinReasonREASON_IPSEC            HairpinReason = 38
 )
 
 type HairpinReflect uint32
@@ -414,7 +440,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 8
+	HairpinSchemaSCHEMA HairpinSchema = 9
 )
 
 type HairpinSecret struct {
@@ -596,6 +622,7 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	HairpinMapAbsences        = "absences"
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
 	HairpinMapConnEvents      = "conn_events"
@@ -623,6 +650,7 @@ const (
 	HairpinMapOriginsEmpty    = "origins_empty"
 	HairpinMapPlaces4         = "places4"
 	HairpinMapPlaces6         = "places6"
+	HairpinMapPolicies        = "policies"
 	HairpinMapProven          = "proven"
 	HairpinMapRings           = "rings"
 	HairpinMapRoutes          = "routes"
@@ -702,6 +730,7 @@ type HairpinProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinMapSpecs struct {
+	Absences       *ebpf.MapSpec `ebpf:"absences"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
 	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
@@ -729,6 +758,7 @@ type HairpinMapSpecs struct {
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
 	Places4        *ebpf.MapSpec `ebpf:"places4"`
 	Places6        *ebpf.MapSpec `ebpf:"places6"`
+	Policies       *ebpf.MapSpec `ebpf:"policies"`
 	Proven         *ebpf.MapSpec `ebpf:"proven"`
 	Rings          *ebpf.MapSpec `ebpf:"rings"`
 	Routes         *ebpf.MapSpec `ebpf:"routes"`
@@ -774,6 +804,7 @@ func (o *HairpinObjects) Close() error {
 //
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinMaps struct {
+	Absences       *ebpf.Map `ebpf:"absences"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
 	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
@@ -801,6 +832,7 @@ type HairpinMaps struct {
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
 	Places4        *ebpf.Map `ebpf:"places4"`
 	Places6        *ebpf.Map `ebpf:"places6"`
+	Policies       *ebpf.Map `ebpf:"policies"`
 	Proven         *ebpf.Map `ebpf:"proven"`
 	Rings          *ebpf.Map `ebpf:"rings"`
 	Routes         *ebpf.Map `ebpf:"routes"`
@@ -821,6 +853,7 @@ type HairpinMaps struct {
 
 func (m *HairpinMaps) Close() error {
 	return _HairpinClose(
+		m.Absences,
 		m.Allow,
 		m.AllowEmpty,
 		m.ConnEvents,
@@ -848,6 +881,7 @@ func (m *HairpinMaps) Close() error {
 		m.OriginsEmpty,
 		m.Places4,
 		m.Places6,
+		m.Policies,
 		m.Proven,
 		m.Rings,
 		m.Routes,

@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Version of the layout of the pinned maps. It is raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 8 };
+enum schema { SCHEMA = 9 };
 
 /* Multiplicative hashing (Knuth): 2^32 divided by the golden ratio. Use the upper bits of the product: they mix best. */
 enum { HASH_MULTIPLIER = 2654435761u };
@@ -55,6 +55,16 @@ struct {
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } externals SEC(".maps");
+
+/* The addresses that the router has lost, until they are back or their grace is over. Here and not in the memory of a
+ * process: the daemon and the command line take turns as writers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, union addr);
+	__type(value, struct absence);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} absences SEC(".maps");
 
 /* Index: external_slot of an address. 1: an address with this hash is or was in externals. 0: the packet needs no look-up
  * in externals; that holds for nearly every packet that hairpin does not handle. The control plane writes the 1 before it
@@ -176,6 +186,23 @@ struct {
 	__type(value, __u32);
 	__uint(max_entries, 131072);
 } epochs SEC(".maps");
+
+/* IPsec policies in the order in which the kernel asks them. Written by the control plane; one write swaps the list, and none
+ * is there if there are no policies. */
+struct policy_list {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__uint(value_size, sizeof(struct policy));
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 1);
+	__array(values, struct policy_list);
+} policies SEC(".maps");
 
 /* Two entries for each connection, in every state. */
 struct {

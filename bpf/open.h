@@ -9,6 +9,7 @@
 #include "forward.h"
 #include "lifecycle.h"
 #include "mapping.h"
+#include "policy.h"
 #include "stand_in.h"
 #include "work.h"
 
@@ -569,6 +570,12 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 	return REASON_NONE;
 }
 
+/* Does an IPsec policy protect the packets of either direction as they leave? What goes to the router itself does not leave. */
+static __always_inline bool open_protected(const struct opening *open, const struct interface *in)
+{
+	return (!open->to_router && policy_protects(&open->sent)) || (in->role != ROLE_LOCAL && policy_protects(&open->to));
+}
+
 /* Opens the connection whose opener's key is open.key. NONE: the connection is in the table. Not inlined, to save
  * stack. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct epoch_ref *address,
@@ -587,6 +594,8 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	if (reason != REASON_NONE)
 		return reason;
 	open_write(work, in, address, forward);
+	if (open_protected(open, in))
+		return REASON_IPSEC;
 	if (open->key_used && conn_find(&open->key, &open->entry))
 		return open_obstacle(work, &open->key, &open->to, true);
 	return open_insert(ctx, work, in);

@@ -24,6 +24,8 @@ enum { TCP_FLAGS_OFFSET = 13, SCTP_HEADER = 12, SCTP_INIT = 1 };
 /* Masks that give the verifier a bound: for the length of the Ethernet header, for the length of the IP header
  * with options or extension headers, and for the offset of the checksum in the transport header. */
 enum { ETHERNET_MASK = 15, HEADERS_MASK = 127, TRANSPORT_CHECK_MASK = 31 };
+/* IEEE 802.1Q: the VLAN in a tag, which is 0 in a priority tag. Such a frame is an untagged one. */
+enum { TAG_VLAN_MASK = 0x0fff };
 /* TCP window scale (RFC 7323 2.3). TCP_SCALE_NONE: the SYN has no window scale option. */
 enum { TCP_SCALE_MAX = 14, TCP_SCALE_NONE = 15 };
 /* The loopback device has this ifindex in every network namespace (LOOPBACK_IFINDEX in include/net/flow.h). */

@@ -92,10 +92,17 @@ static __always_inline struct reply reply_of(const struct work *work)
 	case REASON_PORT_FIXED:
 	case REASON_NO_ADDRESS:
 	case REASON_NOT_ATTACHED:
+	case REASON_IPSEC:
 		return reply_unreachable(pkt, ICMP_PKT_FILTERED, ICMPV6_ADM_PROHIBITED);
 	default:
 		return (struct reply){};
 	}
+}
+
+/* Would the router's own packet leave unencrypted, though an IPsec policy protects it? Then nothing is said. */
+static __always_inline bool reply_protected(const struct work *work, const struct tuple *way)
+{
+	return nat_role(work->pkt.ifindex) != ROLE_LOCAL && policy_protects(way);
 }
 
 /* May this reply be sent now? The rate is limited by GCRA (RFC 1812 4.3.2.8): each role of interface has one
@@ -219,7 +226,7 @@ static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work
 	/* RFC 1812 4.3.2.7: no ICMP error about an ICMP error, or about a fragment that is not the first. */
 	if (!in || !buffer || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
 		return false;
-	if (!reply_way(work, in) || !reply_allowed(in, reply))
+	if (!reply_way(work, in) || reply_protected(work, &work->reply.way) || !reply_allowed(in, reply))
 		return false;
 	length = reply_message(skb, work, buffer, &work->reply.way, reply);
 	if (!length)
@@ -279,7 +286,7 @@ static __always_inline void reply_other_side(struct __sk_buff *skb, struct work 
 	if (!hop_recall(conn->hop, &work->rw) &&
 	    (nat_find_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))
 		return;
-	if (!reply_reaches(work->rw.ifindex, &entry->to.src))
+	if (!reply_reaches(work->rw.ifindex, &entry->to.src) || (!work->rw.local && policy_protects(&entry->to)))
 		return;
 	/* Packets on the loopback device have no MAC addresses. */
 	if (work->rw.local)
@@ -325,7 +332,7 @@ static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work
 		reset = (struct reply_segment){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };
 	reply_address(work);
 	tuple_reverse(&pkt->tuple, &work->reply.way);
-	if (!reply_station(skb, work))
+	if (reply_protected(work, &work->reply.way) || !reply_station(skb, work))
 		return false;
 	return reply_put_segment(skb, work, &work->reply.way, reset);
 }
@@ -341,9 +348,9 @@ static __always_inline bool reply_write_challenge(struct __sk_buff *skb, struct 
 		.seq = bpf_get_prandom_u32(), .ack = challenge_number(pkt), .flags = TCP_SYN | TCP_ACK, .window = 0xffff,
 	};
 
-	if (!scratch_packet_begin(skb, pkt))
+	tuple_reverse(&pkt->tuple, &work->reply.way);
+	if (reply_protected(work, &work->reply.way) || !scratch_packet_begin(skb, pkt))
 		return false;
 	reply_address(work);
-	tuple_reverse(&pkt->tuple, &work->reply.way);
 	return reply_put_segment(skb, work, &work->reply.way, challenge);
 }

@@ -71,6 +71,33 @@ static __always_inline int tc_find_ip(struct __sk_buff *skb)
 	return tc_find_ip_slow(skb);
 }
 
+/* Is the frame of a VLAN? Its tag travels beside the frame. */
+static __always_inline bool tc_of_vlan(const struct __sk_buff *skb)
+{
+	return skb->vlan_present && skb->vlan_tci & TAG_VLAN_MASK;
+}
+
+/* Takes a priority tag off a frame that is about to be sent. Otherwise the tag would leave with the frame. */
+__noinline int tc_untag(struct __sk_buff *skb)
+{
+	return (int)bpf_skb_vlan_pop(skb);
+}
+
+/* A tag in the frame, behind the one that the kernel has put beside it (__netif_receive_skb_core). If both are priority tags,
+ * they are taken off, as the kernel does later. False: it is not IP behind priority tags. */
+__noinline bool tc_untag_inner(struct __sk_buff *skb)
+{
+	__be16 tag[2];	/* the VLAN, and the protocol behind it */
+
+	if (skb->protocol != bpf_htons(ETH_P_8021Q) && skb->protocol != bpf_htons(ETH_P_8021AD))
+		return false;
+	if (tc_of_vlan(skb) || bpf_skb_load_bytes(skb, sizeof(struct ethhdr), tag, sizeof(tag)) != 0)
+		return false;
+	if (tag[0] & bpf_htons(TAG_VLAN_MASK) || (tag[1] != bpf_htons(ETH_P_IP) && tag[1] != bpf_htons(ETH_P_IPV6)))
+		return false;
+	return bpf_skb_vlan_pop(skb) == 0;
+}
+
 /* Inserts an Ethernet header if the frame has none: the redirect helpers demand one. On a device without Ethernet
  * the kernel removes the header again. False: a helper failed. */
 static __always_inline bool tc_ensure_ethernet(struct __sk_buff *skb, struct packet *pkt)

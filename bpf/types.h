@@ -135,7 +135,28 @@ enum reason {
 	REASON_SOURCE_ROUTE,	/* IPv4 option LSRR or SSRR (RFC 7126 4.3, 4.4) */
 	REASON_CHALLENGED,	/* SYN flood: hairpin answers this SYN with a challenge, or this RST answers a challenge */
 	REASON_LEAK,		/* leak guard: leaves by a WAN with the private address of a target as its source */
+	REASON_IPSEC,		/* an IPsec policy protects the packet or its answers: it would leave unencrypted (RFC 4301 5.1) */
 };
+
+/* One side of a policy's selector. */
+struct policy_side {
+	union addr address;
+	union addr mask;	/* of the 128 bit form */
+	__be16 port;		/* under port_mask */
+	__be16 port_mask;	/* 0: every port */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct policy_side) == 40, "struct policy_side has implicit padding");
+
+/* An IPsec policy of the kernel for packets that leave. */
+struct policy {
+	struct policy_side src;
+	struct policy_side dst;
+	__u8 protocol;		/* 0: every protocol */
+	__u8 protects;		/* 1: encrypts or blocks; 0: lets pass as they are */
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct policy) == 88, "struct policy has implicit padding");
 
 /* Forwards and their allow-lists have two slots. Packets use the slot generation & 1. */
 struct live {
@@ -179,13 +200,22 @@ struct epoch_ref {
 	__u32 epoch;
 };
 
-/* An address that forwards listen on. Id 0: there are no such forwards. */
+/* An address that forwards listen on. Id 0: there are no such forwards. If both ids are 0, the router has lost the address a
+ * moment ago: nothing opens there, and the entry only keeps the epoch of its connections. */
 struct external {
 	__u32 fixed;	/* id of the forwards for exactly this address */
 	__u32 group;	/* id of the forwards for the interface that has the address */
 	struct epoch_ref address;
 };
 _Static_assert(sizeof(struct external) == 16, "struct external has implicit padding");
+
+/* An address that the router has lost a moment ago. Only the control plane reads and writes it. */
+struct absence {
+	__u64 since;		/* CLOCK_MONOTONIC ns */
+	__u32 group;		/* the id of its interface in struct external; 0: it was in no external entry */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct absence) == 16, "struct absence has implicit padding");
 
 /* LPM key: external id, protocol, then a prefix of the port in network order. */
 struct forward_key {

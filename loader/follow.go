@@ -18,7 +18,7 @@ import (
 
 // Event says what may have changed since the last Event.
 type Event struct {
-	Links  bool // interfaces, their addresses, rp_filter, or their ability to transmit XDP frames
+	Links  bool // interfaces, their addresses, rp_filter, IPsec policies, or their ability to transmit XDP frames
 	Routes bool // routes, rules or neighbours
 }
 
@@ -73,6 +73,16 @@ func subscribe() ([]source, error) {
 		return nil, err
 	}
 	sources := []source{{route, classifyRoute}}
+	policies, err := nl.Subscribe(unix.NETLINK_XFRM, nl.XFRMNLGRP_POLICY)
+	if err == nil {
+		sources = append(sources, source{policies, classifyPolicy})
+	} else if !errors.Is(err, unix.EPROTONOSUPPORT) {
+		route.Close()
+		if netdev != nil {
+			netdev.Close()
+		}
+		return nil, err
+	}
 	if netdev != nil {
 		sources = append(sources, source{netdev, classifyNetdev})
 	}
@@ -273,6 +283,14 @@ func classifyRoute(message syscall.NetlinkMessage) Event {
 		return Event{Routes: true}
 	}
 	return Event{}
+}
+
+// classifyPolicy says what a message about an IPsec policy is about.
+func classifyPolicy(message syscall.NetlinkMessage) Event {
+	if message.Header.Type < unix.NLMSG_MIN_TYPE {
+		return Event{}
+	}
+	return Event{Links: true}
 }
 
 // classifyNetdev returns the Event for a message of the netdev family.

@@ -19,7 +19,7 @@ type Link struct {
 	Index    int
 	Up       bool // IFF_UP, set by the administrator; the link may have no carrier
 	MTU      int  // in bytes, of an IP packet
-	PPP      bool // a PPP device, for example of PPPoE
+	Bare     bool // its packets have no link-layer header, as of PPP, WireGuard and tun
 	Loopback bool // lo, which carries the router's packets to itself
 	// RPFilter is the effective net.ipv4.conf.*.rp_filter for packets that arrive here. 0: sources are not
 	// checked. 1 (strict): the route to the source must use this link. 2 (loose): a route to the source
@@ -47,7 +47,7 @@ type Link struct {
 	// Tags says whether XDP sees the VLAN tags of frames.
 	Tags TagVisibility
 
-	physical, bare bool
+	physical bool
 }
 
 // Links lists the interfaces of the network namespace, sorted by index. It includes lo.
@@ -93,7 +93,7 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		Index:        attrs.Index,
 		Up:           attrs.RawFlags&unix.IFF_UP != 0,
 		MTU:          attrs.MTU,
-		PPP:          attrs.EncapType == "ppp", // netlink's name for ARPHRD_PPP
+		Bare:         hasNoLinkHeader(dev),
 		Loopback:     loopback(dev),
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
@@ -101,7 +101,6 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		VLANs:        vlansOn(dev, devices),
 		Tags:         tags,
 		physical:     isPhysical(attrs),
-		bare:         hasNoLinkHeader(dev),
 	}
 	l.setAddresses(addresses)
 	return l, nil

@@ -187,7 +187,7 @@ func TestNoXDP(t *testing.T) {
 		{"software where no tags come", Link{Tags: hidden}, ModeXDPUntagged, ""},
 		{"software with VLANs", Link{Tags: hidden, VLANs: []string{"eth0.5", "eth0.6"}}, ModeXDPUntagged, "eth0.5, eth0.6"},
 		{"a NIC with VLANs", Link{physical: true, VLANs: []string{"eth0.5"}}, ModeXDP, ""},
-		{"bare packets", Link{bare: true, Tags: hidden}, ModeXDP, ""},
+		{"bare packets", Link{Bare: true, Tags: hidden}, ModeXDP, ""},
 		{"the loopback device", Link{Loopback: true, Tags: hidden}, ModeXDP, ""},
 	}
 	for _, c := range cases {

@@ -397,18 +397,23 @@ func (t *Tables) resetForwards(doc *compile.Document) error {
 }
 
 // dropExternals removes fixed addresses that no forward uses any more. If a WAN interface has the address too, the entry
-// stays without its fixed id, because SetInterfaces manages the addresses of WAN interfaces.
+// stays without its fixed id, because SetInterfaces manages the addresses of WAN interfaces. So does the entry of an
+// address that a WAN interface has lost and that may come back.
 func (t *Tables) dropExternals(doc *compile.Document) error {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
 		return fmt.Errorf("list external addresses: %w", err)
+	}
+	absent, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
+	if err != nil {
+		return fmt.Errorf("list absent addresses: %w", err)
 	}
 	for addr, external := range present {
 		if external.Fixed == 0 || doc.Externals[rule.AtAddress(layout.FromAddr(addr))] == external.Fixed {
 			continue
 		}
 		external.Fixed = 0
-		if external.Group != 0 {
+		if _, away := absent[addr]; external.Group != 0 || away {
 			err = t.objs.Externals.Put(addr, external)
 		} else if err = t.endConnections(compile.EpochRef{ID: external.Address.Id, Epoch: external.Address.Epoch}); err == nil {
 			err = drop(t.objs.Externals, addr)

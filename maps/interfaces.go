@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
@@ -17,8 +18,9 @@ import (
 	"hairpin/maps/layout"
 )
 
-// SetInterfaces writes the current interfaces and addresses to the maps, if they differ. Connections to removed addresses
-// end. Call it with the writer lock, after Apply and after each change of links or addresses.
+// SetInterfaces writes the current interfaces and addresses to the maps, if they differ. The connections of a lost address
+// end if the address is not back within the grace of the configuration. Call it with the writer lock, after Apply, after
+// each change of links or addresses, and when GraceLeft says so.
 //
 // Forwards listen on all addresses of a WAN interface, but the entry of an interface has room for only eight of its own
 // addresses. Interfaces without a role must also be in ifs: their addresses are the router's own.
@@ -31,7 +33,7 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 		return err
 	}
 	doc := &o.Document // without the decoded forwards, which are not needed here
-	locals := compile.Locals(doc, ifs)
+	locals, all := compile.Locals(doc, ifs), ifs
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
@@ -40,11 +42,15 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	if err := t.putLocals(locals); err != nil {
 		return err
 	}
+	absences, err := t.findAbsences(doc, all, present)
+	if err != nil {
+		return err
+	}
 	// A new interface is added before its addresses. A removed interface is deleted after its addresses.
 	if err := t.putInterfaces(doc, ifs, present); err != nil {
 		return err
 	}
-	if err := t.followAddresses(doc, ifs, present); err != nil {
+	if err := t.followAddresses(doc, ifs, absences); err != nil {
 		return err
 	}
 	if err := t.dropInterfaces(ifs, present); err != nil {
@@ -56,21 +62,68 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	return t.pruneCounters(ifs)
 }
 
-// followAddresses updates the external addresses. It ends the connections of removed addresses, external addresses and
-// sources of reflected connections, and sends RSTs to both sides.
-func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, before map[uint32]bpf.HairpinInterface) error {
-	ended, err := t.setExternals(doc, ifs)
+// GraceLeft returns how long it takes until the grace of a lost address is over. away reports whether there is such an
+// address. Then SetInterfaces must be called.
+func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
+	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
+	if err != nil {
+		return 0, false, fmt.Errorf("list absent addresses: %w", err)
+	}
+	if len(absences) == 0 {
+		return 0, false, nil
+	}
+	o, _, err := t.outline()
+	if err != nil && !errors.Is(err, ErrEmpty) {
+		return 0, false, err
+	}
+	left, away = compile.Left(absences, o.Config.Timeouts.AddressGrace, layout.Monotonic())
+	return left, away, nil
+}
+
+// findAbsences finds the lost addresses, and records the new absences. It must run before the entries in map interfaces
+// change: a killed writer would leave no trace of the addresses otherwise.
+func (t *Tables) findAbsences(doc *compile.Document, ifs []config.Interface, present map[uint32]bpf.HairpinInterface) (compile.Absences, error) {
+	before := compile.Router{Interfaces: present}
+	var err error
+	if before.Externals, err = readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals); err != nil {
+		return compile.Absences{}, fmt.Errorf("list external addresses: %w", err)
+	}
+	if before.Absences, err = readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences); err != nil {
+		return compile.Absences{}, fmt.Errorf("list absent addresses: %w", err)
+	}
+	found := compile.FindAbsences(doc, before, ifs, layout.Monotonic())
+	for addr, absence := range found.Waiting {
+		if _, known := before.Absences[addr]; known {
+			continue
+		}
+		if err := t.objs.Absences.Put(addr, absence); err != nil {
+			return compile.Absences{}, fmt.Errorf("record that address %s is away: %w", layout.FromAddr(addr), err)
+		}
+	}
+	return found, nil
+}
+
+// followAddresses updates the external addresses. It ends the connections of addresses whose grace is over, external
+// addresses and sources of reflected connections, and sends RSTs to both sides. The records of absences are deleted last.
+func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, absences compile.Absences) error {
+	ended, err := t.setExternals(doc, ifs, absences)
 	if err != nil {
 		return err
 	}
-	gone := compile.GoneAddresses(before, ifs)
-	if err := t.endReflectedFrom(gone); err != nil {
+	if err := t.endReflectedFrom(absences.Over); err != nil {
 		return err
 	}
-	if !ended && len(gone) == 0 {
-		return nil
+	if ended || len(absences.Over) > 0 {
+		if err := t.resetEnded(); err != nil {
+			return err
+		}
 	}
-	return t.resetEnded()
+	for _, addr := range slices.AppendSeq(absences.Back, maps.Keys(absences.Over)) {
+		if err := drop(t.objs.Absences, addr); err != nil {
+			return fmt.Errorf("forget that address %s was away: %w", layout.FromAddr(addr), err)
+		}
+	}
+	return nil
 }
 
 func (t *Tables) putInterfaces(doc *compile.Document, ifs []config.Interface, present map[uint32]bpf.HairpinInterface) error {
@@ -111,12 +164,20 @@ func drop(m *ebpf.Map, key any) error {
 }
 
 // setExternals updates the addresses that forwards listen on, and reports whether connections ended.
-func (t *Tables) setExternals(doc *compile.Document, ifs []config.Interface) (ended bool, err error) {
+//
+// A lost address keeps its entry, without the id of its interface, until its grace is over: the entry keeps the id of the
+// address, by which its connections end, from other addresses.
+func (t *Tables) setExternals(doc *compile.Document, ifs []config.Interface, absences compile.Absences) (ended bool, err error) {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
 		return false, fmt.Errorf("list external addresses: %w", err)
 	}
 	wanted := compile.Externals(doc, ifs)
+	for addr := range absences.Waiting {
+		if _, there := present[addr]; there {
+			wanted[addr] = bpf.HairpinExternal{Fixed: wanted[addr].Fixed}
+		}
+	}
 	if limit := t.objs.Externals.MaxEntries(); uint32(len(wanted)) > limit {
 		return false, fmt.Errorf("%d external addresses, but the table holds %d", len(wanted), limit)
 	}
@@ -127,8 +188,11 @@ func (t *Tables) setExternals(doc *compile.Document, ifs []config.Interface) (en
 	ids := t.freeAddressIDs(present)
 	for _, addr := range slices.SortedFunc(maps.Keys(present), layout.CompareAddr) {
 		old, want := present[addr], wanted[addr]
+		if _, waiting := absences.Waiting[addr]; waiting {
+			continue
+		}
 		// End the connections of the address before its entry changes.
-		if old.Group != 0 && want.Group == 0 || want == (bpf.HairpinExternal{}) {
+		if old.Group != 0 && want.Group == 0 || want == (bpf.HairpinExternal{}) || absences.Over[addr] {
 			ended = true
 			if err := t.endConnections(compile.EpochRef{ID: old.Address.Id, Epoch: old.Address.Epoch}); err != nil {
 				return ended, err

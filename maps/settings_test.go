@@ -167,16 +167,17 @@ func TestTargetsOfAFailedWriterMakeRoom(t *testing.T) {
 func TestMSSClampFollowsTheLinks(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	ppp, ethernet := mapstest.WAN("wan0", 2), mapstest.WAN("wan1", 3)
-	ppp.PPP, ppp.MTU, ethernet.MTU = true, 1492, 1500
-	lan := config.Interface{Name: "lan0", Index: 4, Role: config.RoleLAN, MTU: 1280, PPP: true}
+	ppp.Bare, ppp.MTU, ethernet.MTU = true, 1492, 1500
+	lan := config.Interface{Name: "lan0", Index: 4, Role: config.RoleLAN, MTU: 1280, Bare: true}
 	for _, test := range []struct {
 		name  string
 		clamp []string
 		want  [3]uint32 // MTUs of ppp, ethernet and lan
 	}{
-		{"by default", nil, [3]uint32{1492, 0, 0}},
+		{"by default", nil, [3]uint32{1492, 0, 1280}},
 		{"none", []string{}, [3]uint32{}},
 		{"by name", []string{"wan1"}, [3]uint32{0, 1500, 0}},
+		{"a LAN", []string{"lan0"}, [3]uint32{0, 0, 1280}},
 		{"both", []string{"wan1", "wan0"}, [3]uint32{1492, 1500, 0}},
 	} {
 		c := mapstest.Config(t)

@@ -31,7 +31,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg))
+				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.warnHere(cfg))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -49,6 +49,13 @@ func (a *app) checkCommand() *cobra.Command {
 // would never write.
 func (a *app) checkNames(cfg config.Config) error {
 	warnings, err := daemon.CheckNames(cfg)
+	a.notices(warnings...)
+	return err
+}
+
+// warnHere warns of what keeps forwards from working on this machine.
+func (a *app) warnHere(cfg config.Config) error {
+	warnings, err := router.WarnHere(cfg)
 	a.notices(warnings...)
 	return err
 }

@@ -144,6 +144,11 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	a.say("added %s", forward)
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
+	alone := running
+	alone.Forwards = []rule.Forward{forward}
+	if err := a.warnForwards(s, alone); err != nil {
+		return err
+	}
 	return a.printForwardRows("add", running, []rule.Forward{forward})
 }
 

@@ -44,7 +44,14 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.
 	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
 	a.notices(s.NotForwarding(ipv6, result.Ports)...)
-	return nil
+	return a.warnForwards(s, cfg)
+}
+
+// warnForwards warns of what keeps forwards of cfg from working.
+func (a *app) warnForwards(s *router.Session, cfg config.Config) error {
+	warnings, err := s.Warnings(cfg)
+	a.notices(warnings...)
+	return err
 }
 
 // pendingNotice returns a warning about configured interfaces that do not exist, "" if all exist. daemon

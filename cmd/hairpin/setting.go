@@ -27,7 +27,7 @@ func settingText(cfg config.Config, key string) string {
 		return strconv.FormatUint(uint64(cfg.PerSource()), 10)
 	case "datapath.mss_clamp":
 		if cfg.MSSClamp == nil {
-			return "(absent: PPP devices)" // a value cannot express this default
+			return "(absent: PPP, WireGuard and tun devices)" // a value cannot express this default
 		}
 		return listText(cfg.MSSClamp)
 	case "timeouts.tcp_established":
@@ -44,6 +44,8 @@ func settingText(cfg config.Config, key string) string {
 		return durationText(cfg.Timeouts.ICMP)
 	case "timeouts.port_hold":
 		return durationText(cfg.Timeouts.PortHold)
+	case "timeouts.address_grace":
+		return durationText(cfg.Timeouts.AddressGrace)
 	case "icmp.refuse":
 		return listText(cfg.ICMP.Refuse)
 	case "icmp.rate":

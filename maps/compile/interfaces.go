@@ -120,10 +120,8 @@ func GoneAddresses(present map[uint32]bpf.HairpinInterface, ifs []config.Interfa
 			gone[own.Address] = true
 		}
 	}
-	for _, link := range ifs {
-		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
-			delete(gone, layout.ToAddr(prefix.Addr()))
-		}
+	for addr := range addressesOf(ifs) {
+		delete(gone, addr)
 	}
 	return gone
 }

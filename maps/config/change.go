@@ -43,6 +43,7 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"timeouts.udp", from.Timeouts.UDP, to.Timeouts.UDP},
 		{"timeouts.icmp", from.Timeouts.ICMP, to.Timeouts.ICMP},
 		{"timeouts.port_hold", from.Timeouts.PortHold, to.Timeouts.PortHold},
+		{"timeouts.address_grace", from.Timeouts.AddressGrace, to.Timeouts.AddressGrace},
 		{"icmp.refuse", sorted(from.ICMP.Refuse), sorted(to.ICMP.Refuse)},
 		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
 		{"reflection.default", from.ReflectOf(rule.Forward{}), to.ReflectOf(rule.Forward{})},
@@ -80,10 +81,10 @@ func dnsReloads(c Config) (commands []string) {
 	return sorted(commands)
 }
 
-// mssClamp formats datapath.mss_clamp for a comparison. nil means the PPP devices; an empty list means no interface.
+// mssClamp formats datapath.mss_clamp for a comparison. nil means the bare devices; an empty list means no interface.
 func (c Config) mssClamp() string {
 	if c.MSSClamp == nil {
-		return "ppp"
+		return "bare"
 	}
 	return fmt.Sprintf("%q", sorted(c.MSSClamp))
 }

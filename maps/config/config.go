@@ -12,8 +12,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Timeouts holds how long a connection may be idle. Each timeout is from 1 s to 720 h. TCPOpening and TCPClosing may be
-// 0: TCPTransitory is used instead.
+// Timeouts holds how long a connection may be idle, and other times. Each timeout but AddressGrace is from 1 s to 720 h.
+// TCPOpening and TCPClosing may be 0: TCPTransitory is used instead.
 type Timeouts struct {
 	TCPEstablished time.Duration `json:"tcp_established"`       // RFC 5382 REQ-5
 	TCPTransitory  time.Duration `json:"tcp_transitory"`        // half-open and closing; RFC 5382 REQ-5
@@ -24,6 +24,8 @@ type Timeouts struct {
 	// PortHold is how long the source port of an ended reflected connection is kept from other clients, except for TCP
 	// (RFC 6888 REQ-8).
 	PortHold time.Duration `json:"port_hold"`
+	// AddressGrace is how long the connections of an address that the router has lost wait for its return, 0 to 1 h.
+	AddressGrace time.Duration `json:"address_grace"`
 }
 
 // Opening returns how long a half-open TCP connection may be idle.
@@ -66,7 +68,7 @@ type Config struct {
 	Mode           string         `json:"mode"`
 	MaxConnections uint32         `json:"max_connections"`
 	MaxPerSource   uint32         `json:"max_per_source,omitempty"` // established connections of one client (RFC 6888 REQ-4): an address, but on a WAN an IPv6 /64; 0: MaxConnections / 8
-	MSSClamp       []string       `json:"mss_clamp"`                // WAN interfaces whose MTU limits the MSS of SYNs; nil: the PPP devices
+	MSSClamp       []string       `json:"mss_clamp"`                // interfaces whose MTU limits the MSS of SYNs; nil: those whose packets have no link-layer header
 	Timeouts       Timeouts       `json:"timeouts"`
 	ICMP           ICMPErrors     `json:"icmp"`
 	Reflection     rule.Reflect   `json:"reflection"` // reflect mode of forwards without a mode
@@ -89,6 +91,7 @@ func Default() Config {
 			UDP:            5 * time.Minute,
 			ICMP:           time.Minute,
 			PortHold:       2 * time.Minute,
+			AddressGrace:   2 * time.Second,
 		},
 		ICMP:          ICMPErrors{Refuse: []string{SideLAN}, Rate: 1000},
 		Reflection:    rule.ReflectAuto,
@@ -118,11 +121,11 @@ func (c Config) ReflectOf(f rule.Forward) rule.Reflect {
 
 // ClampsMSS reports whether the datapath limits the MSS of SYNs to the interface's MTU.
 func (c Config) ClampsMSS(link Interface) bool {
-	if link.Role != RoleWAN {
+	if link.Role != RoleWAN && link.Role != RoleLAN {
 		return false
 	}
 	if c.MSSClamp == nil {
-		return link.PPP
+		return link.Bare
 	}
 	return slices.Contains(c.MSSClamp, link.Name)
 }

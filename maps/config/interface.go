@@ -30,7 +30,7 @@ type Interface struct {
 	Passive     []netip.Prefix // IPv6 addresses that must not be sources of new connections: deprecated or tentative
 	XDPTransmit bool           // the driver can send redirected XDP frames (ndo_xdp_xmit)
 	MTU         int            // largest IP packet, in bytes
-	PPP         bool           // is a PPP device
+	Bare        bool           // its packets have no link-layer header, as of PPP, WireGuard and tun
 	RPFilter    uint8          // rp_filter of the kernel (RFC 3704), for IPv4: 0 off, 1 strict, 2 loose
 
 	HardwareAddr net.HardwareAddr // MAC address; empty if the interface has no Ethernet header

@@ -22,6 +22,8 @@ const (
 	// 1<<24 connections take about 8 GiB in the kernel.
 	maxConnections = 1 << 24
 	maxICMPRate    = 1_000_000
+	// An address that is away for longer may be another router's.
+	maxAddressGrace = time.Hour
 )
 
 // Validate returns all mistakes that can be found without the state of the machine. The error joins Problems.
@@ -109,6 +111,9 @@ func (v *validator) interfaces() {
 			err := rule.CheckInterfaceName(name)
 			if where := seen[name]; err == nil && where != "" {
 				err = fmt.Errorf("%s is already in %s", rule.Quote(name), where)
+				if where != list.field {
+					err = fmt.Errorf("%w; an interface has one side: if clients, servers and the Internet are all behind it, name it in interfaces.lan alone", err)
+				}
 			}
 			v.check(-1, list.field, rule.OfItem(i, err))
 			seen[name] = list.field
@@ -151,6 +156,9 @@ func (v *validator) timeouts() {
 	check("udp", v.Timeouts.UDP)
 	check("icmp", v.Timeouts.ICMP)
 	check("port_hold", v.Timeouts.PortHold)
+	if grace := v.Timeouts.AddressGrace; grace < 0 || grace > maxAddressGrace {
+		v.check(-1, "timeouts.address_grace", fmt.Errorf("%s is out of range; it is 0s to 1h", grace))
+	}
 }
 
 // CheckTimeout returns an error if value is not in the range of Timeouts.
@@ -180,8 +188,8 @@ func (v *validator) icmp() {
 
 func (v *validator) mssClamp() {
 	for i, name := range v.MSSClamp {
-		if !slices.Contains(v.WAN, name) {
-			v.check(-1, "datapath.mss_clamp", rule.OfItem(i, v.notWAN(name)))
+		if !slices.Contains(v.WAN, name) && !slices.Contains(v.LAN, name) {
+			v.check(-1, "datapath.mss_clamp", rule.OfItem(i, v.notConfigured(name)))
 		}
 	}
 }
@@ -260,6 +268,15 @@ func (v *validator) external(e rule.External) error {
 func (v *validator) notWAN(name string) error { return notOfSide(name, "WAN", "LAN", v.WAN, v.LAN) }
 
 func (v *validator) notLAN(name string) error { return notOfSide(name, "LAN", "WAN", v.LAN, v.WAN) }
+
+// notConfigured returns the error for a name that is an interface of neither side.
+func (v *validator) notConfigured(name string) error {
+	hint := "no interface is configured"
+	if known := slices.Concat(v.WAN, v.LAN); len(known) > 0 {
+		hint = rule.Suggest(name, known...)
+	}
+	return fmt.Errorf("%s is in neither interfaces.wan nor interfaces.lan; %s", rule.Quote(name), hint)
+}
 
 // notOfSide returns the error for a name that is not an interface of the wanted side. own has the interfaces of the
 // wanted side, others the interfaces of the other side.

@@ -60,7 +60,8 @@ func TestValidateRefuses(t *testing.T) {
 		{"reload with NUL", nil, func(c *config.Config) {
 			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"a", "\x00"}}}
 		}, "has a NUL in it"},
-		{"interface in both", nil, func(c *config.Config) { c.LAN = []string{"wan0"} }, `interfaces.lan: "wan0" is already in interfaces.wan`},
+		{"interface in both", nil, func(c *config.Config) { c.LAN = []string{"wan0"} }, `interfaces.lan: "wan0" is already in interfaces.wan; an interface has one side: if clients, servers and the Internet are all behind it, name it in interfaces.lan alone`},
+		{"interface twice on a side", nil, func(c *config.Config) { c.LAN = []string{"lan0", "lan0"} }, `interfaces.lan: "lan0" is already in interfaces.lan`},
 		{"interface name", nil, func(c *config.Config) { c.LAN = []string{"a name that is too long"} }, "cannot be the name of an interface"},
 		{"mode", nil, func(c *config.Config) { c.Mode = "xpd" }, `datapath.mode: "xpd" is not a mode; did you mean "xdp"?`},
 		{"too many of one client", nil, func(c *config.Config) { c.MaxPerSource = c.MaxConnections + 1 }, "datapath.max_per_source: 131073 is more than max_connections, 131072"},
@@ -69,11 +70,14 @@ func TestValidateRefuses(t *testing.T) {
 		{"opening timeout", nil, func(c *config.Config) { c.Timeouts.TCPOpening = time.Millisecond }, "timeouts.tcp_opening: 1ms is out of range"},
 		{"closing timeout", nil, func(c *config.Config) { c.Timeouts.TCPClosing = 721 * time.Hour }, "timeouts.tcp_closing: 721h0m0s is out of range"},
 		{"port hold", nil, func(c *config.Config) { c.Timeouts.PortHold = 0 }, "timeouts.port_hold: 0s is out of range"},
+		{"grace below zero", nil, func(c *config.Config) { c.Timeouts.AddressGrace = -time.Second }, "timeouts.address_grace: -1s is out of range; it is 0s to 1h"},
+		{"grace of a day", nil, func(c *config.Config) { c.Timeouts.AddressGrace = 24 * time.Hour }, "timeouts.address_grace: 24h0m0s is out of range; it is 0s to 1h"},
 		{"refused side", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"lna"} }, `icmp.refuse: "lna" is not a side; did you mean "lan"?`},
 		{"refused side twice", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
 		{"no ICMP at all", nil, func(c *config.Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
 		{"too much ICMP", nil, func(c *config.Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
-		{"clamp on no WAN interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is a LAN interface where one of interfaces.wan was expected`},
+		{"clamp on no interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan7"} }, `datapath.mss_clamp: "lan7" is in neither interfaces.wan nor interfaces.lan; did you mean "lan0"?`},
+		{"clamp without interfaces", nil, func(c *config.Config) { *c = config.Default(); c.MSSClamp = []string{"wan0"} }, `datapath.mss_clamp: "wan0" is in neither interfaces.wan nor interfaces.lan; no interface is configured`},
 		{"reflection", nil, func(c *config.Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
@@ -114,7 +118,7 @@ func TestValidateTakes(t *testing.T) {
 		"every ICMP setting": func() config.Config {
 			c := mapstest.Config(t)
 			c.ICMP = config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 1_000_000}
-			c.MSSClamp, c.Timeouts.TCPOpening, c.Timeouts.TCPClosing = []string{"wan1", "wan0"}, time.Second, 720*time.Hour
+			c.MSSClamp, c.Timeouts.TCPOpening, c.Timeouts.TCPClosing = []string{"wan1", "lan0"}, time.Second, 720*time.Hour
 			return c
 		}(),
 		"silence": func() config.Config {

@@ -37,6 +37,7 @@ func Config(t testing.TB, lines ...string) config.Config {
 	t.Helper()
 	c := config.Default()
 	c.WAN, c.LAN = []string{"wan0", "wan1"}, []string{"lan0"}
+	c.Timeouts.AddressGrace = 0 // what ends, ends at once
 	for _, line := range lines {
 		c.Forwards = append(c.Forwards, Forward(t, line))
 	}

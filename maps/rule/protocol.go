@@ -4,6 +4,9 @@ package rule
 
 import (
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -83,7 +86,48 @@ func ParseProtocol(text string) (Protocol, error) {
 			return p.Protocol, nil
 		}
 	}
-	return 0, fmt.Errorf("%s is not a supported protocol; %s", Quote(text), Suggest(text, ProtocolNames()...))
+	return 0, fmt.Errorf("%s is not a supported protocol; %s", Quote(text), protocolHint(strings.ToLower(text)))
+}
+
+// familyOfTarget is the hint for names that have a family in them.
+const familyOfTarget = "a forward is IPv4 or IPv6, as its target is"
+
+// otherProtocols are names of protocols (IANA, protocols(5)) that are not supported. Some differ from a supported name in
+// one or two letters, but whoever writes such a name has not mistyped another one.
+var otherProtocols = []string{
+	"ah", "ax.25", "ddp", "dccp", "egp", "eigrp", "encap", "etherip", "fc", "ggp", "hip", "hmp", "hopopt", "idp", "igmp", "igp", "ipcomp",
+	"ipencap", "isis", "iso-tp4", "l2tp", "manet", "mobility-header", "mpls-in-ip", "ospf", "pim", "pup", "rdp", "rspf", "rsvp", "shim6",
+	"skip", "st", "vmtp", "vrrp", "wesp", "xns-idp", "xtp",
+}
+
+// protocolHint says what to write instead of a name in lower case.
+func protocolHint(name string) string {
+	switch name {
+	case "ip", "ipv4", "ip4", "inet", "inet4":
+		return familyOfTarget + ": name tcp, udp or another protocol, and give an IPv4 address as the target"
+	case "ipv6", "ip6", "inet6":
+		return familyOfTarget + ": name tcp, udp or another protocol, and give an IPv6 address as the target"
+	case "icmpv6", "icmp6", "ipv6-icmp", "icmpv4", "icmp4":
+		return `write "icmp": ` + familyOfTarget
+	case "tcpudp", "tcp/udp", "tcp+udp", "tcp-udp", "tcp&udp", "udptcp", "both":
+		return "name both: tcp and udp"
+	case "all", "*":
+		return `did you mean "any"?`
+	}
+	if base := strings.TrimRight(name, "46v"); slices.Contains(ProtocolNames(), base) {
+		return fmt.Sprintf("write %q: %s", base, familyOfTarget)
+	}
+	if number, err := strconv.ParseUint(name, 10, 8); err == nil {
+		for _, p := range protocols {
+			if p.Protocol == ProtocolOf(uint8(number)) && p.Protocol != Any {
+				return fmt.Sprintf("did you mean %q?", p.name)
+			}
+		}
+	}
+	if slices.Contains(otherProtocols, name) {
+		return Suggest("", ProtocolNames()...)
+	}
+	return Suggest(name, ProtocolNames()...)
 }
 
 // String returns the protocol's name, or "protocol-N" for a number without a name here.

@@ -238,7 +238,7 @@ func TestTargetsThatAreNoHosts(t *testing.T) {
 }
 
 // settingLines is the output of diff for a file that sets every ICMP and TCP setting.
-const settingLines = `- datapath.mss_clamp = (absent: PPP devices)
+const settingLines = `- datapath.mss_clamp = (absent: PPP, WireGuard and tun devices)
 + datapath.mss_clamp = ["wan0"]
 - timeouts.tcp_opening = "4m0s"
 + timeouts.tcp_opening = "10s"

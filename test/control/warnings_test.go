@@ -87,3 +87,33 @@ func TestForwardingOffIsTold(t *testing.T) {
 	tellsWhen(t, hp, "level=WARN msg=\""+six, 1)
 	tellsWhen(t, hp, "level=WARN msg=\""+four, 2)
 }
+
+// TestForeignExternalAddressIsTold: a forward may listen at an address that another router sends here. Mostly such an
+// address is a mistake, so each command that takes the forward warns.
+func TestForeignExternalAddressIsTold(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards+`
+[[forward]]
+name = "far"
+protocol = ["tcp"]
+external = "192.0.2.9"
+port = "81"
+to = "192.168.1.20:8080"
+`))
+	const far = `warning: forward "far": no interface has the external address 192.0.2.9`
+	for _, command := range []string{"check", "attach", "apply", "status"} {
+		if said := say(t, hp, command); strings.Count(said, "no interface has") != 1 || !strings.Contains(said, far) {
+			t.Errorf("%s: %s\nlacks %q", command, said, far)
+		}
+	}
+	if said := say(t, hp, "forward", "add", "near", "tcp", lab.External+":82", "to", "192.168.1.20:8080"); strings.Contains(said, "no interface has") {
+		t.Errorf("forward add at the router's own address: %s", said)
+	}
+	if said := say(t, hp, "forward", "add", "off", "tcp", "192.0.2.10:82", "to", "192.168.1.20:8080"); !strings.Contains(said, "no interface has the external address 192.0.2.10") {
+		t.Errorf("forward add at a foreign address: %s", said)
+	}
+	n.Router.Address("wan0", "192.0.2.9/32", "192.0.2.10/32")
+	if said := say(t, hp, "status"); strings.Contains(said, "no interface has") {
+		t.Errorf("status after the addresses were added: %s", said)
+	}
+}

@@ -17,15 +17,15 @@ import (
 	"hairpin/test/lab"
 )
 
-// tagFrames gives every frame that a host sends by a device the tag of a VLAN, as a VLAN device there
+// tagFrames gives every frame that a host sends by a device this tag: a VLAN and a priority, as a VLAN device there
 // would: beside the frame, as far as the device can do that. The returned function ends it.
-func tagFrames(t *testing.T, h *lab.Host, dev string, vlan int32) (end func()) {
+func tagFrames(t *testing.T, h *lab.Host, dev string, tag int32) (end func()) {
 	t.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
 		Name: "tag", Type: ebpf.SchedCLS, License: "GPL",
 		Instructions: asm.Instructions{
 			asm.Mov.Imm(asm.R2, 0x0081), // ETH_P_8021Q in network order
-			asm.Mov.Imm(asm.R3, vlan),
+			asm.Mov.Imm(asm.R3, tag),
 			asm.FnSkbVlanPush.Call(),
 			asm.Mov.Imm(asm.R0, -1), // TCX_NEXT
 			asm.Return(),

@@ -393,7 +393,7 @@ func foreignRows6() (rows []row6) {
 		}
 	}
 	for name, tags := range map[string][]byte{
-		"one VLAN tag": {0x81, 0, 0, 5}, "a priority tag": {0x81, 0, 0xe0, 0}, "802.1ad and 802.1Q": {0x88, 0xa8, 0, 5, 0x81, 0, 0, 6},
+		"one VLAN tag": {0x81, 0, 0, 5}, "a tag behind a priority tag": {0x81, 0, 0, 0, 0x81, 0, 0, 5}, "802.1ad and 802.1Q": {0x88, 0xa8, 0, 5, 0x81, 0, 0, 6},
 	} {
 		for _, way := range []string{"from the Internet", "hairpin"} {
 			rows = append(rows, row6{name + ", " + way, func(c case6) []step {

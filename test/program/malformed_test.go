@@ -52,7 +52,8 @@ func notIPRows() (rows []row) {
 		tags []byte
 	}{
 		{"row 3: one VLAN tag", []byte{0x81, 0, 0, 5}},
-		{"row 3: a priority tag", []byte{0x81, 0, 0xe0, 0}},
+		{"row 3: one VLAN tag of 802.1ad", []byte{0x88, 0xa8, 0, 5}},
+		{"row 3: a VLAN tag behind a priority tag", []byte{0x81, 0, 0, 0, 0x81, 0, 0, 5}},
 		{"row 4: 802.1ad and 802.1Q", []byte{0x88, 0xa8, 0, 5, 0x81, 0, 0, 6}},
 		{"row 4: three tags", []byte{0x88, 0xa8, 0, 5, 0x81, 0, 0, 6, 0x81, 0, 0, 7}},
 	} {

@@ -33,7 +33,7 @@ type twinFlow struct {
 }
 
 func allTwins() []twin {
-	return slices.Concat(interfaceTwins(), halfOpenTwins(), closingTwins())
+	return slices.Concat(interfaceTwins(), halfOpenTwins(), closingTwins(), priorityTwins())
 }
 
 func twinRows() (rows []row) {

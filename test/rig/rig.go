@@ -165,6 +165,7 @@ func (r *Rig) configure(tb testing.TB, forwards []string) {
 	r.Config = config.Default()
 	cfg := &r.Config
 	cfg.WAN, cfg.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
+	cfg.Timeouts.AddressGrace = 0 // connections of an address that goes end at once
 	cfg.MaxConnections = maps.ConnectionsLimit(&r.Objects)
 	for _, words := range forwards {
 		cfg.Forwards = append(cfg.Forwards, MustForward(tb, words))

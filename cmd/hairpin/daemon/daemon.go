@@ -39,6 +39,8 @@ const (
 	// stalledAfter is the time without a turn after which the loop counts as stuck. It is longer than the
 	// loop's wait for the writer lock.
 	stalledAfter = 45 * time.Second
+	// minGraceWait keeps the loop from turning without end while the end of connections fails.
+	minGraceWait = 100 * time.Millisecond
 	// followLockWait is the longest time that the loop waits for the writer lock.
 	followLockWait = 10 * time.Second
 )
@@ -152,9 +154,10 @@ type daemon struct {
 
 	state     state
 	failing   failures
-	routesDue bool     // next hops must be resolved again
-	gone      error    // set when the datapath was removed
-	warned    []string // warnings about forwarding that were logged
+	routesDue bool             // next hops must be resolved again
+	graceOver <-chan time.Time // the grace of a lost address is over; nil: no address is lost
+	gone      error            // set when the datapath was removed
+	warned    []string         // warnings about forwarding that were logged
 }
 
 func newDaemon(s *router.Session, o Options) *daemon {
@@ -248,6 +251,7 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 	defer ticker.Stop()
 	for {
 		d.state.turn()
+		d.awaitGrace()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -258,6 +262,8 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 				return errors.New("follow the network: the kernel sends no more messages")
 			}
 			d.follow(ctx, event)
+		case <-d.graceOver:
+			d.follow(ctx, loader.Event{Links: true})
 		case <-ticker.C:
 			if d.watchdog {
 				d.notify(systemd.SdNotifyWatchdog)
@@ -269,6 +275,17 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 		if d.gone != nil {
 			return d.gone
 		}
+	}
+}
+
+// awaitGrace sets graceOver for the next turn of the loop. It asks the tables in each turn: commands may record or end the
+// absence of an address, too.
+func (d *daemon) awaitGrace() {
+	d.graceOver = nil
+	left, away, err := d.router.GraceLeft()
+	d.report("look for lost addresses", err)
+	if err == nil && away {
+		d.graceOver = time.After(max(left, minGraceWait))
 	}
 }
 

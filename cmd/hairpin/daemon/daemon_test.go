@@ -43,7 +43,7 @@ func newDaemonFake(t *testing.T) *daemonFake {
 	log := slog.New(slog.NewTextHandler(&d.output, nil))
 	m := d.machine
 	d.daemon = &daemon{
-		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Forwards: m.Forwards}),
+		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards}),
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
 		read:     func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
 		notices:  func(config.Config) []string { return nil },

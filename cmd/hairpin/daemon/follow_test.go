@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -174,4 +175,25 @@ func TestDaemonLeavesPortsOfABridge(t *testing.T) {
 	d.machine.Edit("lan0", func(l *loader.Link) { l.PortOf = "" })
 	d.reload(ctx)
 	d.machine.WantDone(t, "attach lan0 auto", "apply", "interfaces wan0,lan0", "detach br0")
+}
+
+// A lost address is looked for again when its grace is over, not only with the next beat.
+func TestDaemonAwaitsTheGrace(t *testing.T) {
+	d := newDaemonFake(t)
+	d.awaitGrace()
+	if d.graceOver != nil {
+		t.Error("no address is lost, and the daemon waits for one")
+	}
+	d.machine.Grace = time.Nanosecond
+	d.awaitGrace()
+	select {
+	case <-d.graceOver:
+	case <-time.After(d.beat):
+		t.Error("the daemon waits for its beat")
+	}
+	d.machine.Grace = 0
+	d.awaitGrace()
+	if d.graceOver != nil {
+		t.Error("the address is back, and the daemon still waits")
+	}
 }

@@ -272,10 +272,18 @@ func (r *Router) reversal(p Port, before string) func() error {
 	}
 }
 
-// settle first writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not
-// ports, and removes the guard from ports that are no longer WANs. In the other order, an interface would lose its
-// programs while the tables still have it as a WAN: packets with a target's private address could leave by it.
+// settle first writes the IPsec policies: a connection must not open by a new interface before they are known. Then it
+// writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not ports, and removes
+// the guard from ports that are no longer WANs. In the other order, an interface would lose its programs while the tables
+// still have it as a WAN: packets with a target's private address could leave by it.
 func (r *Router) settle(seen *inventory, mode string) error {
+	policies, err := r.listPolicies()
+	if err == nil {
+		err = r.tables.SetPolicies(policies)
+	}
+	if err != nil {
+		return fmt.Errorf("set IPsec policies: %w", err)
+	}
 	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
 		return fmt.Errorf("set interfaces: %w", err)
 	}

@@ -14,6 +14,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"time"
 
 	"hairpin/loader"
 	"hairpin/maps/config"
@@ -40,6 +42,8 @@ type Tables interface {
 	Swap() error
 	Add(rule.Forward) (bool, error)
 	SetInterfaces([]config.Interface) error
+	SetPolicies([]config.Policy) error
+	GraceLeft() (left time.Duration, away bool, err error)
 	HasIPv6() (bool, error)
 	BumpRoutes() error
 }
@@ -50,6 +54,7 @@ type Options struct {
 	Tables   Tables
 	Links    func() ([]loader.Link, error)
 	Routes   func() ([]netip.Prefix, error)
+	Policies func() ([]loader.Policy, error) // IPsec policies for packets that leave
 	// Forwards reports whether the kernel forwards packets that arrive on an interface, or on "all";
 	// sysctl is "net.ipv4" or "net.ipv6".
 	Forwards func(sysctl, ifname string) bool
@@ -62,17 +67,18 @@ type Router struct {
 	tables   Tables
 	links    func() ([]loader.Link, error)
 	routes   func() ([]netip.Prefix, error)
+	policies func() ([]loader.Policy, error)
 	forwards func(sysctl, ifname string) bool
 }
 
 // New makes a Router. A Router needs no Close.
 func New(o Options) *Router {
-	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, forwards: o.Forwards}
+	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, policies: o.Policies, forwards: o.Forwards}
 }
 
 // kernel returns the Options for this machine's kernel, without a datapath.
 func kernel() Options {
-	return Options{Links: loader.Links, Routes: loader.Routes, Forwards: forwards}
+	return Options{Links: loader.Links, Routes: loader.Routes, Policies: loader.Policies, Forwards: forwards}
 }
 
 // CheckHere fails if cfg does not fit this machine. It needs no datapath. If no interface of cfg exists,
@@ -83,12 +89,15 @@ func CheckHere(cfg config.Config) error {
 	if err != nil {
 		return err
 	}
-	for _, i := range machine(cfg, links) {
-		if i.Role != 0 {
-			return r.check(cfg, links)
-		}
+	if !isMachineOf(cfg, links) {
+		return nil
 	}
-	return nil
+	return r.check(cfg, links)
+}
+
+// isMachineOf reports whether this machine has one of the interfaces of cfg.
+func isMachineOf(cfg config.Config, links []loader.Link) bool {
+	return slices.ContainsFunc(machine(cfg, links), func(i config.Interface) bool { return i.Role != 0 })
 }
 
 // Check fails if cfg does not fit this machine. The error has a *rule.Problem for each fault.
@@ -134,11 +143,30 @@ func (r *Router) listLinks() ([]loader.Link, error) {
 	return links, nil
 }
 
+// GraceLeft returns how long it takes until the connections of a lost address end. away reports whether there is such an
+// address. Then Follow must be called.
+func (r *Router) GraceLeft() (left time.Duration, away bool, err error) { return r.tables.GraceLeft() }
+
 // HasIPv6 reports whether an IPv6 forward runs.
 func (r *Router) HasIPv6() (bool, error) { return r.tables.HasIPv6() }
 
 // RoutesChanged makes the datapath resolve every next hop again.
 func (r *Router) RoutesChanged() error { return r.tables.BumpRoutes() }
+
+// listPolicies returns the IPsec policies as the tables want them.
+func (r *Router) listPolicies() ([]config.Policy, error) {
+	list, err := r.policies()
+	if err != nil {
+		return nil, err
+	}
+	policies := make([]config.Policy, 0, len(list))
+	for _, p := range list {
+		policies = append(policies, config.Policy{
+			Source: config.PolicySide(p.Source), Destination: config.PolicySide(p.Destination), Protocol: p.Protocol, Protects: p.Protects,
+		})
+	}
+	return policies, nil
+}
 
 // machine returns every interface; interfaces of cfg have their role.
 func machine(cfg config.Config, links []loader.Link) []config.Interface {
@@ -165,7 +193,7 @@ func asInterface(link loader.Link, role config.Role) config.Interface {
 		Passive:      link.Passive,
 		XDPTransmit:  link.XDPTransmit,
 		MTU:          link.MTU,
-		PPP:          link.PPP,
+		Bare:         link.Bare,
 		RPFilter:     link.RPFilter,
 		HardwareAddr: link.HardwareAddr,
 	}

@@ -5,11 +5,13 @@ package router
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
+	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -30,6 +32,11 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, err
 	}
 	found := Survey{Ports: seen.ports}
+	policies, err := s.listPolicies()
+	if err != nil && !errors.Is(err, loader.ErrPermission) {
+		return Survey{}, err
+	}
+	protected := config.NewPolicyWarnings(policies)
 	var unaddressed, problems []string
 	ipv6 := false
 	check := func(cfg config.Config, here []config.Interface) {
@@ -37,13 +44,15 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 			problems = append(problems, problem.Error())
 		}
 	}
-	here, alone := machine(cfg, seen.links), cfg
+	here, alone, foreign := machine(cfg, seen.links), cfg, newForeignAddresses(seen.links)
 	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
 	err = s.Tables.EachForward(func(f *rule.Forward) bool {
 		alone.Forwards[0] = *f
 		found.Forwards++
 		ipv6 = ipv6 || f.Target.Is6()
 		unaddressed = append(unaddressed, withoutAddress(alone, seen.ports)...)
+		foreign.add(f)
+		protected.Add(f)
 		check(alone, here)
 		return true
 	})
@@ -51,7 +60,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	check(cfg, here) // checks the reflect prefixes
-	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, problems)
+	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, foreign.warnings(), protected.Warnings(), problems)
 	return found, nil
 }
 
@@ -103,6 +112,84 @@ func withoutAddress(cfg config.Config, ports []Port) (list []string) {
 			}
 			list = append(list, fmt.Sprintf("forward %q: %s, so nothing reaches the forward", f.Name, lacks))
 		}
+	}
+	return list
+}
+
+// WarnHere returns what keeps forwards of cfg from working on this machine. It needs no datapath. On a machine that has
+// none of the interfaces of cfg, it returns nothing, as CheckHere.
+func WarnHere(cfg config.Config) ([]string, error) {
+	r := New(kernel())
+	links, err := r.listLinks()
+	if err != nil || !isMachineOf(cfg, links) {
+		return nil, err
+	}
+	return r.warnings(cfg, links)
+}
+
+// Warnings returns what keeps forwards of cfg from working, though nothing is wrong with cfg itself.
+func (r *Router) Warnings(cfg config.Config) ([]string, error) {
+	links, err := r.listLinks()
+	if err != nil {
+		return nil, err
+	}
+	return r.warnings(cfg, links)
+}
+
+func (r *Router) warnings(cfg config.Config, links []loader.Link) ([]string, error) {
+	// Reading policies needs a privilege that "hairpin check" does not need otherwise.
+	policies, err := r.listPolicies()
+	if err != nil && !errors.Is(err, loader.ErrPermission) {
+		return nil, err
+	}
+	foreign, protected := newForeignAddresses(links), config.NewPolicyWarnings(policies)
+	for i := range cfg.Forwards {
+		foreign.add(&cfg.Forwards[i])
+		protected.Add(&cfg.Forwards[i])
+	}
+	return slices.Concat(foreign.warnings(), protected.Warnings()), nil
+}
+
+// foreignAddresses collects the forwards whose external address no interface of the router has. Thousands of forwards may
+// have the same external address, so there is one warning for each address.
+type foreignAddresses struct {
+	own   map[netip.Addr]bool
+	order []netip.Addr
+	first map[netip.Addr]string // name of the first forward
+	more  map[netip.Addr]int    // number of the others
+}
+
+func newForeignAddresses(links []loader.Link) *foreignAddresses {
+	f := &foreignAddresses{own: map[netip.Addr]bool{}, first: map[netip.Addr]string{}, more: map[netip.Addr]int{}}
+	for _, link := range links {
+		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+			f.own[prefix.Addr()] = true
+		}
+	}
+	return f
+}
+
+func (f *foreignAddresses) add(forward *rule.Forward) {
+	addr := forward.External.Address
+	if !addr.IsValid() || f.own[addr] {
+		return
+	}
+	if _, known := f.first[addr]; known {
+		f.more[addr]++
+		return
+	}
+	f.order = append(f.order, addr)
+	f.first[addr] = forward.Name
+}
+
+func (f *foreignAddresses) warnings() (list []string) {
+	for _, addr := range f.order {
+		who, serves := fmt.Sprintf("forward %q", f.first[addr]), "the forward serves"
+		if more := f.more[addr]; more > 0 {
+			who, serves = fmt.Sprintf("%s and %d more", who, more), "these forwards serve"
+		}
+		list = append(list, fmt.Sprintf("%s: no interface has the external address %s, so %s only packets that other routers send here for this address",
+			who, addr, serves))
 	}
 	return list
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"hairpin/cmd/hairpin/router/routertest"
 	"hairpin/loader"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -57,6 +58,33 @@ func TestWithoutAddress(t *testing.T) {
 		if got := strings.Join(got, ", "); got != test.want {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
+	}
+}
+
+// An external address that no interface has is told once, however many forwards listen there.
+func TestForeignAddresses(t *testing.T) {
+	m := routertest.NewMachine("wan0", "lan0", "other0") // 10.0.2.1, 10.0.3.1 and 10.0.4.1
+	m.Edit("wan0", func(l *loader.Link) { l.Passive = prefixes("2001:db8::1/64") })
+	cfg := routertest.Config()
+	cfg.Forwards = nil
+	for _, line := range []string{
+		"any tcp 80 to 10.9.0.1", "wan tcp wan0:80 to 10.9.0.1", "own tcp 10.0.2.1:80 to 10.9.0.1", "other tcp 10.0.4.1:80 to 10.9.0.1",
+		"passive tcp [2001:db8::1]:80 to fd00::1", "a tcp 203.0.113.9:80 to 10.9.0.1", "b tcp 203.0.113.9:81 to 10.9.0.1",
+		"c tcp 203.0.113.9:82 to 10.9.0.1", "d tcp [2001:db8::9]:80 to fd00::1",
+	} {
+		f, err := rule.ParseForward(strings.Fields(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Forwards = append(cfg.Forwards, f)
+	}
+	got, err := routerOf(m).Warnings(cfg)
+	want := []string{
+		`forward "a" and 2 more: no interface has the external address 203.0.113.9, so these forwards serve only packets that other routers send here for this address`,
+		`forward "d": no interface has the external address 2001:db8::9, so the forward serves only packets that other routers send here for this address`,
+	}
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("warnings %q, %v, want %q", got, err, want)
 	}
 }
 

@@ -219,6 +219,7 @@ func (r *reader) sections() map[string]fields {
 			"udp":             intoDuration(&c.Timeouts.UDP),
 			"icmp":            intoDuration(&c.Timeouts.ICMP),
 			"port_hold":       intoDuration(&c.Timeouts.PortHold),
+			"address_grace":   intoDuration(&c.Timeouts.AddressGrace),
 		},
 		"icmp": {"refuse": intoList(&c.ICMP.Refuse), "rate": intoUint32(&c.ICMP.Rate)},
 		"reflection": {
@@ -423,7 +424,8 @@ func (r *reader) validate() {
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
-			noWAN && (p.Field == "external" || p.Field == "datapath.mss_clamp"),
+			noWAN && p.Field == "external",
+			(noWAN || noLAN) && p.Field == "datapath.mss_clamp",
 			noLAN && p.Field == "lan",
 			noPrefixes && (p.Field == "reflect" || p.Field == "reflection.default"):
 			continue

@@ -41,6 +41,7 @@ tcp_closing = "4m2s"
 udp = "6m"
 icmp = "61s"
 port_hold = "121s"
+address_grace = "3s"
 [icmp]
 refuse = ["wan", "lan"]
 rate = 50
@@ -109,7 +110,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
 		Timeouts: config.Timeouts{
 			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, TCPOpening: 241 * time.Second, TCPClosing: 242 * time.Second,
-			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second,
+			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second, AddressGrace: 3 * time.Second,
 		},
 		ICMP:       config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
 		Reflection: rule.ReflectRouter, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
@@ -118,44 +119,44 @@ func TestParseReadsEveryKey(t *testing.T) {
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
 		DNS: []config.DNSFile{
-			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:27"},
-			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:27"},
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:28"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:28"},
 		},
 		Forwards: []rule.Forward{
 			{
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:30",
+				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:31",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:39",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:40",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:44",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:45",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:49",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:50",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:53",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:54",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:58",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:59",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:62",
+				Reflect: rule.ReflectRouter, Source: "x.toml:63",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:70",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:71",
 			},
 		},
 	}
@@ -256,7 +257,9 @@ func TestProblems(t *testing.T) {
 		{"no rate", "version = 1\n[icmp]\nrate = 0\n", []string{`x.toml:3:8: icmp.rate: 0 is out of range; it is 1 to 1000000 a second`}},
 		{"rate as text", "version = 1\n[icmp]\nrate = \"1/s\"\n", []string{`x.toml:3:8: icmp.rate: "1/s" is a string where an integer was expected`}},
 		{"huge rate", "version = 1\n[icmp]\nrate = 5_000_000_000\n", []string{`x.toml:3:8: icmp.rate: 5_000_000_000 is out of range`}},
-		{"clamp", "version = 1\ninterfaces.wan = [\"ppp0\"]\ndatapath.mss_clamp = [\"ppp1\"]\n", []string{`x.toml:3:23: datapath.mss_clamp: "ppp1" is not a WAN interface; did you mean "ppp0"?`}},
+		{"clamp", "version = 1\ninterfaces.wan = [\"ppp0\"]\ndatapath.mss_clamp = [\"ppp1\"]\n", []string{`x.toml:3:23: datapath.mss_clamp: "ppp1" is in neither interfaces.wan nor interfaces.lan; did you mean "ppp0"?`}},
+		{"clamp of a wrong type", "version = 1\ninterfaces.lan = [\"tun0\"]\ndatapath.mss_clamp = [\"tun0\", 1280]\n", []string{`x.toml:3:31: datapath.mss_clamp: "1280" is an integer where a string was expected`}},
+		{"clamp on what cannot be read in lan", "version = 1\ninterfaces.lan = 7\ndatapath.mss_clamp = [\"tun0\"]\n", []string{`x.toml:2:18: interfaces.lan: "7" is an integer`}},
 		{"clamp on what cannot be read", "version = 1\ninterfaces.wan = 7\ndatapath.mss_clamp = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
 		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
 		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
@@ -280,7 +283,9 @@ func TestProblems(t *testing.T) {
 		{"prefix by default without", forward(good + "[reflection]\ndefault = \"prefix\"\nprefixes = { \"fd00::/64\" = \"fd01::/64\" }"), []string{
 			`x.toml:3:3: forward "a": reflect: the mode is prefix by default, but reflection.prefixes has no IPv4 network`,
 		}},
-		{"interface twice", "version = 1\n[interfaces]\nwan = [\"a\"]\nlan = [\"a\"]\n", []string{`x.toml:4:8: interfaces.lan: "a" is already in interfaces.wan`}},
+		{"grace of a wrong type", "version = 1\n[timeouts]\naddress_grace = 2\n", []string{`x.toml:3:17: timeouts.address_grace: "2" is an integer where a duration was expected; write a string with a unit, as in "90s"`}},
+		{"grace out of range", "version = 1\n[timeouts]\naddress_grace = \"2h\"\n", []string{`x.toml:3:17: timeouts.address_grace: 2h0m0s is out of range; it is 0s to 1h`}},
+		{"interface twice", "version = 1\n[interfaces]\nwan = [\"a\"]\nlan = [\"a\"]\n", []string{`x.toml:4:8: interfaces.lan: "a" is already in interfaces.wan; an interface has one side: if clients, servers and the Internet are all behind it, name it in interfaces.lan alone`}},
 		{"interfaces of numbers", "version = 1\n[interfaces]\nlan = [1, true]\n", []string{`x.toml:3:8: interfaces.lan: "1" is an integer where a string was expected`, `x.toml:3:11: interfaces.lan: "true" is a boolean where a string was expected`}},
 
 		{"nothing in it", forward(""), []string{

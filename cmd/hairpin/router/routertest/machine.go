@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -28,6 +29,7 @@ type Machine struct {
 	Refuse        map[string]error // interfaces whose Probe and Attach fail
 	Fail          map[string]error // interfaces whose Attach in mode xdp fails; Probe succeeds
 	RouteList     []netip.Prefix
+	PolicyList    []loader.Policy
 	ForwardingOff map[string]bool // keys: "net.ipv4/IF" and "net.ipv4/all"
 	Config        *config.Config  // the running configuration
 	ApplyErr      error
@@ -35,6 +37,8 @@ type Machine struct {
 	InterfacesErr error // error of SetInterfaces
 	Prepared      int   // number of prepared configurations; not all are applied
 	Interfaces    []config.Interface
+	PoliciesSet   []config.Policy // IPsec policies that the tables have
+	Grace         time.Duration   // what is left of the grace of a lost address; 0: no address is lost
 
 	prepared *config.Config
 	log      []string // the changes, in order
@@ -52,7 +56,7 @@ func NewMachine(names ...string) *Machine {
 // Plug adds an interface.
 func (m *Machine) Plug(name string, index int) {
 	m.List = append(m.List, loader.Link{
-		Name: name, Index: index, Up: true, MTU: 1400 + index, PPP: index == 9, RPFilter: uint8(index % 3), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(index)},
+		Name: name, Index: index, Up: true, MTU: 1400 + index, Bare: index == 9, RPFilter: uint8(index % 3), HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, byte(index)},
 		Addresses: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(index), 1}), 24)},
 	})
 }
@@ -78,6 +82,9 @@ func (m *Machine) Links() ([]loader.Link, error) { return slices.Clone(m.List), 
 
 // Routes replaces loader.Routes.
 func (m *Machine) Routes() ([]netip.Prefix, error) { return m.RouteList, nil }
+
+// Policies is that of the package loader.
+func (m *Machine) Policies() ([]loader.Policy, error) { return m.PolicyList, nil }
 
 // Forwards replaces router.Options.Forwards.
 func (m *Machine) Forwards(sysctl, ifname string) bool { return !m.ForwardingOff[sysctl+"/"+ifname] }
@@ -181,6 +188,17 @@ func (m *Machine) SetInterfaces(list []config.Interface) error {
 	m.Interfaces = list
 	m.log = append(m.log, "interfaces "+strings.Join(names, ","))
 	return m.InterfacesErr
+}
+
+// SetPolicies is that of tables.
+func (m *Machine) SetPolicies(list []config.Policy) error {
+	m.PoliciesSet = list
+	return nil
+}
+
+// GraceLeft is that of tables.
+func (m *Machine) GraceLeft() (left time.Duration, away bool, err error) {
+	return m.Grace, m.Grace != 0, nil
 }
 
 // HasIPv6 implements router.Tables.
