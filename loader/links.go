@@ -23,7 +23,9 @@ type Link struct {
 	Loopback bool // brings the router its own packets
 	// RPFilter is what net.ipv4.conf.*.rp_filter says of sources of packets that come in here: 0 nothing,
 	// 1 the way back must be this link, 2 there must be one.
-	RPFilter     uint8
+	RPFilter uint8
+	// Below is the index of the device below a macvlan, if both are in this namespace; else 0.
+	Below        int
 	HardwareAddr net.HardwareAddr
 	// Addresses are of both families, with the host part, and the one to send from first.
 	Addresses []netip.Prefix
@@ -97,6 +99,7 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		Veth:         dev.Type() == "veth",
 		VLANs:        vlansOn(dev, devices),
 		Tags:         tags,
+		Below:        below(dev),
 		physical:     isPhysical(attrs),
 		bare:         hasNoLinkHeader(dev),
 	}
@@ -144,6 +147,15 @@ func portOf(dev netlink.Link, devices []netlink.Link) string {
 		}
 	}
 	return ""
+}
+
+// below returns the index of the device below a macvlan. A device of another namespace counts as none: its index means
+// nothing here.
+func below(dev netlink.Link) int {
+	if dev.Type() != "macvlan" || dev.Attrs().NetNsID >= 0 {
+		return 0
+	}
+	return dev.Attrs().ParentIndex
 }
 
 // RouteTo is the index of the interface by which the network namespace sends to an address. It needs

@@ -25,7 +25,7 @@ var roles = map[config.Role]bpf.HairpinRole{
 
 // InterfaceEntry returns the value of an interface in map interfaces, if this document is running.
 func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
-	value := bpf.HairpinInterface{Role: roles[link.Role], RpFilter: link.RPFilter}
+	value := bpf.HairpinInterface{Role: roles[link.Role], RpFilter: link.RPFilter, Below: uint32(link.Below)}
 	if len(link.HardwareAddr) == len(value.Mac) {
 		copy(value.Mac[:], link.HardwareAddr)
 	}

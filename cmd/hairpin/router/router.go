@@ -165,6 +165,7 @@ func asInterface(link loader.Link, role config.Role) config.Interface {
 		MTU:          link.MTU,
 		PPP:          link.PPP,
 		RPFilter:     link.RPFilter,
+		Below:        link.Below,
 		HardwareAddr: link.HardwareAddr,
 	}
 }
