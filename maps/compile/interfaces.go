@@ -36,6 +36,9 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 			value.Private = 1
 		}
 	}
+	if link.Role == config.RoleWAN && slices.Contains(d.Config.PrivateSources, link.Name) {
+		value.PrivateSources = 1
+	}
 	for i, prefix := range ownAddresses(link, len(value.Address)) {
 		value.Address[i] = bpf.HairpinInterfaceAddress{
 			Address: layout.ToAddr(prefix.Addr()),

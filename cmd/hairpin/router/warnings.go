@@ -20,6 +20,8 @@ type Survey struct {
 	Ports    []Port
 	Forwards int // how many run
 	Warnings []string
+	// Private counts, by the names of WANs, the packets that were dropped because their sources are private.
+	Private map[string]uint64
 }
 
 // Survey looks at every interface of cfg, which runs, and at every forward that runs. It holds one forward at a time:
@@ -51,8 +53,29 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	check(cfg, here) // stand-ins
+	counters, err := s.Tables.Counters()
+	if err != nil {
+		return Survey{}, err
+	}
+	found.Private = privateSources(counters, seen.ports)
 	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, problems)
 	return found, nil
+}
+
+// privateSources are the packets with private sources that were dropped, by interface.
+func privateSources(counters []maps.Counter, ports []Port) map[string]uint64 {
+	dropped := map[string]uint64{}
+	for _, c := range counters {
+		if c.Reason != "private_source" {
+			continue
+		}
+		for _, p := range ports {
+			if p.Link != nil && p.Link.Index == c.Index && p.Role == config.RoleWAN {
+				dropped[p.Name] += c.Packets
+			}
+		}
+	}
+	return dropped
 }
 
 // portWarnings are what is wrong with interfaces.

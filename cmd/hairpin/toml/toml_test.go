@@ -28,6 +28,7 @@ const full = `version = 1
 [interfaces]
 wan = ["wan0"]
 lan = ["lan0", "lan1"]
+private_sources = ["wan0"]
 [datapath]
 mode = "xdp"
 max_connections = 65_536
@@ -106,7 +107,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
+		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, PrivateSources: []string{"wan0"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
 		Timeouts: config.Timeouts{
 			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, TCPOpening: 241 * time.Second, TCPClosing: 242 * time.Second,
 			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second,
@@ -118,8 +119,8 @@ func TestParseReadsEveryKey(t *testing.T) {
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
 		DNS: []config.DNSFile{
-			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:27"},
-			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:27"},
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:28"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:28"},
 		},
 		Forwards: []rule.Forward{
 			{
@@ -257,6 +258,16 @@ func TestProblems(t *testing.T) {
 		{"rate as text", "version = 1\n[icmp]\nrate = \"1/s\"\n", []string{`x.toml:3:8: icmp.rate: "1/s" is a string where an integer was expected`}},
 		{"huge rate", "version = 1\n[icmp]\nrate = 5_000_000_000\n", []string{`x.toml:3:8: icmp.rate: 5_000_000_000 is out of range`}},
 		{"clamp", "version = 1\ninterfaces.wan = [\"ppp0\"]\ndatapath.mss_clamp = [\"ppp1\"]\n", []string{`x.toml:3:23: datapath.mss_clamp: "ppp1" is not a WAN interface; did you mean "ppp0"?`}},
+		{"private sources", "version = 1\n[interfaces]\nwan = [\"wan0\"]\nlan = [\"lan0\"]\nprivate_sources = [\"lan0\",\n\"wan1\", 7]\n", []string{
+			`x.toml:6:9: interfaces.private_sources: "7" is an integer where a string was expected`,
+		}},
+		{"private sources where none come", "version = 1\n[interfaces]\nwan = [\"wan0\"]\nlan = [\"lan0\"]\nprivate_sources = [\"lan0\",\n\"wan1\",\n\"wan0\", \"wan0\"]\n", []string{
+			`x.toml:5:20: interfaces.private_sources: "lan0" is a LAN interface where one of interfaces.wan was expected`,
+			`x.toml:6:1: interfaces.private_sources: "wan1" is not a WAN interface; `,
+			`x.toml:7:9: interfaces.private_sources: "wan0" is there twice`,
+		}},
+		{"private sources as a table", "version = 1\ninterfaces.wan = \"wan0\"\ninterfaces.private_sources = { wan0 = true }\n", []string{`x.toml:3:30: interfaces.private_sources: it is a table where a string was expected`}},
+		{"private sources on what cannot be read", "version = 1\ninterfaces.wan = 7\ninterfaces.private_sources = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
 		{"clamp on what cannot be read", "version = 1\ninterfaces.wan = 7\ndatapath.mss_clamp = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
 		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
 		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
