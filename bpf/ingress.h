@@ -29,22 +29,26 @@ static __always_inline bool ingress_public_only(const struct interface *in)
 	return in->role == ROLE_WAN && !in->private && !in->private_sources;
 }
 
-/* Does the packet's own interface have a way back to its source? The way back that the kernel prefers leads by
- * another interface. First all rules are asked, then the main table alone: for IPv6 the kernel only prefers the wanted
- * interface, and a rule of a VPN may lead to another table first. */
-static __always_inline bool ingress_leads_back(void *ctx, struct work *work)
+/* Does a look-up with these flags find a way back by the packet's own interface? Not inlined, to save stack. */
+static __noinline bool ingress_finds_back(void *ctx, struct work *work, __u32 flags)
 {
-	struct fib_start start = { .ifindex = work->pkt.ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
+	struct fib_start start = { .ifindex = work->pkt.ifindex, .flags = flags };
 	struct bpf_fib_lookup *fib = &work->route.fib;
 	long result;
 
 	tuple_reverse(&work->pkt.tuple, &work->route.back);
 	result = fib_route(ctx, fib, start, &work->route.back, sizeof(struct iphdr));
-	if (fib_leaves_by(result, fib, start.ifindex))
-		return true;
-	start.flags |= BPF_FIB_LOOKUP_DIRECT;
-	result = fib_route(ctx, fib, start, &work->route.back, sizeof(struct iphdr));
 	return fib_leaves_by(result, fib, start.ifindex);
+}
+
+/* Does the packet's own interface have a way back to its source, although the kernel prefers a way by another interface?
+ * It takes up to three look-ups. For IPv6 the kernel ignores rules for source addresses if an output interface is wanted
+ * (fib6_rule_match), so the first look-up wants none. The last look-up asks the main table alone: for IPv6 the wanted
+ * interface is only a preference, and a rule of a VPN may lead to another table first. */
+static __always_inline bool ingress_leads_back(void *ctx, struct work *work)
+{
+	return ingress_finds_back(ctx, work, 0) || ingress_finds_back(ctx, work, BPF_FIB_LOOKUP_OUTPUT) ||
+	       ingress_finds_back(ctx, work, BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_DIRECT);
 }
 
 /* Asks the kernel for the way back to the packet's source. On a WAN first without the external address: a rule for

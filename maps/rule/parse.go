@@ -73,7 +73,7 @@ func (p *forwardParser) external(text string) {
 			if !p.check("external", checkNoPort(selector)) {
 				return
 			}
-			addr, err := ParseAddress(selector)
+			addr, err := parseAddress(selector)
 			if !p.check("external", err) {
 				return
 			}
@@ -107,7 +107,7 @@ func (f *Forward) SetTarget(text string) error {
 		return err
 	}
 	addr, ports := splitPorts(text)
-	target, err := ParseAddress(addr)
+	target, err := parseAddress(addr)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -209,6 +210,11 @@ func (c *Conn) EchoWithin(length int, limit time.Duration) error {
 	go func() { sent <- write(c, data) }()
 	n, err := io.ReadFull(c, back)
 	if err != nil {
+		// The kernel reports a RST once: if the write gets ECONNRESET, the read gets an end of file.
+		c.SetWriteDeadline(time.Now())
+		if failed := <-sent; failed != nil && !errors.Is(failed, os.ErrDeadlineExceeded) {
+			err = errors.Join(failed, err)
+		}
 		return fmt.Errorf("echo: after %d bytes of %d: %w", n, length, err)
 	}
 	if err := <-sent; err != nil {

@@ -148,12 +148,6 @@ func TestIperf(t *testing.T) {
 	n := newMTUNetwork(t, true)
 	home.Start(t, n, "tc", reflected)
 	n.Server.Start("iperf3", "-s")
-	lab.Eventually(t, lab.Patience, func() error {
-		if n.Server.Run("ss", "-Hltn", "sport = :5201") == "" {
-			return errors.New("iperf3 does not listen")
-		}
-		return nil
-	})
 	for _, outer := range mtus {
 		for _, inner := range mtus {
 			n.SetMTU(outer, inner, outer)
@@ -170,19 +164,29 @@ func TestIperf(t *testing.T) {
 	}
 }
 
-// iperf sends 20 MB by TCP and returns how much of it arrived.
+// iperf sends 20 MB by TCP and returns how much of it arrived. Between two tests the server closes its listening socket for a
+// moment, so a refused connection is tried again.
 func iperf(t *testing.T, from *lab.Host, flags ...string) int64 {
 	t.Helper()
-	var report struct {
-		End struct {
+	type report struct {
+		Error string
+		End   struct {
 			Received struct{ Bytes int64 } `json:"sum_received"`
 		}
 	}
-	out := from.Run(append([]string{"iperf3", "-c", lab.External, "-n", "20M", "-J"}, flags...)...)
-	if err := json.Unmarshal([]byte(out), &report); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return report.End.Received.Bytes
+	var last report
+	lab.Eventually(t, lab.Patience, func() error {
+		out := from.Run(append([]string{"iperf3", "-c", lab.External, "-n", "20M", "-J"}, flags...)...)
+		last = report{}
+		if err := json.Unmarshal([]byte(out), &last); err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		if last.Error != "" {
+			return errors.New(last.Error)
+		}
+		return nil
+	})
+	return last.End.Received.Bytes
 }
 
 // TestPingDontFragment: a ping too big for the server's network is answered with the MTU that it

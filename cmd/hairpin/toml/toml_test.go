@@ -23,7 +23,7 @@ import (
 
 var values = []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
 
-// full has every key there is.
+// full has every key.
 const full = `version = 1
 [interfaces]
 wan = ["wan0"]
@@ -127,36 +127,36 @@ func TestParseReadsEveryKey(t *testing.T) {
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:30",
+				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:31",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:39",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:40",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:44",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:45",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:49",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:50",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:53",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:54",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:58",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:59",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:62",
+				Reflect: rule.ReflectRouter, Source: "x.toml:63",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:70",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:71",
 			},
 		},
 	}
@@ -195,7 +195,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestNoneIsNotAbsent: an empty list says something.
+// TestNoneIsNotAbsent: an empty list differs from an absent key.
 func TestNoneIsNotAbsent(t *testing.T) {
 	none, err := Parse("x.toml", []byte("version = 1\ndatapath.mss_clamp = []\nicmp.refuse = []\n"))
 	if err != nil || none.MSSClamp == nil || len(none.MSSClamp)+len(none.ICMP.Refuse) != 0 {
@@ -211,7 +211,7 @@ func TestNoneIsNotAbsent(t *testing.T) {
 	}
 }
 
-// TestProblems checks whole messages: where, what, and what to do.
+// TestProblems checks whole messages: the place, the cause and the cure.
 func TestProblems(t *testing.T) {
 	forward := func(lines string) string {
 		return "version = 1\ninterfaces.wan = [\"wan0\", \"wan1\"]\n[[forward]]\n" + lines
@@ -245,8 +245,8 @@ func TestProblems(t *testing.T) {
 		{"table as text", "version = 1\ntimeouts = \"1h\"\n", []string{`x.toml:2:12: timeouts: "1h" is a string where a table was expected`}},
 		{"one forward table", "version = 1\n[forward]\nname = \"a\"\n", []string{`x.toml:2:2: forward: it is a single table; write [[forward]] with two brackets`}},
 		{"forward of numbers", "version = 1\nforward = [1]\n", []string{`x.toml:2:12: forward: "1" is an integer where a table was expected`}},
-		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write it with its unit, as in "90s"`}},
-		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; one looks like 2h4m or 90s`}},
+		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write a string with a unit, as in "90s"`}},
+		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; write for example 2h4m or 90s`}},
 		{"short duration", "version = 1\ntimeouts.udp = \"0s\"\n", []string{`x.toml:2:16: timeouts.udp: 0s is out of range; it is 1s to 720h`}},
 		{"no duration at all", "version = 1\ntimeouts.tcp_opening = \"0s\"\n", []string{`x.toml:2:24: timeouts.tcp_opening: 0s is out of range; it is 1s to 720h`}},
 		{"long duration", "version = 1\ntimeouts.tcp_closing = \"721h\"\n", []string{`x.toml:2:24: timeouts.tcp_closing: 721h0m0s is out of range`}},
@@ -283,7 +283,7 @@ func TestProblems(t *testing.T) {
 		}},
 		{"prefixes", "version = 1\n[reflection.prefixes]\n\"192.168.1.0/24\" = \"198.18.1.0/25\"\n \"fd00:0::/64\" = \"10.0.0.0/24\"\n\"fd00::/64\" = \"fd01::/64\"\n", []string{
 			`x.toml:3:1: reflection.prefixes."192.168.1.0/24": 198.18.1.0/25 and the clients 192.168.1.0/24 differ in size`,
-			`x.toml:5:1: reflection.prefixes."fd00::/64": it is there twice`,
+			`x.toml:5:1: reflection.prefixes."fd00::/64": the network is there twice`,
 		}},
 		{"prefix without prefixes of the family", forward(good + "reflect = \"prefix\"\n[reflection.prefixes]\n\"fd00::/64\" = \"fd01::/64\""), []string{
 			`x.toml:8:11: forward "a": reflect: the mode is prefix, but reflection.prefixes has no IPv4 network; add the network of the clients, or choose another mode`,
@@ -343,7 +343,7 @@ func TestProblems(t *testing.T) {
 		{"relative file", "version = 1\n[dns.write]\nhosts = \"a\"\n", []string{`x.toml:3:9: dns.write.hosts: "a" is not an absolute path`}},
 		{"files that are one", "version = 1\n[dns.write]\nunbound = \"/a\"\nhosts = \"/a\"\n", []string{`x.toml:3:11: dns.write.unbound: "/a" is the file of hosts already`}},
 		{"reload as a line", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = \"unbound-control reload\" }\n", []string{
-			`x.toml:4:22: dns.reload.unbound: "unbound-control reload" is a string where a list was expected; write the program and each argument apart, as in ["unbound-control", "reload"]`,
+			`x.toml:4:22: dns.reload.unbound: "unbound-control reload" is a string where a list was expected; write the program and each argument as one item, as in ["unbound-control", "reload"]`,
 		}},
 		{"reload of nothing", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = [] }\n", []string{`x.toml:4:22: dns.reload.unbound: there is no program; remove the key to run none`}},
 		{"reload without a file", "version = 1\n[dns]\nreload = { unbound = [\"true\"] }\n", []string{`x.toml:3:22: dns.reload.unbound: the command has no file; give the path of the file in dns.write.unbound`}},
@@ -397,7 +397,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// TestEveryProblemIsReported, and none that only follows from another.
+// TestEveryProblemIsReported: every problem is reported, except problems that follow from another problem.
 func TestEveryProblemIsReported(t *testing.T) {
 	_, err := Parse("x.toml", []byte(`version = 3
 [interfaces]
