@@ -14,7 +14,7 @@ enum { FIB_AF_INET = 2, FIB_AF_INET6 = 10 };
  * interface. */
 struct fib_start {
 	__u32 ifindex;
-	__u32 flags;		/* flags of bpf_fib_lookup: 0, or BPF_FIB_LOOKUP_OUTPUT */
+	__u32 flags;		/* BPF_FIB_LOOKUP_OUTPUT; BPF_FIB_LOOKUP_DIRECT: main table or the VRF's, no rules */
 };
 
 /* Asks the kernel for the route of a packet of length bytes. Returns the result of bpf_fib_lookup. SUCCESS and
@@ -59,6 +59,12 @@ static __always_inline void fib_gateway(const struct bpf_fib_lookup *fib, struct
 static __always_inline bool fib_found(long result)
 {
 	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
+/* Has this look-up found a route that leaves by interface ifindex? */
+static __always_inline bool fib_leaves_by(long result, const struct bpf_fib_lookup *fib, __u32 ifindex)
+{
+	return fib_found(result) && fib->ifindex == ifindex;
 }
 
 static __always_inline enum reason fib_reason(long result)

@@ -243,17 +243,19 @@ type HairpinIcmpBudget struct {
 }
 
 type HairpinInterface struct {
-	_           structs.HostLayout
-	Role        HairpinRole
-	Mac         [6]uint8
-	Private     uint8
-	Addresses   uint8
-	RpFilter    uint8
-	Pad         [7]uint8
-	MssMtu      uint32
-	InterceptV4 uint32
-	InterceptV6 uint32
-	Address     [8]HairpinInterfaceAddress
+	_              structs.HostLayout
+	Role           HairpinRole
+	Mac            [6]uint8
+	Private        uint8
+	Addresses      uint8
+	RpFilter       uint8
+	PrivateSources uint8
+	Pad            [2]uint8
+	Below          uint32
+	MssMtu         uint32
+	InterceptV4    uint32
+	InterceptV6    uint32
+	Address        [8]HairpinInterfaceAddress
 }
 
 type HairpinInterfaceAddress struct {
@@ -400,6 +402,7 @@ const (
 	HairpinReasonREASON_CHALLENGED       HairpinReason = 36
 	HairpinReasonREASON_LEAK             HairpinReason = 37
 	HairpinReasonREASON_IPSEC            HairpinReason = 38
+	HairpinReasonREASON_PRIVATE_SOURCE   HairpinReason = 39
 )
 
 type HairpinReflect uint32

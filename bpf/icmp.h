@@ -63,7 +63,7 @@ static __always_inline void icmp_rewrite(struct work *work)
 
 /* May the error come in by another interface than the answers? Any router on the route of the quoted packet may send an
  * error. If the quoted packet left by a WAN, the error may come in by any WAN. If the quoted packet left by a LAN, the
- * error may come in by a LAN where the kernel's rp_filter accepts the error's source. */
+ * error may come in by a LAN where the error's source may come in. */
 static __always_inline enum reason icmp_other_interface(void *ctx, struct work *work, __u32 expected)
 {
 	__u32 ifindex = work->pkt.ifindex;
@@ -73,7 +73,7 @@ static __always_inline enum reason icmp_other_interface(void *ctx, struct work *
 	/* Only the router itself sends errors about packets to itself. */
 	if (!in || wan != (in->role == ROLE_WAN) || expected == LOOPBACK_IFINDEX)
 		return REASON_SPOOFED;
-	return wan || nat_source_expected(ctx, work, in) ? REASON_NONE : REASON_SPOOFED;
+	return wan ? REASON_NONE : ingress_source(ctx, work, in);
 }
 
 /* Decides what happens to an ICMP error. */

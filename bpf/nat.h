@@ -8,6 +8,7 @@
 #include "fib.h"
 #include "forward.h"
 #include "fragment.h"
+#include "ingress.h"
 #include "intercept.h"
 #include "lifecycle.h"
 #include "open.h"
@@ -66,6 +67,7 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	case REASON_CHALLENGED:
 		return xdp && work->pkt.opens ? VERDICT_DEFER : VERDICT_DROP;
 	case REASON_SPOOFED:
+	case REASON_PRIVATE_SOURCE:
 		return VERDICT_REFUSE;
 	case REASON_ENDED:
 		return xdp ? VERDICT_DEFER : VERDICT_DROP;
@@ -160,8 +162,13 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	struct rewrite *rw = &work->rw;
 	long result = nat_ask_route(ctx, work, start, &entry->to);
 
-	/* For IPv6 the kernel prefers the wanted output interface, but may return a route by another interface. */
-	if (start.flags && (!fib_found(result) || fib->ifindex != start.ifindex)) {
+	/* For IPv6 the kernel prefers the wanted output interface, but may return a route by another interface: such
+	 * as the default route of a VPN, which a rule puts before the main table. */
+	if (start.flags && !fib_leaves_by(result, fib, start.ifindex)) {
+		start.flags |= BPF_FIB_LOOKUP_DIRECT;
+		result = nat_ask_route(ctx, work, start, &entry->to);
+	}
+	if (start.flags && !fib_leaves_by(result, fib, start.ifindex)) {
 		result = nat_ask_route(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
 		if (fib_found(result) && !open_out_is_wan(fib->ifindex))
 			return REASON_NO_ROUTE;
@@ -264,24 +271,9 @@ static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite
 	rw->address_diff = csum_diff_addresses(&pkt->tuple, &rw->entry.to, pkt->v6);
 }
 
-enum { RP_FILTER_STRICT = 1 };
-
-/* Would the kernel's rp_filter accept this source on interface in (Documentation/networking/ip-sysctl.rst)? The
- * kernel has no rp_filter for IPv6: strict mode is assumed. Not inlined, to save stack. */
-static __noinline bool nat_source_expected(void *ctx, struct work *work, const struct interface *in)
-{
-	__u32 filter = work->pkt.v6 ? RP_FILTER_STRICT : in->rp_filter;
-	long result;
-
-	if (!filter)
-		return true;
-	result = fib_route_back(ctx, &work->route, work->pkt.ifindex, &work->pkt.tuple);
-	return fib_found(result) && (filter != RP_FILTER_STRICT || work->route.fib.ifindex == work->pkt.ifindex);
-}
-
 /* May this packet come in by a different interface than earlier packets of its direction? NONE: yes. A WAN may
- * replace another WAN. A LAN may replace another LAN if rp_filter would accept the source there. A WAN never
- * replaces a LAN, and a LAN never replaces a WAN. */
+ * replace another WAN. A LAN may replace another LAN if the packet's source may come in there. A WAN never replaces a
+ * LAN, and a LAN never replaces a WAN. */
 static __always_inline enum reason nat_other_interface(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -293,9 +285,7 @@ static __always_inline enum reason nat_other_interface(void *ctx, struct work *w
 		return REASON_NOT_ATTACHED;
 	if (wan != (in->role == ROLE_WAN) || (in->role == ROLE_LOCAL) != (conn->ifindex == LOOPBACK_IFINDEX))
 		return REASON_SPOOFED;
-	if (!wan && !nat_source_expected(ctx, work, in))
-		return REASON_SPOOFED;
-	return REASON_NONE;
+	return wan ? REASON_NONE : ingress_source(ctx, work, in);
 }
 
 __noinline int nat_other_interface_tc(struct __sk_buff *skb, struct conn *conn)

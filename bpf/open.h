@@ -7,6 +7,7 @@
 #include "conn.h"
 #include "fib.h"
 #include "forward.h"
+#include "ingress.h"
 #include "lifecycle.h"
 #include "mapping.h"
 #include "policy.h"
@@ -46,65 +47,17 @@ static __always_inline const union addr *open_router_address(const struct interf
 	return first;
 }
 
-/* Must a router never forward a packet with this source (RFC 1122 3.2.1.3, RFC 4291 2.4)? True for unspecified,
- * loopback, multicast and reserved addresses, and for IPv6 link-local addresses. */
-static __always_inline bool addr_martian(const union addr *addr)
-{
-	__be32 first = addr->word[0], last = addr->word[3];
-
-	if (addr_is_v4(addr))
-		return word_in(last, 0x00000000, 8) || word_in(last, 0x7f000000, 8) || word_in(last, 0xe0000000, 3);
-	return word_in(first, 0xff000000, 8) || word_in(first, 0xfe800000, 10) ||
-	       !(first | addr->word[1] | addr->word[2]);
-}
-
-/* Must this interface refuse packets with this source? Every interface refuses martians. A WAN with a public
- * address also refuses private sources. */
-static __always_inline bool open_source_martian(const struct interface *in, const union addr *source)
-{
-	return addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source));
-}
-
-/* May a packet with this source come in by this interface? On a LAN the route back to the source must leave by
- * this interface (strict mode of RFC 3704). On a WAN the route back may leave by any WAN: with several uplinks,
- * the default route leaves by only one of them. */
-static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
-{
-	const struct packet *pkt = &work->pkt;
-	const union addr *source = &pkt->tuple.src;
-	const struct interface *back;
-	__u32 ifindex;
-	long result;
-
-	/* Only the router itself sends packets by the loopback device. */
-	if (in->role == ROLE_LOCAL)
-		return true;
-	if (open_source_martian(in, source))
-		return false;
-	/* A stand-in is an address of a LAN client: the Internet must not use it as a source. */
-	if (in->role == ROLE_WAN && stand_in_answered(source))
-		return false;
-	/* If there is no route back, the source is the router's own address, broadcast, multicast or unreachable. */
-	result = fib_route_back(ctx, &work->route, pkt->ifindex, &pkt->tuple);
-	ifindex = fib_found(result) ? work->route.fib.ifindex : 0;
-	/* The route back is the route of the answers to the opener: keep its next hop. */
-	if (ifindex == pkt->ifindex && result == BPF_FIB_LKUP_RET_SUCCESS && !work->open.by_server)
-		work->open.client_hop = hop_remember(false);
-	if (in->role == ROLE_LAN)
-		return ifindex == pkt->ifindex;
-	back = bpf_map_lookup_elem(&interfaces, &ifindex);
-	return back && back->role == ROLE_WAN;
-}
-
 /* Must the source become the router's address? Yes for a connection of the router's own processes. Yes for a LAN
  * client with reflect router, or if the target is behind the client's interface: its answers would go directly to
- * the client, not through the router. */
+ * the client, not through the router. The client's packets may come in by another interface than the one behind which
+ * the client is: by a macvlan with a virtual MAC address (VRRP), or with asymmetric routes. */
 static __always_inline bool open_reflects(const struct opening *open, const struct forward *forward,
 					  const struct interface *in, __u32 out_ifindex)
 {
 	if (in->role == ROLE_LOCAL)
 		return true;
-	return in->role == ROLE_LAN && (forward->reflect == REFLECT_ROUTER || out_ifindex == open->ifindex);
+	return in->role == ROLE_LAN && (forward->reflect == REFLECT_ROUTER || out_ifindex == open->ifindex ||
+					out_ifindex == open->client_by);
 }
 
 /* Sets open->sent.src, the source that the answerer sees. With reflect prefix, an opener that has no stand-in is
@@ -411,6 +364,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	const struct packet *pkt = &work->pkt;
 	const union addr *client = &work->open.key.src;
 	const struct interface *by = work->open.by_server ? bpf_map_lookup_elem(&interfaces, &pkt->ifindex) : in;
+	enum reason reason;
 
 	work->open.client_hop = 0;
 	work->open.lan = in->role == ROLE_LAN ? source_lan_hash(work->open.ifindex) : 0;
@@ -425,8 +379,13 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 		return REASON_NON_SYN;
 	if (pkt->hook == HOOK_XDP && __builtin_memcmp(in->mac, pkt->local_mac, ETH_ALEN) != 0)
 		return REASON_OTHER_HOST;
-	if (!by || !open_source_ok(ctx, work, by))
-		return REASON_SPOOFED;
+	reason = by ? ingress_source(ctx, work, by) : REASON_SPOOFED;
+	if (reason != REASON_NONE)
+		return reason;
+	work->open.client_by = work->open.by_server ? work->open.ifindex : work->route.back_ifindex;
+	/* The way back to the opener is the way of the answers: keep its next hop. */
+	if (work->route.back_resolved && !work->open.by_server)
+		work->open.client_hop = hop_remember(false);
 	if (!forward_allows(forward_slot(), forward, client))
 		return REASON_NOT_ALLOWED;
 	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
@@ -516,7 +475,7 @@ static __always_inline void open_write(struct work *work, const struct interface
 	conn->ifindex = open->to_router ? LOOPBACK_IFINDEX : work->route.fib.ifindex;
 	if (!open->to_router && open_out_is_wan(work->route.fib.ifindex))
 		conn->identity |= CONN_FROM_WAN;
-	/* If opener and answerer are behind one interface, the answers leave by the next hop that open_source_ok
+	/* If opener and answerer are behind one interface, the answers leave by the next hop that ingress_source
 	 * has found. A stored hop holds the ingress interface's MAC address, so it fits no other interface. */
 	conn->hop = work->route.fib.ifindex == open->ifindex ? open->client_hop : 0;
 	tuple_reverse(&open->key, &open->to);
@@ -663,7 +622,8 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 	__u32 ifindex = open->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 
-	if (!in || in->role != ROLE_WAN || open_source_martian(in, &open->key.src))
+	if (!in || in->role != ROLE_WAN || addr_martian(&open->key.src) ||
+	    (ingress_public_only(in) && addr_private(&open->key.src)))
 		return false;
 	if (!several_wans)
 		return true;

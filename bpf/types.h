@@ -136,6 +136,7 @@ enum reason {
 	REASON_CHALLENGED,	/* SYN flood: hairpin answers this SYN with a challenge, or this RST answers a challenge */
 	REASON_LEAK,		/* leak guard: leaves by a WAN with the private address of a target as its source */
 	REASON_IPSEC,		/* an IPsec policy protects the packet or its answers: it would leave unencrypted (RFC 4301 5.1) */
+	REASON_PRIVATE_SOURCE,	/* private source on a WAN with a public address, and private_sources does not name the WAN */
 };
 
 /* One side of a policy's selector. */
@@ -305,8 +306,10 @@ struct interface {
 	__u8 mac[6];		/* zero: the device has no Ethernet header */
 	__u8 private;		/* 1: it has a private IPv4 address, so private sources may come in by it */
 	__u8 addresses;		/* number of entries in address[] */
-	__u8 rp_filter;		/* rp_filter of the kernel, IPv4 (RFC 3704): 0 off, 1 strict, 2 loose */
-	__u8 pad[7];
+	__u8 rp_filter;		/* rp_filter of the kernel (RFC 3704), used for both families: 0 off, 1 strict, 2 loose */
+	__u8 private_sources;	/* 1: the configuration accepts private sources on this WAN */
+	__u8 pad[2];
+	__u32 below;		/* macvlan: index of the device below it, which sends and receives its frames; 0: none */
 	__u32 mss_mtu;		/* MTU in bytes that the MSS of a forwarded SYN must fit; 0: the MSS stays */
 	__u32 intercept_v4, intercept_v6; /* LAN: external ids of its intercepts; 0: none */
 	struct interface_address address[INTERFACE_ADDRESSES];

@@ -44,6 +44,8 @@ struct rewrite {
 struct route {
 	struct bpf_fib_lookup fib;
 	struct tuple back;	/* the reverse of a packet's tuple, for fib_route_back */
+	__u32 back_ifindex;	/* ingress_source: interface of the way back to the packet's source; 0: not known */
+	bool back_resolved;	/* ingress_source: LAN; fib has the next hop of that way, by the packet's own interface */
 	struct hop fresh;	/* the next hop in fib, before it is stored in hops */
 };
 
@@ -89,6 +91,7 @@ struct opening {
 	bool mapped;		/* reflect public: the connection needs an external port that no other client has */
 	bool inserted;		/* this CPU has inserted both entries: life_begin must follow */
 	__u32 client_hop;	/* reference of the next hop to the client; 0: not known */
+	__u32 client_by;	/* interface by which the route to the client leaves; 0: not known */
 	__u32 tries;		/* number of ports tried; not on the stack: the verifier would follow each value */
 	struct tuple sent;	/* the opener's packet in the form that the target gets */
 	struct tuple answer;	/* key of the answerer's direction */

@@ -24,7 +24,10 @@ type Link struct {
 	// RPFilter is the effective net.ipv4.conf.*.rp_filter for packets that arrive here. 0: sources are not
 	// checked. 1 (strict): the route to the source must use this link. 2 (loose): a route to the source
 	// must exist.
-	RPFilter     uint8
+	RPFilter uint8
+	// Below is the index of the device below a macvlan. 0: the link is no macvlan, or the device is in another
+	// network namespace.
+	Below        int
 	HardwareAddr net.HardwareAddr
 	// Addresses holds the IPv4 and IPv6 addresses with prefix length and host bits. The preferred source is
 	// first.
@@ -100,6 +103,7 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		Veth:         dev.Type() == "veth",
 		VLANs:        vlansOn(dev, devices),
 		Tags:         tags,
+		Below:        below(dev),
 		physical:     isPhysical(attrs),
 	}
 	l.setAddresses(addresses)
@@ -146,6 +150,15 @@ func portOf(dev netlink.Link, devices []netlink.Link) string {
 		}
 	}
 	return ""
+}
+
+// below returns the index of the device below a macvlan. It returns 0 for a device of another network namespace, whose
+// index has no meaning here.
+func below(dev netlink.Link) int {
+	if dev.Type() != "macvlan" || dev.Attrs().NetNsID >= 0 {
+		return 0
+	}
+	return dev.Attrs().ParentIndex
 }
 
 // RouteTo returns the index of the interface that the routing table selects for addr. It needs no

@@ -41,20 +41,20 @@ func TestPrintedSettingsAreConfiguration(t *testing.T) {
 // text.
 func TestEverySettingHasText(t *testing.T) {
 	cfg := config.Default()
-	cfg.WAN, cfg.LAN, cfg.MSSClamp = []string{"wan0", "ppp0"}, []string{"lan0"}, []string{"ppp0"}
+	cfg.WAN, cfg.LAN, cfg.MSSClamp, cfg.PrivateSources = []string{"wan0", "ppp0"}, []string{"lan0"}, []string{"ppp0"}, []string{"wan0"}
 	cfg.StandIns = []rule.StandIn{
 		{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 		{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 	}
 	for _, key := range []string{
-		"interfaces.wan", "interfaces.lan", "datapath.mode", "datapath.max_connections", "datapath.max_per_source",
+		"interfaces.wan", "interfaces.lan", "interfaces.private_sources", "datapath.mode", "datapath.max_connections", "datapath.max_per_source",
 		"datapath.mss_clamp",
 		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.tcp_opening", "timeouts.tcp_closing",
 		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "timeouts.address_grace", "icmp.refuse", "icmp.rate", "reflection.default", "reflection.prefixes",
 		"metrics.listen",
 	} {
 		text := "version = 1\n" + key + " = " + settingText(cfg, key) + "\n"
-		if key == "datapath.mss_clamp" {
+		if key == "datapath.mss_clamp" || key == "interfaces.private_sources" {
 			text += "interfaces.wan = " + settingText(cfg, "interfaces.wan") + "\n"
 		}
 		if _, err := toml.Parse("setting", []byte(text)); err != nil {

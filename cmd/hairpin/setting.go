@@ -19,6 +19,8 @@ func settingText(cfg config.Config, key string) string {
 		return listText(cfg.WAN)
 	case "interfaces.lan":
 		return listText(cfg.LAN)
+	case "interfaces.private_sources":
+		return listText(cfg.PrivateSources)
 	case "datapath.mode":
 		return strconv.Quote(cfg.Mode)
 	case "datapath.max_connections":

@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -46,6 +47,10 @@ type portRow struct {
 	Reason    string   `json:"reason,omitempty"`
 	Index     int      `json:"index,omitempty"`
 	Addresses []string `json:"addresses"` // IPv4 and IPv6; on a WAN interface: the addresses that forwards listen on
+	// PrivateSources says that interfaces.private_sources names the interface.
+	PrivateSources bool `json:"private_sources,omitempty"`
+	// PrivateDropped counts packets that were dropped because their sources are private.
+	PrivateDropped uint64 `json:"private_sources_dropped,omitempty"`
 }
 
 // nearlyFull is the used share of the connection table at which status warns.
@@ -101,6 +106,10 @@ func (a *app) status() (status, error) {
 		return st, err
 	}
 	st.Forwards, st.Interfaces = survey.Forwards, newPortRows(survey.Ports)
+	for i := range st.Interfaces {
+		row := &st.Interfaces[i]
+		row.PrivateSources, row.PrivateDropped = slices.Contains(cfg.PrivateSources, row.Name), survey.Private[row.Name]
+	}
 	st.Warnings = append(st.Warnings, survey.Warnings...)
 	if !st.Daemon && len(survey.Ports) > 0 {
 		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed; run \"systemctl start hairpin\"")
@@ -184,6 +193,10 @@ func (a *app) printStatus(st status) error {
 		}
 		if p.Reason != "" {
 			fmt.Fprintf(a.out, "%s: %s\n", printable(p.Name), printable(p.Reason))
+		}
+		if p.PrivateDropped > 0 && !p.PrivateSources {
+			fmt.Fprintf(a.out, "%s: %d packets were dropped because their sources are private; if the provider routes private addresses to %[1]s, name %[1]s in interfaces.private_sources\n",
+				printable(p.Name), p.PrivateDropped)
 		}
 	}
 	if len(st.Warnings) > 0 {

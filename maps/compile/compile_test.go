@@ -413,6 +413,16 @@ func TestCompareListsSettings(t *testing.T) {
 		t.Error(got)
 	}
 	to = mapstest.Config(t)
+	to.PrivateSources = []string{"wan1", "wan0"}
+	from.PrivateSources = []string{"wan0"}
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[interfaces.private_sources]" {
+		t.Error(got)
+	}
+	from.PrivateSources = []string{"wan0", "wan1"}
+	if got := fmt.Sprint(compare(from, to).Settings); got != "[]" {
+		t.Errorf("%s: their order means nothing", got)
+	}
+	from, to = mapstest.Config(t), mapstest.Config(t)
 	to.Timeouts.TCPOpening, to.Timeouts.TCPClosing = time.Second, to.Timeouts.TCPTransitory
 	if got := fmt.Sprint(compare(from, to).Settings); got != "[timeouts.tcp_opening]" {
 		t.Errorf("%s: what is written as it was by default is no change", got)

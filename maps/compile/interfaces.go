@@ -25,7 +25,7 @@ var roles = map[config.Role]bpf.HairpinRole{
 
 // InterfaceEntry returns the value of an interface in map interfaces, if this document is running.
 func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
-	value := bpf.HairpinInterface{Role: roles[link.Role], RpFilter: link.RPFilter}
+	value := bpf.HairpinInterface{Role: roles[link.Role], RpFilter: link.RPFilter, Below: uint32(link.Below)}
 	if len(link.HardwareAddr) == len(value.Mac) {
 		copy(value.Mac[:], link.HardwareAddr)
 	}
@@ -35,6 +35,9 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 		if addr.Is4() && (addr.IsPrivate() || addr.IsLinkLocalUnicast() || carrierGrade.Contains(addr)) {
 			value.Private = 1
 		}
+	}
+	if link.Role == config.RoleWAN && slices.Contains(d.Config.PrivateSources, link.Name) {
+		value.PrivateSources = 1
 	}
 	for i, prefix := range ownAddresses(link, len(value.Address)) {
 		value.Address[i] = bpf.HairpinInterfaceAddress{

@@ -32,6 +32,7 @@ func CompareSettings(from, to Config) (keys []string) {
 	}{
 		{"interfaces.wan", from.WAN, to.WAN},
 		{"interfaces.lan", from.LAN, to.LAN},
+		{"interfaces.private_sources", sorted(from.PrivateSources), sorted(to.PrivateSources)},
 		{"datapath.mode", from.Mode, to.Mode},
 		{"datapath.max_connections", from.MaxConnections, to.MaxConnections},
 		{"datapath.max_per_source", from.PerSource(), to.PerSource()},

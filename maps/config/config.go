@@ -65,6 +65,7 @@ var modes = []string{ModeAuto, ModeXDP, ModeXDPUntagged, ModeTC}
 type Config struct {
 	WAN            []string       `json:"wan"`
 	LAN            []string       `json:"lan"`
+	PrivateSources []string       `json:"private_sources,omitempty"` // WAN interfaces with a public address that accept private sources
 	Mode           string         `json:"mode"`
 	MaxConnections uint32         `json:"max_connections"`
 	MaxPerSource   uint32         `json:"max_per_source,omitempty"` // established connections of one client (RFC 6888 REQ-4): an address, but on a WAN an IPv6 /64; 0: MaxConnections / 8

@@ -31,7 +31,8 @@ type Interface struct {
 	XDPTransmit bool           // the driver can send redirected XDP frames (ndo_xdp_xmit)
 	MTU         int            // largest IP packet, in bytes
 	Bare        bool           // its packets have no link-layer header, as of PPP, WireGuard and tun
-	RPFilter    uint8          // rp_filter of the kernel (RFC 3704), for IPv4: 0 off, 1 strict, 2 loose
+	RPFilter    uint8          // rp_filter of the kernel (RFC 3704), used for both families: 0 off, 1 strict, 2 loose
+	Below       int            // macvlan: index of the device below it; 0: none
 
 	HardwareAddr net.HardwareAddr // MAC address; empty if the interface has no Ethernet header
 }

@@ -119,6 +119,20 @@ func (v *validator) interfaces() {
 			seen[name] = list.field
 		}
 	}
+	v.privateSources()
+}
+
+func (v *validator) privateSources() {
+	for i, name := range v.PrivateSources {
+		var err error
+		switch {
+		case !slices.Contains(v.WAN, name):
+			err = v.notWAN(name)
+		case slices.Contains(v.PrivateSources[:i], name):
+			err = fmt.Errorf("%s is there twice", rule.Quote(name))
+		}
+		v.check(-1, "interfaces.private_sources", rule.OfItem(i, err))
+	}
 }
 
 func (v *validator) settings() {

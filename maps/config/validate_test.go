@@ -78,6 +78,9 @@ func TestValidateRefuses(t *testing.T) {
 		{"too much ICMP", nil, func(c *config.Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
 		{"clamp on no interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan7"} }, `datapath.mss_clamp: "lan7" is in neither interfaces.wan nor interfaces.lan; did you mean "lan0"?`},
 		{"clamp without interfaces", nil, func(c *config.Config) { *c = config.Default(); c.MSSClamp = []string{"wan0"} }, `datapath.mss_clamp: "wan0" is in neither interfaces.wan nor interfaces.lan; no interface is configured`},
+		{"private sources on a LAN", nil, func(c *config.Config) { c.PrivateSources = []string{"wan0", "lan0"} }, `interfaces.private_sources: "lan0" is a LAN interface where one of interfaces.wan was expected`},
+		{"private sources nowhere", nil, func(c *config.Config) { c.PrivateSources = []string{"wan7"} }, `interfaces.private_sources: "wan7" is not a WAN interface; `},
+		{"private sources twice", nil, func(c *config.Config) { c.PrivateSources = []string{"wan0", "wan0"} }, `interfaces.private_sources: "wan0" is there twice`},
 		{"reflection", nil, func(c *config.Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
@@ -123,7 +126,12 @@ func TestValidateTakes(t *testing.T) {
 		}(),
 		"silence": func() config.Config {
 			c := mapstest.Config(t)
-			c.ICMP.Refuse, c.MSSClamp = []string{}, []string{}
+			c.ICMP.Refuse, c.MSSClamp, c.PrivateSources = []string{}, []string{}, []string{}
+			return c
+		}(),
+		"private sources": func() config.Config {
+			c := mapstest.Config(t)
+			c.PrivateSources = []string{"wan1", "wan0"}
 			return c
 		}(),
 		"one after the other": mapstest.Config(t, "a tcp 6000-6010 to 10.0.0.1", "b tcp 6011-6020 to 10.0.0.1"),

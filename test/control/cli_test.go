@@ -238,7 +238,9 @@ func TestTargetsThatAreNoHosts(t *testing.T) {
 }
 
 // settingLines is the output of diff for a file that sets every ICMP and TCP setting.
-const settingLines = `- datapath.mss_clamp = (absent: PPP, WireGuard and tun devices)
+const settingLines = `- interfaces.private_sources = []
++ interfaces.private_sources = ["wan0"]
+- datapath.mss_clamp = (absent: PPP, WireGuard and tun devices)
 + datapath.mss_clamp = ["wan0"]
 - timeouts.tcp_opening = "4m0s"
 + timeouts.tcp_opening = "10s"
@@ -254,8 +256,8 @@ func TestDiffShowsEverySetting(t *testing.T) {
 	n := lab.NewNetwork(t)
 	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
 	hp.Run("attach")
-	hp.Write(home.Config("tc", "mss_clamp = [\"wan0\"]\n[timeouts]\ntcp_opening = \"10s\"\ntcp_closing = \"20s\"\n"+
-		"[icmp]\nrefuse = []\nrate = 10\n"+home.Forwards))
+	hp.Write(strings.Replace(home.Config("tc", "mss_clamp = [\"wan0\"]\n[timeouts]\ntcp_opening = \"10s\"\ntcp_closing = \"20s\"\n"+
+		"[icmp]\nrefuse = []\nrate = 10\n"+home.Forwards), "[datapath]", "private_sources = [\"wan0\"]\n[datapath]", 1))
 	r, err := hp.Try("diff")
 	if err != nil || r.Code != 3 || r.Stdout != settingLines {
 		t.Errorf("diff: exit code %d, %v (-want +got)\n%s", r.Code, err, cmp.Diff(settingLines, r.Stdout))

@@ -519,7 +519,7 @@ func openRows6() (rows []row6) {
 			f := c.flow("from the Internet", false)
 			f.Client = netip.AddrPortFrom(netip.MustParseAddr(source), c.port())
 			in, _ := f.In(opener6)
-			return []step{step{at: f.At, in: in.Bytes()}.refused("spoofed")}
+			return []step{step{at: f.At, in: in.Bytes()}.refused(spoofReason("from the Internet", f.Client.Addr()))}
 		}})
 	}
 	for name, source := range map[string]string{

@@ -273,17 +273,31 @@ func spoofRows() (rows []row) {
 				f.Client = mustAddrPort(e.source)
 				in, _ := f.In(opener, frames.Payload("spoofed"))
 				short, _ := f.In(opener, frames.Payload("spoofed"), frames.TTL(1))
-				return []step{
-					step{at: f.At, in: in.Bytes()}.refused("spoofed"), step{at: f.At, in: short.Bytes()}.refused("spoofed"),
-				}
+				reason := spoofReason(e.way, f.Client.Addr())
+				return []step{step{at: f.At, in: in.Bytes()}.refused(reason), step{at: f.At, in: short.Bytes()}.refused(reason)}
 			}})
 		}
 		rows = append(rows, row{fmt.Sprintf("row %s: echo from %s", e.number, e.name), func(c *corpus) []step {
 			f := c.basic(e.way)
 			f.Client = netip.AddrPortFrom(mustAddrPort(e.source).Addr(), f.Client.Port())
 			in, _ := f.In(echo(icmpEchoRequest, 1, "spoofed"))
-			return []step{step{at: f.At, in: in.Bytes()}.refused("spoofed")}
+			return []step{step{at: f.At, in: in.Bytes()}.refused(spoofReason(e.way, f.Client.Addr()))}
 		}})
 	}
 	return rows
+}
+
+// spoofReason is the reason for which a source is refused. A private source of nobody behind the router may be one that the provider
+// routes to the WAN: status counts it apart.
+func spoofReason(way string, source netip.Addr) string {
+	for _, own := range []string{"192.168.1.0/24", "192.168.2.0/24", "fd00:1::/64", "fd00:2::/64"} {
+		if netip.MustParsePrefix(own).Contains(source) {
+			return "spoofed"
+		}
+	}
+	shared := netip.MustParsePrefix("100.64.0.0/10").Contains(source) || netip.MustParsePrefix("169.254.0.0/16").Contains(source)
+	if way == "from the Internet" && (source.IsPrivate() || shared) {
+		return "private_source"
+	}
+	return "spoofed"
 }

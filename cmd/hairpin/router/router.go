@@ -195,6 +195,7 @@ func asInterface(link loader.Link, role config.Role) config.Interface {
 		MTU:          link.MTU,
 		Bare:         link.Bare,
 		RPFilter:     link.RPFilter,
+		Below:        link.Below,
 		HardwareAddr: link.HardwareAddr,
 	}
 }

@@ -22,6 +22,8 @@ type Survey struct {
 	Ports    []Port
 	Forwards int // number of running forwards
 	Warnings []string
+	// Private counts, by the names of WANs, the packets that were dropped because their sources are private.
+	Private map[string]uint64
 }
 
 // Survey checks every interface of cfg, the running configuration, and every running forward. It keeps one
@@ -60,8 +62,29 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	check(cfg, here) // checks the reflect prefixes
+	counters, err := s.Tables.Counters()
+	if err != nil {
+		return Survey{}, err
+	}
+	found.Private = privateSources(counters, seen.ports)
 	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, foreign.warnings(), protected.Warnings(), problems)
 	return found, nil
+}
+
+// privateSources counts the packets that were dropped because their sources are private, by WAN interface.
+func privateSources(counters []maps.Counter, ports []Port) map[string]uint64 {
+	dropped := map[string]uint64{}
+	for _, c := range counters {
+		if c.Reason != "private_source" {
+			continue
+		}
+		for _, p := range ports {
+			if p.Link != nil && p.Link.Index == c.Index && p.Role == config.RoleWAN {
+				dropped[p.Name] += c.Packets
+			}
+		}
+	}
+	return dropped
 }
 
 // portWarnings returns the warnings about interfaces.

@@ -204,7 +204,11 @@ func readVersion(_ position, v *value) error {
 func (r *reader) sections() map[string]fields {
 	c := &r.cfg
 	return map[string]fields{
-		"interfaces": {"wan": intoStrings(&c.WAN), "lan": intoStrings(&c.LAN)},
+		"interfaces": {
+			"wan":             intoStrings(&c.WAN),
+			"lan":             intoStrings(&c.LAN),
+			"private_sources": intoStrings(&c.PrivateSources),
+		},
 		"datapath": {
 			"mode":            intoString(&c.Mode),
 			"max_connections": intoUint32(&c.MaxConnections),
@@ -424,7 +428,7 @@ func (r *reader) validate() {
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
-			noWAN && p.Field == "external",
+			noWAN && (p.Field == "external" || p.Field == "interfaces.private_sources"),
 			(noWAN || noLAN) && p.Field == "datapath.mss_clamp",
 			noLAN && p.Field == "lan",
 			noPrefixes && (p.Field == "reflect" || p.Field == "reflection.default"):

@@ -28,6 +28,7 @@ const full = `version = 1
 [interfaces]
 wan = ["wan0"]
 lan = ["lan0", "lan1"]
+private_sources = ["wan0"]
 [datapath]
 mode = "xdp"
 max_connections = 65_536
@@ -107,7 +108,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
+		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, PrivateSources: []string{"wan0"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
 		Timeouts: config.Timeouts{
 			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, TCPOpening: 241 * time.Second, TCPClosing: 242 * time.Second,
 			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second, AddressGrace: 3 * time.Second,
@@ -119,44 +120,44 @@ func TestParseReadsEveryKey(t *testing.T) {
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
 		DNS: []config.DNSFile{
-			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:28"},
-			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:28"},
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:29"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:29"},
 		},
 		Forwards: []rule.Forward{
 			{
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:31",
+				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:32",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:40",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:41",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:45",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:46",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:50",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:51",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:54",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:55",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:59",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:60",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:63",
+				Reflect: rule.ReflectRouter, Source: "x.toml:64",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:71",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:72",
 			},
 		},
 	}
@@ -260,6 +261,16 @@ func TestProblems(t *testing.T) {
 		{"clamp", "version = 1\ninterfaces.wan = [\"ppp0\"]\ndatapath.mss_clamp = [\"ppp1\"]\n", []string{`x.toml:3:23: datapath.mss_clamp: "ppp1" is in neither interfaces.wan nor interfaces.lan; did you mean "ppp0"?`}},
 		{"clamp of a wrong type", "version = 1\ninterfaces.lan = [\"tun0\"]\ndatapath.mss_clamp = [\"tun0\", 1280]\n", []string{`x.toml:3:31: datapath.mss_clamp: "1280" is an integer where a string was expected`}},
 		{"clamp on what cannot be read in lan", "version = 1\ninterfaces.lan = 7\ndatapath.mss_clamp = [\"tun0\"]\n", []string{`x.toml:2:18: interfaces.lan: "7" is an integer`}},
+		{"private sources", "version = 1\n[interfaces]\nwan = [\"wan0\"]\nlan = [\"lan0\"]\nprivate_sources = [\"lan0\",\n\"wan1\", 7]\n", []string{
+			`x.toml:6:9: interfaces.private_sources: "7" is an integer where a string was expected`,
+		}},
+		{"private sources where none come", "version = 1\n[interfaces]\nwan = [\"wan0\"]\nlan = [\"lan0\"]\nprivate_sources = [\"lan0\",\n\"wan1\",\n\"wan0\", \"wan0\"]\n", []string{
+			`x.toml:5:20: interfaces.private_sources: "lan0" is a LAN interface where one of interfaces.wan was expected`,
+			`x.toml:6:1: interfaces.private_sources: "wan1" is not a WAN interface; `,
+			`x.toml:7:9: interfaces.private_sources: "wan0" is there twice`,
+		}},
+		{"private sources as a table", "version = 1\ninterfaces.wan = \"wan0\"\ninterfaces.private_sources = { wan0 = true }\n", []string{`x.toml:3:30: interfaces.private_sources: it is a table where a string was expected`}},
+		{"private sources on what cannot be read", "version = 1\ninterfaces.wan = 7\ninterfaces.private_sources = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
 		{"clamp on what cannot be read", "version = 1\ninterfaces.wan = 7\ndatapath.mss_clamp = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
 		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
 		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
