@@ -153,13 +153,13 @@ type HairpinExternal struct {
 }
 
 type HairpinForward struct {
-	_          structs.HostLayout
-	Target     HairpinAddr
-	EpochRef   HairpinEpochRef
-	Reflect    HairpinReflect
-	PortShift  uint16
-	Restricted uint8
-	Pad        uint8
+	_            structs.HostLayout
+	Target       HairpinAddr
+	EpochRef     HairpinEpochRef
+	Reflect      HairpinReflect
+	PortShift    uint16
+	Restricted   uint8
+	HidesClients uint8
 }
 
 type HairpinForwardKey struct {
@@ -240,19 +240,10 @@ type HairpinInterface struct {
 	Role        HairpinRole
 	Mac         [6]uint8
 	Private     uint8
-	Addresses   uint8
 	RpFilter    uint8
-	Pad         [7]uint8
 	MssMtu      uint32
 	InterceptV4 uint32
 	InterceptV6 uint32
-	Address     [8]HairpinInterfaceAddress
-}
-
-type HairpinInterfaceAddress struct {
-	_       structs.HostLayout
-	Address HairpinAddr
-	Mask    HairpinAddr
 }
 
 type HairpinLive struct {
@@ -294,6 +285,20 @@ type HairpinOriginKey struct {
 	Protocol     uint8
 	Wan          uint8
 	Port         uint16
+}
+
+type HairpinOwnAddress struct {
+	_        structs.HostLayout
+	Address  HairpinAddr
+	Borrowed uint32
+	Pad      uint32
+}
+
+type HairpinOwnAddressKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Ifindex      uint32
+	Peer         HairpinAddr
 }
 
 type HairpinPlace4 struct {
@@ -414,7 +419,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 8
+	HairpinSchemaSCHEMA HairpinSchema = 9
 )
 
 type HairpinSecret struct {
@@ -621,6 +626,7 @@ const (
 	HairpinMapMaybeExternal   = "maybe_external"
 	HairpinMapOrigins         = "origins"
 	HairpinMapOriginsEmpty    = "origins_empty"
+	HairpinMapOwnAddresses    = "own_addresses"
 	HairpinMapPlaces4         = "places4"
 	HairpinMapPlaces6         = "places6"
 	HairpinMapProven          = "proven"
@@ -727,6 +733,7 @@ type HairpinMapSpecs struct {
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
+	OwnAddresses   *ebpf.MapSpec `ebpf:"own_addresses"`
 	Places4        *ebpf.MapSpec `ebpf:"places4"`
 	Places6        *ebpf.MapSpec `ebpf:"places6"`
 	Proven         *ebpf.MapSpec `ebpf:"proven"`
@@ -799,6 +806,7 @@ type HairpinMaps struct {
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
+	OwnAddresses   *ebpf.Map `ebpf:"own_addresses"`
 	Places4        *ebpf.Map `ebpf:"places4"`
 	Places6        *ebpf.Map `ebpf:"places6"`
 	Proven         *ebpf.Map `ebpf:"proven"`
@@ -846,6 +854,7 @@ func (m *HairpinMaps) Close() error {
 		m.MaybeExternal,
 		m.Origins,
 		m.OriginsEmpty,
+		m.OwnAddresses,
 		m.Places4,
 		m.Places6,
 		m.Proven,

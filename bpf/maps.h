@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Version of the layout of the pinned maps. It is raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 8 };
+enum schema { SCHEMA = 9 };
 
 /* Multiplicative hashing (Knuth): 2^32 divided by the golden ratio. Use the upper bits of the product: they mix best. */
 enum { HASH_MULTIPLIER = 2654435761u };
@@ -329,6 +329,16 @@ struct {
 	__uint(max_entries, 4096);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } interfaces SEC(".maps");
+
+/* The addresses that the router itself has, as hosts behind each interface see them. The control plane writes them. A
+ * look-up reads one entry, so a packet uses either an old address or a new one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct own_address_key);
+	__type(value, struct own_address);
+	__uint(max_entries, 4194304);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} own_addresses SEC(".maps");
 
 /* Output devices that take XDP frames. TC sends the packets to all other devices. */
 struct {

@@ -9,6 +9,7 @@
 #include "forward.h"
 #include "lifecycle.h"
 #include "mapping.h"
+#include "own_address.h"
 #include "stand_in.h"
 #include "work.h"
 
@@ -20,29 +21,17 @@ enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 
 enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
 enum { CONN_SCALE_BITS = 15 << CONN_SCALE_SHIFT };
 
-static __always_inline bool addr_in_prefix(const union addr *addr, const struct interface_address *prefix)
+/* Returns the router's address that the target sees. The choice is the one of the kernel's masquerading: for IPv4 the
+ * address in the subnet of the next hop (inet_select_addr), for IPv6 the address that fits the target
+ * (ipv6_dev_get_saddr). NULL: the router has no address of this family. */
+static __always_inline const struct own_address *open_router_address(const struct bpf_fib_lookup *fib,
+								     const union addr *target)
 {
-	__be32 differ = 0;
+	union addr next = *target;
 
-	for (int i = 0; i < 4; i++)
-		differ |= (addr->word[i] ^ prefix->address.word[i]) & prefix->mask.word[i];
-	return !differ;
-}
-
-/* Returns the router's address on interface out that the target sees: an address in the target's subnet, otherwise
- * the first address of the target's family. NULL: out has no address of this family. */
-static __always_inline const union addr *open_router_address(const struct interface *out,
-							     const union addr *target)
-{
-	const union addr *first = NULL;
-
-	for (int i = 0; i < INTERFACE_ADDRESSES && i < out->addresses; i++) {
-		if (addr_in_prefix(target, &out->address[i]))
-			return &out->address[i].address;
-		if (!first && addr_is_v4(&out->address[i].address) == addr_is_v4(target))
-			first = &out->address[i].address;
-	}
-	return first;
+	if (addr_is_v4(target) && fib->family == FIB_AF_INET)
+		addr_from_v4(&next, fib->ipv4_dst);
+	return own_address_find(fib->ifindex, &next);
 }
 
 /* Must a router never forward a packet with this source (RFC 1122 3.2.1.3, RFC 4291 2.4)? True for unspecified,
@@ -95,26 +84,29 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	return back && back->role == ROLE_WAN;
 }
 
-/* Must the source become the router's address? Yes for a connection of the router's own processes. Yes for a LAN
- * client with reflect router, or if the target is behind the client's interface: its answers would go directly to
- * the client, not through the router. */
-static __always_inline bool open_reflects(const struct opening *open, const struct forward *forward,
-					  const struct interface *in, __u32 out_ifindex)
+/* Must the target see the router's address? Yes where its answers would not pass the router otherwise:
+ *  - the router's own processes have opened the connection;
+ *  - the target is behind a WAN: its gateway may be another router (the kernel masquerades such a packet, too);
+ *  - the target is behind the interface of a LAN client.
+ * And yes if the forward wants it: for all clients, or with reflect router for LAN clients. */
+static __always_inline bool open_hides_client(const struct opening *open, const struct forward *forward,
+					      const struct interface *in, const struct interface *out, __u32 out_ifindex)
 {
-	if (in->role == ROLE_LOCAL)
+	if (in->role == ROLE_LOCAL || out->role == ROLE_WAN || forward->hides_clients)
 		return true;
 	return in->role == ROLE_LAN && (forward->reflect == REFLECT_ROUTER || out_ifindex == open->ifindex);
 }
 
 /* Sets open->sent.src, the source that the answerer sees. With reflect prefix, an opener that has no stand-in is
- * treated as with reflect auto. */
+ * treated as with reflect auto. NO_CONNECTION: the answer that should rebuild the connection shows its opener, but
+ * the forward hides openers. */
 static __always_inline enum reason open_source(struct work *work, const struct interface *in,
 					       const struct forward *forward)
 {
 	struct opening *open = &work->open;
 	__u32 ifindex = work->route.fib.ifindex;
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
-	const union addr *source;
+	const struct own_address *own;
 
 	/* No ingress program sees what the router sends to other hosts. With its own address as the source, the
 	 * router answers to itself by the loopback device, where hairpin sees the answers. */
@@ -124,15 +116,22 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	}
 	if (!out)
 		return REASON_NOT_ATTACHED;
-	if (in->role == ROLE_LAN && forward->reflect == REFLECT_PREFIX && stand_in_swap(&open->sent.src, true))
+	if (in->role == ROLE_LAN && out->role != ROLE_WAN && forward->reflect == REFLECT_PREFIX &&
+	    stand_in_swap(&open->sent.src, true))
 		return REASON_NONE;
 	open->mapped = in->role == ROLE_LAN && forward->reflect == REFLECT_PUBLIC;
-	if (!open->mapped && !open_reflects(open, forward, in, ifindex))
+	if (open->mapped) {
+		open->sent.src = open->key.dst;
 		return REASON_NONE;
-	source = open->mapped ? &open->key.dst : open_router_address(out, &open->sent.dst);
-	if (!source)
+	}
+	if (!open_hides_client(open, forward, in, out, ifindex))
+		return REASON_NONE;
+	if (open->by_server)
+		return REASON_NO_CONNECTION;
+	own = open_router_address(&work->route.fib, &open->sent.dst);
+	if (!own)
 		return REASON_NO_ADDRESS;
-	open->sent.src = *source;
+	open->sent.src = own->address;
 	return REASON_NONE;
 }
 
@@ -188,6 +187,14 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 	return connected;
 }
 
+/* May the answers come to a port of a forward? A forward of every port leaves no other port. An answer is found by its
+ * connection before the forwards are asked, so such a port is only the last choice. With reflect public the port is the
+ * client's for other senders, too: there it is no choice. */
+static __always_inline bool open_shares_port(const struct opening *open)
+{
+	return !open->mapped && (open->fixed || open->tries > PORT_PARITY_TRIES);
+}
+
 /* Is the port of the answers already in use by a forward or by a socket of the router? Then that forward or socket
  * would get the answers of this reflected connection. Not inlined, to save stack. */
 static __noinline bool open_port_taken(void *ctx, struct work *work)
@@ -200,7 +207,7 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 
 	if (addr_equal(&answer->dst, &work->open.key.src) && work->pkt.ifindex != LOOPBACK_IFINDEX)
 		return false;
-	external = external_find(&answer->dst);
+	external = open_shares_port(&work->open) ? NULL : external_find(&answer->dst);
 	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
 		return true;
 	length = open_socket_tuple(answer, tuple);
@@ -345,19 +352,19 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
 	struct opening *open = &work->open;
-	bool fixed = !work->pkt.l4.ports_length || open->by_server;
 
-	open->mapped &= !fixed;
+	open->fixed = !work->pkt.l4.ports_length || open->by_server;
+	open->mapped &= !open->fixed;
 	if (open->mapped)
 		open->answer.dport = mapping_port(work);
 	open->tries = 0;
-	if (!open_try_port(0, &search) && !fixed)
+	if (!open_try_port(0, &search) && !open->fixed)
 		bpf_loop(PORT_TRIES - 1, open_try_port, &search, 0);
 	if (search.reason == REASON_NONE && open->mapped)
 		mapping_keep(work);
 	if (search.reason != REASON_TUPLE_IN_USE && search.reason != REASON_NO_PORT)
 		return search.reason;
-	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
+	return open->fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
 }
 
 /* May this packet rebuild a connection that was lost? With a stand-in, the forward alone determines the
@@ -656,12 +663,7 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 
 	if (!in || in->role != ROLE_WAN || open_source_martian(in, &open->key.src))
 		return false;
-	if (!several_wans)
-		return true;
-	for (int i = 0; i < INTERFACE_ADDRESSES && i < in->addresses; i++)
-		if (addr_equal(&in->address[i].address, &open->key.dst))
-			return true;
-	return false;
+	return !several_wans || own_address_has(ifindex, &open->key.dst);
 }
 
 /* Rebuilds a lost connection from a packet of the answerer. The packet goes to the Internet if open.from_wan is

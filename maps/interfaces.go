@@ -20,8 +20,7 @@ import (
 // SetInterfaces writes the current interfaces and addresses to the maps, if they differ. Connections to removed addresses
 // end. Call it with the writer lock, after Apply and after each change of links or addresses.
 //
-// Forwards listen on all addresses of a WAN interface, but the entry of an interface has room for only eight of its own
-// addresses. Interfaces without a role must also be in ifs: their addresses are the router's own.
+// Interfaces without a role must also be in ifs: their addresses are the router's own.
 func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -31,7 +30,7 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 		return err
 	}
 	doc := &o.Document // without the decoded forwards, which are not needed here
-	locals := compile.Locals(doc, ifs)
+	locals, own, every := compile.Locals(doc, ifs), compile.OwnAddresses(ifs), ifs
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
@@ -40,11 +39,15 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	if err := t.putLocals(locals); err != nil {
 		return err
 	}
-	// A new interface is added before its addresses. A removed interface is deleted after its addresses.
+	before, err := t.putOwnAddresses(own)
+	if err != nil {
+		return err
+	}
+	// A new interface is added before its external addresses. A removed interface is deleted after them.
 	if err := t.putInterfaces(doc, ifs, present); err != nil {
 		return err
 	}
-	if err := t.followAddresses(doc, ifs, present); err != nil {
+	if err := t.followAddresses(doc, ifs, compile.GoneAddresses(before, every)); err != nil {
 		return err
 	}
 	if err := t.dropInterfaces(ifs, present); err != nil {
@@ -58,12 +61,12 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 
 // followAddresses updates the external addresses. It ends the connections of removed addresses, external addresses and
 // sources of reflected connections, and sends RSTs to both sides.
-func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, before map[uint32]bpf.HairpinInterface) error {
+// gone has the addresses that the router has had as sources until now.
+func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, gone map[bpf.HairpinAddr]bool) error {
 	ended, err := t.setExternals(doc, ifs)
 	if err != nil {
 		return err
 	}
-	gone := compile.GoneAddresses(before, ifs)
 	if err := t.endReflectedFrom(gone); err != nil {
 		return err
 	}
@@ -243,6 +246,57 @@ func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
 		return fmt.Errorf("the router's own addresses: %w", err)
 	}
 	return nil
+}
+
+// putOwnAddresses writes the addresses that hosts behind each interface see, and returns those from before. It must run
+// before putInterfaces, so that no packet meets a new interface without its addresses. Each change is one write of one
+// entry, and new entries come before old ones go. So a packet never finds that the router has no address.
+//
+// Race: an opening on CPU A reads an address. The writer removes the address here, and endReflectedFrom ends the
+// connections from it. Then A inserts its connection, from an address that the router no longer has. So the writer waits
+// here until all programs have ended that may have read the old entries.
+func (t *Tables) putOwnAddresses(wanted map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress) (before map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress, err error) {
+	if limit := t.objs.OwnAddresses.MaxEntries(); uint32(len(wanted)) > limit {
+		return nil, fmt.Errorf("the addresses of the router need %d table entries, but the table holds %d", len(wanted), limit)
+	}
+	before, err = readAll[bpf.HairpinOwnAddressKey, bpf.HairpinOwnAddress](t.objs.OwnAddresses)
+	if err != nil {
+		return nil, fmt.Errorf("list the router's own addresses: %w", err)
+	}
+	for key, value := range wanted {
+		if old, there := before[key]; there && old == value {
+			continue
+		}
+		if err := t.objs.OwnAddresses.Put(key, value); err != nil {
+			return nil, fmt.Errorf("write own address %s: %w", layout.FromAddr(value.Address), err)
+		}
+	}
+	changed := false
+	for key, old := range before {
+		value, there := wanted[key]
+		changed = changed || value != old
+		if there {
+			continue
+		}
+		if err := drop(t.objs.OwnAddresses, key); err != nil {
+			return nil, fmt.Errorf("forget own address %s: %w", layout.FromAddr(old.Address), err)
+		}
+	}
+	if changed {
+		err = t.awaitPrograms()
+	}
+	return before, err
+}
+
+// awaitPrograms waits until all programs have ended that run now. A write to an array of maps waits for them
+// (maybe_wait_bpf_programs), so the writer puts a map where it is already.
+func (t *Tables) awaitPrograms() error {
+	var inner *ebpf.Map
+	if err := t.objs.StandIns.Lookup(uint32(0), &inner); err != nil {
+		return fmt.Errorf("open slot 0 of %s: %w", outerName(t.objs.StandIns), err)
+	}
+	defer inner.Close()
+	return filling{t.objs.StandIns, inner, 0}.store()
 }
 
 // dropListeners removes the ids that no longer belong to exactly one address. It must run before map externals changes,

@@ -103,8 +103,16 @@ func (c Config) PerSource() uint32 { return cmp.Or(c.MaxPerSource, max(1, c.MaxC
 func (c Config) PerInterface() uint32 { return max(c.PerSource(), c.MaxConnections/2) }
 
 // ReflectOf returns the reflect mode of f: its own mode, or else the configured default. Intercepts do not use the
-// configured default: without a mode they have auto.
+// configured default: without a mode they have auto. A forward that hides its clients hides LAN clients, too.
 func (c Config) ReflectOf(f rule.Forward) rule.Reflect {
+	mode := c.configuredReflect(f)
+	if f.HidesClients() && mode != rule.ReflectOff {
+		return rule.ReflectRouter
+	}
+	return mode
+}
+
+func (c Config) configuredReflect(f rule.Forward) rule.Reflect {
 	switch {
 	case f.Reflect != "":
 		return f.Reflect

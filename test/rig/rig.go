@@ -176,10 +176,16 @@ func (r *Rig) configure(tb testing.TB, forwards []string) {
 // Watch writes the interfaces into the tables; external are the addresses of wan0.
 func (r *Rig) Watch(tb testing.TB, external ...netip.Prefix) {
 	tb.Helper()
+	r.WatchLAN(tb, LANAddress, external...)
+}
+
+// WatchLAN is Watch with this address on lan0.
+func (r *Rig) WatchLAN(tb testing.TB, lan netip.Addr, external ...netip.Prefix) {
+	tb.Helper()
 	interfaces := []config.Interface{
 		{Name: "wan0", Index: r.WAN.Index, Role: config.RoleWAN, HardwareAddr: r.WAN.MAC, XDPTransmit: true, RPFilter: 1, Addresses: external},
 		{Name: "lan0", Index: r.LAN.Index, Role: config.RoleLAN, HardwareAddr: r.LAN.MAC, XDPTransmit: true, RPFilter: 1,
-			Addresses: []netip.Prefix{netip.PrefixFrom(LANAddress, 24)}},
+			Addresses: []netip.Prefix{netip.PrefixFrom(lan, 24)}},
 		{Name: "lan1", Index: r.LAN2.Index, Role: config.RoleLAN, HardwareAddr: r.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(OtherAddress, 24)}},
 	}

@@ -61,6 +61,7 @@ port = "443"
 to = "192.168.1.20:8443"
 from = ["10.0.0.0/8", "192.0.2.1"]
 reflect = "auto"
+clients = "router"
 hosts = ["WWW.example.org.", "bücher.example"]
 [[forward]]
 name = "games"
@@ -126,36 +127,36 @@ func TestParseReadsEveryKey(t *testing.T) {
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:30",
+				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:30",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:39",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:40",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:44",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:45",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:49",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:50",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:53",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:54",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:58",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:59",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:62",
+				Reflect: rule.ReflectRouter, Source: "x.toml:63",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:70",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:71",
 			},
 		},
 	}
@@ -274,6 +275,10 @@ func TestProblems(t *testing.T) {
 			`x.toml:3:1: reflection.prefixes."192.168.1.0/24": 198.18.1.0/25 and the clients 192.168.1.0/24 differ in size`,
 			`x.toml:5:1: reflection.prefixes."fd00::/64": it is there twice`,
 		}},
+		{"clients as a list", forward(good + "clients = [\"router\"]"), []string{`x.toml:8:11: forward "a": clients: it is a list where a string was expected`}},
+		{"clients", forward(good + "clients = \"routers\""), []string{`x.toml:8:11: forward "a": clients: "routers" is not a value of clients; did you mean "router"?`}},
+		{"clients against reflect", forward(good + "reflect = \"public\"\nclients = \"router\""), []string{`x.toml:9:11: forward "a": clients: router hides every client behind the router's address, but reflect public gives LAN clients another address; remove one of the two`}},
+		{"clients of an intercept", intercept(goodIntercept + "clients = \"router\""), []string{`x.toml:8:1: intercept "dns": unknown key "clients"; possible are except, lan, name, port, protocol, reflect and to`}},
 		{"prefix without prefixes of the family", forward(good + "reflect = \"prefix\"\n[reflection.prefixes]\n\"fd00::/64\" = \"fd01::/64\""), []string{
 			`x.toml:8:11: forward "a": reflect: the mode is prefix, but reflection.prefixes has no IPv4 network; add the network of the clients, or choose another mode`,
 		}},
