@@ -448,7 +448,8 @@ type HairpinSettings struct {
 	StandIns       uint32
 	InterceptFirst uint16
 	InterceptLast  uint16
-	Pad            uint32
+	ReflectFirst   uint16
+	ReflectLast    uint16
 }
 
 type HairpinSide uint32

@@ -108,6 +108,7 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
 	const struct own_address *own;
 
+	open->by_router = false;
 	/* No ingress program sees what the router sends to other hosts. With its own address as the source, the
 	 * router answers to itself by the loopback device, where hairpin sees the answers. */
 	if (open->to_router) {
@@ -128,6 +129,7 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 		return REASON_NONE;
 	if (open->by_server)
 		return REASON_NO_CONNECTION;
+	open->by_router = true;
 	own = open_router_address(&work->route.fib, &open->sent.dst);
 	if (!own)
 		return REASON_NO_ADDRESS;
@@ -316,16 +318,47 @@ struct port_search {
 	enum reason reason;
 };
 
-/* Returns a random port in the range of the opener's port, below 1024 or from 1024 up (RFC 4787 REQ-3a). The port
- * has the parity of the opener's port (REQ-4), unless any_parity. */
-static __always_inline __be16 open_draw_port(__be16 client, bool any_parity)
+/* The range of ports to draw from. */
+struct port_range {
+	__u32 first, last;
+};
+
+/* Returns the ports for a connection of this opener. An opener below 1024 gets a port below 1024, others one from 1024 up
+ * (RFC 4787 REQ-3a). With the router's address as the source, the ports are those of the setting reflect_ports: no
+ * socket of the router gets one of them. If they are all in use, the last tries take any other port. */
+static __always_inline struct port_range open_port_range(const struct opening *open)
 {
-	__u32 kept = bpf_ntohs(client), random = bpf_get_prandom_u32();
-	__u32 port = kept < PORT_LOWEST ? random % PORT_LOWEST
-					: PORT_LOWEST + random % (PORTS_ALL - PORT_LOWEST);
+	const struct settings *settings = conn_settings();
+
+	if (bpf_ntohs(open->key.sport) < PORT_LOWEST)
+		return (struct port_range){ 0, PORT_LOWEST - 1 };
+	if (open->by_router && settings && open->tries <= PORT_PARITY_TRIES)
+		return (struct port_range){ settings->reflect_first, settings->reflect_last };
+	return (struct port_range){ PORT_LOWEST, PORTS_ALL - 1 };
+}
+
+/* May the connection keep the opener's port, if it is free? */
+static __always_inline bool open_keeps_port(const struct opening *open)
+{
+	struct port_range range = open_port_range(open);
+	__u32 port = bpf_ntohs(open->key.sport);
+
+	return !open->by_router || (range.first <= port && port <= range.last);
+}
+
+/* Returns a random port of the range. The port has the parity of the opener's port (RFC 4787 REQ-4), unless any_parity. */
+static __always_inline __be16 open_draw_port(const struct opening *open, bool any_parity)
+{
+	struct port_range range = open_port_range(open);
+	__u32 kept = bpf_ntohs(open->key.sport);
+	__u32 port = range.first + bpf_get_prandom_u32() % (range.last - range.first + 1);
 
 	if (!any_parity)
 		port = (port & ~1u) | (kept & 1);
+	if (port < range.first)
+		port += 2;
+	if (port > range.last)
+		port -= 2;
 	return bpf_htons((__u16)(port ? port : 2));
 }
 
@@ -336,8 +369,8 @@ static long open_try_port(__u32 index, struct port_search *search)
 	struct opening *open = &work->open;
 
 	(void)index;
-	if (open->tries > 0)
-		open->answer.dport = open_draw_port(open->key.sport, open->tries > PORT_PARITY_TRIES);
+	if (open->tries > 0 || !open_keeps_port(open))
+		open->answer.dport = open_draw_port(open, open->tries > PORT_PARITY_TRIES);
 	open->tries++;
 	if (open_port_taken(search->ctx, work) || (open->mapped && !mapping_claim(work)))
 		return 0;
@@ -345,8 +378,8 @@ static long open_try_port(__u32 index, struct port_search *search)
 	return search->reason != REASON_TUPLE_IN_USE && search->reason != REASON_NO_PORT;
 }
 
-/* Reserves the source port of the connection: the opener's port if it is free, otherwise a random port (RFC 6056
- * 3.3.2). The opener's port is in use if the opener reaches one target by two forwards, or if another reflected
+/* Reserves the source port of the connection: the opener's port if it is free and allowed, otherwise a random port
+ * (RFC 6056 3.3.2). The opener's port is in use if the opener reaches one target by two forwards, or if another reflected
  * opener has the same port. The insertion of the answerer's entry reserves the port. */
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
 {
@@ -355,6 +388,8 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 
 	open->fixed = !work->pkt.l4.ports_length || open->by_server;
 	open->mapped &= !open->fixed;
+	/* An ICMP query has an id, which no socket of the router reserves. */
+	open->by_router &= work->pkt.l4.ports_length == 2 * sizeof(__be16);
 	if (open->mapped)
 		open->answer.dport = mapping_port(work);
 	open->tries = 0;

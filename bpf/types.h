@@ -168,7 +168,8 @@ struct settings {
 	__u32 stand_ins;	/* 1: stand-ins are configured */
 	__u16 intercept_first;	/* lowest port of all intercepts; without intercepts, it is above intercept_last */
 	__u16 intercept_last;	/* highest port of all intercepts */
-	__u32 pad;
+	__u16 reflect_first;	/* lowest and highest source port of connections that show the router's address */
+	__u16 reflect_last;
 };
 _Static_assert(sizeof(struct settings) == 80, "struct settings has implicit padding");
 

@@ -88,6 +88,7 @@ struct opening {
 	bool resolved;		/* the MAC address of the next hop to the target is known */
 	bool mapped;		/* reflect public: the connection needs an external port that no other client has */
 	bool fixed;		/* the source port cannot be changed */
+	bool by_router;		/* the target sees the router's address, and the connection has ports */
 	bool inserted;		/* this CPU has inserted both entries: life_begin must follow */
 	__u32 client_hop;	/* reference of the next hop to the client; 0: not known */
 	__u32 tries;		/* number of ports tried; not on the stack: the verifier would follow each value */

@@ -46,6 +46,7 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"icmp.refuse", sorted(from.ICMP.Refuse), sorted(to.ICMP.Refuse)},
 		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
 		{"reflection.default", from.ReflectOf(rule.Forward{}), to.ReflectOf(rule.Forward{})},
+		{"reflection.ports", from.ReflectPorts, to.ReflectPorts},
 		{"reflection.prefixes", rule.SortedStandIns(from.StandIns), rule.SortedStandIns(to.StandIns)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
 		{"dns.write", dnsWrites(from), dnsWrites(to)},

@@ -69,7 +69,8 @@ type Config struct {
 	MSSClamp       []string       `json:"mss_clamp"`                // WAN interfaces whose MTU limits the MSS of SYNs; nil: the PPP devices
 	Timeouts       Timeouts       `json:"timeouts"`
 	ICMP           ICMPErrors     `json:"icmp"`
-	Reflection     rule.Reflect   `json:"reflection"` // reflect mode of forwards without a mode
+	Reflection     rule.Reflect   `json:"reflection"`    // reflect mode of forwards without a mode
+	ReflectPorts   rule.Ports     `json:"reflect_ports"` // source ports of connections for which the server sees the router's address
 	StandIns       []rule.StandIn `json:"stand_ins,omitempty"`
 	MetricsListen  string         `json:"metrics_listen"` // ADDR:PORT; "": no metrics
 	DNS            []DNSFile      `json:"dns,omitempty"`  // split DNS files, at most one per format
@@ -92,6 +93,7 @@ func Default() Config {
 		},
 		ICMP:          ICMPErrors{Refuse: []string{SideLAN}, Rate: 1000},
 		Reflection:    rule.ReflectAuto,
+		ReflectPorts:  rule.Ports{First: 61000, Last: 65535}, // above the kernel's default ip_local_port_range
 		MetricsListen: "127.0.0.1:9845",
 	}
 }

@@ -261,3 +261,80 @@ clients = "router"
 		})
 	}
 }
+
+// The router's own connections to a server and the reflected ones show the server one address. They never have one port: what the
+// router opens is its own, from a port of its own choice and from one that the kernel chooses.
+func TestRoutersOwnPorts(t *testing.T) {
+	for _, mode := range home.Modes {
+		t.Run(mode, func(t *testing.T) {
+			n := lab.NewNetwork6(t)
+			n.SetOffloads(home.OffloadsFor(mode))
+			n.Server.ServeTCP(":8080")
+			n.Server.ServeTCP("[::]:8080")
+			for _, h := range []*lab.Host{n.Client, n.Router} {
+				h.Sysctl("net/ipv4/ip_local_port_range", "20000 20999")
+			}
+			home.Start(t, n, mode, home.Forwards+home.Forwards6)
+			for _, at := range []struct{ external, server, client, router string }{
+				{lab.External, lab.Server, lab.Client, lab.RouterLAN},
+				{"[" + lab.External6 + "]", "[" + lab.Server6 + "]", "[" + lab.Client6 + "]", "[" + lab.RouterLAN6 + "]"},
+			} {
+				var reflected []*lab.Conn
+				for i := range 300 {
+					source := ""
+					if i == 0 {
+						source = at.client + ":5555"
+					}
+					c, err := n.Client.DialTCP(at.external+":80", source, lab.Patience)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer c.Close()
+					reflected = append(reflected, c)
+				}
+				for i := range 41 {
+					source := ""
+					if i == 0 {
+						source = at.router + ":5555"
+					}
+					c, err := n.Router.DialTCP(at.server+":8080", source, lab.Patience)
+					if err != nil {
+						t.Errorf("connection %d of the router itself: %v", i, err)
+						continue
+					}
+					if err := c.Echo(1000); err != nil {
+						t.Errorf("connection %d of the router itself: %v", i, err)
+					}
+					c.Close()
+				}
+				for i, c := range reflected {
+					if err := c.Echo(1000); err != nil {
+						t.Errorf("reflected connection %d: %v", i, err)
+					}
+				}
+				who, err := reflected[0].Who()
+				if err != nil || who.Port() < 61000 {
+					t.Errorf("the server sees %v, want a port from 61000 up (%v)", who, err)
+				}
+			}
+		})
+	}
+}
+
+// The router's own ports with the ephemeral ports of the kernel in the way: check and status name the sysctl.
+func TestPortConflictIsTold(t *testing.T) {
+	n := lab.NewNetwork(t)
+	n.Router.Sysctl("net/ipv4/ip_local_port_range", "1024 65535")
+	hp := home.Start(t, n, "tc", home.Forwards)
+	const want = "sysctl -w net.ipv4.ip_local_reserved_ports=61000-65535"
+	if out := hp.Run("status"); !strings.Contains(out, want) {
+		t.Errorf("status does not say %q:\n%s", want, out)
+	}
+	if r, err := hp.Try("check", hp.File); err != nil || r.Code != 0 || !strings.Contains(r.Stderr, want) {
+		t.Errorf("check does not say %q: %+v, %v", want, r, err)
+	}
+	n.Router.Sysctl("net/ipv4/ip_local_reserved_ports", "61000-65535")
+	if out := hp.Run("status"); strings.Contains(out, want) {
+		t.Errorf("the ports are reserved, and status says:\n%s", out)
+	}
+}

@@ -166,6 +166,8 @@ func (r *Rig) configure(tb testing.TB, forwards []string) {
 	cfg := &r.Config
 	cfg.WAN, cfg.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
 	cfg.MaxConnections = maps.ConnectionsLimit(&r.Objects)
+	// Reflected clients keep their ports, so that tables of frames can name them.
+	cfg.ReflectPorts = rule.Ports{First: 1024, Last: 65535}
 	for _, words := range forwards {
 		cfg.Forwards = append(cfg.Forwards, MustForward(tb, words))
 	}

@@ -226,6 +226,7 @@ func (r *reader) sections() map[string]fields {
 				c.Reflection, err = reflectMode(v)
 				return err
 			},
+			"ports":    intoPorts(&c.ReflectPorts),
 			"prefixes": r.standIns,
 		},
 		"metrics": {"listen": intoString(&c.MetricsListen)},
