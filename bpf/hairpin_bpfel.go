@@ -270,6 +270,13 @@ type HairpinMapping struct {
 	Pad        uint32
 }
 
+type HairpinMaybe uint32
+
+const (
+	HairpinMaybeMAYBE_EXTERNAL HairpinMaybe = 1
+	HairpinMaybeMAYBE_TARGET   HairpinMaybe = 2
+)
+
 type HairpinOrigin struct {
 	_           structs.HostLayout
 	External    uint32
@@ -608,6 +615,7 @@ const (
 	HairpinMapConns4          = "conns4"
 	HairpinMapConns6          = "conns6"
 	HairpinMapCounters        = "counters"
+	HairpinMapDirects         = "directs"
 	HairpinMapDocuments       = "documents"
 	HairpinMapEpochs          = "epochs"
 	HairpinMapExternals       = "externals"
@@ -715,6 +723,7 @@ type HairpinMapSpecs struct {
 	Conns4         *ebpf.MapSpec `ebpf:"conns4"`
 	Conns6         *ebpf.MapSpec `ebpf:"conns6"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	Directs        *ebpf.MapSpec `ebpf:"directs"`
 	Documents      *ebpf.MapSpec `ebpf:"documents"`
 	Epochs         *ebpf.MapSpec `ebpf:"epochs"`
 	Externals      *ebpf.MapSpec `ebpf:"externals"`
@@ -788,6 +797,7 @@ type HairpinMaps struct {
 	Conns4         *ebpf.Map `ebpf:"conns4"`
 	Conns6         *ebpf.Map `ebpf:"conns6"`
 	Counters       *ebpf.Map `ebpf:"counters"`
+	Directs        *ebpf.Map `ebpf:"directs"`
 	Documents      *ebpf.Map `ebpf:"documents"`
 	Epochs         *ebpf.Map `ebpf:"epochs"`
 	Externals      *ebpf.Map `ebpf:"externals"`
@@ -836,6 +846,7 @@ func (m *HairpinMaps) Close() error {
 		m.Conns4,
 		m.Conns6,
 		m.Counters,
+		m.Directs,
 		m.Documents,
 		m.Epochs,
 		m.Externals,

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "conn.h"
+#include "direct.h"
 #include "fib.h"
 #include "forward.h"
 #include "lifecycle.h"
@@ -290,6 +291,14 @@ __noinline bool open_remove_obstacle(void)
 
 enum { INSERT_EXISTS = 17 /* EEXIST */ };
 
+/* Can the opener also have a direct connection with the same answers? The target must see the opener's own address, and
+ * an Internet host reaches no private address. */
+static __always_inline bool open_may_be_direct(const struct opening *open)
+{
+	return !open->direct && addr_equal(&open->answer.dst, &open->key.src) &&
+	       (conn_path(open->conn.identity) != PATH_WAN || !addr_private(&open->answer.src));
+}
+
 /* Inserts the answerer's entry. BPF_NOEXIST keeps its key unique, so the insertion also reserves the source port.
  * BEGUN: another CPU has already opened this connection. OBSTACLE, RACED, TUPLE_IN_USE: as in open_obstacle. */
 __noinline enum reason open_reserve(void)
@@ -302,6 +311,10 @@ __noinline enum reason open_reserve(void)
 		return REASON_TABLE_FULL;
 	open = &work->open;
 	err = conn_insert(&open->answer, &open->conn, &open->to, &open->value);
+	if (!err && open_may_be_direct(open) && direct_has(work, &open->answer)) {
+		conn_erase(&open->answer);
+		return REASON_TUPLE_IN_USE;
+	}
 	if (!err)
 		return REASON_NONE;
 	if (err != -INSERT_EXISTS)
@@ -645,6 +658,16 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 	work->open.by_server = false;
 	work->open.from_wan = false;
 	return open_make(ctx, work, address, forward);
+}
+
+/* Opens a connection of no forward, for a direct connection that needs another port. */
+static __always_inline enum reason open_direct(void *ctx, struct work *work, bool stale)
+{
+	struct forward *none = &work->open.no_forward;
+
+	__builtin_memset(none, 0, sizeof(*none));
+	none->target = work->pkt.tuple.dst;
+	return open_connection(ctx, work, &none->epoch_ref, none, stale);
 }
 
 /* Finds the opener's interface for a connection that is being rebuilt: the route to the opener leaves by it.

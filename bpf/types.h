@@ -45,6 +45,12 @@ enum reflect {
 	REFLECT_OFF,
 };
 
+/* What an address may be: bits of the map maybe_external. */
+enum maybe {
+	MAYBE_EXTERNAL = 1 << 0,
+	MAYBE_TARGET = 1 << 1,
+};
+
 /* The states of a connection. The opener's entry decides; the answerer's entry holds a copy. A connection only moves down
  * this list. */
 enum conn_state {

@@ -73,6 +73,8 @@ struct opening {
 	bool by_server;		/* the target sent the packet, and the packet rebuilds the connection */
 	bool from_wan;		/* the target sent the packet to a client on the Internet */
 	bool key_used;		/* an entry may exist at the opener's key */
+	bool direct;		/* the packet opens a direct connection with the answers of another connection */
+	struct forward no_forward;	/* stands for the forward of a direct connection: id 0, and its own target */
 	__u32 ifindex;		/* interface by which the opener's packets come in */
 	struct tuple key;	/* key of the opener's direction */
 	struct entry entry;	/* copy of the entry found at key, which may be another CPU's */

@@ -128,6 +128,10 @@ func (w *walk) named(visit func(*layout.Entry, string) error) error {
 		if failed != nil || !w.lives(opener) {
 			return
 		}
+		if opener.Forward == 0 { // a direct connection that got another port
+			failed = visit(opener, "")
+			return
+		}
 		name, err := w.forward(opener.Forward)
 		if err != nil || name == "" { // the forward was removed a moment ago
 			failed = err

@@ -169,7 +169,7 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 	if want == old {
 		return nil
 	}
-	err = t.objs.MaybeExternal.Put(layout.MaybeExternalSlot(addr), uint32(1))
+	err = t.noteMaybe(addr, bpf.HairpinMaybeMAYBE_EXTERNAL)
 	if err == nil {
 		err = t.objs.Externals.Put(addr, want)
 	}
@@ -177,6 +177,19 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 		return fmt.Errorf("write address %s: %w", layout.FromAddr(addr), err)
 	}
 	return nil
+}
+
+// noteMaybe sets a bit of an address in map maybe_external. It must run before the address gets into its own map.
+func (t *Tables) noteMaybe(addr bpf.HairpinAddr, bit bpf.HairpinMaybe) error {
+	slot := layout.MaybeExternalSlot(addr)
+	var bits uint32
+	if err := t.objs.MaybeExternal.Lookup(slot, &bits); err != nil {
+		return err
+	}
+	if bits&uint32(bit) != 0 {
+		return nil
+	}
+	return t.objs.MaybeExternal.Put(slot, bits|uint32(bit))
 }
 
 // setTransmitters updates the devmap tx_ports: the devices to which XDP can redirect. Cached next hops contain this

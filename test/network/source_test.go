@@ -3,10 +3,15 @@
 package network
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"hairpin/test/home"
 	"hairpin/test/lab"
@@ -336,5 +341,93 @@ func TestPortConflictIsTold(t *testing.T) {
 	n.Router.Sysctl("net/ipv4/ip_local_reserved_ports", "61000-65535")
 	if out := hp.Run("status"); strings.Contains(out, want) {
 		t.Errorf("the ports are reserved, and status says:\n%s", out)
+	}
+}
+
+// dialShared connects from an address and port that other sockets of the host may have, too.
+func dialShared(t *testing.T, from *lab.Host, network, at, source string) net.Conn {
+	t.Helper()
+	dialer := net.Dialer{Timeout: lab.Patience, Control: func(_, _ string, raw syscall.RawConn) (err error) {
+		if failed := raw.Control(func(fd uintptr) {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
+		}); failed != nil {
+			return failed
+		}
+		return err
+	}}
+	if network == "udp" {
+		dialer.LocalAddr = net.UDPAddrFromAddrPort(netip.MustParseAddrPort(source))
+	} else {
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(source))
+	}
+	var c net.Conn
+	err := from.Do(func() (err error) {
+		c, err = dialer.DialContext(context.Background(), network, at)
+		return err
+	})
+	if err != nil {
+		t.Fatalf("%s from %s to %s: %v", network, source, at, err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// echoes has data echoed on a connection of TCP or UDP.
+func echoes(c net.Conn) error {
+	if udp, ok := c.(*net.UDPConn); ok {
+		_, err := lab.Exchange(udp, 1, 100)
+		return err
+	}
+	return (&lab.Conn{TCPConn: c.(*net.TCPConn)}).Echo(1000)
+}
+
+// A client connects to a server in another network directly, and by its forward, from one port. The server could not tell the
+// connections apart. The first keeps its port, the second gets another one, and both work.
+func TestDirectConnectionBesideItsForward(t *testing.T) {
+	for _, mode := range home.Modes {
+		t.Run(mode, func(t *testing.T) {
+			n := lab.NewNetwork6(t)
+			n.SetOffloads(home.OffloadsFor(mode))
+			n.Guest.ServeTCP(":8080")
+			n.Guest.ServeTCP("[::]:8080")
+			n.Guest.ServeUDP(":8080")
+			n.Guest.ServeUDP("[::]:8080")
+			// A second network of servers, which the Internet reaches without translation.
+			n.Guest.Address6("eth0", "2001:db8:7::50/64")
+			n.Router.Address6("lan1", "2001:db8:7::1/64")
+			n.Internet.Route("eth0", "2001:db8:7::/64", lab.External6, lab.InternetSource6)
+			hp := home.Start(t, n, mode, "")
+			hp.Run("forward", "add", "four", "tcp,udp", "81", "to", lab.Guest+":8080")
+			hp.Run("forward", "add", "six", "tcp,udp", "81", "to", "["+lab.Guest6+"]:8080")
+			hp.Run("forward", "add", "global", "tcp,udp", "82", "to", "[2001:db8:7::50]:8080")
+			for i, way := range []struct {
+				from                    *lab.Host
+				source, forward, server string
+			}{
+				{n.Client, lab.Client, lab.External + ":81", lab.Guest + ":8080"},
+				{n.Client, "[" + lab.Client6 + "]", "[" + lab.External6 + "]:81", "[" + lab.Guest6 + "]:8080"},
+				{n.Internet, "[" + lab.InternetSource6 + "]", "[" + lab.External6 + "]:82", "[2001:db8:7::50]:8080"},
+			} {
+				for j, network := range []string{"tcp", "udp"} {
+					for k, order := range [][]string{{way.forward, way.server}, {way.server, way.forward}} {
+						what := fmt.Sprintf("%s, %s first", network, order[0])
+						source := fmt.Sprintf("%s:%d", way.source, 5601+100*i+10*j+k)
+						first := dialShared(t, way.from, network, order[0], source)
+						if err := echoes(first); err != nil {
+							t.Errorf("%s: the first connection: %v", what, err)
+						}
+						second := dialShared(t, way.from, network, order[1], source)
+						for range 3 {
+							if err := echoes(second); err != nil {
+								t.Errorf("%s: the second connection: %v", what, err)
+							}
+							if err := echoes(first); err != nil {
+								t.Errorf("%s: the first connection, later: %v", what, err)
+							}
+						}
+					}
+				}
+			}
+		})
 	}
 }
