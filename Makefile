@@ -159,7 +159,7 @@ endif
 ifeq ($(DESTDIR),)
 	@if test -d /run/systemd/system; then systemctl daemon-reload; fi
 endif
-	@if test -e $(DESTDIR)/etc/hairpin; then echo "$(DESTDIR)/etc/hairpin has your configuration and stays; remove it if you do not need it."; fi
+	@if test -e $(DESTDIR)/etc/hairpin; then echo "$(DESTDIR)/etc/hairpin stays, with your configuration; remove it if you do not need it."; fi
 
 clean:
 	rm -rf bin

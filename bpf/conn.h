@@ -317,7 +317,8 @@ static __always_inline void conn_advance(const struct packet *pkt, struct conn *
 		conn->window = pkt->window;
 }
 
-/* Stores the numbers of the first segment that this entry counts from, and marks the entry as numbered. */
+/* Stores the numbers of this segment as the first numbers of the entry, and sets CONN_NUMBERED. Later segments are compared with
+ * them. Numbers that were stored before are replaced. */
 static __always_inline void conn_number(const struct packet *pkt, struct conn *conn, __u64 identity)
 {
 	conn->end = pkt->seq + pkt->seq_length;

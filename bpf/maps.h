@@ -232,7 +232,7 @@ struct {
 enum { SOURCES = 16384, LOADS = 4096, PROVEN = 16384 };
 
 /* The counts of each client, in two rows: each row has another hash of the address as index. The lower of both counts is
- * used. Two clients share a count only if they collide in both rows. An array, because no count may be evicted. */
+ * used. A client's count is too high only if other clients use both of its counters. An array, because no count may be evicted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

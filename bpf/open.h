@@ -73,7 +73,7 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	/* A stand-in is an address of a LAN client: the Internet must not use it as a source. */
 	if (in->role == ROLE_WAN && stand_in_answered(source))
 		return false;
-	/* No route back: the source is the router's own address, broadcast, multicast or unreachable. */
+	/* If there is no route back, the source is the router's own address, broadcast, multicast or unreachable. */
 	result = fib_route_back(ctx, &work->route, pkt->ifindex, &pkt->tuple);
 	ifindex = fib_found(result) ? work->route.fib.ifindex : 0;
 	/* The route back is the route of the answers to the opener: keep its next hop. */

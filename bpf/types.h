@@ -72,7 +72,7 @@ enum conn_flag {
 	CONN_NUMBERED = 1 << 9,	/* TCP: end and ack of this entry are valid */
 	CONN_FIN = 1 << 10,	/* TCP: this side sent a FIN; end is the sequence number after the FIN */
 	CONN_ANSWERED = 1 << 11, /* TCP, answerer's entry: the answerer sent a SYN, or a SYN/ACK that acknowledges the SYN */
-	CONN_CHALLENGE = 1 << 12, /* TCP, answerer's entry: the answerer may send one ACK without data (RFC 5961) */
+	CONN_CHALLENGE = 1 << 12, /* half-open TCP, answerer's entry: one challenge ACK of the answerer may pass (RFC 5961 4); each SYN of the opener sets this flag */
 	CONN_TOLD = 1 << 13,	/* TCP: the connection is over, and a RST was sent to both sides */
 	CONN_PROVEN = 1 << 14,	/* half-open TCP: holds a place for proven sources (PLACE_HALF_PROVEN) */
 	CONN_RESET = 1 << 15,	/* TCP: this side sent a RST with an exact sequence number */

@@ -168,7 +168,7 @@ func (t *Tables) isFinished(doc *compile.Document) (bool, error) {
 	return binary.LittleEndian.Uint32(c[:]) == doc.LiveGeneration(), nil
 }
 
-func (t *Tables) noteFinished(doc *compile.Document) error {
+func (t *Tables) recordFinished(doc *compile.Document) error {
 	chunks, err := liveSlot(t.objs.Documents, doc.Generation)
 	if err != nil {
 		return err
@@ -185,7 +185,7 @@ func (t *Tables) finishAdded(doc *compile.Document) error {
 	if err := t.step("write the entries of the added forward", func() error { return t.enterAdded(doc) }); err != nil {
 		return err
 	}
-	return t.step("record that the change is finished", func() error { return t.noteFinished(doc) })
+	return t.step("record that the change is finished", func() error { return t.recordFinished(doc) })
 }
 
 // enterAdded writes the entries of the last addition. The from list is first, because a forward with a missing from list

@@ -21,21 +21,18 @@ import (
 
 // Plan returns the changes that Apply would make, without making them. It needs no writer lock.
 func (t *Tables) Plan(c config.Config) (config.Change, error) {
-	if err := c.Validate(); err != nil {
-		return config.Change{}, err
-	}
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
 		return config.Change{}, err
 	}
-	running, err := o.Beside(c)
+	running, err := o.CompareWith(c)
 	if err != nil {
 		return config.Change{}, err
 	}
 	return running.Change(c), nil
 }
 
-// Apply makes c the running configuration. First it checks and builds everything. Then one write swaps the whole set of
+// Apply makes c, which must be valid (see config.Config.Validate), the running configuration. First it builds everything. Then one write swaps the whole set of
 // forwards, together with the document that Running reads. Forwards with unchanged behaviour keep their connections and
 // counters. Connections of removed and changed forwards end directly after the swap. The caller must hold the writer lock
 // and call SetInterfaces next.
@@ -43,49 +40,56 @@ func (t *Tables) Plan(c config.Config) (config.Change, error) {
 // A writer may be killed at any step. Before the swap nothing has changed for packets: no live forward refers to the new
 // ids, addresses and counters. After the swap the document says which steps are left, and the next writer does them.
 func (t *Tables) Apply(c config.Config) (config.Change, error) {
-	swap, err := t.Prepare(c)
+	change, err := t.Prepare(c)
 	if err != nil {
 		return config.Change{}, err
 	}
-	return swap()
+	return change, t.Swap()
 }
 
-// Prepare does the part of Apply before the swap, and returns a function that does the rest. The caller must call swap
-// before anything else changes the maps.
-func (t *Tables) Prepare(c config.Config) (swap func() (config.Change, error), err error) {
-	if err := c.Validate(); err != nil {
-		return nil, err
-	}
+// Prepare does the part of Apply before the swap, and returns the changes that Swap will make. No packet sees any of it.
+func (t *Tables) Prepare(c config.Config) (config.Change, error) {
+	t.prepared = 0
 	before, generation, err := t.outline()
 	fresh := errors.Is(err, ErrEmpty)
 	if err != nil && !fresh {
-		return nil, err
+		return config.Change{}, err
 	}
 	if err := t.finish(before); err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
-	running, err := before.Beside(c)
+	running, err := before.CompareWith(c)
 	if err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
 	change := running.Change(c)
 	p, err := t.compile(c, running)
 	if err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
 	if !fresh && running.Unchanged(c) {
-		return func() (config.Change, error) { return change, nil }, nil
+		return change, nil
 	}
 	if err := t.stage(p, running, generation); err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
-	return func() (config.Change, error) { return change, t.swap(generation + 1) }, nil
+	t.prepared = generation + 1
+	return change, nil
 }
 
-// swap makes the staged generation live, and does the steps after the swap.
-func (t *Tables) swap(generation uint32) error {
+// Swap makes the configuration that Prepare prepared the running one, and does the steps after the swap. It does nothing if
+// that configuration runs already. It fails if another change went live after Prepare.
+func (t *Tables) Swap() error {
+	next := t.prepared
+	t.prepared = 0
+	if next == 0 {
+		return nil
+	}
+	if now, err := t.generation(); err != nil || now != next-1 {
+		return errors.Join(err, fmt.Errorf("generation %d runs, but the change was prepared for generation %d", now, next-1))
+	}
 	if err := t.step("swap", func() error {
-		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation})
+		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: next})
 	}); err != nil {
 		return err
 	}
@@ -366,8 +370,8 @@ func (t *Tables) finish(o *compile.Outline) error {
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
 		{"drop targets", func() error { return t.dropTargets(left.Targets) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
-		{"reset ended connections", func() error { return t.tellForwards(doc) }},
-		{"record that the change is finished", func() error { return t.noteFinished(doc) }},
+		{"reset ended connections", func() error { return t.resetForwards(doc) }},
+		{"record that the change is finished", func() error { return t.recordFinished(doc) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
@@ -385,11 +389,11 @@ func (t *Tables) endForwards(doc *compile.Document) error {
 	return nil
 }
 
-func (t *Tables) tellForwards(doc *compile.Document) error {
+func (t *Tables) resetForwards(doc *compile.Document) error {
 	if len(doc.Ended) == 0 {
 		return nil
 	}
-	return t.tellEnded()
+	return t.resetEnded()
 }
 
 // dropExternals removes fixed addresses that no forward uses any more. If a WAN interface has the address too, the entry

@@ -27,7 +27,7 @@ var placeKinds = [bpf.HairpinPlaceKindPLACES]string{
 type Audit struct {
 	Entries int              // entries in the tables, both directions and families
 	Orphans int              // entries without an entry of the other direction
-	Steady  bool             // no connection began, ended or took another place during the walk
+	steady  bool             // no connection began, ended or took another place during the walk
 	Counted map[string]int64 // connections by kind of place, as the datapath counts them
 	Found   map[string]int64 // connections by kind of place, as the walk finds them in the tables
 	// drift is counted minus found, by index of rings.
@@ -139,7 +139,7 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 	if err != nil {
 		return audit, err
 	}
-	audit.Steady = before == after
+	audit.steady = before == after
 	for index, count := range after.counts {
 		audit.Counted[placeKinds[index/2]] += count
 		audit.drift[index] += count
@@ -147,9 +147,9 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 	return audit, nil
 }
 
-// Repair corrects each count that differs from the tables by the same number in both audits. It returns the sum of the
+// repair corrects each count that differs from the tables by the same number in both audits. It returns the sum of the
 // corrections. No race that makes a count wrong is known. But if there is one, connections must not be refused for ever.
-func (t *Tables) Repair(earlier, now Audit) (int, error) {
+func (t *Tables) repair(earlier, now Audit) (int, error) {
 	if t.objs.HairpinCorrect == nil {
 		return 0, nil // the maps are loaded without programs
 	}
@@ -182,7 +182,7 @@ func NewAuditor(tables *Tables) *Auditor { return &Auditor{tables: tables} }
 func (a *Auditor) Step() (repaired int, err error) {
 	const enough = 3
 	now, err := a.tables.auditCounts(func(visit func(*layout.Entry)) error { return eachOpener(a.tables.objs, visit) })
-	if err != nil || !now.Steady {
+	if err != nil || !now.steady {
 		return 0, err
 	}
 	if now.drift != a.last.drift {
@@ -195,5 +195,5 @@ func (a *Auditor) Step() (repaired int, err error) {
 		return 0, nil
 	}
 	a.alike = 0
-	return a.tables.Repair(earlier, now)
+	return a.tables.repair(earlier, now)
 }

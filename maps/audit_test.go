@@ -116,7 +116,7 @@ func TestAuditOfARightCount(t *testing.T) {
 	if diff := cmp.Diff(want, audit.Found); diff != "" {
 		t.Errorf("found (-want +got)\n%s", diff)
 	}
-	if audit.Entries != 2*79 || audit.Orphans != 0 || !audit.Steady || audit.drift != (Audit{}).drift {
+	if audit.Entries != 2*79 || audit.Orphans != 0 || !audit.steady || audit.drift != (Audit{}).drift {
 		t.Errorf("got %+v", audit)
 	}
 }
@@ -187,7 +187,7 @@ func TestRepairCorrectsWhatStaysOff(t *testing.T) {
 	now := tables.mustAudit(t)
 	// This error of a count begins after both audits, so Repair must not change the count.
 	off(2, 6)
-	repaired, err := tables.Repair(earlier, now)
+	repaired, err := tables.repair(earlier, now)
 	if err != nil || repaired != 8 {
 		t.Errorf("repaired %d, want 8 (%v)", repaired, err)
 	}
@@ -202,7 +202,7 @@ func TestRepairWithoutProgramDoesNothing(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	tables.setCount(t, 0, 1)
 	audit := tables.mustAudit(t)
-	if repaired, err := tables.Repair(audit, audit); err != nil || repaired != 0 {
+	if repaired, err := tables.repair(audit, audit); err != nil || repaired != 0 {
 		t.Errorf("repaired %d, %v", repaired, err)
 	}
 }
@@ -260,7 +260,7 @@ func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
 			}
 		}()
 		deadline := time.Now().Add(20 * time.Second)
-		for tables.mustAudit(t).Steady && time.Now().Before(deadline) {
+		for tables.mustAudit(t).steady && time.Now().Before(deadline) {
 		}
 		seen := false
 		for !seen && time.Now().Before(deadline) {

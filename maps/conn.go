@@ -66,7 +66,7 @@ func (t *Tables) EndConnections(sel rule.Selector) (int, error) {
 	if err != nil {
 		return ended, err
 	}
-	return ended, t.tellEnded()
+	return ended, t.resetEnded()
 }
 
 // ConnectionsLimit returns how many IPv4 connections may be established, of all protocols together. There may be a

@@ -73,7 +73,7 @@ func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, 
 	if !ended && len(gone) == 0 {
 		return nil
 	}
-	return t.tellEnded()
+	return t.resetEnded()
 }
 
 func (t *Tables) putInterfaces(doc *compile.Document, ifs []config.Interface, present map[uint32]bpf.HairpinInterface) error {

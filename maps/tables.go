@@ -24,12 +24,14 @@ import (
 var ErrEmpty = errors.New("no configuration has been applied yet")
 
 // ErrUnfinished means that a change is active, but a step after the swap failed. The next writer repeats the step.
-var ErrUnfinished = errors.New("the change is active, but a step after it failed")
+var ErrUnfinished = errors.New("the change is active, but a later step failed")
 
 // Tables gives access to the maps of a loaded datapath. Several goroutines may call its reading methods. The caller of a
 // writing method must hold the writer lock of the pins, and only one writing method may run at a time.
 type Tables struct {
 	objs *bpf.HairpinObjects
+
+	prepared uint32 // generation that Prepare staged for Swap; 0: none. Only the writer uses it.
 
 	mu       sync.Mutex       // guards cached and cachedAt
 	cached   *compile.Outline // the outline of generation cachedAt; nil: none

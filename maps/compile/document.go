@@ -27,8 +27,8 @@ type Document struct {
 	Sources    int                   `json:"sources"`    // upper bound of the entries in trie allow
 	Origins    int                   `json:"origins"`    // upper bound of the entries in trie origins
 	Intercepts bool                  `json:"intercepts"` // the forwards contain intercepts
-	Chunks     uint32                // map entries of the text without additions
-	Added      int                   // number of additions; they are the last forwards
+	Chunks     uint32                `json:"-"`          // map entries of the text without additions
+	Added      int                   `json:"-"`          // number of additions; they are the last forwards
 }
 
 // Marshal returns the text that ParseOutline reads: a line of JSON, the forwards in the form of codec, then Ended in the

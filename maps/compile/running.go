@@ -100,8 +100,8 @@ func (e *Running) Unchanged(c config.Config) bool {
 	return e.same && reflect.DeepEqual(settings, e.settings)
 }
 
-// Beside compares the running configuration with c. On fresh maps the running configuration is config.Default().
-func (o *Outline) Beside(c config.Config) (*Running, error) {
+// CompareWith compares the running configuration with c. On fresh maps the running configuration is config.Default().
+func (o *Outline) CompareWith(c config.Config) (*Running, error) {
 	each := o.Each
 	if o.Schema == 0 {
 		each = func(func(*rule.Forward, EpochRef) bool) error { return nil }

@@ -93,11 +93,8 @@ func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) 
 
 // Same reports whether two forwards of c have the same name and mean the same. It does not compare Source, the place
 // where they were written.
-func (c Config) Same(f, g rule.Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
-
-// same compares two forwards of two configurations. It does not compare their names.
-func same(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
-	return SameBehaviour(fc, f, gc, g) && slices.Equal(f.Hosts, g.Hosts)
+func (c Config) Same(f, g rule.Forward) bool {
+	return f.Name == g.Name && SameBehaviour(c, f, c, g) && slices.Equal(f.Hosts, g.Hosts)
 }
 
 // SameBehaviour reports whether the datapath does the same for forward f of configuration fc and forward g of gc.

@@ -50,7 +50,7 @@ func (v *validator) loops() {
 
 func (v *validator) loop(i, by int) error {
 	f, g := &v.Forwards[i], &v.Forwards[by]
-	if f.Target == g.Target || f.Target.Is6() != g.Target.Is6() || !g.Catches(f.Target) ||
+	if f.Target == g.Target || f.Target.Is6() != g.Target.Is6() || !g.Redirects(f.Target) ||
 		!slices.ContainsFunc(f.Protocols, func(p rule.Protocol) bool { return slices.Contains(g.Protocols, p) }) {
 		return nil
 	}

@@ -33,8 +33,9 @@ type Entry struct {
 }
 
 const (
-	idBits      = 17
-	IdMask      = 1<<idBits - 1
+	idBits = 17
+	// IDMask is the highest id of a forward or an address that an entry holds.
+	IDMask      = 1<<idBits - 1
 	createdBits = 32 - idBits
 	flagBits    = ^uint32(uint32(bpf.HairpinConnFlagCONN_STATE) | 3<<uint32(bpf.HairpinConnFlagCONN_PATH_SHIFT) |
 		15<<uint32(bpf.HairpinConnFlagCONN_SCALE_SHIFT) | 0xfff<<uint32(bpf.HairpinConnFlagCONN_LAN_SHIFT))
@@ -67,8 +68,8 @@ func unpack(conn *bpf.HairpinConn, key, to bpf.HairpinTuple) Entry {
 		Path:    bpf.HairpinConnPath(word >> uint32(bpf.HairpinConnFlagCONN_PATH_SHIFT) & 3),
 		Scale:   uint8(word >> uint32(bpf.HairpinConnFlagCONN_SCALE_SHIFT) & 15),
 		LAN:     uint16(word >> uint32(bpf.HairpinConnFlagCONN_LAN_SHIFT) & 0xfff),
-		Forward: conn.Forward & IdMask,
-		Address: conn.Address & IdMask,
+		Forward: conn.Forward & IDMask,
+		Address: conn.Address & IDMask,
 		Epochs:  conn.Epochs,
 		Created: conn.Forward>>idBits | conn.Address>>idBits<<createdBits,
 		Seen:    conn.Seen,
@@ -88,8 +89,8 @@ func (e *Entry) pack() bpf.HairpinConn {
 	return bpf.HairpinConn{
 		Identity:  uint64(e.Serial)<<32 | uint64(word),
 		Hop:       e.Hop,
-		Forward:   e.Forward&IdMask | e.Created<<idBits,
-		Address:   e.Address&IdMask | e.Created>>createdBits<<idBits,
+		Forward:   e.Forward&IDMask | e.Created<<idBits,
+		Address:   e.Address&IDMask | e.Created>>createdBits<<idBits,
 		Epochs:    e.Epochs,
 		Ifindex:   e.Ifindex,
 		Seen:      e.Seen,

@@ -19,7 +19,7 @@ func fullest(key, to bpf.HairpinTuple) Entry {
 	return Entry{
 		Key: key, To: to, Serial: math.MaxUint32,
 		State: bpf.HairpinConnStateCONN_GONE, Flags: bpf.HairpinConnFlag(flagBits), Path: 3, Scale: 15, LAN: 0xfff,
-		Forward: IdMask, Address: IdMask, Epochs: math.MaxUint32, Created: 1<<30 - 1, Seen: math.MaxUint32,
+		Forward: IDMask, Address: IDMask, Epochs: math.MaxUint32, Created: 1<<30 - 1, Seen: math.MaxUint32,
 		Ifindex: math.MaxUint32, Hop: math.MaxUint32, Packets: math.MaxUint32, Bytes: 1<<48 - 1,
 		End: math.MaxUint32, Ack: math.MaxUint32, Window: math.MaxUint16,
 	}

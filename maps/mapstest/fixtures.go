@@ -350,7 +350,7 @@ func Connect(t testing.TB, tables writer, objs *bpf.HairpinObjects) []Flow {
 		from("198.51.100.9:6001", "198.51.100.9:6001", func(f *Flow) { f.Address.Epoch++ }),
 		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *Flow) { f.HalfOpen, f.Idle = true, 11*time.Second }),
 		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *Flow) { f.HalfOpen, f.Forward = true, old }),
-		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *Flow) { f.Forward.Id = layout.IdMask }),
+		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *Flow) { f.Forward.Id = layout.IDMask }),
 		from("198.51.100.9:6005", "198.51.100.9:6005", in(bpf.HairpinConnStateCONN_ENDED)),
 		from("198.51.100.9:6006", "198.51.100.9:6006", in(bpf.HairpinConnStateCONN_GONE)),
 	}

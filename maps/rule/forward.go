@@ -41,7 +41,7 @@ func parseExternal(text string) (External, error) {
 		}
 		return External{Interface: text}, nil
 	}
-	addr, err := ParseAddress(text)
+	addr, err := parseAddress(text)
 	if err != nil {
 		return External{}, err
 	}
@@ -82,9 +82,9 @@ func looksLikeAddress(text string) bool {
 		strings.ContainsAny(text, ":[]")
 }
 
-// ParseAddress reads an IPv4 address without leading zeros, or an IPv6 address with or without brackets. IPv4-mapped
+// parseAddress reads an IPv4 address without leading zeros, or an IPv6 address with or without brackets. IPv4-mapped
 // addresses and zones are errors.
-func ParseAddress(text string) (netip.Addr, error) {
+func parseAddress(text string) (netip.Addr, error) {
 	inner, opened := strings.CutPrefix(text, "[")
 	inner, closed := strings.CutSuffix(inner, "]")
 	addr, err := netip.ParseAddr(inner)
@@ -108,7 +108,7 @@ func mappedError(text string, plain fmt.Stringer) error {
 // address.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	if !strings.Contains(text, "/") {
-		addr, err := ParseAddress(text)
+		addr, err := parseAddress(text)
 		if err != nil {
 			return netip.Prefix{}, err
 		}
@@ -201,9 +201,9 @@ func (f *Forward) checkName() error {
 	return nil
 }
 
-// ExternalString formats the address or interface and the ports as on the command line, such as "wan0:443". A 1:1
+// externalString formats the address or interface and the ports as on the command line, such as "wan0:443". A 1:1
 // forward has the port "any". An intercept may have several interfaces: "lan0,lan1:53".
-func (f Forward) ExternalString() string {
+func (f Forward) externalString() string {
 	ports := f.Ports.String()
 	if f.Ports.Every() {
 		ports = anyPort
@@ -253,7 +253,7 @@ func withPorts(addr netip.Addr, ports string) string {
 // String formats the forward in the grammar of ParseForward. An intercept has "except CIDR,..." after its target, which
 // ParseForward does not read.
 func (f Forward) String() string {
-	words := []string{f.Name, joined(f.Protocols), f.ExternalString(), "to", f.TargetString()}
+	words := []string{f.Name, joined(f.Protocols), f.externalString(), "to", f.TargetString()}
 	if len(f.From) > 0 {
 		words = append(words, "from", joined(f.From))
 	}

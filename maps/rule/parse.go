@@ -74,7 +74,7 @@ func (p *forwardParser) external(text string) {
 			if !p.check("external", checkNoPort(selector)) {
 				return
 			}
-			addr, err := ParseAddress(selector)
+			addr, err := parseAddress(selector)
 			if !p.check("external", err) {
 				return
 			}
@@ -108,7 +108,7 @@ func (f *Forward) SetTarget(text string) error {
 		return err
 	}
 	addr, ports := splitPorts(text)
-	target, err := ParseAddress(addr)
+	target, err := parseAddress(addr)
 	if err != nil {
 		return err
 	}

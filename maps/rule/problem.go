@@ -19,7 +19,6 @@ type Problem struct {
 	Field   string // key of the configuration file, such as "to" or "timeouts.udp"
 	Item    int    // if Field is a list: number of the wrong item, from 1; 0: the whole field
 	Message string // what is wrong
-	Hint    string // what to do, "" if Message already contains the cure
 }
 
 // Error returns the problem on one line.
@@ -32,9 +31,6 @@ func (p *Problem) Error() string {
 		text.WriteString(p.Field + ": ")
 	}
 	text.WriteString(p.Message)
-	if p.Hint != "" {
-		text.WriteString("; " + p.Hint)
-	}
 	return text.String()
 }
 

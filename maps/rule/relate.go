@@ -7,8 +7,8 @@ import (
 	"slices"
 )
 
-// Catches reports whether the intercept redirects traffic from addr: true unless Except contains addr.
-func (f *Forward) Catches(addr netip.Addr) bool {
+// Redirects reports whether the intercept redirects traffic from addr: true unless Except contains addr.
+func (f *Forward) Redirects(addr netip.Addr) bool {
 	return !slices.ContainsFunc(f.Except, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 

@@ -13,7 +13,8 @@ import (
 // SelectorSyntax is the grammar of ParseSelector. Each word may appear once.
 const SelectorSyntax = "forward NAME | proto P | src CIDR | dst CIDR | port N[-N] | path wan|hairpin|local"
 
-var selectorWords = []string{"forward", "proto", "src", "dst", "port", "path"}
+// SelectorWords are the words of SelectorSyntax that begin a condition.
+func SelectorWords() []string { return []string{"forward", "proto", "src", "dst", "port", "path"} }
 
 // Selector picks connections. Every field that is set must match. The zero value picks all connections.
 type Selector struct {
@@ -22,7 +23,7 @@ type Selector struct {
 	Source      netip.Prefix // contains the client's address
 	Destination netip.Prefix // contains the external address or the target address
 	Ports       Ports        // contain the external port or the target port; the zero value is every port
-	Path        string       // "wan", "hairpin" or "local"
+	Path        string       // one of PathNames, "" for every path
 }
 
 // ParseSelector reads the arguments of the `conn` commands (SelectorSyntax). The error joins one Problem for each
@@ -35,8 +36,8 @@ func ParseSelector(args []string) (Selector, error) {
 		word := args[0]
 		var err error
 		switch {
-		case !slices.Contains(selectorWords, word):
-			err = fmt.Errorf("%s does not select connections; %s", Quote(word), Suggest(word, selectorWords...))
+		case !slices.Contains(SelectorWords(), word):
+			err = fmt.Errorf("%s does not select connections; %s", Quote(word), Suggest(word, SelectorWords()...))
 		case len(args) == 1:
 			err = fmt.Errorf("no value after %q; selectors are %s", word, SelectorSyntax)
 		case seen[word]:
@@ -83,15 +84,8 @@ func (s *Selector) set(word, value string) (err error) {
 // pathMeanings explains the words of PathNames.
 const pathMeanings = "the paths are wan (from the Internet), hairpin (from a LAN to the external address) and local (from the router itself)"
 
-// The paths by which a connection reaches its forward.
-const (
-	PathWAN     = "wan"     // from the Internet
-	PathHairpin = "hairpin" // from a LAN to the external address
-	PathLocal   = "local"   // from the router itself
-)
-
-// PathNames returns the paths in the order of enum conn_path.
-func PathNames() []string { return []string{PathWAN, PathHairpin, PathLocal} }
+// PathNames lists the paths by which a connection reaches its forward, in the order of enum conn_path.
+func PathNames() []string { return []string{"wan", "hairpin", "local"} }
 
 // String formats the selector in the grammar of ParseSelector. It returns "" if the selector picks all connections.
 func (s Selector) String() string {

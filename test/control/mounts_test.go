@@ -121,7 +121,7 @@ func TestDaemonInMountsThatEnd(t *testing.T) {
 	daemon := n.Router.Start("ip", "netns", "exec", name, lab.Binary(t), "-c", hp.File, "--bpffs", hp.Dir, "run")
 	lab.Eventually(t, lab.Patience, func() error {
 		log := daemon.Stderr.String()
-		for _, want := range []string{"the datapath ends with the daemon", "attached to 4 interfaces"} {
+		for _, want := range []string{"forwards and connections will be lost when the daemon ends", "attached to 4 interfaces"} {
 			if !strings.Contains(log, want) {
 				return fmt.Errorf("the log lacks %q:\n%s", want, log)
 			}

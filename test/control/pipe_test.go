@@ -84,7 +84,7 @@ func TestReloadOfStandardInput(t *testing.T) {
 	}
 	logged("msg=addresses interface=lo")
 	daemon.Signal(unix.SIGHUP)
-	logged("the configuration came from standard input, which is at its end")
+	logged("cannot read the configuration again: it came from standard input")
 	home.ForwardNamed(t, hp, "web")
 	daemon.Signal(unix.SIGTERM)
 	if code := daemon.Wait(); code != 0 {

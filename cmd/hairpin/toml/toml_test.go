@@ -23,7 +23,7 @@ import (
 
 var values = []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
 
-// full has every key there is.
+// full has every key.
 const full = `version = 1
 [interfaces]
 wan = ["wan0"]
@@ -196,7 +196,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestNoneIsNotAbsent: an empty list says something.
+// TestNoneIsNotAbsent: an empty list differs from an absent key.
 func TestNoneIsNotAbsent(t *testing.T) {
 	none, err := Parse("x.toml", []byte("version = 1\ndatapath.mss_clamp = []\nicmp.refuse = []\n"))
 	if err != nil || none.MSSClamp == nil || len(none.MSSClamp)+len(none.ICMP.Refuse) != 0 {
@@ -212,7 +212,7 @@ func TestNoneIsNotAbsent(t *testing.T) {
 	}
 }
 
-// TestProblems checks whole messages: where, what, and what to do.
+// TestProblems checks whole messages: the place, the cause and the cure.
 func TestProblems(t *testing.T) {
 	forward := func(lines string) string {
 		return "version = 1\ninterfaces.wan = [\"wan0\", \"wan1\"]\n[[forward]]\n" + lines
@@ -246,8 +246,8 @@ func TestProblems(t *testing.T) {
 		{"table as text", "version = 1\ntimeouts = \"1h\"\n", []string{`x.toml:2:12: timeouts: "1h" is a string where a table was expected`}},
 		{"one forward table", "version = 1\n[forward]\nname = \"a\"\n", []string{`x.toml:2:2: forward: it is a single table; write [[forward]] with two brackets`}},
 		{"forward of numbers", "version = 1\nforward = [1]\n", []string{`x.toml:2:12: forward: "1" is an integer where a table was expected`}},
-		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write it with its unit, as in "90s"`}},
-		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; one looks like 2h4m or 90s`}},
+		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write a string with a unit, as in "90s"`}},
+		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; write for example 2h4m or 90s`}},
 		{"short duration", "version = 1\ntimeouts.udp = \"0s\"\n", []string{`x.toml:2:16: timeouts.udp: 0s is out of range; it is 1s to 720h`}},
 		{"no duration at all", "version = 1\ntimeouts.tcp_opening = \"0s\"\n", []string{`x.toml:2:24: timeouts.tcp_opening: 0s is out of range; it is 1s to 720h`}},
 		{"long duration", "version = 1\ntimeouts.tcp_closing = \"721h\"\n", []string{`x.toml:2:24: timeouts.tcp_closing: 721h0m0s is out of range`}},
@@ -274,7 +274,7 @@ func TestProblems(t *testing.T) {
 		}},
 		{"prefixes", "version = 1\n[reflection.prefixes]\n\"192.168.1.0/24\" = \"198.18.1.0/25\"\n \"fd00:0::/64\" = \"10.0.0.0/24\"\n\"fd00::/64\" = \"fd01::/64\"\n", []string{
 			`x.toml:3:1: reflection.prefixes."192.168.1.0/24": 198.18.1.0/25 and the clients 192.168.1.0/24 differ in size`,
-			`x.toml:5:1: reflection.prefixes."fd00::/64": it is there twice`,
+			`x.toml:5:1: reflection.prefixes."fd00::/64": the network is there twice`,
 		}},
 		{"clients as a list", forward(good + "clients = [\"router\"]"), []string{`x.toml:8:11: forward "a": clients: it is a list where a string was expected`}},
 		{"clients", forward(good + "clients = \"routers\""), []string{`x.toml:8:11: forward "a": clients: "routers" is not a value of clients; did you mean "router"?`}},
@@ -342,7 +342,7 @@ func TestProblems(t *testing.T) {
 		{"relative file", "version = 1\n[dns.write]\nhosts = \"a\"\n", []string{`x.toml:3:9: dns.write.hosts: "a" is not an absolute path`}},
 		{"files that are one", "version = 1\n[dns.write]\nunbound = \"/a\"\nhosts = \"/a\"\n", []string{`x.toml:3:11: dns.write.unbound: "/a" is the file of hosts already`}},
 		{"reload as a line", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = \"unbound-control reload\" }\n", []string{
-			`x.toml:4:22: dns.reload.unbound: "unbound-control reload" is a string where a list was expected; write the program and each argument apart, as in ["unbound-control", "reload"]`,
+			`x.toml:4:22: dns.reload.unbound: "unbound-control reload" is a string where a list was expected; write the program and each argument as one item, as in ["unbound-control", "reload"]`,
 		}},
 		{"reload of nothing", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = [] }\n", []string{`x.toml:4:22: dns.reload.unbound: there is no program; remove the key to run none`}},
 		{"reload without a file", "version = 1\n[dns]\nreload = { unbound = [\"true\"] }\n", []string{`x.toml:3:22: dns.reload.unbound: the command has no file; give the path of the file in dns.write.unbound`}},
@@ -396,7 +396,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// TestEveryProblemIsReported, and none that only follows from another.
+// TestEveryProblemIsReported: every problem is reported, except problems that follow from another problem.
 func TestEveryProblemIsReported(t *testing.T) {
 	_, err := Parse("x.toml", []byte(`version = 3
 [interfaces]

@@ -39,10 +39,10 @@ func (t *Tables) end(request bpf.HairpinEndRequest) (int, error) {
 	return int(answer.Found), nil
 }
 
-// tellEnded makes the datapath send a RST to both sides of every TCP connection that is over, because both may be waiting
-// for each other without sending. The datapath sends the RSTs on the first packet of either side. So tellEnded runs the
+// resetEnded makes the datapath send a RST to both sides of every TCP connection that is over, because both may be waiting
+// for each other without sending. The datapath sends the RSTs on the first packet of either side. So resetEnded runs the
 // TC program with a packet that the server might send.
-func (t *Tables) tellEnded() error {
+func (t *Tables) resetEnded() error {
 	if t.objs.HairpinTc == nil {
 		return nil // the maps are loaded without programs
 	}
@@ -62,7 +62,7 @@ func (t *Tables) tellEnded() error {
 		case err != nil:
 			failed = err
 		case opener.Serial == answer.Serial && silent(&opener):
-			failed = t.tellServer(&opener, &answer)
+			failed = t.resetServer(&opener, &answer)
 		}
 	})
 	if err = errors.Join(err, failed, epochs.err); err != nil {
@@ -71,8 +71,8 @@ func (t *Tables) tellEnded() error {
 	return nil
 }
 
-// tellServer runs the TC program with a packet that the server of the connection might send.
-func (t *Tables) tellServer(opener, answer *layout.Entry) error {
+// resetServer runs the TC program with a packet that the server of the connection might send.
+func (t *Tables) resetServer(opener, answer *layout.Entry) error {
 	var in bpf.HairpinInterface
 	err := t.objs.Interfaces.Lookup(answer.Ifindex, &in)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
