@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Direct connections: a client connects to a target itself, without a forward. The kernel sends the packets on. A
  * translated connection that shows the target the client's own address may get the same answers: the client has one port
- * for both, at two destinations. Whichever connection comes second gets another port, as nf_nat does it.
+ * for both, at two destinations. Whichever connection comes second gets another port, as nf_nat does it. Netfilter's
+ * FORWARD chain does not see a direct connection that got another port. The client gains nothing by that: a forward has
+ * just admitted it to this port of the server.
  *
  * Race: CPU A handles the first packet of the direct connection, while CPU B opens the translated connection. A notes the
  * tuple in directs, and then looks for an entry of the answers. B inserts the entry of the answers, and then looks into

@@ -286,7 +286,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
 	__type(value, __u8);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 4096);
 } directs SEC(".maps");
 
 /* The router's own addresses, one of which may be the target of an intercept. The control plane writes them. */

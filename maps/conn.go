@@ -27,7 +27,7 @@ const (
 type Connection struct {
 	Protocol    rule.Protocol  `json:"protocol"`
 	Path        string         `json:"path"`
-	Forward     string         `json:"forward"`
+	Forward     string         `json:"forward"` // "": a direct connection that got another port
 	State       string         `json:"state"`
 	Client      netip.AddrPort `json:"client"`
 	External    netip.AddrPort `json:"external"` // destination of the client's packets
