@@ -15,12 +15,19 @@ static __always_inline __u32 external_slot(const union addr *addr)
 	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * HASH_MULTIPLIER >> (32 - MAYBE_EXTERNAL_BITS);
 }
 
+/* Returns what the address may be: bits of enum maybe. */
+static __always_inline __u32 external_maybe(const union addr *addr)
+{
+	__u32 slot = external_slot(addr);
+	const enum maybe *may_be = bpf_map_lookup_elem(&maybe_external, &slot);
+
+	return may_be ? *may_be : 0;
+}
+
 /* Returns the external ids of an address. NULL: no forward listens on the address. */
 static __always_inline struct external *external_find(const union addr *addr)
 {
-	__u32 slot = external_slot(addr);
-	const __u32 *may_be = bpf_map_lookup_elem(&maybe_external, &slot);
-	struct external *external = may_be && *may_be ? bpf_map_lookup_elem(&externals, addr) : NULL;
+	struct external *external = external_maybe(addr) & MAYBE_EXTERNAL ? bpf_map_lookup_elem(&externals, addr) : NULL;
 
 	return external && (external->fixed | external->group) ? external : NULL;
 }

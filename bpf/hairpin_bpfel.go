@@ -160,13 +160,13 @@ type HairpinExternal struct {
 }
 
 type HairpinForward struct {
-	_          structs.HostLayout
-	Target     HairpinAddr
-	EpochRef   HairpinEpochRef
-	Reflect    HairpinReflect
-	PortShift  uint16
-	Restricted uint8
-	Pad        uint8
+	_            structs.HostLayout
+	Target       HairpinAddr
+	EpochRef     HairpinEpochRef
+	Reflect      HairpinReflect
+	PortShift    uint16
+	Restricted   uint8
+	HidesClients uint8
 }
 
 type HairpinForwardKey struct {
@@ -247,21 +247,13 @@ type HairpinInterface struct {
 	Role           HairpinRole
 	Mac            [6]uint8
 	Private        uint8
-	Addresses      uint8
 	RpFilter       uint8
 	PrivateSources uint8
-	Pad            [2]uint8
+	Pad            [3]uint8
 	Below          uint32
 	MssMtu         uint32
 	InterceptV4    uint32
 	InterceptV6    uint32
-	Address        [8]HairpinInterfaceAddress
-}
-
-type HairpinInterfaceAddress struct {
-	_       structs.HostLayout
-	Address HairpinAddr
-	Mask    HairpinAddr
 }
 
 type HairpinLive struct {
@@ -288,6 +280,13 @@ type HairpinMapping struct {
 	Pad        uint32
 }
 
+type HairpinMaybe uint32
+
+const (
+	HairpinMaybeMAYBE_EXTERNAL HairpinMaybe = 1
+	HairpinMaybeMAYBE_TARGET   HairpinMaybe = 2
+)
+
 type HairpinOrigin struct {
 	_           structs.HostLayout
 	External    uint32
@@ -303,6 +302,20 @@ type HairpinOriginKey struct {
 	Protocol     uint8
 	Wan          uint8
 	Port         uint16
+}
+
+type HairpinOwnAddress struct {
+	_        structs.HostLayout
+	Address  HairpinAddr
+	Borrowed uint32
+	Pad      uint32
+}
+
+type HairpinOwnAddressKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Ifindex      uint32
+	Peer         HairpinAddr
 }
 
 type HairpinPlace4 struct {
@@ -472,7 +485,8 @@ type HairpinSettings struct {
 	StandIns       uint32
 	InterceptFirst uint16
 	InterceptLast  uint16
-	Pad            uint32
+	ReflectFirst   uint16
+	ReflectLast    uint16
 }
 
 type HairpinSide uint32
@@ -632,6 +646,7 @@ const (
 	HairpinMapConns4          = "conns4"
 	HairpinMapConns6          = "conns6"
 	HairpinMapCounters        = "counters"
+	HairpinMapDirects         = "directs"
 	HairpinMapDocuments       = "documents"
 	HairpinMapEpochs          = "epochs"
 	HairpinMapExternals       = "externals"
@@ -651,6 +666,7 @@ const (
 	HairpinMapMaybeExternal   = "maybe_external"
 	HairpinMapOrigins         = "origins"
 	HairpinMapOriginsEmpty    = "origins_empty"
+	HairpinMapOwnAddresses    = "own_addresses"
 	HairpinMapPlaces4         = "places4"
 	HairpinMapPlaces6         = "places6"
 	HairpinMapPolicies        = "policies"
@@ -740,6 +756,7 @@ type HairpinMapSpecs struct {
 	Conns4         *ebpf.MapSpec `ebpf:"conns4"`
 	Conns6         *ebpf.MapSpec `ebpf:"conns6"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	Directs        *ebpf.MapSpec `ebpf:"directs"`
 	Documents      *ebpf.MapSpec `ebpf:"documents"`
 	Epochs         *ebpf.MapSpec `ebpf:"epochs"`
 	Externals      *ebpf.MapSpec `ebpf:"externals"`
@@ -759,6 +776,7 @@ type HairpinMapSpecs struct {
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
+	OwnAddresses   *ebpf.MapSpec `ebpf:"own_addresses"`
 	Places4        *ebpf.MapSpec `ebpf:"places4"`
 	Places6        *ebpf.MapSpec `ebpf:"places6"`
 	Policies       *ebpf.MapSpec `ebpf:"policies"`
@@ -814,6 +832,7 @@ type HairpinMaps struct {
 	Conns4         *ebpf.Map `ebpf:"conns4"`
 	Conns6         *ebpf.Map `ebpf:"conns6"`
 	Counters       *ebpf.Map `ebpf:"counters"`
+	Directs        *ebpf.Map `ebpf:"directs"`
 	Documents      *ebpf.Map `ebpf:"documents"`
 	Epochs         *ebpf.Map `ebpf:"epochs"`
 	Externals      *ebpf.Map `ebpf:"externals"`
@@ -833,6 +852,7 @@ type HairpinMaps struct {
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
+	OwnAddresses   *ebpf.Map `ebpf:"own_addresses"`
 	Places4        *ebpf.Map `ebpf:"places4"`
 	Places6        *ebpf.Map `ebpf:"places6"`
 	Policies       *ebpf.Map `ebpf:"policies"`
@@ -863,6 +883,7 @@ func (m *HairpinMaps) Close() error {
 		m.Conns4,
 		m.Conns6,
 		m.Counters,
+		m.Directs,
 		m.Documents,
 		m.Epochs,
 		m.Externals,
@@ -882,6 +903,7 @@ func (m *HairpinMaps) Close() error {
 		m.MaybeExternal,
 		m.Origins,
 		m.OriginsEmpty,
+		m.OwnAddresses,
 		m.Places4,
 		m.Places6,
 		m.Policies,

@@ -66,13 +66,13 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } absences SEC(".maps");
 
-/* Index: external_slot of an address. 1: an address with this hash is or was in externals. 0: the packet needs no look-up
- * in externals; that holds for nearly every packet that hairpin does not handle. The control plane writes the 1 before it
- * writes the address. */
+/* Index: external_slot of an address. Value: bits of enum maybe. MAYBE_EXTERNAL: an address with this hash is or was in
+ * externals. MAYBE_TARGET: such an address is or was in targets. 0: the packet needs no look-up; that holds for nearly every
+ * packet that hairpin does not handle. The control plane sets the bit before it writes the address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, enum maybe);
 	__uint(max_entries, 1 << MAYBE_EXTERNAL_BITS);
 } maybe_external SEC(".maps");
 
@@ -307,6 +307,15 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } targets SEC(".maps");
 
+/* Tuples of packets with which clients have opened connections to targets without a forward: direct connections, which
+ * the kernel sends on. LRU: if one is evicted, a translated connection may get its tuple, as if the router had restarted. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct tuple);
+	__type(value, __u8);
+	__uint(max_entries, 4096);
+} directs SEC(".maps");
+
 /* The router's own addresses, one of which may be the target of an intercept. The control plane writes them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -356,6 +365,16 @@ struct {
 	__uint(max_entries, 4096);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } interfaces SEC(".maps");
+
+/* The addresses that the router itself has, as hosts behind each interface see them. The control plane writes them. A
+ * look-up reads one entry, so a packet uses either an old address or a new one. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct own_address_key);
+	__type(value, struct own_address);
+	__uint(max_entries, 4194304);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+} own_addresses SEC(".maps");
 
 /* Output devices that take XDP frames. TC sends the packets to all other devices. */
 struct {

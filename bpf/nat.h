@@ -672,15 +672,15 @@ static __noinline bool nat_may_begin(struct work *work)
 	work->open.to_external = external;
 	if (external)
 		work->open.external = *external;
-	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt);
+	work->open.direct = !external && direct_meets(work);
+	return external || work->open.direct || (settings && (settings->stand_ins || intercept_port(settings, pkt))) ||
+	       open_evicted(pkt);
 }
 
-/* Returns the verdict for an answer after open_rebuild. An answer to the Internet passes to the kernel, unless it
- * has rebuilt its connection or must be tried again. */
-static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason reason)
+/* Returns the verdict for a packet that the kernel would send on without hairpin. The packet passes to the kernel,
+ * unless it has a connection now, or must be tried again. */
+static __always_inline enum verdict nat_begun_or_pass(struct work *work, enum reason reason)
 {
-	if (!work->open.from_wan)
-		return nat_begun(work, reason);
 	switch (reason) {
 	case REASON_NONE:
 	case REASON_OBSTACLE:
@@ -714,8 +714,13 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 
 	if (forward && pkt->opens && !open_routers_own(ctx, work))
 		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, stale));
-	if (nat_may_answer(work, stale))
-		return nat_rebuilt(work, open_rebuild(ctx, work));
+	if (work->open.direct)
+		return nat_begun_or_pass(work, open_direct(ctx, work, stale));
+	if (nat_may_answer(work, stale)) {
+		enum reason reason = open_rebuild(ctx, work);
+
+		return work->open.from_wan ? nat_begun_or_pass(work, reason) : nat_begun(work, reason);
+	}
 	return nat_verdict(work, REASON_NONE);
 }
 
@@ -735,6 +740,9 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 	}
 	if (conn && nat_ended(pkt, conn, work->rw.entry.identity, external))
 		return nat_verdict(work, REASON_ENDED);
+	/* The old entry would translate the new connection's packets, so the new connection needs entries, too. */
+	if (conn && direct_made(conn))
+		work->open.direct = true;
 	/* An answer to the router's own ping opens no connection, and must not be dropped as REASON_NON_SYN. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);

@@ -5,12 +5,14 @@
 #pragma once
 
 #include "conn.h"
+#include "direct.h"
 #include "fib.h"
 #include "forward.h"
 #include "ingress.h"
 #include "lifecycle.h"
 #include "mapping.h"
 #include "policy.h"
+#include "own_address.h"
 #include "stand_in.h"
 #include "work.h"
 
@@ -22,54 +24,46 @@ enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 
 enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
 enum { CONN_SCALE_BITS = 15 << CONN_SCALE_SHIFT };
 
-static __always_inline bool addr_in_prefix(const union addr *addr, const struct interface_address *prefix)
+/* Returns the router's address that the target sees. The choice is the one of the kernel's masquerading: for IPv4 the
+ * address in the subnet of the next hop (inet_select_addr), for IPv6 the address that fits the target
+ * (ipv6_dev_get_saddr). NULL: the router has no address of this family. */
+static __always_inline const struct own_address *open_router_address(const struct bpf_fib_lookup *fib,
+								     const union addr *target)
 {
-	__be32 differ = 0;
+	union addr next = *target;
 
-	for (int i = 0; i < 4; i++)
-		differ |= (addr->word[i] ^ prefix->address.word[i]) & prefix->mask.word[i];
-	return !differ;
+	if (addr_is_v4(target) && fib->family == FIB_AF_INET)
+		addr_from_v4(&next, fib->ipv4_dst);
+	return own_address_find(fib->ifindex, &next);
 }
 
-/* Returns the router's address on interface out that the target sees: an address in the target's subnet, otherwise
- * the first address of the target's family. NULL: out has no address of this family. */
-static __always_inline const union addr *open_router_address(const struct interface *out,
-							     const union addr *target)
+/* Must the target see the router's address? Yes where its answers would not pass the router otherwise:
+ *  - the router's own processes have opened the connection;
+ *  - the target is behind a WAN: its gateway may be another router (the kernel masquerades such a packet, too);
+ *  - the target is behind the interface of a LAN client. The client's packets may come in by another interface than the one
+ *    behind which the client is: by a macvlan with a virtual MAC address (VRRP), or with asymmetric routes.
+ * And yes if the forward wants it: for all clients, or with reflect router for LAN clients. */
+static __always_inline bool open_hides_client(const struct opening *open, const struct forward *forward,
+					      const struct interface *in, const struct interface *out, __u32 out_ifindex)
 {
-	const union addr *first = NULL;
-
-	for (int i = 0; i < INTERFACE_ADDRESSES && i < out->addresses; i++) {
-		if (addr_in_prefix(target, &out->address[i]))
-			return &out->address[i].address;
-		if (!first && addr_is_v4(&out->address[i].address) == addr_is_v4(target))
-			first = &out->address[i].address;
-	}
-	return first;
-}
-
-/* Must the source become the router's address? Yes for a connection of the router's own processes. Yes for a LAN
- * client with reflect router, or if the target is behind the client's interface: its answers would go directly to
- * the client, not through the router. The client's packets may come in by another interface than the one behind which
- * the client is: by a macvlan with a virtual MAC address (VRRP), or with asymmetric routes. */
-static __always_inline bool open_reflects(const struct opening *open, const struct forward *forward,
-					  const struct interface *in, __u32 out_ifindex)
-{
-	if (in->role == ROLE_LOCAL)
+	if (in->role == ROLE_LOCAL || out->role == ROLE_WAN || forward->hides_clients)
 		return true;
 	return in->role == ROLE_LAN && (forward->reflect == REFLECT_ROUTER || out_ifindex == open->ifindex ||
 					out_ifindex == open->client_by);
 }
 
 /* Sets open->sent.src, the source that the answerer sees. With reflect prefix, an opener that has no stand-in is
- * treated as with reflect auto. */
+ * treated as with reflect auto. NO_CONNECTION: the answer that should rebuild the connection shows its opener, but
+ * the forward hides openers. */
 static __always_inline enum reason open_source(struct work *work, const struct interface *in,
 					       const struct forward *forward)
 {
 	struct opening *open = &work->open;
 	__u32 ifindex = work->route.fib.ifindex;
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
-	const union addr *source;
+	const struct own_address *own;
 
+	open->by_router = false;
 	/* No ingress program sees what the router sends to other hosts. With its own address as the source, the
 	 * router answers to itself by the loopback device, where hairpin sees the answers. */
 	if (open->to_router) {
@@ -78,15 +72,23 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	}
 	if (!out)
 		return REASON_NOT_ATTACHED;
-	if (in->role == ROLE_LAN && forward->reflect == REFLECT_PREFIX && stand_in_swap(&open->sent.src, true))
+	if (in->role == ROLE_LAN && out->role != ROLE_WAN && forward->reflect == REFLECT_PREFIX &&
+	    stand_in_swap(&open->sent.src, true))
 		return REASON_NONE;
 	open->mapped = in->role == ROLE_LAN && forward->reflect == REFLECT_PUBLIC;
-	if (!open->mapped && !open_reflects(open, forward, in, ifindex))
+	if (open->mapped) {
+		open->sent.src = open->key.dst;
 		return REASON_NONE;
-	source = open->mapped ? &open->key.dst : open_router_address(out, &open->sent.dst);
-	if (!source)
+	}
+	if (!open_hides_client(open, forward, in, out, ifindex))
+		return REASON_NONE;
+	if (open->by_server)
+		return REASON_NO_CONNECTION;
+	open->by_router = true;
+	own = open_router_address(&work->route.fib, &open->sent.dst);
+	if (!own)
 		return REASON_NO_ADDRESS;
-	open->sent.src = *source;
+	open->sent.src = own->address;
 	return REASON_NONE;
 }
 
@@ -142,6 +144,14 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 	return connected;
 }
 
+/* May the answers come to a port of a forward? A forward of every port leaves no other port. An answer is found by its
+ * connection before the forwards are asked, so such a port is only the last choice. With reflect public the port is the
+ * client's for other senders, too: there it is no choice. */
+static __always_inline bool open_shares_port(const struct opening *open)
+{
+	return !open->mapped && (open->fixed || open->tries > PORT_PARITY_TRIES);
+}
+
 /* Is the port of the answers already in use by a forward or by a socket of the router? Then that forward or socket
  * would get the answers of this reflected connection. Not inlined, to save stack. */
 static __noinline bool open_port_taken(void *ctx, struct work *work)
@@ -154,7 +164,7 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 
 	if (addr_equal(&answer->dst, &work->open.key.src) && work->pkt.ifindex != LOOPBACK_IFINDEX)
 		return false;
-	external = external_find(&answer->dst);
+	external = open_shares_port(&work->open) ? NULL : external_find(&answer->dst);
 	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
 		return true;
 	length = open_socket_tuple(answer, tuple);
@@ -235,6 +245,14 @@ __noinline bool open_remove_obstacle(void)
 
 enum { INSERT_EXISTS = 17 /* EEXIST */ };
 
+/* Can the opener also have a direct connection with the same answers? The target must see the opener's own address, and
+ * an Internet host reaches no private address. */
+static __always_inline bool open_may_be_direct(const struct opening *open)
+{
+	return !open->direct && addr_equal(&open->answer.dst, &open->key.src) &&
+	       (conn_path(open->conn.identity) != PATH_WAN || !addr_private(&open->answer.src));
+}
+
 /* Inserts the answerer's entry. BPF_NOEXIST keeps its key unique, so the insertion also reserves the source port.
  * BEGUN: another CPU has already opened this connection. OBSTACLE, RACED, TUPLE_IN_USE: as in open_obstacle. */
 __noinline enum reason open_reserve(void)
@@ -247,6 +265,10 @@ __noinline enum reason open_reserve(void)
 		return REASON_TABLE_FULL;
 	open = &work->open;
 	err = conn_insert(&open->answer, &open->conn, &open->to, &open->value);
+	if (!err && open_may_be_direct(open) && direct_has(work, &open->answer)) {
+		conn_erase(&open->answer);
+		return REASON_TUPLE_IN_USE;
+	}
 	if (!err)
 		return REASON_NONE;
 	if (err != -INSERT_EXISTS)
@@ -263,16 +285,47 @@ struct port_search {
 	enum reason reason;
 };
 
-/* Returns a random port in the range of the opener's port, below 1024 or from 1024 up (RFC 4787 REQ-3a). The port
- * has the parity of the opener's port (REQ-4), unless any_parity. */
-static __always_inline __be16 open_draw_port(__be16 client, bool any_parity)
+/* The range of ports to draw from. */
+struct port_range {
+	__u32 first, last;
+};
+
+/* Returns the ports for a connection of this opener. An opener below 1024 gets a port below 1024, others one from 1024 up
+ * (RFC 4787 REQ-3a). With the router's address as the source, the ports are those of the setting reflect_ports: no
+ * socket of the router gets one of them. If they are all in use, the last tries take any other port. */
+static __always_inline struct port_range open_port_range(const struct opening *open)
 {
-	__u32 kept = bpf_ntohs(client), random = bpf_get_prandom_u32();
-	__u32 port = kept < PORT_LOWEST ? random % PORT_LOWEST
-					: PORT_LOWEST + random % (PORTS_ALL - PORT_LOWEST);
+	const struct settings *settings = conn_settings();
+
+	if (bpf_ntohs(open->key.sport) < PORT_LOWEST)
+		return (struct port_range){ 0, PORT_LOWEST - 1 };
+	if (open->by_router && settings && open->tries <= PORT_PARITY_TRIES)
+		return (struct port_range){ settings->reflect_first, settings->reflect_last };
+	return (struct port_range){ PORT_LOWEST, PORTS_ALL - 1 };
+}
+
+/* May the connection keep the opener's port, if it is free? */
+static __always_inline bool open_keeps_port(const struct opening *open)
+{
+	struct port_range range = open_port_range(open);
+	__u32 port = bpf_ntohs(open->key.sport);
+
+	return !open->by_router || (range.first <= port && port <= range.last);
+}
+
+/* Returns a random port of the range. The port has the parity of the opener's port (RFC 4787 REQ-4), unless any_parity. */
+static __always_inline __be16 open_draw_port(const struct opening *open, bool any_parity)
+{
+	struct port_range range = open_port_range(open);
+	__u32 kept = bpf_ntohs(open->key.sport);
+	__u32 port = range.first + bpf_get_prandom_u32() % (range.last - range.first + 1);
 
 	if (!any_parity)
 		port = (port & ~1u) | (kept & 1);
+	if (port < range.first)
+		port += 2;
+	if (port > range.last)
+		port -= 2;
 	return bpf_htons((__u16)(port ? port : 2));
 }
 
@@ -283,8 +336,8 @@ static long open_try_port(__u32 index, struct port_search *search)
 	struct opening *open = &work->open;
 
 	(void)index;
-	if (open->tries > 0)
-		open->answer.dport = open_draw_port(open->key.sport, open->tries > PORT_PARITY_TRIES);
+	if (open->tries > 0 || !open_keeps_port(open))
+		open->answer.dport = open_draw_port(open, open->tries > PORT_PARITY_TRIES);
 	open->tries++;
 	if (open_port_taken(search->ctx, work) || (open->mapped && !mapping_claim(work)))
 		return 0;
@@ -292,26 +345,28 @@ static long open_try_port(__u32 index, struct port_search *search)
 	return search->reason != REASON_TUPLE_IN_USE && search->reason != REASON_NO_PORT;
 }
 
-/* Reserves the source port of the connection: the opener's port if it is free, otherwise a random port (RFC 6056
- * 3.3.2). The opener's port is in use if the opener reaches one target by two forwards, or if another reflected
+/* Reserves the source port of the connection: the opener's port if it is free and allowed, otherwise a random port
+ * (RFC 6056 3.3.2). The opener's port is in use if the opener reaches one target by two forwards, or if another reflected
  * opener has the same port. The insertion of the answerer's entry reserves the port. */
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
 	struct opening *open = &work->open;
-	bool fixed = !work->pkt.l4.ports_length || open->by_server;
 
-	open->mapped &= !fixed;
+	open->fixed = !work->pkt.l4.ports_length || open->by_server;
+	open->mapped &= !open->fixed;
+	/* An ICMP query has an id, which no socket of the router reserves. */
+	open->by_router &= work->pkt.l4.ports_length == 2 * sizeof(__be16);
 	if (open->mapped)
 		open->answer.dport = mapping_port(work);
 	open->tries = 0;
-	if (!open_try_port(0, &search) && !fixed)
+	if (!open_try_port(0, &search) && !open->fixed)
 		bpf_loop(PORT_TRIES - 1, open_try_port, &search, 0);
 	if (search.reason == REASON_NONE && open->mapped)
 		mapping_keep(work);
 	if (search.reason != REASON_TUPLE_IN_USE && search.reason != REASON_NO_PORT)
 		return search.reason;
-	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
+	return open->fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
 }
 
 /* May this packet rebuild a connection that was lost? With a stand-in, the forward alone determines the
@@ -573,6 +628,16 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 	return open_make(ctx, work, address, forward);
 }
 
+/* Opens a connection of no forward, for a direct connection that needs another port. */
+static __always_inline enum reason open_direct(void *ctx, struct work *work, bool stale)
+{
+	struct forward *none = &work->open.no_forward;
+
+	__builtin_memset(none, 0, sizeof(*none));
+	none->target = work->pkt.tuple.dst;
+	return open_connection(ctx, work, &none->epoch_ref, none, stale);
+}
+
 /* Finds the opener's interface for a connection that is being rebuilt: the route to the opener leaves by it.
  * False: there is no route. */
 static __always_inline bool open_find_client(void *ctx, struct work *work)
@@ -625,12 +690,7 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 	if (!in || in->role != ROLE_WAN || addr_martian(&open->key.src) ||
 	    (ingress_public_only(in) && addr_private(&open->key.src)))
 		return false;
-	if (!several_wans)
-		return true;
-	for (int i = 0; i < INTERFACE_ADDRESSES && i < in->addresses; i++)
-		if (addr_equal(&in->address[i].address, &open->key.dst))
-			return true;
-	return false;
+	return !several_wans || own_address_has(ifindex, &open->key.dst);
 }
 
 /* Rebuilds a lost connection from a packet of the answerer. The packet goes to the Internet if open.from_wan is

@@ -40,11 +40,7 @@ static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 
 	if (!out || out->role != ROLE_WAN || external_find(from))
 		return out;
-	for (int i = 0; i < INTERFACE_ADDRESSES && i < out->addresses; i++) {
-		if (addr_equal(&out->address[i].address, from))
-			return true;
-	}
-	return false;
+	return own_address_has(ifindex, from);
 }
 
 /* Returns the reply for a packet of an ended connection. A RST makes a TCP sender connect again at once. It is
@@ -198,13 +194,17 @@ static __always_inline void reply_address(struct work *work)
 }
 
 /* Sets the addresses of an ICMP error. Its source is the address by which the sender knows this router. False: the
- * interface has no address of this family. */
+ * router has no address of this family. */
 static __always_inline bool reply_way(struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
 	struct tuple *way = &work->reply.way;
-	const union addr *from = in->role == ROLE_LOCAL ? &pkt->tuple.dst : open_router_address(in, &pkt->tuple.src);
+	const struct own_address *own = own_address_find(pkt->ifindex, &pkt->tuple.src);
 
+	const union addr *from = own ? &own->address : NULL;
+
+	if (in->role == ROLE_LOCAL)
+		from = &pkt->tuple.dst;
 	if (!from)
 		return false;
 	__builtin_memset(way, 0, sizeof(*way));

@@ -45,6 +45,12 @@ enum reflect {
 	REFLECT_OFF,
 };
 
+/* What an address may be: bits of the map maybe_external. */
+enum maybe {
+	MAYBE_EXTERNAL = 1 << 0,
+	MAYBE_TARGET = 1 << 1,
+};
+
 /* The states of a connection. The opener's entry decides; the answerer's entry holds a copy. A connection only moves down
  * this list. */
 enum conn_state {
@@ -190,7 +196,8 @@ struct settings {
 	__u32 stand_ins;	/* 1: stand-ins are configured */
 	__u16 intercept_first;	/* lowest port of all intercepts; without intercepts, it is above intercept_last */
 	__u16 intercept_last;	/* highest port of all intercepts */
-	__u32 pad;
+	__u16 reflect_first;	/* lowest and highest source port of connections that show the router's address */
+	__u16 reflect_last;
 };
 _Static_assert(sizeof(struct settings) == 80, "struct settings has implicit padding");
 
@@ -234,7 +241,7 @@ struct forward {
 	enum reflect reflect;
 	__u16 port_shift;	/* target port - external port, modulo 65536 */
 	__u8 restricted;	/* 1: the map allow has the sources that the forward takes */
-	__u8 pad;
+	__u8 hides_clients;	/* 1: the target sees the router's address for every client, also from a WAN */
 };
 _Static_assert(sizeof(struct forward) == 32, "struct forward has implicit padding");
 
@@ -294,27 +301,34 @@ struct mapping {
 };
 _Static_assert(sizeof(struct mapping) == 24, "struct mapping has implicit padding");
 
-enum { INTERFACE_ADDRESSES = 8 };
-
-struct interface_address {
-	union addr address;
-	union addr mask;	/* mask of the 128-bit form: an IPv4 /24 has 120 bits set */
+/* LPM key: an interface, then a prefix of the address of the other host. */
+struct own_address_key {
+	__u32 prefix_length;
+	__u32 ifindex;
+	union addr peer;
 };
+_Static_assert(sizeof(struct own_address_key) == 24, "struct own_address_key has implicit padding");
+
+/* The address of the router that hosts with this prefix behind this interface know. */
+struct own_address {
+	union addr address;
+	__u32 borrowed;		/* 1: another interface has the address, and this interface has none of the family */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct own_address) == 24, "struct own_address has implicit padding");
 
 struct interface {
 	enum role role;
 	__u8 mac[6];		/* zero: the device has no Ethernet header */
 	__u8 private;		/* 1: it has a private IPv4 address, so private sources may come in by it */
-	__u8 addresses;		/* number of entries in address[] */
 	__u8 rp_filter;		/* rp_filter of the kernel (RFC 3704), used for both families: 0 off, 1 strict, 2 loose */
 	__u8 private_sources;	/* 1: the configuration accepts private sources on this WAN */
-	__u8 pad[2];
+	__u8 pad[3];
 	__u32 below;		/* macvlan: index of the device below it, which sends and receives its frames; 0: none */
 	__u32 mss_mtu;		/* MTU in bytes that the MSS of a forwarded SYN must fit; 0: the MSS stays */
 	__u32 intercept_v4, intercept_v6; /* LAN: external ids of its intercepts; 0: none */
-	struct interface_address address[INTERFACE_ADDRESSES];
 };
-_Static_assert(sizeof(struct interface) == 288, "struct interface has implicit padding");
+_Static_assert(sizeof(struct interface) == 32, "struct interface has implicit padding");
 
 /* A next hop, shared by all connections that use it. A connection stores the index and the generation of its hop. */
 struct hop {

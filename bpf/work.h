@@ -75,6 +75,8 @@ struct opening {
 	bool by_server;		/* the target sent the packet, and the packet rebuilds the connection */
 	bool from_wan;		/* the target sent the packet to a client on the Internet */
 	bool key_used;		/* an entry may exist at the opener's key */
+	bool direct;		/* the packet opens a direct connection with the answers of another connection */
+	struct forward no_forward;	/* stands for the forward of a direct connection: id 0, and its own target */
 	__u32 ifindex;		/* interface by which the opener's packets come in */
 	struct tuple key;	/* key of the opener's direction */
 	struct entry entry;	/* copy of the entry found at key, which may be another CPU's */
@@ -89,6 +91,8 @@ struct opening {
 	bool to_router;		/* the target is the router itself */
 	bool resolved;		/* the MAC address of the next hop to the target is known */
 	bool mapped;		/* reflect public: the connection needs an external port that no other client has */
+	bool fixed;		/* the source port cannot be changed */
+	bool by_router;		/* the target sees the router's address, and the connection has ports */
 	bool inserted;		/* this CPU has inserted both entries: life_begin must follow */
 	__u32 client_hop;	/* reference of the next hop to the client; 0: not known */
 	__u32 client_by;	/* interface by which the route to the client leaves; 0: not known */

@@ -47,7 +47,7 @@ func (t *Tables) Add(f rule.Forward) (bool, error) {
 		do   func() error
 	}{
 		{"make counters", func() error { return t.zeroStats([]uint32{id}) }},
-		{"add target", func() error { return t.objs.Targets.Put(layout.ToAddr(f.Target), uint8(1)) }},
+		{"add target", func() error { return t.addTarget(layout.ToAddr(f.Target)) }},
 		{"store addition", func() error { return t.storeAddition(&doc.Document, generation, text) }},
 		{"swap", func() error {
 			return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation + 2})

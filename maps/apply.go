@@ -434,7 +434,19 @@ func (t *Tables) addTargets(wanted, running map[bpf.HairpinAddr]bool) error {
 	if err != nil {
 		return fmt.Errorf("targets: %w", err)
 	}
+	for addr := range wanted {
+		if err := t.noteMaybe(addr, bpf.HairpinMaybeMAYBE_TARGET); err != nil {
+			return fmt.Errorf("targets: %w", err)
+		}
+	}
 	return addAddresses(t.objs.Targets, wanted, present)
+}
+
+func (t *Tables) addTarget(addr bpf.HairpinAddr) error {
+	if err := t.noteMaybe(addr, bpf.HairpinMaybeMAYBE_TARGET); err != nil {
+		return err
+	}
+	return t.objs.Targets.Put(addr, uint8(1))
 }
 
 func (t *Tables) dropTargets(wanted map[bpf.HairpinAddr]bool) error {

@@ -423,19 +423,41 @@ func TestInterfaceEntries(t *testing.T) {
 	if err != nil || len(got) != 2 {
 		t.Fatalf("interfaces %v, %v", got, err)
 	}
-	want := bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LAN, RpFilter: 2, Mac: [6]byte(mac), Private: 1, Addresses: 1}
-	want.Address[0].Address = layout.ToAddr(netip.MustParseAddr("192.168.1.1"))
-	for i := range 15 {
-		want.Address[0].Mask.Bytes[i] = 0xff
-	}
+	want := bpf.HairpinInterface{Role: bpf.HairpinRoleROLE_LAN, RpFilter: 2, Mac: [6]byte(mac), Private: 1}
 	if got[5] != want {
 		t.Errorf("got %+v, want %+v", got[5], want)
 	}
-	if w := got[6]; w.Addresses != 8 || w.Private != 0 || w.Address[0].Mask.Bytes[15] != 0xf0 {
+	if w := got[6]; w.Private != 0 {
 		t.Errorf("got %+v", w)
 	}
 	for _, prefix := range crowded.Addresses {
 		tables.wantRoute(t, prefix.Addr().String(), 80, "10.0.0.1:80")
+	}
+}
+
+// The map follows the addresses: it has those that the interfaces have, and no other.
+func TestOwnAddressesFollow(t *testing.T) {
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
+	lan := func(addresses ...string) config.Interface {
+		link := mapstest.WAN("lan0", 5, addresses...)
+		link.Role = config.RoleLAN
+		return link
+	}
+	for _, links := range [][]config.Interface{
+		{lan("192.168.1.1/24", "10.0.0.1/8")},
+		{lan("10.0.0.1/8"), mapstest.WAN("wan0", 6, "203.0.113.1/24", "2001:db8::1/64")},
+		{lan(), mapstest.WAN("wan0", 6, "203.0.113.2/24")},
+		{mapstest.WAN("wan0", 6)},
+	} {
+		mustSetInterfaces(t, tables, links...)
+		got, err := readAll[bpf.HairpinOwnAddressKey, bpf.HairpinOwnAddress](tables.objs.OwnAddresses)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(compile.OwnAddresses(links), got); diff != "" {
+			t.Errorf("%v: (-want +got)\n%s", links, diff)
+		}
 	}
 }
 

@@ -87,6 +87,9 @@ func (c *Census) add(opener *layout.Entry) {
 	default:
 		c.Established++
 	}
+	if opener.Forward == 0 {
+		return
+	}
 	if missing := int(opener.Forward) + 1 - len(c.forwards); missing > 0 {
 		c.forwards = append(c.forwards, make([]uint32, missing)...)
 	}

@@ -27,7 +27,7 @@ const (
 type Connection struct {
 	Protocol    rule.Protocol  `json:"protocol"`
 	Path        string         `json:"path"`
-	Forward     string         `json:"forward"`
+	Forward     string         `json:"forward"` // "": a direct connection that got another port
 	State       string         `json:"state"`
 	Client      netip.AddrPort `json:"client"`
 	External    netip.AddrPort `json:"external"` // destination of the client's packets
@@ -126,6 +126,10 @@ func (w *walk) named(visit func(*layout.Entry, string) error) error {
 	var failed error
 	err := w.openers(func(opener *layout.Entry) {
 		if failed != nil || !w.lives(opener) {
+			return
+		}
+		if opener.Forward == 0 { // a direct connection that got another port
+			failed = visit(opener, "")
 			return
 		}
 		name, err := w.forward(opener.Forward)

@@ -22,8 +22,7 @@ import (
 // end if the address is not back within the grace of the configuration. Call it with the writer lock, after Apply, after
 // each change of links or addresses, and when GraceLeft says so.
 //
-// Forwards listen on all addresses of a WAN interface, but the entry of an interface has room for only eight of its own
-// addresses. Interfaces without a role must also be in ifs: their addresses are the router's own.
+// Interfaces without a role must also be in ifs: their addresses are the router's own.
 func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -33,7 +32,7 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 		return err
 	}
 	doc := &o.Document // without the decoded forwards, which are not needed here
-	locals, all := compile.Locals(doc, ifs), ifs
+	locals, own, every := compile.Locals(doc, ifs), compile.OwnAddresses(ifs), ifs
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
@@ -42,11 +41,14 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	if err := t.putLocals(locals); err != nil {
 		return err
 	}
-	absences, err := t.findAbsences(doc, all, present)
+	absences, err := t.findAbsences(doc, every)
 	if err != nil {
 		return err
 	}
-	// A new interface is added before its addresses. A removed interface is deleted after its addresses.
+	if err := t.putOwnAddresses(own); err != nil {
+		return err
+	}
+	// A new interface is added before its external addresses. A removed interface is deleted after them.
 	if err := t.putInterfaces(doc, ifs, present); err != nil {
 		return err
 	}
@@ -80,11 +82,14 @@ func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
 	return left, away, nil
 }
 
-// findAbsences finds the lost addresses, and records the new absences. It must run before the entries in map interfaces
+// findAbsences finds the lost addresses, and records the new absences. It must run before the entries in map own_addresses
 // change: a killed writer would leave no trace of the addresses otherwise.
-func (t *Tables) findAbsences(doc *compile.Document, ifs []config.Interface, present map[uint32]bpf.HairpinInterface) (compile.Absences, error) {
-	before := compile.Router{Interfaces: present}
+func (t *Tables) findAbsences(doc *compile.Document, ifs []config.Interface) (compile.Absences, error) {
+	var before compile.Router
 	var err error
+	if before.OwnAddresses, err = readAll[bpf.HairpinOwnAddressKey, bpf.HairpinOwnAddress](t.objs.OwnAddresses); err != nil {
+		return compile.Absences{}, fmt.Errorf("list the router's own addresses: %w", err)
+	}
 	if before.Externals, err = readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals); err != nil {
 		return compile.Absences{}, fmt.Errorf("list external addresses: %w", err)
 	}
@@ -230,7 +235,7 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 	if want == old {
 		return nil
 	}
-	err = t.objs.MaybeExternal.Put(layout.MaybeExternalSlot(addr), uint32(1))
+	err = t.noteMaybe(addr, bpf.HairpinMaybeMAYBE_EXTERNAL)
 	if err == nil {
 		err = t.objs.Externals.Put(addr, want)
 	}
@@ -238,6 +243,19 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 		return fmt.Errorf("write address %s: %w", layout.FromAddr(addr), err)
 	}
 	return nil
+}
+
+// noteMaybe sets a bit of an address in map maybe_external. It must run before the address gets into its own map.
+func (t *Tables) noteMaybe(addr bpf.HairpinAddr, bit bpf.HairpinMaybe) error {
+	slot := layout.MaybeExternalSlot(addr)
+	var bits uint32
+	if err := t.objs.MaybeExternal.Lookup(slot, &bits); err != nil {
+		return err
+	}
+	if bits&uint32(bit) != 0 {
+		return nil
+	}
+	return t.objs.MaybeExternal.Put(slot, bits|uint32(bit))
 }
 
 // setTransmitters updates the devmap tx_ports: the devices to which XDP can redirect. Cached next hops contain this
@@ -307,6 +325,57 @@ func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
 		return fmt.Errorf("the router's own addresses: %w", err)
 	}
 	return nil
+}
+
+// putOwnAddresses writes the addresses that hosts behind each interface see, and returns those from before. It must run
+// before putInterfaces, so that no packet meets a new interface without its addresses. Each change is one write of one
+// entry, and new entries come before old ones go. So a packet never finds that the router has no address.
+//
+// Race: an opening on CPU A reads an address. The writer removes the address here, and endReflectedFrom ends the
+// connections from it. Then A inserts its connection, from an address that the router no longer has. So the writer waits
+// here until all programs have ended that may have read the old entries.
+func (t *Tables) putOwnAddresses(wanted map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress) error {
+	if limit := t.objs.OwnAddresses.MaxEntries(); uint32(len(wanted)) > limit {
+		return fmt.Errorf("the addresses of the router need %d table entries, but the table holds %d", len(wanted), limit)
+	}
+	before, err := readAll[bpf.HairpinOwnAddressKey, bpf.HairpinOwnAddress](t.objs.OwnAddresses)
+	if err != nil {
+		return fmt.Errorf("list the router's own addresses: %w", err)
+	}
+	for key, value := range wanted {
+		if old, there := before[key]; there && old == value {
+			continue
+		}
+		if err := t.objs.OwnAddresses.Put(key, value); err != nil {
+			return fmt.Errorf("write own address %s: %w", layout.FromAddr(value.Address), err)
+		}
+	}
+	changed := false
+	for key, old := range before {
+		value, there := wanted[key]
+		changed = changed || value != old
+		if there {
+			continue
+		}
+		if err := drop(t.objs.OwnAddresses, key); err != nil {
+			return fmt.Errorf("forget own address %s: %w", layout.FromAddr(old.Address), err)
+		}
+	}
+	if changed {
+		return t.awaitPrograms()
+	}
+	return nil
+}
+
+// awaitPrograms waits until all programs have ended that run now. A write to an array of maps waits for them
+// (maybe_wait_bpf_programs), so the writer puts a map where it is already.
+func (t *Tables) awaitPrograms() error {
+	var inner *ebpf.Map
+	if err := t.objs.StandIns.Lookup(uint32(0), &inner); err != nil {
+		return fmt.Errorf("open slot 0 of %s: %w", outerName(t.objs.StandIns), err)
+	}
+	defer inner.Close()
+	return filling{t.objs.StandIns, inner, 0}.store()
 }
 
 // dropListeners removes the ids that no longer belong to exactly one address. It must run before map externals changes,

@@ -14,15 +14,15 @@ import (
 	"hairpin/maps/layout"
 )
 
-// endReflectedFrom ends the hairpin and local connections whose source was translated to an address in gone. The router
-// no longer has these addresses, so answers of the servers would not reach the router.
+// endReflectedFrom ends the connections whose source was translated to an address in gone. The router no longer has these
+// addresses, so answers of the servers would not reach the router.
 func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 	if len(gone) == 0 {
 		return nil
 	}
 	var failed error
 	err := EachEntry(t.objs, func(e layout.Entry) {
-		if failed == nil && !e.Opener() && e.Path != bpf.HairpinConnPathPATH_WAN && gone[e.Key.Dst] {
+		if failed == nil && !e.Opener() && e.Key.Dst != e.To.Dst && gone[e.Key.Dst] {
 			_, failed = t.end(bpf.HairpinEndRequest{Key: e.Key, Serial: e.Serial})
 		}
 	})

@@ -67,11 +67,14 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 		return interfaceNames(":"), nothing | cobra.ShellCompDirectiveNoSpace
 	case 3:
 		return completions{"to"}, nothing
-	case 5, 7, 9:
+	case 5, 7, 9, 11:
 		return rule.ForwardOptions(), nothing
 	}
 	if len(args) > 5 && args[len(args)-1] == "reflect" {
 		return rule.ReflectNames(), nothing
+	}
+	if len(args) > 5 && args[len(args)-1] == "clients" {
+		return rule.ClientsNames(), nothing
 	}
 	return nil, nothing
 }

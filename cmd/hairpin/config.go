@@ -31,6 +31,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
+				a.notices(router.PortConflict(cfg))
 				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.warnHere(cfg))
 			}
 			if a.json {

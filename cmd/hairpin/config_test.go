@@ -50,7 +50,7 @@ func TestEverySettingHasText(t *testing.T) {
 		"interfaces.wan", "interfaces.lan", "interfaces.private_sources", "datapath.mode", "datapath.max_connections", "datapath.max_per_source",
 		"datapath.mss_clamp",
 		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.tcp_opening", "timeouts.tcp_closing",
-		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "timeouts.address_grace", "icmp.refuse", "icmp.rate", "reflection.default", "reflection.prefixes",
+		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "timeouts.address_grace", "icmp.refuse", "icmp.rate", "reflection.default", "reflection.ports", "reflection.prefixes",
 		"metrics.listen",
 	} {
 		text := "version = 1\n" + key + " = " + settingText(cfg, key) + "\n"

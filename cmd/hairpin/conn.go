@@ -54,7 +54,8 @@ func (a *app) connShowCommand() *cobra.Command {
 SOURCE is the address that the target sees. CLIENT and SOURCE of an icmp connection
 are ADDR:ID, with the identifier of the echo request. For protocols without ports,
 such as gre, there is an address only; JSON has ADDR:0. An IPv6 address with a port
-is in brackets. For IPv6, icmp means ICMPv6.
+is in brackets. For IPv6, icmp means ICMPv6. FORWARD "-" is a connection to the target's
+own address that got another source port: a forward's connection had its port.
 
 The list is printed while the table is read. Up to ` + strconv.Itoa(connBlock) + ` connections are sorted by
 protocol, external address and client; a longer list consists of such sorted blocks.
@@ -185,7 +186,7 @@ func (a *app) connectionRows() (print func(*maps.Connection) error, end func() e
 		if t == nil {
 			t = newTable(a.out, "PROTO", "PATH", "FORWARD", "STATE", "CLIENT", "EXTERNAL", "SOURCE", "TARGET", "AGE", "IDLE", "PACKETS", "BYTES")
 		}
-		t.row(c.Protocol.String(), c.Path, c.Forward, c.State,
+		t.row(c.Protocol.String(), c.Path, cmp.Or(c.Forward, "-"), c.State,
 			endpoint(c.Client), endpoint(c.External), endpoint(c.Source), endpoint(c.Target),
 			seconds(c.AgeSeconds), seconds(c.IdleSeconds),
 			strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.Bytes, 10))

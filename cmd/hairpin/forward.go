@@ -44,7 +44,8 @@ func (a *app) forwardShowCommand() *cobra.Command {
 		Short:   "Show the running forwards",
 		Long: `Show the running forwards, intercepts included. Of an intercept, EXTERNAL "any@lan0"
 means traffic that arrives on lan0 for any address, and FROM "!192.168.1.53/32"
-means every client but that address.`,
+means every client but that address. REFLECT "router+wan" means that the target sees
+the router's address for every client, as clients = "router" says.`,
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(_ *cobra.Command, names []string) error {
 			return a.showForwards(names, stats)
@@ -75,6 +76,10 @@ means all of them.
 MODE is ` + strings.Join(rule.ReflectNames(), ", ") + `: the
 source address that the target sees of LAN clients. The default is reflection.default
 of the configuration.
+
+WHO is ` + strings.Join(rule.ClientsNames(), " or ") + `. With router the target sees the router's address for every
+client, also for those of the Internet. Use it if the target's gateway is not this
+router.
 
 host gives the DNS names of the forward. "hairpin dns" writes them for the name
 server of the LAN.`,
@@ -250,8 +255,9 @@ type forwardRow struct {
 	Port        string   `json:"port"`     // "443", "6000-6010", "any"
 	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", or "ADDR" if Port is "any"
 	Reflect     string   `json:"reflect"`
-	From        []string `json:"from"`            // networks that may connect; empty means all
-	Hosts       []string `json:"hosts,omitempty"` // names for split DNS
+	Clients     string   `json:"clients,omitempty"` // "router": the target sees the router's address for every client
+	From        []string `json:"from"`              // networks that may connect; empty means all
+	Hosts       []string `json:"hosts,omitempty"`   // names for split DNS
 	Intercept   bool     `json:"intercept,omitempty"`
 	LAN         []string `json:"lan,omitempty"`    // of an intercept: the interfaces whose clients are redirected
 	Except      []string `json:"except,omitempty"` // of an intercept: networks that are not redirected
@@ -269,6 +275,7 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		Port:     f.Ports.String(),
 		Target:   f.TargetString(),
 		Reflect:  string(cfg.ReflectOf(f)),
+		Clients:  string(f.Clients),
 		From:     []string{},
 		Hosts:    f.Hosts,
 		Source:   f.Source,
@@ -304,6 +311,14 @@ func (r forwardRow) externalCell() string {
 		return "any"
 	}
 	return r.External
+}
+
+// reflectCell returns the text of column REFLECT. "router+wan": clients on the Internet are hidden behind the router, too.
+func (r forwardRow) reflectCell() string {
+	if r.Clients == string(rule.ClientsRouter) {
+		return r.Reflect + "+wan"
+	}
+	return r.Reflect
 }
 
 // fromCell returns the text of column FROM: the networks that may connect. For an intercept these are the
@@ -385,7 +400,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 		if t == nil {
 			t = newTable(a.out, header...)
 		}
-		cells := []string{r.Name, strings.Join(r.Protocol, ","), r.externalCell(), r.Port, r.Target, r.Reflect, r.fromCell()}
+		cells := []string{r.Name, strings.Join(r.Protocol, ","), r.externalCell(), r.Port, r.Target, r.reflectCell(), r.fromCell()}
 		if stats {
 			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10))
 		} else {

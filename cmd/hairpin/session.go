@@ -40,7 +40,7 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
 		a.say("metrics.listen takes effect when the daemon reloads; run \"systemctl reload hairpin\"")
 	}
-	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
+	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), router.PortConflict(cfg), pendingNotice(result.Ports, daemon))
 	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.
 	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
 	a.notices(s.NotForwarding(ipv6, result.Ports)...)

@@ -54,6 +54,8 @@ func settingText(cfg config.Config, key string) string {
 		return strconv.FormatUint(uint64(cfg.ICMP.Rate), 10)
 	case "reflection.default":
 		return strconv.Quote(string(cfg.Reflection))
+	case "reflection.ports":
+		return strconv.Quote(cfg.ReflectPorts.String())
 	case "reflection.prefixes":
 		return standInsText(cfg.StandIns)
 	case "metrics.listen":

@@ -40,16 +40,16 @@ type Absences struct {
 
 // Router is what the maps say of the router's addresses.
 type Router struct {
-	Interfaces map[uint32]bpf.HairpinInterface
-	Externals  map[bpf.HairpinAddr]bpf.HairpinExternal
-	Absences   map[bpf.HairpinAddr]bpf.HairpinAbsence
+	OwnAddresses map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress
+	Externals    map[bpf.HairpinAddr]bpf.HairpinExternal
+	Absences     map[bpf.HairpinAddr]bpf.HairpinAbsence
 }
 
 // FindAbsences compares what the maps say with the interfaces of now, a time of layout.Monotonic.
 func FindAbsences(doc *Document, before Router, ifs []config.Interface, now uint64) Absences {
 	found := Absences{Waiting: map[bpf.HairpinAddr]bpf.HairpinAbsence{}, Over: map[bpf.HairpinAddr]bool{}}
 	own, served := addressesOf(ifs), Externals(doc, ifs)
-	lost := GoneAddresses(before.Interfaces, ifs)
+	lost := GoneAddresses(before.OwnAddresses, ifs)
 	for addr, external := range before.Externals {
 		// An interface loses its programs before its addresses when it is deleted, so the address may still be there.
 		if external.Group != 0 && served[addr].Group == 0 {

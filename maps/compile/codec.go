@@ -101,7 +101,7 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 // forward encodes or decodes a forward. A field that most forwards do not use is in the text only if its bit is set.
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
-		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0)
+		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0, f.Clients != "")
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
 	c.port(&f.Ports.First)
@@ -117,6 +117,7 @@ func (c *codec) forward(f *rule.Forward) {
 	f.Intercept = has&128 != 0
 	list(c, has&256, &f.LAN, (*codec).string)
 	list(c, has&512, &f.Except, (*codec).prefix)
+	optional(c, has&1024, (*string)(&f.Clients), (*codec).string)
 }
 
 // bits encodes or decodes flags as one number. The first flag is the lowest bit.

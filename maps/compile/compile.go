@@ -241,5 +241,8 @@ func (p *Program) value(i int) (bpf.HairpinForward, error) {
 	if len(f.From) > 0 || f.Intercept {
 		value.Restricted = 1
 	}
+	if f.HidesClients() {
+		value.HidesClients = 1
+	}
 	return value, nil
 }

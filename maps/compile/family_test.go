@@ -11,7 +11,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"hairpin/maps/config"
 	"hairpin/maps/layout"
 	"hairpin/maps/mapstest"
 	"hairpin/maps/rule"
@@ -92,47 +91,5 @@ func TestAllowKeysOfIPv6(t *testing.T) {
 	}
 	if want := []uint32{32, 0, 128}; !slices.Equal(bits, want) || p.AllowKeys[0].Source != layout.ToAddr(netip.MustParseAddr("2001:db8::")) {
 		t.Errorf("sources %+v", p.AllowKeys)
-	}
-}
-
-// The entry of an interface has room for eight addresses; each family gets up to half, or more if there is room.
-func TestInterfaceEntriesOfBothFamilies(t *testing.T) {
-	list := func(v4, v6 int) (link config.Interface) {
-		link.Addresses = []netip.Prefix{netip.MustParsePrefix("fe80::1/64"), netip.MustParsePrefix("::1/128")}
-		for i := range v6 {
-			link.Addresses = append(link.Addresses, netip.MustParsePrefix(fmt.Sprintf("2001:db8::%d/64", i+1)))
-		}
-		for i := range v4 {
-			link.Addresses = append(link.Addresses, netip.MustParsePrefix(fmt.Sprintf("203.0.113.%d/24", i+1)))
-		}
-		return link
-	}
-	for _, test := range []struct{ v4, v6, want4, want6 int }{
-		{0, 0, 0, 0}, {1, 1, 1, 1}, {4, 4, 4, 4}, {10, 1, 7, 1}, {10, 0, 8, 0}, {1, 10, 1, 7}, {10, 10, 4, 4}, {5, 3, 5, 3},
-	} {
-		entry := new(Document).InterfaceEntry(list(test.v4, test.v6))
-		var got4, got6 int
-		for _, at := range entry.Address[:entry.Addresses] {
-			ones := 0
-			for _, b := range at.Mask.Bytes {
-				for ; b != 0; b &= b - 1 {
-					ones++
-				}
-			}
-			switch addr := layout.FromAddr(at.Address); {
-			case addr.Is4() && ones == 120:
-				got4++
-			case addr.Is6() && ones == 64:
-				got6++
-			default:
-				t.Errorf("%s with a mask of %d bits", addr, ones)
-			}
-		}
-		if got4 != test.want4 || got6 != test.want6 || entry.Private != 0 {
-			t.Errorf("of %d and %d: %d of IPv4 and %d of IPv6, private %d", test.v4, test.v6, got4, got6, entry.Private)
-		}
-	}
-	if first := new(Document).InterfaceEntry(list(0, 3)).Address[0].Address; layout.FromAddr(first).String() != "2001:db8::1" {
-		t.Errorf("the first is %s", layout.FromAddr(first))
 	}
 }

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"maps"
 	"net/netip"
 	"slices"
@@ -39,13 +40,6 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 	if link.Role == config.RoleWAN && slices.Contains(d.Config.PrivateSources, link.Name) {
 		value.PrivateSources = 1
 	}
-	for i, prefix := range ownAddresses(link, len(value.Address)) {
-		value.Address[i] = bpf.HairpinInterfaceAddress{
-			Address: layout.ToAddr(prefix.Addr()),
-			Mask:    layout.MappedMask(prefix),
-		}
-		value.Addresses++
-	}
 	// The kernel limits the MSS of a SYN through the loopback device only by the large MTU of that device. With an entry
 	// here, nat_clamp_mss() also limits the MSS to the MTU of the route.
 	if link.Role == config.RoleLocal || d.Config.ClampsMSS(link) {
@@ -58,21 +52,113 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 	return value
 }
 
-// ownAddresses returns up to n addresses of an interface that the router may use as sources, IPv4 first. A family gets
-// more than n/2 only if the other family does not need all of its half.
-func ownAddresses(link config.Interface, n int) []netip.Prefix {
-	var v4, v6 []netip.Prefix
+// uniqueLocal is the network of unique local addresses (RFC 4193).
+var uniqueLocal = netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfc}), 7)
+
+// The prefixes of all hosts of a family, in map own_addresses.
+var (
+	every4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	every6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+)
+
+// OwnAddresses returns the entries of map own_addresses. For each interface with a role they say which address of the
+// router its hosts see: the address in the host's subnet, else the interface's first address, else an address of another
+// interface. The choice is the one of the kernel's masquerading: inet_select_addr() for IPv4, ipv6_dev_get_saddr() for
+// IPv6 (RFC 6724).
+func OwnAddresses(ifs []config.Interface) map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress {
+	own := ownAddresses{}
+	ifs = slices.SortedFunc(slices.Values(ifs), func(a, b config.Interface) int { return cmp.Compare(a.Index, b.Index) })
+	for _, link := range ifs {
+		if link.Role == 0 {
+			continue
+		}
+		v4, v6 := sources(link)
+		own.add4(link, v4, ifs)
+		own.add6(link, v6, ifs)
+		for _, prefix := range link.Passive {
+			own.put(link, netip.PrefixFrom(prefix.Addr(), prefix.Addr().BitLen()), prefix.Addr(), false)
+		}
+	}
+	return own
+}
+
+// sources returns the addresses of an interface that the router may use as sources.
+func sources(link config.Interface) (v4, v6 []netip.Prefix) {
 	for _, prefix := range link.Addresses {
 		switch addr := prefix.Addr(); {
-		case addr.Is4():
+		case addr.Is4() && !addr.IsLoopback():
 			v4 = append(v4, prefix)
 		case config.Global6(addr):
 			v6 = append(v6, prefix)
 		}
 	}
-	v4 = v4[:min(len(v4), max(n/2, n-len(v6)))]
-	v6 = v6[:min(len(v6), n-len(v4))]
-	return slices.Concat(v4, v6)
+	return v4, v6
+}
+
+type ownAddresses map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress
+
+// put adds an entry, unless an earlier address has the same prefix.
+func (o ownAddresses) put(link config.Interface, peers netip.Prefix, addr netip.Addr, borrowed bool) {
+	key := layout.OwnAddressKey(uint32(link.Index), peers)
+	if _, there := o[key]; there {
+		return
+	}
+	value := bpf.HairpinOwnAddress{Address: layout.ToAddr(addr)}
+	if borrowed {
+		value.Borrowed = 1
+	}
+	o[key] = value
+}
+
+// putAll adds the entries of addresses that an interface has itself, or borrows: of each address, and of its subnet.
+func (o ownAddresses) putAll(link config.Interface, list []netip.Prefix, borrowed bool) {
+	for _, prefix := range list {
+		o.put(link, netip.PrefixFrom(prefix.Addr(), prefix.Addr().BitLen()), prefix.Addr(), borrowed)
+	}
+	for _, prefix := range list {
+		o.put(link, prefix.Masked(), prefix.Addr(), borrowed)
+	}
+}
+
+// add4 adds the IPv4 entries of an interface. Like inet_select_addr(), it takes the first address of the first interface
+// with an address of global scope if this interface has none. ifs is in the order of the kernel's list.
+func (o ownAddresses) add4(link config.Interface, own []netip.Prefix, ifs []config.Interface) {
+	o.putAll(link, own, false)
+	if len(own) > 0 {
+		o.put(link, every4, own[0].Addr(), false)
+		return
+	}
+	for _, other := range ifs {
+		lent, _ := sources(other)
+		for _, prefix := range lent {
+			if !prefix.Addr().IsLinkLocalUnicast() {
+				o.put(link, every4, prefix.Addr(), true)
+				return
+			}
+		}
+	}
+}
+
+// add6 adds the IPv6 entries of an interface. Like ipv6_dev_get_saddr(), it takes an address of another interface if this
+// interface has none. Rule 6 of RFC 6724: a unique local address is for unique local hosts, another address for others.
+func (o ownAddresses) add6(link config.Interface, own []netip.Prefix, ifs []config.Interface) {
+	borrowed := len(own) == 0
+	if borrowed {
+		for _, other := range ifs {
+			_, lent := sources(other)
+			own = append(own, lent...)
+		}
+	}
+	o.putAll(link, own, borrowed)
+	isLocal := func(prefix netip.Prefix) bool { return uniqueLocal.Contains(prefix.Addr()) }
+	if i := slices.IndexFunc(own, isLocal); i >= 0 {
+		o.put(link, uniqueLocal, own[i].Addr(), borrowed)
+	}
+	if i := slices.IndexFunc(own, func(prefix netip.Prefix) bool { return !isLocal(prefix) }); i >= 0 {
+		o.put(link, every6, own[i].Addr(), borrowed)
+	} else if len(own) > 0 {
+		o.put(link, every6, own[0].Addr(), borrowed)
+	}
 }
 
 // Externals returns the entries of map externals, the addresses that forwards listen on. The epoch references are not
@@ -115,13 +201,11 @@ func Listeners(externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf
 	return listeners
 }
 
-// GoneAddresses returns the addresses in the entries of map interfaces that no interface has any more.
-func GoneAddresses(present map[uint32]bpf.HairpinInterface, ifs []config.Interface) map[bpf.HairpinAddr]bool {
+// GoneAddresses returns the addresses in the entries of map own_addresses that no interface has any more.
+func GoneAddresses(present map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress, ifs []config.Interface) map[bpf.HairpinAddr]bool {
 	gone := map[bpf.HairpinAddr]bool{}
-	for _, value := range present {
-		for _, own := range value.Address[:value.Addresses] {
-			gone[own.Address] = true
-		}
+	for _, own := range present {
+		gone[own.Address] = true
 	}
 	for addr := range addressesOf(ifs) {
 		delete(gone, addr)

@@ -54,7 +54,9 @@ func (p *Program) claim(at rule.Place, protocol rule.Protocol, tree *portTree, b
 		if standIns && c.ReflectOf(*f) == rule.ReflectPrefix {
 			p.addClaim(service{target: f.Target, protocol: protocol}, to)
 		}
-		if wan {
+		// Behind a forward that hides its clients, a server answers to the router. What it sends to an Internet host is
+		// no answer.
+		if wan && !f.HidesClients() {
 			to.origin.Wan = 1
 			if len(c.WAN) > 1 {
 				to.origin.SeveralWans = 1

@@ -17,7 +17,7 @@ import (
 func TestSameWrittenSeesEveryField(t *testing.T) {
 	full := rule.Forward{
 		Name: "a", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Interface: "wan0"}, Ports: rule.Ports{First: 1, Last: 2}, Target: netip.MustParseAddr("10.0.0.1"),
-		TargetPort: 3, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: rule.ReflectAuto, Hosts: []string{"a.b"}, Intercept: true,
+		TargetPort: 3, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"a.b"}, Intercept: true,
 		LAN: []string{"lan0"}, Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Source: "x:1",
 	}
 	fields := reflect.TypeFor[rule.Forward]()

@@ -30,6 +30,7 @@ func SettingsEntry(c config.Config) bpf.HairpinSettings {
 		SourceLimit:    c.PerSource(),
 		InterfaceLimit: c.PerInterface(),
 	}
+	settings.ReflectFirst, settings.ReflectLast = c.ReflectPorts.First, c.ReflectPorts.Last
 	settings.InterceptFirst, settings.InterceptLast = c.InterceptSpan()
 	if len(c.StandIns) > 0 {
 		settings.StandIns = 1

@@ -48,6 +48,7 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"icmp.refuse", sorted(from.ICMP.Refuse), sorted(to.ICMP.Refuse)},
 		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
 		{"reflection.default", from.ReflectOf(rule.Forward{}), to.ReflectOf(rule.Forward{})},
+		{"reflection.ports", from.ReflectPorts, to.ReflectPorts},
 		{"reflection.prefixes", rule.SortedStandIns(from.StandIns), rule.SortedStandIns(to.StandIns)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
 		{"dns.write", dnsWrites(from), dnsWrites(to)},
@@ -102,7 +103,7 @@ func (c Config) Same(f, g rule.Forward) bool {
 func SameBehaviour(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
 	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
 		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
-		f.TargetPorts() == g.TargetPorts() && fc.ReflectOf(f) == gc.ReflectOf(g) &&
+		f.TargetPorts() == g.TargetPorts() && fc.ReflectOf(f) == gc.ReflectOf(g) && f.HidesClients() == g.HidesClients() &&
 		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From) &&
 		(fc.ReflectOf(f) != rule.ReflectPrefix || sameSet(fc.standInsOf(f), gc.standInsOf(g)))
 }

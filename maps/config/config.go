@@ -72,7 +72,8 @@ type Config struct {
 	MSSClamp       []string       `json:"mss_clamp"`                // interfaces whose MTU limits the MSS of SYNs; nil: those whose packets have no link-layer header
 	Timeouts       Timeouts       `json:"timeouts"`
 	ICMP           ICMPErrors     `json:"icmp"`
-	Reflection     rule.Reflect   `json:"reflection"` // reflect mode of forwards without a mode
+	Reflection     rule.Reflect   `json:"reflection"`    // reflect mode of forwards without a mode
+	ReflectPorts   rule.Ports     `json:"reflect_ports"` // source ports of connections for which the server sees the router's address
 	StandIns       []rule.StandIn `json:"stand_ins,omitempty"`
 	MetricsListen  string         `json:"metrics_listen"` // ADDR:PORT; "": no metrics
 	DNS            []DNSFile      `json:"dns,omitempty"`  // split DNS files, at most one per format
@@ -96,6 +97,7 @@ func Default() Config {
 		},
 		ICMP:          ICMPErrors{Refuse: []string{SideLAN}, Rate: 1000},
 		Reflection:    rule.ReflectAuto,
+		ReflectPorts:  rule.Ports{First: 61000, Last: 65535}, // above the kernel's default ip_local_port_range
 		MetricsListen: "127.0.0.1:9845",
 	}
 }
@@ -107,8 +109,16 @@ func (c Config) PerSource() uint32 { return cmp.Or(c.MaxPerSource, max(1, c.MaxC
 func (c Config) PerInterface() uint32 { return max(c.PerSource(), c.MaxConnections/2) }
 
 // ReflectOf returns the reflect mode of f: its own mode, or else the configured default. Intercepts do not use the
-// configured default: without a mode they have auto.
+// configured default: without a mode they have auto. A forward that hides its clients hides LAN clients, too.
 func (c Config) ReflectOf(f rule.Forward) rule.Reflect {
+	mode := c.configuredReflect(f)
+	if f.HidesClients() && mode != rule.ReflectOff {
+		return rule.ReflectRouter
+	}
+	return mode
+}
+
+func (c Config) configuredReflect(f rule.Forward) rule.Reflect {
 	switch {
 	case f.Reflect != "":
 		return f.Reflect

@@ -152,9 +152,27 @@ func (v *validator) settings() {
 		_, err := rule.ParseReflect(string(v.Reflection))
 		v.check(-1, "reflection.default", err)
 	}
+	v.check(-1, "reflection.ports", checkReflectPorts(v.ReflectPorts))
 	v.standIns()
 	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
 	v.dns()
+}
+
+// Limits of reflection.ports. Below 1024 are the well-known ports: clients that have one of them keep to them (RFC 4787
+// REQ-3a).
+const (
+	lowestReflectPort = 1024
+	fewestReflectPort = 64
+)
+
+func checkReflectPorts(ports rule.Ports) error {
+	switch {
+	case ports.First < lowestReflectPort:
+		return fmt.Errorf("%s begins below %d, where the well-known ports are", ports, lowestReflectPort)
+	case ports.Last < ports.First || ports.Len() < fewestReflectPort:
+		return fmt.Errorf("%s are fewer than %d ports; each connection to one port of a server needs one", ports, fewestReflectPort)
+	}
+	return nil
 }
 
 func (v *validator) timeouts() {

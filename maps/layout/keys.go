@@ -15,6 +15,8 @@ const (
 	ProtocolBits = ExternalBits + 8 + 8
 	SourceBits   = 32
 	TargetBits   = 128
+	// interfaceBits is the length of the interface in a key of map own_addresses.
+	interfaceBits = 32
 	// originBits is the prefix length of a key that matches every port of a target.
 	originBits = TargetBits + 8 + 8
 )
@@ -59,6 +61,15 @@ func OriginKey(target netip.Addr, protocol, wan uint8, port uint16, bits int) bp
 // lookup for an answer to the Internet may find this entry too, so the datapath compares the field wan of the value.
 func AnyOriginKey(target netip.Addr) bpf.HairpinOriginKey {
 	return bpf.HairpinOriginKey{PrefixLength: TargetBits, Target: ToAddr(target)}
+}
+
+// OwnAddressKey returns the trie key of hosts behind an interface whose addresses have this prefix.
+func OwnAddressKey(ifindex uint32, peers netip.Prefix) bpf.HairpinOwnAddressKey {
+	return bpf.HairpinOwnAddressKey{
+		PrefixLength: interfaceBits + mappedBits(peers),
+		Ifindex:      ifindex,
+		Peer:         ToAddr(peers.Addr()),
+	}
 }
 
 // StandInEntry returns the trie entry by which an address of the network from becomes the address with the same host

@@ -34,6 +34,7 @@ func (f *Forward) Check() []*Problem {
 	}
 	check("to", checkTarget(f))
 	check("reflect", checkReflect(f))
+	check("clients", checkClients(f))
 	for i, host := range f.Hosts {
 		check("hosts", OfItem(i, checkPlain(host, f.Hosts[:i])))
 	}
@@ -215,6 +216,20 @@ func checkReflect(f *Forward) error {
 		return errors.New("off refuses LAN clients, and an intercept has only LAN clients; remove the intercept")
 	}
 	_, err := ParseReflect(string(f.Reflect))
+	return err
+}
+
+// checkClients returns an error for an unknown value, and for a reflect mode that contradicts it.
+func checkClients(f *Forward) error {
+	switch {
+	case f.Clients == "":
+		return nil
+	case f.Intercept:
+		return errors.New("an intercept has only LAN clients; use reflect")
+	case f.HidesClients() && (f.Reflect == ReflectPublic || f.Reflect == ReflectPrefix):
+		return fmt.Errorf("router hides every client behind the router's address, but reflect %s gives LAN clients another address; remove one of the two", f.Reflect)
+	}
+	_, err := ParseClients(string(f.Clients))
 	return err
 }
 

@@ -152,9 +152,29 @@ func ParseReflect(text string) (Reflect, error) {
 	return Reflect(text), nil
 }
 
+// Clients says which source the server sees for clients in general.
+type Clients string
+
+// The values of Clients. "" means ClientsAuto.
+const (
+	ClientsAuto   Clients = "auto"   // a client of the Internet keeps its address; Reflect says what a LAN client gets
+	ClientsRouter Clients = "router" // every client gets the router's address
+)
+
+// ClientsNames returns the values of Clients.
+func ClientsNames() []string { return []string{string(ClientsAuto), string(ClientsRouter)} }
+
+// ParseClients reads a value of Clients.
+func ParseClients(text string) (Clients, error) {
+	if names := ClientsNames(); !slices.Contains(names, text) {
+		return "", fmt.Errorf("%s is not a value of clients; %s", Quote(text), Suggest(text, names...))
+	}
+	return Clients(text), nil
+}
+
 // Forward is a rule: packets to an external address and these ports go to the target. An intercept is also a Forward:
 // packets of LAN clients to these ports go to the target, whatever their destination address is. An intercept has no
-// External, From and Hosts.
+// External, From, Clients and Hosts.
 type Forward struct {
 	Name       string         `json:"name"`
 	Protocols  []Protocol     `json:"protocol"`
@@ -164,6 +184,7 @@ type Forward struct {
 	TargetPort uint16         `json:"target_port,omitempty"` // target port for Ports.First; 0: the target ports equal Ports
 	From       []netip.Prefix `json:"from,omitempty"`        // networks of clients that may connect; empty: all
 	Reflect    Reflect        `json:"reflect,omitempty"`
+	Clients    Clients        `json:"clients,omitempty"`
 	Hosts      []string       `json:"hosts,omitempty"` // names for split DNS, in the form that ParseHost returns
 	Intercept  bool           `json:"intercept,omitempty"`
 	LAN        []string       `json:"lan,omitempty"`    // intercept: its LAN interfaces; empty: all
@@ -199,6 +220,9 @@ func (f Forward) externalString() string {
 	}
 	return where + ":" + ports
 }
+
+// HidesClients reports whether the server sees the router's address for every client.
+func (f *Forward) HidesClients() bool { return f.Clients == ClientsRouter }
 
 // TargetPorts returns the ports at the target. They are as many as f.Ports.
 func (f Forward) TargetPorts() Ports {
@@ -238,6 +262,9 @@ func (f Forward) String() string {
 	}
 	if f.Reflect != "" {
 		words = append(words, "reflect", string(f.Reflect))
+	}
+	if f.Clients != "" {
+		words = append(words, "clients", string(f.Clients))
 	}
 	if len(f.Hosts) > 0 {
 		words = append(words, "host", strings.Join(f.Hosts, ","))

@@ -11,7 +11,7 @@ import (
 )
 
 // ForwardSyntax is the grammar of ParseForward, for help texts and messages.
-const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [host NAME[,NAME]]"
+const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [clients WHO] [host NAME[,NAME]]"
 
 // ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is one of ProtocolNames, or several separated
 // by commas. The port "any" makes a 1:1 forward. The error joins one Problem for each mistake. ParseForward does not
@@ -35,6 +35,7 @@ func ParseForward(args []string) (Forward, error) {
 		p.check("protocol", checkProtocols(p.Protocols))
 		p.check("port", checkPorts(&p.Forward))
 		p.check("to", checkSCTP(&p.Forward))
+		p.check("clients", checkClients(&p.Forward))
 	}
 	if err := errors.Join(p.problems...); err != nil {
 		return Forward{}, err
@@ -162,7 +163,7 @@ func (p *forwardParser) options(args []string) {
 }
 
 // ForwardOptions returns the words of ForwardSyntax that may follow the target.
-func ForwardOptions() []string { return []string{"from", "reflect", "host"} }
+func ForwardOptions() []string { return []string{"from", "reflect", "clients", "host"} }
 
 func (p *forwardParser) option(option, value string) {
 	switch option {
@@ -170,6 +171,10 @@ func (p *forwardParser) option(option, value string) {
 		mode, err := ParseReflect(value)
 		p.check(option, err)
 		p.Reflect = mode
+	case "clients":
+		who, err := ParseClients(value)
+		p.check(option, err)
+		p.Clients = who
 	case "host":
 		for text := range strings.SplitSeq(value, ",") {
 			host, err := ParseHost(text)

@@ -73,6 +73,7 @@ type Forward struct {
 	Port        string   `json:"port"`
 	Target      string   `json:"target"`
 	Reflect     string   `json:"reflect"`
+	Clients     string   `json:"clients"`
 	From        []string `json:"from"`
 	Source      string   `json:"source"`
 	Intercept   bool     `json:"intercept"`

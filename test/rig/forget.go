@@ -18,10 +18,10 @@ func Reversed(t bpf.HairpinTuple) bpf.HairpinTuple {
 	return t
 }
 
-// Forget empties the tables of connections and fragments.
+// Forget empties the tables of connections, fragments and direct connections.
 func (r *Rig) Forget(tb testing.TB) {
 	tb.Helper()
-	r.Empty(tb, r.Objects.Mappings, r.Objects.Fragments, r.Objects.HeldFragments)
+	r.Empty(tb, r.Objects.Mappings, r.Objects.Fragments, r.Objects.HeldFragments, r.Objects.Directs)
 	if err := tables.Forget(&r.Objects); err != nil {
 		tb.Fatal(err)
 	}

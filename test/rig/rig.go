@@ -167,6 +167,8 @@ func (r *Rig) configure(tb testing.TB, forwards []string) {
 	cfg.WAN, cfg.LAN = []string{"wan0"}, []string{"lan0", "lan1"}
 	cfg.Timeouts.AddressGrace = 0 // connections of an address that goes end at once
 	cfg.MaxConnections = maps.ConnectionsLimit(&r.Objects)
+	// Reflected clients keep their ports, so that tables of frames can name them.
+	cfg.ReflectPorts = rule.Ports{First: 1024, Last: 65535}
 	for _, words := range forwards {
 		cfg.Forwards = append(cfg.Forwards, MustForward(tb, words))
 	}
@@ -177,10 +179,16 @@ func (r *Rig) configure(tb testing.TB, forwards []string) {
 // Watch writes the interfaces into the tables; external are the addresses of wan0.
 func (r *Rig) Watch(tb testing.TB, external ...netip.Prefix) {
 	tb.Helper()
+	r.WatchLAN(tb, LANAddress, external...)
+}
+
+// WatchLAN is Watch with this address on lan0.
+func (r *Rig) WatchLAN(tb testing.TB, lan netip.Addr, external ...netip.Prefix) {
+	tb.Helper()
 	interfaces := []config.Interface{
 		{Name: "wan0", Index: r.WAN.Index, Role: config.RoleWAN, HardwareAddr: r.WAN.MAC, XDPTransmit: true, RPFilter: 1, Addresses: external},
 		{Name: "lan0", Index: r.LAN.Index, Role: config.RoleLAN, HardwareAddr: r.LAN.MAC, XDPTransmit: true, RPFilter: 1,
-			Addresses: []netip.Prefix{netip.PrefixFrom(LANAddress, 24)}},
+			Addresses: []netip.Prefix{netip.PrefixFrom(lan, 24)}},
 		{Name: "lan1", Index: r.LAN2.Index, Role: config.RoleLAN, HardwareAddr: r.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(OtherAddress, 24)}},
 	}

@@ -170,7 +170,7 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		},
 		read: o.ReadConfig,
 		notices: func(cfg config.Config) []string {
-			return []string{s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile)}
+			return []string{s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile), router.PortConflict(cfg)}
 		},
 		reloads: o.Reload,
 		names:   newPublisher(s.Tables, o.Log),

@@ -68,6 +68,9 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 	}
 	found.Private = privateSources(counters, seen.ports)
 	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, foreign.warnings(), protected.Warnings(), problems)
+	if conflict := PortConflict(cfg); conflict != "" {
+		found.Warnings = append(found.Warnings, conflict)
+	}
 	return found, nil
 }
 
@@ -224,6 +227,43 @@ func Unconfigured(cfg config.Config, file string) string {
 		return ""
 	}
 	return fmt.Sprintf("no interfaces are configured; set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
+}
+
+// PortConflict returns a warning if the kernel may give sockets of the router the ports of cfg's reflected connections, otherwise
+// "". A socket and a reflected connection with one port, to one port of a server, would get each other's answers.
+func PortConflict(cfg config.Config) string {
+	read := func(name string) string {
+		data, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4", name))
+		if err != nil {
+			return ""
+		}
+		return string(data)
+	}
+	return portConflict(cfg.ReflectPorts, read("ip_local_port_range"), read("ip_local_reserved_ports"))
+}
+
+// portConflict is PortConflict with the contents of both sysctls: "32768 60999", and "8080,61000-65535".
+func portConflict(reflect rule.Ports, ephemeral, reserved string) string {
+	bounds := strings.Fields(ephemeral)
+	if len(bounds) != 2 {
+		return ""
+	}
+	local, err := rule.ParsePorts(bounds[0] + "-" + bounds[1])
+	if err != nil || local.Last < reflect.First || reflect.Last < local.First {
+		return ""
+	}
+	shared := rule.Ports{First: max(local.First, reflect.First), Last: min(local.Last, reflect.Last)}
+	// The kernel writes neighbouring reserved ports as one range.
+	for text := range strings.SplitSeq(strings.TrimSpace(reserved), ",") {
+		if kept, err := rule.ParsePorts(text); err == nil && kept.First <= shared.First && shared.Last <= kept.Last {
+			return ""
+		}
+	}
+	list := shared.String()
+	if reserved := strings.TrimSpace(reserved); reserved != "" {
+		list = reserved + "," + list
+	}
+	return fmt.Sprintf("programs of this router may get the ports %s of reflection.ports, and then answers go astray: sysctl -w net.ipv4.ip_local_reserved_ports=%s", shared, list)
 }
 
 // ResizeWarning returns a warning if cfg asks for a different size of the connection table, otherwise "".

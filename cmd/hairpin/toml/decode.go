@@ -29,6 +29,7 @@ type reader struct {
 	places   map[place]position // positions of the fields that were read
 	lists    map[place][]*value // items of the fields that are arrays
 	broken   map[place]bool     // fields that have a problem
+	known    fields             // keys of the forward that is being read; one map for all forwards saves memory
 
 	// lean saves memory: no positions of forwards are kept. If there is a problem, parse reads everything
 	// again without lean.
@@ -64,7 +65,7 @@ func parse(sources []source) (config.Config, error) {
 func newReader(lean bool) *reader {
 	return &reader{
 		cfg: config.Default(), files: map[config.DNSFormat]*config.DNSFile{},
-		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{}, lean: lean,
+		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{}, known: fields{}, lean: lean,
 	}
 }
 
@@ -231,6 +232,7 @@ func (r *reader) sections() map[string]fields {
 				c.Reflection, err = reflectMode(v)
 				return err
 			},
+			"ports":    intoPorts(&c.ReflectPorts),
 			"prefixes": r.standIns,
 		},
 		"metrics": {"listen": intoString(&c.MetricsListen)},
@@ -345,6 +347,13 @@ func (r *reader) forward(doc *document, t *table) {
 	known["external"] = intoExternal(&f.External)
 	known["from"] = intoPrefixes(&f.From)
 	known["hosts"] = intoHosts(&f.Hosts)
+	known["clients"] = func(_ position, v *value) (err error) {
+		if v.kind != unstable.String {
+			return typeError(v, "a string")
+		}
+		f.Clients, err = rule.ParseClients(v.text)
+		return err
+	}
 	r.finishForward(doc, t, known, "name", "protocol", "to")
 }
 
@@ -367,15 +376,15 @@ func (r *reader) beginForward(doc *document, t *table, intercept bool) (*rule.Fo
 	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
 		f.Name = e.value.text
 	}
-	return f, fields{
-		"name":     intoString(&f.Name),
-		"protocol": intoProtocols(&f.Protocols),
-		"port":     intoPorts(&f.Ports),
-		"reflect": func(_ position, v *value) (err error) {
-			f.Reflect, err = reflectMode(v)
-			return err
-		},
+	clear(r.known)
+	r.known["name"] = intoString(&f.Name)
+	r.known["protocol"] = intoProtocols(&f.Protocols)
+	r.known["port"] = intoPorts(&f.Ports)
+	r.known["reflect"] = func(_ position, v *value) (err error) {
+		f.Reflect, err = reflectMode(v)
+		return err
 	}
+	return f, r.known
 }
 
 // finishForward reads the table of the last forward. required are the keys that must exist.

@@ -47,6 +47,7 @@ address_grace = "3s"
 refuse = ["wan", "lan"]
 rate = 50
 [reflection]
+ports = "62000-65000"
 default = "router"
 prefixes = { "192.168.1.0/24" = "198.18.1.0/24", "fd00:1::/64" = "fd00:2::/64" }
 [metrics]
@@ -63,6 +64,7 @@ port = "443"
 to = "192.168.1.20:8443"
 from = ["10.0.0.0/8", "192.0.2.1"]
 reflect = "auto"
+clients = "router"
 hosts = ["WWW.example.org.", "bücher.example"]
 [[forward]]
 name = "games"
@@ -114,50 +116,50 @@ func TestParseReadsEveryKey(t *testing.T) {
 			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second, AddressGrace: 3 * time.Second,
 		},
 		ICMP:       config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
-		Reflection: rule.ReflectRouter, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
+		Reflection: rule.ReflectRouter, ReflectPorts: rule.Ports{First: 62000, Last: 65000}, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
 		StandIns: []rule.StandIn{
 			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
 		DNS: []config.DNSFile{
-			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:29"},
-			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:29"},
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:30"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:30"},
 		},
 		Forwards: []rule.Forward{
 			{
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:32",
+				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:33",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:41",
+				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:43",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:46",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:48",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:51",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:53",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:55",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:57",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:60",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:62",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:64",
+				Reflect: rule.ReflectRouter, Source: "x.toml:66",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:72",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:74",
 			},
 		},
 	}
@@ -288,9 +290,17 @@ func TestProblems(t *testing.T) {
 			`x.toml:3:1: reflection.prefixes."192.168.1.0/24": 198.18.1.0/25 and the clients 192.168.1.0/24 differ in size`,
 			`x.toml:5:1: reflection.prefixes."fd00::/64": the network is there twice`,
 		}},
+		{"clients as a list", forward(good + "clients = [\"router\"]"), []string{`x.toml:8:11: forward "a": clients: it is a list where a string was expected`}},
+		{"clients", forward(good + "clients = \"routers\""), []string{`x.toml:8:11: forward "a": clients: "routers" is not a value of clients; did you mean "router"?`}},
+		{"clients against reflect", forward(good + "reflect = \"public\"\nclients = \"router\""), []string{`x.toml:9:11: forward "a": clients: router hides every client behind the router's address, but reflect public gives LAN clients another address; remove one of the two`}},
+		{"clients of an intercept", intercept(goodIntercept + "clients = \"router\""), []string{`x.toml:8:1: intercept "dns": unknown key "clients"; possible are except, lan, name, port, protocol, reflect and to`}},
 		{"prefix without prefixes of the family", forward(good + "reflect = \"prefix\"\n[reflection.prefixes]\n\"fd00::/64\" = \"fd01::/64\""), []string{
 			`x.toml:8:11: forward "a": reflect: the mode is prefix, but reflection.prefixes has no IPv4 network; add the network of the clients, or choose another mode`,
 		}},
+		{"reflection ports as a list", "version = 1\n[reflection]\nports = [61000]\n", []string{`x.toml:3:9: reflection.ports: it is a list where a port was expected`}},
+		{"reflection ports backwards", "version = 1\nreflection.ports = \"65535-61000\"\n", []string{`x.toml:2:20: reflection.ports: "65535-61000" runs backwards; write 61000-65535`}},
+		{"well-known reflection ports", "version = 1\nreflection.ports = \"1000-2000\"\n", []string{`x.toml:2:20: reflection.ports: 1000-2000 begins below 1024, where the well-known ports are`}},
+		{"few reflection ports", "version = 1\nreflection.ports = \"61000-61062\"\n", []string{`x.toml:2:20: reflection.ports: 61000-61062 are fewer than 64 ports; each connection to one port of a server needs one`}},
 		{"prefix by default without", forward(good + "[reflection]\ndefault = \"prefix\"\nprefixes = { \"fd00::/64\" = \"fd01::/64\" }"), []string{
 			`x.toml:3:3: forward "a": reflect: the mode is prefix by default, but reflection.prefixes has no IPv4 network`,
 		}},

@@ -34,6 +34,7 @@ type fileForward struct {
 	To       string   `toml:"to"`
 	From     []string `toml:"from,omitempty"`
 	Reflect  string   `toml:"reflect,omitempty"`
+	Clients  string   `toml:"clients,omitempty"`
 	Hosts    []string `toml:"hosts,omitempty"`
 }
 
@@ -86,6 +87,7 @@ func format(forwards []rule.Forward) ([]byte, error) {
 			To:       f.TargetString(),
 			From:     texts(f.From),
 			Reflect:  string(f.Reflect),
+			Clients:  string(f.Clients),
 			Hosts:    f.Hosts,
 		})
 	}

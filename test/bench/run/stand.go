@@ -135,6 +135,7 @@ func (s *stand) configure() {
 	cfg := config.Default()
 	cfg.WAN, cfg.LAN = []string{"wan0"}, []string{"lan0"}
 	cfg.MaxPerSource = cfg.MaxConnections
+	cfg.ReflectPorts = rule.Ports{First: 1024, Last: 65535} // the flows keep their ports
 	for _, words := range standForwards {
 		forward, err := rule.ParseForward(strings.Fields(words))
 		s.must("read forward", err)
