@@ -116,9 +116,6 @@ func (p parts) isError() bool {
 
 // checkAnswer judges what a program made of a frame.
 func checkAnswer(h hook, at side, in []byte, got rig.Answer) error {
-	if h.name == "tc" && !bytes.Equal(got.Data, in) {
-		in = withoutPriority(in)
-	}
 	switch got.Code {
 	case h.pass, h.drop:
 		if !bytes.Equal(got.Data, in) && !rewrites(h, at, in, got) {
@@ -457,9 +454,12 @@ func opens(data []byte) bool {
 	}
 	_, to := p.addresses()
 	whole := slices.Contains([]netip.Addr{rig.BasicAddress, rig.DMZAddress, pingAddress6, dmzAddress6}, to)
-	if !whole && to != rig.WANAddress && to != wanAddress6 {
-		return false
-	}
+	return (whole || to == rig.WANAddress || to == wanAddress6) && p.opens(whole)
+}
+
+// opens says whether a packet is of its protocol's opening kind. whole: every protocol is forwarded, and not ports alone.
+func (p parts) opens(whole bool) bool {
+	data := p.data
 	switch p.protocol {
 	case protocolTCP:
 		header := 0
