@@ -34,6 +34,11 @@ type HairpinBpfDevmapVal struct {
 	}
 }
 
+type HairpinBucket struct {
+	_    structs.HostLayout
+	Full uint64
+}
+
 type HairpinConn struct {
 	_         structs.HostLayout
 	Identity  uint64
@@ -132,6 +137,20 @@ type HairpinCounterKey struct {
 	Reason  HairpinReason
 }
 
+type HairpinDenial struct {
+	_          structs.HostLayout
+	Until      uint32
+	Asked      uint32
+	Configured uint32
+}
+
+type HairpinDeniedKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	V6           uint32
+	Source       HairpinAddr
+}
+
 type HairpinEndRequest struct {
 	_      structs.HostLayout
 	Key    HairpinTuple
@@ -160,6 +179,8 @@ type HairpinForward struct {
 	PortShift  uint16
 	Restricted uint8
 	Pad        uint8
+	Rate       HairpinRate
+	SourceRate HairpinRate
 }
 
 type HairpinForwardKey struct {
@@ -333,6 +354,12 @@ type HairpinProvenPage struct {
 	Proven [256]uint32
 }
 
+type HairpinRate struct {
+	_       structs.HostLayout
+	Count   uint32
+	Seconds uint32
+}
+
 type HairpinReason uint32
 
 const (
@@ -374,6 +401,9 @@ const (
 	HairpinReasonREASON_SOURCE_ROUTE     HairpinReason = 35
 	HairpinReasonREASON_CHALLENGED       HairpinReason = 36
 	HairpinReasonREASON_LEAK             HairpinReason = 37
+	HairpinReasonREASON_DENIED           HairpinReason = 38
+	HairpinReasonREASON_RATE             HairpinReason = 39
+	HairpinReasonREASON_SOURCE_RATE      HairpinReason = 40
 )
 
 type HairpinReflect uint32
@@ -414,7 +444,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 8
+	HairpinSchemaSCHEMA HairpinSchema = 9
 )
 
 type HairpinSecret struct {
@@ -452,6 +482,12 @@ const (
 	HairpinSideSIDE_WAN HairpinSide = 1
 	HairpinSideSIDE_LAN HairpinSide = 2
 )
+
+type HairpinSourceBucketKey struct {
+	_       structs.HostLayout
+	Client  uint64
+	Forward HairpinEpochRef
+}
 
 type HairpinSourcePage struct {
 	_      structs.HostLayout
@@ -598,10 +634,15 @@ const (
 const (
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
+	HairpinMapBuckets         = "buckets"
+	HairpinMapBucketsEmpty    = "buckets_empty"
 	HairpinMapConnEvents      = "conn_events"
 	HairpinMapConns4          = "conns4"
 	HairpinMapConns6          = "conns6"
 	HairpinMapCounters        = "counters"
+	HairpinMapDenied          = "denied"
+	HairpinMapDeniedEmpty     = "denied_empty"
+	HairpinMapDeniedNets      = "denied_nets"
 	HairpinMapDocuments       = "documents"
 	HairpinMapEpochs          = "epochs"
 	HairpinMapExternals       = "externals"
@@ -631,6 +672,8 @@ const (
 	HairpinMapSecrets         = "secrets"
 	HairpinMapSerials         = "serials"
 	HairpinMapSettings        = "settings"
+	HairpinMapSourceBuckets   = "source_buckets"
+	HairpinMapSourceEmpty     = "source_empty"
 	HairpinMapSources         = "sources"
 	HairpinMapStandIns        = "stand_ins"
 	HairpinMapStandInsEmpty   = "stand_ins_empty"
@@ -704,10 +747,15 @@ type HairpinProgramSpecs struct {
 type HairpinMapSpecs struct {
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
+	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
+	BucketsEmpty   *ebpf.MapSpec `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
 	Conns4         *ebpf.MapSpec `ebpf:"conns4"`
 	Conns6         *ebpf.MapSpec `ebpf:"conns6"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	Denied         *ebpf.MapSpec `ebpf:"denied"`
+	DeniedEmpty    *ebpf.MapSpec `ebpf:"denied_empty"`
+	DeniedNets     *ebpf.MapSpec `ebpf:"denied_nets"`
 	Documents      *ebpf.MapSpec `ebpf:"documents"`
 	Epochs         *ebpf.MapSpec `ebpf:"epochs"`
 	Externals      *ebpf.MapSpec `ebpf:"externals"`
@@ -737,6 +785,8 @@ type HairpinMapSpecs struct {
 	Secrets        *ebpf.MapSpec `ebpf:"secrets"`
 	Serials        *ebpf.MapSpec `ebpf:"serials"`
 	Settings       *ebpf.MapSpec `ebpf:"settings"`
+	SourceBuckets  *ebpf.MapSpec `ebpf:"source_buckets"`
+	SourceEmpty    *ebpf.MapSpec `ebpf:"source_empty"`
 	Sources        *ebpf.MapSpec `ebpf:"sources"`
 	StandIns       *ebpf.MapSpec `ebpf:"stand_ins"`
 	StandInsEmpty  *ebpf.MapSpec `ebpf:"stand_ins_empty"`
@@ -776,10 +826,15 @@ func (o *HairpinObjects) Close() error {
 type HairpinMaps struct {
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
+	Buckets        *ebpf.Map `ebpf:"buckets"`
+	BucketsEmpty   *ebpf.Map `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
 	Conns4         *ebpf.Map `ebpf:"conns4"`
 	Conns6         *ebpf.Map `ebpf:"conns6"`
 	Counters       *ebpf.Map `ebpf:"counters"`
+	Denied         *ebpf.Map `ebpf:"denied"`
+	DeniedEmpty    *ebpf.Map `ebpf:"denied_empty"`
+	DeniedNets     *ebpf.Map `ebpf:"denied_nets"`
 	Documents      *ebpf.Map `ebpf:"documents"`
 	Epochs         *ebpf.Map `ebpf:"epochs"`
 	Externals      *ebpf.Map `ebpf:"externals"`
@@ -809,6 +864,8 @@ type HairpinMaps struct {
 	Secrets        *ebpf.Map `ebpf:"secrets"`
 	Serials        *ebpf.Map `ebpf:"serials"`
 	Settings       *ebpf.Map `ebpf:"settings"`
+	SourceBuckets  *ebpf.Map `ebpf:"source_buckets"`
+	SourceEmpty    *ebpf.Map `ebpf:"source_empty"`
 	Sources        *ebpf.Map `ebpf:"sources"`
 	StandIns       *ebpf.Map `ebpf:"stand_ins"`
 	StandInsEmpty  *ebpf.Map `ebpf:"stand_ins_empty"`
@@ -823,10 +880,15 @@ func (m *HairpinMaps) Close() error {
 	return _HairpinClose(
 		m.Allow,
 		m.AllowEmpty,
+		m.Buckets,
+		m.BucketsEmpty,
 		m.ConnEvents,
 		m.Conns4,
 		m.Conns6,
 		m.Counters,
+		m.Denied,
+		m.DeniedEmpty,
+		m.DeniedNets,
 		m.Documents,
 		m.Epochs,
 		m.Externals,
@@ -856,6 +918,8 @@ func (m *HairpinMaps) Close() error {
 		m.Secrets,
 		m.Serials,
 		m.Settings,
+		m.SourceBuckets,
+		m.SourceEmpty,
 		m.Sources,
 		m.StandIns,
 		m.StandInsEmpty,

@@ -4,10 +4,12 @@
 #pragma once
 
 #include "conn.h"
+#include "deny.h"
 #include "fib.h"
 #include "forward.h"
 #include "lifecycle.h"
 #include "mapping.h"
+#include "rate.h"
 #include "stand_in.h"
 #include "work.h"
 
@@ -405,6 +407,8 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 		return REASON_OTHER_HOST;
 	if (!by || !open_source_ok(ctx, work, by))
 		return REASON_SPOOFED;
+	if (deny_has(client, pkt->second))
+		return REASON_DENIED;
 	if (!forward_allows(forward_slot(), forward, client))
 		return REASON_NOT_ALLOWED;
 	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
@@ -544,6 +548,18 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 	return REASON_NONE;
 }
 
+/* May the connection be opened, by the rates of its forward? A packet asks once, however many connections it has to remove first. A
+ * packet that XDP leaves to TC has not asked yet. Whoever brings a lost connection back opens none. A stack frame of its own. */
+static __noinline enum reason open_in_rate(struct work *work, const struct forward *forward)
+{
+	struct opening *open = &work->open;
+
+	if (open->in_rate || open->by_server)
+		return REASON_NONE;
+	open->in_rate = true;
+	return rate_admit(open->client, forward);
+}
+
 /* Makes the connection of open.key. NONE: it is in the table. A stack frame of its own. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct epoch_ref *address,
 					const struct forward *forward)
@@ -563,7 +579,9 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	open_write(work, in, address, forward);
 	if (open->key_used && conn_find(&open->key, &open->entry))
 		return open_obstacle(work, &open->key, &open->to, true);
-	return open_insert(ctx, work, in);
+	if (forward->rate.count || forward->source_rate.count)
+		reason = open_in_rate(work, forward);
+	return reason == REASON_NONE ? open_insert(ctx, work, in) : reason;
 }
 
 /* Opens a connection by its client's packet; address is the epoch reference of the external address. */

@@ -134,6 +134,9 @@ enum reason {
 	REASON_SOURCE_ROUTE,	/* LSRR or SSRR option (RFC 7126 4.3, 4.4) */
 	REASON_CHALLENGED,	/* too many openings: the SYN was answered by a challenge, or this is its answer */
 	REASON_LEAK,		/* out by a WAN, with a target's private address as its source */
+	REASON_DENIED,		/* its source is denied every forward */
+	REASON_RATE,		/* its forward has opened as many connections as its rate allows */
+	REASON_SOURCE_RATE,	/* its client has, as the forward's rate for one client allows */
 };
 
 /* Two slots of forwards and allow-lists; the slot generation & 1 is live. */
@@ -195,6 +198,12 @@ struct forward_key {
 };
 _Static_assert(sizeof(struct forward_key) == 12, "struct forward_key has implicit padding");
 
+/* How many connections may be opened in so many seconds, and how many at once. */
+struct rate {
+	__u32 count;		/* 0: as many as clients like */
+	__u32 seconds;
+};
+
 struct forward {
 	union addr target;
 	struct epoch_ref epoch_ref;
@@ -202,8 +211,22 @@ struct forward {
 	__u16 port_shift;	/* target port = external port + this, modulo 65536 */
 	__u8 restricted;	/* has a from list in allow */
 	__u8 pad;
+	struct rate rate;	/* of all clients together */
+	struct rate source_rate;	/* of each client */
 };
-_Static_assert(sizeof(struct forward) == 32, "struct forward has implicit padding");
+_Static_assert(sizeof(struct forward) == 48, "struct forward has implicit padding");
+
+/* When the bucket of a rate is full again: GCRA, as in struct icmp_budget. */
+struct bucket {
+	__u64 full;		/* CLOCK_MONOTONIC ns */
+};
+
+/* The bucket of one client at one forward. The epoch tells it from that of an earlier forward with the id. */
+struct source_bucket_key {
+	__u64 client;		/* its hash, by which its connections are counted, too */
+	struct epoch_ref forward;
+};
+_Static_assert(sizeof(struct source_bucket_key) == 16, "struct source_bucket_key has implicit padding");
 
 /* LPM key: forward id, then a prefix of the source. */
 struct allow_key {
@@ -212,6 +235,21 @@ struct allow_key {
 	union addr source;
 };
 _Static_assert(sizeof(struct allow_key) == 24, "struct allow_key has implicit padding");
+
+/* LPM key: the family, so that ::/0 holds no IPv4 address, then a prefix of the source. */
+struct denied_key {
+	__u32 prefix_length;
+	__u32 v6;
+	union addr source;
+};
+_Static_assert(sizeof(struct denied_key) == 24, "struct denied_key has implicit padding");
+
+/* A source that opens nothing, a single address or a network. The datapath reads until alone. The next two say who wants the entry. */
+struct denial {
+	__u32 until;		/* second of CLOCK_MONOTONIC from which on the entry means nothing; all bits set: for ever */
+	__u32 asked;		/* the same of the command that has added it; 0: no command has */
+	__u32 configured;	/* 1: the configuration has it */
+};
 
 /* LPM key: a client's address, or its stand-in. */
 struct stand_in_key {

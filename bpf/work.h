@@ -73,6 +73,7 @@ struct opening {
 	bool by_server;		/* it is the server's packet, and rebuilds the connection */
 	bool from_wan;		/* the same, and its client is on the Internet */
 	bool key_used;		/* there may be an entry at the opener's key */
+	bool in_rate;		/* the packet has asked for the rates of its forward */
 	__u32 ifindex;		/* by which the opener's packets come in */
 	struct tuple key;	/* of the opener's direction */
 	struct entry entry;	/* what another CPU may have put there */

@@ -48,6 +48,10 @@ func (t *Tables) Add(f rule.Forward) (bool, error) {
 		do   func() error
 	}{
 		{"make counters", func() error { return t.zeroStats([]uint32{id}) }},
+		{"make buckets", func() error {
+			ref := doc.EpochRefs[len(doc.EpochRefs)-1:]
+			return t.makeBuckets([]rule.Forward{f}, ref, ref)
+		}},
 		{"add target", func() error { return t.objs.Targets.Put(layout.ToAddr(f.Target), uint8(1)) }},
 		{"store addition", func() error { return t.storeAddition(&doc.Document, generation, text) }},
 		{"swap", func() error {

@@ -31,7 +31,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg))
+				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.noticeFindings(router.FindingsHere(cfg)))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -43,6 +43,12 @@ func (a *app) checkCommand() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// noticeFindings prints findings as warnings.
+func (a *app) noticeFindings(findings []string, err error) error {
+	a.notices(findings...)
+	return err
 }
 
 // checkNames warns of files of names that the daemon could not write now, and refuses those that it would never write.

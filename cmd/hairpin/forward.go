@@ -76,11 +76,16 @@ MODE is ` + strings.Join(rule.ReflectNames(), ", ") + `: the
 source address that the target sees of LAN clients. The default is reflection.default
 of the configuration.
 
+rate is how many connections may be opened, and how many of them at once: 100/s,
+20/min, 5/h. rate_per_source is the same for each client: an IPv4 address, or an
+IPv6 /64 on the Internet. A change of a rate ends no connection.
+
 host gives the DNS names of the forward. "hairpin dns" writes them for the name
 server of the LAN.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
+  hairpin forward add mail tcp 25 to 192.168.1.25 rate 100/s rate_per_source 10/min
   hairpin forward add web6 tcp wan0:443 to [fd00::20]:8443
   hairpin forward add tunnel gre,icmp any to 192.168.1.40
   hairpin forward add shop tcp 443 to 192.168.1.21 host www.example.org,shop.example.org`,
@@ -144,6 +149,9 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	a.say("added %s", forward)
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
+	if err := a.noticeFindings(s.Findings(running)); err != nil {
+		return err
+	}
 	return a.printForwardRows("add", running, []rule.Forward{forward})
 }
 
@@ -244,7 +252,9 @@ type forwardRow struct {
 	Port        string   `json:"port"`     // "443", "6000-6010", "any"
 	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", "ADDR" if port is any
 	Reflect     string   `json:"reflect"`
-	From        []string `json:"from"`            // empty: everybody
+	From        []string `json:"from"`           // empty: everybody
+	Rate        string   `json:"rate,omitempty"` // of new connections, such as "100/s"
+	PerSource   string   `json:"rate_per_source,omitempty"`
 	Hosts       []string `json:"hosts,omitempty"` // names for split DNS
 	Intercept   bool     `json:"intercept,omitempty"`
 	LAN         []string `json:"lan,omitempty"`    // of an intercept: the interfaces whose clients it is for
@@ -264,9 +274,11 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		Target:   f.TargetString(),
 		Reflect:  string(cfg.ReflectOf(f)),
 		From:     []string{},
+		Rate:     f.Rate.String(),
 		Hosts:    f.Hosts,
 		Source:   f.Source,
 	}
+	row.PerSource = f.RatePerSource.String()
 	for _, p := range f.Protocols {
 		row.Protocol = append(row.Protocol, p.String())
 	}
@@ -308,6 +320,15 @@ func (r forwardRow) fromCell() string {
 		return "any"
 	}
 	return strings.Join(r.From, ",")
+}
+
+// rateCell is the rate of all clients, and of each: "100/s, 10/s each".
+func (r forwardRow) rateCell() string {
+	cell := r.Rate
+	if r.PerSource != "" {
+		cell += ", " + r.PerSource + " each"
+	}
+	return strings.TrimPrefix(cell, ", ")
 }
 
 func (a *app) showForwards(names []string, stats bool) error {
@@ -368,7 +389,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 	if stats {
 		header = append(header, "CONNECTIONS", "PACKETS", "BYTES")
 	} else {
-		header = append(header, "SOURCE")
+		header = append(header, "RATE", "SOURCE")
 	}
 	var t *table // without forwards there is none
 	print = func(r *forwardRow) error {
@@ -379,7 +400,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 		if stats {
 			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10))
 		} else {
-			cells = append(cells, r.Source)
+			cells = append(cells, r.rateCell(), r.Source)
 		}
 		t.row(cells...)
 		return nil

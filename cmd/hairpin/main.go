@@ -169,7 +169,7 @@ ends has 128 plus the number of the signal, as a shell shows it.`,
 		a.runCommand(),
 		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
-		a.forwardCommand(), a.connCommand(), a.dnsCommand(),
+		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
 		a.completionCommand(), a.versionCommand(),
 	)
 	return root

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"time"
 
 	"hairpin/maps/rule"
 )
@@ -102,7 +103,8 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 // Forward has what most forwards do without only if its bit is set.
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
-		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0)
+		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0,
+		!f.Rate.IsZero(), !f.RatePerSource.IsZero())
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
 	c.port(&f.Ports.First)
@@ -118,6 +120,8 @@ func (c *codec) forward(f *rule.Forward) {
 	f.Intercept = has&128 != 0
 	list(c, has&256, &f.LAN, (*codec).string)
 	list(c, has&512, &f.Except, (*codec).prefix)
+	optional(c, has&1024, &f.Rate, (*codec).rate)
+	optional(c, has&2048, &f.RatePerSource, (*codec).rate)
 }
 
 // bits goes through what is true, the first as the lowest bit.
@@ -237,6 +241,13 @@ func (c *codec) string(s *string) {
 		return
 	}
 	*s, c.text = c.text[:length], c.text[length:]
+}
+
+func (c *codec) rate(r *rule.Rate) {
+	seconds := uint64(r.Per / time.Second)
+	c.word(&r.Count)
+	c.number(&seconds)
+	r.Per = time.Duration(seconds) * time.Second
 }
 
 // addr writes 0, 4 or 16 bytes and their count.

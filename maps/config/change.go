@@ -3,7 +3,9 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"hairpin/maps/rule"
@@ -47,6 +49,7 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"icmp.rate", from.ICMP.Rate, to.ICMP.Rate},
 		{"reflection.default", from.ReflectOf(rule.Forward{}), to.ReflectOf(rule.Forward{})},
 		{"reflection.prefixes", rule.SortedStandIns(from.StandIns), rule.SortedStandIns(to.StandIns)},
+		{"deny.sources", sortedPrefixes(from.Deny), sortedPrefixes(to.Deny)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
 		{"dns.write", dnsWrites(from), dnsWrites(to)},
 		{"dns.reload", dnsReloads(from), dnsReloads(to)},
@@ -90,16 +93,27 @@ func (c Config) mssClamp() string {
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
 
+func sortedPrefixes(list []netip.Prefix) []netip.Prefix {
+	return slices.SortedFunc(slices.Values(list), func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+}
+
 // Same reports whether two forwards of a configuration are one written twice.
 // Where it was written is not part of what a forward is.
 func (c Config) Same(f, g rule.Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
 
 // same compares forwards of one name.
 func same(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
-	return SameBehaviour(fc, f, gc, g) && slices.Equal(f.Hosts, g.Hosts)
+	return SameBehaviour(fc, f, gc, g) && SameBesides(f, g)
 }
 
-// SameBehaviour reports whether the datapath does the same for both forwards.
+// SameBesides reports whether two forwards with the same behaviour are the same in what concerns no connection that there is already.
+func SameBesides(f, g rule.Forward) bool {
+	return slices.Equal(f.Hosts, g.Hosts) && f.Rate == g.Rate && f.RatePerSource == g.RatePerSource
+}
+
+// SameBehaviour reports whether the datapath does the same for the connections of both forwards.
 func SameBehaviour(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
 	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
 		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&

@@ -6,6 +6,7 @@ package config
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -71,6 +72,7 @@ type Config struct {
 	ICMP           ICMPErrors     `json:"icmp"`
 	Reflection     rule.Reflect   `json:"reflection"` // of forwards that say nothing
 	StandIns       []rule.StandIn `json:"stand_ins,omitempty"`
+	Deny           []netip.Prefix `json:"deny,omitempty"` // sources that open no connection, of any forward
 	MetricsListen  string         `json:"metrics_listen"` // ADDR:PORT; "" means no metrics
 	DNS            []DNSFile      `json:"dns,omitempty"`  // files that tell inside clients of hosts, by format
 	Forwards       []rule.Forward `json:"forwards"`

@@ -75,6 +75,12 @@ func TestValidateRefuses(t *testing.T) {
 		{"too much ICMP", nil, func(c *config.Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
 		{"clamp on no WAN interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan0"} }, `datapath.mss_clamp: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"reflection", nil, func(c *config.Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
+		{"deny everybody", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, "deny.sources: 0.0.0.0/0 is every IPv4 address, so no forward would serve anybody"},
+		{"deny everybody of IPv6", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("::/0")} }, "deny.sources: ::/0 is every IPv6 address"},
+		{"deny twice", nil, func(c *config.Config) {
+			c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.1/32")}
+		}, "deny.sources: 192.0.2.1 is there twice"},
+		{"deny no network", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")} }, "deny.sources: 192.0.2.1/24 is not a network"},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
 		{"same port", []string{"a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2"}, nil, `forward "b": port: 80 is taken by forward "a"`},

@@ -128,6 +128,14 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	return prefix, nil
 }
 
+// SourceText is a network, or an address without the length that says it is alone. ParsePrefix reads it.
+func SourceText(source netip.Prefix) string {
+	if source.IsSingleIP() {
+		return source.Addr().String()
+	}
+	return source.String()
+}
+
 // Reflect is what the source of a hairpin connection becomes.
 type Reflect string
 
@@ -165,11 +173,14 @@ type Forward struct {
 	TargetPort uint16         `json:"target_port,omitempty"` // of Ports.First; 0: the same ports
 	From       []netip.Prefix `json:"from,omitempty"`        // who may connect; empty: everybody
 	Reflect    Reflect        `json:"reflect,omitempty"`
-	Hosts      []string       `json:"hosts,omitempty"` // names for split DNS, as ParseHost gives them
-	Intercept  bool           `json:"intercept,omitempty"`
-	LAN        []string       `json:"lan,omitempty"`    // of an intercept: interfaces; empty: every LAN interface
-	Except     []netip.Prefix `json:"except,omitempty"` // of an intercept: who and what is left alone
-	Source     string         `json:"source,omitempty"` // where it was written, such as FILE:LINE
+	Rate       Rate           `json:"rate,omitzero"` // of new connections
+	// RatePerSource is the same of each client: an IPv4 address, an IPv6 /64 of a WAN, an address of a LAN.
+	RatePerSource Rate           `json:"rate_per_source,omitzero"`
+	Hosts         []string       `json:"hosts,omitempty"` // names for split DNS, as ParseHost gives them
+	Intercept     bool           `json:"intercept,omitempty"`
+	LAN           []string       `json:"lan,omitempty"`    // of an intercept: interfaces; empty: every LAN interface
+	Except        []netip.Prefix `json:"except,omitempty"` // of an intercept: who and what is left alone
+	Source        string         `json:"source,omitempty"` // where it was written, such as FILE:LINE
 }
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
@@ -241,6 +252,12 @@ func (f Forward) String() string {
 	}
 	if f.Reflect != "" {
 		words = append(words, "reflect", string(f.Reflect))
+	}
+	if !f.Rate.IsZero() {
+		words = append(words, "rate", f.Rate.String())
+	}
+	if !f.RatePerSource.IsZero() {
+		words = append(words, "rate_per_source", f.RatePerSource.String())
 	}
 	if len(f.Hosts) > 0 {
 		words = append(words, "host", strings.Join(f.Hosts, ","))

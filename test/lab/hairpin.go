@@ -132,6 +132,12 @@ func (hp *Hairpin) Run(args ...string) string {
 	return hp.host.Run(hp.args(args...)...)
 }
 
+// RunInput is Run with a text on standard input.
+func (hp *Hairpin) RunInput(stdin string, args ...string) string {
+	hp.tb.Helper()
+	return hp.host.RunInput(stdin, hp.args(args...)...)
+}
+
 // Fail runs a command that has to end with an exit code, and returns what it said.
 func (hp *Hairpin) Fail(code int, args ...string) string {
 	hp.tb.Helper()

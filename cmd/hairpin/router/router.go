@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"hairpin/loader"
 	"hairpin/maps/config"
@@ -41,6 +42,7 @@ type Tables interface {
 	SetInterfaces([]config.Interface) error
 	HasIPv6() (bool, error)
 	BumpRoutes() error
+	SweepDenied() (int, error)
 }
 
 // Options are what a Router reads and changes.
@@ -52,6 +54,8 @@ type Options struct {
 	// Forwards reports whether the kernel forwards packets that arrive on an interface, or on "all";
 	// sysctl is "net.ipv4" or "net.ipv6".
 	Forwards func(sysctl, ifname string) bool
+	// Shaping looks at an interface; nil: nothing is shaped.
+	Shaping func(ifindex int) (loader.Shaping, error)
 }
 
 // Router changes what runs. The caller of a method that changes something holds the writer lock.
@@ -61,16 +65,17 @@ type Router struct {
 	links    func() ([]loader.Link, error)
 	routes   func() ([]netip.Prefix, error)
 	forwards func(sysctl, ifname string) bool
+	shaping  func(ifindex int) (loader.Shaping, error)
 }
 
 // New makes a Router. It needs no end.
 func New(o Options) *Router {
-	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, forwards: o.Forwards}
+	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, forwards: o.Forwards, shaping: o.Shaping}
 }
 
 // kernel are the options of this machine's kernel, without a datapath.
 func kernel() Options {
-	return Options{Links: loader.Links, Routes: loader.Routes, Forwards: forwards}
+	return Options{Links: loader.Links, Routes: loader.Routes, Forwards: forwards, Shaping: loader.ShapingOf}
 }
 
 // CheckHere refuses what only this machine can tell to be wrong with cfg. It needs no datapath. A machine that has none
@@ -137,6 +142,33 @@ func (r *Router) HasIPv6() (bool, error) { return r.tables.HasIPv6() }
 
 // RoutesChanged makes the datapath resolve every next hop again.
 func (r *Router) RoutesChanged() error { return r.tables.BumpRoutes() }
+
+// SweepDenied removes denied sources whose time is over. They are not denied any more in any case.
+func (r *Router) SweepDenied() error {
+	_, err := r.tables.SweepDenied()
+	return err
+}
+
+// OwnAddress is an address of this machine.
+type OwnAddress struct {
+	Interface string
+	Address   netip.Addr
+}
+
+// OwnAddresses are those of all interfaces.
+func (r *Router) OwnAddresses() ([]OwnAddress, error) {
+	links, err := r.listLinks()
+	return ownAddresses(links), err
+}
+
+func ownAddresses(links []loader.Link) (list []OwnAddress) {
+	for _, link := range links {
+		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+			list = append(list, OwnAddress{link.Name, prefix.Addr()})
+		}
+	}
+	return list
+}
 
 // machine is every interface there is, those of cfg with their role.
 func machine(cfg config.Config, links []loader.Link) []config.Interface {

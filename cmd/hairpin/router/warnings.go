@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -51,8 +52,9 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	check(cfg, here) // stand-ins
-	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, problems)
-	return found, nil
+	findings, err := s.findings(cfg, seen)
+	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, problems, findings)
+	return found, err
 }
 
 // portWarnings are what is wrong with interfaces.
@@ -102,6 +104,73 @@ func withoutAddress(cfg config.Config, ports []Port) (list []string) {
 				lacks = fmt.Sprintf("%s has no %s address", f.External.Interface, family)
 			}
 			list = append(list, fmt.Sprintf("forward %q: %s, so nothing reaches the forward", f.Name, lacks))
+		}
+	}
+	return list
+}
+
+// Findings are warnings about what cfg asks for on this machine, whether it runs or not: what works otherwise than most people expect.
+func (r *Router) Findings(cfg config.Config) ([]string, error) {
+	seen, err := r.inventory(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return r.findings(cfg, seen)
+}
+
+// FindingsHere are Findings without a datapath.
+func FindingsHere(cfg config.Config) ([]string, error) {
+	r := New(kernel())
+	links, err := r.listLinks()
+	if err != nil {
+		return nil, err
+	}
+	seen := inventory{links: links}
+	seen.addPorts(cfg.WAN, config.RoleWAN, cfg.Mode, nil)
+	seen.addPorts(cfg.LAN, config.RoleLAN, cfg.Mode, nil)
+	return r.findings(cfg, seen)
+}
+
+func (r *Router) findings(cfg config.Config, seen inventory) ([]string, error) {
+	unshaped, err := r.unshaped(seen.ports)
+	return slices.Concat(deniesRouter(cfg, seen.links), unshaped), err
+}
+
+// unshaped names the interfaces with shapers that hairpin's packets pass by.
+func (r *Router) unshaped(ports []Port) (list []string, err error) {
+	const page = "; see \"Traffic shaping\" in doc/limits.md"
+	xdp := slices.ContainsFunc(ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.XDP != "" })
+	for _, p := range ports {
+		if p.Link == nil || r.shaping == nil {
+			continue
+		}
+		found, err := r.shaping(p.Link.Index)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+		kinds := strings.Join(found.Ingress, ", ")
+		switch {
+		case kinds == "":
+		case found.Early && p.Attachment != nil && p.Attachment.TC == loader.TCClsact:
+			list = append(list, fmt.Sprintf("%s: a tc filter at ingress (%s) runs before hairpin; what it redirects to an IFB reaches no forward%s", p.Name, kinds, page))
+		default:
+			list = append(list, fmt.Sprintf("%s: tc filters at ingress (%s) do not see what hairpin translates, so that a shaper or policer there does not limit it%s", p.Name, kinds, page))
+		}
+		if found.Egress != "" && xdp && p.Link.XDPTransmit {
+			list = append(list, fmt.Sprintf("%s: the qdisc %s does not see what XDP sends; set datapath.mode = \"tc\" to shape it%s", p.Name, found.Egress, page))
+		}
+	}
+	return list, nil
+}
+
+// deniesRouter names the denied sources that hold an address of the router's own.
+func deniesRouter(cfg config.Config, links []loader.Link) (list []string) {
+	own := ownAddresses(links)
+	for _, source := range cfg.Deny {
+		at := slices.IndexFunc(own, func(at OwnAddress) bool { return source.Contains(at.Address) })
+		if at >= 0 {
+			list = append(list, fmt.Sprintf("deny.sources: %s is, or holds, this router's own address %s on %s",
+				rule.SourceText(source), own[at].Address, own[at].Interface))
 		}
 	}
 	return list

@@ -34,6 +34,8 @@ type fileForward struct {
 	To       string   `toml:"to"`
 	From     []string `toml:"from,omitempty"`
 	Reflect  string   `toml:"reflect,omitempty"`
+	Rate     string   `toml:"rate,omitempty"`
+	Each     string   `toml:"rate_per_source,omitempty"`
 	Hosts    []string `toml:"hosts,omitempty"`
 }
 
@@ -86,6 +88,8 @@ func format(forwards []rule.Forward) ([]byte, error) {
 			To:       f.TargetString(),
 			From:     texts(f.From),
 			Reflect:  string(f.Reflect),
+			Rate:     f.Rate.String(),
+			Each:     f.RatePerSource.String(),
 			Hosts:    f.Hosts,
 		})
 	}
