@@ -299,7 +299,7 @@ func (t *Tables) endDenied(sources []netip.Prefix) (ended int, err error) {
 	if ended == 0 {
 		return 0, nil
 	}
-	return ended, t.tellEnded()
+	return ended, t.resetEnded()
 }
 
 // awaitPrograms returns when no program runs any more that began before. The kernel waits so after each write of a slot.
