@@ -660,6 +660,7 @@ const (
 	HairpinMapLocals          = "locals"
 	HairpinMapMappings        = "mappings"
 	HairpinMapMaybeExternal   = "maybe_external"
+	HairpinMapNetsEmpty       = "nets_empty"
 	HairpinMapOrigins         = "origins"
 	HairpinMapOriginsEmpty    = "origins_empty"
 	HairpinMapPlaces4         = "places4"
@@ -773,6 +774,7 @@ type HairpinMapSpecs struct {
 	Locals         *ebpf.MapSpec `ebpf:"locals"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
+	NetsEmpty      *ebpf.MapSpec `ebpf:"nets_empty"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
 	Places4        *ebpf.MapSpec `ebpf:"places4"`
@@ -852,6 +854,7 @@ type HairpinMaps struct {
 	Locals         *ebpf.Map `ebpf:"locals"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
+	NetsEmpty      *ebpf.Map `ebpf:"nets_empty"`
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
 	Places4        *ebpf.Map `ebpf:"places4"`
@@ -906,6 +909,7 @@ func (m *HairpinMaps) Close() error {
 		m.Locals,
 		m.Mappings,
 		m.MaybeExternal,
+		m.NetsEmpty,
 		m.Origins,
 		m.OriginsEmpty,
 		m.Places4,

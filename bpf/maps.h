@@ -119,7 +119,8 @@ struct {
 	__array(values, struct allow_trie);
 } allow SEC(".maps") = { .values = { &allow_empty, &allow_empty } };
 
-/* Single addresses that are denied. Empty, it takes next to nothing. The control plane puts a larger one in the slot when it is full. */
+/* Single addresses that are denied. There is no table before one is: then openings pass by. The control plane puts a larger table in
+ * the slot when one is full. */
 struct denied_addresses {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, union addr);
@@ -135,15 +136,24 @@ struct {
 	__type(key, __u32);
 	__uint(max_entries, 1);
 	__array(values, struct denied_addresses);
-} denied SEC(".maps") = { .values = { &denied_empty } };
+} denied SEC(".maps");
 
-/* Networks that are denied. */
-struct {
+/* Networks that are denied, alike. */
+struct denied_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__type(key, struct denied_key);
 	__type(value, struct denial);
 	__uint(max_entries, 1048576);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
+};
+
+struct denied_trie nets_empty SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 1);
+	__array(values, struct denied_trie);
 } denied_nets SEC(".maps");
 
 /* Reflect prefix: from clients to stand-ins, and back. */

@@ -117,19 +117,31 @@ func (t *Tables) IsConfigured(source netip.Prefix) (bool, error) {
 }
 
 func (t *Tables) eachDenied(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
-	addresses, err := t.openDenied()
-	if err != nil {
-		return err
+	if err := t.eachDeniedAddress(visit); err != nil {
+		return fmt.Errorf("list denied addresses: %w", err)
 	}
-	defer addresses.Close()
-	err = scan(addresses, 1, func(key bpf.HairpinAddr, d []bpf.HairpinDenial) { visit(single(key), &d[0]) })
-	if err == nil {
-		err = scan(t.objs.DeniedNets, 1, func(key bpf.HairpinDeniedKey, d []bpf.HairpinDenial) { visit(layout.FromDeniedKey(key), &d[0]) })
-	}
-	if err != nil {
-		return fmt.Errorf("list denied sources: %w", err)
+	if err := t.eachDeniedNetwork(visit); err != nil {
+		return fmt.Errorf("list denied networks: %w", err)
 	}
 	return nil
+}
+
+func (t *Tables) eachDeniedAddress(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
+	table, err := openOnly(t.objs.Denied)
+	if table == nil || err != nil {
+		return err
+	}
+	defer table.Close()
+	return scan(table, 1, func(key bpf.HairpinAddr, d []bpf.HairpinDenial) { visit(single(key), &d[0]) })
+}
+
+func (t *Tables) eachDeniedNetwork(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
+	trie, err := openOnly(t.objs.DeniedNets)
+	if trie == nil || err != nil {
+		return err
+	}
+	defer trie.Close()
+	return scan(trie, 1, func(key bpf.HairpinDeniedKey, d []bpf.HairpinDenial) { visit(layout.FromDeniedKey(key), &d[0]) })
 }
 
 func single(addr bpf.HairpinAddr) netip.Prefix {
@@ -137,12 +149,13 @@ func single(addr bpf.HairpinAddr) netip.Prefix {
 	return netip.PrefixFrom(at, at.BitLen())
 }
 
-func (t *Tables) openDenied() (*ebpf.Map, error) {
-	var addresses *ebpf.Map
-	if err := t.objs.Denied.Lookup(uint32(0), &addresses); err != nil {
-		return nil, fmt.Errorf("open denied addresses: %w", err)
+// openOnly opens the map in the only slot of an outer map, nil if there is none yet.
+func openOnly(outer *ebpf.Map) (*ebpf.Map, error) {
+	var inner *ebpf.Map
+	if err := outer.Lookup(uint32(0), &inner); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("open %s: %w", outerName(outer), err)
 	}
-	return addresses, nil
+	return inner, nil
 }
 
 // updateDenied changes the entries of sources. update gets what is there, or an empty entry; an entry that denies nothing goes.
@@ -168,7 +181,7 @@ func (t *Tables) updateAddresses(now uint32, sources []netip.Prefix, update func
 	if len(sources) == 0 {
 		return nil
 	}
-	table, err := t.openDenied()
+	table, err := openOnly(t.objs.Denied)
 	if err != nil {
 		return err
 	}
@@ -178,33 +191,44 @@ func (t *Tables) updateAddresses(now uint32, sources []netip.Prefix, update func
 	for _, source := range sources {
 		key := layout.ToAddr(source.Addr())
 		var d bpf.HairpinDenial
-		if err := table.Lookup(key, &d); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return err
+		if table != nil {
+			if err := table.Lookup(key, &d); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return err
+			}
 		}
 		update(source, &d)
-		if d.Until = compile.OwnDenial(d, now); d.Until == 0 {
+		if d.Until = compile.OwnDenial(d, now); d.Until != 0 {
+			keys, values = append(keys, key), append(values, d)
+		} else if table != nil {
 			if err := drop(table, key); err != nil {
 				return err
 			}
-			continue
 		}
-		keys, values = append(keys, key), append(values, d)
 	}
-	err = putAll(table, keys, values, 1)
-	if errors.Is(err, unix.E2BIG) {
-		err = t.growDenied(now, table, keys, values)
+	if len(keys) == 0 {
+		return nil
+	}
+	if table != nil {
+		err = putAll(table, keys, values, 1)
+	}
+	if table == nil || errors.Is(err, unix.E2BIG) {
+		err = t.growDenied(now, keys, values)
 	}
 	return err
 }
 
-// growDenied puts a larger table of addresses in place of one that is full, with these entries besides. A packet finds the one table
-// or the other, and each is whole.
-func (t *Tables) growDenied(now uint32, old *ebpf.Map, keys []bpf.HairpinAddr, values []bpf.HairpinDenial) error {
-	all, err := readAll[bpf.HairpinAddr, bpf.HairpinDenial](old)
+// growDenied puts a larger table of addresses in place of one that is full, or of none, with these entries besides. A packet finds the
+// one table or the other, and each is whole. The writer lock keeps other writers away while the entries are copied.
+func (t *Tables) growDenied(now uint32, keys []bpf.HairpinAddr, values []bpf.HairpinDenial) error {
+	all := map[bpf.HairpinAddr]bpf.HairpinDenial{}
+	err := t.eachDeniedAddress(func(source netip.Prefix, d *bpf.HairpinDenial) {
+		if compile.OwnDenial(*d, now) != 0 {
+			all[layout.ToAddr(source.Addr())] = *d
+		}
+	})
 	if err != nil {
 		return err
 	}
-	maps.DeleteFunc(all, func(_ bpf.HairpinAddr, d bpf.HairpinDenial) bool { return compile.OwnDenial(d, now) == 0 })
 	for i, key := range keys {
 		all[key] = values[i]
 	}
@@ -229,8 +253,7 @@ func (t *Tables) updateNetworks(now uint32, sources []netip.Prefix, update func(
 		return nil
 	}
 	before := compile.Denials{}
-	err := scan(t.objs.DeniedNets, 1, func(key bpf.HairpinDeniedKey, d []bpf.HairpinDenial) { before[layout.FromDeniedKey(key)] = d[0] })
-	if err != nil {
+	if err := t.eachDeniedNetwork(func(source netip.Prefix, d *bpf.HairpinDenial) { before[source] = *d }); err != nil {
 		return err
 	}
 	after := maps.Clone(before)
@@ -240,7 +263,15 @@ func (t *Tables) updateNetworks(now uint32, sources []netip.Prefix, update func(
 		after[source] = d
 	}
 	after.Settle(now)
-	if limit := int(t.objs.DeniedNets.MaxEntries()); len(after) > limit {
+	if len(before) == 0 && len(after) == 0 {
+		return nil
+	}
+	trie, err := t.ensureDeniedNets()
+	if err != nil {
+		return err
+	}
+	defer trie.Close()
+	if limit := int(trie.MaxEntries()); len(after) > limit {
 		return fmt.Errorf("%d networks would be denied, but the table holds %d", len(after), limit)
 	}
 	// What was within a network that goes is given its own time first.
@@ -251,12 +282,12 @@ func (t *Tables) updateNetworks(now uint32, sources []netip.Prefix, update func(
 			keys, values = append(keys, layout.DeniedKey(source)), append(values, d)
 		}
 	}
-	if err := putAll(t.objs.DeniedNets, keys, values, 1); err != nil {
+	if err := putAll(trie, keys, values, 1); err != nil {
 		return err
 	}
 	for source := range before {
 		if _, stays := after[source]; !stays {
-			if err := drop(t.objs.DeniedNets, layout.DeniedKey(source)); err != nil {
+			if err := drop(trie, layout.DeniedKey(source)); err != nil {
 				return err
 			}
 		}
@@ -302,15 +333,38 @@ func (t *Tables) endDenied(sources []netip.Prefix) (ended int, err error) {
 	return ended, t.resetEnded()
 }
 
-// awaitPrograms returns when no program runs any more that began before. The kernel waits so after each write of a slot.
-func (t *Tables) awaitPrograms() error {
-	addresses, err := t.openDenied()
-	if err != nil {
-		return err
+// ensureDeniedNets opens the trie of networks, and makes it if there is none yet.
+func (t *Tables) ensureDeniedNets() (*ebpf.Map, error) {
+	trie, err := openOnly(t.objs.DeniedNets)
+	if trie != nil || err != nil {
+		return trie, err
 	}
-	defer addresses.Close()
-	if err := t.objs.Denied.Put(uint32(0), addresses); err != nil {
-		return fmt.Errorf("wait for programs: %w", err)
+	if trie, err = newInner(bpf.HairpinMapDeniedNets, 0); err != nil {
+		return nil, err
+	}
+	if err := t.objs.DeniedNets.Put(uint32(0), trie); err != nil {
+		trie.Close()
+		return nil, err
+	}
+	return trie, nil
+}
+
+// awaitPrograms returns when no program runs any more that began before. The kernel waits for them after each write of a slot, whichever
+// slot that is: so the first slot that has a map gets the same map again. If neither has one, nobody is denied.
+func (t *Tables) awaitPrograms() error {
+	for _, outer := range []*ebpf.Map{t.objs.Denied, t.objs.DeniedNets} {
+		inner, err := openOnly(outer)
+		if err != nil {
+			return err
+		}
+		if inner == nil {
+			continue
+		}
+		defer inner.Close()
+		if err := outer.Put(uint32(0), inner); err != nil {
+			return fmt.Errorf("wait for programs: %w", err)
+		}
+		return nil
 	}
 	return nil
 }

@@ -102,7 +102,7 @@ func TestDeniedTableGrows(t *testing.T) {
 	}
 	mustDeny(t, tables, time.Hour, list...)
 	wantDenied(t, tables, want...)
-	table, err := tables.openDenied()
+	table, err := openOnly(tables.objs.Denied)
 	if err != nil {
 		t.Fatal(err)
 	}
