@@ -136,6 +136,7 @@ deps-kernels:
 	@CLANG=$(CLANG) STRIP=$(STRIP) test/deps.sh kernels
 
 INSTALLED_BINARY := $(DESTDIR)$(PREFIX)/bin/hairpin
+INSTALLED_SHARE := $(DESTDIR)$(PREFIX)/share/hairpin
 INSTALLED_UNIT := $(DESTDIR)$(PREFIX)/lib/systemd/system/hairpin.service
 
 install: build
@@ -145,6 +146,8 @@ install: build
 	test -e $(DESTDIR)/etc/hairpin/hairpin.toml || \
 		install -D -m 0644 cmd/hairpin/dist/hairpin.toml $(DESTDIR)/etc/hairpin/hairpin.toml
 	install -d $(DESTDIR)/etc/hairpin/forwards.d
+	install -D -m 0644 cmd/hairpin/dist/fail2ban/action.d/hairpin.conf $(INSTALLED_SHARE)/fail2ban/action.d/hairpin.conf
+	install -D -m 0755 cmd/hairpin/dist/crowdsec/hairpin-bouncer $(INSTALLED_SHARE)/crowdsec/hairpin-bouncer
 
 # In this order: stop the daemon, detach its programs, remove the files. If a step fails, uninstall can run again. With DESTDIR,
 # only files in a package's tree are removed, and nothing of this machine is stopped.
@@ -156,6 +159,7 @@ ifeq ($(DESTDIR),)
 	@if test -x $(INSTALLED_BINARY); then echo $(INSTALLED_BINARY) detach --all; $(INSTALLED_BINARY) detach --all; fi
 endif
 	rm -f $(INSTALLED_BINARY) $(INSTALLED_UNIT)
+	rm -rf $(INSTALLED_SHARE)
 ifeq ($(DESTDIR),)
 	@if test -d /run/systemd/system; then systemctl daemon-reload; fi
 endif

@@ -41,6 +41,11 @@ type HairpinBpfDevmapVal struct {
 	}
 }
 
+type HairpinBucket struct {
+	_    structs.HostLayout
+	Full uint64
+}
+
 type HairpinConn struct {
 	_         structs.HostLayout
 	Identity  uint64
@@ -139,6 +144,20 @@ type HairpinCounterKey struct {
 	Reason  HairpinReason
 }
 
+type HairpinDenial struct {
+	_          structs.HostLayout
+	Until      uint32
+	Asked      uint32
+	Configured uint32
+}
+
+type HairpinDeniedKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	V6           uint32
+	Source       HairpinAddr
+}
+
 type HairpinEndRequest struct {
 	_      structs.HostLayout
 	Key    HairpinTuple
@@ -167,6 +186,8 @@ type HairpinForward struct {
 	PortShift    uint16
 	Restricted   uint8
 	HidesClients uint8
+	Rate         HairpinRate
+	SourceRate   HairpinRate
 }
 
 type HairpinForwardKey struct {
@@ -373,6 +394,12 @@ type HairpinProvenPage struct {
 	Proven [256]uint32
 }
 
+type HairpinRate struct {
+	_       structs.HostLayout
+	Count   uint32
+	Seconds uint32
+}
+
 type HairpinReason uint32
 
 const (
@@ -416,6 +443,9 @@ const (
 	HairpinReasonREASON_LEAK             HairpinReason = 37
 	HairpinReasonREASON_IPSEC            HairpinReason = 38
 	HairpinReasonREASON_PRIVATE_SOURCE   HairpinReason = 39
+	HairpinReasonREASON_DENIED           HairpinReason = 40
+	HairpinReasonREASON_RATE             HairpinReason = 41
+	HairpinReasonREASON_SOURCE_RATE      HairpinReason = 42
 )
 
 type HairpinReflect uint32
@@ -456,7 +486,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 9
+	HairpinSchemaSCHEMA HairpinSchema = 10
 )
 
 type HairpinSecret struct {
@@ -495,6 +525,12 @@ const (
 	HairpinSideSIDE_WAN HairpinSide = 1
 	HairpinSideSIDE_LAN HairpinSide = 2
 )
+
+type HairpinSourceBucketKey struct {
+	_       structs.HostLayout
+	Client  uint64
+	Forward HairpinEpochRef
+}
 
 type HairpinSourcePage struct {
 	_      structs.HostLayout
@@ -642,10 +678,15 @@ const (
 	HairpinMapAbsences        = "absences"
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
+	HairpinMapBuckets         = "buckets"
+	HairpinMapBucketsEmpty    = "buckets_empty"
 	HairpinMapConnEvents      = "conn_events"
 	HairpinMapConns4          = "conns4"
 	HairpinMapConns6          = "conns6"
 	HairpinMapCounters        = "counters"
+	HairpinMapDenied          = "denied"
+	HairpinMapDeniedEmpty     = "denied_empty"
+	HairpinMapDeniedNets      = "denied_nets"
 	HairpinMapDirects         = "directs"
 	HairpinMapDocuments       = "documents"
 	HairpinMapEpochs          = "epochs"
@@ -664,6 +705,7 @@ const (
 	HairpinMapLocals          = "locals"
 	HairpinMapMappings        = "mappings"
 	HairpinMapMaybeExternal   = "maybe_external"
+	HairpinMapNetsEmpty       = "nets_empty"
 	HairpinMapOrigins         = "origins"
 	HairpinMapOriginsEmpty    = "origins_empty"
 	HairpinMapOwnAddresses    = "own_addresses"
@@ -678,6 +720,8 @@ const (
 	HairpinMapSecrets         = "secrets"
 	HairpinMapSerials         = "serials"
 	HairpinMapSettings        = "settings"
+	HairpinMapSourceBuckets   = "source_buckets"
+	HairpinMapSourceEmpty     = "source_empty"
 	HairpinMapSources         = "sources"
 	HairpinMapStandIns        = "stand_ins"
 	HairpinMapStandInsEmpty   = "stand_ins_empty"
@@ -752,10 +796,15 @@ type HairpinMapSpecs struct {
 	Absences       *ebpf.MapSpec `ebpf:"absences"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
+	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
+	BucketsEmpty   *ebpf.MapSpec `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
 	Conns4         *ebpf.MapSpec `ebpf:"conns4"`
 	Conns6         *ebpf.MapSpec `ebpf:"conns6"`
 	Counters       *ebpf.MapSpec `ebpf:"counters"`
+	Denied         *ebpf.MapSpec `ebpf:"denied"`
+	DeniedEmpty    *ebpf.MapSpec `ebpf:"denied_empty"`
+	DeniedNets     *ebpf.MapSpec `ebpf:"denied_nets"`
 	Directs        *ebpf.MapSpec `ebpf:"directs"`
 	Documents      *ebpf.MapSpec `ebpf:"documents"`
 	Epochs         *ebpf.MapSpec `ebpf:"epochs"`
@@ -774,6 +823,7 @@ type HairpinMapSpecs struct {
 	Locals         *ebpf.MapSpec `ebpf:"locals"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
+	NetsEmpty      *ebpf.MapSpec `ebpf:"nets_empty"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
 	OwnAddresses   *ebpf.MapSpec `ebpf:"own_addresses"`
@@ -788,6 +838,8 @@ type HairpinMapSpecs struct {
 	Secrets        *ebpf.MapSpec `ebpf:"secrets"`
 	Serials        *ebpf.MapSpec `ebpf:"serials"`
 	Settings       *ebpf.MapSpec `ebpf:"settings"`
+	SourceBuckets  *ebpf.MapSpec `ebpf:"source_buckets"`
+	SourceEmpty    *ebpf.MapSpec `ebpf:"source_empty"`
 	Sources        *ebpf.MapSpec `ebpf:"sources"`
 	StandIns       *ebpf.MapSpec `ebpf:"stand_ins"`
 	StandInsEmpty  *ebpf.MapSpec `ebpf:"stand_ins_empty"`
@@ -828,10 +880,15 @@ type HairpinMaps struct {
 	Absences       *ebpf.Map `ebpf:"absences"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
+	Buckets        *ebpf.Map `ebpf:"buckets"`
+	BucketsEmpty   *ebpf.Map `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
 	Conns4         *ebpf.Map `ebpf:"conns4"`
 	Conns6         *ebpf.Map `ebpf:"conns6"`
 	Counters       *ebpf.Map `ebpf:"counters"`
+	Denied         *ebpf.Map `ebpf:"denied"`
+	DeniedEmpty    *ebpf.Map `ebpf:"denied_empty"`
+	DeniedNets     *ebpf.Map `ebpf:"denied_nets"`
 	Directs        *ebpf.Map `ebpf:"directs"`
 	Documents      *ebpf.Map `ebpf:"documents"`
 	Epochs         *ebpf.Map `ebpf:"epochs"`
@@ -850,6 +907,7 @@ type HairpinMaps struct {
 	Locals         *ebpf.Map `ebpf:"locals"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
+	NetsEmpty      *ebpf.Map `ebpf:"nets_empty"`
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
 	OwnAddresses   *ebpf.Map `ebpf:"own_addresses"`
@@ -864,6 +922,8 @@ type HairpinMaps struct {
 	Secrets        *ebpf.Map `ebpf:"secrets"`
 	Serials        *ebpf.Map `ebpf:"serials"`
 	Settings       *ebpf.Map `ebpf:"settings"`
+	SourceBuckets  *ebpf.Map `ebpf:"source_buckets"`
+	SourceEmpty    *ebpf.Map `ebpf:"source_empty"`
 	Sources        *ebpf.Map `ebpf:"sources"`
 	StandIns       *ebpf.Map `ebpf:"stand_ins"`
 	StandInsEmpty  *ebpf.Map `ebpf:"stand_ins_empty"`
@@ -879,10 +939,15 @@ func (m *HairpinMaps) Close() error {
 		m.Absences,
 		m.Allow,
 		m.AllowEmpty,
+		m.Buckets,
+		m.BucketsEmpty,
 		m.ConnEvents,
 		m.Conns4,
 		m.Conns6,
 		m.Counters,
+		m.Denied,
+		m.DeniedEmpty,
+		m.DeniedNets,
 		m.Directs,
 		m.Documents,
 		m.Epochs,
@@ -901,6 +966,7 @@ func (m *HairpinMaps) Close() error {
 		m.Locals,
 		m.Mappings,
 		m.MaybeExternal,
+		m.NetsEmpty,
 		m.Origins,
 		m.OriginsEmpty,
 		m.OwnAddresses,
@@ -915,6 +981,8 @@ func (m *HairpinMaps) Close() error {
 		m.Secrets,
 		m.Serials,
 		m.Settings,
+		m.SourceBuckets,
+		m.SourceEmpty,
 		m.Sources,
 		m.StandIns,
 		m.StandInsEmpty,

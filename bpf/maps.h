@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Version of the layout of the pinned maps. It is raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 9 };
+enum schema { SCHEMA = 10 };
 
 /* Multiplicative hashing (Knuth): 2^32 divided by the golden ratio. Use the upper bits of the product: they mix best. */
 enum { HASH_MULTIPLIER = 2654435761u };
@@ -128,6 +128,43 @@ struct {
 	__uint(max_entries, 2);
 	__array(values, struct allow_trie);
 } allow SEC(".maps") = { .values = { &allow_empty, &allow_empty } };
+
+/* Single addresses that are denied. There is no table before one is: then openings pass by. The control plane puts a larger table in
+ * the slot when one is full. */
+struct denied_addresses {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__type(key, union addr);
+	__type(value, struct denial);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+};
+
+struct denied_addresses denied_empty SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 1);
+	__array(values, struct denied_addresses);
+} denied SEC(".maps");
+
+/* Networks that are denied, alike. */
+struct denied_trie {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct denied_key);
+	__type(value, struct denial);
+	__uint(max_entries, 1048576);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+};
+
+struct denied_trie nets_empty SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 1);
+	__array(values, struct denied_trie);
+} denied_nets SEC(".maps");
 
 /* Reflect prefix: from clients to stand-ins, and back. */
 struct {
@@ -403,6 +440,43 @@ struct {
 	__uint(max_entries, 256);
 	__array(values, struct stats_page);
 } forward_stats SEC(".maps");
+
+enum { BUCKETS_PAGE = 256 };
+
+struct buckets_page {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct bucket);
+	__uint(max_entries, BUCKETS_PAGE);
+};
+
+struct buckets_page buckets_empty SEC(".maps");
+
+/* By forward id, in pages that the control plane makes where a forward has a rate. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 256);
+	__array(values, struct buckets_page);
+} buckets SEC(".maps");
+
+/* Of single clients. The least recently used one gives way: its client then begins with a full bucket. The control plane puts a
+ * large one in the slot when the first forward has a rate for each client. */
+struct source_buckets_table {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct source_bucket_key);
+	__type(value, struct bucket);
+	__uint(max_entries, 1);
+};
+
+struct source_buckets_table source_empty SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 1);
+	__array(values, struct source_buckets_table);
+} source_buckets SEC(".maps") = { .values = { &source_empty } };
 
 /* Counts the packets that have a reason, by interface, verdict and reason. Packets of connections are counted in
  * forward_stats. */

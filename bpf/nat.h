@@ -780,6 +780,7 @@ static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum 
 {
 	enum verdict verdict;
 
+	work->open.in_rate = false;
 	for (int i = 0; i < OPEN_ROUNDS; i++) {
 		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx, stale) : nat_slow_path_tc(ctx, stale));
 		if (verdict == VERDICT_REPLACE) {

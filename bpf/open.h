@@ -5,14 +5,16 @@
 #pragma once
 
 #include "conn.h"
+#include "deny.h"
 #include "direct.h"
 #include "fib.h"
 #include "forward.h"
 #include "ingress.h"
 #include "lifecycle.h"
 #include "mapping.h"
-#include "policy.h"
 #include "own_address.h"
+#include "policy.h"
+#include "rate.h"
 #include "stand_in.h"
 #include "work.h"
 
@@ -441,6 +443,8 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	/* The way back to the opener is the way of the answers: keep its next hop. */
 	if (work->route.back_resolved && !work->open.by_server)
 		work->open.client_hop = hop_remember(false);
+	if (deny_has(client, pkt->second))
+		return REASON_DENIED;
 	if (!forward_allows(forward_slot(), forward, client))
 		return REASON_NOT_ALLOWED;
 	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
@@ -590,6 +594,18 @@ static __always_inline bool open_protected(const struct opening *open, const str
 	return (!open->to_router && policy_protects(&open->sent)) || (in->role != ROLE_LOCAL && policy_protects(&open->to));
 }
 
+/* May the connection be opened, by the rates of its forward? A packet asks once, however many connections it has to remove first. A
+ * packet that XDP leaves to TC has not asked yet. Whoever brings a lost connection back opens none. A stack frame of its own. */
+static __noinline enum reason open_in_rate(struct work *work, const struct forward *forward)
+{
+	struct opening *open = &work->open;
+
+	if (open->in_rate || open->by_server)
+		return REASON_NONE;
+	open->in_rate = true;
+	return rate_admit(open->client, forward);
+}
+
 /* Opens the connection whose opener's key is open.key. NONE: the connection is in the table. Not inlined, to save
  * stack. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct epoch_ref *address,
@@ -612,7 +628,9 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 		return REASON_IPSEC;
 	if (open->key_used && conn_find(&open->key, &open->entry))
 		return open_obstacle(work, &open->key, &open->to, true);
-	return open_insert(ctx, work, in);
+	if (forward->rate.count || forward->source_rate.count)
+		reason = open_in_rate(work, forward);
+	return reason == REASON_NONE ? open_insert(ctx, work, in) : reason;
 }
 
 /* Opens a connection for a packet of the opener. address: epoch reference of the external address, or of the

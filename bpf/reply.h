@@ -79,6 +79,9 @@ static __always_inline struct reply reply_of(const struct work *work)
 		return reply_ended(pkt);
 	case REASON_CHALLENGED:
 		return (struct reply){ .challenge = pkt->tcp_flags == TCP_SYN };
+	case REASON_DENIED:
+	case REASON_RATE:
+	case REASON_SOURCE_RATE:
 	case REASON_NOT_ALLOWED:
 	case REASON_REFLECT_OFF:
 	case REASON_SOURCE_LIMIT:

@@ -143,6 +143,9 @@ enum reason {
 	REASON_LEAK,		/* leak guard: leaves by a WAN with the private address of a target as its source */
 	REASON_IPSEC,		/* an IPsec policy protects the packet or its answers: it would leave unencrypted (RFC 4301 5.1) */
 	REASON_PRIVATE_SOURCE,	/* private source on a WAN with a public address, and private_sources does not name the WAN */
+	REASON_DENIED,		/* the client is a denied source */
+	REASON_RATE,		/* the forward has opened as many connections as its rate allows */
+	REASON_SOURCE_RATE,	/* the client has opened as many connections as the forward's rate for one client allows */
 };
 
 /* One side of a policy's selector. */
@@ -235,6 +238,12 @@ struct forward_key {
 };
 _Static_assert(sizeof(struct forward_key) == 12, "struct forward_key has implicit padding");
 
+/* How many connections may be opened in so many seconds, and how many at once. */
+struct rate {
+	__u32 count;		/* 0: as many as clients like */
+	__u32 seconds;
+};
+
 struct forward {
 	union addr target;
 	struct epoch_ref epoch_ref;
@@ -242,8 +251,22 @@ struct forward {
 	__u16 port_shift;	/* target port - external port, modulo 65536 */
 	__u8 restricted;	/* 1: the map allow has the sources that the forward takes */
 	__u8 hides_clients;	/* 1: the target sees the router's address for every client, also from a WAN */
+	struct rate rate;	/* of all clients together */
+	struct rate source_rate;	/* of each client */
 };
-_Static_assert(sizeof(struct forward) == 32, "struct forward has implicit padding");
+_Static_assert(sizeof(struct forward) == 48, "struct forward has implicit padding");
+
+/* When the bucket of a rate is full again: GCRA, as in struct icmp_budget. */
+struct bucket {
+	__u64 full;		/* CLOCK_MONOTONIC ns */
+};
+
+/* The bucket of one client at one forward. The epoch tells it from that of an earlier forward with the id. */
+struct source_bucket_key {
+	__u64 client;		/* its hash, by which its connections are counted, too */
+	struct epoch_ref forward;
+};
+_Static_assert(sizeof(struct source_bucket_key) == 16, "struct source_bucket_key has implicit padding");
 
 /* LPM key: forward id, then a prefix of the source. */
 struct allow_key {
@@ -252,6 +275,21 @@ struct allow_key {
 	union addr source;
 };
 _Static_assert(sizeof(struct allow_key) == 24, "struct allow_key has implicit padding");
+
+/* LPM key: the family, so that ::/0 holds no IPv4 address, then a prefix of the source. */
+struct denied_key {
+	__u32 prefix_length;
+	__u32 v6;
+	union addr source;
+};
+_Static_assert(sizeof(struct denied_key) == 24, "struct denied_key has implicit padding");
+
+/* A source that opens nothing, a single address or a network. The datapath reads until alone. The next two say who wants the entry. */
+struct denial {
+	__u32 until;		/* second of CLOCK_MONOTONIC from which on the entry means nothing; all bits set: for ever */
+	__u32 asked;		/* the same of the command that has added it; 0: no command has */
+	__u32 configured;	/* 1: the configuration has it */
+};
 
 /* LPM key: a prefix of clients' addresses, or of stand-ins. */
 struct stand_in_key {

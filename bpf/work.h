@@ -77,6 +77,7 @@ struct opening {
 	bool key_used;		/* an entry may exist at the opener's key */
 	bool direct;		/* the packet opens a direct connection with the answers of another connection */
 	struct forward no_forward;	/* stands for the forward of a direct connection: id 0, and its own target */
+	bool in_rate;		/* the packet has taken its tokens, or was refused them (rate.h) */
 	__u32 ifindex;		/* interface by which the opener's packets come in */
 	struct tuple key;	/* key of the opener's direction */
 	struct entry entry;	/* copy of the entry found at key, which may be another CPU's */

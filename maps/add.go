@@ -48,6 +48,10 @@ func (t *Tables) Add(f rule.Forward) (bool, error) {
 	}{
 		{"make counters", func() error { return t.zeroStats([]uint32{id}) }},
 		{"add target", func() error { return t.addTarget(layout.ToAddr(f.Target)) }},
+		{"make buckets", func() error {
+			ref := doc.EpochRefs[len(doc.EpochRefs)-1:]
+			return t.makeBuckets([]rule.Forward{f}, ref, ref)
+		}},
 		{"store addition", func() error { return t.storeAddition(&doc.Document, generation, text) }},
 		{"swap", func() error {
 			return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation + 2})

@@ -204,6 +204,7 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 		}},
 		{"store tables", others.store},
 		{"make counters", func() error { return t.makeStats(p) }},
+		{"make buckets", func() error { return t.makeBuckets(p.Doc.Config.Forwards, p.Doc.EpochRefs, p.Fresh) }},
 		{"add external addresses", func() error { return t.addExternals(&p.Doc) }},
 		{"add targets", func() error { return t.addTargets(p.Doc.Targets(), running.Targets) }},
 	} {
@@ -370,6 +371,7 @@ func (t *Tables) finish(o *compile.Outline) error {
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
 		{"drop targets", func() error { return t.dropTargets(left.Targets) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
+		{"deny sources", func() error { return t.denyConfigured(doc.Config.Deny) }},
 		{"reset ended connections", func() error { return t.resetForwards(doc) }},
 		{"record that the change is finished", func() error { return t.recordFinished(doc) }},
 	} {

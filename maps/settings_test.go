@@ -74,6 +74,8 @@ func TestSettings(t *testing.T) {
 			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN }},
 		{"both are told", func(c *config.Config) { c.ICMP.Refuse = []string{config.SideWAN, config.SideLAN} },
 			func(s *bpf.HairpinSettings) { s.Told = bpf.HairpinSideSIDE_WAN | bpf.HairpinSideSIDE_LAN }},
+		{"ports of reflected connections", func(c *config.Config) { c.ReflectPorts = rule.Ports{First: 50000, Last: 50099} },
+			func(s *bpf.HairpinSettings) { s.ReflectFirst, s.ReflectLast = 50000, 50099 }},
 		{"few of one client", func(c *config.Config) { c.MaxPerSource = 7 }, func(s *bpf.HairpinSettings) { s.SourceLimit = 7 }},
 		{"most of one client", func(c *config.Config) { c.MaxPerSource = 100_000 },
 			func(s *bpf.HairpinSettings) { s.SourceLimit, s.InterfaceLimit = 100_000, 100_000 }},
@@ -87,7 +89,7 @@ func TestSettings(t *testing.T) {
 		mustApply(t, tables, c)
 		want := bpf.HairpinSettings{
 			TcpEstablished: 7440 * uint64(time.Second), TcpOpening: 240 * uint64(time.Second), TcpClosing: 240 * uint64(time.Second),
-			Udp: 300 * uint64(time.Second), Icmp: 60 * uint64(time.Second), PortHold: 120 * uint64(time.Second), SourceLimit: 16384, InterfaceLimit: 65536, IcmpInterval: 1_000_000, InterceptFirst: 1, Told: bpf.HairpinSideSIDE_LAN,
+			Udp: 300 * uint64(time.Second), Icmp: 60 * uint64(time.Second), PortHold: 120 * uint64(time.Second), SourceLimit: 16384, InterfaceLimit: 65536, IcmpInterval: 1_000_000, InterceptFirst: 1, ReflectFirst: 61000, ReflectLast: 65535, Told: bpf.HairpinSideSIDE_LAN,
 		}
 		test.want(&want)
 		if got := tables.mustSettings(t); got != want {

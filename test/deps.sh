@@ -11,7 +11,7 @@ build=("${CLANG:-clang-19}:clang-19" "${STRIP:-llvm-strip-19}:llvm-19" /usr/incl
 demo=(ip:iproute2 nft:nftables nginx:nginx curl:curl nsenter:util-linux sysctl:procps)
 test=("${build[@]}" "${demo[@]}"
 	ethtool:ethtool iptables:iptables tcpdump:tcpdump
-	ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
+	fail2ban-server:fail2ban ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
 	systemd-analyze:systemd iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
 	keepalived:keepalived dig:bind9-dnsutils dnsmasq:dnsmasq-base unbound:unbound named:bind9 named-checkzone:bind9-utils)
 kernels=("${test[@]}" qemu-system-x86_64:qemu-system-x86 busybox:busybox-static cpio:cpio modprobe:kmod
@@ -61,7 +61,7 @@ install_quietly() {
 	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 	for package in "$@"; do
 		case $package in
-		nginx | unbound | keepalived) unit=$package ;;
+		nginx | unbound | keepalived | fail2ban) unit=$package ;;
 		bind9) unit=named ;;
 		openssh-server) unit=ssh ;;
 		*) continue ;;

@@ -67,7 +67,7 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 		return interfaceNames(":"), nothing | cobra.ShellCompDirectiveNoSpace
 	case 3:
 		return completions{"to"}, nothing
-	case 5, 7, 9, 11:
+	case 5, 7, 9, 11, 13, 15:
 		return rule.ForwardOptions(), nothing
 	}
 	if len(args) > 5 && args[len(args)-1] == "reflect" {

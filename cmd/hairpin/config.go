@@ -31,8 +31,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				a.notices(router.PortConflict(cfg))
-				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.warnHere(cfg))
+				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.noticeFindings(router.FindingsHere(cfg)))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -46,17 +45,16 @@ func (a *app) checkCommand() *cobra.Command {
 	}
 }
 
+// noticeFindings prints findings as warnings.
+func (a *app) noticeFindings(findings []string, err error) error {
+	a.notices(findings...)
+	return err
+}
+
 // checkNames warns of DNS files that the daemon could not write now. It fails for files that the daemon
 // would never write.
 func (a *app) checkNames(cfg config.Config) error {
 	warnings, err := daemon.CheckNames(cfg)
-	a.notices(warnings...)
-	return err
-}
-
-// warnHere warns of what keeps forwards from working on this machine.
-func (a *app) warnHere(cfg config.Config) error {
-	warnings, err := router.WarnHere(cfg)
 	a.notices(warnings...)
 	return err
 }

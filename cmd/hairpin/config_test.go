@@ -46,11 +46,13 @@ func TestEverySettingHasText(t *testing.T) {
 		{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 		{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 	}
+	cfg.Deny = []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("2001:db8:bad::/48")}
 	for _, key := range []string{
 		"interfaces.wan", "interfaces.lan", "interfaces.private_sources", "datapath.mode", "datapath.max_connections", "datapath.max_per_source",
 		"datapath.mss_clamp",
 		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.tcp_opening", "timeouts.tcp_closing",
 		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "timeouts.address_grace", "icmp.refuse", "icmp.rate", "reflection.default", "reflection.ports", "reflection.prefixes",
+		"deny.sources",
 		"metrics.listen",
 	} {
 		text := "version = 1\n" + key + " = " + settingText(cfg, key) + "\n"

@@ -81,11 +81,16 @@ WHO is ` + strings.Join(rule.ClientsNames(), " or ") + `. With router the target
 client, also for those of the Internet. Use it if the target's gateway is not this
 router.
 
+rate is how many connections may be opened, and how many of them at once: 100/s,
+20/min, 5/h. rate_per_source is the same for each client: an IPv4 address, or an
+IPv6 /64 on the Internet. A change of a rate ends no connection.
+
 host gives the DNS names of the forward. "hairpin dns" writes them for the name
 server of the LAN.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
+  hairpin forward add mail tcp 25 to 192.168.1.25 rate 100/s rate_per_source 10/min
   hairpin forward add web6 tcp wan0:443 to [fd00::20]:8443
   hairpin forward add tunnel gre,icmp any to 192.168.1.40
   hairpin forward add shop tcp 443 to 192.168.1.21 host www.example.org,shop.example.org`,
@@ -151,7 +156,7 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	a.warnNames(running, forward)
 	alone := running
 	alone.Forwards = []rule.Forward{forward}
-	if err := a.warnForwards(s, alone); err != nil {
+	if err := a.noticeFindings(s.Findings(alone)); err != nil {
 		return err
 	}
 	return a.printForwardRows("add", running, []rule.Forward{forward})
@@ -257,7 +262,9 @@ type forwardRow struct {
 	Reflect     string   `json:"reflect"`
 	Clients     string   `json:"clients,omitempty"` // "router": the target sees the router's address for every client
 	From        []string `json:"from"`              // networks that may connect; empty means all
-	Hosts       []string `json:"hosts,omitempty"`   // names for split DNS
+	Rate        string   `json:"rate,omitempty"`    // of new connections, such as "100/s"
+	PerSource   string   `json:"rate_per_source,omitempty"`
+	Hosts       []string `json:"hosts,omitempty"` // names for split DNS
 	Intercept   bool     `json:"intercept,omitempty"`
 	LAN         []string `json:"lan,omitempty"`    // of an intercept: the interfaces whose clients are redirected
 	Except      []string `json:"except,omitempty"` // of an intercept: networks that are not redirected
@@ -277,9 +284,11 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		Reflect:  string(cfg.ReflectOf(f)),
 		Clients:  string(f.Clients),
 		From:     []string{},
+		Rate:     f.Rate.String(),
 		Hosts:    f.Hosts,
 		Source:   f.Source,
 	}
+	row.PerSource = f.RatePerSource.String()
 	for _, p := range f.Protocols {
 		row.Protocol = append(row.Protocol, p.String())
 	}
@@ -331,6 +340,15 @@ func (r forwardRow) fromCell() string {
 		return "any"
 	}
 	return strings.Join(r.From, ",")
+}
+
+// rateCell is the rate of all clients, and of each: "100/s, 10/s each".
+func (r forwardRow) rateCell() string {
+	cell := r.Rate
+	if r.PerSource != "" {
+		cell += ", " + r.PerSource + " each"
+	}
+	return strings.TrimPrefix(cell, ", ")
 }
 
 func (a *app) showForwards(names []string, stats bool) error {
@@ -393,7 +411,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 	if stats {
 		header = append(header, "CONNECTIONS", "PACKETS", "BYTES")
 	} else {
-		header = append(header, "SOURCE")
+		header = append(header, "RATE", "SOURCE")
 	}
 	var t *table // nil until the first forward: an empty list prints no header
 	print = func(r *forwardRow) error {
@@ -404,7 +422,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 		if stats {
 			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10))
 		} else {
-			cells = append(cells, r.Source)
+			cells = append(cells, r.rateCell(), r.Source)
 		}
 		t.row(cells...)
 		return nil

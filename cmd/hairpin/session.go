@@ -40,18 +40,11 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
 		a.say("metrics.listen takes effect when the daemon reloads; run \"systemctl reload hairpin\"")
 	}
-	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), router.PortConflict(cfg), pendingNotice(result.Ports, daemon))
+	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
 	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.
 	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
 	a.notices(s.NotForwarding(ipv6, result.Ports)...)
-	return a.warnForwards(s, cfg)
-}
-
-// warnForwards warns of what keeps forwards of cfg from working.
-func (a *app) warnForwards(s *router.Session, cfg config.Config) error {
-	warnings, err := s.Warnings(cfg)
-	a.notices(warnings...)
-	return err
+	return a.noticeFindings(s.Findings(cfg))
 }
 
 // pendingNotice returns a warning about configured interfaces that do not exist, "" if all exist. daemon

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"net/netip"
 	"strconv"
 	"strings"
 	"time"
@@ -58,6 +59,8 @@ func settingText(cfg config.Config, key string) string {
 		return strconv.Quote(cfg.ReflectPorts.String())
 	case "reflection.prefixes":
 		return standInsText(cfg.StandIns)
+	case "deny.sources":
+		return sourcesText(cfg.Deny)
 	case "metrics.listen":
 		return strconv.Quote(cfg.MetricsListen)
 	case "dns.write":
@@ -97,6 +100,19 @@ func listText(list []string) string {
 		quoted[i] = strconv.Quote(text)
 	}
 	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// sourcesText is a list of sources as a configuration has it, shortened where it is long.
+func sourcesText(sources []netip.Prefix) string {
+	const most = 16
+	texts := make([]string, 0, most)
+	for _, source := range sources[:min(most, len(sources))] {
+		texts = append(texts, rule.SourceText(source))
+	}
+	if left := len(sources) - most; left > 0 {
+		return strings.TrimSuffix(listText(texts), "]") + fmt.Sprintf(", and %d more]", left)
+	}
+	return listText(texts)
 }
 
 // standInsText formats a TOML inline table of networks.

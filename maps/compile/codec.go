@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"time"
 
 	"hairpin/maps/rule"
 )
@@ -101,7 +102,8 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 // forward encodes or decodes a forward. A field that most forwards do not use is in the text only if its bit is set.
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
-		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0, f.Clients != "")
+		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0, f.Clients != "",
+		!f.Rate.IsZero(), !f.RatePerSource.IsZero())
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
 	c.port(&f.Ports.First)
@@ -118,6 +120,8 @@ func (c *codec) forward(f *rule.Forward) {
 	list(c, has&256, &f.LAN, (*codec).string)
 	list(c, has&512, &f.Except, (*codec).prefix)
 	optional(c, has&1024, (*string)(&f.Clients), (*codec).string)
+	optional(c, has&2048, &f.Rate, (*codec).rate)
+	optional(c, has&4096, &f.RatePerSource, (*codec).rate)
 }
 
 // bits encodes or decodes flags as one number. The first flag is the lowest bit.
@@ -238,6 +242,13 @@ func (c *codec) string(s *string) {
 		return
 	}
 	*s, c.text = c.text[:length], c.text[length:]
+}
+
+func (c *codec) rate(r *rule.Rate) {
+	seconds := uint64(r.Per / time.Second)
+	c.word(&r.Count)
+	c.number(&seconds)
+	r.Per = time.Duration(seconds) * time.Second
 }
 
 // addr encodes or decodes an address: the number of bytes (0, 4 or 16), then the bytes.

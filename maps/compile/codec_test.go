@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -26,6 +27,9 @@ func fill(tb testing.TB, v reflect.Value, seed *int) {
 		if *seed%2 == 0 {
 			*at = netip.AddrFrom16([16]byte{0x20, 1, 15: byte(*seed)})
 		}
+		return
+	case *rule.Rate:
+		*at = rule.Rate{Count: uint32(*seed), Per: time.Minute}
 		return
 	case *netip.Prefix:
 		*at = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(*seed), 0, 0}), 16+*seed%8)

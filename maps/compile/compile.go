@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"hairpin/bpf"
 	"hairpin/maps/config"
@@ -226,6 +227,10 @@ var reflectModes = map[rule.Reflect]bpf.HairpinReflect{
 	rule.ReflectOff:    bpf.HairpinReflectREFLECT_OFF,
 }
 
+func rateEntry(r rule.Rate) bpf.HairpinRate {
+	return bpf.HairpinRate{Count: r.Count, Seconds: uint32(r.Per / time.Second)}
+}
+
 func (p *Program) value(i int) (bpf.HairpinForward, error) {
 	f := &p.Doc.Config.Forwards[i]
 	mode, ok := reflectModes[p.Doc.Config.ReflectOf(*f)]
@@ -237,6 +242,9 @@ func (p *Program) value(i int) (bpf.HairpinForward, error) {
 		EpochRef:  p.Doc.EpochRefs[i].kernel(),
 		Reflect:   mode,
 		PortShift: f.PortShift(),
+
+		Rate:       rateEntry(f.Rate),
+		SourceRate: rateEntry(f.RatePerSource),
 	}
 	if len(f.From) > 0 || f.Intercept {
 		value.Restricted = 1

@@ -4,7 +4,6 @@ package compile
 
 import (
 	"reflect"
-	"slices"
 
 	"hairpin/bpf"
 	"hairpin/maps/config"
@@ -51,7 +50,7 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 		}
 		g := c.Forwards[i]
 		behaves := config.SameBehaviour(e.settings, *f, c, g)
-		e.of[i] = former{epochRef: s, there: true, behaves: behaves, unchanged: behaves && slices.Equal(f.Hosts, g.Hosts)}
+		e.of[i] = former{epochRef: s, there: true, behaves: behaves, unchanged: behaves && config.SameBesides(*f, g)}
 		return true
 	})
 	e.same = e.same && at == len(c.Forwards)

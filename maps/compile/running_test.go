@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"testing"
+	"time"
 
 	"hairpin/maps/config"
 	"hairpin/maps/mapstest"
@@ -19,6 +20,7 @@ func TestSameWrittenSeesEveryField(t *testing.T) {
 		Name: "a", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Interface: "wan0"}, Ports: rule.Ports{First: 1, Last: 2}, Target: netip.MustParseAddr("10.0.0.1"),
 		TargetPort: 3, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"a.b"}, Intercept: true,
 		LAN: []string{"lan0"}, Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Source: "x:1",
+		Rate: rule.Rate{Count: 1, Per: time.Second}, RatePerSource: rule.Rate{Count: 2, Per: time.Hour},
 	}
 	fields := reflect.TypeFor[rule.Forward]()
 	for i := range fields.NumField() {

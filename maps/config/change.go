@@ -3,7 +3,9 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"hairpin/maps/rule"
@@ -50,6 +52,7 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"reflection.default", from.ReflectOf(rule.Forward{}), to.ReflectOf(rule.Forward{})},
 		{"reflection.ports", from.ReflectPorts, to.ReflectPorts},
 		{"reflection.prefixes", rule.SortedStandIns(from.StandIns), rule.SortedStandIns(to.StandIns)},
+		{"deny.sources", sortedPrefixes(from.Deny), sortedPrefixes(to.Deny)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
 		{"dns.write", dnsWrites(from), dnsWrites(to)},
 		{"dns.reload", dnsReloads(from), dnsReloads(to)},
@@ -93,13 +96,25 @@ func (c Config) mssClamp() string {
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
 
+func sortedPrefixes(list []netip.Prefix) []netip.Prefix {
+	return slices.SortedFunc(slices.Values(list), func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+}
+
 // Same reports whether two forwards of c have the same name and mean the same. It does not compare Source, the place
 // where they were written.
 func (c Config) Same(f, g rule.Forward) bool {
-	return f.Name == g.Name && SameBehaviour(c, f, c, g) && slices.Equal(f.Hosts, g.Hosts)
+	return f.Name == g.Name && SameBehaviour(c, f, c, g) && SameBesides(f, g)
 }
 
-// SameBehaviour reports whether the datapath does the same for forward f of configuration fc and forward g of gc.
+// SameBesides reports whether two forwards are the same in all that SameBehaviour does not compare and Same does. A difference ends no
+// connection.
+func SameBesides(f, g rule.Forward) bool {
+	return slices.Equal(f.Hosts, g.Hosts) && f.Rate == g.Rate && f.RatePerSource == g.RatePerSource
+}
+
+// SameBehaviour reports whether the datapath does the same for the connections of forward f of configuration fc and of forward g of gc.
 func SameBehaviour(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
 	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
 		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&

@@ -6,6 +6,7 @@ package config
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -75,6 +76,7 @@ type Config struct {
 	Reflection     rule.Reflect   `json:"reflection"`    // reflect mode of forwards without a mode
 	ReflectPorts   rule.Ports     `json:"reflect_ports"` // source ports of connections for which the server sees the router's address
 	StandIns       []rule.StandIn `json:"stand_ins,omitempty"`
+	Deny           []netip.Prefix `json:"deny,omitempty"` // sources that open no connection, of any forward
 	MetricsListen  string         `json:"metrics_listen"` // ADDR:PORT; "": no metrics
 	DNS            []DNSFile      `json:"dns,omitempty"`  // split DNS files, at most one per format
 	Forwards       []rule.Forward `json:"forwards"`

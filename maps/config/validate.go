@@ -154,6 +154,7 @@ func (v *validator) settings() {
 	}
 	v.check(-1, "reflection.ports", checkReflectPorts(v.ReflectPorts))
 	v.standIns()
+	v.deny()
 	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
 	v.dns()
 }
@@ -223,6 +224,31 @@ func (v *validator) mssClamp() {
 		if !slices.Contains(v.WAN, name) && !slices.Contains(v.LAN, name) {
 			v.check(-1, "datapath.mss_clamp", rule.OfItem(i, v.notConfigured(name)))
 		}
+	}
+}
+
+// maxDeny is how many sources a configuration may deny. Each command reads them.
+const maxDeny = 131072
+
+// deny refuses what would deny everybody: whoever wants that needs no forward.
+func (v *validator) deny() {
+	seen := make(map[netip.Prefix]bool, len(v.Deny))
+	for i, source := range v.Deny {
+		var err error
+		switch {
+		case !source.IsValid() || source.Addr().Is4In6() || source != source.Masked():
+			err = fmt.Errorf("%s is not a network", source)
+		case source.Bits() == 0:
+			err = fmt.Errorf("%s is every %s address, so no forward would serve anybody; remove the forwards instead, or say in their from lists who may connect",
+				source, rule.Family(source.Addr()))
+		case seen[source]:
+			err = fmt.Errorf("%s is there twice", rule.SourceText(source))
+		}
+		v.check(-1, "deny.sources", rule.OfItem(i, err))
+		seen[source] = true
+	}
+	if len(v.Deny) > maxDeny {
+		v.check(-1, "deny.sources", fmt.Errorf("%d sources are more than %d; give them to \"hairpin deny add -\" instead, which takes a million", len(v.Deny), maxDeny))
 	}
 }
 

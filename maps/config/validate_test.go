@@ -82,6 +82,12 @@ func TestValidateRefuses(t *testing.T) {
 		{"private sources nowhere", nil, func(c *config.Config) { c.PrivateSources = []string{"wan7"} }, `interfaces.private_sources: "wan7" is not a WAN interface; `},
 		{"private sources twice", nil, func(c *config.Config) { c.PrivateSources = []string{"wan0", "wan0"} }, `interfaces.private_sources: "wan0" is there twice`},
 		{"reflection", nil, func(c *config.Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
+		{"deny everybody", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, "deny.sources: 0.0.0.0/0 is every IPv4 address, so no forward would serve anybody"},
+		{"deny everybody of IPv6", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("::/0")} }, "deny.sources: ::/0 is every IPv6 address"},
+		{"deny twice", nil, func(c *config.Config) {
+			c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.1/32")}
+		}, "deny.sources: 192.0.2.1 is there twice"},
+		{"deny no network", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")} }, "deny.sources: 192.0.2.1/24 is not a network"},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 
 		{"same port", []string{"a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2"}, nil, `forward "b": port: 80 is taken by forward "a"`},

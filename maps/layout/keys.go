@@ -14,6 +14,7 @@ const (
 	// ExternalBits the key matches every protocol too.
 	ProtocolBits = ExternalBits + 8 + 8
 	SourceBits   = 32
+	familyBits   = 32
 	TargetBits   = 128
 	// interfaceBits is the length of the interface in a key of map own_addresses.
 	interfaceBits = 32
@@ -77,4 +78,22 @@ func OwnAddressKey(ifindex uint32, peers netip.Prefix) bpf.HairpinOwnAddressKey 
 func StandInEntry(from, to netip.Prefix) (bpf.HairpinStandInKey, bpf.HairpinStandIn) {
 	return bpf.HairpinStandInKey{PrefixLength: mappedBits(from), Address: ToAddr(from.Addr())},
 		bpf.HairpinStandIn{Network: ToAddr(to.Addr()), Mask: MappedMask(to)}
+}
+
+// DeniedKey is the trie key of a denied network.
+func DeniedKey(source netip.Prefix) bpf.HairpinDeniedKey {
+	key := bpf.HairpinDeniedKey{PrefixLength: familyBits + mappedBits(source), Source: ToAddr(source.Addr())}
+	if source.Addr().Is6() {
+		key.V6 = 1
+	}
+	return key
+}
+
+// FromDeniedKey is the network of a key that DeniedKey gave.
+func FromDeniedKey(key bpf.HairpinDeniedKey) netip.Prefix {
+	bits := int(key.PrefixLength) - familyBits
+	if key.V6 == 0 {
+		return netip.PrefixFrom(FromAddr(key.Source), bits-96)
+	}
+	return netip.PrefixFrom(netip.AddrFrom16(key.Source.Bytes), bits)
 }

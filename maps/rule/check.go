@@ -31,6 +31,7 @@ func (f *Forward) Check() []*Problem {
 		check("external", checkExternal(f.External))
 		check("port", checkPorts(f))
 		check("from", checkFrom(f))
+		check("rate_per_source", checkRates(f))
 	}
 	check("to", checkTarget(f))
 	check("reflect", checkReflect(f))

@@ -127,6 +127,14 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	return prefix, nil
 }
 
+// SourceText is a network, or an address without the length that says it is alone. ParsePrefix reads it.
+func SourceText(source netip.Prefix) string {
+	if source.IsSingleIP() {
+		return source.Addr().String()
+	}
+	return source.String()
+}
+
 // Reflect says how hairpin translates the source of a hairpin connection.
 type Reflect string
 
@@ -185,11 +193,14 @@ type Forward struct {
 	From       []netip.Prefix `json:"from,omitempty"`        // networks of clients that may connect; empty: all
 	Reflect    Reflect        `json:"reflect,omitempty"`
 	Clients    Clients        `json:"clients,omitempty"`
-	Hosts      []string       `json:"hosts,omitempty"` // names for split DNS, in the form that ParseHost returns
-	Intercept  bool           `json:"intercept,omitempty"`
-	LAN        []string       `json:"lan,omitempty"`    // intercept: its LAN interfaces; empty: all
-	Except     []netip.Prefix `json:"except,omitempty"` // intercept: clients and destinations that it does not redirect
-	Source     string         `json:"source,omitempty"` // where the user wrote the forward, such as FILE:LINE
+	Rate       Rate           `json:"rate,omitzero"` // of new connections
+	// RatePerSource is the same of each client: an IPv4 address, an IPv6 /64 of a WAN, an address of a LAN.
+	RatePerSource Rate           `json:"rate_per_source,omitzero"`
+	Hosts         []string       `json:"hosts,omitempty"` // names for split DNS, in the form that ParseHost returns
+	Intercept     bool           `json:"intercept,omitempty"`
+	LAN           []string       `json:"lan,omitempty"`    // intercept: its LAN interfaces; empty: all
+	Except        []netip.Prefix `json:"except,omitempty"` // intercept: clients and destinations that it does not redirect
+	Source        string         `json:"source,omitempty"` // where the user wrote the forward, such as FILE:LINE
 }
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
@@ -265,6 +276,12 @@ func (f Forward) String() string {
 	}
 	if f.Clients != "" {
 		words = append(words, "clients", string(f.Clients))
+	}
+	if !f.Rate.IsZero() {
+		words = append(words, "rate", f.Rate.String())
+	}
+	if !f.RatePerSource.IsZero() {
+		words = append(words, "rate_per_source", f.RatePerSource.String())
 	}
 	if len(f.Hosts) > 0 {
 		words = append(words, "host", strings.Join(f.Hosts, ","))

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -34,6 +35,11 @@ func TestParseForwardReadsWhatStringWrites(t *testing.T) {
 			Protocols: []rule.Protocol{rule.TCP}, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: rule.ReflectOff,
 			Hosts: []string{"www.example.org", "example.org"},
 		}},
+		{"web tcp any to 192.168.1.20 rate 100/s rate_per_source 20/min host example.org", rule.Forward{
+			Protocols: []rule.Protocol{rule.TCP}, Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute},
+			Hosts: []string{"example.org"},
+		}},
+		{"web tcp any to 192.168.1.20 rate_per_source 5/h", rule.Forward{Protocols: []rule.Protocol{rule.TCP}, RatePerSource: rule.Rate{Count: 5, Per: time.Hour}}},
 		{"web tcp any to 192.168.1.20", rule.Forward{Protocols: []rule.Protocol{rule.TCP}}},
 		{"web tcp wan0:any to 192.168.1.20 reflect off", rule.Forward{
 			Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Interface: "wan0"}, Reflect: rule.ReflectOff,

@@ -11,7 +11,7 @@ import (
 )
 
 // ForwardSyntax is the grammar of ParseForward, for help texts and messages.
-const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [clients WHO] [host NAME[,NAME]]"
+const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [clients WHO] [rate N/UNIT] [rate_per_source N/UNIT] [host NAME[,NAME]]"
 
 // ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is one of ProtocolNames, or several separated
 // by commas. The port "any" makes a 1:1 forward. The error joins one Problem for each mistake. ParseForward does not
@@ -32,6 +32,7 @@ func ParseForward(args []string) (Forward, error) {
 	if p.problems == nil {
 		p.check("to", checkFamilies(&p.Forward))
 		p.check("from", checkFrom(&p.Forward))
+		p.check("rate_per_source", checkRates(&p.Forward))
 		p.check("protocol", checkProtocols(p.Protocols))
 		p.check("port", checkPorts(&p.Forward))
 		p.check("to", checkSCTP(&p.Forward))
@@ -163,7 +164,9 @@ func (p *forwardParser) options(args []string) {
 }
 
 // ForwardOptions returns the words of ForwardSyntax that may follow the target.
-func ForwardOptions() []string { return []string{"from", "reflect", "clients", "host"} }
+func ForwardOptions() []string {
+	return []string{"from", "reflect", "clients", "rate", "rate_per_source", "host"}
+}
 
 func (p *forwardParser) option(option, value string) {
 	switch option {
@@ -175,6 +178,14 @@ func (p *forwardParser) option(option, value string) {
 		who, err := ParseClients(value)
 		p.check(option, err)
 		p.Clients = who
+	case "rate", "rate_per_source":
+		rate, err := ParseRate(value)
+		p.check(option, err)
+		if option == "rate" {
+			p.Rate = rate
+		} else {
+			p.RatePerSource = rate
+		}
 	case "host":
 		for text := range strings.SplitSeq(value, ",") {
 			host, err := ParseHost(text)

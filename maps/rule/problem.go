@@ -104,7 +104,7 @@ func Suggest(word string, known ...string) string {
 		return fmt.Sprintf("did you mean %q?", best)
 	case len(known) == 1:
 		return "only " + known[0] + " is possible here"
-	case len(known) > 1 && len(known) <= 10:
+	case len(known) > 1 && len(known) <= 12:
 		return "possible are " + strings.Join(known[:len(known)-1], ", ") + " and " + known[len(known)-1]
 	}
 	return ""

@@ -29,6 +29,8 @@ ip link set wan0 up
 mkdir -p $work/fake $PREFIX/bin $PREFIX/lib/systemd/system
 cp $binary $PREFIX/bin/hairpin
 cp $root/cmd/hairpin/dist/hairpin.service $PREFIX/lib/systemd/system/
+mkdir -p $PREFIX/share/hairpin
+cp -r $root/cmd/hairpin/dist/fail2ban $root/cmd/hairpin/dist/crowdsec $PREFIX/share/hairpin/
 printf 'version = 1\n[interfaces]\nwan = ["wan0"]\n[metrics]\nlisten = ""\n' > $work/hairpin.toml
 cat > $work/fake/systemctl <<'END'
 #!/bin/sh
@@ -98,7 +100,7 @@ gone $work/asked
 kill $(cat $work/daemon)
 wait
 uninstall
-gone /sys/fs/bpf/hairpin $PREFIX/bin/hairpin $UNIT
+gone /sys/fs/bpf/hairpin $PREFIX/bin/hairpin $PREFIX/share/hairpin $UNIT
 `)
 	if !strings.Contains(said, "a daemon is running") {
 		t.Errorf("does not say why:\n%s", said)
@@ -111,10 +113,10 @@ func TestUninstallOfAPackage(t *testing.T) {
 	said := uninstallScript(t, `
 start
 mkdir -p $work/package/usr $work/package/etc/hairpin
-cp -r $PREFIX/bin $PREFIX/lib $work/package/usr/
+cp -r $PREFIX/bin $PREFIX/lib $PREFIX/share $work/package/usr/
 echo kept > $work/package/etc/hairpin/hairpin.toml
 uninstall DESTDIR=$work/package PREFIX=/usr
-gone $work/package/usr/bin/hairpin $work/package/usr/lib/systemd/system/hairpin.service $work/asked
+gone $work/package/usr/bin/hairpin $work/package/usr/share/hairpin $work/package/usr/lib/systemd/system/hairpin.service $work/asked
 test -x $PREFIX/bin/hairpin -a -e $UNIT -a -d /sys/fs/bpf/hairpin/datapath -a -e /proc/$(cat $work/daemon)/fd/0
 grep -q kept $work/package/etc/hairpin/hairpin.toml
 kill $(cat $work/daemon)

@@ -131,6 +131,12 @@ func (hp *Hairpin) Run(args ...string) string {
 	return hp.host.Run(hp.args(args...)...)
 }
 
+// RunInput is Run with a text on standard input.
+func (hp *Hairpin) RunInput(stdin string, args ...string) string {
+	hp.tb.Helper()
+	return hp.host.RunInput(stdin, hp.args(args...)...)
+}
+
 // Fail runs a command of the CLI and returns its standard error. The exit code must be code.
 func (hp *Hairpin) Fail(code int, args ...string) string {
 	hp.tb.Helper()

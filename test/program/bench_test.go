@@ -35,3 +35,14 @@ func newBenchOf(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOpen 
 	tb.Helper()
 	return &bench{Rig: rig.NewOf(tb, spec, connections, halfOpen, forwards...)}
 }
+
+// openSlot opens the map in the only slot of an outer map.
+func openSlot(tb testing.TB, outer *ebpf.Map) *ebpf.Map {
+	tb.Helper()
+	var inner *ebpf.Map
+	if err := outer.Lookup(uint32(0), &inner); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { inner.Close() })
+	return inner
+}

@@ -154,6 +154,7 @@ type daemon struct {
 
 	state     state
 	failing   failures
+	swept     time.Time
 	routesDue bool             // next hops must be resolved again
 	graceOver <-chan time.Time // the grace of a lost address is over; nil: no address is lost
 	gone      error            // set when the datapath was removed
@@ -170,7 +171,11 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		},
 		read: o.ReadConfig,
 		notices: func(cfg config.Config) []string {
-			return []string{s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile), router.PortConflict(cfg)}
+			findings, err := s.Findings(cfg)
+			if err != nil {
+				findings = []string{err.Error()}
+			}
+			return append(findings, s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile))
 		},
 		reloads: o.Reload,
 		names:   newPublisher(s.Tables, o.Log),
@@ -271,6 +276,7 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 			d.port.ensure()
 			// A command may have changed the running configuration.
 			d.follow(ctx, loader.Event{Links: true})
+			d.sweep(ctx, time.Now())
 		}
 		if d.gone != nil {
 			return d.gone
@@ -324,6 +330,19 @@ func (d *daemon) followLinks() error {
 		d.warnForwarding(ports)
 	}
 	return err
+}
+
+// sweepEvery is how often denied sources are removed whose time is over. They only take memory until then.
+const sweepEvery = time.Minute
+
+func (d *daemon) sweep(ctx context.Context, now time.Time) {
+	if now.Sub(d.swept) < sweepEvery {
+		return
+	}
+	d.swept = now
+	if err := d.locked(ctx, d.router.SweepDenied); ctx.Err() == nil {
+		d.report("remove denied sources whose time is over", err)
+	}
 }
 
 func (d *daemon) locked(ctx context.Context, do func() error) error {

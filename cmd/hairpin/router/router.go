@@ -46,6 +46,7 @@ type Tables interface {
 	GraceLeft() (left time.Duration, away bool, err error)
 	HasIPv6() (bool, error)
 	BumpRoutes() error
+	SweepDenied() (int, error)
 }
 
 // Options are the parts of the system that a Router reads and changes.
@@ -58,6 +59,11 @@ type Options struct {
 	// Forwards reports whether the kernel forwards packets that arrive on an interface, or on "all";
 	// sysctl is "net.ipv4" or "net.ipv6".
 	Forwards func(sysctl, ifname string) bool
+	// Shaping looks at an interface; nil: nothing is shaped.
+	Shaping func(ifindex int) (loader.Shaping, error)
+	// PortConflict is a warning if the kernel may give sockets the ports of cfg's reflected connections, otherwise ""; nil: no
+	// warning.
+	PortConflict func(cfg config.Config) string
 }
 
 // Router changes the running programs and tables. The caller of a method that changes something holds the
@@ -69,16 +75,25 @@ type Router struct {
 	routes   func() ([]netip.Prefix, error)
 	policies func() ([]loader.Policy, error)
 	forwards func(sysctl, ifname string) bool
+	shaping  func(ifindex int) (loader.Shaping, error)
+
+	portConflict func(config.Config) string
 }
 
 // New makes a Router. A Router needs no Close.
 func New(o Options) *Router {
-	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, policies: o.Policies, forwards: o.Forwards}
+	return &Router{
+		datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, policies: o.Policies, forwards: o.Forwards,
+		shaping: o.Shaping, portConflict: o.PortConflict,
+	}
 }
 
 // kernel returns the Options for this machine's kernel, without a datapath.
 func kernel() Options {
-	return Options{Links: loader.Links, Routes: loader.Routes, Policies: loader.Policies, Forwards: forwards}
+	return Options{
+		Links: loader.Links, Routes: loader.Routes, Policies: loader.Policies, Forwards: forwards, Shaping: loader.ShapingOf,
+		PortConflict: portConflictHere,
+	}
 }
 
 // CheckHere fails if cfg does not fit this machine. It needs no datapath. If no interface of cfg exists,
@@ -166,6 +181,33 @@ func (r *Router) listPolicies() ([]config.Policy, error) {
 		})
 	}
 	return policies, nil
+}
+
+// SweepDenied removes denied sources whose time is over. They are not denied any more in any case.
+func (r *Router) SweepDenied() error {
+	_, err := r.tables.SweepDenied()
+	return err
+}
+
+// OwnAddress is an address of this machine.
+type OwnAddress struct {
+	Interface string
+	Address   netip.Addr
+}
+
+// OwnAddresses are those of all interfaces.
+func (r *Router) OwnAddresses() ([]OwnAddress, error) {
+	links, err := r.listLinks()
+	return ownAddresses(links), err
+}
+
+func ownAddresses(links []loader.Link) (list []OwnAddress) {
+	for _, link := range links {
+		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+			list = append(list, OwnAddress{link.Name, prefix.Addr()})
+		}
+	}
+	return list
 }
 
 // machine returns every interface; interfaces of cfg have their role.

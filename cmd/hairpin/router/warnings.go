@@ -5,13 +5,11 @@ package router
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -34,11 +32,10 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, err
 	}
 	found := Survey{Ports: seen.ports}
-	policies, err := s.listPolicies()
-	if err != nil && !errors.Is(err, loader.ErrPermission) {
+	findings, err := s.newFinder(cfg, seen)
+	if err != nil {
 		return Survey{}, err
 	}
-	protected := config.NewPolicyWarnings(policies)
 	var unaddressed, problems []string
 	ipv6 := false
 	check := func(cfg config.Config, here []config.Interface) {
@@ -46,15 +43,14 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 			problems = append(problems, problem.Error())
 		}
 	}
-	here, alone, foreign := machine(cfg, seen.links), cfg, newForeignAddresses(seen.links)
+	here, alone := machine(cfg, seen.links), cfg
 	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
 	err = s.Tables.EachForward(func(f *rule.Forward) bool {
 		alone.Forwards[0] = *f
 		found.Forwards++
 		ipv6 = ipv6 || f.Target.Is6()
 		unaddressed = append(unaddressed, withoutAddress(alone, seen.ports)...)
-		foreign.add(f)
-		protected.Add(f)
+		findings.add(f)
 		check(alone, here)
 		return true
 	})
@@ -67,10 +63,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, err
 	}
 	found.Private = privateSources(counters, seen.ports)
-	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, foreign.warnings(), protected.Warnings(), problems)
-	if conflict := PortConflict(cfg); conflict != "" {
-		found.Warnings = append(found.Warnings, conflict)
-	}
+	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, findings.list(), problems)
 	return found, nil
 }
 
@@ -142,84 +135,6 @@ func withoutAddress(cfg config.Config, ports []Port) (list []string) {
 	return list
 }
 
-// WarnHere returns what keeps forwards of cfg from working on this machine. It needs no datapath. On a machine that has
-// none of the interfaces of cfg, it returns nothing, as CheckHere.
-func WarnHere(cfg config.Config) ([]string, error) {
-	r := New(kernel())
-	links, err := r.listLinks()
-	if err != nil || !isMachineOf(cfg, links) {
-		return nil, err
-	}
-	return r.warnings(cfg, links)
-}
-
-// Warnings returns what keeps forwards of cfg from working, though nothing is wrong with cfg itself.
-func (r *Router) Warnings(cfg config.Config) ([]string, error) {
-	links, err := r.listLinks()
-	if err != nil {
-		return nil, err
-	}
-	return r.warnings(cfg, links)
-}
-
-func (r *Router) warnings(cfg config.Config, links []loader.Link) ([]string, error) {
-	// Reading policies needs a privilege that "hairpin check" does not need otherwise.
-	policies, err := r.listPolicies()
-	if err != nil && !errors.Is(err, loader.ErrPermission) {
-		return nil, err
-	}
-	foreign, protected := newForeignAddresses(links), config.NewPolicyWarnings(policies)
-	for i := range cfg.Forwards {
-		foreign.add(&cfg.Forwards[i])
-		protected.Add(&cfg.Forwards[i])
-	}
-	return slices.Concat(foreign.warnings(), protected.Warnings()), nil
-}
-
-// foreignAddresses collects the forwards whose external address no interface of the router has. Thousands of forwards may
-// have the same external address, so there is one warning for each address.
-type foreignAddresses struct {
-	own   map[netip.Addr]bool
-	order []netip.Addr
-	first map[netip.Addr]string // name of the first forward
-	more  map[netip.Addr]int    // number of the others
-}
-
-func newForeignAddresses(links []loader.Link) *foreignAddresses {
-	f := &foreignAddresses{own: map[netip.Addr]bool{}, first: map[netip.Addr]string{}, more: map[netip.Addr]int{}}
-	for _, link := range links {
-		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
-			f.own[prefix.Addr()] = true
-		}
-	}
-	return f
-}
-
-func (f *foreignAddresses) add(forward *rule.Forward) {
-	addr := forward.External.Address
-	if !addr.IsValid() || f.own[addr] {
-		return
-	}
-	if _, known := f.first[addr]; known {
-		f.more[addr]++
-		return
-	}
-	f.order = append(f.order, addr)
-	f.first[addr] = forward.Name
-}
-
-func (f *foreignAddresses) warnings() (list []string) {
-	for _, addr := range f.order {
-		who, serves := fmt.Sprintf("forward %q", f.first[addr]), "the forward serves"
-		if more := f.more[addr]; more > 0 {
-			who, serves = fmt.Sprintf("%s and %d more", who, more), "these forwards serve"
-		}
-		list = append(list, fmt.Sprintf("%s: no interface has the external address %s, so %s only packets that other routers send here for this address",
-			who, addr, serves))
-	}
-	return list
-}
-
 // Unconfigured returns a warning if cfg, read from file, names no interface, otherwise "". The installed
 // file names none, and hairpin then does nothing.
 func Unconfigured(cfg config.Config, file string) string {
@@ -227,43 +142,6 @@ func Unconfigured(cfg config.Config, file string) string {
 		return ""
 	}
 	return fmt.Sprintf("no interfaces are configured; set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
-}
-
-// PortConflict returns a warning if the kernel may give sockets of the router the ports of cfg's reflected connections, otherwise
-// "". A socket and a reflected connection with one port, to one port of a server, would get each other's answers.
-func PortConflict(cfg config.Config) string {
-	read := func(name string) string {
-		data, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4", name))
-		if err != nil {
-			return ""
-		}
-		return string(data)
-	}
-	return portConflict(cfg.ReflectPorts, read("ip_local_port_range"), read("ip_local_reserved_ports"))
-}
-
-// portConflict is PortConflict with the contents of both sysctls: "32768 60999", and "8080,61000-65535".
-func portConflict(reflect rule.Ports, ephemeral, reserved string) string {
-	bounds := strings.Fields(ephemeral)
-	if len(bounds) != 2 {
-		return ""
-	}
-	local, err := rule.ParsePorts(bounds[0] + "-" + bounds[1])
-	if err != nil || local.Last < reflect.First || reflect.Last < local.First {
-		return ""
-	}
-	shared := rule.Ports{First: max(local.First, reflect.First), Last: min(local.Last, reflect.Last)}
-	// The kernel writes neighbouring reserved ports as one range.
-	for text := range strings.SplitSeq(strings.TrimSpace(reserved), ",") {
-		if kept, err := rule.ParsePorts(text); err == nil && kept.First <= shared.First && shared.Last <= kept.Last {
-			return ""
-		}
-	}
-	list := shared.String()
-	if reserved := strings.TrimSpace(reserved); reserved != "" {
-		list = reserved + "," + list
-	}
-	return fmt.Sprintf("programs of this router may get the ports %s of reflection.ports, and then answers go astray: sysctl -w net.ipv4.ip_local_reserved_ports=%s", shared, list)
 }
 
 // ResizeWarning returns a warning if cfg asks for a different size of the connection table, otherwise "".

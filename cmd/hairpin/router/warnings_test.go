@@ -78,7 +78,7 @@ func TestForeignAddresses(t *testing.T) {
 		}
 		cfg.Forwards = append(cfg.Forwards, f)
 	}
-	got, err := routerOf(m).Warnings(cfg)
+	got, err := routerOf(m).Findings(cfg)
 	want := []string{
 		`forward "a" and 2 more: no interface has the external address 203.0.113.9, so these forwards serve only packets that other routers send here for this address`,
 		`forward "d": no interface has the external address 2001:db8::9, so the forward serves only packets that other routers send here for this address`,

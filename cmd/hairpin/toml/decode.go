@@ -35,6 +35,9 @@ type reader struct {
 	// again without lean.
 	lean  bool
 	wrong bool // there is a problem
+
+	begun                          begun
+	forwardFields, interceptFields fields
 }
 
 // place is a field of the forward with this index; index -1 means a field outside forwards.
@@ -63,10 +66,12 @@ func parse(sources []source) (config.Config, error) {
 }
 
 func newReader(lean bool) *reader {
-	return &reader{
+	r := &reader{
 		cfg: config.Default(), files: map[config.DNSFormat]*config.DNSFile{},
 		places: map[place]position{}, lists: map[place][]*value{}, broken: map[place]bool{}, known: fields{}, lean: lean,
 	}
+	r.beginFields()
+	return r
 }
 
 func (r *reader) read(sources []source) {
@@ -235,6 +240,7 @@ func (r *reader) sections() map[string]fields {
 			"ports":    intoPorts(&c.ReflectPorts),
 			"prefixes": r.standIns,
 		},
+		"deny":    {"sources": intoNetworks(&c.Deny)},
 		"metrics": {"listen": intoString(&c.MetricsListen)},
 		"dns": {
 			"write":  r.perFormat("dns.write.", readDNSPath),
@@ -343,56 +349,65 @@ func (r *reader) forwards(doc *document, v *value, kind string, read func(*docum
 }
 
 func (r *reader) forward(doc *document, t *table) {
-	f, known := r.beginForward(doc, t, false)
-	known["external"] = intoExternal(&f.External)
-	known["from"] = intoPrefixes(&f.From)
-	known["hosts"] = intoHosts(&f.Hosts)
-	known["clients"] = func(_ position, v *value) (err error) {
+	r.oneForward(doc, t, rule.Forward{}, r.forwardFields, "name", "protocol", "to")
+}
+
+func (r *reader) intercept(doc *document, t *table) {
+	r.oneForward(doc, t, rule.Forward{Intercept: true}, r.interceptFields, "name", "protocol", "port", "to")
+}
+
+// begun is the forward or intercept being read. What reads its keys is made once: there may be tens of thousands.
+type begun struct {
+	rule.Forward
+	to string
+}
+
+// beginFields makes what reads the keys of forwards, and of intercepts, into r.begun.
+func (r *reader) beginFields() {
+	f := &r.begun
+	both := func() fields {
+		return fields{
+			"name":     intoString(&f.Name),
+			"protocol": intoProtocols(&f.Protocols),
+			"port":     intoPorts(&f.Ports),
+			"to":       intoString(&f.to),
+			"reflect": func(_ position, v *value) (err error) {
+				f.Reflect, err = reflectMode(v)
+				return err
+			},
+		}
+	}
+	r.forwardFields = both()
+	r.forwardFields["external"] = intoExternal(&f.External)
+	r.forwardFields["from"] = intoPrefixes(&f.From)
+	r.forwardFields["hosts"] = intoHosts(&f.Hosts)
+	r.forwardFields["clients"] = func(_ position, v *value) (err error) {
 		if v.kind != unstable.String {
 			return typeError(v, "a string")
 		}
 		f.Clients, err = rule.ParseClients(v.text)
 		return err
 	}
-	r.finishForward(doc, t, known, "name", "protocol", "to")
+	r.forwardFields["rate"] = intoRate(&f.Rate)
+	r.forwardFields["rate_per_source"] = intoRate(&f.RatePerSource)
+	r.interceptFields = both()
+	r.interceptFields["lan"] = intoInterfaces(&f.LAN)
+	r.interceptFields["except"] = intoNetworks(&f.Except)
 }
 
-func (r *reader) intercept(doc *document, t *table) {
-	f, known := r.beginForward(doc, t, true)
-	known["lan"] = intoInterfaces(&f.LAN)
-	known["except"] = intoNetworks(&f.Except)
-	r.finishForward(doc, t, known, "name", "protocol", "port", "to")
-}
-
-// beginForward adds a forward or an intercept, and returns the keys that both have. The key "to" comes
-// later.
-func (r *reader) beginForward(doc *document, t *table, intercept bool) (*rule.Forward, fields) {
+// oneForward reads a forward or an intercept; required are keys that must be there.
+func (r *reader) oneForward(doc *document, t *table, empty rule.Forward, known fields, required ...string) {
 	index := len(r.cfg.Forwards)
 	line, _ := doc.position(t.offset)
-	r.cfg.Forwards = append(r.cfg.Forwards, rule.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
-	f := &r.cfg.Forwards[index]
-	r.remember(place{index, ""}, position{doc, t.offset}, nil)
-	// Read the name first: problems of other keys name the forward.
+	f := &r.begun
+	*f = begun{Forward: empty}
+	f.Source = fmt.Sprintf("%s:%d", doc.name, line)
+	// The name goes first, for the messages about the others.
 	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
 		f.Name = e.value.text
 	}
-	clear(r.known)
-	r.known["name"] = intoString(&f.Name)
-	r.known["protocol"] = intoProtocols(&f.Protocols)
-	r.known["port"] = intoPorts(&f.Ports)
-	r.known["reflect"] = func(_ position, v *value) (err error) {
-		f.Reflect, err = reflectMode(v)
-		return err
-	}
-	return f, r.known
-}
-
-// finishForward reads the table of the last forward. required are the keys that must exist.
-func (r *reader) finishForward(doc *document, t *table, known fields, required ...string) {
-	index := len(r.cfg.Forwards) - 1
-	f := &r.cfg.Forwards[index]
-	target := ""
-	known["to"] = intoString(&target)
+	r.cfg.Forwards = append(r.cfg.Forwards, f.Forward)
+	r.remember(place{index, ""}, position{doc, t.offset}, nil)
 	r.table(doc, t, index, "", known)
 	for _, key := range required {
 		if t.get(key) == nil {
@@ -400,16 +415,17 @@ func (r *reader) finishForward(doc *document, t *table, known fields, required .
 		}
 	}
 	about := place{index, "to"}
-	if r.broken[place{index, "port"}] && strings.Count(target, ":") == 1 {
+	if r.broken[place{index, "port"}] && strings.Count(f.to, ":") == 1 {
 		// The port could not be read, so the target's ports cannot be compared with it. The address is
 		// still checked.
-		target, _, _ = strings.Cut(target, ":")
+		f.to, _, _ = strings.Cut(f.to, ":")
 	}
 	if t.get(about.field) != nil && !r.broken[about] {
-		if err := f.SetTarget(target); err != nil {
+		if err := f.SetTarget(f.to); err != nil {
 			r.report(r.places[about], about, err)
 		}
 	}
+	r.cfg.Forwards[index] = f.Forward
 }
 
 // validate adds the problems of values that could be read. A value that could not be read already has a
@@ -622,6 +638,16 @@ func intoHosts(into *[]string) func(position, *value) error {
 			}
 			return err
 		})
+	}
+}
+
+func intoRate(into *rule.Rate) func(position, *value) error {
+	return func(_ position, v *value) (err error) {
+		if v.kind != unstable.String {
+			return fmt.Errorf("%w; write it with its unit, as in \"100/s\"", typeError(v, "a rate"))
+		}
+		*into, err = rule.ParseRate(v.text)
+		return err
 	}
 }
 

@@ -50,6 +50,8 @@ rate = 50
 ports = "62000-65000"
 default = "router"
 prefixes = { "192.168.1.0/24" = "198.18.1.0/24", "fd00:1::/64" = "fd00:2::/64" }
+[deny]
+sources = ["198.51.100.7", "2001:db8:bad::/48"]
 [metrics]
 listen = "127.0.0.1:9999"
 [dns]
@@ -71,6 +73,8 @@ name = "games"
 protocol = "udp"
 port = "6000-6010"
 to = "192.168.1.30"
+rate = "100/s"
+rate_per_source = "20/min"
 [[forward]]
 name = "all"
 protocol = ["tcp"]
@@ -117,49 +121,50 @@ func TestParseReadsEveryKey(t *testing.T) {
 		},
 		ICMP:       config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
 		Reflection: rule.ReflectRouter, ReflectPorts: rule.Ports{First: 62000, Last: 65000}, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
+		Deny: []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("2001:db8:bad::/48")},
 		StandIns: []rule.StandIn{
 			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
 		DNS: []config.DNSFile{
-			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:30"},
-			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:30"},
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:32"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:32"},
 		},
 		Forwards: []rule.Forward{
 			{
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:33",
+				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:35",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Source: "x.toml:43",
+				Target: netip.MustParseAddr("192.168.1.30"), Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute}, Source: "x.toml:45",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:48",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:52",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:53",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:57",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:57",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:61",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:62",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:66",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:66",
+				Reflect: rule.ReflectRouter, Source: "x.toml:70",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:74",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:78",
 			},
 		},
 	}
@@ -257,6 +262,19 @@ func TestProblems(t *testing.T) {
 		{"more of one client than of all", "version = 1\n[datapath]\nmax_connections = 10\nmax_per_source = 11\n", []string{`x.toml:4:18: datapath.max_per_source: 11 is more than max_connections, 10`}},
 		{"side", "version = 1\nicmp = { refuse = [\"lan\", \"dmz\"] }\n", []string{`x.toml:2:27: icmp.refuse: "dmz" is not a side; possible are lan and wan`}},
 		{"side as number", "version = 1\n[icmp]\nrefuse = [1]\n", []string{`x.toml:3:11: icmp.refuse: "1" is an integer where a string was expected`}},
+		{"a rate without a unit", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"100\"\n", []string{`x.toml:8:8: forward "a": rate: "100" is not a rate; one looks like 100/s, 20/min or 5/h`}},
+		{"a rate as a number", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = 100\n", []string{`x.toml:8:8: forward "a": rate: "100" is an integer where a rate was expected; write it with its unit, as in "100/s"`}},
+		{"a rate by the day", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"5/d\"\n", []string{`x.toml:8:8: forward "a": rate: "5/d" is not a rate`}},
+		{"a rate of none", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate_per_source = \"0/s\"\n", []string{`x.toml:8:19: forward "a": rate_per_source: 0/s is out of range; the number of a rate is 1 to 1000000`}},
+		{"a huge rate", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"1000001/s\"\n", []string{`x.toml:8:8: forward "a": rate: 1000001/s is out of range`}},
+		{"a negative rate", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"-1/s\"\n", []string{`x.toml:8:8: forward "a": rate: "-1/s" is not a rate`}},
+		{"a rate for each that is never reached", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"60/min\"\nrate_per_source = \"2/s\"\n", []string{`x.toml:9:19: forward "a": rate_per_source: 2/s for each client is more than rate, 60/min, allows all of them together`}},
+		{"an intercept with a rate", "version = 1\ninterfaces.lan = [\"lan0\"]\n[[intercept]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"1/s\"\n", []string{`x.toml:8:1: intercept "a": unknown key "rate"`}},
+		{"a name denied", "version = 1\n[deny]\nsources = [\"192.0.2.1\", \"bad.example\"]\n", []string{`x.toml:3:25: deny.sources: "bad.example" is not an address`}},
+		{"a number denied", "version = 1\n[deny]\nsources = [7]\n", []string{`x.toml:3:12: deny.sources: "7" is an integer where a string was expected`}},
+		{"a table denied", "version = 1\n[deny]\nsources = { a = 1 }\n", []string{`x.toml:3:11: deny.sources: it is a table where a string was expected`}},
+		{"everybody denied", "version = 1\n[deny]\nsources = [\"192.0.2.1\", \"0.0.0.0/0\"]\n", []string{`x.toml:3:25: deny.sources: 0.0.0.0/0 is every IPv4 address`}},
+		{"deny without sources", "version = 1\n[deny]\nsource = []\n", []string{`x.toml:3:1: unknown key "source" in [deny]`}},
 		{"no rate", "version = 1\n[icmp]\nrate = 0\n", []string{`x.toml:3:8: icmp.rate: 0 is out of range; it is 1 to 1000000 a second`}},
 		{"rate as text", "version = 1\n[icmp]\nrate = \"1/s\"\n", []string{`x.toml:3:8: icmp.rate: "1/s" is a string where an integer was expected`}},
 		{"huge rate", "version = 1\n[icmp]\nrate = 5_000_000_000\n", []string{`x.toml:3:8: icmp.rate: 5_000_000_000 is out of range`}},

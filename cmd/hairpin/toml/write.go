@@ -35,6 +35,8 @@ type fileForward struct {
 	From     []string `toml:"from,omitempty"`
 	Reflect  string   `toml:"reflect,omitempty"`
 	Clients  string   `toml:"clients,omitempty"`
+	Rate     string   `toml:"rate,omitempty"`
+	Each     string   `toml:"rate_per_source,omitempty"`
 	Hosts    []string `toml:"hosts,omitempty"`
 }
 
@@ -88,6 +90,8 @@ func format(forwards []rule.Forward) ([]byte, error) {
 			From:     texts(f.From),
 			Reflect:  string(f.Reflect),
 			Clients:  string(f.Clients),
+			Rate:     f.Rate.String(),
+			Each:     f.RatePerSource.String(),
 			Hosts:    f.Hosts,
 		})
 	}

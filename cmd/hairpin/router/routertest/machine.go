@@ -206,6 +206,9 @@ func (m *Machine) HasIPv6() (bool, error) {
 	return m.Config != nil && slices.ContainsFunc(m.Config.Forwards, func(f rule.Forward) bool { return f.Target.Is6() }), nil
 }
 
+// SweepDenied is that of tables, which deny nobody.
+func (m *Machine) SweepDenied() (int, error) { return 0, nil }
+
 // BumpRoutes implements router.Tables.
 func (m *Machine) BumpRoutes() error {
 	m.log = append(m.log, "routes")

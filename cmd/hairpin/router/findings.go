@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package router
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"hairpin/loader"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
+)
+
+// Findings are warnings about what cfg asks for on this machine, whether it runs or not: what works otherwise than most people
+// expect, although nothing is wrong with cfg itself.
+func (r *Router) Findings(cfg config.Config) ([]string, error) {
+	seen, err := r.inventory(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return r.findings(cfg, seen)
+}
+
+// FindingsHere are Findings without a datapath. On a machine that has none of the interfaces of cfg there are none, as for CheckHere.
+func FindingsHere(cfg config.Config) ([]string, error) {
+	r := New(kernel())
+	links, err := r.listLinks()
+	if err != nil || !isMachineOf(cfg, links) {
+		return nil, err
+	}
+	seen := inventory{links: links}
+	seen.addPorts(cfg.WAN, config.RoleWAN, cfg.Mode, nil)
+	seen.addPorts(cfg.LAN, config.RoleLAN, cfg.Mode, nil)
+	return r.findings(cfg, seen)
+}
+
+func (r *Router) findings(cfg config.Config, seen inventory) ([]string, error) {
+	f, err := r.newFinder(cfg, seen)
+	if err != nil {
+		return nil, err
+	}
+	for i := range cfg.Forwards {
+		f.add(&cfg.Forwards[i])
+	}
+	return f.list(), nil
+}
+
+// finder collects findings. It takes one forward after the other, because there may be tens of thousands.
+type finder struct {
+	general   []string // about everything but the forwards
+	foreign   *foreignAddresses
+	protected *config.PolicyWarnings
+}
+
+// newFinder finds what there is to say of cfg, its forwards apart.
+func (r *Router) newFinder(cfg config.Config, seen inventory) (*finder, error) {
+	// Reading policies needs a privilege that "hairpin check" does not need otherwise.
+	policies, err := r.listPolicies()
+	if err != nil && !errors.Is(err, loader.ErrPermission) {
+		return nil, err
+	}
+	unshaped, err := r.unshaped(seen.ports)
+	if err != nil {
+		return nil, err
+	}
+	f := &finder{foreign: newForeignAddresses(seen.links), protected: config.NewPolicyWarnings(policies)}
+	f.general = slices.Concat(deniesRouter(cfg, seen.links), unshaped)
+	if r.portConflict != nil {
+		if conflict := r.portConflict(cfg); conflict != "" {
+			f.general = append(f.general, conflict)
+		}
+	}
+	return f, nil
+}
+
+func (f *finder) add(forward *rule.Forward) {
+	f.foreign.add(forward)
+	f.protected.Add(forward)
+}
+
+func (f *finder) list() []string {
+	return slices.Concat(f.foreign.warnings(), f.protected.Warnings(), f.general)
+}
+
+// foreignAddresses collects the forwards whose external address no interface of the router has. Thousands of forwards may
+// have the same external address, so there is one warning for each address.
+type foreignAddresses struct {
+	own   map[netip.Addr]bool
+	order []netip.Addr
+	first map[netip.Addr]string // name of the first forward
+	more  map[netip.Addr]int    // number of the others
+}
+
+func newForeignAddresses(links []loader.Link) *foreignAddresses {
+	f := &foreignAddresses{own: map[netip.Addr]bool{}, first: map[netip.Addr]string{}, more: map[netip.Addr]int{}}
+	for _, link := range links {
+		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
+			f.own[prefix.Addr()] = true
+		}
+	}
+	return f
+}
+
+func (f *foreignAddresses) add(forward *rule.Forward) {
+	addr := forward.External.Address
+	if !addr.IsValid() || f.own[addr] {
+		return
+	}
+	if _, known := f.first[addr]; known {
+		f.more[addr]++
+		return
+	}
+	f.order = append(f.order, addr)
+	f.first[addr] = forward.Name
+}
+
+func (f *foreignAddresses) warnings() (list []string) {
+	for _, addr := range f.order {
+		who, serves := fmt.Sprintf("forward %q", f.first[addr]), "the forward serves"
+		if more := f.more[addr]; more > 0 {
+			who, serves = fmt.Sprintf("%s and %d more", who, more), "these forwards serve"
+		}
+		list = append(list, fmt.Sprintf("%s: no interface has the external address %s, so %s only packets that other routers send here for this address",
+			who, addr, serves))
+	}
+	return list
+}
+
+// unshaped names the interfaces with shapers that hairpin's packets pass by.
+func (r *Router) unshaped(ports []Port) (list []string, err error) {
+	const page = "; see \"Traffic shaping\" in doc/limits.md"
+	xdp := slices.ContainsFunc(ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.XDP != "" })
+	for _, p := range ports {
+		if p.Link == nil || r.shaping == nil {
+			continue
+		}
+		found, err := r.shaping(p.Link.Index)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Name, err)
+		}
+		kinds := strings.Join(found.Ingress, ", ")
+		switch {
+		case kinds == "":
+		case found.Early && p.Attachment != nil && p.Attachment.TC == loader.TCClsact:
+			list = append(list, fmt.Sprintf("%s: a tc filter at ingress (%s) runs before hairpin; what it redirects to an IFB reaches no forward%s", p.Name, kinds, page))
+		default:
+			list = append(list, fmt.Sprintf("%s: tc filters at ingress (%s) do not see what hairpin translates, so that a shaper or policer there does not limit it%s", p.Name, kinds, page))
+		}
+		if found.Egress != "" && xdp && p.Link.XDPTransmit {
+			list = append(list, fmt.Sprintf("%s: the qdisc %s does not see what XDP sends; set datapath.mode = \"tc\" to shape it%s", p.Name, found.Egress, page))
+		}
+	}
+	return list, nil
+}
+
+// deniesRouter names the denied sources that hold an address of the router's own.
+func deniesRouter(cfg config.Config, links []loader.Link) (list []string) {
+	own := ownAddresses(links)
+	for _, source := range cfg.Deny {
+		at := slices.IndexFunc(own, func(at OwnAddress) bool { return source.Contains(at.Address) })
+		if at >= 0 {
+			list = append(list, fmt.Sprintf("deny.sources: %s is, or holds, this router's own address %s on %s",
+				rule.SourceText(source), own[at].Address, own[at].Interface))
+		}
+	}
+	return list
+}
+
+// portConflictHere returns a warning if the kernel may give sockets of the router the ports of cfg's reflected connections, otherwise
+// "". A socket and a reflected connection with one port, to one port of a server, would get each other's answers.
+func portConflictHere(cfg config.Config) string {
+	read := func(name string) string {
+		data, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4", name))
+		if err != nil {
+			return ""
+		}
+		return string(data)
+	}
+	return portConflict(cfg.ReflectPorts, read("ip_local_port_range"), read("ip_local_reserved_ports"))
+}
+
+// portConflict is portConflictHere with the contents of both sysctls: "32768 60999", and "8080,61000-65535".
+func portConflict(reflect rule.Ports, ephemeral, reserved string) string {
+	bounds := strings.Fields(ephemeral)
+	if len(bounds) != 2 {
+		return ""
+	}
+	local, err := rule.ParsePorts(bounds[0] + "-" + bounds[1])
+	if err != nil || local.Last < reflect.First || reflect.Last < local.First {
+		return ""
+	}
+	shared := rule.Ports{First: max(local.First, reflect.First), Last: min(local.Last, reflect.Last)}
+	// The kernel writes neighbouring reserved ports as one range.
+	for text := range strings.SplitSeq(strings.TrimSpace(reserved), ",") {
+		if kept, err := rule.ParsePorts(text); err == nil && kept.First <= shared.First && shared.Last <= kept.Last {
+			return ""
+		}
+	}
+	list := shared.String()
+	if reserved := strings.TrimSpace(reserved); reserved != "" {
+		list = reserved + "," + list
+	}
+	return fmt.Sprintf("programs of this router may get the ports %s of reflection.ports, and then answers go astray: sysctl -w net.ipv4.ip_local_reserved_ports=%s", shared, list)
+}

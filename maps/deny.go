@@ -1,0 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package maps
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/bits"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"hairpin/bpf"
+	"hairpin/maps/compile"
+	"hairpin/maps/layout"
+)
+
+// A denied source opens no connection. The configuration denies sources, and commands do at run time: an entry says who wants it.
+// Single addresses lie in a hash, networks in a trie. Whoever writes holds the writer lock: so two commands, or a command and the
+// daemon that removes what has ended, do not write over each other's entries. The datapath judges by its clock when an entry ends,
+// whether anybody removes it or not.
+
+const (
+	// maxDenied is how many single addresses there may be, and how many networks.
+	maxDenied = 1 << 20
+	minDenied = 1 << 10 // room for addresses, once there are any
+)
+
+// Denied is a source that is denied.
+type Denied struct {
+	Source     netip.Prefix
+	Configured bool          // the configuration denies it
+	Asked      bool          // a command denies it
+	Left       time.Duration // of what a command has asked for; 0: for ever
+}
+
+// Denial asks to deny a source for a time; 0 is for ever.
+type Denial struct {
+	Source netip.Prefix
+	Lasts  time.Duration
+}
+
+// second is the datapath's clock as denials have it.
+func second(now uint64) uint32 { return uint32(now / uint64(time.Second)) }
+
+// Deny denies sources, or gives those that commands have denied before another time, and ends their connections. It says how many
+// connections it has ended.
+func (t *Tables) Deny(denials []Denial) (ended int, err error) {
+	now := layout.Monotonic()
+	until := make(map[netip.Prefix]uint32, len(denials))
+	for _, d := range denials {
+		until[d.Source] = compile.DeniedUntil(now, d.Lasts)
+	}
+	sources := slices.Collect(maps.Keys(until))
+	err = t.updateDenied(second(now), sources, func(source netip.Prefix, d *bpf.HairpinDenial) { d.Asked = until[source] })
+	if err != nil {
+		return 0, err
+	}
+	return t.endDenied(sources)
+}
+
+// Undeny takes back what Deny has done. The sources that the configuration denies stay denied. missing are those that no command
+// has denied.
+func (t *Tables) Undeny(sources []netip.Prefix) (missing []netip.Prefix, err error) {
+	now := second(layout.Monotonic())
+	err = t.updateDenied(now, sources, func(source netip.Prefix, d *bpf.HairpinDenial) {
+		if d.Asked <= now {
+			missing = append(missing, source)
+		}
+		d.Asked = 0
+	})
+	return missing, err
+}
+
+// SweepDenied removes what has ended, and says how many sources that were.
+func (t *Tables) SweepDenied() (int, error) {
+	now := second(layout.Monotonic())
+	var over []netip.Prefix
+	err := t.eachDenied(func(source netip.Prefix, d *bpf.HairpinDenial) {
+		if compile.OwnDenial(*d, now) == 0 {
+			over = append(over, source)
+		}
+	})
+	if err != nil || len(over) == 0 {
+		return 0, err
+	}
+	return len(over), t.updateDenied(now, over, func(netip.Prefix, *bpf.HairpinDenial) {})
+}
+
+// EachDenied calls visit for every source that is denied now, in no order. It needs no lock.
+func (t *Tables) EachDenied(visit func(Denied)) error {
+	clock := layout.Monotonic()
+	now := second(clock)
+	return t.eachDenied(func(source netip.Prefix, d *bpf.HairpinDenial) {
+		denied := Denied{Source: source, Configured: d.Configured != 0, Asked: d.Asked > now}
+		if !denied.Configured && !denied.Asked {
+			return
+		}
+		if denied.Asked && d.Asked != compile.Forever {
+			denied.Left = time.Duration(uint64(d.Asked)*uint64(time.Second) - clock)
+		}
+		visit(denied)
+	})
+}
+
+// IsConfigured reports whether the configuration that runs denies a source.
+func (t *Tables) IsConfigured(source netip.Prefix) (bool, error) {
+	cfg, err := t.Settings()
+	if errors.Is(err, ErrEmpty) {
+		return false, nil
+	}
+	return slices.Contains(cfg.Deny, source), err
+}
+
+func (t *Tables) eachDenied(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
+	if err := t.eachDeniedAddress(visit); err != nil {
+		return fmt.Errorf("list denied addresses: %w", err)
+	}
+	if err := t.eachDeniedNetwork(visit); err != nil {
+		return fmt.Errorf("list denied networks: %w", err)
+	}
+	return nil
+}
+
+func (t *Tables) eachDeniedAddress(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
+	table, err := openOnly(t.objs.Denied)
+	if table == nil || err != nil {
+		return err
+	}
+	defer table.Close()
+	return scan(table, 1, func(key bpf.HairpinAddr, d []bpf.HairpinDenial) { visit(single(key), &d[0]) })
+}
+
+func (t *Tables) eachDeniedNetwork(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
+	trie, err := openOnly(t.objs.DeniedNets)
+	if trie == nil || err != nil {
+		return err
+	}
+	defer trie.Close()
+	return scan(trie, 1, func(key bpf.HairpinDeniedKey, d []bpf.HairpinDenial) { visit(layout.FromDeniedKey(key), &d[0]) })
+}
+
+func single(addr bpf.HairpinAddr) netip.Prefix {
+	at := layout.FromAddr(addr)
+	return netip.PrefixFrom(at, at.BitLen())
+}
+
+// openOnly opens the map in the only slot of an outer map, nil if there is none yet.
+func openOnly(outer *ebpf.Map) (*ebpf.Map, error) {
+	var inner *ebpf.Map
+	if err := outer.Lookup(uint32(0), &inner); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("open %s: %w", outerName(outer), err)
+	}
+	return inner, nil
+}
+
+// updateDenied changes the entries of sources. update gets what is there, or an empty entry; an entry that denies nothing goes.
+func (t *Tables) updateDenied(now uint32, sources []netip.Prefix, update func(netip.Prefix, *bpf.HairpinDenial)) error {
+	var addresses, networks []netip.Prefix
+	for _, source := range sources {
+		if source.IsSingleIP() {
+			addresses = append(addresses, source)
+		} else {
+			networks = append(networks, source)
+		}
+	}
+	if err := t.updateAddresses(now, addresses, update); err != nil {
+		return fmt.Errorf("deny addresses: %w", err)
+	}
+	if err := t.updateNetworks(now, networks, update); err != nil {
+		return fmt.Errorf("deny networks: %w", err)
+	}
+	return nil
+}
+
+func (t *Tables) updateAddresses(now uint32, sources []netip.Prefix, update func(netip.Prefix, *bpf.HairpinDenial)) error {
+	if len(sources) == 0 {
+		return nil
+	}
+	table, err := openOnly(t.objs.Denied)
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	var keys []bpf.HairpinAddr
+	var values []bpf.HairpinDenial
+	for _, source := range sources {
+		key := layout.ToAddr(source.Addr())
+		var d bpf.HairpinDenial
+		if table != nil {
+			if err := table.Lookup(key, &d); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return err
+			}
+		}
+		update(source, &d)
+		if d.Until = compile.OwnDenial(d, now); d.Until != 0 {
+			keys, values = append(keys, key), append(values, d)
+		} else if table != nil {
+			if err := drop(table, key); err != nil {
+				return err
+			}
+		}
+	}
+	if len(keys) == 0 {
+		return nil
+	}
+	if table != nil {
+		err = putAll(table, keys, values, 1)
+	}
+	if table == nil || errors.Is(err, unix.E2BIG) {
+		err = t.growDenied(now, keys, values)
+	}
+	return err
+}
+
+// growDenied puts a larger table of addresses in place of one that is full, or of none, with these entries besides. A packet finds the
+// one table or the other, and each is whole. The writer lock keeps other writers away while the entries are copied.
+func (t *Tables) growDenied(now uint32, keys []bpf.HairpinAddr, values []bpf.HairpinDenial) error {
+	all := map[bpf.HairpinAddr]bpf.HairpinDenial{}
+	err := t.eachDeniedAddress(func(source netip.Prefix, d *bpf.HairpinDenial) {
+		if compile.OwnDenial(*d, now) != 0 {
+			all[layout.ToAddr(source.Addr())] = *d
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for i, key := range keys {
+		all[key] = values[i]
+	}
+	if len(all) > maxDenied {
+		return fmt.Errorf("%d addresses would be denied, but the table holds %d; deny networks instead", len(all), maxDenied)
+	}
+	// A quarter more than there are, so that the next ones fit as well.
+	room := uint32(1) << bits.Len32(uint32(max(minDenied, min(maxDenied, len(all)+len(all)/4))-1))
+	table, err := newInner(bpf.HairpinMapDenied, room)
+	if err != nil {
+		return err
+	}
+	defer table.Close()
+	if err := putAll(table, slices.Collect(maps.Keys(all)), slices.Collect(maps.Values(all)), 1); err != nil {
+		return err
+	}
+	return t.objs.Denied.Put(uint32(0), table)
+}
+
+func (t *Tables) updateNetworks(now uint32, sources []netip.Prefix, update func(netip.Prefix, *bpf.HairpinDenial)) error {
+	if len(sources) == 0 {
+		return nil
+	}
+	before := compile.Denials{}
+	if err := t.eachDeniedNetwork(func(source netip.Prefix, d *bpf.HairpinDenial) { before[source] = *d }); err != nil {
+		return err
+	}
+	after := maps.Clone(before)
+	for _, source := range sources {
+		d := after[source]
+		update(source, &d)
+		after[source] = d
+	}
+	after.Settle(now)
+	if len(before) == 0 && len(after) == 0 {
+		return nil
+	}
+	trie, err := t.ensureDeniedNets()
+	if err != nil {
+		return err
+	}
+	defer trie.Close()
+	if limit := int(trie.MaxEntries()); len(after) > limit {
+		return fmt.Errorf("%d networks would be denied, but the table holds %d", len(after), limit)
+	}
+	// What was within a network that goes is given its own time first.
+	var keys []bpf.HairpinDeniedKey
+	var values []bpf.HairpinDenial
+	for source, d := range after {
+		if before[source] != d {
+			keys, values = append(keys, layout.DeniedKey(source)), append(values, d)
+		}
+	}
+	if err := putAll(trie, keys, values, 1); err != nil {
+		return err
+	}
+	for source := range before {
+		if _, stays := after[source]; !stays {
+			if err := drop(trie, layout.DeniedKey(source)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// endDenied ends the connections of sources that have just been denied. See deny.h for the race that the first step ends.
+func (t *Tables) endDenied(sources []netip.Prefix) (ended int, err error) {
+	if err := t.awaitPrograms(); err != nil {
+		return 0, err
+	}
+	addresses := make(map[netip.Addr]bool, len(sources))
+	var networks []netip.Prefix
+	for _, source := range sources {
+		if source.IsSingleIP() {
+			addresses[source.Addr()] = true
+		} else {
+			networks = append(networks, source)
+		}
+	}
+	w, err := t.newWalk()
+	if err != nil {
+		return 0, err
+	}
+	var failed error
+	err = w.openers(func(opener *layout.Entry) {
+		client := layout.FromAddr(opener.Key.Src)
+		if failed != nil || w.epochs.over(opener) ||
+			!addresses[client] && !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(client) }) {
+			return
+		}
+		var n int
+		n, failed = t.end(bpf.HairpinEndRequest{Key: opener.Key, Serial: opener.Serial})
+		ended += n
+	})
+	if err = errors.Join(failed, err); err != nil {
+		return ended, fmt.Errorf("end connections of denied sources: %w", err)
+	}
+	if ended == 0 {
+		return 0, nil
+	}
+	return ended, t.resetEnded()
+}
+
+// ensureDeniedNets opens the trie of networks, and makes it if there is none yet.
+func (t *Tables) ensureDeniedNets() (*ebpf.Map, error) {
+	trie, err := openOnly(t.objs.DeniedNets)
+	if trie != nil || err != nil {
+		return trie, err
+	}
+	if trie, err = newInner(bpf.HairpinMapDeniedNets, 0); err != nil {
+		return nil, err
+	}
+	if err := t.objs.DeniedNets.Put(uint32(0), trie); err != nil {
+		trie.Close()
+		return nil, err
+	}
+	return trie, nil
+}
+
+// denyConfigured makes the sources of the configuration those that are denied besides what commands have denied.
+func (t *Tables) denyConfigured(wanted []netip.Prefix) error {
+	is := make(map[netip.Prefix]bool, len(wanted))
+	for _, source := range wanted {
+		is[source] = true
+	}
+	changed := maps.Clone(is)
+	err := t.eachDenied(func(source netip.Prefix, d *bpf.HairpinDenial) {
+		if d.Configured == 0 {
+			return
+		}
+		if is[source] {
+			delete(changed, source)
+		} else {
+			changed[source] = true
+		}
+	})
+	if err != nil {
+		return err
+	}
+	err = t.updateDenied(second(layout.Monotonic()), slices.Collect(maps.Keys(changed)), func(source netip.Prefix, d *bpf.HairpinDenial) {
+		d.Configured = 0
+		if is[source] {
+			d.Configured = 1
+		}
+	})
+	if err != nil || len(wanted) == 0 {
+		return err
+	}
+	// Also of those that were denied before: a writer that ended them may have been killed half-way.
+	_, err = t.endDenied(wanted)
+	return err
+}
