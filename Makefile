@@ -21,7 +21,7 @@ BASE ?=
 
 # 5.10, 6.1, 6.12, backports, newest; none named is all.
 KERNELS ?=
-# load, packets, T, N, devices, with commas; none named is all.
+# load, conntrack, packets, T, N, devices, with commas; none named is all.
 RUNS ?=
 
 GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)

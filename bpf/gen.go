@@ -5,6 +5,8 @@
 package bpf
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -17,3 +19,9 @@ var spec = sync.OnceValues(LoadHairpin)
 // Spec is the embedded object, which takes milliseconds to read and is read once.
 // It is shared: copy what you change.
 func Spec() (*ebpf.CollectionSpec, error) { return spec() }
+
+// Fingerprint tells the embedded object from that of another version.
+var Fingerprint = sync.OnceValue(func() uint64 {
+	sum := sha256.Sum256(_HairpinBytes)
+	return binary.BigEndian.Uint64(sum[:])
+})

@@ -5,15 +5,20 @@
 
 #include "nat.h"
 
-/* No connection sent the quoted packet. If the packet is one that a forward could have sent, the error is dropped. */
-static __always_inline enum verdict icmp_stray(struct work *work)
+/* No connection sent the quoted packet. If the packet is one that a forward could have sent, the error is dropped. But the router
+ * itself, or a client that the kernel masquerades, may have sent the packet: then the error is the kernel's. Of queries of ICMP
+ * nobody can tell; their answers are left to the kernel, too. */
+static __always_inline enum verdict icmp_stray(void *ctx, struct work *work)
 {
 	const struct tuple *sent = &work->pkt.quote.tuple;
 	struct external *external = external_find(&sent->src);
+	struct forward *forward;
 
-	if (external && forward_find(forward_slot(), external, sent->protocol, sent->sport))
-		return nat_verdict(work, REASON_NO_CONNECTION);
-	return nat_verdict(work, REASON_NONE);
+	forward = external ? forward_find(forward_slot(), external, sent->protocol, sent->sport) : NULL;
+	if (!forward || packet_is_icmp(&work->pkt, sent->protocol) ||
+	    open_kernels_own(ctx, work, &work->error.answer, forward->wide, HOOK_TC))
+		return nat_verdict(work, REASON_NONE);
+	return nat_verdict(work, REASON_NO_CONNECTION);
 }
 
 /* Translates the quoted packet back to the form in which its sender sent it. The checksums that cover the quote change by the
@@ -88,7 +93,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	tuple_reverse(&pkt->quote.tuple, &error->answer);
 	conn = conn_find(&error->answer, &error->entry);
 	if (!conn)
-		return icmp_stray(work);
+		return icmp_stray(ctx, work);
 	if (conn_revoked(conn, error->entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;

@@ -696,12 +696,12 @@ static __always_inline bool nat_may_answer(struct work *work, bool stale)
 
 /* A packet to no forward's address and port. It may be for an intercept; or it may be a server's answer whose connection is to be
  * rebuilt. An intercept takes openings alone: a connection that was there before the intercept stays as it is. */
-static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, bool stale)
+static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
 
-	if (forward && pkt->opens && !open_routers_own(ctx, work))
+	if (forward && pkt->opens && !open_delivered(work) && !open_kernels_own(ctx, work, &pkt->tuple, false, hook))
 		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, stale));
 	if (nat_may_answer(work, stale))
 		return nat_rebuilt(work, open_rebuild(ctx, work));
@@ -709,7 +709,7 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 }
 
 /* A packet without a connection, or of a stale one. BEGUN: there is a connection now. */
-static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, bool stale)
+static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	struct conn *conn = stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
@@ -730,8 +730,8 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 		return nat_verdict(work, REASON_MALFORMED);
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
-		return nat_intercept_or_rebuild(ctx, work, stale);
-	if (open_routers_own(ctx, work))
+		return nat_intercept_or_rebuild(ctx, work, hook, stale);
+	if (open_delivered(work) || open_kernels_own(ctx, work, &pkt->tuple, forward->wide, hook))
 		return nat_verdict(work, REASON_NONE);
 	return nat_begun(work, open_connection(ctx, work, &external->address, forward, stale));
 }
@@ -740,14 +740,14 @@ __noinline int nat_slow_path_tc(struct __sk_buff *skb, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(skb, work, stale) : VERDICT_PASS;
+	return work ? nat_slow_path(skb, work, HOOK_TC, stale) : VERDICT_PASS;
 }
 
 __noinline int nat_slow_path_xdp(struct xdp_md *ctx, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(ctx, work, stale) : VERDICT_PASS;
+	return work ? nat_slow_path(ctx, work, HOOK_XDP, stale) : VERDICT_PASS;
 }
 
 /* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "conn.h"
+#include "conntrack.h"
 #include "fib.h"
 #include "forward.h"
 #include "lifecycle.h"
@@ -153,27 +154,62 @@ static __always_inline bool open_delivered(struct work *work)
 	return conn_find(&work->other.key, &work->other.entry);
 }
 
-/* Is this an answer to a connection that the router itself has made? A forward of all ports must not take such an answer. */
-static __noinline bool open_routers_own(void *ctx, struct work *work)
+enum { DHCP_SERVER = 67, DHCP_CLIENT = 68, DHCP6_CLIENT = 546, DHCP6_SERVER = 547 };
+
+/* From a DHCP server to a client (RFC 2131 4.1, RFC 8415 7.2)? The router's client may read it by a packet socket, which no
+ * look-up finds, and conntrack knows no answer to a broadcast. */
+static __always_inline bool open_dhcp_answer(const struct tuple *packet)
 {
-	const struct tuple *packet = &work->pkt.tuple;
-	struct bpf_sock_tuple *tuple = &work->open.socket;
+	return packet->protocol == IPPROTO_UDP &&
+	       ((packet->sport == bpf_htons(DHCP_SERVER) && packet->dport == bpf_htons(DHCP_CLIENT)) ||
+		(packet->sport == bpf_htons(DHCP6_SERVER) && packet->dport == bpf_htons(DHCP6_CLIENT)));
+}
+
+/* May an unconnected UDP socket at this port have asked for the packet? A socket that only listens must not beat a forward, and
+ * looks the same. Where connections are tracked, conntrack knows which of them has asked. Elsewhere the port tells: the kernel has
+ * chosen it for a client, or it is a DHCP client's. A forward of one port in the ephemeral range means that port, and wins. */
+static __always_inline bool open_port_asks(const struct tuple *packet, bool wide)
+{
+	__u16 port = bpf_ntohs(packet->dport);
+
+	if (port == DHCP_CLIENT || port == DHCP6_CLIENT)
+		return true;
+	return wide && !conntrack_tracks && port >= ephemeral_first && port <= ephemeral_last;
+}
+
+/* Has a socket of the router asked for this packet? wide: the packet's forward has several ports. A stack frame of its own. */
+static __noinline bool open_socket_asked(void *ctx, struct work *work, const struct tuple *packet, bool wide)
+{
+	struct opening *open = &work->open;
 	struct bpf_sock *sock = NULL;
 	bool connected;
 	__u32 length;
 
-	if (open_delivered(work))
-		return true;
-	length = open_socket_tuple(packet, tuple);
+	length = open_socket_tuple(packet, &open->socket);
+	open->socket_protocol = packet->protocol;
+	open->socket_v6 = length == sizeof(open->socket.ipv6);
 	if (packet->protocol == IPPROTO_TCP)
-		sock = bpf_sk_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_sk_lookup_tcp(ctx, &open->socket, length, BPF_F_CURRENT_NETNS, 0);
 	else if (packet->protocol == IPPROTO_UDP)
-		sock = bpf_sk_lookup_udp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_sk_lookup_udp(ctx, &open->socket, length, BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
 		return false;
 	connected = sock->dst_port != 0;
 	bpf_sk_release(sock);
-	return connected;
+	return connected || (packet->protocol == IPPROTO_UDP && open_port_asks(packet, wide));
+}
+
+/* Is this an answer to what the router itself, or a client that the kernel masquerades, has asked? A forward must not take such an
+ * answer (RFC 4787 REQ-1): netfilter, too, looks into its connections before it looks at a rule. */
+static __always_inline bool open_kernels_own(void *ctx, struct work *work, const struct tuple *packet, bool wide, enum hook hook)
+{
+	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+		return false;
+	if (open_dhcp_answer(packet) || open_socket_asked(ctx, work, packet, wide))
+		return true;
+	if (!conntrack_asked)
+		return false;
+	return hook == HOOK_XDP ? conntrack_reply_xdp(ctx) : conntrack_reply_tc(ctx);
 }
 
 /* Would the answers of a reflected connection be taken for those of a socket or a forward of the router? A stack

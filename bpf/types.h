@@ -201,7 +201,7 @@ struct forward {
 	enum reflect reflect;
 	__u16 port_shift;	/* target port = external port + this, modulo 65536 */
 	__u8 restricted;	/* has a from list in allow */
-	__u8 pad;
+	__u8 wide;		/* has several ports */
 };
 _Static_assert(sizeof(struct forward) == 32, "struct forward has implicit padding");
 

@@ -93,6 +93,8 @@ struct opening {
 	struct tuple sent;	/* the client's packet as its target gets it */
 	struct tuple answer;	/* key of the answerer's direction */
 	struct bpf_sock_tuple socket;	/* the socket that would get an answer */
+	__u8 socket_protocol;
+	bool socket_v6;
 	struct mapping_entry mapping;
 	struct direction obstacle;	/* the opener's, of an old connection in the way */
 	/* The entry being inserted. */

@@ -10,12 +10,14 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 
 	"hairpin/bpf"
 )
@@ -156,7 +158,8 @@ func create(opts Options) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
-	coll, err := newCollection(spec)
+	suited := currentFit()
+	coll, err := newCollection(spec, &suited)
 	if err != nil {
 		return nil, fmt.Errorf("load datapath: %w", err)
 	}
@@ -172,7 +175,7 @@ func create(opts Options) (_ *Datapath, err error) {
 			err = errors.Join(err, os.RemoveAll(p.aside()))
 		}
 	}()
-	if err := p.pinAside(coll); err != nil {
+	if err := errors.Join(p.pinAside(coll), suited.pin(p.asidePrograms())); err != nil {
 		return nil, err
 	}
 	if err := fault("rename"); err != nil {
@@ -192,10 +195,12 @@ func create(opts Options) (_ *Datapath, err error) {
 }
 
 // newCollection is ebpf.NewCollection with the programs loaded in parallel, and with them the slots
-// of outer maps filled.
-func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+// of outer maps filled. The programs are made to suit the kernel.
+func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, error) {
 	bare := spec.Copy()
-	bare.Programs = nil
+	bare.Programs, bare.Variables = nil, nil
+	// Programs get their own, as in an upgrade: what they suit may turn out to be something else.
+	maps.DeleteFunc(bare.Maps, func(name string, _ *ebpf.MapSpec) bool { return isData(name) })
 	slots := takeSlots(bare.Maps)
 	for _, m := range bare.Maps {
 		// The kernel takes no types for these: it makes them, finds that out, and waits to unmake them.
@@ -209,7 +214,7 @@ func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	}
 	filled := make(chan error, 1)
 	go func() { filled <- fillSlots(coll.Maps, slots) }()
-	coll.Programs, err = newPrograms(spec, coll.Maps)
+	coll.Programs, err = suited.load(spec, coll.Maps)
 	if err := errors.Join(err, <-filled); err != nil {
 		coll.Close()
 		return nil, err
@@ -264,15 +269,16 @@ func fillSlots(maps map[string]*ebpf.Map, slots []slot) error {
 
 // newPrograms loads every program over these maps. They go side by side: nearly all the time is the
 // verifier's, who looks at each alone. The longest stays with the caller's thread and its privileges.
-func newPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
+func newPrograms(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (map[string]*ebpf.Program, error) {
 	var (
 		mu       sync.Mutex // guards the next two
 		programs = make(map[string]*ebpf.Program)
 		errs     []error
 		loading  sync.WaitGroup
 	)
+	options.Cache = btf.NewCache()
 	load := func(name string) {
-		program, err := newProgram(spec, name, maps)
+		program, err := newProgram(spec, name, options)
 		mu.Lock()
 		defer mu.Unlock()
 		if err != nil {
@@ -298,15 +304,19 @@ func newPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[stri
 	return programs, nil
 }
 
-func newProgram(spec *ebpf.CollectionSpec, name string, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
+func newProgram(spec *ebpf.CollectionSpec, name string, options ebpf.CollectionOptions) (*ebpf.Program, error) {
 	one := &ebpf.CollectionSpec{
 		Maps:      make(map[string]*ebpf.MapSpec),
 		Programs:  map[string]*ebpf.ProgramSpec{name: spec.Programs[name]},
+		Variables: make(map[string]*ebpf.VariableSpec),
 		Types:     spec.Types,
 		ByteOrder: spec.ByteOrder,
 	}
+	for name, variable := range spec.Variables {
+		one.Variables[name] = variable.Copy()
+	}
 	for name, m := range spec.Maps {
-		_, given := maps[name]
+		_, given := options.MapReplacements[name]
 		switch {
 		case given:
 			one.Maps[name] = m.Copy()
@@ -318,7 +328,7 @@ func newProgram(spec *ebpf.CollectionSpec, name string, maps map[string]*ebpf.Ma
 			one.Maps[name] = m.Copy()
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	coll, err := ebpf.NewCollectionWithOptions(one, options)
 	if err != nil {
 		return nil, err
 	}

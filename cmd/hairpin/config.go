@@ -31,7 +31,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg))
+				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.checkRisks(cfg))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -49,6 +49,13 @@ func (a *app) checkCommand() *cobra.Command {
 func (a *app) checkNames(cfg config.Config) error {
 	warnings, err := daemon.CheckNames(cfg)
 	a.notices(warnings...)
+	return err
+}
+
+// checkRisks warns of forwards that take what is not theirs on this machine.
+func (a *app) checkRisks(cfg config.Config) error {
+	risks, err := router.AtRiskHere(cfg)
+	a.notices(risks...)
 	return err
 }
 

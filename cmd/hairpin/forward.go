@@ -144,7 +144,18 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	a.say("added %s", forward)
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
+	if err := a.warnRisks(s, running, forward); err != nil {
+		return err
+	}
 	return a.printForwardRows("add", running, []rule.Forward{forward})
+}
+
+// warnRisks warns if a forward that was added to cfg takes what is not its own.
+func (a *app) warnRisks(s *router.Session, cfg config.Config, forward rule.Forward) error {
+	cfg.Forwards = []rule.Forward{forward}
+	risks, err := s.AtRisk(cfg)
+	a.notices(risks...)
+	return err
 }
 
 // warnNames warns of hosts of a forward, beside those of cfg, that lead elsewhere.

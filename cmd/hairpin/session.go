@@ -44,7 +44,9 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	// Not asked of the tables: with tens of thousands of forwards that takes longer.
 	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
 	a.notices(s.NotForwarding(ipv6, result.Ports)...)
-	return nil
+	risks, err := s.AtRisk(cfg)
+	a.notices(risks...)
+	return err
 }
 
 // pendingNotice is a warning about configured interfaces that do not exist, "" if all

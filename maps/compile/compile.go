@@ -242,5 +242,8 @@ func (p *Program) value(i int) (bpf.HairpinForward, error) {
 	if len(f.From) > 0 || f.Intercept {
 		value.Restricted = 1
 	}
+	if f.Ports.Len() > 1 {
+		value.Wide = 1
+	}
 	return value, nil
 }

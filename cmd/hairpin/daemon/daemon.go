@@ -137,6 +137,7 @@ type daemon struct {
 	lock     func(context.Context) (func(), error) // the writer lock
 	read     func() (config.Config, error)         // the configuration files
 	notices  func(config.Config) []string          // what to warn of when the configuration was applied; "" is nothing
+	renew    func() (bool, error)                  // replaces programs for which the kernel can do more now
 	reloads  <-chan os.Signal
 	reloaded func(taken bool)      // counts a reload for the metrics
 	audit    func(context.Context) // of the datapath's counts, until the context ends
@@ -164,8 +165,13 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		},
 		read: o.ReadConfig,
 		notices: func(cfg config.Config) []string {
-			return []string{s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile)}
+			risks, err := s.AtRisk(cfg)
+			if err != nil {
+				o.Log.Warn("cannot look at conntrack", "error", err)
+			}
+			return append(risks, s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile))
 		},
+		renew:   func() (bool, error) { return router.Renew(o.Dir) },
 		reloads: o.Reload,
 		names:   newPublisher(s.Tables, o.Log),
 		notify: func(state string) {
@@ -279,7 +285,7 @@ func (d *daemon) follow(ctx context.Context, event loader.Event) {
 	err := d.locked(ctx, func() error {
 		var errs []error
 		if event.Links {
-			errs = append(errs, d.followLinks())
+			errs = append(errs, d.followLinks(), d.followKernel())
 		}
 		if d.routesDue {
 			err := d.router.RoutesChanged()
@@ -302,6 +308,16 @@ func (d *daemon) followLinks() error {
 	if ports != nil {
 		d.show(ports)
 		d.warnForwarding(ports)
+	}
+	return err
+}
+
+// followKernel has the programs loaded anew if conntrack has appeared, for example with the first rule of a firewall.
+func (d *daemon) followKernel() error {
+	renewed, err := d.renew()
+	if renewed {
+		debug.FreeOSMemory() // reading the programs took much
+		d.log.Info("loaded the programs anew, as the kernel's connection tracking or its range of ports has changed")
 	}
 	return err
 }

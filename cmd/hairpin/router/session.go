@@ -110,6 +110,13 @@ func (s *Session) Adopted() bool { return s.datapath.Adopted() }
 // Upgrade replaces the programs by those of this binary.
 func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
 
+// Conntrack says whether the programs ask the kernel's connection tracking, or why they do not.
+func (s *Session) Conntrack() (loader.Conntrack, error) { return s.datapath.Conntrack() }
+
+// Renew replaces the programs if the kernel can do now what it could not when they were loaded, and reports whether it did. The
+// caller holds the writer lock.
+func Renew(dir string) (bool, error) { return loader.Renew(loader.Options{Dir: dir}) }
+
 // Attached are the interfaces that have the programs, those of the configuration first.
 func (s *Session) Attached() ([]Port, error) {
 	cfg, err := s.Tables.Settings()

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -20,6 +21,8 @@ type Survey struct {
 	Ports    []Port
 	Forwards int // how many run
 	Warnings []string
+	// Conntrack says whether the programs ask the kernel's connection tracking, or why they do not.
+	Conntrack loader.Conntrack
 }
 
 // Survey looks at every interface of cfg, which runs, and at every forward that runs. It holds one forward at a time:
@@ -37,13 +40,20 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 			problems = append(problems, problem.Error())
 		}
 	}
+	conntrack, err := s.Conntrack()
+	if err != nil {
+		return Survey{}, err
+	}
+	found.Conntrack = conntrack
 	here, alone := machine(cfg, seen.links), cfg
+	var risks []string
 	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
 	err = s.Tables.EachForward(func(f *rule.Forward) bool {
 		alone.Forwards[0] = *f
 		found.Forwards++
 		ipv6 = ipv6 || f.Target.Is6()
 		unaddressed = append(unaddressed, withoutAddress(alone, seen.ports)...)
+		risks = append(risks, atRisk(alone, here, conntrack)...)
 		check(alone, here)
 		return true
 	})
@@ -51,7 +61,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
 	check(cfg, here) // stand-ins
-	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, problems)
+	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, risks, problems)
 	return found, nil
 }
 
@@ -105,6 +115,68 @@ func withoutAddress(cfg config.Config, ports []Port) (list []string) {
 		}
 	}
 	return list
+}
+
+// AtRisk are warnings about the forwards of cfg that may take answers to what others have asked.
+func (s *Session) AtRisk(cfg config.Config) ([]string, error) {
+	conntrack, err := s.Conntrack()
+	if err != nil || conntrack == loader.ConntrackAsked {
+		return nil, err
+	}
+	links, err := s.listLinks()
+	if err != nil {
+		return nil, err
+	}
+	return atRisk(cfg, machine(cfg, links), conntrack), nil
+}
+
+// AtRiskHere is the same before anything runs. It needs no privilege: whoever loads the programs has them all.
+func AtRiskHere(cfg config.Config) ([]string, error) {
+	links, err := New(kernel()).listLinks()
+	if err != nil {
+		return nil, err
+	}
+	return atRisk(cfg, machine(cfg, links), loader.FindConntrack("/sys")), nil
+}
+
+// atRisk names the forwards that may take answers to what the router or a masqueraded client has asked, as conntrack is not asked
+// whose they are. These have several ports, of which some are those that the kernel gives to sockets, at an address that the
+// router itself uses.
+func atRisk(cfg config.Config, here []config.Interface, conntrack loader.Conntrack) (list []string) {
+	if conntrack == loader.ConntrackAsked {
+		return nil
+	}
+	first, last := loader.EphemeralPorts()
+	ephemeral := rule.Ports{First: first, Last: last}
+	for _, f := range cfg.Forwards {
+		asked := slices.ContainsFunc(f.Protocols, func(p rule.Protocol) bool { return p == rule.TCP || p == rule.UDP || p == rule.Any })
+		if f.Intercept || !asked || f.Ports.Len() == 1 || !f.Ports.Overlaps(ephemeral) || !usesAddress(here, f) {
+			continue
+		}
+		list = append(list, fmt.Sprintf("forward %q: it may take answers to what the router or a masqueraded client asks from its ports, because conntrack is not asked: %s",
+			f.Name, conntrack))
+	}
+	return list
+}
+
+// usesAddress reports whether the router itself sends from an address that the forward listens on. Of each family that is the first
+// address of a WAN interface.
+func usesAddress(here []config.Interface, f rule.Forward) bool {
+	for _, i := range here {
+		if i.Role != config.RoleWAN || f.External.Interface != "" && f.External.Interface != i.Name {
+			continue
+		}
+		for _, prefix := range i.Addresses {
+			if prefix.Addr().Is4() != f.Target.Is4() || !config.IsExternal(prefix.Addr()) {
+				continue
+			}
+			if !f.External.Address.IsValid() || f.External.Address == prefix.Addr() {
+				return true
+			}
+			break
+		}
+	}
+	return false
 }
 
 // Unconfigured is a warning if cfg, read from file, names no interface; else "". The file that is installed names none,

@@ -12,6 +12,7 @@ import (
 // runs are the tests in a guest, chosen to take two or three minutes in all.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
+	{alone, "conntrack", "kernels.test", "^TestConntrackModule$"},
 	{1, "packets", "program.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
@@ -31,6 +32,7 @@ func runsFor(k kernel, only []string) []testRun {
 // columns of the table: a run, or one test of it.
 var columns = []struct{ title, run, test string }{
 	{"load", "load", ""},
+	{"conntrack", "conntrack", ""},
 	{"packets", "packets", ""},
 	{"T", "T", ""},
 	{"N", "N", ""},
@@ -52,6 +54,8 @@ const preface = `# Kernels
 Debian's kernels, each booted in qemu with the tests: ` + "`sudo make test-kernels`" + ` writes this table.
 
 - load: hairpin attaches; below its floor it refuses and names that.
+- conntrack: programs ask nf_conntrack, which is a module there, whether it was loaded before them or after them, with the daemon and
+  without. Without CAP_SYS_ADMIN they work, and do not ask.
 - packets: what is translated, byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
 - N: every reflection, the router's own connections, ping, refusals, by real clients in network namespaces.
