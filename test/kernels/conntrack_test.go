@@ -59,6 +59,12 @@ func TestConntrackModule(t *testing.T) {
 	hp.Run("attach")
 	risk := `forward "wide": it may take answers`
 	statusSays(t, hp, "conntrack:   not asked: the module nf_conntrack is not loaded", risk)
+	for _, command := range [][]string{{"check"}, {"apply"}, {"forward", "add", "wide-too", "udp", "40000-49999", "to", "192.168.1.20"}} {
+		r, err := hp.Try(command...)
+		if err != nil || r.Code != 0 || !strings.Contains(r.Stderr, `it may take answers`) {
+			t.Errorf("%v names no forward at risk: exit code %d, %v\n%s", command, r.Code, err, r.Stderr)
+		}
+	}
 	n.Router.RunInput(masquerading, "nft", "-f", "-")
 	if _, err := os.Stat(conntrackModule + "/initstate"); err != nil {
 		t.Fatalf("nf_conntrack is no module, and the table needs none: %v", err)
