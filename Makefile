@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-# make help lists what there is.
+# make help lists the targets.
 
 CLANG ?= clang-19
 STRIP ?= llvm-strip-19
-# The object in bpf/ is compared byte for byte, so its compiler is pinned to Debian's clang-19.
+# make check compares the objects byte for byte, so the compiler must be exactly this version.
 CLANG_VERSION := 19.1.7
 
-# sudo does not keep the user's PATH.
+# sudo does not keep the user's PATH, so go may not be in it.
 GO ?= $(shell command -v go || echo /usr/local/go/bin/go)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null)
 PREFIX ?= /usr/local
@@ -16,17 +16,17 @@ MUTATIONS ?= 50000000
 SEED ?= 1
 # How long stress runs.
 STRESS ?= 2m
-# What bench-run compares with: an object, a tree or a revision. What fuzz compares with: an object.
+# bench-run compares with this object, tree or revision; fuzz compares with this object.
 BASE ?=
 
-# 5.10, 6.1, 6.12, backports, newest; none named is all.
+# For test-kernels: 5.10, 6.1, 6.12, backports, newest; empty: all.
 KERNELS ?=
-# load, conntrack, packets, T, N, devices, with commas; none named is all.
+# For test-kernels: load, conntrack, packets, T, N, devices, separated by commas; empty: all.
 RUNS ?=
 
 GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
 
-# su keeps the user's PATH, too, and git refuses root the history of a clone that is a user's.
+# su keeps the user's PATH, which has no sbin directories. git refuses to read a user's clone as root without safe.directory.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
 export GIT_CONFIG_COUNT := 1
 export GIT_CONFIG_KEY_0 := safe.directory
@@ -39,33 +39,33 @@ export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 .PHONY: help build test test-kernels deps-kernels conformance devices floods demo bench bench-short bench-run check graph generate deps deps-build fuzz stress install uninstall clean root
 
 help:
-	@echo "sudo make demo      see a LAN client fail without hairpin and succeed with it"
+	@echo "sudo make demo      shows a LAN client that fails without hairpin and succeeds with hairpin"
 	@echo "sudo make test      every test; needs root for network namespaces and BPF"
-	@echo "sudo make test-kernels   tests on Debian's kernels in qemu; writes test/KERNELS.md; KERNELS=\"6.1 newest\" for some"
+	@echo "sudo make test-kernels   tests on Debian's kernels in qemu; writes test/KERNELS.md; KERNELS=\"6.1 newest\" runs only these"
 	@echo "sudo make conformance   the checks of five RFCs; writes test/conformance/CONFORMANCE.md"
 	@echo "sudo make devices   kinds of devices, by family, mode and path; writes test/devices/DEVICES.md"
-	@echo "sudo make floods    what clients get while the router is flooded, beside nftables; half an hour; writes test/floods/FLOODS.md"
-	@echo "sudo make bench     hairpin against nftables and the bare hooks, ten minutes; writes test/bench/results"
-	@echo "sudo make bench-short   the same in a minute, written to bin/bench"
-	@echo "sudo make bench-run     what one run of the programs costs; BASE=object, tree or revision to compare with"
-	@echo "make build          bin/hairpin"
-	@echo "sudo make install   bin/hairpin, a systemd unit, a configuration to start from"
-	@echo "sudo make uninstall stops the daemon, detaches, removes what install made; /etc/hairpin stays"
+	@echo "sudo make floods    clients during floods, with hairpin and with nftables; half an hour; writes test/floods/FLOODS.md"
+	@echo "sudo make bench     compares hairpin with nftables and the bare hooks; ten minutes; writes test/bench/results"
+	@echo "sudo make bench-short   a short form of bench; one minute; writes bin/bench"
+	@echo "sudo make bench-run     time of one run of each program; BASE=object, tree or revision: compares with it"
+	@echo "make build          builds bin/hairpin"
+	@echo "sudo make install   installs bin/hairpin, a systemd unit and a first configuration"
+	@echo "sudo make uninstall stops the daemon, detaches, removes the installed files; /etc/hairpin stays"
 	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
-	@echo "make graph          the packages and what they import"
-	@echo "make generate       *_bpfel.* anew, with clang $(CLANG_VERSION)"
-	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N for others;"
-	@echo "                    BASE=object: through that object's programs as well, which have to answer alike"
+	@echo "make graph          the packages and their imports"
+	@echo "make generate       generates *_bpfel.* again, with clang $(CLANG_VERSION)"
+	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N: other frames;"
+	@echo "                    BASE=object: also through the programs of this object; the verdicts must be equal"
 	@echo "sudo make stress    connections opened, closed and ended on two CPUs at once, for $(STRESS)"
-	@echo "make deps           what the above need and this machine lacks; each calls this itself. deps-kernels: for test-kernels"
+	@echo "make deps           installs missing packages; the other targets call it. deps-kernels: for test-kernels"
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.release=$(VERSION)" -o bin/hairpin ./cmd/hairpin
 
 root:
-	@test "$$(id -u)" = 0 || { echo "needs root: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
+	@test "$$(id -u)" = 0 || { echo "needs root; run sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-# What clients get under a flood depends on the processor time of both, so that the floods run alone.
+# The results of floods depend on free CPU time, so the floods run after the other tests, alone.
 test: root deps
 	$(GO) test -count=1 -timeout 60m $$($(GO) list ./... | grep -v /test/floods)
 	$(GO) test -count=1 -timeout 60m ./test/floods
@@ -105,7 +105,7 @@ bench-run: root deps
 
 generate: deps-build
 	@$(CLANG) --version | grep -qF "version $(CLANG_VERSION)" || \
-		{ echo "needs clang $(CLANG_VERSION), Debian's clang-19" >&2; exit 1; }
+		{ echo "needs clang $(CLANG_VERSION) of Debian's package clang-19" >&2; exit 1; }
 	$(GO) generate ./bpf ./test/bench/traffic
 
 check: deps-build
@@ -120,7 +120,7 @@ check: deps-build
 	@before=$$(mktemp -d) && cp --parents $(GENERATED) $$before && $(MAKE) --no-print-directory generate && \
 		for file in $(GENERATED); do cmp $$before/$$file $$file || stale=1; done; \
 		status=$$?; rm -rf $$before; \
-		test $$status = 0 -a -z "$$stale" || { echo "some files were not generated from their sources: make generate" >&2; exit 1; }
+		test $$status = 0 -a -z "$$stale" || { echo "some generated files differ from their sources; run make generate" >&2; exit 1; }
 
 graph:
 	@$(GO) list -f '{{.ImportPath}}{{range .Imports}} {{.}}{{end}}' ./... | \
@@ -146,8 +146,8 @@ install: build
 		install -D -m 0644 cmd/hairpin/dist/hairpin.toml $(DESTDIR)/etc/hairpin/hairpin.toml
 	install -d $(DESTDIR)/etc/hairpin/forwards.d
 
-# First the daemon, then what it left in the kernel, then the files: a step that fails leaves what it takes to
-# try again. DESTDIR is a package's tree, and nothing of this machine.
+# In this order: stop the daemon, detach its programs, remove the files. If a step fails, uninstall can run again. With DESTDIR,
+# only files in a package's tree are removed, and nothing of this machine is stopped.
 uninstall: $(if $(DESTDIR),,root)
 ifeq ($(DESTDIR),)
 	@if test -d /run/systemd/system && test "$$(systemctl show --property=FragmentPath --value hairpin.service)" -ef $(INSTALLED_UNIT); then \
@@ -159,7 +159,7 @@ endif
 ifeq ($(DESTDIR),)
 	@if test -d /run/systemd/system; then systemctl daemon-reload; fi
 endif
-	@if test -e $(DESTDIR)/etc/hairpin; then echo "$(DESTDIR)/etc/hairpin stays, with your configuration: remove it yourself if you do not need it."; fi
+	@if test -e $(DESTDIR)/etc/hairpin; then echo "$(DESTDIR)/etc/hairpin stays, with your configuration; remove it if you do not need it."; fi
 
 clean:
 	rm -rf bin

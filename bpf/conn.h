@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* A connection's entries: the one way to find, insert and erase them, what is packed into their words, and TCP tracking.
- * How connections are admitted, promoted, closed and removed is in lifecycle.h. */
+/* The two entries of a connection: how to find, insert and erase them, how to read their packed fields, and TCP tracking.
+ * lifecycle.h admits, promotes, closes and removes connections. */
 #pragma once
 
 #include "maps.h"
@@ -9,9 +9,9 @@
 #include "work.h"
 
 enum { CONN_ID_BITS = 17, CONN_ID_MASK = (1 << CONN_ID_BITS) - 1, CONN_CREATED_BITS = 32 - CONN_ID_BITS };
-/* Compare-and-swap fails only while another CPU changes the same word. */
+/* Attempts of conn_change. A compare-and-swap fails only if another CPU changed the identity at this moment. */
 enum { CONN_CHANGE_TRIES = 8 };
-/* How far a segment may be from the one before it to be judged by its own entry alone. */
+/* In bytes: a segment that is this near to the previous segment of its side is in order. Only its own entry is read. */
 enum { TCP_NEAR = 1 << 16 };
 
 static __always_inline __u64 conn_now(void)
@@ -19,7 +19,7 @@ static __always_inline __u64 conn_now(void)
 	return bpf_ktime_get_coarse_ns();
 }
 
-/* Member by member: a whole one would be put together on the stack first. */
+/* Writes the reverse member by member: the compiler would build a struct literal on the stack first. */
 static __always_inline void tuple_reverse(const struct tuple *tuple, struct tuple *reverse)
 {
 	reverse->src = tuple->dst;
@@ -49,7 +49,7 @@ static __always_inline void tuple_from_v4(const struct tuple4 *key, struct tuple
 	*protocol_word(&tuple->protocol) = *protocol_word(&key->protocol);
 }
 
-/* The identity as it is in memory now. */
+/* Reads the identity from memory again: another CPU may have changed it. */
 static __always_inline __u64 conn_identity(const struct conn *conn)
 {
 	return *(const volatile __u64 *)&conn->identity;
@@ -95,7 +95,7 @@ static __always_inline __u32 conn_address(const struct conn *conn)
 	return conn->address & CONN_ID_MASK;
 }
 
-/* CLOCK_MONOTONIC s. */
+/* Returns when the connection was made: CLOCK_MONOTONIC s. */
 static __always_inline __u32 conn_created(const struct conn *conn)
 {
 	return conn->forward >> CONN_ID_BITS | conn->address >> CONN_ID_BITS << CONN_CREATED_BITS;
@@ -109,10 +109,12 @@ static __always_inline void conn_set_made_from(struct conn *conn, const struct e
 	conn->epochs = forward->epoch + address->epoch;
 }
 
-/* The entry of a tuple, and a copy of what it translates to. NULL: there is none.
+/* Finds the entry of a tuple, and copies its identity and the tuple with which the packet leaves. NULL: there is no
+ * entry.
  *
- * CPU A finds an entry; CPU B deletes it and makes another connection's of its memory, while A copies the addresses. A
- * would send its packet to the other connection's server. Therefore A compares the identity, which B has changed. */
+ * CPU A finds an entry. While A copies the addresses, CPU B deletes the entry, and its memory becomes an entry of
+ * another connection. A would then send its packet to the other connection's server. So A reads the serial before and
+ * after the copy. */
 static __always_inline struct conn *conn_find(const struct tuple *key, struct entry *entry)
 {
 	struct tuple4 short_key;
@@ -145,7 +147,8 @@ static __always_inline struct conn *conn_find(const struct tuple *key, struct en
 	return conn;
 }
 
-/* Only for openings. 0, or a negative errno: BPF_NOEXIST. The value is put together in working memory: the stack is short. */
+/* Inserts one entry of a new connection. Returns 0 or a negative errno; -EEXIST: the key has an entry already. The value
+ * is built in working memory, because the stack is too short. */
 static __always_inline long conn_insert(const struct tuple *key, const struct conn *conn, const struct tuple *to,
 					union conn_value *value)
 {
@@ -177,7 +180,7 @@ static __always_inline void conn_erase(const struct tuple *key)
 	bpf_map_delete_elem(&conns4, &short_key);
 }
 
-/* The other direction of an entry, of the same connection. A stack frame of its own. */
+/* Finds the other direction of the entry's connection. NULL: there is none. Not inlined, to have its own stack frame. */
 static __noinline struct conn *conn_other(const struct entry *entry, struct direction *other)
 {
 	struct conn *conn;
@@ -187,8 +190,8 @@ static __noinline struct conn *conn_other(const struct entry *entry, struct dire
 	return conn && conn_serial(other->entry.identity) == conn_serial(entry->identity) ? conn : NULL;
 }
 
-/* Changes the state, and sets or clears flags, of the connection that the identity was read from. False: it is in another
- * state by now, or its memory is another connection's. One of several CPUs makes a change of state: true for that one. */
+/* Changes the state of an entry, and sets or clears flags. False: since the identity was read, the state has changed, or
+ * the memory has become an entry of another connection. If several CPUs try one change of state, one CPU gets true. */
 __noinline bool conn_change(struct conn *conn, __u64 identity, enum conn_state to, enum conn_flag set,
 			    enum conn_flag clear)
 {
@@ -206,7 +209,7 @@ __noinline bool conn_change(struct conn *conn, __u64 identity, enum conn_state t
 	return false;
 }
 
-/* Flags alone. */
+/* Sets or clears flags, and keeps the state. */
 static __always_inline bool conn_mark(struct conn *conn, __u64 identity, __u32 set, __u32 clear)
 {
 	return conn_change(conn, identity, conn_state(identity), set, clear);
@@ -219,15 +222,15 @@ static __always_inline __u32 conn_epoch(__u32 id)
 	return epoch ? *epoch : 0;
 }
 
-/* Is the connection over? Its forward or external address has gone, or hairpin_end has ended it. Epochs only rise, so a sum
- * never comes again. */
+/* Is the connection over? Its forward or external address was removed, hairpin_end has ended it, or its state is ended.
+ * Epochs only rise, so an old sum never comes back. */
 static __always_inline bool conn_revoked(const struct conn *conn, __u64 identity)
 {
 	return conn_state(identity) == CONN_ENDED ||
 	       conn_epoch(conn_forward(conn)) + conn_epoch(conn_address(conn)) != conn->epochs;
 }
 
-/* What is counted for a forward. */
+/* Finds the counters of a forward on this CPU. NULL: there are none. */
 static __always_inline struct forward_stats *conn_stats(__u32 forward)
 {
 	__u32 page = forward / STATS_PAGE, place = forward % STATS_PAGE;
@@ -248,7 +251,8 @@ static __always_inline __u64 conn_idle_time(const struct settings *time, __u8 pr
 	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6 ? time->icmp : time->udp;
 }
 
-/* Has this time, in ns, passed since the entry was last seen? Another CPU may have seen it after now was read. */
+/* Has time, in ns, passed since seen? seen and now are in ms. seen may be later than now: another CPU may have handled a
+ * packet since now was read. */
 static __always_inline bool conn_idle(__u32 seen, __u32 now, __u64 time)
 {
 	__s32 idle = (__s32)(now - seen);
@@ -256,7 +260,7 @@ static __always_inline bool conn_idle(__u32 seen, __u32 now, __u64 time)
 	return idle >= 0 && (__u64)idle * MS_NS >= time;
 }
 
-/* How long a half-open connection waits, counted from its client's last packet. */
+/* Has this half-open connection waited too long? The time counts from the opener's last packet. */
 static __always_inline bool conn_expired(const struct conn *opener, __u8 protocol, __u32 now)
 {
 	const struct settings *time = conn_settings();
@@ -270,7 +274,7 @@ static __always_inline bool seq_after(__u32 one, __u32 other)
 	return (__s32)(one - other) > 0;
 }
 
-/* The receive window in bytes that the entry's side has offered, and no less than what a segment may stray in order. */
+/* Returns the receive window in bytes that the entry's side has offered, but at least TCP_NEAR. */
 static __always_inline __u32 conn_window(const struct conn *conn, __u64 identity, __u64 other)
 {
 	__u32 scale = conn_scale(identity), window;
@@ -283,15 +287,15 @@ static __always_inline __u32 conn_window(const struct conn *conn, __u64 identity
 	return window > TCP_NEAR ? window : TCP_NEAR;
 }
 
-/* Next to what this side sent before: most segments are, and need no look at the other side. */
+/* Is the segment near the numbers that this side sent before? Most segments are near, so the other entry is not read. */
 static __always_inline bool conn_near(const struct packet *pkt, const struct conn *conn)
 {
 	return pkt->seq + pkt->seq_length - conn->end + TCP_NEAR < 2 * TCP_NEAR && pkt->ack - conn->ack < TCP_NEAR;
 }
 
-/* Is the segment within both windows ("Real Stateful TCP Packet Filtering in IP Filter", van Rooij 2000)? Its data must end
- * within one receive window of what the receiver has acknowledged. Its acknowledgement must not be beyond what the receiver
- * has sent, nor more than the sender's own window behind that. */
+/* Is the segment within both windows ("Real Stateful TCP Packet Filtering in IP Filter", van Rooij 2000)?
+ *  - The end of its data must be at most one receive window away from the highest acknowledgement of the receiver.
+ *  - Its acknowledgement must be at most the end of the receiver's data, and at least this end minus the own window. */
 static __always_inline bool conn_within(const struct packet *pkt, const struct conn *conn, __u64 identity,
 					const struct conn *other, __u64 other_identity)
 {
@@ -300,7 +304,7 @@ static __always_inline bool conn_within(const struct packet *pkt, const struct c
 	return pkt->seq + pkt->seq_length - other->ack + takes <= 2 * takes && other->end - pkt->ack <= mine;
 }
 
-/* Takes the numbers of a segment that is in order. Acknowledgements only go up; the end is frozen by a FIN. */
+/* Stores the numbers of a segment that is in order. ack only rises. end only rises, and stays after a FIN. */
 static __always_inline void conn_advance(const struct packet *pkt, struct conn *conn, __u64 identity)
 {
 	__u32 end = pkt->seq + pkt->seq_length;
@@ -313,7 +317,8 @@ static __always_inline void conn_advance(const struct packet *pkt, struct conn *
 		conn->window = pkt->window;
 }
 
-/* The first segment of an entry that nobody has seen the handshake of. */
+/* Stores the numbers of this segment as the first numbers of the entry, and sets CONN_NUMBERED. Later segments are compared with
+ * them. Numbers that were stored before are replaced. */
 static __always_inline void conn_number(const struct packet *pkt, struct conn *conn, __u64 identity)
 {
 	conn->end = pkt->seq + pkt->seq_length;
@@ -322,13 +327,13 @@ static __always_inline void conn_number(const struct packet *pkt, struct conn *c
 	conn_mark(conn, identity, CONN_NUMBERED | (pkt->tcp_flags & TCP_FIN ? CONN_FIN : 0), 0);
 }
 
-/* A FIN counts once the other side has acknowledged it. Nobody acknowledges a forged one. */
+/* Has the other side acknowledged the sender's FIN? Only then the FIN counts: nobody acknowledges a forged FIN. */
 static __always_inline bool conn_fin_acknowledged(__u64 from, const struct conn *sender, const struct conn *by)
 {
 	return from & CONN_FIN && !seq_after(sender->end, by->ack);
 }
 
-/* Both sides have closed it (RFC 7857 2), or one has cut it. */
+/* Is the TCP connection closed: did both sides send a FIN (RFC 7857 2), or one side a RST? */
 static __always_inline bool conn_closed(const struct conn *one, __u64 identity, const struct conn *other, __u64 other_identity)
 {
 	if ((identity | other_identity) & CONN_RESET)

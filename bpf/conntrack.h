@@ -40,13 +40,12 @@ extern void bpf_ct_release(struct nf_conn *conn) __weak __ksym;
 
 /* Is the packet with the tuple in open.socket a reply of a connection that the kernel tracks? What it knows in the original
  * direction is a client's packet, and may open a connection here. Twice: the functions' names and contexts differ. */
-__noinline bool conntrack_reply_tc(struct __sk_buff *skb)
+static __always_inline bool conntrack_reply_tc(struct __sk_buff *skb, struct work *work)
 {
 	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS };
-	struct work *work = work_get();
 	struct nf_conn *conn;
 
-	if (!work || !conntrack_asked)
+	if (!conntrack_asked)
 		return false;
 	opts.l4proto = work->open.socket_protocol;
 	if (work->open.socket_v6)
@@ -59,13 +58,12 @@ __noinline bool conntrack_reply_tc(struct __sk_buff *skb)
 	return opts.dir == CONNTRACK_DIR_REPLY;
 }
 
-__noinline bool conntrack_reply_xdp(struct xdp_md *ctx)
+static __always_inline bool conntrack_reply_xdp(struct xdp_md *ctx, struct work *work)
 {
 	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS };
-	struct work *work = work_get();
 	struct nf_conn *conn;
 
-	if (!work || !conntrack_asked)
+	if (!conntrack_asked)
 		return false;
 	opts.l4proto = work->open.socket_protocol;
 	if (work->open.socket_v6)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Checksum arithmetic, and what a rewrite writes into either hook's packet: addresses, ports, TTL, MAC addresses, the IP header's
- * checksum. Checksums change by differences (RFC 1624): a recomputation would hide corruption. */
+/* Checksum arithmetic, and the writes that both hooks share: addresses, ports, TTL, MAC addresses, IP checksum.
+ * Checksums are updated by differences (RFC 1624): a recomputation would hide corruption. */
 #pragma once
 
 #include "packet.h"
@@ -14,7 +14,7 @@ static __always_inline __wsum csum_fold32(__u64 sum)
 	return (__wsum)sum;
 }
 
-/* Three steps are enough for a sum of up to 2^15 words of 32 bits. */
+/* Folds a sum to 16 bits. Three steps are enough for a sum of up to 2^15 words of 32 bits. */
 static __always_inline __u16 csum_fold16(__u64 sum)
 {
 	sum = (sum & 0xffffffff) + (sum >> 32);
@@ -22,7 +22,8 @@ static __always_inline __u16 csum_fold16(__u64 sum)
 	return (__u16)(sum + (sum >> 16));
 }
 
-/* Of an IPv4 address only the last word counts: the others never change. */
+/* Returns the checksum difference between two addresses. For IPv4 only the last word counts: the other words are
+ * constant. */
 static __always_inline __u64 csum_diff_addr(const union addr *from, const union addr *to, bool v6)
 {
 	__u64 sum = (__u64)(__u32)~from->word[3] + to->word[3];
@@ -34,13 +35,16 @@ static __always_inline __u64 csum_diff_addr(const union addr *from, const union 
 	return sum;
 }
 
-/* The same. The words that map an IPv4 address to IPv6 add up to zero. */
+/* Returns the sum of an address, not folded. For IPv4 only the last word counts: the v4-mapped prefix adds 0xffff,
+ * which is zero in one's complement. */
 static __always_inline __u64 csum_addr(const union addr *addr, bool v6)
 {
 	return v6 ? (__u64)addr->word[0] + addr->word[1] + addr->word[2] + addr->word[3] : addr->word[3];
 }
 
-/* Without a change the checksum stays: adding 0xffff, the other zero, would turn a checksum of zero into a wrong one. */
+/* Returns the checksum difference of a 16-bit field; 0 if the field does not change. The formula would then give
+ * 0xffff, the second zero of one's complement, and would turn a checksum of 0xffff into 0. In UDP 0 means "no
+ * checksum". */
 static __always_inline __u64 csum_diff16(__be16 from, __be16 to)
 {
 	return from == to ? 0 : (__u64)(__u16)~from + to;
@@ -56,7 +60,8 @@ static __always_inline __u64 csum_diff_ports(const struct tuple *from, const str
 	return csum_diff16(from->sport, to->sport) + csum_diff16(from->dport, to->dport);
 }
 
-/* The change of a sum when the TTL goes down by one: it is the upper byte of its 16 bits in IPv4's header, the lower one in IPv6's. */
+/* The checksum difference when the TTL goes down by one. In the IPv4 header the TTL is the upper byte of a 16-bit
+ * word, in the IPv6 header the hop limit is the lower byte. */
 enum { TTL_LESS_V4 = 0xffff - 0x0100, TTL_LESS_V6 = 0xffff - 0x0001 };
 
 static __always_inline __u64 csum_diff_ttl(bool v6)
@@ -64,17 +69,18 @@ static __always_inline __u64 csum_diff_ttl(bool v6)
 	return bpf_htons(v6 ? TTL_LESS_V6 : TTL_LESS_V4);
 }
 
-/* RFC 1624 equation 3. */
+/* Returns the checksum after a change by diff (RFC 1624 equation 3). */
 static __always_inline __sum16 csum_apply(__sum16 check, __u64 diff)
 {
 	return (__sum16)~csum_fold16((__u64)(__u16)~check + diff);
 }
 
-/* UDP destinations that are tunnels: VXLAN (IANA, Linux), Geneve, GUE. */
+/* UDP destination ports of tunnels. VXLAN has two: IANA's port, and the older default of Linux. */
 enum tunnel_port { TUNNEL_VXLAN = 4789, TUNNEL_VXLAN_LINUX = 8472, TUNNEL_GENEVE = 6081, TUNNEL_GUE = 6080 };
 
-/* May a packet inside this one of UDP have an unfinished checksum, which cannot be seen from outside? Tunnels leave their own UDP
- * checksum out, or have finished it as if the inner one were finished (Linux: local checksum offload). */
+/* May this UDP packet carry an inner packet with an unfinished checksum? The outer header does not show this. The
+ * tunnel has either no UDP checksum, or computes the UDP checksum as if the inner checksum were finished (local
+ * checksum offload of Linux). */
 static __always_inline bool csum_hidden(const struct packet *pkt)
 {
 	switch (bpf_ntohs(pkt->tuple.dport)) {
@@ -88,7 +94,8 @@ static __always_inline bool csum_hidden(const struct packet *pkt)
 	}
 }
 
-/* The folded sum of the pseudo-header. */
+/* Returns the folded sum of the pseudo-header: the checksum field holds it while a device is to finish the
+ * checksum. */
 static __always_inline __u16 csum_pseudo(const struct packet *pkt)
 {
 	__u64 sum = bpf_htons(pkt->tuple.protocol) + bpf_htons((__u16)(pkt->length - packet_header(pkt)));
@@ -98,8 +105,8 @@ static __always_inline __u16 csum_pseudo(const struct packet *pkt)
 
 enum { EDIT_OFFSET_MAX = 0x3ff };
 
-/* The only place that turns an offset into a pointer. The offset is bounded, as the verifier grants no range to one that may
- * reach 0xffff. */
+/* Returns a pointer to length bytes at an offset of the frame; NULL: they are out of reach. The offset is bounded:
+ * the verifier gives no range to a packet pointer whose offset may reach 0xffff. */
 static __always_inline void *edit_reach(void *data, void *data_end, __u32 offset, __u32 length)
 {
 	void *p;
@@ -110,7 +117,8 @@ static __always_inline void *edit_reach(void *data, void *data_end, __u32 offset
 	return p + length <= data_end ? p : NULL;
 }
 
-/* IP header and both ports, or a query's id. False, if any of it is out of reach: then nothing is written. */
+/* Writes the IP header, and both ports or the id of an ICMP query. False: some bytes are out of reach, and nothing
+ * is written. */
 static __always_inline bool edit_headers(void *data, void *data_end, const struct packet *pkt, const struct rewrite *rw)
 {
 	__be16 *ports = edit_reach(data, data_end, pkt->l4.ports_off, 2 * sizeof(*ports));
@@ -155,8 +163,8 @@ static __always_inline bool edit_macs(void *data, void *data_end, const struct r
 	return true;
 }
 
-/* All of a frame that XDP sends: headers, MAC addresses, and the transport header's checksum, which is finished. False, if any of
- * it is out of reach: then nothing is written. */
+/* Writes all changes of a frame that XDP sends: IP header, ports, MAC addresses, transport checksum. The checksum
+ * must be finished. False: some bytes are out of reach, and nothing is written. */
 static __always_inline bool edit_frame(void *data, void *data_end, const struct packet *pkt, const struct rewrite *rw)
 {
 	__sum16 *check = NULL;
@@ -167,7 +175,7 @@ static __always_inline bool edit_frame(void *data, void *data_end, const struct 
 		return false;
 	if (check) {
 		*check = csum_apply(*check, rw->address_diff + rw->l4_diff);
-		/* RFC 768: an UDP checksum of zero would mean none. */
+		/* RFC 768: a UDP checksum of 0 would mean "no checksum". */
 		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
 			*check = 0xffff;
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Routes and next hops by bpf_fib_lookup, and what each of its results means for the packet. ctx is either hook's: it is only
- * passed to the helper. */
+/* Routes, asked from the kernel by bpf_fib_lookup, and the table of next hops. ctx is struct __sk_buff or struct
+ * xdp_md; it is only passed to the helper. */
 #pragma once
 
 #include "conn.h"
@@ -10,20 +10,22 @@
 
 enum { FIB_AF_INET = 2, FIB_AF_INET6 = 10 };
 
-/* Where the look-up of a route begins: at the interface that the packet came in by, or at the one that it must leave by. */
+/* Where a route look-up begins. ifindex is the ingress interface; with BPF_FIB_LOOKUP_OUTPUT it is the output
+ * interface. */
 struct fib_start {
 	__u32 ifindex;
-	__u32 flags;		/* 0, or BPF_FIB_LOOKUP_OUTPUT */
+	__u32 flags;		/* flags of bpf_fib_lookup: 0, or BPF_FIB_LOOKUP_OUTPUT */
 };
 
-/* Routes a packet of this length. SUCCESS and NO_NEIGH both set fib->ifindex and the gateway (kernel 5.12
- * on); only SUCCESS sets the MAC addresses and the MTU. Negative: there is no such interface. */
+/* Asks the kernel for the route of a packet of length bytes. Returns the result of bpf_fib_lookup. SUCCESS and
+ * NO_NEIGH set fib->ifindex and the gateway (since Linux 5.12). Only SUCCESS sets the MAC addresses and the MTU.
+ * Negative: the interface does not exist. */
 static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, struct fib_start start,
 				      const struct tuple *way, __u32 length)
 {
 	__builtin_memset(fib, 0, sizeof(*fib));
 	fib->l4_protocol = way->protocol;
-	/* Rules may ask for ports (ip-rule(8)). */
+	/* Routing rules may match ports (ip-rule(8)). */
 	fib->sport = way->sport;
 	fib->dport = way->dport;
 	fib->tot_len = length;
@@ -40,14 +42,14 @@ static __always_inline long fib_route(void *ctx, struct bpf_fib_lookup *fib, str
 	return bpf_fib_lookup(ctx, fib, sizeof(*fib), start.flags);
 }
 
-/* The route by which the kernel would answer a packet that came in by this interface. */
+/* Asks for the route by which the kernel would answer this packet, which came in by this interface. */
 static __always_inline long fib_route_back(void *ctx, struct route *route, __u32 ifindex, const struct tuple *packet)
 {
 	tuple_reverse(packet, &route->back);
 	return fib_route(ctx, &route->fib, (struct fib_start){ .ifindex = ifindex }, &route->back, sizeof(struct iphdr));
 }
 
-/* The gateway may be of another family than the packet (RFC 5549). */
+/* Copies the address of the next hop. Its family may differ from the packet's family (RFC 5549). */
 static __always_inline void fib_gateway(const struct bpf_fib_lookup *fib, struct bpf_redir_neigh *gateway)
 {
 	gateway->nh_family = fib->family;
@@ -71,7 +73,7 @@ static __always_inline enum reason fib_reason(long result)
 	}
 }
 
-/* Raised by the control plane when a route or a neighbour changed. */
+/* Returns the generation of the routes. The control plane raises it when a route or a neighbour changes. */
 static __always_inline __u32 fib_generation(void)
 {
 	__u32 zero = 0;
@@ -82,7 +84,8 @@ static __always_inline __u32 fib_generation(void)
 
 enum { HOP_WAYS = 4, HOP_INDEX_BITS = 20, HOP_INDEX_MASK = (1 << HOP_INDEX_BITS) - 1 };
 enum { HOP_GENERATION_MASK = (1 << (32 - HOP_INDEX_BITS)) - 1 };
-/* How long a next hop is valid, in ms, and how often a connection asks the kernel for its own route: every 2^13 ms. */
+/* HOP_FRESH_MS: a stored next hop is valid for this time. HOP_ASK_BITS: each connection asks the kernel for its
+ * own route once in 2^13 ms. */
 enum { HOP_FRESH_MS = 1000, HOP_ASK_BITS = 13 };
 
 static __always_inline __u32 hop_generation(const struct hop *hop)
@@ -95,19 +98,22 @@ static __always_inline __u32 hop_reference(__u32 index, __u32 generation)
 	return index | (generation >> 1 & HOP_GENERATION_MASK) << HOP_INDEX_BITS;
 }
 
-/* Is it time for this connection to ask the kernel for its own route? Every connection does so once in 8 s, so a route that
- * changes for this connection alone is noticed without the daemon. The serial spreads the moments. */
+/* Must this connection ask the kernel for its own route now? Each connection asks once in 8 s. Otherwise other
+ * connections would keep the shared hop fresh, and a route that changes only for this connection would go
+ * unnoticed without the daemon. The serial spreads the times of the connections. */
 static __always_inline bool hop_ask_due(const struct conn *conn, __u32 serial, __u32 now)
 {
 	return ((now + serial) ^ (conn->seen + serial)) >> HOP_ASK_BITS;
 }
 
-/* The next hop that a connection refers to, into the rewrite. False: the kernel has to be asked.
+/* Copies the next hop of a connection into rw. False: the kernel must be asked.
  *
- * CPU A copies a hop while CPU B makes another one of it. B makes the generation odd before it writes the first byte, and
- * even, and another one, after the last; A compares it before and after, and with the connection's. A generation of 12
- * bits comes again after 4,096 others: a hop becomes another one after a second
- * without use or a change of routes, and a connection asks every 8 s. */
+ * Race: CPU A copies a hop while CPU B overwrites the hop. B raises the generation to an odd number before its
+ * first write, and to the next even number after its last write. A compares the generation before and after its
+ * copy, and also with the connection's reference.
+ * A reference has 12 bits of the generation, so a value repeats after 4,096 overwrites. This is not reached in
+ * time: a hop is overwritten only after one second without use or after a change of routes, and a connection asks
+ * the kernel every 8 s. */
 static __always_inline bool hop_take(const struct packet *pkt, const struct conn *conn, __u32 serial, struct rewrite *rw)
 {
 	__u32 reference = conn->hop, index = reference & HOP_INDEX_MASK, generation;
@@ -128,7 +134,8 @@ static __always_inline bool hop_take(const struct packet *pkt, const struct conn
 	return hop_generation(hop) == generation;
 }
 
-/* The same, however old the hop is. It is used to send a RST to a station that the kernel's neighbour table has forgotten. */
+/* Like hop_take, but copies a hop of any age. Used to send a RST to a host that the kernel's neighbour table has
+ * forgotten. */
 static __always_inline bool hop_recall(__u32 reference, struct rewrite *rw)
 {
 	__u32 index = reference & HOP_INDEX_MASK, generation;
@@ -152,7 +159,7 @@ static __always_inline bool hop_same(const struct hop *hop, const struct hop *fr
 	       !__builtin_memcmp(hop->local_mac, fresh->local_mac, ETH_ALEN);
 }
 
-/* Overwrites a hop with another one. False: another CPU was first. */
+/* Overwrites hop with fresh. False: another CPU has changed the hop since its generation was read. */
 static __always_inline bool hop_write(struct hop *hop, __u32 generation, const struct hop *fresh)
 {
 	if (__sync_val_compare_and_swap(&hop->generation, generation, generation + 1) != generation)
@@ -169,9 +176,10 @@ static __always_inline bool hop_write(struct hop *hop, __u32 generation, const s
 	return true;
 }
 
-/* Stores the next hop in work->route.fib, which the kernel has just found, and returns its reference. 0: all slots for it are in use.
- * With renew, the packet goes by way of the kernel's neighbour table, which keeps the entry there alive; so the hop is valid
- * for a second from now. Without renew, the time of a hop that was there before stays. */
+/* Stores the next hop that the kernel has just returned in work->route.fib, and returns a reference to it. 0: no
+ * slot of its hash value is free, or another CPU was faster. renew: the packet leaves by bpf_redirect_neigh, which
+ * keeps the kernel's neighbour entry alive, so the hop is valid for another second. Without renew, a hop that is
+ * already stored keeps its time. */
 __noinline __u32 hop_remember(bool renew)
 {
 	__u32 base, index, generation, port, place = 0, old = 0;

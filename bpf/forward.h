@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The forwards: which forward a packet to an external address belongs to, and which clients it serves. A packet reads the
- * number of the live slot once, so it sees either the old set of forwards or the new one. */
+/* The forwards: finds the forward of a packet to an external address, and checks the client. The live slot is read once
+ * for each packet, so a packet uses either the old set of forwards or the new set. */
 #pragma once
 
 #include "maps.h"
@@ -9,13 +9,13 @@
 
 enum { FORWARD_KEY_BITS = 64, ALLOW_KEY_BITS = 160 };
 
-/* A hash of an address: the index of maybe_external. The control plane computes the same. */
+/* Returns the index of an address in maybe_external. MaybeExternalSlot in Go must compute this index, too. */
 static __always_inline __u32 external_slot(const union addr *addr)
 {
 	return (addr->word[0] ^ addr->word[1] ^ addr->word[2] ^ addr->word[3]) * HASH_MULTIPLIER >> (32 - MAYBE_EXTERNAL_BITS);
 }
 
-/* The external ids of an address; NULL: no forward listens there. */
+/* Returns the external ids of an address. NULL: no forward listens on the address. */
 static __always_inline struct external *external_find(const union addr *addr)
 {
 	__u32 slot = external_slot(addr);
@@ -24,7 +24,7 @@ static __always_inline struct external *external_find(const union addr *addr)
 	return may_be && *may_be ? bpf_map_lookup_elem(&externals, addr) : NULL;
 }
 
-/* Global: the verifier checks it once. */
+/* Returns the live slot of the forwards. A global function: the verifier checks it once. */
 __noinline __u32 forward_slot(void)
 {
 	struct work *work = work_get();
@@ -54,7 +54,7 @@ static __always_inline struct forward *forward_lookup(__u32 slot, __u32 external
 	return trie && external ? bpf_map_lookup_elem(trie, &key) : NULL;
 }
 
-/* Forwards for this address alone win over those for its interface. */
+/* Finds the forward of a port. A forward for exactly this address wins over a forward for the interface. */
 static __always_inline struct forward *forward_find(__u32 slot, const struct external *external,
 						    __u8 protocol, __be16 port)
 {
@@ -63,7 +63,7 @@ static __always_inline struct forward *forward_find(__u32 slot, const struct ext
 	return forward ? forward : forward_lookup(slot, external->group, protocol, port);
 }
 
-/* The longest prefix that holds the address decides. */
+/* Does the forward take packets of this source? The longest prefix in allow that contains the source decides. */
 static __always_inline bool forward_allows(__u32 slot, const struct forward *forward, const union addr *source)
 {
 	struct allow_key key = {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Fragments: the first one of a datagram decides for all of them, in whatever order they come. Only fragments to or from
- * addresses of forwards are followed; all others are left to the kernel. */
+/* Fragments: the first fragment of a datagram decides for all its fragments, in whatever order they arrive. hairpin
+ * follows only fragments to an external address, from a target, or to an intercept. All others are left to the kernel. */
 #pragma once
 
 #include "conn.h"
 #include "intercept.h"
 
-/* A datagram has 30 s to arrive, as in RFC 791 and in Linux. A sender may use an id again after a second. */
+/* A datagram has 30 s to arrive completely, as in Linux (net.ipv4.ipfrag_time). After 1 s a sender may use an id for the
+ * next datagram. */
 enum { FRAGMENT_SECONDS = 30, FRAGMENT_AGAIN_SECONDS = 1, FRAGMENT_HELD_MAX = 46 };
 
-/* Filled in working memory: the stack is too short. */
+/* Fills and returns the key in working memory, because the stack is too short. */
 static __always_inline struct fragment_key *frag_key(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -25,21 +26,22 @@ static __always_inline struct fragment_key *frag_key(struct work *work)
 	return key;
 }
 
-/* Is it the first fragment of a datagram for an intercept? Only the first fragment has ports. A stack frame of its own. */
+/* Is this the first fragment of a datagram for an intercept? Only the first fragment has ports. Not inlined, to have its
+ * own stack frame. */
 static __noinline bool frag_intercepted(const struct packet *pkt)
 {
 	return pkt->fragment == FRAGMENT_FIRST && intercept_find(pkt);
 }
 
-/* May a forward be concerned with these addresses? */
+/* May this fragment belong to a connection of a forward? */
 static __always_inline bool frag_concerns(const struct packet *pkt)
 {
 	return external_find(&pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src) ||
 	       frag_intercepted(pkt);
 }
 
-/* Notes the bytes that a fragment brings. False: some of them have come before, or there are too many gaps. Stored ranges never
- * touch each other, so at most one of them joins the new range on either side. */
+/* Adds the bytes of a fragment to the received ranges. False: some of the bytes were received before, or there are too
+ * many gaps. Stored ranges never touch each other, so at most one range joins the fragment on each side. */
 static __always_inline bool frag_cover(struct fragment *datagram, struct fragment_range piece)
 {
 	struct fragment_range *range = datagram->range;
@@ -66,7 +68,7 @@ static __always_inline bool frag_cover(struct fragment *datagram, struct fragmen
 	return false;
 }
 
-/* All of it has come. */
+/* Has the whole datagram arrived? */
 static __always_inline bool frag_complete(const struct fragment *datagram)
 {
 	bool whole = false;
@@ -76,19 +78,19 @@ static __always_inline bool frag_complete(const struct fragment *datagram)
 	return whole && datagram->length;
 }
 
-/* The id belongs to another datagram now. */
+/* Has the sender reused the id, so that this fragment belongs to a new datagram? */
 static __always_inline bool frag_outdated(const struct packet *pkt, const struct fragment *datagram)
 {
 	__u64 age = conn_now() - datagram->seen;
 	bool again = pkt->fragment == FRAGMENT_FIRST && datagram->owner != OWNER_UNKNOWN;
 
-	/* Fragments that were held and are handed to the kernel come in once more. */
+	/* A complete datagram of the kernel is not outdated: hold_return sends its held fragments in once more. */
 	return age > (__u64)FRAGMENT_SECONDS * SECOND_NS ||
 	       (frag_complete(datagram) && datagram->owner != OWNER_KERNEL) ||
 	       (again && (datagram->owner == OWNER_KERNEL || age > (__u64)FRAGMENT_AGAIN_SECONDS * SECOND_NS));
 }
 
-/* The datagram of this fragment. NULL: no forward is concerned, or there is no memory. */
+/* Finds or makes the entry of this fragment's datagram. NULL: no forward may be concerned, or there is no memory. */
 static __always_inline struct fragment *frag_datagram(struct work *work)
 {
 	struct fragment_key *key = frag_key(work);
@@ -110,12 +112,12 @@ static __always_inline enum verdict frag_drop(struct work *work, enum reason rea
 	return VERDICT_DROP;
 }
 
-/* What becomes of a fragment before its connection is looked for. SEND: the connection decides. */
+/* Decides about a fragment before its connection is looked up. SEND: the connection decides. */
 static __noinline enum verdict frag_enter(struct work *work, struct fragment *datagram)
 {
 	struct packet *pkt = &work->pkt;
 
-	/* The kernel judges overlapping fragments. Held ones come in once more. */
+	/* The kernel checks overlaps itself. They must not be checked here: held fragments come in a second time. */
 	if (pkt->fragment == FRAGMENT_LATER && datagram->owner == OWNER_KERNEL)
 		return VERDICT_PASS;
 	if (pkt->flaw != REASON_NONE)
@@ -139,7 +141,7 @@ static __noinline enum verdict frag_enter(struct work *work, struct fragment *da
 	}
 }
 
-/* Remembers the verdict of the first fragment for all others. */
+/* Stores ports and verdict of the first fragment for all other fragments. */
 static __always_inline void frag_settle(const struct packet *pkt, struct fragment *datagram, enum verdict verdict)
 {
 	datagram->sport = pkt->tuple.sport;

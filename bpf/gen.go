@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 
-// Package bpf holds the datapath: the C program and the Go twin that bpf2go
-// generates from it. Nothing in it is written by hand but this file.
+// Package bpf holds the datapath: the C programs, and the Go types that bpf2go
+// generates from them. This is the only Go file here that is written by hand.
 package bpf
 
 import (
@@ -16,8 +16,9 @@ import (
 
 var spec = sync.OnceValues(LoadHairpin)
 
-// Spec is the embedded object, which takes milliseconds to read and is read once.
-// It is shared: copy what you change.
+// Spec returns the collection spec of the embedded object. The first call parses
+// the object, which takes milliseconds. All callers share the result: copy it
+// before you change it.
 func Spec() (*ebpf.CollectionSpec, error) { return spec() }
 
 // Fingerprint tells the embedded object from that of another version.

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The leak guard: at egress of a WAN, after POSTROUTING. A target's private address must not be seen on the Internet, not even
- * when the connection that translated it is lost. The guard needs no connections. */
+/* The leak guard runs at egress of a WAN, after POSTROUTING. It drops packets that have the private address of a target
+ * as their source: the connection that translated this address may be lost. So the guard does not look at connections. */
 #pragma once
 
 #include "maps.h"
 #include "packet.h"
 
-/* Reads the source address; false: the packet has none. Slow: by a helper, which finds the IP header on every
- * device, also where data begin with it and in an skb whose header is out of reach of pointers. */
+/* Reads the source address. False: the packet has none. Slow, because it calls a helper. But the helper finds every IP
+ * header: also on a device without Ethernet header, and in an skb whose headers are not in the linear part. */
 static __noinline bool guard_load_source(struct __sk_buff *skb, union addr *source)
 {
 	__be32 v4;
@@ -21,8 +21,8 @@ static __noinline bool guard_load_source(struct __sk_buff *skb, union addr *sour
 	return true;
 }
 
-/* The same behind an Ethernet header, by pointers. The first octet of most MAC addresses cannot be that of an IP
- * header; behind any other one there may be a device of bare packets. */
+/* Reads the source address by pointers, if the data begin with an Ethernet header. If the first octet may also be the
+ * first octet of an IP header, the device may have no Ethernet header: guard_load_source reads the address. */
 static __always_inline bool guard_source(struct __sk_buff *skb, union addr *source)
 {
 	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
@@ -41,8 +41,9 @@ static __always_inline bool guard_source(struct __sk_buff *skb, union addr *sour
 	return true;
 }
 
-/* Would this packet show a target's private address? A frame with a VLAN tag is that VLAN device's, which may be
- * a LAN. On a WAN whose own address is private there is another router that translates. */
+/* Would this packet show a target's private address to the Internet? A frame with a VLAN tag belongs to the VLAN device,
+ * which may be a LAN. If the WAN
+ * itself has a private IPv4 address, another router translates its packets, so the guard drops nothing there. */
 static __always_inline bool guard_leaks(struct __sk_buff *skb)
 {
 	const struct interface *out;

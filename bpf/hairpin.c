@@ -1,15 +1,16 @@
 //go:build ignore
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The programs: each pulls its packet into reach, then parse, decide, apply, count.
- * TC is complete; XDP does what it is sure of and leaves the rest, untouched, to TC. */
+/* The BPF programs. Each packet is parsed, decided, written, sent and counted. The TC program handles every
+ * packet. The XDP program handles only packets of which it is sure, and passes all others unchanged to TC. */
 #include <linux/bpf.h>
 
 #include "guard.h"
 #include "tc.h"
 #include "xdp.h"
 
-/* Everything before the first byte is read. The clock is read once in a tick: jiffies are cheap to read, the clock is not. */
+/* Prepares working memory for a new packet, before a byte of the packet is read. The clock is read once in a tick:
+ * jiffies are cheap to read, the clock is not. */
 static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
 					  __u32 gso_size, __u16 l3_off)
 {
@@ -34,7 +35,7 @@ static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u
 	work->pkt.l3_off = l3_off;
 }
 
-/* Puts a verdict into effect; what it was is known and counted already, but for errors. */
+/* Carries out a verdict. Returns a TC action. */
 static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *work, enum verdict verdict)
 {
 	if (verdict == VERDICT_PASS)
@@ -44,8 +45,8 @@ static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *wo
 	return verdict == VERDICT_SEND ? (int)tc_forward(skb, work, work->fragment.waiting) : tc_refuse(skb);
 }
 
-/* A fragment, before its connection is looked for. A stack frame of its own, and the verifier need not follow
- * everything else twice, with a datagram and without. */
+/* Handles a fragment before the search for its connection. SEND: the connection decides. Not inlined, to save
+ * stack. The verifier then also does not check the rest of the program twice, with and without a datagram. */
 static __noinline enum verdict tc_enter_fragment(struct __sk_buff *skb, struct work *work)
 {
 	struct fragment *datagram = frag_datagram(work);
@@ -58,12 +59,12 @@ static __noinline enum verdict tc_enter_fragment(struct __sk_buff *skb, struct w
 	return verdict == VERDICT_HOLD && !hold_keep(skb, work, datagram) ? VERDICT_DROP : verdict;
 }
 
-/* And after it was. */
+/* Handles a fragment after its connection has decided. Returns the final verdict. Not inlined, to save stack. */
 static __noinline enum verdict tc_leave_fragment(struct work *work, enum verdict verdict)
 {
 	struct fragment *datagram = work->fragment.known ? bpf_map_lookup_elem(&fragments, &work->fragment.held.datagram) : NULL;
 
-	/* Its connection has gone since the first fragment. */
+	/* The connection has ended since the first fragment: the kernel must not get only the later fragments. */
 	if (verdict == VERDICT_PASS && work->pkt.fragment == FRAGMENT_LATER)
 		return frag_drop(work, REASON_NO_CONNECTION);
 	if (datagram && work->pkt.fragment == FRAGMENT_FIRST) {
@@ -73,7 +74,7 @@ static __noinline enum verdict tc_leave_fragment(struct work *work, enum verdict
 	return verdict;
 }
 
-/* What becomes of the packet, and written into it if it is sent. */
+/* Decides about a packet. SEND: the rewrite is already written into the skb. */
 static __always_inline enum verdict tc_decide(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -137,14 +138,15 @@ int hairpin_xdp(struct xdp_md *ctx)
 		xdp_read_options(ctx);
 	verdict = nat_decide(ctx, work, HOOK_XDP);
 	if (verdict == VERDICT_SEND) {
-		/* Never XDP_TX: on a veth whose peer has GRO but no XDP program, XDP_TX leaves frames in the peer's ring until other
-		 * traffic comes (veth_xdp_flush). */
+		/* Never XDP_TX: on a veth whose peer has GRO but no XDP program, XDP_TX leaves frames in the
+		 * peer's ring until other traffic comes (veth_xdp_flush). */
 		if (edit_frame((void *)(long)ctx->data, (void *)(long)ctx->data_end, pkt, &work->rw))
 			return (int)bpf_redirect_map(&tx_ports, work->rw.ifindex, XDP_DROP);
 		verdict = VERDICT_DROP;
 		work->rw.reason = REASON_WRITE_FAILED;
 	}
-	/* What is not in the first of a frame's buffers looks cut off: TC sees all of it. */
+	/* The parser sees only the first buffer of a frame, so a frame of several buffers looks truncated. TC sees
+	 * the whole frame. */
 	if (verdict == VERDICT_DROP && bpf_xdp_get_buff_len(ctx) != length)
 		return XDP_PASS;
 	if ((verdict == VERDICT_DROP || verdict == VERDICT_REFUSE) && xdp_doubts(&work->pkt, &work->rw))
@@ -154,7 +156,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	return verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? XDP_DROP : XDP_PASS;
 }
 
-/* At egress of a WAN. */
+/* The leak guard, at egress of a WAN. */
 SEC("tc")
 int hairpin_guard(struct __sk_buff *skb)
 {
@@ -164,8 +166,9 @@ int hairpin_guard(struct __sk_buff *skb)
 	return TC_ACT_SHOT;
 }
 
-/* Ends one connection for user space. Its epochs get a sum that no epochs have any more. The serial names the connection: another
- * one may have got the tuple since user space looked. */
+/* Ends one connection for user space. Both entries get a sum of epochs that never occurs again, because epochs
+ * only rise. The serial identifies the connection: another connection may have got the tuple since user space read
+ * it. */
 SEC("syscall")
 int hairpin_end(struct end_request *request)
 {
@@ -186,7 +189,8 @@ int hairpin_end(struct end_request *request)
 	return 0;
 }
 
-/* Adds to the count of a ring. The daemon uses it when several walks of the tables have found the same other figure. */
+/* Adds change to the count of a ring. The daemon runs this program when several walks of the tables have found the
+ * same difference. */
 SEC("syscall")
 int hairpin_correct(struct correct_request *request)
 {
@@ -198,7 +202,7 @@ int hairpin_correct(struct correct_request *request)
 	return 0;
 }
 
-/* Run by whoever loads the programs: connections expire from then on. */
+/* Starts the sweeper, which removes expired connections. The loader runs this program. */
 SEC("tc")
 int hairpin_start(struct __sk_buff *skb)
 {

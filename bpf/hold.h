@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: a fragment that arrives before the first one of its datagram is held, and sent after the first one. The datapath does
- * this itself: it works without the daemon. */
+/* TC: a fragment that arrives before the first fragment of its datagram is held, and sent after the first fragment. The
+ * program itself holds the fragment, because the datapath must work without the daemon. */
 #pragma once
 
 #include "scratch_packet.h"
 #include "fragment.h"
 
-/* Holds a fragment. False: it is too long, has IP options, or there are too many. If another CPU takes the first fragment
- * meanwhile, this one is lost, as if the network had lost it. */
+/* Holds a fragment. False: the fragment is too long or has IP options, or its datagram has too many held fragments. If
+ * another CPU sends the first fragment at this moment, the fragment stays in the map and is never sent, as if the network
+ * had lost it. */
 static __noinline bool hold_keep(struct __sk_buff *skb, struct work *work, struct fragment *datagram)
 {
 	struct scratch_packet *buffer = scratch_packet_get();
@@ -35,7 +36,7 @@ struct hold {
 	bool kernel;
 };
 
-/* Translates the header of a held fragment. False: its TTL is used up. */
+/* Translates the IP header of a held fragment. False: the TTL has expired. */
 static __always_inline bool hold_translate(struct hold *hold)
 {
 	const struct rewrite *rw = &hold->work->rw;
@@ -58,7 +59,7 @@ static __always_inline bool hold_translate(struct hold *hold)
 	return true;
 }
 
-/* Moves a held fragment into the scratch packet, and returns its length. 0: it is gone. */
+/* Moves a held fragment into the scratch packet, and returns its length in bytes. 0: it is not in the map. */
 static __always_inline __u32 hold_take(struct hold *hold, __u32 number)
 {
 	struct held_fragment *held;
@@ -94,8 +95,8 @@ static long hold_release_one(__u32 index, struct hold *hold)
 	return 0;
 }
 
-/* Sends the first fragment, which the skb holds translated, and then what is held of its datagram. False: nothing was sent, as
- * the neighbour must be resolved first. */
+/* Sends the first fragment, which is in the skb and translated, and then the held fragments of its datagram. False:
+ * nothing was sent, because the MAC address of the next hop is not known, or the first fragment has IP options. */
 static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, __u32 held)
 {
 	struct hold hold = { .skb = skb, .work = work, .buffer = scratch_packet_get() };
@@ -111,7 +112,8 @@ static __always_inline bool hold_send(struct __sk_buff *skb, struct work *work, 
 	return true;
 }
 
-/* Hands the first fragment and the held ones to the kernel. They come in once more, and are known then. */
+/* Sends the first fragment and the held fragments to the input interface once more. There the program passes them to the
+ * kernel, because the datagram's owner is OWNER_KERNEL now. */
 static __always_inline void hold_return(struct __sk_buff *skb, struct work *work, __u32 held)
 {
 	struct hold hold = { .skb = skb, .work = work, .buffer = scratch_packet_get(), .kernel = true };

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* ICMP errors about packets that hairpin sent (RFC 5508 REQ-3 to REQ-7): which connection they are about, and how they are
- * translated. They never make, refresh or end a connection (RFC 4787 REQ-12, RFC 5382 REQ-10). */
+/* ICMP errors about packets that hairpin sent (RFC 5508 REQ-3 to REQ-7): finds the connection of the quoted packet, and
+ * translates the error. An ICMP error never opens, refreshes or ends a connection (RFC 4787 REQ-12, RFC 5382 REQ-10). */
 #pragma once
 
 #include "nat.h"
 
-/* No connection sent the quoted packet. If the packet is one that a forward could have sent, the error is dropped. But the router
- * itself, or a client that the kernel masquerades, may have sent the packet: then the error is the kernel's. Of queries of ICMP
- * nobody can tell; their answers are left to the kernel, too. */
+/* Decides about an error whose quoted packet no connection sent. If the quoted packet has the external address and port
+ * of a forward, the error is dropped. But the router itself, or a client that the kernel masquerades, may have sent the
+ * quoted packet: then the kernel gets the error. It gets errors about queries of ICMP, too, as it gets the answers to them. In all
+ * other cases the kernel gets the error. */
 static __always_inline enum verdict icmp_stray(void *ctx, struct work *work)
 {
 	const struct tuple *sent = &work->pkt.quote.tuple;
@@ -16,13 +17,13 @@ static __always_inline enum verdict icmp_stray(void *ctx, struct work *work)
 
 	forward = external ? forward_find(forward_slot(), external, sent->protocol, sent->sport) : NULL;
 	if (!forward || packet_is_icmp(&work->pkt, sent->protocol) ||
-	    open_kernels_own(ctx, work, &work->error.answer, forward->wide, HOOK_TC))
+	    open_kernels_own_tc(ctx, true, forward->wide))
 		return nat_verdict(work, REASON_NONE);
 	return nat_verdict(work, REASON_NO_CONNECTION);
 }
 
-/* Translates the quoted packet back to the form in which its sender sent it. The checksums that cover the quote change by the
- * same difference, which this function computes. */
+/* Translates the quoted packet back to the form in which its sender sent it. Computes the new checksums in the quote, and
+ * the difference that all changes in the quote make in the error's own checksum. */
 static __always_inline void icmp_requote(struct work *work)
 {
 	const struct quote *quote = &work->pkt.quote;
@@ -46,8 +47,8 @@ static __always_inline void icmp_requote(struct work *work)
 	rw->l4_diff = changed;
 }
 
-/* The error's destination becomes the sender of the quoted packet. Its source stays, unless the connection hides sources in
- * this direction (RFC 5508 REQ-4, REQ-5, REQ-7). */
+/* The error's destination becomes the sender of the quoted packet. If the connection translates sources in this
+ * direction, the error gets the source that answers get; otherwise its source stays (RFC 5508 REQ-4, REQ-5, REQ-7). */
 static __always_inline void icmp_rewrite(struct work *work)
 {
 	const struct tuple *packet = &work->pkt.tuple;
@@ -65,8 +66,9 @@ static __always_inline void icmp_rewrite(struct work *work)
 	icmp_requote(work);
 }
 
-/* An error may come from any router on the way of the quoted packet. So it may come in by any WAN if the packet left by a WAN,
- * and by a LAN where the kernel would accept the sender if the packet left by a LAN. */
+/* May the error come in by another interface than the answers? Any router on the route of the quoted packet may send an
+ * error. If the quoted packet left by a WAN, the error may come in by any WAN. If the quoted packet left by a LAN, the
+ * error may come in by a LAN where the kernel's rp_filter accepts the error's source. */
 static __always_inline enum reason icmp_other_interface(void *ctx, struct work *work, __u32 expected)
 {
 	__u32 ifindex = work->pkt.ifindex;
@@ -79,7 +81,7 @@ static __always_inline enum reason icmp_other_interface(void *ctx, struct work *
 	return wan || nat_source_expected(ctx, work, in) ? REASON_NONE : REASON_SPOOFED;
 }
 
-/* The way of an ICMP error, top to bottom. */
+/* Decides what happens to an ICMP error. */
 static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -97,7 +99,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	if (conn_revoked(conn, error->entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;
-	/* The error must be addressed to the sender of the quoted packet, and come from where that packet went. */
+	/* The error must be addressed to the source of the quoted packet, and come from the side to which it went. */
 	if (reason == REASON_NONE && !addr_equal(&pkt->tuple.dst, &pkt->quote.tuple.src))
 		reason = REASON_NO_CONNECTION;
 	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Intercepts: forwards for LAN clients that match any destination address. They are in the same table as all other forwards,
- * under an external id of the LAN interface. */
+/* Intercepts: forwards for LAN clients that match any destination address. They are in the map forwards, under an
+ * external id that the LAN interface has. */
 #pragma once
 
 #include "conn.h"
 #include "forward.h"
 
-/* Was the connection made by an intercept? An intercept has no external address, so the entry has the epoch reference of the intercept
- * twice. */
+/* Was the connection made by an intercept? An intercept has no external address, so the connection has the intercept's id
+ * as its forward and as its address. */
 static __always_inline bool intercept_made(const struct conn *conn)
 {
 	return conn_address(conn) == conn_forward(conn);
 }
 
-/* May the packet be for an intercept? A quick look at its port. */
+/* May the packet be for an intercept? Compares only the port: this needs no look-up. */
 static __always_inline bool intercept_port(const struct settings *settings, const struct packet *pkt)
 {
 	__u16 port = bpf_ntohs(pkt->tuple.dport);
@@ -21,7 +21,8 @@ static __always_inline bool intercept_port(const struct settings *settings, cons
 	return port >= settings->intercept_first && port <= settings->intercept_last;
 }
 
-/* The target of an intercept and the excepted addresses are never caught, neither as clients nor as destinations. */
+/* Finds the intercept that redirects the packet. NULL: there is none. Packets from or to the target of the intercept, or
+ * from or to an address in its except list, are not redirected. */
 static __always_inline struct forward *intercept_find(const struct packet *pkt)
 {
 	const struct settings *settings = conn_settings();

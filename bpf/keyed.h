@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* SipHash-1-3 (Aumasson and Bernstein, 2012) with the loader's secret: hashes that strangers cannot foresee.
- * Words are 64 bits in the machine's order; the hash never leaves this machine but for 16 bits of a challenge. */
+/* SipHash-1-3 (Aumasson and Bernstein, 2012) with a secret from the loader: senders cannot predict the hashes. Words are
+ * 64 bits in host byte order. Only challenges show bits of a hash to others, 16 bits each. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -39,7 +39,7 @@ static __always_inline void sip_word(struct sip *sip, __u64 word)
 	sip->v[0] ^= word;
 }
 
-/* Of four words: by value, as what calls it is short of stack. */
+/* Hashes four words. They are arguments and not an array, because the callers have no stack left for an array. */
 __noinline __u64 keyed_hash(__u64 first, __u64 second, __u64 third, __u64 fourth)
 {
 	__u32 zero = 0;
@@ -57,7 +57,7 @@ __noinline __u64 keyed_hash(__u64 first, __u64 second, __u64 third, __u64 fourth
 	sip_word(&sip, second);
 	sip_word(&sip, third);
 	sip_word(&sip, fourth);
-	sip_word(&sip, (__u64)32 << 56);	/* the length, as SipHash ends */
+	sip_word(&sip, (__u64)32 << 56);	/* last word of SipHash: the length, 32 bytes */
 	sip.v[2] ^= 0xff;
 	sip_round(&sip);
 	sip_round(&sip);

@@ -1,59 +1,70 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The life of a connection: places and budgets, admission, promotion, closing, eviction, removal, the sweep, the challenge.
+/* The life of a connection: admission, promotion, closing, eviction, removal, the sweep, the challenge.
+ *
+ * A place is a slot of a ring (struct ring). Each connection holds a place of the kind of its state. The number of
+ * places limits the number of connections.
  *
  * Invariants
- *  1. The opener's entry decides: only the winner of a compare-and-swap of its identity counts, and only the winner of the
- *     change to CONN_GONE deletes. So every count goes up once and down once for each connection.
- *  2. The answerer's entry is inserted before the opener's and deleted before it, by the same CPU. Its key belongs to
- *     the connection meanwhile, as BPF_NOEXIST lets nobody else insert it.
- *  3. A half-open connection takes its place right after it is inserted (race E). Every later place is taken before the state
- *     changes. The sweeper walks all places, so no connection is forgotten.
- *  4. A place is held while its serial is that of a live connection whose state has not gone past the kind. Nobody has to give
- *     a place back: who looks for one finds that it is free.
+ *  1. The opener's entry decides. Only the CPU that wins a compare-and-swap of its identity changes counts. Only the
+ *     CPU that wins the change to CONN_GONE deletes the entries. So each connection raises a count once and lowers the
+ *     count once.
+ *  2. One CPU inserts the answerer's entry, then the opener's entry. One CPU deletes the answerer's entry, then the
+ *     opener's entry. The answerer's key belongs to the connection all this time: BPF_NOEXIST keeps others from
+ *     inserting this key.
+ *  3. A half-open connection takes its place right after its entries are inserted (race E). Every later place is taken
+ *     before the state changes. The sweeper visits all places, so it finds every connection.
+ *  4. A place is held if its serial belongs to a live connection, and the state of this connection is not past the kind
+ *     of the place. Otherwise the place is free. So nobody gives a place back: the search for a place finds that the
+ *     place is free.
  *
  * Races
- *  A. Reopening against expiry. CPU A has a SYN for a closing connection, CPU B sweeps it. Both call life_remove. One
- *     wins the change to CONN_GONE and deletes; the other one's change fails, and it counts nothing. If A loses, the old
- *     keys may still be in the table when A inserts: BPF_NOEXIST fails, the SYN is dropped as REASON_RACED, and sent again.
- *  B. Deletion against reuse of memory. CPU A holds a pointer to an entry, CPU B deletes it, CPU C makes another connection's of
- *     the memory. A's changes of state and flags carry the serial and fail. What A adds to counters or writes to
- *     sequence numbers in the few ns after its last look at the identity is C's: its segments are then judged by the other
- *     side's entry as well (conn_within), and by the next one they are in order again.
- *  C. Promotion against eviction. CPU A promotes: takes an established place, then changes the state. CPU B evicts the
- *     half-open connection in between. One of the two changes of state fails. If A's fails, A takes its count back, and the
- *     place it took is free by invariant 4; where another CPU has promoted the connection, it holds two places until it ends.
- *  D. Two CPUs take one place. Both read that it is free; each writes under the place's lock, and only if the serial is still
- *     the one it read. The second looks for another place.
- *  E. A place taken before its connection can be found would look free to others. An opening inserts both entries first and takes
- *     the place then. If no place is to be had, the opening removes its connection.
- *  F. The sweeper against life_move. The sweeper reads a place whose connection moves on to another kind meanwhile. It finds
- *     the state past the kind and clears the place; the new place was taken before the state changed (invariant 3).
- *  G. A count may be seen below zero for a moment: the evicting CPU takes away before the opening CPU adds. Counts are signed,
- *     and each is the sum of ups and downs, whatever their order. */
+ *  A. A new SYN against expiry. CPU A has a SYN for a closing connection. CPU B sweeps this connection. Both call
+ *     life_remove. The winner of the change to CONN_GONE deletes the entries. The loser's change fails, and the loser
+ *     counts nothing. If A loses, the old keys may still be in the table when A inserts. Then the insertion with
+ *     BPF_NOEXIST fails, A drops the SYN with REASON_RACED, and the client sends the SYN again.
+ *  B. Deletion against reuse of memory. CPU A has a pointer to an entry. CPU B deletes the entry. CPU C inserts another
+ *     connection, whose entry gets this memory. A's changes of state and flags compare the serial, so they fail. But A
+ *     may still write sequence numbers and counters, for a few ns after it last read the identity. These writes hit C's
+ *     connection. The segments of C's connection are then checked by conn_within, which also reads the other side's
+ *     entry, until the numbers are right.
+ *  C. Promotion against eviction. CPU A takes an established place for a half-open connection. CPU B evicts the
+ *     connection. Then A changes the state. One of the two changes of state fails. If A's change fails, A lowers its
+ *     count again, and its place is free by invariant 4. If another CPU has promoted the connection, the connection
+ *     holds two places until its end.
+ *  D. Two CPUs take one place. Both read that the place is free. Each CPU writes under the lock of the place, and only
+ *     if the serial is still the serial that it read. The second CPU fails, and searches again.
+ *  E. Place before entries. A place whose connection is not in the table yet looks free to other CPUs. So an opening
+ *     inserts both entries first, and then takes its place. If it finds no place, it removes its entries.
+ *  F. The sweeper against life_move. The sweeper reads a place, and then the connection moves to a place of another
+ *     kind. The sweeper finds that the state is past the kind, and clears the old place. The connection is safe: it
+ *     took its new place before its state changed (invariant 3).
+ *  G. A count below zero. The CPU that evicts a connection may lower a count before the CPU that opens the connection
+ *     raises it. So counts are signed. The sum is right in any order. */
 #pragma once
 
 #include "conn.h"
 #include "keyed.h"
 #include "verifier.h"
 
-/* Among unproven sources a newer opening evicts a half-open TCP connection only after this time: the handshake of a client
- * 300 ms away fits in. */
+/* In ms: a half-open TCP connection of an unproven client may be evicted this long after its opener's last packet. The
+ * handshake of a client with a round trip of 300 ms takes less. */
 enum { HALF_SURE_MS = 1000 };
-/* How many places a search looks at, by kind; see place_tries. */
+/* How many places a search examines (place_tries). */
 enum { TRIES_FIFO = 4, TRIES_SHARE = 8, TRIES_SAMPLE = 8, TRIES_TCP = 64 };
-/* How often the search for a place is repeated, where another CPU was faster. */
+/* How often the search for a place runs. The second search is for the case that another CPU was faster. */
 enum { PLACE_ROUNDS = 2 };
-/* Parts of a ring that one source, and one forward, may fill with half-open connections. */
+/* One client may fill 1/SOURCE_SHARE of a ring with half-open connections, one forward 1/FORWARD_SHARE. */
 enum { SOURCE_SHARE = 4, FORWARD_SHARE = 2 };
+/* A step of the sweeper ends after so many connections, or after so many places. */
 enum { SWEEP_VISITS = 256, SWEEP_PLACES = 4096 };
 enum { SWEEP_BUSY_NS = MS_NS, SWEEP_FULL_NS = 10 * MS_NS, SWEEP_IDLE_NS = 100 * MS_NS };
 enum { CLOCK_MONOTONIC_ID = 1, TIMER_EXISTS = 16 /* EBUSY */ };
 enum { PROVEN_SECONDS = 60, CHALLENGE_SECONDS = 64 };
 
-/* For tests: nanoseconds between two steps of the sweeper. 0: by how much there is to do. */
+/* For tests: nanoseconds between two steps of the sweeper. 0: sweep_delay chooses. */
 volatile const __u64 sweep_pause = 0;
 
-/* The kind of place that a connection in this state holds. */
+/* Returns the kind of place that a connection in this state holds. */
 static __always_inline enum place_kind life_kind(__u64 identity, __u8 protocol)
 {
 	bool tcp = protocol == IPPROTO_TCP;
@@ -70,7 +81,7 @@ static __always_inline enum place_kind life_kind(__u64 identity, __u8 protocol)
 	}
 }
 
-/* The last state in which a connection holds a place of this kind. */
+/* Returns the last state in which a connection holds a place of this kind. */
 static __always_inline enum conn_state place_last(enum place_kind kind)
 {
 	if (kind == PLACE_TCP || kind == PLACE_OTHER)
@@ -93,7 +104,7 @@ static __always_inline void ring_count(enum place_kind kind, bool v6, __s64 chan
 		__sync_fetch_and_add(&ring->count, change);
 }
 
-/* The hash by which a client is counted: a WAN's by IPv4 address or IPv6 /64, a LAN's by address. */
+/* Returns the hash by which a client is counted: an IPv6 client on a WAN by its /64, all other clients by address. */
 static __always_inline __u64 source_hash(const union addr *client, bool wan)
 {
 	bool prefix = wan && !addr_is_v4(client);
@@ -128,7 +139,8 @@ static __always_inline void source_add(__u64 hash, struct source change)
 
 static __always_inline __s32 source_least(__s32 one, __s32 other)
 {
-	/* Both values are read before: otherwise the compiler chooses between two pointers, and Linux 6.1 loses track of them. */
+	/* Both values are in registers here. Otherwise the compiler selects one of two pointers, and the verifier of
+	 * Linux 6.1 does not know where the result points. */
 	one = (__s32)verifier_same((__u32)one);
 	other = (__s32)verifier_same((__u32)other);
 	return one < other ? one : other;
@@ -147,8 +159,8 @@ static __always_inline struct source source_get(__u64 hash)
 	return least;
 }
 
-/* All clients behind one LAN interface together. The interface is the router's own choice, so no keyed hash is needed: its
- * number times 2^64 over the golden ratio. */
+/* Returns the hash by which all clients behind one LAN interface are counted. No sender can choose the interface, so the
+ * hash needs no key: the factor is 2^64 divided by the golden ratio. */
 static __always_inline __u64 source_lan(__u32 lan)
 {
 	return lan * 0x9e3779b97f4a7c15;
@@ -183,7 +195,7 @@ static __always_inline void load_count(__u32 forward, enum place_kind kind, __s3
 		__sync_fetch_and_add(&load->other, change);
 }
 
-/* Counts a connection of this client in its state, or takes that back. Its place is counted apart, where it is taken. */
+/* Counts a connection for its forward, its client and its LAN. change is 1 or -1. ring_count counts its place. */
 static __always_inline void life_count_client(__u64 client, enum place_kind kind, __u32 forward, __u64 identity, __s32 change)
 {
 	struct source changes = {};
@@ -209,7 +221,7 @@ static __always_inline void life_count(const struct tuple *key, __u32 forward, _
 			  change);
 }
 
-/* Counts the end of a connection that was established. */
+/* Counts the end of a connection, if it was established. */
 static __always_inline void life_count_closed(__u32 forward, __u64 identity)
 {
 	struct forward_stats *stats = conn_stats(forward);
@@ -222,8 +234,8 @@ static __always_inline void life_count_closed(__u32 forward, __u64 identity)
 		stats->closed[path]++;
 }
 
-/* The working memory of a packet, or of the sweeper. Linux 6.1 does not accept a global function's argument as the key of a
- * map: so global functions look it up. */
+/* Returns the working memory of the packet or of the sweeper. Global functions call this instead of taking the memory as
+ * an argument: Linux 6.1 does not accept memory from an argument as the key of a map. */
 static __always_inline struct scratch *scratch_get(bool sweeping)
 {
 	__u32 zero = 0;
@@ -238,8 +250,8 @@ static __always_inline struct scratch *scratch_get(bool sweeping)
 	return sweeper ? &sweeper->scratch : NULL;
 }
 
-/* Takes a connection out of the table, by its opener's entry. False: it is in another state by now, or another CPU is at
- * it. */
+/* Removes a connection. key, opener and entry are of the opener's direction. False: another CPU has changed its state,
+ * and nothing was removed. */
 __noinline bool life_remove(const struct tuple *key, struct conn *opener, const struct entry *entry,
 			   enum conn_event event, bool sweeping)
 {
@@ -263,7 +275,6 @@ __noinline bool life_remove(const struct tuple *key, struct conn *opener, const 
 	return true;
 }
 
-/* By family. */
 static __always_inline __u32 place_read4(__u32 index, struct tuple *key)
 {
 	struct place4 *place = bpf_map_lookup_elem(&places4, &index);
@@ -294,7 +305,7 @@ static __always_inline __u32 place_read6(__u32 index, struct tuple *key)
 	return serial;
 }
 
-/* Copies a place of either family. Its serial; 0: it is free. */
+/* Copies the key of a place, and returns its serial. 0: the place is free. */
 __noinline __u32 place_read(__u32 index, bool v6, struct tuple *key)
 {
 	if (!key)
@@ -338,7 +349,7 @@ static __always_inline bool place_write6(__u32 index, __u32 expected, __u32 seri
 	return mine;
 }
 
-/* False: another connection has got the place since its serial was read. */
+/* Writes a place if its serial is still the expected one. False: another CPU has written the place since. */
 __noinline bool place_write(__u32 index, __u32 expected, __u32 serial, const struct tuple *key)
 {
 	if (!key)
@@ -346,7 +357,7 @@ __noinline bool place_write(__u32 index, __u32 expected, __u32 serial, const str
 	return tuple_is_v6(key) ? place_write6(index, expected, serial, key) : place_write4(index, expected, serial, key);
 }
 
-/* The connection that holds a place; NULL: none does any more. */
+/* Finds the connection that holds a place. NULL: the place is free (invariant 4). */
 static __always_inline struct conn *place_holder(const struct tuple *key, __u32 serial, enum place_kind kind,
 						 struct entry *entry)
 {
@@ -360,11 +371,11 @@ static __always_inline struct conn *place_holder(const struct tuple *key, __u32 
 
 struct place_search {
 	struct scratch *scratch;
-	const struct tuple *key;	/* of the connection that wants a place */
+	const struct tuple *key;	/* opener's key of the connection that wants a place */
 };
 
-/* The slot to look at next. The ring of established TCP connections has more places than there may be connections, so a random
- * slot is often free. All other rings go round. */
+/* Returns the slot to examine next. The ring of established TCP has more places than connections are allowed, so a random
+ * slot is often free. In all other rings the slots are examined in order. */
 static __always_inline __u32 place_next(struct ring *ring, enum place_kind kind)
 {
 	if (!ring->size)
@@ -374,7 +385,7 @@ static __always_inline __u32 place_next(struct ring *ring, enum place_kind kind)
 	return (__u32)(__sync_fetch_and_add(&ring->next, 1) % ring->size);
 }
 
-/* May this holder be made to give way to the newcomer? */
+/* May the new connection evict this holder? */
 static __always_inline bool place_yields(const struct place_search *search, const struct conn *holder)
 {
 	const struct place_want *want = &search->scratch->want;
@@ -397,15 +408,17 @@ static __always_inline bool place_yields(const struct place_search *search, cons
 	}
 }
 
-/* Is this holder spared? A newcomer from a WAN displaces a LAN client only if none of the places looked at has a WAN client that may
- * give way. */
+/* Is this holder spared? A new connection from a WAN evicts a LAN client only if no WAN client in the examined places may
+ * be evicted. */
 static __always_inline bool place_spared(const struct scratch *scratch)
 {
 	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.entry.identity & CONN_FROM_WAN);
 }
 
-/* Of several holders the one that is worth least gives way. Established ones: those without evidence (nat_evidence) first, then
- * those whose forward holds most, then those with least evidence. All others: the oldest that is not spared. */
+/* Returns the worth of a holder. The holder with the lowest worth is evicted.
+ *  - Established, not TCP: first holders without evidence (nat_evidence), then holders whose forward has the most
+ *    connections, then holders with the least evidence.
+ *  - All others: first holders that are not spared, then the oldest. */
 static __always_inline __u64 place_worth(const struct scratch *scratch, const struct conn *holder)
 {
 	__s32 age = (__s32)(scratch->now - holder->seen);
@@ -419,7 +432,7 @@ static __always_inline __u64 place_worth(const struct scratch *scratch, const st
 	return (__u64)!!holder->end << 63 | (__u64)(~others & 0x7fffffff) << 32 | holder->end;
 }
 
-/* One place; 1 ends the search: it was free, or its holder is the one to give way. */
+/* Examines one place (callback of bpf_loop). 1 ends the search: the place is taken, or its holder will be evicted. */
 static long place_try(__u32 step, struct place_search *search)
 {
 	struct scratch *scratch = search->scratch;
@@ -451,10 +464,11 @@ static long place_try(__u32 step, struct place_search *search)
 		victim->worth = worth;
 		victim->direction.key = scratch->holder.key;
 	}
-	/* A forward or a client beyond its share gives up the first of its own places that is found. A ring is searched in the order
-	 * in which its places were taken, so this is the oldest. All others may still find a free place. */
+	/* A forward or a client over its share evicts the first of its own connections that the search finds. The search
+	 * follows the order in which places were taken, so this connection is the oldest. All others search on: a free
+	 * place may follow. */
 	own = (want->forward_over_share || want->client_over_share) && !place_spared(scratch);
-	/* A bool from memory is no known 0 or 1 to Linux 6.1. */
+	/* A callback must return 0 or 1. The verifier of Linux 6.1 does not know that a bool from memory is 0 or 1. */
 	return verifier_same(own) ? 1 : 0;
 }
 
@@ -467,7 +481,7 @@ static __always_inline __u32 place_tries(enum place_kind kind, bool share)
 	return share ? TRIES_SHARE : TRIES_FIFO;
 }
 
-/* Notes when a half-open UDP connection was last evicted: open_evicted asks. */
+/* Stores when a half-open UDP connection was last evicted, for open_evicted. */
 static __always_inline void ring_note_evicted(const struct tuple *victim, __u32 now)
 {
 	struct ring *ring = ring_of(PLACE_HALF_OTHER, tuple_is_v6(victim));
@@ -476,7 +490,7 @@ static __always_inline void ring_note_evicted(const struct tuple *victim, __u32 
 		ring->evicted = now;
 }
 
-/* All places that were looked at are held: the least worthy of their holders gives way. */
+/* Evicts the victim of the search, and takes its place. False: another CPU has changed the victim or the place. */
 static __always_inline bool place_displace(const struct tuple *key, struct scratch *scratch, bool sweeping)
 {
 	struct place_want *want = &scratch->want;
@@ -492,8 +506,8 @@ static __always_inline bool place_displace(const struct tuple *key, struct scrat
 	return place_write(victim->index, victim->serial, want->serial, key);
 }
 
-/* Takes the place that scratch->want describes: a free one of some, else that of the holder who is worth least. False: there
- * is none to be had. */
+/* Takes a place for scratch->want: a free place, otherwise the place of the holder with the lowest worth. False: no
+ * examined place is free, and no holder may be evicted. */
 static __always_inline bool place_take(const struct tuple *key, struct scratch *scratch, bool sweeping)
 {
 	struct place_search search = { .scratch = scratch, .key = key };
@@ -517,7 +531,7 @@ static __always_inline void place_want_begin(struct scratch *scratch, __u64 iden
 	scratch->want.from_wan = identity & CONN_FROM_WAN;
 }
 
-/* Counts that a connection has gone on from this state. */
+/* Counts the change from the state in identity to closing or ended. */
 __noinline int life_count_move(const struct tuple *key, __u32 forward, __u64 identity, enum conn_state to)
 {
 	if (!key)
@@ -530,8 +544,8 @@ __noinline int life_count_move(const struct tuple *key, __u32 forward, __u64 ide
 	return 0;
 }
 
-/* From established to closing or ended. False: another CPU has done so, or no place was to be had: then the sweeper
- * tries again. */
+/* Changes an established connection to closing or ended. False: another CPU has changed its state, or there is no place.
+ * The sweeper then tries again. */
 __noinline bool life_move(const struct tuple *key, struct conn *opener, const struct entry *entry,
 			  enum conn_state to, bool sweeping)
 {
@@ -578,8 +592,8 @@ static __always_inline void life_count_established(__u32 forward, __u64 identity
 		stats->established[path]++;
 }
 
-/* The handshake is complete. Two CPUs may find that at once: one makes the change, the other finds it made. A stack frame
- * of its own. */
+/* Makes a half-open connection established. NONE: the connection is established. If two CPUs do so at once, one of them
+ * changes the state, and both return NONE. Not inlined, to have its own stack frame. */
 __noinline enum reason life_promote(const struct tuple *key, struct conn *opener, const struct entry *entry)
 {
 	struct scratch *scratch = scratch_get(false);
@@ -616,8 +630,8 @@ __noinline enum reason life_promote(const struct tuple *key, struct conn *opener
 	return REASON_NONE;
 }
 
-/* Counts the connection that is being opened, in work->open, or takes that back. Before its opener's entry can be found: from
- * then on another CPU may remove it, and count that. */
+/* Counts the connection in work->open. change is 1 or -1. The caller counts before it inserts the opener's entry: after
+ * that another CPU may remove the connection, and lower the counts. */
 __noinline int life_count_opening(__s32 change)
 {
 	struct work *work = work_get();
@@ -633,7 +647,8 @@ __noinline int life_count_opening(__s32 change)
 	return 0;
 }
 
-/* The connection in work->open is in the table, and takes its place. False: there is none, and it is gone again. */
+/* Takes a place for the connection in work->open, whose entries are inserted. False: there is no place, and the
+ * connection is removed again. */
 __noinline bool life_begin(void)
 {
 	struct work *work = work_get();
@@ -662,7 +677,7 @@ __noinline bool life_begin(void)
 	scratch->want.client_over_share = kind == PLACE_HALF_OTHER && work->open.client_over_share;
 	if (place_take(key, scratch, false))
 		return true;
-	/* Another CPU may have promoted it meanwhile: then it has its place. */
+	/* If another CPU has promoted the connection, it has an established place. */
 	opener = conn_find(key, &work->open.entry);
 	if (!opener || conn_serial(work->open.entry.identity) != conn_serial(identity))
 		return false;
@@ -672,8 +687,8 @@ __noinline bool life_begin(void)
 	return false;
 }
 
-/* Would a half-open TCP connection of an unknown source displace one that has hardly had time for its handshake? Chooses
- * the place to begin with. */
+/* Must a new client prove its address first? True if the holder of the next place may not be evicted (HALF_SURE_MS).
+ * Stores the slot of this place in work->open.slot. */
 __noinline bool life_under_pressure(bool v6)
 {
 	struct ring *ring = ring_of(PLACE_HALF_TCP, v6);
@@ -695,7 +710,8 @@ __noinline bool life_under_pressure(bool v6)
 	return holder && !place_yields(&search, holder);
 }
 
-/* Has a client with so many half-open connections more than its share, while places are scarce? */
+/* Is a client with so many half-open connections over its share? Only while less than 1/SOURCE_SHARE of the ring is
+ * free. */
 static __always_inline bool life_over_share(__s32 half_open, enum place_kind kind, bool v6)
 {
 	const struct ring *ring = ring_of(kind, v6);
@@ -711,8 +727,8 @@ static __always_inline bool source_full(struct source source, bool tcp, __u32 li
 	return limit && count >= (__s32)limit;
 }
 
-/* Has this client, or its LAN, reached the limit of established connections? TCP is counted apart from all other protocols:
- * forged datagrams must not keep a client from connecting. */
+/* Has this client, or its LAN, reached the limit of established connections? TCP has its own count: forged datagrams must
+ * not use up the TCP connections of a client. */
 static __always_inline bool life_too_many(struct source source, __u32 lan, bool tcp)
 {
 	const struct settings *settings = conn_settings();
@@ -722,9 +738,9 @@ static __always_inline bool life_too_many(struct source source, __u32 lan, bool 
 	return lan && settings->interface_limit && source_full(source_get(source_lan(lan)), tcp, settings->interface_limit);
 }
 
-/* The challenge: a SYN/ACK whose acknowledgement is not the one that the client expects. A client that has really sent the
- * SYN answers with a RST that carries this number (RFC 9293 3.10.7.3), and sends its SYN again. The number lies in
- * [ISN - 65535, ISN], and its lower half is a hash of the tuple: so the answer can be told without a memory. */
+/* The challenge is a SYN/ACK with a wrong acknowledgement number. A client that has really sent the SYN answers with a
+ * RST that has this number (RFC 9293 3.10.7.3), and sends its SYN again. The number is in [ISN - 65535, ISN]. Its low 16
+ * bits are a hash of the tuple, so challenge_answered recognises the RST without stored state. */
 static __always_inline __u16 challenge_hash(const struct tuple *syn, __u32 period)
 {
 	return (__u16)keyed_hash((__u64)syn->src.word[0] << 32 | syn->src.word[1],
@@ -758,8 +774,8 @@ static __always_inline __u32 *proven_at(__u64 hash)
 	return page ? &page->proven[slot % COUNTS_PAGE] : NULL;
 }
 
-/* Notes that a source has answered a challenge. 16 bits are a hint, not a proof: they give priority among half-open places,
- * nothing more. */
+/* Stores that a client has answered a challenge. A sender may guess the 16 bits. A right guess only gives its SYNs places
+ * of PLACE_HALF_PROVEN. */
 static __always_inline void proven_note(__u64 hash, __u32 second)
 {
 	__u32 *value = proven_at(hash);
@@ -775,8 +791,8 @@ static __always_inline bool proven_is(__u64 hash, __u32 second)
 	return value && *value && *value >> 16 == (__u16)(hash >> 32) && (__u16)(second - *value) < PROVEN_SECONDS;
 }
 
-/* How long a connection past its handshake may be idle, in ns. An ended one stays for a while: the server's late packets are then
- * recognised and dropped. Where it is not TCP, no other client gets its tuple meanwhile. */
+/* Returns how long a connection past its handshake may be idle, in ns. An ended connection stays for this time too: late
+ * packets of its answerer are recognised and dropped. Without TCP, no other client gets its tuple during this time. */
 static __always_inline __u64 life_idle_limit(const struct settings *time, enum conn_state state, __u8 protocol)
 {
 	if (protocol != IPPROTO_TCP)
@@ -784,8 +800,9 @@ static __always_inline __u64 life_idle_limit(const struct settings *time, enum c
 	return state == CONN_ESTABLISHED ? time->tcp_established : time->tcp_closing;
 }
 
-/* What counts is the last packet of either side; but no stranger can keep a connection alive that its server has left
- * (RFC 4787 REQ-6). TCP has sequence numbers for that. */
+/* Returns when the connection was last used, in ms: the last packet in order of either side. From a WAN, without TCP,
+ * only packets of the answerer count (RFC 4787 REQ-6): otherwise forged packets keep a connection alive. For TCP sequence
+ * numbers prevent this. */
 static __always_inline __u32 life_last_seen(const struct conn *opener, const struct conn *answerer, __u64 identity,
 				       __u8 protocol)
 {
@@ -794,14 +811,15 @@ static __always_inline __u32 life_last_seen(const struct conn *opener, const str
 	return (__s32)(answerer->seen - opener->seen) > 0 ? answerer->seen : opener->seen;
 }
 
-/* Is the tuple held for a while, so that no other client gets it (RFC 6888 REQ-8)? Then the connection ends, but its entries
- * stay. */
+/* Does an expired connection become ended, instead of being removed? Its entries then reserve the tuple, so that no other
+ * client gets the tuple at once (RFC 6888 REQ-8). */
 static __always_inline bool life_lingers(__u64 identity, __u8 protocol)
 {
 	return conn_state(identity) == CONN_ESTABLISHED && conn_path(identity) == PATH_HAIRPIN && protocol != IPPROTO_TCP;
 }
 
-/* The sweeper looks at a connection. True: it has left this place. */
+/* Checks one connection for the sweeper: removes it if it has expired, moves it if it is closed or revoked. True: the
+ * connection has left its place. */
 __noinline bool life_visit(const struct tuple *key, struct conn *opener, const struct entry *entry, __u32 now)
 {
 	const struct settings *time = conn_settings();
@@ -820,7 +838,8 @@ __noinline bool life_visit(const struct tuple *key, struct conn *opener, const s
 	if (over && state == CONN_ESTABLISHED)
 		return life_move(key, opener, entry, CONN_ENDED, true);
 	answerer = conn_other(entry, &scratch->other);
-	/* The connection has closed, but there was no place for it, or two CPUs each saw half of the close. */
+	/* The connection was not moved when it closed: there was no place, or two CPUs handled the last segments at
+	 * once. */
 	if (answerer && state == CONN_ESTABLISHED && key->protocol == IPPROTO_TCP &&
 	    conn_closed(opener, entry->identity, answerer, scratch->other.entry.identity))
 		return life_move(key, opener, entry, CONN_CLOSING, true);
@@ -836,7 +855,7 @@ struct sweep {
 	struct sweeper *sweeper;
 };
 
-/* To the next ring. 1: all have been seen. */
+/* Goes to the next ring. Returns 1 to end the step: this was the last ring. */
 static __always_inline long sweep_next_ring(struct sweeper *sweeper)
 {
 	sweeper->place = 0;
@@ -847,7 +866,7 @@ static __always_inline long sweep_next_ring(struct sweeper *sweeper)
 	return 1;
 }
 
-/* One place; 1 ends the step. */
+/* Visits one place (callback of bpf_loop). Returns 1 to end the step. */
 static long sweep_place(__u32 step, struct sweep *sweep)
 {
 	struct sweeper *sweeper = sweep->sweeper;
@@ -880,10 +899,11 @@ static __always_inline __u64 sweep_delay(const struct sweeper *sweeper)
 	return sweeper->visits >= SWEEP_VISITS ? SWEEP_FULL_NS : SWEEP_IDLE_NS;
 }
 
-/* Runs many times a second, with or without the daemon, and sees few places each time. */
+/* One step of the sweeper (callback of the bpf_timer). It visits some of the places, and starts the timer again. It needs
+ * no daemon. */
 static int sweep_run(void *map, __u32 *key, struct sweeper *sweeper)
 {
-	/* Not conn_now(): a syscall program, which starts the sweeping, may not read the coarse clock. */
+	/* This clock is at most one tick ahead of conn_now(), from which the entries have their times. */
 	struct sweep sweep = { .sweeper = sweeper };
 
 	(void)map;
@@ -895,7 +915,7 @@ static int sweep_run(void *map, __u32 *key, struct sweeper *sweeper)
 	return 0;
 }
 
-/* Starts the sweeping, or hands it to this program. */
+/* Starts the timer. A timer that runs already now calls sweep_run of this program. Returns 0 or a negative errno. */
 static __always_inline long sweep_start(void)
 {
 	__u32 zero = 0;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Reflect public: the external port that stands for a client's port. All connections of that port at one external address have
- * the same external port, and no other client has it (RFC 4787 REQ-1, REQ-9a). */
+/* Reflect public: the external port that stands for a client's port. At one external address, all connections of the
+ * client's port have one external port, and no other client has this external port (RFC 4787 REQ-1, REQ-9a). */
 #pragma once
 
 #include "maps.h"
@@ -18,7 +18,7 @@ static __always_inline struct tuple *mapping_key(struct work *work, const union 
 	return key;
 }
 
-/* By its client. */
+/* Returns the key by client: the client's address and port, and the external address. */
 static __always_inline struct tuple *mapping_of_client(struct work *work)
 {
 	const struct tuple *client = &work->open.key;
@@ -28,7 +28,7 @@ static __always_inline struct tuple *mapping_of_client(struct work *work)
 	return key;
 }
 
-/* The key by external port: what a server's answer is addressed to. */
+/* Returns the key by external port: the address and port to which the target answers. */
 static __always_inline struct tuple *mapping_of_port(struct work *work)
 {
 	const struct tuple *answer = &work->open.answer;
@@ -36,7 +36,7 @@ static __always_inline struct tuple *mapping_of_port(struct work *work)
 	return mapping_key(work, &answer->dst, answer->dport, answer->protocol);
 }
 
-/* The external port of the client's port. If there is none yet, the same port, which is tried first. */
+/* Returns the external port of the client's port. Without a mapping, returns the client's port: it is tried first. */
 static __always_inline __be16 mapping_port(struct work *work)
 {
 	const struct mapping *known = bpf_map_lookup_elem(&mappings, mapping_of_client(work));
@@ -54,7 +54,7 @@ static __always_inline const struct mapping *mapping_fresh(struct work *work)
 	return fresh;
 }
 
-/* Claims the external port for this client. False: another client has it. */
+/* Claims the external port for this client's port. False: another client or another port has the external port. */
 static __always_inline bool mapping_claim(struct work *work)
 {
 	const struct tuple *client = &work->open.key;
@@ -66,7 +66,7 @@ static __always_inline bool mapping_claim(struct work *work)
 	return owner && owner->client_port == client->sport && addr_equal(&owner->client, &client->src);
 }
 
-/* Remembers the port for the client. A port that was remembered before stays. */
+/* Stores the external port in the entry by client. If this entry exists, it stays unchanged. */
 static __always_inline void mapping_keep(struct work *work)
 {
 	bpf_map_update_elem(&mappings, mapping_of_client(work), mapping_fresh(work), BPF_NOEXIST);

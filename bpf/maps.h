@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The maps: who writes them and why they are of their type; and the counters.
- * Sizes given here are defaults, the loader sets those of conns4, conns6, places4, places6 and the rings from the configuration. */
+/* The maps: who writes each map, and why it has its type; and the functions that count. The sizes here are defaults: from
+ * the configuration the loader sets the sizes of conns4, conns6, places4 and places6, and the content of rings. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -8,16 +8,16 @@
 
 #include "types.h"
 
-/* Layout of everything pinned: raised with each incompatible change of types.h or of a map. */
+/* Version of the layout of the pinned maps. It is raised with each incompatible change of types.h or of a map. */
 enum schema { SCHEMA = 8 };
 
-/* Multiplicative hashing (Knuth): 2^32 over the golden ratio. The upper bits are the good ones. */
+/* Multiplicative hashing (Knuth): 2^32 divided by the golden ratio. Use the upper bits of the product: they mix best. */
 enum { HASH_MULTIPLIER = 2654435761u };
-/* Bits of the index into maybe_external, and of a LAN's hash in an entry's identity. */
+/* Number of bits: of an index of maybe_external, and of the LAN interface's hash in an entry's identity. */
 enum { MAYBE_EXTERNAL_BITS = 12, LAN_HASH_BITS = 12 };
 enum { HOPS = 4096 };
 
-/* Written once by the loader; a program of another schema leaves the pins alone. */
+/* The loader writes the schema once. A hairpin with another schema does not use the pinned maps. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -25,7 +25,7 @@ struct {
 	__uint(max_entries, 1);
 } schema SEC(".maps");
 
-/* Written by the control plane: one write swaps the whole set of forwards. */
+/* The control plane writes the generation: one write swaps the whole set of forwards. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -47,7 +47,7 @@ struct {
 	__uint(max_entries, 1);
 } settings SEC(".maps");
 
-/* Written by the control plane; an address event is one write. */
+/* Key: an external address. The control plane writes it: one write adds, changes or removes an address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, union addr);
@@ -56,8 +56,9 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } externals SEC(".maps");
 
-/* By hash of an address: 1, if it is or was in externals. Spares nearly every packet that is not ours the look into
- * them. Written by the control plane, before the address is. */
+/* Index: external_slot of an address. 1: an address with this hash is or was in externals. 0: the packet needs no look-up
+ * in externals; that holds for nearly every packet that hairpin does not handle. The control plane writes the 1 before it
+ * writes the address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -97,8 +98,8 @@ struct origin_trie {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 };
 
-/* Two slots each. The control plane fills the idle one with a new trie; what runs is only added to, by a
- * forward that meets no other. */
+/* Each map has two slots. The control plane fills the unused slot with a new trie. It changes a live trie in one case
+ * only: it adds a forward that shares no port with another forward. */
 struct forward_trie forwards_empty SEC(".maps");
 struct allow_trie allow_empty SEC(".maps");
 struct stand_in_trie stand_ins_empty SEC(".maps");
@@ -118,7 +119,7 @@ struct {
 	__array(values, struct allow_trie);
 } allow SEC(".maps") = { .values = { &allow_empty, &allow_empty } };
 
-/* Of reflect prefix: clients to stand-ins, and back. */
+/* Reflect prefix: from clients to stand-ins, and back. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__type(key, __u32);
@@ -126,7 +127,7 @@ struct {
 	__array(values, struct stand_in_trie);
 } stand_ins SEC(".maps") = { .values = { &stand_ins_empty, &stand_ins_empty } };
 
-/* And the forwards by their targets: what a server says to a stand-in rebuilds a connection that was lost. */
+/* The forwards by their targets. By them the answer of a target rebuilds a lost connection (stand_in.h). */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__type(key, __u32);
@@ -134,7 +135,7 @@ struct {
 	__array(values, struct origin_trie);
 } origins SEC(".maps") = { .values = { &origins_empty, &origins_empty } };
 
-/* By external id: the address that has it, if that is one alone. An address event is one write. */
+/* Key: an external id. Value: the address with this id. An id of several addresses has no entry. One write changes an address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, __u32);
@@ -143,8 +144,8 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } listeners SEC(".maps");
 
-/* Two entries a mapping. A port of a mapping that was evicted may become another client's; no connection can
- * be taken for another by that, BPF_NOEXIST in conns4 and conns6 sees to that. */
+/* Two entries for each mapping. After an LRU eviction another client may get the port of the mapping. BPF_NOEXIST in
+ * conns4 and conns6 keeps tuples unique even then. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
@@ -152,7 +153,7 @@ struct {
 	__uint(max_entries, 12288);
 } mappings SEC(".maps");
 
-/* The running configuration as text, in chunks, for whoever comes next: it swaps with the forwards. */
+/* The running configuration as text, in chunks, for later commands and daemons. It has two slots, too. */
 struct document_chunks {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -168,7 +169,7 @@ struct {
 	__array(values, struct document_chunks);
 } documents SEC(".maps");
 
-/* Of forwards and external addresses, by id; raised by the control plane to end connections. */
+/* Index: the id of a forward or an external address. Raised by the control plane to end all connections of the id. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -176,7 +177,7 @@ struct {
 	__uint(max_entries, 131072);
 } epochs SEC(".maps");
 
-/* Two entries a connection, whatever its state. */
+/* Two entries for each connection, in every state. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, struct tuple4);
@@ -191,7 +192,7 @@ struct {
 	__uint(max_entries, 83968);
 } conns6 SEC(".maps");
 
-/* By enum place_kind and family; sizes and limits are the loader's. */
+/* Index: enum place_kind * 2, plus 1 for IPv6. The loader sets sizes and limits. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -220,7 +221,7 @@ struct {
 	__uint(max_entries, 1);
 } sweepers SEC(".maps");
 
-/* Next hops, by a hash of what they are. */
+/* Next hops. hop_remember makes the index by a hash of MAC addresses and output device. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -230,8 +231,8 @@ struct {
 
 enum { SOURCES = 16384, LOADS = 4096, PROVEN = 16384 };
 
-/* What each client has, in two rows by two hashes of its address; the lower figure counts. Two clients meet in both by
- * chance only, and no count is ever forgotten. */
+/* The counts of each client, in two rows: each row has another hash of the address as index. The lower of both counts is
+ * used. A client's count is too high only if other clients use both of its counters. An array, because no count may be evicted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -239,7 +240,7 @@ struct {
 	__uint(max_entries, 2 * SOURCES / COUNTS_PAGE);
 } sources SEC(".maps");
 
-/* By forward id; from 4096 forwards on some share one. */
+/* Index: forward id % LOADS. With more than 4096 forwards, some forwards share their counts. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -247,7 +248,7 @@ struct {
 	__uint(max_entries, LOADS / COUNTS_PAGE);
 } loads SEC(".maps");
 
-/* By hash of a source. */
+/* Index: a hash of a source address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -269,8 +270,8 @@ struct {
 	__uint(max_entries, 1);
 } serials SEC(".maps");
 
-/* Addresses that forwards lead to, written by the control plane: fragments from them or to an external
- * address may be ours, and the leak guard keeps the private ones off WANs. */
+/* The target addresses of all forwards. The control plane writes them. hairpin follows fragments from a target, and the
+ * leak guard drops packets that would leave by a WAN with a target's private address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, union addr);
@@ -279,7 +280,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } targets SEC(".maps");
 
-/* The router's own addresses, written by the control plane: an intercept may lead to one. */
+/* The router's own addresses, one of which may be the target of an intercept. The control plane writes them. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, union addr);
@@ -295,7 +296,8 @@ struct {
 	__uint(max_entries, 4096);
 } fragments SEC(".maps");
 
-/* Together with fragments under 2 MiB; a flood of fragments without a first evicts only its like. */
+/* The maps fragments and held_fragments take less than 2 MiB together. LRU: a flood of later fragments evicts only held
+ * fragments, never connections. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct held_key);
@@ -303,7 +305,7 @@ struct {
 	__uint(max_entries, 640);
 } held_fragments SEC(".maps");
 
-/* Packets that TC puts together, by CPU: the loader makes one for each. */
+/* Buffers in which TC builds packets. Index: the CPU. The loader sets max_entries to the number of CPUs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -311,7 +313,7 @@ struct {
 	__uint(max_entries, 1);
 } scratch_packets SEC(".maps");
 
-/* By enum role. */
+/* Index: enum role. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
@@ -319,7 +321,7 @@ struct {
 	__uint(max_entries, ROLES);
 } icmp_budgets SEC(".maps");
 
-/* By ifindex, written by the control plane. */
+/* Key: ifindex. The control plane writes it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, __u32);
@@ -328,7 +330,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } interfaces SEC(".maps");
 
-/* Devices that take XDP frames; anything else is TC's. */
+/* Output devices that take XDP frames. TC sends the packets to all other devices. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP_HASH);
 	__type(key, __u32);
@@ -347,8 +349,8 @@ struct stats_page {
 
 struct stats_page stats_empty SEC(".maps");
 
-/* By forward id, in pages that the control plane makes as there are forwards: arrays, for every packet of a
- * connection is counted here. */
+/* Index: forward id / STATS_PAGE, then forward id % STATS_PAGE. The control plane adds the pages that its forwards need.
+ * Arrays, because every packet of a connection is counted here, and an array is faster than a hash. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__type(key, __u32);
@@ -356,7 +358,8 @@ struct {
 	__array(values, struct stats_page);
 } forward_stats SEC(".maps");
 
-/* Every verdict but SEND and a PASS of what is not ours. */
+/* Counts the packets that have a reason, by interface, verdict and reason. Packets of connections are counted in
+ * forward_stats. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__type(key, struct counter_key);
@@ -365,7 +368,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } counters SEC(".maps");
 
-/* By enum conn_event. */
+/* Index: enum conn_event. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, enum conn_event);
@@ -381,7 +384,7 @@ static __always_inline void count_event(enum conn_event event)
 		(*value)++;
 }
 
-/* Global, for few packets are counted here: the verifier checks it once, and its stack is not the caller's. */
+/* A global function: the verifier checks it once, and it has its own stack frame. Only few packets need the call. */
 __noinline int count(__u32 ifindex, enum verdict verdict, enum reason reason)
 {
 	struct counter_key key = { .ifindex = ifindex, .verdict = verdict, .reason = reason };

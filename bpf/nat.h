@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The decision: what becomes of a packet, and how it is to be rewritten. Neither hook's context
- * nor the packet is touched here; ctx only passes through to helpers that take either. */
+/* Decides what happens to a packet: returns a verdict, and fills struct rewrite for the write step. No function
+ * here reads or writes bytes of the packet. ctx (struct __sk_buff or struct xdp_md) is only passed to helpers. */
 #pragma once
 
 #include "conn.h"
@@ -13,9 +13,9 @@
 #include "open.h"
 #include "work.h"
 
-/* Steps that few packets need are global functions: the verifier checks each of them once. The type of the context differs between
- * the hooks, so a step that both need is there twice, as _tc and _xdp. Linux 6.1 cannot pass them working memory: each calls
- * work_get(). */
+/* Steps that few packets need are global functions: the verifier checks each global function once. The type of the
+ * context differs between the hooks, so a step that both hooks need has two functions: NAME_tc and NAME_xdp. Linux
+ * 6.1 cannot pass working memory to a global function, so each global function calls work_get(). */
 
 static __always_inline enum role nat_role(__u32 ifindex)
 {
@@ -24,7 +24,7 @@ static __always_inline enum role nat_role(__u32 ifindex)
 	return interface ? interface->role : 0;
 }
 
-/* Are senders behind this interface told why they are refused? */
+/* Does the router tell senders behind this interface that it has refused their packets? */
 static __always_inline bool nat_sender_is_told(__u32 ifindex)
 {
 	const struct settings *settings = conn_settings();
@@ -33,8 +33,9 @@ static __always_inline bool nat_sender_is_told(__u32 ifindex)
 	return role && settings && settings->told & (role == ROLE_WAN ? SIDE_WAN : SIDE_LAN);
 }
 
-/* The verdict of a reason. XDP leaves packets that need an answer, or the kernel's help, to TC. The router's own processes ask for an
- * address of the router: the kernel refuses them itself. */
+/* Returns the verdict for a reason. XDP leaves a packet to TC if the packet needs an answer, or the kernel's help.
+ * A refused packet of the router's own processes passes: its destination is the router's address, so the kernel
+ * refuses it. */
 static __always_inline enum verdict nat_verdict(struct work *work, enum reason reason)
 {
 	bool xdp = work->pkt.hook == HOOK_XDP;
@@ -75,7 +76,8 @@ static __always_inline enum verdict nat_verdict(struct work *work, enum reason r
 	}
 }
 
-/* The same for a packet of a connection, which opens nothing that could be refused. */
+/* Returns the verdict for a packet of a known connection. The packet opens nothing, so SPOOFED and NOT_ATTACHED
+ * drop it instead of refusing it. */
 static __always_inline enum verdict nat_verdict_known(struct work *work, enum reason reason)
 {
 	work->rw.reason = reason;
@@ -90,7 +92,7 @@ static __always_inline enum verdict nat_verdict_known(struct work *work, enum re
 	return nat_verdict(work, reason);
 }
 
-/* Notes the MTU of the next hop. A longer packet is cut up where that is allowed, otherwise it is TOO_BIG. */
+/* Stores the MTU of the next hop in rw. TOO_BIG: the packet is longer, and must not be divided. */
 static __always_inline enum reason nat_check_mtu(const struct packet *pkt, struct rewrite *rw, __u32 mtu)
 {
 	rw->mtu = mtu;
@@ -99,7 +101,8 @@ static __always_inline enum reason nat_check_mtu(const struct packet *pkt, struc
 	return packet_divisible(pkt) ? REASON_NONE : REASON_TOO_BIG;
 }
 
-/* Do the segments of a tunnel's GSO packet fit? Only the kernel can measure them. */
+/* Returns TOO_BIG if the segments of this GSO packet are longer than the MTU. Only the kernel can measure the
+ * segments. */
 static __always_inline enum reason nat_check_segments(void *ctx, const struct work *work)
 {
 	__u32 mtu = 0;
@@ -115,14 +118,14 @@ __noinline int nat_check_segments_tc(struct __sk_buff *skb)
 	return work ? nat_check_segments(skb, work) : REASON_TOO_BIG;
 }
 
-/* Is it a GSO packet of UDP or of a tunnel? The kernel alone can tell whether its segments fit. */
+/* Is this a GSO packet of UDP or of a tunnel? Only the kernel can measure its segments. */
 static __always_inline bool nat_tunnelled(const struct packet *pkt)
 {
 	return pkt->gso_size && pkt->tuple.protocol != IPPROTO_TCP && pkt->tuple.protocol != IPPROTO_SCTP;
 }
 
-/* Where the look-up of a packet's route begins. Answers to the Internet leave by the WAN that their connection came in by. All other
- * packets go where the kernel would send what came in here. */
+/* Returns where the route look-up of a packet begins. An answer to the Internet leaves by the WAN on which its
+ * opener's packets come in. For any other packet the kernel's own route applies. */
 static __always_inline struct fib_start nat_route_start(struct work *work, const struct entry *entry)
 {
 	const struct conn *opener;
@@ -135,7 +138,8 @@ static __always_inline struct fib_start nat_route_start(struct work *work, const
 	return (struct fib_start){ .ifindex = opener->ifindex, .flags = BPF_FIB_LOOKUP_OUTPUT };
 }
 
-/* Asks the kernel for the route. FRAG_NEEDED of a packet that may be cut up is no refusal: the kernel is asked again for a short one. */
+/* Asks the kernel for the route. After FRAG_NEEDED for a packet that may be divided, asks again for a short
+ * packet: TC divides the packet later. */
 static __always_inline long nat_ask_route(void *ctx, struct work *work, struct fib_start start, const struct tuple *to)
 {
 	const struct packet *pkt = &work->pkt;
@@ -146,9 +150,9 @@ static __always_inline long nat_ask_route(void *ctx, struct work *work, struct f
 	return fib_route(ctx, &work->route.fib, start, to, sizeof(struct iphdr));
 }
 
-/* Asks the kernel for the route; the kernel will resolve the neighbour. If there is no route by the WAN that the answer should leave
- * by, any route is asked for: the answer then leaves by another WAN, or not at all. The MAC address that the client's packet came from
- * is never used: everybody on that link could claim to be the way to a client. */
+/* Asks the kernel for the route, and fills rw. The kernel resolves the neighbour in rw->gateway. If the
+ * connection's WAN has no route to the opener, the answer may leave by another WAN, never by a LAN. The source MAC
+ * address of the opener's packets is never used as the next hop: every host on that link can forge it. */
 static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct fib_start start = nat_route_start(work, entry);
@@ -156,7 +160,7 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	struct rewrite *rw = &work->rw;
 	long result = nat_ask_route(ctx, work, start, &entry->to);
 
-	/* For IPv6 the kernel prefers the interface asked for, but may answer with another one. */
+	/* For IPv6 the kernel prefers the wanted output interface, but may return a route by another interface. */
 	if (start.flags && (!fib_found(result) || fib->ifindex != start.ifindex)) {
 		result = nat_ask_route(ctx, work, (struct fib_start){ .ifindex = work->pkt.ifindex }, &entry->to);
 		if (fib_found(result) && !open_out_is_wan(fib->ifindex))
@@ -174,7 +178,8 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	return REASON_NONE;
 }
 
-/* The way of a packet. Packets to the router itself leave by the loopback device. A stack frame of its own. */
+/* Finds the output interface and the route of a packet. A packet to the router itself leaves by the loopback
+ * device. Not inlined, to save stack. */
 static __noinline enum reason nat_find_way(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct rewrite *rw = &work->rw;
@@ -186,15 +191,15 @@ static __noinline enum reason nat_find_way(void *ctx, struct work *work, const s
 	return REASON_NONE;
 }
 
-/* Packets of local sockets carry a loopback route, and bpf_redirect_neigh would use that while ARP is pending. Such a packet is sent
- * to the loopback device once more, without the route. */
+/* Does the skb carry a route already? Packets of local sockets carry a loopback route, and bpf_redirect_neigh
+ * would use it while ARP is pending. Such a packet is re-injected into the loopback device without its route. */
 static __always_inline bool nat_has_route(const struct packet *pkt)
 {
 	return nat_role(pkt->ifindex) == ROLE_LOCAL && !packet_reinjected(pkt);
 }
 
-/* Asks the kernel for a next hop that is not known, or is older than a second. This packet then goes by way of the kernel's neighbour
- * table, which keeps the neighbour's entry there alive. */
+/* Asks the kernel for the next hop when hop_take has found no valid next hop. This packet leaves by
+ * bpf_redirect_neigh, so the kernel keeps its neighbour entry alive. */
 static __always_inline enum reason nat_resolve(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -209,7 +214,7 @@ static __always_inline enum reason nat_resolve(void *ctx, struct work *work, str
 		return reason;
 	if (rw->resolved && rw->gateway.nh_family) {
 		fresh = hop_remember(true);
-		/* The memory may be another connection's by now: then its hop differs, and stays. */
+		/* If the memory holds another connection by now, its hop differs from before, and the swap fails. */
 		if (fresh != before)
 			__sync_val_compare_and_swap(&conn->hop, before, fresh);
 	}
@@ -230,8 +235,8 @@ static __always_inline __u32 nat_mss_mtu(__u32 ifindex)
 	return interface && interface->mss_mtu ? interface->mss_mtu : ~0u;
 }
 
-/* Clamps the MSS of a SYN, which limits the segments of the other direction. They come in where this packet leaves, and leave where
- * this packet came in: the smaller of both MTUs counts. */
+/* Sets the highest MSS that this SYN may have. The MSS limits the segments of the other direction. These segments
+ * use both interfaces of the SYN, so the smaller MTU counts. XDP gets REASON_MSS: only TC changes the option. */
 __noinline enum reason nat_clamp_mss(void)
 {
 	struct work *work = work_get();
@@ -252,7 +257,7 @@ __noinline enum reason nat_clamp_mss(void)
 	return pkt->hook == HOOK_XDP ? REASON_MSS : REASON_NONE;
 }
 
-/* The new TTL, and the difference that the new addresses make in checksums. */
+/* Sets the new TTL, and the checksum difference of the new addresses. */
 static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite *rw)
 {
 	rw->ttl = pkt->ttl - 1;
@@ -261,8 +266,8 @@ static __always_inline void nat_rewrite(const struct packet *pkt, struct rewrite
 
 enum { RP_FILTER_STRICT = 1 };
 
-/* Does the kernel's reverse path filter let this source in by that interface (Documentation/networking/ip-sysctl.rst,
- * rp_filter)? For IPv6, which has none, as if it were strict. A stack frame of its own. */
+/* Would the kernel's rp_filter accept this source on interface in (Documentation/networking/ip-sysctl.rst)? The
+ * kernel has no rp_filter for IPv6: strict mode is assumed. Not inlined, to save stack. */
 static __noinline bool nat_source_expected(void *ctx, struct work *work, const struct interface *in)
 {
 	__u32 filter = work->pkt.v6 ? RP_FILTER_STRICT : in->rp_filter;
@@ -274,8 +279,9 @@ static __noinline bool nat_source_expected(void *ctx, struct work *work, const s
 	return fib_found(result) && (filter != RP_FILTER_STRICT || work->route.fib.ifindex == work->pkt.ifindex);
 }
 
-/* May a packet come in by another interface than the packets before it? A WAN may take the place of a WAN. A LAN may take the place
- * of a LAN if the kernel would accept the source there. A WAN never takes the place of a LAN, nor the reverse. */
+/* May this packet come in by a different interface than earlier packets of its direction? NONE: yes. A WAN may
+ * replace another WAN. A LAN may replace another LAN if rp_filter would accept the source there. A WAN never
+ * replaces a LAN, and a LAN never replaces a WAN. */
 static __always_inline enum reason nat_other_interface(void *ctx, struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
@@ -306,13 +312,13 @@ __noinline int nat_other_interface_xdp(struct xdp_md *ctx, struct conn *conn)
 	return work && conn ? nat_other_interface(ctx, work, conn) : REASON_NOT_ATTACHED;
 }
 
-/* What the server of a half-open TCP connection may say:
+/* May the answerer of a half-open TCP connection send this segment? It may send:
  *  - a SYN/ACK that acknowledges the SYN;
- *  - a SYN, where both sides open at once (RFC 5382 REQ-2);
+ *  - a SYN, if both sides open at once (RFC 5382 REQ-2);
  *  - a RST;
- *  - one ACK without data for each SYN: it may remember an older connection (RFC 5961 4);
- *  - after its SYN/ACK, any segment that acknowledges the SYN (RFC 7413).
- * Any other segment may be of a connection that the server itself has made. Such segments are the kernel's. */
+ *  - one ACK without data for each SYN: the answerer may remember an older connection (challenge ACK, RFC 5961 4);
+ *  - after its SYN/ACK, any segment that acknowledges the SYN (TCP Fast Open, RFC 7413).
+ * False: the segment may belong to a connection that the answerer itself has opened, so the kernel gets it. */
 static __always_inline bool nat_server_may(const struct packet *pkt, struct conn *conn, const struct conn *opener)
 {
 	__u64 identity = conn_identity(conn);
@@ -335,15 +341,17 @@ static __always_inline bool nat_server_may(const struct packet *pkt, struct conn
 	return pkt->seq_length == 0 && identity & CONN_CHALLENGE && conn_mark(conn, identity, 0, CONN_CHALLENGE);
 }
 
-/* The client's third packet proves that it has seen the answer (RFC 9293 3.5); with TCP Fast Open either side may be some
- * data ahead. */
+/* Does this packet of the opener complete the handshake? Its numbers prove that the opener has received the
+ * SYN/ACK (RFC 9293 3.5). With TCP Fast Open both sides may already have sent data, so the numbers may be ahead by
+ * less than TCP_NEAR. */
 static __always_inline bool nat_handshake_done(const struct packet *pkt, const struct conn *opener,
 					       const struct conn *answerer, __u64 answerer_identity)
 {
 	return answerer_identity & CONN_ANSWERED && pkt->seq - opener->end < TCP_NEAR && pkt->ack - answerer->end < TCP_NEAR;
 }
 
-/* A packet of the client while a TCP connection is half-open: a SYN again, a RST, or the last packet of the handshake. */
+/* Handles a packet of the opener in a half-open TCP connection: a repeated SYN, a RST, or the last packet of the
+ * handshake. NONE: the packet is sent on. */
 static __always_inline enum reason nat_advance_opener(struct work *work, struct conn *conn, struct conn *answerer)
 {
 	const struct packet *pkt = &work->pkt;
@@ -356,7 +364,7 @@ static __always_inline enum reason nat_advance_opener(struct work *work, struct 
 		conn_mark(answerer, other, CONN_CHALLENGE, 0);
 		return REASON_NONE;
 	}
-	/* A RST that answers a challenge must not reach the server. */
+	/* A RST that answers a challenge must not reach the answerer. */
 	if (pkt->tcp_flags & TCP_RST)
 		return pkt->seq != conn->end && challenge_answered(pkt) ? REASON_CHALLENGED : REASON_NONE;
 	if (identity & CONN_REBUILT ? !(other & CONN_NUMBERED) : !nat_handshake_done(pkt, conn, answerer, other))
@@ -369,7 +377,8 @@ static __always_inline enum reason nat_advance_opener(struct work *work, struct 
 	return reason;
 }
 
-/* A packet of a half-open connection. NONE: it is sent on. If it completes the handshake, the connection is established now. */
+/* Handles a packet of a half-open connection. The packet that completes the handshake makes the connection
+ * established. NONE: the packet is sent on. */
 __noinline enum reason nat_advance(struct conn *conn)
 {
 	struct work *work = work_get();
@@ -388,12 +397,12 @@ __noinline enum reason nat_advance(struct conn *conn)
 	if (pkt->fragment == FRAGMENT_LATER || (!tcp && opener))
 		return REASON_NONE;
 	other = conn_other(&work->rw.entry, &work->other);
-	/* Another CPU is just inserting or removing it. */
+	/* Another CPU is inserting or removing the other entry. */
 	if (!other)
 		return REASON_RACED;
 	if (tcp && opener)
 		return nat_advance_opener(work, conn, other);
-	/* Another CPU has promoted it: only this entry's copy of the state is behind. */
+	/* Another CPU has promoted the connection: update the state in this entry. */
 	if (!conn_half(entry->identity)) {
 		conn_change(conn, work->rw.entry.identity, conn_state(entry->identity), 0, 0);
 		return REASON_NONE;
@@ -406,18 +415,19 @@ __noinline enum reason nat_advance(struct conn *conn)
 		}
 		return nat_server_may(pkt, conn, other) ? REASON_NONE : REASON_NOT_OURS;
 	}
-	/* An answer. */
+	/* The first answer of a protocol other than TCP establishes the connection. */
 	reason = life_promote(&work->other.key, other, entry);
 	if (reason == REASON_NONE)
 		conn_change(conn, work->rw.entry.identity, CONN_ESTABLISHED, 0, 0);
 	return reason;
 }
 
-/* In its first 16 s a connection is asked for evidence every second, later not for 8 s after each piece of evidence. The next piece
- * counts for 8 if it comes right after these 8 s, and for 1 if it comes later. */
+/* In its first EVIDENCE_FIRST s a connection is checked for evidence every second. Later the check pauses for
+ * EVIDENCE_EVERY s after each evidence. Evidence right after such a pause counts EVIDENCE_EVERY, any other
+ * evidence counts 1. */
 enum { EVIDENCE_FIRST = 16, EVIDENCE_EVERY = 8 };
 
-/* Is evidence due, and has this second not been counted yet? */
+/* Must this packet be checked for evidence? Not if its second has already counted. */
 static __always_inline bool nat_evidence_due(const struct packet *pkt, const struct conn *conn)
 {
 	__u32 second = pkt->second;
@@ -425,9 +435,11 @@ static __always_inline bool nat_evidence_due(const struct packet *pkt, const str
 	return second != conn->end && (second - conn->end >= EVIDENCE_EVERY || second - conn_created(conn) < EVIDENCE_FIRST);
 }
 
-/* A second in which both sides have sent, or the server twice, is evidence (lifecycle.h); not the one that the connection was
- * made in. The opener's entry keeps how much there is. The answerer's keeps two seconds: of the last packet that was asked for
- * evidence (ack), and of the last evidence (end). */
+/* Counts evidence of a connection that is not TCP (lifecycle.h). Called for packets of the answerer. A second is
+ * evidence if the answerer sends twice in it, or if the opener has sent within the last 1000 ms. The opener's
+ * first packet is no evidence. The second in which the connection was created does not count. The opener's entry
+ * holds the amount of evidence (end). The answerer's entry holds the second of its last checked packet (ack), and
+ * the second of the last evidence (end). */
 __noinline int nat_evidence(struct conn *conn)
 {
 	struct work *work = work_get();
@@ -451,15 +463,16 @@ __noinline int nat_evidence(struct conn *conn)
 	return 0;
 }
 
-/* A SYN/ACK that is not the one of this connection's handshake: the server has lost the connection, and answers a new SYN of the same
- * client. Both sides are numbered anew, as conntrack does. Only who stands where the server does can say so. */
+/* Is this a SYN/ACK with other numbers than in the handshake? Then the answerer has lost the connection, and
+ * answers a new SYN of the opener. As in conntrack, both sides then get new numbers. Only a host on the answerer's
+ * side of the router can send this SYN/ACK. */
 static __always_inline bool nat_server_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
 	return !(identity & CONN_OPENER) && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
 	       identity & CONN_NUMBERED && !conn_near(pkt, conn);
 }
 
-/* Takes the numbers of a segment that is in order, and its FIN. */
+/* Stores the numbers of a segment that is in order, and marks its FIN. */
 static __always_inline void nat_take_numbers(const struct packet *pkt, struct conn *conn, __u64 identity)
 {
 	conn_advance(pkt, conn, identity);
@@ -467,7 +480,8 @@ static __always_inline void nat_take_numbers(const struct packet *pkt, struct co
 		conn_mark(conn, identity, CONN_FIN, 0);
 }
 
-/* TCP after the handshake: does this segment refresh its connection? The segment may also close it. */
+/* Does this TCP segment refresh its connection? Called after the handshake. The segment may also close the
+ * connection. */
 __noinline bool nat_track_tcp(struct conn *conn)
 {
 	struct work *work = work_get();
@@ -504,7 +518,7 @@ __noinline bool nat_track_tcp(struct conn *conn)
 			return false;
 		else
 			nat_take_numbers(pkt, conn, identity);
-		/* The FIN before was never acknowledged: it may have been forged, so this one counts. */
+		/* Nobody has acknowledged the earlier FIN, which may be forged: this FIN replaces it. */
 		if (pkt->tcp_flags & TCP_FIN && identity & CONN_FIN && !conn_fin_acknowledged(identity, conn, other))
 			conn->end = pkt->seq + pkt->seq_length;
 		if (!conn_closed(conn, conn_identity(conn), other, mine))
@@ -517,21 +531,23 @@ __noinline bool nat_track_tcp(struct conn *conn)
 	return true;
 }
 
-/* Follows the packet in the state of its connection, and counts it. */
+/* Updates the state and the counters of the connection for this packet. */
 static __always_inline void nat_track(struct work *work, struct conn *conn)
 {
 	const struct packet *pkt = &work->pkt;
 	__u64 identity = work->rw.entry.identity;
 	bool tcp = pkt->tuple.protocol == IPPROTO_TCP && pkt->fragment != FRAGMENT_LATER;
 	bool half = conn_half(identity);
-	/* A connection that a RST has closed stays while both sides go on (RFC 7857 2.2). One that both FINs have closed does not. */
+	/* After a RST, packets in order keep the connection alive (RFC 7857 2.2). After the FINs of both sides
+	 * they do not. */
 	bool refresh = conn_state(identity) <= CONN_CLOSING && !(conn_state(identity) == CONN_CLOSING && identity & CONN_FIN);
 	__u32 bytes = conn->bytes + pkt->length, path = conn_path(identity);
 	struct forward_stats *stats;
 	struct traffic *traffic;
 
 	if (refresh && tcp && !half) {
-		/* Most segments go on where the one before stopped, and end nothing. */
+		/* Most segments are near the segment before and carry no SYN, FIN or RST: the other entry is not
+		 * needed. */
 		if (identity & CONN_NUMBERED && !(identity & CONN_FIN) && conn_near(pkt, conn) &&
 		    (pkt->tcp_flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) == TCP_ACK)
 			conn_advance(pkt, conn, identity);
@@ -545,7 +561,7 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 		nat_evidence(conn);
 	if (refresh && conn->seen != pkt->ms)
 		conn->seen = pkt->ms;
-	/* Another interface is remembered only after a packet that is in order. */
+	/* Store another ingress interface only after a packet that is in order. */
 	if (refresh && conn->ifindex != pkt->ifindex)
 		conn->ifindex = pkt->ifindex;
 	conn->packets++;
@@ -560,8 +576,9 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	traffic->bytes += pkt->length;
 }
 
-/* Why XDP cannot send this packet; NONE: it can. The checksum may be left to the device: then its field has the folded sum of the
- * pseudo-header. One finished checksum in 65,536 looks the same, so that packet goes to TC for nothing. */
+/* Returns why XDP cannot send this packet; NONE: XDP can. If a device is to finish the checksum, the checksum
+ * field holds the folded sum of the pseudo-header. One finished checksum in 65,536 has this value by chance: TC
+ * sends that packet, too. */
 static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, const struct rewrite *rw)
 {
 	if (rw->other_host)
@@ -575,7 +592,8 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
-/* A packet of a connection: sent on, if it can be. XDP leaves a next hop that is not known to TC. */
+/* Decides about a packet of a known connection. SEND: no check has failed. XDP leaves a packet with an unknown
+ * next hop to TC. */
 static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;
@@ -594,12 +612,12 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 		else
 			reason = xdp ? REASON_NEXT_HOP : (enum reason)nat_resolve_tc(ctx, conn);
 	}
-	/* XDP knows nothing of GSO: there such a packet is longer than the MTU, and goes to TC. */
+	/* XDP does not see gso_size. A GSO packet is longer than the MTU there, and goes to TC as TOO_BIG. */
 	if (reason == REASON_NONE && !xdp && nat_tunnelled(pkt))
 		reason = (enum reason)nat_check_segments_tc(ctx);
 	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
 		reason = nat_clamp_mss();
-	/* Up to here nothing has been changed, so XDP may leave the packet to TC. */
+	/* Nothing has been changed up to here, so XDP can still leave the packet to TC. */
 	if (reason == REASON_NONE && conn_half(identity))
 		reason = nat_advance(conn);
 	if (reason != REASON_NONE)
@@ -610,14 +628,14 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	return VERDICT_SEND;
 }
 
-/* Is it the client's answer to a challenge? An old connection on the same tuple must not take that answer. */
+/* Is this the opener's answer to a challenge? An old connection on the same tuple must not take this answer. */
 static __always_inline bool nat_answers_challenge(const struct packet *pkt)
 {
 	return pkt->tuple.protocol == IPPROTO_TCP && pkt->tcp_flags & TCP_RST && challenge_answered(pkt);
 }
 
-/* Has the packet's connection ended, without the packet beginning a new one? What its server still sends must not leave with the
- * server's own address. */
+/* Has the connection ended, and does the packet not open a new connection? Then late packets of the answerer must
+ * be dropped: the kernel would send them with the answerer's own address. */
 static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, __u64 identity,
 				      const struct external *external)
 {
@@ -627,8 +645,8 @@ static __always_inline bool nat_ended(const struct packet *pkt, const struct con
 	return !(identity & CONN_OPENER) || (conn_revoked(conn, identity) && !begins);
 }
 
-/* May the packet begin a connection anew, though its connection is neither established nor revoked? A SYN of the client begins anew
- * where the old connection has closed (RFC 7857 section 2). */
+/* May this packet of the opener open a new connection in place of a half-open or closing connection? Half-open:
+ * yes if the old connection has expired. Closing: yes for a SYN (RFC 7857 2), or for an answer to a challenge. */
 static __always_inline bool nat_reopens(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
 	if (!(identity & CONN_OPENER))
@@ -638,13 +656,14 @@ static __always_inline bool nat_reopens(const struct packet *pkt, const struct c
 	return conn_state(identity) == CONN_CLOSING && (pkt->opens || nat_answers_challenge(pkt));
 }
 
-/* Is the connection past its use, so that the packet may begin another one? */
+/* Is the connection revoked, expired or closed, so that the packet may open a new connection? */
 static __always_inline bool nat_stale(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
 	return conn_revoked(conn, identity) || (conn_state(identity) != CONN_ESTABLISHED && nat_reopens(pkt, conn, identity));
 }
 
-/* The verdict of an opening: has the packet begun a connection? */
+/* Returns the verdict of an opening. BEGUN: the connection is in the table. REPLACE: an old connection must be
+ * removed first. */
 static __always_inline enum verdict nat_begun(struct work *work, enum reason reason)
 {
 	if (reason == REASON_OBSTACLE)
@@ -652,8 +671,8 @@ static __always_inline enum verdict nat_begun(struct work *work, enum reason rea
 	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
 }
 
-/* May the packet begin a connection, or bring a lost one back? A quick look that spares all other packets the slow path. A stack frame of
- * its own. */
+/* May the packet open a connection, or rebuild a lost connection? This quick check keeps all other packets off the
+ * slow path. Not inlined, to save stack. */
 static __noinline bool nat_may_begin(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -666,8 +685,8 @@ static __noinline bool nat_may_begin(struct work *work)
 	return external || (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt);
 }
 
-/* What becomes of an answer that open_rebuild has looked at. An answer to the Internet is left to the kernel, unless a rule says whose
- * answer it is, and allows it. */
+/* Returns the verdict for an answer after open_rebuild. An answer to the Internet passes to the kernel, unless it
+ * has rebuilt its connection or must be tried again. */
 static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason reason)
 {
 	if (!work->open.from_wan)
@@ -683,7 +702,8 @@ static __always_inline enum verdict nat_rebuilt(struct work *work, enum reason r
 	}
 }
 
-/* May a rule say whose answer this is? Then open.from_wan says whether it goes to the Internet, or to a stand-in. */
+/* May this packet be an answer that rebuilds a lost connection? Sets open.from_wan: true if the answer goes to the
+ * Internet, false if it goes to a stand-in. */
 static __always_inline bool nat_may_answer(struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
@@ -694,21 +714,23 @@ static __always_inline bool nat_may_answer(struct work *work, bool stale)
 	return !work->open.from_wan || (!work->open.to_external && !stale && open_evicted(pkt));
 }
 
-/* A packet to no forward's address and port. It may be for an intercept; or it may be a server's answer whose connection is to be
- * rebuilt. An intercept takes openings alone: a connection that was there before the intercept stays as it is. */
+/* Handles a packet that matches no forward of an external address. It may open a connection of an intercept, or be
+ * an answer that rebuilds a lost connection. An intercept takes only packets that open a connection: older
+ * connections stay as they are. */
 static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
 
-	if (forward && pkt->opens && !open_delivered(work) && !open_kernels_own(ctx, work, &pkt->tuple, false, hook))
+	if (forward && pkt->opens && !open_kernels_own(ctx, false, hook))
 		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, stale));
 	if (nat_may_answer(work, stale))
 		return nat_rebuilt(work, open_rebuild(ctx, work));
 	return nat_verdict(work, REASON_NONE);
 }
 
-/* A packet without a connection, or of a stale one. BEGUN: there is a connection now. */
+/* Handles a packet that has no connection, or whose connection is stale. BEGUN: the new connection is in the
+ * table. */
 static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
@@ -716,14 +738,14 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 	const struct external *external = work->open.to_external ? &work->open.external : NULL;
 	struct forward *forward;
 
-	/* Another CPU has begun it anew meanwhile. */
+	/* Another CPU has just opened the new connection. */
 	if (conn && !nat_stale(pkt, conn, work->rw.entry.identity)) {
 		work->open.inserted = false;
 		return VERDICT_BEGUN;
 	}
 	if (conn && nat_ended(pkt, conn, work->rw.entry.identity, external))
 		return nat_verdict(work, REASON_ENDED);
-	/* An answer to the router's own ping opens nothing, and is not to be dropped for that. */
+	/* An answer to the router's own ping opens no connection, and must not be dropped as REASON_NON_SYN. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);
 	if (external && pkt->broken)
@@ -731,7 +753,7 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
 		return nat_intercept_or_rebuild(ctx, work, hook, stale);
-	if (open_delivered(work) || open_kernels_own(ctx, work, &pkt->tuple, forward->wide, hook))
+	if (open_kernels_own(ctx, forward->wide, hook))
 		return nat_verdict(work, REASON_NONE);
 	return nat_begun(work, open_connection(ctx, work, &external->address, forward, stale));
 }
@@ -750,10 +772,12 @@ __noinline int nat_slow_path_xdp(struct xdp_md *ctx, bool stale)
 	return work ? nat_slow_path(ctx, work, HOOK_XDP, stale) : VERDICT_PASS;
 }
 
-/* Two old connections may be in the way of a new one: at its client's tuple and at its server's. */
+/* Two old connections may block a new connection: at the opener's key and at the answerer's key. Each round
+ * removes one of them, the third round opens. */
 enum { OPEN_ROUNDS = 3 };
 
-/* A packet of no connection, or of one that is over. BEGUN: there is one now. */
+/* Opens a connection for a packet that has no connection, or whose connection is stale. Removes old connections
+ * that block the new connection. BEGUN: the new connection is in the table. */
 static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	enum verdict verdict;
@@ -771,7 +795,7 @@ static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum 
 	return nat_verdict(work, REASON_RACED);
 }
 
-/* The way of a packet, top to bottom. */
+/* Decides about one packet: finds its connection, opens it if needed, then follows it. */
 static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;

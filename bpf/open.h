@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Opens connections: whether one may be opened, where it leads, and what its server sees.
- * Nothing is written before all of that is known. */
+/* Opens connections: may the connection be opened, where does its target lie, and which source does the target
+ * see? The opener is the end that opens the connection, the answerer is the end that answers. Both entries are
+ * inserted only after these questions are answered. */
 #pragma once
 
 #include "conn.h"
@@ -12,8 +13,9 @@
 #include "stand_in.h"
 #include "work.h"
 
-/* RFC 6056: the search is bounded. With half of all ports taken, 32 misses in a row happen once in 4,000 million searches. The last
- * tries take ports of either parity. */
+/* The search for a source port is bounded: PORT_TRIES tries. With half of all ports in use, 32 misses in a row
+ * happen once in 4,000 million searches. The first PORT_PARITY_TRIES random ports have the parity of the opener's
+ * port. PORT_LOWEST is the first port above the well-known ports. */
 enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
 
 enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
@@ -28,7 +30,8 @@ static __always_inline bool addr_in_prefix(const union addr *addr, const struct 
 	return !differ;
 }
 
-/* The router's address that the target sees: one in the target's subnet, otherwise the first of its family. */
+/* Returns the router's address on interface out that the target sees: an address in the target's subnet, otherwise
+ * the first address of the target's family. NULL: out has no address of this family. */
 static __always_inline const union addr *open_router_address(const struct interface *out,
 							     const union addr *target)
 {
@@ -43,7 +46,8 @@ static __always_inline const union addr *open_router_address(const struct interf
 	return first;
 }
 
-/* RFC 1122 3.2.1.3, RFC 4291 2.4: never the source of a packet that is to be forwarded. */
+/* Must a router never forward a packet with this source (RFC 1122 3.2.1.3, RFC 4291 2.4)? True for unspecified,
+ * loopback, multicast and reserved addresses, and for IPv6 link-local addresses. */
 static __always_inline bool addr_martian(const union addr *addr)
 {
 	__be32 first = addr->word[0], last = addr->word[3];
@@ -54,14 +58,16 @@ static __always_inline bool addr_martian(const union addr *addr)
 	       !(first | addr->word[1] | addr->word[2]);
 }
 
-/* Is this the source of no packet that may come in here? */
+/* Must this interface refuse packets with this source? Every interface refuses martians. A WAN with a public
+ * address also refuses private sources. */
 static __always_inline bool open_source_martian(const struct interface *in, const union addr *source)
 {
 	return addr_martian(source) || (in->role == ROLE_WAN && !in->private && addr_private(source));
 }
 
-/* Is the source one that may come in here? Strict reverse path for a LAN. For a WAN the way back must lead to any WAN: the default route
- * is by one of several uplinks. */
+/* May a packet with this source come in by this interface? On a LAN the route back to the source must leave by
+ * this interface (strict mode of RFC 3704). On a WAN the route back may leave by any WAN: with several uplinks,
+ * the default route leaves by only one of them. */
 static __always_inline bool open_source_ok(void *ctx, struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
@@ -70,18 +76,18 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	__u32 ifindex;
 	long result;
 
-	/* Nobody else puts packets into the loopback device. */
+	/* Only the router itself sends packets by the loopback device. */
 	if (in->role == ROLE_LOCAL)
 		return true;
 	if (open_source_martian(in, source))
 		return false;
-	/* A stand-in belongs to a LAN client: the Internet must not use it. */
+	/* A stand-in is an address of a LAN client: the Internet must not use it as a source. */
 	if (in->role == ROLE_WAN && stand_in_answered(source))
 		return false;
-	/* No route back: the source is the router's own address, broadcast, multicast or unreachable. */
+	/* If there is no route back, the source is the router's own address, broadcast, multicast or unreachable. */
 	result = fib_route_back(ctx, &work->route, pkt->ifindex, &pkt->tuple);
 	ifindex = fib_found(result) ? work->route.fib.ifindex : 0;
-	/* Answers to this client leave by there. */
+	/* The route back is the route of the answers to the opener: keep its next hop. */
 	if (ifindex == pkt->ifindex && result == BPF_FIB_LKUP_RET_SUCCESS && !work->open.by_server)
 		work->open.client_hop = hop_remember(false);
 	if (in->role == ROLE_LAN)
@@ -90,8 +96,9 @@ static __always_inline bool open_source_ok(void *ctx, struct work *work, const s
 	return back && back->role == ROLE_WAN;
 }
 
-/* Must the source become the router's address? Yes if the server would otherwise answer the client directly, past the router. The router's
- * own processes always appear as its address. */
+/* Must the source become the router's address? Yes for a connection of the router's own processes. Yes for a LAN
+ * client with reflect router, or if the target is behind the client's interface: its answers would go directly to
+ * the client, not through the router. */
 static __always_inline bool open_reflects(const struct opening *open, const struct forward *forward,
 					  const struct interface *in, __u32 out_ifindex)
 {
@@ -100,7 +107,8 @@ static __always_inline bool open_reflects(const struct opening *open, const stru
 	return in->role == ROLE_LAN && (forward->reflect == REFLECT_ROUTER || out_ifindex == open->ifindex);
 }
 
-/* Sets the source that the server sees. With reflect prefix, a client without a stand-in is treated as by reflect auto. */
+/* Sets open->sent.src, the source that the answerer sees. With reflect prefix, an opener that has no stand-in is
+ * treated as with reflect auto. */
 static __always_inline enum reason open_source(struct work *work, const struct interface *in,
 					       const struct forward *forward)
 {
@@ -109,7 +117,8 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
 	const union addr *source;
 
-	/* What the router sends to others passes no program here: so it answers to itself, by the loopback device. */
+	/* No ingress program sees what the router sends to other hosts. With its own address as the source, the
+	 * router answers to itself by the loopback device, where hairpin sees the answers. */
 	if (open->to_router) {
 		open->sent.src = open->sent.dst;
 		return REASON_NONE;
@@ -128,7 +137,8 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	return REASON_NONE;
 }
 
-/* Returns the length of what it has filled, by which the kernel knows the family. */
+/* Fills the argument of bpf_sk_lookup_tcp and bpf_sk_lookup_udp. Returns its length in bytes, which tells the
+ * kernel the address family. */
 static __always_inline __u32 open_socket_tuple(const struct tuple *packet, struct bpf_sock_tuple *tuple)
 {
 	if (addr_is_v4(&packet->dst)) {
@@ -145,7 +155,8 @@ static __always_inline __u32 open_socket_tuple(const struct tuple *packet, struc
 	return sizeof(tuple->ipv6);
 }
 
-/* Is it on its way from a server to the router itself, translated already? */
+/* Has hairpin already translated this packet, and sent it to the router itself by the loopback device? Then the
+ * reversed tuple is the key of an entry. */
 static __always_inline bool open_delivered(struct work *work)
 {
 	if (work->pkt.ifindex != LOOPBACK_IFINDEX)
@@ -199,21 +210,43 @@ static __noinline bool open_socket_asked(void *ctx, struct work *work, const str
 	return connected || (packet->protocol == IPPROTO_UDP && open_port_asks(packet, wide));
 }
 
-/* Is this an answer to what the router itself, or a client that the kernel masquerades, has asked? A forward must not take such an
- * answer (RFC 4787 REQ-1): netfilter, too, looks into its connections before it looks at a rule. */
-static __always_inline bool open_kernels_own(void *ctx, struct work *work, const struct tuple *packet, bool wide, enum hook hook)
+/* Is this packet, or if quoted is set the answer to the packet that an ICMP error quotes, an answer to what the router itself, or a
+ * client that the kernel masquerades, has asked? A forward must not take such an answer (RFC 4787 REQ-1): netfilter, too, looks into
+ * its connections before it looks at a rule. */
+__noinline bool open_kernels_own_tc(struct __sk_buff *skb, bool quoted, bool wide)
 {
+	struct work *work = work_get();
+	const struct tuple *packet;
+
+	if (!work)
+		return false;
+	if (!quoted && open_delivered(work))
+		return true;
+	packet = quoted ? &work->error.answer : &work->pkt.tuple;
 	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
 		return false;
-	if (open_dhcp_answer(packet) || open_socket_asked(ctx, work, packet, wide))
-		return true;
-	if (!conntrack_asked)
-		return false;
-	return hook == HOOK_XDP ? conntrack_reply_xdp(ctx) : conntrack_reply_tc(ctx);
+	return open_dhcp_answer(packet) || open_socket_asked(skb, work, packet, wide) || conntrack_reply_tc(skb, work);
 }
 
-/* Would the answers of a reflected connection be taken for those of a socket or a forward of the router? A stack
- * frame of its own. */
+/* The same for XDP, which leaves ICMP errors to TC. */
+__noinline bool open_kernels_own_xdp(struct xdp_md *ctx, bool wide)
+{
+	struct work *work = work_get();
+	const struct tuple *packet;
+
+	if (!work)
+		return false;
+	packet = &work->pkt.tuple;
+	return open_dhcp_answer(packet) || open_socket_asked(ctx, work, packet, wide) || conntrack_reply_xdp(ctx, work);
+}
+
+static __always_inline bool open_kernels_own(void *ctx, bool wide, enum hook hook)
+{
+	return hook == HOOK_XDP ? open_kernels_own_xdp(ctx, wide) : open_kernels_own_tc(ctx, false, wide);
+}
+
+/* Is the port of the answers already in use by a forward or by a socket of the router? Then that forward or socket
+ * would get the answers of this reflected connection. Not inlined, to save stack. */
 static __noinline bool open_port_taken(void *ctx, struct work *work)
 {
 	const struct tuple *answer = &work->open.answer;
@@ -228,7 +261,8 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 	if (external && forward_find(forward_slot(), external, answer->protocol, answer->dport))
 		return true;
 	length = open_socket_tuple(answer, tuple);
-	/* TCP's answers also go to sockets that are just opening or closing. */
+	/* Sockets that are just opening or closing also get segments: bpf_skc_lookup_tcp finds them,
+	 * bpf_sk_lookup_tcp does not. */
 	if (answer->protocol == IPPROTO_TCP)
 		sock = bpf_skc_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	else if (answer->protocol == IPPROTO_UDP)
@@ -239,9 +273,12 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 	return true;
 }
 
-/* May the connection with this entry make room for a new one on the same tuple? It is over, expired, or closed; and either the
- * tuple is the new client's own, or what the server last heard on it was not another client's, or is long ago (RFC 6888
- * REQ-8, which excepts TCP). */
+/* May the old connection be removed, to make room for a new connection on the same tuple? It must be revoked,
+ * closing, or half-open and expired (only the opener's entry shows that). If it is not TCP, one more condition
+ * must hold (RFC 6888 REQ-8):
+ *  - the tuple is the key of the new opener (own);
+ *  - the old entry leads to the same address as the new entry;
+ *  - or no packet has come for the idle time plus port_hold. */
 static __always_inline bool open_gives_way(const struct conn *old, const struct entry *entry, const struct tuple *to, bool own,
 					   __u32 now)
 {
@@ -259,8 +296,9 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 	return conn_idle(old->seen, now, conn_idle_time(time, protocol) + time->port_hold);
 }
 
-/* There is an entry at this key. OBSTACLE: its connection must be removed first. Then open.obstacle is its opener's
- * direction, and nat_open removes the connection: here the stack is not deep enough. RACED: another CPU is removing the connection. */
+/* Handles an old entry with this key. TUPLE_IN_USE: the old connection stays. RACED: another CPU is removing the
+ * old connection. OBSTACLE: the old connection must be removed first, and open.obstacle is its opener's direction.
+ * nat_open calls open_remove_obstacle: the call chain has no stack left for the removal here. */
 static __always_inline enum reason open_obstacle(struct work *work, const struct tuple *key, const struct tuple *to, bool own)
 {
 	struct direction *obstacle = &work->open.obstacle;
@@ -281,7 +319,7 @@ static __always_inline enum reason open_obstacle(struct work *work, const struct
 	return old && conn_serial(obstacle->entry.identity) == serial ? REASON_OBSTACLE : REASON_RACED;
 }
 
-/* Removes it. False: another CPU is at it. */
+/* Removes the connection in open.obstacle. False: another CPU has changed or removed it. */
 __noinline bool open_remove_obstacle(void)
 {
 	struct work *work = work_get();
@@ -300,7 +338,8 @@ __noinline bool open_remove_obstacle(void)
 
 enum { INSERT_EXISTS = 17 /* EEXIST */ };
 
-/* The answerer's key is the reservation: it is one connection's alone. */
+/* Inserts the answerer's entry. BPF_NOEXIST keeps its key unique, so the insertion also reserves the source port.
+ * BEGUN: another CPU has already opened this connection. OBSTACLE, RACED, TUPLE_IN_USE: as in open_obstacle. */
 __noinline enum reason open_reserve(void)
 {
 	struct work *work = work_get();
@@ -315,7 +354,7 @@ __noinline enum reason open_reserve(void)
 		return REASON_NONE;
 	if (err != -INSERT_EXISTS)
 		return REASON_TABLE_FULL;
-	/* The other CPU that has this client's packet, too, was first: its entries count. */
+	/* Another CPU has opened this connection for another packet of the opener: its entries stay. */
 	if (conn_find(&open->key, &open->entry))
 		return REASON_BEGUN;
 	return open_obstacle(work, &open->answer, &open->to, false);
@@ -327,7 +366,8 @@ struct port_search {
 	enum reason reason;
 };
 
-/* Of the same range and parity as the client's (RFC 4787 REQ-3a, REQ-4), else unpredictable. */
+/* Returns a random port in the range of the opener's port, below 1024 or from 1024 up (RFC 4787 REQ-3a). The port
+ * has the parity of the opener's port (REQ-4), unless any_parity. */
 static __always_inline __be16 open_draw_port(__be16 client, bool any_parity)
 {
 	__u32 kept = bpf_ntohs(client), random = bpf_get_prandom_u32();
@@ -339,7 +379,7 @@ static __always_inline __be16 open_draw_port(__be16 client, bool any_parity)
 	return bpf_htons((__u16)(port ? port : 2));
 }
 
-/* One try; 1 ends the search. */
+/* Tries one port. A callback of bpf_loop: 1 ends the search. */
 static long open_try_port(__u32 index, struct port_search *search)
 {
 	struct work *work = search->work;
@@ -355,8 +395,9 @@ static long open_try_port(__u32 index, struct port_search *search)
 	return search->reason != REASON_TUPLE_IN_USE && search->reason != REASON_NO_PORT;
 }
 
-/* Keeps the client's port if it is free, otherwise tries random ones (RFC 6056 section 3.3.2). The port is taken where a client uses two
- * forwards of one server from one port, and where several clients are reflected. Inserting the answerer's entry reserves the port. */
+/* Reserves the source port of the connection: the opener's port if it is free, otherwise a random port (RFC 6056
+ * 3.3.2). The opener's port is in use if the opener reaches one target by two forwards, or if another reflected
+ * opener has the same port. The insertion of the answerer's entry reserves the port. */
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
@@ -376,8 +417,8 @@ static __always_inline enum reason open_reserve_port(void *ctx, struct work *wor
 	return fixed ? REASON_PORT_FIXED : REASON_NO_PORT;
 }
 
-/* May the packet belong to a connection whose state was lost? With a stand-in the rule alone says what the state was. The same holds for an
- * answer to the Internet, where open_rebuild has found one origin. */
+/* May this packet rebuild a connection that was lost? With a stand-in, the forward alone determines the
+ * translation. For an answer to the Internet, open_rebuild has found exactly one forward. */
 static __always_inline bool open_rebuilds(const struct work *work, const struct interface *in,
 					  const struct forward *forward)
 {
@@ -390,8 +431,9 @@ static __always_inline bool open_rebuilds(const struct work *work, const struct 
 	return !(pkt->tcp_flags & (TCP_SYN | TCP_RST)) && stand_in_has(&work->open.key.src);
 }
 
-/* Is there a half-open place, within the share of the client? Under pressure a SYN is answered by a challenge, unless its source
- * has answered one before. */
+/* May the opener have a half-open connection? CHALLENGED: half-open TCP places are scarce, or the opener's source
+ * has more than its share. The SYN then gets a challenge, unless its source has answered a challenge before.
+ * SOURCE_LIMIT: the source, or its LAN, has too many connections. */
 __noinline enum reason open_place(void)
 {
 	struct work *work = work_get();
@@ -418,7 +460,7 @@ __noinline enum reason open_place(void)
 	return life_too_many(source, open->lan, tcp) ? REASON_SOURCE_LIMIT : REASON_NONE;
 }
 
-/* May this packet become a connection of this forward at all? A stack frame of its own. */
+/* May this packet open or rebuild a connection of this forward? NONE: yes. Not inlined, to save stack. */
 static __noinline enum reason open_permitted(void *ctx, struct work *work, const struct interface *in,
 					     const struct forward *forward)
 {
@@ -430,7 +472,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	work->open.lan = in->role == ROLE_LAN ? source_lan_hash(work->open.ifindex) : 0;
 	if (pkt->flaw != REASON_NONE)
 		return pkt->flaw;
-	/* The client's answer to a challenge. */
+	/* This RST answers a challenge: note that its source is proven. */
 	if (pkt->tcp_flags & TCP_RST && !work->open.by_server && challenge_answered(pkt)) {
 		proven_note(source_hash(client, in->role == ROLE_WAN), pkt->second);
 		return REASON_CHALLENGED;
@@ -449,7 +491,8 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	return open_place();
 }
 
-/* The route to the target. From it follow the source that the server sees, and the key of the server's answers. A stack frame of its own. */
+/* Finds the route to the target. Then sets the source that the answerer sees (open->sent), and the key of the
+ * answers (open->answer). Not inlined, to save stack. */
 static __noinline enum reason open_route(void *ctx, struct work *work, const struct interface *in,
 					 const struct forward *forward)
 {
@@ -474,7 +517,8 @@ static __noinline enum reason open_route(void *ctx, struct work *work, const str
 	return reason;
 }
 
-/* Not inlined: so the enum keeps its type in the BTF from which the Go types are made. */
+/* Returns how the connection reaches its forward. Not inlined, so that the enum stays in BTF: bpf2go makes a Go
+ * type from it. */
 static __noinline enum conn_path open_path(const struct interface *in)
 {
 	switch (in->role) {
@@ -494,7 +538,7 @@ static __always_inline bool open_out_is_wan(__u32 ifindex)
 	return out && out->role == ROLE_WAN;
 }
 
-/* Serials of different CPUs differ in their remainder. 0 is none. */
+/* Returns a new serial, never 0. Serials of different CPUs differ in their lowest SERIAL_CPU_BITS bits. */
 static __always_inline __u32 open_serial(void)
 {
 	__u32 zero = 0, cpu = bpf_get_smp_processor_id();
@@ -506,7 +550,7 @@ static __always_inline __u32 open_serial(void)
 	return ((serial->next << SERIAL_CPU_BITS) | (cpu & SERIAL_CPU_MASK)) + 1 ?: 1;
 }
 
-/* Fills open.conn for the answerer's direction. */
+/* Fills open.conn with the answerer's entry, and open.to with the tuple that its packets leave with. */
 static __always_inline void open_write(struct work *work, const struct interface *in, const struct epoch_ref *address,
 				       const struct forward *forward)
 {
@@ -528,12 +572,13 @@ static __always_inline void open_write(struct work *work, const struct interface
 	conn->ifindex = open->to_router ? LOOPBACK_IFINDEX : work->route.fib.ifindex;
 	if (!open->to_router && open_out_is_wan(work->route.fib.ifindex))
 		conn->identity |= CONN_FROM_WAN;
-	/* If the server is behind the same interface, its answers leave to the client by the hop that open_source_ok has found. */
+	/* If opener and answerer are behind one interface, the answers leave by the next hop that open_source_ok
+	 * has found. A stored hop holds the ingress interface's MAC address, so it fits no other interface. */
 	conn->hop = work->route.fib.ifindex == open->ifindex ? open->client_hop : 0;
 	tuple_reverse(&open->key, &open->to);
 }
 
-/* Changes open.conn into the opener's direction. */
+/* Changes open.conn into the opener's entry, and open.to into the tuple that its packets leave with. */
 static __always_inline void open_write_opener(struct work *work, const struct interface *in)
 {
 	struct opening *open = &work->open;
@@ -553,7 +598,8 @@ static __always_inline void open_write_opener(struct work *work, const struct in
 	tuple_reverse(&open->answer, &open->to);
 }
 
-/* Inserts both directions. The answerer's comes first, as its key must be unique. If the second one fails, the first is erased. */
+/* Inserts both entries. The answerer's entry comes first, because its key reserves the source port. If the
+ * opener's entry cannot be inserted, the answerer's entry is erased. */
 static __always_inline enum reason open_insert(void *ctx, struct work *work, const struct interface *in)
 {
 	struct opening *open = &work->open;
@@ -573,14 +619,15 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 		conn_erase(&open->answer);
 		life_count_opening(-1);
 		count_event(EVENT_ABANDONED);
-		/* Another CPU was first: its entries count. */
+		/* Another CPU has opened the connection first: its entries stay. */
 		return err == -INSERT_EXISTS ? REASON_NONE : REASON_TABLE_FULL;
 	}
 	open->inserted = true;
 	return REASON_NONE;
 }
 
-/* Makes the connection of open.key. NONE: it is in the table. A stack frame of its own. */
+/* Opens the connection whose opener's key is open.key. NONE: the connection is in the table. Not inlined, to save
+ * stack. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct epoch_ref *address,
 					const struct forward *forward)
 {
@@ -602,7 +649,8 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 	return open_insert(ctx, work, in);
 }
 
-/* Opens a connection by its client's packet; address is the epoch reference of the external address. */
+/* Opens a connection for a packet of the opener. address: epoch reference of the external address, or of the
+ * intercept. stale: there may be an old entry at the opener's key. */
 static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct epoch_ref *address,
 						   const struct forward *forward, bool stale)
 {
@@ -614,7 +662,8 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 	return open_make(ctx, work, address, forward);
 }
 
-/* Finds the interface that leads to the client of a connection that is being rebuilt: the client's packets came in by it. */
+/* Finds the opener's interface for a connection that is being rebuilt: the route to the opener leaves by it.
+ * False: there is no route. */
 static __always_inline bool open_find_client(void *ctx, struct work *work)
 {
 	struct opening *open = &work->open;
@@ -625,7 +674,8 @@ static __always_inline bool open_find_client(void *ctx, struct work *work)
 	return true;
 }
 
-/* Does this forward lead to the sender of the answer? At an address with several forwards, another one may have the port. */
+/* Is the sender of the answer the target of this forward? At an address with several forwards, another forward may
+ * have the asked port. */
 static __always_inline bool open_leads_to(const struct forward *forward, const struct tuple *asked,
 					  const struct tuple *answer)
 {
@@ -634,11 +684,12 @@ static __always_inline bool open_leads_to(const struct forward *forward, const s
 	return addr_equal(&forward->target, &answer->src) && bpf_htons(port) == answer->sport;
 }
 
-/* How long an eviction counts as recent, and by how much the clock of the CPU that noted it may be ahead. */
+/* An eviction is recent for EVICTED_RECENTLY_MS. CPUs' clocks differ: the CPU that noted the eviction may be up to
+ * EVICTED_AHEAD_MS ahead. */
 enum { EVICTED_RECENTLY_MS = 60000, EVICTED_AHEAD_MS = 1000 };
 
-/* May the connection of this datagram have been evicted before its server could answer? If not, the datagram is the server's own, and
- * the kernel masquerades it. */
+/* Was a half-open UDP connection evicted recently? Then this UDP datagram may be the answer of an evicted
+ * connection. Otherwise the datagram belongs to no forward, and the kernel masquerades it. */
 static __always_inline bool open_evicted(const struct packet *pkt)
 {
 	const struct ring *ring;
@@ -648,12 +699,13 @@ static __always_inline bool open_evicted(const struct packet *pkt)
 		return false;
 	ring = ring_of(PLACE_HALF_OTHER, tuple_is_v6(&pkt->tuple));
 	evicted = ring ? ring->evicted : 0;
-	/* Unlike conn_idle, unsigned: nobody renews this time, and after 25 days its difference would be negative. */
+	/* Unsigned, unlike in conn_idle: nobody renews this time, and a signed difference would be negative after
+	 * 25 days. */
 	return evicted && pkt->ms - evicted + EVICTED_AHEAD_MS < EVICTED_RECENTLY_MS + EVICTED_AHEAD_MS;
 }
 
-/* May this client be on the Internet, and may it have asked this address? Where there are several WANs, the address must belong to
- * the WAN that the route to the client leads by. */
+/* Can this opener be on the Internet, and can it have reached this external address? With several WANs, the
+ * external address must be an address of the WAN by which the route to the opener leaves. */
 static __always_inline bool open_client_fits(const struct opening *open, bool several_wans)
 {
 	__u32 ifindex = open->ifindex;
@@ -669,7 +721,8 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 	return false;
 }
 
-/* Opens a connection again by its server's packet. The packet goes to the Internet if open.from_wan says so, otherwise to a stand-in. */
+/* Rebuilds a lost connection from a packet of the answerer. The packet goes to the Internet if open.from_wan is
+ * set, otherwise to a stand-in. */
 static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 {
 	struct opening *open = &work->open;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TCP and IPv4 options, in a copy. Both lists have the same form: a kind, and unless that is 0 or 1 a length and a value. */
+/* TCP and IPv4 options. The functions read a copy of the option list. Both lists have one format: a kind, and for kinds
+ * above 1 a length and a value. */
 #pragma once
 
 #include <stdbool.h>
@@ -10,7 +11,7 @@
 enum tcp_option { TCPOPT_MSS = 2, TCPOLEN_MSS = 4, TCPOPT_WINDOW = 3, TCPOLEN_WINDOW = 3 };
 enum { OPTION_END = 0, OPTION_NOP = 1 };
 
-/* Where in the options the value of one is, of this kind and length; 0: nowhere. length 0 takes any. */
+/* Returns the offset of the value of the first option with this kind and length. 0: none. length 0: any length. */
 static __always_inline __u32 option_find(const __u8 *options, __u32 end, __u8 kind, __u8 length)
 {
 	__u32 at = 0;
@@ -28,7 +29,7 @@ static __always_inline __u32 option_find(const __u8 *options, __u32 end, __u8 ki
 	return 0;
 }
 
-/* The window scale (RFC 7323 2.3); TCP_SCALE_NONE: there is none. */
+/* Returns the window scale, at most TCP_SCALE_MAX (RFC 7323 2.3). TCP_SCALE_NONE: there is no such option. */
 static __always_inline __u8 option_scale(const __u8 *options, __u32 end)
 {
 	__u32 at = option_find(options, end, TCPOPT_WINDOW, TCPOLEN_WINDOW);
@@ -40,7 +41,7 @@ static __always_inline __u8 option_scale(const __u8 *options, __u32 end)
 	return scale > TCP_SCALE_MAX ? TCP_SCALE_MAX : scale;
 }
 
-/* Loose or strict source route (RFC 791 3.1). */
+/* Is there a loose or strict source route (RFC 791 3.1)? */
 static __always_inline bool option_source_route(const __u8 *options, __u32 end)
 {
 	return option_find(options, end, IPOPT_LSRR, 0) || option_find(options, end, IPOPT_SSRR, 0);

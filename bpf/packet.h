@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* From bytes to struct packet: the one place that knows header lengths.
- * Parsers read (data, data_end) and keep values and offsets, never a pointer into the packet. */
+/* The parsers: they fill struct packet from the bytes of a frame. A parser reads between data and data_end. It
+ * stores values and offsets, never a pointer into the packet: helpers make such pointers invalid. */
 #pragma once
 
 #include <linux/if_ether.h>
@@ -21,16 +21,16 @@ enum fragment_kind { FRAGMENT_NONE, FRAGMENT_FIRST, FRAGMENT_LATER };
 
 enum tcp_flag { TCP_FIN = 0x01, TCP_SYN = 0x02, TCP_RST = 0x04, TCP_ACK = 0x10 };
 enum { TCP_FLAGS_OFFSET = 13, SCTP_HEADER = 12, SCTP_INIT = 1 };
-/* Bounds for the verifier: of an Ethernet header's length, of all headers before the transport's, and of the place of a checksum in
- * the transport's. */
+/* Masks that give the verifier a bound: for the length of the Ethernet header, for the length of the IP header
+ * with options or extension headers, and for the offset of the checksum in the transport header. */
 enum { ETHERNET_MASK = 15, HEADERS_MASK = 127, TRANSPORT_CHECK_MASK = 31 };
-/* RFC 7323 2.3; NONE: a SYN without the option. */
+/* TCP window scale (RFC 7323 2.3). TCP_SCALE_NONE: the SYN has no window scale option. */
 enum { TCP_SCALE_MAX = 14, TCP_SCALE_NONE = 15 };
-/* In every network namespace (LOOPBACK_IFINDEX of linux/net_namespace.h). */
+/* The loopback device has this ifindex in every network namespace (LOOPBACK_IFINDEX in include/net/flow.h). */
 enum { LOOPBACK_IFINDEX = 1 };
 enum { IP_RESERVED = 0x8000, IP_DONT_FRAGMENT = 0x4000, IP_MORE_FRAGMENTS = 0x2000, IP_OFFSET_MASK = 0x1fff };
 
-/* RFC 792; linux/icmp.h would bring the C library with it. */
+/* RFC 792. linux/icmp.h is not used here, because it includes headers of the C library. */
 enum icmp_type {
 	ICMP_ECHOREPLY = 0,
 	ICMP_DEST_UNREACH = 3,
@@ -49,14 +49,14 @@ enum icmpv6_type {
 	ICMPV6_ECHO_REPLY = 129,
 };
 
-/* RFC 8200 4: what may stand before the transport header of a packet that is translated. */
+/* Extension headers that a translated IPv6 packet may have before its transport header (RFC 8200 4). */
 enum ipv6_extension { NEXTHDR_HOP = 0, NEXTHDR_FRAGMENT = 44, NEXTHDR_DEST = 60 };
-/* So many, and so long together. */
+/* The most extension headers of a translated packet, and their greatest length together, in bytes. */
 enum { IPV6_EXTENSIONS = 4, IPV6_EXTENSIONS_MAX = 64 };
 
 struct ipv6_fragment {
 	__u8 next, reserved;
-	__be16 offset;		/* lowest bit: more follow */
+	__be16 offset;		/* upper 13 bits: fragment offset; lowest bit: more fragments follow */
 	__be32 id;
 };
 
@@ -65,31 +65,32 @@ struct icmphdr {
 	__sum16 checksum;
 	union {
 		struct {
-			__be16 id;	/* of a query */
-			__be16 mtu;	/* of Frag Needed, RFC 1191 */
+			__be16 id;	/* echo request and reply: identifier */
+			__be16 mtu;	/* Frag Needed: MTU of the next hop, RFC 1191 */
 		};
-		__be32 mtu6;	/* of Packet Too Big */
+		__be32 mtu6;	/* Packet Too Big: MTU of the next hop */
 	};
 };
 
-/* Longest Ethernet, IP and TCP headers together, or of an ICMP error and what it quotes. */
+/* The greatest number of bytes that the parsers read: Ethernet, IP and ICMP headers of an ICMP error, then the IP
+ * and TCP headers that it quotes. */
 enum {
 	PACKET_HEADERS_V4 = sizeof(struct ethhdr) + 60 + sizeof(struct icmphdr) + 60 + sizeof(struct tcphdr),
 	PACKET_HEADERS_V6 = sizeof(struct ethhdr) + 2 * (sizeof(struct ipv6hdr) + IPV6_EXTENSIONS_MAX) +
 			    sizeof(struct icmphdr) + sizeof(struct tcphdr),
 };
 
-/* What of a transport header concerns translation; offsets are from the first byte of the frame. */
+/* The fields of a transport header that translation needs. Offsets count from the first byte of the frame. */
 struct transport {
-	__u16 off;
-	__u16 ports_off;	/* of both ports, or of an ICMP query's id */
-	__u16 check_off;	/* 0: no checksum here that covers what is changed */
-	__sum16 check;
-	__u8 ports_length;	/* 4: both ports, 2: an id, 0: nothing that may be changed */
-	bool pseudo;		/* the checksum covers the addresses */
+	__u16 off;		/* offset of the transport header */
+	__u16 ports_off;	/* offset of both ports, or of an ICMP query's id */
+	__u16 check_off;	/* offset of the checksum; 0: no checksum covers the translated fields */
+	__sum16 check;		/* checksum as the packet arrived */
+	__u8 ports_length;	/* in bytes; 4: both ports, 2: id of an ICMP query, 0: nothing may be changed */
+	bool pseudo;		/* the checksum covers the IP addresses (pseudo-header) */
 };
 
-/* The packet inside an ICMP error, as it left the router. */
+/* The packet that an ICMP error quotes. Its addresses and ports are those with which it left the router. */
 struct quote {
 	struct tuple tuple;
 	struct transport l4;
@@ -99,42 +100,42 @@ struct quote {
 
 struct packet {
 	struct tuple tuple;
-	__u32 ms, second;	/* set by the hook: CLOCK_MONOTONIC in ms and in s, of a tick */
-	__u32 ifindex;		/* set by the hook */
-	__u32 frame_length;	/* set by the hook: all bytes, not only those in reach */
-	__u32 gso_size;		/* set by the hook: transport payload per segment, 0: one packet */
-	__u32 length;		/* IP total length */
-	__u32 segment;		/* longest IP packet that this is on the wire; of tunnels' GSO packets a lower bound (nat_check_segments asks the kernel) */
-	__be32 id;		/* of a datagram in fragments */
-	__u16 l3_off;
+	__u32 ms, second;	/* set by the hook: CLOCK_MONOTONIC in ms and in s, read once in a tick */
+	__u32 ifindex;		/* set by the hook: ingress interface */
+	__u32 frame_length;	/* set by the hook: bytes of the frame; XDP: of its first buffer */
+	__u32 gso_size;		/* set by the hook: payload bytes per segment; 0: not a GSO packet */
+	__u32 length;		/* IP total length in bytes */
+	__u32 segment;		/* bytes of the longest IP packet after segmentation; tunnels: a lower bound */
+	__be32 id;		/* fragments: IP identification */
+	__u16 l3_off;		/* offset of the IP header in the frame; 0: no Ethernet header */
 	__u8 hook;		/* set by the hook: enum hook */
 	__u8 ttl;
 	bool dont_fragment;
 	bool v6;
-	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, that it was sent to */
-	__u8 remote_mac[6] __attribute__((aligned(4)));	/* of the station that sent it */
-	struct fragment_range piece;	/* of a fragment: what it brings */
+	__u8 local_mac[6] __attribute__((aligned(4)));	/* destination MAC address of the frame */
+	__u8 remote_mac[6] __attribute__((aligned(4)));	/* source MAC address of the frame */
+	struct fragment_range piece;	/* fragments: the range of the datagram's payload in this packet */
 	struct ipv6_fragment v6_fragment;
-	/* Members up to here are set for every packet (id and piece for fragments, v6_fragment for IPv6) and are not cleared.
-	 * Members from here on are zero unless a parser sets them. */
-	enum reason flaw __attribute__((aligned(8)));	/* ports are good, but it must not be sent on; NONE: sound */
-	__u32 seq, ack;		/* TCP, host order */
-	__u32 seq_length;	/* TCP: sequence space it takes */
+	/* Members up to here are set for every packet, and are not cleared before (id and piece: for fragments,
+	 * v6_fragment: for IPv6). Members from here on are zero unless a parser sets them. */
+	enum reason flaw __attribute__((aligned(8)));	/* ports are valid, but the packet must not be sent on */
+	__u32 seq, ack;		/* TCP: sequence and acknowledgement number, host order */
+	__u32 seq_length;	/* TCP: sequence space of the segment: payload bytes, SYN, FIN */
 	struct transport l4;
-	__u16 window;		/* TCP, host order */
-	__u8 tcp_flags;		/* FIN, SYN, RST, ACK only */
-	__u8 tcp_header;	/* its length, with options */
-	__u8 scale;		/* TCP, set by the hook from a SYN's options: window scale; TCP_SCALE_NONE: there is no such option */
+	__u16 window;		/* TCP: window as sent, not scaled, host order */
+	__u8 tcp_flags;		/* TCP: FIN, SYN, RST, ACK only */
+	__u8 tcp_header;	/* TCP: header length in bytes, with options */
+	__u8 scale;		/* SYN: window scale, set by the hook; TCP_SCALE_NONE: no such option */
 	__u8 fragment;		/* enum fragment_kind */
-	bool last;		/* of a fragment: nothing comes behind it */
-	bool icmp_error;
-	bool opens;		/* may open a connection */
-	bool broken;		/* no ports: lengths that no stack would accept */
-	struct quote quote;	/* of an ICMP error, else not set */
+	bool last;		/* fragments: the last fragment of its datagram */
+	bool icmp_error;	/* the packet is an ICMP error */
+	bool opens;		/* this packet may open a connection */
+	bool broken;		/* the ports are missing or invalid, or header lengths contradict each other */
+	struct quote quote;	/* ICMP error: the packet that it quotes; otherwise not set */
 };
 
-/* Both ports of a tuple are one 32-bit word, protocol and padding another. They are written and read as words: a processor
- * stalls when it reads as a whole what it has just written in parts. */
+/* Both ports of a tuple are read and written as one 32-bit word, protocol and padding as another word. The CPU
+ * stalls when a wide load follows narrow stores to the same bytes. */
 typedef __u32 __attribute__((may_alias)) tuple_word;
 
 _Static_assert(offsetof(struct tuple, sport) == 32 && offsetof(struct tuple, dport) == 34, "ports of struct tuple");
@@ -189,7 +190,7 @@ static __always_inline bool word_in(__be32 word, __u32 network, __u32 bits)
 	return bpf_ntohl(word) >> (32 - bits) == network >> (32 - bits);
 }
 
-/* RFC 1918, the shared space of RFC 6598, link-local; RFC 4193. */
+/* Is this a private address: RFC 1918, shared (RFC 6598), IPv4 link-local, or IPv6 unique local (RFC 4193)? */
 static __always_inline bool addr_private(const union addr *addr)
 {
 	__be32 last = addr->word[3];
@@ -200,56 +201,63 @@ static __always_inline bool addr_private(const union addr *addr)
 	       word_in(last, 0x64400000, 10) || word_in(last, 0xa9fe0000, 16);
 }
 
+/* Returns the length in bytes of the IP header with IPv4 options or IPv6 extension headers. */
 static __always_inline __u32 packet_header(const struct packet *pkt)
 {
 	return pkt->l4.off - pkt->l3_off;
 }
 
-/* On the loopback device, which has no addresses: sent there by this program, to come in once more. */
+/* Did tc_reinject send this packet to the loopback device? tc_reinject sets the first byte of the source MAC
+ * address. In all other packets on the loopback device this byte is 0. */
 static __always_inline bool packet_reinjected(const struct packet *pkt)
 {
 	return pkt->remote_mac[0];
 }
 
-/* The IP header itself: what a packet made here has, too. */
+/* Returns the length in bytes of an IP header without options, as in packets that hairpin itself makes. */
 static __always_inline __u32 packet_base(const struct packet *pkt)
 {
 	return pkt->v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
 }
 
-/* Has the packet no IPv4 options? Which options are copied into each fragment has rules of its own (RFC 791). */
+/* Has the packet no IPv4 options? hairpin does not fragment a packet with options: only some options may be copied
+ * into each fragment (RFC 791). */
 static __always_inline bool packet_without_options(const struct packet *pkt)
 {
 	return pkt->v6 || packet_header(pkt) == sizeof(struct iphdr);
 }
 
-/* May TC cut the packet up? Not with IP options; and of GSO packets only those of TCP. */
+/* May TC divide the packet into shorter ones? Not with DF or with IP options. Of GSO packets only TCP: TC makes
+ * their segments shorter. */
 static __always_inline bool packet_divisible(const struct packet *pkt)
 {
 	return !pkt->dont_fragment && packet_without_options(pkt) &&
 	       (!pkt->gso_size || pkt->tuple.protocol == IPPROTO_TCP);
 }
 
-/* Has it IPv4 options? */
+/* Has the packet IPv4 options? */
 static __always_inline bool packet_has_options(const struct packet *pkt)
 {
 	return !pkt->v6 && packet_header(pkt) > sizeof(struct iphdr);
 }
 
-/* The length of all headers before the transport's, for every way that a parser may have come. */
+/* Returns the length in bytes of all headers between l3_off and the transport header. The offset is reloaded, so
+ * that all parser paths reach the verifier in one state. The mask then sets the bound. */
 static __always_inline __u32 packet_header_reloaded(const struct transport *l4, __u32 l3_off)
 {
 	verifier_forget();
 	return (l4->off - l3_off) & HEADERS_MASK;
 }
 
-/* The transport header, if wanted bytes of it are there. NULL: they are not. */
+/* Returns the transport header l4 if wanted bytes of it can be read, otherwise NULL. available: bytes of the
+ * packet from l4 on, by the IP total length. */
 static __always_inline void *packet_reach(void *l4, void *data_end, __u32 available, __u32 wanted)
 {
 	return available >= wanted && l4 + wanted <= data_end ? l4 : NULL;
 }
 
-/* The connection that an ICMP query belongs to: its id is the port of the side that asks. */
+/* Reads an ICMP echo request or reply. Its id is the port of the side that asks: the source port of a request, the
+ * destination port of a reply. False: another ICMP type. */
 static __always_inline bool packet_query(struct icmphdr *icmp, __u16 off, struct tuple *tuple,
 					 struct transport *l4)
 {
@@ -269,8 +277,8 @@ static __always_inline bool packet_query(struct icmphdr *icmp, __u16 off, struct
 	return true;
 }
 
-/* Ports and checksum of a transport header, of which a quote may hold no more than 8 bytes. False: not
- * even these. */
+/* Reads ports and checksum of a transport header. False: the ports cannot be read. A quote may end before the
+ * checksum (RFC 792 quotes 8 bytes of payload): then check_off stays 0. */
 static __always_inline bool packet_ports(void *header, void *data_end, __u32 available, __u16 off,
 					 struct tuple *tuple, struct transport *l4)
 {
@@ -286,19 +294,20 @@ static __always_inline bool packet_ports(void *header, void *data_end, __u32 ava
 		l4->ports_off = off;
 		l4->ports_length = 2 * sizeof(*ports);
 	}
-	/* SCTP's CRC32c covers the ports, so the ports must stay. It covers no address. */
+	/* The CRC32c of SCTP covers the ports, so the ports must not change. The CRC32c covers no address. */
 	if (protocol == IPPROTO_SCTP) {
 		l4->ports_length = 0;
 		return true;
 	}
-	/* Otherwise the compiler chooses both the bound and the place by protocol. */
+	/* Without this the compiler computes bound and address from protocol separately, and the verifier cannot
+	 * relate them. */
 	check = (__u16)verifier_same(check);
 	sum = header + (check & TRANSPORT_CHECK_MASK);
 	if (available < check + sizeof(*sum) || (void *)(sum + 1) > data_end)
 		return true;
 	l4->check = *sum;
 	l4->pseudo = true;
-	/* RFC 768: zero of UDP means that the sender did not compute one. */
+	/* RFC 768: a UDP checksum of 0 means that the sender has not computed the checksum. */
 	if (l4->check || protocol != IPPROTO_UDP)
 		l4->check_off = off + check;
 	return true;
@@ -322,7 +331,7 @@ static __always_inline bool packet_is_error(const struct packet *pkt, __u8 type)
 	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
 }
 
-/* Is the protocol translated by address alone? Nothing in its packets depends on addresses. */
+/* Does translation change only the IP addresses of this protocol? Nothing after the IP header depends on them. */
 static __always_inline bool packet_opaque(__u8 protocol)
 {
 	return protocol == IPPROTO_GRE || protocol == IPPROTO_ESP || protocol == IPPROTO_IPIP;
@@ -339,7 +348,7 @@ static __always_inline void packet_parse_tcp(struct tcphdr *tcp, void *data_end,
 	pkt->tcp_flags = *((__u8 *)tcp + TCP_FLAGS_OFFSET) & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK);
 	if (header < sizeof(*tcp) || header > available)
 		return;
-	/* RFC 9293 3.10: the combinations that a stack acts upon. */
+	/* RFC 9293 3.10: no stack accepts a SYN with FIN or RST. A segment without SYN must have ACK or RST. */
 	if (pkt->tcp_flags & TCP_SYN ? pkt->tcp_flags & (TCP_FIN | TCP_RST) : !(pkt->tcp_flags & (TCP_ACK | TCP_RST)))
 		return;
 	pkt->flaw = REASON_NONE;
@@ -361,7 +370,7 @@ static __always_inline void packet_parse_udp(struct udphdr *udp, void *data_end,
 	if (!packet_reach(udp, data_end, available, sizeof(*udp)))
 		return;
 	length = bpf_ntohs(udp->len);
-	/* Of UDP-Lite this is the checksum's coverage, RFC 3828. */
+	/* In UDP-Lite this field is the checksum coverage (RFC 3828). */
 	if (pkt->tuple.protocol == IPPROTO_UDP &&
 	    (length < sizeof(*udp) || (length > available && pkt->fragment == FRAGMENT_NONE)))
 		return;
@@ -371,7 +380,7 @@ static __always_inline void packet_parse_udp(struct udphdr *udp, void *data_end,
 		pkt->segment = pkt->length - available + sizeof(*udp) + pkt->gso_size;
 }
 
-/* RFC 9260 3.3.2: an association begins with an INIT chunk and no verification tag. */
+/* Only a packet with an INIT chunk and verification tag 0 opens an association (RFC 9260 3.3.2). */
 static __always_inline void packet_parse_sctp(void *sctp, void *data_end, __u32 available, struct packet *pkt)
 {
 	__be32 *words = packet_reach(sctp, data_end, available, SCTP_HEADER);
@@ -381,13 +390,15 @@ static __always_inline void packet_parse_sctp(void *sctp, void *data_end, __u32 
 		return;
 	pkt->flaw = REASON_NONE;
 	pkt->opens = chunk && !words[1] && chunk[SCTP_HEADER] == SCTP_INIT;
-	/* Its GSO packets carry no size; the kernel splits them where their sender did. */
+	/* gso_size of SCTP is no length (GSO_BY_FRAGS). The kernel splits the packet where the sender did, so it
+	 * always fits. */
 	if (pkt->gso_size)
 		pkt->segment = 0;
 }
 
-/* Skips IPv6 extension headers. Returns the offset of the transport header from the IP header, and sets its protocol. 0: out of
- * reach, or too many extension headers. */
+/* Skips IPv6 extension headers. Returns the offset of the transport header from the IP header, and sets its
+ * protocol. 0: the headers are out of reach or too long. With too many headers, protocol becomes the number of the
+ * next extension header, which no parser knows. */
 static __always_inline __u32 packet_skip_extensions(struct ipv6hdr *ip, void *data_end, __u8 *protocol,
 						    struct ipv6_fragment *fragment)
 {
@@ -417,7 +428,7 @@ static __always_inline __u32 packet_parse_quoted_ipv4(struct iphdr *ip, struct q
 	if (ip->version != 4 || ip->ihl * 4 < sizeof(*ip))
 		return 0;
 	quote->ip_check = ip->check;
-	/* A later fragment has no ports. With this protocol it belongs to no connection. */
+	/* A later fragment has no ports. No connection has protocol IPPROTO_RAW, so none is found for it. */
 	quote->tuple.protocol = ip->frag_off & bpf_htons(IP_OFFSET_MASK) ? IPPROTO_RAW : ip->protocol;
 	addr_from_v4(&quote->tuple.src, ip->saddr);
 	addr_from_v4(&quote->tuple.dst, ip->daddr);
@@ -439,7 +450,8 @@ static __always_inline __u32 packet_parse_quoted_ipv6(struct ipv6hdr *ip, void *
 	return header;
 }
 
-/* The header of the packet that an ICMP error is about. Its length; 0: none that could be understood. */
+/* Parses the IP header that an ICMP error quotes. Returns its length in bytes; 0: the header is incomplete or
+ * invalid. */
 static __always_inline __u32 packet_parse_quoted_ip(void *header, void *data_end, __u32 available, bool v6,
 						    struct quote *quote)
 {
@@ -448,7 +460,8 @@ static __always_inline __u32 packet_parse_quoted_ip(void *header, void *data_end
 	return v6 ? packet_parse_quoted_ipv6(header, data_end, quote) : packet_parse_quoted_ipv4(header, quote);
 }
 
-/* The packet that an ICMP error is about. False: of no concern to translation. */
+/* Parses the packet that an ICMP error quotes. False: hairpin does not translate packets of this kind. If the
+ * quote is too short or invalid, sets pkt->broken and returns true. */
 static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 available, __u16 off,
 					       struct packet *pkt)
 {
@@ -476,7 +489,7 @@ static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 a
 	       packet_ports(l4, data_end, available - header, quote->l4.off, &quote->tuple, &quote->l4);
 }
 
-/* False: of no concern to translation, as redirects or router advertisements. */
+/* Parses an ICMP query or error. False: hairpin does not translate this type (redirects, router advertisements). */
 static __always_inline bool packet_parse_icmp(struct icmphdr *icmp, void *data_end, __u32 available,
 					      struct packet *pkt)
 {
@@ -498,7 +511,7 @@ static __always_inline bool packet_parse_icmp(struct icmphdr *icmp, void *data_e
 	return packet_parse_quote(icmp + 1, data_end, available - sizeof(*icmp), pkt->l4.off + sizeof(*icmp), pkt);
 }
 
-/* False: a protocol that hairpin has nothing to do with. */
+/* Parses the transport header. False: hairpin does not translate this protocol. */
 static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 available, struct packet *pkt)
 {
 	__u8 protocol = pkt->tuple.protocol;
@@ -512,7 +525,7 @@ static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 avai
 	}
 	if (!icmp && !packet_has_ports(protocol))
 		return false;
-	/* The protocol's parser clears this if the header is sound. */
+	/* The parser of the protocol clears the flaw if the header is valid. */
 	pkt->flaw = pkt->fragment == FRAGMENT_FIRST ? REASON_FRAGMENT_TINY : REASON_MALFORMED;
 	if (icmp)
 		return packet_parse_icmp(l4, data_end, available, pkt);
@@ -534,7 +547,8 @@ static __always_inline bool packet_parse_l4(void *l4, void *data_end, __u32 avai
 	return true;
 }
 
-/* Notes which bytes of its datagram a fragment brings; start is in units of 8 bytes. False: the fragment is impossible. */
+/* Stores which bytes of its datagram a fragment holds; start is in units of 8 bytes. False: the fragment is empty,
+ * reaches beyond 65,535 bytes, or has a length that only the last fragment may have (RFC 791). */
 static __always_inline bool packet_parse_piece(__u32 start, bool more, __u32 available, struct packet *pkt)
 {
 	pkt->last = !more;
@@ -545,19 +559,20 @@ static __always_inline bool packet_parse_piece(__u32 start, bool more, __u32 ava
 	       packet_header(pkt) + start * 8 + available <= 0xffff;
 }
 
-/* The length by the header's field, plus more. A GSO packet beyond 64 KiB has 0 in the field (BIG TCP). */
+/* Returns the IP total length in bytes: the header's length field (said) plus more. In a GSO packet beyond 64 KiB
+ * the field is 0 (BIG TCP), and the frame gives the length. */
 static __always_inline __u32 packet_length(const struct packet *pkt, __u32 said, __u32 more)
 {
 	return pkt->gso_size && !said ? pkt->frame_length - pkt->l3_off : said + more;
 }
 
-/* Do its lengths contradict each other, or the frame? */
+/* Is the IP total length shorter than the headers, or longer than the frame? */
 static __always_inline bool packet_misfit(const struct packet *pkt)
 {
 	return pkt->length < packet_header(pkt) || pkt->length > pkt->frame_length - pkt->l3_off;
 }
 
-/* The protocol, and no ports yet. */
+/* Sets the protocol, and both ports to 0. */
 static __always_inline void packet_no_ports(struct tuple *tuple, __u8 protocol)
 {
 	*ports_word(&tuple->sport) = 0;
@@ -620,7 +635,7 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	pkt->ttl = ip->hop_limit;
 	addr_from_v6(&pkt->tuple.src, &ip->saddr);
 	addr_from_v6(&pkt->tuple.dst, &ip->daddr);
-	/* In the tables these are IPv4 addresses. */
+	/* A v4-mapped address (::ffff:0:0/96) on the wire would match IPv4 entries of the tables. */
 	if (addr_is_v4(&pkt->tuple.src) || addr_is_v4(&pkt->tuple.dst))
 		return false;
 	header = packet_skip_extensions(ip, data_end, &pkt->tuple.protocol, fragment);
@@ -644,7 +659,7 @@ static __always_inline bool packet_parse_ipv6(struct ipv6hdr *ip, void *data_end
 	return known;
 }
 
-/* The packet has moved within its frame. */
+/* Corrects all offsets after bytes were inserted before the IP header. by: how many bytes. */
 static __always_inline void packet_shift(struct packet *pkt, __u16 by)
 {
 	struct transport *l4[] = { &pkt->l4, &pkt->quote.l4 };
@@ -659,7 +674,7 @@ static __always_inline void packet_shift(struct packet *pkt, __u16 by)
 	}
 }
 
-/* MAC addresses, by two bytes: those in a frame need not lie at a multiple of four. */
+/* Copies count MAC addresses in steps of two bytes, because in a frame they may not be aligned to four bytes. */
 static __always_inline void mac_copy(void *to, const void *from, __u32 count)
 {
 	const __u16 *source = from;
@@ -669,12 +684,12 @@ static __always_inline void mac_copy(void *to, const void *from, __u32 count)
 		copy[i] = source[i];
 }
 
-/* The IP packet at l3_off, behind an Ethernet header unless that is 0. False: nothing hairpin could have to do
- * with, or headers no stack would forward. */
+/* Parses the IP packet at pkt->l3_off. At 0 there is no Ethernet header. False: the packet is not for hairpin, or
+ * its headers are so wrong that no stack forwards it. */
 static __always_inline bool packet_parse(void *data, void *data_end, __be16 protocol, struct packet *pkt)
 {
 	struct ethhdr *eth = data;
-	/* The mask gives the verifier one bounded pointer for both kinds of devices. */
+	/* With the mask the verifier sees one bounded pointer, with or without an Ethernet header. */
 	void *ip = data + (pkt->l3_off & ETHERNET_MASK);
 
 	if ((void *)(eth + 1) > data_end)

@@ -1,24 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: the router's own packets. They say why a packet was not sent on: an ICMP error that quotes it as it came (RFC 1812
- * 4.3.2), or a RST. The kernel cannot write them: it knows no forwards. */
+/* TC: packets that the router itself sends. They say why a packet was not sent on: an ICMP error that quotes the
+ * packet as it arrived (RFC 1812 4.3.2), or a RST. A challenge is a SYN/ACK. The kernel cannot send these packets,
+ * because it does not know the forwards. */
 #pragma once
 
 #include "scratch_packet.h"
 
-/* The error and its quote come to 532 bytes, below the 576 of RFC 1812 4.3.2.3, or to the 1280 of RFC 4443 2.4. */
+/* Codes of Destination Unreachable (RFC 792, RFC 1812 5.2.7.1; RFC 4443 3.1). */
 enum icmp_code { ICMP_HOST_UNREACH = 1, ICMP_PORT_UNREACH = 3, ICMP_FRAG_NEEDED = 4, ICMP_PKT_FILTERED = 13 };
 enum icmpv6_code { ICMPV6_ADM_PROHIBITED = 1, ICMPV6_ADDR_UNREACH = 3, ICMPV6_PORT_UNREACH = 4 };
+/* REPLY_QUOTE_*: how many bytes of a packet an ICMP error quotes. With both headers an IPv4 error has at most 532
+ * bytes, below the 576 of RFC 1812 4.3.2.3. An IPv6 error has at most 1280 bytes (RFC 4443 2.4). */
 enum { REPLY_QUOTE_V4 = 504, REPLY_QUOTE_V6 = 1232, REPLY_TTL = 64, REPLY_BURST_NS = SECOND_NS };
-enum { REPLY_TOS = 0xc0 };	/* RFC 1812 4.3.2.5 */
+enum { REPLY_TOS = 0xc0 };	/* precedence 6, internetwork control (RFC 1812 4.3.2.5) */
 
 struct reply {
-	__u8 type, code;	/* both 0: says nothing */
-	bool mtu;		/* says the MTU, too */
-	bool reset;		/* not ICMP, but a RST */
-	bool challenge;		/* not ICMP, but a SYN/ACK (lifecycle.h) */
+	__u8 type, code;	/* ICMP type and code; both 0: no ICMP error */
+	bool mtu;		/* the ICMP error carries the MTU */
+	bool reset;		/* send a RST instead of an ICMP error */
+	bool challenge;		/* send a challenge, a SYN/ACK, instead of an ICMP error (lifecycle.h) */
 };
 
-/* Destination Unreachable, if this side of the router is told of refusals. */
+/* Returns Destination Unreachable with the code for the packet's family. Returns no reply if senders on this side
+ * are not told of refusals. */
 static __always_inline struct reply reply_unreachable(const struct packet *pkt, enum icmp_code v4, enum icmpv6_code v6)
 {
 	if (!nat_sender_is_told(pkt->ifindex))
@@ -28,8 +32,8 @@ static __always_inline struct reply reply_unreachable(const struct packet *pkt, 
 	return (struct reply){ .type = ICMP_DEST_UNREACH, .code = (__u8)v4 };
 }
 
-/* May the sender of this packet, or its other side, be told that a connection is over? Not a client on the Internet, if the
- * external address is no longer this router's: it may be another router's now. */
+/* May a RST leave by this interface? On a WAN its source address (from) must still be an address of this router:
+ * otherwise another router may have the address now. */
 static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 {
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
@@ -43,8 +47,8 @@ static __always_inline bool reply_reaches(__u32 ifindex, const union addr *from)
 	return false;
 }
 
-/* The connection is over: a RST makes the sender connect anew at once. It is sent to both sides of the router, whatever the
- * configuration says of refusals. */
+/* Returns the reply for a packet of an ended connection. A RST makes a TCP sender connect again at once. It is
+ * sent on LANs and WANs, even where senders are not told of refusals. */
 static __always_inline struct reply reply_ended(const struct packet *pkt)
 {
 	if (pkt->tuple.protocol != IPPROTO_TCP || pkt->fragment != FRAGMENT_NONE)
@@ -52,7 +56,8 @@ static __always_inline struct reply reply_ended(const struct packet *pkt)
 	return (struct reply){ .reset = !(pkt->tcp_flags & TCP_RST) };
 }
 
-/* Only if the packet has DF. Otherwise it could not be cut up for another reason: options, or its protocol. */
+/* Returns Frag Needed or Packet Too Big if the packet has DF, otherwise no reply. Without DF the packet was not
+ * divided because of its IP options or its protocol: a lower MTU would not help. */
 static __always_inline struct reply reply_too_big(const struct packet *pkt)
 {
 	if (!pkt->dont_fragment)
@@ -62,7 +67,7 @@ static __always_inline struct reply reply_too_big(const struct packet *pkt)
 	return (struct reply){ .type = ICMP_DEST_UNREACH, .code = ICMP_FRAG_NEEDED, .mtu = true };
 }
 
-/* The reply for a reason. */
+/* Returns the reply for the reason in work->rw. */
 static __always_inline struct reply reply_of(const struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -93,8 +98,9 @@ static __always_inline struct reply reply_of(const struct work *work)
 	}
 }
 
-/* RFC 1812 4.3.2.8, by GCRA: a side has one message an interval, and may save up a second's worth. Frag
- * Needed is exempt, as in Linux: without it a path stays a black hole. */
+/* May this reply be sent now? The rate is limited by GCRA (RFC 1812 4.3.2.8): each role of interface has one
+ * message per icmp_interval, and may save messages of one second. Frag Needed and Packet Too Big have no limit, as
+ * in Linux: without them path MTU discovery fails. */
 static __always_inline bool reply_allowed(const struct interface *in, struct reply reply)
 {
 	const struct settings *settings = conn_settings();
@@ -145,13 +151,14 @@ static __always_inline void reply_header(struct work *work, const struct tuple *
 	__builtin_memcpy(&ip->daddr, &way->dst, sizeof(way->dst));
 }
 
-/* The sum of the pseudo-header of ICMPv6, and of TCP in either family. */
+/* Returns the sum of the pseudo-header, not folded: for ICMPv6, and for TCP over IPv4 and IPv6. */
 static __always_inline __u64 reply_pseudo_sum(const struct tuple *way, __u32 length)
 {
 	return csum_addr(&way->src, tuple_is_v6(way)) + csum_addr(&way->dst, tuple_is_v6(way)) + bpf_htonl(length) + bpf_htonl(way->protocol);
 }
 
-/* Writes the ICMP message behind the room for an IP header in the scratch packet, and returns its length. 0: it cannot be made. */
+/* Writes the ICMP error into the scratch packet, after room for an IP header. Returns the length of the ICMP error
+ * in bytes; 0: the packet to quote cannot be read. */
 static __always_inline __u32 reply_message(struct __sk_buff *skb, const struct work *work, struct scratch_packet *buffer,
 					  const struct tuple *way, struct reply reply)
 {
@@ -176,14 +183,15 @@ static __always_inline __u32 reply_message(struct __sk_buff *skb, const struct w
 	return end - base;
 }
 
-/* The way back: out of the interface that the packet came in by, to the station that sent it. */
+/* Sets the MAC addresses of a reply to the host that sent the packet. */
 static __always_inline void reply_address(struct work *work)
 {
 	__builtin_memcpy(work->rw.macs, work->pkt.remote_mac, ETH_ALEN);
 	__builtin_memcpy(work->rw.macs + ETH_ALEN, work->pkt.local_mac, ETH_ALEN);
 }
 
-/* Sets the source: the address by which the sender knows this router. */
+/* Sets the addresses of an ICMP error. Its source is the address by which the sender knows this router. False: the
+ * interface has no address of this family. */
 static __always_inline bool reply_way(struct work *work, const struct interface *in)
 {
 	const struct packet *pkt = &work->pkt;
@@ -199,7 +207,8 @@ static __always_inline bool reply_way(struct work *work, const struct interface 
 	return true;
 }
 
-/* Writes the answer into the skb. True: it is ready to leave where the packet came in. */
+/* Replaces the packet in the skb by an ICMP error. True: the skb is ready to leave by the interface on which the
+ * packet came in. */
 static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work, struct reply reply)
 {
 	const struct packet *pkt = &work->pkt;
@@ -207,7 +216,7 @@ static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work
 	struct scratch_packet *buffer = scratch_packet_get();
 	__u32 length, base = packet_base(pkt);
 
-	/* RFC 1812 4.3.2.7: not about errors, nor about any but the first fragment. */
+	/* RFC 1812 4.3.2.7: no ICMP error about an ICMP error, or about a fragment that is not the first. */
 	if (!in || !buffer || pkt->icmp_error || pkt->fragment == FRAGMENT_LATER)
 		return false;
 	if (!reply_way(work, in) || !reply_allowed(in, reply))
@@ -220,14 +229,14 @@ static __always_inline bool reply_write(struct __sk_buff *skb, struct work *work
 	return scratch_packet_begin(skb, pkt) && scratch_packet_put(skb, base, base + length) == 0;
 }
 
-/* The fields of a segment that the router sends itself. */
+/* The TCP header fields of a segment that the router itself sends. */
 struct reply_segment {
 	__u32 seq, ack;
 	__u16 window;
 	__u8 flags;
 };
 
-/* Writes a segment into the skb, in place of its packet. */
+/* Replaces the packet in the skb by a TCP segment. False: a helper failed. */
 static __always_inline bool reply_put_segment(struct __sk_buff *skb, struct work *work, const struct tuple *way,
 					   struct reply_segment segment)
 {
@@ -251,8 +260,8 @@ static __always_inline bool reply_put_segment(struct __sk_buff *skb, struct work
 	return scratch_packet_put(skb, base, base + sizeof(*tcp)) == 0;
 }
 
-/* With the first packet of either side, the other side of the connection gets a RST, too: it may be waiting for data that will
- * never come. The RST has exactly the sequence number that its receiver expects. */
+/* Sends a RST also to the receiver of the packet, once for each ended connection: the receiver may wait for data
+ * that never comes. The RST has exactly the sequence number that the receiver expects. */
 static __always_inline void reply_other_side(struct __sk_buff *skb, struct work *work)
 {
 	struct entry *entry = &work->rw.entry;
@@ -272,14 +281,16 @@ static __always_inline void reply_other_side(struct __sk_buff *skb, struct work 
 		return;
 	if (!reply_reaches(work->rw.ifindex, &entry->to.src))
 		return;
-	/* On the loopback device there are no stations. */
+	/* Packets on the loopback device have no MAC addresses. */
 	if (work->rw.local)
 		__builtin_memset(work->rw.macs, 0, sizeof(work->rw.macs));
 	if (reply_put_segment(skb, work, &entry->to, reset))
 		bpf_clone_redirect(skb, work->rw.ifindex, 0);
 }
 
-/* A packet from user space names no station: the next hop is the last one that was known. */
+/* Sets the MAC addresses of the sender, if the packet has no source MAC address: user space runs the program with
+ * such packets (BPF_PROG_TEST_RUN). Takes the last known next hop, otherwise the route back. False: both are
+ * unknown. */
 static __always_inline bool reply_station(struct __sk_buff *skb, struct work *work)
 {
 	const __u8 *mac = work->pkt.remote_mac;
@@ -296,7 +307,8 @@ static __always_inline bool reply_station(struct __sk_buff *skb, struct work *wo
 	return true;
 }
 
-/* True: as reply_write, a RST. */
+/* Replaces the packet in the skb by a RST to its sender. Before, reply_other_side may send a RST to the receiver.
+ * True: the skb is ready to leave by the interface on which the packet came in. */
 static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work *work, struct reply reply)
 {
 	const struct packet *pkt = &work->pkt;
@@ -318,9 +330,10 @@ static __always_inline bool reply_write_reset(struct __sk_buff *skb, struct work
 	return reply_put_segment(skb, work, &work->reply.way, reset);
 }
 
-/* Writes a challenge into the skb. True: it is ready to leave. There is one challenge for a SYN, and it is no longer than the
- * SYN: nothing is amplified, and the rate of ICMP errors does not apply. Its window and its acknowledgement pass the checks of
- * conntrack (MAXACKWINCONST of nf_conntrack_proto_tcp.c), so a client behind a masquerade gets it, too. */
+/* Replaces the SYN in the skb by a challenge. True: the skb is ready to leave. Each SYN gets at most one
+ * challenge, which is not longer than the SYN. Nothing is amplified, so the rate limit of ICMP errors does not
+ * apply. Window and acknowledgement number pass conntrack (MAXACKWINCONST in nf_conntrack_proto_tcp.c). So the
+ * challenge also reaches an opener behind a masquerading router. */
 static __always_inline bool reply_write_challenge(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: replaces the packet in an skb by another one of any length. The new packet is put together in memory: its header in
- * working memory, its payload in a scratch packet. */
+/* TC: replaces the packet in an skb by a new packet of any length. The IP header of the new packet is built in
+ * work->header, its payload in the scratch packet of this CPU. */
 #pragma once
 
 #include "nat.h"
 
 enum { SCRATCH_PACKET_SUM_STEP = 512, SCRATCH_PACKET_EINVAL = 22 };
-/* How much of a packet is pulled into the linear part of the skb: more than any headers before a checksum. */
+/* Bytes that scratch_packet_begin removes after the IP header, in two steps. The first step is longer than any
+ * headers before a checksum. */
 enum { SCRATCH_PACKET_PULL = 128, SCRATCH_PACKET_PULL_AGAIN = 4 };
 
 static __always_inline struct scratch_packet *scratch_packet_get(void)
@@ -22,7 +23,8 @@ struct scratch_packet_sum {
 	__u64 sum;
 };
 
-/* bpf_csum_diff takes whole words, and on older kernels 512 bytes at most. */
+/* Adds up to 512 bytes to the sum. A callback of bpf_loop: 1 ends the loop. bpf_csum_diff takes whole words of 4
+ * bytes, and on older kernels at most 512 bytes. */
 static long scratch_packet_sum_step(__u32 index, struct scratch_packet_sum *work)
 {
 	__u32 length = (work->end - work->at) & ~3u, at = work->at & (SCRATCH_PACKET_SIZE - 1);
@@ -39,8 +41,8 @@ static long scratch_packet_sum_step(__u32 index, struct scratch_packet_sum *work
 	return 0;
 }
 
-/* The sum of the scratch packet's 16-bit words in network order, from at, which is even, up to end. A global function, as those
- * that follow: the verifier checks each once. */
+/* Returns the folded sum of the scratch packet's 16-bit words in network order, from offset at to before offset
+ * end. at is even. A global function: the verifier checks it once. */
 __noinline int scratch_packet_sum(__u32 at, __u32 end)
 {
 	struct scratch_packet_sum work = { .buffer = scratch_packet_get(), .at = at, .end = end };
@@ -57,7 +59,8 @@ __noinline int scratch_packet_sum(__u32 at, __u32 end)
 	return csum_fold16(work.sum);
 }
 
-/* Copies the IP packet out of the skb. */
+/* Copies length bytes of the skb, from offset off on, into the scratch packet. False: they do not fit or cannot be
+ * read. */
 static __always_inline bool scratch_packet_load(struct __sk_buff *skb, struct scratch_packet *buffer, __u32 off, __u32 length)
 {
 	if (!verifier_bounded(&length, SCRATCH_PACKET_SIZE - 1))
@@ -65,16 +68,17 @@ static __always_inline bool scratch_packet_load(struct __sk_buff *skb, struct sc
 	return bpf_skb_load_bytes(skb, off, buffer->packet, length) == 0;
 }
 
-/* Is the checksum of this skb left to the device (CHECKSUM_PARTIAL)? Then the kernel refuses to shorten the skb to before the
- * checksum. The attempt shows that; what it cuts off has been copied before. */
+/* Is a device to finish the checksum of this skb (CHECKSUM_PARTIAL)? Then the kernel refuses to cut the skb before
+ * the end of the checksum field (EINVAL). Otherwise this attempt shortens the skb: the caller must have copied the
+ * packet. */
 static __always_inline bool scratch_packet_partial(struct __sk_buff *skb, const struct transport *l4)
 {
 	return l4->check_off && l4->pseudo && bpf_skb_change_tail(skb, l4->check_off + 1, 0) == -SCRATCH_PACKET_EINVAL;
 }
 
-/* Gives the packet in the skb up, to be replaced. No device may finish a checksum in the new one. The kernel drops
- * CHECKSUM_PARTIAL when the place where the checksum begins is pulled out from behind the IP header (skb_postpull_rcsum); some
- * kernels do so with the next pull only. */
+/* Prepares the skb for a new packet; the old packet is lost. No device may finish a checksum in the new packet.
+ * The kernel clears CHECKSUM_PARTIAL when the start of the checksum is removed after the IP header
+ * (skb_postpull_rcsum). Some kernels clear it only at the next removal, so there is a second removal. */
 static __always_inline bool scratch_packet_begin(struct __sk_buff *skb, const struct packet *pkt)
 {
 	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
@@ -84,7 +88,8 @@ static __always_inline bool scratch_packet_begin(struct __sk_buff *skb, const st
 	       bpf_skb_adjust_room(skb, -SCRATCH_PACKET_PULL_AGAIN, BPF_ADJ_ROOM_NET, flags) == 0;
 }
 
-/* Makes the header and these bytes of the scratch packet the packet of the skb. */
+/* Writes the new packet into the skb: work->header, then the bytes of the scratch packet from at to before end.
+ * Also writes the MAC addresses of work->rw. Returns 0, or a negative number if a helper fails. */
 __noinline int scratch_packet_put(struct __sk_buff *skb, __u32 at, __u32 end)
 {
 	struct work *work = work_get();
@@ -108,11 +113,12 @@ __noinline int scratch_packet_put(struct __sk_buff *skb, __u32 at, __u32 end)
 struct scratch_packet_split {
 	struct __sk_buff *skb;
 	struct work *work;
-	__u32 at, size, end;	/* of the payload: next piece, length of each, all */
-	__u16 frag_off;		/* of the whole, host order */
+	__u32 at, size, end;	/* offset of the next piece, bytes of a piece, end of the packet */
+	__u16 frag_off;		/* IPv4 fragment field of the whole packet, host order */
 };
 
-/* Writes the length and the offset of a piece into the header. */
+/* Writes total length, fragment offset and checksum of a piece into its IPv4 header. The piece reaches from
+ * split->at to before end. */
 static __always_inline void scratch_packet_piece_header(struct iphdr *ip, const struct scratch_packet_split *split, __u32 end)
 {
 	__be16 length = bpf_htons((__u16)(sizeof(*ip) + end - split->at));
@@ -125,7 +131,7 @@ static __always_inline void scratch_packet_piece_header(struct iphdr *ip, const 
 	ip->frag_off = frag_off;
 }
 
-/* One piece; 1 ends the loop. */
+/* Sends one piece. A callback of bpf_loop: 1 ends the loop. */
 static long scratch_packet_send_piece(__u32 index, struct scratch_packet_split *split)
 {
 	__u32 end = split->at + split->size;
@@ -142,8 +148,9 @@ static long scratch_packet_send_piece(__u32 index, struct scratch_packet_split *
 	return end >= split->end;
 }
 
-/* Sends the IP packet in the scratch packet, which has no options. If it is too long for the next hop, it is cut into pieces of
- * even length, so that none is too short for a checksum. They leave in order (RFC 4787 REQ-13a). IPv6 is not cut up. */
+/* Sends the IP packet in the scratch packet, which must have no IP options. An IPv4 packet longer than the MTU is
+ * fragmented. All pieces have nearly equal length, so that no piece is too short for a checksum field. The pieces
+ * leave in order (RFC 4787 REQ-13a). IPv6 is not fragmented. Returns -1 if nothing was sent. */
 static __noinline long scratch_packet_send(struct __sk_buff *skb, struct work *work, struct scratch_packet *buffer, __u32 length)
 {
 	__u32 base = packet_base(&work->pkt), payload = length - base, pieces;

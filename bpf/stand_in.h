@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Reflect prefix: each client appears under its own substitute address, its stand-in: 192.168.1.50 as 198.18.1.50. Origins:
- * they say which forward leads to a server's port, so an answer alone says what its client asked. Both follow from the
- * configuration, so a lost connection can be rebuilt. */
+/* Reflect prefix: the target sees each client under a substitute address, its stand-in: 192.168.1.50 as 198.18.1.50. An origin is the only forward to a target's port. The origin and an answer of the target together say which packet the client sent. Stand-ins and origins come from the configuration alone, so a lost connection can be rebuilt. */
 #pragma once
 
 #include "conn.h"
@@ -9,8 +7,8 @@
 
 enum { STAND_IN_KEY_BITS = 128, ORIGIN_KEY_BITS = 160 };
 
-/* Changes a client's address into its stand-in, or back. False: the address is neither, or the other of both. A stack frame of
- * its own. */
+/* Changes a client's address into its stand-in (client is true), or a stand-in into its client's address. False: the
+ * address is of another kind, and stays. Not inlined, to have its own stack frame. */
 static __noinline bool stand_in_swap(union addr *addr, bool client)
 {
 	struct stand_in_key key = { .prefix_length = STAND_IN_KEY_BITS, .address = *addr };
@@ -32,7 +30,7 @@ static __always_inline bool stand_in_has(const union addr *client)
 	return stand_in_swap(&addr, true);
 }
 
-/* Is this the address of a stand-in? Without stand-ins this costs one look at the settings. */
+/* Is this address a stand-in? If no stand-ins are configured, this costs one look-up of the settings. */
 static __always_inline bool stand_in_answered(const union addr *dst)
 {
 	const struct settings *settings = conn_settings();
@@ -41,7 +39,7 @@ static __always_inline bool stand_in_answered(const union addr *dst)
 	return settings && settings->stand_ins && stand_in_swap(&addr, false);
 }
 
-/* wan: the answer goes to the Internet, otherwise to a stand-in. */
+/* Finds the origin of a target's answer. wan: the answer goes to the Internet; otherwise it goes to a stand-in. */
 static __always_inline const struct origin *origin_find(const struct tuple *answer, bool wan)
 {
 	struct origin_key key = {
@@ -55,12 +53,13 @@ static __always_inline const struct origin *origin_find(const struct tuple *answ
 	void *trie = bpf_map_lookup_elem(&origins, &slot);
 	const struct origin *origin = trie ? bpf_map_lookup_elem(trie, &key) : NULL;
 
-	/* The shortest prefix stands for every protocol, and for stand-ins alone. */
+	/* The prefix of an entry for every protocol ends before wan. Such an entry is for answers to stand-ins only. */
 	return origin && origin->wan == wan ? origin : NULL;
 }
 
-/* The packet that a client must have sent to get this answer. several_wans is set if the origin says so. False: no forward
- * leads to this server's port, or several do. A stack frame of its own. */
+/* Computes the tuple of the packet that the client must have sent to get this answer. several_wans is set if the router
+ * has several WANs. False: the target's port has no origin, the origin has no single address, or the answer should go to
+ * a stand-in and does not. Not inlined, to have its own stack frame. */
 static __noinline bool origin_asked(const struct tuple *answer, struct tuple *asked, bool wan, bool *several_wans)
 {
 	const struct origin *origin = origin_find(answer, wan);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: writes a rewrite into an skb and sends it. skb helpers, not pointers: they know
- * CHECKSUM_PARTIAL and CHECKSUM_COMPLETE, and keep GSO packets whole. */
+/* TC: writes struct rewrite into an skb, and sends the skb. Checksums change by skb helpers, which know
+ * CHECKSUM_PARTIAL and CHECKSUM_COMPLETE. GSO packets stay whole. */
 #pragma once
 
 #include <linux/pkt_cls.h>
@@ -13,21 +13,23 @@
 enum { PACKET_TO_US = 0 /* PACKET_HOST of linux/if_packet.h */ };
 enum { RESEGMENT_STEP = 2048, RESEGMENT_STEPS = 32 };
 
-/* Puts an Ethernet header before data that begin with an IP header. */
+/* Inserts an Ethernet header before data that begin with an IP header. False: a helper failed. */
 static __always_inline bool tc_give_ethernet(struct __sk_buff *skb, const struct ethhdr *eth)
 {
 	return bpf_skb_change_head(skb, sizeof(*eth), 0) == 0 &&
 	       bpf_skb_store_bytes(skb, 0, eth, sizeof(*eth), 0) == 0;
 }
 
-/* Does this device carry bare IP packets, as PPP, WireGuard and tun do? The control plane knows. */
+/* Does this device carry IP packets without Ethernet headers (PPP, WireGuard, tun)? The control plane leaves the
+ * MAC address of such an interface zero. */
 static __always_inline bool tc_without_ethernet(const struct interface *in)
 {
 	return !(in->mac[0] | in->mac[1] | in->mac[2] | in->mac[3] | in->mac[4] | in->mac[5]);
 }
 
-/* The offset of the IP header where the first byte leaves it open; negative: not found. Since Linux 6.9, generic XDP may leave
- * an skb of an Ethernet device whose data begin with the IP header: it gets its Ethernet header back. A stack frame of its own. */
+/* Returns the offset of the IP header, when the first byte of the data does not decide; negative: not found. Since
+ * Linux 6.9, generic XDP may leave an skb of an Ethernet device whose data begin with the IP header. Such an skb
+ * gets its Ethernet header back. Not inlined, to save stack. */
 static __noinline int tc_search_ip(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data, saved;
@@ -40,7 +42,8 @@ static __noinline int tc_search_ip(struct __sk_buff *skb)
 	return tc_give_ethernet(skb, &saved) ? (int)sizeof(saved) : -1;
 }
 
-/* The data begin with a byte that may be of an IP header, or of the MAC address of this router. A stack frame of its own. */
+/* Returns the offset of the IP header, when the first byte of the data may belong to an IP header or to a MAC
+ * address; negative: not found. Not inlined, to save stack. */
 static __noinline int tc_find_ip_slow(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data;
@@ -55,18 +58,21 @@ static __noinline int tc_find_ip_slow(struct __sk_buff *skb)
 	return tc_search_ip(skb);
 }
 
+/* Returns the offset of the IP header in the data of the skb; negative: not found. */
 static __always_inline int tc_find_ip(struct __sk_buff *skb)
 {
 	struct ethhdr *eth = (void *)(long)skb->data;
 
-	/* The first octet of most MAC addresses cannot be that of an IP header. */
+	/* Most MAC addresses begin with a byte that no IP header begins with (an IP header begins with 0x4x or
+	 * 0x6x). */
 	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
 		return sizeof(*eth);
 	return tc_find_ip_slow(skb);
 }
 
-/* Makes sure of an Ethernet header: helpers that send demand one. A device that carries bare packets takes it off again. */
+/* Inserts an Ethernet header if the frame has none: the redirect helpers demand one. On a device without Ethernet
+ * the kernel removes the header again. False: a helper failed. */
 static __always_inline bool tc_ensure_ethernet(struct __sk_buff *skb, struct packet *pkt)
 {
 	struct ethhdr eth = { .h_proto = skb->protocol };
@@ -77,7 +83,7 @@ static __always_inline bool tc_ensure_ethernet(struct __sk_buff *skb, struct pac
 	return tc_give_ethernet(skb, &eth);
 }
 
-/* Pulls all headers into the linear part of the skb. */
+/* Pulls all headers into the linear part of the skb, where parsers can read them. False: no memory. */
 static __always_inline bool tc_pull(struct __sk_buff *skb)
 {
 	__u32 wanted = skb->protocol == bpf_htons(ETH_P_IPV6) ? PACKET_HEADERS_V6 : PACKET_HEADERS_V4;
@@ -92,7 +98,8 @@ static __always_inline bool tc_parse(struct __sk_buff *skb, struct work *work)
 	return packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, skb->protocol, &work->pkt);
 }
 
-/* The window scale of a SYN, and whether IPv4 options ask for a source route. */
+/* Reads the window scale of a SYN, and looks for a source route in the IPv4 options. A global function: the
+ * verifier checks it once. */
 __noinline int tc_read_options(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
@@ -126,8 +133,8 @@ __noinline int tc_icmp(struct __sk_buff *skb)
 	return work ? icmp_decide(skb, work) : VERDICT_PASS;
 }
 
-/* Translates the packet that an ICMP error quotes, by helpers: options may put it out of reach of pointers. The checksum of the
- * error itself is changed elsewhere. */
+/* Translates the packet that an ICMP error quotes. Writes by helpers: with IP options the quote may be out of
+ * reach of pointers. tc_write_sums changes the checksum of the ICMP error itself. */
 static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct packet *pkt,
 					   const struct rewrite *rw)
 {
@@ -150,8 +157,8 @@ static __always_inline long tc_write_quote(struct __sk_buff *skb, const struct p
 	return quote->l4.ports_length ? err | bpf_skb_store_bytes(skb, quote->l4.ports_off, &id, sizeof(id), 0) : err;
 }
 
-/* Changes the transport header's checksum, and skb->csum. The kernel assumes that the checksum of the IP header balances all
- * changes of that header. */
+/* Updates the transport checksum and skb->csum. In IPv4 the IP checksum balances all other changes of the IP
+ * header, so skb->csum does not change for them. IPv6 has no such checksum. */
 static __always_inline long tc_write_sums(struct __sk_buff *skb, const struct packet *pkt, const struct rewrite *rw)
 {
 	__u64 mangled = pkt->tuple.protocol == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
@@ -176,7 +183,8 @@ static __always_inline bool tc_write(struct __sk_buff *skb, const struct packet 
 	return err == 0 && edit_headers((void *)(long)skb->data, (void *)(long)skb->data_end, pkt, rw);
 }
 
-/* RFC 5508 REQ-3, REQ-3a: neither a corrupt error nor one about a corrupt header is passed on. */
+/* Are the checksums of the ICMP error and of the quoted IPv4 header correct? Otherwise the error must be dropped
+ * (RFC 5508 REQ-3, REQ-3a). */
 static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct packet *pkt)
 {
 	struct scratch_packet *buffer = scratch_packet_get();
@@ -193,9 +201,9 @@ static __always_inline bool tc_icmp_sound(struct __sk_buff *skb, const struct pa
 	       (pkt->v6 || scratch_packet_sum(quoted, behind) == 0xffff);
 }
 
-/* Sends a packet to the router itself, by the loopback device: on any other way the kernel takes a source that is the router's
- * own for forged. skb->csum gains the MAC header on redirect, and the loopback device never subtracts it; so the header is
- * zeroed. */
+/* Sends a packet to the router itself by the loopback device. On any other interface the kernel drops a packet
+ * whose source is the router's own address (martian source). skb->csum gains the MAC header on redirect, and the
+ * loopback device never subtracts it; so the header is zeroed. Returns a TC action. */
 static __always_inline long tc_deliver(struct __sk_buff *skb, __u32 ifindex)
 {
 	const struct ethhdr none = {};
@@ -205,25 +213,29 @@ static __always_inline long tc_deliver(struct __sk_buff *skb, __u32 ifindex)
 	return bpf_redirect_neigh(ifindex, NULL, 0, 0);
 }
 
-/* Sends the packet to the interface that it came in by, as if it had just come in. A TC action. */
+/* Re-injects the packet at the ingress of its interface, and marks it in the source MAC address
+ * (packet_reinjected). Returns a TC action. */
 static __always_inline long tc_reinject(struct __sk_buff *skb, const struct packet *pkt)
 {
-	__u8 again = 2;	/* of a source address: locally administered */
+	__u8 again = 2;	/* first byte of the source MAC address: locally administered */
 
 	if (bpf_skb_store_bytes(skb, ETH_ALEN, &again, sizeof(again), 0) != 0)
 		return TC_ACT_SHOT;
 	return bpf_redirect(pkt->ifindex, BPF_F_INGRESS);
 }
 
-/* Sends by way of the kernel's neighbour table, or to the router itself. A stack frame of its own. */
+/* Sends the packet by bpf_redirect_neigh, or to the router itself. Returns a TC action. Not inlined, to save
+ * stack. */
 static __noinline long tc_send_by_kernel(struct __sk_buff *skb, const struct rewrite *rw)
 {
 	struct bpf_redir_neigh hop = rw->gateway;
 
 	if (rw->local)
 		return tc_deliver(skb, rw->ifindex);
-	/* Writes the MAC addresses, also where the kernel then writes its own: skb->csum, which the other end of a veth gets,
-	 * covers the header of now. The kernel refuses a frame to a group address, such as a cluster of servers may have. */
+	/* bpf_redirect_neigh adds the MAC header to skb->csum (bpf_push_mac_rcsum), then the kernel writes its own
+	 * MAC header. The other end of a veth gets skb->csum, so both headers must be equal: write the addresses
+	 * now. Exception: bpf_redirect_neigh drops a frame to a group address, which a cluster of servers may
+	 * have. */
 	if (!(rw->macs[0] & 1) && !edit_macs((void *)(long)skb->data, (void *)(long)skb->data_end, rw))
 		return TC_ACT_SHOT;
 	return bpf_redirect_neigh(rw->ifindex, &hop, sizeof(hop), 0);
@@ -243,7 +255,8 @@ struct tc_resegment {
 	__u32 excess;
 };
 
-/* Makes the segments of a GSO packet shorter: adding room shortens them, and removing the room again does not undo that. */
+/* Makes the segments of a GSO packet shorter by up to RESEGMENT_STEP bytes. Inserting room lowers gso_size, and
+ * removing the room (BPF_F_ADJ_ROOM_FIXED_GSO) does not raise it again. A callback of bpf_loop: 1 ends the loop. */
 static long tc_resegment_step(__u32 index, struct tc_resegment *work)
 {
 	__u32 step = work->excess < RESEGMENT_STEP ? work->excess : RESEGMENT_STEP;
@@ -257,8 +270,8 @@ static long tc_resegment_step(__u32 index, struct tc_resegment *work)
 	return !work->excess;
 }
 
-/* A packet without DF that is too long. A TCP packet that is still to be segmented gets shorter segments; any other is cut up.
- * True: it has been sent. */
+/* Shortens a packet without DF that is longer than the MTU. A TCP GSO packet gets shorter segments. Any other
+ * packet is fragmented and sent. True: the packet has been sent. */
 static __always_inline bool tc_shorten(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -283,7 +296,8 @@ static __always_inline bool tc_shorten(struct __sk_buff *skb, struct work *work)
 	return true;
 }
 
-/* Lowers the MSS option of a SYN, RFC 9293 3.7.1; never raises it, nor adds one. */
+/* Lowers the MSS option of a SYN (RFC 9293 3.7.1). Never raises it, never adds one. Returns 0, or a negative
+ * number if a helper fails. */
 static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
@@ -302,7 +316,7 @@ static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *wor
 		return 0;
 	if (bpf_skb_store_bytes(skb, start + at, &mss, sizeof(mss), 0) != 0)
 		return -1;
-	/* At an odd offset both bytes are swapped within the sum's words. */
+	/* At an odd offset the two bytes of the MSS lie in different words of the checksum: swap them. */
 	if (at % 2) {
 		old = __builtin_bswap16(old);
 		mss = __builtin_bswap16(mss);
@@ -316,7 +330,8 @@ static __always_inline enum verdict tc_drop(struct work *work, enum reason reaso
 	return VERDICT_DROP;
 }
 
-/* Writes what few packets need: the MSS, the quote of an ICMP error. A verdict. */
+/* Like tc_rewrite, with the steps that few packets need: an Ethernet header, the MSS, the quote of an ICMP error.
+ * Returns a verdict. */
 __noinline int tc_write_all(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
@@ -332,7 +347,7 @@ __noinline int tc_write_all(struct __sk_buff *skb)
 	return VERDICT_SEND;
 }
 
-/* Writes all that the decision asks for. */
+/* Writes struct rewrite into the skb. Returns SEND, or DROP if the packet is not sent. */
 static __always_inline enum verdict tc_rewrite(struct __sk_buff *skb, struct work *work)
 {
 	if (!work->pkt.l3_off || work->pkt.icmp_error || work->rw.mss)
@@ -340,8 +355,9 @@ static __always_inline enum verdict tc_rewrite(struct __sk_buff *skb, struct wor
 	return tc_write(skb, &work->pkt, &work->rw) ? VERDICT_SEND : tc_drop(work, REASON_WRITE_FAILED);
 }
 
-/* Sends an answer back where the packet came in. A RST is sent by a clone, which also works for packets from user space. An
- * answer to the router itself cannot be sent by a clone. */
+/* Sends a reply by the interface on which the packet came in. Returns a TC action. A RST leaves as a clone: when
+ * user space runs the program (BPF_PROG_TEST_RUN), the kernel ignores bpf_redirect. A reply to the router itself
+ * cannot leave as a clone. */
 static __always_inline long tc_answer(struct __sk_buff *skb, __u32 ifindex, bool reset)
 {
 	if (nat_role(ifindex) == ROLE_LOCAL)
@@ -352,7 +368,7 @@ static __always_inline long tc_answer(struct __sk_buff *skb, __u32 ifindex, bool
 	return TC_ACT_SHOT;
 }
 
-/* Drops a packet, and sends the answer that its reason asks for. A TC action. */
+/* Drops a packet, and sends the reply that its reason asks for. Returns a TC action. */
 __noinline int tc_refuse(struct __sk_buff *skb)
 {
 	struct work *work = work_get();
@@ -374,7 +390,8 @@ __noinline int tc_refuse(struct __sk_buff *skb)
 	return (int)tc_answer(skb, work->pkt.ifindex, reply.reset);
 }
 
-/* Leaves a packet to the kernel, with what was held of its datagram. A TC action. */
+/* Passes a packet to the kernel, and with it the fragments that are held of its datagram. held: their number.
+ * Returns a TC action. */
 __noinline int tc_pass(struct __sk_buff *skb, __u32 held)
 {
 	struct work *work = work_get();
@@ -391,7 +408,8 @@ static __always_inline bool tc_too_long(const struct work *work)
 	return work->rw.mtu && work->pkt.segment > work->rw.mtu;
 }
 
-/* Sends a packet, in pieces if need be, and what was held of its datagram. A TC action. */
+/* Sends a packet, shortened if it is too long, and then the fragments that are held of its datagram. held: their
+ * number. Returns a TC action. */
 __noinline int tc_send_more(struct __sk_buff *skb, __u32 held)
 {
 	struct work *work = work_get();
@@ -405,7 +423,7 @@ __noinline int tc_send_more(struct __sk_buff *skb, __u32 held)
 	return (int)tc_send(skb, &work->rw);
 }
 
-/* To the next hop. */
+/* Sends a packet to its next hop. Returns a TC action. */
 static __always_inline long tc_forward(struct __sk_buff *skb, const struct work *work, __u32 held)
 {
 	return held || tc_too_long(work) ? tc_send_more(skb, held) : tc_send(skb, &work->rw);

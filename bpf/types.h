@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Every type that both the kernel and Go see: map keys, map values, their enums. No code.
- * Padding is explicit and must be zero in keys; sizes are asserted, Go gets its twin by bpf2go. */
+/* All types that the programs share with Go: map keys, map values, their enums. No code. bpf2go makes the Go types from
+ * them. Padding is explicit. It must be zero in keys, because the kernel compares all bytes of a key. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -11,13 +11,13 @@
 union addr {
 	__u8 bytes[16];
 	__be32 word[4];
-	__u64 half[2];		/* most addresses are copied and compared by these */
+	__u64 half[2];		/* most addresses are copied and compared as two 64-bit words */
 };
 
-/* Of an address that does not lie at a multiple of eight bytes, as behind the prefix length of an LPM key. */
+/* For an address that is not aligned to eight bytes, such as an address behind the prefix length of an LPM key. */
 #define ADDR_BY_WORDS __attribute__((packed, aligned(4)))
 
-/* A packet's addresses as it arrives: the key of a connection's direction. */
+/* Addresses, ports and protocol of a packet as it arrives: the key of one direction of a connection. */
 struct tuple {
 	union addr src;
 	union addr dst;
@@ -30,13 +30,13 @@ _Static_assert(sizeof(struct tuple) == 40, "struct tuple has implicit padding");
 
 /* How a connection reached its forward. */
 enum conn_path {
-	PATH_WAN,
-	PATH_HAIRPIN,
-	PATH_LOCAL,
+	PATH_WAN,	/* the client is on the Internet */
+	PATH_HAIRPIN,	/* reflected: the client is on a LAN */
+	PATH_LOCAL,	/* the client is the router itself */
 	PATHS,
 };
 
-/* What the source of a hairpin connection becomes. */
+/* The source address that a hairpin connection gets. */
 enum reflect {
 	REFLECT_AUTO,
 	REFLECT_ROUTER,
@@ -45,142 +45,144 @@ enum reflect {
 	REFLECT_OFF,
 };
 
-/* The states of a connection. The opener's entry decides; the answerer's holds a copy. A connection only moves down
+/* The states of a connection. The opener's entry decides; the answerer's entry holds a copy. A connection only moves down
  * this list. */
 enum conn_state {
-	CONN_HALF_OPEN = 1,	/* its handshake has not completed */
+	CONN_HALF_OPEN = 1,	/* TCP: the handshake is not complete; others: no answer yet */
 	CONN_ESTABLISHED,
-	CONN_CLOSING,		/* TCP: both FINs are acknowledged, or a RST was exact */
-	CONN_ENDED,		/* its forward or address has gone, or it has expired: it only keeps its tuples */
-	CONN_GONE,		/* on its way out of the table: one CPU deletes both entries */
+	CONN_CLOSING,		/* TCP: both FINs are acknowledged, or a RST had an exact sequence number */
+	CONN_ENDED,		/* revoked, or a reflected non-TCP connection expired: entries only reserve tuples */
+	CONN_GONE,		/* one CPU is deleting both entries */
 };
 
-/* The other bits of an entry's identity. */
+/* The low 32 bits of an entry's identity. The serial is in the high 32 bits. */
 enum conn_flag {
 	CONN_STATE = 7,		/* mask of enum conn_state */
-	CONN_PATH_SHIFT = 3,	/* two bits: enum conn_path */
-	CONN_OPENER = 1 << 5,	/* the direction that opened the connection */
-	CONN_FROM_WAN = 1 << 6,	/* this direction's packets come in by a WAN */
-	CONN_LOCAL = 1 << 7,	/* this direction's packets are for the router itself */
-	CONN_REBUILT = 1 << 8,	/* made from its rule in the middle: nobody has seen its handshake */
-	CONN_NUMBERED = 1 << 9,	/* TCP: end and ack are known */
-	CONN_FIN = 1 << 10,	/* TCP: this side has sent a FIN, and end is the number behind it */
-	CONN_ANSWERED = 1 << 11, /* TCP, the answerer's: it has sent a SYN/ACK that acknowledges the SYN */
-	CONN_CHALLENGE = 1 << 12, /* TCP, the answerer's: it may send one ACK without data (RFC 5961) */
-	CONN_TOLD = 1 << 13,	/* it is over, and both sides were told */
-	CONN_PROVEN = 1 << 14,	/* half-open: counted among the places of proven sources */
-	CONN_RESET = 1 << 15,	/* TCP: this side has sent an exact RST */
-	CONN_SCALE_SHIFT = 16,	/* four bits: TCP window scale (RFC 7323); 15: the option was not sent */
-	CONN_LAN_SHIFT = 20,	/* twelve bits: hash of the LAN interface whose share it is counted in; 0: none */
+	CONN_PATH_SHIFT = 3,	/* position of the two bits of enum conn_path */
+	CONN_OPENER = 1 << 5,	/* this entry is the opener's direction */
+	CONN_FROM_WAN = 1 << 6,	/* packets of this direction come in by a WAN */
+	CONN_LOCAL = 1 << 7,	/* packets of this direction go to the router itself */
+	CONN_REBUILT = 1 << 8,	/* no handshake seen: a later packet rebuilt the connection, or the answerer restarted */
+	CONN_NUMBERED = 1 << 9,	/* TCP: end and ack of this entry are valid */
+	CONN_FIN = 1 << 10,	/* TCP: this side sent a FIN; end is the sequence number after the FIN */
+	CONN_ANSWERED = 1 << 11, /* TCP, answerer's entry: the answerer sent a SYN, or a SYN/ACK that acknowledges the SYN */
+	CONN_CHALLENGE = 1 << 12, /* half-open TCP, answerer's entry: one challenge ACK of the answerer may pass (RFC 5961 4); each SYN of the opener sets this flag */
+	CONN_TOLD = 1 << 13,	/* TCP: the connection is over, and a RST was sent to both sides */
+	CONN_PROVEN = 1 << 14,	/* half-open TCP: holds a place for proven sources (PLACE_HALF_PROVEN) */
+	CONN_RESET = 1 << 15,	/* TCP: this side sent a RST with an exact sequence number */
+	CONN_SCALE_SHIFT = 16,	/* position of the four bits of the TCP window scale (RFC 7323); 15: no such option */
+	CONN_LAN_SHIFT = 20,	/* position of twelve bits: hash of the client's LAN interface, for its limit; 0: none */
 };
 
 enum role {
 	ROLE_WAN = 1,
 	ROLE_LAN = 2,
-	ROLE_LOCAL = 3,	/* the loopback device: by it the router's own packets come in */
+	ROLE_LOCAL = 3,	/* the loopback device: the router's own packets come in by it */
 	ROLES,
 };
 
-/* What becomes of a packet; REFUSE is the drop of an opening that may not become a connection. */
+/* What hairpin does with a packet. REFUSE is the drop of an opening that may not become a connection. */
 enum verdict {
-	VERDICT_PASS,	/* not ours, or the kernel knows better: untouched, to the stack */
-	VERDICT_DEFER,	/* ours, but for the TC program to do: XDP's, or TC's own when it comes in once more */
+	VERDICT_PASS,	/* left unchanged to the kernel: not a packet of hairpin, or one that the kernel must handle */
+	VERDICT_DEFER,	/* XDP: left to TC. TC: sent to its input interface once more (tc_reinject) */
 	VERDICT_DROP,
 	VERDICT_REFUSE,
 	VERDICT_SEND,
-	VERDICT_HOLD,	/* TC only: a fragment kept until the first of its datagram arrives */
-	VERDICT_TELL,	/* counter only: a DROP or REFUSE that was answered with an ICMP error */
-	VERDICT_BEGUN,	/* never the last word: there is a connection now */
-	VERDICT_REPLACE, /* never the last word: another connection has to be removed first */
+	VERDICT_HOLD,	/* TC only: the fragment is kept until the first fragment of its datagram arrives */
+	VERDICT_TELL,	/* counter only: the sender of a dropped packet gets an ICMP error, a RST or a challenge */
+	VERDICT_BEGUN,	/* internal, never the final verdict: the connection exists now */
+	VERDICT_REPLACE, /* internal, never the final verdict: an old connection must be removed first */
 };
 
-/* Why. Also the counter index, and in lower case the metric label. */
+/* The reason for a verdict. It is part of the counter's key. The name in lower case, without REASON_, is the metric
+ * label. */
 enum reason {
 	REASON_NONE,
-	REASON_MALFORMED,	/* headers that no stack would accept */
-	REASON_BAD_CHECKSUM,	/* of an ICMP error, or of the IP header it quotes */
-	REASON_FRAGMENT_TINY,	/* first fragment without a whole transport header (RFC 1858) */
-	REASON_FRAGMENT_OVERLAP, /* covers bytes that another fragment has brought */
-	REASON_FRAGMENT_EARLY,	/* came before the first of its datagram: held, or too long for that */
-	REASON_ICMP_ERROR,	/* with SEND: translated */
+	REASON_MALFORMED,	/* headers that no IP stack accepts */
+	REASON_BAD_CHECKSUM,	/* checksum of an ICMP error, or of the IP header that it quotes, is wrong */
+	REASON_FRAGMENT_TINY,	/* first fragment without a complete transport header (RFC 1858) */
+	REASON_FRAGMENT_OVERLAP, /* fragment has bytes that an earlier fragment had, or leaves too many gaps */
+	REASON_FRAGMENT_EARLY,	/* fragment before the first of its datagram: held, or dropped if that is impossible */
+	REASON_ICMP_ERROR,	/* with SEND: an ICMP error was translated */
 	REASON_MSS,		/* XDP: a SYN whose MSS may have to be clamped */
 	REASON_TTL_EXPIRED,
-	REASON_TOO_BIG,		/* for the MTU of the next hop */
-	REASON_NON_SYN,		/* TCP to a forward without connection and SYN, or SCTP without INIT */
-	REASON_BAD_HANDSHAKE,	/* the opener's answer does not match the SYN/ACK */
-	REASON_ENDED,		/* the connection is over: forward or address has gone */
-	REASON_NO_CONNECTION,	/* an ICMP error about a forward's packet that no connection sent */
-	REASON_SPOOFED,		/* source does not belong behind the interface it came in by */
-	REASON_NOT_ALLOWED,	/* not in the forward's from list */
-	REASON_REFLECT_OFF,
-	REASON_SOURCE_LIMIT,	/* its client has as many connections as one may have */
-	REASON_TABLE_FULL,
-	REASON_TUPLE_IN_USE,	/* the answer would be taken for another connection's */
+	REASON_TOO_BIG,		/* packet is longer than the MTU of the next hop */
+	REASON_NON_SYN,		/* packet to a forward that has no connection and opens none (TCP: no SYN, SCTP: no INIT) */
+	REASON_BAD_HANDSHAKE,	/* the opener's third packet does not match the SYN/ACK */
+	REASON_ENDED,		/* the connection is over: its forward or address was removed, or a command ended it */
+	REASON_NO_CONNECTION,	/* ICMP error, later fragment or answer of a target that belongs to no connection */
+	REASON_SPOOFED,		/* source address does not belong to the networks behind the input interface */
+	REASON_NOT_ALLOWED,	/* source address is not in the forward's from list */
+	REASON_REFLECT_OFF,	/* client is not on a WAN, and the forward has reflect off */
+	REASON_SOURCE_LIMIT,	/* the client, or its LAN, has as many connections as allowed */
+	REASON_TABLE_FULL,	/* no free place or map entry for the connection */
+	REASON_TUPLE_IN_USE,	/* another connection uses the tuple */
 	REASON_NO_PORT,		/* no free source port for a reflected connection */
-	REASON_PORT_FIXED,	/* its source port is taken, and its protocol's ports cannot be changed */
-	REASON_NO_ADDRESS,	/* the output interface has no address to reflect from */
+	REASON_PORT_FIXED,	/* source port is taken and must stay (no port to change, or a rebuilt connection) */
+	REASON_NO_ADDRESS,	/* reflection: output interface has no address to use as the source */
 	REASON_NO_ROUTE,
-	REASON_NOT_ATTACHED,	/* in or out through an interface hairpin does not watch */
-	REASON_FORWARDING_OFF,	/* ip_forward is 0 */
-	REASON_NEXT_HOP,	/* unknown, or no longer fresh */
-	REASON_NO_XDP_TX,	/* XDP: output device does not take XDP frames */
-	REASON_PARTIAL_CHECKSUM, /* XDP: transport checksum may be left to an offload */
-	REASON_OTHER_HOST,	/* XDP: frame for another station */
-	REASON_WRITE_FAILED,	/* the kernel refused a write to the packet */
-	REASON_BEGUN,		/* never counted: another CPU has just begun the connection */
-	REASON_RACED,		/* another CPU is at this connection: the sender will try again */
-	REASON_OBSTACLE,	/* never counted: an old connection is in the way, and may be removed */
-	REASON_NOT_OURS,	/* never counted: it has a connection's tuple, but is the kernel's */
-	REASON_SOURCE_ROUTE,	/* LSRR or SSRR option (RFC 7126 4.3, 4.4) */
-	REASON_CHALLENGED,	/* too many openings: the SYN was answered by a challenge, or this is its answer */
-	REASON_LEAK,		/* out by a WAN, with a target's private address as its source */
+	REASON_NOT_ATTACHED,	/* hairpin is not attached to the input or output interface */
+	REASON_FORWARDING_OFF,	/* IP forwarding is off (sysctl) */
+	REASON_NEXT_HOP,	/* MAC address of the next hop is unknown, or was confirmed too long ago */
+	REASON_NO_XDP_TX,	/* XDP: output device takes no XDP frames */
+	REASON_PARTIAL_CHECKSUM, /* XDP: transport checksum may be left to the device (CHECKSUM_PARTIAL) */
+	REASON_OTHER_HOST,	/* XDP: destination MAC address is not this router's */
+	REASON_WRITE_FAILED,	/* packet could not be changed */
+	REASON_BEGUN,		/* internal, never counted: another CPU has begun this connection */
+	REASON_RACED,		/* another CPU is inserting or removing this connection; the sender will retransmit */
+	REASON_OBSTACLE,	/* internal, never counted: an old connection must be removed first */
+	REASON_NOT_OURS,	/* internal, never counted: has the tuple of a connection, but belongs to the kernel */
+	REASON_SOURCE_ROUTE,	/* IPv4 option LSRR or SSRR (RFC 7126 4.3, 4.4) */
+	REASON_CHALLENGED,	/* SYN flood: hairpin answers this SYN with a challenge, or this RST answers a challenge */
+	REASON_LEAK,		/* leak guard: leaves by a WAN with the private address of a target as its source */
 };
 
-/* Two slots of forwards and allow-lists; the slot generation & 1 is live. */
+/* Forwards and their allow-lists have two slots. Packets use the slot generation & 1. */
 struct live {
 	__u32 generation;
 };
 
-/* Raised by the control plane when routes or neighbours change: cached next hops are then stale. */
+/* The control plane raises the generation when routes or neighbours change. Hops of an older generation are stale. */
 struct routes {
 	__u32 generation;
 };
 
-/* Sides that are told when they are refused: bits of struct settings. */
+/* Sides that get an ICMP error when hairpin refuses their packets: bits of settings.told. */
 enum side {
 	SIDE_WAN = 1 << 0,
 	SIDE_LAN = 1 << 1,
 };
 
-/* Idle times in nanoseconds. */
+/* All times are in nanoseconds. The first five are idle times. */
 struct settings {
 	__u64 tcp_established;	/* RFC 5382 REQ-5: at least 2 h 4 min */
-	__u64 tcp_opening;	/* RFC 5382 REQ-5, RFC 7857 2.1: at least 4 min */
-	__u64 tcp_closing;	/* the same */
-	__u64 udp;		/* RFC 4787 REQ-5c: 5 min; also of every other protocol */
+	__u64 tcp_opening;	/* RFC 5382 REQ-5, RFC 7857 2.1: at least 4 min; during the handshake */
+	__u64 tcp_closing;	/* RFC 5382 REQ-5, RFC 7857 2.1: at least 4 min; after both FINs or a RST */
+	__u64 udp;		/* RFC 4787 REQ-5c: 5 min; also for every other protocol */
 	__u64 icmp;		/* RFC 5508 REQ-2: 60 s */
-	__u64 port_hold;	/* RFC 6888 REQ-8: 120 s */
-	__u64 icmp_interval;	/* between two ICMP errors to one side, on average; 0: no limit */
-	enum side told;		/* bits: both sides may be told */
+	__u64 port_hold;	/* RFC 6888 REQ-8: for 120 s no other client gets the tuple of an ended connection */
+	__u64 icmp_interval;	/* average interval of ICMP errors to one side; 0: no limit */
+	enum side told;		/* bits of enum side: both may be set */
 	__u32 source_limit;	/* RFC 6888 REQ-4: established connections of one client; 0: no limit */
-	__u32 interface_limit;	/* the same of all clients behind one LAN interface */
-	__u32 stand_ins;	/* whether there are any */
-	__u16 intercept_first;	/* lowest port that an intercept has; above the highest one: there is none */
-	__u16 intercept_last;
+	__u32 interface_limit;	/* established connections of all clients behind one LAN interface; 0: no limit */
+	__u32 stand_ins;	/* 1: stand-ins are configured */
+	__u16 intercept_first;	/* lowest port of all intercepts; without intercepts, it is above intercept_last */
+	__u16 intercept_last;	/* highest port of all intercepts */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct settings) == 80, "struct settings has implicit padding");
 
-/* What a connection was made from. Once epochs[id] differs from epoch the connection is over. */
+/* A forward or an external address, and its epoch when a connection was made. Once epochs[id] differs from epoch, the
+ * connection is over. */
 struct epoch_ref {
 	__u32 id;
 	__u32 epoch;
 };
 
-/* An address that forwards listen on: forwards for just this address, and for its interface; 0 is none. */
+/* An address that forwards listen on. Id 0: there are no such forwards. */
 struct external {
-	__u32 fixed;
-	__u32 group;
+	__u32 fixed;	/* id of the forwards for exactly this address */
+	__u32 group;	/* id of the forwards for the interface that has the address */
 	struct epoch_ref address;
 };
 _Static_assert(sizeof(struct external) == 16, "struct external has implicit padding");
@@ -199,9 +201,9 @@ struct forward {
 	union addr target;
 	struct epoch_ref epoch_ref;
 	enum reflect reflect;
-	__u16 port_shift;	/* target port = external port + this, modulo 65536 */
-	__u8 restricted;	/* has a from list in allow */
-	__u8 wide;		/* has several ports */
+	__u16 port_shift;	/* target port - external port, modulo 65536 */
+	__u8 restricted;	/* 1: the map allow has the sources that the forward takes */
+	__u8 wide;		/* 1: the forward has several ports */
 };
 _Static_assert(sizeof(struct forward) == 32, "struct forward has implicit padding");
 
@@ -213,47 +215,50 @@ struct allow_key {
 };
 _Static_assert(sizeof(struct allow_key) == 24, "struct allow_key has implicit padding");
 
-/* LPM key: a client's address, or its stand-in. */
+/* LPM key: a prefix of clients' addresses, or of stand-ins. */
 struct stand_in_key {
 	__u32 prefix_length;
 	union addr address ADDR_BY_WORDS;
 };
 _Static_assert(sizeof(struct stand_in_key) == 20, "struct stand_in_key has implicit padding");
 
-/* Clients and their stand-ins have the same host bits, so one value serves both ways. */
+/* A client and its stand-in have equal host bits. So one struct describes both directions: client to stand-in, and
+ * back. */
 struct stand_in {
-	union addr network;	/* what the bits under mask become */
-	union addr mask;	/* of the 128 bit form */
-	__u32 client;		/* 1: the key is a client's, 0: a stand-in's */
+	union addr network;	/* replaces the address bits that are set in mask */
+	union addr mask;	/* mask of the 128-bit form: an IPv4 /24 has 120 bits set */
+	__u32 client;		/* 1: the key is a network of clients; 0: of stand-ins */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct stand_in) == 40, "struct stand_in has implicit padding");
 
-/* LPM key: a target and protocol, then a prefix of the port in network order. */
+/* LPM key: target, protocol and wan, then a prefix of the port in network order. */
 struct origin_key {
 	__u32 prefix_length;
 	union addr target ADDR_BY_WORDS;
 	__u8 protocol;
-	__u8 wan;		/* 1: whose answers go to the Internet; 0: to a stand-in */
+	__u8 wan;		/* 1: for answers to the Internet; 0: for answers to stand-ins */
 	__be16 port;
 };
 _Static_assert(sizeof(struct origin_key) == 24, "struct origin_key has implicit padding");
 
-/* The only forward that leads to a target, seen from there: of all, or of those with reflect prefix. */
+/* The only forward to a target's port. An origin for answers to the Internet is unique among all forwards, an origin for
+ * answers to stand-ins is unique among the forwards with reflect prefix. */
 struct origin {
-	__u32 external;		/* where it listens; 0: several lead there */
-	__u16 port_shift;	/* as in struct forward */
-	__u8 wan;		/* as in its key, which may say nothing of it */
-	__u8 several_wans;	/* 1: there are several WANs */
+	__u32 external;		/* id of the address that the forward listens on; 0: several forwards or an intercept */
+	__u16 port_shift;	/* port_shift of the forward */
+	__u8 wan;		/* wan of the key, stored here too: the prefix of the key may end before wan */
+	__u8 several_wans;	/* 1: the router has several WANs */
 };
 _Static_assert(sizeof(struct origin) == 8, "struct origin has implicit padding");
 
-/* Of reflect public: the external port that stands for a client's (RFC 4787 REQ-1). Kept twice: by client
- * and external address, to be the same for all its connections, and by what it stands for, to be its alone. */
+/* Reflect public: the external port that stands for a client's port (RFC 4787 REQ-1). A mapping has two entries. The
+ * entry by client and external address gives one external port to all connections of the client's port. The entry by
+ * external address and port keeps other clients from this port. */
 struct mapping {
 	union addr client;
 	__be16 client_port;
-	__be16 port;
+	__be16 port;	/* external port */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct mapping) == 24, "struct mapping has implicit padding");
@@ -262,61 +267,63 @@ enum { INTERFACE_ADDRESSES = 8 };
 
 struct interface_address {
 	union addr address;
-	union addr mask;	/* of the 128 bit form: an IPv4 /24 has 120 bits set */
+	union addr mask;	/* mask of the 128-bit form: an IPv4 /24 has 120 bits set */
 };
 
 struct interface {
 	enum role role;
-	__u8 mac[6];		/* zero without Ethernet header */
-	__u8 private;		/* its own address is private, so private sources are no martians on it */
-	__u8 addresses;		/* how many of address[] are set */
-	__u8 rp_filter;		/* the kernel's, for IPv4 (RFC 3704): 0 off, 1 strict, 2 by any way back */
+	__u8 mac[6];		/* zero: the device has no Ethernet header */
+	__u8 private;		/* 1: it has a private IPv4 address, so private sources may come in by it */
+	__u8 addresses;		/* number of entries in address[] */
+	__u8 rp_filter;		/* rp_filter of the kernel, IPv4 (RFC 3704): 0 off, 1 strict, 2 loose */
 	__u8 pad[7];
-	__u32 mss_mtu;		/* MTU that a passing SYN's MSS has to suit; 0: left alone */
-	__u32 intercept_v4, intercept_v6; /* external ids of what listens on every address; 0: nothing does */
+	__u32 mss_mtu;		/* MTU in bytes that the MSS of a forwarded SYN must fit; 0: the MSS stays */
+	__u32 intercept_v4, intercept_v6; /* LAN: external ids of its intercepts; 0: none */
 	struct interface_address address[INTERFACE_ADDRESSES];
 };
 _Static_assert(sizeof(struct interface) == 288, "struct interface has implicit padding");
 
-/* A next hop, shared by all connections that use it. Connections refer to it by its index and generation. */
+/* A next hop, shared by all connections that use it. A connection stores the index and the generation of its hop. */
 struct hop {
-	__u32 generation;	/* raised when the content changes; odd: being written */
-	__u32 resolved;		/* ms: when the kernel last confirmed it */
-	__u32 routes;		/* struct routes generation it was resolved under */
-	__u32 ifindex;
-	__u8 dst_mac[6] __attribute__((aligned(4)));	/* aligned, as all MAC addresses: else they are copied by bytes */
+	__u32 generation;	/* raised when the content changes; odd while a CPU writes */
+	__u32 resolved;		/* CLOCK_MONOTONIC ms: when the kernel last confirmed the hop */
+	__u32 routes;		/* generation of struct routes at that time */
+	__u32 ifindex;		/* output device */
+	__u8 dst_mac[6] __attribute__((aligned(4)));	/* MAC addresses are aligned: else they are copied byte by byte */
 	__u8 src_mac[6];
-	__u8 local_mac[6] __attribute__((aligned(4)));	/* ours, where the packets come in */
-	__u8 xdp;		/* 1: in tx_ports, at that time */
+	__u8 local_mac[6] __attribute__((aligned(4)));	/* the router's, on the input interface */
+	__u8 xdp;		/* 1: the output device was in tx_ports at that time */
 	__u8 pad;
-	__u32 mtu;
+	__u32 mtu;		/* bytes */
 };
 _Static_assert(sizeof(struct hop) == 40, "struct hop has implicit padding");
 
-/* One direction of a connection, without its addresses: the part that both families share. The other direction's key is
- * what this one's packets leave as, reversed. */
+/* One direction of a connection, without addresses: the part that both families share. The key of the other direction is
+ * the reverse of the tuple with which this direction's packets leave. */
 struct conn {
 	__u64 identity;		/* serial << 32 | flags | state: changed only by compare-and-swap of all 64 bits */
 	__u32 hop;		/* generation << 20 | index of hops; 0: unknown */
-	__u32 forward;		/* low half of created << 17 | forward id */
-	__u32 address;		/* high half of created << 17 | address id */
-	__u32 epochs;		/* sum of the epochs of both; another sum: the connection is over */
-	__u32 ifindex;		/* by which this direction's packets come in */
-	__u32 seen;		/* CLOCK_MONOTONIC ms, of a tick: last packet that was in order */
-	__u32 packets;
-	__u32 bytes;		/* IP total length, low 32 bits */
-	/* TCP: the sequence number behind what it has sent, and the highest acknowledgement it sent.
-	 * All else: the opener's end counts evidence; the answerer's two seconds are explained at nat_evidence. */
+	__u32 forward;		/* low 15 bits of the creation time in s << 17 | forward id */
+	__u32 address;		/* next 15 bits of the creation time in s << 17 | address id */
+	__u32 epochs;		/* sum of the epochs of forward and address; once the sum differs, the connection is over */
+	__u32 ifindex;		/* interface by which this direction's packets come in */
+	__u32 seen;		/* when the last packet in order came: CLOCK_MONOTONIC ms, rounded down to a tick */
+	__u32 packets;		/* packets of this direction */
+	__u32 bytes;		/* sum of the IP total lengths, bits 0 to 31 */
+	/* TCP: end is the sequence number after the last byte that this side sent; ack is the highest acknowledgement
+	 * that this side sent. Other protocols: the opener's end counts evidence; nat_evidence explains the answerer's
+	 * end and ack. */
 	__u32 end;
 	__u32 ack;
-	__u16 window;		/* TCP: as it was sent, without the scale */
-	__u16 bytes_high;	/* bits 32 to 47 */
-	__be16 sport;		/* what its packets leave as */
+	__u16 window;		/* TCP: the window field as sent, not scaled */
+	__u16 bytes_high;	/* sum of the IP total lengths, bits 32 to 47 */
+	__be16 sport;		/* ports with which this direction's packets leave */
 	__be16 dport;
 };
 _Static_assert(sizeof(struct conn) == 56, "struct conn has implicit padding");
 
-/* IPv4: with the kernel's 48 bytes the header and key fill one cache line, and the value the next. */
+/* IPv4. The kernel puts a header of 48 bytes before the key: header and key fill one cache line, the value fills the
+ * next. */
 struct conn4 {
 	struct conn conn;
 	__be32 src;
@@ -331,7 +338,7 @@ struct conn6 {
 };
 _Static_assert(sizeof(struct conn6) == 88, "struct conn6 has implicit padding");
 
-/* A packet's IPv4 addresses as it arrives. */
+/* The short form of struct tuple for IPv4. */
 struct tuple4 {
 	__be32 src;
 	__be32 dst;
@@ -342,33 +349,33 @@ struct tuple4 {
 };
 _Static_assert(sizeof(struct tuple4) == 16, "struct tuple4 has implicit padding");
 
-/* Kinds of places. Each connection holds one place, of the kind that its state asks for. */
+/* Kinds of places. Each connection holds one place. Its state and protocol decide the kind. */
 enum place_kind {
-	PLACE_HALF_TCP,
-	PLACE_HALF_PROVEN,	/* half-open TCP whose source has answered a challenge */
-	PLACE_HALF_OTHER,
-	PLACE_TCP,		/* established */
+	PLACE_HALF_TCP,		/* half-open TCP */
+	PLACE_HALF_PROVEN,	/* half-open TCP, and the client has answered a challenge */
+	PLACE_HALF_OTHER,	/* half-open, all other protocols */
+	PLACE_TCP,		/* established TCP */
 	PLACE_OTHER,		/* established, all other protocols */
-	PLACE_CLOSING,		/* closing and ended */
+	PLACE_CLOSING,		/* closing and ended, all protocols */
 	PLACES,
 };
 
-/* All places of one kind and family; index: kind * 2, and 1 more for IPv6. */
+/* All places of one kind and family. The index in rings is kind * 2, plus 1 for IPv6. */
 struct ring {
-	__s64 count;		/* connections that hold one: see lifecycle.h */
-	__u64 next;		/* tickets given out */
-	__u32 base;		/* its first place in places4 or places6 */
-	__u32 size;
-	__u32 limit;		/* connections that may hold a place */
-	__u32 evicted;		/* ms: when a half-open UDP connection was last evicted; 0: never */
+	__s64 count;		/* connections that hold a place; may be below zero for a moment (race G, lifecycle.h) */
+	__u64 next;		/* number of slots handed out: the next slot is next % size */
+	__u32 base;		/* index of the first place, in places4 or places6 */
+	__u32 size;		/* number of places */
+	__u32 limit;		/* established TCP: most connections that may hold a place */
+	__u32 evicted;		/* CLOCK_MONOTONIC ms: when a half-open UDP connection was last evicted; 0: never */
 	__u32 pad[8];
 };
 _Static_assert(sizeof(struct ring) == 64, "struct ring has implicit padding");
 
-/* A place: the connection that holds it, by its opener's key. */
+/* A place. It names the connection that holds it, by serial and opener's key. */
 struct place4 {
 	struct bpf_spin_lock lock;
-	__u32 serial;		/* 0: free */
+	__u32 serial;		/* serial of the connection; 0: free */
 	struct tuple4 key;
 };
 _Static_assert(sizeof(struct place4) == 24, "struct place4 has implicit padding");
@@ -380,26 +387,26 @@ struct place6 {
 };
 _Static_assert(sizeof(struct place6) == 48, "struct place6 has implicit padding");
 
-/* What one client has, or all clients behind one LAN interface. */
+/* Counts of one client, or of all clients behind one LAN interface. */
 struct source {
-	__s32 established;	/* TCP */
-	__s32 established_other;
-	__s32 half_open;
+	__s32 established;	/* established TCP connections */
+	__s32 established_other; /* established connections of all other protocols */
+	__s32 half_open; /* half-open connections of all protocols */
 	__u32 pad;
 };
 
 enum { COUNTS_PAGE = 256 };
 
-/* Counts lie in pages: whoever reads or clears all of them makes few calls. */
+/* Counts are stored in pages, so that user space reads or clears all of them with few system calls. */
 struct source_page {
 	struct source source[COUNTS_PAGE];
 };
 
-/* What one forward has. */
+/* Counts of one forward. */
 struct load {
-	__s32 half_open;	/* TCP */
-	__s32 half_open_other;
-	__s32 other;		/* established, other protocols */
+	__s32 half_open;	/* half-open TCP connections */
+	__s32 half_open_other;	/* half-open connections of all other protocols */
+	__s32 other;		/* established connections of all other protocols */
 	__u32 pad;
 };
 
@@ -407,75 +414,75 @@ struct load_page {
 	struct load load[COUNTS_PAGE];
 };
 
-/* 16 more bits of a source's hash, and the second in which it answered a challenge. */
+/* Each value: 16 bits of a source's hash, then the low 16 bits of the second in which the source answered a challenge. */
 struct proven_page {
 	__u32 proven[COUNTS_PAGE];
 };
 
-/* Key of the hashes that strangers must not foresee. Filled once by the loader. */
+/* Key of keyed_hash: without this key, senders cannot predict the hashes. The loader writes the key once. */
 struct secret {
 	__u64 key[2];
 };
 
-/* The next serial of each CPU. */
+/* Counter of each CPU from which open_serial makes the next serial. */
 struct serial {
 	__u32 next;
 	__u32 pad;
 };
 
-/* What a look into conns4 or conns6 copies out of an entry. */
+/* The parts of an entry of conns4 or conns6 that conn_find copies. */
 struct entry {
 	__u64 identity;
-	struct tuple to;	/* what its packets leave as; no key: its padding is not set */
+	struct tuple to;	/* tuple with which the packets leave; never a map key: its padding is not set */
 };
 
-/* One direction of a connection: its key, and what was read of its entry. */
+/* One direction of a connection: its key, and a copy of its entry. */
 struct direction {
 	struct tuple key;
 	struct entry entry;
 };
 
-/* A place that is wanted. */
+/* The place that a connection needs, and how far the search for the place has come. */
 struct place_want {
-	__u32 serial;
+	__u32 serial;		/* serial of the connection */
 	enum place_kind kind;
-	__u32 forward;
-	__u32 slot;		/* the place being looked at, from 0 */
-	bool forward_over_share;		/* its forward holds more than its share: one of its own has to give way */
-	bool client_over_share;		/* the same of its client */
-	bool from_wan;		/* its client is on the Internet */
-	bool chosen;		/* the slot is where to begin */
-	bool taken;
+	__u32 forward;		/* id of the connection's forward */
+	__u32 slot;		/* the examined slot of the ring, from 0 */
+	bool forward_over_share;	/* the forward holds more than its share: it must evict one of its own */
+	bool client_over_share;	/* the client holds more than its share: it must evict one of its own */
+	bool from_wan;		/* the client is on the Internet */
+	bool chosen;		/* slot is set already: examine this slot first */
+	bool taken;		/* the connection has its place */
 };
 
-/* Of the holders of places that were looked at the one that is worth least: it is to give way. */
+/* The connection that will be evicted: among the holders of the examined places, the one with the lowest worth. */
 struct place_victim {
 	struct direction direction;
-	__u32 serial;		/* 0: none so far */
-	__u32 index;
-	__u64 worth;
+	__u32 serial;		/* serial of the connection; 0: none found yet */
+	__u32 index;		/* index of its place, in places4 or places6 */
+	__u64 worth;		/* result of place_worth */
 };
 
-/* Working memory of lifecycle.h. Packets have theirs by CPU; the sweeper has its own. */
+/* Working memory of lifecycle.h. There is one in the struct work of each CPU, and one for the sweeper. */
 struct scratch {
 	struct place_want want;
-	struct direction holder;	/* who holds the place being looked at */
+	struct direction holder;	/* the connection that holds the examined place */
 	struct place_victim victim;
-	struct direction other;	/* the answerer's, of the opener at hand */
-	struct tuple removed_opener; /* keys of the connection being removed */
+	struct direction other;	/* the answerer's direction of the connection that is handled */
+	struct tuple removed_opener; /* keys of the connection that is being removed */
 	struct tuple removed_answerer;
-	__u32 now;		/* ms */
+	__u32 now;		/* CLOCK_MONOTONIC ms */
 	__u32 pad;
 };
 
-/* The one timer that visits all places, and where it goes on. */
+/* The timer that visits all places, and the place that it visits next. */
 struct sweeper {
 	struct bpf_timer timer;
-	__u32 ring;
-	__u32 place;		/* of that ring */
-	__u32 visits;		/* in this step; not on the stack: the verifier would count along */
+	__u32 ring;		/* index of rings */
+	__u32 place;		/* slot in the ring */
+	__u32 visits;		/* places visited in this step; not on the stack: the verifier would follow each value */
 	__u32 left;		/* connections that left their place in this step */
-	struct direction visited;	/* the connection being looked at: scratch is for what is done with it */
+	struct direction visited;	/* the visited connection; scratch is for life_move and life_remove */
 	struct scratch scratch;
 };
 
@@ -489,14 +496,15 @@ struct fragment_key {
 };
 _Static_assert(sizeof(struct fragment_key) == 48, "struct fragment_key has implicit padding");
 
+/* Who gets the fragments of a datagram. */
 enum fragment_owner {
-	OWNER_UNKNOWN,		/* its first fragment has not come yet */
-	OWNER_CONN,		/* a connection's */
-	OWNER_KERNEL,
-	OWNER_NOBODY,		/* its first fragment was dropped */
+	OWNER_UNKNOWN,		/* nobody yet: the first fragment has not arrived */
+	OWNER_CONN,		/* a connection: the fragments are translated */
+	OWNER_KERNEL,		/* the kernel: the fragments are passed */
+	OWNER_NOBODY,		/* nobody: the first fragment was dropped, so all fragments are dropped */
 };
 
-/* Of a datagram's payload, in units of 8 bytes: from start up to before end. */
+/* A part of a datagram's payload, in units of 8 bytes. end is the first unit after the part. */
 struct fragment_range {
 	__u16 start;
 	__u16 end;
@@ -504,43 +512,44 @@ struct fragment_range {
 
 enum { FRAGMENT_RANGES = 8 };
 
-/* A datagram that arrives in pieces. */
+/* A datagram that arrives in fragments. */
 struct fragment {
-	__u64 seen;		/* CLOCK_MONOTONIC ns, of a tick: of the piece that came first */
-	__be16 sport;
+	__u64 seen;		/* when the earliest fragment came: CLOCK_MONOTONIC ns, rounded down to a tick */
+	__be16 sport;		/* ports, from the first fragment */
 	__be16 dport;
 	__u8 owner;		/* enum fragment_owner */
-	__u8 held;		/* how many of its pieces are, or were, in held_fragments */
-	__u16 length;		/* units of 8 bytes; 0: its last piece has not come yet */
-	struct fragment_range range[FRAGMENT_RANGES];	/* that have come; an empty one is free */
+	__u8 held;		/* how many fragments were put into held_fragments so far */
+	__u16 length;		/* payload length in units of 8 bytes; 0: the last fragment has not arrived yet */
+	struct fragment_range range[FRAGMENT_RANGES];	/* received parts of the payload; end 0: unused */
 };
 _Static_assert(sizeof(struct fragment) == 48, "struct fragment has implicit padding");
 
 struct held_key {
 	struct fragment_key datagram;
-	__u32 number;		/* from 0, in the order they came */
+	__u32 number;		/* number of the fragment: from 0, in order of arrival */
 	__u32 pad;
 };
 _Static_assert(sizeof(struct held_key) == 56, "struct held_key has implicit padding");
 
 enum { HELD_BYTES = 2036 };
 
-/* A fragment that came before the first of its datagram, from its IP header on. */
+/* A fragment that arrived before the first fragment of its datagram. bytes begin with the IP header. */
 struct held_fragment {
-	__u32 length;
+	__u32 length;	/* bytes in use */
 	__u8 bytes[HELD_BYTES];
 };
 
 enum { SCRATCH_PACKET_SIZE = 1 << 16, SCRATCH_PACKET_PIECE = 1 << 14 };
 
-/* Room to put packets together: a whole IP packet, and what may be read beyond its last byte. */
+/* Room to build an IP packet. The extra SCRATCH_PACKET_PIECE is for the verifier: it must assume that a read of this
+ * length begins at the last byte of the packet. */
 struct scratch_packet {
 	__u8 packet[SCRATCH_PACKET_SIZE + SCRATCH_PACKET_PIECE];
 };
 
-/* When the next ICMP error or RST may be sent (GCRA), by enum role. */
+/* Rate limit of ICMP errors and RSTs by GCRA. There is one for each enum role. */
 struct icmp_budget {
-	__u64 next;		/* CLOCK_MONOTONIC ns */
+	__u64 next;		/* CLOCK_MONOTONIC ns: when the whole burst is available again */
 };
 
 struct traffic {
@@ -548,21 +557,21 @@ struct traffic {
 	__u64 bytes;
 };
 
-/* Per forward and CPU; direction 0 is the opener's. */
+/* Counters of one forward on one CPU. */
 struct forward_stats {
-	struct traffic traffic[PATHS][2];
+	struct traffic traffic[PATHS][2];	/* packets by path and direction; [0] is the opener's direction */
 	__u64 established[PATHS];	/* connections that completed their handshake */
-	__u64 closed[PATHS];		/* of these, that have ended */
+	__u64 closed[PATHS];		/* established connections that have ended */
 };
 
-/* Counted per CPU: what no walk of a table can tell. */
+/* Events that are counted on each CPU. A walk of the tables cannot find them. */
 enum conn_event {
-	EVENT_OPENED,
-	EVENT_ESTABLISHED,
-	EVENT_ABANDONED,	/* half-open for too long, or replaced by another */
-	EVENT_EVICTED,		/* half-open, and gave way to a newer one */
-	EVENT_CLOSED,
-	EVENT_DISPLACED,	/* established, not TCP: gave way to a newer one */
+	EVENT_OPENED,		/* a half-open connection was inserted */
+	EVENT_ESTABLISHED,	/* a connection completed its handshake */
+	EVENT_ABANDONED,	/* a half-open connection expired, was revoked, or was replaced on its tuple */
+	EVENT_EVICTED,		/* a half-open connection lost its place to a newer one, or found no place */
+	EVENT_CLOSED,		/* an established connection ended */
+	EVENT_DISPLACED,	/* an established connection, not TCP, lost its place to a newer one */
 	EVENTS,
 };
 
@@ -572,16 +581,16 @@ struct counter_key {
 	enum reason reason;
 };
 
-/* Argument of the program that ends one connection from user space. */
+/* Argument of hairpin_end, by which user space ends one connection. */
 struct end_request {
-	struct tuple key;	/* of either direction */
-	__u32 serial;		/* of the connection meant; 0: whatever has the key */
-	__u32 found;		/* answer: 1 if there was such a connection */
+	struct tuple key;	/* key of one of the two directions */
+	__u32 serial;		/* serial of the connection to end; 0: end any connection with this key */
+	__u32 found;		/* result: 1 if the connection was found */
 };
 
-/* Argument of the program that corrects a count. */
+/* Argument of hairpin_correct, by which user space corrects a count. */
 struct correct_request {
-	__s64 change;
+	__s64 change;		/* is added to the count of the ring */
 	__u32 ring;		/* index of rings */
 	__u32 pad;
 };

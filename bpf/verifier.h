@@ -1,37 +1,43 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* What is there for the verifier alone, each with its reason. The oldest kernel, Linux 6.1, needs most of it. Two more rules hold
- * everywhere: a global function is checked once, looks its working memory up by work_get(), and returns an int, an enum or a
- * bool; and a callback of bpf_loop returns a 0 or 1 that the verifier knows. */
+/* Functions that exist only for the verifier, each with its reason. The oldest kernel, Linux 6.1, needs most of
+ * them. Rules for all files:
+ *  - The verifier checks a global function once. A global function gets working memory from work_get(), and returns
+ *    an int, an enum or a bool.
+ *  - A callback of bpf_loop returns a constant 0 or 1: the verifier must know the value.
+ *  - The functions of a call chain share 512 bytes of stack. A function that is not inlined frees its part when it
+ *    returns. */
 #pragma once
 
 #include <linux/bpf.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
-/* Compares and uses a value in the same register. Without this the compiler may compare one copy and use another copy. Linux 6.1
- * does not know that both copies are equal, so it rejects the use as unchecked. */
+/* Keeps a value in one register for its check and its use. Without this the compiler may check one copy and use
+ * another copy. Linux 6.1 does not know that both copies are equal, and rejects the use as unchecked. */
 static __always_inline __u32 verifier_same(__u32 value)
 {
 	asm volatile("" : "+r"(value));
 	return value;
 }
 
-/* The same of a pointer: a sum that is made twice is two places to Linux 6.1. */
+/* Keeps a pointer in one register. If the compiler computes a pointer twice, Linux 6.1 does not know that both
+ * results are equal. */
 static __always_inline void *verifier_same_pointer(void *pointer)
 {
 	asm volatile("" : "+r"(pointer));
 	return pointer;
 }
 
-/* Values in memory are read anew from here on. All ways of a parser then reach the verifier in one state, with a bound that
- * the caller sets by a mask; otherwise it would follow each way to the end. */
+/* Forces the compiler to reload values from memory after this point. The caller then masks the reloaded value, so
+ * the verifier sees one bound on every parser path. Without this the verifier checks the rest of the program once
+ * for each path. */
 static __always_inline void verifier_forget(void)
 {
 	asm volatile("" : : : "memory");
 }
 
-/* Is 0 < *length <= most? Linux 6.1 learns no lower bound from a comparison with zero, and no upper bound where the
- * compiler folds two comparisons into one. */
+/* Is 0 < *length <= most? If true, the verifier knows both bounds of *length. Linux 6.1 learns no lower bound from
+ * a comparison with zero, and no upper bound if the compiler merges two comparisons. */
 static __always_inline bool verifier_bounded(__u32 *length, __u32 most)
 {
 	__u32 less = verifier_same(*length - 1);

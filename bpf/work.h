@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Working memory for one packet, per CPU: the steps of a packet need more than the 512 bytes of the stack. Nothing in it
- * outlives the packet. Programs on one CPU do not interrupt each other. */
+/* Working memory for one packet, per CPU: the steps of a packet need more than the 512 bytes of the stack. No member is
+ * used after the packet, except the clock. Programs on one CPU do not interrupt each other. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -11,114 +11,114 @@
 enum { SECOND_NS = 1000000000, SECOND_MS = 1000, MS_NS = 1000000 };
 enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
 
-/* CLOCK_MONOTONIC, as it was when the jiffies last moved. */
+/* CLOCK_MONOTONIC in ms and in s, read at the last change of the jiffies. */
 struct clock {
 	__u64 jiffies;
 	__u32 ms, second;
 };
 
-/* All that the write step needs. It has no pointers into the packet, which helpers would make invalid. */
+/* The data for the write step. There are no pointers into the packet: calls of helpers make such pointers invalid. */
 struct rewrite {
-	/* Cleared for each packet up to gateway, and gateway.nh_family. */
-	enum reason reason __attribute__((aligned(8)));	/* so that eight bytes are cleared at once */
+	/* hairpin_begin clears the members before gateway, and gateway.nh_family, for each packet. */
+	enum reason reason __attribute__((aligned(8)));	/* aligned: the compiler then clears eight bytes at once */
 	__u32 ifindex;
-	__u32 mtu;		/* of the next hop; 0: not known */
-	__u16 mss;		/* most that a SYN may promise; 0: what it likes */
-	bool resolved;		/* macs are known */
+	__u32 mtu;		/* MTU of the next hop in bytes; 0: not known */
+	__u16 mss;		/* highest MSS that a SYN may have; 0: no limit */
+	bool resolved;		/* macs has the addresses of the next hop */
 	bool xdp;		/* the output device takes XDP frames */
-	bool other_host;	/* XDP: the frame is for another station */
-	bool local;		/* to the router itself, by its loopback device */
-	struct bpf_redir_neigh gateway;	/* unless its family is 0, the kernel is to resolve this neighbour */
-	struct entry entry;	/* of the packet's tuple, with what it leaves as; an ICMP error has only the latter */
-	/* From here on set only with VERDICT_SEND. */
-	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));	/* destination, source */
-	__u64 address_diff;	/* sums that are not folded yet: what the new addresses change */
-	__u64 l4_diff;		/* and what changes in the transport header and behind it */
+	bool other_host;	/* XDP: the frame was sent to another station */
+	bool local;		/* the packet goes to the router itself, by the loopback device */
+	struct bpf_redir_neigh gateway;	/* nh_family not 0: the kernel must resolve this neighbour */
+	struct entry entry;	/* the entry of the packet's tuple; for an ICMP error only entry.to is set */
+	/* After nat_decide, the members from here on are valid only with VERDICT_SEND. */
+	__u8 macs[2 * ETH_ALEN] __attribute__((aligned(4)));	/* destination, then source */
+	__u64 address_diff;	/* checksum difference of the new addresses, not folded */
+	__u64 l4_diff;		/* checksum difference of the transport header and payload, not folded */
 	__u8 ttl;
-	/* Of an ICMP error: the quoted packet as its sender sent it. */
+	/* ICMP error: the quoted packet in the form in which its sender sent it. */
 	struct tuple quoted;
 	__sum16 quoted_ip_check, quoted_check;
 };
 
-/* What the kernel is asked of routes. */
+/* Memory for look-ups of routes. */
 struct route {
 	struct bpf_fib_lookup fib;
-	struct tuple back;	/* an answer whose way is asked for */
-	struct hop fresh;	/* the next hop that fib says, before it is stored */
+	struct tuple back;	/* the reverse of a packet's tuple, for fib_route_back */
+	struct hop fresh;	/* the next hop in fib, before it is stored in hops */
 };
 
-/* An ICMP error: the connection of the packet that it quotes. */
+/* The connection of the packet that an ICMP error quotes. */
 struct icmp_error {
-	struct tuple answer;	/* as an answer to the quoted packet comes in */
-	struct entry entry;	/* of that */
+	struct tuple answer;	/* tuple of an answer to the quoted packet */
+	struct entry entry;	/* entry of the tuple in answer */
 };
 
-/* An entry's value in either family. */
+/* The value of an entry: conn4 for IPv4, conn6 for IPv6. */
 union conn_value {
 	struct conn4 four;
 	struct conn6 six;
 };
 
-/* A mapping in the making. */
+/* The mapping that is being made. */
 struct mapping_entry {
 	struct tuple key;
 	struct mapping value;
 };
 
-/* A connection in the making. */
+/* The connection that is being opened. */
 struct opening {
-	/* What the packet asks for. */
-	struct external external;	/* the ids of the address it is to */
-	bool to_external;	/* there are such ids */
-	bool by_server;		/* it is the server's packet, and rebuilds the connection */
-	bool from_wan;		/* the same, and its client is on the Internet */
-	bool key_used;		/* there may be an entry at the opener's key */
-	__u32 ifindex;		/* by which the opener's packets come in */
-	struct tuple key;	/* of the opener's direction */
-	struct entry entry;	/* what another CPU may have put there */
-	/* May it be opened? */
-	__u64 client;		/* its hash, by which it is counted */
-	__u32 lan;		/* hash of the LAN interface that the client is behind; 0: none */
-	__u32 slot;		/* a half-open place */
-	bool chosen;		/* the slot is where to begin */
-	bool proven;		/* its source has answered a challenge */
-	bool client_over_share;		/* its client has more half-open connections than its share */
-	/* Where does it lead? */
-	bool to_router;		/* its target is the router itself */
+	/* The packet, and the connection that it opens. */
+	struct external external;	/* copy of the external ids of the packet's destination */
+	bool to_external;	/* the packet's destination has external ids */
+	bool by_server;		/* the target sent the packet, and the packet rebuilds the connection */
+	bool from_wan;		/* the target sent the packet to a client on the Internet */
+	bool key_used;		/* an entry may exist at the opener's key */
+	__u32 ifindex;		/* interface by which the opener's packets come in */
+	struct tuple key;	/* key of the opener's direction */
+	struct entry entry;	/* copy of the entry found at key, which may be another CPU's */
+	/* For the limits of connections (open_place). */
+	__u64 client;		/* source_hash of the client */
+	__u32 lan;		/* hash of the client's LAN interface; 0: the client is not on a LAN */
+	__u32 slot;		/* slot in the ring of half-open places */
+	bool chosen;		/* the search for a place begins at slot */
+	bool proven;		/* the client has answered a challenge */
+	bool client_over_share;		/* the client has more half-open connections than its share */
+	/* The target and the tuples. */
+	bool to_router;		/* the target is the router itself */
 	bool resolved;		/* the MAC address of the next hop to the target is known */
-	bool mapped;		/* its port is to be the client's alone */
-	bool inserted;		/* both entries are this CPU's: life_begin is to follow */
-	__u32 client_hop;	/* next hop to the client; 0: not known */
-	__u32 tries;		/* how many ports were tried; not on the stack: the verifier would count along */
-	struct tuple sent;	/* the client's packet as its target gets it */
+	bool mapped;		/* reflect public: the connection needs an external port that no other client has */
+	bool inserted;		/* this CPU has inserted both entries: life_begin must follow */
+	__u32 client_hop;	/* reference of the next hop to the client; 0: not known */
+	__u32 tries;		/* number of ports tried; not on the stack: the verifier would follow each value */
+	struct tuple sent;	/* the opener's packet in the form that the target gets */
 	struct tuple answer;	/* key of the answerer's direction */
-	struct bpf_sock_tuple socket;	/* the socket that would get an answer */
+	struct bpf_sock_tuple socket;	/* tuple for the look-up of a local socket, and for conntrack */
 	__u8 socket_protocol;
-	bool socket_v6;
+	bool socket_v6;		/* the tuple is one of IPv6 */
 	struct mapping_entry mapping;
-	struct direction obstacle;	/* the opener's, of an old connection in the way */
-	/* The entry being inserted. */
+	struct direction obstacle;	/* opener's direction of the old connection that must be removed first */
+	/* The entry that is inserted next. */
 	struct conn conn;
-	struct tuple to;	/* what it translates to */
+	struct tuple to;	/* tuple with which packets of this direction leave */
 	union conn_value value;
 };
 
-/* The router's own answer to a packet. */
+/* The packet with which the router itself answers. */
 struct answering {
-	struct tuple way;
-	__u32 sender_hop;	/* next hop to the sender of the packet; 0: not known */
+	struct tuple way;	/* tuple of the answer */
+	__u32 sender_hop;	/* reference of the next hop to the packet's sender; 0: not known */
 };
 
-/* The datagram of a fragment. */
+/* The datagram to which the fragment belongs. */
 struct datagram {
-	struct held_key held;
-	bool known;		/* it is in fragments, by the key in held */
-	__u32 waiting;		/* how many of its pieces are held */
+	struct held_key held;	/* held.datagram is the key in the map fragments */
+	bool known;		/* the map fragments has an entry for the datagram */
+	__u32 waiting;		/* number of fragments of the datagram that are held */
 };
 
 struct work {
 	struct clock clock;
-	__u32 live_slot;	/* of forwards and all that swaps with them; SLOT_UNREAD: nobody has asked yet */
+	__u32 live_slot;	/* live slot of the forwards, read once for each packet; SLOT_UNREAD: not read yet */
 	struct packet pkt;
 	struct rewrite rw;
 	struct direction other;	/* the other direction of the packet's connection */
@@ -128,8 +128,8 @@ struct work {
 	struct answering reply;
 	struct datagram fragment;
 	struct scratch scratch;
-	__u8 options[OPTIONS_MAX];	/* of the packet, TCP's or IPv4's */
-	__u8 header[sizeof(struct ipv6hdr)];	/* of a packet being put together */
+	__u8 options[OPTIONS_MAX];	/* copy of the packet's TCP or IPv4 options */
+	__u8 header[sizeof(struct ipv6hdr)];	/* IP header of the packet that is being built */
 };
 
 struct {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* XDP: what its program asks for beside the decision: the options of a SYN, and whether a drop is TC's to decide. */
+/* Functions that only the XDP program needs: to read the options of a SYN, and to leave some drops to TC. */
 #pragma once
 
 #include "nat.h"
 #include "option.h"
 
-/* The window scale of a SYN. A global function: the verifier checks it once. */
+/* Reads the window scale of a SYN. A global function: the verifier checks it once. */
 __noinline int xdp_read_options(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
@@ -22,8 +22,8 @@ __noinline int xdp_read_options(struct xdp_md *ctx)
 	return 0;
 }
 
-/* Must TC decide whether this packet is dropped? Yes if the frame is for another host (promiscuous mode). Yes if the interface
- * is unknown: XDP on a bond runs at its ports. */
+/* Must TC decide whether this packet is dropped? Yes if the frame is for another host (promiscuous mode). Yes if
+ * hairpin does not know the interface: XDP on a bond runs on the bond's ports. */
 static __always_inline bool xdp_doubts(const struct packet *pkt, struct rewrite *rw)
 {
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &pkt->ifindex);

@@ -22,7 +22,7 @@ func prefixes(list ...string) (found []netip.Prefix) {
 	return found
 }
 
-// Which addresses of IPv6 are in use, and which first, as the kernel's flags have it.
+// TestAddressesInUse: the kernel's flags decide which IPv6 addresses are used, and their order.
 func TestAddressesInUse(t *testing.T) {
 	address := func(text string, flags int) netlink.Addr {
 		prefix := netip.MustParsePrefix(text)
@@ -34,7 +34,7 @@ func TestAddressesInUse(t *testing.T) {
 	l := Link{Index: 7}
 	l.setAddresses([]netlink.Addr{
 		address("203.0.113.1/24", 0),
-		address("203.0.113.2/24", unix.IFA_F_SECONDARY), // the bit of temporary
+		address("203.0.113.2/24", unix.IFA_F_SECONDARY), // the same bit as IFA_F_TEMPORARY
 		address("2001:db8::1/64", unix.IFA_F_TEMPORARY),
 		address("2001:db8::2/64", unix.IFA_F_TEMPORARY|unix.IFA_F_DEPRECATED),
 		address("2001:db8::3/64", unix.IFA_F_MANAGETEMPADDR),
@@ -54,7 +54,7 @@ func TestAddressesInUse(t *testing.T) {
 	}
 }
 
-// newRouter6 is a router whose kernel speaks IPv6 on wan0.
+// newRouter6 makes a router with IPv6 on wan0.
 func newRouter6(t *testing.T) *router {
 	t.Helper()
 	r := newRouter(t)
@@ -62,7 +62,7 @@ func newRouter6(t *testing.T) *router {
 	return r
 }
 
-// wantAddresses waits until the kernel has wan0 as wanted, its link-local address aside.
+// wantAddresses waits until the kernel lists these addresses on wan0, without the link-local address.
 func (r *router) wantAddresses(when string, addresses, passive []netip.Prefix) {
 	r.t.Helper()
 	linkLocal := func(prefix netip.Prefix) bool { return prefix.Addr().IsLinkLocalUnicast() }
@@ -76,14 +76,15 @@ func (r *router) wantAddresses(when string, addresses, passive []netip.Prefix) {
 	})
 }
 
-// The kernel's own word on each: probed first, deprecated later, gone with its interface's IPv6.
+// TestAddressesOfIPv6: a new address is probed first, may be deprecated later, and disappears when IPv6 is
+// switched off.
 func TestAddressesOfIPv6(t *testing.T) {
 	r := newRouter6(t)
 	f := r.follow()
 	r.Address("wan0", "203.0.113.2/24")
 	links := func(e Event) bool { return e.Links }
 
-	// Without a carrier nobody can be asked, so the address stays tentative.
+	// Without a carrier duplicate address detection cannot run, so the address stays tentative.
 	r.Run("ip", "link", "set", "wan1", "down")
 	r.Run("ip", "addr", "add", "2001:db8::1/64", "dev", "wan0")
 	r.wantAddresses("tentative", prefixes("203.0.113.2/24"), prefixes("2001:db8::1/64"))
@@ -114,8 +115,8 @@ func TestAddressesOfIPv6(t *testing.T) {
 	r.wantAddresses("IPv6 off", prefixes("203.0.113.2/24"), nil)
 }
 
-// An address that the kernel keeps while its link is down is there all the time, so that its
-// connections are too.
+// TestKeptAddressOfIPv6: an address that the kernel keeps while its link is down stays in the list, so its
+// connections continue.
 func TestKeptAddressOfIPv6(t *testing.T) {
 	r := newRouter6(t)
 	r.Sysctl("net/ipv6/conf/wan0/keep_addr_on_down", "1")
@@ -137,7 +138,8 @@ func TestKeptAddressOfIPv6(t *testing.T) {
 	lab.Eventually(t, patience, inUse)
 }
 
-// A temporary address (RFC 8981) comes behind the one it was made from.
+// TestTemporaryAddressComesLast: a temporary address (RFC 8981) comes after the address that it was made
+// from.
 func TestTemporaryAddressComesLast(t *testing.T) {
 	r := newRouter6(t)
 	r.Sysctl("net/ipv6/conf/wan0/use_tempaddr", "2")
@@ -152,7 +154,7 @@ func TestTemporaryAddressComesLast(t *testing.T) {
 	})
 }
 
-// A port of a bridge says whose it is; an interface in a VRF is its own.
+// TestPortOf: a port of a bridge names its bridge; an interface in a VRF is no port.
 func TestPortOf(t *testing.T) {
 	r := newRouter(t)
 	r.Bridge("br0", "lan0")
@@ -184,7 +186,8 @@ func TestPortOf(t *testing.T) {
 	}
 }
 
-// CASES 2.9: an interface that was renamed keeps its programs; one that was made again has none.
+// TestProgramsFollowTheInterfaceNotTheName: a renamed interface keeps its programs; a new interface of the
+// name has none.
 func TestProgramsFollowTheInterfaceNotTheName(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
@@ -224,7 +227,8 @@ func TestProgramsFollowTheInterfaceNotTheName(t *testing.T) {
 	}
 }
 
-// An interface that goes into a bridge keeps what it has, until it is taken off.
+// TestDetachFromAPortOfABridge: an interface that becomes a port of a bridge keeps its programs until
+// Detach.
 func TestDetachFromAPortOfABridge(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})

@@ -19,24 +19,25 @@ import (
 	"hairpin/bpf"
 )
 
-// Mode says which hooks an interface gets. The TC program does everything, on every kind of device;
-// XDP is the same thing earlier.
+// Mode selects the hooks of an interface. The TC program handles every packet on every kind of device. XDP
+// does the same work earlier in the receive path, so it is faster.
 type Mode string
 
 const (
-	// ModeAuto is native XDP and TC on a physical NIC whose driver has native XDP, else TC alone.
+	// ModeAuto is native XDP and TC on a physical NIC whose driver has native XDP, otherwise TC alone.
 	ModeAuto Mode = "auto"
-	// ModeXDP is XDP and TC: native XDP, or generic where the driver has none. It is TC alone where VLAN
-	// tags may come beside frames, out of XDP's sight: on devices made of software, but for tap devices.
+	// ModeXDP is XDP and TC: native XDP, or generic XDP if the driver has no native XDP. It is TC alone on
+	// devices where XDP may not see VLAN tags: software devices except tap, and NICs that cannot stop
+	// removing tags from frames.
 	ModeXDP Mode = "xdp"
-	// ModeXDPUntagged is ModeXDP on those devices, too: whoever sets it vouches that no frame comes with
-	// a tag. Where VLAN devices stand on one it is TC alone.
+	// ModeXDPUntagged uses XDP on these devices, too. Who sets it guarantees that no frame has a VLAN tag.
+	// It is TC alone if VLAN interfaces exist on the device.
 	ModeXDPUntagged Mode = "xdp-untagged"
 	// ModeTC is TC alone.
 	ModeTC Mode = "tc"
 )
 
-// What Attachment says of the hooks.
+// Values of Attachment.XDP and Attachment.TC.
 const (
 	XDPNative  = "native"
 	XDPGeneric = "generic"
@@ -44,61 +45,63 @@ const (
 	TCClsact   = "clsact"
 )
 
-// Hooks say what an interface is to get.
+// Hooks are the hooks that an interface should get.
 type Hooks struct {
 	Mode Mode
-	// Guard adds the leak guard, which looks at what leaves by the interface. It belongs on WANs.
+	// Guard adds the leak guard, which checks the packets that leave by the interface. Only WANs need the
+	// guard.
 	Guard bool
 }
 
-// Attachment is what runs on an interface.
+// Attachment describes the programs that run on an interface.
 type Attachment struct {
 	Interface string
 	Index     int
 	XDP       string // "", XDPNative or XDPGeneric
 	TC        string // "", TCX or TCClsact
-	Guard     bool   // the leak guard runs, by what TC does
-	// TagsKept says that the NIC was told to leave VLAN tags in frames (rxvlan off), for XDP to see
-	// them. Detach takes that back.
+	Guard     bool   // the leak guard runs; TC says how it is attached
+	// TagsKept reports whether hairpin switched off rxvlan, so that the NIC leaves VLAN tags in frames and
+	// XDP sees them. Detach switches rxvlan on again.
 	TagsKept bool
-	// Reason says why XDP is less than the mode allows, known to Attach alone.
+	// Reason says why XDP is less than the mode allows. Only Attach sets it.
 	Reason string
 }
 
-// Kinds of attachment, the first half of a pin's name.
+// Kinds of attachment: the first part of a pin's name.
 const (
 	kindXDP         = "xdp"
 	kindTCX         = "tcx"
 	kindClsact      = "clsact"
 	kindGuardTCX    = "guard-tcx"
 	kindGuardClsact = "guard-clsact"
-	// kindTags is no program: it remembers which offloads of a NIC were switched off for XDP.
+	// kindTags is not a program: its pin records which offloads of a NIC hairpin switched off for XDP.
 	kindTags = "rxvlan"
 )
 
-// kinds in the order to detach: XDP first, TC does the rest of the way alone. The filter at ingress
-// comes after the guard's: with it goes the qdisc of both. Tags may be taken off frames once XDP is gone.
+// kinds lists the kinds in the order of detaching. XDP goes first, because TC alone can still handle every
+// packet. Tags go after XDP: without XDP the NIC may remove VLAN tags from frames again. kindClsact goes
+// last, because removing the ingress filter also removes the qdisc, which the guard's filter needs.
 var kinds = []string{kindXDP, kindTags, kindGuardTCX, kindGuardClsact, kindTCX, kindClsact}
 
-// hook is one place where a program of ours is, or was, attached.
+// hook is one place where hairpin has attached a program; the program may be gone.
 type hook struct {
 	kind    string
 	ifindex int
 	path    string
-	link    link.Link // nil for a filter and for offloads, whose pin is a directory
+	link    link.Link // nil for a filter and for offloads; their pin is a directory
 }
 
-// isFilter reports whether the hook is a clsact filter, of which the kernel keeps no link.
+// isFilter reports whether the hook is a clsact filter. The kernel has no link for a filter.
 func (h *hook) isFilter() bool { return h.kind == kindClsact || h.kind == kindGuardClsact }
 
-// isLink reports whether the kernel keeps a link of the hook, which knows where its interface is.
+// isLink reports whether the hook is a bpf link. A link finds its interface in every network namespace.
 func (h *hook) isLink() bool { return !h.isFilter() && h.kind != kindTags }
 
 func (p pins) linkPin(kind string, ifindex int) string {
 	return filepath.Join(p.links(), kind+"_"+strconv.Itoa(ifindex))
 }
 
-// hook opens one attachment; it returns nil if there is none.
+// hook opens one attachment. It returns nil if the attachment does not exist.
 func (p pins) hook(kind string, ifindex int) (*hook, error) {
 	h := &hook{kind: kind, ifindex: ifindex, path: p.linkPin(kind, ifindex)}
 	if _, err := os.Lstat(h.path); errors.Is(err, os.ErrNotExist) {
@@ -118,8 +121,7 @@ func (p pins) hook(kind string, ifindex int) (*hook, error) {
 	return h, nil
 }
 
-// hooks opens every attachment, in the order of their names. With an error it returns those that can
-// be opened.
+// hooks opens every attachment, sorted by pin name. On an error it also returns the hooks that it opened.
 func (p pins) hooks() ([]*hook, error) {
 	entries, err := os.ReadDir(p.links())
 	if errors.Is(err, os.ErrNotExist) {
@@ -163,8 +165,8 @@ func (h *hook) String() string {
 	return h.kind + "_" + strconv.Itoa(h.ifindex)
 }
 
-// running returns the program at the hook, 0 if the hook is dead: its interface was deleted, or went
-// to another network namespace, or a new one has the index now.
+// running returns the ID of the program that runs at the hook on dev. It returns 0 if the hook is dead: the
+// interface was deleted or moved to another network namespace, or a new interface has its index now.
 func (h *hook) running(dev netlink.Link) (ebpf.ProgramID, error) {
 	switch h.kind {
 	case kindXDP:
@@ -181,7 +183,7 @@ func (h *hook) running(dev netlink.Link) (ebpf.ProgramID, error) {
 	return ebpf.ProgramID(filter.Id), nil
 }
 
-// replace makes the hook run another program, without a packet that meets none.
+// replace makes the hook run another program. There is no moment without a program.
 func (h *hook) replace(programs *bpf.HairpinPrograms) error {
 	if err := fault("replace " + h.kind); err != nil {
 		return err
@@ -196,7 +198,7 @@ func (h *hook) replace(programs *bpf.HairpinPrograms) error {
 	return replaceFilter(h.ifindex, side, side.program(programs))
 }
 
-// remove detaches the program, wherever its interface is now, and forgets it.
+// remove detaches the program, also in another network namespace, and removes the pin.
 func (h *hook) remove() error {
 	if h.kind == kindTags {
 		return restoreTagOffloads(h.ifindex, h.path)
@@ -206,7 +208,7 @@ func (h *hook) remove() error {
 	}
 	detached := h.link.Detach()
 	if errors.Is(detached, ebpf.ErrNotSupported) || errors.Is(detached, unix.ENOLINK) {
-		// Without its pin and this descriptor the link is gone as well.
+		// The kernel detaches the link when its pin is removed and this descriptor is closed.
 		detached = nil
 	}
 	if err := os.Remove(h.path); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -215,13 +217,14 @@ func (h *hook) remove() error {
 	return detached
 }
 
-// Attach makes the programs run on an interface: it updates what is attached already, else attaches
-// and pins. Where packets are bare, and on the loopback device, that is TC alone, whatever the mode. It may
-// be called again at any time; another mode takes effect then, and so does Guard.
+// Attach makes the programs run on an interface: it updates attached programs, or attaches and pins them.
+// On devices without a link-layer header, and on the loopback device, it attaches TC alone in every mode.
+// It may be called again at any time to change the mode or Guard.
 //
-// It returns an error wrapping ErrNoInterface if there is no such interface, ErrLinkType if its
-// packets are neither Ethernet frames nor bare, and ErrNotLoaded if the datapath was removed since it was opened. It
-// fails, too, if another hairpin, with other pins, runs on the interface. If it fails, the interface is as it was.
+// It returns an error wrapping ErrNoInterface if the interface does not exist, and ErrLinkType if the
+// programs cannot parse its packets. The error wraps ErrNotLoaded if the datapath was removed since it was
+// opened. Attach also fails if another hairpin, with other pins, runs on the interface. After an error the
+// interface is as it was before.
 func (d *Datapath) Attach(ifname string, want Hooks) (Attachment, error) {
 	a, err := d.attach(ifname, want)
 	if err != nil {
@@ -250,7 +253,7 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 	}
 	defer x.old.Close()
 
-	// TC first: it can do alone what XDP cannot.
+	// Attach TC first: it can do all the work if XDP fails.
 	a := Attachment{Interface: dev.Attrs().Name, Index: dev.Attrs().Index}
 	tc, undo, err := d.attachTC(dev, ingress, programs)
 	if err != nil {
@@ -269,7 +272,7 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 		return Attachment{}, errors.Join(err, undo())
 	}
 	a.TagsKept = d.tagsKept(a.Index)
-	// What is not wanted any more last: until here there was a way back.
+	// Remove unwanted hooks last: an error in the steps before can be undone, a removed hook cannot.
 	for _, kind := range unwantedHooks(tc, want.Guard) {
 		if err := d.removeHook(kind, dev.Attrs().Index); err != nil {
 			return Attachment{}, err
@@ -278,8 +281,8 @@ func (d *Datapath) attach(ifname string, want Hooks) (Attachment, error) {
 	return a, d.sweep()
 }
 
-// Probe reports, changing nothing, why Attach would refuse: its errors, and programs of others in the places that hairpin's
-// need. What only the driver knows shows when Attach is called.
+// Probe returns the error that Attach would return, and changes nothing. It also finds programs of others
+// in the places that hairpin needs. Only Attach finds errors that come from the driver.
 func (d *Datapath) Probe(ifname string, want Hooks) error {
 	if err := d.probe(ifname, want); err != nil {
 		return explain(fmt.Errorf("attach to %s: %w", ifname, err))
@@ -314,16 +317,16 @@ func (d *Datapath) probe(ifname string, want Hooks) error {
 	return checkPlace(dev.Attrs().Index, egress)
 }
 
-// haveTCX reports whether the kernel knows TCX (Linux 6.6): older ones do not know what is asked.
+// haveTCX reports whether the kernel has TCX (Linux 6.6): older kernels refuse the query.
 func haveTCX(dev netlink.Link) bool {
 	_, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: ebpf.AttachTCXIngress})
 	return err == nil || !errors.Is(err, ebpf.ErrNotSupported) && !errors.Is(err, unix.EINVAL)
 }
 
-// target is the device to attach to, and the mode that its kind allows.
+// target returns the device to attach to, and the mode that its kind allows.
 func (d *Datapath) target(ifname string, want Hooks) (netlink.Link, Mode, error) {
 	if !slices.Contains([]Mode{ModeAuto, ModeXDP, ModeXDPUntagged, ModeTC}, want.Mode) {
-		return nil, "", fmt.Errorf("unknown mode %q: auto, xdp, xdp-untagged or tc", want.Mode)
+		return nil, "", fmt.Errorf("unknown mode %q; use auto, xdp, xdp-untagged or tc", want.Mode)
 	}
 	dev, err := findDevice(ifname)
 	if err != nil {
@@ -335,8 +338,8 @@ func (d *Datapath) target(ifname string, want Hooks) (netlink.Link, Mode, error)
 	return dev, want.Mode, nil
 }
 
-// unwantedHooks are the kinds of hooks of TC that an interface does not have besides those it has, in the
-// order to detach.
+// unwantedHooks returns the kinds of TC hooks that must not be on an interface, in the order of detaching.
+// tc is the kind that it uses, guard is whether the leak guard runs.
 func unwantedHooks(tc string, guard bool) (list []string) {
 	for _, side := range []*side{egress, ingress} {
 		if tc == TCX || side == egress && !guard {
@@ -349,7 +352,8 @@ func unwantedHooks(tc string, guard bool) (list []string) {
 	return list
 }
 
-// sweep forgets links whose interface is gone: one that is made again gets another index.
+// sweep removes the pins of links whose interface was deleted. Such a link never runs again, because a new
+// interface of this name gets another index.
 func (d *Datapath) sweep() error {
 	hooks, err := pins(d.dir).hooks()
 	defer closeHooks(hooks)
@@ -357,13 +361,14 @@ func (d *Datapath) sweep() error {
 		return err
 	}
 	for _, h := range hooks {
-		// A filter, or a NIC, that is elsewhere looks the same as one that is gone.
+		// Skip filters and offloads: an interface in another network namespace cannot be told from a
+		// deleted interface.
 		if !h.isLink() {
 			continue
 		}
 		alive, err := h.alive()
 		if err != nil {
-			return fmt.Errorf("look at %s: %w", h, err)
+			return fmt.Errorf("inspect %s: %w", h, err)
 		}
 		if alive {
 			continue
@@ -375,7 +380,7 @@ func (d *Datapath) sweep() error {
 	return nil
 }
 
-// findDevice looks an interface up by its name.
+// findDevice returns the interface with this name. It fails if the programs cannot parse the packets.
 func findDevice(ifname string) (netlink.Link, error) {
 	if ifname == "" || len(ifname) >= unix.IFNAMSIZ {
 		return nil, fmt.Errorf("%w: an interface name has 1 to %d characters", ErrNoInterface, unix.IFNAMSIZ-1)
@@ -388,24 +393,24 @@ func findDevice(ifname string) (netlink.Link, error) {
 		return nil, fmt.Errorf("look interface up: %w", err)
 	}
 	if kind := dev.Attrs().EncapType; kind != "ether" && !hasNoLinkHeader(dev) && !loopback(dev) {
-		return nil, fmt.Errorf("%w %s: packets are Ethernet frames, or bare as on ppp, wireguard and tun; name another interface",
+		return nil, fmt.Errorf("%w %s: hairpin handles Ethernet, ppp, wireguard and tun; name another interface",
 			ErrLinkType, kind)
 	}
 	return dev, nil
 }
 
-// loopback reports whether the device is the one that brings the router its own packets.
+// loopback reports whether the device is lo, which carries the router's packets to itself.
 func loopback(dev netlink.Link) bool { return dev.Attrs().RawFlags&unix.IFF_LOOPBACK != 0 }
 
-// hasNoLinkHeader reports whether the device carries packets without a link-layer header: ARPHRD_NONE, as of
-// WireGuard and tun, and ARPHRD_PPP, whose header the driver keeps to itself.
+// hasNoLinkHeader reports whether packets on the device have no link-layer header. ARPHRD_NONE is the type
+// of WireGuard and tun. On ARPHRD_PPP the driver adds and removes the PPP header.
 func hasNoLinkHeader(dev netlink.Link) bool {
 	kind := dev.Attrs().EncapType
 	return kind == "none" || kind == "ppp"
 }
 
-// pinnedPrograms opens the programs to attach. They are the pinned ones, not those that were opened
-// with the datapath: another process may have upgraded since.
+// pinnedPrograms opens the programs to attach. It opens the pins again, because another process may have
+// upgraded the programs since the datapath was opened.
 func (d *Datapath) pinnedPrograms() (*bpf.HairpinPrograms, error) {
 	if err := d.checkCurrent(); err != nil {
 		return nil, err
@@ -417,8 +422,8 @@ func (d *Datapath) pinnedPrograms() (*bpf.HairpinPrograms, error) {
 	return programs, nil
 }
 
-// checkCurrent makes sure that what is pinned is what was opened: an administrator may have detached
-// everything, and may have started anew.
+// checkCurrent fails if the pinned datapath is not the datapath that was opened: an administrator may have
+// detached everything and started hairpin again.
 func (d *Datapath) checkCurrent() error {
 	p := pins(d.dir)
 	if err := p.check(); err != nil {
@@ -438,7 +443,7 @@ func (d *Datapath) checkCurrent() error {
 		return err
 	}
 	if ours != theirs {
-		return fmt.Errorf("%w: the datapath in %s was removed and another one made: open that one", ErrNotLoaded, d.dir)
+		return fmt.Errorf("%w: the datapath in %s was removed and created again; open it again", ErrNotLoaded, d.dir)
 	}
 	return nil
 }
@@ -446,7 +451,7 @@ func (d *Datapath) checkCurrent() error {
 func mapID(m *ebpf.Map) (ebpf.MapID, error) {
 	info, err := m.Info()
 	if err != nil {
-		return 0, fmt.Errorf("look at map: %w", err)
+		return 0, fmt.Errorf("inspect map: %w", err)
 	}
 	id, _ := info.ID()
 	return id, nil
@@ -455,14 +460,14 @@ func mapID(m *ebpf.Map) (ebpf.MapID, error) {
 func programID(p *ebpf.Program) (ebpf.ProgramID, error) {
 	info, err := p.Info()
 	if err != nil {
-		return 0, fmt.Errorf("look at program: %w", err)
+		return 0, fmt.Errorf("inspect program: %w", err)
 	}
 	id, _ := info.ID()
 	return id, nil
 }
 
-// Detach takes the programs off an interface, which may be gone, or in another network namespace, by
-// now. It is no error if nothing is attached.
+// Detach removes the programs from an interface. The interface may be deleted, or in another network
+// namespace. It is no error if nothing is attached.
 func (d *Datapath) Detach(ifindex int) error {
 	if err := d.checkCurrent(); err != nil {
 		return explain(fmt.Errorf("detach from interface %d: %w", ifindex, err))
@@ -485,7 +490,7 @@ func (d *Datapath) removeHook(kind string, ifindex int) error {
 	return h.remove()
 }
 
-// Attachments lists what runs on the interfaces of this network namespace, by index.
+// Attachments lists the attachments on interfaces of this network namespace, sorted by index.
 func (d *Datapath) Attachments() ([]Attachment, error) {
 	hooks, err := pins(d.dir).hooks()
 	defer closeHooks(hooks)
@@ -495,7 +500,7 @@ func (d *Datapath) Attachments() ([]Attachment, error) {
 	found := make(map[int]*Attachment)
 	for _, h := range hooks {
 		if err := h.describe(found); err != nil {
-			return nil, explain(fmt.Errorf("look at %s: %w", h, err))
+			return nil, explain(fmt.Errorf("inspect %s: %w", h, err))
 		}
 	}
 	list := make([]Attachment, 0, len(found))
@@ -513,7 +518,7 @@ func (d *Datapath) tagsKept(ifindex int) bool {
 	return err == nil
 }
 
-// describe adds a hook that is alive to what is known of its interface.
+// describe adds the hook to the Attachment of its interface in found, if the hook is alive.
 func (h *hook) describe(found map[int]*Attachment) error {
 	dev, err := netlink.LinkByIndex(h.ifindex)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {

@@ -26,7 +26,7 @@ func TestAttachModes(t *testing.T) {
 		{ModeTC, true, ""},
 		{ModeXDPUntagged, false, XDPNative},
 		{ModeXDPUntagged, true, XDPNative},
-		// A veth is made of software.
+		// A veth is a software device, so auto means TC alone.
 		{ModeAuto, false, ""},
 		{ModeAuto, true, ""},
 	}
@@ -53,7 +53,7 @@ func TestAttachModes(t *testing.T) {
 			running := r.hooks("wan0")
 			runs(t, d, running, want)
 
-			// Once more changes nothing.
+			// A second call changes nothing.
 			r.attach(d, "wan0", c.mode)
 			r.want("attached twice", "wan0", running)
 
@@ -62,7 +62,7 @@ func TestAttachModes(t *testing.T) {
 			if list := r.attachments(d); len(list) > 0 {
 				t.Errorf("attachments after detach: %+v", list)
 			}
-			r.detach(d, "wan0") // nothing attached is no error
+			r.detach(d, "wan0") // a second Detach is no error
 		})
 	}
 }
@@ -73,7 +73,7 @@ func (r *router) detach(d *Datapath, dev string) {
 	r.do("detach", func() error { return d.Detach(index) })
 }
 
-// runs compares what the kernel says with the attachment.
+// runs compares the attachment with the programs that the kernel lists.
 func runs(t *testing.T, d *Datapath, h hooks, want Attachment) {
 	t.Helper()
 	tc := mustProgramID(t, d.Objects().HairpinTc)
@@ -92,7 +92,7 @@ func runs(t *testing.T, d *Datapath, h hooks, want Attachment) {
 	}
 }
 
-// What is attached follows a mode, or a way to attach TC, that changes.
+// TestAttachChangesMode: Attach changes the mode, and the kind of TC hook, of an attached interface.
 func TestAttachChangesMode(t *testing.T) {
 	r := newRouter(t)
 	before := r.hooks("wan0")
@@ -148,7 +148,8 @@ func TestAttachRefusals(t *testing.T) {
 	}
 }
 
-// TestLoopbackHasTCAlone: its packets have partial checksums, and are never another device's.
+// TestLoopbackHasTCAlone: packets on lo have partial checksums, and XDP cannot redirect them to another
+// device.
 func TestLoopbackHasTCAlone(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
@@ -160,7 +161,8 @@ func TestLoopbackHasTCAlone(t *testing.T) {
 	}
 }
 
-// Where packets are bare TC works alone, whatever the mode; a tap, of the same driver, has frames.
+// TestAttachToBarePackets: on a tun device TC works alone in every mode. A tap device has the same driver,
+// but frames.
 func TestAttachToBarePackets(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
@@ -185,12 +187,13 @@ func (r *router) tuntap(name string, mode netlink.TuntapMode) {
 	})
 }
 
-// probe asks whether an interface would take the programs.
+// probe returns the error of Probe for an interface.
 func (r *router) probe(d *Datapath, dev string, mode Mode) error {
 	return r.Do(func() error { return d.Probe(dev, Hooks{Mode: mode}) })
 }
 
-// An interface that runs somebody else's XDP program is refused and left alone. TC gets along.
+// TestForeignXDP: Attach refuses an interface with an XDP program of another owner and changes nothing;
+// mode tc works.
 func TestForeignXDP(t *testing.T) {
 	r := newRouter(t)
 	program := foreign(t, ebpf.XDP, 2) // XDP_PASS
@@ -219,7 +222,7 @@ func TestForeignXDP(t *testing.T) {
 	r.want("removed", "wan0", before)
 }
 
-// links returns the names of pinned links.
+// links returns the names of the pinned links.
 func (r *router) links() (names []string) {
 	r.t.Helper()
 	for _, path := range r.pinned() {
@@ -230,7 +233,7 @@ func (r *router) links() (names []string) {
 	return names
 }
 
-// Programs, filters and qdiscs of others stay, by Detach and by Remove.
+// TestForeignTCSurvives: Detach and Remove keep programs, filters and qdiscs of others.
 func TestForeignTCSurvives(t *testing.T) {
 	for _, noTCX := range []bool{false, true} {
 		name := "tcx"
@@ -262,7 +265,7 @@ func TestForeignTCSurvives(t *testing.T) {
 	}
 }
 
-// foreignTC attaches programs of others in every way: TCX, and filters of both directions.
+// foreignTC attaches TC programs of another owner: TCX programs, and filters in both directions.
 func foreignTC(t *testing.T, r *router, dev string) ebpf.ProgramID {
 	t.Helper()
 	program := foreign(t, ebpf.SchedCLS, -1) // TCX_NEXT, TC_ACT_UNSPEC
@@ -298,7 +301,7 @@ func foreignFilter(index int, parent uint32, priority uint16, program *ebpf.Prog
 	}
 }
 
-// The qdisc was hairpin's, but somebody hung a filter on it since: it stays.
+// TestSharedQdiscStays: hairpin made the qdisc, but another filter uses it now, so it stays.
 func TestSharedQdiscStays(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{NoTCX: true})
@@ -314,7 +317,7 @@ func TestSharedQdiscStays(t *testing.T) {
 	}
 }
 
-// A filter of somebody else in hairpin's place is not replaced.
+// TestTakenPriorityIsRefused: hairpin does not replace a filter of another owner that has its priority.
 func TestTakenPriorityIsRefused(t *testing.T) {
 	r := newRouter(t)
 	program := foreign(t, ebpf.SchedCLS, -1)
@@ -334,7 +337,8 @@ func TestTakenPriorityIsRefused(t *testing.T) {
 	}
 }
 
-// An interface that was deleted and made again, with another index or the same, is attached again.
+// TestDeadLink: an interface that was deleted and made again is attached again, with a new index or the old
+// index.
 func TestDeadLink(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -388,7 +392,7 @@ func TestDeadLink(t *testing.T) {
 	}
 }
 
-// A deleted interface can be detached from, and the next Attach forgets dead links by itself.
+// TestDetachDeadLink: Detach works for a deleted interface, and the next Attach removes pins of dead links.
 func TestDetachDeadLink(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
@@ -414,7 +418,8 @@ func TestDetachDeadLink(t *testing.T) {
 	}
 }
 
-// An Attach that fails leaves the interface as it was, whether bare or attached in another way.
+// TestAttachFaults: after a failed Attach the interface is as it was, whether hairpin was attached before
+// or not.
 func TestAttachFaults(t *testing.T) {
 	for name, first := range map[string]struct{ attached, noTCX, toClsact bool }{
 		"bare tcx":      {},
@@ -444,7 +449,7 @@ func TestAttachFaults(t *testing.T) {
 	}
 }
 
-// A Datapath whose pins are gone, or are those of another one by now, changes nothing.
+// TestStaleDatapath: a Datapath whose pins are gone, or belong to a new datapath, changes nothing.
 func TestStaleDatapath(t *testing.T) {
 	r := newRouter(t)
 	before := r.hooks("wan0")

@@ -15,7 +15,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// A receiver that listens to a flood is told 20 times a second at most.
+// TestFollowIsBounded: during a flood of changes the receiver gets at most 20 events a second.
 func TestFollowIsBounded(t *testing.T) {
 	r := newRouter(t)
 	f := r.follow()
@@ -49,7 +49,7 @@ func TestFollowIsBounded(t *testing.T) {
 	}
 }
 
-// Links and addresses are told of at once, however short ago something else was, but not without end.
+// TestLinksDoNotWait: events of links and addresses come at once, but not without limit.
 func TestLinksDoNotWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q, events := newEventQueue(), make(chan Event)
@@ -81,7 +81,8 @@ func TestLinksDoNotWait(t *testing.T) {
 	})
 }
 
-// What the kernel could not keep may have been anything. The socket goes on.
+// TestFollowSurvivesAnOverrun: after dropped messages every field of the event is set, and the socket still
+// works.
 func TestFollowSurvivesAnOverrun(t *testing.T) {
 	r := newRouter(t)
 	var sources []source
@@ -104,7 +105,7 @@ func TestFollowSurvivesAnOverrun(t *testing.T) {
 	q.awaits(t, everything)
 }
 
-// addRules makes rules, because an interface would have something to tell on its own.
+// addRules makes rules. An interface would also cause events later.
 func addRules(count int) error {
 	for n := range count {
 		rule := netlink.NewRule()
@@ -116,7 +117,7 @@ func addRules(count int) error {
 	return nil
 }
 
-// awaits gathers until all that is wanted was reported.
+// awaits reads events until all fields in want were set.
 func (q *eventQueue) awaits(t *testing.T, want Event) {
 	t.Helper()
 	var got Event
@@ -148,7 +149,7 @@ func TestFollowLeavesNoSocket(t *testing.T) {
 	}
 }
 
-// Nothing that is opened on the way stays open.
+// TestNoDescriptorStays: every file descriptor that the loader opens is closed.
 func TestNoDescriptorStays(t *testing.T) {
 	r := newRouter(t)
 	round := func() {
@@ -161,7 +162,7 @@ func TestNoDescriptorStays(t *testing.T) {
 		r.detach(d, "wan0")
 		d.Close()
 	}
-	round() // the library keeps a few for good
+	round() // the library keeps a few descriptors open
 	before := openFiles(t)
 	for range 5 {
 		round()

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Event says what may have changed since the last one.
+// Event says what may have changed since the last Event.
 type Event struct {
-	Links  bool // interfaces, their addresses, rp_filter, or whether they take XDP frames
+	Links  bool // interfaces, their addresses, rp_filter, or their ability to transmit XDP frames
 	Routes bool // routes, rules or neighbours
 }
 
@@ -29,19 +29,19 @@ func (e Event) merge(other Event) Event {
 var everything = Event{Links: true, Routes: true}
 
 const (
-	// followInterval is the time from one event to the next: a routing daemon that installs a full
-	// table makes twenty a second, not a million.
+	// followInterval is the shortest time between two events. Without this limit, a routing daemon that
+	// installs a full table would cause a million events.
 	followInterval = 50 * time.Millisecond
-	// followBurst is how many events about links need not wait for it. A line that is dialled tells
-	// of its link and its addresses one by one, and connections wait for the last.
+	// followBurst is the number of link events that may come without the wait of followInterval. A dial-up
+	// line reports its link and each address separately, and connections wait for the last report.
 	followBurst = 20
 )
 
-// Follow tells of changes in the network namespace until ctx ends, then closes the channel. What
-// happens while the receiver is busy, or faster than 20 times a second, becomes one event; but up to
-// 20 about links and addresses in a row are told at once. The first event says everything: a receiver
-// that looks only then misses nothing. So does one after the kernel had more to tell than it could
-// keep.
+// Follow reports changes of the network namespace until ctx ends, then closes the channel. Changes that
+// happen while the receiver is busy are merged into one event. Events are at least 50 ms apart; only events
+// of links and addresses need not wait, up to 20 in a row. The first event has every field set: a receiver
+// that reads the state only after events misses no change. Every field is also set after the kernel dropped
+// messages.
 func Follow(ctx context.Context) (<-chan Event, error) {
 	sources, err := subscribe()
 	if err != nil {
@@ -50,15 +50,15 @@ func Follow(ctx context.Context) (<-chan Event, error) {
 	return follow(ctx, sources), nil
 }
 
-// source is a socket that hears events, and what its messages mean. The number of a generic netlink
-// family is given at boot, and may be that of a route message.
+// source is a netlink socket with the function that classifies its messages. Each socket needs its own
+// function: the ID of a generic netlink family is assigned at boot, and may equal the type of a route
+// message.
 type source struct {
 	*nl.NetlinkSocket
 	classify func(syscall.NetlinkMessage) Event
 }
 
-// subscribe opens sockets that hear events and nothing else, so that no answer to a request is ever
-// mixed with them.
+// subscribe opens sockets that only receive events, so that answers to requests never mix with events.
 func subscribe() ([]source, error) {
 	route, err := nl.Subscribe(unix.NETLINK_ROUTE,
 		unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
@@ -79,7 +79,8 @@ func subscribe() ([]source, error) {
 	return sources, nil
 }
 
-// subscribeNetdev returns nil if the kernel does not tell of XDP features.
+// subscribeNetdev opens a socket for changes of XDP features. It returns nil if the kernel does not report
+// them.
 func subscribeNetdev() (*nl.NetlinkSocket, error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
 	if errors.Is(err, unix.ENOENT) {
@@ -106,23 +107,23 @@ func subscribeNetdev() (*nl.NetlinkSocket, error) {
 	return nil, nil
 }
 
-// eventQueue gathers what the sockets report until somebody takes it.
+// eventQueue merges the events of all sockets until deliver takes them.
 type eventQueue struct {
 	mutex   sync.Mutex
 	pending Event
-	wake    chan struct{} // holds one: there is something pending
-	urgent  chan struct{} // holds one: it cannot wait
+	wake    chan struct{} // has one element while an event is pending
+	urgent  chan struct{} // has one element while the pending event must not wait
 }
 
 func newEventQueue() *eventQueue {
 	return &eventQueue{wake: make(chan struct{}, 1), urgent: make(chan struct{}, 1)}
 }
 
-// add notes what may have changed.
+// add merges e into the pending event.
 func (q *eventQueue) add(e Event) { q.merge(e, false) }
 
-// addReported adds what the kernel reported. Links and addresses are urgent. Events that the kernel had no room for are
-// not urgent: there will be more of them.
+// addReported merges an event that the kernel reported. Events of links and addresses are urgent. The event
+// for dropped messages (add) is not urgent: more messages will follow.
 func (q *eventQueue) addReported(e Event) { q.merge(e, e.Links) }
 
 func (q *eventQueue) merge(e Event, urgent bool) {
@@ -176,9 +177,10 @@ func follow(ctx context.Context, sources []source) <-chan Event {
 	return events
 }
 
-// deliver hands events on until ctx ends.
+// deliver sends events to the channel until ctx ends. Urgent events use a token bucket: each moves spentUntil on by
+// followInterval. If spentUntil is followBurst-1 intervals ahead of now, urgent events must wait, too.
 func (q *eventQueue) deliver(ctx context.Context, events chan<- Event) {
-	var spentUntil time.Time // until then, urgent events have used up their burst
+	var spentUntil time.Time
 	for {
 		select {
 		case <-ctx.Done():
@@ -187,7 +189,7 @@ func (q *eventQueue) deliver(ctx context.Context, events chan<- Event) {
 		}
 		event := q.take()
 		if event == (Event{}) {
-			continue // went out with the event before
+			continue // the event before included this change
 		}
 		select {
 		case <-ctx.Done():
@@ -215,7 +217,7 @@ func latest(a, b time.Time) time.Time {
 	return b
 }
 
-// read gathers from one socket until it is closed.
+// read merges the messages of one socket until the socket is closed.
 func (q *eventQueue) read(ctx context.Context, from source) {
 	for {
 		messages, sender, err := from.Receive()
@@ -223,8 +225,8 @@ func (q *eventQueue) read(ctx context.Context, from source) {
 			return
 		}
 		if err != nil {
-			// ENOBUFS: the kernel dropped messages; the socket works on. Of any other error as
-			// little is known.
+			// ENOBUFS: the kernel dropped messages, but the socket still works. After any other error,
+			// messages may be lost, too.
 			q.add(everything)
 			if !errors.Is(err, unix.ENOBUFS) && !pause(ctx) {
 				return
@@ -240,7 +242,8 @@ func (q *eventQueue) read(ctx context.Context, from source) {
 	}
 }
 
-// pause keeps a socket that fails at once from taking the processor. It reports whether to go on.
+// pause waits a second, so that a socket that fails at once does not use a whole CPU. It returns false when
+// ctx ends.
 func pause(ctx context.Context) bool {
 	select {
 	case <-ctx.Done():
@@ -250,11 +253,12 @@ func pause(ctx context.Context) bool {
 	}
 }
 
-// classifyRoute says what a message of the route family is about.
+// classifyRoute returns the Event for a message of the route family.
 func classifyRoute(message syscall.NetlinkMessage) Event {
 	switch message.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK, unix.RTM_NEWADDR, unix.RTM_DELADDR:
-		// A route, its source or its MTU goes with them, and not always a message of its own.
+		// These messages can change a route, its source or its MTU, and not always with a message for the
+		// route.
 		return everything
 	case unix.RTM_NEWNETCONF:
 		return Event{Links: true}
@@ -263,7 +267,7 @@ func classifyRoute(message syscall.NetlinkMessage) Event {
 		return Event{Routes: true}
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		if len(message.Data) > 0 && message.Data[0] == unix.AF_BRIDGE {
-			// A bridge learnt a port; whom a packet goes to is the same.
+			// A bridge learned the port of a MAC address. The neighbours of IP packets stay the same.
 			return Event{}
 		}
 		return Event{Routes: true}
@@ -271,9 +275,9 @@ func classifyRoute(message syscall.NetlinkMessage) Event {
 	return Event{}
 }
 
-// classifyNetdev says what a message on the socket of the netdev family is about.
+// classifyNetdev returns the Event for a message of the netdev family.
 func classifyNetdev(message syscall.NetlinkMessage) Event {
-	// The kernel gives numbers below to messages about messages.
+	// Smaller types are control messages of netlink itself, for example NLMSG_ERROR.
 	if message.Header.Type < unix.NLMSG_MIN_TYPE {
 		return Event{}
 	}

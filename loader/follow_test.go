@@ -17,10 +17,10 @@ import (
 	"hairpin/test/lab"
 )
 
-// patience bounds the wait for an event.
+// patience is the longest wait for an event.
 const patience = 5 * time.Second
 
-// listed returns an interface as Links shows it.
+// listed returns the Link of an interface from Links.
 func (r *router) listed(dev string) (found Link) {
 	r.t.Helper()
 	r.do("list links", func() error {
@@ -92,7 +92,7 @@ func TestRouteTo(t *testing.T) {
 	})
 }
 
-// A veth sends redirected frames while its peer has GRO or a program of XDP.
+// TestLinksXDPTransmit: a veth transmits redirected frames while its peer has GRO or an XDP program.
 func TestLinksXDPTransmit(t *testing.T) {
 	r := newRouter(t)
 	if r.listed("wan1").XDPTransmit {
@@ -111,7 +111,7 @@ func TestLinksXDPTransmit(t *testing.T) {
 	}
 }
 
-// followed reads what Follow tells.
+// followed reads the events of Follow.
 type followed struct {
 	t      *testing.T
 	events <-chan Event
@@ -130,7 +130,7 @@ func (r *router) follow() *followed {
 	return f
 }
 
-// await returns the next event that satisfies want.
+// await waits for an event that satisfies want.
 func (f *followed) await(what string, want func(Event) bool) {
 	f.t.Helper()
 	deadline := time.After(patience)
@@ -149,7 +149,7 @@ func (f *followed) await(what string, want func(Event) bool) {
 	}
 }
 
-// drain reads until nothing has come for a while, so that the next event has another cause.
+// drain reads until no event has come for a while, so that the next event has a new cause.
 func (f *followed) drain() {
 	f.t.Helper()
 	deadline := time.After(patience)
@@ -203,7 +203,7 @@ func TestFollow(t *testing.T) {
 	}
 }
 
-// A receiver that is busy finds one event for all that happened.
+// TestFollowCoalesces: a busy receiver gets one event for all changes.
 func TestFollowCoalesces(t *testing.T) {
 	r := newRouter(t)
 	r.Address("lan0", "192.168.1.1/24")
@@ -222,19 +222,19 @@ func TestFollowCoalesces(t *testing.T) {
 			quiet = true
 		}
 	}
-	// One that waited for us, one for what came while it was handed over, and what the kernel
-	// took its time with.
+	// Expected are an event that waited for the receiver, an event for changes during the delivery, and a few
+	// events for late messages of the kernel.
 	if count == 0 || count > 5 {
 		t.Errorf("%d events for 400 changes that nobody read", count)
 	}
 }
 
-// The channel is closed once the context ends, whether somebody reads or not.
+// TestFollowEnds: the channel is closed after the context ends, also without a reader.
 func TestFollowEnds(t *testing.T) {
 	f := newRouter(t).follow()
 	f.cancel()
 	lab.Eventually(t, patience, func() error {
-		for range f.events { // ends with the channel
+		for range f.events { // ends when the channel is closed
 		}
 		return nil
 	})
@@ -266,7 +266,7 @@ func TestClassify(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
 		}
 	}
-	// The netdev family may have any number, that of a route message too.
+	// The netdev family may have any ID, also the number of a route message type.
 	for _, kind := range []uint16{unix.NLMSG_MIN_TYPE, unix.RTM_NEWROUTE, unix.RTM_NEWRULE, unix.RTM_NEWNEIGH, 0x20f} {
 		if got := classifyNetdev(message(kind, unix.AF_BRIDGE)); got != (Event{Links: true}) {
 			t.Errorf("netdev family %d: %+v", kind, got)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// The guard is attached where it is asked for and by what TC is, behind the programs of others; it goes
-// when it is not asked for any more.
+// TestGuard: the guard is attached if Hooks ask for it, by the same kind of hook as TC, and behind the
+// programs of others. It is removed if Hooks do not ask for it.
 func TestGuard(t *testing.T) {
 	for _, noTCX := range []bool{false, true} {
 		name := "tcx"
@@ -59,7 +59,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-// Whatever step of an attachment fails, the guard is not left behind.
+// TestGuardIsUndone: if any step of an attachment fails, the guard is removed.
 func TestGuardIsUndone(t *testing.T) {
 	for _, noTCX := range []bool{false, true} {
 		r := newRouter(t)

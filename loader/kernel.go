@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernelFloor is LINUX_VERSION_CODE of 6.1, the oldest kernel with all the datapath needs.
+// kernelFloor is LINUX_VERSION_CODE of 6.1, the oldest kernel with every feature that the datapath needs.
 const kernelFloor = 6<<16 | 1<<8
 
 func checkKernel() error {
@@ -28,12 +28,12 @@ func checkVersion(code uint32) error {
 	if code >= kernelFloor {
 		return nil
 	}
-	return fmt.Errorf("%w: this is Linux %d.%d, hairpin needs %d.%d or later",
+	return fmt.Errorf("%w: this is Linux %d.%d; hairpin needs %d.%d or later",
 		ErrKernel, code>>16, code>>8&0xff, kernelFloor>>16, kernelFloor>>8&0xff)
 }
 
-// needed are the privileges of everything but mounting, and the one that stands in for them where
-// the kernel has it so.
+// needed lists the capabilities for everything except mounting. orSysAdmin: the kernel also accepts
+// CAP_SYS_ADMIN.
 var needed = []struct {
 	name       string
 	number     int
@@ -44,7 +44,7 @@ var needed = []struct {
 	{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN, false},
 }
 
-// explain makes an ErrPermission of an error that comes from a missing privilege, and names it.
+// explain wraps an error that comes from a missing privilege in ErrPermission, and names the privilege.
 func explain(err error) error {
 	if err == nil || errors.Is(err, ErrPermission) {
 		return err
@@ -55,11 +55,11 @@ func explain(err error) error {
 	missing := missingCapabilities()
 	switch {
 	case len(missing) > 0:
-		return fmt.Errorf("%w: %w: needs %s: run as root", ErrPermission, err, strings.Join(missing, ", "))
+		return fmt.Errorf("%w: %w: needs %s; run as root", ErrPermission, err, strings.Join(missing, ", "))
 	case os.Geteuid() != 0:
-		return fmt.Errorf("%w: %w: run as root", ErrPermission, err)
+		return fmt.Errorf("%w: %w; run as root", ErrPermission, err)
 	case isVerifierError(err):
-		// The verifier says EACCES of a program that it does not like; that is no privilege.
+		// The verifier returns EACCES for a program that it rejects; no privilege is missing.
 		return err
 	}
 	return fmt.Errorf("%w: %w: a security module, lockdown or container refuses it", ErrPermission, err)
@@ -70,7 +70,7 @@ func isVerifierError(err error) bool {
 	return errors.As(err, &verifier)
 }
 
-// missingCapabilities returns the names of the privileges this thread lacks.
+// missingCapabilities returns the names of the needed capabilities that this thread lacks.
 func missingCapabilities() []string {
 	admin := hasCapability(unix.CAP_SYS_ADMIN)
 	var missing []string
@@ -82,9 +82,9 @@ func missingCapabilities() []string {
 	return missing
 }
 
-// hasCapability reports whether this thread has a privilege in effect. That is one system call, which
-// golang.org/x/sys has. libcap's cap package is made to change the privileges of a process, for
-// which it brings psx, a way to make a system call on every thread; nothing here changes any.
+// hasCapability reports whether this thread has a capability in effect. One capget(2) call is enough;
+// libcap's cap package is for changing capabilities, and brings a library to run system calls on every
+// thread.
 func hasCapability(number int) bool {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData

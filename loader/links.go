@@ -13,33 +13,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Link is a network interface as it is now.
+// Link is the present state of a network interface.
 type Link struct {
 	Name     string
 	Index    int
-	Up       bool // by the administrator; the cable is another matter
+	Up       bool // IFF_UP, set by the administrator; the link may have no carrier
 	MTU      int  // in bytes, of an IP packet
-	PPP      bool // a PPP device, as of PPPoE
-	Loopback bool // brings the router its own packets
-	// RPFilter is what net.ipv4.conf.*.rp_filter says of sources of packets that come in here: 0 nothing,
-	// 1 the way back must be this link, 2 there must be one.
+	PPP      bool // a PPP device, for example of PPPoE
+	Loopback bool // lo, which carries the router's packets to itself
+	// RPFilter is the effective net.ipv4.conf.*.rp_filter for packets that arrive here. 0: sources are not
+	// checked. 1 (strict): the route to the source must use this link. 2 (loose): a route to the source
+	// must exist.
 	RPFilter     uint8
 	HardwareAddr net.HardwareAddr
-	// Addresses are of both families, with the host part, and the one to send from first.
+	// Addresses holds the IPv4 and IPv6 addresses with prefix length and host bits. The preferred source is
+	// first.
 	Addresses []netip.Prefix
-	// Passive are addresses of IPv6 that nothing new is sent from: deprecated, or still probed for
-	// being another host's too (RFC 4862 5.4). An address is probed again when its link comes up
-	// again, and its connections go on.
+	// Passive holds the IPv6 addresses that new connections must not use as source: deprecated addresses,
+	// and tentative addresses, which the kernel still probes for duplicates (RFC 4862 5.4). Their
+	// connections continue: the kernel probes an address again each time its link comes up.
 	Passive []netip.Prefix
-	// PortOf names the bridge, bond or team that the interface belongs to: its packets are that one's.
+	// PortOf is the bridge, bond or team that this interface is a port of, "" if there is none. The bridge,
+	// bond or team receives the interface's packets.
 	PortOf string
-	// VLANs names the VLAN devices on top of it.
+	// VLANs holds the names of the VLAN interfaces on this device.
 	VLANs []string
-	// XDPTransmit says that the device sends frames that XDP redirects to it. One that does not
-	// drops them, some without a count.
+	// XDPTransmit reports whether the device transmits frames that XDP redirects to it (ndo_xdp_xmit).
+	// Other devices drop these frames, some without a counter.
 	XDPTransmit bool
-	// Veth says that whoever is at the other end is told the kernel's sum of a packet, which generic
-	// XDP leaves as it was.
+	// Veth reports whether the device is a veth. A veth passes skb->csum on to its peer, but generic XDP
+	// does not update skb->csum when it changes a packet.
 	Veth bool
 	// Tags says whether XDP sees the VLAN tags of frames.
 	Tags TagVisibility
@@ -47,7 +50,7 @@ type Link struct {
 	physical, bare bool
 }
 
-// Links lists the interfaces of the network namespace by index, loopback included.
+// Links lists the interfaces of the network namespace, sorted by index. It includes lo.
 func Links() ([]Link, error) {
 	devices, err := retryDump(netlink.LinkList)
 	if err != nil {
@@ -90,7 +93,7 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		Index:        attrs.Index,
 		Up:           attrs.RawFlags&unix.IFF_UP != 0,
 		MTU:          attrs.MTU,
-		PPP:          attrs.EncapType == "ppp", // the library's name for ARPHRD_PPP
+		PPP:          attrs.EncapType == "ppp", // netlink's name for ARPHRD_PPP
 		Loopback:     loopback(dev),
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
@@ -104,8 +107,8 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 	return l, nil
 }
 
-// setAddresses takes those of a list that are the link's and can be used. Temporary ones (RFC 8981)
-// come last: they are soon gone, and meant for the router's own connections.
+// setAddresses stores the usable addresses of this link from list. Temporary addresses (RFC 8981) come
+// last: they expire soon, and are meant for the router's own connections.
 func (l *Link) setAddresses(list []netlink.Addr) {
 	var temporary []netip.Prefix
 	for _, a := range list {
@@ -118,8 +121,8 @@ func (l *Link) setAddresses(list []netlink.Addr) {
 		prefix := netip.PrefixFrom(address, ones)
 		switch {
 		case address.Is4():
-			l.Addresses = append(l.Addresses, prefix) // the flags mean other things
-		case a.Flags&unix.IFA_F_DADFAILED != 0: // it is another host's
+			l.Addresses = append(l.Addresses, prefix) // the flags below have another meaning for IPv4
+		case a.Flags&unix.IFA_F_DADFAILED != 0: // a duplicate: another host has this address
 		case a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DEPRECATED) != 0:
 			l.Passive = append(l.Passive, prefix)
 		case a.Flags&unix.IFA_F_TEMPORARY != 0:
@@ -131,8 +134,8 @@ func (l *Link) setAddresses(list []netlink.Addr) {
 	l.Addresses = append(l.Addresses, temporary...)
 }
 
-// portOf names the device that takes what arrives on dev, if that is another one. A VRF does not:
-// its interfaces have addresses and routes of their own.
+// portOf returns the name of the bridge, bond or team that receives the packets of dev, "" if there is
+// none. A VRF does not count: its interfaces keep their own addresses and routes.
 func portOf(dev netlink.Link, devices []netlink.Link) string {
 	master := dev.Attrs().MasterIndex
 	if master == 0 {
@@ -146,21 +149,21 @@ func portOf(dev netlink.Link, devices []netlink.Link) string {
 	return ""
 }
 
-// RouteTo is the index of the interface by which the network namespace sends to an address. It needs
-// no privilege.
+// RouteTo returns the index of the interface that the routing table selects for addr. It needs no
+// privilege.
 func RouteTo(addr netip.Addr) (int, error) {
 	routes, err := netlink.RouteGet(addr.AsSlice())
 	if err != nil {
 		return 0, explain(fmt.Errorf("find the route to %s: %w", addr, err))
 	}
 	if len(routes) == 0 {
-		return 0, fmt.Errorf("find the route to %s: there is none", addr)
+		return 0, fmt.Errorf("find the route to %s: no route", addr)
 	}
 	return routes[0].LinkIndex, nil
 }
 
-// retryDump asks again if what is listed changed meanwhile: the kernel tells, and an interrupted
-// list may lack entries.
+// retryDump repeats a netlink dump that the kernel marks as interrupted (NLM_F_DUMP_INTR): such a dump may
+// lack entries. It gives up after 10 tries.
 func retryDump[T any](list func() ([]T, error)) ([]T, error) {
 	for range 10 {
 		found, err := list()

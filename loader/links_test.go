@@ -12,7 +12,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// Every interface of many is there, and the kernel is asked cleanly each time.
+// TestLinksOfMany: with many interfaces, Links lists every interface, each time.
 func TestLinksOfMany(t *testing.T) {
 	host := lab.NewHost(t, "router")
 	for n := range 100 {
@@ -32,7 +32,8 @@ func TestLinksOfMany(t *testing.T) {
 	}
 }
 
-// On a kernel that cannot tell, only a NIC whose driver runs XDP is trusted with XDP frames.
+// TestXDPTransmitWithoutFeatures: if the kernel reports no features, only a NIC with native XDP running
+// transmits.
 func TestXDPTransmitWithoutFeatures(t *testing.T) {
 	native := &netlink.LinkXdp{Attached: true, AttachMode: nl.XDP_ATTACHED_DRV}
 	generic := &netlink.LinkXdp{Attached: true, AttachMode: nl.XDP_ATTACHED_SKB}

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package loader brings the datapath into the kernel and looks after it there: it pins maps, programs
-// and links in a bpffs of their own, attaches the programs to interfaces, replaces them without a
-// packet missing one, and follows the links, addresses and routes they depend on.
+// Package loader loads the datapath into the kernel and manages it there. It pins maps, programs and links
+// in a bpffs of their own and attaches the programs to interfaces. It replaces attached programs without a
+// moment in which an interface has no program. It follows the links, addresses and routes that the datapath
+// depends on.
 //
-// Everything it makes outlives the process. Whoever opens the pins later sees what runs.
+// Everything that the package creates outlives the process: a later process opens the pins and sees the
+// running datapath.
 package loader
 
 import (
@@ -22,42 +24,43 @@ import (
 	"hairpin/bpf"
 )
 
-// DefaultDir is where the datapath is pinned unless Options say otherwise.
+// DefaultDir is the directory of the pins when Options.Dir is empty.
 const DefaultDir = "/sys/fs/bpf/hairpin"
 
-// What a caller may want to tell apart. Each is wrapped with the place, the cause and the way out.
+// Errors that a caller can test for with errors.Is. Each is wrapped with the place, the cause and the cure.
 var (
-	// ErrNotLoaded says that nothing is pinned in the directory, or no longer what was opened.
+	// ErrNotLoaded says that nothing is pinned in the directory, or that another datapath is pinned
+	// now.
 	ErrNotLoaded = errors.New("hairpin is not loaded")
-	// ErrSchema says that the pins were made by a version that lays them out differently.
+	// ErrSchema says that the pinned maps have the layout of another version.
 	ErrSchema = errors.New("the datapath has another layout")
-	// ErrLocked says that another writer held the directory until the context ended.
-	ErrLocked = errors.New("another hairpin is at work")
+	// ErrLocked says that another process held the lock of the directory until the context ended.
+	ErrLocked = errors.New("another hairpin command is running")
 	// ErrPermission says that a privilege is missing.
 	ErrPermission = errors.New("no permission")
-	// ErrKernel says that the kernel is older than hairpin works with.
+	// ErrKernel says that the kernel is older than hairpin needs.
 	ErrKernel = errors.New("kernel is too old")
-	// ErrNoInterface says that there is no such interface now; it may appear later.
+	// ErrNoInterface says that the interface does not exist now; it may appear later.
 	ErrNoInterface = errors.New("no such interface")
-	// ErrPrivateMount says that pins would be lost with the calling process.
+	// ErrPrivateMount says that the pins would be lost when the calling process ends.
 	ErrPrivateMount = errors.New("the pins would be lost")
-	// ErrLinkType says that an interface carries what the programs do not parse.
+	// ErrLinkType says that the programs cannot parse the packets of the interface.
 	ErrLinkType = errors.New("unsupported link type")
 )
 
-// Options say where the datapath lives and how large it is.
+// Options are the place and the size of the datapath.
 type Options struct {
-	// Dir is the bpffs mount; empty means DefaultDir. Its parent must exist.
+	// Dir is the bpffs mount; empty means DefaultDir. The parent directory must exist.
 	Dir string
-	// MaxConnections is the number of connections to have room for, 1 to 1<<28. 0 takes the size of
-	// what is pinned, or 131072 if nothing is.
+	// MaxConnections is the number of IPv4 connections that the tables have room for, 1 to 1<<28. 0 means
+	// the size of the pinned tables, or 131072 if nothing is pinned.
 	MaxConnections uint32
-	// NoTCX attaches with clsact filters, as on kernels before 6.6, though the kernel has TCX.
+	// NoTCX attaches clsact filters, as on kernels before 6.6, even if the kernel has TCX.
 	NoTCX bool
 }
 
-// dir is the path that every function of the package uses. It has no slash at its end: with one,
-// lstat(2) follows a symbolic link, and the parent of "DIR/" would be DIR.
+// dir returns the path that all functions of the package use. The path has no slash at its end: with a
+// slash, lstat(2) follows a symbolic link, and the parent of "DIR/" would be DIR.
 func (o Options) dir() string {
 	if o.Dir == "" {
 		return DefaultDir
@@ -65,8 +68,8 @@ func (o Options) dir() string {
 	return filepath.Clean(o.Dir)
 }
 
-// Datapath is an open datapath. It holds file descriptors only: the datapath runs with or without
-// it. Its methods are not safe for concurrent use, and those that change something want the Lock.
+// Datapath is an open datapath. It holds only file descriptors: the datapath also runs without it. Its
+// methods are not safe for concurrent use. The methods that change something need the Lock.
 type Datapath struct {
 	dir     string
 	objs    bpf.HairpinObjects
@@ -74,10 +77,10 @@ type Datapath struct {
 	noTCX   bool
 }
 
-// Load opens the pinned datapath, or makes one if there is none. The caller holds the Lock.
+// Load opens the pinned datapath, or creates a datapath if nothing is pinned. The caller holds the Lock.
 //
-// It returns an error wrapping ErrKernel, ErrPermission or ErrSchema where that is the reason, and
-// an error if what is pinned has room for another number of connections than asked for.
+// It returns an error wrapping ErrKernel, ErrPermission or ErrSchema if one of them is the cause. It also
+// fails if the pinned tables have room for a different number of connections than MaxConnections.
 func Load(opts Options) (*Datapath, error) {
 	d, err := load(opts)
 	return d, explain(err)
@@ -88,7 +91,7 @@ func load(opts Options) (*Datapath, error) {
 		return nil, err
 	}
 	if opts.MaxConnections > maxConnections {
-		return nil, fmt.Errorf("size connection table: %d connections are more than the limit of %d", opts.MaxConnections, maxConnections)
+		return nil, fmt.Errorf("size connection table: %d connections exceed the limit of %d", opts.MaxConnections, maxConnections)
 	}
 	if err := mountDir(opts.dir()); err != nil {
 		return nil, err
@@ -106,27 +109,28 @@ func load(opts Options) (*Datapath, error) {
 	if !errors.Is(err, ErrNotLoaded) {
 		return d, err
 	}
-	// Filters may have outlived pins that somebody removed.
+	// Filters may still be attached although somebody removed the pins.
 	if err := removePins(pins(opts.dir())); err != nil {
 		return nil, err
 	}
 	return create(opts)
 }
 
-// Open opens the pinned datapath and changes nothing. It needs no Lock.
+// Open opens the pinned datapath and changes nothing. It needs no Lock and ignores MaxConnections.
 //
-// It returns an error wrapping ErrNotLoaded if there is none, ErrSchema if it is of another version.
-// MaxConnections is not looked at.
+// It returns an error wrapping ErrNotLoaded if nothing is pinned, ErrSchema if the pins have the layout of
+// another version.
 func Open(opts Options) (*Datapath, error) {
 	opts.MaxConnections = 0
 	d, err := adopt(opts)
 	return d, explain(err)
 }
 
-// Check looks whether there is a datapath that Open would open, but for what may be missing of it. It
-// opens next to nothing.
+// Check reports whether Open would find a datapath. It is faster: it opens only the map with the schema
+// number, so it does not notice other missing pins.
 //
-// It returns an error wrapping ErrNotLoaded if there is none, ErrSchema if it is of another version.
+// It returns an error wrapping ErrNotLoaded if nothing is pinned, ErrSchema if the pins have the layout of
+// another version.
 func Check(opts Options) error {
 	p := pins(opts.dir())
 	if err := p.check(); err != nil {
@@ -135,24 +139,25 @@ func Check(opts Options) error {
 	return explain(p.checkSchema())
 }
 
-// Objects are the maps and programs, owned by the Datapath, without the templates of inner maps. Another process may have upgraded the
-// pinned programs since; those that work on maps alone do so all the same.
+// Objects returns the maps and programs. The Datapath owns them and closes them. Do not use the templates
+// of inner maps: they are nil if the datapath was adopted. Another process may have upgraded the pinned
+// programs since; the programs in Objects that only work on maps can still be run.
 func (d *Datapath) Objects() *bpf.HairpinObjects {
 	return &d.objs
 }
 
-// Adopted reports whether the datapath was there already.
+// Adopted reports whether the datapath was pinned before this process opened it.
 func (d *Datapath) Adopted() bool {
 	return d.adopted
 }
 
-// Close lets go of the file descriptors. What is pinned and attached stays.
+// Close closes the file descriptors. Pins and attached programs stay.
 func (d *Datapath) Close() error {
 	return d.objs.Close()
 }
 
-// create loads the datapath and pins it: aside first, then in place by one rename, so that there is
-// no moment at which a reader finds half of it.
+// create loads the datapath and pins it. It pins into a temporary directory and renames that directory, so
+// that a reader never finds half of the pins.
 func create(opts Options) (_ *Datapath, err error) {
 	spec, err := newSpec(opts.MaxConnections)
 	if err != nil {
@@ -194,8 +199,8 @@ func create(opts Options) (_ *Datapath, err error) {
 	return d, nil
 }
 
-// newCollection is ebpf.NewCollection with the programs loaded in parallel, and with them the slots
-// of outer maps filled. The programs are made to suit the kernel.
+// newCollection does the work of ebpf.NewCollection faster: it loads the programs in parallel, and fills
+// the slots of the outer maps at the same time. The programs are made to suit the kernel.
 func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, error) {
 	bare := spec.Copy()
 	bare.Programs, bare.Variables = nil, nil
@@ -203,7 +208,8 @@ func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, er
 	maps.DeleteFunc(bare.Maps, func(name string, _ *ebpf.MapSpec) bool { return isData(name) })
 	slots := takeSlots(bare.Maps)
 	for _, m := range bare.Maps {
-		// The kernel takes no types for these: it makes them, finds that out, and waits to unmake them.
+		// The kernel creates a devmap hash before it refuses the BTF types, and then waits for RCU to free
+		// the map.
 		if m.Type == ebpf.DevMapHash {
 			m.Key, m.Value = nil, nil
 		}
@@ -222,14 +228,14 @@ func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, er
 	return coll, nil
 }
 
-// slot is a place of an outer map and the inner map that belongs there, by name.
+// slot is a key of an outer map, and the name of the inner map that belongs there.
 type slot struct {
 	outer string
 	key   any
 	inner string
 }
 
-// takeSlots takes the initial contents out of the outer maps.
+// takeSlots removes the initial inner maps from the specs of the outer maps and returns them.
 func takeSlots(specs map[string]*ebpf.MapSpec) (slots []slot) {
 	for name, spec := range specs {
 		if spec.Type != ebpf.ArrayOfMaps {
@@ -246,8 +252,8 @@ func takeSlots(specs map[string]*ebpf.MapSpec) (slots []slot) {
 	return slots
 }
 
-// fillSlots writes all at once: with each the kernel waits until no program runs that began before,
-// and it waits once for those that come together.
+// fillSlots writes the slots in parallel: each write waits for an RCU grace period (maybe_wait_bpf_programs
+// in kernel/bpf/syscall.c), and parallel writes share one grace period.
 func fillSlots(maps map[string]*ebpf.Map, slots []slot) error {
 	errs := make([]error, len(slots))
 	var filling sync.WaitGroup
@@ -267,11 +273,12 @@ func fillSlots(maps map[string]*ebpf.Map, slots []slot) error {
 	return errors.Join(errs...)
 }
 
-// newPrograms loads every program over these maps. They go side by side: nearly all the time is the
-// verifier's, who looks at each alone. The longest stays with the caller's thread and its privileges.
+// newPrograms loads every program. It loads the programs in parallel, because the verifier
+// takes nearly all the time and checks each program alone. The program that takes longest is loaded by the
+// calling goroutine, on the caller's thread with its privileges.
 func newPrograms(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (map[string]*ebpf.Program, error) {
 	var (
-		mu       sync.Mutex // guards the next two
+		mu       sync.Mutex // guards programs and errs
 		programs = make(map[string]*ebpf.Program)
 		errs     []error
 		loading  sync.WaitGroup
@@ -320,11 +327,11 @@ func newProgram(spec *ebpf.CollectionSpec, name string, options ebpf.CollectionO
 		switch {
 		case given:
 			one.Maps[name] = m.Copy()
-			// The library writes initial contents to a map that it is given as well. They would replace
-			// the running forwards.
+			// cilium/ebpf writes Contents also to replacement maps. That would overwrite the running
+			// forwards.
 			one.Maps[name].Contents = nil
 		case isData(name):
-			// An upgrade finds no data section pinned: the program gets its own.
+			// Data sections are not pinned, so an upgrade finds none: each program gets its own.
 			one.Maps[name] = m.Copy()
 		}
 	}
@@ -336,7 +343,7 @@ func newProgram(spec *ebpf.CollectionSpec, name string, options ebpf.CollectionO
 	return coll.DetachProgram(name), nil
 }
 
-// adopt opens what is pinned.
+// adopt opens the pinned datapath.
 func adopt(opts Options) (*Datapath, error) {
 	p := pins(opts.dir())
 	if err := p.check(); err != nil {
@@ -349,5 +356,5 @@ func adopt(opts Options) (*Datapath, error) {
 	return d, nil
 }
 
-// fault is for tests to make a step fail.
+// fault lets tests make a step fail.
 var fault = func(step string) error { return nil }

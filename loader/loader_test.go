@@ -110,13 +110,14 @@ func TestPinsAreForRootAlone(t *testing.T) {
 func TestLoadSizesTheTables(t *testing.T) {
 	type family struct {
 		entries, places uint32
-		limits          [bpf.HairpinPlaceKindPLACES]uint32 // half-open TCP, proven, others; established TCP, others; closing
+		limits          [bpf.HairpinPlaceKindPLACES]uint32 // limits by kind: half-open TCP, proven, other; established TCP, other; closing
 	}
 	for _, test := range []struct {
 		connections uint32
 		v4, v6      family
 	}{
-		// With these few there is room to open and to close all the same. A ring has one place at least.
+		// Even this small size leaves room for half-open and closing connections. A ring has at least one
+		// place.
 		{1, family{2*(512+1024+512+1+1+256) + 256, 512 + 1024 + 512 + (1 + 16) + 1 + 256, [...]uint32{512, 1024, 512, 1, 0, 256}},
 			family{2*(512+1024+512+1+1+256) + 256, 512 + 1024 + 512 + (1 + 16) + 1 + 256, [...]uint32{512, 1024, 512, 1, 0, 256}}},
 		{16_000, family{2*(2000+1024+1000+12000+4000+750) + 256, 2000 + 1024 + 1000 + (12000 + 2250 + 16) + 4000 + 750, [...]uint32{2000, 1024, 1000, 12000, 4000, 750}},
@@ -184,7 +185,7 @@ func TestOpenHasEveryObject(t *testing.T) {
 	if o.Forwards == nil || o.Allow == nil || o.StandIns == nil || o.Conns4 == nil || o.Conns6 == nil || o.HairpinXdp == nil || o.HairpinTc == nil {
 		t.Fatalf("objects missing: %+v", o)
 	}
-	// With nobody else alive the pinned program still runs.
+	// The pinned program still runs after every process has closed its descriptors.
 	request := bpf.HairpinEndRequest{Found: 9}
 	var answer bpf.HairpinEndRequest
 	if _, err := o.HairpinEnd.Run(&ebpf.RunOptions{Context: &request, ContextOut: &answer}); err != nil {
@@ -225,8 +226,8 @@ func TestOtherSchemaIsRefused(t *testing.T) {
 	}
 }
 
-// TestPinsOfSchema1AreRefused: these lack maps and have smaller values, and the message must be about
-// neither.
+// TestPinsOfSchema1AreRefused: schema 1 lacks maps and has smaller values. The error must name the schema,
+// not the maps.
 func TestPinsOfSchema1AreRefused(t *testing.T) {
 	dir := newDir(t)
 	d := mustLoad(t, Options{Dir: dir})
@@ -238,7 +239,7 @@ func TestPinsOfSchema1AreRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := fmt.Sprintf("schema 1 in %s, this version has %d: use the version that made it, or end every connection with \"hairpin detach --all\" and start anew", dir, bpf.HairpinSchemaSCHEMA)
+	want := fmt.Sprintf("schema 1 in %s, but this version needs %d; use the version that created it, or run \"hairpin detach --all\" (this ends every connection), then start hairpin again", dir, bpf.HairpinSchemaSCHEMA)
 	_, err := Load(Options{Dir: dir})
 	wantError(t, err, ErrSchema, want)
 	_, err = Open(Options{Dir: dir})
@@ -267,8 +268,8 @@ func TestOtherMapLayoutIsRefused(t *testing.T) {
 	wantError(t, err, ErrSchema, "interfaces", "ValueSize", "detach --all")
 }
 
-// Every pin in turn goes missing: the error names it, and Remove works. The verifier takes nearly all the time of a Load, so the same
-// maps and programs are pinned each time.
+// TestMissingPin: each pin is removed in turn: the error names the pin, and Remove works. The verifier takes nearly
+// all the time of a Load, so each turn pins one set of maps and programs again.
 func TestMissingPin(t *testing.T) {
 	dir := newDir(t)
 	p := pins(dir)
@@ -306,7 +307,7 @@ func TestMissingPin(t *testing.T) {
 	mustLoad(t, Options{Dir: dir}).Close()
 }
 
-// newPinnable makes the maps and programs of a datapath that is pinned nowhere.
+// newPinnable loads the maps and programs of a datapath without pinning them.
 func newPinnable(t *testing.T) *ebpf.Collection {
 	t.Helper()
 	spec, err := newSpec(connections)
@@ -324,11 +325,11 @@ func newPinnable(t *testing.T) *ebpf.Collection {
 	return coll
 }
 
-// put mounts a directory and pins a datapath there.
+// put mounts a bpffs on the directory and pins coll there.
 func (p pins) put(t *testing.T, coll *ebpf.Collection) {
 	t.Helper()
 	err := mountDir(string(p))
-	// The library keeps the path of a pin, and does not pin there again.
+	// The library remembers the path of a pin, and would not pin at that path again.
 	for _, m := range coll.Maps {
 		err = errors.Join(err, m.Unpin())
 	}
@@ -358,7 +359,7 @@ func TestAllPinsGone(t *testing.T) {
 	wantError(t, d.Detach(1), ErrNotLoaded, "removed")
 }
 
-// A creator that is killed or fails leaves nothing that the next one stumbles over.
+// TestFailedCreation: a creator that fails or is killed leaves nothing that disturbs the next creator.
 func TestFailedCreation(t *testing.T) {
 	dir := newDir(t)
 	for _, step := range []string{"pin conns4", "pin hairpin_tc", "rename"} {
@@ -380,7 +381,7 @@ func TestFailedCreation(t *testing.T) {
 		}
 	}
 	setFault(t, func(string) error { return nil })
-	// What a kill leaves is cleaned by the next one.
+	// The next process removes what a killed process left.
 	killed := filepath.Join(dir, asidePrefix+"1", "maps")
 	if err := os.MkdirAll(killed, 0o700); err != nil {
 		t.Fatal(err)
@@ -458,12 +459,13 @@ func TestMissingPrivilege(t *testing.T) {
 	}
 }
 
-// Somebody who may make a directory, but not mount on it, leaves nothing that would keep root from its name:
-// everybody may write to a bpffs that was mounted without a mode.
+// TestUnprivilegedLeavesNoDirectory: a user who may make a directory but may not mount must not leave the
+// directory. A bpffs without a mode lets everybody write, and the directory would keep root from using its
+// name.
 func TestUnprivilegedLeavesNoDirectory(t *testing.T) {
 	dir := newDir(t)
 	parent := filepath.Dir(dir)
-	// Up to the directory of all temporary ones, which everybody may enter.
+	// Other users must be able to enter the parent directories.
 	for _, path := range []string{parent, filepath.Dir(parent)} {
 		if err := os.Chmod(path, 0o755); err != nil {
 			t.Fatal(err)
@@ -490,7 +492,7 @@ func TestUnprivilegedLeavesNoDirectory(t *testing.T) {
 	release()
 }
 
-// become changes the user of a thread, who loses every capability with it.
+// become changes the user of the thread, which also drops all capabilities.
 func become(user uintptr) func() error {
 	return func() error {
 		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, user, user, user); errno != 0 {
@@ -500,7 +502,7 @@ func become(user uintptr) func() error {
 	}
 }
 
-// A daemon may drop everything but these; the bpffs is mounted before.
+// TestFewPrivilegesAreEnough: the daemon needs only these capabilities if the bpffs is already mounted.
 func TestFewPrivilegesAreEnough(t *testing.T) {
 	r := newRouter(t)
 	if err := mountDir(r.dir); err != nil {
@@ -514,7 +516,7 @@ func TestFewPrivilegesAreEnough(t *testing.T) {
 	}
 	index := r.Index("wan0")
 	done := make(chan error)
-	// A thread of its own: it can neither get its privileges back nor leave the namespace.
+	// A separate thread: it cannot regain its capabilities or leave the namespace.
 	go func() {
 		done <- r.Do(func() error {
 			if err := drop(rest); err != nil {
@@ -529,7 +531,7 @@ func TestFewPrivilegesAreEnough(t *testing.T) {
 	r.remove()
 }
 
-// serve does once what the daemon does.
+// serve does the work of the daemon once.
 func serve(dir string, index int, ctx context.Context) error {
 	d, err := Load(Options{Dir: dir, MaxConnections: connections})
 	if err != nil {
@@ -560,11 +562,11 @@ func without(capabilities []int, f func() error) error {
 	return aside(func() error { return drop(capabilities) }, f)
 }
 
-// aside runs f in a thread of its own, after what is done to that thread for good.
+// aside runs change and then f in a separate thread, because change cannot be undone.
 func aside(change, f func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread is of no more use
+		runtime.LockOSThread() // never unlocked: the thread ends with its goroutine
 		if err := change(); err != nil {
 			done <- err
 			return
@@ -605,7 +607,8 @@ func TestKernelFloor(t *testing.T) {
 	wantError(t, checkVersion(5<<16|15<<8|3), ErrKernel, "5.15", "6.1")
 }
 
-// The verifier says EACCES of a program it does not like: that is no missing privilege.
+// TestVerifierErrorIsNoPermissionError: the verifier returns EACCES for a program that it rejects; no
+// privilege is missing.
 func TestVerifierErrorIsNoPermissionError(t *testing.T) {
 	lab.NeedRoot(t)
 	_, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.XDP, License: "GPL"})
@@ -621,7 +624,8 @@ func TestVerifierErrorIsNoPermissionError(t *testing.T) {
 	}
 }
 
-// The forwards that run are in maps within maps, which the embedded object has contents of its own for.
+// TestUpgradeKeepsForwards: the running forwards are in inner maps; the contents of the embedded object
+// must not replace them.
 func TestUpgradeKeepsForwards(t *testing.T) {
 	d := mustLoad(t, Options{Dir: newDir(t)})
 	o := d.Objects()

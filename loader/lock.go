@@ -14,12 +14,11 @@ import (
 	"hairpin/loader/dirlock"
 )
 
-// Lock makes the caller the only writer of the datapath in dir, until release; the kernel releases it
-// should the process die. It mounts the bpffs if there is none, and release unmounts it again if
-// nothing was made in it.
+// Lock makes the caller the only writer of the datapath in dir, until it calls release or the process dies.
+// Lock mounts the bpffs if none is mounted. release unmounts an empty bpffs that hairpin mounted.
 //
-// It returns an error wrapping ErrLocked if another writer holds the lock until the deadline of ctx,
-// and one wrapping context.Canceled if ctx is cancelled before.
+// Lock returns an error wrapping ErrLocked if another process holds the lock until the deadline of ctx. If
+// ctx is canceled before, the error wraps context.Canceled.
 func Lock(ctx context.Context, dir string) (release func(), err error) {
 	dir = Options{Dir: dir}.dir()
 	for {
@@ -45,9 +44,9 @@ func Lock(ctx context.Context, dir string) (release func(), err error) {
 	}
 }
 
-// isLock reports whether the file is the root of the mount on dir. Whoever held the lock before may
-// have unmounted it: then the file is a thing of the past, or the directory below. Nobody mounts on
-// that while we have its lock, so it cannot pass for mounted.
+// isLock reports whether the file is the root of the bpffs on dir. The former holder of the lock may have
+// unmounted it: then the file is an old root, or the directory under the mount. While this process has the
+// lock of the directory under the mount, no process mounts on it, so isMounted is false for it.
 func isLock(file *os.File, dir string) (bool, error) {
 	current, err := isCurrent(file, dir)
 	if !current || err != nil {
@@ -56,10 +55,11 @@ func isLock(file *os.File, dir string) (bool, error) {
 	return isMounted(dir)
 }
 
-// unlock leaves no empty mount behind. That it could not take it away is no news to a caller.
+// unlock releases the lock and unmounts an empty bpffs. An error of the unmount does not matter to the
+// caller.
 func unlock(file *os.File, dir string) {
 	defer file.Close()
-	// After Remove somebody may have mounted anew: that is theirs.
+	// After Remove another process may have mounted a new bpffs, which this process must not unmount.
 	if current, err := isCurrent(file, dir); err != nil || !current {
 		return
 	}
@@ -71,28 +71,29 @@ func unlock(file *os.File, dir string) {
 func isCurrent(file *os.File, dir string) (bool, error) {
 	held, err := file.Stat()
 	if err != nil {
-		return false, fmt.Errorf("look at lock: %w", err)
+		return false, fmt.Errorf("inspect lock: %w", err)
 	}
 	named, err := os.Lstat(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look at lock: %w", err)
+		return false, fmt.Errorf("inspect lock: %w", err)
 	}
 	return os.SameFile(held, named), nil
 }
 
-// takeLock takes the lock of a directory, and says who has it if that takes too long.
+// takeLock takes the lock of a directory. On a timeout the error names the process that has the lock.
 func takeLock(ctx context.Context, dir string) (*os.File, error) {
 	file, err := dirlock.Take(ctx, dir)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("%w: %s is locked%s: try again", ErrLocked, dir, holder(dir))
+		return nil, fmt.Errorf("%w: %s is locked%s; try again", ErrLocked, dir, holder(dir))
 	}
 	return file, err
 }
 
-// holder says who has the lock of a directory, as far as /proc/locks tells.
+// holder returns " by process PID" for the holder of a directory's lock, "" if /proc/locks does not show
+// it.
 func holder(dir string) string {
 	var stat unix.Stat_t
 	if err := unix.Lstat(dir, &stat); err != nil {
@@ -104,8 +105,8 @@ func holder(dir string) string {
 	}
 	id := fmt.Sprintf("%02x:%02x:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev), stat.Ino)
 	for line := range strings.Lines(string(table)) {
-		// proc_locks(5): NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE ..., with "->" after
-		// the number of one that waits.
+		// proc_locks(5): NUMBER: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE ... A waiting process has "->"
+		// after NUMBER.
 		fields := strings.Fields(line)
 		if len(fields) >= 6 && fields[1] == "FLOCK" && fields[5] == id {
 			return " by process " + fields[4]

@@ -18,20 +18,20 @@ import (
 	"hairpin/loader/dirlock"
 )
 
-// mountSource tells a mount of ours: a bpffs has no place to write that down, and it must survive the
-// process. A directory of ours has the mode madeMode: the sticky bit means nothing where root alone
-// may write.
+// mountSource is the source of hairpin's mounts in mountinfo, madeMode the mode of its directories. They
+// mark what hairpin made and may remove: the marks survive the process, and a bpffs cannot hold a file.
+// Nobody else sets the sticky bit on a directory that only root may write, where it has no effect.
 const (
 	mountSource = "hairpin"
 	madeMode    = os.ModeDir | os.ModeSticky | 0o700
 )
 
-// mountWait bounds the wait for another process that mounts.
+// mountWait is the longest wait for another process that mounts or unmounts.
 const mountWait = 10 * time.Second
 
-// mountPoint is what a path shows of the mount it lies on.
+// mountPoint is the mount that contains a path.
 type mountPoint struct {
-	root bool // the path is where it is mounted
+	root bool // the path is the root of the mount
 	*mountinfo.Info
 }
 
@@ -39,17 +39,17 @@ func (m mountPoint) ours() bool {
 	return m.root && m.FSType == "bpf" && m.Source == mountSource
 }
 
-// mountDir makes a bpffs of dir, for root alone, unless it is one.
+// mountDir mounts a bpffs for root alone on dir, and makes the directory, unless a bpffs is mounted there.
 func mountDir(dir string) error {
 	for deadline := time.Now().Add(mountWait); ; {
 		mounted, err := isMounted(dir)
 		if mounted || err != nil {
 			return err
 		}
-		// Before anything is made: everybody may write to a bpffs that was mounted without a mode, and a
-		// directory of somebody else's would keep root from using its name.
+		// Check before making the directory: a bpffs without a mode lets every user write. The directory of
+		// such a user would keep root from using this name.
 		if !hasCapability(unix.CAP_SYS_ADMIN) {
-			return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN: run as root, or have it mounted before: mount -t bpf -o mode=0700 hairpin %s",
+			return fmt.Errorf("%w: mount bpffs on %s: needs CAP_SYS_ADMIN; run as root, or mount it before: mount -t bpf -o mode=0700 hairpin %s",
 				ErrPermission, dir, dir)
 		}
 		if err := makeDir(dir); err != nil {
@@ -59,15 +59,15 @@ func mountDir(dir string) error {
 		if err == nil {
 			return nil
 		}
-		// Whoever unmounts removes the directory as well: once more, then.
+		// The process that unmounted dir also removed the directory: try again.
 		if !errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
 			return errors.Join(err, removeDir(dir))
 		}
 	}
 }
 
-// mountOn mounts a bpffs on a directory that has none. Two that come at once must not mount one over
-// the other: who has the lock of the directory below looks again.
+// mountOn mounts a bpffs on a directory that has none. Two processes must not mount over each other, so
+// each takes the lock of the underlying directory and then checks again.
 func mountOn(dir string) error {
 	below, err := lockBelow(dir)
 	if err != nil {
@@ -93,39 +93,39 @@ func lockBelow(dir string) (*os.File, error) {
 	return takeLock(ctx, dir)
 }
 
-// isMounted reports whether dir is a bpffs that can be trusted. It is an error if something else is
-// at the path.
+// isMounted reports whether a bpffs that root can trust is mounted on dir. It fails if something else is at
+// the path.
 func isMounted(dir string) (bool, error) {
 	info, err := os.Lstat(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("look at pin directory: %w", err)
+		return false, fmt.Errorf("inspect pin directory: %w", err)
 	}
 	if info.Mode()&os.ModeSymlink != 0 {
-		return false, fmt.Errorf("pin directory %s is a symbolic link: name the directory itself", dir)
+		return false, fmt.Errorf("pin directory %s is a symbolic link; name the directory itself", dir)
 	}
 	if !info.IsDir() {
-		return false, fmt.Errorf("pin directory %s is not a directory: name another one", dir)
+		return false, fmt.Errorf("pin directory %s is not a directory; name a directory", dir)
 	}
 	if err := checkOwner(dir, info); err != nil {
 		return false, err
 	}
 	at, err := mountOf(dir)
 	if errors.Is(err, os.ErrNotExist) {
-		return false, nil // whoever leaves has removed it since
+		return false, nil // another process has removed the directory since Lstat
 	}
 	if err != nil {
 		return false, err
 	}
 	if at.root && at.FSType != "bpf" {
-		return false, fmt.Errorf("pin directory %s is a mount of type %s, not bpf: name another one", dir, at.FSType)
+		return false, fmt.Errorf("pin directory %s is a mount of type %s, not bpf; name another directory", dir, at.FSType)
 	}
 	return at.root, nil
 }
 
-// makeDir makes dir unless it is there.
+// makeDir makes dir unless it exists.
 func makeDir(dir string) error {
 	err := os.Mkdir(dir, madeMode.Perm()|os.ModeSticky)
 	if err == nil || errors.Is(err, os.ErrExist) {
@@ -133,7 +133,7 @@ func makeDir(dir string) error {
 	}
 	parent := filepath.Dir(dir)
 	if onSysfs(parent) {
-		// /sys/fs/bpf before anybody mounted a bpffs there: no directory can be made.
+		// No bpffs is mounted on /sys/fs/bpf yet, and sysfs has no mkdir.
 		if err := mountParent(parent); err != nil {
 			return err
 		}
@@ -157,14 +157,14 @@ func mountParent(parent string) error {
 	return mountBPF(parent)
 }
 
-// checkMountable refuses to hide what somebody keeps in dir.
+// checkMountable fails if dir has files, because a mount would hide them.
 func checkMountable(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return fmt.Errorf("read pin directory: %w", err)
 	}
 	if len(entries) > 0 {
-		return fmt.Errorf("pin directory %s is no mount of its own and holds %s: empty it or name another one", dir, entries[0].Name())
+		return fmt.Errorf("cannot mount a bpffs on pin directory %s: it contains %s; empty it or name another directory", dir, entries[0].Name())
 	}
 	return nil
 }
@@ -177,8 +177,8 @@ func mountBPF(dir string) error {
 	return nil
 }
 
-// unmountDir takes away the mount on dir, and the directory, as far as mountDir made them and nobody
-// keeps anything there.
+// unmountDir unmounts dir if hairpin mounted it, then removes the directory if hairpin made it. It fails if
+// the bpffs holds pins of others.
 func unmountDir(dir string) error {
 	at, err := mountOf(dir)
 	if errors.Is(err, os.ErrNotExist) || err == nil && !at.ours() {
@@ -192,16 +192,16 @@ func unmountDir(dir string) error {
 		return err
 	}
 	if kept != "" {
-		return fmt.Errorf("unmount %s: %s in it is not hairpin's: remove it first", dir, kept)
+		return fmt.Errorf("unmount %s: it contains %s, which hairpin did not make; remove that first", dir, kept)
 	}
-	// Detached, because the holder of the lock has the directory open.
+	// MNT_DETACH, because the holder of the lock has the directory open.
 	if err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 		return fmt.Errorf("unmount %s: %w", dir, err)
 	}
 	return removeDir(dir)
 }
 
-// removeDir removes the directory if we made it and nobody is about to mount on it.
+// removeDir removes the directory if hairpin made it and no process is about to mount on it.
 func removeDir(dir string) error {
 	info, err := os.Lstat(dir)
 	if err != nil || info.Mode() != madeMode || checkOwner(dir, info) != nil {
@@ -213,7 +213,7 @@ func removeDir(dir string) error {
 	return unmountParent(filepath.Dir(dir))
 }
 
-// removeUnlocked leaves a directory that somebody has the lock of: they want to mount on it.
+// removeUnlocked keeps a directory whose lock another process holds: that process is about to mount on it.
 func removeUnlocked(dir string) error {
 	below, err := dirlock.Try(dir)
 	if below == nil {
@@ -236,7 +236,7 @@ func ignoreGone(err error) error {
 	return err
 }
 
-// unmountParent undoes what makeDir did for want of a bpffs on /sys/fs/bpf.
+// unmountParent unmounts the bpffs that makeDir mounted on /sys/fs/bpf, if nothing is pinned there.
 func unmountParent(parent string) error {
 	at, err := mountOf(parent)
 	if err != nil || !at.ours() {
@@ -251,9 +251,8 @@ func unmountParent(parent string) error {
 	return nil
 }
 
-// firstPin returns the name of something that somebody keeps in a bpffs, "" if there is nothing. The
-// kernel's own files (maps.debug, progs.debug; populate_bpffs in kernel/bpf/inode.c) have a dot in
-// their names, which it lets nobody else have.
+// firstPin returns the name of the first pin in a bpffs, "" if there is no pin. It skips the kernel's own
+// files (maps.debug, progs.debug; populate_bpffs in kernel/bpf/inode.c): only their names contain a dot.
 func firstPin(dir string) (string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -272,9 +271,9 @@ func onSysfs(path string) bool {
 	return unix.Statfs(path, &fs) == nil && fs.Type == unix.SYSFS_MAGIC
 }
 
-// mountOf finds the mount that path lies on.
+// mountOf returns the mount that contains path.
 func mountOf(path string) (mountPoint, error) {
-	// Between the two questions the mount may go: then the first has another answer.
+	// The mount may disappear between statx and the read of mountinfo. Then statx finds another mount.
 	for range 100 {
 		var stat unix.Statx_t
 		err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BASIC_STATS|unix.STATX_MNT_ID, &stat)
@@ -290,7 +289,7 @@ func mountOf(path string) (mountPoint, error) {
 	return mountPoint{}, fmt.Errorf("find the mount of %s: not in mountinfo", path)
 }
 
-// mountByID returns os.ErrNotExist if there is no such mount.
+// mountByID returns the mount with this ID. It returns os.ErrNotExist if there is none.
 func mountByID(id int) (*mountinfo.Info, error) {
 	found, err := mountinfo.GetMounts(func(m *mountinfo.Info) (skip, stop bool) { return m.ID != id, m.ID == id })
 	if err != nil {
@@ -302,13 +301,14 @@ func mountByID(id int) (*mountinfo.Info, error) {
 	return found[0], nil
 }
 
-// checkOwner refuses what others could have put there: a pin is a program that will run in the kernel.
+// checkOwner fails if somebody other than root owns or may write the path: a pinned program runs in the
+// kernel.
 func checkOwner(path string, info os.FileInfo) error {
 	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Uid != 0 {
-		return fmt.Errorf("%s is not owned by root, so it cannot be trusted: name another directory, or chown root it", path)
+		return fmt.Errorf("%s is not owned by root, so it cannot be trusted; name another directory, or chown it to root", path)
 	}
 	if info.Mode().Perm()&0o022 != 0 {
-		return fmt.Errorf("%s can be written by others than root (%s), so it cannot be trusted: name another directory, or chmod go-w it",
+		return fmt.Errorf("%s can be written by others than root (%s), so it cannot be trusted; name another directory, or chmod go-w it",
 			path, info.Mode().Perm())
 	}
 	return nil

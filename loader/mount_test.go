@@ -26,7 +26,7 @@ func TestMountAndUnmount(t *testing.T) {
 	if err != nil || !at.ours() {
 		t.Fatalf("mounted: %+v, %v", at, err)
 	}
-	for range 2 { // the second finds nothing
+	for range 2 { // the second Remove finds nothing
 		if err := Remove(dir); err != nil {
 			t.Fatal(err)
 		}
@@ -36,7 +36,8 @@ func TestMountAndUnmount(t *testing.T) {
 	}
 }
 
-// A slash at the end, as completion of a shell writes it, changes nothing.
+// TestSlashAtTheEnd: a path with a slash at its end, as shells complete it, works like a path without a
+// slash.
 func TestSlashAtTheEnd(t *testing.T) {
 	dir := newDir(t)
 	for _, path := range []string{dir + "/", dir + "//", dir + "/."} {
@@ -63,7 +64,7 @@ func TestSlashAtTheEnd(t *testing.T) {
 	}
 }
 
-// A directory that was there stays, without the mount.
+// TestDirectoryOfOthersStays: Remove unmounts, but keeps a directory that existed before.
 func TestDirectoryOfOthersStays(t *testing.T) {
 	dir := newDir(t)
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -78,7 +79,7 @@ func TestDirectoryOfOthersStays(t *testing.T) {
 	}
 }
 
-// So does a bpffs that an administrator mounted.
+// TestMountOfOthersStays: Remove keeps a bpffs that an administrator mounted.
 func TestMountOfOthersStays(t *testing.T) {
 	dir := newDir(t)
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -100,7 +101,7 @@ func TestMountOfOthersStays(t *testing.T) {
 	}
 }
 
-// A pin that somebody else put into our mount is not thrown away with it.
+// TestPinOfOthersStays: Remove does not unmount a bpffs that contains a pin of somebody else.
 func TestPinOfOthersStays(t *testing.T) {
 	dir := newDir(t)
 	mustLoad(t, Options{Dir: dir})
@@ -153,7 +154,7 @@ func TestUnfitDirectories(t *testing.T) {
 	}
 }
 
-// /sys/fs/bpf before anybody mounted a bpffs there: an empty directory of sysfs.
+// TestBareSysfs: without a bpffs on /sys/fs/bpf, this is an empty directory of sysfs.
 func TestBareSysfs(t *testing.T) {
 	lab.NeedRoot(t)
 	sys := t.TempDir()
@@ -176,7 +177,8 @@ func TestBareSysfs(t *testing.T) {
 	}
 }
 
-// The bpffs is unmounted under a running datapath: the next start makes a new one.
+// TestUnmountedWhileRunning: the bpffs is unmounted while the datapath runs; the next Load makes a new
+// datapath.
 func TestUnmountedWhileRunning(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
@@ -207,7 +209,7 @@ func TestLockExcludes(t *testing.T) {
 	_, err = Lock(short, dir)
 	wantError(t, err, ErrLocked, dir, "process "+strconv.Itoa(os.Getpid()))
 
-	// Who is told to stop waiting has not waited in vain.
+	// A process whose context ends must not get the lock.
 	stopped, stop := context.WithCancel(within(t, 10*time.Second))
 	stop()
 	_, err = Lock(stopped, dir)
@@ -233,7 +235,7 @@ func TestLockExcludes(t *testing.T) {
 	}
 }
 
-// Each of many writers that make nothing takes the mount away again, while the next ones look at it.
+// TestLockComesAndGoes: writers that make nothing unmount the bpffs while other writers wait for it.
 func TestLockComesAndGoes(t *testing.T) {
 	dir := newDir(t)
 	ctx := within(t, time.Minute)
@@ -261,7 +263,7 @@ func TestLockComesAndGoes(t *testing.T) {
 	}
 }
 
-// Writers that load and remove under each other's eyes are never two at a time.
+// TestLockAcrossRemove: while writers load and remove, never two writers run at the same time.
 func TestLockAcrossRemove(t *testing.T) {
 	dir := newDir(t)
 	ctx := within(t, time.Minute)

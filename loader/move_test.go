@@ -11,7 +11,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// programs counts what is on an interface.
+// programs returns the number of programs on an interface.
 func (h hooks) programs() int {
 	count := len(h.TCX) + len(h.Filters)
 	if h.XDP != 0 {
@@ -20,7 +20,7 @@ func (h hooks) programs() int {
 	return count
 }
 
-// move takes an interface to another host, under its name.
+// move moves an interface to another host and keeps its name.
 func (r *router) move(dev string, to *lab.Host) {
 	r.t.Helper()
 	there := -1
@@ -41,8 +41,8 @@ func (r *router) move(dev string, to *lab.Host) {
 	})
 }
 
-// An interface keeps its programs, and most often its index, when it goes to another network
-// namespace. They can be taken off there, and are no reason not to attach to a new one of that index.
+// TestInterfaceMovesAway: an interface that moves to another network namespace keeps its programs, and
+// usually its index. Detach removes the programs there. A new interface with this index can be attached.
 func TestInterfaceMovesAway(t *testing.T) {
 	for name, leave := range map[string]func(r *router, d *Datapath, index int){
 		"detached": func(r *router, d *Datapath, index int) {
@@ -88,7 +88,7 @@ func TestInterfaceMovesAway(t *testing.T) {
 	}
 }
 
-// A bridge's driver has no XDP.
+// TestGenericXDP: the driver of a bridge has no native XDP.
 func TestGenericXDP(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
@@ -111,7 +111,7 @@ func TestGenericXDP(t *testing.T) {
 	}
 }
 
-// Native XDP comes by itself to NICs only.
+// TestPhysicalDevices: mode auto uses native XDP only on NICs.
 func TestPhysicalDevices(t *testing.T) {
 	for _, c := range []struct {
 		name  string

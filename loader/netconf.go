@@ -10,21 +10,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What rtnetlink tells of net.ipv4.conf, and of whom: linux/netconf.h.
+// Attributes of rtnetlink messages about net.ipv4.conf: linux/netconf.h.
 const (
 	netconfaIfindex  = 1
 	netconfaRPFilter = 3
 	netconfaAll      = -1 // net.ipv4.conf.all
 )
 
-// rpFilterOf are the values of net.ipv4.conf.*.rp_filter by ifindex.
+// rpFilterOf holds the values of net.ipv4.conf.*.rp_filter by ifindex.
 type rpFilterOf map[int]uint8
 
-// of returns what the kernel goes by on an interface: the higher one of its own value and that of all
-// (Documentation/networking/ip-sysctl.rst).
+// of returns the effective value for an interface: the larger of net.ipv4.conf.all.rp_filter and its own
+// value (Documentation/networking/ip-sysctl.rst).
 func (f rpFilterOf) of(ifindex int) uint8 { return max(f[netconfaAll], f[ifindex]) }
 
-// rpFilters asks the kernel for all of them at once.
+// rpFilters reads rp_filter of all interfaces in one request.
 func rpFilters() (rpFilterOf, error) {
 	messages, err := retryDump(func() ([][]byte, error) {
 		request := nl.NewNetlinkRequest(unix.RTM_GETNETCONF, unix.NLM_F_DUMP)
@@ -45,7 +45,7 @@ func rpFilters() (rpFilterOf, error) {
 	return filters, nil
 }
 
-// netconfHeader is struct netconfmsg: the family, and what aligns it.
+// netconfHeader is struct netconfmsg: the address family and padding.
 type netconfHeader [unix.NLMSG_ALIGNTO]byte
 
 func (h netconfHeader) Len() int          { return len(h) }
@@ -69,7 +69,7 @@ func parseRPFilter(message []byte) (ifindex int, value uint8, err error) {
 		case netconfaIfindex:
 			ifindex = int(number)
 		case netconfaRPFilter:
-			value = uint8(min(max(number, 0), 2)) // the kernel takes any number above 1 for loose
+			value = uint8(min(max(number, 0), 2)) // the kernel treats a value above 1 as loose
 		}
 	}
 	return ifindex, value, nil

@@ -4,7 +4,7 @@ package loader
 
 import "testing"
 
-// The higher one of the interface's rp_filter and that of all counts.
+// TestLinksTellRPFilter: the larger of conf.all.rp_filter and the interface's own rp_filter counts.
 func TestLinksTellRPFilter(t *testing.T) {
 	r := newRouter(t)
 	for _, c := range []struct {

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The generic netlink family that tells what a device can do with XDP frames, from Linux 6.3 on:
+// The generic netlink family that reports the XDP features of devices, since Linux 6.3:
 // include/uapi/linux/netdev.h, Documentation/netlink/specs/netdev.yaml.
 const (
 	netdevFamily       = "netdev"
@@ -23,13 +23,13 @@ const (
 	netdevAttrFeatures = 3
 	// featureBasic is NETDEV_XDP_ACT_BASIC: the driver has native XDP.
 	featureBasic = 1 << 0
-	// featureTransmit is NETDEV_XDP_ACT_NDO_XMIT. A veth has it only while its peer has GRO or XDP.
+	// featureTransmit is NETDEV_XDP_ACT_NDO_XMIT. A veth has this bit only while its peer has GRO or XDP.
 	featureTransmit = 1 << 2
 )
 
-// xdpFeatures returns the feature bits of the devices by ifindex, nil if the kernel cannot tell. It asks
-// for one at a time: the messages of the kernel's list lack the mark that more follow, and the netlink
-// library stops at the first.
+// xdpFeatures returns the feature bits of the devices by ifindex, nil if the kernel does not report them.
+// It sends one request for each device: the messages of the kernel's dump lack NLM_F_MULTI, so the netlink
+// library would stop after the first message.
 func xdpFeatures(devices []netlink.Link) (map[int]uint64, error) {
 	family, err := netlink.GenlFamilyGet(netdevFamily)
 	if errors.Is(err, unix.ENOENT) {
@@ -45,7 +45,7 @@ func xdpFeatures(devices []netlink.Link) (map[int]uint64, error) {
 		request.AddData(nl.NewRtAttr(netdevAttrIfindex, nl.Uint32Attr(uint32(dev.Attrs().Index))))
 		messages, err := request.Execute(unix.NETLINK_GENERIC, 0)
 		if errors.Is(err, unix.ENODEV) {
-			continue // gone this moment
+			continue // the device was deleted a moment ago
 		}
 		if err != nil {
 			return nil, fmt.Errorf("ask for XDP features of %s: %w", dev.Attrs().Name, err)
@@ -61,8 +61,8 @@ func xdpFeatures(devices []netlink.Link) (map[int]uint64, error) {
 	return features, nil
 }
 
-// genlHeader is struct genlmsghdr: command, version, and two reserved bytes, which the kernel wants
-// to be zero. Those that nl.Genlmsg sends are whatever lies behind it in memory.
+// genlHeader is struct genlmsghdr: command, version, and two reserved bytes, which must be zero. nl.Genlmsg
+// is not used, because it sends two undefined bytes in their place.
 type genlHeader [nl.SizeofGenlmsg]byte
 
 func (h genlHeader) Len() int          { return len(h) }
@@ -87,8 +87,9 @@ func parseFeatures(message []byte) (ifindex int, bits uint64, err error) {
 	return ifindex, bits, nil
 }
 
-// transmitsXDP reports whether a device sends frames that are redirected to it. Where the kernel
-// cannot tell, a driver that runs XDP natively on real hardware does; of a veth nobody knows.
+// transmitsXDP reports whether a device transmits frames that are redirected to it. Old kernels report no
+// features. For these, the answer is true for a NIC with native XDP running. It is false for a veth, because
+// there it depends on the peer.
 func transmitsXDP(dev netlink.Link, features map[int]uint64) bool {
 	if features != nil {
 		return features[dev.Attrs().Index]&featureTransmit != 0

@@ -20,18 +20,18 @@ import (
 	"hairpin/bpf"
 )
 
-// programPrefix begins the names of the programs in the kernel, of every version.
+// programPrefix begins the kernel names of hairpin's programs, in every version.
 const programPrefix = "hairpin_"
 
-// refuseOthers fails if another hairpin runs on the device: one that has pins of its own, and so tables
-// of its own. Both would translate the same packets, and one would not know the other's connections.
+// refuseOthers fails if another hairpin, with its own pins and tables, runs on the device. Both would
+// translate the same packets without knowing each other's connections.
 //
-// Two programs belong together if they share a map. That holds for programs of other versions,
-// after an upgrade that was killed half-way, and for a filter that has the same name and place
-// as ours. The loopback device is looked at for filters alone, of which one replaces the other: by TCX,
-// hairpins that serve different interfaces share it, and each lets pass what is not for it.
+// Programs that share a map belong to one hairpin. This is also true for programs of other versions after
+// an interrupted upgrade, and for a filter with hairpin's name and priority. On lo only filters are
+// checked, because one filter would replace the other. With TCX, several hairpins can share lo: each passes
+// packets that are not for it.
 //
-// To look at programs of others takes CAP_SYS_ADMIN. Without it the answer is that there are none.
+// Reading programs of others needs CAP_SYS_ADMIN. Without this capability refuseOthers finds no others.
 func (d *Datapath) refuseOthers(dev netlink.Link, programs *bpf.HairpinPrograms) error {
 	found, err := d.programsOn(dev)
 	if len(found) == 0 || err != nil {
@@ -47,15 +47,15 @@ func (d *Datapath) refuseOthers(dev netlink.Link, programs *bpf.HairpinPrograms)
 	}
 	text := fmt.Sprintf("another hairpin runs here (programs %s", strings.Join(list, ", "))
 	if dir := findPins(maps); dir != "" {
-		return fmt.Errorf("%s, pinned in %s), and both would translate: stop that one with \"hairpin --bpffs %[2]s detach --all\", or give the two different interfaces",
+		return fmt.Errorf("%s, pinned in %s), and both would translate the same packets; stop the other with \"hairpin --bpffs %[2]s detach --all\", or use different interfaces",
 			text, dir)
 	}
-	return fmt.Errorf("%s, pinned in no bpffs that is mounted here), and both would translate: stop that one where it was started, perhaps in a container; "+
-		"filters that it left behind go with \"tc filter del dev %s ingress pref %d\" and \"... egress pref %d\"",
+	return fmt.Errorf("%s, not pinned in a bpffs that is mounted here), and both would translate the same packets; stop it where it was started, perhaps in a container; "+
+		"to remove filters that it left behind, run \"tc filter del dev %s ingress pref %d\" and \"... egress pref %d\"",
 		text, dev.Attrs().Name, ingress.priority, egress.priority)
 }
 
-// programsOn lists the programs on a device that are not run by a link of ours.
+// programsOn lists the programs on a device, except the programs that hairpin's own links run.
 func (d *Datapath) programsOn(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	var found []ebpf.ProgramID
 	for _, side := range []*side{ingress, egress} {
@@ -88,7 +88,7 @@ func (d *Datapath) programsOn(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	return found, nil
 }
 
-// linkedPrograms lists the programs of XDP and TCX on a device.
+// linkedPrograms lists the XDP and TCX programs on a device.
 func linkedPrograms(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	var found []ebpf.ProgramID
 	if xdp := dev.Attrs().Xdp; xdp != nil && xdp.Attached {
@@ -96,7 +96,7 @@ func linkedPrograms(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	}
 	for _, side := range []*side{ingress, egress} {
 		attached, err := link.QueryPrograms(link.QueryOptions{Target: dev.Attrs().Index, Attach: side.tcx})
-		// Before Linux 6.6 there is no TCX to ask for. A device may go at any moment.
+		// Linux before 6.6 has no TCX. ENODEV: the device was deleted a moment ago.
 		if errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENODEV) {
 			continue
 		}
@@ -110,7 +110,7 @@ func linkedPrograms(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	return found, nil
 }
 
-// ownPrograms lists the programs that links of ours run on a device.
+// ownPrograms lists the programs that hairpin's own links run on a device.
 func (d *Datapath) ownPrograms(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	var ours []ebpf.ProgramID
 	for _, kind := range []string{kindXDP, kindTCX, kindGuardTCX} {
@@ -131,10 +131,10 @@ func (d *Datapath) ownPrograms(dev netlink.Link) ([]ebpf.ProgramID, error) {
 	return ours, nil
 }
 
-// foreignPrograms returns those of the programs that are hairpin's and share no map with ours, and the maps
-// that they use.
+// foreignPrograms returns the programs in found that are hairpin's but share no map with programs, and the
+// maps that they use.
 func foreignPrograms(found []ebpf.ProgramID, programs *bpf.HairpinPrograms) (others []ebpf.ProgramID, maps []ebpf.MapID, err error) {
-	var ours []ebpf.MapID // read when it is needed, which is hardly ever
+	var ours []ebpf.MapID // read only if a hairpin program is found, which is rare
 	for _, id := range found {
 		name, used, err := readProgram(id)
 		if err != nil {
@@ -156,20 +156,20 @@ func foreignPrograms(found []ebpf.ProgramID, programs *bpf.HairpinPrograms) (oth
 	return others, maps, nil
 }
 
-// readProgram returns the name of a program and the maps that it uses, nothing if it is gone or may not be
-// looked at.
+// readProgram returns the name of a program and the maps that it uses. Both are empty if the program is
+// gone or this process may not read it.
 func readProgram(id ebpf.ProgramID) (name string, maps []ebpf.MapID, err error) {
 	program, err := ebpf.NewProgramFromID(id)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.EPERM) {
 		return "", nil, nil
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("look at program %d: %w", id, err)
+		return "", nil, fmt.Errorf("inspect program %d: %w", id, err)
 	}
 	defer program.Close()
 	info, err := program.Info()
 	if err != nil {
-		return "", nil, fmt.Errorf("look at program %d: %w", id, err)
+		return "", nil, fmt.Errorf("inspect program %d: %w", id, err)
 	}
 	maps, _ = info.MapIDs()
 	return info.Name, maps, nil
@@ -180,7 +180,7 @@ func mapsOf(programs ...*ebpf.Program) ([]ebpf.MapID, error) {
 	for _, program := range programs {
 		info, err := program.Info()
 		if err != nil {
-			return nil, fmt.Errorf("look at program: %w", err)
+			return nil, fmt.Errorf("inspect program: %w", err)
 		}
 		used, _ := info.MapIDs()
 		maps = append(maps, used...)
@@ -192,8 +192,8 @@ func shareAny(a, b []ebpf.MapID) bool {
 	return slices.ContainsFunc(a, func(id ebpf.MapID) bool { return slices.Contains(b, id) })
 }
 
-// findPins returns the bpffs of the hairpin whose programs use these maps, "" if it is not mounted where
-// this process can see it.
+// findPins returns the mount point of the bpffs whose programs use one of these maps. It returns "" if no
+// such bpffs is mounted in this mount namespace.
 func findPins(maps []ebpf.MapID) string {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("bpf"))
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// second is another hairpin on the same router, with pins of its own.
+// second loads another hairpin on this router, with its own pins.
 func (r *router) second(opts Options) *Datapath {
 	r.t.Helper()
 	opts.Dir = newDir(r.t)
@@ -22,7 +22,8 @@ func (r *router) second(opts Options) *Datapath {
 	return d
 }
 
-// TestAnotherHairpinIsRefused: two of them on one interface would both translate, whichever hooks each has.
+// TestAnotherHairpinIsRefused: two hairpins on one interface would both translate, with any combination of
+// hooks.
 func TestAnotherHairpinIsRefused(t *testing.T) {
 	for _, c := range []struct {
 		name          string
@@ -53,7 +54,8 @@ func TestAnotherHairpinIsRefused(t *testing.T) {
 				t.Errorf("attached %+v", list)
 			}
 
-			// Each is free to do as before, and another interface is the second one's.
+			// After the refusal each hairpin still works, and the second hairpin can attach to another
+			// interface.
 			if _, err := r.tryHooks(first, "wan0", Hooks{c.firstMode, c.guard}); err != nil {
 				t.Errorf("the first one again: %v", err)
 			}
@@ -71,7 +73,7 @@ func TestAnotherHairpinIsRefused(t *testing.T) {
 	}
 }
 
-// TestLoopbackIsShared: each hairpin has its programs there, for the router's own packets.
+// TestLoopbackIsShared: each hairpin has its program on lo, for packets of the router itself.
 func TestLoopbackIsShared(t *testing.T) {
 	r := newRouter(t)
 	r.attach(r.load(Options{}), "lo", ModeTC)
@@ -81,7 +83,8 @@ func TestLoopbackIsShared(t *testing.T) {
 	}
 }
 
-// TestLoopbackFilterIsNotReplaced: without TCX there is one place, and whose it was would not hear of it.
+// TestLoopbackFilterIsNotReplaced: without TCX there is one filter; its owner would not notice that it was
+// replaced.
 func TestLoopbackFilterIsNotReplaced(t *testing.T) {
 	r := newRouter(t)
 	r.attach(r.load(Options{NoTCX: true}), "lo", ModeTC)
@@ -91,8 +94,8 @@ func TestLoopbackFilterIsNotReplaced(t *testing.T) {
 	r.want("refused", "lo", before)
 }
 
-// TestFilterOfForgottenPins: a filter outlives its pins if somebody unmounts them. Nobody can tell whether it is
-// still some container's, so it stays until it is removed by the command in the message.
+// TestFilterOfForgottenPins: a filter outlives its pins if somebody unmounts the bpffs. It may also belong
+// to a container, so it stays until the administrator runs the command in the message.
 func TestFilterOfForgottenPins(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{NoTCX: true})
@@ -104,14 +107,14 @@ func TestFilterOfForgottenPins(t *testing.T) {
 	}
 	again := r.load(Options{})
 	_, err := r.tryAttach(again, "wan0", ModeTC)
-	wantError(t, err, nil, "pinned in no bpffs", "tc filter del dev wan0 ingress pref 2", "egress pref 65534")
+	wantError(t, err, nil, "not pinned in a bpffs", "tc filter del dev wan0 ingress pref 2", "egress pref 65534")
 	r.Run("tc", "filter", "del", "dev", "wan0", "ingress", "pref", "2")
 	r.Run("tc", "filter", "del", "dev", "wan0", "egress", "pref", "65534")
 	r.attach(again, "wan0", ModeTC)
 }
 
-// TestFilterOfAKilledUpgrade: a process that is killed after it replaced the filter, and before it put the pins of
-// the new programs in place, leaves a program that is pinned nowhere, and yet ours.
+// TestFilterOfAKilledUpgrade: an upgrade is killed after it replaced the filter and before it renamed the
+// pins. The filter's program is not pinned, but it is hairpin's own.
 func TestFilterOfAKilledUpgrade(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{NoTCX: true})
@@ -127,7 +130,8 @@ func TestFilterOfAKilledUpgrade(t *testing.T) {
 	}
 }
 
-// TestForeignProgramsAreNoHairpin: they are looked at, and left in peace; one that goes meanwhile is none.
+// TestForeignProgramsAreNoHairpin: programs of others are not refused; a program that disappears during the
+// check is ignored.
 func TestForeignProgramsAreNoHairpin(t *testing.T) {
 	r := newRouter(t)
 	foreignTC(t, r, "wan0")

@@ -19,14 +19,14 @@ import (
 	"hairpin/bpf"
 )
 
-// pins is the directory of a datapath:
+// pins is the bpffs directory of a datapath. It contains:
 //
 //	datapath/maps/NAME       every map but data sections and templates
 //	datapath/programs/NAME
 //	datapath/links/KIND_IFINDEX
-//	new-PID/...              what a process is about to put in place
+//	new-PID/...              temporary: a process fills it, then renames it
 //
-// Names hold no dot: bpffs refuses them.
+// Names have no dot: bpffs refuses names with a dot.
 type pins string
 
 func (p pins) datapath() string          { return filepath.Join(string(p), "datapath") }
@@ -39,7 +39,8 @@ func (p pins) asidePrograms() string     { return filepath.Join(p.aside(), "prog
 
 const asidePrefix = "new-"
 
-// newSpec returns the embedded datapath with room for so many connections; 0: as many as it was compiled for.
+// newSpec returns the embedded datapath with room for this number of connections; 0 means
+// defaultConnections.
 func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	spec, err := bpf.Spec()
 	if err != nil {
@@ -57,29 +58,30 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	Size(spec, connections)
 	secret := make([]byte, 16)
 	if _, err := rand.Read(secret); err != nil {
-		return nil, fmt.Errorf("draw a secret: %w", err)
+		return nil, fmt.Errorf("make a random secret: %w", err)
 	}
 	spec.Maps[bpf.HairpinMapSecrets].Contents = []ebpf.MapKV{{Key: uint32(0), Value: secret}}
 	return spec, nil
 }
 
-// isTemplate tells maps that only show the kernel what an inner map looks like: the datapath never
-// names them once it runs.
+// isTemplate reports whether a map only shows the kernel the layout of an inner map. The running datapath
+// does not use it.
 func isTemplate(name string) bool {
 	return strings.HasSuffix(name, "_empty")
 }
 
-// isData tells data sections, which belong to the program that they were compiled with.
+// isData reports whether a map is a data section. A data section belongs to the program that it was
+// compiled with.
 func isData(name string) bool {
 	return strings.HasPrefix(name, ".")
 }
 
-// isPinned tells the maps that outlive a program.
+// isPinned reports whether a map is pinned, so that it outlives its programs.
 func isPinned(name string) bool {
 	return !isTemplate(name) && !isData(name)
 }
 
-// pinAside pins everything into a directory that nobody looks at yet.
+// pinAside pins everything into the temporary directory, which no reader opens.
 func (p pins) pinAside(coll *ebpf.Collection) error {
 	for _, dir := range []string{"", "maps", "programs", "links"} {
 		if err := os.Mkdir(filepath.Join(p.aside(), dir), 0o700); err != nil {
@@ -112,7 +114,7 @@ func pinPrograms(programs map[string]*ebpf.Program, dir string) error {
 	return nil
 }
 
-// check looks whether there is a datapath, and whether it can be trusted.
+// check fails if there is no datapath, or if somebody other than root could have changed its pins.
 func (p pins) check() error {
 	mounted, err := isMounted(string(p))
 	if err != nil {
@@ -127,26 +129,27 @@ func (p pins) check() error {
 	return filepath.WalkDir(p.datapath(), checkPin)
 }
 
-// isEmpty reports whether there is nothing in a directory, or no directory.
+// isEmpty reports whether a directory is empty or does not exist.
 func isEmpty(dir string) bool {
 	entries, err := os.ReadDir(dir)
 	return len(entries) == 0 && (err == nil || errors.Is(err, os.ErrNotExist))
 }
 
-// checkPin lets pass what another writer removes while we look.
+// checkPin checks the owner of one pin. Another process may remove the pin at the same time; that is no
+// error.
 func checkPin(path string, entry fs.DirEntry, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at pins: %w", err)
+		return fmt.Errorf("inspect pins: %w", err)
 	}
 	info, err := entry.Info()
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("look at pins: %w", err)
+		return fmt.Errorf("inspect pins: %w", err)
 	}
 	return checkOwner(path, info)
 }
@@ -164,14 +167,14 @@ func (p pins) open(objs *bpf.HairpinObjects, connections uint32) error {
 		return err
 	}
 	if connections > 0 && connections != have {
-		return fmt.Errorf("the datapath in %s has room for %d connections, not the %d asked for: "+
-			"set max_connections = %d to keep it, or end every connection and start anew with \"hairpin detach --all\"",
+		return fmt.Errorf("the tables in %s have room for %d connections, but the configuration asks for %d; "+
+			"set max_connections = %d, or "+anew,
 			string(p), have, connections, have)
 	}
 	return p.openPrograms(&objs.HairpinPrograms)
 }
 
-// each gives the fields of a generated struct of maps or programs by their names in the kernel.
+// each yields the fields of a generated struct of maps or programs, with their names in the kernel.
 func each[T any](objects any) iter.Seq2[string, **T] {
 	return func(yield func(string, **T) bool) {
 		fields := reflect.ValueOf(objects).Elem()
@@ -183,7 +186,8 @@ func each[T any](objects any) iter.Seq2[string, **T] {
 	}
 }
 
-// checkSchema reads the number that everything else depends on.
+// checkSchema fails if the schema number of the pinned maps is not the number of this version. A new
+// number means another layout of the maps.
 func (p pins) checkSchema() error {
 	m, err := p.openMap(bpf.HairpinMapSchema)
 	if err != nil {
@@ -192,22 +196,22 @@ func (p pins) checkSchema() error {
 	defer m.Close()
 	var schema uint32
 	if err := m.Lookup(uint32(0), &schema); err != nil {
-		return fmt.Errorf("%w: read schema number in %s: %w: %s", ErrSchema, string(p), err, anew)
+		return fmt.Errorf("%w: cannot read the schema number in %s: %w; %s", ErrSchema, string(p), err, anew)
 	}
 	if schema != uint32(bpf.HairpinSchemaSCHEMA) {
-		return fmt.Errorf("%w: schema %d in %s, this version has %d: use the version that made it, or %s",
+		return fmt.Errorf("%w: schema %d in %s, but this version needs %d; use the version that created it, or %s",
 			ErrSchema, schema, string(p), uint32(bpf.HairpinSchemaSCHEMA), anew)
 	}
 	return nil
 }
 
-// anew is the way out of whatever cannot be adopted.
-const anew = `end every connection with "hairpin detach --all" and start anew`
+// anew is the cure for a datapath that this version cannot open; it completes a sentence of an error.
+const anew = `run "hairpin detach --all" (this ends every connection), then start hairpin again`
 
 func (p pins) openMap(name string) (*ebpf.Map, error) {
 	m, err := ebpf.LoadPinnedMap(p.mapPin(name), nil)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("pin %s is missing: somebody removed it: %s", p.mapPin(name), anew)
+		return nil, fmt.Errorf("pin %s is missing: somebody removed it; %s", p.mapPin(name), anew)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open map %s: %w", name, err)
@@ -227,8 +231,8 @@ func (p pins) openMaps(maps *bpf.HairpinMaps) (err error) {
 	return nil
 }
 
-// checkLayout compares the pinned maps with those of this version. The schema number says the same, and
-// is all that Open looks at: to read the embedded object takes longer than most commands do.
+// checkLayout fails if the layout of a pinned map is not the layout in this version. Open checks only the
+// schema number, because reading the embedded object takes longer than most commands.
 func (p pins) checkLayout(maps *bpf.HairpinMaps) error {
 	connections, err := connectionsOf(maps)
 	if err != nil {
@@ -243,7 +247,7 @@ func (p pins) checkLayout(maps *bpf.HairpinMaps) error {
 			continue
 		}
 		if err := spec.Maps[name].Compatible(*m); err != nil {
-			return fmt.Errorf("%w: map %s in %s: %w: use the version that made it, or %s", ErrSchema, name, string(p), err, anew)
+			return fmt.Errorf("%w: map %s in %s: %w; use the version that created it, or %s", ErrSchema, name, string(p), err, anew)
 		}
 	}
 	return nil
@@ -254,7 +258,7 @@ func (p pins) openPrograms(programs *bpf.HairpinPrograms) error {
 		path := filepath.Join(p.programs(), name)
 		opened, err := ebpf.LoadPinnedProgram(path, nil)
 		if errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("pin %s is missing: somebody removed it: %s", path, anew)
+			return fmt.Errorf("pin %s is missing: somebody removed it; %s", path, anew)
 		}
 		if err != nil {
 			return fmt.Errorf("open program %s: %w", name, err)
@@ -264,8 +268,8 @@ func (p pins) openPrograms(programs *bpf.HairpinPrograms) error {
 	return nil
 }
 
-// clean removes what a process left that was killed before it could put it in place. The caller
-// holds the Lock, so there is nobody still at it.
+// clean removes the temporary directories of processes that were killed. The caller holds the Lock, so no
+// process still uses these directories.
 func clean(dir string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {

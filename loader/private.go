@@ -14,19 +14,20 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// CheckMount reports, before anything is made, whether pins in dir would be lost with the calling process.
-// They are if the bpffs is not mounted yet, and the mount namespace in which Lock would mount it is not that
-// of PID 1 and goes away:
+// CheckMount fails if pins in dir would be lost when the calling process ends. It makes nothing. Pins would
+// be lost if the bpffs is not mounted yet, and Lock would mount it in a mount namespace that ends with the
+// process:
 //
-//   - "ip netns exec" gives a command, and what that starts, mounts of its own, with another /sys.
-//   - No other process is in the mount namespace. So it is with a systemd service that has PrivateTmp=,
-//     ProtectSystem= or their like, with a container that runs one command, with "unshare -m".
+//   - "ip netns exec" gives a command, and its children, their own mounts with another /sys.
+//   - No other process is in the mount namespace. Examples: a systemd service with PrivateTmp= or ProtectSystem=, a
+//     container that runs one command, "unshare -m".
 //
-// A command that attaches and ends must not go on then. A daemon may: its mounts live as long as it does.
-// A mount that propagates to the namespace of PID 1 stays, and so does what other processes use, as in a
-// container that somebody enters. What the kernel does not tell counts as staying.
+// A command that attaches and ends must stop then. A daemon may continue: its mounts live as long as the
+// daemon. The mount stays if it propagates to the namespace of PID 1, or if other processes use the
+// namespace, as in a container that somebody enters. If /proc does not give an answer, CheckMount assumes
+// that the mount stays.
 //
-// It returns an error wrapping ErrPrivateMount that names the cause and the way out.
+// It returns an error wrapping ErrPrivateMount that names the cause and the cure.
 func CheckMount(dir string) error {
 	dir = Options{Dir: dir}.dir()
 	mounted, err := isMounted(dir)
@@ -44,28 +45,28 @@ func CheckMount(dir string) error {
 		return nil
 	}
 	if name := netnsOfExec(); name != "" {
-		return fmt.Errorf(`%w: "ip netns exec %s" gives a command mounts of its own, and they end with it: use "nsenter --net=/run/netns/%s" instead`,
+		return fmt.Errorf(`%w: mounts made under "ip netns exec %s" end with the command; use "nsenter --net=/run/netns/%s" instead`,
 			ErrPrivateMount, name, name)
 	}
 	if isAlone(at) {
-		return fmt.Errorf("%w: no other process is in this mount namespace, so a bpffs on %s would end with this one: "+
-			"use the mounts of the host, or mount it there before: mount -t bpf -o mode=0700 %s %s",
+		return fmt.Errorf("%w: no other process is in this mount namespace, so a bpffs mounted on %s would end with this process; "+
+			"use the mount namespace of the host, or mount it there before: mount -t bpf -o mode=0700 %s %s",
 			ErrPrivateMount, dir, mountSource, dir)
 	}
 	return nil
 }
 
-// isSeenByInit reports whether what this process mounts on a mount is there for PID 1, too.
+// isSeenByInit reports whether PID 1 also sees a new mount on at.
 func isSeenByInit(at mountPoint) bool {
 	if os.Getpid() == 1 {
-		// Of a container. Where its mounts lead is not to be seen from inside.
+		// This is PID 1 of a container, which cannot see where its mounts propagate to.
 		return peerGroup(at.Info) != ""
 	}
 	seen, err := seesMount("1", at)
 	return seen || err != nil
 }
 
-// isAlone reports whether what this process mounts on a mount is there for no other process.
+// isAlone reports whether no other process sees a new mount on at.
 func isAlone(at mountPoint) bool {
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
@@ -78,15 +79,15 @@ func isAlone(at mountPoint) bool {
 		}
 		seen, err := seesMount(process.Name(), at)
 		if seen || errors.Is(err, os.ErrPermission) {
-			return false // or it cannot be told
+			return false // with ErrPermission, the process may see the mount
 		}
 	}
 	return true
 }
 
-// seesMount reports whether a process has a mount among its own, or another of its peer group, to which mounts on
-// it propagate. No two namespaces share the ID of a mount. Links in /proc/PID/ns would say the same, but want
-// the permission to trace the process.
+// seesMount reports whether a process sees a new mount on at: its mountinfo contains at, or a mount of at's
+// peer group, to which mounts propagate. The ID of a mount exists in one namespace only. The links in
+// /proc/PID/ns are not used, because reading them needs permission to trace the process.
 func seesMount(process string, at mountPoint) (bool, error) {
 	file, err := os.Open(filepath.Join("/proc", process, "mountinfo"))
 	if err != nil {
@@ -101,8 +102,8 @@ func seesMount(process string, at mountPoint) (bool, error) {
 	return len(found) > 0, err
 }
 
-// peerGroup is "shared:N", "" for a mount that propagates nothing (mount_namespaces(7)). systemd gives the mounts
-// of a service groups of their own, which lead nowhere.
+// peerGroup returns "shared:N", or "" for a mount that propagates nothing (mount_namespaces(7)). systemd
+// gives the mounts of a service their own peer groups, which no other namespace shares.
 func peerGroup(m *mountinfo.Info) string {
 	fields := strings.Fields(m.Optional)
 	if i := slices.IndexFunc(fields, func(field string) bool { return strings.HasPrefix(field, "shared:") }); i >= 0 {
@@ -111,8 +112,8 @@ func peerGroup(m *mountinfo.Info) string {
 	return ""
 }
 
-// netnsOfExec is the network namespace of the "ip netns exec" that this process descends from, "" if of none.
-// That command mounts a sysfs whose source is the name (netns_switch in iproute2).
+// netnsOfExec returns the name of the network namespace if this process runs under "ip netns exec", ""
+// otherwise. That command mounts a sysfs whose source is the name (netns_switch in iproute2).
 func netnsOfExec() string {
 	at, err := mountOf("/sys")
 	if err != nil || !at.root || at.FSType != "sysfs" || at.Source == "" {

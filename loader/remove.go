@@ -9,9 +9,9 @@ import (
 	"slices"
 )
 
-// Remove takes the datapath in dir away: every link, filter, qdisc and pin of ours, from whatever
-// state it finds them in, and the mount and the directory if we made them. Connections end. Programs
-// and qdiscs of others stay. It is no error if there is nothing. The caller holds the Lock.
+// Remove removes the datapath in dir, whatever state it is in: all links, filters, qdiscs and pins of
+// hairpin. It also removes the mount and the directory if hairpin made them. Connections end. Programs and
+// qdiscs of others stay. It is no error if there is no datapath. The caller holds the Lock.
 func Remove(dir string) error {
 	dir = Options{Dir: dir}.dir()
 	if err := remove(pins(dir)); err != nil {
@@ -26,7 +26,7 @@ func remove(p pins) error {
 		return err
 	}
 	if !mounted {
-		// A process that was killed may have come no further than to make it.
+		// A process that was killed may have made the directory, but not the mount.
 		return removeDir(string(p))
 	}
 	if err := removePins(p); err != nil {
@@ -38,9 +38,9 @@ func remove(p pins) error {
 	return unmountDir(string(p))
 }
 
-// removePins detaches and unpins everything.
+// removePins detaches all programs and removes all pins.
 func removePins(p pins) error {
-	// A link that cannot be opened goes with its pin.
+	// Ignore a link that cannot be opened: removing its pin below detaches it.
 	hooks, _ := p.hooks()
 	defer closeHooks(hooks)
 	slices.SortStableFunc(hooks, func(a, b *hook) int {

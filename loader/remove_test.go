@@ -10,7 +10,7 @@ import (
 	"hairpin/bpf"
 )
 
-// Remove works from whatever state it finds, and once more after that; interfaces are as before.
+// TestRemoveFromHalfStates: Remove works in every state, also a second time. Interfaces are as before.
 func TestRemoveFromHalfStates(t *testing.T) {
 	pin := func(r *router, path ...string) string {
 		return filepath.Join(append([]string{r.dir, "datapath"}, path...)...)
@@ -54,7 +54,7 @@ func TestRemoveFromHalfStates(t *testing.T) {
 	}
 }
 
-// onlyLink finds the pin of the only link of a kind.
+// onlyLink returns the pin of the only link that matches pattern.
 func (r *router) onlyLink(pattern string) string {
 	r.t.Helper()
 	found, err := filepath.Glob(filepath.Join(r.dir, "datapath", "links", pattern))
@@ -64,20 +64,20 @@ func (r *router) onlyLink(pattern string) string {
 	return found[0]
 }
 
-// delFilters takes the qdisc away behind hairpin's back, and the filter with it.
+// delFilters removes the qdisc, and the filter with it, without hairpin.
 func (r *router) delFilters(dev string) error {
 	r.Run("tc", "qdisc", "del", "dev", dev, "clsact")
 	return nil
 }
 
-// Remove where nothing was ever made.
+// TestRemoveNothing: Remove works if nothing was ever made.
 func TestRemoveNothing(t *testing.T) {
 	r := newRouter(t)
 	r.remove()
 	nothingLeft(t, r.dir)
 }
 
-// What was made by a first Load is all there is to remove, also if nobody attached.
+// TestRemoveUnattached: Remove removes what Load made, also if nothing was attached.
 func TestRemoveUnattached(t *testing.T) {
 	r := newRouter(t)
 	if err := r.load(Options{}).Close(); err != nil {
@@ -90,7 +90,7 @@ func TestRemoveUnattached(t *testing.T) {
 	nothingLeft(t, r.dir)
 }
 
-// The kernel's own files in a fresh bpffs are nobody's pins.
+// TestKernelFilesAreNoPins: the kernel's own files in a new bpffs do not count as pins.
 func TestKernelFilesAreNoPins(t *testing.T) {
 	r := newRouter(t)
 	r.load(Options{})

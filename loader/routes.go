@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Routes lists the networks of every table that the network namespace has routes to, but for those that
-// the kernel made for its own addresses. A route that leads nowhere (blackhole and its like) does not
-// count: it is how a network is kept free.
+// Routes lists the networks of all routes in every table of the network namespace. It leaves out routes
+// that the kernel made for the router's own addresses. It also leaves out blackhole, unreachable, prohibit
+// and throw routes, because administrators use them to reserve a network.
 func Routes() ([]netip.Prefix, error) {
 	routes, err := retryDump(func() (found []netip.Prefix, err error) {
 		everyTable := &netlink.Route{Table: unix.RT_TABLE_UNSPEC}

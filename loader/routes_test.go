@@ -11,7 +11,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// Of both families and every table; neither the networks of addresses nor what leads nowhere.
+// TestRoutes: Routes lists IPv4 and IPv6 networks of every table, without the networks of addresses and
+// without blackholes.
 func TestRoutes(t *testing.T) {
 	host := lab.NewHost(t, "router")
 	lab.Cable(host, "a", host, "b")

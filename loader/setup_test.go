@@ -25,10 +25,10 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// connections keeps the tables of most tests small.
+// connections is the table size in most tests; small tables load faster.
 const connections = 1024
 
-// newDir names a directory for pins that does not exist yet. What is mounted there goes with the test.
+// newDir returns a path for pins that does not exist yet. Its mount is removed at the end of the test.
 func newDir(t *testing.T) string {
 	t.Helper()
 	lab.NeedRoot(t)
@@ -40,7 +40,7 @@ func newDir(t *testing.T) string {
 	return dir
 }
 
-// router is a host with interfaces wan0 and lan0, and a place for pins.
+// router is a host with interfaces wan0 and lan0, and a directory for pins.
 type router struct {
 	*lab.Host
 	t   *testing.T
@@ -55,7 +55,7 @@ func newRouter(t *testing.T) *router {
 	return r
 }
 
-// do runs fn in the network namespace of the router; it has to succeed.
+// do runs fn in the network namespace of the router; the test ends if fn fails.
 func (r *router) do(what string, fn func() error) {
 	r.t.Helper()
 	if err := r.Do(fn); err != nil {
@@ -63,7 +63,7 @@ func (r *router) do(what string, fn func() error) {
 	}
 }
 
-// mustLoad loads with small tables where opts do not say otherwise.
+// mustLoad calls Load, with small tables unless opts give a size.
 func mustLoad(t *testing.T, opts Options) *Datapath {
 	t.Helper()
 	if opts.MaxConnections == 0 {
@@ -99,7 +99,7 @@ func (r *router) tryHooks(d *Datapath, dev string, want Hooks) (a Attachment, er
 	return a, err
 }
 
-// guard attaches as to a WAN.
+// guard attaches to an interface as to a WAN, with the leak guard.
 func (r *router) guard(d *Datapath, dev string, mode Mode) Attachment {
 	r.t.Helper()
 	a, err := r.tryHooks(d, dev, Hooks{mode, true})
@@ -136,7 +136,7 @@ func (r *router) remove() {
 	r.do("remove", func() error { return Remove(r.dir) })
 }
 
-// hooks is what runs on an interface, whoever put it there.
+// hooks are the programs on an interface, of any owner.
 type hooks struct {
 	TCX     []ebpf.ProgramID
 	Egress  []ebpf.ProgramID
@@ -146,7 +146,7 @@ type hooks struct {
 	Qdiscs  []string
 }
 
-// hooks looks at an interface with the kernel's own answers, not the loader's.
+// hooks reads the programs on an interface from the kernel, without the loader's code.
 func (r *router) hooks(dev string) (h hooks) {
 	r.t.Helper()
 	r.do("look at "+dev, func() error {
@@ -205,8 +205,8 @@ func (r *router) want(when, dev string, want hooks) {
 	}
 }
 
-// pinned lists what is in the pin directory, paths relative to it; nothing if it is not there. The
-// kernel's own files are left out.
+// pinned lists the relative paths of all pins, nil if the directory does not exist. It leaves out the
+// kernel's own files.
 func (r *router) pinned() (list []string) {
 	r.t.Helper()
 	return pinnedIn(r.t, r.dir)
@@ -231,7 +231,7 @@ func isBPF(dir string) bool {
 	return unix.Statfs(dir, &stat) == nil && stat.Type == unix.BPF_FS_MAGIC
 }
 
-// nothingLeft looks for a mount, pins and the directory.
+// nothingLeft fails the test if the mount, pins or the directory exist.
 func nothingLeft(t *testing.T, dir string) {
 	t.Helper()
 	if isBPF(dir) {
@@ -242,7 +242,7 @@ func nothingLeft(t *testing.T, dir string) {
 	}
 }
 
-// foreign makes a program of somebody else that lets every packet pass.
+// foreign loads a program of another owner that passes every packet.
 func foreign(t *testing.T, kind ebpf.ProgramType, pass int32) *ebpf.Program {
 	t.Helper()
 	program, err := ebpf.NewProgram(&ebpf.ProgramSpec{
@@ -278,15 +278,15 @@ func mustMapID(t *testing.T, m *ebpf.Map) ebpf.MapID {
 
 var errInjected = errors.New("injected fault")
 
-// setFault has fail decide which steps fail, until the test ends.
+// setFault makes fail decide which steps fail, until the test ends.
 func setFault(t *testing.T, fail func(step string) error) {
 	before := fault
 	fault = fail
 	t.Cleanup(func() { fault = before })
 }
 
-// eachFault runs attempt with every step failing in turn, once each, until it passes without a
-// fault. It wants every faulty attempt to fail with the injected error, and calls after with the step.
+// eachFault runs attempt again and again; each time the next step fails, until no step is left. Every
+// failed attempt must return the injected error. Then eachFault calls after with the name of the step.
 func eachFault(t *testing.T, attempt func() error, after func(step string)) {
 	t.Helper()
 	var steps []string
@@ -324,7 +324,7 @@ func eachFault(t *testing.T, attempt func() error, after func(step string)) {
 	t.Logf("faults at: %s", strings.Join(steps, ", "))
 }
 
-// wantError checks that an error wraps another, if not nil, and says what a user needs.
+// wantError checks that err wraps is, if not nil, and contains the words that a user needs.
 func wantError(t *testing.T, err, is error, words ...string) {
 	t.Helper()
 	if err == nil {

@@ -11,18 +11,20 @@ import (
 )
 
 const (
-	// maxConnections leaves room to count table entries in 32 bits.
+	// maxConnections keeps the number of table entries within 32 bits.
 	maxConnections = 1 << 28
-	// defaultConnections is how many connections there is room for unless Options say otherwise.
+	// defaultConnections is the number of connections when nothing is pinned and Options do not give a
+	// number.
 	defaultConnections = 1 << 17
-	// minPlaces keeps openings and closings possible where few connections are asked for.
+	// minPlaces is the least room for half-open and closing connections, however small the table is.
 	minPlaces = 256
-	// beingMade is how many entries may exist for a moment beyond those that hold places.
+	// beingMade is the number of entries that may exist for a moment without a place.
 	beingMade = 256
 )
 
-// places are how many connections of each kind there is room for, by enum place_kind, in one family that may have
-// so many established ones: three quarters for TCP, one for all other protocols.
+// places returns the largest number of connections of each kind, by enum place_kind, in one address family
+// with this number of established connections. Three quarters of these are for TCP, one quarter for all
+// other protocols.
 func places(established uint32) [bpf.HairpinPlaceKindPLACES]uint32 {
 	tcp := established - established/4
 	return [...]uint32{
@@ -35,9 +37,9 @@ func places(established uint32) [bpf.HairpinPlaceKindPLACES]uint32 {
 	}
 }
 
-// Size gives a datapath room for so many established IPv4 connections, and for a quarter of that of IPv6: entries, two a
-// connection, and places. Established TCP has three sixteenths more places than there may be connections, as the datapath looks
-// for a free one at random.
+// Size makes room in spec for this number of established IPv4 connections, and a quarter of it for IPv6. A
+// connection has two table entries and one place. Established TCP gets 3/16 more places than its limit,
+// because the datapath finds a free place by random tries.
 func Size(spec *ebpf.CollectionSpec, connections uint32) {
 	rings := make([]ebpf.MapKV, 2*bpf.HairpinPlaceKindPLACES)
 	for family, established := range []uint32{connections, max(connections/4, 1)} {
@@ -62,7 +64,7 @@ func Size(spec *ebpf.CollectionSpec, connections uint32) {
 	spec.Maps[bpf.HairpinMapRings].Contents = rings
 }
 
-// connectionsOf is how many connections Size was asked for.
+// connectionsOf returns the number of connections that Size got for these maps.
 func connectionsOf(maps *bpf.HairpinMaps) (uint32, error) {
 	connections := uint32(0)
 	for _, kind := range []bpf.HairpinPlaceKind{bpf.HairpinPlaceKindPLACE_TCP, bpf.HairpinPlaceKindPLACE_OTHER} {

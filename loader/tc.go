@@ -16,16 +16,17 @@ import (
 	"hairpin/bpf"
 )
 
-// The clsact filter, on kernels without TCX. Others use priority 1, or let the kernel give them priorities
-// and handles; these places are ours, and the name says so.
+// The clsact filter, for kernels without TCX. Other programs use priority 1, or let the kernel choose
+// priority and handle. hairpin uses its own priority and handle, and finds its filter by these and the
+// name.
 const (
 	filterName   = "hairpin"
 	filterHandle = 0x6870
-	// qdiscMark, in the directory that stands for the filter, says that the qdisc is ours as well.
+	// qdiscMark is a directory in the pin of the filter. It records that hairpin also made the qdisc.
 	qdiscMark = "qdisc"
 )
 
-// side is a side of an interface and the TC program that runs there.
+// side is a direction of an interface, with its hooks and its TC program.
 type side struct {
 	name       string
 	tcxKind    string
@@ -38,19 +39,19 @@ type side struct {
 }
 
 var (
-	// What ingress leaves untouched goes on to whatever is attached behind.
+	// First at ingress: packets that the program leaves untouched go on to the programs behind it.
 	ingress = &side{
 		"ingress", kindTCX, kindClsact, ebpf.AttachTCXIngress, netlink.HANDLE_MIN_INGRESS, 2, link.Head,
 		func(p *bpf.HairpinPrograms) *ebpf.Program { return p.HairpinTc },
 	}
-	// The guard is the last to see a packet: others may translate it before.
+	// The guard runs last at egress: programs before it may translate the packet.
 	egress = &side{
 		"egress", kindGuardTCX, kindGuardClsact, ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS, 0xfffe, link.Tail,
 		func(p *bpf.HairpinPrograms) *ebpf.Program { return p.HairpinGuard },
 	}
 )
 
-// sideOf returns the side of a kind of hook of TC.
+// sideOf returns the side of a kind of TC hook.
 func sideOf(kind string) *side {
 	if kind == kindGuardTCX || kind == kindGuardClsact {
 		return egress
@@ -58,8 +59,8 @@ func sideOf(kind string) *side {
 	return ingress
 }
 
-// attachTC attaches the TC program of one side, and says by what. undo takes off what was not there
-// before.
+// attachTC attaches the TC program of one side. It returns TCX or TCClsact, and a function that removes
+// what this call attached.
 func (d *Datapath) attachTC(dev netlink.Link, side *side, programs *bpf.HairpinPrograms) (kind string, undo func() error, err error) {
 	program := side.program(programs)
 	if !d.noTCX {
@@ -112,12 +113,12 @@ func (d *Datapath) pinTCX(dev netlink.Link, side *side, program *ebpf.Program) e
 	return d.pinLink(l, side.tcxKind, dev.Attrs().Index)
 }
 
-// runningTCX returns the program that l runs on dev, 0 if it is not there. The device is asked as
-// well as the link: an interface in another network namespace may have the same index.
+// runningTCX returns the ID of the program that l runs on dev, 0 if l is not on dev. It asks the device as
+// well as the link, because an interface in another network namespace may have the same index.
 func runningTCX(l link.Link, dev netlink.Link, attach ebpf.AttachType) (ebpf.ProgramID, error) {
 	info, err := l.Info()
 	if err != nil {
-		return 0, fmt.Errorf("look at TC link: %w", err)
+		return 0, fmt.Errorf("inspect TC link: %w", err)
 	}
 	if on := info.TCX(); on == nil || int(on.Ifindex) != dev.Attrs().Index {
 		return 0, nil
@@ -137,8 +138,9 @@ func runningTCX(l link.Link, dev netlink.Link, attach ebpf.AttachType) (ebpf.Pro
 	return 0, nil
 }
 
-// attachClsact attaches the TC program as a filter. The kernel keeps no link that could be pinned;
-// an empty directory in its place remembers the filter, one in that the qdisc.
+// attachClsact attaches the TC program as a filter. The kernel has no link for a filter, so there is
+// nothing to pin. An empty directory takes the place of the pin; the directory qdiscMark in it records the
+// qdisc.
 func (d *Datapath) attachClsact(dev netlink.Link, side *side, program *ebpf.Program) (kind string, undo func() error, err error) {
 	ifindex := dev.Attrs().Index
 	if err := checkPlace(ifindex, side); err != nil {
@@ -148,7 +150,8 @@ func (d *Datapath) attachClsact(dev netlink.Link, side *side, program *ebpf.Prog
 	if err != nil {
 		return "", nil, err
 	}
-	// Written first: what is remembered and not there can be told, what is there and forgotten not.
+	// Make the directory first: a record without a filter does no harm, a filter without a record stays for
+	// ever.
 	path := pins(d.dir).linkPin(side.filterKind, ifindex)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", nil, fmt.Errorf("pin clsact filter: %w", err)
@@ -166,7 +169,7 @@ func (d *Datapath) attachClsact(dev netlink.Link, side *side, program *ebpf.Prog
 	return TCClsact, undo, nil
 }
 
-// addQdisc adds the qdisc that filters hang on, unless it is there.
+// addQdisc adds the clsact qdisc, which the filter needs, unless it exists.
 func addQdisc(ifindex int, path string) error {
 	if err := fault("add qdisc"); err != nil {
 		return err
@@ -214,7 +217,7 @@ func filterAttrs(ifindex int, side *side) netlink.FilterAttrs {
 	}
 }
 
-// findFilter returns our filter on an interface, nil if there is none.
+// findFilter returns hairpin's filter on an interface, nil if there is none.
 func findFilter(ifindex int, side *side) (*netlink.BpfFilter, error) {
 	filters, err := listFilters(ifindex, side.parent)
 	if err != nil {
@@ -233,8 +236,9 @@ func isOurs(filter netlink.Filter, side *side) bool {
 	return ok && f.Priority == side.priority && f.Handle == filterHandle && f.Name == filterName
 }
 
-// checkPlace makes sure that nobody has the place of our filter: the kernel would replace theirs, or
-// refuse a second kind at one priority in words that tell nothing.
+// checkPlace fails if another filter has the priority of hairpin's filter. The kernel would replace a filter
+// with the same handle. It would refuse a filter of a second kind, with an error that does not name the
+// cause.
 func checkPlace(ifindex int, side *side) error {
 	filters, err := listFilters(ifindex, side.parent)
 	if err != nil {
@@ -242,14 +246,15 @@ func checkPlace(ifindex int, side *side) error {
 	}
 	for _, filter := range filters {
 		if filter.Attrs().Priority == side.priority && !isOurs(filter, side) {
-			return fmt.Errorf("another %s filter has priority %d on %s, which hairpin needs: give that one another priority",
+			return fmt.Errorf("another %s filter has priority %d on %s, which hairpin needs; give that filter another priority",
 				filter.Type(), side.priority, side.name)
 		}
 	}
 	return nil
 }
 
-// listFilters lists the filters of one direction; an interface that is gone, or has no qdisc, has none.
+// listFilters lists the filters of one direction. The list is empty if the interface is gone or has no
+// qdisc.
 func listFilters(ifindex int, parent uint32) ([]netlink.Filter, error) {
 	dev := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: ifindex}}
 	filters, err := retryDump(func() ([]netlink.Filter, error) { return netlink.FilterList(dev, parent) })
@@ -262,8 +267,8 @@ func listFilters(ifindex int, parent uint32) ([]netlink.Filter, error) {
 	return filters, nil
 }
 
-// removeFilter removes our filter, the qdisc if we added it and nobody else uses it, and the memory
-// of both.
+// removeFilter removes hairpin's filter and its pin. It also removes the qdisc if hairpin made it and no
+// filter uses it.
 func removeFilter(ifindex int, side *side, path string) error {
 	filter, err := findFilter(ifindex, side)
 	if err != nil {
@@ -306,7 +311,7 @@ func removeQdisc(ifindex int) error {
 	return nil
 }
 
-// isGone tells errors that mean there is nothing left to remove.
+// isGone reports whether the error means that there is nothing left to remove.
 func isGone(err error) bool {
 	for _, errno := range []error{unix.ENOENT, unix.ENODEV, unix.EINVAL} {
 		if errors.Is(err, errno) {

@@ -15,8 +15,8 @@ import (
 	"hairpin/bpf"
 )
 
-// Upgrade replaces the programs by those of this version, on the same maps: connections go on, and
-// no packet meets an interface without a program. If a step fails, the old programs run on.
+// Upgrade replaces the programs with the programs of this version, on the same maps. Connections continue,
+// and no interface is without a program for a moment. If a step fails, the old programs stay.
 func (d *Datapath) Upgrade() error {
 	if err := d.upgrade(); err != nil {
 		return explain(fmt.Errorf("upgrade: %w", err))
@@ -45,11 +45,11 @@ func (d *Datapath) upgrade() error {
 	return before.Close()
 }
 
-// swapPrograms makes every attachment and the pins change from old to fresh, or none.
+// swapPrograms changes every attachment and the pins from old to fresh. After an error, all stay old.
 func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms, suited fit) error {
 	p := pins(d.dir)
-	// Once they are exchanged, the old pins are there. What cannot be removed now, the next writer
-	// cleans.
+	// After the exchange this directory holds the old pins. If they cannot be removed now, the next writer
+	// removes them (clean).
 	defer os.RemoveAll(p.aside())
 	if err := p.pinProgramsAside(fresh); err != nil {
 		return err
@@ -63,7 +63,7 @@ func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms, suited fit) err
 	}
 	defer closeHooks(hooks)
 
-	// From here on packets see the change.
+	// From here on, packets meet the new programs.
 	replaced, err := replaceAll(hooks, fresh)
 	if err == nil {
 		err = startSweeper(fresh)
@@ -78,7 +78,8 @@ func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms, suited fit) err
 	return nil
 }
 
-// startSweeper has these programs take connections out that have expired.
+// startSweeper starts the timer that removes expired connections. From now on the timer runs the code of
+// programs.
 func startSweeper(programs *bpf.HairpinPrograms) error {
 	if err := fault("start"); err != nil {
 		return err
@@ -90,11 +91,11 @@ func startSweeper(programs *bpf.HairpinPrograms) error {
 	return nil
 }
 
-// startPatience is how long retryNoMemory waits for the kernel to find memory.
+// startPatience is how long retryNoMemory repeats the call.
 const startPatience = time.Second
 
-// retryNoMemory runs a program until it returns 0. The kernel may have no memory at hand for a timer, which
-// its background work mends within milliseconds.
+// retryNoMemory runs a program until it returns 0. The BPF allocator may have no memory ready for a timer;
+// the kernel refills it in the background within milliseconds.
 func retryNoMemory(run func() (uint32, error)) error {
 	pause, deadline := time.Millisecond, time.Now().Add(startPatience)
 	for {
@@ -110,7 +111,7 @@ func retryNoMemory(run func() (uint32, error)) error {
 	}
 }
 
-// loadPrograms loads the embedded programs with the maps of the datapath, and says what they suit.
+// loadPrograms loads the embedded programs with the pinned maps, and says what they suit.
 func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, fit, error) {
 	if err := fault("load"); err != nil {
 		return nil, fit{}, err
@@ -138,7 +139,7 @@ func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, fit, error) {
 	suited := currentFit()
 	loaded, err := suited.load(spec, pinned)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return nil, fit{}, fmt.Errorf("%w: %w: use the version that made it, or %s", ErrSchema, err, anew)
+		return nil, fit{}, fmt.Errorf("%w: %w; use the version that created it, or %s", ErrSchema, err, anew)
 	}
 	if err != nil {
 		return nil, fit{}, fmt.Errorf("load programs: %w", err)
@@ -157,17 +158,14 @@ func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {
 	if err := os.Mkdir(p.asidePrograms(), 0o700); err != nil {
 		return fmt.Errorf("make pin directory: %w", err)
 	}
-	return pinPrograms(map[string]*ebpf.Program{
-		bpf.HairpinProgHairpinXdp:     programs.HairpinXdp,
-		bpf.HairpinProgHairpinTc:      programs.HairpinTc,
-		bpf.HairpinProgHairpinGuard:   programs.HairpinGuard,
-		bpf.HairpinProgHairpinEnd:     programs.HairpinEnd,
-		bpf.HairpinProgHairpinCorrect: programs.HairpinCorrect,
-		bpf.HairpinProgHairpinStart:   programs.HairpinStart,
-	}, p.asidePrograms())
+	byName := make(map[string]*ebpf.Program)
+	for name, program := range each[ebpf.Program](programs) {
+		byName[name] = *program
+	}
+	return pinPrograms(byName, p.asidePrograms())
 }
 
-// liveHooks opens the attachments that have an interface.
+// liveHooks opens the attachments whose interface still exists.
 func (d *Datapath) liveHooks() ([]*hook, error) {
 	all, err := pins(d.dir).hooks()
 	if err != nil {
@@ -179,7 +177,7 @@ func (d *Datapath) liveHooks() ([]*hook, error) {
 		alive, err := h.alive()
 		if err != nil {
 			closeHooks(append(live, all[i:]...))
-			return nil, fmt.Errorf("look at %s: %w", h, err)
+			return nil, fmt.Errorf("inspect %s: %w", h, err)
 		}
 		if alive {
 			live = append(live, h)
@@ -190,8 +188,8 @@ func (d *Datapath) liveHooks() ([]*hook, error) {
 	return live, nil
 }
 
-// alive reports whether there is a program to replace. An interface that went to another network
-// namespace still runs its XDP and TCX links.
+// alive reports whether the hook still has a program to replace. An XDP or TCX link is alive in another
+// network namespace, too.
 func (h *hook) alive() (bool, error) {
 	if h.kind == kindTags {
 		return false, nil
@@ -211,12 +209,12 @@ func (h *hook) alive() (bool, error) {
 	return tcx != nil && tcx.Ifindex != 0, nil
 }
 
-// replaceAll returns the hooks that have the programs now.
+// replaceAll gives the hooks these programs. It returns the hooks that it changed.
 func replaceAll(hooks []*hook, programs *bpf.HairpinPrograms) (done []*hook, err error) {
 	for _, h := range hooks {
 		err := h.replace(programs)
 		if errors.Is(err, unix.ENOLINK) || errors.Is(err, unix.ENODEV) {
-			// Its interface went this moment.
+			// The interface was deleted a moment ago.
 			continue
 		}
 		if err != nil {
@@ -235,7 +233,7 @@ func interfaceName(ifindex int) string {
 	return dev.Attrs().Name
 }
 
-// exchangePrograms puts the pins of all programs in place at once.
+// exchangePrograms exchanges the pins of all programs in one rename.
 func exchangePrograms(p pins) error {
 	if err := fault("rename"); err != nil {
 		return err

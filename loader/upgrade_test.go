@@ -16,7 +16,7 @@ import (
 	"hairpin/bpf"
 )
 
-// pinnedProgram returns the program that a pin holds.
+// pinnedProgram returns the ID of the pinned program.
 func (r *router) pinnedProgram(name string) ebpf.ProgramID {
 	r.t.Helper()
 	program, err := ebpf.LoadPinnedProgram(filepath.Join(r.dir, "datapath", "programs", name), nil)
@@ -41,7 +41,7 @@ func (r *router) pinnedPrograms() map[string]ebpf.ProgramID {
 	return ids
 }
 
-// attachAll has every kind of attachment: XDP and TCX on wan0, clsact on lan0, the guard on both.
+// attachAll attaches every kind of hook: XDP and TCX on wan0, clsact on lan0, the guard on both.
 func attachAll(r *router) *Datapath {
 	r.t.Helper()
 	r.guard(r.load(Options{NoTCX: true}), "lan0", ModeTC)
@@ -50,8 +50,8 @@ func attachAll(r *router) *Datapath {
 	return d
 }
 
-// After an upgrade every hook and every pin has a new program, on the same maps, and nothing of the
-// old one is left.
+// TestUpgrade: after an upgrade every hook and every pin has a new program on the same maps. No old program
+// is left.
 func TestUpgrade(t *testing.T) {
 	r := newRouter(t)
 	d := attachAll(r)
@@ -107,8 +107,8 @@ func TestUpgrade(t *testing.T) {
 	}
 }
 
-// A process that only opened the pins can upgrade; one that had them open before sees new programs
-// when it attaches.
+// TestUpgradeByAnother: a process that called Open can upgrade. Another process that has the datapath open
+// attaches the new programs.
 func TestUpgradeByAnother(t *testing.T) {
 	r := newRouter(t)
 	d := attachAll(r)
@@ -127,7 +127,7 @@ func TestUpgradeByAnother(t *testing.T) {
 	r.want("attached by the one with the old programs", "wan0", upgraded)
 }
 
-// Whatever step fails, the programs that ran before run on, and the pins name them.
+// TestUpgradeFaults: if any step fails, the old programs still run, and the pins are the old programs.
 func TestUpgradeFaults(t *testing.T) {
 	r := newRouter(t)
 	d := attachAll(r)
@@ -152,7 +152,8 @@ func TestUpgradeFaults(t *testing.T) {
 	}
 }
 
-// A program that wants memory is run again, soon at first, and neither without pause nor for ever.
+// TestRetryNoMemory: a program without memory is run again, soon at first, then with longer pauses, up to a
+// time limit.
 func TestRetryNoMemory(t *testing.T) {
 	noMemory := unix.ENOMEM
 	synctest.Test(t, func(t *testing.T) {

@@ -15,32 +15,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A VLAN tag may travel beside a frame instead of in it, in skb->vlan_tci. TC sees it there, XDP does
-// not: it would take the frame for an untagged one. Who takes the tag out of the frame:
+// A VLAN tag may travel in skb->vlan_tci instead of in the frame. TC sees this tag, XDP does not: XDP would
+// take the frame for an untagged frame. Three kinds of devices move the tag out of the frame:
 //
-//   - A NIC, by an offload that can mostly be switched off (ethtool -K DEV rxvlan off). Then the tag is in
-//     the frame for native XDP, and for generic XDP too: __netif_receive_skb_core runs that before
+//   - A NIC, by an offload that can usually be switched off (ethtool -K DEV rxvlan off). Without the offload
+//     native XDP sees the tag, and so does generic XDP: __netif_receive_skb_core runs generic XDP before
 //     skb_vlan_untag.
-//   - The sender, where a packet goes from one device of the same machine to another. A veth has the
-//     offload for transmission, so a VLAN device or a bridge on the peer leaves the tag beside the
-//     frame, and veth_xdp_rcv_skb shows the program the data alone. The receiver's rxvlan changes nothing,
-//     and the peer is often in another network namespace.
-//   - The stack, for devices on top of others: a bridge, a bond and a macvlan get skbs that were
-//     untagged below.
+//   - A veth, because the sender never puts the tag into the frame. A veth has the offload for
+//     transmission, so a VLAN interface or a bridge on the peer leaves the tag in the skb.
+//     veth_xdp_rcv_skb shows the program only the frame. rxvlan of the receiver changes nothing, and the
+//     peer is often in another network namespace.
+//   - A device on top of another device. A bridge, a bond and a macvlan get skbs whose tag is already removed.
 //
 // A tap device gets whole frames from user space.
 
-// tagFeatures are the offloads of a NIC that take tags out of frames.
+// tagFeatures are the NIC offloads that remove tags from frames.
 var tagFeatures = []string{"rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"}
 
-// isHardware tells NICs, whose frames come from a wire. A test may have its own idea. DSA has a parent
-// device too, but also a kind.
+// isHardware reports whether a device is a NIC that receives frames from a wire. Tests replace it. A DSA
+// port also has a parent device, but its type is not "device".
 var isHardware = func(dev netlink.Link) bool { return isPhysical(dev.Attrs()) && dev.Type() == "device" }
 
-// TagVisibility says what XDP sees of VLAN tags on a device.
+// TagVisibility says whether XDP sees VLAN tags on a device.
 type TagVisibility struct {
-	Strips []string // offloads of the NIC that take tags out of frames, and can be switched off
-	Hides  string   // why nothing can be done about tags that are not seen; "" if they are
+	Strips []string // active offloads of the NIC that remove tags from frames, and can be switched off
+	Hides  string   // why XDP cannot see tags, whatever hairpin does; "" if XDP can see them
 }
 
 func readTagVisibility(dev netlink.Link) (TagVisibility, error) {
@@ -48,19 +47,19 @@ func readTagVisibility(dev netlink.Link) (TagVisibility, error) {
 		return TagVisibility{}, nil
 	}
 	if !isHardware(dev) {
-		return TagVisibility{Hides: fmt.Sprintf("no XDP: to a %s device VLAN tags come beside frames, where XDP does not see them", dev.Type())}, nil
+		return TagVisibility{Hides: fmt.Sprintf("no XDP: on a %s device VLAN tags may travel outside the frame, where XDP does not see them", dev.Type())}, nil
 	}
 	features, err := tagOffloads(dev)
 	return tagVisibilityOf(features), err
 }
 
-// tagVisibilityOf is what XDP sees of tags on a NIC with offloads in these states.
+// tagVisibilityOf returns the TagVisibility of a NIC with offloads in these states.
 func tagVisibilityOf(features map[string]ethtool.FeatureState) (sight TagVisibility) {
 	for _, name := range tagFeatures {
 		switch state := features[name]; {
 		case !state.Active:
 		case !state.Available || state.NeverChanged:
-			sight.Hides = fmt.Sprintf("no XDP: the device takes VLAN tags off frames before XDP sees them, and %s cannot be switched off", name)
+			sight.Hides = fmt.Sprintf("no XDP: the device removes VLAN tags from frames before XDP sees them, and %s cannot be switched off", name)
 		default:
 			sight.Strips = append(sight.Strips, name)
 		}
@@ -68,7 +67,7 @@ func tagVisibilityOf(features map[string]ethtool.FeatureState) (sight TagVisibil
 	return sight
 }
 
-// tagOffloads reads the state of the features of a device; one that is gone has none.
+// tagOffloads returns the state of the device's features, nil if the device is gone.
 func tagOffloads(dev netlink.Link) (map[string]ethtool.FeatureState, error) {
 	client, err := ethtool.NewEthtool()
 	if err != nil {
@@ -95,7 +94,7 @@ func setOffloads(dev netlink.Link, features []string, on bool) error {
 	return client.Change(dev.Attrs().Name, change)
 }
 
-// vlansOn names the VLAN devices on top of a device.
+// vlansOn returns the names of the VLAN interfaces on a device.
 func vlansOn(dev netlink.Link, devices []netlink.Link) (names []string) {
 	for _, other := range devices {
 		if attrs := other.Attrs(); other.Type() == "vlan" && attrs.ParentIndex == dev.Attrs().Index && attrs.NetNsID < 0 {
@@ -105,8 +104,8 @@ func vlansOn(dev netlink.Link, devices []netlink.Link) (names []string) {
 	return names
 }
 
-// NoXDP says why the link does not get the XDP that a mode asks for, as VLAN tags would not be seen;
-// "" if there is no such reason, or the mode does not ask.
+// NoXDP returns the reason why the link gets no XDP in this mode because XDP would not see VLAN tags. It
+// returns "" if there is no such reason, or if the mode does not use XDP on this link.
 func (l Link) NoXDP(mode Mode) string {
 	switch {
 	case mode == ModeTC || mode == ModeAuto && !l.physical || l.bare || l.Loopback || l.Tags.Hides == "":
@@ -114,16 +113,16 @@ func (l Link) NoXDP(mode Mode) string {
 	case mode != ModeXDPUntagged:
 		return l.Tags.Hides
 	case len(l.VLANs) > 0:
-		return "no XDP: frames come with VLAN tags, which XDP does not see: VLAN devices stand on it: " + strings.Join(l.VLANs, ", ")
+		return "no XDP: XDP does not see VLAN tags on this device, and it has VLAN interfaces: " + strings.Join(l.VLANs, ", ")
 	}
 	return ""
 }
 
-// StripsTags reports whether the device takes VLAN tags out of frames before XDP sees them, though it
-// need not: Attach makes it stop.
+// StripsTags reports whether the device removes VLAN tags from frames before XDP sees them. Attach switches
+// this offload off.
 func (l Link) StripsTags() bool { return len(l.Tags.Strips) > 0 }
 
-// linkOf looks at one device as Links does, without addresses.
+// linkOf returns the Link of one device, without addresses.
 func linkOf(dev netlink.Link) (Link, error) {
 	devices, err := retryDump(netlink.LinkList)
 	if err != nil {
@@ -132,8 +131,8 @@ func linkOf(dev netlink.Link) (Link, error) {
 	return newLink(dev, devices, nil, nil)
 }
 
-// keepTags makes a NIC leave VLAN tags in frames, and remembers what it has switched off by names of
-// directories. The reason says why XDP must not run all the same.
+// keepTags switches off the offloads of a NIC that remove VLAN tags from frames. It records their names as
+// directories in the pin. reason says why XDP must not run although the offloads should be off.
 func (d *Datapath) keepTags(dev netlink.Link, l Link) (reason string, err error) {
 	if !l.StripsTags() {
 		return "", nil
@@ -141,14 +140,15 @@ func (d *Datapath) keepTags(dev netlink.Link, l Link) (reason string, err error)
 	if err := fault("switch rxvlan off"); err != nil {
 		return "", err
 	}
-	// Written first: a device that strips tags again after a crash is told to, and needs no telling.
+	// Record the names first: after a crash, Detach then switches the offloads on, even if they were not
+	// off.
 	path := pins(d.dir).linkPin(kindTags, dev.Attrs().Index)
 	for _, name := range l.Tags.Strips {
 		if err := os.MkdirAll(filepath.Join(path, name), 0o700); err != nil {
 			return "", fmt.Errorf("pin offload: %w", err)
 		}
 	}
-	const still = "no XDP: the device takes VLAN tags off frames before XDP sees them, and goes on when told to stop"
+	const still = "no XDP: the device removes VLAN tags from frames before XDP sees them, and this cannot be switched off"
 	if err := setOffloads(dev, l.Tags.Strips, false); err != nil {
 		return still + ": " + err.Error(), nil
 	}
@@ -162,8 +162,8 @@ func (d *Datapath) keepTags(dev netlink.Link, l Link) (reason string, err error)
 	return "", nil
 }
 
-// restoreTagOffloads has a NIC strip tags again that did so before keepTags, and forgets it. A device that is
-// gone or elsewhere is out of reach.
+// restoreTagOffloads switches the offloads on that keepTags switched off, and removes the record. It only
+// removes the record if the device is gone or in another network namespace.
 func restoreTagOffloads(ifindex int, path string) error {
 	entries, err := os.ReadDir(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -11,14 +11,14 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// nics has veths pass for NICs: they have the offloads, without an effect, and native XDP.
+// nics makes veths count as NICs: they have the offloads, which do nothing, and native XDP.
 func nics(t *testing.T) {
 	before := isHardware
 	isHardware = func(dev netlink.Link) bool { return dev.Type() == "veth" }
 	t.Cleanup(func() { isHardware = before })
 }
 
-// offloads are those of tagFeatures that are on.
+// offloads returns the offloads in tagFeatures that are on.
 func (r *router) offloads(dev string) map[string]bool {
 	r.t.Helper()
 	on := make(map[string]bool)
@@ -54,7 +54,8 @@ func (r *router) wantOffloads(when, dev string, want map[string]bool) {
 	}
 }
 
-// A NIC leaves VLAN tags in frames as long as XDP is on it, and then does as it did before.
+// TestXDPHasTagsKept: while XDP runs on a NIC, VLAN tags stay in frames; after Detach the offload is as
+// before.
 func TestXDPHasTagsKept(t *testing.T) {
 	nics(t)
 	off := map[string]bool{tagFeatures[0]: false, tagFeatures[1]: false}
@@ -106,7 +107,7 @@ func TestXDPHasTagsKept(t *testing.T) {
 	}
 }
 
-// An attachment that fails leaves the offloads as they were.
+// TestTagsAreKeptOrNothingChanges: a failed attachment leaves the offloads as they were.
 func TestTagsAreKeptOrNothingChanges(t *testing.T) {
 	nics(t)
 	r := newRouter(t)
@@ -122,7 +123,8 @@ func TestTagsAreKeptOrNothingChanges(t *testing.T) {
 	eachFault(t, attempt, func(step string) { r.wantOffloads(step+" failed", "wan0", before) })
 }
 
-// On a veth the tag comes beside the frame, whatever the offloads: TC alone, unless somebody vouches.
+// TestXDPIsNotWhereTagsAreHidden: on a veth, tags travel outside the frame whatever the offloads are. So a
+// veth gets TC alone, except in mode xdp-untagged.
 func TestXDPIsNotWhereTagsAreHidden(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{})
@@ -138,7 +140,7 @@ func TestXDPIsNotWhereTagsAreHidden(t *testing.T) {
 	}
 }
 
-// A tap device gets whole frames: XDP may run there.
+// TestXDPOnATapSeesTags: a tap device gets whole frames, so XDP may run there.
 func TestXDPOnATapSeesTags(t *testing.T) {
 	r := newRouter(t)
 	r.Run("ip", "tuntap", "add", "tap0", "mode", "tap")
@@ -172,7 +174,7 @@ func TestNoXDP(t *testing.T) {
 		name   string
 		link   Link
 		mode   Mode
-		reason string // a part of it, "" for none
+		reason string // a part of the reason; "" for no reason
 	}{
 		{"a NIC that strips nothing", nic["off"], ModeXDP, ""},
 		{"a NIC that can stop", nic[stripping], ModeAuto, ""},
@@ -195,7 +197,7 @@ func TestNoXDP(t *testing.T) {
 	}
 }
 
-// A VLAN device counts for the device below it, not for another one.
+// TestVLANsOn: a VLAN interface counts only for the device that it is on.
 func TestVLANsOn(t *testing.T) {
 	vlan := func(name string, parent, netns int) netlink.Link {
 		return &netlink.Vlan{LinkAttrs: netlink.LinkAttrs{Name: name, ParentIndex: parent, NetNsID: netns}}

@@ -15,18 +15,18 @@ import (
 	"hairpin/bpf"
 )
 
-// xdpPlan is what is to become of XDP on an interface.
+// xdpPlan is the plan for XDP on one interface.
 type xdpPlan struct {
 	native  bool
-	generic bool  // if native XDP fails
-	old     *hook // ours, dead or alive; nil if there is none
+	generic bool  // use generic XDP if native XDP fails
+	old     *hook // hairpin's present link, dead or alive; nil if there is none
 	alive   bool
-	mode    string // what the old one runs as
+	mode    string // mode of the present program: "", XDPNative or XDPGeneric
 	link    Link
-	reason  string // why there must be no XDP, or no native one
+	reason  string // why there must be no XDP, or no native XDP
 }
 
-// prepareXDP decides without changing anything, and refuses an interface where it must not attach.
+// prepareXDP makes the plan and changes nothing. It fails if hairpin must not attach to the interface.
 func (d *Datapath) prepareXDP(dev netlink.Link, mode Mode) (xdpPlan, error) {
 	var plan xdpPlan
 	switch mode {
@@ -42,7 +42,8 @@ func (d *Datapath) prepareXDP(dev netlink.Link, mode Mode) (xdpPlan, error) {
 	if plan.reason = plan.link.NoXDP(mode); plan.reason != "" {
 		plan.native, plan.generic = false, false
 	}
-	// Asked first, so as not to touch a NIC's offloads in vain, which resets some.
+	// Read the features first: changing offloads resets some NICs, and a driver without native XDP does not
+	// need the change.
 	if plan.native && !plan.generic && plan.link.StripsTags() {
 		features, err := xdpFeatures([]netlink.Link{dev})
 		if err != nil {
@@ -76,10 +77,10 @@ func foreignXDP(id uint32) error {
 	if id != 0 {
 		what = fmt.Sprintf("another XDP program (id %d)", id)
 	}
-	return fmt.Errorf("%s is attached, and an interface takes one only: detach that one, or use mode tc", what)
+	return fmt.Errorf("%s is attached, and an interface can have only one; detach the other program, or use mode tc", what)
 }
 
-// attachXDP carries the plan out. The reason says why XDP is less than the mode allows.
+// attachXDP executes the plan. It returns the mode, and the reason why XDP is less than the mode allows.
 func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.HairpinPrograms) (mode, reason string, err error) {
 	if plan.old != nil && (!plan.alive || !plan.keeps()) {
 		if err := plan.old.remove(); err != nil {
@@ -87,7 +88,7 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 		}
 		plan.alive = false
 	}
-	// Without XDP, for whatever reason, the NIC does as it did before.
+	// Without XDP the NIC may remove VLAN tags again, as before.
 	defer func() {
 		if mode == "" {
 			err = errors.Join(err, d.removeHook(kindTags, dev.Attrs().Index))
@@ -120,7 +121,8 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 	return mode, reason, nil
 }
 
-// runXDP attaches XDP as well as the driver can; it returns no link if that is not at all.
+// runXDP attaches native XDP, or generic XDP if the driver refuses and the plan allows it. The link is nil
+// if there is no XDP; reason says why.
 func runXDP(dev netlink.Link, plan xdpPlan, programs *bpf.HairpinPrograms) (mode, reason string, l link.Link, err error) {
 	mode = XDPNative
 	l, err = newXDP(dev, link.XDPDriverMode, programs.HairpinXdp)
@@ -138,12 +140,12 @@ func runXDP(dev netlink.Link, plan xdpPlan, programs *bpf.HairpinPrograms) (mode
 	return mode, reason, l, nil
 }
 
-// keeps reports whether the XDP link that runs is one the mode may have.
+// keeps reports whether the plan allows the mode of the running XDP link.
 func (p xdpPlan) keeps() bool {
 	return p.native && (p.mode == XDPNative || p.generic)
 }
 
-// update gives an attached link the program, unless it has it.
+// update gives an attached link this program, unless the link already runs it.
 func update(h *hook, dev netlink.Link, program *ebpf.Program) error {
 	running, err := h.running(dev)
 	if err != nil {
@@ -173,9 +175,9 @@ func newXDP(dev netlink.Link, flags link.XDPAttachFlags, program *ebpf.Program) 
 	return l, nil
 }
 
-// pinLink pins a fresh link; it takes the program off again if it cannot.
+// pinLink pins a new link. On an error it detaches the program.
 func (d *Datapath) pinLink(l link.Link, kind string, ifindex int) error {
-	// Without a pin the program goes with this descriptor.
+	// Without a pin, closing this descriptor detaches the program.
 	defer l.Close()
 	if err := fault("pin link"); err != nil {
 		return errors.Join(err, l.Detach())
@@ -186,8 +188,7 @@ func (d *Datapath) pinLink(l link.Link, kind string, ifindex int) error {
 	return nil
 }
 
-// isRefusal tells whether it is the driver that will not have the program: then generic XDP, or none,
-// is the answer.
+// isRefusal reports whether the driver refuses the program. Then generic XDP, or no XDP, is used instead.
 func isRefusal(err error) bool {
 	var errno unix.Errno
 	if !errors.As(err, &errno) {
@@ -200,11 +201,12 @@ func isRefusal(err error) bool {
 	return true
 }
 
-// nativeReason puts in words why a driver refused; the kernel gives a bpf link no text.
+// nativeReason explains why a driver refused native XDP. The kernel gives no text: a BPF link has no
+// extack.
 func nativeReason(err error) string {
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, ebpf.ErrNotSupported):
-		return "no native XDP: the driver has none, or not with its offloads (LRO, GRO_HW) as they are"
+		return "no native XDP: the driver does not support it, or not with its present offloads (LRO, GRO_HW)"
 	case errors.Is(err, unix.ERANGE):
 		return "no native XDP: the MTU is too large for the driver"
 	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC):
@@ -213,12 +215,12 @@ func nativeReason(err error) string {
 	return "no native XDP: " + err.Error()
 }
 
-// isPhysical tells NICs from devices made of software: those have a kind, or no device behind them.
+// isPhysical reports whether a device is a NIC: software devices have no parent device.
 func isPhysical(attrs *netlink.LinkAttrs) bool {
 	return attrs.ParentDev != "" && attrs.ParentDevBus != ""
 }
 
-// xdpMode names the mode of the XDP program on a device.
+// xdpMode returns the mode of the XDP program on a device, "" if there is no program.
 func xdpMode(dev netlink.Link) string {
 	xdp := dev.Attrs().Xdp
 	switch {
@@ -230,12 +232,12 @@ func xdpMode(dev netlink.Link) string {
 	return XDPNative
 }
 
-// runningXDP returns the program that l runs on dev, 0 if it is not there. The device is asked as
-// well as the link: an interface in another network namespace may have the same index.
+// runningXDP returns the ID of the program that l runs on dev, 0 if l is not on dev. It asks the device as
+// well as the link, because an interface in another network namespace may have the same index.
 func runningXDP(l link.Link, dev netlink.Link) (ebpf.ProgramID, error) {
 	info, err := l.Info()
 	if err != nil {
-		return 0, fmt.Errorf("look at XDP link: %w", err)
+		return 0, fmt.Errorf("inspect XDP link: %w", err)
 	}
 	on := info.XDP()
 	xdp := dev.Attrs().Xdp

@@ -16,16 +16,15 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Add makes a forward run beside those that do, without building their tables
-// again: what Apply does takes longer the more there are. It reports false, and
-// has done nothing, if the forward is not of that simple kind, or not valid:
-// then Apply does it, or says why not. The caller holds the writer lock.
+// Add adds a forward to the running configuration without building new tables. Apply builds all tables, which takes
+// longer with more forwards. Add returns false, without a change to the running configuration, if the forward is not
+// simple enough (Document.Takes), meets another forward, does not fit, or is invalid. Then the caller uses Apply, which
+// adds the forward or returns the reason. The caller must hold the writer lock.
 //
-// Packets meet the forward or none, for it shares no port with another one, so
-// its entries go into the live tables one by one. The generation goes up by two,
-// which leaves the slot as it is: that is what puts the forward into the running
-// configuration. A writer may be killed at any step, as in Apply: until then
-// nothing tells of it, and after it the next writer enters it.
+// The forward shares no port with another forward, so its entries can be written into the live tables one by one. The
+// write of the live generation, raised by two so that the slot stays the same, makes the forward part of the running
+// configuration. A writer may be killed at any step, as in Apply. Before that write the forward is not added. After it,
+// the next writer writes the missing entries.
 func (t *Tables) Add(f rule.Forward) (bool, error) {
 	running, generation, err := t.outline()
 	if err != nil {
@@ -56,7 +55,7 @@ func (t *Tables) Add(f rule.Forward) (bool, error) {
 	} {
 		err := t.step(step.name, step.do)
 		if errors.Is(err, unix.E2BIG) {
-			return false, nil // Apply makes room, or says what is full
+			return false, nil // a table is full; Apply makes room or returns an error
 		}
 		if err != nil {
 			return false, err
@@ -71,7 +70,7 @@ func (t *Tables) Add(f rule.Forward) (bool, error) {
 	return true, nil
 }
 
-// extend is the running document with f added, nil if that needs Apply.
+// extend returns the running document with f added, or nil if only Apply can add f.
 func (t *Tables) extend(running *compile.Outline, f rule.Forward) (*compile.Outline, error) {
 	if running.Added == compile.AdditionsRoom || !running.Takes(f) {
 		return nil, nil
@@ -102,7 +101,7 @@ func (t *Tables) extend(running *compile.Outline, f rule.Forward) (*compile.Outl
 	return doc, nil
 }
 
-// holds reports whether the tries of the document's generation have room for it.
+// holds reports whether all entries of the document fit into the tries of its generation.
 func (t *Tables) holds(doc *compile.Document) (bool, error) {
 	forwards, err := liveSlot(t.objs.Forwards, doc.Generation)
 	if err != nil {
@@ -123,8 +122,8 @@ func (t *Tables) holds(doc *compile.Document) (bool, error) {
 		doc.Origins <= int(origins.MaxEntries()), nil
 }
 
-// storeAddition puts the text of an addition where nobody looks before the
-// generation says so.
+// storeAddition stores the text of an addition in the document's map. Readers do not read this entry before the live
+// generation is raised.
 func (t *Tables) storeAddition(doc *compile.Document, generation uint32, text []byte) error {
 	chunks, err := liveSlot(t.objs.Documents, generation)
 	if err != nil {
@@ -137,11 +136,11 @@ func (t *Tables) storeAddition(doc *compile.Document, generation uint32, text []
 	return chunks.Put(doc.Chunks+uint32(doc.Added)-1, &c)
 }
 
-// readAdditions appends the forwards that have been added up to a generation.
+// readAdditions appends the forwards that were added up to this generation to the document.
 func readAdditions(d *compile.Document, chunks *ebpf.Map, generation uint32) error {
 	added := (generation - d.Generation) / 2
 	if added > compile.AdditionsRoom {
-		return fmt.Errorf("generation %d is none of a document of %d", generation, d.Generation)
+		return fmt.Errorf("generation %d does not belong to the document of generation %d", generation, d.Generation)
 	}
 	for i := range added {
 		text, err := readChunk(chunks, d.Chunks+i)
@@ -155,7 +154,7 @@ func readAdditions(d *compile.Document, chunks *ebpf.Map, generation uint32) err
 	return nil
 }
 
-// isFinished reports whether what follows a swap to doc has been done.
+// isFinished reports whether the steps after the swap to doc, or after its last addition, were done.
 func (t *Tables) isFinished(doc *compile.Document) (bool, error) {
 	chunks, err := liveSlot(t.objs.Documents, doc.Generation)
 	if err != nil {
@@ -164,12 +163,12 @@ func (t *Tables) isFinished(doc *compile.Document) (bool, error) {
 	defer chunks.Close()
 	var c chunk
 	if err := chunks.Lookup(chunks.MaxEntries()-1, &c); err != nil {
-		return false, fmt.Errorf("look whether the last change is finished: %w", err)
+		return false, fmt.Errorf("check whether the last change is finished: %w", err)
 	}
 	return binary.LittleEndian.Uint32(c[:]) == doc.LiveGeneration(), nil
 }
 
-func (t *Tables) noteFinished(doc *compile.Document) error {
+func (t *Tables) recordFinished(doc *compile.Document) error {
 	chunks, err := liveSlot(t.objs.Documents, doc.Generation)
 	if err != nil {
 		return err
@@ -180,17 +179,17 @@ func (t *Tables) noteFinished(doc *compile.Document) error {
 	return chunks.Put(chunks.MaxEntries()-1, &c)
 }
 
-// finishAdded does what follows the last addition. What follows the swap to the
-// document, and what followed the additions before, was done before it was made.
+// finishAdded does the steps after the last addition. The steps after the swap and after earlier additions are already
+// done, because Add calls finish first.
 func (t *Tables) finishAdded(doc *compile.Document) error {
-	if err := t.step("enter added forward", func() error { return t.enterAdded(doc) }); err != nil {
+	if err := t.step("write the entries of the added forward", func() error { return t.enterAdded(doc) }); err != nil {
 		return err
 	}
-	return t.step("note that it is finished", func() error { return t.noteFinished(doc) })
+	return t.step("record that the change is finished", func() error { return t.recordFinished(doc) })
 }
 
-// enterAdded writes the entries of the last addition. The from list goes first:
-// without it everybody is refused. The origins go last: they lead to the forward.
+// enterAdded writes the entries of the last addition. The from list is first, because a forward with a missing from list
+// refuses all clients. The origins are last, because they refer to the forward.
 func (t *Tables) enterAdded(doc *compile.Document) error {
 	p, err := doc.AddedProgram()
 	if err != nil {

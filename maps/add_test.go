@@ -28,7 +28,7 @@ func mustAdd(t testing.TB, tables *Tables, line string) {
 	}
 }
 
-// admits reports whether the live from lists let a source use the forward of an id.
+// admits reports whether the live from lists allow a source address to use the forward with this id.
 func (t *Tables) admits(tb testing.TB, id uint32, source string) bool {
 	tb.Helper()
 	generation, err := t.generation()
@@ -86,7 +86,7 @@ func TestAdd(t *testing.T) {
 		t.Errorf("roster %v, %v", roster, err)
 	}
 
-	// Apply takes over: what was added keeps its connections, or goes.
+	// Apply with the added forwards keeps their connections; it can remove an added forward.
 	running, _ := tables.Running()
 	running.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f rule.Forward) bool { return f.Name == "d" })
 	if change := mustApply(t, tables.again(), running); fmt.Sprint(change.Removed) != "[d]" || change.Unchanged != 4 {
@@ -98,7 +98,7 @@ func TestAdd(t *testing.T) {
 	}
 }
 
-// TestWhatIsNotSimpleIsLeftToApply: Add has done nothing then.
+// TestWhatIsNotSimpleIsLeftToApply: Add returns false for forwards that it cannot add, and changes nothing.
 func TestWhatIsNotSimpleIsLeftToApply(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	if added, err := tables.Add(mapstest.Forward(t, "x tcp 80 to 10.0.0.1")); added || !errors.Is(err, ErrEmpty) {
@@ -136,7 +136,8 @@ func TestWhatIsNotSimpleIsLeftToApply(t *testing.T) {
 	}
 }
 
-// TestAnAdditionThatWasKilledIsMadeOrNot kills Add before each of its steps.
+// TestAnAdditionThatWasKilledIsMadeOrNot kills Add before each of its steps. The forward must be added completely or not at
+// all.
 func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 	t.Parallel()
 	const line = "new tcp,udp 90-95 to 10.0.0.9 from 10.0.0.0/8"
@@ -199,7 +200,7 @@ func TestAnAdditionThatWasKilledIsMadeOrNot(t *testing.T) {
 	}
 }
 
-// TestAdditionsFillTheirRoom: the next one is Apply's, which makes room.
+// TestAdditionsFillTheirRoom: after AdditionsRoom additions, Add returns false. Apply then makes room for more.
 func TestAdditionsFillTheirRoom(t *testing.T) {
 	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapEpochs].MaxEntries = 512
@@ -225,12 +226,12 @@ func TestAdditionsFillTheirRoom(t *testing.T) {
 		tables.wantRoute(t, "203.0.113.1", port, fmt.Sprintf("10.0.0.1:%d", port))
 	}
 	doc, _, err := tables.again().running()
-	if err != nil || doc.Entries != 2*len(doc.EpochRefs) { // of two WAN interfaces
+	if err != nil || doc.Entries != 2*len(doc.EpochRefs) { // one entry for each of the two WAN interfaces
 		t.Errorf("%d entries of %d forwards, %v", doc.Entries, len(doc.EpochRefs), err)
 	}
 }
 
-// TestFullTriesTakeNoAddition: once it is in the document it must fit.
+// TestFullTriesTakeNoAddition: Add must check the room in the tries before the forward is in the document.
 func TestFullTriesTakeNoAddition(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
@@ -247,7 +248,7 @@ func TestFullTriesTakeNoAddition(t *testing.T) {
 	}
 }
 
-// TestReadersSeeAdditionsInOrder: no lock, no half of one.
+// TestReadersSeeAdditionsInOrder: readers without a lock see whole additions only, in their order.
 func TestReadersSeeAdditionsInOrder(t *testing.T) {
 	t.Parallel()
 	spec := mapstest.SmallSpec(t)
@@ -296,8 +297,8 @@ func TestReadersSeeAdditionsInOrder(t *testing.T) {
 	}
 }
 
-// TestAddDoesWhatApplyDoes adds forwards at random to two datapaths, to one of
-// them by Apply alone, and looks where every port goes.
+// TestAddDoesWhatApplyDoes adds random forwards to two datapaths, to one with Add and to the other with Apply. The target
+// of every port must be equal.
 func TestAddDoesWhatApplyDoes(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(1, 2))

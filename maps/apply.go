@@ -19,76 +19,77 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Plan says what Apply would do, and changes nothing. It needs no lock.
+// Plan returns the changes that Apply would make, without making them. It needs no writer lock.
 func (t *Tables) Plan(c config.Config) (config.Change, error) {
-	if err := c.Validate(); err != nil {
-		return config.Change{}, err
-	}
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
 		return config.Change{}, err
 	}
-	running, err := o.Beside(c)
+	running, err := o.CompareWith(c)
 	if err != nil {
 		return config.Change{}, err
 	}
 	return running.Change(c), nil
 }
 
-// Apply makes c what the datapath runs. Everything is checked and built first;
-// then one write swaps the whole set of forwards, together with the document
-// that Running reads. Forwards that do the same as before keep their connections
-// and counters; connections of the others end right after the swap. The caller
-// holds the writer lock and calls SetInterfaces next.
+// Apply makes c, which must be valid (see config.Config.Validate), the running configuration. First it builds everything. Then one write swaps the whole set of
+// forwards, together with the document that Running reads. Forwards with unchanged behaviour keep their connections and
+// counters. Connections of removed and changed forwards end directly after the swap. The caller must hold the writer lock
+// and call SetInterfaces next.
 //
-// A writer may be killed at any step. Before the swap nothing has changed for
-// packets: new ids, addresses and counters that no live forward refers to mean
-// nothing. After it the document lists what remains to be done, and the next
-// writer does it.
+// A writer may be killed at any step. Before the swap nothing has changed for packets: no live forward refers to the new
+// ids, addresses and counters. After the swap the document says which steps are left, and the next writer does them.
 func (t *Tables) Apply(c config.Config) (config.Change, error) {
-	swap, err := t.Prepare(c)
+	change, err := t.Prepare(c)
 	if err != nil {
 		return config.Change{}, err
 	}
-	return swap()
+	return change, t.Swap()
 }
 
-// Prepare does what Apply does before the swap. To swap is the rest of it, which
-// is to follow before anything else is changed.
-func (t *Tables) Prepare(c config.Config) (swap func() (config.Change, error), err error) {
-	if err := c.Validate(); err != nil {
-		return nil, err
-	}
+// Prepare does the part of Apply before the swap, and returns the changes that Swap will make. No packet sees any of it.
+func (t *Tables) Prepare(c config.Config) (config.Change, error) {
+	t.prepared = 0
 	before, generation, err := t.outline()
 	fresh := errors.Is(err, ErrEmpty)
 	if err != nil && !fresh {
-		return nil, err
+		return config.Change{}, err
 	}
 	if err := t.finish(before); err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
-	running, err := before.Beside(c)
+	running, err := before.CompareWith(c)
 	if err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
 	change := running.Change(c)
 	p, err := t.compile(c, running)
 	if err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
 	if !fresh && running.Unchanged(c) {
-		return func() (config.Change, error) { return change, nil }, nil
+		return change, nil
 	}
 	if err := t.stage(p, running, generation); err != nil {
-		return nil, err
+		return config.Change{}, err
 	}
-	return func() (config.Change, error) { return change, t.swap(generation + 1) }, nil
+	t.prepared = generation + 1
+	return change, nil
 }
 
-// swap makes what is staged for a generation what runs.
-func (t *Tables) swap(generation uint32) error {
+// Swap makes the configuration that Prepare prepared the running one, and does the steps after the swap. It does nothing if
+// that configuration runs already. It fails if another change went live after Prepare.
+func (t *Tables) Swap() error {
+	next := t.prepared
+	t.prepared = 0
+	if next == 0 {
+		return nil
+	}
+	if now, err := t.generation(); err != nil || now != next-1 {
+		return errors.Join(err, fmt.Errorf("generation %d runs, but the change was prepared for generation %d", now, next-1))
+	}
 	if err := t.step("swap", func() error {
-		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: generation})
+		return t.objs.Live.Put(uint32(0), bpf.HairpinLive{Generation: next})
 	}); err != nil {
 		return err
 	}
@@ -135,7 +136,7 @@ func (t *Tables) compile(c config.Config, running *compile.Running) (*compile.Pr
 	return p, t.checkSizes(p, running, present)
 }
 
-// checkSizes refuses before anything is written what would not fit.
+// checkSizes returns an error if the entries do not fit into the maps. It runs before anything is written.
 func (t *Tables) checkSizes(p *compile.Program, running *compile.Running, present map[bpf.HairpinAddr]bpf.HairpinExternal) error {
 	spec, err := embedded()
 	if err != nil {
@@ -151,7 +152,7 @@ func (t *Tables) checkSizes(p *compile.Program, running *compile.Running, presen
 		return fmt.Errorf("reflection.prefixes needs %d table entries, two for each network, but the table holds %d", need, limit)
 	}
 	if need, limit := uint32(len(p.OriginKeys)), spec.Maps[bpf.HairpinMapOrigins].InnerMap.MaxEntries; need > limit {
-		return fmt.Errorf("the ports of forwards at their targets, of UDP and with reflect prefix, need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
+		return fmt.Errorf("the target ports of UDP forwards and of forwards with reflect prefix need %d table entries, but the table holds %d; ranges that start and end at multiples of a power of two need the fewest", need, limit)
 	}
 	wanted := p.Doc.Targets()
 	if need, limit := uint32(len(wanted)), t.objs.Targets.MaxEntries(); need > limit {
@@ -159,7 +160,7 @@ func (t *Tables) checkSizes(p *compile.Program, running *compile.Running, presen
 	}
 	maps.Copy(wanted, running.Targets)
 	if need, limit := uint32(len(wanted)), t.objs.Targets.MaxEntries(); need > limit {
-		return fmt.Errorf("the forwards that run and the new ones have %d targets, but the table holds %d at once; apply the change in steps", need, limit)
+		return fmt.Errorf("the running forwards and the new forwards together have %d targets, but the table holds %d at once; apply the change in steps", need, limit)
 	}
 	addresses := uint32(len(present))
 	for at := range p.Doc.Externals {
@@ -173,8 +174,8 @@ func (t *Tables) checkSizes(p *compile.Program, running *compile.Running, presen
 	return nil
 }
 
-// stage builds the program into the idle slot of generation, where nothing
-// reads it.
+// stage writes the program into the slot of the next generation, which no packet uses yet. generation is the live
+// generation.
 func (t *Tables) stage(p *compile.Program, running *compile.Running, generation uint32) error {
 	slot := (generation + 1) & 1
 	p.Doc.Generation = generation + 1
@@ -184,9 +185,8 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 		name string
 		do   func() error
 	}{
-		// The document goes first. Writing a slot of an outer map waits until no
-		// program runs that began before, so that none is left that took this slot
-		// of forwards for the live one before the last swap.
+		// The document must be first. A datapath program that started before the last swap may still use this slot of
+		// forwards. A write to an outer map waits until all such programs have ended (maybe_wait_bpf_programs).
 		{"store configuration", func() error {
 			return t.storeDocument(&p.Doc, &others)
 		}},
@@ -202,7 +202,7 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 		{"make origins", func() error {
 			return addTrie(&others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.OriginKeys, p.Origins)
 		}},
-		{"store what was made", others.store},
+		{"store tables", others.store},
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"add external addresses", func() error { return t.addExternals(&p.Doc) }},
 		{"add targets", func() error { return t.addTargets(p.Doc.Targets(), running.Targets) }},
@@ -214,8 +214,8 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 	return nil
 }
 
-// storeDocument fills the slot of the document of a generation, or leaves it to
-// the others' time if it is the first: nothing was swapped before.
+// storeDocument stores the document in its slot. The document of generation 1 is added to others instead: no program can
+// use an old slot, so all slots can be filled in parallel.
 func (t *Tables) storeDocument(doc *compile.Document, others *fillings) error {
 	text, err := doc.Marshal()
 	if err != nil {
@@ -234,7 +234,7 @@ func (t *Tables) storeDocument(doc *compile.Document, others *fillings) error {
 	return document.store()
 }
 
-// fillings are maps on their way into slots.
+// fillings are inner maps that are ready but not stored in their slots.
 type fillings []filling
 
 type filling struct {
@@ -248,8 +248,8 @@ func (f *fillings) close() {
 	}
 }
 
-// store fills the slots. The kernel makes every write of a slot wait for all CPUs,
-// but all that come together wait for the same.
+// store stores the maps in their slots, in parallel. Each write waits for an RCU grace period in the kernel, and parallel
+// writes wait for the same grace period.
 func (f *fillings) store() error {
 	errs := make([]error, len(*f))
 	var storing sync.WaitGroup
@@ -267,7 +267,8 @@ func (f filling) store() error {
 	return nil
 }
 
-// addTrie makes a trie for a slot, unless an empty one is to replace an empty one.
+// addTrie makes a trie for a slot and appends it to to. It does nothing if there are no keys and the slot is already
+// empty.
 func addTrie[K, V any](to *fillings, outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
 	if len(keys) == 0 {
 		if empty, err := isEmptySlot(outer, slot); empty || err != nil {
@@ -308,7 +309,7 @@ func newTrie[K, V any](outer string, keys []K, values []V) (*ebpf.Map, error) {
 	return trie, nil
 }
 
-// makeStats gives every new id counters that stand at zero.
+// makeStats sets the counters of new and changed forwards to zero.
 func (t *Tables) makeStats(p *compile.Program) error {
 	ids := make([]uint32, len(p.Fresh))
 	for i, s := range p.Fresh {
@@ -317,8 +318,8 @@ func (t *Tables) makeStats(p *compile.Program) error {
 	return t.zeroStats(ids)
 }
 
-// addExternals makes the datapath look for the forwards of fixed addresses. Old
-// ones stay: until the swap they are in use.
+// addExternals adds the fixed addresses of the new forwards to map externals. Addresses of running forwards stay, because
+// they are in use until the swap.
 func (t *Tables) addExternals(doc *compile.Document) error {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
@@ -339,8 +340,8 @@ func (t *Tables) addExternals(doc *compile.Document) error {
 	return nil
 }
 
-// finish does what follows the swap to the document of an outline, or the last
-// addition to it; it may be repeated.
+// finish does the steps after the last swap to this document, or after its last addition, if they are not done. It is
+// safe to repeat.
 func (t *Tables) finish(o *compile.Outline) error {
 	if o.Schema == 0 {
 		return nil
@@ -369,8 +370,8 @@ func (t *Tables) finish(o *compile.Outline) error {
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
 		{"drop targets", func() error { return t.dropTargets(left.Targets) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
-		{"tell of ended connections", func() error { return t.tellForwards(doc) }},
-		{"note that it is finished", func() error { return t.noteFinished(doc) }},
+		{"reset ended connections", func() error { return t.resetForwards(doc) }},
+		{"record that the change is finished", func() error { return t.recordFinished(doc) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
 			return err
@@ -388,15 +389,15 @@ func (t *Tables) endForwards(doc *compile.Document) error {
 	return nil
 }
 
-func (t *Tables) tellForwards(doc *compile.Document) error {
+func (t *Tables) resetForwards(doc *compile.Document) error {
 	if len(doc.Ended) == 0 {
 		return nil
 	}
-	return t.tellEnded()
+	return t.resetEnded()
 }
 
-// dropExternals forgets fixed addresses that no forward names any more. What an
-// address means as a WAN interface's is SetInterfaces' to say.
+// dropExternals removes fixed addresses that no forward uses any more. If a WAN interface has the address too, the entry
+// stays without its fixed id, because SetInterfaces manages the addresses of WAN interfaces.
 func (t *Tables) dropExternals(doc *compile.Document) error {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
@@ -419,9 +420,8 @@ func (t *Tables) dropExternals(doc *compile.Document) error {
 	return nil
 }
 
-// addTargets makes the datapath take fragments from the new forwards' targets
-// for its own. Those of the running ones stay until the swap; what a writer that
-// failed has left goes, and makes room.
+// addTargets adds the targets of the new forwards to map targets, so that the datapath handles fragments from them. The
+// targets of running forwards stay until the swap. Targets that a failed writer added are removed, to make room.
 func (t *Tables) addTargets(wanted, running map[bpf.HairpinAddr]bool) error {
 	both := maps.Clone(wanted)
 	maps.Copy(both, running)
@@ -439,8 +439,7 @@ func (t *Tables) dropTargets(wanted map[bpf.HairpinAddr]bool) error {
 	return nil
 }
 
-// keepAddresses forgets every address that is not wanted, and returns what was
-// there.
+// keepAddresses removes every address that is not wanted. It returns the addresses before the removal.
 func keepAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool) (map[bpf.HairpinAddr]uint8, error) {
 	present, err := readAll[bpf.HairpinAddr, uint8](set)
 	if err != nil {
@@ -457,7 +456,7 @@ func keepAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool) (map[bpf.Hair
 	return present, nil
 }
 
-// addAddresses adds those that are wanted and not among the present ones.
+// addAddresses adds the wanted addresses that are not present.
 func addAddresses(set *ebpf.Map, wanted map[bpf.HairpinAddr]bool, present map[bpf.HairpinAddr]uint8) error {
 	var missing []bpf.HairpinAddr
 	for addr := range wanted {

@@ -25,7 +25,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// wantRoute checks where a packet would go: "" is nowhere.
+// wantRoute checks the target of a TCP packet to this address and port; "": no forward matches.
 func (t *Tables) wantRoute(tb testing.TB, addr string, port uint16, target string) bpf.HairpinForward {
 	tb.Helper()
 	f, found, lives := mapstest.Route(tb, t.objs, addr, rule.TCP, port)
@@ -94,23 +94,6 @@ func TestApplyAndRunning(t *testing.T) {
 	}
 }
 
-func TestAnInvalidConfigurationChangesNothing(t *testing.T) {
-	tables := newTables(t, mapstest.SmallSpec(t))
-	good := mapstest.Config(t, "a tcp 80 to 10.0.0.1")
-	mustApply(t, tables, good)
-	generation, _ := tables.generation()
-	bad := mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2")
-	if _, err := tables.Apply(bad); len(rule.Problems(err)) != 1 {
-		t.Errorf("error %v", err)
-	}
-	if _, err := tables.Plan(bad); len(rule.Problems(err)) != 1 {
-		t.Errorf("error %v", err)
-	}
-	if now, _ := tables.generation(); now != generation {
-		t.Error("generation moved")
-	}
-}
-
 func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp 81 to 10.0.0.1", "c tcp 82 to 10.0.0.1"))
@@ -140,7 +123,7 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	if want := map[string]Totals{"a": {7, 700}}; err != nil || !maps.Equal(totals, want) {
 		t.Errorf("totals %v, %v, want %v", totals, err, want)
 	}
-	// A removed forward that comes back is a new one.
+	// A removed forward that is added again gets a new id.
 	mustApply(t, tables, mapstest.Config(t, "c tcp 82 to 10.0.0.1"))
 	c := tables.wantRoute(t, "203.0.113.1", 82, "10.0.0.1:82")
 	for port, f := range before {
@@ -150,7 +133,7 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	}
 }
 
-// putStats writes packets for a path into every CPU's counters of a forward.
+// putStats sets the counters of one path of a forward, split over two CPUs.
 func (t *Tables) putStats(tb testing.TB, id uint32, path int, packets uint64) {
 	tb.Helper()
 	values := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
@@ -165,8 +148,8 @@ func (t *Tables) putStats(tb testing.TB, id uint32, path int, packets uint64) {
 
 var errKilled = errors.New("killed")
 
-// TestAKilledWriterLeavesAConsistentState kills Apply before each of its steps.
-// Whatever runs then must work, and the next writer gets where it wants.
+// TestAKilledWriterLeavesAConsistentState kills Apply before each of its steps. Then the old or the new configuration must
+// work completely, and the next Apply must succeed.
 func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 	t.Parallel()
 	old := mapstest.Config(t, "keep tcp 80 to 10.0.0.1", "move tcp 81 to 10.0.0.1", "gone tcp 82 to 10.0.0.1", "fixed tcp 203.0.113.7:83 to 10.0.0.1")
@@ -262,8 +245,7 @@ func TestAKilledWriterLeavesAConsistentState(t *testing.T) {
 	}
 }
 
-// TestSetInterfacesFinishesForAKilledWriter: the daemon may come next, with no
-// configuration to apply.
+// TestSetInterfacesFinishesForAKilledWriter: the next writer may be the daemon, which calls only SetInterfaces.
 func TestSetInterfacesFinishesForAKilledWriter(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
@@ -315,7 +297,7 @@ func TestFullTablesAreRefused(t *testing.T) {
 	}
 }
 
-// TestIDsAreUsedAgain fills half of the table again and again.
+// TestIDsAreUsedAgain applies several sets of forwards. Each set fills half of the table.
 func TestIDsAreUsedAgain(t *testing.T) {
 	t.Parallel()
 	tables := newTables(t, mapstest.SmallSpec(t))
@@ -346,7 +328,7 @@ func TestRunningNeedsNoLock(t *testing.T) {
 			default:
 			}
 			c, err := reader.Running()
-			// Each configuration says in its digest how many forwards it has.
+			// Each configuration of this test has the number of its forwards as its digest.
 			if err == nil && c.Digest != "" && c.Digest != fmt.Sprint(len(c.Forwards)) {
 				err = fmt.Errorf("%d forwards, digest %s", len(c.Forwards), c.Digest)
 			}
@@ -404,21 +386,21 @@ func TestSetInterfacesFollowsAddresses(t *testing.T) {
 		t.Error("connections ended that have nothing to do with the address")
 	}
 
-	// Comes back: new connections live, the old ones do not come back to life.
+	// The address comes back: new connections are live, old connections stay ended.
 	fixed := address("203.0.113.7")
 	mustSetInterfaces(t, tables, wan0, wan1)
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
 	if now := address("203.0.113.1"); now == old {
 		t.Error("the old connections live again")
 	}
-	// A fixed address that left its interface serves its own forwards only.
+	// A fixed address that is on no interface any more has only the forwards of this address.
 	if mapstest.IsCurrent(t, tables.objs, fixed) {
 		t.Error("connections of a fixed address that left live on")
 	}
 	tables.wantRoute(t, "203.0.113.7", 80, "")
 	tables.wantRoute(t, "203.0.113.7", 82, "10.0.0.1:82")
 
-	// The interface itself goes.
+	// The interface is removed.
 	mustSetInterfaces(t, tables, wan1)
 	tables.wantRoute(t, "203.0.113.1", 80, "")
 	if interfaces, err := readAll[uint32, bpf.HairpinInterface](tables.objs.Interfaces); err != nil || len(interfaces) != 1 {
@@ -472,7 +454,7 @@ func TestTransmittersFollow(t *testing.T) {
 		if err := tables.objs.Routes.Lookup(uint32(0), &now); err != nil {
 			t.Fatal(err)
 		}
-		// Next hops remember what takes XDP frames.
+		// Cached next hops contain this, so a change must raise the route generation.
 		if changed := i != 1; changed != (now != before) {
 			t.Errorf("step %d: route generation %d, was %d", i, now.Generation, before.Generation)
 		}
@@ -512,7 +494,7 @@ func TestBumpRoutes(t *testing.T) {
 	}
 }
 
-// TestTenThousandForwards uses tables of full size.
+// TestTenThousandForwards uses tables of the default size.
 func TestTenThousandForwards(t *testing.T) {
 	tables := newTables(t, mapstest.RoomySpec(t))
 	c := mapstest.ManyForwards(10000)
@@ -557,18 +539,33 @@ func TestWhatIsPreparedRunsOnceItIsSwapped(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
 	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
-	swap, err := tables.Prepare(mapstest.Config(t, "a tcp 80 to 10.0.0.2"))
-	if err != nil {
-		t.Fatal(err)
+	change, err := tables.Prepare(mapstest.Config(t, "a tcp 80 to 10.0.0.2"))
+	if err != nil || len(change.Changed) != 1 {
+		t.Fatalf("prepare: %+v, %v", change, err)
 	}
 	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
-	if change, err := swap(); err != nil || len(change.Changed) != 1 {
-		t.Fatalf("swap: %+v, %v", change, err)
+	for range 2 { // the second swap has nothing to do
+		if err := tables.Swap(); err != nil {
+			t.Fatal(err)
+		}
+		tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
 	}
-	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.2:80")
-	if _, err := tables.Prepare(mapstest.Config(t, "a tcp 80 to 127.0.0.1")); err == nil {
-		t.Error("prepared what is not valid")
+}
+
+// TestAStaleChangeIsNotSwapped: after the change was prepared, another writer made another change live. The swap would undo that change.
+func TestAStaleChangeIsNotSwapped(t *testing.T) {
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	if _, err := tables.Prepare(mapstest.Config(t, "a tcp 80 to 10.0.0.2")); err != nil {
+		t.Fatal(err)
 	}
+	mustAdd(t, tables.again(), "b tcp 81 to 10.0.0.3")
+	if err := tables.Swap(); !mapstest.Contains(err, "the change was prepared for generation 1") {
+		t.Errorf("swap: %v", err)
+	}
+	tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80")
+	tables.wantRoute(t, "203.0.113.1", 81, "10.0.0.3:81")
 }
 
 func TestDocumentsOfEverySize(t *testing.T) {
@@ -608,8 +605,8 @@ func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
 	}
 }
 
-// TestAnAddressOfAKilledWriterServesNobodyElse: its external id must not become
-// another address's before it is taken away.
+// TestAnAddressOfAKilledWriterServesNobodyElse: a killed writer left an address in map externals. No other place may get
+// the external id of this address while the address is there.
 func TestAnAddressOfAKilledWriterServesNobodyElse(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1"))

@@ -13,7 +13,7 @@ import (
 	"hairpin/maps/layout"
 )
 
-// placeKinds are the kinds of places in the order of enum place_kind.
+// placeKinds has the names of the kinds of places, by enum place_kind.
 var placeKinds = [bpf.HairpinPlaceKindPLACES]string{
 	bpf.HairpinPlaceKindPLACE_HALF_TCP:    "half-open tcp",
 	bpf.HairpinPlaceKindPLACE_HALF_PROVEN: "half-open proven",
@@ -23,17 +23,18 @@ var placeKinds = [bpf.HairpinPlaceKindPLACES]string{
 	bpf.HairpinPlaceKindPLACE_CLOSING:     "closing",
 }
 
-// Audit is what the datapath has counted, beside what a walk of the tables found. Without traffic both are the same.
+// Audit compares the datapath's counts of connections with a walk of the tables. Without traffic both must be equal.
 type Audit struct {
-	Entries int              // of both directions and families
-	Orphans int              // entries without their other direction
-	Steady  bool             // no connection came, went or took another place during the walk
+	Entries int              // entries in the tables, both directions and families
+	Orphans int              // entries without an entry of the other direction
+	steady  bool             // no connection began, ended or took another place during the walk
 	Counted map[string]int64 // connections by kind of place, as the datapath counts them
-	Found   map[string]int64 // the same, as they are in the tables
-	drift   [bpf.HairpinPlaceKindPLACES * 2]int64
+	Found   map[string]int64 // connections by kind of place, as the walk finds them in the tables
+	// drift is counted minus found, by index of rings.
+	drift [bpf.HairpinPlaceKindPLACES * 2]int64
 }
 
-// ringOf is the index of the ring whose place a connection holds.
+// ringOf returns the index of the ring in which the connection holds a place.
 func ringOf(opener *layout.Entry) uint32 {
 	kind, v6 := bpf.HairpinPlaceKindPLACE_CLOSING, uint32(1)
 	tcp := opener.Key.Protocol == unix.IPPROTO_TCP
@@ -55,7 +56,7 @@ func ringOf(opener *layout.Entry) uint32 {
 	return uint32(kind)*2 + v6
 }
 
-// ring reads one.
+// ring reads the ring with this index.
 func ring(objs *bpf.HairpinObjects, index uint32) (bpf.HairpinRing, error) {
 	var r bpf.HairpinRing
 	if err := objs.Rings.Lookup(index, &r); err != nil {
@@ -64,9 +65,9 @@ func ring(objs *bpf.HairpinObjects, index uint32) (bpf.HairpinRing, error) {
 	return r, nil
 }
 
-// movements are what changes with every connection that comes, goes or takes another place.
+// movements has counters that change whenever a connection begins, ends or takes another place.
 type movements struct {
-	counts [bpf.HairpinPlaceKindPLACES * 2]int64 // of the rings
+	counts [bpf.HairpinPlaceKindPLACES * 2]int64 // connections of each ring
 	events eventCounts
 }
 
@@ -86,8 +87,8 @@ func (t *Tables) movements() (m movements, err error) {
 	return m, nil
 }
 
-// Audit walks the tables and compares. Beside traffic the figures may differ by what comes and goes meanwhile. It looks
-// up the other direction of each entry.
+// Audit walks the tables and compares. With traffic the numbers may differ by the connections that begin or end during
+// the walk. Audit also looks up the other direction of each entry.
 func (t *Tables) Audit() (Audit, error) {
 	entries, orphans := 0, 0
 	var failed error
@@ -116,7 +117,7 @@ func (t *Tables) isOrphan(e *layout.Entry) (bool, error) {
 	return other.Serial != e.Serial || other.Opener() == e.Opener(), nil
 }
 
-// auditCounts is Audit without entries and orphans. The openers' entries are those that walk visits.
+// auditCounts is Audit without Entries and Orphans. walk must visit the openers' entries.
 func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit, error) {
 	audit := Audit{Counted: map[string]int64{}, Found: map[string]int64{}}
 	before, err := t.movements()
@@ -124,7 +125,7 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 		return audit, err
 	}
 	err = walk(func(opener *layout.Entry) {
-		// A connection that is gone is no longer counted.
+		// The datapath no longer counts a connection in state CONN_GONE.
 		if opener.State != bpf.HairpinConnStateCONN_GONE {
 			index := ringOf(opener)
 			audit.Found[placeKinds[index/2]]++
@@ -138,7 +139,7 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 	if err != nil {
 		return audit, err
 	}
-	audit.Steady = before == after
+	audit.steady = before == after
 	for index, count := range after.counts {
 		audit.Counted[placeKinds[index/2]] += count
 		audit.drift[index] += count
@@ -146,11 +147,11 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 	return audit, nil
 }
 
-// Repair corrects counts that are off by the same figure as in an earlier audit, and says by how many connections in
-// all. No race is known that makes a count drift; one that does all the same must not refuse connections for good.
-func (t *Tables) Repair(earlier, now Audit) (int, error) {
+// repair corrects each count that differs from the tables by the same number in both audits. It returns the sum of the
+// corrections. No race that makes a count wrong is known. But if there is one, connections must not be refused for ever.
+func (t *Tables) repair(earlier, now Audit) (int, error) {
 	if t.objs.HairpinCorrect == nil {
-		return 0, nil // maps alone, without a datapath that counts
+		return 0, nil // the maps are loaded without programs
 	}
 	repaired := 0
 	for index, drift := range now.drift {
@@ -166,22 +167,22 @@ func (t *Tables) Repair(earlier, now Audit) (int, error) {
 	return repaired, nil
 }
 
-// Auditor corrects the datapath's own counts of connections.
+// Auditor corrects wrong counts of connections in the datapath.
 type Auditor struct {
 	tables *Tables
-	last   Audit // the last steady one
-	alike  int   // how many steady ones in a row have found the same
+	last   Audit // the last steady audit
+	alike  int   // number of consecutive steady audits with equal drift
 }
 
-// NewAuditor gives an auditor of tables. One caller at a time uses it.
+// NewAuditor returns an auditor of tables. Only one goroutine at a time may use the auditor.
 func NewAuditor(tables *Tables) *Auditor { return &Auditor{tables: tables} }
 
-// Step audits once. It corrects the counts if three audits in a row have found them wrong by the same figure, and says by how
-// many connections. An audit during which a connection came or went says nothing.
+// Step audits once. If three steady audits found the same wrong counts, it corrects them and returns the sum of the
+// corrections. Audits that are not steady are ignored.
 func (a *Auditor) Step() (repaired int, err error) {
 	const enough = 3
 	now, err := a.tables.auditCounts(func(visit func(*layout.Entry)) error { return eachOpener(a.tables.objs, visit) })
-	if err != nil || !now.Steady {
+	if err != nil || !now.steady {
 		return 0, err
 	}
 	if now.drift != a.last.drift {
@@ -194,5 +195,5 @@ func (a *Auditor) Step() (repaired int, err error) {
 		return 0, nil
 	}
 	a.alike = 0
-	return a.tables.Repair(earlier, now)
+	return a.tables.repair(earlier, now)
 }

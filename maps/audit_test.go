@@ -16,7 +16,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// setCount has the datapath count so many connections in a ring.
+// setCount sets the datapath's count of connections in a ring.
 func (t *Tables) setCount(tb testing.TB, index uint32, count int64) {
 	tb.Helper()
 	r, err := ring(t.objs, index)
@@ -29,7 +29,7 @@ func (t *Tables) setCount(tb testing.TB, index uint32, count int64) {
 	}
 }
 
-// counts are how many connections the datapath counts in each ring.
+// counts returns the datapath's count of connections in each ring.
 func (t *Tables) counts(tb testing.TB) (counts [2 * bpf.HairpinPlaceKindPLACES]int64) {
 	tb.Helper()
 	for index := range counts {
@@ -51,7 +51,8 @@ func (t *Tables) mustAudit(tb testing.TB) Audit {
 	return audit
 }
 
-// audited has index + 1 connections in each ring, counted as they are, and the program that corrects counts.
+// audited returns Tables with index + 1 connections in each ring, with correct counts and with the program that corrects
+// counts.
 func audited(t testing.TB) *Tables {
 	t.Helper()
 	mapstest.NeedRoot(t)
@@ -73,7 +74,7 @@ func audited(t testing.TB) *Tables {
 		bpf.HairpinPlaceKindPLACE_HALF_TCP:    {Protocol: rule.TCP, HalfOpen: true},
 		bpf.HairpinPlaceKindPLACE_HALF_PROVEN: {Protocol: rule.TCP, HalfOpen: true, Opener: proven},
 		bpf.HairpinPlaceKindPLACE_HALF_OTHER:  {Protocol: rule.UDP, HalfOpen: true},
-		// It keeps the mark of its challenge; that no longer counts.
+		// An established connection keeps the flag CONN_PROVEN, but the flag has no effect.
 		bpf.HairpinPlaceKindPLACE_TCP:     {Protocol: rule.TCP, Opener: proven},
 		bpf.HairpinPlaceKindPLACE_OTHER:   {Protocol: rule.GRE},
 		bpf.HairpinPlaceKindPLACE_CLOSING: {Protocol: rule.TCP, Opener: in(bpf.HairpinConnStateCONN_CLOSING)},
@@ -96,7 +97,7 @@ func audited(t testing.TB) *Tables {
 			tables.setCount(t, uint32(index), int64(index+1))
 		}
 	}
-	// Its CPU is about to delete it, and has taken it off the counts.
+	// A CPU is about to delete this connection and has already reduced the count.
 	gone := kinds[bpf.HairpinPlaceKindPLACE_TCP]
 	gone.Client, gone.Source, gone.External, gone.Target = "198.51.100.9:1", "198.51.100.9:1", "203.0.113.1:443", "192.168.1.20:443"
 	gone.Opener = in(bpf.HairpinConnStateCONN_GONE)
@@ -115,7 +116,7 @@ func TestAuditOfARightCount(t *testing.T) {
 	if diff := cmp.Diff(want, audit.Found); diff != "" {
 		t.Errorf("found (-want +got)\n%s", diff)
 	}
-	if audit.Entries != 2*79 || audit.Orphans != 0 || !audit.Steady || audit.drift != (Audit{}).drift {
+	if audit.Entries != 2*79 || audit.Orphans != 0 || !audit.steady || audit.drift != (Audit{}).drift {
 		t.Errorf("got %+v", audit)
 	}
 }
@@ -145,7 +146,7 @@ func TestAuditFindsOrphans(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("without answerer", 2)
-	// pair gives another serial: both entries are of connections of their own.
+	// Each call of Pair gives a new serial, so now both entries belong to different connections.
 	other := entries(3)[1]
 	if err := UpdateEntry(tables.objs, &other, ebpf.UpdateExist); err != nil {
 		t.Fatal(err)
@@ -170,7 +171,7 @@ func TestAuditFindsACountThatDiffers(t *testing.T) {
 	}
 }
 
-// TestRepairCorrectsWhatStaysOff by the same figure, and nothing else.
+// TestRepairCorrectsWhatStaysOff: Repair corrects only counts that are wrong by the same number in both audits.
 func TestRepairCorrectsWhatStaysOff(t *testing.T) {
 	tables := audited(t)
 	right := tables.counts(t)
@@ -184,9 +185,9 @@ func TestRepairCorrectsWhatStaysOff(t *testing.T) {
 	off(8, 0)
 	off(9, 1)
 	now := tables.mustAudit(t)
-	// It comes after the audit, and stays.
+	// This error of a count begins after both audits, so Repair must not change the count.
 	off(2, 6)
-	repaired, err := tables.Repair(earlier, now)
+	repaired, err := tables.repair(earlier, now)
 	if err != nil || repaired != 8 {
 		t.Errorf("repaired %d, want 8 (%v)", repaired, err)
 	}
@@ -201,25 +202,25 @@ func TestRepairWithoutProgramDoesNothing(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	tables.setCount(t, 0, 1)
 	audit := tables.mustAudit(t)
-	if repaired, err := tables.Repair(audit, audit); err != nil || repaired != 0 {
+	if repaired, err := tables.repair(audit, audit); err != nil || repaired != 0 {
 		t.Errorf("repaired %d, %v", repaired, err)
 	}
 }
 
-// TestTheAuditorRepairsAfterThreeAudits that have found the same.
+// TestTheAuditorRepairsAfterThreeAudits: the third audit with equal wrong counts corrects them.
 func TestTheAuditorRepairsAfterThreeAudits(t *testing.T) {
 	tables := audited(t)
 	right := tables.counts(t)
 	auditor, total := NewAuditor(tables), 0
 	for i, step := range []struct {
-		off, left int64 // of the count, before the audit and after it
+		off, left int64 // error of the count before and after the audit
 		total     int
 	}{
 		{0, 0, 0}, {0, 0, 0}, {0, 0, 0}, {0, 0, 0},
 		{4, 4, 0}, {4, 4, 0}, {3, 3, 0}, {3, 3, 0}, {0, 0, 0},
 		{3, 3, 0}, {3, 3, 0}, {3, 0, 3}, {0, 0, 3},
 		{-1, -1, 3}, {-1, -1, 3}, {-1, 0, 4},
-		// The same once more needs three audits again.
+		// After a repair, the next repair needs three audits again.
 		{-1, -1, 4}, {-1, -1, 4}, {-1, 0, 5}, {0, 0, 5},
 	} {
 		tables.setCount(t, 6, right[6]+step.off)
@@ -238,7 +239,7 @@ func TestTheAuditorRepairsAfterThreeAudits(t *testing.T) {
 	}
 }
 
-// TestAnAuditUnderChangeSaysNothing: a figure that it finds may come from what it missed.
+// TestAnAuditUnderChangeSaysNothing: an audit during changes is ignored, because the walk may have missed connections.
 func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
 	tables := audited(t)
 	for what, change := range map[string]func(n int64){
@@ -259,7 +260,7 @@ func TestAnAuditUnderChangeSaysNothing(t *testing.T) {
 			}
 		}()
 		deadline := time.Now().Add(20 * time.Second)
-		for tables.mustAudit(t).Steady && time.Now().Before(deadline) {
+		for tables.mustAudit(t).steady && time.Now().Before(deadline) {
 		}
 		seen := false
 		for !seen && time.Now().Before(deadline) {

@@ -13,15 +13,15 @@ import (
 
 const batchSize = 4096
 
-// memoryPatience is how long a writer waits for the kernel to find memory.
+// memoryPatience is how long putAll retries after ENOMEM.
 const memoryPatience = 5 * time.Second
 
 // putAll writes entries with as few system calls as the kernel allows.
-// perKey is how many values belong to a key: one, or one a CPU.
+// perKey is the number of values for each key: 1, or the number of CPUs.
 //
-// Maps that are not allocated beforehand take their entries from a small
-// reserve that the kernel refills in the background. Many entries in a row
-// outrun it, which looks like a lack of memory but passes within milliseconds.
+// Maps with BPF_F_NO_PREALLOC take entries from a small cache (bpf_mem_alloc) that the kernel refills in the background.
+// If many entries are written without a pause, the cache becomes empty and the kernel returns ENOMEM. Some milliseconds
+// later it has memory again, so putAll waits and retries.
 func putAll[K, V any](m *ebpf.Map, keys []K, values []V, perKey int) error {
 	pause, patience := time.Millisecond, time.Now().Add(memoryPatience)
 	for len(keys) > 0 {
@@ -57,9 +57,8 @@ func putEach[K, V any](m *ebpf.Map, keys []K, values []V, perKey int) error {
 	return nil
 }
 
-// scan calls visit for the entries of a hash map, perKey values at a time, while
-// others may change it. An entry that stays is visited, perhaps more than once;
-// one that comes or goes may be visited or not.
+// scan calls visit for each entry of a hash map; an entry has perKey values. The map may change during the scan. An entry
+// that exists all the time is visited at least once. An entry that is added or deleted during the scan may be missing.
 func scan[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
 	keys, values := make([]K, batchSize), make([]V, batchSize*perKey)
 	var cursor ebpf.MapBatchCursor
@@ -69,7 +68,7 @@ func scan[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
 		case errors.Is(err, ebpf.ErrNotSupported):
 			return scanEach(m, perKey, visit)
 		case errors.Is(err, unix.ENOSPC):
-			// One bucket is longer than the batch.
+			// The kernel reads whole buckets, and a bucket has more entries than the batch.
 			keys, values = make([]K, 2*len(keys)), make([]V, 2*len(values))
 			continue
 		case err != nil && !errors.Is(err, ebpf.ErrKeyNotExist):
@@ -84,7 +83,8 @@ func scan[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
 	}
 }
 
-// scanEach starts over when the key it stands at is deleted too often.
+// scanEach is scan without batches. The kernel continues at the first entry if the current key was deleted. If this
+// happens too often, the iteration aborts, and scanEach starts again.
 func scanEach[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
 	const attempts = 5
 	var err error
@@ -113,7 +113,7 @@ func scanEach[K, V any](m *ebpf.Map, perKey int, visit func(K, []V)) error {
 	return nil
 }
 
-// readAll is a copy of a small hash map.
+// readAll returns a copy of a small hash map.
 func readAll[K comparable, V any](m *ebpf.Map) (map[K]V, error) {
 	all := map[K]V{}
 	err := scan(m, 1, func(key K, values []V) { all[key] = values[0] })

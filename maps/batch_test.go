@@ -11,8 +11,7 @@ import (
 	"hairpin/maps/mapstest"
 )
 
-// TestWithoutBatches checks the ways around batches, which kernels and map types
-// without them need.
+// TestWithoutBatches checks putEach and scanEach, which replace batches on kernels and map types without batches.
 func TestWithoutBatches(t *testing.T) {
 	mapstest.NeedRoot(t)
 	for _, test := range []struct {

@@ -11,13 +11,13 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Count says how many connections there are.
+// Count has numbers of connections.
 type Count struct {
 	Total       int            `json:"total"`
 	HalfOpen    int            `json:"half_open"`
 	Established int            `json:"established"`
 	Closing     int            `json:"closing"`
-	Forwards    map[string]int `json:"forwards"` // by name, without those that have none
+	Forwards    map[string]int `json:"forwards"` // connections by the forward's name; only forwards with connections
 }
 
 // CountConnections counts the connections that sel picks.
@@ -32,7 +32,7 @@ func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
 		Forwards: map[string]int{},
 	}
 	for id, connections := range found.forwards {
-		// A forward may have gone during the walk.
+		// The forward may have been removed during the walk.
 		if name := found.roster.Name(uint32(id)); connections > 0 && name != "" {
 			count.Forwards[name] = int(connections)
 		}
@@ -40,15 +40,16 @@ func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
 	return count, nil
 }
 
-// Census is how many connections there are, as one walk has found them. The metrics and the command line both count so:
-// what they say at one moment is the same.
+// Census has the numbers of connections that one walk found. The metrics and the command line both use it, so at one
+// moment both show the same numbers.
 type Census struct {
 	HalfOpen, Established, Closing int
-	forwards                       []uint32        // by id, up to the highest that has connections
+	forwards                       []uint32        // connections by the forward's id, up to the highest id with connections
 	roster                         *compile.Roster // nil if there are no connections
 }
 
-// Of is how many connections the forward of an id has, if it is still the same one in a later roster.
+// Of returns the number of connections of the forward with this id. It returns 0 if the id belongs to another forward in
+// now, a later roster.
 func (c *Census) Of(id uint32, now *compile.Roster) uint32 {
 	if id >= uint32(len(c.forwards)) || !now.Has(id, c.roster) {
 		return 0
@@ -92,13 +93,13 @@ func (c *Census) add(opener *layout.Entry) {
 	c.forwards[opener.Forward]++
 }
 
-// Events count what has happened to connections since the datapath was loaded.
+// Events counts events since the datapath was loaded.
 type Events struct {
-	Evicted   uint64 // half-open ones that gave way to newer ones
-	Displaced uint64 // established ones of other protocols than TCP that gave way to newer ones
+	Evicted   uint64 // half-open connections that were replaced by newer connections
+	Displaced uint64 // established connections, not TCP, that were replaced by newer connections
 }
 
-// Events reads them.
+// Events reads the counters.
 func (t *Tables) Events() (Events, error) {
 	sums, err := t.eventCounts()
 	if err != nil {
@@ -107,10 +108,10 @@ func (t *Tables) Events() (Events, error) {
 	return Events{Evicted: sums[bpf.HairpinConnEventEVENT_EVICTED], Displaced: sums[bpf.HairpinConnEventEVENT_DISPLACED]}, nil
 }
 
-// eventCounts are the datapath's counts by conn_event.
+// eventCounts has the datapath's counters, by enum conn_event.
 type eventCounts [bpf.HairpinConnEventEVENTS]uint64
 
-// eventCounts sums the counts over the CPUs.
+// eventCounts returns the counters, summed over the CPUs.
 func (t *Tables) eventCounts() (*eventCounts, error) {
 	sums := new(eventCounts)
 	for event := range sums {

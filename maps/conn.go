@@ -23,25 +23,25 @@ const (
 	StateClosing     = "closing"
 )
 
-// Connection is one connection as its opener sees it.
+// Connection describes one connection. Client is the side that opened the connection.
 type Connection struct {
 	Protocol    rule.Protocol  `json:"protocol"`
 	Path        string         `json:"path"`
 	Forward     string         `json:"forward"`
 	State       string         `json:"state"`
 	Client      netip.AddrPort `json:"client"`
-	External    netip.AddrPort `json:"external"` // what the client addressed
-	Source      netip.AddrPort `json:"source"`   // what the server sees
+	External    netip.AddrPort `json:"external"` // destination of the client's packets
+	Source      netip.AddrPort `json:"source"`   // the client's address as the server sees it
 	Target      netip.AddrPort `json:"target"`
 	AgeSeconds  uint64         `json:"age_seconds"`
 	IdleSeconds uint64         `json:"idle_seconds"`
-	Packets     uint64         `json:"packets"` // of both directions, like Bytes
-	Bytes       uint64         `json:"bytes"`   // IP total length
+	Packets     uint64         `json:"packets"` // both directions
+	Bytes       uint64         `json:"bytes"`   // both directions, IP total length
 }
 
-// EachConnection calls visit for the connections that sel picks, each once, in no order. It holds none of them: visit
-// must not keep its argument. It needs no lock and may run beside traffic: a connection that opens or ends meanwhile
-// may be missing.
+// EachConnection calls visit once for each connection that sel picks, in no particular order. visit must not keep its
+// argument. EachConnection needs no lock and may run beside traffic. A connection that opens or ends during the call may
+// be missing.
 func (t *Tables) EachConnection(sel rule.Selector, visit func(*Connection)) error {
 	return t.eachLive(sel, func(opener *layout.Entry, c *Connection) error {
 		answer, err := LookupEntry(t.objs, opener.Answer())
@@ -54,8 +54,8 @@ func (t *Tables) EachConnection(sel rule.Selector, visit func(*Connection)) erro
 	})
 }
 
-// EndConnections ends the connections that sel picks and says how many it
-// ended: the datapath drops what still comes for them, and tells both sides.
+// EndConnections ends the connections that sel picks and returns their number. The datapath drops later packets of these
+// connections. Both sides of a TCP connection get a RST.
 func (t *Tables) EndConnections(sel rule.Selector) (int, error) {
 	ended := 0
 	err := t.eachLive(sel, func(opener *layout.Entry, _ *Connection) error {
@@ -66,19 +66,19 @@ func (t *Tables) EndConnections(sel rule.Selector) (int, error) {
 	if err != nil {
 		return ended, err
 	}
-	return ended, t.tellEnded()
+	return ended, t.resetEnded()
 }
 
-// ConnectionsLimit is how many IPv4 connections may be established: TCP and all other protocols together. IPv6 may have a
-// quarter of that besides. It is 0 if the maps are closed.
+// ConnectionsLimit returns how many IPv4 connections may be established, of all protocols together. There may be a
+// quarter as many IPv6 connections in addition. ConnectionsLimit returns 0 if the maps are closed.
 func ConnectionsLimit(objs *bpf.HairpinObjects) uint32 {
 	return TCPLimit(objs) + ringLimit(objs, bpf.HairpinPlaceKindPLACE_OTHER)
 }
 
-// ConnectionsLimit is how many connections these tables hold; see the function ConnectionsLimit.
+// ConnectionsLimit returns the result of the function ConnectionsLimit for these tables.
 func (t *Tables) ConnectionsLimit() uint32 { return ConnectionsLimit(t.objs) }
 
-// TCPLimit is how many IPv4 TCP connections may be established. It is 0 if the maps are closed.
+// TCPLimit returns how many IPv4 TCP connections may be established. It returns 0 if the maps are closed.
 func TCPLimit(objs *bpf.HairpinObjects) uint32 { return ringLimit(objs, bpf.HairpinPlaceKindPLACE_TCP) }
 
 func ringLimit(objs *bpf.HairpinObjects, kind bpf.HairpinPlaceKind) uint32 {
@@ -89,8 +89,9 @@ func ringLimit(objs *bpf.HairpinObjects, kind bpf.HairpinPlaceKind) uint32 {
 	return r.Limit
 }
 
-// eachLive derives the connections that sel picks, from their openers' entries alone: what only the answers tell is
-// left to visit, which must not keep its arguments. The first error ends the visits.
+// eachLive calls visit for each live connection that sel picks. The Connection is made from the opener's entry only, so
+// its packets, bytes and idle time do not include the answers. visit must not keep its arguments. The first error ends
+// the walk.
 func (t *Tables) eachLive(sel rule.Selector, visit func(*layout.Entry, *Connection) error) error {
 	w, err := t.newWalk()
 	if err != nil {
@@ -105,7 +106,7 @@ func (t *Tables) eachLive(sel rule.Selector, visit func(*layout.Entry, *Connecti
 	})
 }
 
-// picks reports whether a selector picks a connection.
+// picks reports whether the selector picks the connection.
 func picks(s *rule.Selector, c *Connection) bool {
 	switch {
 	case s.Forward != "" && s.Forward != c.Forward,
@@ -119,7 +120,8 @@ func picks(s *rule.Selector, c *Connection) bool {
 	return true
 }
 
-// named visits the openers' entries of live connections, with the names of their forwards. The first error ends the visits.
+// named calls visit for the opener's entry of each live connection, with the name of the forward. visit must not keep its
+// argument. The first error ends the walk.
 func (w *walk) named(visit func(*layout.Entry, string) error) error {
 	var failed error
 	err := w.openers(func(opener *layout.Entry) {
@@ -127,7 +129,7 @@ func (w *walk) named(visit func(*layout.Entry, string) error) error {
 			return
 		}
 		name, err := w.forward(opener.Forward)
-		if err != nil || name == "" { // of a forward that went a moment ago
+		if err != nil || name == "" { // the forward was removed a moment ago
 			failed = err
 			return
 		}
@@ -136,7 +138,7 @@ func (w *walk) named(visit func(*layout.Entry, string) error) error {
 	return errors.Join(failed, err)
 }
 
-// derive leaves the forward out, and what only the answers tell.
+// derive makes a Connection from the opener's entry. It does not set Forward, and does not include the answers.
 func derive(opener *layout.Entry, now uint64) Connection {
 	return Connection{
 		Protocol:    rule.ProtocolOf(opener.Key.Protocol),
@@ -153,9 +155,9 @@ func derive(opener *layout.Entry, now uint64) Connection {
 	}
 }
 
-// addAnswers adds what the entry of the answers tells.
+// addAnswers adds the packets, bytes and idle time of the answers.
 func (c *Connection) addAnswers(opener, answer *layout.Entry) {
-	// The key of an answerer that has just gone may be another connection's by now.
+	// If the connection ended a moment ago, another connection may have the key of the answer's entry.
 	if answer.Serial != opener.Serial {
 		return
 	}
@@ -180,7 +182,7 @@ type walk struct {
 	settings bpf.HairpinSettings
 	now      uint64
 	epochs   epochReader
-	roster   *compile.Roster // nil until a name is asked for
+	roster   *compile.Roster // nil before the first call of forward
 }
 
 func (t *Tables) newWalk() (*walk, error) {
@@ -191,7 +193,7 @@ func (t *Tables) newWalk() (*walk, error) {
 	return w, nil
 }
 
-// openers visits the entry of every opener. visit must not keep its argument.
+// openers calls visit for the opener's entry of every connection. visit must not keep its argument.
 func (w *walk) openers(visit func(*layout.Entry)) error {
 	err := eachOpener(w.tables.objs, visit)
 	if err = errors.Join(err, w.epochs.err); err != nil {
@@ -200,7 +202,7 @@ func (w *walk) openers(visit func(*layout.Entry)) error {
 	return nil
 }
 
-// lives reports whether a connection is there for anybody: it has not ended, and is not half-open beyond its time.
+// lives reports whether a connection is live: it is not over, and it is not a half-open connection past its timeout.
 func (w *walk) lives(opener *layout.Entry) bool {
 	if w.epochs.over(opener) {
 		return false
@@ -209,8 +211,8 @@ func (w *walk) lives(opener *layout.Entry) bool {
 	return opener.State != bpf.HairpinConnStateCONN_HALF_OPEN || opener.IdleAt(w.now) < opening
 }
 
-// Forward is the name of a forward that runs, "" if there is none of this id. The list of forwards is read again for
-// an id that is not in it: the forward may have come since.
+// forward returns the name of the running forward with this id, "" if there is no such forward. If the id is not in the
+// walk's roster, forward reads the roster again, because the forward may be new.
 func (w *walk) forward(id uint32) (string, error) {
 	if name := w.roster.Name(id); name != "" {
 		return name, nil
@@ -222,7 +224,7 @@ func (w *walk) forward(id uint32) (string, error) {
 	return w.roster.Name(id), nil
 }
 
-// openingTime follows conn_expired() of the datapath.
+// openingTime returns the timeout of a half-open connection, as conn_expired() of the datapath has it.
 func openingTime(settings *bpf.HairpinSettings, protocol rule.Protocol) uint64 {
 	switch protocol {
 	case rule.TCP:
@@ -233,10 +235,10 @@ func openingTime(settings *bpf.HairpinSettings, protocol rule.Protocol) uint64 {
 	return settings.Udp
 }
 
-// epochReader reads each epoch once for a whole walk.
+// epochReader reads each epoch only once in a walk.
 type epochReader struct {
 	tables *Tables
-	known  []int64 // by id: the epoch and 1 more; -1: there is no such id; 0: not read yet
+	known  []int64 // index: id; value: the epoch plus 1; -1: there is no such id; 0: not read yet
 	err    error
 }
 
@@ -244,7 +246,7 @@ func (t *Tables) newEpochReader() epochReader {
 	return epochReader{tables: t, known: make([]int64, t.objs.Epochs.MaxEntries())}
 }
 
-// over reports whether a connection has ended, or its forward or address has gone.
+// over reports whether a connection has ended, or whether its forward or external address was removed.
 func (r *epochReader) over(e *layout.Entry) bool {
 	if e.State >= bpf.HairpinConnStateCONN_ENDED {
 		return true
@@ -253,7 +255,7 @@ func (r *epochReader) over(e *layout.Entry) bool {
 	return forward < 0 || address < 0 || uint32(forward+address) != e.Epochs
 }
 
-// Epoch is below zero if there is no such id.
+// epoch returns the epoch of an id, -1 if there is no such id.
 func (r *epochReader) epoch(id uint32) int64 {
 	if id >= uint32(len(r.known)) {
 		return -1
@@ -271,7 +273,7 @@ func (r *epochReader) epoch(id uint32) int64 {
 	return max(r.known[id]-1, -1)
 }
 
-// since is 0 for what happened after now was read.
+// since returns now - then, or 0 if then is after now: the packet came after the clock was read.
 func since(now, then uint64) uint64 {
 	if then > now {
 		return 0

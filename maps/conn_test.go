@@ -23,14 +23,14 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Connected has two forwards and one flow of every kind, live and not, and returns those that live.
+// connected returns Tables with two forwards and one connection of every kind, and the live connections.
 func connected(t testing.TB) (*Tables, []mapstest.Flow) {
 	t.Helper()
 	tables := newTables(t, mapstest.SmallSpec(t))
 	return tables, mapstest.Connect(t, tables, tables.objs)
 }
 
-// list gives the connections that sel picks, sorted.
+// list returns the connections that sel picks, sorted.
 func (t *Tables) list(sel rule.Selector) ([]Connection, error) {
 	var list []Connection
 	err := t.EachConnection(sel, func(c *Connection) { list = append(list, *c) })
@@ -126,7 +126,7 @@ func TestCountConnections(t *testing.T) {
 	}
 }
 
-// TestHalfOpenOnesWaitAsLongAsTheirProtocol says, no longer.
+// TestHalfOpenOnesWaitAsLongAsTheirProtocol: a half-open connection is listed until the timeout of its protocol.
 func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	c := mapstest.Config(t, "web tcp,udp,sctp 443 to 192.168.1.20", "tunnel gre,icmp any to 192.168.1.20")
@@ -161,7 +161,7 @@ func TestHalfOpenOnesWaitAsLongAsTheirProtocol(t *testing.T) {
 	}
 }
 
-// TestConnectionsWithoutPorts have an identifier where there is one, else 0.
+// TestConnectionsWithoutPorts: protocols without ports show an identifier as the port, or 0.
 func TestConnectionsWithoutPorts(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	mustApply(t, tables, mapstest.Config(t, "web tcp 443 to 192.168.1.20", "all any any to 192.168.1.20"))
@@ -238,7 +238,7 @@ func TestEndConnections(t *testing.T) {
 	}
 }
 
-// TestListingUnderChange: what stays is listed once, whatever comes and goes.
+// TestListingUnderChange: connections that stay are listed once, while other connections begin and end.
 func TestListingUnderChange(t *testing.T) {
 	t.Parallel()
 	spec := mapstest.SmallSpec(t)
@@ -300,7 +300,7 @@ func TestListingUnderChange(t *testing.T) {
 
 const fullTable = 131072
 
-// full has as many connections as there are by default, all of one forward.
+// full returns Tables with fullTable connections of one forward: the default limit.
 func full(t *testing.T) *Tables {
 	t.Helper()
 	spec := mapstest.SmallSpec(t)
@@ -333,7 +333,7 @@ func full(t *testing.T) *Tables {
 	return tables
 }
 
-// heap is how much memory is in use, in bytes.
+// heap returns the size of live heap objects, in bytes.
 func heap() uint64 {
 	runtime.GC()
 	var stats runtime.MemStats
@@ -341,7 +341,7 @@ func heap() uint64 {
 	return stats.HeapAlloc
 }
 
-// TestFullTableIsListed in no more memory than a short one.
+// TestFullTableIsListed: listing a full table must not need memory for all connections.
 func TestFullTableIsListed(t *testing.T) {
 	tables := full(t)
 	const room = 4 << 20
@@ -361,7 +361,7 @@ func TestFullTableIsListed(t *testing.T) {
 	}
 }
 
-// heapEvery is heap for every nth of many, else 0.
+// heapEvery returns heap() if i is a multiple of n, else 0: heap is slow.
 func heapEvery(i, n int) uint64 {
 	if i%n != 0 {
 		return 0
@@ -369,7 +369,7 @@ func heapEvery(i, n int) uint64 {
 	return heap()
 }
 
-// TestFullTableIsCounted without a copy of it: what is allocated on the way is garbage or not, it is little.
+// TestFullTableIsCounted: counting must not copy the table. The test limits all allocations, including garbage.
 func TestFullTableIsCounted(t *testing.T) {
 	tables := full(t)
 	const room = 4 << 20
@@ -415,7 +415,7 @@ func TestMonotonicIsTheDatapathsClock(t *testing.T) {
 	}
 }
 
-// A port, or one of a range, may be that of the external address or of the target.
+// A port selector matches the external port or the target port.
 func TestSelectPorts(t *testing.T) {
 	c := Connection{External: netip.MustParseAddrPort("203.0.113.1:6005"), Target: netip.MustParseAddrPort("192.168.1.20:7005")}
 	for ports, want := range map[string]bool{

@@ -12,11 +12,11 @@ import (
 	"hairpin/bpf"
 )
 
-// ForwardStats are a forward's counters since it began to do what it does: indices are
-// the datapath's paths, and directions with the opener's first.
+// ForwardStats has the counters of a forward since it was added or its behaviour changed. The first index is a path (enum
+// conn_path), the second a direction: 0 from the opener, 1 to the opener.
 type ForwardStats bpf.HairpinForwardStats
 
-// Used reports whether a path has counted anything.
+// Used reports whether a counter of this path is not zero.
 func (s *ForwardStats) Used(path int) bool {
 	return s.Traffic[path] != [2]bpf.HairpinTraffic{} || s.Established[path] != 0
 }
@@ -32,20 +32,20 @@ func (s *ForwardStats) add(cpu *bpf.HairpinForwardStats) {
 	}
 }
 
-// Counter is how many packets of an interface met a verdict for a reason.
+// Counter has the number of packets of one interface with one verdict and reason.
 type Counter struct {
-	Index   int // of the interface
+	Index   int // index of the incoming interface
 	Verdict string
 	Reason  string
 	Packets uint64
 }
 
-// Totals are the packets of a forward and their bytes (IP total length), of every path and both directions.
+// Totals has the packets and bytes (IP total length) of a forward, summed over all paths and both directions.
 type Totals struct {
 	Packets, Bytes uint64
 }
 
-// ForwardTotals gives those of the running forwards by name, without those that have counted nothing.
+// ForwardTotals returns the totals of the running forwards, by name. It leaves out forwards without traffic.
 func (t *Tables) ForwardTotals() (map[string]Totals, error) {
 	totals := map[string]Totals{}
 	err := t.eachStats(func(name string, _ uint32, s *ForwardStats) error {
@@ -60,8 +60,7 @@ func (t *Tables) ForwardTotals() (map[string]Totals, error) {
 	return totals, err
 }
 
-// Counters gives the packets that were not sent on, by interface, verdict and
-// reason, in that order.
+// Counters returns the datapath's counters of verdicts, sorted by interface, verdict and reason.
 func (t *Tables) Counters() ([]Counter, error) {
 	raw, err := t.rawCounters()
 	if err != nil {

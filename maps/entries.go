@@ -11,14 +11,14 @@ import (
 	"hairpin/maps/layout"
 )
 
-// EachEntry calls visit with every entry of both families. It needs no lock and may run beside traffic: an
-// entry that comes or goes meanwhile may be missing, or be seen twice.
+// EachEntry calls visit for every entry of both families. It needs no lock and may run beside traffic. An entry that is
+// added or deleted during the call may be missing or be visited twice.
 func EachEntry(objs *bpf.HairpinObjects, visit func(layout.Entry)) error {
 	every := func(*bpf.HairpinConn) bool { return true }
 	return eachEntry(objs, every, func(e *layout.Entry) { visit(*e) })
 }
 
-// eachOpener is EachEntry for the openers' entries alone. visit must not keep its argument.
+// eachOpener is EachEntry for the openers' entries only. visit must not keep its argument.
 func eachOpener(objs *bpf.HairpinObjects, visit func(*layout.Entry)) error {
 	openers := func(c *bpf.HairpinConn) bool {
 		return bpf.HairpinConnFlag(c.Identity)&bpf.HairpinConnFlagCONN_OPENER != 0
@@ -26,7 +26,8 @@ func eachOpener(objs *bpf.HairpinObjects, visit func(*layout.Entry)) error {
 	return eachEntry(objs, openers, visit)
 }
 
-// eachEntry unpacks only what is wanted. visit must not keep its argument.
+// eachEntry calls visit for every entry for which wanted is true; only these are unpacked. visit must not keep its
+// argument.
 func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, visit func(*layout.Entry)) error {
 	var e layout.Entry
 	err := scan(objs.Conns4, 1, func(key bpf.HairpinTuple4, conns []bpf.HairpinConn4) {
@@ -50,7 +51,7 @@ func eachEntry(objs *bpf.HairpinObjects, wanted func(*bpf.HairpinConn) bool, vis
 	return nil
 }
 
-// LookupEntry reads the entry of a tuple. It returns an error wrapping ebpf.ErrKeyNotExist if there is none.
+// LookupEntry reads the entry of a tuple. The error wraps ebpf.ErrKeyNotExist if there is no such entry.
 func LookupEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) (layout.Entry, error) {
 	if layout.IsIPv4(key) {
 		var c bpf.HairpinConn4
@@ -62,8 +63,8 @@ func LookupEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) (layout.Entry, 
 	return layout.FromValue6(key, &c), err
 }
 
-// UpdateEntry writes an entry as it is, with one of the flags of ebpf.Map.Update. It counts nothing and takes no place:
-// the datapath does that for the connections it makes.
+// UpdateEntry writes an entry with these flags of ebpf.Map.Update. Unlike the datapath it does not count the connection
+// and does not take a place for it.
 func UpdateEntry(objs *bpf.HairpinObjects, e *layout.Entry, flags ebpf.MapUpdateFlags) error {
 	if layout.IsIPv4(e.Key) {
 		return objs.Conns4.Update(layout.ShortKey(e.Key), e.Value4(), flags)
@@ -71,7 +72,7 @@ func UpdateEntry(objs *bpf.HairpinObjects, e *layout.Entry, flags ebpf.MapUpdate
 	return objs.Conns6.Update(e.Key, e.Value6(), flags)
 }
 
-// DeleteEntry deletes an entry, and that is all it does.
+// DeleteEntry deletes an entry. It does not change counts or free the place of the connection.
 func DeleteEntry(objs *bpf.HairpinObjects, key bpf.HairpinTuple) error {
 	if layout.IsIPv4(key) {
 		return objs.Conns4.Delete(layout.ShortKey(key))

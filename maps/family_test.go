@@ -39,7 +39,7 @@ func TestSetInterfacesFollowsBothFamilies(t *testing.T) {
 	}
 	tables.wantTargets(t, "10.0.0.1", "fd00::1", "fd00::2", "fd00::3")
 
-	// The prefix changes at night, as a provider's does.
+	// The provider changes the IPv6 prefix.
 	_, old := mapstest.EpochRefs(t, tables.objs, "2001:db8::1", 80)
 	_, kept := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 80)
 	mustSetInterfaces(t, tables.again(), mapstest.WAN("wan0", 2, "203.0.113.1/24", "2001:db8:5::1/64"), wan1)
@@ -105,7 +105,7 @@ func TestConnectionsOfIPv6(t *testing.T) {
 	}
 }
 
-// A half-open echo of IPv6 waits as long as one of IPv4.
+// A half-open ICMPv6 echo connection has the timeout of ICMP.
 func TestOpeningTimeOfICMPv6(t *testing.T) {
 	settings := bpf.HairpinSettings{TcpOpening: 1, Icmp: 2, Udp: 3}
 	if got := openingTime(&settings, rule.ProtocolOf(unix.IPPROTO_ICMPV6)); got != 2 {

@@ -11,13 +11,13 @@ import (
 	"hairpin/maps/mapstest"
 )
 
-// newTables makes a datapath's maps, without programs.
+// newTables creates the maps of a datapath, without programs.
 func newTables(t testing.TB, spec *ebpf.CollectionSpec) *Tables {
 	t.Helper()
 	return New(mapstest.NewMaps(t, spec))
 }
 
-// again is what the next process sees.
+// again returns Tables for the same maps without cached state, as in another process.
 func (t *Tables) again() *Tables { return New(t.objs) }
 
 func mustApply(t testing.TB, tables *Tables, c config.Config) config.Change {

@@ -32,7 +32,7 @@ func (t *Tables) wantLocals(tb testing.TB, want ...string) {
 	}
 }
 
-// intercepted finds an intercept in the kernel's maps as intercept_find() does.
+// intercepted looks up an intercept in the maps as intercept_find() of the datapath does.
 func (t *Tables) intercepted(tb testing.TB, index uint32, v6 bool, protocol rule.Protocol, port uint16) string {
 	tb.Helper()
 	var settings bpf.HairpinSettings
@@ -98,7 +98,7 @@ func TestInterceptsInTheKernel(t *testing.T) {
 		t.Errorf("ports %d to %d, want 50 to 1000", s.InterceptFirst, s.InterceptLast)
 	}
 
-	// The next process changes one, and the addresses follow.
+	// Another process changes an intercept and the addresses.
 	tables = tables.again()
 	mustApply(t, tables, mapstest.Intercepts(t, "a udp lan1:53 to 192.168.1.1"))
 	tables.wantIntercepted(t, "before the interfaces are set", 5, rule.UDP, 53, "", "")
@@ -118,7 +118,8 @@ func TestInterceptsInTheKernel(t *testing.T) {
 	tables.wantLocals(t)
 }
 
-// TestAnOldInterceptIDIsNobodyElses: an interface has it until somebody says what interfaces there are.
+// TestAnOldInterceptIDIsNobodyElses: an interface keeps its old external id in map interfaces until SetInterfaces. No other
+// interface may get this id before.
 func TestAnOldInterceptIDIsNobodyElses(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	lan0 := config.Interface{Name: "lan0", Index: 5, Role: config.RoleLAN}

@@ -17,12 +17,11 @@ import (
 	"hairpin/maps/layout"
 )
 
-// SetInterfaces tells the datapath which interfaces and addresses there are
-// now, writing only what differs. Connections to an address that went are over.
-// Call it after Apply and after each change of links and addresses, under the
-// writer lock. Of an interface's own addresses the datapath knows eight, of both
-// families if it has both; forwards listen on all. Interfaces without a role
-// count for what is the router's own.
+// SetInterfaces writes the current interfaces and addresses to the maps, if they differ. Connections to removed addresses
+// end. Call it with the writer lock, after Apply and after each change of links or addresses.
+//
+// Forwards listen on all addresses of a WAN interface, but the entry of an interface has room for only eight of its own
+// addresses. Interfaces without a role must also be in ifs: their addresses are the router's own.
 func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -31,7 +30,7 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	if err := t.finish(o); err != nil {
 		return err
 	}
-	doc := &o.Document // what forwards there are does not matter here
+	doc := &o.Document // without the decoded forwards, which are not needed here
 	locals := compile.Locals(doc, ifs)
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
@@ -41,7 +40,7 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	if err := t.putLocals(locals); err != nil {
 		return err
 	}
-	// A new interface is known before its addresses, a gone one is forgotten after them.
+	// A new interface is added before its addresses. A removed interface is deleted after its addresses.
 	if err := t.putInterfaces(doc, ifs, present); err != nil {
 		return err
 	}
@@ -57,8 +56,8 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	return t.pruneCounters(ifs)
 }
 
-// followAddresses ends the connections of addresses that have gone, external
-// ones and those that reflected connections came from, and has both sides told.
+// followAddresses updates the external addresses. It ends the connections of removed addresses, external addresses and
+// sources of reflected connections, and sends RSTs to both sides.
 func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, before map[uint32]bpf.HairpinInterface) error {
 	ended, err := t.setExternals(doc, ifs)
 	if err != nil {
@@ -71,7 +70,7 @@ func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, 
 	if !ended && len(gone) == 0 {
 		return nil
 	}
-	return t.tellEnded()
+	return t.resetEnded()
 }
 
 func (t *Tables) putInterfaces(doc *compile.Document, ifs []config.Interface, present map[uint32]bpf.HairpinInterface) error {
@@ -103,7 +102,7 @@ func indexOf(ifs []config.Interface, index uint32) int {
 	return slices.IndexFunc(ifs, func(link config.Interface) bool { return uint32(link.Index) == index })
 }
 
-// drop deletes an entry that may have gone already.
+// drop deletes an entry. A missing entry is not an error.
 func drop(m *ebpf.Map, key any) error {
 	if err := m.Delete(key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return err
@@ -111,8 +110,7 @@ func drop(m *ebpf.Map, key any) error {
 	return nil
 }
 
-// setExternals brings the addresses that forwards listen on up to date, and says
-// whether connections have ended by that.
+// setExternals updates the addresses that forwards listen on, and reports whether connections ended.
 func (t *Tables) setExternals(doc *compile.Document, ifs []config.Interface) (ended bool, err error) {
 	present, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
 	if err != nil {
@@ -129,7 +127,7 @@ func (t *Tables) setExternals(doc *compile.Document, ifs []config.Interface) (en
 	ids := t.freeAddressIDs(present)
 	for _, addr := range slices.SortedFunc(maps.Keys(present), layout.CompareAddr) {
 		old, want := present[addr], wanted[addr]
-		// Its connections end before anything else happens to the address.
+		// End the connections of the address before its entry changes.
 		if old.Group != 0 && want.Group == 0 || want == (bpf.HairpinExternal{}) {
 			ended = true
 			if err := t.endConnections(compile.EpochRef{ID: old.Address.Id, Epoch: old.Address.Epoch}); err != nil {
@@ -150,9 +148,8 @@ func (t *Tables) setExternals(doc *compile.Document, ifs []config.Interface) (en
 	return ended, t.putListeners(listeners)
 }
 
-// putExternal writes an entry if it differs. An address keeps its id, and its
-// entry always carries the epoch that is current, also after a writer was
-// killed between the two.
+// putExternal writes the entry of an address if it differs. An address keeps its id. The epoch is always read from map
+// epochs: a killed writer may have raised it without writing the entry.
 func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal, ids *compile.IDPool) error {
 	id := old.Address.Id
 	if id == 0 {
@@ -179,8 +176,8 @@ func (t *Tables) putExternal(addr bpf.HairpinAddr, old, want bpf.HairpinExternal
 	return nil
 }
 
-// setTransmitters fills the devmap of devices that take XDP frames. Next hops
-// remember what it says, so a change makes them look again.
+// setTransmitters updates the devmap tx_ports: the devices to which XDP can redirect. Cached next hops contain this
+// information, so after a change they must be resolved again.
 func (t *Tables) setTransmitters(ifs []config.Interface) error {
 	present, err := readAll[uint32, bpf.HairpinBpfDevmapVal](t.objs.TxPorts)
 	if err != nil {
@@ -193,7 +190,7 @@ func (t *Tables) setTransmitters(ifs []config.Interface) error {
 		}
 		changed = true
 		if err := drop(t.objs.TxPorts, index); err != nil {
-			return fmt.Errorf("take device %d from XDP: %w", index, err)
+			return fmt.Errorf("remove device %d from the XDP devmap: %w", index, err)
 		}
 	}
 	for _, link := range ifs {
@@ -203,10 +200,9 @@ func (t *Tables) setTransmitters(ifs []config.Interface) error {
 		}
 		changed = true
 		err := t.objs.TxPorts.Put(index, bpf.HairpinBpfDevmapVal{Ifindex: index})
-		// The kernel knows no such device: it went while this ran, and its
-		// removal will be heard of.
+		// EINVAL: the device was removed after ifs was read. A netlink event will report the removal.
 		if err != nil && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("offer device %s to XDP: %w", link.Name, err)
+			return fmt.Errorf("add device %s to the XDP devmap: %w", link.Name, err)
 		}
 	}
 	if !changed {
@@ -215,8 +211,8 @@ func (t *Tables) setTransmitters(ifs []config.Interface) error {
 	return t.BumpRoutes()
 }
 
-// pruneCounters takes out the counters of interfaces that are gone once they
-// fill half the table: devices of dialled lines come back with new numbers.
+// pruneCounters removes the counters of removed interfaces when the table is half full. Each new PPP session makes a
+// device with another index, so the table would fill up.
 func (t *Tables) pruneCounters(ifs []config.Interface) error {
 	counters, err := t.rawCounters()
 	if err != nil || uint32(len(counters)) < t.objs.Counters.MaxEntries()/2 {
@@ -233,7 +229,8 @@ func (t *Tables) pruneCounters(ifs []config.Interface) error {
 	return nil
 }
 
-// putLocals goes before the interfaces that bring clients there.
+// putLocals writes the router's own addresses. It must run before putInterfaces, because intercepts on a new interface
+// need them.
 func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
 	if limit := t.objs.Locals.MaxEntries(); uint32(len(wanted)) > limit {
 		return fmt.Errorf("the router has %d addresses of its own, but the table holds %d", len(wanted), limit)
@@ -248,10 +245,9 @@ func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
 	return nil
 }
 
-// dropListeners forgets those of ids that no address has alone any more. It goes
-// before the addresses change: until they have, nothing is rebuilt that might be
-// another address's. One whose address was replaced stays; the datapath finds
-// the old address gone, until one write puts the new one there.
+// dropListeners removes the ids that no longer belong to exactly one address. It must run before map externals changes,
+// so that the datapath never rebuilds a connection at the wrong address. An id whose address was replaced
+// stays: the datapath does not find the old address in externals, until putListeners writes the new address.
 func (t *Tables) dropListeners(wanted map[uint32]bpf.HairpinAddr) error {
 	present, err := readAll[uint32, bpf.HairpinAddr](t.objs.Listeners)
 	if err != nil {
@@ -268,7 +264,7 @@ func (t *Tables) dropListeners(wanted map[uint32]bpf.HairpinAddr) error {
 	return nil
 }
 
-// putListeners goes after the addresses that it names.
+// putListeners writes the address of each id. It must run after these addresses are in map externals.
 func (t *Tables) putListeners(wanted map[uint32]bpf.HairpinAddr) error {
 	for _, id := range slices.Sorted(maps.Keys(wanted)) {
 		var now bpf.HairpinAddr

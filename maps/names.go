@@ -13,14 +13,13 @@ import (
 	"hairpin/bpf"
 )
 
-// labels are the words for the datapath's enum values, as its type information
-// spells them: REASON_TABLE_FULL is "table_full".
+// labels has the names of the datapath's enum values from its BTF, without the prefix and in lower case:
+// REASON_TABLE_FULL is "table_full".
 type labels struct {
 	paths, verdicts, reasons map[uint32]string
 }
 
-// embedded is the object file that this build carries; its specs must be
-// copied before they are changed.
+// embedded returns the object file in this binary. Callers share the result: copy a spec before changing it.
 func embedded() (*ebpf.CollectionSpec, error) {
 	spec, err := bpf.Spec()
 	if err != nil {
@@ -32,7 +31,7 @@ func embedded() (*ebpf.CollectionSpec, error) {
 var names = sync.OnceValue(func() labels {
 	spec, err := embedded()
 	if err != nil {
-		// The object is part of this very binary.
+		// The object is part of this binary, so an error is a mistake of the build.
 		panic(err)
 	}
 	return labels{
@@ -42,8 +41,8 @@ var names = sync.OnceValue(func() labels {
 	}
 })
 
-// enumNames reads the values of one enum. A value without an underscore, such
-// as PATHS, only counts the others and has no name.
+// enumNames returns the names of the values of one enum. It leaves out values without an underscore, such as PATHS: they
+// are the number of values.
 func enumNames(types *btf.Spec, enum string) map[uint32]string {
 	var found *btf.Enum
 	if err := types.TypeByName(enum, &found); err != nil {
@@ -58,7 +57,7 @@ func enumNames(types *btf.Spec, enum string) map[uint32]string {
 	return words
 }
 
-// word names a value, also one that a newer datapath may know and this build does not.
+// word returns the name of a value, or "unknown_N" for a value that only a newer datapath has.
 func word(words map[uint32]string, value uint32) string {
 	if name, ok := words[value]; ok {
 		return name

@@ -47,7 +47,7 @@ func TestLabelsComeFromTheDatapath(t *testing.T) {
 	}
 }
 
-// TestReflectModesAreTheDatapaths: each mode reaches the kernel under its own number.
+// TestReflectModesAreTheDatapaths: for each mode, Apply writes the number of this mode in enum reflect.
 func TestReflectModesAreTheDatapaths(t *testing.T) {
 	spec, err := embedded()
 	if err != nil {

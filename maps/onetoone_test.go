@@ -17,7 +17,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// manyAddresses are 1:1 forwards of an address each, of both families in turn.
+// manyAddresses returns 1:1 forwards, each with its own external address, IPv4 and IPv6 in turn.
 func manyAddresses(count int) config.Config {
 	c := config.Default()
 	for i := range count {
@@ -34,7 +34,7 @@ func manyAddresses(count int) config.Config {
 	return c
 }
 
-// kernelMemory sums up what the kernel says that every map takes, and those within maps.
+// kernelMemory returns the memory of all maps and inner maps, as the kernel reports it.
 func kernelMemory(t *testing.T, objs *bpf.HairpinMaps) (bytes uint64) {
 	t.Helper()
 	all := []*ebpf.Map{}
@@ -50,15 +50,14 @@ func kernelMemory(t *testing.T, objs *bpf.HairpinMaps) (bytes uint64) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		taken, _ := info.Memlock() // an empty trie takes nothing
+		taken, _ := info.Memlock() // 0 for an empty trie
 		bytes += taken
 	}
 	return bytes
 }
 
-// TestOneToOneMemory: 10,000 forwards of an address each take at most 16 MiB of the kernel's memory, with the
-// set before them still there. The kernel does not count the nodes between a trie's entries, which are fewer
-// than those.
+// TestOneToOneMemory: 10,000 forwards with one address each take at most 16 MiB of kernel memory, including the previous set
+// of forwards. The kernel does not count the inner nodes of a trie, but there are fewer inner nodes than entries.
 func TestOneToOneMemory(t *testing.T) {
 	const most = 16 << 20
 	tables := newTables(t, mapstest.RoomySpec(t))
@@ -80,8 +79,8 @@ func TestOneToOneMemory(t *testing.T) {
 	tables.wantRoute(t, "2a01::65", 9, "[fd00::65]:9")
 }
 
-// TestOneLookupForEveryPort: by the one key that the datapath makes of a packet, one lookup finds the forward for
-// any port of a range as it does for that of a single one, and none beside it.
+// TestOneLookupForEveryPort: with the key that the datapath makes from a packet, one lookup finds the forward of a range
+// for each port in the range, and finds nothing for the ports next to the range.
 func TestOneLookupForEveryPort(t *testing.T) {
 	for _, test := range []struct {
 		forward     string

@@ -17,7 +17,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// wantListeners compares the table with "PLACE ADDRESS", sorted.
+// wantListeners compares map listeners with lines "PLACE ADDRESS", sorted.
 func (t *Tables) wantListeners(tb testing.TB, want ...string) {
 	tb.Helper()
 	doc, _, err := t.running()

@@ -18,7 +18,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// targetList reads the targets that the datapath knows.
+// targetList returns the addresses in map targets.
 func (t *Tables) targetList(tb testing.TB) []string {
 	tb.Helper()
 	present, err := readAll[bpf.HairpinAddr, uint8](t.objs.Targets)
@@ -103,7 +103,7 @@ func TestTargetsAreThoseOfTheForwards(t *testing.T) {
 
 	swapped := false
 	tables.step = func(name string, do func() error) error {
-		// As long as either set may be live, both sets' are there.
+		// Before the swap, the targets of both sets of forwards must be there.
 		if name == "swap" {
 			swapped = true
 			tables.wantTargets(t, "10.0.0.1", "10.0.0.2", "10.0.0.3")
@@ -130,8 +130,8 @@ func TestTooManyTargetsAreRefused(t *testing.T) {
 	}
 	mustApply(t, tables, to(1, 4))
 	for want, c := range map[string]config.Config{
-		"the forwards have 5 targets, but the table holds 4":                                                              to(1, 5),
-		"the forwards that run and the new ones have 5 targets, but the table holds 4 at once; apply the change in steps": to(2, 5),
+		"the forwards have 5 targets, but the table holds 4":                                                                          to(1, 5),
+		"the running forwards and the new forwards together have 5 targets, but the table holds 4 at once; apply the change in steps": to(2, 5),
 	} {
 		if _, err := tables.Apply(c); !mapstest.Contains(err, want) {
 			t.Errorf("error %v lacks %q", err, want)
@@ -143,7 +143,7 @@ func TestTooManyTargetsAreRefused(t *testing.T) {
 	tables.wantTargets(t, "10.0.0.2", "10.0.0.3", "10.0.0.4", "10.0.0.5")
 }
 
-// TestTargetsOfAFailedWriterMakeRoom: the same process may try again.
+// TestTargetsOfAFailedWriterMakeRoom: the next Apply removes the targets that a failed Apply added.
 func TestTargetsOfAFailedWriterMakeRoom(t *testing.T) {
 	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapTargets].MaxEntries = 2
@@ -172,7 +172,7 @@ func TestMSSClampFollowsTheLinks(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		clamp []string
-		want  [3]uint32 // of ppp, ethernet, lan
+		want  [3]uint32 // MTUs of ppp, ethernet and lan
 	}{
 		{"by default", nil, [3]uint32{1492, 0, 0}},
 		{"none", []string{}, [3]uint32{}},
@@ -182,7 +182,7 @@ func TestMSSClampFollowsTheLinks(t *testing.T) {
 		c := mapstest.Config(t)
 		c.MSSClamp = test.clamp
 		mustApply(t, tables, c)
-		// The next process knows absent from empty as well.
+		// Another process reads the configuration: nil and an empty list must stay different.
 		mustSetInterfaces(t, tables.again(), ppp, ethernet, lan)
 		var got [3]uint32
 		for i := range got {
@@ -204,7 +204,7 @@ func TestMSSClampFollowsTheLinks(t *testing.T) {
 	}
 }
 
-// TestTheTriePrefersWhatSaysMore looks protocols up as the datapath does.
+// TestTheTriePrefersWhatSaysMore: for each protocol and port, the trie finds the most specific forward.
 func TestTheTriePrefersWhatSaysMore(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	mustApply(t, tables, mapstest.Config(t,

@@ -15,7 +15,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// TestStandInsInTheKernel finds the same in the live slots, also after a swap.
+// TestStandInsInTheKernel looks up stand-ins in the live slot, before and after a swap.
 func TestStandInsInTheKernel(t *testing.T) {
 	tables := newTables(t, mapstest.SmallSpec(t))
 	c := mapstest.WithStandIns(t, "a tcp 80 to 10.0.0.1:8080 reflect prefix")

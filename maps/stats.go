@@ -14,10 +14,10 @@ import (
 	"hairpin/maps/compile"
 )
 
-// statsPage is how many forwards' counters are in one map of forward_stats. The
-// embedded object says so as well, but to read it takes longer than most commands do.
+// statsPage returns how many forwards have their counters in one inner map (page) of forward_stats. The embedded object
+// has this number too, but reading the object takes longer than most commands.
 func (t *Tables) statsPage() (uint32, error) {
-	const first = 0 // the lowest ids are given first
+	const first = 0 // forwards get the lowest free ids, so page 0 almost always exists
 	page, err := t.openStatsPage(first)
 	if err != nil {
 		return 0, err
@@ -33,13 +33,13 @@ func (t *Tables) statsPage() (uint32, error) {
 	return spec.Maps[bpf.HairpinMapForwardStats].InnerMap.MaxEntries, nil
 }
 
-// ForwardIDs is the highest id of a forward: those above are of addresses, or have no counters.
+// forwardIDs returns the highest id that a forward can have. Higher ids are for addresses, or have no page of counters.
 func (t *Tables) forwardIDs() (uint32, error) {
 	page, err := t.statsPage()
 	return min(t.addressIDs(), page*t.objs.ForwardStats.MaxEntries()) - 1, err
 }
 
-// openStatsPage opens the page of an id, nil if there is none.
+// openStatsPage opens the page with this number. It returns nil if there is no such page.
 func (t *Tables) openStatsPage(number uint32) (*ebpf.Map, error) {
 	var page *ebpf.Map
 	err := t.objs.ForwardStats.Lookup(number, &page)
@@ -52,7 +52,7 @@ func (t *Tables) openStatsPage(number uint32) (*ebpf.Map, error) {
 	return page, nil
 }
 
-// zeroStats gives forwards counters that stand at zero.
+// zeroStats sets the counters of the forwards with these ids to zero, and creates missing pages.
 func (t *Tables) zeroStats(ids []uint32) error {
 	size, err := t.statsPage()
 	if err != nil {
@@ -78,7 +78,7 @@ func (t *Tables) zeroStats(ids []uint32) error {
 	return nil
 }
 
-// zeroStatsPage reports whether there is such a page.
+// zeroStatsPage sets the counters at these places of a page to zero. It reports whether the page exists.
 func (t *Tables) zeroStatsPage(number uint32, places []uint32) (bool, error) {
 	page, err := t.openStatsPage(number)
 	if page == nil || err != nil {
@@ -92,8 +92,8 @@ func (t *Tables) zeroStatsPage(number uint32, places []uint32) (bool, error) {
 	return true, putAll(page, places, make([]bpf.HairpinForwardStats, len(places)*cpus), cpus)
 }
 
-// makeStatsPages puts all pages in place in one batch: the kernel makes every
-// write wait for all CPUs.
+// makeStatsPages creates pages and stores all of them in one batch: after each write to an outer map, the kernel waits
+// for an RCU grace period (maybe_wait_bpf_programs).
 func (t *Tables) makeStatsPages(numbers []uint32) error {
 	descriptors := make([]uint32, len(numbers))
 	for i := range numbers {
@@ -107,17 +107,17 @@ func (t *Tables) makeStatsPages(numbers []uint32) error {
 	return putAll(t.objs.ForwardStats, numbers, descriptors, 1)
 }
 
-// StatsReader reads counters of forwards, a page at a time.
+// StatsReader reads the counters of forwards, one page at a time, and reuses its memory.
 type StatsReader struct {
 	tables *Tables
-	Size   uint32 // of a page
+	Size   uint32 // forwards per page
 	cpus   int
 	places []uint32
-	counts []bpf.HairpinForwardStats // of each place, one for each CPU
-	sums   []ForwardStats
+	counts []bpf.HairpinForwardStats // for each place, one value per CPU
+	sums   []ForwardStats            // for each place, the sum over the CPUs
 }
 
-// NewStatsReader gives a reader with memory of its own for a page. One caller at a time uses it.
+// NewStatsReader returns a reader. Only one goroutine at a time may use the reader.
 func (t *Tables) NewStatsReader() (*StatsReader, error) {
 	size, err := t.statsPage()
 	if err != nil {
@@ -133,8 +133,8 @@ func (t *Tables) NewStatsReader() (*StatsReader, error) {
 	}, nil
 }
 
-// page sums the counters of a page over the CPUs. They are the reader's, and the next page's afterwards. It is nil if
-// there is no such page.
+// page returns the counters of a page, summed over the CPUs, or nil if there is no such page. The next call reuses the
+// memory of the result.
 func (r *StatsReader) page(number uint32) ([]ForwardStats, error) {
 	page, err := r.tables.openStatsPage(number)
 	if page == nil || err != nil {
@@ -163,8 +163,8 @@ func (r *StatsReader) page(number uint32) ([]ForwardStats, error) {
 	return r.sums, nil
 }
 
-// eachStats calls visit with the counters of every forward that has counted anything. visit must not keep its last
-// argument.
+// eachStats calls visit with the counters of every running forward whose counters are not all zero. visit must not keep
+// its last argument.
 func (t *Tables) eachStats(visit func(name string, id uint32, s *ForwardStats) error) error {
 	wanted, err := t.Roster()
 	if err != nil {
@@ -182,18 +182,19 @@ func (t *Tables) eachStats(visit func(name string, id uint32, s *ForwardStats) e
 	return nil
 }
 
-// Pages is how many pages have the forwards of a roster.
+// Pages returns the number of pages for the forwards of a roster.
 func (r *StatsReader) Pages(of *compile.Roster) uint32 {
 	return (uint32(len(of.Names)) + r.Size - 1) / r.Size
 }
 
-// Each is eachStats for one page and the forwards of a roster, those left out that have gone since.
+// Each is eachStats for one page and the forwards of a roster. It leaves out forwards that are no longer running.
 func (r *StatsReader) Each(wanted *compile.Roster, number uint32, visit func(name string, id uint32, s *ForwardStats) error) error {
 	sums, err := r.page(number)
 	if err != nil {
 		return err
 	}
-	// The id may be another forward's by now. The counters are those of the wanted forward if the id still is, after they were read.
+	// Another forward may have got the id during the read. So check, after the counters were read, that the id still belongs to
+	// the wanted forward.
 	now, err := r.tables.Roster()
 	if err != nil {
 		return err
@@ -210,7 +211,7 @@ func (r *StatsReader) Each(wanted *compile.Roster, number uint32, visit func(nam
 	return nil
 }
 
-// dropStats gives the memory of counters back that no running forward has: those of whole pages.
+// dropStats removes the pages of ended forwards, if no running forward uses the page.
 func (t *Tables) dropStats(doc *compile.Document) error {
 	size, err := t.statsPage()
 	if err != nil {
@@ -230,11 +231,11 @@ func (t *Tables) dropStats(doc *compile.Document) error {
 	return dropAll(t.objs.ForwardStats, unused)
 }
 
-// droppedAtOnce bounds the threads that wait in the kernel.
+// droppedAtOnce limits the number of threads that wait in the kernel.
 const droppedAtOnce = 64
 
-// dropAll empties slots of an outer map, several at a time: the kernel makes every
-// write wait for all CPUs, but all that come together wait for the same.
+// dropAll empties slots of an outer map, several in parallel. Each write waits for an RCU grace period in the kernel, and
+// parallel writes wait for the same grace period.
 func dropAll(outer *ebpf.Map, slots []uint32) error {
 	for some := range slices.Chunk(slots, droppedAtOnce) {
 		errs := make([]error, len(some))

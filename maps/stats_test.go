@@ -8,7 +8,7 @@ import (
 	"hairpin/maps/mapstest"
 )
 
-// Pages are how many maps of counters there are.
+// pages returns the number of pages in forward_stats.
 func (t *Tables) pages(tb testing.TB) (count int) {
 	tb.Helper()
 	for number := range t.objs.ForwardStats.MaxEntries() {
@@ -24,7 +24,7 @@ func (t *Tables) pages(tb testing.TB) (count int) {
 	return count
 }
 
-// TestPagesOfCountersComeAndGo by as many at once as there are forwards for.
+// TestPagesOfCountersComeAndGo checks that Apply makes and drops as many pages as the forwards need.
 func TestPagesOfCountersComeAndGo(t *testing.T) {
 	tables := newTables(t, mapstest.RoomySpec(t))
 	none, err := tables.statsPage()

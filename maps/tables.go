@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package maps is the typed view of hairpin's kernel maps: it applies configurations, follows interfaces, and reads connections
-// and counters. It alone calls the kernel for them. What the entries are is worked out in package compile.
+// Package maps accesses hairpin's kernel maps: it applies configurations, writes interfaces and addresses, and reads
+// connections and counters. Only this package makes system calls on the maps. Package compile computes the entries.
 package maps
 
 import (
@@ -20,27 +20,28 @@ import (
 	"hairpin/maps/rule"
 )
 
-// ErrEmpty says that no configuration was ever applied to these maps.
-var ErrEmpty = errors.New("nothing has been applied yet")
+// ErrEmpty means that no configuration was ever applied to these maps.
+var ErrEmpty = errors.New("no configuration has been applied yet")
 
-// ErrUnfinished says that a change runs, but that a step after it failed. The next writer does that step.
-var ErrUnfinished = errors.New("the change runs, but a step after it failed")
+// ErrUnfinished means that a change is active, but a step after the swap failed. The next writer repeats the step.
+var ErrUnfinished = errors.New("the change is active, but a later step failed")
 
-// Tables is the typed view of a loaded datapath's maps. Its methods may be
-// called from several goroutines; those that write need the writer lock of the
-// pins, and one caller at a time.
+// Tables gives access to the maps of a loaded datapath. Several goroutines may call its reading methods. The caller of a
+// writing method must hold the writer lock of the pins, and only one writing method may run at a time.
 type Tables struct {
 	objs *bpf.HairpinObjects
 
-	mu       sync.Mutex       // guards the rest
-	cached   *compile.Outline // of cachedAt
+	prepared uint32 // generation that Prepare staged for Swap; 0: none. Only the writer uses it.
+
+	mu       sync.Mutex       // guards cached and cachedAt
+	cached   *compile.Outline // the outline of generation cachedAt; nil: none
 	cachedAt uint32
 
-	// step runs each step of a writer. Tests stop it half-way.
+	// step runs one step of a writer. Tests replace it, to kill the writer between two steps.
 	step func(name string, do func() error) error
 }
 
-// New gives the view of objs, which stay the caller's to close.
+// New returns Tables for the maps and programs in objs. The caller closes objs.
 func New(objs *bpf.HairpinObjects) *Tables {
 	return &Tables{objs: objs, step: func(name string, do func() error) error {
 		if err := do(); err != nil {
@@ -50,17 +51,16 @@ func New(objs *bpf.HairpinObjects) *Tables {
 	}}
 }
 
-// Running is the configuration that the datapath runs. It needs no lock. On
-// fresh maps it is the Default, and the error is ErrEmpty.
+// Running returns the running configuration. It needs no writer lock. On fresh maps it returns config.Default() and
+// ErrEmpty.
 func (t *Tables) Running() (config.Config, error) {
 	doc, _, err := t.running()
 	config := doc.Config
-	config.Forwards = slices.Clip(config.Forwards) // what is behind them is the document's
+	config.Forwards = slices.Clip(config.Forwards) // an append by the caller must not write into the shared document
 	return config, err
 }
 
-// Settings are those of Running: it is without its forwards, which take the
-// longest to read.
+// Settings returns the running configuration without the forwards, and so without decoding them.
 func (t *Tables) Settings() (config.Config, error) {
 	o, _, err := t.outline()
 	config := o.Config
@@ -69,7 +69,7 @@ func (t *Tables) Settings() (config.Config, error) {
 }
 
 // EachForward calls visit for every running forward until it returns false. visit must not keep its
-// argument, nor the lists in it: the next call reuses their memory.
+// argument or the lists in it: the next call reuses their memory.
 func (t *Tables) EachForward(visit func(*rule.Forward) bool) error {
 	o, _, err := t.outline()
 	if err != nil {
@@ -78,13 +78,14 @@ func (t *Tables) EachForward(visit func(*rule.Forward) bool) error {
 	return o.Each(func(f *rule.Forward, _ compile.EpochRef) bool { return visit(f) })
 }
 
-// HasIPv6 reports whether a forward of IPv6 runs. While what runs stays the same, to ask again costs one system call.
+// HasIPv6 reports whether an IPv6 forward is running. If the generation has not changed, a repeated call costs one system
+// call.
 func (t *Tables) HasIPv6() (bool, error) {
 	r, err := t.Roster()
 	return err == nil && r.IPv6, err
 }
 
-// Find is the running forward of a name; false says that there is none.
+// Find returns the running forward with this name, and whether there is such a forward.
 func (t *Tables) Find(name string) (rule.Forward, bool, error) {
 	o, _, err := t.outline()
 	if err != nil {
@@ -93,8 +94,7 @@ func (t *Tables) Find(name string) (rule.Forward, bool, error) {
 	return o.Find(name)
 }
 
-// running reads the live document and its generation. The document is shared:
-// nobody changes it.
+// running returns the live document and its generation. Callers share the document and must not change it.
 func (t *Tables) running() (*compile.Document, uint32, error) {
 	o, generation, err := t.outline()
 	if err != nil {
@@ -107,8 +107,8 @@ func (t *Tables) running() (*compile.Document, uint32, error) {
 	return doc, generation, nil
 }
 
-// Outline reads that of the live document, and its generation. It is shared:
-// nobody changes it.
+// outline returns the outline of the live document, and its generation. Callers share the outline and must not change
+// it.
 func (t *Tables) outline() (*compile.Outline, uint32, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -120,10 +120,10 @@ func (t *Tables) outline() (*compile.Outline, uint32, error) {
 		if t.cached != nil && t.cachedAt == generation {
 			return t.cached, generation, nil
 		}
-		t.cached = nil // not to hold two
+		t.cached = nil // free the old outline before the new outline is read
 		o, err := t.readOutline(generation)
-		// The slot is written only while another generation lives. If this one
-		// still lives, it was not written before it was opened.
+		// A writer changes this slot only while another generation is live. If this generation is still live, the slot
+		// did not change since the first read of the generation.
 		if now, again := t.generation(); again != nil || now != generation {
 			if again != nil {
 				return &compile.Outline{}, 0, again
@@ -138,7 +138,8 @@ func (t *Tables) outline() (*compile.Outline, uint32, error) {
 	}
 }
 
-// Roster lists the forwards that run. It is shared: nobody changes it. On fresh maps it is empty.
+// Roster returns the names and epochs of the running forwards. On fresh maps it is empty. Callers share the result and
+// must not change it.
 func (t *Tables) Roster() (*compile.Roster, error) {
 	o, _, err := t.outline()
 	if errors.Is(err, ErrEmpty) {
@@ -150,8 +151,8 @@ func (t *Tables) Roster() (*compile.Roster, error) {
 	return o.Roster()
 }
 
-// Generation counts the configurations that went live; an Apply that changes
-// anything changes it, whoever calls it. To read it costs one system call.
+// Generation returns the live generation. It is another number after every Apply or Add that changed anything, also by
+// another process. The read costs one system call.
 func (t *Tables) Generation() (uint32, error) { return t.generation() }
 
 func (t *Tables) generation() (uint32, error) {
@@ -186,24 +187,25 @@ func (t *Tables) readOutline(generation uint32) (*compile.Outline, error) {
 	return o, nil
 }
 
-// liveSlot opens the map in the slot of a generation.
+// liveSlot opens the inner map of a generation.
 func liveSlot(outer *ebpf.Map, generation uint32) (*ebpf.Map, error) {
 	var m *ebpf.Map
 	err := outer.Lookup(generation&1, &m)
 	return m, err
 }
 
-// chunk is one entry of a document's map; the first begins with the length.
+// chunk is the value of one entry of a document's map. The first chunk of a text begins with the length of the text,
+// lengthBytes long.
 type chunk [4096]byte
 
 const lengthBytes = 8
 
-// chunkCount is how many chunks hold a text.
+// chunkCount returns how many chunks a text of this length needs.
 func chunkCount(length int) uint32 {
 	return uint32((lengthBytes + length + len(chunk{}) - 1) / len(chunk{}))
 }
 
-// readChunk reads the text of an addition, which is one entry.
+// readChunk reads the text of an addition. The text is in a single entry.
 func readChunk(m *ebpf.Map, at uint32) (string, error) {
 	var c chunk
 	if err := m.Lookup(at, &c); err != nil {
@@ -211,33 +213,33 @@ func readChunk(m *ebpf.Map, at uint32) (string, error) {
 	}
 	length := binary.LittleEndian.Uint64(c[:])
 	if length > uint64(len(c)-lengthBytes) {
-		return "", fmt.Errorf("an addition has %d bytes, more than fit", length)
+		return "", fmt.Errorf("an addition has %d bytes, more than an entry can hold", length)
 	}
 	return string(c[lengthBytes : lengthBytes+length]), nil
 }
 
-// chunksAtOnce bounds the memory that chunks take on the way into a text.
+// chunksAtOnce is how many chunks one system call reads or writes. It limits the size of the buffer.
 const chunksAtOnce = 64
 
-// readChunks reads the text that begins with the first entry.
+// readChunks reads the text that begins in the first entry.
 func readChunks(m *ebpf.Map) (string, error) {
 	var (
 		text   strings.Builder
-		left   = uint64(1) // bytes, of which there is one at least
+		left   = uint64(1) // bytes to read; 1 until the first chunk gives the length
 		cursor ebpf.MapBatchCursor
 		keys   = make([]uint32, 1)
 		chunks = make([]chunk, 1)
 	)
 	for left > 0 {
 		n, err := m.BatchLookup(&cursor, keys, chunks, nil)
-		// With the last entries comes the news that there are no more.
+		// The kernel returns ENOENT together with the last entries.
 		if err != nil && !(errors.Is(err, ebpf.ErrKeyNotExist) && n > 0) {
 			return "", err
 		}
 		if text.Len() == 0 {
 			left = lengthBytes + binary.LittleEndian.Uint64(chunks[0][:])
 			if room := uint64(m.MaxEntries()) * uint64(len(chunk{})); left > room {
-				return "", fmt.Errorf("%d bytes, of which %d are there", left, room)
+				return "", fmt.Errorf("the text has %d bytes, but its map only %d", left, room)
 			}
 			text.Grow(int(left))
 		}
@@ -254,7 +256,7 @@ func readChunks(m *ebpf.Map) (string, error) {
 	return text.String()[lengthBytes:], nil
 }
 
-// newChunks makes a map that holds text, and has room for more entries behind it.
+// newChunks makes a map with the text, and with room more entries after the text.
 func newChunks(text []byte, room uint32) (*ebpf.Map, error) {
 	count := chunkCount(len(text))
 	m, err := newInner(bpf.HairpinMapDocuments, count+room)
@@ -268,7 +270,7 @@ func newChunks(text []byte, room uint32) (*ebpf.Map, error) {
 	return m, nil
 }
 
-// putChunks writes some at a time, as readChunks reads them.
+// putChunks writes a text as chunks, chunksAtOnce per system call.
 func putChunks(m *ebpf.Map, text []byte) error {
 	count := chunkCount(len(text))
 	keys, chunks := make([]uint32, min(count, chunksAtOnce)), make([]chunk, min(count, chunksAtOnce))
@@ -291,8 +293,7 @@ func putChunks(m *ebpf.Map, text []byte) error {
 	return nil
 }
 
-// newInner makes a map that fits a slot of the named outer map; size 0 is the
-// size the datapath was built with.
+// newInner makes an inner map for the named outer map. Size 0 means the size in the embedded object.
 func newInner(outer string, size uint32) (*ebpf.Map, error) {
 	spec, err := embedded()
 	if err != nil {
@@ -317,7 +318,7 @@ func (t *Tables) epoch(id uint32) (uint32, error) {
 	return epoch, nil
 }
 
-// endConnections ends the connections that carry s. It may be repeated.
+// endConnections ends the connections with epoch reference s: it raises the epoch of the id. A second call does nothing.
 func (t *Tables) endConnections(s compile.EpochRef) error {
 	epoch, err := t.epoch(s.ID)
 	if err != nil || epoch != s.Epoch {
@@ -329,14 +330,14 @@ func (t *Tables) endConnections(s compile.EpochRef) error {
 	return nil
 }
 
-// addressIDs is the first id of external addresses; forwards have those from 1
-// to below it. The split leaves an id for every external address there can be.
+// addressIDs returns the lowest id for external addresses; forwards have lower ids. There are as many ids for addresses
+// as map externals has entries.
 func (t *Tables) addressIDs() uint32 {
 	return t.objs.Epochs.MaxEntries() - t.objs.Externals.MaxEntries()
 }
 
-// BumpRoutes makes the datapath resolve every next hop again, with each
-// connection's next packet. Call it when routes or neighbours have changed.
+// BumpRoutes makes the datapath resolve every next hop again, when the next packet needs it. Call it after a change of
+// routes or neighbours.
 func (t *Tables) BumpRoutes() error {
 	var routes bpf.HairpinRoutes
 	if err := t.objs.Routes.Lookup(uint32(0), &routes); err != nil {

@@ -15,7 +15,7 @@ import (
 	"hairpin/maps/mapstest"
 )
 
-// liveOrigins are those that the datapath finds now.
+// liveOrigins returns the origins in the live slot.
 func (t *Tables) liveOrigins(tb testing.TB) map[bpf.HairpinOriginKey]bpf.HairpinOrigin {
 	tb.Helper()
 	generation, err := t.generation()
@@ -29,7 +29,8 @@ func (t *Tables) liveOrigins(tb testing.TB) map[bpf.HairpinOriginKey]bpf.Hairpin
 	return all
 }
 
-// TestAddedOriginsAreThoseOfApply adds forwards at random, and compares with all of them applied at once.
+// TestAddedOriginsAreThoseOfApply adds random forwards with Add, and compares the origins with the origins after Apply of
+// all forwards.
 func TestAddedOriginsAreThoseOfApply(t *testing.T) {
 	t.Parallel()
 	random := rand.New(rand.NewPCG(7, 8))
@@ -76,7 +77,7 @@ func TestAddedOriginsAreThoseOfApply(t *testing.T) {
 	}
 }
 
-// byPlace tells origins without ids, which differ between datapaths.
+// byPlace formats origins with places instead of external ids, because the ids differ between datapaths.
 func byPlace(tb testing.TB, t *Tables, origins map[bpf.HairpinOriginKey]bpf.HairpinOrigin) map[string]string {
 	tb.Helper()
 	doc, _, err := t.running()

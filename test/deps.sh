@@ -1,12 +1,12 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Installs the Debian packages that building, testing or the demo need, if this machine lacks some. On other systems
-# the script names what is missing. Usage: deps.sh build|demo|test|kernels
+# Installs the missing Debian packages for the build, the demo, the tests or the tests on other kernels. On other systems it prints
+# the names of the missing packages. Usage: deps.sh build|demo|test|kernels
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
-# Each word is something to look for, a command or a file, and the package that has it.
+# Each word is FILE:PACKAGE or COMMAND:PACKAGE. If the file or command is missing, the package is installed.
 build=("${CLANG:-clang-19}:clang-19" "${STRIP:-llvm-strip-19}:llvm-19" /usr/include/bpf/bpf_helpers.h:libbpf-dev)
 demo=(ip:iproute2 nft:nftables nginx:nginx curl:curl nsenter:util-linux sysctl:procps)
 test=("${build[@]}" "${demo[@]}"
@@ -25,18 +25,18 @@ main() {
 	demo) missing=$(lacking "${demo[@]}") ;;
 	test) missing=$(lacking "${test[@]}") ;;
 	kernels) missing=$(lacking "${kernels[@]}") ;;
-	*) fail "say what for: build, demo, test or kernels" ;;
+	*) fail "unknown purpose; use build, demo, test or kernels" ;;
 	esac
 	[ -n "$missing" ] || return 0
-	command -v apt-get >/dev/null || fail "install what these Debian packages have: $missing"
-	[ "$(id -u)" = 0 ] || fail "needs root to install: $missing"
-	echo "Installing what this machine lacks: $missing"
+	command -v apt-get >/dev/null || fail "install the programs of these Debian packages: $missing"
+	[ "$(id -u)" = 0 ] || fail "needs root to install $missing"
+	echo "Installing missing packages: $missing"
 	install_quietly $missing
 }
 
 fail() { echo "deps: $*" >&2; exit 1; }
 
-# lacking prints the packages of what is not there. A busybox with shared libraries does not count.
+# lacking prints the packages of missing files and commands. A busybox with shared libraries counts as missing: the guest has no libraries.
 lacking() {
 	local item what
 	for item in "$@"; do
@@ -49,8 +49,8 @@ lacking() {
 	done
 }
 
-# install_quietly keeps the servers among the packages from starting: the tests start them. Debian would start them at once, which
-# policy-rc.d prevents, and at every boot, which their units must be disabled for.
+# install_quietly installs packages without starting their servers: the tests start the servers. Debian starts a server at
+# installation; policy-rc.d prevents this. Debian also starts it at every boot, so its unit is disabled.
 install_quietly() {
 	local policy=/usr/sbin/policy-rc.d package unit
 	if [ ! -e $policy ]; then

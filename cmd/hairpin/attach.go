@@ -103,7 +103,7 @@ func (a *app) attach(ctx context.Context) error {
 	return a.printInterfaces("attach", newPortRows(result.Ports))
 }
 
-// detach leaves maps and pins: only the programs go.
+// detach removes only the programs; maps and pins stay.
 func (a *app) detach(ctx context.Context) error {
 	s, err := a.openLocked(ctx)
 	if err != nil {
@@ -128,7 +128,7 @@ func (a *app) detach(ctx context.Context) error {
 }
 
 // printInterfaces prints the JSON document of a command that changed interfaces:
-// {"schema":1,"<name>":{"interfaces":[..]}}, as status has them.
+// {"schema":1,"<name>":{"interfaces":[..]}}. The rows have the format of status.
 func (a *app) printInterfaces(name string, rows []portRow) error {
 	if !a.json {
 		return nil
@@ -136,19 +136,19 @@ func (a *app) printInterfaces(name string, rows []portRow) error {
 	return a.printJSON(name, map[string]any{"interfaces": append([]portRow{}, rows...)})
 }
 
-// detachedRows are rows of interfaces that had the programs until now.
+// detachedRows returns the rows of interfaces that had the programs until now.
 func detachedRows(ports []router.Port) []portRow {
 	for i := range ports {
 		ports[i].Attachment = nil
 	}
 	rows := newPortRows(ports)
 	for i := range rows {
-		rows[i].State = "detached" // even if the interface itself has gone
+		rows[i].State = "detached" // also if the interface no longer exists
 	}
 	return rows
 }
 
-// attachedNow lists the attachments of the datapath in a.dir; none if it is of another version.
+// attachedNow lists the attachments of the datapath in a.dir, nil if this version cannot open the datapath.
 func (a *app) attachedNow() []router.Port {
 	s, err := a.open()
 	if err != nil {
@@ -174,7 +174,7 @@ func (a *app) detachAll(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	if err := a.refuseIfDaemon("still uses the datapath"); err != nil {
+	if err := a.refuseIfDaemon("would lose the datapath"); err != nil {
 		return err
 	}
 	ports := a.attachedNow()

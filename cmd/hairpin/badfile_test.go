@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// Files that no editor meant are refused with the place and the reason, escaped, and nothing is made.
+// TestBadFiles: malformed files are refused with the place and an escaped reason, and nothing is made.
 func TestBadFiles(t *testing.T) {
 	const wan = "version = 1\n[interfaces]\nwan = [\"wan0\"]\n"
 	forward := func(name, port string) string {
@@ -97,7 +97,7 @@ func TestOddFilesThatAreValid(t *testing.T) {
 	}
 }
 
-// try runs one command in process.
+// try runs one command in this process.
 func try(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, talk bytes.Buffer

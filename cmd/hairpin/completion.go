@@ -38,12 +38,12 @@ func knownShell(_ *cobra.Command, args []string) error {
 	case "bash", "zsh", "fish":
 		return nil
 	}
-	return fmt.Errorf("no completion for shell %q: there is one for bash, zsh and fish", clip(args[0]))
+	return fmt.Errorf("no completion for shell %q; use bash, zsh or fish", clip(args[0]))
 }
 
 type completions = []cobra.Completion
 
-// completeForwards offers the names of the forwards that run.
+// completeForwards offers the names of the running forwards.
 func (a *app) completeForwards(*cobra.Command, []string, string) (completions, cobra.ShellCompDirective) {
 	var names completions
 	if s, err := a.open(); err == nil {
@@ -56,8 +56,8 @@ func (a *app) completeForwards(*cobra.Command, []string, string) (completions, c
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
-// completeForwardAdd offers the words of the grammar of `forward add`, and
-// interfaces before the port.
+// completeForwardAdd offers the words of the grammar of "forward add". For the external address it offers
+// interfaces.
 func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (completions, cobra.ShellCompDirective) {
 	const nothing = cobra.ShellCompDirectiveNoFileComp
 	switch len(args) {
@@ -76,11 +76,11 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 	return nil, nothing
 }
 
-// completeSelector offers the words of a selector of connections.
+// completeSelector offers the words of a connection selector.
 func (a *app) completeSelector(command *cobra.Command, args []string, word string) (completions, cobra.ShellCompDirective) {
 	const nothing = cobra.ShellCompDirectiveNoFileComp
 	if len(args)%2 == 0 {
-		return completions{"forward", "proto", "src", "dst", "port", "path"}, nothing
+		return rule.SelectorWords(), nothing
 	}
 	switch args[len(args)-1] {
 	case "forward":
@@ -88,7 +88,7 @@ func (a *app) completeSelector(command *cobra.Command, args []string, word strin
 	case "proto":
 		return connectionProtocols(), nothing
 	case "path":
-		return completions{"wan", "hairpin", "local"}, nothing
+		return rule.PathNames(), nothing
 	}
 	return nil, nothing
 }

@@ -45,7 +45,8 @@ func (a *app) checkCommand() *cobra.Command {
 	}
 }
 
-// checkNames warns of files of names that the daemon could not write now, and refuses those that it would never write.
+// checkNames warns of DNS files that the daemon could not write now. It fails for files that the daemon
+// would never write.
 func (a *app) checkNames(cfg config.Config) error {
 	warnings, err := daemon.CheckNames(cfg)
 	a.notices(warnings...)
@@ -59,7 +60,7 @@ func (a *app) checkRisks(cfg config.Config) error {
 	return err
 }
 
-// forwardsText counts forwards, and the intercepts among them.
+// forwardsText returns the number of forwards as text, and the number of intercepts among them.
 func forwardsText(cfg config.Config) string {
 	text, intercepts := count(len(cfg.Forwards), "forward"), 0
 	for _, f := range cfg.Forwards {
@@ -131,7 +132,7 @@ func (a *app) configPath(args []string) string {
 	return a.configFile
 }
 
-// configName is how messages call a configuration.
+// configName returns the name of a configuration file for messages.
 func configName(path string) string {
 	if path == stdinPath {
 		return stdinName
@@ -139,9 +140,9 @@ func configName(path string) string {
 	return path
 }
 
-// readConfig reads and checks a configuration; stdinPath is stdin. Files that others could
-// have written are refused, see toml.Load. Stdin is taken whoever owns the file
-// behind it: whoever runs the command has opened that file and hands it over.
+// readConfig reads and checks a configuration; stdinPath is standard input. It refuses a file that other
+// users may write, see toml.Load. It does not check the owner of standard input: the user of the command
+// opened that file.
 func (a *app) readConfig(path string) (config.Config, error) {
 	if path != stdinPath {
 		cfg, err := toml.Load(path)
@@ -158,7 +159,7 @@ func (a *app) readConfig(path string) (config.Config, error) {
 	return cfg, invalid(err)
 }
 
-// printPlan prints what to apply path would change, and reports whether it is anything.
+// printPlan prints the changes that apply would make, and reports whether there are any.
 func (a *app) printPlan(path string) (bool, error) {
 	cfg, err := a.readConfig(path)
 	if err != nil {
@@ -212,7 +213,7 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 	return nil
 }
 
-// withEmptyLists makes empty lists of absent ones: JSON tells null from [].
+// withEmptyLists replaces nil lists, so that JSON has [] instead of null.
 func withEmptyLists(change config.Change) config.Change {
 	for _, list := range []*[]string{&change.Added, &change.Removed, &change.Changed, &change.Settings} {
 		if *list == nil {
@@ -222,7 +223,7 @@ func withEmptyLists(change config.Change) config.Change {
 	return change
 }
 
-// printChange prints a change as lines: - before what runs, + before what would run.
+// printChange prints a change as lines: "-" before the running state, "+" before the new state.
 func (a *app) printChange(running, file config.Config, change config.Change) {
 	for _, key := range change.Settings {
 		fmt.Fprintf(a.out, "- %s = %s\n+ %s = %s\n", key, settingText(running, key), key, settingText(file, key))

@@ -15,7 +15,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// What diff prints of a setting can be pasted into a file.
+// TestPrintedSettingsAreConfiguration: a setting that diff prints can be pasted into a file.
 func TestPrintedSettingsAreConfiguration(t *testing.T) {
 	file := config.Default()
 	file.WAN, file.LAN, file.Mode = []string{"wan0", "ppp0"}, []string{}, config.ModeTC
@@ -37,7 +37,8 @@ func TestPrintedSettingsAreConfiguration(t *testing.T) {
 	}
 }
 
-// Every setting that can differ has a text of its own, and the parser takes it back.
+// TestEverySettingHasText: every setting that can differ has its own text, and the parser accepts this
+// text.
 func TestEverySettingHasText(t *testing.T) {
 	cfg := config.Default()
 	cfg.WAN, cfg.LAN, cfg.MSSClamp = []string{"wan0", "ppp0"}, []string{"lan0"}, []string{"ppp0"}

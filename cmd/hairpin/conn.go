@@ -20,11 +20,12 @@ import (
 	"hairpin/maps/rule"
 )
 
-// selectorHelp ends the help of every conn command.
+// selectorHelp is the last part of the help of every conn command.
 var selectorHelp = "SELECTOR := " + rule.SelectorSyntax + "\nP := " +
 	strings.Join(connectionProtocols(), "|") + "\nport is the port of the external address or of the target. A connection must match all conditions."
 
-// connectionProtocols are those of forwards without "any", which no connection is.
+// connectionProtocols returns the protocols that a connection can have: every protocol name except "any",
+// the last.
 func connectionProtocols() []string {
 	names := rule.ProtocolNames()
 	return names[:len(names)-1]
@@ -56,7 +57,7 @@ such as gre, there is an address only; JSON has ADDR:0. An IPv6 address with a p
 is in brackets. For IPv6, icmp means ICMPv6.
 
 The list is printed while the table is read. Up to ` + strconv.Itoa(connBlock) + ` connections are sorted by
-protocol, external address and client; more come in sorted blocks of that many.
+protocol, external address and client; a longer list consists of such sorted blocks.
 
 ` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
@@ -118,8 +119,8 @@ connections, run it twice: with src 0.0.0.0/0 for IPv4 and with src ::/0 for IPv
 	}
 }
 
-// withSelector opens the datapath for what the arguments select. A forward that
-// does not exist is an error, since the name must be mistyped.
+// withSelector parses args and calls do with the open datapath. It fails for a forward that does not exist,
+// because the name must be mistyped.
 func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector) error) error {
 	selector, err := rule.ParseSelector(args)
 	if err != nil {
@@ -142,11 +143,11 @@ func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector
 	return do(s, selector)
 }
 
-// connBlock is how many connections a listing holds at once, and sorts.
+// connBlock is the number of connections that a listing sorts and holds in memory at a time.
 const connBlock = 4096
 
-// printConnections prints those that each visits, a block at a time.
-func (a *app) printConnections(each func(visit func(*maps.Connection)) error) error {
+// printConnections calls walk to get the connections, and prints them in sorted blocks.
+func (a *app) printConnections(walk func(visit func(*maps.Connection)) error) error {
 	debug.SetGCPercent(usualGC)
 	print, end := a.connectionRows()
 	var failed error
@@ -160,7 +161,7 @@ func (a *app) printConnections(each func(visit func(*maps.Connection)) error) er
 		}
 		block = block[:0]
 	}
-	err := each(func(c *maps.Connection) {
+	err := walk(func(c *maps.Connection) {
 		if block = append(block, *c); len(block) == connBlock {
 			flush()
 		}
@@ -172,13 +173,14 @@ func (a *app) printConnections(each func(visit func(*maps.Connection)) error) er
 	return end()
 }
 
-// connectionRows prints connections one by one, as JSON or as a table; end is called after the last.
+// connectionRows returns a function that prints one connection, as JSON or as a table row, and a function
+// to call after the last connection.
 func (a *app) connectionRows() (print func(*maps.Connection) error, end func() error) {
 	if a.json {
 		list := a.newJSONList("connections")
 		return func(c *maps.Connection) error { return list.add(c) }, list.end
 	}
-	var t *table // without connections there is none
+	var t *table // nil until the first connection: an empty list prints no header
 	print = func(c *maps.Connection) error {
 		if t == nil {
 			t = newTable(a.out, "PROTO", "PATH", "FORWARD", "STATE", "CLIENT", "EXTERNAL", "SOURCE", "TARGET", "AGE", "IDLE", "PACKETS", "BYTES")
@@ -197,8 +199,8 @@ func (a *app) connectionRows() (print func(*maps.Connection) error, end func() e
 	}
 }
 
-// endpoint is the address alone where the protocol has no port: JSON has port 0
-// there.
+// endpoint formats an address with its port. It leaves out port 0, which stands for a protocol without
+// ports.
 func endpoint(at netip.AddrPort) string {
 	if at.Port() == 0 {
 		return at.Addr().String()
@@ -206,12 +208,13 @@ func endpoint(at netip.AddrPort) string {
 	return at.String()
 }
 
-// seconds is a duration as people read it: "7s", "4m0s", "2h4m0s".
+// seconds formats a number of seconds: "7s", "4m0s", "2h4m0s".
 func seconds(n uint64) string {
 	return (time.Duration(n) * time.Second).String()
 }
 
-// connectionUse counts established connections against the limit. Half-open and closing ones have places of their own.
+// connectionUse returns the use of the connection table. The limit applies to established connections only:
+// half-open and closing connections have their own places.
 func connectionUse(s *router.Session) (connectionStatus, error) {
 	count, err := s.Tables.CountConnections(rule.Selector{})
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// An address stands alone where there is no port, and an echo's identifier where its client has one. Rows are sorted by
-// the protocol's number, external address and client.
+// TestPrintConnections: without ports only the address is printed; an echo connection shows its identifier
+// on the client's side. Rows are sorted by protocol number, external address and client.
 func TestPrintConnections(t *testing.T) {
 	at := netip.MustParseAddrPort
 	list := []maps.Connection{
@@ -59,7 +59,7 @@ gre    wan      tunnel   half-open    198.51.100.9       203.0.113.1      198.51
 	}
 }
 
-// eachOf visits connections as tables do.
+// eachOf visits the connections of a list, as Tables.EachConnection does.
 func eachOf(list []maps.Connection) func(func(*maps.Connection)) error {
 	return func(visit func(*maps.Connection)) error {
 		for i := range list {
@@ -83,7 +83,7 @@ func TestPrintNoConnections(t *testing.T) {
 	}
 }
 
-// discarded counts lines and, now and then, how much memory is in use beyond what was when it was made.
+// discarded is a writer that counts lines, and measures the growth of the memory in use.
 type discarded struct {
 	before, most uint64
 	writes       int
@@ -109,7 +109,7 @@ func heapInUse() uint64 {
 	return stats.HeapAlloc
 }
 
-// However many connections there are, a listing holds few, and its columns stay aligned.
+// TestPrintManyConnections: a listing holds few connections in memory, and its columns stay aligned.
 func TestPrintManyConnections(t *testing.T) {
 	const many, room = 200_000, 8 << 20
 	each := func(visit func(*maps.Connection)) error {
@@ -145,7 +145,7 @@ func TestPrintManyConnections(t *testing.T) {
 	}
 }
 
-// A list that is written item by item is the same document as one that is written at once.
+// TestJSONList: a list that is written item by item gives the same document as printJSON.
 func TestJSONList(t *testing.T) {
 	for _, items := range [][]string{{}, {"a"}, {"a", "<b>", "c\n"}} {
 		var one, all bytes.Buffer

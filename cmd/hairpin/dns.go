@@ -100,7 +100,7 @@ func (a *app) dns(o dnsOptions) error {
 	return err
 }
 
-// dnsFormat parses the format, which may be missing if no file is made.
+// dnsFormat parses the format. The format may be missing if the output is JSON and no file is written.
 func (a *app) dnsFormat(o dnsOptions) (config.DNSFormat, error) {
 	if o.format == "" && a.json && o.path == "" {
 		return "", nil
@@ -118,8 +118,8 @@ func (a *app) dnsFormat(o dnsOptions) (config.DNSFormat, error) {
 	return format, err
 }
 
-// dnsSerial is the serial number of a zone that is printed. It is the same for the same
-// files, and rises when they change.
+// dnsSerial returns the serial number of a printed zone. It is the time of the last change of the
+// configuration files, so it rises when a file changes.
 func (a *app) dnsSerial() (uint32, error) {
 	if a.configFile == stdinPath {
 		return uint32(time.Now().Unix()), nil
@@ -128,9 +128,9 @@ func (a *app) dnsSerial() (uint32, error) {
 	return uint32(modified.Unix()), err
 }
 
-// reachFromLAN returns a function that says why LAN clients do not reach a target. It
-// returns nil where this machine cannot know: none of the LAN interfaces exists here,
-// because the file is for another machine, or the interfaces cannot be listed.
+// reachFromLAN returns a function that returns the reason why LAN clients cannot reach a target, nil if
+// they can. If this machine cannot know, reachFromLAN itself returns nil: interfaces cannot be listed, or
+// no LAN interface exists here, because the file is for another machine.
 func reachFromLAN(cfg config.Config) func(netip.Addr) error {
 	links, err := loader.Links()
 	if err != nil {
@@ -161,7 +161,7 @@ type dnsResult struct {
 	Names    []dns.Name `json:"names"`
 	Warnings []string   `json:"warnings"`
 	File     string     `json:"file,omitempty"`
-	Written  *bool      `json:"written,omitempty"` // of File
+	Written  *bool      `json:"written,omitempty"` // whether File was written
 }
 
 func newDNSResult(names []dns.Name, warnings []dns.Warning) dnsResult {
@@ -194,8 +194,8 @@ func (a *app) writeDNS(path string, file dns.File, names []dns.Name, warnings []
 	return a.printJSON("dns", result)
 }
 
-// absolutePath makes a path absolute. Symbolic links on the way to the working directory
-// are resolved, because the user did not type them.
+// absolutePath makes a path absolute. It resolves symbolic links in the working directory, because the user
+// did not type them.
 func absolutePath(path string) (string, error) {
 	if filepath.IsAbs(path) {
 		return filepath.Clean(path), nil

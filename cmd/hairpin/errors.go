@@ -19,34 +19,34 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Exit codes, a promise to scripts.
+// Exit codes. Scripts depend on them; do not change them.
 const (
-	exitDone        = 0 // or nothing to do
-	exitInvalid     = 1 // usage or configuration
-	exitRefused     = 2 // by the kernel, or no permission
-	exitNotFound    = 3 // or diff not empty
-	exitNotAttached = 4 // or attached by a hairpin of another schema
+	exitDone        = 0 // done, or nothing to do
+	exitInvalid     = 1 // usage or configuration is invalid
+	exitRefused     = 2 // kernel refused, or no permission
+	exitNotFound    = 3 // not found, or diff is not empty
+	exitNotAttached = 4 // not attached, or another table layout
 	exitLocked      = 5
-	exitSignal      = 128 // and the number of the signal that ended it, as shells have it
+	exitSignal      = 128 // plus the number of the signal, as shells do
 )
 
 var (
-	// errDiffers is for the exit code of diff, which has printed the difference already.
+	// errDiffers only sets the exit code of diff, which has already printed the difference.
 	errDiffers   = errors.New("configuration and running state differ")
 	errNoCommand = errors.New("no command given")
 )
 
-// usageError is about the arguments: nothing was tried.
+// usageError is an error in the arguments. The command did nothing.
 type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// invalidError is about the configuration or a forward: nothing was changed.
+// invalidError is an error in the configuration or a forward. Nothing was changed.
 type invalidError struct{ error }
 
 func (e invalidError) Unwrap() error { return e.error }
 
-// notFoundError names what does not exist.
+// notFoundError says that something with this name does not exist.
 type notFoundError struct{ kind, name, hint string }
 
 func (e notFoundError) Error() string {
@@ -62,7 +62,7 @@ type signalError struct{ syscall.Signal }
 
 func (e signalError) Error() string { return "ended by signal " + unix.SignalName(e.Signal) }
 
-// invalid marks an error of the configuration.
+// invalid marks err as an error of the configuration.
 func invalid(err error) error {
 	if err == nil {
 		return nil
@@ -98,7 +98,7 @@ func exitCode(err error) int {
 	return exitRefused
 }
 
-// finish writes out what is buffered, reports err and returns the exit code.
+// finish flushes stdout, prints err and returns the exit code.
 func (a *app) finish(err error) int {
 	if flushed := a.out.Flush(); flushed != nil && err == nil {
 		err = fmt.Errorf("write output: %w", flushed)
@@ -133,7 +133,7 @@ func (a *app) report(err error) {
 	}
 }
 
-// shortenLine cuts a line that would fill the terminal: an argument may be a megabyte long.
+// shortenLine cuts the middle out of a long line: an argument may be a megabyte long.
 func shortenLine(line string) string {
 	const limit = 2000
 	if len(line) <= limit {

@@ -133,7 +133,7 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 			old.Kind(), old.Name, old, old.Source))
 	}
 	if len(forward.Hosts) > 0 {
-		// The names of all of them are looked at then.
+		// warnNames needs the host names of all running forwards.
 		if running, err = s.Running(); err != nil {
 			return err
 		}
@@ -158,7 +158,8 @@ func (a *app) warnRisks(s *router.Session, cfg config.Config, forward rule.Forwa
 	return err
 }
 
-// warnNames warns of hosts of a forward, beside those of cfg, that lead elsewhere.
+// warnNames warns of host names of forward that do not lead to its target, compared with the forwards of
+// cfg.
 func (a *app) warnNames(cfg config.Config, forward rule.Forward) {
 	if len(forward.Hosts) == 0 {
 		return
@@ -171,7 +172,7 @@ func (a *app) warnNames(cfg config.Config, forward rule.Forward) {
 	}
 }
 
-// printForwardRows is the JSON document of a command that changed forwards:
+// printForwardRows prints the JSON document of a command that changed forwards:
 // {"schema":1,"<name>":{"forwards":[..]}}, without counters.
 func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.Forward) error {
 	if !a.json {
@@ -225,8 +226,8 @@ func findForward(cfg config.Config, name string) (rule.Forward, bool) {
 	return rule.Forward{}, false
 }
 
-// findForwards returns those of the names, in the order of cfg, and an error
-// that names every one that is missing.
+// findForwards returns the forwards with these names, in the order of cfg. The error names every missing
+// forward.
 func findForwards(cfg config.Config, names []string) ([]rule.Forward, error) {
 	known := make([]string, len(cfg.Forwards))
 	for i, f := range cfg.Forwards {
@@ -247,22 +248,22 @@ func findForwards(cfg config.Config, names []string) ([]rule.Forward, error) {
 	return found, errors.Join(errs...)
 }
 
-// forwardRow is a forward as other programs may read it.
+// forwardRow is the JSON form of a forward.
 type forwardRow struct {
 	Name        string   `json:"name"`
 	Protocol    []string `json:"protocol"`
-	External    string   `json:"external"` // address or interface, "" is every WAN interface; "any", every address, of an intercept
+	External    string   `json:"external"` // address or interface; "" means every WAN interface; "any" for an intercept: every address
 	Port        string   `json:"port"`     // "443", "6000-6010", "any"
-	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", "ADDR" if port is any
+	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", or "ADDR" if Port is "any"
 	Reflect     string   `json:"reflect"`
-	From        []string `json:"from"`            // empty: everybody
+	From        []string `json:"from"`            // networks that may connect; empty means all
 	Hosts       []string `json:"hosts,omitempty"` // names for split DNS
 	Intercept   bool     `json:"intercept,omitempty"`
-	LAN         []string `json:"lan,omitempty"`    // of an intercept: the interfaces whose clients it is for
-	Except      []string `json:"except,omitempty"` // of an intercept: networks that are left alone
+	LAN         []string `json:"lan,omitempty"`    // of an intercept: the interfaces whose clients are redirected
+	Except      []string `json:"except,omitempty"` // of an intercept: networks that are not redirected
 	Source      string   `json:"source"`
-	Connections int      `json:"connections"` // now
-	Packets     uint64   `json:"packets"`     // both directions, since it was added
+	Connections int      `json:"connections"` // present number
+	Packets     uint64   `json:"packets"`     // in both directions, since the forward was added
 	Bytes       uint64   `json:"bytes"`
 }
 
@@ -296,10 +297,11 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 	return row
 }
 
-// anyAddress is where an intercept listens.
+// anyAddress is the external address of an intercept.
 const anyAddress = "any"
 
-// externalCell tells an intercept from a forward of every WAN interface: "any@lan0".
+// externalCell returns the text of column EXTERNAL. For an intercept it adds the LAN, "any@lan0", because a
+// forward on every WAN interface also shows "any".
 func (r forwardRow) externalCell() string {
 	switch {
 	case r.Intercept:
@@ -310,7 +312,8 @@ func (r forwardRow) externalCell() string {
 	return r.External
 }
 
-// fromCell is who may use it, or of an intercept who is left alone: "!192.168.1.53/32".
+// fromCell returns the text of column FROM: the networks that may connect. For an intercept these are the
+// networks that are not redirected: "!192.168.1.53/32".
 func (r forwardRow) fromCell() string {
 	switch {
 	case len(r.Except) > 0:
@@ -356,7 +359,8 @@ func (a *app) showForwards(names []string, stats bool) error {
 	return errors.Join(end(), notFound(s, missing))
 }
 
-// notFound is the error for forwards of which there is none. The others are read for suggestions alone.
+// notFound returns the error for missing forwards, nil if missing is empty. It reads the running forwards
+// only to suggest similar names.
 func notFound(s *router.Session, missing []string) error {
 	if len(missing) == 0 {
 		return nil
@@ -369,7 +373,8 @@ func notFound(s *router.Session, missing []string) error {
 	return err
 }
 
-// forwardRows prints forwards one by one, as JSON or as a table; end is called after the last.
+// forwardRows returns a function that prints one forward, as JSON or as a table row, and a function to call
+// after the last forward.
 func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func() error) {
 	if a.json {
 		list := a.newJSONList("forwards")
@@ -381,7 +386,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 	} else {
 		header = append(header, "SOURCE")
 	}
-	var t *table // without forwards there is none
+	var t *table // nil until the first forward: an empty list prints no header
 	print = func(r *forwardRow) error {
 		if t == nil {
 			t = newTable(a.out, header...)
@@ -403,7 +408,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 	}
 }
 
-// forwardCounters are those of the running forwards, by name.
+// forwardCounters holds the counters of the running forwards, by the forward's name.
 type forwardCounters struct {
 	totals      map[string]maps.Totals
 	connections map[string]int

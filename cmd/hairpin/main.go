@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Hairpin translates network addresses on Linux routers. This is the command line, and the start of the daemon: commands,
-// output and exit codes.
+// Hairpin translates network addresses on Linux routers. This package is the command line, which also
+// starts the daemon. It has the commands, their output and the exit codes.
 //
-// It decides nothing about packets, and changes the kernel through package router only. The programs of package bpf
-// handle packets whether a command or the daemon runs or not.
+// It makes no decision about packets, and changes the kernel only through package router. The eBPF programs
+// handle packets with or without a running command or daemon.
 package main
 
 import (
@@ -32,15 +32,14 @@ const (
 	defaultLockWait   = 30 * time.Second
 )
 
-// env is what a command uses of its process, so that tests can run commands in theirs.
+// env is the part of the process that a command uses. Tests replace it.
 type env struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	getenv         func(string) string
 }
 
-// app is one run of the command line: the options that every command has, and
-// where its output goes.
+// app is one run of the command line. It holds the global options and the outputs.
 type app struct {
 	stdin  io.Reader
 	out    *bufio.Writer
@@ -54,14 +53,15 @@ type app struct {
 	quiet      bool
 	verbose    bool
 
-	started bool // the arguments were accepted: a later failure is no usage error
+	started bool // the arguments were accepted; a later error is not a usage error
 }
 
-// sparseGC is the GC percentage of commands. Most end before the first collection; with many forwards, collections
-// at the usual percentage take half of a command's time.
+// sparseGC is the GC percentage of most commands. Most commands end before the first collection; with many
+// forwards and the usual percentage, collections would take half of the time.
 const sparseGC = 400
 
-// usualGC is for commands that print any number of rows: they run long, and should hold little.
+// usualGC is the GC percentage of commands that print a list of any length: they run long, and should use
+// little memory.
 const usualGC = 100
 
 func main() {
@@ -73,8 +73,8 @@ func main() {
 		getenv: os.Getenv,
 	}, os.Args[1:])
 	if code > exitSignal {
-		// As if nobody had caught it: a service manager takes that for the end that it asked for.
-		// Sent to this thread, the signal is there before the call returns.
+		// End by the signal itself, so that a service manager sees the end that it asked for. The signal
+		// goes to this thread, so it arrives before Tgkill returns.
 		ended := syscall.Signal(code - exitSignal)
 		signal.Reset(ended)
 		runtime.LockOSThread()
@@ -88,7 +88,7 @@ func run(ctx context.Context, env env, args []string) int {
 	a := newApp(env)
 	root := a.rootCommand()
 	if args == nil {
-		args = []string{} // cobra takes nil for "those of the process"
+		args = []string{} // for nil, cobra takes the arguments of the process
 	}
 	root.SetArgs(args)
 
@@ -115,8 +115,8 @@ daemon runs or not. Results go to stdout, messages to stderr.
 
 Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 2 kernel refused or no permission, 3 not found or diff not empty,
-4 not attached or other schema, 5 lock not obtained. A command that a signal
-ends has 128 plus the number of the signal, as a shell shows it.`,
+4 not attached, or attached by a version with another table layout,
+5 lock not obtained, 128+N ended by signal N.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              rootArgs,
@@ -126,13 +126,13 @@ ends has 128 plus the number of the signal, as a shell shows it.`,
 				return errors.New("-q and -v exclude each other")
 			}
 			if a.dir == "" {
-				// Most likely a shell variable that is not set, so the default is not meant.
+				// The cause is probably a shell variable that is not set, so do not use the default.
 				return errors.New("--bpffs is empty; leave the option out to use " + loader.DefaultDir)
 			}
 			if a.configFile == "" {
 				return errors.New("-c is empty; leave the option out to use " + defaultConfigFile)
 			}
-			a.dir = filepath.Clean(a.dir) // as package loader does: both name the same files
+			a.dir = filepath.Clean(a.dir) // as package loader does, so that both use the same path
 			if a.lockWait < 0 {
 				return fmt.Errorf("--wait %s is negative; use 0s not to wait", a.lockWait)
 			}

@@ -23,8 +23,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// TestMain gives all tests the mask that administrators have: with another one the files that they
-// write could be written by others, and would be refused.
+// TestMain sets the umask of administrators. With another umask, other users could write the tests' files,
+// and hairpin would refuse the files.
 func TestMain(m *testing.M) {
 	unix.Umask(0o022)
 	testscript.Main(m, map[string]func(){"hairpin": main})
@@ -50,7 +50,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// exits runs hairpin where nothing is pinned and wants an exit code: `exits 1 forward add`.
+// exits runs hairpin without a datapath and checks the exit code: "exits 1 forward add".
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
 		ts.Fatalf("usage: exits CODE ARG..")
@@ -67,7 +67,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// validJSON wants the last output to be one JSON document with a schema and a key.
+// validJSON checks that the last output is one JSON document with a schema and a key.
 func validJSON(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 1 {
 		ts.Fatalf("usage: json KEY")
@@ -79,7 +79,7 @@ func validJSON(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// longArgument gives `forward add` a megabyte at each place and wants a short refusal.
+// longArgument gives "forward add" a megabyte as each argument, and wants a short error.
 func longArgument(ts *testscript.TestScript, neg bool, args []string) {
 	long := strings.Repeat("9", 1<<20)
 	good := []string{"forward", "add", "web", "tcp", "80", "to", "192.168.1.20"}
@@ -130,7 +130,7 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
-// The verifier's log comes as a whole with -v, and is only mentioned without.
+// TestVerifierLog: -v prints the whole log of the verifier; without -v the error only mentions -v.
 func TestVerifierLog(t *testing.T) {
 	failure := fmt.Errorf("load: %w", &ebpf.VerifierError{Cause: errors.New("EACCES"), Log: []string{"first line", "second line", "last line"}})
 	for _, verbose := range []bool{false, true} {
@@ -150,7 +150,7 @@ type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
 
-// Output that nobody got is no success.
+// TestOutputThatCannotBeWritten: a command fails if its output cannot be written.
 func TestOutputThatCannotBeWritten(t *testing.T) {
 	var stderr bytes.Buffer
 	code := run(context.Background(), env{stdout: fullDisk{}, stderr: &stderr}, []string{"version"})

@@ -13,8 +13,7 @@ import (
 	"unicode/utf8"
 )
 
-// documentSchema is the version of the JSON documents: within one, fields are
-// only ever added.
+// documentSchema is the version of the JSON documents. A version may only add fields.
 const documentSchema = 1
 
 // say prints a message for the user to stderr; -q silences it.
@@ -24,7 +23,7 @@ func (a *app) say(format string, args ...any) {
 	}
 }
 
-// warn prints a message about something that the user should mend; -q silences it.
+// warn prints a warning: a message about something that the user should correct. -q silences it.
 func (a *app) warn(format string, args ...any) {
 	a.say("warning: "+format, args...)
 }
@@ -39,7 +38,7 @@ func (a *app) printJSON(name string, value any) error {
 	return err
 }
 
-// jsonList is printJSON for a list of any length, an item at a time.
+// jsonList prints one JSON document with a list of any length, item by item.
 type jsonList struct {
 	out   *bufio.Writer
 	name  string
@@ -62,7 +61,8 @@ func (l *jsonList) add(item any) error {
 	return err
 }
 
-// begin waits for the first item, or for the end, so that a list that fails before has no output.
+// begin prints the start of the document, with the first item or at the end. So a list that fails earlier
+// prints nothing.
 func (l *jsonList) begin() { fmt.Fprintf(l.out, "{\"schema\":%d,%q:[", documentSchema, l.name) }
 
 func (l *jsonList) end() error {
@@ -81,12 +81,12 @@ func encodeJSON(value any) ([]byte, error) {
 	return bytes.TrimSuffix(body.Bytes(), []byte{'\n'}), err
 }
 
-// tableBlock is how many rows a table holds.
+// tableBlock is the number of rows that a table prints at a time.
 const tableBlock = 1024
 
-// table aligns rows of cells in columns, as ip and wg do: two spaces between columns, no frames, nothing after the last.
-// It prints a block of rows at a time. A cell that is wider than all cells of earlier blocks widens its column from its
-// own block on.
+// table aligns cells in columns, as ip and wg do: two spaces between columns, no lines, no spaces after the
+// last column. It prints a block of rows at a time. Each block uses the widest cells up to and including
+// this block.
 type table struct {
 	out    io.Writer
 	rows   [][]string
@@ -113,7 +113,8 @@ func (t *table) row(cells ...string) {
 	}
 }
 
-// flush prints the rows that are there. The writer keeps its first error, so an error of an earlier block is returned, too.
+// flush prints the rows of the block. The writer keeps its first error, so flush also returns an error of
+// an earlier block.
 func (t *table) flush() error {
 	var block strings.Builder
 	for _, row := range t.rows {
@@ -129,8 +130,8 @@ func (t *table) flush() error {
 	return err
 }
 
-// printable escapes control characters, which could move the cursor or change colours: names of
-// files and interfaces may hold any byte. Line ends stay.
+// printable escapes control characters: a name of a file or an interface may contain any byte, and control
+// characters could move the cursor or change colors. Line ends stay.
 func printable(text string) string {
 	clean := func(r rune) bool { return r == '\n' || unicode.IsPrint(r) }
 	if strings.IndexFunc(text, func(r rune) bool { return r == unicode.ReplacementChar || !clean(r) }) < 0 {
@@ -152,7 +153,7 @@ func printable(text string) string {
 	return b.String()
 }
 
-// count is a number with its noun: "1 forward", "2 forwards".
+// count formats a number with its noun: "1 forward", "2 forwards".
 func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -160,7 +161,7 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// clip shortens an argument, so that it fits in a message.
+// clip shortens an argument for a message.
 func clip(text string) string {
 	const limit = 64
 	if len(text) <= limit {

@@ -32,7 +32,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// Rows stay rows and columns columns whatever is in a cell.
+// TestTable: any text in a cell leaves the rows and columns intact.
 func TestTable(t *testing.T) {
 	var out bytes.Buffer
 	table := newTable(&out, "NAME", "VALUE", "LAST")
@@ -49,7 +49,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// What comes in later blocks stands under what came before.
+// TestTableOfSeveralBlocks: columns of later blocks are aligned with earlier blocks.
 func TestTableOfSeveralBlocks(t *testing.T) {
 	var out bytes.Buffer
 	table := newTable(&out, "NAME", "VALUE")
@@ -66,7 +66,7 @@ func TestTableOfSeveralBlocks(t *testing.T) {
 	}
 }
 
-// The fields that other programs rely on, of a forward that says little and one that says all.
+// TestForwardJSON: the JSON fields of a forward with few keys and of a forward with all keys.
 func TestForwardJSON(t *testing.T) {
 	cfg := config.Default()
 	cfg.Reflection = rule.ReflectRouter

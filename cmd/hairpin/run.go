@@ -38,9 +38,10 @@ func (a *app) runDaemon(ctx context.Context) error {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, unix.SIGHUP)
 	defer signal.Stop(hangup)
-	// A log whose reader has gone ends no daemon. Caught, the signal becomes an error of the write.
-	// It is not ignored: the commands of dns.reload would inherit that. It is caught to the very end:
-	// a service manager takes an end by SIGPIPE for one that was wanted, whatever failed before.
+	// SIGPIPE must not end the daemon when the reader of its log is gone; if it is caught, the write only
+	// returns an error. It is not ignored, because the commands of dns.reload would inherit an ignored
+	// signal. It is caught until the process ends: systemd treats an end by SIGPIPE as success, and would
+	// hide a failure.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	ctx, stop := untilSignal(ctx, unix.SIGTERM, unix.SIGINT)
 	defer stop()
@@ -55,25 +56,26 @@ func (a *app) runDaemon(ctx context.Context) error {
 		Log:        a.newLogger(),
 	})
 	if errors.Is(err, context.Canceled) {
-		// It was still starting. Later on these signals are how it is meant to end.
+		// The signal came during the start. After the start, the signal is the normal end and no error.
 		err = fmt.Errorf("%w during the start: %w", context.Cause(ctx), err)
 	}
 	return err
 }
 
-// configReader reads the configuration file each time it is called; standard input can be read once only.
+// configReader returns a function that reads the configuration file. A second call fails if the
+// configuration comes from standard input.
 func (a *app) configReader() func() (config.Config, error) {
 	again := false
 	return func() (config.Config, error) {
 		if again && a.configFile == stdinPath {
-			return config.Config{}, errors.New("the configuration came from standard input, which is at its end; restart the daemon, or start it with -c FILE")
+			return config.Config{}, errors.New("cannot read the configuration again: it came from standard input; restart the daemon, or start it with -c FILE")
 		}
 		again = true
 		return a.readConfig(a.configFile)
 	}
 }
 
-// untilSignal is signal.NotifyContext whose cause is a signalError.
+// untilSignal works as signal.NotifyContext, but the cause of the context is a signalError.
 func untilSignal(parent context.Context, signals ...os.Signal) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	arrived := make(chan os.Signal, 1)
@@ -101,7 +103,7 @@ func (a *app) newLogger() *slog.Logger {
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if onJournal(a.getenv("JOURNAL_STREAM"), a.stderr) {
-		// The journal has its own time.
+		// The journal adds its own time.
 		options.ReplaceAttr = func(groups []string, attr slog.Attr) slog.Attr {
 			if len(groups) == 0 && attr.Key == slog.TimeKey {
 				return slog.Attr{}
@@ -112,11 +114,10 @@ func (a *app) newLogger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(a.stderr, options))
 }
 
-// onJournal reports whether out is the journal; stream is the value of JOURNAL_STREAM.
-// The variable alone proves nothing: a child whose output was redirected inherits it.
-// So systemd.exec(5) wants its device and inode compared with those of the descriptor.
-// journal.StderrIsJournalStream of go-systemd does the same, but for the environment
-// and descriptor 2 of this process only, which commands here do not use directly.
+// onJournal reports whether out is the journal; stream is the value of JOURNAL_STREAM. A child process
+// inherits the variable even if its output is redirected, so systemd.exec(5) asks to compare the device and
+// inode with the descriptor. journal.StderrIsJournalStream of go-systemd always uses the process's
+// environment and descriptor 2, which commands here do not use directly.
 func onJournal(stream string, out io.Writer) bool {
 	file, ok := out.(*os.File)
 	if !ok || stream == "" {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Lines have a time, unless they go to the journal, which has its own: JOURNAL_STREAM names it, but is also
-// there where the output was redirected to elsewhere.
+// TestLogHasTime: log lines have a time, except in the journal, which adds its own. JOURNAL_STREAM also
+// exists if the output was redirected to somewhere else.
 func TestLogHasTime(t *testing.T) {
 	read, write, err := os.Pipe()
 	if err != nil {
@@ -27,7 +27,7 @@ func TestLogHasTime(t *testing.T) {
 	}
 	for _, c := range []struct {
 		name, stream string
-		want         bool // a time
+		want         bool // whether lines have a time
 	}{
 		{"no journal", "", true},
 		{"the journal", fmt.Sprintf("%d:%d", stat.Dev, stat.Ino), false},

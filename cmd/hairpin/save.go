@@ -26,7 +26,7 @@ func (a *app) saveCommand() *cobra.Command {
 	}
 }
 
-// savePath is the one file that save writes, beside the configuration file.
+// savePath returns the path of the file that save writes; it is next to the configuration file.
 func (a *app) savePath() string {
 	return filepath.Join(filepath.Dir(a.configFile), toml.DropInDir, "50-cli.toml")
 }
@@ -69,7 +69,8 @@ func (a *app) save(command *cobra.Command) error {
 	return a.printSaved(path, len(own), true)
 }
 
-// printSaved prints which file save is for, how many forwards the file has, and whether save wrote it.
+// printSaved prints the JSON document of save: the file, its number of forwards, and whether save wrote the
+// file.
 func (a *app) printSaved(path string, forwards int, written bool) error {
 	if !a.json {
 		return nil
@@ -77,9 +78,9 @@ func (a *app) printSaved(path string, forwards int, written bool) error {
 	return a.printJSON("save", map[string]any{"file": path, "forwards": forwards, "written": written})
 }
 
-// unsaved lists the running forwards that belong in the file at path: those that no other file defines. A forward that
-// another file defines must run as that file has it, because save edits no file that somebody wrote. change leads from
-// the running forwards to the files.
+// unsaved lists the running forwards that belong in the file at path: the forwards that no other file
+// defines. It fails if another file defines a forward and the running forward differs, because save does
+// not edit files of the administrator. change is the change from the running forwards to the files.
 func unsaved(running, files config.Config, change config.Change, path string) ([]rule.Forward, error) {
 	var errs []error
 	elsewhere := make(map[string]bool)
@@ -114,7 +115,7 @@ func set(names []string) map[string]bool {
 	return members
 }
 
-// isFromFile reports whether a source, FILE:LINE, is in the file at path.
+// isFromFile reports whether a source, "FILE:LINE", is in the file at path.
 func isFromFile(source, path string) bool {
 	line, ok := strings.CutPrefix(source, path)
 	return ok && (line == "" || line[0] == ':')

@@ -17,31 +17,31 @@ import (
 // open opens the datapath for reading, without a lock.
 func (a *app) open() (*router.Session, error) { return router.Open(a.dir) }
 
-// openLocked opens the datapath to change it.
+// openLocked takes the writer lock and opens the datapath.
 func (a *app) openLocked(ctx context.Context) (*router.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.lockWait)
 	defer cancel()
 	return router.OpenLocked(ctx, a.dir)
 }
 
-// load opens the datapath to change it, and creates it if there is none.
+// load takes the writer lock and opens the datapath. It creates the datapath if there is none.
 func (a *app) load(ctx context.Context, maxConnections uint32) (*router.Session, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.lockWait)
 	defer cancel()
 	return router.Load(ctx, a.dir, maxConnections)
 }
 
-// afterChange tells what the configuration of a file, which was just applied, does not do, or not yet.
+// afterChange warns of everything in the configuration just applied that has no effect, or no effect yet.
 func (a *app) afterChange(s *router.Session, cfg config.Config, file string, result router.Result) error {
 	daemon, err := presence.Running(a.dir)
 	if err != nil {
 		return err
 	}
 	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
-		a.say("metrics.listen takes effect when the daemon reloads: systemctl reload hairpin")
+		a.say("metrics.listen takes effect when the daemon reloads; run \"systemctl reload hairpin\"")
 	}
 	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
-	// Not asked of the tables: with tens of thousands of forwards that takes longer.
+	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.
 	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
 	a.notices(s.NotForwarding(ipv6, result.Ports)...)
 	risks, err := s.AtRisk(cfg)
@@ -49,8 +49,8 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	return err
 }
 
-// pendingNotice is a warning about configured interfaces that do not exist, "" if all
-// do; daemon says that a daemon runs, which will attach them.
+// pendingNotice returns a warning about configured interfaces that do not exist, "" if all exist. daemon
+// says whether a daemon runs, which attaches these interfaces later.
 func pendingNotice(ports []router.Port, daemon bool) string {
 	names := router.Pending(ports)
 	if len(names) == 0 {
@@ -60,10 +60,10 @@ func pendingNotice(ports []router.Port, daemon bool) string {
 	if daemon {
 		return text + "; the daemon attaches when an interface appears"
 	}
-	return text + "; run \"hairpin attach\" when they are there, or start the daemon (systemctl start hairpin), which attaches by itself"
+	return text + "; run \"hairpin attach\" when they exist, or start the daemon (systemctl start hairpin), which attaches by itself"
 }
 
-// notices prints a warning for each text that is not empty.
+// notices prints each text that is not empty as a warning.
 func (a *app) notices(texts ...string) {
 	for _, text := range texts {
 		if text != "" {
@@ -75,7 +75,7 @@ func (a *app) notices(texts ...string) {
 func (a *app) refuseIfDaemon(why string) error {
 	runs, err := presence.Running(a.dir)
 	if err == nil && runs {
-		err = fmt.Errorf("%w and %s: stop the daemon first (systemctl stop hairpin)", presence.ErrRunning, why)
+		err = fmt.Errorf("%w and %s; stop the daemon first (systemctl stop hairpin)", presence.ErrRunning, why)
 	}
 	return err
 }

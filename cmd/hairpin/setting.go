@@ -12,7 +12,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// settingText is the value of a key as it is written in a configuration file.
+// settingText formats the value of a key as in a configuration file.
 func settingText(cfg config.Config, key string) string {
 	switch key {
 	case "interfaces.wan":
@@ -27,7 +27,7 @@ func settingText(cfg config.Config, key string) string {
 		return strconv.FormatUint(uint64(cfg.PerSource()), 10)
 	case "datapath.mss_clamp":
 		if cfg.MSSClamp == nil {
-			return "(absent: PPP devices)" // no value means this
+			return "(absent: PPP devices)" // a value cannot express this default
 		}
 		return listText(cfg.MSSClamp)
 	case "timeouts.tcp_established":
@@ -67,7 +67,8 @@ func settingText(cfg config.Config, key string) string {
 	return "(differs)"
 }
 
-// dnsText is a table as it is written in a configuration file, with an entry for each file of names that text gives a value.
+// dnsText formats a TOML inline table with one entry for each DNS file. text returns the entry's value; ""
+// leaves the entry out.
 func dnsText(cfg config.Config, text func(config.DNSFile) string) string {
 	var entries []string
 	for _, file := range cfg.DNS {
@@ -83,7 +84,7 @@ func dnsText(cfg config.Config, text func(config.DNSFile) string) string {
 
 func durationText(duration time.Duration) string { return strconv.Quote(duration.String()) }
 
-// listText is a list of strings as a configuration has it.
+// listText formats a TOML array of strings.
 func listText(list []string) string {
 	quoted := make([]string, len(list))
 	for i, text := range list {
@@ -92,7 +93,7 @@ func listText(list []string) string {
 	return "[" + strings.Join(quoted, ", ") + "]"
 }
 
-// standInsText is a table of networks as a configuration has it.
+// standInsText formats a TOML inline table of networks.
 func standInsText(list []rule.StandIn) string {
 	if len(list) == 0 {
 		return "{}"

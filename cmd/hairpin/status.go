@@ -17,13 +17,13 @@ import (
 	"hairpin/maps"
 )
 
-// status is what `hairpin status` tells.
+// status is the output of "hairpin status".
 type status struct {
 	Version     string           `json:"version"`
 	Kernel      string           `json:"kernel"`
 	BPFFS       string           `json:"bpffs"`
 	Schema      uint32           `json:"datapath_schema"`
-	Daemon      bool             `json:"daemon"` // runs
+	Daemon      bool             `json:"daemon"` // a daemon runs
 	Conntrack   conntrackStatus  `json:"conntrack"`
 	Forwards    int              `json:"forwards"`
 	Connections connectionStatus `json:"connections"`
@@ -58,20 +58,20 @@ type connectionStatus struct {
 	Limit    uint32 `json:"limit"`
 }
 
-// portRow is an interface of the configuration.
+// portRow is one interface in the output.
 type portRow struct {
 	Name      string   `json:"name"`
 	Role      string   `json:"role"`
 	State     string   `json:"state"` // attached, detached, pending
 	Mode      string   `json:"mode"`  // "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact"; "" unless attached
 	Guard     bool     `json:"leak_guard"`
-	RxVLAN    string   `json:"rxvlan,omitempty"` // "off" if hairpin has switched the NIC's offload off
+	RxVLAN    string   `json:"rxvlan,omitempty"` // "off" if hairpin switched off this offload of the NIC
 	Reason    string   `json:"reason,omitempty"`
 	Index     int      `json:"index,omitempty"`
-	Addresses []string `json:"addresses"` // of both families; of a WAN interface: what forwards listen on
+	Addresses []string `json:"addresses"` // IPv4 and IPv6; on a WAN interface: the addresses that forwards listen on
 }
 
-// nearlyFull is the share of the connection table above which status warns.
+// nearlyFull is the used share of the connection table at which status warns.
 const nearlyFull = 0.9
 
 func (a *app) statusCommand() *cobra.Command {
@@ -96,8 +96,8 @@ func (a *app) status() (status, error) {
 	st := status{
 		Version: buildInfo().Version,
 		BPFFS:   a.dir,
-		Schema:  uint32(bpf.HairpinSchemaSCHEMA), // Open refuses any other
-		// Not nil: JSON tells null from [].
+		Schema:  uint32(bpf.HairpinSchemaSCHEMA), // Open fails if the schema is another
+		// Not nil, so that JSON has [] instead of null.
 		Warnings: []string{},
 	}
 	s, err := a.open()
@@ -130,14 +130,14 @@ func (a *app) status() (status, error) {
 	}
 	st.Warnings = append(st.Warnings, survey.Warnings...)
 	if !st.Daemon && len(survey.Ports) > 0 {
-		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed: systemctl start hairpin")
+		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed; run \"systemctl start hairpin\"")
 	}
 	if float64(st.Connections.Used) >= nearlyFull*float64(st.Connections.Limit) {
-		st.Warnings = append(st.Warnings, "the connection table is nearly full: raise max_connections in the configuration file")
+		st.Warnings = append(st.Warnings, "the connection table is nearly full; raise max_connections in the configuration file")
 	}
 	switch {
 	case !applied:
-		st.Warnings = append(st.Warnings, fmt.Sprintf("no configuration is active: run \"hairpin attach\" to apply %s", a.configFile))
+		st.Warnings = append(st.Warnings, fmt.Sprintf("no configuration is active; run \"hairpin attach\" to apply %s", a.configFile))
 	case router.Unconfigured(cfg, a.configFile) != "":
 		st.Warnings = append(st.Warnings, router.Unconfigured(cfg, a.configFile))
 	}

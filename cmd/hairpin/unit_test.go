@@ -13,7 +13,7 @@ import (
 	"github.com/coreos/go-systemd/v22/unit"
 )
 
-// unitWords returns the words of a key of the unit's first section, of all lines together.
+// unitWords returns the words of a key in the unit's first section, from all lines with this key.
 func unitWords(t *testing.T, key string) (words []string) {
 	t.Helper()
 	file, err := os.Open("dist/hairpin.service")
@@ -33,14 +33,14 @@ func unitWords(t *testing.T, key string) (words []string) {
 	return words
 }
 
-// TestUnitComesBeforeTheNetwork: network-pre.target orders only those who say Before, and only if somebody wants
-// it (systemd.special(7)).
+// TestUnitComesBeforeTheNetwork: network-pre.target delays the network only if a unit pulls it in with
+// Wants (systemd.special(7)).
 func TestUnitComesBeforeTheNetwork(t *testing.T) {
 	const target = "network-pre.target"
 	if !slices.Contains(unitWords(t, "Wants"), target) || !slices.Contains(unitWords(t, "Before"), target) {
 		t.Errorf("Wants=%q, Before=%q: both need %s", unitWords(t, "Wants"), unitWords(t, "Before"), target)
 	}
-	// Basic.target may come after the network, as with cloud-init.
+	// basic.target may come after the network, for example with cloud-init.
 	if got := unitWords(t, "DefaultDependencies"); !slices.Equal(got, []string{"no"}) {
 		t.Errorf("DefaultDependencies=%q: a cycle with whatever wants the network before basic.target", got)
 	}
@@ -54,7 +54,7 @@ func TestUnitComesBeforeTheNetwork(t *testing.T) {
 	}
 }
 
-// TestUnitIsValid asks systemd, which does not have to run.
+// TestUnitIsValid runs systemd-analyze, which works without a running systemd.
 func TestUnitIsValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {

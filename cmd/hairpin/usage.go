@@ -14,7 +14,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// rootArgs refuses an unknown command, and suggests the nearest one.
+// rootArgs returns the error for an unknown command, with the most similar command name.
 func rootArgs(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -36,7 +36,7 @@ func unknownCommand(parent *cobra.Command, name string) error {
 	return errors.New(text)
 }
 
-// helpCommand replaces that of cobra, which exits 0 for a command that does not exist.
+// helpCommand replaces cobra's help command, which exits with 0 for a command that does not exist.
 func (a *app) helpCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "help [COMMAND..]",
@@ -67,7 +67,7 @@ func (a *app) helpCommand() *cobra.Command {
 	}
 }
 
-// needs refuses a command without arguments, naming what is missing.
+// needs returns a check that fails if a command has no arguments; the error says what is missing.
 func needs(what string) cobra.PositionalArgs {
 	return func(command *cobra.Command, args []string) error {
 		if len(args) == 0 {
@@ -77,7 +77,8 @@ func needs(what string) cobra.PositionalArgs {
 	}
 }
 
-// takes refuses more than n arguments, naming the first that is too many.
+// takes returns a check that fails if there are more than n arguments; the error names the first extra
+// argument.
 func takes(n int) cobra.PositionalArgs {
 	return func(command *cobra.Command, args []string) error {
 		if len(args) > n {
@@ -87,20 +88,20 @@ func takes(n int) cobra.PositionalArgs {
 	}
 }
 
-// flagError explains a negative port, which looks like an option.
+// flagError explains a negative port, which cobra takes for an option.
 func flagError(_ *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
 		if short := unknown.GetSpecifiedShortnames(); short != "" && short[0] >= '0' && short[0] <= '9' {
-			return fmt.Errorf("\"-%s\" is neither an option nor a port: ports are 1 to 65535", short)
+			return fmt.Errorf("\"-%s\" is not an option, and ports are 1 to 65535", short)
 		}
 	}
 	return err
 }
 
-// printUsage prints the part of a help text that follows the description. It is no template of
-// cobra's: with text/template the linker keeps every exported method that there is,
-// and the binary is a sixth larger (16.6 MB for 14.2).
+// printUsage prints the part of a help text after the description. It does not use cobra's template: with
+// text/template the linker keeps every exported method, and the binary grows by a sixth (16.6 MB instead of
+// 14.2 MB).
 func printUsage(command *cobra.Command) error {
 	out := command.OutOrStdout()
 	if command.HasParent() {
@@ -124,8 +125,8 @@ func printUsage(command *cobra.Command) error {
 	return nil
 }
 
-// printFlags does as FlagSet.FlagUsages, which would add "[=true|false]" to each
-// switch and leave out defaults that are zero.
+// printFlags prints options. FlagSet.FlagUsages is not used, because it adds "[=true|false]" to each switch
+// and leaves out zero defaults.
 func printFlags(out io.Writer, title string, flags *pflag.FlagSet) {
 	if !flags.HasAvailableFlags() {
 		return
@@ -147,7 +148,7 @@ func printFlags(out io.Writer, title string, flags *pflag.FlagSet) {
 	})
 }
 
-// commandName is how a command is called, without the name of the program.
+// commandName returns the path of a command without the name of the program.
 func commandName(command *cobra.Command) string {
 	return strings.TrimPrefix(strings.TrimPrefix(command.CommandPath(), command.Root().Name()), " ")
 }

@@ -12,15 +12,15 @@ import (
 	"hairpin/bpf"
 )
 
-// release is what the linker sets: "make build" does, from the tag or commit.
+// release is the version that "make build" sets by the linker, from the tag or commit.
 var release string
 
-// build says what this binary was made from.
+// build describes this binary.
 type build struct {
-	Version  string `json:"version"`            // release, else of the module, "devel" if built from a work tree
-	Revision string `json:"revision,omitempty"` // of the work tree
-	Modified bool   `json:"modified,omitempty"` // the work tree had changes of its own
-	Schema   uint32 `json:"datapath_schema"`    // of the pinned maps that it understands
+	Version  string `json:"version"`            // release; otherwise the module version; "devel" for a build from a work tree
+	Revision string `json:"revision,omitempty"` // commit of the work tree
+	Modified bool   `json:"modified,omitempty"` // the work tree had uncommitted changes
+	Schema   uint32 `json:"datapath_schema"`    // schema of the pinned maps that this binary can open
 	Go       string `json:"go"`
 	Platform string `json:"platform"`
 }
@@ -74,7 +74,7 @@ func (a *app) versionCommand() *cobra.Command {
 	}
 }
 
-// printVersion is also what --version does.
+// printVersion prints the version, for "hairpin version" and --version.
 func (a *app) printVersion() error {
 	if a.json {
 		return a.printJSON("version", buildInfo())

@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// "make build" gives the version with -X main.release, so the variable keeps its name.
+// TestVersionOfRelease: "make build" sets main.release with -X, so the variable must keep its name.
 func TestVersionOfRelease(t *testing.T) {
 	t.Cleanup(func() { release = "" })
 	release = "v1.2.3-4-gabcdef0"

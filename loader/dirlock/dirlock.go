@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dirlock takes the flock(2) locks of directories: a bpffs has no files to lock.
+// Package dirlock takes flock(2) locks on directories: a bpffs cannot hold a lock file.
 //
-// github.com/gofrs/flock does not do: it opens the path anew at each try. A process that waits must keep
-// the directory that it opened: meanwhile a mount, or a new directory, may have taken the path.
+// github.com/gofrs/flock does not fit: it opens the path again at each try. A waiting process must keep the
+// directory that it opened, because a mount or a new directory may take the path while it waits.
 package dirlock
 
 import (
@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// poll is how often a lock that somebody holds is tried again: flock(2) cannot wait for a context.
+// poll is the time between two tries to take a lock. flock(2) cannot wait for a context.
 const poll = 10 * time.Millisecond
 
-// Take opens a directory and takes its lock for this process alone. Close releases it, as the end of the
-// process does. A lock that is free is taken whatever ctx says.
+// Take opens a directory and takes its exclusive lock. Closing the file releases the lock, and so does the
+// end of the process. A free lock is taken even if ctx has ended.
 //
 // It returns an error wrapping ctx.Err() if the lock was not free before ctx ended.
 func Take(ctx context.Context, dir string) (*os.File, error) {
@@ -45,10 +45,10 @@ func Take(ctx context.Context, dir string) (*os.File, error) {
 	}
 }
 
-// Try is Take without a wait. It returns nil if another process has the lock.
+// Try takes the exclusive lock without waiting. It returns nil if another process has the lock.
 func Try(dir string) (*os.File, error) { return try(dir, unix.LOCK_EX) }
 
-// TryShared is Try for a lock that several may have at once.
+// TryShared takes a shared lock without waiting. It returns nil if another process has the exclusive lock.
 func TryShared(dir string) (*os.File, error) { return try(dir, unix.LOCK_SH) }
 
 func try(dir string, how int) (*os.File, error) {
@@ -74,7 +74,7 @@ func open(dir string) (*os.File, error) {
 	return file, nil
 }
 
-// lock reports whether it took the lock. If it fails, the file is closed.
+// lock reports whether it took the lock. On an error it closes the file.
 func lock(file *os.File, how int) (bool, error) {
 	err := unix.Flock(int(file.Fd()), how|unix.LOCK_NB)
 	switch {

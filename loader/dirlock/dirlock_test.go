@@ -35,7 +35,8 @@ func TestExclusiveAndShared(t *testing.T) {
 	second.Close()
 }
 
-// A free lock is taken whatever the context says; another one is waited for until the context ends.
+// TestContext: a free lock is taken even if the context has ended; the wait for a held lock ends with the
+// context.
 func TestContext(t *testing.T) {
 	dir := t.TempDir()
 	cancelled, cancel := context.WithCancel(t.Context())
@@ -52,7 +53,8 @@ func TestContext(t *testing.T) {
 	}
 }
 
-// Who waits gets the directory that was at the path, not one that has come there since.
+// TestWaiterKeepsItsDirectory: a waiter gets the lock of the directory that it opened, not of a new
+// directory at the path.
 func TestWaiterKeepsItsDirectory(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "dir")
 	if err := os.Mkdir(dir, 0o700); err != nil {
@@ -80,12 +82,12 @@ func TestWaiterKeepsItsDirectory(t *testing.T) {
 	}
 }
 
-// waitsFor returns once somebody waits for the lock.
+// waitsFor starts Take in a goroutine and returns when Take waits for the lock.
 func waitsFor(t *testing.T, dir string) <-chan *os.File {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
-	// The first tick of the wait tells that the directory is open.
+	// When the wait first asks the context, the directory is open.
 	waiting := make(chan *os.File, 1)
 	ticked := make(chan struct{})
 	go func() {
@@ -103,7 +105,7 @@ func waitsFor(t *testing.T, dir string) <-chan *os.File {
 	return waiting
 }
 
-// tickContext tells when it is asked for the first time.
+// tickContext reports when Done is called for the first time.
 type tickContext struct {
 	context.Context
 	ticked chan struct{}

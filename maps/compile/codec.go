@@ -11,18 +11,17 @@ import (
 	"hairpin/maps/rule"
 )
 
-// codec writes forwards as bytes or reads them back: the document holds up to
-// 65,536, and whoever adds one waits for all of them to be looked at. One function
-// for each type goes both ways, so what is written is what is read.
+// codec encodes or decodes forwards. A document can have 65,536 forwards, and `forward add` reads all of them, so the
+// form must be fast. One function for each type both writes and reads, so the two directions cannot differ.
 type codec struct {
-	out  []byte // written so far; nil while reading
-	text string // yet to be read; strings are read without a copy
+	out  []byte // while encoding: the bytes so far; nil while decoding
+	text string // while decoding: the rest of the text; decoded strings share its memory
 	err  error
 }
 
-var errCutShort = errors.New("the forwards are cut short")
+var errCutShort = errors.New("the encoded forwards are truncated")
 
-// encodeForwards appends the form that decodeForwards reads. Every forward has an epoch reference.
+// encodeForwards appends the forwards, each with its epoch reference, for decodeForwards.
 func encodeForwards(to []byte, forwards []rule.Forward, epochRefs []EpochRef) []byte {
 	room := 16
 	for i := range forwards {
@@ -39,11 +38,11 @@ func encodeForwards(to []byte, forwards []rule.Forward, epochRefs []EpochRef) []
 	return c.out
 }
 
-// decodeForwards returns what is behind them as well.
+// decodeForwards decodes the text of encodeForwards. rest is the text after the forwards.
 func decodeForwards(text string) (forwards []rule.Forward, epochRefs []EpochRef, rest string, err error) {
 	c := codec{text: text}
 	count := c.count()
-	// With room for additions: they are not to copy all that was there.
+	// Capacity for additions: to append them must not copy all forwards.
 	forwards = make([]rule.Forward, count, count+AdditionsRoom)
 	epochRefs = make([]EpochRef, count, count+AdditionsRoom)
 	for i := range forwards {
@@ -53,15 +52,15 @@ func decodeForwards(text string) (forwards []rule.Forward, epochRefs []EpochRef,
 	return forwards, epochRefs, c.text, c.err
 }
 
-// countForwards is how many encodeForwards wrote.
+// countForwards returns the number of forwards in the text of encodeForwards.
 func countForwards(text string) int {
 	c := codec{text: text}
 	return c.count()
 }
 
-// eachForward calls visit for forwards as encodeForwards wrote them until it
-// returns false. It makes no memory of them: what visit is given, lists included,
-// is the next one's afterwards. It returns what is behind them as well, if it visits them all.
+// eachForward calls visit for each forward in the text of encodeForwards, until visit returns false. visit must not keep
+// its argument or the lists in it: the next call reuses their memory. If visit never returns false, rest is the text
+// after the forwards.
 func eachForward(text string, visit func(*rule.Forward, EpochRef) bool) (rest string, err error) {
 	c := codec{text: text}
 	var (
@@ -78,14 +77,14 @@ func eachForward(text string, visit func(*rule.Forward, EpochRef) bool) (rest st
 	return c.text, c.err
 }
 
-// encodeString is how a text lies among the forwards.
+// encodeString returns the encoded form of a string, for a search in the text of encodeForwards.
 func encodeString(text string) string {
 	c := codec{out: []byte{}}
 	c.string(&text)
 	return string(c.out)
 }
 
-// encodeEpochRefs appends the form that decodeEpochRefs reads.
+// encodeEpochRefs appends epoch references for decodeEpochRefs.
 func encodeEpochRefs(to []byte, epochRefs []EpochRef) []byte {
 	c := codec{out: slices.Grow(to, 16)}
 	items(&c, &epochRefs, (*codec).epochRef)
@@ -99,7 +98,7 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 	return epochRefs, c.err
 }
 
-// Forward has what most forwards do without only if its bit is set.
+// forward encodes or decodes a forward. A field that most forwards do not use is in the text only if its bit is set.
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
 		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0)
@@ -120,7 +119,7 @@ func (c *codec) forward(f *rule.Forward) {
 	list(c, has&512, &f.Except, (*codec).prefix)
 }
 
-// bits goes through what is true, the first as the lowest bit.
+// bits encodes or decodes flags as one number. The first flag is the lowest bit.
 func (c *codec) bits(list ...bool) uint64 {
 	var set uint64
 	if c.out != nil {
@@ -134,7 +133,7 @@ func (c *codec) bits(list ...bool) uint64 {
 	return set
 }
 
-// optional goes through a field if it is there; else it is read as zero.
+// optional encodes or decodes a field if there is not 0. Otherwise decoding sets the field to its zero value.
 func optional[T any](c *codec, there uint64, field *T, do func(*codec, *T)) {
 	var zero T
 	switch {
@@ -145,7 +144,7 @@ func optional[T any](c *codec, there uint64, field *T, do func(*codec, *T)) {
 	}
 }
 
-// list is optional for a list, and reads it into the one that was there.
+// list is optional for a slice. Decoding reuses the memory of *field.
 func list[T any](c *codec, there uint64, field *[]T, item func(*codec, *T)) {
 	switch {
 	case there != 0:
@@ -160,8 +159,8 @@ func (c *codec) epochRef(s *EpochRef) {
 	c.word(&s.Epoch)
 }
 
-// items goes through a list. It is read into the one that was there, if that is
-// long enough; an empty one is read as nil if there was none.
+// items encodes or decodes the length and the items of a slice. Decoding reuses the memory of *list if its capacity is
+// large enough. A nil slice stays nil if the text has no items.
 func items[T any](c *codec, list *[]T, item func(*codec, *T)) {
 	if c.out == nil {
 		count := c.count()
@@ -178,7 +177,8 @@ func items[T any](c *codec, list *[]T, item func(*codec, *T)) {
 	}
 }
 
-// count reads how many items follow, each of a byte at least.
+// count decodes the number of items that follow. An item has at least one byte, so a larger number than the rest of the
+// text is an error.
 func (c *codec) count() int {
 	var count uint64
 	c.number(&count)
@@ -239,7 +239,7 @@ func (c *codec) string(s *string) {
 	*s, c.text = c.text[:length], c.text[length:]
 }
 
-// addr writes 0, 4 or 16 bytes and their count.
+// addr encodes or decodes an address: the number of bytes (0, 4 or 16), then the bytes.
 func (c *codec) addr(a *netip.Addr) {
 	text := ""
 	if c.out != nil {
@@ -266,7 +266,7 @@ func (c *codec) prefix(p *netip.Prefix) {
 	*p = netip.PrefixFrom(addr, int(bits))
 }
 
-// cutShort ends the reading.
+// cutShort records an error and drops the rest of the text.
 func (c *codec) cutShort() {
 	c.err, c.text = errCutShort, ""
 }

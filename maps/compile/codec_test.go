@@ -16,7 +16,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// fill sets every field of a value to something that is not its zero value.
+// fill sets every field of a value to a value other than zero.
 func fill(tb testing.TB, v reflect.Value, seed *int) {
 	tb.Helper()
 	*seed++
@@ -52,11 +52,11 @@ func fill(tb testing.TB, v reflect.Value, seed *int) {
 	}
 }
 
-// TestEveryFieldOfAForwardIsWritten also finds a field that is new and forgotten.
+// TestEveryFieldOfAForwardIsWritten uses reflection, so it fails if codec does not encode a new field.
 func TestEveryFieldOfAForwardIsWritten(t *testing.T) {
 	seed := 0
 	forwards, epochRefs := make([]rule.Forward, 3), []EpochRef{{1, 2}, {1 << 20, 1<<32 - 1}, {}}
-	for i := range 2 { // and one that is empty
+	for i := range 2 { // the third forward stays empty
 		fill(t, reflect.ValueOf(&forwards[i]).Elem(), &seed)
 	}
 	text := string(encodeForwards(nil, forwards, epochRefs))
@@ -71,7 +71,7 @@ func TestEveryFieldOfAForwardIsWritten(t *testing.T) {
 	}
 }
 
-// TestAnyFieldOfAForwardIsWritten: none needs another one.
+// TestAnyFieldOfAForwardIsWritten: codec encodes each field also if all other fields are zero.
 func TestAnyFieldOfAForwardIsWritten(t *testing.T) {
 	seed := 0
 	var forwards []rule.Forward
@@ -86,11 +86,11 @@ func TestAnyFieldOfAForwardIsWritten(t *testing.T) {
 	}
 }
 
-// TestEachForwardShowsThemOneByOne: nothing of one is left in the next.
+// TestEachForwardShowsThemOneByOne: no field of a forward remains in the next forward.
 func TestEachForwardShowsThemOneByOne(t *testing.T) {
 	seed := 0
 	forwards, epochRefs := make([]rule.Forward, 5), []EpochRef{{1, 2}, {}, {3, 4}, {5, 6}, {7, 8}}
-	for _, i := range []int{0, 2, 4} { // between them empty ones
+	for _, i := range []int{0, 2, 4} { // forwards 1 and 3 stay empty
 		fill(t, reflect.ValueOf(&forwards[i]).Elem(), &seed)
 	}
 	forwards[2].From = forwards[2].From[:1]

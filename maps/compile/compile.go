@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package compile turns a configuration, and what is known of the one that runs, into the entries of the kernel's maps. It reads and
-// writes the document by which the next writer knows what runs. It makes no system call: package maps does what compile has worked out.
+// Package compile computes the entries of the kernel's maps from a new configuration and the running configuration. It
+// also encodes and decodes the document from which the next writer learns the running configuration. It makes no system
+// calls: package maps writes the entries.
 package compile
 
 import (
@@ -16,14 +17,14 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Program is a configuration as the datapath reads it.
+// Program has the map entries of a configuration. Keys and values are in lists of equal length.
 type Program struct {
 	Doc         Document
-	Fresh       []EpochRef // of forwards that are new or do something else now
+	Fresh       []EpochRef // epoch references of new forwards and of forwards with changed behaviour
 	ForwardKeys []bpf.HairpinForwardKey
 	Forwards    []bpf.HairpinForward
 	AllowKeys   []bpf.HairpinAllowKey
-	Allowed     []uint8 // of sources: 1 or 0
+	Allowed     []uint8 // for each of AllowKeys: 1 allowed, 0 not allowed
 
 	StandInKeys []bpf.HairpinStandInKey
 	StandIns    []bpf.HairpinStandIn
@@ -32,21 +33,20 @@ type Program struct {
 	Origins     []bpf.HairpinOrigin
 }
 
-// Inventory is what a compilation needs to know of the kernel's maps.
+// Inventory has what Compile must know about the kernel's maps.
 type Inventory struct {
-	Epoch        func(id uint32) (uint32, error)
-	ForwardIDs   uint32 // ids of forwards are 1 to this
-	LastExternal uint32 // highest external id that any address or interface still has
+	Epoch        func(id uint32) (uint32, error) // reads the epoch of an id
+	ForwardIDs   uint32                          // highest id for a forward; the lowest is 1
+	LastExternal uint32                          // highest external id in maps externals and interfaces
 }
 
-// Compile turns a valid configuration into table entries. A forward that does
-// the same as in the running document keeps its epoch reference, so its connections live.
-// Any other one gets an id that no forward has now: until the swap the old one
-// goes on under the old id, and whoever is killed on the way leaves no forward
-// whose connections are over before they began.
+// Compile computes the map entries of a valid configuration. A forward with the same behaviour as in the running document
+// keeps its epoch reference, so its connections live on. Every other forward gets an id that no running forward has.
+// A changed forward cannot keep its id, because its epoch would change in another write than the swap. A writer that is
+// killed between the two writes would leave a live forward whose new connections are over at once.
 func Compile(c config.Config, running *Running, have Inventory) (*Program, error) {
 	p := &Program{Doc: Document{Schema: documentSchema, Config: c, Intercepts: c.HasIntercepts()}}
-	// Most forwards need an entry or two. To grow from nothing would leave as much garbage as there are entries.
+	// Most forwards need one or two entries. Growing the slices from nil would leave much garbage.
 	p.ForwardKeys, p.Forwards = make([]bpf.HairpinForwardKey, 0, len(c.Forwards)), make([]bpf.HairpinForward, 0, len(c.Forwards))
 	if err := p.assignEpochRefs(running, have); err != nil {
 		return nil, err
@@ -104,11 +104,10 @@ func (p *Program) assignEpochRefs(running *Running, have Inventory) error {
 	return nil
 }
 
-// assignExternals gives every fixed address an id and every WAN interface two,
-// so that no address is looked up among forwards of the other family; a LAN
-// interface has one for each family that is intercepted there. Old ids stay; a
-// new one is higher than any that an address or interface may still have, for
-// these do not swap together with the forwards.
+// assignExternals assigns external ids. A fixed address has one. A WAN interface has one for each family, so that an
+// address never matches forwards of the other family. A LAN interface has one for each family with an intercept there.
+// Places that are running keep their ids. A new id is higher than every id in maps externals and interfaces, because
+// these maps do not swap together with the forwards and may still have old ids.
 func (p *Program) assignExternals(listening map[rule.Place][]int, running *Running, have Inventory) {
 	p.Doc.Externals = map[rule.Place]uint32{}
 	last := have.LastExternal
@@ -144,7 +143,7 @@ func (p *Program) assignExternals(listening map[rule.Place][]int, running *Runni
 	}
 }
 
-// listening sorts the forwards by where they listen, larger ranges first.
+// listening groups the forwards by the places where they listen. In each group, larger port ranges come first.
 func (p *Program) listening() map[rule.Place][]int {
 	forwards := p.Doc.Config.Forwards
 	order := make([]int, len(forwards))
@@ -163,8 +162,8 @@ func (p *Program) listening() map[rule.Place][]int {
 	return listening
 }
 
-// paint lays forwards over each other, the more specific ones last, and adds
-// the entries that give each port the topmost.
+// paint adds the entries of one place. It paints the forwards of all layers into a port tree. Later layers are more
+// specific and overwrite earlier layers, so each port belongs to its most specific forward.
 func (p *Program) paint(at rule.Place, layers [][]int) error {
 	external := p.Doc.Externals[at]
 	layers, all := p.overAny(layers)
@@ -195,9 +194,9 @@ func (p *Program) paint(at rule.Place, layers [][]int) error {
 	return nil
 }
 
-// overAny takes the forward of any protocol out of the topmost layer that has
-// one, -1 if none has. It leaves that layer and those over it: what is below
-// shows nowhere.
+// overAny returns the index of the forward with protocol Any in the last layer that has such a forward, and removes it
+// from that layer. It drops all earlier layers, because this forward hides them. all is -1 if no layer has such a
+// forward.
 func (p *Program) overAny(layers [][]int) (over [][]int, all int) {
 	for i, layer := range slices.Backward(layers) {
 		isAny := func(forward int) bool {
@@ -218,7 +217,7 @@ func (p *Program) add(key bpf.HairpinForwardKey, owner int) error {
 	return err
 }
 
-// reflectModes are what the datapath calls them.
+// reflectModes maps each mode to enum reflect of the datapath.
 var reflectModes = map[rule.Reflect]bpf.HairpinReflect{
 	rule.ReflectAuto:   bpf.HairpinReflectREFLECT_AUTO,
 	rule.ReflectRouter: bpf.HairpinReflectREFLECT_ROUTER,
@@ -231,7 +230,7 @@ func (p *Program) value(i int) (bpf.HairpinForward, error) {
 	f := &p.Doc.Config.Forwards[i]
 	mode, ok := reflectModes[p.Doc.Config.ReflectOf(*f)]
 	if !ok {
-		return bpf.HairpinForward{}, fmt.Errorf("forward %s: the datapath knows no reflect mode %s", rule.Quote(f.Name), rule.Quote(string(f.Reflect)))
+		return bpf.HairpinForward{}, fmt.Errorf("forward %s: unknown reflect mode %s", rule.Quote(f.Name), rule.Quote(string(f.Reflect)))
 	}
 	value := bpf.HairpinForward{
 		Target:    layout.ToAddr(f.Target),

@@ -17,8 +17,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// TestPortTreeIsThePainter compares longest match in the prefixes with an array
-// in which each range just overwrites what was there.
+// TestPortTreeIsThePainter compares the longest match in the port tree with an array in which each range overwrites the
+// earlier ranges.
 func TestPortTreeIsThePainter(t *testing.T) {
 	t.Parallel()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -104,7 +104,7 @@ func testInventory() Inventory {
 	return Inventory{Epoch: func(uint32) (uint32, error) { return 0, nil }, ForwardIDs: 1000}
 }
 
-// before is a whole document as what ran before c.
+// before compares the document, as the running configuration, with c.
 func (d *Document) before(c config.Config) *Running {
 	e, err := d.running(c, func(visit func(*rule.Forward, EpochRef) bool) error {
 		for i := range d.Config.Forwards {
@@ -113,12 +113,12 @@ func (d *Document) before(c config.Config) *Running {
 		return nil
 	})
 	if err != nil {
-		panic(err) // nothing above fails
+		panic(err) // cannot happen: the visit function returns no error
 	}
 	return e
 }
 
-// compare is the change from one configuration to another.
+// compare returns the change from one configuration to another.
 func compare(from, to config.Config) config.Change {
 	d := Document{Config: from, EpochRefs: make([]EpochRef, len(from.Forwards))}
 	return d.before(to).Change(to)
@@ -136,7 +136,7 @@ func mustCompile(t *testing.T, c config.Config, running *Document, have Inventor
 	return p
 }
 
-// Find looks up as the datapath does: a fixed address, then its interface.
+// find returns the name of the forward that the datapath finds at a place, "" if there is none.
 func (p *Program) find(at rule.Place, protocol rule.Protocol, port uint16) string {
 	best, name := uint32(0), ""
 	for i, key := range p.ForwardKeys {
@@ -152,7 +152,7 @@ func (p *Program) find(at rule.Place, protocol rule.Protocol, port uint16) strin
 	return name
 }
 
-// nameOf is the name of the forward with an id.
+// nameOf returns the name of the forward with this id.
 func (p *Program) nameOf(id uint32) string {
 	i := slices.IndexFunc(p.Doc.EpochRefs, func(s EpochRef) bool { return s.ID == id })
 	return p.Doc.Config.Forwards[i].Name
@@ -175,7 +175,7 @@ func TestTheMoreSpecificForwardWins(t *testing.T) {
 		port uint16
 		want string
 	}{
-		{wan0, 6005, "one-range"}, // the interface beats the smaller range of every interface
+		{wan0, 6005, "one-range"}, // an interface wins over every interface, even with a larger range
 		{wan0, 6000, "one-half"},
 		{wan0, 6001, "one-half"},
 		{wan0, 6002, "one-port"},
@@ -183,10 +183,10 @@ func TestTheMoreSpecificForwardWins(t *testing.T) {
 		{wan0, 6010, "one-range"},
 		{wan0, 6011, "every-range"},
 		{wan0, 5999, ""},
-		{wan1, 6005, "all"}, // even all of its ports
+		{wan1, 6005, "all"}, // an interface wins, even with every port
 		{wan1, 80, "all"},
 		{fixed, 6003, "fixed"},
-		{fixed, 6004, ""}, // the datapath goes on with the group
+		{fixed, 6004, ""}, // the datapath looks up the group next
 	} {
 		if got := p.find(test.at, rule.TCP, test.port); got != test.want {
 			t.Errorf("%s:%d goes to %q, want %q", test.at, test.port, got, test.want)
@@ -221,19 +221,19 @@ func TestProtocolsWithoutPorts(t *testing.T) {
 		{wan1, rule.ICMP, 0, "every-ping"},
 		{wan1, rule.TCP, 80, "every-web"},
 		{wan1, rule.TCP, 81, "every-any"},
-		{wan0, rule.ICMP, 0, "own-any"}, // the interface beats the protocol of every interface
+		{wan0, rule.ICMP, 0, "own-any"}, // an interface wins over one protocol of every interface
 		{wan0, rule.UDP, 80, "own-any"},
 		{wan0, rule.SCTP, 23, "own-any"},
 		{wan0, rule.SCTP, 22, "own-ssh"},
 		{wan0, rule.TCP, 22, "own-ssh"},
-		{wan0, rule.TCP, 80, "own-tcp"}, // and the port
+		{wan0, rule.TCP, 80, "own-tcp"}, // an interface wins over one port of every interface
 		{wan0, rule.GRE, 0, "own-tunnel"},
 		{wan0, rule.ESP, 0, "own-tunnel"},
 		{wan0, rule.IPIP, 0, "own-tunnel"},
 		{wan0, rule.UDPLite, 0, "own-tunnel"},
 		{fixed, rule.SCTP, 1, "fixed"},
 		{fixed, rule.ICMP, 0, "fixed"},
-		{fixed, rule.TCP, 1, ""}, // the datapath goes on with the group
+		{fixed, rule.TCP, 1, ""}, // the datapath looks up the group next
 	} {
 		if got := p.find(test.at, test.protocol, test.port); got != test.want {
 			t.Errorf("%s %s:%d goes to %q, want %q", test.protocol, test.at, test.port, got, test.want)
@@ -250,8 +250,8 @@ func TestProtocolsWithoutPorts(t *testing.T) {
 	}
 }
 
-// TestRandomForwardsAgreeWithTheRule checks compile against the rule itself,
-// port by port.
+// TestRandomForwardsAgreeWithTheRule compares the entries with a direct implementation of the rule "the more specific
+// forward wins", for each port.
 func TestRandomForwardsAgreeWithTheRule(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 15 {
@@ -330,7 +330,7 @@ func TestStampsAndExternalIDsAreStable(t *testing.T) {
 		t.Errorf("external ids %v: those an address may still have are in them", first.Doc.Externals)
 	}
 
-	// c goes, a is retargeted, b moves to the front, d comes.
+	// c is removed, a gets another target, b moves to the front, d is new.
 	second := mustCompile(t, mapstest.Config(t, "b tcp 203.0.113.5:2 to 10.0.0.1", "d tcp 4 to 10.0.0.1", "a tcp 1 to 10.0.0.2"), &first.Doc, have)
 	if want := []EpochRef{{2, 102}, {4, 104}, {5, 105}}; !slices.Equal(second.Doc.EpochRefs, want) {
 		t.Errorf("epochRefs %v, want %v: new forwards get ids that nothing runs under", second.Doc.EpochRefs, want)
@@ -342,7 +342,7 @@ func TestStampsAndExternalIDsAreStable(t *testing.T) {
 		t.Error("external id of an address changed")
 	}
 
-	// What ended is free for the next.
+	// The ids of ended forwards are free for the next configuration.
 	third := mustCompile(t, mapstest.Config(t, "b tcp 203.0.113.5:2 to 10.0.0.1", "e tcp 5 to 10.0.0.1"), &second.Doc, have)
 	if want := []EpochRef{{2, 102}, {1, 101}}; !slices.Equal(third.Doc.EpochRefs, want) {
 		t.Errorf("epochRefs %v, want %v", third.Doc.EpochRefs, want)

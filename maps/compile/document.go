@@ -14,26 +14,25 @@ import (
 
 const documentSchema = 3
 
-// Document is the running configuration, with what later writers need to know
-// about how it lies in the kernel. It swaps together with the forwards; those
-// that were added since are in its additions.
+// Document is the running configuration, with the ids and sizes that a later writer needs. It is stored in the kernel
+// and swaps together with the forwards. Forwards that Tables.Add added after the swap are its additions.
 type Document struct {
 	Schema     int                   `json:"schema"`
-	Generation uint32                `json:"generation"` // with which it went live
-	Config     config.Config         `json:"config"`     // the forwards are written apart
-	EpochRefs  []EpochRef            `json:"-"`          // of Config.Forwards, in the same order
-	Externals  map[rule.Place]uint32 `json:"externals"`  // external ids: of WAN interfaces, one per family, and of fixed addresses
-	Ended      []EpochRef            `json:"-"`          // of forwards whose connections end with this document
-	Entries    int                   `json:"entries"`    // of the forwards in their trie, at most
-	Sources    int                   `json:"sources"`    // the same of from and except lists
-	Origins    int                   `json:"origins"`    // the same of what leads back from targets
-	Intercepts bool                  `json:"intercepts"` // there are some among the forwards
-	Chunks     uint32                // of the document without its additions
-	Added      int                   // how many of the last forwards are additions
+	Generation uint32                `json:"generation"` // generation of the swap that made it live
+	Config     config.Config         `json:"config"`     // Marshal writes the forwards separately
+	EpochRefs  []EpochRef            `json:"-"`          // epoch references of Config.Forwards, in the order of the forwards
+	Externals  map[rule.Place]uint32 `json:"externals"`  // external ids of WAN and LAN interfaces, one per family, and of fixed addresses
+	Ended      []EpochRef            `json:"-"`          // epoch references of forwards whose connections must end after the swap to this document
+	Entries    int                   `json:"entries"`    // upper bound of the entries in trie forwards
+	Sources    int                   `json:"sources"`    // upper bound of the entries in trie allow
+	Origins    int                   `json:"origins"`    // upper bound of the entries in trie origins
+	Intercepts bool                  `json:"intercepts"` // the forwards contain intercepts
+	Chunks     uint32                `json:"-"`          // map entries of the text without additions
+	Added      int                   `json:"-"`          // number of additions; they are the last forwards
 }
 
-// Marshal is the form that ParseOutline reads: a line of JSON, then the
-// forwards, then the epoch references that ended, for there may be as many.
+// Marshal returns the text that ParseOutline reads: a line of JSON, the forwards in the form of codec, then Ended in the
+// form of codec. Ended may be as long as the list of forwards.
 func (d *Document) Marshal() ([]byte, error) {
 	head := *d
 	head.Config.Forwards = nil
@@ -44,15 +43,16 @@ func (d *Document) Marshal() ([]byte, error) {
 	return encodeEpochRefs(encodeForwards(append(text, '\n'), d.Config.Forwards, d.EpochRefs), d.Ended), nil
 }
 
-// EpochRef is an id with the epoch that its connections carry.
+// EpochRef is the id of a forward or external address, and its epoch. Connections made with this epoch are over when the
+// epoch of the id in map epochs changes.
 type EpochRef struct{ ID, Epoch uint32 }
 
 func (s EpochRef) kernel() bpf.HairpinEpochRef {
 	return bpf.HairpinEpochRef{Id: s.ID, Epoch: s.Epoch}
 }
 
-// Takes reports whether f can be added if it is valid and meets no other forward:
-// it is of the simple kind, and its external ids are there.
+// Takes reports whether Tables.Add can add f, if f is valid and meets no other forward. f must not be an intercept or
+// have protocol Any, its external ids must exist, and the configuration must have no stand-ins.
 func (d *Document) Takes(f rule.Forward) bool {
 	if f.Intercept || len(d.Config.StandIns) > 0 || slices.Contains(f.Protocols, rule.Any) {
 		return false
@@ -65,7 +65,7 @@ func (d *Document) Takes(f rule.Forward) bool {
 	return true
 }
 
-// listensAt are the places that have the forward's entries.
+// listensAt returns the places whose external ids are in the entries of the forward. f must not be an intercept.
 func (d *Document) listensAt(f *rule.Forward) []rule.Place {
 	at := f.Places()[0]
 	if at.External != (rule.External{}) {
@@ -78,13 +78,13 @@ func (d *Document) listensAt(f *rule.Forward) []rule.Place {
 	return places
 }
 
-// LastAddition is the last addition, as AppendAddition reads it.
+// LastAddition encodes the last addition for AppendAddition.
 func (d *Document) LastAddition() []byte {
 	last := len(d.EpochRefs) - 1
 	return encodeForwards(nil, d.Config.Forwards[last:], d.EpochRefs[last:])
 }
 
-// AppendAddition adds what LastAddition wrote.
+// AppendAddition decodes the text of LastAddition and adds the forward to the document.
 func (d *Document) AppendAddition(text string) error {
 	forwards, epochRefs, _, err := decodeForwards(text)
 	if err != nil {
@@ -93,7 +93,7 @@ func (d *Document) AppendAddition(text string) error {
 	return d.append(forwards, epochRefs)
 }
 
-// AddedProgram has the entries of the last addition alone.
+// AddedProgram returns the table entries of the last addition only.
 func (d *Document) AddedProgram() (*Program, error) {
 	p := &Program{Doc: *d}
 	last := len(d.EpochRefs) - 1
@@ -120,7 +120,7 @@ func (d *Document) AddedProgram() (*Program, error) {
 // append adds a forward to the document.
 func (d *Document) append(forward []rule.Forward, ref []EpochRef) error {
 	d.Added++
-	d.Ended = nil // was done before
+	d.Ended = nil // these connections ended before the addition
 	d.Config.Forwards = append(d.Config.Forwards, forward...)
 	d.EpochRefs = append(d.EpochRefs, ref...)
 	p, err := d.AddedProgram()
@@ -133,15 +133,15 @@ func (d *Document) append(forward []rule.Forward, ref []EpochRef) error {
 	return nil
 }
 
-// LiveGeneration is the generation with which the last addition went live.
+// LiveGeneration returns the generation that made the last addition live.
 func (d *Document) LiveGeneration() uint32 { return d.Generation + 2*uint32(d.Added) }
 
-// AdditionsRoom is how many forwards can be added to a document before Apply has
-// to write another one. Each has an entry of the document's map, behind the
-// document; the last entry of the map says which generation is finished.
+// AdditionsRoom is how many forwards Tables.Add can add to a document. Then Apply must write a new document. In the
+// document's map, the entries after the text hold one addition each. The last entry of the map has the number of the
+// last finished generation.
 const AdditionsRoom = 64
 
-// Targets are the addresses that the forwards lead to.
+// Targets returns the target addresses of the forwards.
 func (d *Document) Targets() map[bpf.HairpinAddr]bool {
 	all := map[bpf.HairpinAddr]bool{}
 	for i := range d.Config.Forwards {

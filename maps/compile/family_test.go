@@ -60,7 +60,7 @@ func TestEachFamilyHasItsPlaces(t *testing.T) {
 	}
 }
 
-// What an older version has written names no family: it is IPv4, and keeps its ids.
+// A place without a family, from an older version, is an IPv4 place and keeps its id.
 func TestPlacesInTheDocument(t *testing.T) {
 	places := map[rule.Place]uint32{
 		rule.AtWAN("wan0", false): 1, rule.AtWAN("wan0", true): 2,
@@ -95,7 +95,7 @@ func TestAllowKeysOfIPv6(t *testing.T) {
 	}
 }
 
-// The datapath knows eight addresses of an interface, and of both families if it can.
+// The entry of an interface has room for eight addresses; each family gets up to half, or more if there is room.
 func TestInterfaceEntriesOfBothFamilies(t *testing.T) {
 	list := func(v4, v6 int) (link config.Interface) {
 		link.Addresses = []netip.Prefix{netip.MustParsePrefix("fe80::1/64"), netip.MustParsePrefix("::1/128")}

@@ -12,7 +12,7 @@ type IDPool struct {
 	used       map[uint32]bool
 }
 
-// NewIDPool has the ids from first to last.
+// NewIDPool returns a pool with the ids from first to last.
 func NewIDPool(first, last uint32) *IDPool {
 	return &IDPool{next: first, last: last, used: map[uint32]bool{}}
 }
@@ -20,7 +20,7 @@ func NewIDPool(first, last uint32) *IDPool {
 // Reserve takes an id out of the pool.
 func (p *IDPool) Reserve(id uint32) { p.used[id] = true }
 
-// Take fails if no id is free.
+// Take returns the lowest free id and takes it out of the pool. It returns an error if no id is free.
 func (p *IDPool) Take() (uint32, error) {
 	for ; p.next <= p.last; p.next++ {
 		if !p.used[p.next] {

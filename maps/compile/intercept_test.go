@@ -38,7 +38,7 @@ func TestInterceptsAreFoundAtTheirLANs(t *testing.T) {
 	}
 }
 
-// Catches looks an address up as forward_allows() of the datapath does.
+// catches looks up an address as forward_allows() of the datapath does.
 func (p *Program) catches(addr string) bool {
 	best, allowed := uint32(0), false
 	for i, key := range p.AllowKeys {
@@ -61,7 +61,7 @@ func TestWhomInterceptsCatch(t *testing.T) {
 		"a udp 53 to fd00::1 except fd00:1::/64": {
 			"fd00::1": false, "fd00::2": true, "fd00:1::77": false, "2001:db8::1": true,
 			"fe80::1": false, "ff02::fb": false, "::": false, "::1": false,
-			// IPv6 is never asked for IPv4.
+			// The datapath never looks up an IPv4 address for an IPv6 intercept.
 			"10.0.0.2": false,
 		},
 	} {
@@ -77,7 +77,7 @@ func TestWhomInterceptsCatch(t *testing.T) {
 	}
 }
 
-// Of an intercepted client nobody can tell from its server whom it asked.
+// An intercept has no origin: a client may have asked any address.
 func TestInterceptsAreNoOrigins(t *testing.T) {
 	c := mapstest.Intercepts(t, "a udp,tcp lan0:53 to 10.0.0.1 reflect prefix")
 	c.WAN, c.StandIns = c.WAN[:1], mapstest.StandIns("192.168.1.0/24 198.18.1.0/24")
@@ -107,7 +107,7 @@ func TestWhatChangesAnIntercept(t *testing.T) {
 	} {
 		running := mustCompile(t, mapstest.Intercepts(t, line), &Document{}, testInventory())
 		c := mapstest.Intercepts(t, after)
-		// That is for forwards alone.
+		// reflection.default is not used for intercepts.
 		c.Reflection = rule.ReflectRouter
 		p := mustCompile(t, c, &running.Doc, testInventory())
 		if ends := len(p.Doc.Ended) == 1; ends != changes {

@@ -16,14 +16,14 @@ import (
 // carrierGrade is the shared address space of RFC 6598.
 var carrierGrade = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, 0, 0}), 10)
 
-// roles are what the datapath calls them.
+// roles maps each role to enum role of the datapath.
 var roles = map[config.Role]bpf.HairpinRole{
 	config.RoleWAN:   bpf.HairpinRoleROLE_WAN,
 	config.RoleLAN:   bpf.HairpinRoleROLE_LAN,
 	config.RoleLocal: bpf.HairpinRoleROLE_LOCAL,
 }
 
-// InterfaceEntry is the entry that an interface has in the interfaces map while the document runs.
+// InterfaceEntry returns the value of an interface in map interfaces, if this document is running.
 func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 	value := bpf.HairpinInterface{Role: roles[link.Role], RpFilter: link.RPFilter}
 	if len(link.HardwareAddr) == len(value.Mac) {
@@ -31,7 +31,7 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 	}
 	for _, prefix := range link.Addresses {
 		addr := prefix.Addr()
-		// An interface of IPv6 always has a link-local address, which says nothing.
+		// IPv4 only: every IPv6 interface has a link-local address, even if its network is public.
 		if addr.Is4() && (addr.IsPrivate() || addr.IsLinkLocalUnicast() || carrierGrade.Contains(addr)) {
 			value.Private = 1
 		}
@@ -43,7 +43,8 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 		}
 		value.Addresses++
 	}
-	// A SYN that crosses the loopback device is limited by that device's MTU alone.
+	// The kernel limits the MSS of a SYN through the loopback device only by the large MTU of that device. With an entry
+	// here, nat_clamp_mss() also limits the MSS to the MTU of the route.
 	if link.Role == config.RoleLocal || d.Config.ClampsMSS(link) {
 		value.MssMtu = uint32(max(0, link.MTU))
 	}
@@ -54,8 +55,8 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 	return value
 }
 
-// ownAddresses are up to n addresses of an interface that the router may send from, IPv4 first. Neither
-// family takes more than half while the other one needs it.
+// ownAddresses returns up to n addresses of an interface that the router may use as sources, IPv4 first. A family gets
+// more than n/2 only if the other family does not need all of its half.
 func ownAddresses(link config.Interface, n int) []netip.Prefix {
 	var v4, v6 []netip.Prefix
 	for _, prefix := range link.Addresses {
@@ -71,7 +72,8 @@ func ownAddresses(link config.Interface, n int) []netip.Prefix {
 	return slices.Concat(v4, v6)
 }
 
-// Externals are the entries of the addresses that forwards listen on, without their epoch references.
+// Externals returns the entries of map externals, the addresses that forwards listen on. The epoch references are not
+// set.
 func Externals(doc *Document, ifs []config.Interface) map[bpf.HairpinAddr]bpf.HairpinExternal {
 	wanted := map[bpf.HairpinAddr]bpf.HairpinExternal{}
 	for _, link := range ifs {
@@ -96,10 +98,10 @@ func Externals(doc *Document, ifs []config.Interface) map[bpf.HairpinAddr]bpf.Ha
 	return wanted
 }
 
-// Listeners are the addresses that have an external id alone.
+// Listeners returns the external ids that exactly one address has, with this address.
 func Listeners(externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf.HairpinAddr {
 	listeners := map[uint32]bpf.HairpinAddr{}
-	addresses := map[uint32]int{0: 2} // no id is nobody's
+	addresses := map[uint32]int{0: 2} // 0 means "no id": count it twice, so that it is never a listener
 	for addr, external := range externals {
 		for _, id := range []uint32{external.Fixed, external.Group} {
 			addresses[id]++
@@ -110,7 +112,7 @@ func Listeners(externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf
 	return listeners
 }
 
-// GoneAddresses are the router's own that no interface has any more.
+// GoneAddresses returns the addresses in the entries of map interfaces that no interface has any more.
 func GoneAddresses(present map[uint32]bpf.HairpinInterface, ifs []config.Interface) map[bpf.HairpinAddr]bool {
 	gone := map[bpf.HairpinAddr]bool{}
 	for _, value := range present {
@@ -126,7 +128,8 @@ func GoneAddresses(present map[uint32]bpf.HairpinInterface, ifs []config.Interfa
 	return gone
 }
 
-// Locals are the router's own addresses; without intercepts nobody asks.
+// Locals returns the router's own addresses for map locals. The datapath reads this map only for intercepts, so without
+// intercepts the result is empty.
 func Locals(doc *Document, ifs []config.Interface) map[bpf.HairpinAddr]bool {
 	wanted := map[bpf.HairpinAddr]bool{}
 	if !doc.Intercepts {

@@ -13,29 +13,27 @@ import (
 	"hairpin/maps/rule"
 )
 
-// service is where a forward leads to, without the port; protocol Any is every
-// protocol. That of a WAN is about its answers to the Internet, the other one about
-// those to stand-ins.
+// service is a target and protocol, without the port. Protocol Any means every protocol. The datapath rebuilds lost
+// connections from the answers of a service. wan says where these answers go.
 type service struct {
 	target   netip.Addr
 	protocol rule.Protocol
-	wan      uint8 // 1 or 0
+	wan      uint8 // 1: answers to the Internet; 0: answers to stand-ins
 }
 
 func compareService(a, b service) int {
 	return cmp.Or(a.target.Compare(b.target), cmp.Compare(b.protocol, a.protocol), cmp.Compare(a.wan, b.wan))
 }
 
-// claim is a range of a service's ports, and how its clients get there.
+// claim is a range of target ports of a service, and the external id and port shift by which its clients reach it.
 type claim struct {
 	first, last int
 	origin      bpf.HairpinOrigin
 }
 
-// claim notes where the forwards lead to that show in a tree of at; ports that have
-// none there are below's, -1 for nobody. Answers to stand-ins are about forwards with
-// reflect prefix alone, those to the Internet about UDP alone: there the datapath can
-// do without the connection.
+// claim records which target ports the forwards in tree reach, for one listening place and protocol. Ports without an
+// owner in tree belong to forward below (-1: to no forward). Only two kinds of answers can rebuild a connection: answers
+// to stand-ins, for forwards with reflect prefix; and answers to the Internet, for UDP.
 func (p *Program) claim(at rule.Place, protocol rule.Protocol, tree *portTree, below int) {
 	c := &p.Doc.Config
 	standIns, wan := len(c.StandIns) > 0, protocol == rule.UDP && !at.LAN
@@ -51,7 +49,7 @@ func (p *Program) claim(at rule.Place, protocol rule.Protocol, tree *portTree, b
 		from := int(uint16(first) + shift)
 		to := claim{from, from + last - first, bpf.HairpinOrigin{External: p.Doc.Externals[at], PortShift: shift}}
 		if f.Intercept {
-			to.origin.External = 0 // its clients may have asked anybody
+			to.origin.External = 0 // a client may have asked any address, so the origin is unknown
 		}
 		if standIns && c.ReflectOf(*f) == rule.ReflectPrefix {
 			p.addClaim(service{target: f.Target, protocol: protocol}, to)
@@ -68,10 +66,11 @@ func (p *Program) claim(at rule.Place, protocol rule.Protocol, tree *portTree, b
 
 func (p *Program) addClaim(of service, c claim) { p.claims[of] = append(p.claims[of], c) }
 
-// addOrigins makes the entries that lead back from targets. Those of one
-// protocol are left out where they say what those of every protocol do. So are those
-// to the Internet that say that several forwards lead to a port, for there are none
-// of every protocol that would be found instead.
+// addOrigins adds the entries of trie origins, from a target port to the only forward that reaches it. It leaves out two
+// kinds of entries, because lookups have the same result without them:
+//   - entries of one protocol that are equal to the entry of every protocol;
+//   - entries of answers to the Internet that say "several forwards". There is no entry of every protocol for such
+//     answers, so the lookup finds no origin.
 func (p *Program) addOrigins() {
 	for _, to := range slices.SortedFunc(maps.Keys(p.claims), compareService) {
 		sole := soleClaims(p.claims[to])
@@ -98,8 +97,8 @@ func (p *Program) addOrigin(key bpf.HairpinOriginKey, origin bpf.HairpinOrigin) 
 	p.Origins = append(p.Origins, origin)
 }
 
-// soleClaims cuts claims into ranges that do not overlap, in port order. One that
-// several claim has no origin: from there nobody can tell which it was.
+// soleClaims splits claims into ranges that do not overlap, in port order. A range with several claims gets no origin,
+// because an answer from there may belong to any of their forwards.
 func soleClaims(claims []claim) []claim {
 	if len(claims) == 1 {
 		return slices.Clone(claims)
@@ -111,7 +110,7 @@ func soleClaims(claims []claim) []claim {
 	}
 	slices.SortFunc(edges, func(a, b edge) int { return cmp.Compare(a.port, b.port) })
 	var sole []claim
-	open, number := 0, 0 // how many are, and the sum of their numbers: that of one which is alone
+	open, number := 0, 0 // count of open claims and sum of their numbers: if one claim is open, number is its number
 	for i, e := range edges {
 		open, number = open+e.count, number+e.number
 		if open == 0 || edges[i+1].port == e.port {

@@ -15,7 +15,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// origin looks up as the datapath's origin_find() does.
+// origin looks up an origin as origin_find() of the datapath does.
 func (p *Program) origin(target netip.Addr, protocol rule.Protocol, wan uint8, port uint16) (best bpf.HairpinOrigin, found bool) {
 	length := uint32(0)
 	for i, key := range p.OriginKeys {
@@ -30,13 +30,13 @@ func (p *Program) origin(target netip.Addr, protocol rule.Protocol, wan uint8, p
 	return best, found && best.Wan == wan
 }
 
-// cameBy is where a client of reflect prefix has connected to, seen from a
-// server's port: "" if none can have, "?" if nobody can tell.
+// cameBy returns the external address and port that a client of reflect prefix has used to reach this target port. "": no
+// forward reaches the port. "?": several forwards do.
 func (p *Program) cameBy(target string, protocol rule.Protocol, port uint16) string {
 	return p.cameByOf(target, protocol, 0, port)
 }
 
-// cameByWAN is the same of a client on the Internet.
+// cameByWAN is cameBy for a client on the Internet.
 func (p *Program) cameByWAN(target string, protocol rule.Protocol, port uint16) string {
 	return p.cameByOf(target, protocol, 1, port)
 }
@@ -69,7 +69,7 @@ func TestOriginsLeadBack(t *testing.T) {
 		"again tcp 83 to 10.0.0.4:1 reflect prefix",
 		"both tcp 84-90 to 10.0.0.5 reflect prefix",
 		"own tcp 203.0.113.7:86 to 10.0.0.5 reflect prefix",
-		"other tcp 203.0.113.7:87 to 10.0.0.5", // no client comes by it with a stand-in
+		"other tcp 203.0.113.7:87 to 10.0.0.5", // not reflect prefix, so its clients have no stand-ins
 		"web6 tcp,icmp any to fd00::1 reflect prefix",
 		"every any 203.0.113.8:any to 10.0.0.6 reflect prefix",
 		"ssh tcp 203.0.113.8:22 to 10.0.0.7 reflect prefix",
@@ -123,7 +123,7 @@ func TestOriginsLeadBack(t *testing.T) {
 	}
 }
 
-// TestSeveralWANsAreNoOrigin: what listens on both cannot be told from its target.
+// TestSeveralWANsAreNoOrigin: if a forward listens on both WAN interfaces, its target port does not tell which interface.
 func TestSeveralWANsAreNoOrigin(t *testing.T) {
 	c := mapstest.WithStandIns(t, "every tcp 80 to 10.0.0.1 reflect prefix", "one tcp wan1:81 to 10.0.0.1 reflect prefix",
 		"shadow tcp wan0:82 to 10.0.0.9", "rest tcp 82 to 10.0.0.1 reflect prefix")
@@ -136,7 +136,7 @@ func TestSeveralWANsAreNoOrigin(t *testing.T) {
 	}
 }
 
-// TestManyOneToOneForwardsNeedOneOriginEach of a kind, also those of every protocol.
+// TestManyOneToOneForwardsNeedOneOriginEach: a 1:1 forward of every protocol needs one origin for each kind of answer.
 func TestManyOneToOneForwardsNeedOneOriginEach(t *testing.T) {
 	c := mapstest.WithStandIns(t)
 	for i := range 1000 {
@@ -155,8 +155,8 @@ func TestManyOneToOneForwardsNeedOneOriginEach(t *testing.T) {
 	}
 }
 
-// TestRandomOriginsAgreeWithTheForwards asks every port of every listener where it
-// leads, and the target where that came by.
+// TestRandomOriginsAgreeWithTheForwards looks up the target of every external port, and checks that the origin of this
+// target port is the external port again.
 func TestRandomOriginsAgreeWithTheForwards(t *testing.T) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	for round := range 15 {

@@ -15,18 +15,18 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Outline is a document whose forwards are still encoded. Decoding all of them would dominate the run time of most commands, and
-// few commands need more than a look. Its methods may be called from several goroutines.
+// Outline is a document whose forwards are still encoded. Decoding all forwards would dominate the run time of most
+// commands, and few commands need all of them. Several goroutines may call its methods.
 type Outline struct {
-	Document        // Config.Forwards and Refs are those of additions alone
-	written  string // the forwards before them, and what ended
+	Document        // Config.Forwards and EpochRefs have the additions only
+	written  string // encoded: the forwards without additions, then Document.Ended
 
 	mu      sync.Mutex
-	decoded weak.Pointer[Document] // all of it, while somebody uses it
-	listed  *Roster                // nil until somebody asked for it
+	decoded weak.Pointer[Document] // the whole document, kept only while a caller uses it
+	listed  *Roster                // result of Roster; nil before the first call
 }
 
-// ParseOutline reads what Document.Marshal wrote.
+// ParseOutline parses the text of Document.Marshal.
 func ParseOutline(text string) (*Outline, error) {
 	o := new(Outline)
 	return o, o.unmarshal(text)
@@ -38,13 +38,13 @@ func (o *Outline) unmarshal(text string) error {
 		return err
 	}
 	if o.Schema != documentSchema {
-		return fmt.Errorf("written by another version of hairpin (schema %d, this one knows %d): use that version, or end every connection with \"hairpin detach --all\" and start anew", o.Schema, documentSchema)
+		return fmt.Errorf("written by another version of hairpin (schema %d, this version reads %d); use the other version, or run \"hairpin detach --all\" (this ends every connection), then start hairpin again", o.Schema, documentSchema)
 	}
 	o.written = rest
 	return nil
 }
 
-// Whole is the document with all forwards. It is shared: nobody changes it.
+// Whole returns the document with all forwards decoded. Callers share the result and must not change it.
 func (o *Outline) Whole() (*Document, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -67,19 +67,19 @@ func (o *Outline) decode() (*Document, error) {
 	}
 	doc.Config.Forwards = append(forwards, o.Config.Forwards...)
 	doc.EpochRefs = append(epochRefs, o.EpochRefs...)
-	if o.Added == 0 { // else they were ended before
+	if o.Added == 0 { // otherwise these connections ended before the first addition
 		doc.Ended, err = decodeEpochRefs(rest)
 	}
 	return &doc, err
 }
 
-// With is the outline with one more forward. It fails on a forward that the document does not take.
+// With returns a copy of the outline with f as the last addition. ref is the epoch reference of f.
 func (o *Outline) With(f rule.Forward, ref EpochRef) (*Outline, error) {
 	more := &Outline{Document: o.Document, written: o.written}
 	return more, more.append([]rule.Forward{f}, []EpochRef{ref})
 }
 
-// count is how many forwards there are.
+// count returns the number of forwards, additions included.
 func (o *Outline) count() int { return countForwards(o.written) + len(o.EpochRefs) }
 
 // Each calls visit for every forward until visit returns false. visit must not keep its
@@ -99,14 +99,14 @@ func (o *Outline) Each(visit func(*rule.Forward, EpochRef) bool) error {
 	return nil
 }
 
-// eachWritten is each, but leaves out forwards that were added later. If visit never returns false, eachWritten returns
-// the text that follows the forwards.
+// eachWritten is Each without the additions. If visit never returns false, eachWritten returns the text that follows the
+// forwards.
 func (o *Outline) eachWritten(visit func(*rule.Forward, EpochRef) bool) (rest string, err error) {
 	return eachForward(o.written, visit)
 }
 
-// Find returns the forward of a name. Most often there is none, which is seen
-// from the text as it lies there.
+// Find returns the forward with this name; ok is false if there is no such forward. Usually there is none, so Find first
+// searches for the encoded name in the text, without decoding.
 func (o *Outline) Find(name string) (found rule.Forward, ok bool, err error) {
 	added := slices.ContainsFunc(o.Config.Forwards, func(f rule.Forward) bool { return f.Name == name })
 	if !added && !strings.Contains(o.written, encodeString(name)) {
@@ -121,18 +121,18 @@ func (o *Outline) Find(name string) (found rule.Forward, ok bool, err error) {
 	return found, ok, err
 }
 
-// Survey is what Add has to know of the forwards that run.
+// Survey has what Tables.Add must know about the running forwards.
 type Survey struct {
-	Meets   bool           // one of them has packets that are the new one's as well, or answers
-	Related []rule.Forward // those that have its name or a host of its, or listen at its target
-	FreeID  uint32         // the lowest that none of them has
+	Meets   bool           // a running forward can match the same packets or answers as the new forward; the other fields are then incomplete
+	Related []rule.Forward // running forwards with the name or a host of the new forward, or that listen at its target
+	FreeID  uint32         // the lowest id that no running forward has
 }
 
-// Survey looks at the forwards that run for one that is to be added to them.
+// Survey compares the running forwards with f, a forward to add.
 func (o *Outline) Survey(f *rule.Forward) (Survey, error) {
 	var s Survey
 	used := make([]bool, o.count()+2)
-	used[0] = true // is no id
+	used[0] = true // 0 is not a valid id
 	err := o.Each(func(g *rule.Forward, ref EpochRef) bool {
 		if int(ref.ID) < len(used) {
 			used[ref.ID] = true
@@ -147,14 +147,15 @@ func (o *Outline) Survey(f *rule.Forward) (Survey, error) {
 	return s, err
 }
 
-// Roster is the names and epochs of the forwards that run, by id. Those who count for forwards need no more of them.
+// Roster has the names and epochs of the running forwards, by id. Counting by forward needs nothing else, so callers can
+// keep a Roster instead of all forwards.
 type Roster struct {
 	Names  []string // "": no forward has the id
 	epochs []uint32
-	IPv6   bool // one of them is of IPv6
+	IPv6   bool // there is an IPv6 forward
 }
 
-// Roster lists the forwards. It is shared: nobody changes it.
+// Roster returns the names and epochs of the forwards. Callers share the result and must not change it.
 func (o *Outline) Roster() (*Roster, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -186,7 +187,7 @@ func (o *Outline) enlist() (*Roster, error) {
 	return r, err
 }
 
-// Name is that of the forward with an id, "" if there is none.
+// Name returns the name of the forward with this id, "" if there is no such forward.
 func (r *Roster) Name(id uint32) string {
 	if r == nil || id >= uint32(len(r.Names)) {
 		return ""
@@ -194,18 +195,19 @@ func (r *Roster) Name(id uint32) string {
 	return r.Names[id]
 }
 
-// Has reports whether the forward of a name still has the epoch reference that it has in another roster.
+// Has reports whether the id belongs to the same forward in both rosters: name and epoch are equal.
 func (r *Roster) Has(id uint32, other *Roster) bool {
 	return r == other || r.Name(id) != "" && r.Name(id) == other.Name(id) && r.epochs[id] == other.epochs[id]
 }
 
-// Leftover is what is needed to do the steps that follow a swap.
+// Leftover has the parts of a document that the steps after a swap need.
 type Leftover struct {
-	Document // with all epoch references, but of the forwards the intercepts alone
+	Document // has all epoch references, but Config.Forwards has only the intercepts
 	Targets  map[bpf.HairpinAddr]bool
 }
 
-// Leftover looks at the forwards one by one: the writer before may still hold as many.
+// Leftover decodes the forwards one by one and does not keep them, because the caller may still hold all new forwards in
+// memory.
 func (o *Outline) Leftover() (*Leftover, error) {
 	left := &Leftover{Document: o.Document, Targets: map[bpf.HairpinAddr]bool{}}
 	left.Config.Forwards, left.EpochRefs = nil, nil

@@ -4,29 +4,29 @@ package compile
 
 import "math/bits"
 
-// portTree is the set of port prefixes of one external id and protocol. Prefixes
-// lie within each other or apart, so the longest one that holds a port was
-// painted last, given that painting a prefix drops those within it. That makes
-// the kernel's longest match the same as "the last one painted wins".
+// portTree is the set of port prefixes of one external id and protocol, each with its forward. The forward that is
+// painted last on a port must win, and the kernel's trie chooses the longest prefix. Both agree: two prefixes are
+// nested or disjoint, and painting a prefix removes all prefixes within it. So of the prefixes that contain a port, the
+// longest was painted last.
 type portTree struct {
 	nodes []portNode
 }
 
 type portNode struct {
-	children [2]int32 // 0: none
-	owner    int32    // 1 + the forward's index; 0: none
+	children [2]int32 // indexes in nodes; 0: no child
+	owner    int32    // index of the forward, plus 1; 0: no forward
 }
 
 const portBits = 16
 
 func newPortTree() *portTree { return &portTree{nodes: make([]portNode, 1)} }
 
-// paint gives the ports from first to last, both included, to owner.
+// paint gives the ports from first to last, both included, to the forward owner.
 func (t *portTree) paint(first, last, owner int) {
 	t.paintNode(0, 0, 0, first, last, int32(owner)+1)
 }
 
-// paintNode handles the node of the prefix start/depth.
+// paintNode paints within the node of the prefix start/depth.
 func (t *portTree) paintNode(node int32, start, depth, first, last int, owner int32) {
 	end := start + 1<<(portBits-depth) - 1
 	if last < start || end < first {
@@ -50,7 +50,7 @@ func (t *portTree) paintNode(node int32, start, depth, first, last int, owner in
 	}
 }
 
-// Each visits the prefixes that have an owner, in port order.
+// each visits the prefixes that have an owner, in port order.
 func (t *portTree) each(visit func(port uint16, prefixBits, owner int) error) error {
 	return t.eachNode(0, 0, 0, visit)
 }
@@ -73,8 +73,8 @@ func (t *portTree) eachNode(node int32, start, depth int, visit func(uint16, int
 	return nil
 }
 
-// eachRun visits the ports in order, as the longest ranges that belong to one
-// owner; those that have none here are below's, -1 for nobody.
+// eachRun visits ranges of ports with one owner, in port order and as long as possible. Ports without an owner belong to
+// below. If below is -1, they are left out.
 func (t *portTree) eachRun(below int, visit func(first, last, owner int)) {
 	run := portRun{owner: -1}
 	t.runsOf(0, 0, 0, below, func(next portRun) {
@@ -94,8 +94,8 @@ func (t *portTree) eachRun(below int, visit func(first, last, owner int)) {
 
 type portRun struct{ first, last, owner int }
 
-// runsOf handles the node of the prefix start/depth, whose ports are owner's
-// where no longer prefix has them.
+// runsOf visits the ranges within the node of the prefix start/depth. owner is the owner of the shorter prefixes; it
+// keeps the ports that no prefix in this node has.
 func (t *portTree) runsOf(node int32, start, depth, owner int, visit func(portRun)) {
 	n := t.nodes[node]
 	if n.owner != 0 {
@@ -116,8 +116,7 @@ func (t *portTree) runsOf(node int32, start, depth, owner int, visit func(portRu
 	}
 }
 
-// eachPrefix visits the fewest prefixes that have the ports from first to last, in
-// port order.
+// eachPrefix visits the smallest set of prefixes that covers exactly the ports from first to last, in port order.
 func eachPrefix(first, last int, visit func(port uint16, prefixBits int)) {
 	for first <= last {
 		free := min(bits.TrailingZeros16(uint16(first)), bits.Len(uint(last-first+1))-1)

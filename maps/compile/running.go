@@ -12,27 +12,27 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Running describes the running configuration for a comparison with a new one. It does not hold the running forwards: they are
-// read one by one, because there may be tens of thousands of them.
+// Running has the result of comparing the running configuration with a new configuration. It does not hold the running
+// forwards: they are read one by one, because there may be tens of thousands.
 type Running struct {
-	settings  config.Config         // without its forwards
-	externals map[rule.Place]uint32 // as in the document
-	epochRefs []EpochRef            // of the forwards
+	settings  config.Config         // without the forwards
+	externals map[rule.Place]uint32 // Document.Externals
+	epochRefs []EpochRef            // epoch references of all running forwards
 	Targets   map[bpf.HairpinAddr]bool
-	removed   []string // names that the new configuration does not have
-	of        []former // by index of the new configuration's forwards
-	same      bool     // the forwards are the new ones, down to their order and where they were written
+	removed   []string // names of forwards that are not in the new configuration
+	of        []former // running forwards, by the index of the new forward with the same name
+	same      bool     // the forwards are equal, including their order and Source
 }
 
-// former is the forward that runs under the name of a new one.
+// former describes the running forward that has the name of a new forward.
 type former struct {
 	epochRef  EpochRef
-	there     bool // there is one
-	behaves   bool // it does the same
-	unchanged bool // nor does it differ in anything else that a change tells
+	there     bool // there is such a running forward
+	behaves   bool // the datapath does the same for both
+	unchanged bool // all else that Change reports is equal, too
 }
 
-// running looks at the forwards of a document, which each visits until it is told to stop.
+// running compares the document with the new configuration c. each must visit the forwards of the document.
 func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, EpochRef) bool) error) (*Running, error) {
 	e := &Running{
 		settings: d.Config, externals: d.Externals, Targets: map[bpf.HairpinAddr]bool{}, of: make([]former, len(c.Forwards)), same: true,
@@ -58,8 +58,8 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 	return e, err
 }
 
-// sameWritten reports whether two forwards differ in nothing. Lists of a forward that was decoded may be empty where
-// there is none.
+// sameWritten reports whether two forwards are equal in every field, including Source. nil and empty lists are equal:
+// decoding can make an empty list from nil.
 func sameWritten(f, g *rule.Forward) bool {
 	a, b := *f, *g
 	for _, h := range []*rule.Forward{&a, &b} {
@@ -76,8 +76,8 @@ func clipped[T any](list []T) []T {
 	return list
 }
 
-// Change is what the new configuration changes. A forward is changed if anything about it is, but only a change of
-// what the datapath does ends its connections. Where a forward was written is not part of what it is.
+// Change returns the differences between the running configuration and the new configuration c. A different Source alone
+// does not make a forward "changed".
 func (e *Running) Change(c config.Config) config.Change {
 	change := config.Change{Removed: e.removed, Settings: config.CompareSettings(e.settings, c)}
 	for i, f := range c.Forwards {
@@ -93,15 +93,15 @@ func (e *Running) Change(c config.Config) config.Change {
 	return change
 }
 
-// Unchanged reports whether the new configuration says the same, down to where it was written.
+// Unchanged reports whether the new configuration is equal to the running configuration, including every Source.
 func (e *Running) Unchanged(c config.Config) bool {
 	settings := c
 	settings.Forwards = nil
 	return e.same && reflect.DeepEqual(settings, e.settings)
 }
 
-// Beside is what runs, for a comparison with c. On fresh maps that is config.Default().
-func (o *Outline) Beside(c config.Config) (*Running, error) {
+// CompareWith compares the running configuration with c. On fresh maps the running configuration is config.Default().
+func (o *Outline) CompareWith(c config.Config) (*Running, error) {
 	each := o.Each
 	if o.Schema == 0 {
 		each = func(func(*rule.Forward, EpochRef) bool) error { return nil }

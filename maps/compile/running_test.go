@@ -12,8 +12,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// TestSameWrittenSeesEveryField: a new field of forwards must not be left out when a configuration is compared with
-// what runs, nor make every application of the same one a change.
+// TestSameWrittenSeesEveryField: sameWritten must compare every field of a forward, also fields that are added later. Equal
+// forwards must stay equal after encoding and decoding.
 func TestSameWrittenSeesEveryField(t *testing.T) {
 	full := rule.Forward{
 		Name: "a", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Interface: "wan0"}, Ports: rule.Ports{First: 1, Last: 2}, Target: netip.MustParseAddr("10.0.0.1"),
@@ -31,7 +31,7 @@ func TestSameWrittenSeesEveryField(t *testing.T) {
 			t.Errorf("a difference in %s is not seen", name)
 		}
 	}
-	// The second is read into the memory of the first, as all that run are.
+	// eachForward decodes the second forward into the memory of the first forward.
 	forwards := []rule.Forward{full, {Name: "b"}}
 	at := 0
 	_, err := eachForward(string(encodeForwards(nil, forwards, make([]EpochRef, 2))), func(f *rule.Forward, _ EpochRef) bool {
@@ -46,7 +46,7 @@ func TestSameWrittenSeesEveryField(t *testing.T) {
 	}
 }
 
-// TestForwardsInAnotherOrderAreNotTheSame, though nothing about them has changed.
+// TestForwardsInAnotherOrderAreNotTheSame: another order is not a change of a forward, but Unchanged must be false.
 func TestForwardsInAnotherOrderAreNotTheSame(t *testing.T) {
 	one := mapstest.Config(t, "a tcp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1")
 	other := mapstest.Config(t, "b tcp 2 to 10.0.0.1", "a tcp 1 to 10.0.0.1")

@@ -10,14 +10,14 @@ import (
 	"hairpin/maps/config"
 )
 
-// longestIdle is half of what the datapath's clock of milliseconds can tell apart, and some days less: two such times are
-// added for a held port.
+// longestIdle limits each idle time. The datapath compares times as signed 32-bit milliseconds, at most 24.8 days. For a
+// held port it adds two idle times.
 const longestIdle = 12 * 24 * time.Hour
 
-// idleTime is an idle time in nanoseconds as the datapath takes it. A longer one than it can tell is cut to what it can.
+// idleTime returns an idle time for the datapath in nanoseconds, at most longestIdle.
 func idleTime(d time.Duration) uint64 { return uint64(min(d, longestIdle)) }
 
-// SettingsEntry is the entry of the settings map.
+// SettingsEntry returns the value for map settings.
 func SettingsEntry(c config.Config) bpf.HairpinSettings {
 	settings := bpf.HairpinSettings{
 		TcpEstablished: idleTime(c.Timeouts.TCPEstablished),

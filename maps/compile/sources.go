@@ -9,7 +9,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// addStandIns makes the entries of both ways.
+// addStandIns adds two entries for each StandIn: client to stand-in, and stand-in to client.
 func (p *Program) addStandIns() {
 	for _, s := range p.Doc.Config.StandIns {
 		client, standIn := layout.StandInEntry(s.Clients, s.Network)
@@ -20,9 +20,9 @@ func (p *Program) addStandIns() {
 	}
 }
 
-// addSources makes the entries of who may use a forward. An intercept catches
-// everybody but those that it excepts, its target, and addresses that no router
-// sends on: neither what they ask nor what they are asked.
+// addSources adds the entries of trie allow for forward i. For an intercept the datapath looks up both source and
+// destination. The trie allows all addresses, except the intercept's Except list, its target, and addresses that no host
+// behind a router can have.
 func (p *Program) addSources(i int) {
 	f := &p.Doc.Config.Forwards[i]
 	for _, prefix := range f.From {
@@ -52,7 +52,7 @@ func (p *Program) addSource(i int, prefix netip.Prefix, allowed bool) {
 	p.Allowed = append(p.Allowed, value)
 }
 
-// everything is all addresses of a family.
+// everything returns the network of all addresses of a family.
 func everything(v6 bool) netip.Prefix {
 	if v6 {
 		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)

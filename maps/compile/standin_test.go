@@ -10,7 +10,7 @@ import (
 	"hairpin/maps/mapstest"
 )
 
-// standIn looks up as the datapath's stand_in_swap() does; "" is nobody's.
+// standIn looks up an address as stand_in_swap() of the datapath does; "": the address is not a client or a stand-in.
 func (p *Program) standIn(addr string, client bool) string {
 	at := layout.ToAddr(netip.MustParseAddr(addr))
 	for i, key := range p.StandInKeys {
@@ -39,7 +39,7 @@ func TestStandInsHaveTheHostBitsOfTheirClients(t *testing.T) {
 		"fd00:1:2:3:4:5:6:7":  "fd00:9::4:5:6:7",
 		"fd00:1:2:4:4:5:6:7":  "",
 		"172.31.254.3":        "100.79.254.3",
-		"::ffff:192.168.1.50": "198.18.1.50", // how the datapath has it
+		"::ffff:192.168.1.50": "198.18.1.50", // the datapath's form of an IPv4 address
 	} {
 		if got := p.standIn(client, true); got != want {
 			t.Errorf("%s has the stand-in %q, want %q", client, got, want)

@@ -9,8 +9,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// TestWhereAnswersToTheInternetCameBy: a UDP port of a target has an origin if exactly one external address and port
-// lead there.
+// TestWhereAnswersToTheInternetCameBy: a UDP port of a target has an origin if exactly one external place and port leads to
+// the target port.
 func TestWhereAnswersToTheInternetCameBy(t *testing.T) {
 	c := mapstest.Config(t,
 		"dns udp 53 to 10.0.0.1:5353",
@@ -38,7 +38,7 @@ func TestWhereAnswersToTheInternetCameBy(t *testing.T) {
 		port     uint16
 		want     string
 	}{
-		{"10.0.0.1", rule.UDP, 5353, "wan0:53"}, // an intercept serves LANs
+		{"10.0.0.1", rule.UDP, 5353, "wan0:53"}, // the intercept does not count: its clients are in LANs
 		{"10.0.0.1", rule.UDP, 53, ""},
 		{"10.0.0.1", rule.UDP, 8080, ""},
 		{"10.0.0.1", rule.TCP, 8080, ""},
@@ -73,7 +73,7 @@ func TestWhereAnswersToTheInternetCameBy(t *testing.T) {
 	}
 }
 
-// TestOriginsOfSeveralWANs: a forward of all of them has none.
+// TestOriginsOfSeveralWANs: a forward of every WAN interface has no origin if there are two WAN interfaces.
 func TestOriginsOfSeveralWANs(t *testing.T) {
 	p := mustCompile(t, mapstest.Config(t, "all udp 53 to 10.0.0.1", "one udp wan1:54 to 10.0.0.1", "own udp 203.0.113.7:55 to 10.0.0.1"), &Document{}, testInventory())
 	for port, want := range map[uint16]string{53: "", 54: "wan1:54", 55: "203.0.113.7:55"} {
@@ -88,7 +88,8 @@ func TestOriginsOfSeveralWANs(t *testing.T) {
 	}
 }
 
-// TestTwoKindsOfOrigin: what answers a stand-in does not answer the Internet, also where a forward is of every protocol.
+// TestTwoKindsOfOrigin: origins for answers to stand-ins and for answers to the Internet are independent, also for forwards
+// of every protocol.
 func TestTwoKindsOfOrigin(t *testing.T) {
 	c := mapstest.WithStandIns(t, "every any 203.0.113.8:any to 10.0.0.6 reflect prefix", "more udp 53 to 10.0.0.6", "only udp 203.0.113.9:9 to 10.0.0.7 reflect prefix")
 	p := mustCompile(t, c, &Document{}, testInventory())
@@ -97,7 +98,7 @@ func TestTwoKindsOfOrigin(t *testing.T) {
 		port         uint16
 		standIn, wan string
 	}{
-		{"10.0.0.6", 53, "203.0.113.8:53", ""}, // two lead there, one of them with reflect prefix
+		{"10.0.0.6", 53, "203.0.113.8:53", ""}, // two forwards reach this port, but only one with reflect prefix
 		{"10.0.0.6", 54, "203.0.113.8:54", "203.0.113.8:54"},
 		{"10.0.0.7", 9, "203.0.113.9:9", "203.0.113.9:9"},
 	} {

@@ -9,22 +9,22 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Change is what an Apply does to what runs. A forward is changed if anything
-// about it is, but only a change of what the datapath does ends its connections.
+// Change lists the differences between the running configuration and a new configuration. Every difference makes a
+// forward "changed", but its connections end only if the datapath must do something else for it.
 type Change struct {
 	Added     []string `json:"added"`
 	Removed   []string `json:"removed"`
 	Changed   []string `json:"changed"`
 	Unchanged int      `json:"unchanged"`
-	Settings  []string `json:"settings"` // keys that differ outside the forwards, such as "timeouts.udp"
+	Settings  []string `json:"settings"` // changed keys outside the forwards, such as "timeouts.udp"
 }
 
-// Empty reports whether nothing would change.
+// Empty reports whether the configurations are equal.
 func (c Change) Empty() bool {
 	return len(c.Added)+len(c.Removed)+len(c.Changed)+len(c.Settings) == 0
 }
 
-// CompareSettings lists the keys that differ outside the forwards, such as "timeouts.udp".
+// CompareSettings returns the changed keys outside the forwards, such as "timeouts.udp".
 func CompareSettings(from, to Config) (keys []string) {
 	for _, setting := range []struct {
 		key      string
@@ -51,12 +51,12 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"dns.write", dnsWrites(from), dnsWrites(to)},
 		{"dns.reload", dnsReloads(from), dnsReloads(to)},
 	} {
-		// No interfaces, written or not, are the same.
+		// Compare as text, so that a nil list equals an empty list.
 		if fmt.Sprint(setting.from) != fmt.Sprint(setting.to) {
 			keys = append(keys, setting.key)
 		}
 	}
-	// What both leave to another setting has not changed of itself.
+	// These keys have a default that depends on another key. If the other key alone has changed, leave them out.
 	return slices.DeleteFunc(keys, func(key string) bool {
 		return key == "datapath.max_per_source" && from.MaxPerSource == to.MaxPerSource ||
 			key == "timeouts.tcp_opening" && from.Timeouts.TCPOpening == to.Timeouts.TCPOpening ||
@@ -80,7 +80,7 @@ func dnsReloads(c Config) (commands []string) {
 	return sorted(commands)
 }
 
-// mssClamp tells no interfaces from none written: these are the PPP devices.
+// mssClamp formats datapath.mss_clamp for a comparison. nil means the PPP devices; an empty list means no interface.
 func (c Config) mssClamp() string {
 	if c.MSSClamp == nil {
 		return "ppp"
@@ -90,16 +90,13 @@ func (c Config) mssClamp() string {
 
 func sorted(list []string) []string { return slices.Sorted(slices.Values(list)) }
 
-// Same reports whether two forwards of a configuration are one written twice.
-// Where it was written is not part of what a forward is.
-func (c Config) Same(f, g rule.Forward) bool { return f.Name == g.Name && same(c, f, c, g) }
-
-// same compares forwards of one name.
-func same(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
-	return SameBehaviour(fc, f, gc, g) && slices.Equal(f.Hosts, g.Hosts)
+// Same reports whether two forwards of c have the same name and mean the same. It does not compare Source, the place
+// where they were written.
+func (c Config) Same(f, g rule.Forward) bool {
+	return f.Name == g.Name && SameBehaviour(c, f, c, g) && slices.Equal(f.Hosts, g.Hosts)
 }
 
-// SameBehaviour reports whether the datapath does the same for both forwards.
+// SameBehaviour reports whether the datapath does the same for forward f of configuration fc and forward g of gc.
 func SameBehaviour(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
 	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
 		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
@@ -113,7 +110,7 @@ func sameSet[T comparable](a, b []T) bool {
 		!slices.ContainsFunc(b, func(x T) bool { return !slices.Contains(a, x) })
 }
 
-// IndexByName gives the place in the list of each forward, by name.
+// IndexByName returns the index of each forward in the list, by its name.
 func IndexByName(forwards []rule.Forward) map[string]int {
 	index := make(map[string]int, len(forwards))
 	for i, f := range forwards {

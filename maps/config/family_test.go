@@ -17,7 +17,7 @@ import (
 func TestForwardsOfIPv6(t *testing.T) {
 	prefix := netip.MustParsePrefix
 	for _, test := range []struct {
-		line, written string // written as String has it; "" is the same
+		line, written string // written: the result of String; "": equal to line
 		want          rule.Forward
 	}{
 		{"web tcp [2001:db8::1]:443 to [fd00::20]:8443", "", rule.Forward{
@@ -55,10 +55,10 @@ func TestForwardsOfIPv6(t *testing.T) {
 	}
 }
 
-// What a forward of IPv6 cannot be is told before anything is opened.
+// Wrong IPv6 forwards are refused when they are parsed, before the datapath is opened.
 func TestWrongForwardsOfIPv6(t *testing.T) {
 	for line, want := range map[string]string{
-		"a tcp [2001:db8::1]:443 to 10.0.0.1":                        "to: 10.0.0.1 is an IPv4 address, but the external address 2001:db8::1 is IPv6; a forward stays within its family",
+		"a tcp [2001:db8::1]:443 to 10.0.0.1":                        "to: 10.0.0.1 is an IPv4 address, but the external address 2001:db8::1 is IPv6; a forward cannot change the family",
 		"a tcp 203.0.113.1:443 to fd00::1":                           "to: fd00::1 is an IPv6 address, but the external address 203.0.113.1 is IPv4",
 		"a tcp 443 to 10.0.0.1 from ::/0":                            "from: ::/0 is an IPv6 network, but the target 10.0.0.1 is IPv4",
 		"a tcp 443 to fd00::1 from 2001:db8::/32,0.0.0.0/0":          "from: 0.0.0.0/0 is an IPv4 network, but the target fd00::1 is IPv6",
@@ -79,7 +79,7 @@ func TestWrongForwardsOfIPv6(t *testing.T) {
 		"a tcp 2001:db8:1:2:3:4:5:6:443 to fd00::1":                  "external: \"2001:db8:1:2:3:4:5:6:443\" is an IPv6 address with a port",
 		"a tcp 2001:db8::1 to fd00::1":                               "has no port; write [2001:db8::1]:443, or [2001:db8::1]:any",
 		"a tcp [2001:db8::1] to fd00::1":                             "has no port; write [2001:db8::1]:443",
-		"a sctp [2001:db8::1]:1 to [fd00::1]:2":                      "the ports of sctp cannot change",
+		"a sctp [2001:db8::1]:1 to [fd00::1]:2":                      "ports of sctp cannot change",
 		"a icmp 1 to fd00::1":                                        "icmp has no ports",
 		"a tcp [2001:db8::1]:443 to [fd00::1]:443 from fd00::/8,x:y": "is not an address",
 	} {
@@ -91,11 +91,11 @@ func TestWrongForwardsOfIPv6(t *testing.T) {
 
 func TestAddressesThatAreNoHosts(t *testing.T) {
 	for addr, want := range map[string]string{
-		"::":               "is no address of a host",
+		"::":               "is not an address of a host",
 		"::1":              "is a loopback address",
 		"ff02::1":          "is a multicast address",
 		"ff0e::1":          "is a multicast address",
-		"fe80::1":          "is a link-local address, which cannot be reached through a router",
+		"fe80::1":          "is a link-local address, which routers do not forward to",
 		"::ffff:10.0.0.1":  "is an IPv4-mapped address; write 10.0.0.1",
 		"::ffff:127.0.0.1": "is an IPv4-mapped address",
 	} {
@@ -119,7 +119,7 @@ func TestAddressesThatAreNoHosts(t *testing.T) {
 	} {
 		before := c.Forwards[0]
 		cross()
-		if err := c.Validate(); !mapstest.Contains(err, "a forward stays within its family") {
+		if err := c.Validate(); !mapstest.Contains(err, "a forward cannot change the family") {
 			t.Errorf("%s: %v", c.Forwards[0], err)
 		}
 		c.Forwards[0] = before
@@ -130,7 +130,7 @@ func TestAddressesThatAreNoHosts(t *testing.T) {
 	}
 }
 
-// Forwards of both families may have the same ports; those of one may not.
+// An IPv4 and an IPv6 forward may have equal ports; two forwards of one family may not.
 func TestFamiliesDoNotConflict(t *testing.T) {
 	c := mapstest.Config(t, "a tcp 80 to 10.0.0.1", "a6 tcp 80 to fd00::1", "b any wan0:any to 10.0.0.2", "b6 any wan0:any to fd00::2")
 	if err := c.Validate(); err != nil {
@@ -162,7 +162,7 @@ func TestCheckAddressesOfIPv6(t *testing.T) {
 		"fd00::":                   "fd00:: is every router's address on the network of lan0",
 		"2001:db8:1::9":            "is this router's own address on wan0",
 		"2001:db8:2::5":            "is this router's own address on wan0",
-		"2001:db8::2":              "", // the other end of a /127, RFC 6164
+		"2001:db8::2":              "", // the other router of a /127 link, RFC 6164
 		"fd00::ffff:ffff:ffff:ff":  "",
 		"fd00::20":                 "",
 		"2001:db8:9::1":            "",

@@ -17,8 +17,8 @@ func TestHostsOfForwards(t *testing.T) {
 	}{
 		"both families":      {[]string{web, web6}, ""},
 		"several forwards":   {[]string{web, "quic udp 443 to 10.0.0.1 host www.example.org", "http tcp 80 to 10.0.0.1 host www.example.org,example.org"}, ""},
-		"another target":     {[]string{web, "mail tcp 25 to 10.0.0.2 host mail.example.org,example.org"}, `forward "mail": hosts: example.org is a host of forward "web" (x:0), which leads to 10.0.0.1, not 10.0.0.2`},
-		"another IPv6 one":   {[]string{web6, web, "mail tcp 25 to fd00::2 host www.example.org"}, `forward "mail": hosts: www.example.org is a host of forward "web6" (x:0), which leads to fd00::1, not fd00::2`},
+		"another target":     {[]string{web, "mail tcp 25 to 10.0.0.2 host mail.example.org,example.org"}, `forward "mail": hosts: example.org is also a host of forward "web" (x:0), whose target is 10.0.0.1, not 10.0.0.2`},
+		"another IPv6 one":   {[]string{web6, web, "mail tcp 25 to fd00::2 host www.example.org"}, `forward "mail": hosts: www.example.org is also a host of forward "web6" (x:0), whose target is fd00::1, not fd00::2`},
 		"another port of it": {[]string{web, "alt tcp 8443 to 10.0.0.1:9443 host www.example.org"}, ""},
 	} {
 		c := mapstest.Config(t, test.lines...)

@@ -13,7 +13,7 @@ import (
 
 func (v *validator) lan(f *rule.Forward) error {
 	if len(f.LAN) == 0 && len(v.LAN) == 0 {
-		return errors.New("it is every LAN interface, but none is configured; name one in interfaces.lan")
+		return errors.New("the intercept is for every LAN interface, but none is configured; name an interface in interfaces.lan")
 	}
 	for i, name := range f.LAN {
 		switch {
@@ -26,8 +26,8 @@ func (v *validator) lan(f *rule.Forward) error {
 	return nil
 }
 
-// loops refuses targets that another intercept would catch when they ask others
-// in turn: in which LAN a target is nobody knows here. One is named for each.
+// loops records an error for each intercept whose target's own queries another intercept would redirect. The LAN of a
+// target is not known here, so intercepts of all LANs are compared. Only the first other intercept is named.
 func (v *validator) loops() {
 	var order []int
 	for i, f := range v.Forwards {
@@ -50,10 +50,10 @@ func (v *validator) loops() {
 
 func (v *validator) loop(i, by int) error {
 	f, g := &v.Forwards[i], &v.Forwards[by]
-	if f.Target == g.Target || f.Target.Is6() != g.Target.Is6() || !g.Catches(f.Target) ||
+	if f.Target == g.Target || f.Target.Is6() != g.Target.Is6() || !g.Redirects(f.Target) ||
 		!slices.ContainsFunc(f.Protocols, func(p rule.Protocol) bool { return slices.Contains(g.Protocols, p) }) {
 		return nil
 	}
-	return fmt.Errorf("what %s itself asks others, intercept %s%s would catch and send to %s, so that questions could go round; write %s into except there",
-		f.Target, rule.Quote(g.Name), v.where(by), g.Target, f.Target)
+	return fmt.Errorf("intercept %s%s would redirect the queries of target %s to %s, so queries could loop; add %s to except of that intercept",
+		rule.Quote(g.Name), v.where(by), f.Target, g.Target, f.Target)
 }

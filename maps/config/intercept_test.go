@@ -33,9 +33,9 @@ func TestValidateRefusesIntercepts(t *testing.T) {
 		{"icmp", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = []rule.Protocol{rule.UDP, rule.ICMP} }, `intercept "a": protocol: icmp cannot be intercepted: only tcp and udp have ports`},
 		{"sctp", []string{"a sctp 53 to 10.0.0.1"}, nil, `intercept "a": protocol: sctp cannot be intercepted`},
 		{"any", []string{"a any 53 to 10.0.0.1"}, nil, `intercept "a": protocol: any cannot be intercepted`},
-		{"no protocol", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = nil }, `intercept "a": protocol: there is none`},
+		{"no protocol", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = nil }, `intercept "a": protocol: no protocol is given`},
 		{"protocol twice", []string{"a udp,udp 53 to 10.0.0.1"}, nil, "udp is there twice"},
-		{"every port", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports = rule.Ports{} }, `port: there is none; without one an intercept would catch everything`},
+		{"every port", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports = rule.Ports{} }, `port: no port is given, so the intercept would redirect everything`},
 		{"bad port", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports = rule.Ports{First: 0, Last: 53} }, `port: 0-53 is not a range`},
 		{"name", []string{"A udp 53 to 10.0.0.1"}, nil, `intercept "A": name: "A" is not a name for an intercept`},
 		{"same name", []string{"a udp 53 to 10.0.0.1", "a udp 54 to 10.0.0.1"}, nil, `intercept "a": name: the name is taken by another intercept`},
@@ -43,11 +43,11 @@ func TestValidateRefusesIntercepts(t *testing.T) {
 		{"unknown LAN", []string{"a udp lan9:53 to 10.0.0.1"}, nil, `intercept "a": lan: "lan9" is not a LAN interface; did you mean "lan0"?`},
 		{"WAN", []string{"a udp wan0:53 to 10.0.0.1"}, nil, `lan: "wan0" is a WAN interface where one of interfaces.lan was expected`},
 		{"LAN twice", []string{"a udp lan0,lan0:53 to 10.0.0.1"}, nil, `lan: "lan0" is there twice`},
-		{"no LAN", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.LAN = nil }, "lan: it is every LAN interface, but none is configured"},
+		{"no LAN", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.LAN = nil }, "lan: the intercept is for every LAN interface, but none is configured"},
 		{"a name, and no LAN", []string{"a udp lan0:53 to 10.0.0.1"}, func(c *config.Config) { c.LAN = nil }, `"lan0" is not a LAN interface; no LAN interface is configured`},
 
-		{"target 0.0.0.0", []string{"a udp 53 to 0.0.0.0"}, nil, "to: 0.0.0.0 is no address of a host"},
-		{"target ::", []string{"a udp 53 to ::"}, nil, "to: :: is no address of a host"},
+		{"target 0.0.0.0", []string{"a udp 53 to 0.0.0.0"}, nil, "to: 0.0.0.0 is not an address of a host"},
+		{"target ::", []string{"a udp 53 to ::"}, nil, "to: :: is not an address of a host"},
 		{"loopback target", []string{"a udp 53 to 127.0.0.1"}, nil, "to: 127.0.0.1 is a loopback address"},
 		{"multicast target", []string{"a udp 53 to 224.0.0.251"}, nil, "is a multicast address"},
 		{"multicast target of IPv6", []string{"a udp 53 to ff02::fb"}, nil, "is a multicast address"},
@@ -59,20 +59,20 @@ func TestValidateRefusesIntercepts(t *testing.T) {
 		{"ports past the end", []string{"a udp 1-100 to 10.0.0.1:65500"}, nil, "100 ports from 65500 on end at 65599"},
 
 		{"except of the other family", []string{"a udp 53 to 10.0.0.1 except fd00::1"}, nil, `intercept "a": except: fd00::1/128 is an IPv6 network, but the target 10.0.0.1 is IPv4`},
-		{"except everybody", []string{"a udp 53 to 10.0.0.1 except 0.0.0.0/0"}, nil, "except: 0.0.0.0/0 is everybody, so nothing would be intercepted"},
+		{"except everybody", []string{"a udp 53 to 10.0.0.1 except 0.0.0.0/0"}, nil, "except: 0.0.0.0/0 contains every address, so nothing would be intercepted"},
 		{"except no network", []string{"a udp 53 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Except = []netip.Prefix{{}} }, "is not a network"},
-		{"public", []string{"a udp 53 to 10.0.0.1 reflect public"}, nil, `intercept "a": reflect: public cannot be intercepted by: it would give the target the very address that a client asked`},
-		{"off", []string{"a udp 53 to 10.0.0.1 reflect off"}, nil, `reflect: off serves no LAN client, and an intercept has no others`},
+		{"public", []string{"a udp 53 to 10.0.0.1 reflect public"}, nil, `intercept "a": reflect: an intercept cannot use public: the target would see the address of the host that the client asked`},
+		{"off", []string{"a udp 53 to 10.0.0.1 reflect off"}, nil, `reflect: off refuses LAN clients, and an intercept has only LAN clients`},
 		{"what is no mode", []string{"a udp 53 to 10.0.0.1 reflect atuo"}, nil, `reflect: "atuo" is not a reflect mode; did you mean "auto"?`},
-		{"prefix without", []string{"a udp 53 to 10.0.0.1 reflect prefix"}, nil, "reflect: it is prefix, but reflection.prefixes has no IPv4 network"},
+		{"prefix without", []string{"a udp 53 to 10.0.0.1 reflect prefix"}, nil, "reflect: the mode is prefix, but reflection.prefixes has no IPv4 network"},
 
 		{"same port of one LAN", []string{"a udp,tcp lan0:53 to 10.0.0.1", "b udp lan1,lan0:53 to 10.0.0.2"}, nil, `intercept "b": port: 53 is taken by intercept "a"`},
 		{"same port of every LAN", []string{"a udp 53 to 10.0.0.1", "b udp 53 to 10.0.0.2"}, nil, `intercept "b": port: 53 is taken by intercept "a"`},
 		{"ports in common", []string{"a udp lan0:50-60 to 10.0.0.1", "b udp lan0:55-65 to 10.0.0.1"}, nil, `intercept "b": port: 55-65 shares some ports with intercept "a", which has 50-60`},
-		{"a loop", []string{"a udp lan0:53 to 10.0.0.1", "b udp lan1:53 to 10.0.0.2"}, nil, `intercept "a": to: what 10.0.0.1 itself asks others, intercept "b" would catch and send to 10.0.0.2, so that questions could go round; write 10.0.0.1 into except there`},
-		{"the other half of it", []string{"a udp lan0:53 to 10.0.0.1", "b udp lan1:53 to 10.0.0.2"}, nil, `intercept "b": to: what 10.0.0.2 itself asks others, intercept "a" would catch and send to 10.0.0.1`},
-		{"a loop of ranges", []string{"a udp lan0:50-60 to 10.0.0.1 except 10.0.0.2", "b tcp,udp 60-70 to 10.0.0.2"}, nil, `intercept "a": to: what 10.0.0.1 itself asks others, intercept "b" would catch`},
-		{"a loop of IPv6", []string{"a udp lan0:53 to fd00::1", "b udp 53 to fd00::2 except fd00::1:0:0:0/80"}, nil, `intercept "a": to: what fd00::1 itself asks others, intercept "b" would catch`},
+		{"a loop", []string{"a udp lan0:53 to 10.0.0.1", "b udp lan1:53 to 10.0.0.2"}, nil, `intercept "a": to: intercept "b" would redirect the queries of target 10.0.0.1 to 10.0.0.2, so queries could loop; add 10.0.0.1 to except of that intercept`},
+		{"the other half of it", []string{"a udp lan0:53 to 10.0.0.1", "b udp lan1:53 to 10.0.0.2"}, nil, `intercept "b": to: intercept "a" would redirect the queries of target 10.0.0.2 to 10.0.0.1`},
+		{"a loop of ranges", []string{"a udp lan0:50-60 to 10.0.0.1 except 10.0.0.2", "b tcp,udp 60-70 to 10.0.0.2"}, nil, `intercept "a": to: intercept "b" would redirect the queries of target 10.0.0.1`},
+		{"a loop of IPv6", []string{"a udp lan0:53 to fd00::1", "b udp 53 to fd00::2 except fd00::1:0:0:0/80"}, nil, `intercept "a": to: intercept "b" would redirect the queries of target fd00::1`},
 	} {
 		c := mapstest.Intercepts(t, test.lines...)
 		if test.change != nil {
@@ -132,7 +132,7 @@ func TestManyInterceptsAreCheckedFast(t *testing.T) {
 	}
 }
 
-// An intercept may lead to the router itself, but to no address that no host has.
+// The target of an intercept may be the router itself, but not an address that no host can have.
 func TestCheckAddressesOfIntercepts(t *testing.T) {
 	ifs := []config.Interface{{Name: "lan0", Role: config.RoleLAN, Addresses: []netip.Prefix{netip.MustParsePrefix("192.168.1.1/24"), netip.MustParsePrefix("fd00:1::1/64")}}}
 	for target, want := range map[string]string{

@@ -7,42 +7,41 @@ import (
 	"net/netip"
 )
 
-// Role is what an interface is to the datapath. The zero value is the role of an interface that hairpin has nothing to do with.
+// Role says how the datapath treats an interface. The zero value means that hairpin is not configured for the interface.
 type Role uint8
 
 // The roles.
 const (
 	RoleWAN Role = iota + 1
 	RoleLAN
-	// RoleLocal is the role of the loopback device, by which the router's own packets come in.
+	// RoleLocal is the role of the loopback device. Packets of the router's own sockets come in by this device.
 	RoleLocal
 )
 
-// String is "wan", "lan" or "local", and "" for none.
+// String returns "wan", "lan", "local", or "" for the zero value.
 func (r Role) String() string { return [...]string{"", "wan", "lan", "local"}[r] }
 
-// Interface is a device of the router as it is now.
+// Interface is the current state of a network interface of the router.
 type Interface struct {
 	Name        string
 	Index       int
-	Role        Role           // 0 if hairpin has nothing to do with it
-	Addresses   []netip.Prefix // with the lengths of their networks; of a family the one to use first
-	Passive     []netip.Prefix // the same, but nothing is sent from them unless it answers
-	XDPTransmit bool           // takes XDP frames
-	MTU         int            // in bytes, of an IP packet
-	PPP         bool           // a PPP device
-	RPFilter    uint8          // the kernel's, for IPv4: 0 off, 1 strict, 2 by any way back
+	Role        Role           // 0: hairpin is not configured for it
+	Addresses   []netip.Prefix // addresses with their networks; per family, the preferred source address first
+	Passive     []netip.Prefix // IPv6 addresses that must not be sources of new connections: deprecated or tentative
+	XDPTransmit bool           // the driver can send redirected XDP frames (ndo_xdp_xmit)
+	MTU         int            // largest IP packet, in bytes
+	PPP         bool           // is a PPP device
+	RPFilter    uint8          // rp_filter of the kernel (RFC 3704), for IPv4: 0 off, 1 strict, 2 loose
 
-	HardwareAddr net.HardwareAddr // empty without Ethernet header
+	HardwareAddr net.HardwareAddr // MAC address; empty if the interface has no Ethernet header
 }
 
-// Global6 reports whether an address is of IPv6 and not bound to its link: global
-// or unique local (RFC 4193).
+// Global6 reports whether addr is a global or unique local (RFC 4193) IPv6 address.
 func Global6(addr netip.Addr) bool {
 	return addr.Is6() && !addr.Is4In6() && addr.IsGlobalUnicast()
 }
 
-// IsExternal reports whether forwards can listen on an address of a WAN interface.
+// IsExternal reports whether forwards can listen on addr if a WAN interface has it.
 func IsExternal(addr netip.Addr) bool {
 	return addr.Is4() && !addr.IsLoopback() || Global6(addr)
 }

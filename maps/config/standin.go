@@ -11,7 +11,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// standInsOf are those that clients of a forward can have.
+// standInsOf returns the stand-ins of the forward's family.
 func (c Config) standInsOf(f rule.Forward) []rule.StandIn {
 	var all []rule.StandIn
 	for _, s := range c.StandIns {
@@ -22,7 +22,7 @@ func (c Config) standInsOf(f rule.Forward) []rule.StandIn {
 	return all
 }
 
-// StandIns checks reflection.prefixes.
+// standIns checks reflection.prefixes.
 func (v *validator) standIns() {
 	for _, s := range v.StandIns {
 		err := s.Check()
@@ -32,18 +32,18 @@ func (v *validator) standIns() {
 	}
 	v.standInOverlaps()
 	if v.ReflectOf(rule.Forward{}) == rule.ReflectPrefix && len(v.StandIns) == 0 {
-		v.check(-1, "reflection.default", errors.New("prefix needs reflection.prefixes, which says what addresses stand in for the clients; there is none"))
+		v.check(-1, "reflection.default", errors.New("prefix needs stand-ins for the clients, but reflection.prefixes is empty; add the networks of the clients and of their stand-ins"))
 	}
 }
 
-// inUse refuses stand-ins that the configuration itself names as another's.
+// inUse returns an error if a target or an external address of the configuration is in the network of the stand-ins.
 func (v *validator) inUse(s rule.StandIn) error {
 	for i, f := range v.Forwards {
 		switch name := rule.Quote(f.Name) + v.where(i); {
 		case f.Target.IsValid() && s.Network.Contains(f.Target):
-			return fmt.Errorf("%s has %s, the target of %s %s; stand-ins are addresses that nobody else has", s.Network, f.Target, f.Kind(), name)
+			return fmt.Errorf("%s contains %s, the target of %s %s; stand-ins must be unused addresses", s.Network, f.Target, f.Kind(), name)
 		case f.External.Address.IsValid() && s.Network.Contains(f.External.Address):
-			return fmt.Errorf("%s has %s, the external address of forward %s; stand-ins are addresses that nobody else has", s.Network, f.External.Address, name)
+			return fmt.Errorf("%s contains %s, the external address of forward %s; stand-ins must be unused addresses", s.Network, f.External.Address, name)
 		}
 	}
 	return nil
@@ -52,12 +52,12 @@ func (v *validator) inUse(s rule.StandIn) error {
 // side is one of the two networks of a StandIn.
 type side struct {
 	netip.Prefix
-	of      int // index in StandIns
-	clients bool
+	of      int  // index of the StandIn in Config.StandIns
+	clients bool // this is the network Clients
 }
 
-// standInOverlaps finds networks that lie within each other. Sorted, those that
-// lie in one follow it.
+// standInOverlaps records networks that overlap. Networks can only overlap if one lies within the other. In sorted
+// order, the networks within a network follow it directly.
 func (v *validator) standInOverlaps() {
 	var sides []side
 	for i, s := range v.StandIns {
@@ -78,12 +78,12 @@ func (v *validator) standInOverlaps() {
 }
 
 func (v *validator) overlap(s, other side) error {
-	reason := "stand-ins are addresses that nobody else has"
+	reason := "stand-ins must be unused addresses"
 	switch {
 	case s.clients && other.clients:
-		reason = "a client has one stand-in"
+		reason = "a client can have only one stand-in"
 	case !s.clients && !other.clients:
-		reason = "a stand-in has one client"
+		reason = "a stand-in can have only one client"
 	}
 	whose := fmt.Sprintf("the stand-ins of %s", v.StandIns[other.of].Clients)
 	if other.clients {
@@ -92,33 +92,33 @@ func (v *validator) overlap(s, other side) error {
 	return fmt.Errorf("%s overlaps %s, %s; %s", s.Prefix, other.Prefix, whose, reason)
 }
 
-// reflect refuses reflect prefix without the networks that it needs.
+// reflect returns an error for reflect prefix if the forward's family has no stand-ins.
 func (v *validator) reflect(f *rule.Forward) error {
 	if v.ReflectOf(*f) != rule.ReflectPrefix || !f.Target.IsValid() || len(v.standInsOf(*f)) > 0 {
 		return nil
 	}
 	if f.Reflect == "" && len(v.StandIns) == 0 {
-		return nil // told once, of the default
+		return nil // standIns reports this once, for reflection.default
 	}
 	by := ""
 	if f.Reflect == "" {
 		by = " by default"
 	}
-	return fmt.Errorf("it is prefix%s, but reflection.prefixes has no %s network; add that of the clients, or choose another mode", by, rule.Family(f.Target))
+	return fmt.Errorf("the mode is prefix%s, but reflection.prefixes has no %s network; add the network of the clients, or choose another mode", by, rule.Family(f.Target))
 }
 
-// shortestRoute is the length of a network that is more specific than a default
-// route, and those that stand for one: 0.0.0.0/1 of a VPN, 2000::/3.
+// shortestRoute is the shortest prefix length that CheckRoutes checks. Shorter prefixes work as default routes, such as
+// 0.0.0.0/1 of a VPN or 2000::/3.
 const shortestRoute = 4
 
-// CheckRoutes finds stand-ins among the networks that the router has routes to.
-// Default routes do not count. The error joins Problems.
+// CheckRoutes returns an error if the router has a route to stand-ins. Default routes do not count. The error joins
+// Problems.
 func (c Config) CheckRoutes(routes []netip.Prefix) error {
 	v := validator{Config: c}
 	for _, s := range c.StandIns {
 		for _, network := range routes {
 			if network.Bits() >= shortestRoute {
-				v.check(-1, s.Field(), s.CheckFree(network, "which this router has a route to"))
+				v.check(-1, s.Field(), s.CheckFree(network, "to which this router has a route"))
 			}
 		}
 	}

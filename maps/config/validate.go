@@ -19,17 +19,17 @@ import (
 const (
 	minTimeout = time.Second
 	maxTimeout = 720 * time.Hour
-	// A connection takes about half a kilobyte in the kernel.
+	// 1<<24 connections take about 8 GiB in the kernel.
 	maxConnections = 1 << 24
 	maxICMPRate    = 1_000_000
 )
 
-// Validate finds everything wrong that can be seen without looking at the
-// machine: the error joins Problems. Forwards that contradict each other are
-// among them; a forward wins over another one that listens less specifically
-// (address, then interface, then every WAN interface), or equally so on a larger
-// range that holds its own, or for any protocol. So it is among intercepts, and
-// none may catch what another one's target asks.
+// Validate returns all mistakes that can be found without the state of the machine. The error joins Problems.
+//
+// Two forwards may match the same packet if one is more specific. An address is more specific than an interface, and an
+// interface is more specific than every WAN interface. At the same place, a range within a larger range is more
+// specific, and one protocol is more specific than protocol any. Other overlaps are mistakes. The rules for intercepts
+// are the same. An intercept must also not redirect the queries of another intercept's target.
 func (c Config) Validate() error {
 	v := validator{Config: c, names: make(map[string]int, len(c.Forwards)), fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
 	v.interfaces()
@@ -42,16 +42,16 @@ func (c Config) Validate() error {
 	for i := range c.Forwards {
 		v.forward(i)
 	}
-	v.names = nil // as large as the forwards; nobody asks for it any more
-	// What is in conflict is not to be looked at any further.
+	v.names = nil // free the memory: this map has one entry for each forward
+	// If forwards are in conflict, loops would only report consequences of the conflict.
 	if v.conflicts() {
 		v.loops()
 	}
 	return errors.Join(v.problems...)
 }
 
-// ValidLast reports whether c, which is valid without its last forward, is so
-// with it, given that it meets none of the others (see Forward.meets).
+// ValidLast reports whether c is valid. c must be valid without its last forward, and the last forward must meet no
+// other forward (Forward.Meets).
 func (c Config) ValidLast() bool {
 	v := validator{Config: c, names: map[string]int{}, fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
 	last := len(c.Forwards) - 1
@@ -78,12 +78,13 @@ func (c Config) ValidLast() bool {
 type validator struct {
 	Config
 	problems []error
-	names    map[string]int     // index of the forward that has the name
-	fixed    map[netip.Addr]int // index of a forward that listens at the address
-	hostOf   map[hostTarget]int // index of the first forward that has the host
+	names    map[string]int     // index of the first forward with the name
+	fixed    map[netip.Addr]int // index of the last forward that listens at the fixed address
+	hostOf   map[hostTarget]int // index of the first forward with the host and family
 }
 
-// Check records err, if any, as a problem of a field; index -1 is no forward's.
+// check records err as a problem of a field, and reports whether err is nil. Index -1 means a setting outside the
+// forwards.
 func (v *validator) check(index int, field string, err error) bool {
 	if err != nil {
 		v.record(index, rule.NewProblem(field, err))
@@ -152,7 +153,7 @@ func (v *validator) timeouts() {
 	check("port_hold", v.Timeouts.PortHold)
 }
 
-// CheckTimeout refuses what is out of the range of Timeouts.
+// CheckTimeout returns an error if value is not in the range of Timeouts.
 func CheckTimeout(value time.Duration) error {
 	if value < minTimeout || value > maxTimeout {
 		return fmt.Errorf("%s is out of range; it is %s to 720h", value, minTimeout)
@@ -197,12 +198,12 @@ func checkListen(listen string) error {
 		_, err = netip.ParseAddr(host)
 	}
 	if err != nil {
-		return fmt.Errorf("%s is not an address to listen at; it looks like 127.0.0.1:9845, and \"\" is no metrics", rule.Quote(listen))
+		return fmt.Errorf("%s is not a listening address; write ADDR:PORT such as 127.0.0.1:9845, or \"\" for no metrics", rule.Quote(listen))
 	}
 	return nil
 }
 
-// Forward finds what is wrong with one, alone and beside the others.
+// forward records the mistakes of one forward, alone and in relation to the forwards before it.
 func (v *validator) forward(i int) {
 	f := &v.Forwards[i]
 	for _, problem := range f.Check() {
@@ -251,7 +252,7 @@ func (v *validator) external(e rule.External) error {
 	case e.Interface != "" && !slices.Contains(v.WAN, e.Interface):
 		return v.notWAN(e.Interface)
 	case e.Interface == "" && len(v.WAN) == 0:
-		return errors.New("it is every WAN interface, but none is configured; name one in interfaces.wan, or give an address")
+		return errors.New("the forward listens on every WAN interface, but none is configured; name an interface in interfaces.wan, or give an address")
 	}
 	return nil
 }
@@ -260,7 +261,8 @@ func (v *validator) notWAN(name string) error { return notOfSide(name, "WAN", "L
 
 func (v *validator) notLAN(name string) error { return notOfSide(name, "LAN", "WAN", v.LAN, v.WAN) }
 
-// notOfSide says that a name is no interface of a side; own are the interfaces of that side, others those of the other one.
+// notOfSide returns the error for a name that is not an interface of the wanted side. own has the interfaces of the
+// wanted side, others the interfaces of the other side.
 func notOfSide(name, side, other string, own, others []string) error {
 	if slices.Contains(others, name) {
 		return fmt.Errorf("%s is a %s interface where one of interfaces.%s was expected", rule.Quote(name), other, strings.ToLower(side))
@@ -274,19 +276,19 @@ func notOfSide(name, side, other string, own, others []string) error {
 
 func (v *validator) target(f *rule.Forward) error {
 	if other, fixed := v.fixed[f.Target]; fixed {
-		return fmt.Errorf("%s is the external address of forward %s%s, so packets would go round", f.Target, rule.Quote(v.Forwards[other].Name), v.where(other))
+		return fmt.Errorf("%s is the external address of forward %s%s, so packets would loop", f.Target, rule.Quote(v.Forwards[other].Name), v.where(other))
 	}
 	return nil
 }
 
-// hostTarget is where a name leads for one family.
+// hostTarget is the key of validator.hostOf: a DNS name has one target in each family.
 type hostTarget struct {
 	host string
 	v6   bool
 }
 
-// hosts refuses names that would need two addresses of one family: DNS has no
-// ports to tell them apart by.
+// hosts records an error if a name would need two targets in one family. A DNS answer has no port, so clients could not
+// choose the right target.
 func (v *validator) hosts(i int) {
 	f := &v.Forwards[i]
 	for n, host := range f.Hosts {
@@ -297,15 +299,14 @@ func (v *validator) hosts(i int) {
 			continue
 		}
 		if g := &v.Forwards[other]; g.Target != f.Target {
-			v.check(i, "hosts", rule.OfItem(n, fmt.Errorf("%s is a host of forward %s%s, which leads to %s, not %s; a name has one address for all its ports, so give each target a name of its own",
+			v.check(i, "hosts", rule.OfItem(n, fmt.Errorf("%s is also a host of forward %s%s, whose target is %s, not %s; a name has one address for all ports, so give each target another name",
 				host, rule.Quote(g.Name), v.where(other), g.Target, f.Target)))
 		}
 	}
 }
 
-// conflicts looks at forwards that listen at the same place for the same
-// protocol. Of two that share ports one must hold the other. It reports whether that
-// is so.
+// conflicts compares forwards of one place and protocol. It records each conflict, and returns true if there is none. If
+// two forwards share ports, the ports of one must lie within the ports of the other.
 func (v *validator) conflicts() bool {
 	type listening struct {
 		rule.Place
@@ -316,7 +317,7 @@ func (v *validator) conflicts() bool {
 	for i, f := range v.Forwards {
 		for n, protocol := range f.Protocols {
 			if slices.Contains(f.Protocols[:n], protocol) {
-				continue // it has a problem already
+				continue // Forward.Check has reported this duplicate
 			}
 			for _, where := range f.Places() {
 				at := listening{where, protocol}
@@ -339,9 +340,9 @@ func (v *validator) conflicts() bool {
 	return len(reported) == 0
 }
 
-// Overlaps gives pairs of forwards of which neither holds the other, the one
-// that comes first in the configuration first. With the ranges sorted by start,
-// larger ones first, those that a range may lie in form a stack.
+// overlaps returns pairs of forwards in conflict: their port ranges are equal or overlap partly. In a pair, the forward
+// that is earlier in the configuration comes first. The ranges are sorted by start, larger ranges first. So the ranges
+// around the current range form a stack.
 func (v *validator) overlaps(forwards []int) (pairs [][2]int) {
 	forwards = slices.Clone(forwards)
 	slices.SortStableFunc(forwards, func(a, b int) int {
@@ -376,12 +377,12 @@ func (v *validator) conflict(i, other int, protocol rule.Protocol) error {
 	case f.Ports == g.Ports:
 		return fmt.Errorf("%s is taken by %s", f.Ports, name)
 	}
-	return fmt.Errorf("%s shares some ports with %s, which has %s; only a range that lies within the other one may overlap it", f.Ports, name, g.Ports)
+	return fmt.Errorf("%s shares some ports with %s, which has %s; ranges may overlap only if one lies within the other", f.Ports, name, g.Ports)
 }
 
-// CheckAddresses finds what cannot work on a router with these interfaces, of any
-// role: forwards whose target is one of its own addresses, which intercepts may
-// have, or no host's on its networks, and stand-ins that are addresses of these networks. The error joins
+// CheckAddresses returns mistakes that depend on the addresses of the router's interfaces, of any role. The target of a
+// forward must not be an address of the router; the target of an intercept may be. A target must not be the network,
+// broadcast or anycast address of an attached network. Stand-ins must not be in an attached network. The error joins
 // Problems.
 func (c Config) CheckAddresses(ifs []Interface) error {
 	v := validator{Config: c}
@@ -410,11 +411,11 @@ func checkAgainst(target netip.Addr, prefix netip.Prefix, link string) error {
 	case !prefix.Contains(target):
 		return nil
 	case target == prefix.Addr():
-		return fmt.Errorf("%s is this router's own address on %s; a target is another host", target, link)
+		return fmt.Errorf("%s is this router's own address on %s; the target must be another host", target, link)
 	case target.Is6():
-		// RFC 4291 2.6.1; RFC 6164: not of the 127 bits between two routers.
+		// RFC 4291 2.6.1. A /127 between two routers has no anycast address (RFC 6164).
 		if prefix.Bits() < 127 && target == prefix.Masked().Addr() {
-			return fmt.Errorf("%s is every router's address on the network of %s (subnet-router anycast); a target is another host", target, link)
+			return fmt.Errorf("%s is every router's address on the network of %s (subnet-router anycast); the target must be another host", target, link)
 		}
 		return nil
 	case prefix.Bits() < 31 && target == prefix.Masked().Addr():
@@ -425,7 +426,7 @@ func checkAgainst(target netip.Addr, prefix netip.Prefix, link string) error {
 	return nil
 }
 
-// lastOf is the broadcast address of an IPv4 network.
+// lastOf returns the broadcast address of an IPv4 network.
 func lastOf(prefix netip.Prefix) netip.Addr {
 	addr := prefix.Masked().Addr().As4()
 	for bit := prefix.Bits(); bit < 32; bit++ {

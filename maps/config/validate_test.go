@@ -21,7 +21,7 @@ func TestValidateRefuses(t *testing.T) {
 		change func(*config.Config)
 		want   string
 	}{
-		{"target 0.0.0.0", []string{"a tcp 80 to 0.0.0.0"}, nil, "to: 0.0.0.0 is no address of a host"},
+		{"target 0.0.0.0", []string{"a tcp 80 to 0.0.0.0"}, nil, "to: 0.0.0.0 is not an address of a host"},
 		{"loopback target", []string{"a tcp 80 to 127.0.0.1"}, nil, "127.0.0.1 is a loopback address"},
 		{"multicast target", []string{"a tcp 80 to 224.0.0.1"}, nil, "is a multicast address"},
 		{"broadcast target", []string{"a tcp 80 to 255.255.255.255"}, nil, "is the broadcast address"},
@@ -29,12 +29,12 @@ func TestValidateRefuses(t *testing.T) {
 		{"loopback external", []string{"a tcp 127.0.0.1:80 to 10.0.0.1"}, nil, "external: 127.0.0.1 is a loopback address"},
 		{"forward to itself", []string{"a tcp 203.0.113.1:80 to 203.0.113.1:81"}, nil, `203.0.113.1 is the external address of forward "a"`},
 		{"two forwards in a ring", []string{"a tcp 203.0.113.1:80 to 203.0.113.2:80", "b tcp 203.0.113.2:80 to 203.0.113.1:80"}, nil, `forward "b": to: 203.0.113.1 is the external address of forward "a"`},
-		{"target ports past the end", []string{"a tcp 1-100 to 10.0.0.1:65500"}, nil, "100 ports from 65500 on end at 65599, but 65535 is the last there is"},
+		{"target ports past the end", []string{"a tcp 1-100 to 10.0.0.1:65500"}, nil, "100 ports from 65500 on end at 65599, but the last port is 65535"},
 		{"same name", []string{"a tcp 80 to 10.0.0.1", "a tcp 81 to 10.0.0.1"}, nil, `forward "a": name: the name is taken by another forward`},
 		{"unknown interface", []string{"a tcp wan9:80 to 10.0.0.1"}, nil, `external: "wan9" is not a WAN interface; did you mean "wan0"?`},
 		{"LAN interface", []string{"a tcp lan0:80 to 10.0.0.1"}, nil, `external: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"no WAN interface", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.WAN = nil }, "none is configured"},
-		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = nil }, "protocol: there is none"},
+		{"no protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = nil }, "protocol: no protocol is given"},
 		{"foreign protocol", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = []rule.Protocol{41} }, `"protocol-41" is not a supported protocol`},
 		{"no target", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Target = netip.Addr{} }, "there is no target"},
 		{"port 0", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports.First = 0 }, "0-80 is not a range of ports"},
@@ -42,21 +42,21 @@ func TestValidateRefuses(t *testing.T) {
 		{"host in another form", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Hosts = []string{"A.b."} }, `hosts: "A.b." is not in its plain form; write a.b`},
 		{"host twice", []string{"a tcp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Hosts = []string{"a.b", "a.b"} }, `hosts: a.b is there twice`},
 		{"file of another format", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hots", Path: "/a"}} }, `dns.write.hots: "hots" is not a format; did you mean "hosts"?`},
-		{"file by a relative path", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "a"}} }, `dns.write.hosts: "a" is not the whole path of a file`},
-		{"file by a roundabout path", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a/../b"}} }, `dns.write.hosts: "/a/../b" goes round; write "/b"`},
+		{"file by a relative path", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "a"}} }, `dns.write.hosts: "a" is not an absolute path`},
+		{"file by a roundabout path", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a/../b"}} }, `dns.write.hosts: "/a/../b" is not in its shortest form; write "/b"`},
 		{"file of two formats", nil, func(c *config.Config) {
 			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a"}, {Format: "unbound", Path: "/a"}}
 		}, `dns.write.unbound: "/a" is the file of hosts already`},
-		{"file that ends a string", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a\"b"}} }, "has a character that a path in a configuration of a server cannot have"},
+		{"file that ends a string", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a\"b"}} }, "has a character that is not possible in the configuration of a name server"},
 		{"root as a file", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/"}} }, `"/" is a directory`},
-		{"reload without a file", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Reload: []string{"true"}}} }, "dns.reload.hosts: no file is written to run it for; give the path in dns.write.hosts"},
-		{"reload of nothing", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{}}} }, "dns.reload.hosts: it names no program"},
+		{"reload without a file", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Reload: []string{"true"}}} }, "dns.reload.hosts: the command has no file; give the path of the file in dns.write.hosts"},
+		{"reload of nothing", nil, func(c *config.Config) { c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{}}} }, "dns.reload.hosts: there is no program"},
 		{"reload by a relative path", nil, func(c *config.Config) {
 			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"./a"}}}
-		}, `dns.reload.hosts: "./a" depends on the directory`},
+		}, `dns.reload.hosts: "./a" depends on the working directory`},
 		{"reload as a line", nil, func(c *config.Config) {
 			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"a b"}}}
-		}, "write its arguments apart"},
+		}, "write each argument as a separate string"},
 		{"reload with NUL", nil, func(c *config.Config) {
 			c.DNS = []config.DNSFile{{Format: "hosts", Path: "/a", Reload: []string{"a", "\x00"}}}
 		}, "has a NUL in it"},
@@ -83,9 +83,9 @@ func TestValidateRefuses(t *testing.T) {
 		{"equally long overlapping", []string{"a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6015 to 10.0.0.2"}, nil, `forward "b": port: 6005-6015 shares some ports with forward "a", which has 6000-6010`},
 		{"partly overlapping", []string{"a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6100 to 10.0.0.2"}, nil, "shares some ports"},
 		{"partly overlapping inside a larger one", []string{"o tcp 1-9000 to 10.0.0.1", "a tcp 6000-6010 to 10.0.0.1", "b tcp 6005-6100 to 10.0.0.2"}, nil, `forward "b": port: 6005-6100 shares some ports with forward "a"`},
-		{"port of a protocol without", []string{"a gre any to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports = rule.Ports{First: 80, Last: 80} }, `port: 80 is given, but gre has no ports`},
-		{"any and another", []string{"a tcp any to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = []rule.Protocol{rule.TCP, rule.Any} }, `protocol: any is every protocol`},
-		{"sctp to another port", []string{"a sctp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].TargetPort = 81 }, `to: port 81 at the target, but 80 at the external address: the ports of sctp cannot change`},
+		{"port of a protocol without", []string{"a gre any to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Ports = rule.Ports{First: 80, Last: 80} }, `port: 80 is given, but protocol gre has no ports`},
+		{"any and another", []string{"a tcp any to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].Protocols = []rule.Protocol{rule.TCP, rule.Any} }, `protocol: any means every protocol`},
+		{"sctp to another port", []string{"a sctp 80 to 10.0.0.1"}, func(c *config.Config) { c.Forwards[0].TargetPort = 81 }, `to: target port 81 differs from external port 80, but ports of sctp cannot change`},
 		{"two of one protocol", []string{"a icmp any to 10.0.0.1", "b gre,icmp any to 10.0.0.2"}, nil, `forward "b": port: icmp is taken by forward "a"`},
 		{"two of every protocol", []string{"a any wan0:any to 10.0.0.1", "b any wan0:any to 10.0.0.2"}, nil, `forward "b": port: every protocol is taken by forward "a"`},
 		{"two 1:1", []string{"a tcp wan0:any to 10.0.0.1", "b tcp wan0:any to 10.0.0.2"}, nil, `every port is taken by forward "a"`},

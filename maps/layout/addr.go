@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package layout knows how addresses, ports, keys and connections lie in the kernel's maps: addresses IPv4-mapped, ports in network
-// order, prefix lengths of the 128-bit form. It turns Go values into these forms and back, and never opens a map.
+// Package layout converts Go values to and from the form in the kernel's maps: keys, connections, IPv4-mapped addresses
+// with prefix lengths of the 128-bit form, ports in network order. It does not access any map.
 package layout
 
 import (
@@ -12,17 +12,18 @@ import (
 	"hairpin/bpf"
 )
 
-// ToAddr is an address as the maps hold it: IPv4-mapped, 16 bytes.
+// ToAddr returns an address in the form of the maps: 16 bytes, IPv4 as an IPv4-mapped address.
 func ToAddr(addr netip.Addr) bpf.HairpinAddr {
 	return bpf.HairpinAddr{Bytes: addr.As16()}
 }
 
-// FromAddr is the reverse of ToAddr.
+// FromAddr reverses ToAddr.
 func FromAddr(addr bpf.HairpinAddr) netip.Addr {
 	return netip.AddrFrom16(addr.Bytes).Unmap()
 }
 
-// MaybeExternalSlot is external_slot() of the datapath.
+// MaybeExternalSlot returns the index of an address in map maybe_external. It must agree with external_slot() in
+// bpf/forward.h.
 func MaybeExternalSlot(addr bpf.HairpinAddr) uint32 {
 	folded := uint32(0)
 	for i := 0; i < len(addr.Bytes); i += 4 {
@@ -31,19 +32,19 @@ func MaybeExternalSlot(addr bpf.HairpinAddr) uint32 {
 	return folded * 2654435761 >> 20
 }
 
-// Be16 turns a port into its network order form, and such a form back.
+// Be16 converts a port from host to network byte order, or back.
 func Be16(port uint16) uint16 {
 	var b [2]byte
 	binary.BigEndian.PutUint16(b[:], port)
 	return binary.NativeEndian.Uint16(b[:])
 }
 
-// AddrPort is an address and a port in network order, as Go has them.
+// AddrPort returns the Go form of an address and a port from a map; port is in network byte order.
 func AddrPort(addr bpf.HairpinAddr, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(FromAddr(addr), Be16(port))
 }
 
-// mappedBits is the prefix length of the 128-bit form: 120 for an IPv4 /24.
+// mappedBits returns the prefix length of the 128-bit form: 120 for an IPv4 /24.
 func mappedBits(prefix netip.Prefix) uint32 {
 	bits := uint32(prefix.Bits())
 	if prefix.Addr().Is4() {
@@ -52,14 +53,14 @@ func mappedBits(prefix netip.Prefix) uint32 {
 	return bits
 }
 
-// MappedMask is the mask of the 128-bit form.
+// MappedMask returns the netmask of the 128-bit form.
 func MappedMask(prefix netip.Prefix) bpf.HairpinAddr {
 	var mask bpf.HairpinAddr
 	copy(mask.Bytes[:], net.CIDRMask(int(mappedBits(prefix)), 128))
 	return mask
 }
 
-// mapped is an IPv4 address, as a word in network order, in the form that both families have.
+// mapped returns the IPv4-mapped form of an IPv4 address in network byte order.
 func mapped(word uint32) bpf.HairpinAddr {
 	var addr bpf.HairpinAddr
 	addr.Bytes[10], addr.Bytes[11] = 0xff, 0xff
@@ -67,16 +68,16 @@ func mapped(word uint32) bpf.HairpinAddr {
 	return addr
 }
 
-// unmapped is the reverse of mapped.
+// unmapped reverses mapped.
 func unmapped(addr bpf.HairpinAddr) uint32 { return binary.NativeEndian.Uint32(addr.Bytes[12:]) }
 
-// Reversed is the key of the other direction of a connection whose packets
-// leave as `to`.
+// Reversed swaps source and destination. If the packets of one direction of a connection leave as `to`, the result is
+// the key of the other direction.
 func Reversed(to bpf.HairpinTuple) bpf.HairpinTuple {
 	to.Src, to.Dst = to.Dst, to.Src
 	to.Sport, to.Dport = to.Dport, to.Sport
 	return to
 }
 
-// CompareAddr sorts addresses, those of IPv4 first.
+// CompareAddr orders addresses, IPv4 before IPv6.
 func CompareAddr(a, b bpf.HairpinAddr) int { return FromAddr(a).Compare(FromAddr(b)) }

@@ -14,18 +14,18 @@ import (
 	"hairpin/maps/rule"
 )
 
-// fullest has every field at its highest figure.
+// fullest returns an entry with every field at its highest value.
 func fullest(key, to bpf.HairpinTuple) Entry {
 	return Entry{
 		Key: key, To: to, Serial: math.MaxUint32,
 		State: bpf.HairpinConnStateCONN_GONE, Flags: bpf.HairpinConnFlag(flagBits), Path: 3, Scale: 15, LAN: 0xfff,
-		Forward: IdMask, Address: IdMask, Epochs: math.MaxUint32, Created: 1<<30 - 1, Seen: math.MaxUint32,
+		Forward: IDMask, Address: IDMask, Epochs: math.MaxUint32, Created: 1<<30 - 1, Seen: math.MaxUint32,
 		Ifindex: math.MaxUint32, Hop: math.MaxUint32, Packets: math.MaxUint32, Bytes: 1<<48 - 1,
 		End: math.MaxUint32, Ack: math.MaxUint32, Window: math.MaxUint16,
 	}
 }
 
-// alone are entries in which one field alone is set, to its lowest and its highest bit.
+// alone returns entries in which only one field is set, to its lowest and to its highest bit.
 func alone(key, to bpf.HairpinTuple) map[string]Entry {
 	all := map[string]Entry{"nothing": {}, "everything": fullest(key, to)}
 	for bit := range 32 {
@@ -96,7 +96,7 @@ func TestEntriesAreReadAsTheyWereWritten(t *testing.T) {
 	}
 }
 
-// TestEntryIsWhatTheDatapathReads compares with struct conn of bpf/types.h by hand.
+// TestEntryIsWhatTheDatapathReads compares packed fields with values that follow from struct conn in bpf/types.h.
 func TestEntryIsWhatTheDatapathReads(t *testing.T) {
 	e := Entry{
 		Serial: 0x12345678, State: bpf.HairpinConnStateCONN_ESTABLISHED, Path: bpf.HairpinConnPathPATH_HAIRPIN,
@@ -113,7 +113,7 @@ func TestEntryIsWhatTheDatapathReads(t *testing.T) {
 	}
 }
 
-// TestIdleTimeSurvivesTheClocksWrap: Seen has 32 bits of milliseconds.
+// TestIdleTimeSurvivesTheClocksWrap: Seen has 32 bits of milliseconds and wraps after 49.7 days.
 func TestIdleTimeSurvivesTheClocksWrap(t *testing.T) {
 	const now = (1<<32 + 500) * Millisecond
 	for seen, want := range map[uint32]int64{math.MaxUint32 - 499: 1000, 0: 500, 500: 0, 501: 0} {

@@ -10,16 +10,16 @@ import (
 
 const (
 	ExternalBits = 32
-	// ProtocolBits is the prefix length that leaves the port open: a 1:1 forward
-	// of one protocol. One of any protocol leaves that open too.
+	// ProtocolBits is the prefix length of a key that matches every port: a 1:1 forward of one protocol. With
+	// ExternalBits the key matches every protocol too.
 	ProtocolBits = ExternalBits + 8 + 8
 	SourceBits   = 32
 	TargetBits   = 128
-	// originBits is the prefix length that leaves the port of a target open.
+	// originBits is the prefix length of a key that matches every port of a target.
 	originBits = TargetBits + 8 + 8
 )
 
-// ForwardKey is the trie key of the ports that share the first `bits` bits of port.
+// ForwardKey returns the trie key that matches all ports with the same first `bits` bits as port.
 func ForwardKey(external uint32, protocol uint8, port uint16, bits int) bpf.HairpinForwardKey {
 	return bpf.HairpinForwardKey{
 		PrefixLength: ProtocolBits + uint32(bits),
@@ -29,12 +29,12 @@ func ForwardKey(external uint32, protocol uint8, port uint16, bits int) bpf.Hair
 	}
 }
 
-// AnyKey is the trie key of every protocol.
+// AnyKey returns the trie key that matches every protocol and port at an external id.
 func AnyKey(external uint32) bpf.HairpinForwardKey {
 	return bpf.HairpinForwardKey{PrefixLength: ExternalBits, External: external}
 }
 
-// AllowKey is the trie key of a network of sources of a forward.
+// AllowKey returns the trie key for packets of a source network to the forward with this id.
 func AllowKey(forward uint32, source netip.Prefix) bpf.HairpinAllowKey {
 	return bpf.HairpinAllowKey{
 		PrefixLength: SourceBits + mappedBits(source),
@@ -43,8 +43,8 @@ func AllowKey(forward uint32, source netip.Prefix) bpf.HairpinAllowKey {
 	}
 }
 
-// OriginKey is the trie key of the ports of a target that share the first `bits`
-// bits of port. wan is 1 for answers to the Internet, 0 for those to stand-ins.
+// OriginKey returns the trie key that matches all ports of a target with the same first `bits` bits as port. wan is 1
+// for answers to the Internet, 0 for answers to stand-ins.
 func OriginKey(target netip.Addr, protocol, wan uint8, port uint16, bits int) bpf.HairpinOriginKey {
 	return bpf.HairpinOriginKey{
 		PrefixLength: originBits + uint32(bits),
@@ -55,13 +55,14 @@ func OriginKey(target netip.Addr, protocol, wan uint8, port uint16, bits int) bp
 	}
 }
 
-// AnyOriginKey is the trie key of every protocol of a target, for answers to
-// stand-ins. A lookup for the Internet may find it, too; its value says what it is.
+// AnyOriginKey returns the trie key that matches every protocol and port of a target, for answers to stand-ins. A
+// lookup for an answer to the Internet may find this entry too, so the datapath compares the field wan of the value.
 func AnyOriginKey(target netip.Addr) bpf.HairpinOriginKey {
 	return bpf.HairpinOriginKey{PrefixLength: TargetBits, Target: ToAddr(target)}
 }
 
-// StandInEntry is what the addresses of a network become.
+// StandInEntry returns the trie entry by which an address of the network from becomes the address with the same host
+// bits in the network to.
 func StandInEntry(from, to netip.Prefix) (bpf.HairpinStandInKey, bpf.HairpinStandIn) {
 	return bpf.HairpinStandInKey{PrefixLength: mappedBits(from), Address: ToAddr(from.Addr())},
 		bpf.HairpinStandIn{Network: ToAddr(to.Addr()), Mask: MappedMask(to)}

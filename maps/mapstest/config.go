@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package mapstest has what the tests of several packages need: configurations from a line each, small maps in the kernel, and
-// connections in them. Nothing but tests imports it.
+// Package mapstest has helpers for tests of several packages: configurations from text lines, small maps in the kernel,
+// and connections in these maps. Only tests import it.
 package mapstest
 
 import (
@@ -16,13 +16,13 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Contains reports whether an error has a text in it.
+// Contains reports whether err is not nil and its text contains want.
 func Contains(err error, want string) bool { return err != nil && strings.Contains(err.Error(), want) }
 
-// NetipValues has cmp take addresses for values.
+// NetipValues makes go-cmp compare the types of net/netip with ==.
 var NetipValues = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}, netip.AddrPort{})
 
-// Forward reads a forward as the command line does.
+// Forward parses a forward in the grammar of the command line.
 func Forward(t testing.TB, line string) rule.Forward {
 	t.Helper()
 	f, err := rule.ParseForward(strings.Fields(line))
@@ -32,7 +32,7 @@ func Forward(t testing.TB, line string) rule.Forward {
 	return f
 }
 
-// Config is a configuration of two WANs and a LAN.
+// Config returns a configuration with WAN interfaces wan0 and wan1, LAN interface lan0, and one forward per line.
 func Config(t testing.TB, lines ...string) config.Config {
 	t.Helper()
 	c := config.Default()
@@ -43,7 +43,7 @@ func Config(t testing.TB, lines ...string) config.Config {
 	return c
 }
 
-// ManyForwards is n forwards of one port each.
+// ManyForwards returns a configuration with n forwards of one port each.
 func ManyForwards(n int) config.Config {
 	c := config.Default()
 	c.WAN = []string{"wan0"}
@@ -58,7 +58,7 @@ func ManyForwards(n int) config.Config {
 	return c
 }
 
-// Intercept reads what Forward.String writes.
+// Intercept parses an intercept in the form of Forward.String.
 func Intercept(t testing.TB, line string) rule.Forward {
 	t.Helper()
 	words := strings.Fields(line)
@@ -98,7 +98,7 @@ func Intercept(t testing.TB, line string) rule.Forward {
 	return f
 }
 
-// Intercepts is a configuration of two LANs.
+// Intercepts returns a configuration with LAN interfaces lan0 and lan1, and one intercept per line.
 func Intercepts(t testing.TB, lines ...string) config.Config {
 	t.Helper()
 	c := Config(t)
@@ -109,7 +109,7 @@ func Intercepts(t testing.TB, lines ...string) config.Config {
 	return c
 }
 
-// StandIns reads pairs of networks: "CLIENTS NETWORK".
+// StandIns parses pairs of networks: "CLIENTS NETWORK".
 func StandIns(pairs ...string) (list []rule.StandIn) {
 	for _, pair := range pairs {
 		clients, network, _ := strings.Cut(pair, " ")
@@ -118,7 +118,7 @@ func StandIns(pairs ...string) (list []rule.StandIn) {
 	return list
 }
 
-// WithStandIns is a configuration of one WAN, with stand-ins for a network of each family.
+// WithStandIns is Config with only wan0, and with stand-ins for one network of each family.
 func WithStandIns(t testing.TB, lines ...string) config.Config {
 	c := Config(t, lines...)
 	c.WAN = c.WAN[:1]

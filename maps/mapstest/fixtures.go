@@ -19,7 +19,8 @@ import (
 	"hairpin/maps/rule"
 )
 
-// NeedRoot fails a test that cannot do what it is for.
+// NeedRoot fails the test if it does not run as root. It also lifts the limit of locked memory, which old kernels apply to
+// maps.
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
@@ -30,7 +31,7 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// SmallSpec is the embedded object with tables that are quickly made.
+// SmallSpec returns the embedded object with small tables, which are created quickly.
 func SmallSpec(t testing.TB) *ebpf.CollectionSpec {
 	t.Helper()
 	spec, err := bpf.LoadHairpin()
@@ -54,7 +55,7 @@ func SmallSpec(t testing.TB) *ebpf.CollectionSpec {
 	return spec
 }
 
-// smallRing is how many places of each kind and family the tests' tables have.
+// smallRing is the number of places of each kind and family in SmallSpec.
 const smallRing = 16
 
 func smallRings() []ebpf.MapKV {
@@ -66,7 +67,7 @@ func smallRings() []ebpf.MapKV {
 	return rings
 }
 
-// RoomySpec has ids for as many forwards and addresses as there may be.
+// RoomySpec is SmallSpec with ids for the largest possible number of forwards and addresses.
 func RoomySpec(t testing.TB) *ebpf.CollectionSpec {
 	t.Helper()
 	spec := SmallSpec(t)
@@ -80,7 +81,7 @@ func RoomySpec(t testing.TB) *ebpf.CollectionSpec {
 	return spec
 }
 
-// NewMaps makes a datapath's maps, without programs. The test closes them.
+// NewMaps creates the datapath's maps, without programs. They are closed when the test ends.
 func NewMaps(t testing.TB, spec *ebpf.CollectionSpec) *bpf.HairpinObjects {
 	t.Helper()
 	NeedRoot(t)
@@ -92,7 +93,7 @@ func NewMaps(t testing.TB, spec *ebpf.CollectionSpec) *bpf.HairpinObjects {
 	return &objs
 }
 
-// Slot opens a slot of an outer map.
+// Slot opens the inner map in a slot of an outer map.
 func Slot(t testing.TB, outer *ebpf.Map, slot uint32) *ebpf.Map {
 	t.Helper()
 	var m *ebpf.Map
@@ -103,8 +104,8 @@ func Slot(t testing.TB, outer *ebpf.Map, slot uint32) *ebpf.Map {
 	return m
 }
 
-// Route finds a forward in the kernel's maps as the datapath does, and whether
-// the connections it makes live.
+// Route looks up the forward of an external address and port in the maps as the datapath does. lives says whether the
+// epoch references of the forward and the address are current, so that new connections would be live.
 func Route(tb testing.TB, objs *bpf.HairpinObjects, addr string, protocol rule.Protocol, port uint16) (f bpf.HairpinForward, found, lives bool) {
 	tb.Helper()
 	var external bpf.HairpinExternal
@@ -126,7 +127,7 @@ func Route(tb testing.TB, objs *bpf.HairpinObjects, addr string, protocol rule.P
 	return f, false, false
 }
 
-// IsCurrent reports whether connections with this epoch live.
+// IsCurrent reports whether connections with this epoch reference are live.
 func IsCurrent(tb testing.TB, objs *bpf.HairpinObjects, s bpf.HairpinEpochRef) bool {
 	tb.Helper()
 	var epoch uint32
@@ -136,7 +137,7 @@ func IsCurrent(tb testing.TB, objs *bpf.HairpinObjects, s bpf.HairpinEpochRef) b
 	return epoch == s.Epoch
 }
 
-// WAN is a WAN interface.
+// WAN returns a WAN interface with addresses such as "203.0.113.1/24".
 func WAN(name string, index int, addrs ...string) config.Interface {
 	link := config.Interface{Name: name, Index: index, Role: config.RoleWAN}
 	for _, addr := range addrs {
@@ -145,7 +146,7 @@ func WAN(name string, index int, addrs ...string) config.Interface {
 	return link
 }
 
-// WriteStats sets every CPU's counters of a forward, which must have some.
+// WriteStats sets the counters of a forward for every CPU. The page of the forward must exist.
 func WriteStats(tb testing.TB, objs *bpf.HairpinObjects, id uint32, cpus []bpf.HairpinForwardStats) {
 	tb.Helper()
 	size := Slot(tb, objs.ForwardStats, 0).MaxEntries()
@@ -154,8 +155,7 @@ func WriteStats(tb testing.TB, objs *bpf.HairpinObjects, id uint32, cpus []bpf.H
 	}
 }
 
-// PutEvents writes the datapath's counts, on different CPUs for what begins a
-// connection and what ends it.
+// PutEvents sets the counters of events. Events at the begin and at the end of a connection are on different CPUs.
 func PutEvents(tb testing.TB, objs *bpf.HairpinObjects, opened, established, abandoned, evicted, closed uint64) {
 	tb.Helper()
 	for event, count := range []uint64{opened, established, abandoned, evicted, closed} {
@@ -167,7 +167,7 @@ func PutEvents(tb testing.TB, objs *bpf.HairpinObjects, opened, established, aba
 	}
 }
 
-// PutForwardStats writes counters of a forward, those of endings on another CPU.
+// PutForwardStats sets the counters of a forward. Closed connections are counted on another CPU than the rest.
 func PutForwardStats(tb testing.TB, objs *bpf.HairpinObjects, id uint32, sum bpf.HairpinForwardStats) {
 	tb.Helper()
 	cpus := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
@@ -177,7 +177,7 @@ func PutForwardStats(tb testing.TB, objs *bpf.HairpinObjects, id uint32, sum bpf
 	WriteStats(tb, objs, id, cpus)
 }
 
-// PutCounter writes the counter of a verdict and its reason, on several CPUs.
+// PutCounter sets the counter of an interface, verdict and reason, split over two CPUs.
 func PutCounter(tb testing.TB, objs *bpf.HairpinObjects, index uint32, verdict bpf.HairpinVerdict, reason bpf.HairpinReason, packets uint64) {
 	tb.Helper()
 	cpus := make([]uint64, ebpf.MustPossibleCPU())
@@ -189,7 +189,7 @@ func PutCounter(tb testing.TB, objs *bpf.HairpinObjects, index uint32, verdict b
 	}
 }
 
-// WithoutConnections are the same maps without those of connections.
+// WithoutConnections returns a copy of objs in which map conns4 is closed, so that every walk of connections fails.
 func WithoutConnections(tb testing.TB, objs *bpf.HairpinObjects) *bpf.HairpinObjects {
 	tb.Helper()
 	broken := *objs
@@ -202,7 +202,7 @@ func WithoutConnections(tb testing.TB, objs *bpf.HairpinObjects) *bpf.HairpinObj
 	return &broken
 }
 
-// Flow is a connection as the datapath would enter it.
+// Flow describes a connection. Pair makes the entries that the datapath would write for it.
 type Flow struct {
 	Protocol                         rule.Protocol
 	Client, External, Source, Target string
@@ -210,7 +210,7 @@ type Flow struct {
 	Path                             bpf.HairpinConnPath
 	HalfOpen                         bool
 	Idle                             time.Duration
-	Opener, answer                   func(*layout.Entry) // what else to set
+	Opener, answer                   func(*layout.Entry) // set more fields of the two entries; may be nil
 }
 
 func endpoint(text string) (bpf.HairpinAddr, uint16) {
@@ -218,7 +218,7 @@ func endpoint(text string) (bpf.HairpinAddr, uint16) {
 	return layout.ToAddr(ap.Addr()), layout.Be16(ap.Port())
 }
 
-// Tuple is the key of packets from one address and port to another.
+// Tuple returns the key of packets from one address and port to another.
 func Tuple(protocol rule.Protocol, from, to string) bpf.HairpinTuple {
 	key := bpf.HairpinTuple{Protocol: uint8(protocol)}
 	key.Src, key.Sport = endpoint(from)
@@ -226,14 +226,14 @@ func Tuple(protocol rule.Protocol, from, to string) bpf.HairpinTuple {
 	return key
 }
 
-// age is that of the tests' connections. All times are short: the datapath's clock begins when the machine
-// boots, and that may be just before the tests.
+// age is the age of the tests' connections. It must be short: CLOCK_MONOTONIC starts at 0 when the machine boots, and a
+// test machine may have booted just before the tests.
 const age = 5 * time.Second
 
-// serials gives each of the tests' connections its own.
+// serials counts the serials of the tests' connections.
 var serials atomic.Uint32
 
-// Pair gives both entries, the opener's first.
+// Pair returns both entries of the connection, the opener's entry first.
 func (f Flow) Pair() [2]layout.Entry {
 	now := layout.Monotonic()
 	keys := [2]bpf.HairpinTuple{Tuple(f.Protocol, f.Client, f.External), Tuple(f.Protocol, f.Target, f.Source)}
@@ -261,7 +261,7 @@ func (f Flow) Pair() [2]layout.Entry {
 	return entries
 }
 
-// Open enters connections as the datapath does.
+// Open writes the entries of connections into the maps.
 func Open(tb testing.TB, objs *bpf.HairpinObjects, flows ...Flow) {
 	tb.Helper()
 	for _, f := range flows {
@@ -273,7 +273,7 @@ func Open(tb testing.TB, objs *bpf.HairpinObjects, flows ...Flow) {
 	}
 }
 
-// putEntry writes an entry that is not there yet.
+// putEntry adds an entry. It returns an error if the key exists.
 func putEntry(objs *bpf.HairpinObjects, e *layout.Entry) error {
 	if layout.IsIPv4(e.Key) {
 		return objs.Conns4.Update(layout.ShortKey(e.Key), e.Value4(), ebpf.UpdateNoExist)
@@ -281,7 +281,7 @@ func putEntry(objs *bpf.HairpinObjects, e *layout.Entry) error {
 	return objs.Conns6.Update(e.Key, e.Value6(), ebpf.UpdateNoExist)
 }
 
-// EpochRefs reads what ties connections to an address and port to the epochs of their forward and address.
+// EpochRefs returns the epoch references of a TCP forward and of its external address.
 func EpochRefs(tb testing.TB, objs *bpf.HairpinObjects, addr string, port uint16) (forward, address bpf.HairpinEpochRef) {
 	tb.Helper()
 	f, found, lives := Route(tb, objs, addr, rule.TCP, port)
@@ -295,13 +295,13 @@ func EpochRefs(tb testing.TB, objs *bpf.HairpinObjects, addr string, port uint16
 	return f.EpochRef, external.Address
 }
 
-// writer is what a test has to write a configuration with.
+// writer is the part of maps.Tables that Connect needs. This package must not import package maps, whose tests import it.
 type writer interface {
 	Apply(config.Config) (config.Change, error)
 	SetInterfaces([]config.Interface) error
 }
 
-// Connect makes two forwards and one flow of every kind, and returns those that live.
+// Connect applies two forwards and adds one connection of every kind. It returns the live connections.
 func Connect(t testing.TB, tables writer, objs *bpf.HairpinObjects) []Flow {
 	t.Helper()
 	c := Config(t, "web tcp,udp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30")
@@ -335,7 +335,7 @@ func Connect(t testing.TB, tables writer, objs *bpf.HairpinObjects) []Flow {
 		from("192.168.1.50:5000", "192.168.1.1:5001", func(f *Flow) { f.Path = bpf.HairpinConnPathPATH_HAIRPIN }),
 		from("198.51.100.9:5001", "198.51.100.9:5001", func(f *Flow) { f.HalfOpen = true }),
 		from("198.51.100.9:5002", "198.51.100.9:5002", in(bpf.HairpinConnStateCONN_CLOSING)),
-		// The opener's entry decides; the other copies it a moment later.
+		// Only the opener's entry is closing: its state is decisive, and the other entry copies it later.
 		from("198.51.100.9:5003", "198.51.100.9:5003", func(f *Flow) {
 			f.Opener = func(e *layout.Entry) { e.State = bpf.HairpinConnStateCONN_CLOSING }
 		}),
@@ -345,12 +345,12 @@ func Connect(t testing.TB, tables writer, objs *bpf.HairpinObjects) []Flow {
 		from("198.51.100.9:5000", "198.51.100.9:5000", func(f *Flow) {
 			f.External, f.Target, f.Forward = "203.0.113.1:22", "192.168.1.30:22", ssh
 		}),
-		// None of these is there for anybody.
+		// The connections from here on are not live.
 		from("198.51.100.9:6000", "198.51.100.9:6000", func(f *Flow) { f.Forward = old }),
 		from("198.51.100.9:6001", "198.51.100.9:6001", func(f *Flow) { f.Address.Epoch++ }),
 		from("198.51.100.9:6002", "198.51.100.9:6002", func(f *Flow) { f.HalfOpen, f.Idle = true, 11*time.Second }),
 		from("198.51.100.9:6003", "198.51.100.9:6003", func(f *Flow) { f.HalfOpen, f.Forward = true, old }),
-		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *Flow) { f.Forward.Id = layout.IdMask }),
+		from("198.51.100.9:6004", "198.51.100.9:6004", func(f *Flow) { f.Forward.Id = layout.IDMask }),
 		from("198.51.100.9:6005", "198.51.100.9:6005", in(bpf.HairpinConnStateCONN_ENDED)),
 		from("198.51.100.9:6006", "198.51.100.9:6006", in(bpf.HairpinConnStateCONN_GONE)),
 	}
@@ -358,7 +358,7 @@ func Connect(t testing.TB, tables writer, objs *bpf.HairpinObjects) []Flow {
 	return flows[:9]
 }
 
-// FillStats writes the same counters for every id that has some, on every CPU.
+// FillStats sets equal counters for every id of every existing page, on every CPU.
 func FillStats(tb testing.TB, objs *bpf.HairpinObjects, counters bpf.HairpinForwardStats) {
 	tb.Helper()
 	cpus := slices.Repeat([]bpf.HairpinForwardStats{counters}, ebpf.MustPossibleCPU())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package metrics gives what a datapath has counted to Prometheus. It reads the maps through package maps, and changes nothing but the
-// datapath's own counts of connections where an audit has found them wrong.
+// Package metrics exports the datapath's counters to Prometheus. It reads the maps through package maps. It changes only
+// one thing: wrong counts of connections in the datapath, which an audit found.
 package metrics
 
 import (
@@ -19,60 +19,60 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Options tell the collector what is not in the maps.
+// Options has information for the collector that is not in the maps.
 type Options struct {
-	Version    string             // of this build
-	Interfaces func() []Interface // the configured interfaces as they are now
+	Version    string             // version of this build
+	Interfaces func() []Interface // returns the current state of the configured interfaces
 }
 
-// Interface is a configured interface, present or not.
+// Interface is a configured interface. It may be absent.
 type Interface struct {
 	Name      string
-	Index     int // 0 while it is absent
+	Index     int // 0 if the interface is absent
 	Role      config.Role
-	Mode      string // how the datapath is attached, or would be
+	Mode      string // mode of attaching; if not attached, the mode that would be used
 	Attached  bool
 	Addresses []netip.Addr
 }
 
-// Collector gives the metrics of a datapath, those of
-// forwards by WriteForwards. Each Collect counts the connections anew, one at a time.
+// Collector exports the metrics of a datapath: Collect all but the metrics of forwards, WriteForwards the metrics of
+// forwards. Each Collect walks the tables of connections. Concurrent calls of Collect wait for each other.
 type Collector struct {
 	tables  *maps.Tables
 	options Options
 
 	mu       sync.Mutex
-	names    map[int]string // of interfaces by index, also of those that went
-	counted  *maps.Census   // nil before the first Collect
-	repaired uint64         // connections by which counts were corrected
-	reloaded time.Time      // last time a configuration was taken
-	reloadOK float64
+	names    map[int]string // names of interfaces by index, also of removed interfaces
+	counted  *maps.Census   // result of the last Collect; nil before the first Collect or after an error
+	repaired uint64         // sum of the corrections of wrong counts, in connections
+	reloaded time.Time      // when a configuration was last activated
+	reloadOK float64        // 1: the last configuration was activated; 0: refused
 
-	auditor *maps.Auditor // of Run alone
+	auditor *maps.Auditor // only Run uses it
 }
 
-// New gives the metrics of tables. Run must be called too.
+// New returns a collector of the metrics of tables. The caller must also call Run.
 func New(tables *maps.Tables, options Options) *Collector {
 	return &Collector{tables: tables, options: options, names: map[int]string{}, auditor: maps.NewAuditor(tables)}
 }
 
-// The metrics; no label carries an address or port of a client.
+// The metrics. No label has an address or port of a client.
 var (
 	connections        = desc("connections", "Connections by state.", "state")
 	connectionsLimit   = desc("connections_limit", "Connections that the table holds.")
-	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that gave way to newer ones.")
-	connectionsFixed   = desc("connections_repaired_total", "Connections by which the datapath's own count was wrong, and was corrected. It should stay 0.")
-	displaced          = desc("established_displaced_total", "Established connections of other protocols than TCP that gave way to newer ones.")
+	halfOpenEvicted    = desc("half_open_evicted_total", "Half-open connections that were replaced by newer connections.")
+	connectionsFixed   = desc("connections_repaired_total", "Connections by which wrong counts of the datapath were corrected. It should stay 0.")
+	displaced          = desc("established_displaced_total", "Established connections, not TCP, that were replaced by newer connections.")
 	connectionsRefused = desc("connections_refused_total", "Openings that did not become connections, by reason.", "reason")
 	packetsDropped     = desc("packets_dropped_total", "Packets dropped, by incoming interface and reason.", "interface", "reason")
 	packetsPassed      = desc("packets_passed_total", "Packets of forwards left to the kernel or from XDP to TC, by incoming interface and reason.", "interface", "reason")
 	icmpTranslated     = desc("icmp_errors_translated_total", "ICMP errors about packets of connections, translated and sent on.")
-	icmpSent           = desc("icmp_errors_sent_total", "ICMP errors that the router made to tell why a packet was dropped, by incoming interface of the packet and reason.", "interface", "reason")
-	fragmentsHeld      = desc("fragments_held_total", "Fragments that came before the first of their datagram and were kept until it arrives.")
+	icmpSent           = desc("icmp_errors_sent_total", "ICMP errors that hairpin sent for dropped packets, by incoming interface of the packet and reason.", "interface", "reason")
+	fragmentsHeld      = desc("fragments_held_total", "Fragments that came before the first fragment of their datagram and were held until it arrives.")
 	interfaceAttached  = desc("interface_attached", "1 if the datapath is attached to the interface, 0 if not.", "interface", "role", "mode")
-	externalAddress    = desc("external_address_info", "Address that a WAN interface has and forwards listen on.", "interface", "address")
-	reloadSuccessful   = desc("config_last_reload_successful", "1 if the last configuration that was read was taken, 0 if it was refused.")
-	reloadTime         = desc("config_last_reload_success_timestamp_seconds", "When a configuration was taken last, in seconds since 1970.")
+	externalAddress    = desc("external_address_info", "Address of a WAN interface on which forwards listen.", "interface", "address")
+	reloadSuccessful   = desc("config_last_reload_successful", "1 if the last configuration that was read was activated, 0 if it was refused.")
+	reloadTime         = desc("config_last_reload_success_timestamp_seconds", "When a configuration was last activated, in seconds since 1970.")
 	buildInfo          = desc("build_info", "The running build.", "version", "goversion")
 )
 
@@ -91,7 +91,7 @@ func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 	}
 }
 
-// Reloaded records that a configuration was taken, or refused.
+// Reloaded records that a configuration was activated (taken) or refused.
 func (c *Collector) Reloaded(taken bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -101,8 +101,8 @@ func (c *Collector) Reloaded(taken bool) {
 	}
 }
 
-// Run looks until ctx ends whether the datapath's own counts are right: once a minute, or as rarely as it takes to spend
-// no more than a hundredth of a core's time. Errors go to report.
+// Run audits the datapath's counts of connections until ctx ends. It audits once a minute, or more rarely if an audit
+// would otherwise take more than 1 % of one CPU. Errors go to report.
 func (c *Collector) Run(ctx context.Context, report func(error)) {
 	const pause, duty = time.Minute, 100
 	for {
@@ -148,7 +148,7 @@ func (c *Collector) Collect(metrics chan<- prometheus.Metric) {
 	s.packets(c.tables, c.names)
 }
 
-// scrape sends samples.
+// scrape sends the samples of one Collect.
 type scrape struct {
 	metrics chan<- prometheus.Metric
 }
@@ -191,7 +191,7 @@ func (s scrape) connections(c *Collector) {
 		s.counter(halfOpenEvicted, now.Evicted)
 		s.counter(displaced, now.Displaced)
 	}
-	c.counted = nil // a count of an earlier scrape is not to stand for one that fails
+	c.counted = nil // if this count fails, WriteForwards must not use the count of an earlier scrape
 	counted, err := c.tables.Census(rule.Selector{})
 	if err != nil {
 		s.metrics <- prometheus.NewInvalidMetric(connections, err)
@@ -203,8 +203,8 @@ func (s scrape) connections(c *Collector) {
 	s.gauge(connections, float64(counted.Closing), maps.StateClosing)
 }
 
-// packets sums the datapath's counters: an interface that came back with
-// another number goes on under its name.
+// packets sums the datapath's counters by the name of the interface. An interface that comes back with another index
+// keeps its series.
 func (s scrape) packets(t *maps.Tables, interfaces map[int]string) {
 	counters, err := t.Counters()
 	if err != nil {

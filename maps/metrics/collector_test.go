@@ -32,7 +32,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// stand is a datapath's maps, and the tables of them.
+// stand has the maps of a datapath, and Tables for them.
 type stand struct {
 	*maps.Tables
 	objs *bpf.HairpinObjects
@@ -44,7 +44,7 @@ func newStand(tb testing.TB, spec *ebpf.CollectionSpec) stand {
 	return stand{maps.New(objs), objs}
 }
 
-// connected is a stand with connections of every kind.
+// connected returns a stand with connections of every kind, and the live connections.
 func connected(tb testing.TB) (stand, []mapstest.Flow) {
 	tb.Helper()
 	tables := newStand(tb, mapstest.SmallSpec(tb))
@@ -65,7 +65,7 @@ func (s stand) mustSetInterfaces(tb testing.TB, links ...config.Interface) {
 	}
 }
 
-// exposition is what a scrape gives.
+// exposition returns the text of a scrape.
 func exposition(tb testing.TB, c *Collector) []byte {
 	tb.Helper()
 	registry := prometheus.NewPedanticRegistry()
@@ -86,8 +86,7 @@ func exposition(tb testing.TB, c *Collector) []byte {
 	return text.Bytes()
 }
 
-// samples reads what a scrape gives, a line each, of metrics that begin with
-// one of the prefixes.
+// samples scrapes and returns the samples of metrics that begin with one of the prefixes, one line for each sample.
 func samples(tb testing.TB, c *Collector, prefixes ...string) []string {
 	tb.Helper()
 	parser := expfmt.NewTextParser(model.LegacyValidation)
@@ -121,7 +120,7 @@ func wantSamples(tb testing.TB, got []string, want ...string) {
 	}
 }
 
-// counted is connected with the datapath's counts to match, but that two of the half-open ones are over.
+// counted is connected, and also sets the counters of events and of the forwards web and ssh.
 func counted(t testing.TB) (tables stand, web, ssh uint32) {
 	tables, _ = connected(t)
 	forward, _ := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)
@@ -149,7 +148,7 @@ func TestCollectorGivesEverySample(t *testing.T) {
 	mapstest.PutCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_PASS, bpf.HairpinReasonREASON_NO_ROUTE, 3)
 	mapstest.PutCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_DEFER, bpf.HairpinReasonREASON_NEXT_HOP, 4)
 	mapstest.PutCounter(t, tables.objs, 99, bpf.HairpinVerdictVERDICT_DROP, bpf.HairpinReason(4711), 1)
-	// None of these is a drop of its own, or passes anything.
+	// These counters must not change the metrics of dropped and passed packets.
 	mapstest.PutCounter(t, tables.objs, 2, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 6)
 	mapstest.PutCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_ICMP_ERROR, 2)
 	mapstest.PutCounter(t, tables.objs, 3, bpf.HairpinVerdictVERDICT_SEND, bpf.HairpinReasonREASON_NONE, 9)
@@ -221,8 +220,7 @@ func TestCollectorGivesEverySample(t *testing.T) {
 	}
 }
 
-// TestMetricsCountAsTheCommandLineDoes: whatever happened to connections since the last scrape, the next one says what
-// a count says at the same moment.
+// TestMetricsCountAsTheCommandLineDoes: after each change of connections, a scrape and CountConnections give equal numbers.
 func TestMetricsCountAsTheCommandLineDoes(t *testing.T) {
 	tables, flows := connected(t)
 	c := New(tables.Tables, Options{})
@@ -244,7 +242,7 @@ func TestMetricsCountAsTheCommandLineDoes(t *testing.T) {
 	for _, step := range []struct {
 		what   string
 		happen func()
-		want   string // half-open, established, closing; of ssh, of web
+		want   string // numbers of half-open, established, closing connections; of ssh, of web
 	}{
 		{"nothing", func() {}, "1 6 2 1 8"},
 		{"an established one closes", func() { set(0, bpf.HairpinConnStateCONN_CLOSING) }, "1 5 3 1 8"},
@@ -285,7 +283,7 @@ func TestMetricsCountAsTheCommandLineDoes(t *testing.T) {
 	}
 }
 
-// TestForwardsHaveSeriesFromTheirFirstPacketOn, and so have their paths.
+// TestForwardsHaveSeriesFromTheirFirstPacketOn checks forwards and the paths of a forward.
 func TestForwardsHaveSeriesFromTheirFirstPacketOn(t *testing.T) {
 	tables := newStand(t, mapstest.SmallSpec(t))
 	tables.mustApply(t, mapstest.Config(t, "web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30"))
@@ -308,7 +306,7 @@ func TestForwardsHaveSeriesFromTheirFirstPacketOn(t *testing.T) {
 	}
 	wantSamples(t, samples(t, c, "hairpin_forward"), first...)
 
-	// They stay when the connection goes, and another path has its own.
+	// A half-open connection without packets adds no series. The first packet on another path adds the series of this path.
 	mapstest.Open(t, tables.objs, mapstest.Flow{
 		Protocol: rule.TCP, Client: "198.51.100.9:5000", External: "203.0.113.1:22", Source: "198.51.100.9:5000", Target: "192.168.1.30:22",
 		Forward: ssh, Address: address, HalfOpen: true,
@@ -325,8 +323,8 @@ func TestForwardsHaveSeriesFromTheirFirstPacketOn(t *testing.T) {
 	)
 }
 
-// TestSeriesOfAForwardThatChanged: its counters begin anew, and what was counted before is not its own, even if
-// it has the id of the one that went.
+// TestSeriesOfAForwardThatChanged: a new forward starts with zero counters and without connections, even if it has the id of
+// a removed forward.
 func TestSeriesOfAForwardThatChanged(t *testing.T) {
 	tables, web, _ := counted(t)
 	c := New(tables.Tables, Options{})
@@ -353,7 +351,8 @@ func TestSeriesOfAForwardThatChanged(t *testing.T) {
 	}
 }
 
-// TestAForwardThatGoesDuringAScrape has no more series from then on, whoever has its id.
+// TestAForwardThatGoesDuringAScrape: a forward that is removed during a scrape has no series in the rest of the scrape,
+// even if another forward gets its id.
 func TestAForwardThatGoesDuringAScrape(t *testing.T) {
 	tables, web, _ := counted(t)
 	c := New(tables.Tables, Options{})
@@ -373,7 +372,7 @@ func TestAForwardThatGoesDuringAScrape(t *testing.T) {
 	}
 }
 
-// watched calls wrote after each write.
+// watched is a buffer that calls wrote after each write.
 type watched struct {
 	bytes.Buffer
 	wrote func(text string)
@@ -385,7 +384,7 @@ func (w *watched) Write(text []byte) (int, error) {
 	return n, err
 }
 
-// TestCollectorOfFreshMaps: nothing was applied yet.
+// TestCollectorOfFreshMaps scrapes before the first Apply.
 func TestCollectorOfFreshMaps(t *testing.T) {
 	c := New(newStand(t, mapstest.SmallSpec(t)).Tables, Options{Version: "v1"})
 	c.Reloaded(false)
@@ -404,7 +403,7 @@ func TestCollectorOfFreshMaps(t *testing.T) {
 	)
 }
 
-// TestRunEndsWithItsContext, after one audit.
+// TestRunEndsWithItsContext: with a cancelled context, Run audits once and returns.
 func TestRunEndsWithItsContext(t *testing.T) {
 	tables, _, _ := counted(t)
 	c := New(maps.New(mapstest.WithoutConnections(t, tables.objs)), Options{})
@@ -417,7 +416,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestRunAuditsNowAndThen, whether somebody asks for metrics or not.
+// TestRunAuditsNowAndThen: Run audits once a minute, also without scrapes.
 func TestRunAuditsNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tables, _, _ := counted(t)
@@ -434,7 +433,7 @@ func TestRunAuditsNowAndThen(t *testing.T) {
 	})
 }
 
-// TestRunGoesOn when a walk fails.
+// TestRunGoesOn: Run reports the error of a failed walk and goes on.
 func TestRunGoesOn(t *testing.T) {
 	tables, _, _ := counted(t)
 	c := New(maps.New(mapstest.WithoutConnections(t, tables.objs)), Options{})
@@ -446,7 +445,7 @@ func TestRunGoesOn(t *testing.T) {
 	}
 }
 
-// TestAScrapeThatCannotCountFails rather than to give less.
+// TestAScrapeThatCannotCountFails: if counting connections fails, the scrape fails; it must not be incomplete.
 func TestAScrapeThatCannotCountFails(t *testing.T) {
 	tables, _, _ := counted(t)
 	c := New(tables.Tables, Options{})

@@ -17,29 +17,29 @@ import (
 	"hairpin/maps/rule"
 )
 
-// metricFamily is a metric with a series for each forward that has counted anything.
+// metricFamily is a metric of forwards. It has series only for forwards that had traffic.
 type metricFamily struct {
 	name, help string
 	kind       dto.MetricType
 	labels     []string // sorted
 }
 
-const seriesHelp = " A forward has series from its first packet on, and those of a path from the first packet there on."
+const seriesHelp = " A forward appears after its first packet, and a path of it after the first packet on this path."
 
 var (
 	forwardPackets     = metricFamily{"hairpin_forward_packets_total", "Packets translated for a forward, by path and direction (in: to the target)." + seriesHelp, dto.MetricType_COUNTER, []string{"direction", "forward", "path"}}
 	forwardBytes       = metricFamily{"hairpin_forward_bytes_total", "Bytes of IP packets translated for a forward, by path and direction (in: to the target)." + seriesHelp, dto.MetricType_COUNTER, []string{"direction", "forward", "path"}}
 	forwardOpened      = metricFamily{"hairpin_forward_connections_total", "Connections of a forward that completed their handshake, by path." + seriesHelp, dto.MetricType_COUNTER, []string{"forward", "path"}}
-	forwardConnections = metricFamily{"hairpin_forward_connections", "Connections of a forward, half-open ones included." + seriesHelp, dto.MetricType_GAUGE, []string{"forward"}}
+	forwardConnections = metricFamily{"hairpin_forward_connections", "Connections of a forward, including half-open connections." + seriesHelp, dto.MetricType_GAUGE, []string{"forward"}}
 )
 
-// directions are the words for them, in the order of the counters.
+// directions has the values of the label direction, by the second index of maps.ForwardStats.
 var directions = [...]string{"in", "out"}
 
-// WriteForwards writes the metrics of forwards in the text format of Prometheus, with the connections that the last
-// Collect counted. There may be a million series: a registry would hold them all, while this takes the same
-// memory for one series as for a million. WriteForwards reads the counters once for each metric. After an error the text
-// in w is incomplete.
+// WriteForwards writes the metrics of forwards in the text format of Prometheus. The number of connections is the number
+// that the last Collect counted. There may be a million series. A Prometheus registry would hold all in memory;
+// WriteForwards streams them, and its memory does not grow with their number. It reads the counters again for each
+// metric. After an error the text in w is incomplete.
 func (c *Collector) WriteForwards(w io.Writer) error {
 	counted, err := c.lastCount()
 	if err != nil {
@@ -65,7 +65,7 @@ func (c *Collector) WriteForwards(w io.Writer) error {
 	return nil
 }
 
-// lastCount is that of the last scrape.
+// lastCount returns the count of the last Collect. If there is none, it counts now.
 func (c *Collector) lastCount() (*maps.Census, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,7 +81,7 @@ type forwardWriter struct {
 	wanted  *compile.Roster
 	counted *maps.Census
 	paths   []string
-	active  []bool // by id: those that had counted anything when they were read first
+	active  []bool // index: id; true: the forward had traffic when the first metric was written
 	out     *familyWriter
 }
 
@@ -133,7 +133,7 @@ func (f *forwardWriter) opened() error {
 	})
 }
 
-// Again writes a family of the forwards that are active, from counters that are read once more.
+// again reads the counters again and writes a family for the active forwards.
 func (f *forwardWriter) again(family metricFamily, write func(name string, s *maps.ForwardStats) error) error {
 	f.out.begin(family)
 	for number := range f.reader.Pages(f.wanted) {
@@ -143,7 +143,7 @@ func (f *forwardWriter) again(family metricFamily, write func(name string, s *ma
 		}
 		err := f.reader.Each(f.wanted, number, func(name string, id uint32, s *maps.ForwardStats) error {
 			if !f.active[id] {
-				return nil // all its series appear with the next scrape
+				return nil // all series of this forward appear in the next scrape
 			}
 			return write(name, s)
 		})
@@ -168,7 +168,8 @@ func (f *forwardWriter) connections() error {
 	return f.out.flush()
 }
 
-// familyWriter writes metric families in pieces that take no memory of their own.
+// familyWriter writes metric families in pieces of many samples. It allocates its memory once and reuses it for each
+// piece.
 type familyWriter struct {
 	out    io.Writer
 	family dto.MetricFamily
@@ -178,7 +179,7 @@ type familyWriter struct {
 	text   bytes.Buffer
 }
 
-// series is room for one sample with what it points to.
+// series has the memory for one sample: dto.Metric and the values that it points to.
 type series struct {
 	metric  dto.Metric
 	counter dto.Counter
@@ -204,7 +205,7 @@ func newFamilyWriter(out io.Writer) *familyWriter {
 	return w
 }
 
-// begin starts a family. One without samples is not written at all.
+// begin starts a family. A family without samples is not written.
 func (w *familyWriter) begin(f metricFamily) {
 	w.begun, w.filled = false, 0
 	w.family.Name, w.family.Help, w.family.Type = &f.name, &f.help, &f.kind
@@ -222,7 +223,7 @@ func (w *familyWriter) begin(f metricFamily) {
 	}
 }
 
-// sample adds one, with the values of the family's labels.
+// sample adds one sample to the family; labels has the values of its labels.
 func (w *familyWriter) sample(value float64, labels ...string) error {
 	s := &w.series[w.filled]
 	s.value = value
@@ -233,8 +234,8 @@ func (w *familyWriter) sample(value float64, labels ...string) error {
 	return w.flush()
 }
 
-// flush writes what is there of the family. The encoder knows whole families only: of every piece but the first one,
-// the header is left out.
+// flush writes the samples that were added since the last flush. The encoder writes a header for each piece, so flush
+// removes the header of every piece after the first.
 func (w *familyWriter) flush() error {
 	if w.filled == 0 {
 		return nil

@@ -28,7 +28,7 @@ func TestNoLabelNamesAClient(t *testing.T) {
 	}
 }
 
-// TestAnInterfaceKeepsItsCounters: a dialled line comes back with another index.
+// TestAnInterfaceKeepsItsCounters: a PPP interface comes back with another index and keeps its series.
 func TestAnInterfaceKeepsItsCounters(t *testing.T) {
 	tables := newStand(t, mapstest.SmallSpec(t))
 	index := 2
@@ -44,7 +44,7 @@ func TestAnInterfaceKeepsItsCounters(t *testing.T) {
 	wantSamples(t, samples(t, c, "hairpin_packets"), `hairpin_packets_dropped_total{interface="ppp0",reason="ended"} 11`)
 }
 
-// everyForward has as many forwards as there may be, which have all counted on all paths.
+// everyForward returns a stand with this many forwards. All their counters are set, on all paths.
 func everyForward(t testing.TB, forwards int) stand {
 	t.Helper()
 	tables := newStand(t, mapstest.RoomySpec(t))
@@ -59,14 +59,15 @@ func everyForward(t testing.TB, forwards int) stand {
 	return tables
 }
 
-// TestScrapeOfEveryForward, all of them busy on every path: a million series, in the memory of few.
+// TestScrapeOfEveryForward scrapes 65,000 forwards with traffic on every path. The memory must not grow with the million
+// series.
 func TestScrapeOfEveryForward(t *testing.T) {
 	const forwards, series, room = 65000, 3*(2+2+1) + 1, 8 << 20
 	tables := everyForward(t, forwards)
 	c := New(tables.Tables, Options{})
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(c)
-	if _, err := tables.Roster(); err != nil { // is kept from scrape to scrape
+	if _, err := tables.Roster(); err != nil { // allocated once and cached for later scrapes
 		t.Fatal(err)
 	}
 	var before, after runtime.MemStats
@@ -90,7 +91,7 @@ func TestScrapeOfEveryForward(t *testing.T) {
 	}
 }
 
-// lineCounter counts what is written to it.
+// lineCounter counts the lines and bytes that are written to it.
 type lineCounter struct{ lines, bytes int }
 
 func (c *lineCounter) Write(text []byte) (int, error) {
@@ -99,7 +100,7 @@ func (c *lineCounter) Write(text []byte) (int, error) {
 	return len(text), nil
 }
 
-// BenchmarkScrape measures a scrape with as many forwards as there may be.
+// BenchmarkScrape measures a scrape of the largest number of forwards.
 func BenchmarkScrape(b *testing.B) {
 	busy := everyForward(b, 65000)
 	idle := newStand(b, mapstest.RoomySpec(b))

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// Check finds what is wrong with the forward whatever else is configured, as Problems without an index. What depends on
-// other forwards and on interfaces is Config.Validate's to find.
+// Check returns the mistakes in this forward alone. The Problems do not have the forward's index. Config.Validate finds
+// mistakes that depend on other forwards and on interfaces.
 func (f *Forward) Check() []*Problem {
 	var problems []*Problem
 	check := func(field string, err error) {
@@ -42,7 +42,7 @@ func (f *Forward) Check() []*Problem {
 
 func checkProtocols(protocols []Protocol) error {
 	if len(protocols) == 0 {
-		return errors.New("there is none; it is one or more of " + strings.Join(ProtocolNames(), ", "))
+		return errors.New("no protocol is given; give one or more of " + strings.Join(ProtocolNames(), ", "))
 	}
 	for i, protocol := range protocols {
 		if _, err := ParseProtocol(protocol.String()); err != nil {
@@ -53,7 +53,7 @@ func checkProtocols(protocols []Protocol) error {
 		}
 	}
 	if len(protocols) > 1 && slices.Contains(protocols, Any) {
-		return fmt.Errorf("%s is every protocol; leave the others out, or make a forward of its own for them", Any)
+		return fmt.Errorf("%s means every protocol; leave the others out, or make another forward for them", Any)
 	}
 	return nil
 }
@@ -66,22 +66,23 @@ func checkPorts(f *Forward) error {
 		return fmt.Errorf("%d-%d is not a range of ports", f.Ports.First, f.Ports.Last)
 	}
 	if protocol, portless := f.portless(); portless {
-		return fmt.Errorf("%s is given, but %s has no ports to select by; leave it out (%q on the command line), or make a forward of its own for %s",
+		return fmt.Errorf("%s is given, but protocol %s has no ports; leave the port out (on the command line write %q), or make another forward for %s",
 			f.Ports, protocol, anyPort, protocol)
 	}
 	return nil
 }
 
-// checkFamilies refuses to translate from one family to the other.
+// checkFamilies returns an error if the external address and the target have different families. hairpin does not
+// translate between IPv4 and IPv6.
 func checkFamilies(f *Forward) error {
 	if external := f.External.Address; external.IsValid() && external.Is6() != f.Target.Is6() {
-		return fmt.Errorf("%s is an %s address, but the external address %s is %s; a forward stays within its family",
+		return fmt.Errorf("%s is an %s address, but the external address %s is %s; a forward cannot change the family",
 			f.Target, Family(f.Target), external, Family(external))
 	}
 	return nil
 }
 
-// Family is the name of an address's family.
+// Family returns "IPv4" or "IPv6".
 func Family(addr netip.Addr) string {
 	if addr.Is6() {
 		return "IPv6"
@@ -89,32 +90,32 @@ func Family(addr netip.Addr) string {
 	return "IPv4"
 }
 
-// checkFrom refuses networks that no client can have: with the target's family
-// that of the clients is given.
+// checkFrom returns an error for a network that cannot contain clients of the forward. Clients have the family of the
+// target.
 func checkFrom(f *Forward) error {
 	for i, prefix := range f.From {
 		switch {
 		case !prefix.IsValid() || prefix.Addr().Is4In6() || prefix != prefix.Masked():
 			return OfItem(i, fmt.Errorf("%s is not a network", prefix))
 		case f.Target.IsValid() && prefix.Addr().Is6() != f.Target.Is6():
-			return OfItem(i, fmt.Errorf("%s is an %s network, but the target %s is %s, and so are its clients; make a forward of its own for each family",
+			return OfItem(i, fmt.Errorf("%s is an %s network, but the target %s is %s, and so are its clients; make a forward for each family",
 				prefix, Family(prefix.Addr()), f.Target, Family(f.Target)))
 		}
 	}
 	return nil
 }
 
-// checkSCTP refuses to change ports: the CRC32c of a packet covers them and all
-// behind them, but no address.
+// checkSCTP returns an error for SCTP with different external and target ports. The CRC32c of SCTP covers the ports and
+// the whole payload, so a port change would need a new checksum over the payload. It does not cover addresses.
 func checkSCTP(f *Forward) error {
 	if !slices.Contains(f.Protocols, SCTP) || f.TargetPorts() == f.Ports {
 		return nil
 	}
-	return fmt.Errorf("port %s at the target, but %s at the external address: the ports of sctp cannot change, because its checksum covers them; give the same, or make a forward of its own for sctp",
+	return fmt.Errorf("target port %s differs from external port %s, but ports of sctp cannot change, because its checksum covers them; give equal ports, or make another forward for sctp",
 		f.TargetPorts(), f.Ports)
 }
 
-// checkUnicast refuses what can be neither a host's nor the router's address.
+// checkUnicast returns an error for an address that no host and no router can have.
 func checkUnicast(addr netip.Addr) error {
 	kind := ""
 	switch {
@@ -125,9 +126,9 @@ func checkUnicast(addr netip.Addr) error {
 	case addr.IsMulticast():
 		kind = "a multicast address"
 	case addr.Is6() && addr.IsLinkLocalUnicast():
-		kind = "a link-local address, which cannot be reached through a router; give a global or unique local one"
+		kind = "a link-local address, which routers do not forward to; give a global or unique local address"
 	case addr.IsUnspecified(), addr.Is4() && addr.As4()[0] == 0:
-		kind = "no address of a host"
+		kind = "not an address of a host"
 	case addr.Is6():
 		return nil
 	case addr == netip.AddrFrom4([4]byte{255, 255, 255, 255}):
@@ -140,13 +141,13 @@ func checkUnicast(addr netip.Addr) error {
 	return fmt.Errorf("%s is %s", addr, kind)
 }
 
-// interceptProtocols are those that name their servers by port.
+// interceptProtocols are the protocols of an intercept. Only their ports identify the service that a client wants.
 var interceptProtocols = []Protocol{TCP, UDP}
 
 func checkInterceptProtocols(protocols []Protocol) error {
 	for i, protocol := range protocols {
 		if _, err := ParseProtocol(protocol.String()); err == nil && !slices.Contains(interceptProtocols, protocol) {
-			return OfItem(i, fmt.Errorf("%s cannot be intercepted: only tcp and udp have ports that tell for every server alike what is asked there", protocol))
+			return OfItem(i, fmt.Errorf("%s cannot be intercepted: only tcp and udp have ports that identify a service", protocol))
 		}
 	}
 	return checkProtocols(protocols)
@@ -154,7 +155,7 @@ func checkInterceptProtocols(protocols []Protocol) error {
 
 func checkInterceptPorts(f *Forward) error {
 	if f.Ports.Every() {
-		return errors.New("there is none; without one an intercept would catch everything that clients send")
+		return errors.New("no port is given, so the intercept would redirect everything that clients send; give a port")
 	}
 	return checkPorts(f)
 }
@@ -165,10 +166,10 @@ func checkExcept(f *Forward) error {
 		case !prefix.IsValid() || prefix.Addr().Is4In6() || prefix != prefix.Masked():
 			return OfItem(i, fmt.Errorf("%s is not a network", prefix))
 		case f.Target.IsValid() && prefix.Addr().Is6() != f.Target.Is6():
-			return OfItem(i, fmt.Errorf("%s is an %s network, but the target %s is %s, and so is all that is intercepted; make an intercept of its own for each family",
+			return OfItem(i, fmt.Errorf("%s is an %s network, but the target %s is %s, and so is all traffic to it; make an intercept for each family",
 				prefix, Family(prefix.Addr()), f.Target, Family(f.Target)))
 		case prefix.Bits() == 0:
-			return OfItem(i, fmt.Errorf("%s is everybody, so nothing would be intercepted", prefix))
+			return OfItem(i, fmt.Errorf("%s contains every address, so nothing would be intercepted", prefix))
 		}
 	}
 	return nil
@@ -177,7 +178,7 @@ func checkExcept(f *Forward) error {
 func checkExternal(e External) error {
 	switch {
 	case e.Interface != "" && e.Address.IsValid():
-		return errors.New("it is an address or an interface, not both")
+		return errors.New("give an address or an interface, not both")
 	case e.Address.IsValid():
 		return checkUnicast(e.Address)
 	}
@@ -195,29 +196,30 @@ func checkTarget(f *Forward) error {
 		return err
 	}
 	if f.Ports.Every() && f.TargetPort != 0 {
-		return fmt.Errorf("port %d at the target, but the forward is for every port; leave one out or give both", f.TargetPort)
+		return fmt.Errorf("target port %d needs an external port; give both, or neither to forward every port", f.TargetPort)
 	}
 	if last := int(f.TargetPort) + f.Ports.Len() - 1; f.TargetPort != 0 && last > 65535 {
-		return fmt.Errorf("%d ports from %d on end at %d, but 65535 is the last there is", f.Ports.Len(), f.TargetPort, last)
+		return fmt.Errorf("%d ports from %d on end at %d, but the last port is 65535", f.Ports.Len(), f.TargetPort, last)
 	}
 	return checkSCTP(f)
 }
 
-// checkReflect refuses modes that there are not, and those that mean nothing for an intercept.
+// checkReflect returns an error for an unknown mode, or for a mode that an intercept cannot have.
 func checkReflect(f *Forward) error {
 	switch {
 	case f.Reflect == "":
 		return nil
 	case f.Intercept && f.Reflect == ReflectPublic:
-		return errors.New("public cannot be intercepted by: it would give the target the very address that a client asked, which is another host's, and that host would get the answers; choose auto, router or prefix")
+		return errors.New("an intercept cannot use public: the target would see the address of the host that the client asked, and would send its answers to that host; choose auto, router or prefix")
 	case f.Intercept && f.Reflect == ReflectOff:
-		return errors.New("off serves no LAN client, and an intercept has no others; leave the intercept out")
+		return errors.New("off refuses LAN clients, and an intercept has only LAN clients; remove the intercept")
 	}
 	_, err := ParseReflect(string(f.Reflect))
 	return err
 }
 
-// checkPlain wants the name of a host as ParseHost gives it, and not among those before.
+// checkPlain returns an error unless host is in the form that ParseHost returns and is not in before, the names before
+// it in the list.
 func checkPlain(host string, before []string) error {
 	name, err := ParseHost(host)
 	switch {

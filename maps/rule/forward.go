@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rule has the values that forwards are made of: addresses, ports, protocols, host names, selectors of connections. It reads
-// and prints them, and finds what is wrong with one of them alone. It knows no other forward, no interface of the machine and no
-// kernel: what it says depends on its arguments only.
+// Package rule has the values that a forward consists of (addresses, ports, protocols, host names) and selectors of
+// connections. It parses, formats and checks these values. A check looks at one forward only: not at other forwards, at
+// the machine's interfaces or at the kernel.
 package rule
 
 import (
@@ -13,25 +13,24 @@ import (
 	"strings"
 )
 
-// External says where a forward listens: at one address, at the addresses of
-// one WAN interface, or, the zero value, at those of every WAN interface.
-// At most one of the two is set.
+// External says where a forward listens: at one address, or at the addresses of one WAN interface. At most one field is
+// set. The zero value means the addresses of every WAN interface.
 type External struct {
 	Interface string
 	Address   netip.Addr
 }
 
-// ParseExternal reads an address or the name of an interface; "" is every WAN
-// interface. IPv6Rule holds for the address.
+// ParseExternal reads an address or the name of an interface. "" means every WAN interface. An IPv6 address needs
+// brackets as IPv6Rule says.
 func ParseExternal(text string) (External, error) {
 	if addr, ports, doubtful := cutPort(text); doubtful {
-		return External{}, fmt.Errorf("%s is %s with port %s, or an address that ends so; write %s and give the port apart, or write [%s]",
+		return External{}, fmt.Errorf("%s is ambiguous: %s with port %s, or one longer address; write %s and give the port separately, or write [%s]",
 			Quote(text), addr, ports, addr, text)
 	}
 	return parseExternal(text)
 }
 
-// parseExternal also takes what External.String writes.
+// parseExternal is ParseExternal, but accepts every address without brackets, as External.String writes it.
 func parseExternal(text string) (External, error) {
 	if text == "" {
 		return External{}, nil
@@ -42,14 +41,14 @@ func parseExternal(text string) (External, error) {
 		}
 		return External{Interface: text}, nil
 	}
-	addr, err := ParseAddress(text)
+	addr, err := parseAddress(text)
 	if err != nil {
 		return External{}, err
 	}
 	return External{Address: addr}, nil
 }
 
-// String is the address, the interface, or "" for every WAN interface.
+// String returns the address, the name of the interface, or "" for every WAN interface.
 func (e External) String() string {
 	if e.Address.IsValid() {
 		return e.Address.String()
@@ -57,7 +56,7 @@ func (e External) String() string {
 	return e.Interface
 }
 
-// Written is String for a configuration file: ParseExternal reads it.
+// Written returns the form for a configuration file, which ParseExternal reads: an IPv6 address may have brackets.
 func (e External) Written() string {
 	if e.Address.IsValid() {
 		return unmistakable(e.Address)
@@ -77,39 +76,39 @@ func (e *External) UnmarshalText(text []byte) error {
 	return err
 }
 
-// looksLikeAddress tells addresses, also mistyped ones, from interface names.
+// looksLikeAddress reports whether text is meant as an address, even if it is mistyped, and not as an interface name.
 func looksLikeAddress(text string) bool {
 	return strings.Trim(text, "0123456789.") == "" && strings.Contains(text, ".") ||
 		strings.ContainsAny(text, ":[]")
 }
 
-// ParseAddress reads an IPv4 address without leading zeros, or an IPv6 address,
-// which may be in brackets.
-func ParseAddress(text string) (netip.Addr, error) {
+// parseAddress reads an IPv4 address without leading zeros, or an IPv6 address with or without brackets. IPv4-mapped
+// addresses and zones are errors.
+func parseAddress(text string) (netip.Addr, error) {
 	inner, opened := strings.CutPrefix(text, "[")
 	inner, closed := strings.CutSuffix(inner, "]")
 	addr, err := netip.ParseAddr(inner)
 	switch {
 	case err != nil || opened != closed || opened && addr.Is4():
-		return netip.Addr{}, fmt.Errorf("%s is not an address; an address looks like 192.168.1.20, without leading zeros, or 2001:db8::20, which takes a port in brackets, [2001:db8::20]:443", Quote(text))
+		return netip.Addr{}, fmt.Errorf("%s is not an address; an address looks like 192.168.1.20 (no leading zeros) or 2001:db8::20; with a port, write IPv6 as [2001:db8::20]:443", Quote(text))
 	case addr.Is4In6():
 		return netip.Addr{}, mappedError(text, addr.Unmap())
 	case addr.Zone() != "":
-		return netip.Addr{}, fmt.Errorf("%s has a zone, which says where a link-local address is; give a global or unique local one, without zone", Quote(text))
+		return netip.Addr{}, fmt.Errorf("%s has a zone, as only link-local addresses do; give a global or unique local address without a zone", Quote(text))
 	}
 	return addr, nil
 }
 
-// mappedError is about an IPv4 address in the guise of IPv6, which is on no wire.
+// mappedError returns the error for an IPv4-mapped IPv6 address or network. No packet has such an address.
 func mappedError(text string, plain fmt.Stringer) error {
 	return fmt.Errorf("%s is an IPv4-mapped address; write %s", Quote(text), plain)
 }
 
-// ParsePrefix reads a network such as 192.168.1.0/24 or 2001:db8::/32, or an
-// address for itself alone.
+// ParsePrefix reads a network such as 192.168.1.0/24 or 2001:db8::/32. An address without a length is a network of one
+// address.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	if !strings.Contains(text, "/") {
-		addr, err := ParseAddress(text)
+		addr, err := parseAddress(text)
 		if err != nil {
 			return netip.Prefix{}, err
 		}
@@ -123,15 +122,15 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 		plain := netip.PrefixFrom(prefix.Addr().Unmap(), max(0, prefix.Bits()-96))
 		return netip.Prefix{}, mappedError(text, plain.Masked())
 	case prefix != prefix.Masked():
-		return netip.Prefix{}, fmt.Errorf("%s has bits set behind its length; write %s", Quote(text), prefix.Masked())
+		return netip.Prefix{}, fmt.Errorf("%s has host bits set; write %s", Quote(text), prefix.Masked())
 	}
 	return prefix, nil
 }
 
-// Reflect is what the source of a hairpin connection becomes.
+// Reflect says how hairpin translates the source of a hairpin connection.
 type Reflect string
 
-// The reflect modes; "" stands for the default of the configuration.
+// The reflect modes. "" means the default of the configuration.
 const (
 	ReflectAuto   Reflect = "auto"
 	ReflectRouter Reflect = "router"
@@ -140,7 +139,7 @@ const (
 	ReflectOff    Reflect = "off"
 )
 
-// ReflectNames lists the reflect modes.
+// ReflectNames returns the reflect modes.
 func ReflectNames() []string {
 	return []string{string(ReflectAuto), string(ReflectRouter), string(ReflectPublic), string(ReflectPrefix), string(ReflectOff)}
 }
@@ -153,23 +152,23 @@ func ParseReflect(text string) (Reflect, error) {
 	return Reflect(text), nil
 }
 
-// Forward is a rule: what arrives for an external address and its ports goes to
-// the target. An intercept is one too, but takes what clients of LANs ask its
-// ports of, whatever address that is: it has no External, From and Hosts.
+// Forward is a rule: packets to an external address and these ports go to the target. An intercept is also a Forward:
+// packets of LAN clients to these ports go to the target, whatever their destination address is. An intercept has no
+// External, From and Hosts.
 type Forward struct {
 	Name       string         `json:"name"`
 	Protocols  []Protocol     `json:"protocol"`
 	External   External       `json:"external"`
 	Ports      Ports          `json:"port"`
 	Target     netip.Addr     `json:"target"`
-	TargetPort uint16         `json:"target_port,omitempty"` // of Ports.First; 0: the same ports
-	From       []netip.Prefix `json:"from,omitempty"`        // who may connect; empty: everybody
+	TargetPort uint16         `json:"target_port,omitempty"` // target port for Ports.First; 0: the target ports equal Ports
+	From       []netip.Prefix `json:"from,omitempty"`        // networks of clients that may connect; empty: all
 	Reflect    Reflect        `json:"reflect,omitempty"`
-	Hosts      []string       `json:"hosts,omitempty"` // names for split DNS, as ParseHost gives them
+	Hosts      []string       `json:"hosts,omitempty"` // names for split DNS, in the form that ParseHost returns
 	Intercept  bool           `json:"intercept,omitempty"`
-	LAN        []string       `json:"lan,omitempty"`    // of an intercept: interfaces; empty: every LAN interface
-	Except     []netip.Prefix `json:"except,omitempty"` // of an intercept: who and what is left alone
-	Source     string         `json:"source,omitempty"` // where it was written, such as FILE:LINE
+	LAN        []string       `json:"lan,omitempty"`    // intercept: its LAN interfaces; empty: all
+	Except     []netip.Prefix `json:"except,omitempty"` // intercept: clients and destinations that it does not redirect
+	Source     string         `json:"source,omitempty"` // where the user wrote the forward, such as FILE:LINE
 }
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
@@ -181,10 +180,9 @@ func (f *Forward) checkName() error {
 	return nil
 }
 
-// ExternalString is the address or interface and the ports as the command line
-// writes them, such as "wan0:443"; a 1:1 forward has the port "any". An intercept
-// may have several interfaces, as in "lan0,lan1:53".
-func (f Forward) ExternalString() string {
+// externalString formats the address or interface and the ports as on the command line, such as "wan0:443". A 1:1
+// forward has the port "any". An intercept may have several interfaces: "lan0,lan1:53".
+func (f Forward) externalString() string {
 	ports := f.Ports.String()
 	if f.Ports.Every() {
 		ports = anyPort
@@ -202,7 +200,7 @@ func (f Forward) ExternalString() string {
 	return where + ":" + ports
 }
 
-// TargetPorts are the ports at the target, as many as f.Ports.
+// TargetPorts returns the ports at the target. They are as many as f.Ports.
 func (f Forward) TargetPorts() Ports {
 	if f.Ports.Every() || f.TargetPort == 0 {
 		return f.Ports
@@ -210,11 +208,10 @@ func (f Forward) TargetPorts() Ports {
 	return Ports{First: f.TargetPort, Last: f.TargetPort + (f.Ports.Last - f.Ports.First)}
 }
 
-// PortShift is what a port changes by on the way to the target, modulo 65536.
+// PortShift returns target port minus external port, modulo 65536.
 func (f *Forward) PortShift() uint16 { return f.TargetPorts().First - f.Ports.First }
 
-// TargetString is the target as the command line writes it, with its ports
-// unless they are all of them.
+// TargetString formats the target as on the command line, with its ports. A 1:1 forward has no ports here.
 func (f Forward) TargetString() string {
 	if f.Ports.Every() {
 		return unmistakable(f.Target)
@@ -229,10 +226,10 @@ func withPorts(addr netip.Addr, ports string) string {
 	return addr.String() + ":" + ports
 }
 
-// String is the forward in the grammar of ParseForward. An intercept is written
-// alike, with who is excepted behind its target.
+// String formats the forward in the grammar of ParseForward. An intercept has "except CIDR,..." after its target, which
+// ParseForward does not read.
 func (f Forward) String() string {
-	words := []string{f.Name, joined(f.Protocols), f.ExternalString(), "to", f.TargetString()}
+	words := []string{f.Name, joined(f.Protocols), f.externalString(), "to", f.TargetString()}
 	if len(f.From) > 0 {
 		words = append(words, "from", joined(f.From))
 	}
@@ -256,7 +253,7 @@ func joined[T fmt.Stringer](list []T) string {
 	return strings.Join(words, ",")
 }
 
-// Kind is what the forward is called: "forward" or "intercept".
+// Kind returns "intercept" for an intercept, else "forward".
 func (f Forward) Kind() string {
 	if f.Intercept {
 		return "intercept"
@@ -264,7 +261,7 @@ func (f Forward) Kind() string {
 	return "forward"
 }
 
-// one is Kind with its article.
+// one returns Kind with an indefinite article.
 func (f *Forward) one() string {
 	if f.Intercept {
 		return "an intercept"
@@ -272,7 +269,7 @@ func (f *Forward) one() string {
 	return "a forward"
 }
 
-// portless finds a protocol of the forward that knows no ports.
+// portless returns the first protocol of the forward that has no ports, and whether there is such a protocol.
 func (f *Forward) portless() (Protocol, bool) {
 	i := slices.IndexFunc(f.Protocols, func(p Protocol) bool { return !p.HasPorts() })
 	if i < 0 {

@@ -72,9 +72,9 @@ func TestParseForwardTakesShortForms(t *testing.T) {
 	}
 }
 
-// A number behind an IPv6 address is neither cut off nor taken for a part of it silently.
+// If the last group of an IPv6 address may be a port, the parser must return an error and not guess.
 func TestIPv6WithoutBrackets(t *testing.T) {
-	const either = "%q is %s with port %s, or an address that ends so; write [%[2]s]:%[3]s or [%[1]s]"
+	const either = "%q is ambiguous: %s with port %s, or one longer address; write [%[2]s]:%[3]s or [%[1]s]"
 	const brackets = "%q is an IPv6 address with a port, which needs brackets; write [%s]:%s"
 	for _, test := range []struct{ text, addr, ports, want string }{
 		{"fd00:1::20:80", "fd00:1::20", "80", either},
@@ -92,7 +92,7 @@ func TestIPv6WithoutBrackets(t *testing.T) {
 				t.Errorf("%s:\ngot  %v\nwant %s", line, err, want)
 			}
 		}
-		if _, err := rule.ParseExternal(test.text); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("write %s and give the port apart", test.addr)) {
+		if _, err := rule.ParseExternal(test.text); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("write %s and give the port separately", test.addr)) {
 			t.Errorf("external %s: %v", test.text, err)
 		}
 	}
@@ -110,7 +110,8 @@ func TestIPv6WithoutBrackets(t *testing.T) {
 	}
 }
 
-// What is written is read again, in a file and in the running document, whatever the last group looks like.
+// An address that is formatted for a file or for the running document can be parsed again, also if its last group looks like
+// a port.
 func TestIPv6IsWrittenAsItIsRead(t *testing.T) {
 	addr := netip.MustParseAddr("fd00::1:80")
 	for _, line := range []string{"a any any to [fd00::1:80]", "a any [fd00::1:80]:any to fd00::9", "a tcp [fd00::1:80]:443 to [fd00::1:90]:443"} {
@@ -138,13 +139,13 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 		"web tpc 443 to 10.0.0.1":                         {`"tpc" is not a supported protocol`, `did you mean "tcp"?`},
 		"web ipv6 443 to 10.0.0.1":                        {`"ipv6" is not a supported protocol; did you mean "ipip"?`},
 		"web 47 any to 10.0.0.1":                          {`"47" is not a supported protocol; possible are tcp, udp, sctp, icmp, udplite, gre, esp, ipip and any`},
-		"web icmp 443 to 10.0.0.1":                        {`port: 443 is given, but icmp has no ports to select by; leave it out ("any" on the command line)`},
-		"web tcp,gre 443 to 10.0.0.1":                     {"port: 443 is given, but gre has no ports", "make a forward of its own for gre"},
-		"web any 443 to 10.0.0.1":                         {"port: 443 is given, but any has no ports"},
-		"web any,tcp any to 10.0.0.1":                     {"protocol: any is every protocol; leave the others out"},
-		"web esp any to 10.0.0.1:4500":                    {"to: port 4500 at the target, but esp has no ports; leave it out"},
-		"web sctp 443 to 10.0.0.1:444":                    {"to: port 444 at the target, but 443 at the external address: the ports of sctp cannot change, because its checksum covers them"},
-		"web tcp,sctp 80-90 to 10.0.0.1:180":              {"to: port 180-190 at the target, but 80-90 at the external address"},
+		"web icmp 443 to 10.0.0.1":                        {`port: 443 is given, but protocol icmp has no ports; leave the port out (on the command line write "any")`},
+		"web tcp,gre 443 to 10.0.0.1":                     {"port: 443 is given, but protocol gre has no ports", "make another forward for gre"},
+		"web any 443 to 10.0.0.1":                         {"port: 443 is given, but protocol any has no ports"},
+		"web any,tcp any to 10.0.0.1":                     {"protocol: any means every protocol; leave the others out"},
+		"web esp any to 10.0.0.1:4500":                    {"to: target port 4500 is given, but protocol esp has no ports; leave the port out"},
+		"web sctp 443 to 10.0.0.1:444":                    {"to: target port 444 differs from external port 443, but ports of sctp cannot change, because its checksum covers them"},
+		"web tcp,sctp 80-90 to 10.0.0.1:180":              {"to: target port 180-190 differs from external port 80-90"},
 		"web tcp,tcp 443 to 10.0.0.1":                     {"protocol: tcp is there twice"},
 		"web tcp 0 to 10.0.0.1":                           {`port: "0" is not a port`, "1 to 65535"},
 		"web tcp 65536 to 10.0.0.1":                       {`"65536" is not a port`},
@@ -153,21 +154,21 @@ func TestParseForwardSaysWhatIsWrong(t *testing.T) {
 		"web tcp 080 to 10.0.0.1":                         {`"080" is not a port`},
 		"web tcp +80 to 10.0.0.1":                         {`"+80" is not a port`},
 		"web tcp 6010-6000 to 10.0.0.1":                   {"runs backwards; write 6000-6010"},
-		"web tcp 443 to 010.0.0.1":                        {`to: "010.0.0.1" is not an address`, "without leading zeros"},
+		"web tcp 443 to 010.0.0.1":                        {`to: "010.0.0.1" is not an address`, "no leading zeros"},
 		"web tcp 443 to server.lan:80":                    {`"server.lan" is not an address`},
 		"web tcp 443 to 10.0.0.1:":                        {"ends where a port was expected"},
 		"web tcp 203.0.113.1 to 10.0.0.1":                 {"has no port; write 203.0.113.1:443"},
 		"web tcp 203.0.113:80 to 10.0.0.1":                {`"203.0.113" is not an address`},
 		"web tcp eth/0:80 to 10.0.0.1":                    {`"eth/0" cannot be the name of an interface`},
-		"web tcp 6000-6010 to 10.0.0.1:7000-7011":         {"ports 7000-7011 are 12, but the external ports 6000-6010 are 11"},
-		"web tcp any to 10.0.0.1:80":                      {"port 80 at the target, but the forward is for every port"},
+		"web tcp 6000-6010 to 10.0.0.1:7000-7011":         {"target range 7000-7011 has 12 ports, but external range 6000-6010 has 11"},
+		"web tcp any to 10.0.0.1:80":                      {"target port 80 needs an external port"},
 		"web tcp 443 too 10.0.0.1":                        {`"too" where "to" was expected`},
 		"web tcp 443 to 10.0.0.1 form 10.0.0.0/8":         {`"form" is not an option of a forward; did you mean "from"?`},
-		"web tcp 443 to 10.0.0.1 from":                    {`nothing after "from"`},
+		"web tcp 443 to 10.0.0.1 from":                    {`no value after "from"`},
 		"web tcp 443 to 10.0.0.1 from 10.0.0.1/8":         {"write 10.0.0.0/8"},
 		"web tcp 443 to 10.0.0.1 from 10.0.0.0/33":        {"is not a network"},
 		"web tcp 443 to 10.0.0.1 reflect stand-in":        {`"stand-in" is not a reflect mode; possible are auto, router, public, prefix and off`},
-		"web tcp 443 to 10.0.0.1 host":                    {`nothing after "host"`},
+		"web tcp 443 to 10.0.0.1 host":                    {`no value after "host"`},
 		"web tcp 443 to 10.0.0.1 hosts a.b":               {`"hosts" is not an option of a forward; did you mean "host"?`},
 		"web tcp 443 to 10.0.0.1 host *.b,c_d,e.f,":       {`host: "*.b" is a wildcard`, `host: "c_d" is not a host name: it has '_'`, `host: "" is not a host name`},
 		"web tcp 443 to 10.0.0.1 host a host b":           {`"host" is there twice`},
@@ -226,11 +227,11 @@ func TestParseSelector(t *testing.T) {
 	for line, want := range map[string]string{
 		"sorce 10.0.0.0/8":    `"sorce" does not select connections`,
 		"prot tcp":            `did you mean "proto"?`,
-		"port":                `nothing after "port"`,
+		"port":                `no value after "port"`,
 		"port 0":              `"0" is not a port`,
 		"port 6010-6000":      "runs backwards; write 6000-6010",
 		"port 6000-":          `"" is not a port`,
-		"path lan":            `"lan" is not a path; a connection came by wan, from the Internet, by hairpin, from a LAN to the external address, or by local, from the router itself`,
+		"path lan":            `"lan" is not a path; the paths are wan (from the Internet), hairpin (from a LAN to the external address) and local (from the router itself)`,
 		"proto tcp proto udp": `"proto" is there twice`,
 		"src 10.0.0.1/8":      "write 10.0.0.0/8",
 		"path x port y src z": "\"z\" is not an address",
@@ -245,7 +246,7 @@ func TestParseSelector(t *testing.T) {
 func TestSuggest(t *testing.T) {
 	for word, want := range map[string]string{
 		"prot":                     `did you mean "proto"?`,
-		"form":                     `did you mean "from"?`, // two neighbours swapped
+		"form":                     `did you mean "from"?`, // two neighbouring letters swapped
 		"porto":                    `did you mean "proto"?`,
 		"FROM":                     `did you mean "from"?`,
 		"zebra":                    "possible are from and proto",

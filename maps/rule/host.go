@@ -11,19 +11,18 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// Limits of names, in bytes (RFC 1035 2.3.4).
+// Limits of a host name and of one label, in bytes (RFC 1035 2.3.4).
 const (
 	maxHost  = 253
 	maxLabel = 63
 )
 
-// ParseHost reads the exact name of a host (RFC 952, RFC 1123 2.1). It gives the
-// name as servers have it: in lower case, without a final dot, and in the ASCII
-// form of RFC 5891 if it has other letters.
+// ParseHost reads one host name, not a wildcard (RFC 952, RFC 1123 2.1). It returns the name in lower case, without a
+// final dot. A name with other than ASCII letters is returned in its ASCII form (RFC 5891).
 func ParseHost(text string) (string, error) {
 	name := strings.TrimSuffix(text, ".")
 	if strings.Contains(name, "*") {
-		return "", fmt.Errorf("%s is a wildcard, which would also catch the names of hosts that are elsewhere, and no hosts file has them; write each name", Quote(text))
+		return "", fmt.Errorf("%s is a wildcard, which would also match hosts elsewhere and does not work in a hosts file; write each name", Quote(text))
 	}
 	if length := utf8.RuneCountInString(name); length > maxHost {
 		return "", notHost(text, tooLong(length))
@@ -47,10 +46,10 @@ func notHost(text string, reason error) error {
 }
 
 func tooLong(length int) error {
-	return fmt.Errorf("it has %d characters, and %d is the most", length, maxHost)
+	return fmt.Errorf("it has %d characters, but the limit is %d", length, maxHost)
 }
 
-// checkHost looks at a name in lower case.
+// checkHost checks a name that is already in lower case.
 func checkHost(name string) error {
 	if name == "" {
 		return errors.New("it is empty")
@@ -69,7 +68,7 @@ func checkHost(name string) error {
 	case isNumber(last):
 		return errors.New("it ends in a number, as an address does")
 	case last == "localhost":
-		return errors.New("localhost and what is below it is every host itself (RFC 6761 6.3)")
+		return errors.New("localhost and names below it mean the asking host itself (RFC 6761 6.3)")
 	}
 	return nil
 }
@@ -78,9 +77,9 @@ func checkLabel(label string) error {
 	other := strings.TrimLeft(label, "abcdefghijklmnopqrstuvwxyz0123456789-")
 	switch {
 	case label == "":
-		return errors.New("there is nothing before or between dots")
+		return errors.New("the part before or between dots is empty")
 	case len(label) > maxLabel:
-		return fmt.Errorf("%s has %d characters, and %d is the most between dots", Quote(label), len(label), maxLabel)
+		return fmt.Errorf("%s has %d characters, but the limit between dots is %d", Quote(label), len(label), maxLabel)
 	case other != "":
 		r, _ := utf8.DecodeRuneInString(other)
 		return fmt.Errorf("it has %q, and only letters, digits and dashes may be between dots", r)
@@ -89,14 +88,14 @@ func checkLabel(label string) error {
 	}
 	if strings.HasPrefix(label, "xn--") {
 		if _, err := idna.Lookup.ToUnicode(label); err != nil {
-			return fmt.Errorf("%s stands for no name in other letters", Quote(label))
+			return fmt.Errorf("%s is not a valid internationalized label (RFC 5891)", Quote(label))
 		}
 	}
 	return nil
 }
 
-// isNumber reports whether programs that read addresses as inet_aton(3) does
-// take a name that ends in this label for one.
+// isNumber reports whether inet_aton(3) can read the last label of a name as a number. Programs that use inet_aton(3)
+// would take such a name for an address.
 func isNumber(label string) bool {
 	if hex, ok := strings.CutPrefix(label, "0x"); ok {
 		return strings.Trim(hex, "0123456789abcdef") == ""

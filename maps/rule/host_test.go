@@ -41,11 +41,11 @@ func TestParseHostRefuses(t *testing.T) {
 		"":                               `"" is not a host name: it is empty`,
 		".":                              "it is empty",
 		"*":                              "is a wildcard",
-		"*.example.org":                  `"*.example.org" is a wildcard, which would also catch the names of hosts that are elsewhere`,
+		"*.example.org":                  `"*.example.org" is a wildcard, which would also match hosts elsewhere`,
 		"www.*.org":                      "is a wildcard",
-		"a..b":                           "there is nothing before or between dots",
-		".a":                             "there is nothing before or between dots",
-		"a..":                            "there is nothing before or between dots",
+		"a..b":                           "the part before or between dots is empty",
+		".a":                             "the part before or between dots is empty",
+		"a..":                            "the part before or between dots is empty",
 		"a b":                            "it has ' ', and only letters, digits and dashes may be between dots",
 		"a_b.example":                    "it has '_'",
 		"_sip._tcp.example":              "it has '_'",
@@ -61,14 +61,14 @@ func TestParseHostRefuses(t *testing.T) {
 		"123":                            "it ends in a number",
 		"a.0x7f":                         "it ends in a number",
 		"2001:db8::1":                    "it has ':'",
-		"localhost":                      "localhost and what is below it is every host itself",
-		"a.localhost.":                   "localhost and what is below it",
-		strings.Repeat("a", 64) + ".x":   `has 64 characters, and 63 is the most between dots`,
+		"localhost":                      "localhost and names below it mean the asking host itself",
+		"a.localhost.":                   "localhost and names below it",
+		strings.Repeat("a", 64) + ".x":   `has 64 characters, but the limit between dots is 63`,
 		strings.Repeat("a.", 127):        "",
-		strings.Repeat("a.", 127) + "a":  "it has 255 characters, and 253 is the most",
+		strings.Repeat("a.", 127) + "a":  "it has 255 characters, but the limit is 253",
 		strings.Repeat("ä", 60) + ".x":   "is not a host name",
 		"xn--\x80":                       "is not a host name",
-		"xn--a-ecp.example":              `"xn--a-ecp" stands for no name in other letters`,
+		"xn--a-ecp.example":              `"xn--a-ecp" is not a valid internationalized label`,
 		"a\u200bb.example.\u2028":        "is not a host name",
 		strings.Repeat("x", 1<<20):       "it has 1048576 characters",
 		strings.Repeat("ü", 1<<20) + ".": "it has 1048576 characters",
@@ -85,8 +85,7 @@ func TestParseHostRefuses(t *testing.T) {
 	}
 }
 
-// FuzzParseHost: what is taken is fit for the files of every server, and is
-// taken again as it is.
+// FuzzParseHost: a name that ParseHost accepts is safe in the files of every name server, and ParseHost returns it unchanged.
 func FuzzParseHost(f *testing.F) {
 	for _, text := range []string{"www.example.org.", "*.example", "bücher.example", "xn--bcher-kva", "a_b", "1.2.3.4", "a..b", "ß。x", "\u202ea.b"} {
 		f.Add(text)

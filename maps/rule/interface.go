@@ -9,8 +9,9 @@ import (
 	"unicode/utf8"
 )
 
-// CheckInterfaceName takes what dev_valid_name() of the kernel does, which looks at bytes: to its isspace()
-// the byte 0xa0 of "à" is a space. Names that are not UTF-8 are in no configuration file.
+// CheckInterfaceName accepts the names that the kernel's dev_valid_name() accepts, if they are UTF-8 as configuration
+// files require and do not look like an address. dev_valid_name() checks bytes: the second byte of "à", 0xa0, is a
+// space for the kernel's isspace().
 func CheckInterfaceName(name string) error {
 	const limit = 15 // IFNAMSIZ without the final zero
 	if name == "" || name == "." || name == ".." || len(name) > limit || !utf8.ValidString(name) ||
@@ -23,5 +24,6 @@ func CheckInterfaceName(name string) error {
 	return nil
 }
 
-// isSpace is isspace() of the kernel (lib/ctype.c), of which NUL is none: it ends a name.
+// isSpace reports whether the kernel's isspace() (lib/ctype.c) is true for b. It is also true for NUL, which cannot be
+// in a name.
 func isSpace(b byte) bool { return b == 0 || b >= '\t' && b <= '\r' || b == ' ' || b == 0xa0 }

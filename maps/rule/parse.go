@@ -10,13 +10,12 @@ import (
 	"strings"
 )
 
-// ForwardSyntax is the grammar that ParseForward reads.
+// ForwardSyntax is the grammar of ParseForward, for help texts and messages.
 const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [host NAME[,NAME]]"
 
-// ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is
-// one of ProtocolNames, or several with commas; the port "any" makes a 1:1
-// forward. Everything wrong is reported, as Problems; whether the forward fits
-// the others and the interfaces is Config.Validate's to say.
+// ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is one of ProtocolNames, or several separated
+// by commas. The port "any" makes a 1:1 forward. The error joins one Problem for each mistake. ParseForward does not
+// compare the forward with other forwards or with the interfaces: Config.Validate does.
 func ParseForward(args []string) (Forward, error) {
 	if len(args) < 5 {
 		return Forward{}, fmt.Errorf("forward needs %s", ForwardSyntax)
@@ -74,7 +73,7 @@ func (p *forwardParser) external(text string) {
 			if !p.check("external", checkNoPort(selector)) {
 				return
 			}
-			addr, err := ParseAddress(selector)
+			addr, err := parseAddress(selector)
 			if !p.check("external", err) {
 				return
 			}
@@ -101,14 +100,14 @@ func (p *forwardParser) target(text string) {
 	p.check("to", p.SetTarget(text))
 }
 
-// SetTarget reads ADDR[:PORT[-PORT]] for a forward that has its ports already;
-// a range is as long as theirs.
+// SetTarget reads the target, ADDR[:PORT[-PORT]]. f.Ports must be set before. A range of target ports must be as long
+// as f.Ports.
 func (f *Forward) SetTarget(text string) error {
 	if err := checkNoPort(text); err != nil {
 		return err
 	}
 	addr, ports := splitPorts(text)
-	target, err := ParseAddress(addr)
+	target, err := parseAddress(addr)
 	if err != nil {
 		return err
 	}
@@ -130,11 +129,11 @@ func (f *Forward) setTargetPorts(text string) error {
 	protocol, portless := f.portless()
 	switch {
 	case portless:
-		return fmt.Errorf("port %s at the target, but %s has no ports; leave it out", ports, protocol)
+		return fmt.Errorf("target port %s is given, but protocol %s has no ports; leave the port out", ports, protocol)
 	case f.Ports.Every():
-		return fmt.Errorf("port %s at the target, but the forward is for every port; leave one out or give both", ports)
+		return fmt.Errorf("target port %s needs an external port; give both, or neither to forward every port", ports)
 	case strings.Contains(text, "-") && ports.Len() != f.Ports.Len():
-		return fmt.Errorf("ports %s are %d, but the external ports %s are %d; give as many, or only the first",
+		return fmt.Errorf("target range %s has %d ports, but external range %s has %d; make the ranges equally long, or give only the first target port",
 			ports, ports.Len(), f.Ports, f.Ports.Len())
 	}
 	f.TargetPort = ports.First
@@ -150,7 +149,7 @@ func (p *forwardParser) options(args []string) {
 			return
 		}
 		if len(args) == 1 {
-			p.check("", fmt.Errorf("nothing after %q", option))
+			p.check("", fmt.Errorf("no value after %q", option))
 			return
 		}
 		if seen[option] {
@@ -162,7 +161,7 @@ func (p *forwardParser) options(args []string) {
 	}
 }
 
-// ForwardOptions are the words of ForwardSyntax that may follow the target.
+// ForwardOptions returns the words of ForwardSyntax that may follow the target.
 func ForwardOptions() []string { return []string{"from", "reflect", "host"} }
 
 func (p *forwardParser) option(option, value string) {
@@ -188,25 +187,27 @@ func (p *forwardParser) option(option, value string) {
 	}
 }
 
-// IPv6Rule tells when ParseForward and configuration files want brackets, for help texts.
-const IPv6Rule = `An IPv6 address is in brackets if a port follows, [fd00::1]:80, or if its last group
-could be taken for one, [fd00::1:80].`
+// IPv6Rule says when an IPv6 address needs brackets in arguments and configuration files, for help texts.
+const IPv6Rule = `Write an IPv6 address in brackets if a port follows, [fd00::1]:80, or if its last group
+looks like a port, [fd00::1:80].`
 
-// checkNoPort refuses an IPv6 address without brackets that ends in a port, or in a group that could be one: a
-// decimal number behind what is an address without it. Eight groups without "::" are never in doubt, because
-// seven are no address. Nor is fd00::20, because the group stands behind "::".
+// checkNoPort returns an error for an IPv6 address without brackets that ends in a port, or in a group that may be a
+// port. A group may be a port if it is a decimal number and the text before it is also a valid address. So a full
+// address of eight groups is accepted: seven groups are not an address. fd00::20 is accepted too, because "::" comes
+// directly before the last group.
 func checkNoPort(text string) error {
 	addr, ports, doubtful := cutPort(text)
 	if !doubtful {
 		return nil
 	}
 	if whole, err := netip.ParseAddr(text); err == nil {
-		return fmt.Errorf("%s is %s with port %s, or an address that ends so; write [%s]:%s or [%s]", Quote(text), addr, ports, addr, ports, whole)
+		return fmt.Errorf("%s is ambiguous: %s with port %s, or one longer address; write [%s]:%s or [%s]", Quote(text), addr, ports, addr, ports, whole)
 	}
 	return fmt.Errorf("%s is an IPv6 address with a port, which needs brackets; write [%s]:%s", Quote(text), addr, ports)
 }
 
-// cutPort takes text without brackets for an IPv6 address with a port, if it can be.
+// cutPort splits text such as "fd00::1:80" into an IPv6 address without brackets and its ports. It reports false if
+// text cannot be read in this way.
 func cutPort(text string) (netip.Addr, Ports, bool) {
 	i := strings.LastIndexByte(text, ':')
 	if i < 0 || strings.HasSuffix(text[:i], ":") {
@@ -220,7 +221,7 @@ func cutPort(text string) (netip.Addr, Ports, bool) {
 	return addr, ports, err == nil
 }
 
-// unmistakable is an address as checkNoPort lets it pass.
+// unmistakable formats an address, with brackets if checkNoPort would refuse it without them.
 func unmistakable(addr netip.Addr) string {
 	text := addr.String()
 	if _, _, doubtful := cutPort(text); doubtful {
@@ -229,8 +230,8 @@ func unmistakable(addr netip.Addr) string {
 	return text
 }
 
-// splitPorts cuts "ADDR:PORT" before its last colon. What has more colons has a
-// port only behind brackets: 2001:db8::1:443 is an address.
+// splitPorts splits "ADDR:PORT" at its last colon. Text with several colons is an IPv6 address: it has a port only if
+// the address is in brackets. 2001:db8::1:443 is an address without a port.
 func splitPorts(text string) (before, ports string) {
 	i := strings.LastIndexByte(text, ':')
 	if i < 0 || strings.HasSuffix(text, "]") || strings.Contains(text[:i], ":") && text[0] != '[' {

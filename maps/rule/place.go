@@ -8,31 +8,32 @@ import (
 	"strings"
 )
 
-// Place is where the forwards of one external id listen: at one address, at the
-// addresses that a WAN interface has of one family, or, intercepts, behind a LAN
-// interface at every address of one. Without interface and address it is every
-// WAN or every LAN interface.
+// Place is where the forwards of one external id listen. It is one of:
+//   - one fixed address;
+//   - the addresses of one family on a WAN interface, or on every WAN interface if Interface is "";
+//   - with LAN set: for intercepts, every destination address of one family in packets that come in by a LAN
+//     interface, or by every LAN interface if Interface is "".
 type Place struct {
 	External
 	LAN  bool
-	IPv6 bool // of an interface: its IPv6 addresses. An address tells its family itself.
+	IPv6 bool // the IPv6 addresses of the interface; false for a fixed address of either family
 }
 
-// AtAddress is the place of forwards that listen at one address.
+// AtAddress returns the place of forwards that listen at one fixed address.
 func AtAddress(addr netip.Addr) Place { return Place{External: External{Address: addr}} }
 
-// AtWAN is the place of forwards that listen at the addresses of a WAN interface, of one family.
+// AtWAN returns the place of forwards that listen at the IPv4 or IPv6 addresses of a WAN interface.
 func AtWAN(name string, v6 bool) Place {
 	return Place{External: External{Interface: name}, IPv6: v6}
 }
 
-// AtLAN is the place of intercepts behind a LAN interface, of one family.
+// AtLAN returns the place of IPv4 or IPv6 intercepts on a LAN interface.
 func AtLAN(name string, v6 bool) Place {
 	return Place{External: External{Interface: name}, LAN: true, IPv6: v6}
 }
 
-// Places are where the forward listens, several only of an intercept. Without an
-// address they have the family of its target.
+// Places returns the places where the forward listens. Only an intercept can have several. A place without a fixed
+// address has the family of the target.
 func (f *Forward) Places() []Place {
 	v6 := f.Target.Is6()
 	switch {
@@ -50,14 +51,14 @@ func (f *Forward) Places() []Place {
 	return places
 }
 
-// Is6 reports whether the place is one of IPv6.
+// Is6 reports whether the forwards at this place are IPv6 forwards.
 func (p Place) Is6() bool { return p.IPv6 || p.Address.Is6() }
 
-// Everywhere is every WAN interface, or every LAN interface, for the family of p.
+// Everywhere returns the place "every WAN interface", or "every LAN interface" if p is on a LAN, for the family of p.
 func (p Place) Everywhere() Place { return Place{LAN: p.LAN, IPv6: p.Is6()} }
 
-// These mark a LAN interface, and the IPv6 addresses of an interface, in the
-// running document. No name of an interface has a slash.
+// Suffixes of a Place in the text of the running document. They cannot be part of an interface name, because such names
+// have no slash.
 const (
 	suffixLAN = "/lan"
 	suffix6   = "/ipv6"
@@ -83,12 +84,12 @@ func (p *Place) UnmarshalText(text []byte) error {
 	return p.External.UnmarshalText([]byte(external))
 }
 
-// ComparePlaces sorts places: by address, then by interface, those of WANs and of IPv4 first.
+// ComparePlaces orders places by address, interface, WAN before LAN, IPv4 before IPv6.
 func ComparePlaces(a, b Place) int {
 	return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Interface, b.Interface), compareBool(a.LAN, b.LAN), compareBool(a.IPv6, b.IPv6))
 }
 
-// compareBool sorts false before true.
+// compareBool orders false before true.
 func compareBool(a, b bool) int {
 	switch {
 	case a == b:

@@ -8,15 +8,14 @@ import (
 	"strings"
 )
 
-// Ports is a port or a range of ports, both ends included. The zero value is
-// every port, that of a 1:1 forward.
+// Ports is a range of ports from First to Last, both included. The zero value means every port, as in a 1:1 forward.
 type Ports struct{ First, Last uint16 }
 
-// anyPort is how a 1:1 forward is written on the command line.
+// anyPort stands for every port on the command line (a 1:1 forward).
 const anyPort = "any"
 
-// ParsePorts reads "443" or "6000-6010". Ports are 1 to 65535, in decimal and
-// without leading zeros, so that nothing reads as octal.
+// ParsePorts reads "443" or "6000-6010". Ports are decimal numbers from 1 to 65535. Leading zeros are an error, because
+// some programs read such numbers as octal.
 func ParsePorts(text string) (Ports, error) {
 	first, last, ranged := strings.Cut(text, "-")
 	if !ranged {
@@ -44,16 +43,16 @@ func parsePort(text string) (uint16, error) {
 	return uint16(port), nil
 }
 
-// Every reports whether p means every port.
+// Every reports whether p is the zero value, which means every port.
 func (p Ports) Every() bool { return p == Ports{} }
 
-// Len is the number of ports, 65536 for every port.
+// Len returns the number of ports: 65536 if p means every port.
 func (p Ports) Len() int {
 	first, last := p.Bounds()
 	return last - first + 1
 }
 
-// String is "443", "6000-6010", or "" for every port.
+// String formats p as "443" or "6000-6010". It returns "" if p means every port.
 func (p Ports) String() string {
 	switch {
 	case p.Every():
@@ -80,7 +79,7 @@ func (p *Ports) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Bounds are the first and the last port, 0 and 65535 for every port.
+// Bounds returns the first and the last port: 0 and 65535 if p means every port.
 func (p Ports) Bounds() (first, last int) {
 	if p.Every() {
 		return 0, 65535
@@ -88,7 +87,7 @@ func (p Ports) Bounds() (first, last int) {
 	return int(p.First), int(p.Last)
 }
 
-// Has reports whether a port is one of p.
+// Has reports whether p contains the port.
 func (p Ports) Has(port uint16) bool {
 	first, last := p.Bounds()
 	return first <= int(port) && int(port) <= last
@@ -101,7 +100,7 @@ func (p Ports) Overlaps(q Ports) bool {
 	return pf <= ql && qf <= pl
 }
 
-// Within reports whether q holds every port of p and at least one more.
+// Within reports whether q contains every port of p and is larger than p.
 func (p Ports) Within(q Ports) bool {
 	pf, pl := p.Bounds()
 	qf, ql := q.Bounds()

@@ -11,19 +11,17 @@ import (
 	"github.com/hbollon/go-edlib"
 )
 
-// Problem is one thing wrong with a configuration or with arguments, in words
-// for whoever wrote them.
+// Problem is one mistake in a configuration or in command-line arguments, explained for the user who wrote them.
 type Problem struct {
-	Index   int    // place of the forward in Config.Forwards, -1 if it is not about one
-	Forward string // name of the forward, "" if it is not about one
-	Kind    string // what the forward is called, "" for "forward"
+	Index   int    // index of the forward in Config.Forwards, -1 if the problem is not in a forward
+	Forward string // name of the forward, "" if the problem is not in a forward
+	Kind    string // "forward" or "intercept"; "" means "forward"
 	Field   string // key of the configuration file, such as "to" or "timeouts.udp"
-	Item    int    // place in the list that Field is, from 1; 0 if it is not about one item
+	Item    int    // if Field is a list: number of the wrong item, from 1; 0: the whole field
 	Message string // what is wrong
-	Hint    string // what to do, "" if the message says it
 }
 
-// Error implements error on one line; text from outside is quoted in it.
+// Error returns the problem on one line.
 func (p *Problem) Error() string {
 	var text strings.Builder
 	if p.Index >= 0 {
@@ -33,19 +31,16 @@ func (p *Problem) Error() string {
 		text.WriteString(p.Field + ": ")
 	}
 	text.WriteString(p.Message)
-	if p.Hint != "" {
-		text.WriteString("; " + p.Hint)
-	}
 	return text.String()
 }
 
-// itemError is about one item of a list, counted from 1.
+// itemError is the error of one item of a list; items are counted from 1.
 type itemError struct {
 	item int
 	error
 }
 
-// NewProblem is err as a Problem of a field, without a forward. An error of an item of the field names the item.
+// NewProblem returns err as a Problem of a configuration key, without a forward. It sets Item if err is from OfItem.
 func NewProblem(field string, err error) *Problem {
 	p := &Problem{Index: -1, Field: field, Message: err.Error()}
 	var item itemError
@@ -55,7 +50,7 @@ func NewProblem(field string, err error) *Problem {
 	return p
 }
 
-// OfItem says that err is about an item of a list, counted from 0; nil stays nil.
+// OfItem marks err as the error of the list item with this index (from 0), for NewProblem. It returns nil if err is nil.
 func OfItem(index int, err error) error {
 	if err == nil {
 		return nil
@@ -63,7 +58,7 @@ func OfItem(index int, err error) error {
 	return itemError{index + 1, err}
 }
 
-// Problems lists every Problem that err holds, in order.
+// Problems returns every Problem in err, an error that may be joined or wrapped, in order.
 func Problems(err error) []*Problem {
 	var problem *Problem
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
@@ -79,7 +74,8 @@ func Problems(err error) []*Problem {
 	return nil
 }
 
-// Quote makes text from outside safe and short enough for a message.
+// Quote quotes text from a user or a file for a message: control characters are escaped, and the text is cut after
+// 64 characters.
 func Quote(text string) string {
 	const limit = 64
 	if runes := []rune(text[:min(len(text), 4*limit)]); len(runes) > limit || len(text) > 4*limit {
@@ -88,17 +84,17 @@ func Quote(text string) string {
 	return fmt.Sprintf("%q", text)
 }
 
-// Suggest is a hint that names the known word closest to a mistyped one, or
-// lists the words if none is close and the list is short.
+// Suggest returns a hint for a mistyped word. It names the most similar known word. If no known word is similar, it
+// lists the known words, or returns "" if they are more than ten.
 func Suggest(word string, known ...string) string {
 	best, distance := "", 3
 	for _, candidate := range known {
-		// What is much longer is none of the words, and could take very long to compare.
+		// A word from a file may be very long, and the comparison takes quadratic time: skip clearly different lengths.
 		if len(word) > 2*len(candidate)+distance {
 			continue
 		}
-		// A word that is mostly different letters is another word, not a slip. Two neighbours that were
-		// swapped are one slip.
+		// If more than half of the letters differ, the user meant another word. Two swapped neighbours count as one
+		// difference.
 		if d := edlib.OSADamerauLevenshteinDistance(strings.ToLower(word), candidate); d < distance && 2*d <= len(candidate) {
 			best, distance = candidate, d
 		}

@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Protocol is what forwards may have: an IP protocol number, and ICMP for that of
-// either family.
+// Protocol is the protocol of a forward, an IP protocol number. ICMP also stands for ICMPv6, and Any for every protocol.
 type Protocol uint8
 
 // The protocols of forwards.
@@ -17,20 +16,20 @@ const (
 	TCP     Protocol = unix.IPPROTO_TCP
 	UDP     Protocol = unix.IPPROTO_UDP
 	SCTP    Protocol = unix.IPPROTO_SCTP
-	ICMP    Protocol = unix.IPPROTO_ICMP // echo; errors follow the connections they are about
+	ICMP    Protocol = unix.IPPROTO_ICMP // echo only; an ICMP error belongs to the connection that it quotes
 	UDPLite Protocol = unix.IPPROTO_UDPLITE
 	GRE     Protocol = unix.IPPROTO_GRE
 	ESP     Protocol = unix.IPPROTO_ESP
 	IPIP    Protocol = unix.IPPROTO_IPIP
-	// Any is every protocol above. Its number is reserved: no packet has it.
+	// Any means every protocol above. 255 is reserved by IANA, so no packet has this number.
 	Any Protocol = 255
 )
 
-// protocols is in the order that messages list them.
+// protocols has the supported protocols, in the order in which messages list them.
 var protocols = []struct {
 	Protocol
 	name  string
-	ports bool // forwards may select by port; the others go by address alone
+	ports bool // a forward may select ports; false: only addresses
 }{
 	{TCP, "tcp", true},
 	{UDP, "udp", true},
@@ -43,7 +42,7 @@ var protocols = []struct {
 	{Any, "any", false},
 }
 
-// Protocols lists what a forward may have as its protocol, Any as the last one.
+// Protocols returns the protocols that a forward may have; the last is Any.
 func Protocols() []Protocol {
 	all := make([]Protocol, len(protocols))
 	for i, p := range protocols {
@@ -52,7 +51,7 @@ func Protocols() []Protocol {
 	return all
 }
 
-// Number is the protocol's number in packets of a family.
+// Number returns the protocol number in an IPv4 packet, or in an IPv6 packet if v6: ICMP has two numbers.
 func (p Protocol) Number(v6 bool) uint8 {
 	if p == ICMP && v6 {
 		return unix.IPPROTO_ICMPV6
@@ -60,7 +59,7 @@ func (p Protocol) Number(v6 bool) uint8 {
 	return uint8(p)
 }
 
-// ProtocolOf is the protocol that a number in a packet stands for.
+// ProtocolOf returns the Protocol of a protocol number in a packet. The number of ICMPv6 gives ICMP.
 func ProtocolOf(number uint8) Protocol {
 	if number == unix.IPPROTO_ICMPV6 {
 		return ICMP
@@ -68,8 +67,7 @@ func ProtocolOf(number uint8) Protocol {
 	return Protocol(number)
 }
 
-// ProtocolNames lists what a forward may have as its protocol; the last one,
-// "any", is all the others.
+// ProtocolNames returns the names of the protocols that a forward may have; the last is "any".
 func ProtocolNames() []string {
 	words := make([]string, len(protocols))
 	for i, p := range protocols {
@@ -88,7 +86,7 @@ func ParseProtocol(text string) (Protocol, error) {
 	return 0, fmt.Errorf("%s is not a supported protocol; %s", Quote(text), Suggest(text, ProtocolNames()...))
 }
 
-// String is the protocol's name, its number if it has none here.
+// String returns the protocol's name, or "protocol-N" for a number without a name here.
 func (p Protocol) String() string {
 	for _, known := range protocols {
 		if known.Protocol == p {

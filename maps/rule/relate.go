@@ -7,12 +7,13 @@ import (
 	"slices"
 )
 
-// Catches reports whether what an address asks is not excepted.
-func (f *Forward) Catches(addr netip.Addr) bool {
+// Redirects reports whether the intercept redirects traffic from addr: true unless Except contains addr.
+func (f *Forward) Redirects(addr netip.Addr) bool {
 	return !slices.ContainsFunc(f.Except, func(p netip.Prefix) bool { return p.Contains(addr) })
 }
 
-// Meets reports whether there may be a packet for both.
+// Meets reports whether table entries of f and g can have the same external id and match the same packet, so that the
+// more specific forward must win. f must not have protocol Any.
 func (f *Forward) Meets(g *Forward) bool {
 	if f.Intercept != g.Intercept || f.Target.Is6() != g.Target.Is6() || !f.Ports.Overlaps(g.Ports) {
 		return false
@@ -26,23 +27,23 @@ func (f *Forward) Meets(g *Forward) bool {
 	})
 }
 
-// MeetsBehind reports whether the same answers to the Internet may be of both
-// forwards, so that neither is their origin.
+// MeetsBehind reports whether a UDP answer from the target to the Internet may belong to f or to g. Then the datapath
+// cannot tell the forward of such an answer, and neither forward has an origin entry for these ports.
 func (f *Forward) MeetsBehind(g *Forward) bool {
 	udp := func(p Protocol) bool { return p == UDP || p == Any }
 	return f.Target == g.Target && !g.Intercept && f.TargetPorts().Overlaps(g.TargetPorts()) &&
 		slices.ContainsFunc(f.Protocols, udp) && slices.ContainsFunc(g.Protocols, udp)
 }
 
-// Relates reports whether g matters to whether f is valid, given that they do
-// not meet (see ValidLast).
+// Relates reports whether g can make f invalid although they do not meet: g has the name or a host of f, or listens at
+// the target of f. See Config.ValidLast.
 func (g *Forward) Relates(f *Forward) bool {
 	return g.Name == f.Name ||
 		g.External.Address.IsValid() && g.External.Address == f.Target ||
 		slices.ContainsFunc(g.Hosts, func(host string) bool { return slices.Contains(f.Hosts, host) })
 }
 
-// Clone shares no list with f.
+// Clone returns a copy of f that shares no slice with f.
 func (f *Forward) Clone() Forward {
 	c := *f
 	c.Protocols, c.From, c.Hosts = slices.Clone(f.Protocols), slices.Clone(f.From), slices.Clone(f.Hosts)

@@ -10,24 +10,24 @@ import (
 	"strings"
 )
 
-// SelectorSyntax is the grammar that ParseSelector reads, each word at most once.
+// SelectorSyntax is the grammar of ParseSelector. Each word may appear once.
 const SelectorSyntax = "forward NAME | proto P | src CIDR | dst CIDR | port N[-N] | path wan|hairpin|local"
 
-var selectorWords = []string{"forward", "proto", "src", "dst", "port", "path"}
+// SelectorWords are the words of SelectorSyntax that begin a condition.
+func SelectorWords() []string { return []string{"forward", "proto", "src", "dst", "port", "path"} }
 
-// Selector picks connections; every field that is set must match. The zero
-// value picks all.
+// Selector picks connections. Every field that is set must match. The zero value picks all connections.
 type Selector struct {
 	Forward     string
 	Protocol    Protocol
-	Source      netip.Prefix // of the client
-	Destination netip.Prefix // of the external address or the target
-	Ports       Ports        // of the external address or the target; the zero value is every port
-	Path        string       // "wan", "hairpin" or "local"
+	Source      netip.Prefix // contains the client's address
+	Destination netip.Prefix // contains the external address or the target address
+	Ports       Ports        // contain the external port or the target port; the zero value is every port
+	Path        string       // one of PathNames, "" for every path
 }
 
-// ParseSelector reads the arguments of the `conn` commands (SelectorSyntax).
-// Everything wrong is reported, as Problems.
+// ParseSelector reads the arguments of the `conn` commands (SelectorSyntax). The error joins one Problem for each
+// mistake.
 func ParseSelector(args []string) (Selector, error) {
 	var s Selector
 	var problems []error
@@ -36,10 +36,10 @@ func ParseSelector(args []string) (Selector, error) {
 		word := args[0]
 		var err error
 		switch {
-		case !slices.Contains(selectorWords, word):
-			err = fmt.Errorf("%s does not select connections; %s", Quote(word), Suggest(word, selectorWords...))
+		case !slices.Contains(SelectorWords(), word):
+			err = fmt.Errorf("%s does not select connections; %s", Quote(word), Suggest(word, SelectorWords()...))
 		case len(args) == 1:
-			err = fmt.Errorf("nothing after %q; selectors are %s", word, SelectorSyntax)
+			err = fmt.Errorf("no value after %q; selectors are %s", word, SelectorSyntax)
 		case seen[word]:
 			err = fmt.Errorf("%q is there twice", word)
 		default:
@@ -74,7 +74,7 @@ func (s *Selector) set(word, value string) (err error) {
 	case "path":
 		s.Path = value
 		if !slices.Contains(PathNames(), value) {
-			// No word is suggested: "lan" is not wan mistyped, but means hairpin.
+			// No call of Suggest: it would suggest "wan" for "lan", but a user who writes "lan" means "hairpin".
 			err = fmt.Errorf("%s is not a path; %s", Quote(value), pathMeanings)
 		}
 	}
@@ -82,19 +82,12 @@ func (s *Selector) set(word, value string) (err error) {
 }
 
 // pathMeanings explains the words of PathNames.
-const pathMeanings = "a connection came by wan, from the Internet, by hairpin, from a LAN to the external address, or by local, from the router itself"
+const pathMeanings = "the paths are wan (from the Internet), hairpin (from a LAN to the external address) and local (from the router itself)"
 
-// The paths by which a connection reaches its forward.
-const (
-	PathWAN     = "wan"     // from the Internet
-	PathHairpin = "hairpin" // from a LAN to the external address
-	PathLocal   = "local"   // from the router itself
-)
+// PathNames lists the paths by which a connection reaches its forward, in the order of enum conn_path.
+func PathNames() []string { return []string{"wan", "hairpin", "local"} }
 
-// PathNames lists the paths, in the datapath's order.
-func PathNames() []string { return []string{PathWAN, PathHairpin, PathLocal} }
-
-// String is the selector in the grammar of ParseSelector, "" if it picks all.
+// String formats the selector in the grammar of ParseSelector. It returns "" if the selector picks all connections.
 func (s Selector) String() string {
 	var words []string
 	add := func(word, value string, set bool) {

@@ -14,16 +14,16 @@ import (
 	"hairpin/test/lab"
 )
 
-// bench measures, section by section, into one report.
+// bench runs the sections and collects their results in one report.
 type bench struct {
-	tb     testing.TB // of the section that runs
+	tb     testing.TB // belongs to the section that is running
 	clock  *measure.Clock
 	short  bool
 	report *report
 	log    io.Writer
 }
 
-// section is a part of the bench with networks of its own.
+// section is a part of the bench. It makes its own networks.
 type section struct {
 	name string
 	run  func(*bench)
@@ -42,7 +42,7 @@ var sections = []section{
 	{"control", (*bench).control},
 }
 
-// run goes through the sections whose names contain the word.
+// run runs the sections whose names contain only; "" runs all.
 func (b *bench) run(ctx context.Context, only string) error {
 	start := time.Now()
 	for _, s := range sections {
@@ -67,13 +67,13 @@ func (b *bench) run(ctx context.Context, only string) error {
 	return nil
 }
 
-// soak sends the packets of so many flows through one contender until the context ends, for a profiler to look at.
+// soak sends packets of this many flows through the named contender until the context ends, for a profiler.
 func (b *bench) soak(ctx context.Context, name string, flows int) error {
 	return lab.Play(ctx, func(tb testing.TB) {
 		b.tb = tb
 		entrants := b.enter(hairpinned, name)
 		if len(entrants) == 0 {
-			tb.Fatalf("no contender is called %q", name)
+			tb.Fatalf("no contender has the name %q", name)
 		}
 		e := entrants[0]
 		if !e.bare {
@@ -93,7 +93,7 @@ func (b *bench) must(what string, err error) {
 	}
 }
 
-// rounds is how often something is done, in the long run and in the short one.
+// rounds returns long, or short with make bench-short.
 func (b *bench) rounds(long, short int) int {
 	if b.short {
 		return short
@@ -101,20 +101,20 @@ func (b *bench) rounds(long, short int) int {
 	return long
 }
 
-// task is one thing to measure; it returns a value each time.
+// task is one measurement; run returns a new value at each call.
 type task struct {
 	contender string
 	run       func() float64
 }
 
-// A busy machine gets fewer rounds rather than more time.
+// After patience there are no more rounds, but at least fewestRounds: a busy machine gets fewer rounds, not more time.
 const (
 	patience     = 45 * time.Second
 	fewestRounds = 3
 )
 
-// interleave does every task once a round, in turn, and returns the values of each. The order turns
-// round each time, so that whoever comes after whom is not always the same.
+// interleave runs every task once in each round, and returns the values of each task. Every second round runs the tasks in
+// reverse order, so that no task always runs after one certain task.
 func (b *bench) interleave(rounds int, tasks []task) [][]float64 {
 	values := make([][]float64, len(tasks))
 	began := time.Now()
@@ -135,7 +135,7 @@ func (b *bench) interleave(rounds int, tasks []task) [][]float64 {
 	return values
 }
 
-// Tasks that are drawn.
+// The tasks that also have a plot.
 const (
 	taskAnswered = "UDP openings, answered"
 	taskRequests = "TCP connect, request, response, close"

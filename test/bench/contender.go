@@ -11,7 +11,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// site is a router that is to translate.
+// site is a router, and the test that it belongs to.
 type site struct {
 	tb     testing.TB
 	router *lab.Host
@@ -24,12 +24,12 @@ func (s site) must(what string, err error) {
 	}
 }
 
-// contender is one of those who are compared: a rig whose router does the work in its own way.
+// contender is a translator in the comparison: a name, and how to set it up on a rig's router.
 type contender struct {
 	Name string
-	// bare contenders send frames on as they are.
+	// bare: the contender sends frames on unchanged.
 	bare bool
-	// possible says whether the kernel has it; nil: every kernel.
+	// possible reports whether this kernel can run the contender; nil: every kernel can.
 	possible func(r *rig) bool
 	setUp    func(r *rig)
 }
@@ -45,7 +45,7 @@ const (
 	nameHairTC    = "hairpin TC"
 )
 
-// contenders of a way, in the order of the table.
+// contenders returns the contenders for a path, in the order of the table.
 func contenders(w way) []contender {
 	list := []contender{
 		{Name: nameXDPTx, bare: true, setUp: (*rig).bareTransmit},
@@ -58,7 +58,7 @@ func contenders(w way) []contender {
 		{Name: nameIptables, setUp: func(r *rig) { r.iptables() }},
 	}
 	if w == forwarded {
-		return list[1:] // XDP_TX goes back, never across
+		return list[1:] // XDP_TX can only send a frame back to the interface that it came in by
 	}
 	return list
 }
@@ -67,7 +67,7 @@ func (r *rig) bareTransmit() {
 	r.must("bare XDP_TX", r.router.Do(func() error { return r.traffic.TransmitXDP(r.router.Index("lan0")) }))
 }
 
-// bareRedirect and bareTC join lan0 with itself, or both devices with each other.
+// bareRedirect and bareTC redirect lan0 to itself; for path forwarded, wan0 and lan0 to each other.
 func (r *rig) bareRedirect(w way) { r.join(w, (*traffic.Traffic).RedirectXDP) }
 
 func (r *rig) bareTC(w way) { r.join(w, (*traffic.Traffic).RedirectTC) }
@@ -79,7 +79,7 @@ func (r *rig) join(w way, redirect func(t *traffic.Traffic, in, out int) error) 
 		pairs = [][2]string{{"wan0", "lan0"}, {"lan0", "wan0"}}
 	}
 	for _, pair := range pairs {
-		// Each has one device to redirect to.
+		// Each loaded object can redirect to one device only.
 		t, err := traffic.Load()
 		r.must("load", err)
 		r.tb.Cleanup(func() { t.Close() })
@@ -89,7 +89,7 @@ func (r *rig) join(w way, redirect func(t *traffic.Traffic, in, out int) error) 
 	}
 }
 
-// nftables does the same by DNAT and masquerade.
+// nftables sets up equal forwards by DNAT and masquerade.
 func (s site) nftables() {
 	s.conntrack()
 	var forwards strings.Builder
@@ -115,7 +115,7 @@ func (s site) nftables() {
 		}`, forwards.String(), external, server), "nft", "-f", "-")
 }
 
-// flowtable makes connections that are established go past most of netfilter, if the kernel can.
+// flowtable adds a flowtable, by which established connections bypass most of netfilter. False: this kernel has no flowtables.
 func (s site) flowtable() bool {
 	s.tb.Helper()
 	r, err := s.router.TryInput(`
@@ -133,7 +133,7 @@ func (s site) flowtable() bool {
 	return r.Code == 0
 }
 
-// iptables is nftables by its older tongue.
+// iptables sets up equal forwards by iptables-nft.
 func (s site) iptables() {
 	s.conntrack()
 	for _, rule := range []string{
@@ -145,16 +145,16 @@ func (s site) iptables() {
 	}
 }
 
-// conntrack keeps connections for as long as hairpin does here.
+// conntrack sets the UDP timeouts of conntrack to hairpin's timeout in hairpinConfig.
 func (s site) conntrack() {
 	s.router.Sysctl("net/netfilter/nf_conntrack_udp_timeout", "3600")
 	s.router.Sysctl("net/netfilter/nf_conntrack_udp_timeout_stream", "3600")
 }
 
-// hairpinOptions are what some rows want otherwise.
+// hairpinOptions are the settings that differ in some rows of the table.
 type hairpinOptions struct {
-	connections int    // 0: 262144, as nf_conntrack has by default above 4 GiB of memory; a quarter of these is for what is not TCP
-	forwards    string // more of them
+	connections int    // max_connections; 0: 262144, the default of nf_conntrack above 4 GiB of memory. A quarter of them is for protocols other than TCP
+	forwards    string // more forwards, in TOML
 }
 
 func (s site) hairpin(mode string, opts hairpinOptions) *lab.Hairpin {

@@ -14,14 +14,14 @@ import (
 	"hairpin/test/lab"
 )
 
-// control measures what is done by commands, and what memory all of it takes.
+// control measures the memory of all maps, the start of the daemon, and the time of commands.
 func (b *bench) control() {
 	b.memory()
 	b.start()
 	b.commands()
 }
 
-// memory is that of all maps as the kernel accounts for it, at the default size.
+// memory measures the memory of all maps at the default size, as the kernel counts it (memlock in fdinfo).
 func (b *bench) memory() {
 	r := newRig(b.tb)
 	hp := r.hairpin("xdp", hairpinOptions{})
@@ -44,7 +44,7 @@ func (b *bench) mapBytes(hp *lab.Hairpin) (total uint64) {
 	for name, m := range maps {
 		info, err := m.Info()
 		b.must("look at "+name, err)
-		// None told is none taken: a trie without entries has no memory.
+		// The kernel shows no memlock for a trie without entries: it uses no memory.
 		bytes, _ := info.Memlock()
 		total += bytes
 		m.Close()
@@ -52,7 +52,7 @@ func (b *bench) mapBytes(hp *lab.Hairpin) (total uint64) {
 	return total
 }
 
-// pinnedMaps opens every map of a datapath.
+// pinnedMaps opens every pinned map under dir, and returns the maps by name.
 func pinnedMaps(dir string) (map[string]*ebpf.Map, error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "datapath", "maps", "*"))
 	if err != nil {
@@ -69,7 +69,7 @@ func pinnedMaps(dir string) (map[string]*ebpf.Map, error) {
 	return maps, nil
 }
 
-// start measures how long a daemon takes to be ready that has everything to load and attach.
+// start measures the time until the daemon is ready, when it has to load and attach everything.
 func (b *bench) start() {
 	milliseconds := b.interleave(b.rounds(7, 2), []task{{"start", func() float64 {
 		var took time.Duration
@@ -87,7 +87,7 @@ func (b *bench) start() {
 	b.report.add(atMost("start to ready", "ms", 300, measure.SpreadOf(milliseconds), "mode xdp, 3 forwards"))
 }
 
-// commands measures the command line, beginning and end of its process included, on a running daemon.
+// commands measures commands on a running daemon, including the start and the end of their process.
 func (b *bench) commands() {
 	r := newRig(b.tb)
 	small, large := hairpinConfig("tc", hairpinOptions{}), hairpinConfig("tc", hairpinOptions{forwards: tcpForwards(65000 - ownForwards)})

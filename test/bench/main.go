@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command bench measures hairpin against the kernel's own translation and against the bare hooks, all in
-// one run. See README.md beside it.
+// Command bench compares hairpin with the kernel's own translation and with the bare hooks, in one run. README.md in its
+// directory says how.
 package main
 
 import (
@@ -32,12 +32,12 @@ func main() {
 
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := pflag.NewFlagSet("bench", pflag.ContinueOnError)
-	short := flags.Bool("short", false, "measure for a minute, not for minutes")
-	out := flags.String("out", "", "directory for bench.json, bench.txt and plots; none without it")
-	only := flags.String("only", "", "only the sections whose name contains this")
-	soak := flags.String("soak", "", "measure nothing: send packets through this contender until interrupted, for a profiler")
-	flows := flags.Int("flows", 1, "of how many flows these packets are")
-	cpu := flags.Int("cpu", runtime.NumCPU()-1, "CPU that generates and translates")
+	short := flags.Bool("short", false, "measure for about one minute instead of ten")
+	out := flags.String("out", "", "directory for bench.json, bench.txt, README.md and plots; \"\": write no files")
+	only := flags.String("only", "", "run only the sections whose name contains this")
+	soak := flags.String("soak", "", "do not measure: send packets through this contender until interrupted, for a profiler")
+	flows := flags.Int("flows", 1, "number of flows of these packets")
+	cpu := flags.Int("cpu", runtime.NumCPU()-1, "CPU for generator and router")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}

@@ -13,11 +13,11 @@ import (
 	"hairpin/test/tables"
 )
 
-// openingFlows are opened in one slice, into empty tables with room for more than these.
+// openingFlows is the number of connections that a slice opens. The tables are empty before, and have room for more.
 const openingFlows = 10000
 
-// openings measures UDP connections that are opened one after another: the first packet of the client
-// and the first of the server, which establishes them; and the client's alone.
+// openings measures the opening of UDP connections: with the client's first packet and the server's answer, which establishes the
+// connection; and with the client's first packet only.
 func (b *bench) openings() {
 	entrants := b.enter(hairpinned, nameHairXDP, nameHairTC, nameNftables)
 	rounds := b.rounds(15, 5)
@@ -39,7 +39,7 @@ func (b *bench) openings() {
 	}
 }
 
-// openingRace returns the nanoseconds an opening costs, by contender.
+// openingRace returns the cost of an opening in nanoseconds, by contender, one value for each round.
 func (b *bench) openingRace(name string, entrants []*entrant, rounds int, answered bool) map[string][]float64 {
 	var tasks []task
 	for _, e := range entrants {
@@ -81,7 +81,7 @@ func (b *bench) opening(e *entrant, answered bool) task {
 	}}
 }
 
-// forget empties the tables of whoever translates.
+// forget removes all connections from hairpin's tables, or from conntrack.
 func (r *rig) forget() {
 	r.tb.Helper()
 	if r.pins == "" {

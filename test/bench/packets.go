@@ -11,8 +11,8 @@ import (
 	"hairpin/test/bench/traffic"
 )
 
-// Slices of packets: how much CPU time one takes. With many connections it has to be a second: so often
-// does hairpin look up the next hop of each anew, and a slice has to have its share of that.
+// CPU time of a slice of packets. With many connections a slice takes one second: hairpin looks up each next hop again once a
+// second, and a slice must include its share of these look-ups.
 const (
 	fewSlice  = 50 * time.Millisecond
 	manySlice = time.Second
@@ -25,7 +25,7 @@ type entrant struct {
 	*rig
 }
 
-// enter builds the rigs of all that this kernel can be made to be, of the names or of all.
+// enter builds a rig for each of the named contenders that this kernel can run; no name: for all.
 func (b *bench) enter(w way, names ...string) []*entrant {
 	b.tb.Helper()
 	var entrants []*entrant
@@ -58,7 +58,7 @@ func (c course) String() string {
 	return fmt.Sprintf("%s, %d flows, %s", c.way, c.flows, c.direction)
 }
 
-// stream is the course's on an entrant; bare ones leave the addresses as they are.
+// stream returns the stream of a course for this entrant. A bare entrant does not translate, so the sink expects the original address.
 func (e *entrant) stream(c course) traffic.Stream {
 	f := e.frame(c.way, c.direction)
 	if e.bare {
@@ -67,8 +67,8 @@ func (e *entrant) stream(c course) traffic.Stream {
 	return traffic.Stream{Frames: []traffic.Frame{f}, Flows: c.flows}
 }
 
-// nanoseconds measures what a packet of a course costs, from the generator to the sink. The first time is
-// short: it tells how many packets make a slice.
+// nanoseconds returns the task that measures the cost of a packet of a course, from the generator to the sink. The first
+// call is short: it estimates how many packets make a slice.
 func (b *bench) nanoseconds(e *entrant, c course, slice time.Duration) task {
 	guess := float64(slice / 20000)
 	return task{e.Name, func() float64 {
@@ -88,18 +88,17 @@ func (b *bench) nanoseconds(e *entrant, c course, slice time.Duration) task {
 	}}
 }
 
-// results are the nanoseconds a packet costs, by contender and course, one value a round.
+// results has the cost of a packet in nanoseconds, by contender and course, one value for each round.
 type results map[string]map[course][]float64
 
-// race measures all entrants on all courses, in turn. The report's names of what is measured begin with the
-// prefix.
+// race measures all entrants on all courses, in turn. In the report the names of the tasks begin with the prefix.
 func (b *bench) race(prefix string, entrants []*entrant, courses []course, rounds int, slice time.Duration) results {
 	var tasks []task
 	var keys []course
 	for _, c := range courses {
 		for _, e := range entrants {
 			if e.bare && c.flows > 1 {
-				continue // one flow or many are the same to them
+				continue // a bare entrant has no tables, so many flows cost as much as one
 			}
 			tasks = append(tasks, b.nanoseconds(e, c, slice))
 			keys = append(keys, c)
@@ -118,8 +117,8 @@ func (b *bench) race(prefix string, entrants []*entrant, courses []course, round
 	return out
 }
 
-// faster is how many times as many packets a second one contender moves as another: of both directions
-// the worse.
+// faster returns how many times as many packets a second contender one forwards as contender than, for the direction in which this
+// ratio is lower. The string has both costs.
 func (r results) faster(one, than string, w way, flows int) (measure.Spread, string) {
 	var worst measure.Spread
 	var detail string
@@ -137,7 +136,7 @@ func (r results) faster(one, than string, w way, flows int) (measure.Spread, str
 	return worst, detail
 }
 
-// compare adds a row for a ratio.
+// compare adds the row of the ratio that faster returns.
 func (b *bench) compare(r results, one, than string, w way, flows int, required float64) {
 	value, detail := r.faster(one, than, w, flows)
 	what := fmt.Sprintf("%s, %s, %d flows, against %s", one, w, flows, than)
@@ -151,7 +150,7 @@ func coursesOf(w way, flows int) []course {
 	return []course{{w, toServer, flows}, {w, toClient, flows}}
 }
 
-// names are those of all contenders, or in the short run of those that a row needs; nil: all.
+// names returns the contenders to measure: in the short run those that a row of the table needs; otherwise nil, for all.
 func (b *bench) names() []string {
 	if b.short {
 		return []string{nameXDPTx, nameXDPRedir, nameHairXDP, nameTC, nameHairTC, nameNftables}
@@ -159,7 +158,7 @@ func (b *bench) names() []string {
 	return nil
 }
 
-// packets measures reflected connections that are established.
+// packets measures packets of established reflected connections.
 func (b *bench) packets() {
 	entrants := b.enter(hairpinned, b.names()...)
 	for _, e := range entrants {
@@ -177,7 +176,7 @@ func (b *bench) packets() {
 	b.compare(many, nameHairTC, nameNftables, hairpinned, manyFlows, 1.5)
 }
 
-// forwarded measures connections from the Internet, between two devices.
+// forwarded measures packets of established connections from the Internet, which go from one device to another.
 func (b *bench) forwarded() {
 	entrants := b.enter(forwarded, b.names()...)
 	for _, e := range entrants {

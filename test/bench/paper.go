@@ -9,23 +9,23 @@ import (
 	"text/tabwriter"
 )
 
-// What a packet costs on a network card besides hairpin: an assumption, for a core of some 3 GHz and a card with
-// native XDP. README.md says where it is from and how to find out one's own.
+// The cost of a packet on a network card, without hairpin. These are assumptions, for a core of about 3 GHz and a card with
+// native XDP. README.md says how to measure a card.
 const (
 	driverXDP = 80  // ns: receive, hand to XDP, redirect, transmit
 	driverTC  = 300 // ns: receive, make an skb of it, hand to TC, send
 )
 
-// shortestOnWire is a frame of 64 bytes with preamble and gap, in bits.
+// shortestOnWire is the length of a 64-byte frame on the wire, with preamble and gap, in bits.
 const shortestOnWire = 672
 
-// estimate is packets a second, by how many queues of a card have a core each.
+// estimate is the estimated rate of a network card, by its number of queues. Each queue has a core.
 type estimate struct {
 	Contender string          `json:"contender"`
 	Flows     int             `json:"flows"`
-	Own       float64         `json:"own_ns"`    // what hairpin adds to the bare hook
+	Own       float64         `json:"own_ns"`    // hairpin's cost, less the bare hook's cost
 	Driver    float64         `json:"driver_ns"` // assumed
-	Mpps      map[int]float64 `json:"mpps"`      // by queues, without a look at the line rate
+	Mpps      map[int]float64 `json:"mpps"`      // million packets a second, by number of queues; may be above the line rate
 }
 
 var (
@@ -33,15 +33,15 @@ var (
 	cardsGbits = []float64{10, 25, 100}
 )
 
-// packetsPerSecond is what so many cores do with packets that cost so much each, in millions.
+// packetsPerSecond returns how many million packets a second the cores forward, if a packet costs driver+own nanoseconds.
 func packetsPerSecond(driver, own float64, cores int) float64 {
 	return float64(cores) * 1000 / (driver + own)
 }
 
-// lineRate is how many of the shortest frames a card takes a second, in millions.
+// lineRate returns the rate of the shortest frames on a line of this speed, in millions a second.
 func lineRate(gbits float64) float64 { return gbits * 1000 / shortestOnWire }
 
-// estimates are made from what was measured: of both directions the dearer.
+// estimates returns the estimates, from the direction with the higher measured cost.
 func (r *report) estimates() (list []estimate) {
 	for _, c := range []struct {
 		name, bare string
@@ -78,12 +78,12 @@ func (r *report) median(task, contender string) (float64, bool) {
 	return 0, false
 }
 
-// printEstimates writes them as a table.
+// printEstimates writes the estimates as a table.
 func printEstimates(w io.Writer, list []estimate) error {
 	if len(list) == 0 {
 		return nil
 	}
-	fmt.Fprintln(w, "\nOn paper, not measured: millions of packets a second of so many queues of a network card, each with a core of its own;\nand how many queues keep up with a card full of the shortest frames.")
+	fmt.Fprintln(w, "\nEstimated, not measured: millions of packets a second, by number of queues of a network card, with one core for each queue;\nand the number of queues needed for the line rate of the shortest frames.")
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
 	fmt.Fprint(t, "CONTENDER\tFLOWS\tOWN\tDRIVER (ASSUMED)")
 	for _, n := range queues {

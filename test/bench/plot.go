@@ -15,7 +15,7 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// Colours of contenders: hairpin's own stand out.
+// Colours of the bars: hairpin, bare hooks, other translators.
 var (
 	colourOurs  = color.RGBA{R: 0x1f, G: 0x77, B: 0xb4, A: 0xff}
 	colourBare  = color.RGBA{R: 0xbb, G: 0xbb, B: 0xbb, A: 0xff}
@@ -54,7 +54,7 @@ func (r *report) plot(dir string) (drawn []string, err error) {
 	return drawn, nil
 }
 
-// bars draws the contenders of a task; false: it was not measured.
+// bars draws the contenders of a task. It returns false, and draws nothing, if the task was not measured.
 func (r *report) bars(file, title, task, axis string) (bool, error) {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text = title, axis
@@ -94,7 +94,7 @@ func (r *report) bars(file, title, task, axis string) (bool, error) {
 
 func save(p *plot.Plot, file string, height vg.Length) (err error) {
 	canvas := vgsvg.New(16*vg.Centimeter, height)
-	// Whoever shows it may have a wider font.
+	// Leave a margin: a viewer's font may be wider than the font used here.
 	p.Draw(draw.Crop(draw.New(canvas), vg.Points(24), -vg.Points(12), vg.Points(4), -vg.Points(4)))
 	f, err := os.Create(file)
 	if err != nil {

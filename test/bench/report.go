@@ -21,7 +21,7 @@ import (
 	"hairpin/test/bench/measure"
 )
 
-// report is all that one run has found.
+// report has all results of one run.
 type report struct {
 	Schema  int       `json:"schema"`
 	Date    time.Time `json:"date"`
@@ -34,27 +34,27 @@ type report struct {
 	Rows    []row     `json:"rows"`
 	Costs   []sample  `json:"costs"`
 	Notes   []string  `json:"notes"`
-	// Paper is estimated, not measured.
+	// Paper has estimates, not measurements.
 	Paper []estimate `json:"paper"`
 }
 
-// row is one line of the table: what has to be reached, and what was.
+// row is a row of the table: an aim and the measured value.
 type row struct {
 	What     string         `json:"what"`
 	Value    measure.Spread `json:"value"`
-	Unit     string         `json:"unit"`               // "x" is a ratio
-	Required *float64       `json:"required,omitempty"` // nil: for information
-	AtMost   bool           `json:"at_most,omitempty"`  // else at least
+	Unit     string         `json:"unit"`               // "x": Value is a ratio
+	Required *float64       `json:"required,omitempty"` // nil: no aim, only for information
+	AtMost   bool           `json:"at_most,omitempty"`  // true: the aim is at most Required; false: at least
 	Detail   string         `json:"detail,omitempty"`
 }
 
-// sample is what was measured of one contender in one of its tasks.
+// sample has the measured values of one contender in one task.
 type sample struct {
 	Task      string         `json:"task"`
 	Contender string         `json:"contender"`
 	Unit      string         `json:"unit"`
 	Spread    measure.Spread `json:"spread"`
-	Values    []float64      `json:"values"` // one a round
+	Values    []float64      `json:"values"` // one for each round
 }
 
 func newReport(short bool) *report {
@@ -77,7 +77,7 @@ func newReport(short bool) *report {
 	return r
 }
 
-// reached is true for a row without a requirement.
+// reached reports whether the aim is reached. It is true for a row without an aim.
 func (r row) reached() bool {
 	switch {
 	case r.Required == nil:
@@ -98,7 +98,7 @@ func atMost(what, unit string, required float64, value measure.Spread, detail st
 
 func (r *report) add(rows ...row) { r.Rows = append(r.Rows, rows...) }
 
-// note adds a remark, once.
+// note adds a note below the table; a second equal note is ignored.
 func (r *report) note(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !slices.Contains(r.Notes, text) {
 		r.Notes = append(r.Notes, text)
@@ -163,7 +163,7 @@ func (r row) verdict() string {
 	return "NO"
 }
 
-// number writes three digits or more.
+// number formats a value with at least three digits.
 func number(value float64, unit string) string {
 	digits := 0
 	switch {
@@ -175,7 +175,7 @@ func number(value float64, unit string) string {
 	return fmt.Sprintf("%.*f %s", digits, value, unit)
 }
 
-// write leaves the report as JSON, as text and as a page in a directory, and the plots.
+// write writes bench.json, bench.txt, README.md and the plots into a directory.
 func (r *report) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make directory for results: %w", err)
@@ -206,13 +206,13 @@ func (r *report) write(dir string) error {
 	return nil
 }
 
-// page is what a browser of the repository sees: the table of what has to be reached, and the plots.
+// page writes README.md of the results: the table of aims, and the plots.
 func (r *report) page(w io.Writer, plots []string) {
 	run := "make bench"
 	if r.Short {
 		run = "make bench-short"
 	}
-	fmt.Fprintf(w, "# One run of `%s`\n\n%s, Linux %s, %d x %s, hairpin %s, %.0f s. All of it is in [bench.txt](bench.txt), every value in\n[bench.json](bench.json); how it is measured: [../README.md](../README.md).\n\n",
+	fmt.Fprintf(w, "# One run of `%s`\n\n%s, Linux %s, %d x %s, hairpin %s, %.0f s. [bench.txt](bench.txt) has all tables of the run,\n[bench.json](bench.json) every value. [../README.md](../README.md) says how the bench measures.\n\n",
 		run, r.Date.Format(time.DateOnly), r.Kernel, r.CPUs, r.CPU, r.Version, r.Seconds)
 	fmt.Fprintln(w, "| what | measured | required | reached | from |")
 	fmt.Fprintln(w, "|---|---|---|---|---|")

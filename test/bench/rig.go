@@ -28,25 +28,25 @@ var (
 const (
 	// firstSource is the client's port of flow 0.
 	firstSource = 1025
-	// externalPort to externalPort+ports-1 are forwarded to as many ports from targetPort on.
+	// The ports externalPort to externalPort+ports-1 are forwarded to targetPort to targetPort+ports-1.
 	externalPort = 10000
 	targetPort   = 20000
 	ports        = 100
 )
 
-// rig is a router between two cables. At the far end of each a generator stands in for all that is
-// there, and a sink counts what comes back.
+// rig is a router between two cables. At the far end of each cable, a generator sends the packets of all hosts behind the
+// cable, and a sink counts the packets that arrive.
 //
 //	wan far --- wan0 router lan0 --- far lan
 type rig struct {
 	site
 	wan, lan       *lab.Host
 	traffic        *traffic.Traffic
-	wanMAC, lanMAC net.HardwareAddr // the router's
-	pins           string           // hairpin's directory, if it runs here
+	wanMAC, lanMAC net.HardwareAddr // the router's MAC addresses
+	pins           string           // pin directory of hairpin; "": another translator runs
 }
 
-// newRig makes a router that knows its neighbours and forwards, but translates nothing.
+// newRig makes a rig. Its router knows its neighbours and forwards packets, but does not translate.
 func newRig(tb testing.TB) *rig {
 	r := &rig{site: site{tb, lab.NewHost(tb, "router")}, wan: lab.NewHost(tb, "wan"), lan: lab.NewHost(tb, "lan")}
 	lab.Cable(r.router, "wan0", r.wan, "far")
@@ -59,10 +59,11 @@ func newRig(tb testing.TB) *rig {
 	r.router.Neighbour("wan0", gateway, gatewayMAC)
 	r.router.Route("wan0", "0.0.0.0/0", lab.Gateway, "")
 	r.router.Sysctl("net/ipv4/ip_forward", "1")
-	// A packet that leaves where it came in would be answered with a redirect, in the kernel's way only.
+	// Without this, the kernel answers a packet that leaves by the interface that it came in by with an ICMP redirect. hairpin
+	// and the bare hooks do not, so the comparison would be wrong.
 	r.router.Sysctl("net/ipv4/conf/all/send_redirects", "0")
 	r.router.Sysctl("net/ipv4/conf/lan0/send_redirects", "0")
-	// A veth takes XDP frames, as the generator sends them, while it has GRO.
+	// A veth without an XDP program takes the generator's XDP frames only if GRO is on.
 	r.router.Offload("wan0", lab.ReceiveOffload, true)
 	r.router.Offload("lan0", lab.ReceiveOffload, true)
 
@@ -76,7 +77,7 @@ func newRig(tb testing.TB) *rig {
 	return r
 }
 
-// direction is one of the two that the packets of a connection take.
+// direction is the direction of a packet in its connection.
 type direction string
 
 const (
@@ -86,7 +87,7 @@ const (
 
 var directions = []direction{toServer, toClient}
 
-// way is how clients come to the forward.
+// way is the path by which clients reach the forward.
 type way string
 
 const (
@@ -94,7 +95,7 @@ const (
 	forwarded  way = "WAN"
 )
 
-// end is where the generator of this direction is.
+// end returns the host with the generator of this direction.
 func (r *rig) end(w way, d direction) *lab.Host {
 	if w == forwarded && d == toServer {
 		return r.wan
@@ -102,7 +103,7 @@ func (r *rig) end(w way, d direction) *lab.Host {
 	return r.lan
 }
 
-// frame is the way's and direction's frame of a UDP connection.
+// frame returns the frame of a UDP connection on this path, in this direction.
 func (r *rig) frame(w way, d direction) traffic.Frame {
 	from, sees := client, router
 	fromMAC, toMAC := clientMAC, r.lanMAC
@@ -118,13 +119,13 @@ func (r *rig) frame(w way, d direction) traffic.Frame {
 		netip.AddrPortFrom(sees, firstSource), destinationVaries, from)
 }
 
-// Which port is the first of the numbers that tell flows apart.
+// Offsets of the source port and the destination port in a frame: Frame.First of the two directions.
 const (
 	sourceVaries      = 34
 	destinationVaries = 36
 )
 
-// udpFrame is the shortest frame of UDP, whose ports tell flows apart.
+// udpFrame returns the shortest UDP frame. The flows differ in its ports.
 func udpFrame(srcMAC, dstMAC net.HardwareAddr, src, dst netip.AddrPort, first int, expected netip.Addr) traffic.Frame {
 	const payload = traffic.FrameBytes - 14 - 20 - 8
 	data := append(append(append([]byte(nil), dstMAC...), srcMAC...), 0x08, 0x00)
@@ -136,13 +137,13 @@ func udpFrame(srcMAC, dstMAC net.HardwareAddr, src, dst netip.AddrPort, first in
 	}
 }
 
-// destination is whom a frame is for.
+// destination returns the destination address of a frame.
 func destination(f traffic.Frame) netip.Addr {
 	return netip.AddrFrom4([4]byte(f.Data[30:34]))
 }
 
-// open opens connections from the n-th on: a packet of the client, and one of the server. It returns
-// how many packets of each arrived.
+// open opens the connections with numbers from to from+flows-1, by a packet of the client and a packet of the server each. It
+// returns how many packets of clients and of servers arrived.
 func (r *rig) open(w way, from, flows int) (arrived [2]uint64) {
 	r.tb.Helper()
 	s := traffic.Stream{Flows: from + flows, Ordered: true, From: from}
@@ -161,7 +162,7 @@ func (r *rig) open(w way, from, flows int) (arrived [2]uint64) {
 	return arrived
 }
 
-// send sends a stream's next count packets and returns how many of each frame arrived.
+// send sends the first count packets of a stream, and returns how many packets of each frame arrived.
 func (r *rig) send(w way, d direction, s traffic.Stream, count int) (arrived [2]uint64, err error) {
 	if err := r.traffic.Set(s); err != nil {
 		return arrived, err
@@ -169,7 +170,7 @@ func (r *rig) send(w way, d direction, s traffic.Stream, count int) (arrived [2]
 	return r.again(w, d, count)
 }
 
-// again sends more packets of the same stream.
+// again sends the next count packets of the current stream.
 func (r *rig) again(w way, d direction, count int) (arrived [2]uint64, err error) {
 	end := r.end(w, d)
 	before, _, err := r.traffic.Arrived()
@@ -186,10 +187,10 @@ func (r *rig) again(w way, d direction, count int) (arrived [2]uint64, err error
 	return arrived, err
 }
 
-// establish opens connections and makes sure that they are: every packet has to arrive.
+// establish opens connections, and fails if a packet does not arrive.
 func (r *rig) establish(w way, flows int) {
 	r.tb.Helper()
-	const chunk = 20000 // so that each has its answer while it waits for it
+	const chunk = 20000 // small enough that the answer comes before a half-open connection is evicted
 	for from := 0; from < flows; from += chunk {
 		n := min(chunk, flows-from)
 		if arrived := r.open(w, from, n); arrived != [2]uint64{uint64(n), uint64(n)} {

@@ -14,7 +14,7 @@ import (
 	"hairpin/test/bench/traffic"
 )
 
-// tcpForwards are so many forwards beside those that every router here has.
+// tcpForwards returns count more forwards in TOML. They do not meet the forwards of hairpinConfig.
 func tcpForwards(count int) string {
 	var b strings.Builder
 	for port, made := 1, 0; made < count; port++ {
@@ -29,7 +29,7 @@ func tcpForwards(count int) string {
 
 const ownForwards = 3
 
-// others measures what hairpin costs packets that it has nothing to do with, beyond an empty program.
+// others measures the cost of packets that hairpin leaves to the kernel, less the cost of an empty program.
 func (b *bench) others() {
 	r := newRig(b.tb)
 	hp := r.hairpin("xdp", hairpinOptions{forwards: tcpForwards(10000 - ownForwards)})
@@ -71,7 +71,7 @@ func (b *bench) others() {
 	}
 }
 
-// forwards measures whether a packet costs more where there are many forwards.
+// forwards measures whether a packet costs more if there are many forwards.
 func (b *bench) forwards() {
 	for _, mode := range []string{"xdp", "tc"} {
 		few, many := newRig(b.tb), newRig(b.tb)
@@ -83,7 +83,7 @@ func (b *bench) forwards() {
 	}
 }
 
-// connections measures whether a packet costs more where there are many connections.
+// connections measures whether a packet costs more if there are many connections.
 func (b *bench) connections() {
 	count := b.rounds(1_000_000, 200_000)
 	for _, mode := range []string{"xdp", "tc"} {
@@ -96,7 +96,7 @@ func (b *bench) connections() {
 	}
 }
 
-// scale compares one flow's packets on two routers.
+// scale compares the cost of packets of one flow on two routers, one with few and one with many forwards or connections.
 func (b *bench) scale(mode, what string, few, many *rig) {
 	name := "hairpin " + strings.ToUpper(mode)
 	entrants := []*entrant{

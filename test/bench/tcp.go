@@ -22,7 +22,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// home is a LAN of real hosts behind a router that translates in one way.
+// home is a LAN of hosts behind a router with one contender.
 type home struct {
 	site
 	name string
@@ -31,14 +31,14 @@ type home struct {
 
 const nameDirect = "direct"
 
-// homes are one for each who is compared with TCP. The direct path does without any router.
+// homes returns a home for each contender in the TCP measurements. On the direct path, packets do not go through the router.
 func (b *bench) homes(names ...string) []*home {
 	b.tb.Helper()
 	var homes []*home
 	for _, name := range names {
 		n := lab.NewNetwork(b.tb)
 		h := &home{site{b.tb, n.Router}, name, n}
-		// Frames of a switch are no affair of netfilter here.
+		// br_netfilter would pass the switch's frames to iptables, which costs time.
 		h.net.Switch.Sysctl("net/bridge/bridge-nf-call-iptables", "0")
 		h.net.Router.Sysctl("net/ipv4/conf/all/send_redirects", "0")
 		h.net.Router.Sysctl("net/ipv4/conf/lan0/send_redirects", "0")
@@ -53,7 +53,7 @@ func (b *bench) homes(names ...string) []*home {
 	return homes
 }
 
-// target is where a client of this home finds a service.
+// target returns the address and port that this home's client connects to.
 func (h *home) target(external, direct string) string {
 	if h.name == nameDirect {
 		return net.JoinHostPort(lab.Server, direct)
@@ -61,7 +61,7 @@ func (h *home) target(external, direct string) string {
 	return net.JoinHostPort(lab.External, external)
 }
 
-// The two ends work on a CPU each.
+// Client and server each run on one CPU.
 const (
 	clientCPU = 0
 	serverCPU = 1
@@ -113,7 +113,7 @@ func (h *home) serveHTTP() {
 	h.listens("8080")
 }
 
-// requests measures TCP connections of one request each: connect, ask, be answered, close.
+// requests measures TCP connections with one request each: connect, request, response, close.
 func (b *bench) requests() {
 	seconds := b.rounds(3, 1)
 	homes := b.homes(nameDirect, nameNftables, nameHairTC)
@@ -130,7 +130,7 @@ func (b *bench) requests() {
 			measure.SpreadOf(rates[nameNftables]).Median, measure.SpreadOf(rates[nameDirect]).Median)))
 }
 
-// named gives values to their homes, and samples to the report.
+// named adds the values to the report, and returns them by the name of their home.
 func (b *bench) named(what, unit string, homes []*home, values [][]float64) map[string][]float64 {
 	out := make(map[string][]float64)
 	for i, h := range homes {
@@ -145,7 +145,7 @@ var (
 	wrkErrors = regexp.MustCompile(`Socket errors:.*|Non-2xx.*`)
 )
 
-// wrk returns the requests a second, each on a connection of its own.
+// wrk returns the rate of requests per second. Each request uses a new connection.
 func (h *home) wrk(seconds int) float64 {
 	h.tb.Helper()
 	out := h.net.Client.Run(pinned(clientCPU, "wrk", "-t1", "-c32", fmt.Sprintf("-d%ds", seconds),
@@ -159,7 +159,7 @@ func (h *home) wrk(seconds int) float64 {
 	return rate
 }
 
-// bulk measures one TCP connection that sends as much as it can, segments left whole as they come.
+// bulk measures the rate of one TCP connection, with the default offloads (GSO packets stay whole).
 func (b *bench) bulk() {
 	seconds := b.rounds(2, 1)
 	homes := b.homes(nameDirect, nameNftables, nameHairTC)
@@ -182,12 +182,12 @@ func (b *bench) bulk() {
 	}
 }
 
-// iperf returns what arrived, in Gbit/s.
+// iperf returns the received rate in Gbit/s.
 func (h *home) iperf(seconds int) (rate float64) {
 	h.tb.Helper()
 	host, port, err := net.SplitHostPort(h.target("5201", "5201"))
 	h.must("find iperf3", err)
-	// The server takes one test at a time, and may still be ending the one before.
+	// The iperf3 server runs one test at a time, and may not have finished the previous test.
 	lab.Eventually(h.tb, lab.Patience, func() error {
 		var report struct {
 			Error string
@@ -212,7 +212,7 @@ func (h *home) iperf(seconds int) (rate float64) {
 	return rate
 }
 
-// latency measures how long one byte takes to the server and another one back.
+// latency measures the round trip of one byte to the server and one byte back.
 func (b *bench) latency() {
 	homes := b.homes(nameDirect, nameNftables, nameHairTC)
 	var tasks []task
@@ -240,8 +240,8 @@ func (b *bench) latency() {
 	}
 }
 
-// pingPong connects, and returns a function that goes to and fro so often and returns the sorted times
-// in microseconds.
+// pingPong connects, and returns a function that makes this many round trips and returns their sorted times in
+// microseconds.
 func (h *home) pingPong(times int) func() []float64 {
 	h.tb.Helper()
 	var l net.Listener
@@ -270,7 +270,7 @@ func (h *home) pingPong(times int) func() []float64 {
 	}
 }
 
-// blocking takes the socket away from Go's own poller, whose wake-ups cost more than a router.
+// blocking returns the connection as a blocking file: the wake-ups of Go's poller cost more time than the router.
 func (h *home) blocking(c net.Conn) *os.File {
 	h.tb.Helper()
 	f, err := c.(*net.TCPConn).File()
@@ -280,7 +280,7 @@ func (h *home) blocking(c net.Conn) *os.File {
 	return f
 }
 
-// pin binds the goroutine to a CPU for the rest of its life.
+// pin binds the goroutine and its thread to a CPU until the goroutine ends.
 func pin(cpu int) {
 	runtime.LockOSThread()
 	var one unix.CPUSet

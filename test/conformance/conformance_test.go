@@ -18,16 +18,16 @@ const conformanceFile = "CONFORMANCE.md"
 // requirement is one demand of an RFC on a NAT, and the check that measures whether hairpin meets it.
 type requirement struct {
 	rfc     string
-	id      string // as the RFC numbers it, and what part of it this is about
+	id      string // the RFC's number of the requirement, and the part that is checked
 	hairpin bool   // about hairpinning
 	level   string // RFC 2119 keyword
 	demand  string
-	figure  string // what has to be measured
-	absent  string // why it is not offered; a check may still show that it really is not there
+	figure  string // the measurement that meets the requirement
+	absent  string // why hairpin does not offer this; a check may prove that hairpin does not do it
 	check   func(*probe)
 }
 
-// The RFC 2119 keywords of the requirements. Those of which a failure fails the test begin with MUST.
+// The RFC 2119 keywords of the requirements. The test fails only if a requirement with MUST or MUST NOT fails.
 const (
 	levelMust        = "MUST"
 	levelMustNot     = "MUST NOT"
@@ -41,21 +41,21 @@ func (r requirement) name() string { return "RFC " + r.rfc + " " + r.id }
 
 func (r requirement) mandatory() bool { return strings.HasPrefix(r.level, levelMust) }
 
-// The results, as the table names them.
+// The third result in the table, beside record.Pass and record.Fail.
 const (
 	resultNotOffered = "not offered"
 )
 
-// finding is what a check found out.
+// finding is the result of a check, and the measurement behind it.
 type finding struct {
 	measured, result string
 }
 
-// noOutbound is why most of what is not offered is not: it is about traffic that hosts of the LAN start
-// towards the Internet, and that hairpin leaves to the kernel.
+// noOutbound is the reason for most requirements that are not offered: they are about connections that LAN hosts open to the
+// Internet. hairpin leaves these connections to the kernel.
 const noOutbound = "outbound connections are not translated"
 
-// conformanceParts are the RFCs in the order of the report.
+// conformanceParts has the RFCs in the order of the report.
 var conformanceParts = []struct {
 	rfc, title string
 	list       []requirement
@@ -63,8 +63,8 @@ var conformanceParts = []struct {
 	{"4787", "UDP", requirements4787},
 	{"5382", "TCP", requirements5382},
 	{"5508", "ICMP", requirements5508},
-	{"7857", "updates of these three", requirements7857},
-	{"6888", "what it asks of carriers, as far as it concerns forwards", requirements6888},
+	{"7857", "updates of RFC 4787, 5382 and 5508", requirements7857},
+	{"6888", "requirements for carriers that concern forwards", requirements6888},
 }
 
 func requirements() (all []requirement) {
@@ -77,8 +77,8 @@ func requirements() (all []requirement) {
 	return all
 }
 
-// TestConformance measures hairpin against the requirements of the RFCs on NAT behaviour. What they
-// demand with MUST has to be there, and the checked-in report has to say what was measured.
+// TestConformance checks the requirements of the RFCs on NAT behaviour. It fails if a MUST is not met, or if the results
+// differ from CONFORMANCE.md.
 func TestConformance(t *testing.T) {
 	lab.NeedRoot(t)
 	suite := &conformanceSuite{t: t, rigs: map[string]sharedRig{}, lifetimes: map[string]map[string]lifetime{}}
@@ -101,14 +101,14 @@ func TestConformance(t *testing.T) {
 	record.Keep(t, conformanceFile, "make conformance", report)
 }
 
-// conformanceSuite is what checks share.
+// conformanceSuite has the rigs and measured lifetimes that several checks use.
 type conformanceSuite struct {
 	t         *testing.T
 	rigs      map[string]sharedRig
 	lifetimes map[string]map[string]lifetime // by mode and kind
 }
 
-// examine runs the check in both modes, which have to measure the same.
+// examine runs the check in both modes. It is an error if the results differ.
 func (r requirement) examine(t *testing.T, suite *conformanceSuite) finding {
 	if r.check == nil {
 		return finding{r.absent, resultNotOffered}
@@ -117,7 +117,7 @@ func (r requirement) examine(t *testing.T, suite *conformanceSuite) finding {
 	for i, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {
 			p := &probe{TB: t, suite: suite, mode: mode}
-			t.Cleanup(func() { found[i] = p.finish(t, r) }) // after all other cleanups, which may fail the check
+			t.Cleanup(func() { found[i] = p.finish(t, r) }) // runs after all other cleanups, because a cleanup may fail the check
 			p.run(r.check)
 		})
 	}
@@ -131,17 +131,17 @@ func (r requirement) examine(t *testing.T, suite *conformanceSuite) finding {
 	return found[0]
 }
 
-// probe is the testing.TB of a check. The failure of a check is a finding, and one of the test only if
-// the requirement is a MUST.
+// probe is the testing.TB of a check. A check that fails becomes a finding; the test fails only if the requirement is a MUST,
+// or is not offered.
 type probe struct {
 	testing.TB
 	suite    *conformanceSuite
-	mode     string // of hookModes
+	mode     string // one of home.Modes
 	measured string
 	problems []string
 }
 
-// run calls the check where Fatal can end it alone.
+// run calls the check in a goroutine of its own, so that Fatal ends only the check.
 func (p *probe) run(check func(*probe)) {
 	done := make(chan struct{})
 	go func() {
@@ -151,7 +151,7 @@ func (p *probe) run(check func(*probe)) {
 	<-done
 }
 
-// measure says what was measured, and whether it is what the requirement demands.
+// measure stores the measurement, and a problem if the requirement is not met.
 func (p *probe) measure(met bool, format string, args ...any) {
 	p.measured = fmt.Sprintf(format, args...)
 	if !met {
@@ -159,7 +159,7 @@ func (p *probe) measure(met bool, format string, args ...any) {
 	}
 }
 
-// finish turns a check that has ended into its finding.
+// finish returns the finding of a check that has ended.
 func (p *probe) finish(t *testing.T, r requirement) finding {
 	if p.measured == "" {
 		p.problems = append(p.problems, "the check measured nothing")
@@ -205,7 +205,7 @@ func (p *probe) FailNow() { p.Fatal("failed") }
 // Failed implements testing.TB.
 func (p *probe) Failed() bool { return len(p.problems) > 0 }
 
-// conformanceReport is the text of CONFORMANCE.md. It holds nothing that differs from run to run.
+// conformanceReport returns the text of CONFORMANCE.md. The text is equal in every run.
 func conformanceReport(all []requirement, findings map[string]finding) string {
 	var text strings.Builder
 	text.WriteString(conformancePreface)
@@ -230,16 +230,16 @@ func conformanceReport(all []requirement, findings map[string]finding) string {
 
 const conformancePreface = `# Conformance
 
-What hairpin does, measured against what the RFCs on the behaviour of NATs demand. ` + "`make conformance`" + ` measures
-and writes this file; ` + "`make test`" + ` measures too, and fails if a MUST is not met or the file says anything else.
-Every check runs twice, with TC alone and with XDP before it, and both have to measure the same. Figures are measured on
-the programs as they are loaded; long times are measured on shorter configured ones, as shares of what is configured.
+This table compares hairpin with the requirements of the RFCs on NAT behaviour. ` + "`make conformance`" + ` measures and writes this
+file. ` + "`make test`" + ` measures too; it fails if a MUST is not met, or if a result differs from this file. Every check runs
+twice, with TC only and with XDP before TC, and both runs must give equal results. The checks use the loaded programs. Checks of
+long times configure shorter times, and measure in percent of the configured time.
 
-[H]: about hairpinning. Not offered: about what hairpin does not do, mostly the translation of outbound connections.
+[H]: about hairpinning. Not offered: about a function that hairpin does not have, mostly the translation of outbound connections.
 
 `
 
-// conformanceSummary counts the results by level.
+// conformanceSummary returns the table of how many results there are of each level.
 func conformanceSummary(all []requirement, findings map[string]finding) string {
 	results := []string{record.Pass, record.Fail, resultNotOffered}
 	counts := map[[2]string]int{}

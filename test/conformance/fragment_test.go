@@ -99,7 +99,7 @@ func (t talkingHost) toClient(data []byte, order func([][]byte)) bool {
 	})
 }
 
-// arrival is how long a datagram may take on a busy machine.
+// arrival is the time limit for a datagram on a busy machine.
 const arrival = 5 * time.Second
 
 func (t talkingHost) arrives(where string, check func() error) bool {
@@ -188,7 +188,7 @@ func checkFragmenting(p *probe, order bool) {
 		"%d of 4 datagrams of 1500 bytes over MTU %d, %s, none longer than the MTU: %v", found.datagrams, small, amount(found.count, "piece"), found.longest <= small)
 }
 
-// fragmentArrivals is what arrived of datagrams that had to be fragmented.
+// fragmentArrivals has the counts of datagrams that had to be fragmented, and of their fragments.
 type fragmentArrivals struct {
 	datagrams, count, longest, ordered int
 }

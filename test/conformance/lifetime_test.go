@@ -14,8 +14,7 @@ import (
 	"hairpin/test/rig"
 )
 
-// lifetime is how long connections of one kind may be idle: what the kernel is told by default, and
-// whether the datapath keeps to what it is told.
+// lifetime is the idle time of a kind of connection: the default value in the settings, and whether the datapath obeys it.
 type lifetime struct {
 	byDefault     time.Duration
 	lives, leaves bool // after 80 % of the time configured; after 120 % of it
@@ -206,7 +205,7 @@ func (s *stage) finish(f rig.Flow) rig.Flow {
 	return f
 }
 
-// lastAck is what the server sends after both FINs.
+// lastAck sends the server's last acknowledgement, after both FINs.
 func (s *stage) lastAck(f rig.Flow) bool {
 	return s.carries(f, false, frames.TCP("A", rig.ServerISN+2, rig.ClientISN+2))
 }

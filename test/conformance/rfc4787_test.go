@@ -229,7 +229,7 @@ func checkOutboundPasses(p *probe, udp bool) {
 	p.measure(got.fate == fatePassed && len(s.states()) == 0, "an outbound packet is %s", got.fate)
 }
 
-// checkNoOverload: behind the router's one address every client needs a port of its own.
+// checkNoOverload checks that clients reflected from the router's one address all get different ports.
 func checkNoOverload(p *probe, udp bool) {
 	s := p.stage()
 	const clients = 100
@@ -343,13 +343,13 @@ func checkFiltering(p *probe, udp bool) {
 	p.measure(through == strangers, "%d of %d strangers, each from a port of its own", through, strangers)
 }
 
-// checkFilteringConfigured: a from list lets in whom it names, and nobody else.
+// checkFilteringConfigured checks that a forward with a from list serves the clients in the list, and no others.
 func checkFilteringConfigured(p *probe, udp bool) {
 	s := p.stage("web tcp,udp 443 to 192.168.1.20:8443 from 198.51.100.10/32")
 	named := s.alive(s.establish(s.stranger(0, udp)))
 	_, other := s.begin(s.stranger(1, udp))
 	p.measure(named && other == fateDropped,
-		"with a from list, whom it names is %s, anybody else %s", either(named, "served", "not served"), other)
+		"with a from list: clients in the list are %s, others are %s", either(named, "served", "not served"), other)
 }
 
 // hairpinWays are the ways into a forward from inside.
@@ -437,7 +437,7 @@ func checkDeterministic(p *probe) {
 		"%d of 2 clients of one port are served, %d of 2 closed to third hosts", alive, filtered)
 }
 
-// reaches is what becomes of a datagram that a LAN host sends to a reflected port.
+// reaches returns the fate of a datagram that a LAN host sends to a reflected port.
 func (s *stage) reaches(port netip.AddrPort, from string) fate {
 	s.p.Helper()
 	in := frames.Frame{From: rig.ClientMAC, To: s.LAN.MAC, Src: netip.MustParseAddrPort(from), Dst: port, UDP: true}

@@ -73,14 +73,14 @@ var requirements5382 = []requirement{
 	},
 	{
 		id: "REQ-4", level: levelMustNot,
-		demand: "answer an unsolicited inbound SYN for 6 s, in case an outbound one crosses it",
+		demand: "answer an unsolicited inbound SYN for 6 s, in case an outbound SYN crosses it",
 		figure: "silence",
-		absent: noOutbound + ", so none can cross",
+		absent: noOutbound + ", so no outbound SYN can cross",
 		check:  checkUnsolicited,
 	},
 	{
 		id: "REQ-4 (afterwards)", level: levelShould,
-		demand: "send ICMP 3/3 about it then, if none has crossed it",
+		demand: "after these 6 s send ICMP 3/3 about the SYN, if no outbound SYN has crossed it",
 		figure: "ICMP 3/3",
 		absent: noOutbound,
 	},
@@ -234,7 +234,7 @@ func (s *stage) follows(name string, f rig.Flow, sequence []tcpStep) bool {
 	return true
 }
 
-// checkSimultaneousOpen: SYNs cross, each side answers the other's.
+// checkSimultaneousOpen checks a connection whose two SYNs cross; each side answers with a SYN/ACK.
 func checkSimultaneousOpen(p *probe) {
 	s := p.stage()
 	opened := 0
@@ -278,7 +278,7 @@ func checkUnsolicited(p *probe) {
 	p.measure(got == fatePassed, "a SYN to a port without a forward is %s", got)
 }
 
-// checkSilence: whom a from list does not name hears nothing on the WAN.
+// checkSilence checks that a WAN client outside the from list gets no answer.
 func checkSilence(p *probe) {
 	s := p.stage()
 	f := s.way("from the Internet", false, 20000, 82, 82)
@@ -287,13 +287,13 @@ func checkSilence(p *probe) {
 	p.measure(got == fateDropped, "a SYN that a from list refuses is %s", got)
 }
 
-// told makes the datapath tell some sides when it refuses them.
+// told makes the datapath send ICMP errors for refusals to these sides.
 func (s *stage) told(sides bpf.HairpinSide) {
 	s.p.Helper()
 	s.set(func(settings *bpf.HairpinSettings) { settings.Told = sides })
 }
 
-// refusal puts a packet that is refused, and says what its sender hears.
+// refusal runs a packet that is refused, and returns the ICMP error that its sender gets.
 func (s *stage) refusal(f rig.Flow) (notice, fate) {
 	s.p.Helper()
 	in, _ := f.In(frames.TCP("S", rig.ClientISN, 0), frames.Payload("may I?"))

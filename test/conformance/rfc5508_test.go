@@ -312,7 +312,7 @@ func checkErrorsTranslated(p *probe, which string, changes ...func(*errorReport)
 		})
 		translated, all = translated+did, all+of
 	}
-	p.measure(translated == all, "%d of %d %s are translated right in every byte", translated, all, which)
+	p.measure(translated == all, "%d of %d %s are translated with every byte right", translated, all, which)
 }
 
 // checkUnmatchedError: errors about packets that a forward's connection might have sent, had there been one.
@@ -325,7 +325,7 @@ func checkUnmatchedError(p *probe, inside bool) {
 	}
 	counted := s.Counted(p, "no_connection")
 	p.measure(fates[fateDropped] == 2 && counted == 2,
-		"%d of 2 dropped, %d counted as no_connection, %d left to the kernel, whose they may be",
+		"%d of 2 dropped, %d counted as no_connection, %d left to the kernel, which may know the connection",
 		fates[fateDropped], counted, fates[fatePassed])
 }
 
@@ -446,7 +446,8 @@ func checkRefusals(p *probe) {
 		"ICMP 3/13 for %d of %d: reflect off, from list, too many of one host, table full", told, len(answers))
 }
 
-// fillTable opens connections until there is no room, and says what the host hears to whom it is said.
+// fillTable opens connections until the table is full, and returns the ICMP error for the connection that
+// is too many.
 func (s *stage) fillTable() string {
 	s.p.Helper()
 	s.set(func(settings *bpf.HairpinSettings) { settings.SourceLimit, settings.InterfaceLimit = 0, 0 })
@@ -475,7 +476,7 @@ func (s *stage) fillTable() string {
 	return readNotice(got.data).String()
 }
 
-// checkToldSides: by default the LAN is told; each side can be.
+// checkToldSides checks that by default only the LAN gets ICMP errors for refusals, and that each side can be configured.
 func checkToldSides(p *probe) {
 	s := p.stage()
 	inside, outside := s.way("hairpin", false, 20000, 81, 81), s.way("from the Internet", false, 20000, 82, 82)

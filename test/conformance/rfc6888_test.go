@@ -21,7 +21,7 @@ var requirements6888 = []requirement{
 		id: "REQ-4 (hairpin)", hairpin: true, level: levelMust,
 		demand: "limit the ports of a subscriber: those that its connections are reflected from",
 		figure: "a limit",
-		check:  func(p *probe) { checkSubscriberLimit(p, "hairpin", "same LAN") },
+		check:  func(p *probe) { checkSubscriberLimit(p, "hairpin", "the same LAN") },
 	},
 	{
 		id: "REQ-4 (outbound)", level: levelMust,
@@ -73,13 +73,13 @@ var requirements6888 = []requirement{
 	},
 	{
 		id: "REQ-11B", level: levelShould,
-		demand: "send ICMP 3/1 then (RFC 5508 REQ-8 asks for 3/13)",
+		demand: "send ICMP 3/1 for a packet dropped so (RFC 5508 REQ-8 asks for 3/13)",
 		figure: "ICMP 3/1",
 		check:  checkExhaustedAnswer,
 	},
 	{
 		id: "REQ-11C", level: levelShould,
-		demand: "notify the management then",
+		demand: "notify the management of such drops",
 		figure: "a counter",
 		check:  checkExhaustedCounter,
 	},
@@ -114,7 +114,7 @@ func checkSubscriberLimit(p *probe, way, where string) {
 	limit := int(s.settings().SourceLimit)
 	other := s.tries(s.Flows(true, 20000)["server to itself"])
 	p.measure(opened == limit && opened < room && other,
-		"a host of the %s holds at most %d of %d connections; then another one %s",
+		"one host of %s holds at most %d of %d connections; after that another host %s",
 		where, opened, room, either(other, "still connects", "does not connect"))
 }
 
@@ -186,7 +186,7 @@ func checkPortFiltered(p *probe) {
 		"%d of %d packets from other addresses or ports do not get to the client", filtered, len(others))
 }
 
-// checkRestart kills the daemon under a connection and starts another one.
+// checkRestart kills the daemon during a connection and starts a new daemon.
 func checkRestart(p *probe) {
 	n, hp := p.network()
 	n.Server.ServeTCP(":8080")
@@ -259,7 +259,7 @@ func checkNoEviction(p *probe) {
 			s.put(f.At, in.Bytes())
 		}
 	}
-	// Two seconds later nobody is asked to prove an address any more: this stage has no clients that could.
+	// Two seconds later hairpin challenges no client any more. The clients of this stage cannot answer a challenge.
 	s.eachState(func(key bpf.HairpinTuple, _ layout.Entry) { s.rewind(key, 2*time.Second) })
 	s.fillTable()
 	alive := 0
@@ -271,7 +271,7 @@ func checkNoEviction(p *probe) {
 	p.measure(alive == early, "%d of %d alive after a flood of openings and with a full table", alive, early)
 }
 
-// checkLog: the daemon says nothing of who talks to whom.
+// checkLog checks that the daemon's log names no clients and no servers.
 func checkLog(p *probe) {
 	n, hp := p.network()
 	n.Server.ServeTCP(":8080")

@@ -102,7 +102,7 @@ var requirements7857 = []requirement{
 	{
 		id: "10", hairpin: true, level: levelShould,
 		demand: "IP ids are as if hairpin were the source (RFC 6864 5.3.1): unique in what may be fragmented",
-		figure: "different ids for two clients that use the same",
+		figure: "different ids for two clients that use the same id",
 		check:  checkIPID,
 	},
 	{
@@ -113,7 +113,7 @@ var requirements7857 = []requirement{
 	},
 	{
 		id: "12", hairpin: true, level: levelMust,
-		demand: "hairpin ICMP by address mappings from external to internal, besides those of queries",
+		demand: "hairpin ICMP by address mappings from external to internal, not only by query mappings",
 		figure: "3 of 3 ways",
 		check:  checkOneToOneEcho,
 	},
@@ -206,7 +206,7 @@ func checkPortReuse(p *probe) {
 		"one port of a client towards two servers is %s", either(one.Source == other.Source, "one port", "two ports"))
 }
 
-// checkPerProtocol: a forward of one protocol maps and lets in that one.
+// checkPerProtocol checks that a forward of one protocol does not translate other protocols.
 func checkPerProtocol(p *probe) {
 	s := p.stage("games udp 6000 to 192.168.1.20:7000")
 	overUDP := s.alive(s.establish(s.way("from the Internet", true, 20000, 6000, 7000)))
@@ -289,7 +289,7 @@ func checkIPID(p *probe) {
 		}
 		ids[binary.BigEndian.Uint16(got.data[frames.EthernetLength+4:])] = true
 	}
-	p.measure(len(ids) == 2, "%s for two clients behind one address that use the same", amount(len(ids), "id"))
+	p.measure(len(ids) == 2, "%s for two clients behind one address that use the same id", amount(len(ids), "id"))
 }
 
 // checkQueryMapping: when a session has ended its id is free for a new one, of the same client at once.

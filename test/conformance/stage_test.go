@@ -32,8 +32,7 @@ type stage struct {
 	p *probe
 }
 
-// sharedRig is one that several checks use, one after the other. Loading the programs takes most of
-// the time of a check.
+// sharedRig is a rig that several checks use, one after another. Loading the programs takes most of the time of a check.
 type sharedRig struct {
 	*rig.Rig
 	config   config.Config
@@ -86,7 +85,7 @@ func (s *stage) budget() {
 	}
 }
 
-// fate is what became of a packet.
+// fate is the result for a packet: sent on, dropped, or left to the kernel.
 type fate string
 
 const (
@@ -96,7 +95,7 @@ const (
 	fatePassed  fate = "left to the kernel"
 )
 
-// outcome is a packet's fate, and the frame that left: the packet, or what its sender is told.
+// outcome is a packet's fate, and the frame that left: the packet, or an ICMP error to its sender.
 type outcome struct {
 	fate fate
 	data []byte
@@ -129,7 +128,7 @@ func (s *stage) put(at rig.Port, data []byte) outcome {
 	return outcome{fateSent, got.Data}
 }
 
-// tells says whether a frame is an ICMP error to the sender of another one.
+// tells reports whether a frame is an ICMP error to the sender of frame about.
 func tells(frame, about []byte) bool {
 	kind := frame[frames.L4Offset(frame)]
 	return frame[frames.EthernetLength+9] == 1 && (kind == lab.Unreachable || kind == lab.TimeExceeded) &&

@@ -147,8 +147,8 @@ func TestForeignXDPIsRefused(t *testing.T) {
 	nothingLeft(t, hp.Dir)
 }
 
-// TestRefusedModeKeepsWhatRuns: a file asks for XDP where somebody else's XDP program is. Neither apply nor a reload changes
-// anything by it, for packets or for what is told.
+// TestRefusedModeKeepsWhatRuns: a file asks for XDP on an interface with another program's XDP. Apply and reload refuse it;
+// forwarding, diff and status stay as before.
 func TestRefusedModeKeepsWhatRuns(t *testing.T) {
 	s := home.StartService(t, "tc")
 	theirs := foreignXDP(t, s.Router, "wan0")

@@ -117,8 +117,8 @@ func withoutOrder(text string) string {
 	return strings.Join(words, ",")
 }
 
-// To add a forward that runs already is no error and no change, however it is written; to add another one by
-// its name is one.
+// Adding a forward that already runs is no error and changes nothing, in every spelling. Adding a different forward with
+// the name of a running forward is an error.
 func TestAddAForwardAgain(t *testing.T) {
 	n := lab.NewNetwork(t)
 	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
@@ -222,7 +222,7 @@ func TestTargetsThatAreNoHosts(t *testing.T) {
 		first, last := strings.Count(before, "\n"), strings.Count(string(text), "\n")
 		for _, command := range []string{"check", "apply"} {
 			said := hp.Fail(1, command)
-			// What the file itself tells to be wrong is told by its line, else the line where the forward begins.
+			// The message names the line of the mistake, or the first line of the forward if only the running router shows the mistake.
 			placed := strings.Contains(said, fmt.Sprintf("%s:%d:", hp.File, first)) || strings.Contains(said, fmt.Sprintf("%s:%d:", hp.File, last))
 			if !placed || !strings.Contains(said, target+" is "+why) {
 				t.Errorf("%s: %s\nlacks the place, or %q", command, said, why)
@@ -237,7 +237,7 @@ func TestTargetsThatAreNoHosts(t *testing.T) {
 	}
 }
 
-// settingLines is what diff prints for a file with every setting that ICMP and TCP got.
+// settingLines is the output of diff for a file that sets every ICMP and TCP setting.
 const settingLines = `- datapath.mss_clamp = (absent: PPP devices)
 + datapath.mss_clamp = ["wan0"]
 - timeouts.tcp_opening = "4m0s"

@@ -113,7 +113,7 @@ func TestInvalidFileChangesNothing(t *testing.T) {
 	s.Finish()
 }
 
-// Ten thousand forwards come and go in one swap each, and nobody's connection notices.
+// Ten thousand forwards are added and removed by one swap each. Existing connections lose nothing.
 func TestManyForwardsUnderTraffic(t *testing.T) {
 	s := home.StartService(t, "tc")
 	few, err := os.ReadFile(s.HP.File)

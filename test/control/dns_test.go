@@ -19,7 +19,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// namedForwards are those whose names inside clients are told.
+// namedForwards are forwards with DNS names for LAN clients.
 const namedForwards = `
 [[forward]]
 name = "web"

@@ -17,8 +17,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// nameNetns gives the network namespace of a host a name, as "ip netns add" does, for as long as the test lasts.
-// What is there is hidden meanwhile, in the mounts of the tests alone.
+// nameNetns gives the network namespace of a host a name, as "ip netns add" does, until the test ends. Names that exist on
+// the machine are hidden, only in the mount namespace of the tests.
 func nameNetns(t *testing.T, h *lab.Host, name string) {
 	t.Helper()
 	const dir = "/run/netns"
@@ -44,7 +44,7 @@ func nameNetns(t *testing.T, h *lab.Host, name string) {
 	}
 }
 
-// freshBpffs puts a bpffs that nobody else sees on /sys/fs/bpf.
+// freshBpffs mounts an empty bpffs on /sys/fs/bpf, only in the mount namespace of the test.
 func freshBpffs(t *testing.T) string {
 	t.Helper()
 	const dir = "/sys/fs/bpf"
@@ -74,7 +74,7 @@ func TestAttachInMountsThatEnd(t *testing.T) {
 		{"ip netns exec", exec, wantExec},
 		{"a script under ip netns exec", append(exec, "sh", "-c", `"$@"; exit $?`, "sh"), wantExec},
 		{"private mounts", []string{"unshare", "-m"}, wantAlone},
-		// As systemd's are: a peer group, but not that of the host.
+		// Like the mounts of a systemd service: a peer group, but not the peer group of the host.
 		{"mounts of a service", []string{"unshare", "-m", "--propagation", "shared"}, wantAlone},
 	} {
 		for _, dir := range []string{hp.Dir, inSys} {
@@ -121,7 +121,7 @@ func TestDaemonInMountsThatEnd(t *testing.T) {
 	daemon := n.Router.Start("ip", "netns", "exec", name, lab.Binary(t), "-c", hp.File, "--bpffs", hp.Dir, "run")
 	lab.Eventually(t, lab.Patience, func() error {
 		log := daemon.Stderr.String()
-		for _, want := range []string{"the datapath ends with the daemon", "attached to 4 interfaces"} {
+		for _, want := range []string{"forwards and connections will be lost when the daemon ends", "attached to 4 interfaces"} {
 			if !strings.Contains(log, want) {
 				return fmt.Errorf("the log lacks %q:\n%s", want, log)
 			}

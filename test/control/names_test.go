@@ -29,7 +29,7 @@ func TestForwardingHintForAnyName(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, warning := range st.Status.Warnings {
-			if _, command, found := strings.Cut(warning, " forwarding is off here: "); found {
+			if _, command, found := strings.Cut(warning, " forwarding is off on this interface; run "); found {
 				commands = append(commands, command)
 			}
 		}

@@ -41,7 +41,7 @@ func TestDaemonOutlivesItsLog(t *testing.T) {
 	hp.Stop()
 }
 
-// What ends the daemon is told by its exit code also when nobody reads the log: a service manager starts it again.
+// If the daemon fails, its exit code says so even if nobody reads the log: the service manager then starts it again.
 func TestDaemonFailsWithoutItsLog(t *testing.T) {
 	n := lab.NewNetwork(t)
 	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
@@ -84,7 +84,7 @@ func TestReloadOfStandardInput(t *testing.T) {
 	}
 	logged("msg=addresses interface=lo")
 	daemon.Signal(unix.SIGHUP)
-	logged("the configuration came from standard input, which is at its end")
+	logged("cannot read the configuration again: it came from standard input")
 	home.ForwardNamed(t, hp, "web")
 	daemon.Signal(unix.SIGTERM)
 	if code := daemon.Wait(); code != 0 {
@@ -92,7 +92,7 @@ func TestReloadOfStandardInput(t *testing.T) {
 	}
 }
 
-// A command whose output nobody reads any more ends without a word, as others do.
+// A command ends without a message if the reader of its output has gone, as other programs do.
 func TestCommandIntoAClosedPipe(t *testing.T) {
 	for _, args := range [][]string{{"--help"}, {"version"}, {"completion", "bash"}} {
 		reader, writer, err := os.Pipe()

@@ -43,7 +43,7 @@ func TestSignalWhileWaitingForTheLock(t *testing.T) {
 			if code := daemon.Wait(); code != -1 {
 				t.Errorf("exit code %d, want -1, an end by the signal", code)
 			}
-			if said := daemon.Stderr.String(); !strings.Contains(said, unix.SignalName(signal)) || strings.Contains(said, "at work") {
+			if said := daemon.Stderr.String(); !strings.Contains(said, unix.SignalName(signal)) || strings.Contains(said, "another hairpin") {
 				t.Errorf("said %q", said)
 			}
 		})

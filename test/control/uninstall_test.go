@@ -13,11 +13,11 @@ import (
 	"hairpin/test/lab"
 )
 
-// installed is what make install has put under PREFIX, and stand-ins for what is the machine's own.
+// installed sets up the files of make install under PREFIX, and replacements for the machine's own files.
 //
-// The script runs in namespaces of its own for mounts, network and processes: with a bpffs on /sys/fs/bpf that
-// holds nothing yet, and a /run where systemd seems to run. Its systemctl notes what it is asked, and ends
-// the daemon as systemd would. What it waits for is bounded by the test, and all its processes end with it.
+// The script runs in its own mount, network and process namespaces, with an empty bpffs on /sys/fs/bpf and a /run in which
+// systemd seems to run. Its systemctl records its arguments, and stops the daemon as systemd would. The test limits the time
+// that the script waits, and all processes end with it.
 const installed = `
 export PATH=$work/fake:$PATH PREFIX=$work/usr
 mount -t tmpfs tmpfs /run

@@ -41,7 +41,7 @@ func TestInstalledFileSaysWhatToDo(t *testing.T) {
 	}
 	n := lab.NewNetwork(t)
 	hp := lab.NewHairpin(n.Router, string(text))
-	want := "no interfaces are configured: set wan and lan in " + hp.File + ", then systemctl reload hairpin"
+	want := "no interfaces are configured; set wan and lan in " + hp.File + ", then systemctl reload hairpin"
 	for _, command := range []string{"attach", "status", "apply"} {
 		if said := say(t, hp, command); !strings.Contains(said, "warning: "+want) {
 			t.Errorf("%s: %s\nlacks %q", command, said, want)
@@ -68,7 +68,7 @@ func TestForwardingOffIsTold(t *testing.T) {
 	n := lab.NewNetwork6(t)
 	n.Router.Sysctl("net/ipv4/ip_forward", "0")
 	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
-	const four, six = "IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1", "IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1"
+	const four, six = "IPv4 forwarding is off; run sysctl -w net.ipv4.ip_forward=1", "IPv6 forwarding is off; run sysctl -w net.ipv6.conf.all.forwarding=1"
 	for _, command := range []string{"attach", "status", "apply"} {
 		if said := say(t, hp, command); !strings.Contains(said, "warning: "+four) || strings.Contains(said, "IPv6") {
 			t.Errorf("%s: %s\nlacks %q, or speaks of IPv6", command, said, four)

@@ -1,14 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Shows hairpin at work in network namespaces: an Internet host, a router, and a LAN with a
-# client and a web server. Touches nothing of this machine's own network.
+# Shows hairpin in network namespaces: an Internet host, a router, and a LAN with a client and a
+# web server. It does not change this machine's own network.
 #
-#   sudo make demo           run through and clean up
-#   sudo make demo HOLD=1    leave it up at the end and print how to enter each host
+#   sudo make demo           runs all steps and removes the network
+#   sudo make demo HOLD=1    keeps the network at the end, and prints how to enter each host
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
-umask 022               # hairpin takes no configuration that others could have written
+umask 022               # hairpin refuses a configuration file that other users can write
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 hairpin=${HAIRPIN_BINARY:-$root/bin/hairpin}
@@ -18,26 +18,26 @@ work=
 daemon=
 
 main() {
-	[ "$(id -u)" = 0 ] || fail "needs root: sudo make demo"
-	[ -x "$hairpin" ] || fail "there is no $hairpin: run \"make build\" first"
+	[ "$(id -u)" = 0 ] || fail "needs root; run sudo make demo"
+	[ -x "$hairpin" ] || fail "$hairpin does not exist; run \"make build\" first"
 	"$root/test/deps.sh" demo
 	trap cleanup EXIT
 	trap 'exit 130' INT TERM
 	work=$(mktemp -d)
 
-	say "1. A router, the Internet on one side, a LAN with a client and a web server on the other"
+	say "1. A router between the Internet and a LAN; the LAN has a client and a web server"
 	build_network
 	start_nginx
 	picture
 
-	say "2. A port forward as most routers have it: nftables rewrites the destination (DNAT)"
+	say "2. The port forward of most routers: nftables rewrites the destination (DNAT)"
 	forward_by_nft
 	ask internet
 	hang_from_lan
 	in_host router nft delete table ip demo
 	note "The nftables rules are removed again."
 
-	say "3. The same forward by hairpin"
+	say "3. This port forward with hairpin"
 	start_hairpin
 
 	say "4. The public address now works from everywhere"
@@ -45,12 +45,12 @@ main() {
 	ask client
 	ask server
 
-	say "5. Whom the web server saw"
-	note "Its access log: the true client from the Internet; the router for neighbours in the LAN,"
-	note "because that is what brings the server's answers back through the router."
+	say "5. Client addresses that the web server saw"
+	note "The access log shows the Internet client's own address. For LAN clients it shows the router's"
+	note "address: the server then sends its answers through the router."
 	run server tail -n 3 "$work/access.log"
 
-	say "6. What hairpin says"
+	say "6. What hairpin shows"
 	show_state
 
 	[ -z "${HOLD:-}" ] || hold
@@ -61,14 +61,14 @@ say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 note() { printf '   %s\n' "$*"; }
 fail() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 
-# Not "ip netns exec": that hides the pinned maps and programs from hairpin.
+# Not "ip netns exec": each command would run in its own mount namespace, and would not see the daemon's pins.
 in_host() {
 	local host=$1
 	shift
 	nsenter --net="/run/netns/$net-$host" "$@"
 }
 
-# run shows a command as if typed on a host, and its output.
+# run runs a command on a host, and shows the command and its output like a terminal.
 run() {
 	local host=$1
 	shift
@@ -76,11 +76,11 @@ run() {
 	in_host "$host" "$@" | sed 's/^/   /'
 }
 
-# until_true waits for a command to succeed, ten seconds at most.
+# until_true repeats a command until it succeeds, for at most ten seconds.
 until_true() {
 	local deadline=$((SECONDS + 10))
 	until "$@" >/dev/null 2>&1; do
-		[ $SECONDS -lt $deadline ] || fail "waited in vain for: $*"
+		[ $SECONDS -lt $deadline ] || fail "did not succeed within 10 seconds: $*"
 		sleep 0.05
 	done
 }
@@ -162,7 +162,7 @@ start_nginx() {
 	until_true in_host server curl -sf http://127.0.0.1:8080/
 }
 
-# ask has a host open the public address, which has to work.
+# ask requests the page at the public address from a host. The request must succeed.
 ask() {
 	run "$1" curl --silent --show-error --max-time 5 http://$external/
 }
@@ -178,14 +178,14 @@ forward_by_nft() {
 	END
 	run router nft list table ip demo
 	note ""
-	note "From the Internet that works:"
+	note "From the Internet this works:"
 }
 
 hang_from_lan() {
 	local curl
 	note ""
-	note "From the LAN it does not: the server answers its neighbour directly, from 192.168.1.20,"
-	note "which the client never called. The connection hangs:"
+	note "From the LAN it does not work: the server answers the client directly, from 192.168.1.20."
+	note "The client has called 203.0.113.2, so it ignores the answer. The connection hangs:"
 	printf '\nclient# curl --max-time 3 http://%s/ &\n' $external
 	nsenter --net="/run/netns/$net-client" \
 		curl --silent --show-error --max-time 3 http://$external/ >"$work/curl.log" 2>&1 &
@@ -193,7 +193,7 @@ hang_from_lan() {
 	until_true in_syn_sent
 	run client ss -tn state syn-sent
 	if wait $curl; then
-		fail "the client got through without hairpin"
+		fail "the client could connect without hairpin"
 	fi
 	sed 's/^/   /' "$work/curl.log"
 }
@@ -238,7 +238,7 @@ ask_hairpin() {
 
 show_state() {
 	local host
-	note "While the Internet host and the LAN client watch a long film:"
+	note "While the Internet host and the LAN client download a large file:"
 	for host in internet client; do
 		nsenter --net="/run/netns/$net-$host" curl --silent --limit-rate 1M --output /dev/null http://$external/film &
 	done
@@ -256,7 +256,7 @@ both_watch() {
 
 hold() {
 	local host
-	say "Still up, because of HOLD=1. To enter a host, from another terminal:"
+	say "The network stays up, because of HOLD=1. To enter a host, type in another terminal:"
 	for host in internet router client server; do
 		printf '   %-9s sudo nsenter --net=/run/netns/%s-%s bash\n' "$host" "$net" "$host"
 	done

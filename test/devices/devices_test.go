@@ -120,19 +120,19 @@ func deviceReport(rows []deviceRow) string {
 
 const devicePreface = `# Devices
 
-Every kind of device that this kernel has, as LAN and as WAN of a router. In each cell a client on the Internet (WAN), a
-client in the LAN of the server (hairpin) or the router itself (local) has used two forwards by the external address:
-bytes there and back over TCP, and datagrams over UDP, all the same when they came back, and the server saw the client
-itself or the router as it should. ` + "`make devices`" + ` measures and writes this file; ` + "`make test`" + ` measures too, and fails if the
-file says anything else.
+Each row has a kind of device as LAN and a kind of device as WAN of a router; all kinds of the machine's kernel are there. The
+last three columns are clients: a client on the Internet (WAN), a client in the server's LAN (hairpin), the router itself
+(local). The client uses two forwards by the external address: it sends bytes over TCP and datagrams over UDP, and the server
+sends them back. "pass": all came back unchanged, and the server saw the expected source address. ` + "`make devices`" + ` measures and writes
+this file. ` + "`make test`" + ` measures too, and fails if a result differs from this file.
 
 `
 
 const deviceNotes = `
 - bridge: the client and the server are at different ports. tun: the client and the server are behind another router.
-- tc: TC alone. xdp: XDP before it, in the driver of veth and tap, else generic. Packets of tun have no Ethernet header,
-  and so no place for XDP: TC alone does it there in either mode, and says so.
-- VLAN, bond, WireGuard, PPP and PPPoE are not in this kernel: ` + "`make test-kernels`" + ` has them. A frame with a VLAN tag that
-  reaches the programs of the device below passes untouched (TestCorpus, rows 3 and 4; TestCorpus6).
-- A physical device is to the programs what veth is: native XDP, TC behind it.
+- Mode tc: only the TC program. Mode xdp: the XDP program before TC; native on veth and tap, generic on other devices. Packets of
+  tun have no Ethernet header, so only TC runs on tun, in both modes.
+- The kernel of this table has no VLAN, bond, WireGuard, PPP and PPPoE; ` + "`make test-kernels`" + ` tests them. If a frame with a VLAN tag
+  reaches the programs of the device below the VLAN, the frame passes untouched (TestCorpus, rows 3 and 4; TestCorpus6).
+- For the programs a physical device is like veth: native XDP, then TC.
 `

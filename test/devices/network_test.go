@@ -56,7 +56,7 @@ func newDeviceNetwork(tb testing.TB, lan, wan device) *lab.Network {
 	return n
 }
 
-// addressWAN gives both ends of the WAN's cable what they had before it was laid anew.
+// addressWAN gives both ends of a new WAN cable the addresses that the old cable had.
 func addressWAN(n *lab.Network) {
 	n.Internet.Address("eth0", lab.Gateway+"/24", lab.InternetSource+"/32")
 	n.Internet.Address6("eth0", lab.Gateway6+"/128", lab.InternetSource6+"/128", lab.GatewayLink6+"/64")

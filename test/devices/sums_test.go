@@ -13,11 +13,11 @@ import (
 	"hairpin/test/lab"
 )
 
-// The kernel keeps the sum of a packet that a tunnel has brought, and whoever gets the packet within the
-// machine is told that sum: the router itself, and the other end of a veth. UDP believes it, from 77 bytes on.
+// The kernel keeps the sum (CHECKSUM_COMPLETE) of a packet from a tunnel. A receiver on this machine uses this sum: the router
+// itself, or the other end of a veth. UDP relies on it from 77 bytes on.
 const summedBytes = 1000
 
-// TestSummedPackets: what is translated, in whatever way it is sent on, leaves with the right sum.
+// TestSummedPackets: translated packets leave with a correct CHECKSUM_COMPLETE sum, whatever helper sends them on.
 func TestSummedPackets(t *testing.T) {
 	for _, test := range []struct {
 		name, mode string

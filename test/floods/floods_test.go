@@ -26,13 +26,13 @@ const (
 	floodsShort = "../../bin/floods.md"
 )
 
-// floodKind is what comes in. Its tuples are random within its sources.
+// floodKind is a kind of flood. The tuples of its packets are random within its sources.
 type floodKind struct {
 	name  string
 	tcp   bool
-	churn bool // TCP connections that are opened and closed in earnest
+	churn bool // real TCP connections, opened and closed
 	port  uint16
-	times int // packets of a tuple
+	times int // packets with the same tuple
 }
 
 var (
@@ -45,13 +45,13 @@ var (
 	floodKinds = []floodKind{floodSYN, floodUDP, floodUDP2, floodSlow, floodChurn}
 )
 
-// sources are where a flood comes from.
+// sources are the addresses from which a flood is sent.
 type sources struct {
 	name    string
 	lan     bool
 	family6 bool
-	from    []netip.Prefix // none: any public address
-	churn   []netip.Prefix // addresses that the flooding host has, for real connections
+	from    []netip.Prefix // empty: any public address
+	churn   []netip.Prefix // addresses of the flooding host, for floods of real connections
 }
 
 var (
@@ -70,12 +70,12 @@ func prefixesOf(prefixes ...string) (parsed []netip.Prefix) {
 	return parsed
 }
 
-// translator is who translates.
+// translator is the NAT under test: nftables, or hairpin in a mode and size.
 type translator struct {
 	name        string
-	mode        string // of hairpin; "" is nftables
+	mode        string // hairpin's mode; "": nftables
 	connections int    // max_connections
-	paced       bool   // the flood is half as fast as it was through nftables, instead of as fast as can be
+	paced       bool   // send the flood at half the rate that nftables had; otherwise as fast as possible
 }
 
 const (
@@ -89,7 +89,7 @@ var (
 	hairpinFew  = translator{name: "hairpin tc", mode: "tc", connections: placesFew}
 	hairpinXDP  = translator{name: "hairpin xdp", mode: "xdp", connections: placesDefault}
 	hairpinXDPF = translator{name: "hairpin xdp", mode: "xdp", connections: placesFew}
-	// A flood that leaves room for newcomers in the rings of the devices.
+	// The paced flood leaves room in the devices' rings for packets of new clients.
 	hairpinPaced = translator{name: "hairpin xdp, paced", mode: "xdp", connections: placesFew, paced: true}
 )
 
@@ -100,14 +100,14 @@ func (tr translator) size() string {
 	return fmt.Sprint(tr.connections)
 }
 
-// floodCase is one flood through nftables and through hairpins that have to do as well.
+// floodCase is one flood. It runs through nftables first, then through each of the hairpins, which must not be worse.
 type floodCase struct {
 	flood    floodKind
 	sources  sources
 	hairpins []translator
 }
 
-// shortFloods show each promise once.
+// shortFloods returns the floods of the short form: each promise is tested once.
 func shortFloods() []floodCase {
 	return []floodCase{
 		{floodSYN, sourceAny, []translator{hairpinTC, hairpinFew, hairpinPaced}},
@@ -129,33 +129,33 @@ func allFloods() (cases []floodCase) {
 }
 
 const (
-	floodClients   = 100 // of a place and a forward
+	floodClients   = 100 // for each place and each forward
 	floodExchanges = 60
 	floodTime      = 3 * time.Second
-	// floodFilling is for how long a flood goes on before the first client comes, so that the tables are full.
+	// floodFilling is the time between the start of a flood and the first client: the tables are full then.
 	floodFilling = 2 * time.Second
-	// churnFilling is the most for connections that are opened and closed, of which a second sees far fewer: twice the
-	// places of a table of placesFew are enough. Larger ones get more time, up to churnFillingMost.
+	// churnFilling is the longest time to fill a table of placesFew by connections that are opened and closed; a table is full
+	// after twice its places. Such a flood is slower, so larger tables get more time, at most churnFillingMost.
 	churnFilling     = 15 * time.Second
 	churnFillingMost = time.Minute
 	clientsOver      = time.Second
 	clientsTime      = 3 * time.Second
 )
 
-// floodRow is a line of the table.
+// floodRow is a row of the table in FLOODS.md.
 type floodRow struct {
 	flood, sources, translator, size string
 
 	rate               int  // packets a second, or connections opened and closed
-	dropped            int  // a second, by network devices whose rings were full
-	overloaded         bool // so many that newcomers' packets are lost, too, before the translator sees them
+	dropped            int  // packets per second dropped by network devices, because their rings were full
+	overloaded         bool // devices also dropped packets of new clients, before the translator saw them
 	lostIdle, lostBusy int
-	opened             map[string][]int // by forward: the clients as in floodPlaces
+	opened             map[string][]int // connections that opened, by the forward's name; index: floodPlaces
 	stream             bool
 	udpWAN, udpLAN     int
 }
 
-// floodPlaces are where new clients are, in the order of the columns.
+// floodPlaces are the places of new clients, in the order of the columns.
 var floodPlaces = []string{"LAN", "20 ms", "100 ms", "300 ms"}
 
 var floodedForwards = []struct {
@@ -163,8 +163,8 @@ var floodedForwards = []struct {
 	port uint16
 }{{"flooded", portFlooded}, {"other", portOther}}
 
-// TestFloods floods a router that holds connections, and compares what hairpin's clients get with what those of
-// nftables get in the same run. The short form is for every run; with -rewrite every flood is tried and FLOODS.md written.
+// TestFloods floods a router that has connections. It compares the results of hairpin with the results of nftables in
+// the same run. Without -rewrite it runs shortFloods. With -rewrite it runs all floods and writes FLOODS.md.
 func TestFloods(t *testing.T) {
 	cases, file := shortFloods(), floodsShort
 	if *record.Rewrite {
@@ -193,7 +193,7 @@ func TestFloods(t *testing.T) {
 	report := floodReport(rows)
 	t.Logf("\n%s", report)
 	if len(rows) != want {
-		t.Logf("not everything ran: %s is not written", file)
+		t.Logf("only some of the rows were measured: %s is not written", file)
 		return
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
@@ -204,10 +204,10 @@ func TestFloods(t *testing.T) {
 	}
 }
 
-// broken says which promises the row breaks beside that of nftables.
+// broken returns the promises that the row breaks; peer is the row of nftables for the same flood.
 func (r floodRow) broken(peer floodRow) (broken []string) {
 	if r.lostIdle != 0 || r.lostBusy != 0 {
-		broken = append(broken, fmt.Sprintf("%d idle and %d active established connections are lost, want none", r.lostIdle, r.lostBusy))
+		broken = append(broken, fmt.Sprintf("%d idle and %d active established connections lost, want 0", r.lostIdle, r.lostBusy))
 	}
 	if !r.stream {
 		broken = append(broken, "the stream that only the server sends has ended")
@@ -218,19 +218,19 @@ func (r floodRow) broken(peer floodRow) (broken []string) {
 	for _, f := range floodedForwards {
 		for i, place := range floodPlaces {
 			if got, want := r.opened[f.name][i], peer.opened[f.name][i]-1; got < want {
-				broken = append(broken, fmt.Sprintf("%d of %d new connections opened from %s on the %s forward, want %d: nftables opened %d",
+				broken = append(broken, fmt.Sprintf("%d of %d new connections from %s to the %s forward opened, want %d: with nftables %d opened",
 					got, floodClients, place, f.name, want, want+1))
 			}
 		}
 	}
 	if got, want := r.udpWAN, peer.udpWAN-1; got < want {
-		broken = append(broken, fmt.Sprintf("%d of %d datagrams from the WAN answered by the server that takes %v, want %d: nftables had %d answered",
+		broken = append(broken, fmt.Sprintf("of %[2]d datagrams from the WAN to the server that answers after %[3]v, %[1]d were answered, want %[4]d: with nftables it was %[5]d",
 			got, floodExchanges, slowAnswer, want, want+1))
 	}
 	return broken
 }
 
-// measureFlood makes a network, floods it at a rate, 0 for the highest, and tells what its clients got.
+// measureFlood makes a network, floods its router at a rate in packets per second, and returns the row. Rate 0 is as fast as possible.
 func measureFlood(t *testing.T, c floodCase, tr translator, rate int) (row floodRow) {
 	t.Run(tr.name+" "+tr.size(), func(t *testing.T) {
 		n := newFloodNetwork(t, c.sources.family6)
@@ -273,7 +273,7 @@ func (n *floodNetwork) measure(t *testing.T, c floodCase, tr translator, rate in
 	return row
 }
 
-// dropped is how many packets the network's devices could not take, because their rings were full.
+// dropped returns how many packets the network's devices have dropped because their rings were full.
 func (n *floodNetwork) dropped() (count uint64) {
 	for _, h := range append([]*lab.Host{n.Internet, n.Router, n.Switch, n.Client, n.Server, n.attacker}, n.far...) {
 		for _, link := range h.Links() {
@@ -285,8 +285,8 @@ func (n *floodNetwork) dropped() (count uint64) {
 	return count
 }
 
-// places is how many connections the table holds that is to be filled: of nftables, which has others, as many as of the
-// largest hairpin beside it.
+// places returns the number of connections that fill the table. nftables has another table; for it, places returns the number
+// of the largest hairpin in the case.
 func (c floodCase) places(tr translator) int {
 	most := tr.connections
 	if tr.mode == "" {
@@ -437,7 +437,7 @@ func (n *floodNetwork) newClients(t *testing.T) (opened map[string][]int, udpWAN
 	return opened, udpWAN, udpLAN
 }
 
-// floodReport is the text of FLOODS.md.
+// floodReport returns the text of FLOODS.md.
 func floodReport(rows []floodRow) string {
 	var text strings.Builder
 	text.WriteString(floodPreface)
@@ -459,26 +459,27 @@ func floodReport(rows []floodRow) string {
 
 var floodPreface = fmt.Sprintf(`# Floods
 
-What clients get while their router is flooded: with hairpin, and with the same forwards in nftables (DNAT and masquerade,
-conntrack as it is by default), one after the other on the same machine. `+"`make floods`"+` measures and writes this file;
-`+"`make test`"+` measures some of the rows and fails where hairpin breaks a promise.
+This table shows which connections of clients succeed while their router is flooded. Each flood runs with hairpin, and with the same
+forwards in nftables (DNAT and masquerade, default settings of conntrack), one after the other on the same machine. `+"`make floods`"+` measures
+and writes this file. `+"`make test`"+` measures some of the rows and fails if hairpin breaks a promise (see the notes below).
 
 Before each flood there are %d idle and %d active TCP connections, half of them from the LAN, and one UDP stream that only the
-server sends. The flood then fills the table, and goes on while %d new TCP connections each come from the LAN and from the WAN
-at round trip times of 20, 100 and 300 ms, to the forward that is flooded and to another one. A connection has opened when a
-byte has gone to the server and come back within %v. At the same time %d datagrams each go from the WAN and the LAN to a server
-that answers after %v.
+server sends. The flood fills the table first. While it goes on, clients open new TCP connections to the flooded forward and to another
+forward: %d from the LAN, and %[3]d from the WAN for each of the round trip times 20, 100 and 300 ms. A connection counts as opened if a byte
+goes to the server and comes back within %[4]v. At the same time the WAN and the LAN each send %[5]d datagrams to a server that answers
+after %[6]v.
 
 `, standingIdle, standingActive, floodClients, clientsTime, floodExchanges, slowAnswer)
 
 const floodNotes = `
-- The flood comes as fast as one thread can send: the less a packet costs the router, the more there are. A "paced" flood, which
-  only ` + "`make test`" + ` has, is half as fast as it was through nftables. "A second" counts packets, and for TCP that is opened and closed whole connections.
-- "Dropped by devices" counts packets a second that found the ring of a network device full: before the router, in it, or
-  behind it. A sender waits while nftables or hairpin TC translates its packet; it does not wait for XDP, so that such a flood
-  fills the rings of this small network, and clients lose packets that no translator has seen.
-- hairpin loses no established connection, keeps the stream, and opens at least as many new connections as nftables in the
-  same run, less one. Of the datagrams from the WAN to the late server as many are answered as with nftables, less one. Neither
-  is compared where the flood through XDP was not paced, and devices dropped more than one packet in a hundred.
-- The figures are of one run on the machine that wrote them. Another run gives other figures, but for those that are 0 or all.
+- One thread sends the flood as fast as it can. If a packet costs the router less CPU time, the thread sends more packets. A "paced" flood,
+  only in ` + "`make test`" + `, is half as fast as the flood through nftables was. "A second" counts packets; for "TCP, opened and closed" it counts
+  connections.
+- "Dropped by devices" counts the packets per second that found the ring of a network device full: before the router, in it, or
+  behind it. A sender waits while nftables or hairpin TC translates its packet. A sender does not wait for XDP, so its flood
+  fills the rings of this small network. Clients then lose packets before hairpin can see them.
+- The promises: hairpin loses no established connection and keeps the stream. At most one new connection fewer opens than with nftables
+  in the same run. At most one datagram fewer from the WAN to the slow server is answered than with nftables. The last two are
+  not compared if the flood through XDP was not paced and devices dropped more than 1 % of its packets.
+- The figures are from one run on one machine. Another run gives other figures, except where the figure is 0 or the full number.
 `

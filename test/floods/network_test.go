@@ -19,7 +19,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// floodForwards are what clients use while one of them is flooded. All of them lead to the same server.
+// floodForwards are the forwards that clients use during a flood of one of them. All of them lead to one server.
 const floodForwards = `
 [[forward]]
 name = "web"
@@ -191,7 +191,7 @@ func (n *floodNetwork) listen(port int) string {
 	return fmt.Sprintf(":%d", port)
 }
 
-// serve starts what the forwards lead to, but for the stream.
+// serve starts the services behind the forwards, except the stream.
 func (n *floodNetwork) serve(t *testing.T) {
 	t.Helper()
 	n.Server.ServeTCP(n.listen(8080))
@@ -329,8 +329,8 @@ const (
 	standingIdle   = 1000
 	standingActive = 50
 	standingPace   = 50 * time.Millisecond
-	// standingPatience is how long an exchange may take: the segments of a flood may push out those of a
-	// connection, and TCP sends them again.
+	// standingPatience is the time limit for an exchange. Devices may drop a connection's segments during a flood, and TCP
+	// sends them again.
 	standingPatience = 10 * time.Second
 )
 

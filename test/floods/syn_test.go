@@ -11,8 +11,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// A flood of a million openings that nobody completes costs no established connection, not
-// one of a thousand that only sit there, and does not keep new ones from opening.
+// A flood of a million half-open connections evicts no established connection, not even one of a thousand idle connections, and new
+// connections can still open.
 func TestSYNFlood(t *testing.T) {
 	const idle, syns = 1000, 1_000_000
 	n := lab.NewNetwork(t)
@@ -50,7 +50,7 @@ func TestSYNFlood(t *testing.T) {
 	if states["established"] < idle {
 		t.Errorf("%d established connections listed, want %d", states["established"], idle)
 	}
-	// As many have room by default, and the flood has filled it: more would be some that nobody evicts.
+	// The flood has filled the places for half-open connections. With more connections than places, some could not be evicted.
 	if got, most := states["half-open"], 131072/8; got > most {
 		t.Errorf("%d half-open connections, at most %d have room", got, most)
 	}

@@ -12,27 +12,27 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// Frame is an Ethernet frame with an IPv4 packet, in words: TCP, UDP, or what Body makes. Its
-// bytes and its checksums are gopacket's, which knows nothing of the code under test.
+// Frame describes an Ethernet frame with an IPv4 packet: TCP, UDP, or the bytes that Body returns. gopacket makes the bytes and
+// checksums, so they share no code with the programs under test.
 type Frame struct {
 	From, To   net.HardwareAddr
 	Src, Dst   netip.AddrPort
 	UDP        bool
-	Protocol   uint8                // with body
-	Body       func(f Frame) []byte // what is behind the IP header, if neither TCP nor UDP
-	Segment    []layers.TCPOption   // of TCP
+	Protocol   uint8                // of the packet, if Body is set
+	Body       func(f Frame) []byte // returns the bytes after the IP header, for protocols other than TCP and UDP
+	Segment    []layers.TCPOption   // options of TCP
 	TOS        uint8
 	DF         bool
-	Flags      string // of TCP: letters of SAFRP
+	Flags      string // TCP flags, letters of SAFRP
 	Seq, Ack   uint32
 	TTL        uint8
 	Options    []layers.IPv4Option
 	Payload    []byte
 	NoChecksum bool   // UDP only
-	Trailer    []byte // behind the IP packet
+	Trailer    []byte // bytes after the IP packet
 	More       bool   // more fragments follow
 	ID         uint16
-	Partial    bool // the transport checksum is left to an offload
+	Partial    bool // the transport checksum is left to an offload (CHECKSUM_PARTIAL)
 	Mutate     func([]byte)
 }
 
@@ -58,8 +58,8 @@ func (f Frame) tcpLayer() *layers.TCP {
 	return tcp
 }
 
-// Bytes is the frame on the wire. Its IP header checksum is valid; the transport's is too,
-// unless the frame says otherwise. What Mutate does comes last and is not made good.
+// Bytes returns the frame's bytes. The checksums are valid, except the transport checksum with NoChecksum or Partial. Mutate runs
+// last, and the checksums do not include its changes.
 func (f Frame) Bytes() []byte {
 	ttl := f.TTL
 	if ttl == 0 {
@@ -122,13 +122,13 @@ const (
 	IPChecksumAt   = EthernetLength + 10
 )
 
-// L4Offset is where the header of the transport begins.
+// L4Offset returns the offset of the transport header in a frame.
 func L4Offset(data []byte) int { return EthernetLength + int(data[EthernetLength]&0x0f)*4 }
 
-// IPLength is the length of the IPv4 packet, as its header has it.
+// IPLength returns the total length in the IPv4 header.
 func IPLength(data []byte) int { return int(binary.BigEndian.Uint16(data[EthernetLength+2:])) }
 
-// Sum is the sum of all 16-bit words (RFC 1071), not folded.
+// Sum returns the sum of all 16-bit words (RFC 1071), not folded.
 func Sum(data []byte) (total uint32) {
 	for i := 0; i+1 < len(data); i += 2 {
 		total += uint32(binary.BigEndian.Uint16(data[i:]))
@@ -139,7 +139,7 @@ func Sum(data []byte) (total uint32) {
 	return total
 }
 
-// Fold adds the carries of a sum.
+// Fold returns a sum folded to 16 bits, by adding the carries.
 func Fold(total uint32) uint16 {
 	for total > 0xffff {
 		total = total&0xffff + total>>16
@@ -147,13 +147,13 @@ func Fold(total uint32) uint16 {
 	return uint16(total)
 }
 
-// PseudoHeader is the sum of RFC 9293 3.1's pseudo-header.
+// PseudoHeader returns the sum of the pseudo-header (RFC 9293 3.1) of a frame, not folded.
 func PseudoHeader(data []byte) uint32 {
 	length := IPLength(data) - (L4Offset(data) - EthernetLength)
 	return Sum(data[EthernetLength+12:EthernetLength+20]) + uint32(data[EthernetLength+9]) + uint32(length)
 }
 
-// IPValid says whether the IP header's checksum is right.
+// IPValid reports whether the checksum of the IP header is right.
 func IPValid(data []byte) bool { return Fold(Sum(data[EthernetLength:L4Offset(data)])) == 0xffff }
 
 // SetWord writes a 16-bit word in network order.

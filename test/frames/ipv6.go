@@ -10,14 +10,14 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// Frame6 is a frame with an IPv6 packet, in the words of Frame.
+// Frame6 describes a frame with an IPv6 packet, by the fields of Frame.
 type Frame6 struct {
 	Frame
 	Extensions []Extension
-	Label      uint32 // of the flow
+	Label      uint32 // flow label
 }
 
-// Extension is a header between that of IPv6 and the transport's; its first byte is filled in.
+// Extension is an IPv6 extension header. Bytes fills in its first byte, the next header.
 type Extension struct {
 	Kind uint8
 	Data []byte
@@ -31,7 +31,7 @@ const (
 // IP6Header is the length of the IPv6 header.
 const IP6Header = 40
 
-// FragmentHeader6 is a fragment header.
+// FragmentHeader6 returns a fragment header.
 func FragmentHeader6(id uint32, offset int, more bool) Extension {
 	data := make([]byte, 8)
 	word := uint16(offset)
@@ -43,7 +43,7 @@ func FragmentHeader6(id uint32, offset int, more bool) Extension {
 	return Extension{HeaderFragment, data}
 }
 
-// transport is what is behind the IPv6 header and its extensions, and its protocol.
+// transport returns the protocol, and the bytes after the IPv6 header and its extensions.
 func (f Frame6) transport(ip *layers.IPv6) (uint8, []byte) {
 	var layer gopacket.SerializableLayer
 	switch {
@@ -68,7 +68,7 @@ func (f Frame6) transport(ip *layers.IPv6) (uint8, []byte) {
 	return uint8(ip.NextHeader), data
 }
 
-// Bytes is the frame on the wire.
+// Bytes returns the frame's bytes.
 func (f Frame6) Bytes() []byte {
 	hops := f.TTL
 	if hops == 0 {
@@ -84,7 +84,7 @@ func (f Frame6) Bytes() []byte {
 		data[0] = next
 		next, rest = e.Kind, append(data, rest...)
 	}
-	// gopacket takes a next header of 0 for a jumbogram that it is to make.
+	// With a next header of 0 gopacket makes a jumbogram. So a placeholder is set here, and replaced below.
 	ip.NextHeader = layers.IPProtocolNoNextHeader
 	buffer := gopacket.NewSerializeBuffer()
 	must(gopacket.SerializeLayers(buffer, gopacket.SerializeOptions{FixLengths: true},
@@ -98,10 +98,11 @@ func (f Frame6) Bytes() []byte {
 	return data
 }
 
-// Fragments6 cuts a frame's packet behind its extension headers, so many bytes of them.
+// Fragments6 returns a frame's packet in fragments of these lengths. extensions is the length of the extension headers, which are
+// copied into every fragment.
 func Fragments6(data []byte, id uint32, extensions int, lengths ...int) (pieces [][]byte) {
 	at := EthernetLength + IP6Header + extensions
-	last := EthernetLength + 6 // where the protocol is named
+	last := EthernetLength + 6 // offset of the last next-header field
 	for off := EthernetLength + IP6Header; off < at; off += 8 * (int(data[off+1]) + 1) {
 		last = off
 	}

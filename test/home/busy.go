@@ -9,15 +9,14 @@ import (
 	"hairpin/test/lab"
 )
 
-// Service is a network where hairpin serves and traffic is on its way, from the Internet
-// and reflected.
+// Service is a network with a running hairpin, and with traffic through it, from the Internet and from the LAN.
 type Service struct {
 	*lab.Network
 	HP    *lab.Hairpin
 	loads []*lab.Load
 }
 
-// StartService also watches that nothing arrives untranslated anywhere while the test lasts.
+// StartService starts hairpin and the traffic. Until Finish, a packet that arrives untranslated fails the test.
 func StartService(t *testing.T, mode string) *Service {
 	t.Helper()
 	s := &Service{Network: lab.NewNetwork(t)}
@@ -28,7 +27,7 @@ func StartService(t *testing.T, mode string) *Service {
 
 	answers := func(p *lab.Packet) error {
 		if p.Src.Addr() != ExternalAddress {
-			return errors.New("not from the external address")
+			return errors.New("source is not the external address")
 		}
 		return nil
 	}
@@ -37,7 +36,7 @@ func StartService(t *testing.T, mode string) *Service {
 	internet := Ways(s.Network)[0].Addr
 	s.Server.Capture("eth0", func(p *lab.Packet) error {
 		if src := p.Src.Addr(); src != internet && src != RouterAddress {
-			return errors.New("not from whom the server should see")
+			return errors.New("source is not an address that the server should see")
 		}
 		return nil
 	})
@@ -47,14 +46,14 @@ func StartService(t *testing.T, mode string) *Service {
 	return s
 }
 
-// Advance returns when all traffic has gone on for a good while.
+// Advance returns when each kind of traffic has done this many more rounds.
 func (s *Service) Advance(rounds int64) {
 	for _, load := range s.loads {
 		load.Advance(rounds)
 	}
 }
 
-// Finish ends the traffic; what it lost fails the test.
+// Finish ends the traffic. The test fails if anything was lost.
 func (s *Service) Finish() {
 	for _, load := range s.loads {
 		load.Stop()

@@ -10,12 +10,12 @@ import (
 	"hairpin/test/lab"
 )
 
-// DnsmasqArgs are a command line of dnsmasq without any file of the machine.
+// DnsmasqArgs returns a command line of dnsmasq that uses none of the machine's files.
 func DnsmasqArgs(args ...string) []string {
 	return append([]string{"dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--no-hosts", "--bind-interfaces", "--user=root", "--pid-file=", "--log-facility=-"}, args...)
 }
 
-// WantAnswer asks until the answer is right; "" is none of that type.
+// WantAnswer asks the name server until the answer is want; "" means no record of this type. It ends the test after lab.Patience.
 func WantAnswer(t *testing.T, h *lab.Host, server, name, kind, want string) {
 	t.Helper()
 	lab.Eventually(t, lab.Patience, func() error {

@@ -2,7 +2,7 @@
 
 package home
 
-// Forwards are those that most tests use; the ports differ so that a port left untranslated shows.
+// Forwards are the forwards of most tests. External port and target port differ, so that a test notices an untranslated port.
 const Forwards = `
 [[forward]]
 name = "web"
@@ -17,7 +17,7 @@ port = "53"
 to = "192.168.1.20:5353"
 `
 
-// Forwards6 are the twins of Forwards.
+// Forwards6 are the IPv6 twins of Forwards.
 const Forwards6 = `
 [[forward]]
 name = "web6"

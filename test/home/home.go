@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package home is what tests of traffic, of the daemon and of the command line begin with: the usual network, a configuration for its
-// router, hairpin on it, and what hairpin says. It loads no program itself.
+// Package home starts the usual network with hairpin on its router, for tests of traffic, the daemon and the command line. It also
+// reads hairpin's JSON and metrics. It loads no BPF program itself.
 package home
 
 import (
@@ -12,16 +12,16 @@ import (
 	"hairpin/test/lab"
 )
 
-// Modes are the ways hairpin may be attached: TC alone, and XDP with TC behind it.
+// Modes are the modes of hairpin in tests: only TC, and XDP before TC.
 var Modes = []string{"tc", "xdp"}
 
-// Waiting has connected, and waits for the server to speak.
+// Waiting returns a connection to the external address; the client has sent nothing.
 func Waiting(t *testing.T, from *lab.Host) *lab.Conn {
 	t.Helper()
 	return WaitingAt(t, from, lab.External)
 }
 
-// WaitingAt is Waiting at an external address, in brackets if it is one of IPv6.
+// WaitingAt is Waiting for this external address; an IPv6 address is in brackets.
 func WaitingAt(t *testing.T, from *lab.Host, external string) *lab.Conn {
 	t.Helper()
 	c, err := from.DialTCP(external+":80", "", lab.Patience)
@@ -35,7 +35,7 @@ func WaitingAt(t *testing.T, from *lab.Host, external string) *lab.Conn {
 	return c
 }
 
-// Config is a configuration file for the router of the usual network.
+// Config returns a configuration file for the router of the usual network, with forwards in TOML.
 func Config(mode, forwards string) string {
 	return fmt.Sprintf(`version = 1
 
@@ -48,8 +48,8 @@ mode = %q
 %s`, lab.DeviceMode(mode), forwards)
 }
 
-// OffloadsFor returns offloads that let the mode do its work: XDP sends only finished
-// checksums, and to a veth only if its peer accepts XDP frames.
+// OffloadsFor returns the offloads that a mode needs. XDP sends only frames with finished checksums, and only to a veth whose peer
+// takes XDP frames.
 func OffloadsFor(mode string) lab.Offloads {
 	if mode == "xdp" {
 		return lab.AllOffGRO
@@ -65,7 +65,7 @@ func Start(t *testing.T, n *lab.Network, mode, forwards string) *lab.Hairpin {
 	return hp
 }
 
-// Forward has the fields of the JSON output that other programs may rely on.
+// Forward has the JSON fields of a forward that other programs may use.
 type Forward struct {
 	Name        string   `json:"name"`
 	Protocol    any      `json:"protocol"`
@@ -83,7 +83,7 @@ type Forward struct {
 	Bytes       int64    `json:"bytes"`
 }
 
-// Connection is the same of a connection.
+// Connection has the JSON fields of a connection that other programs may use.
 type Connection struct {
 	Protocol string  `json:"protocol"`
 	Path     string  `json:"path"`
@@ -99,14 +99,14 @@ type Connection struct {
 	Bytes    int64   `json:"bytes"`
 }
 
-// Document is what a command prints with --json.
+// Document is the output of a command with --json.
 type Document struct {
 	Schema      int          `json:"schema"`
 	Forwards    []Forward    `json:"forwards"`
 	Connections []Connection `json:"connections"`
 }
 
-// Show runs a command with JSON output.
+// Show runs a command with --json and returns its output.
 func Show(t *testing.T, hp *lab.Hairpin, args ...string) Document {
 	t.Helper()
 	var d Document

@@ -14,7 +14,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// Get asks the metrics server from inside the router, where alone it listens.
+// Get sends a request to the metrics server from the router itself: the server listens only on 127.0.0.1.
 func Get(t *testing.T, n *lab.Network, path string) *http.Response {
 	t.Helper()
 	response, err := TryGet(t, n, path)
@@ -24,7 +24,7 @@ func Get(t *testing.T, n *lab.Network, path string) *http.Response {
 	return response
 }
 
-// TryGet is Get for a server that may not be there.
+// TryGet is Get, but returns an error if there is no server.
 func TryGet(t *testing.T, n *lab.Network, path string) (*http.Response, error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
@@ -43,7 +43,7 @@ func TryGet(t *testing.T, n *lab.Network, path string) (*http.Response, error) {
 	return response, err
 }
 
-// Scrape gives the sum of all samples of a metric whose labels include the given ones.
+// Scrape returns the sum of all samples of a metric that have the given labels.
 func Scrape(t *testing.T, n *lab.Network, metric string, labels ...string) (total float64) {
 	t.Helper()
 	found := false

@@ -9,12 +9,12 @@ import (
 	"hairpin/test/lab"
 )
 
-// Offer is what the server offers in one family, and whom it may take its clients for.
+// Offer has the server's TCP and UDP service in one family, and the client addresses that the server may see.
 type Offer struct {
 	Family           string
 	Internet, Router netip.Addr
 
-	external string // address of the forwards, as in "ADDRESS:PORT"
+	external string // external address of the forwards, as it is written before ":PORT"
 	udp      *lab.Echoer
 }
 
@@ -24,7 +24,7 @@ const (
 	longestDatagram  = 1400
 )
 
-// Offers serves what Forwards and Forwards6 lead to.
+// Offers starts the services that Forwards and Forwards6 lead to, and returns them.
 func Offers(server *lab.Host) []Offer {
 	server.ServeTCP(":8080")
 	server.ServeTCP("[::]:8080")
@@ -34,7 +34,7 @@ func Offers(server *lab.Host) []Offer {
 	}
 }
 
-// Serves moves bytes and datagrams there and back. The server has to see one address and no other.
+// Serves sends bytes and datagrams to the server and back. It returns an error if the server sees a client address other than want.
 func (o Offer) Serves(from *lab.Host, want netip.Addr) error {
 	sees, err := o.ask(from)
 	if err != nil {
@@ -48,7 +48,7 @@ func (o Offer) Serves(from *lab.Host, want netip.Addr) error {
 	return nil
 }
 
-// ask returns whom the server saw.
+// ask uses both services, and returns the client addresses that the server saw.
 func (o Offer) ask(from *lab.Host) (sees []netip.Addr, err error) {
 	c, err := from.DialTCP(o.external+":80", "", lab.Patience)
 	if err != nil {

@@ -15,16 +15,16 @@ var (
 	RouterAddress   = netip.MustParseAddr(lab.RouterLAN)
 )
 
-// Way is one way to a forward, and whom the server takes for the client.
+// Way is a client of a forward, and the address that the server sees for this client.
 type Way struct {
 	Name string
 	From *lab.Host
-	Addr netip.Addr // of the client itself
+	Addr netip.Addr // the client's own address
 	Sees netip.Addr
 }
 
-// Ways are all the ways to a forward that reflects as `auto` does: a client whose answers
-// would not pass the router appears as the router, everybody else as himself.
+// Ways returns the clients of a forward with reflect auto. A client whose answers would not go through the router appears as the
+// router. All other clients appear as themselves.
 func Ways(n *lab.Network) []Way {
 	return []Way{
 		{"from the Internet", n.Internet, netip.MustParseAddr(lab.InternetSource), netip.MustParseAddr(lab.InternetSource)},

@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// layers has the packages from the bottom up. A package imports only packages of layers below its own. "..." stands for
-// a folder and all below it.
+// layers has the packages from the bottom up. A package imports only packages of lower layers. "..." matches a folder and all
+// folders below it.
 var layers = [][]string{
 	{"hairpin/bpf"},
 	{"hairpin/loader/dirlock"},
@@ -67,7 +67,12 @@ var forbidden = []struct {
 }{
 	{"values know no kernel", "Deps", []string{"hairpin/maps/rule", "hairpin/maps/config"}, []string{"hairpin/bpf", "github.com/cilium/ebpf"}},
 	{"package maps alone opens maps", "Imports", []string{"hairpin/maps/layout", "hairpin/maps/compile", "hairpin/maps/metrics"}, []string{"github.com/cilium/ebpf"}},
-	{"commands alone write a log", "Imports", []string{"hairpin/bpf", "hairpin/maps/...", "hairpin/loader/..."}, []string{"log/slog", "log"}},
+	{"values look at no machine", "Imports", []string{"hairpin/maps/rule", "hairpin/maps/config", "hairpin/maps/compile"}, []string{"os", "os/exec"}},
+	{"tests alone use fixtures", "Deps", []string{"hairpin/cmd/hairpin"}, []string{"hairpin/maps/mapstest", "hairpin/cmd/hairpin/router/routertest", "testing"}},
+	{"the command line and the daemon alone write a log", "Imports", []string{
+		"hairpin/bpf", "hairpin/maps/...", "hairpin/loader/...", "hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust",
+		"hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router/...",
+	}, []string{"log/slog", "log"}},
 }
 
 func TestForbiddenImports(t *testing.T) {

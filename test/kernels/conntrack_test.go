@@ -157,7 +157,8 @@ func forwarded(t *testing.T, n *lab.Network) {
 	}
 }
 
-// withoutAdmin runs a command of hairpin as root without CAP_SYS_ADMIN.
+// withoutAdmin runs a command of hairpin as root without CAP_SYS_ADMIN. The command replaces the programs. Then it fails: the kernel
+// gives descriptors of inner maps, which hold the running configuration, to CAP_SYS_ADMIN alone.
 func withoutAdmin(t *testing.T, on *lab.Host, hp *lab.Hairpin, args ...string) {
 	t.Helper()
 	done := make(chan error)
@@ -169,10 +170,10 @@ func withoutAdmin(t *testing.T, on *lab.Host, hp *lab.Hairpin, args ...string) {
 				return err
 			}
 			out, err := exec.Command(lab.Binary(t), append([]string{"-c", hp.File, "--bpffs", hp.Dir}, args...)...).CombinedOutput()
-			if err != nil {
-				err = fmt.Errorf("%w: %s", err, out)
+			if err != nil && !strings.Contains(string(out), "open running configuration: operation not permitted") {
+				return fmt.Errorf("%w: %s", err, out)
 			}
-			return err
+			return nil
 		})
 	}()
 	if err := <-done; err != nil {

@@ -20,7 +20,7 @@ const deviceBytes = 100_000
 // datagramSizes are of one byte, of a usual and of a large packet, and of several fragments.
 var datagramSizes = []int{1, 512, 1300, 5000}
 
-// deviceConfig has a server in the LAN of cables, and the guest as a server in the other LAN.
+// deviceConfig has a forward to a server in the LAN under test, and a forward to the guest in the other LAN.
 const deviceConfig = `version = 1
 
 [interfaces]
@@ -79,7 +79,7 @@ func onDevices(t *testing.T, n *lab.Network, hp *lab.Hairpin, k kind) {
 	}
 }
 
-// newDeviceNetwork is the usual network with both families, but for what lay adds.
+// newDeviceNetwork makes the usual network with both families, without the cables that lay adds.
 func newDeviceNetwork(t *testing.T) *lab.Network {
 	n := lab.NewNetwork(t)
 	for _, h := range []*lab.Host{n.Internet, n.Router, n.Client, n.Server, n.Guest} {

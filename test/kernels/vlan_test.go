@@ -12,8 +12,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// A VLAN device that appears on top of a veth ends XDP there, though the mode vouches for no tags: the daemon
-// hears of it. What comes with the tag is that device's, and reaches no forward of the one below.
+// When a VLAN device appears on top of a veth, the daemon detaches XDP there, even with mode xdp-untagged. Tagged packets belong to the
+// VLAN device, and do not reach a forward of the veth.
 func TestVLANOnTop(t *testing.T) {
 	kind{name: "VLAN", link: "vlan"}.need(t)
 	n := lab.NewNetwork(t)

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answererBuffer keeps what a flood brings until the answerer gets to read it.
+// answererBuffer is the size of the socket's receive buffer in bytes. It keeps a flood's datagrams until they are read.
 const answererBuffer = 64 << 20
 
-// answererNice is the priority of the answerer. A server has a machine of its own: it does not wait for the CPUs that
-// a flood and the router take.
+// answererNice is the nice value of the answerer. It has priority over the flood and the router, as if it ran on a machine of
+// its own.
 const answererNice = -20
 
 // AnswerUDP sends back each datagram of at most 128 bytes after a delay, until the test ends. It is
@@ -44,7 +44,7 @@ func (h *Host) AnswerUDP(address string, delay time.Duration) {
 	stop := make(chan struct{})
 	var running sync.WaitGroup
 	running.Go(func() {
-		// Never unlocked: the thread ends with its priority.
+		// Never unlocked: the thread ends with the goroutine, so no other goroutine gets its priority.
 		runtime.LockOSThread()
 		if err := unix.Setpriority(unix.PRIO_PROCESS, 0, answererNice); err != nil {
 			h.tb.Errorf("%s: priority of the answerer: %v", h.Name, err)
@@ -58,12 +58,12 @@ func (h *Host) AnswerUDP(address string, delay time.Duration) {
 	})
 }
 
-// unanswered is a datagram that waits for its answer.
+// unanswered is a datagram that has not been answered yet.
 type unanswered struct {
 	due    time.Time
 	length int
 	name   unix.RawSockaddrAny
-	size   uint32 // of name
+	size   uint32 // length of name in bytes
 	data   [batchBytes]byte
 }
 
@@ -96,7 +96,7 @@ func answerLater(fd int, delay time.Duration, stop <-chan struct{}) {
 	}
 }
 
-// answerDue answers what is due and returns what waits on.
+// answerDue answers the datagrams that are due, and returns the others.
 func answerDue(fd int, out *batch, queue []unanswered) []unanswered {
 	now := time.Now()
 	for len(queue) > 0 && !queue[0].due.After(now) {

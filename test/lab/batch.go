@@ -11,13 +11,13 @@ import (
 )
 
 const (
-	// batchSize is how many packets one system call moves at most.
+	// batchSize is the maximum number of packets in a system call.
 	batchSize = 64
-	// batchBytes is the longest packet in a batch.
+	// batchBytes is the length of the longest packet in a batch.
 	batchBytes = 128
 )
 
-// batch is packets for sendmmsg(2) and recvmmsg(2).
+// batch has the packets of a sendmmsg(2) or recvmmsg(2) call.
 type batch struct {
 	headers [batchSize]multiHeader
 	vectors [batchSize]unix.Iovec
@@ -41,7 +41,7 @@ func newBatch() *batch {
 	return b
 }
 
-// receive takes what a socket has, at most a batch of it. It does not wait.
+// receive reads at most batchSize packets from a socket, and returns their number. It does not wait.
 func (b *batch) receive(fd int) (int, error) {
 	for i := range b.headers {
 		b.vectors[i].SetLen(batchBytes)
@@ -53,12 +53,12 @@ func (b *batch) receive(fd int) (int, error) {
 	case 0:
 		return int(n), nil
 	case unix.EAGAIN, unix.EINTR, unix.ECONNREFUSED, unix.ENETUNREACH, unix.EHOSTUNREACH:
-		return 0, nil // an ICMP error ends a call, too
+		return 0, nil // a pending ICMP error also ends the call
 	}
 	return 0, fmt.Errorf("receive datagrams: %w", errno)
 }
 
-// send sends the first n packets. What the way out has no room for is lost, as on any network.
+// send sends the first n packets. A packet for which a queue has no room is lost, as on any network.
 func (b *batch) send(fd, n int) error {
 	for sent := 0; sent < n; {
 		done, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&b.headers[sent])), uintptr(n-sent), 0, 0, 0)
@@ -76,7 +76,7 @@ func (b *batch) send(fd, n int) error {
 	return nil
 }
 
-// address makes an answer the batch's packet of a number.
+// address makes the answer u packet i of the batch.
 func (b *batch) address(i int, u *unanswered) {
 	b.names[i], b.data[i] = u.name, u.data
 	b.vectors[i].SetLen(u.length)

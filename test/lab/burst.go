@@ -17,8 +17,8 @@ type Burst struct {
 	To     netip.AddrPort
 	Count  int
 	Over   time.Duration // the openings begin evenly over this time
-	Within time.Duration // each has so long for its handshake and for one byte there and back
-	// FastOpen sends the first request in the SYN (RFC 7413) where the client has a cookie.
+	Within time.Duration // time limit for each connection: handshake, and one byte there and back
+	// FastOpen sends the first request in the SYN (RFC 7413) if the client has a cookie.
 	FastOpen bool
 }
 
@@ -39,8 +39,8 @@ const (
 	dialFailed
 )
 
-// OpenBurst opens the connections and returns how many opened: a byte went there and came back.
-// All are closed at the end.
+// OpenBurst opens the connections and returns how many of them sent a byte to the server and got it back. It closes all
+// connections at the end.
 func (h *Host) OpenBurst(b Burst) (opened int, err error) {
 	dials := make([]dial, b.Count)
 	start := time.Now()
@@ -88,7 +88,7 @@ func (h *Host) OpenBurst(b Burst) (opened int, err error) {
 	return opened, nil
 }
 
-// pollDials waits until something may have happened, for 10 ms at most.
+// pollDials waits until a connection can continue, at most 10 ms.
 func pollDials(dials []dial) error {
 	var polls []unix.PollFd
 	for _, d := range dials {
@@ -105,7 +105,7 @@ func pollDials(dials []dial) error {
 	return nil
 }
 
-// follow takes a connection as far as it goes without waiting.
+// follow continues a connection as far as possible without waiting.
 func (b *Burst) follow(d *dial) {
 	now := time.Now()
 	if d.state == dialOpened || d.state == dialFailed || now.Before(d.begin) {
@@ -124,7 +124,7 @@ func (b *Burst) follow(d *dial) {
 		}
 	}
 	if d.state == dialConnecting {
-		// Until the connection is there, this says EAGAIN.
+		// Before the handshake is complete, this write returns EAGAIN.
 		_, err := unix.Write(d.fd, []byte{opEcho, 0, 0, 0, 0, 0, 0, 0, 1, 'x'})
 		switch {
 		case err == nil:
@@ -145,7 +145,7 @@ func (b *Burst) follow(d *dial) {
 	}
 }
 
-// lateness is not held against a connection that a busy machine has not begun yet.
+// lateness returns extra time for a connection that should have begun but has not, because the machine is busy.
 func (b *Burst) lateness(d *dial) time.Duration {
 	if d.state == dialWaiting {
 		return time.Hour
@@ -174,21 +174,21 @@ func sockaddr(to netip.AddrPort) unix.Sockaddr {
 
 const (
 	churnParallel = 256
-	// churnPatience is after how long one that neither opens nor closes is given up.
+	// churnPatience is the time limit for a connection to open, and to close.
 	churnPatience = 2 * time.Second
 )
 
-// churner is one of the connections that a churn has at a time.
+// churner is one of the connections that ChurnTCP has open at the same time.
 type churner struct {
-	fd    int // 0: none
+	fd    int // 0: no connection
 	begin time.Time
 	asked bool
 }
 
-// ChurnTCP opens TCP connections to a TCP service of the lab from random addresses of networks that
-// are the host's own. Each asks for its end, is closed by the server and then by the client. They
-// come as fast as one thread can, until stop, which is told how many were closed by both sides,
-// returns true. ChurnTCP returns that number, and how many others failed.
+// ChurnTCP opens and closes TCP connections to a TCP service of the lab, as fast as one thread can. Their sources are random addresses of
+// the networks from, which the host must own. Each client asks the server to close the connection, then closes it too. The
+// argument of stop is the number of connections that both sides have closed; ChurnTCP ends when stop returns true. It returns this
+// number, and the number of connections that failed.
 func (h *Host) ChurnTCP(from []netip.Prefix, to netip.AddrPort, stop func(done int) bool) (done, failed int, err error) {
 	err = h.Do(func() error {
 		poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -228,7 +228,7 @@ func (c *churn) close() {
 	}
 }
 
-// round begins connections in every free place and takes those on where something happened.
+// round begins a connection for every free churner, and continues the connections with events.
 func (c *churn) round() error {
 	now := time.Now()
 	if now.Sub(c.swept) > churnPatience/8 {
@@ -271,7 +271,7 @@ func (c *churn) begin(i int, now time.Time) error {
 	}
 	c.conns[i] = churner{fd: fd, begin: now}
 	src := randomAddr(c.from[rand.N(len(c.from))], rand.NewPCG(rand.Uint64(), 0))
-	// The port is chosen when the destination is known, so that one address has 64512 for each.
+	// The kernel chooses the port at connect(2), when it knows the destination: an address then has 64512 ports for each destination.
 	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
 		return fmt.Errorf("bind without port: %w", err)
 	}
@@ -279,14 +279,14 @@ func (c *churn) begin(i int, now time.Time) error {
 		return fmt.Errorf("bind to %v: %w", src, err)
 	}
 	switch err := unix.Connect(fd, sockaddr(c.to)); {
-	case errors.Is(err, unix.EADDRNOTAVAIL): // every port of the address is in use
+	case errors.Is(err, unix.EADDRNOTAVAIL): // all ports of the address are in use
 		c.failed++
 		c.drop(i)
 		return nil
 	case err != nil && !errors.Is(err, unix.EINPROGRESS):
 		return fmt.Errorf("connect: %w", err)
 	}
-	// The index of the connection, not its descriptor, is what comes back.
+	// Events carry the connection's index in Fd, not its descriptor.
 	event := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLOUT | unix.EPOLLRDHUP | unix.EPOLLET, Fd: int32(i)}
 	if err := unix.EpollCtl(c.poll, unix.EPOLL_CTL_ADD, fd, &event); err != nil {
 		return fmt.Errorf("watch connection: %w", err)

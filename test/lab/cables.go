@@ -8,21 +8,21 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// beneath is what an interface is called that another is made upon.
+// beneath is appended to the name of an interface below another interface: bridge port, or parent of a macvlan or vxlan device.
 const beneath = "u"
 
-// BridgeCable is Cable, with a bridge around the first end.
+// BridgeCable is Cable, but the first end is a port of a bridge with this name.
 func BridgeCable(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
 	Cable(a, aName+beneath, b, bName)
 	a.Bridge(aName, aName+beneath)
 }
 
-// Macvlan is Cable, with a macvlan device on top of the first end.
+// Macvlan is Cable, but the first end is a macvlan device on top of the veth.
 func Macvlan(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
 	Cable(a, aName+beneath, b, bName)
-	// Else the interface beneath would answer for the addresses of the one above.
+	// Without this, the parent interface answers ARP requests for the macvlan's addresses.
 	a.Sysctl("net/ipv4/conf/"+aName+beneath+"/arp_ignore", "1")
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.ParentIndex = aName, a.Index(aName+beneath)
@@ -30,11 +30,11 @@ func Macvlan(a *Host, aName string, b *Host, bName string) {
 	a.Up(aName)
 }
 
-// Vxlan is Cable for Ethernet frames in UDP datagrams (RFC 7348). Both ends take 50 bytes less than others.
+// Vxlan is Cable, but the frames are sent in UDP datagrams (RFC 7348). The MTU of both ends is 50 bytes lower.
 func Vxlan(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
 	Cable(a, aName+beneath, b, bName+beneath)
-	// A host may have several.
+	// Different for each vxlan device of the host, because a host may have several.
 	number := a.Index(aName + beneath)
 	aEnd, bEnd := net.IPv4(10, 255, byte(number), 1), net.IPv4(10, 255, byte(number), 2)
 	a.vxlan(aName, number, aEnd, bEnd)

@@ -11,11 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// captureBuffer holds a whole bulk transfer, so that a reader that is late loses nothing.
+// captureBuffer is the size of the socket's receive buffer in bytes. A whole bulk transfer fits, so a late reader loses nothing.
 const captureBuffer = 512 << 20
 
-// Capture reads every IPv4 packet that arrives at an interface and checks it. A bad
-// checksum, a complaint of the observer, or a packet missed fails the test.
+// Capture reads and checks every IPv4 packet that arrives at an interface. The test fails if a checksum is wrong, if the
+// observer returns an error, or if the capture misses a packet.
 type Capture struct {
 	host    *Host
 	dev     string
@@ -30,16 +30,16 @@ type Capture struct {
 	problems []string
 }
 
-// CaptureStats counts what a capture saw.
+// CaptureStats has the counts of a capture.
 type CaptureStats struct {
 	Packets int
-	Partial int // of them, with the transport checksum left to an offload
+	Partial int // packets whose transport checksum is left to an offload
 	Bytes   int64
-	Bad     int // failed a check
+	Bad     int // packets that failed a check
 }
 
-// Capture starts to capture on an interface. The observer may be nil; it is called from one
-// goroutine, also for packets with bad checksums.
+// Capture starts a capture on an interface. It calls observe for each packet, from one goroutine, also if a checksum is
+// wrong. observe may be nil.
 func (h *Host) Capture(dev string, observe func(*Packet) error) *Capture {
 	h.tb.Helper()
 	c := &Capture{host: h, dev: dev, observe: observe, stop: make(chan struct{}), done: make(chan struct{})}
@@ -49,8 +49,8 @@ func (h *Host) Capture(dev string, observe func(*Packet) error) *Capture {
 	return c
 }
 
-// open makes a packet socket for what arrives: one for ETH_P_IP, unlike one for ETH_P_ALL,
-// does not see what the host itself sends.
+// open opens a packet socket for arriving packets. A socket for ETH_P_IP does not see packets that the host itself sends; a socket
+// for ETH_P_ALL does.
 func (c *Capture) open() (err error) {
 	c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -69,8 +69,7 @@ func (c *Capture) open() (err error) {
 	return unix.Bind(c.fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_IP), Ifindex: c.host.Index(c.dev)})
 }
 
-// Stop reads what has arrived until now, ends the capture, reports its findings to the test
-// and returns its counts.
+// Stop reads the packets that have arrived, ends the capture, reports errors to the test, and returns the counts.
 func (c *Capture) Stop() CaptureStats {
 	c.host.tb.Helper()
 	c.once.Do(func() {

@@ -16,23 +16,22 @@ import (
 // Flood is packets from random sources to one address: TCP SYNs or UDP datagrams.
 type Flood struct {
 	Protocol uint8 // unix.IPPROTO_TCP or unix.IPPROTO_UDP
-	// From holds the networks whose addresses the packets bear as their sources.
-	// With none, any public IPv4 address may be a source.
+	// From has the networks of the packets' source addresses. If it is empty, the sources are random public IPv4
+	// addresses.
 	From []netip.Prefix
 	To   netip.AddrPort
-	// Rate is how many packets are sent a second at most, never more than a batch at once; 0 is as many as one thread can.
+	// Rate is the maximum number of packets per second, sent in batches; 0: as fast as one thread can.
 	Rate int
-	// Times is how many packets each tuple gets; 0 is one. The second packet of a tuple follows
-	// when floodBlock tuples have had their first, so that an answer has time to come.
+	// Times is the number of packets of each tuple; 0 means 1. The second packet of a tuple follows after the first
+	// packets of floodBlock tuples, so that an answer can come in between.
 	Times int
 }
 
-// floodBlock is how many tuples have one packet each before the same ones have another.
+// floodBlock is the number of tuples whose first packets are sent before their second packets.
 const floodBlock = 8192
 
-// SendFlood sends a flood out of an interface and to a neighbour's MAC address, past the host's
-// IP stack. It ends when stop, which is told how many packets were
-// sent, returns true, and returns that number.
+// SendFlood sends a flood out of an interface to a neighbour's MAC address, without the host's IP stack. The argument of stop
+// is the number of packets sent; SendFlood ends when stop returns true, and returns this number.
 func (h *Host) SendFlood(dev string, neighbour net.HardwareAddr, f Flood, stop func(sent int) bool) (int, error) {
 	kind := []byte{0x08, 0x00}
 	if f.To.Addr().Is6() {
@@ -60,14 +59,14 @@ func (h *Host) SendFlood(dev string, neighbour net.HardwareAddr, f Flood, stop f
 	return sent, nil
 }
 
-// FloodSYN sends count SYNs to an address from random public sources, out of an interface of
-// the host and to a neighbour's MAC address, as fast as one thread can.
+// FloodSYN sends count SYNs from random public sources to an address, as fast as one thread can. It sends them as SendFlood
+// does.
 func (h *Host) FloodSYN(dev string, neighbour net.HardwareAddr, to netip.AddrPort, count int) error {
 	_, err := h.SendFlood(dev, neighbour, Flood{Protocol: unix.IPPROTO_TCP, To: to}, func(sent int) bool { return sent >= count })
 	return err
 }
 
-// append appends the packet of a tuple. The same tuple always has the same source.
+// append appends the packet of a tuple to b. The number of a tuple determines its source.
 func (f *Flood) append(b []byte, tuple uint64) []byte {
 	random := rand.NewPCG(tuple, 0)
 	src := netip.AddrPortFrom(f.source(random), uint16(1024+random.Uint64()%64512))
@@ -124,7 +123,7 @@ func appendAddr(b []byte, addr netip.Addr) []byte {
 	return append(b, a[:]...)
 }
 
-// randomAddr returns an address of a network, neither its first nor its last unless it has no others.
+// randomAddr returns a random address of a network. It avoids the first and the last address if the network has more than two.
 func randomAddr(network netip.Prefix, random rand.Source) netip.Addr {
 	host := network.Addr().BitLen() - network.Bits()
 	bits := random.Uint64()
@@ -147,7 +146,7 @@ func randomAddr(network netip.Prefix, random rand.Source) netip.Addr {
 	return netip.AddrFrom16(a)
 }
 
-// publicAddr returns a random address that somebody on the Internet may have.
+// publicAddr returns a random public IPv4 address.
 func publicAddr(random rand.Source) netip.Addr {
 	for {
 		addr := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, uint32(random.Uint64()))))

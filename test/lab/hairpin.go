@@ -15,11 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hairpin is the program under test on a router: the built binary with a configuration file
-// and a pin directory of its own.
+// Hairpin is hairpin on a router: the built binary, with its own configuration file and pin directory.
 type Hairpin struct {
-	File string // configuration
-	Dir  string // pins
+	File string // path of the configuration file
+	Dir  string // pin directory
 
 	tb     testing.TB
 	host   *Host
@@ -28,8 +27,8 @@ type Hairpin struct {
 	daemon *Process
 }
 
-// DeviceMode is what to configure for a test's mode. XDP is for the lab's cables too, veths that nobody
-// sends tagged frames over.
+// DeviceMode returns the value of datapath.mode for a test's mode. "xdp" becomes "xdp-untagged", because the lab's cables are veths;
+// no test sends tagged frames over them.
 func DeviceMode(mode string) string {
 	if mode == "xdp" {
 		return "xdp-untagged"
@@ -37,11 +36,11 @@ func DeviceMode(mode string) string {
 	return mode
 }
 
-// NewHairpin prepares hairpin on a host; nothing runs yet. Whatever it leaves there is
-// removed when the test ends.
+// NewHairpin prepares hairpin on a host, and starts nothing. When the test ends, all files and programs of hairpin are
+// removed.
 func NewHairpin(h *Host, config string) *Hairpin {
 	h.tb.Helper()
-	// Not the test's own directory: the path of a socket is at most 107 bytes.
+	// Not tb.TempDir(): its path may be too long for a socket, whose path has at most 107 bytes.
 	dir, err := os.MkdirTemp("", "hairpin-lab-")
 	h.must("make directory", err)
 	hp := &Hairpin{
@@ -62,7 +61,7 @@ func NewHairpin(h *Host, config string) *Hairpin {
 	return hp
 }
 
-// For returns hairpin for use in a subtest.
+// For returns hp for use in a subtest: its failures are then the subtest's.
 func (hp *Hairpin) For(tb testing.TB) *Hairpin {
 	other := *hp
 	other.tb, other.host = tb, hp.host.For(tb)
@@ -75,13 +74,13 @@ func (hp *Hairpin) Write(config string) {
 	hp.host.must("write configuration", os.WriteFile(hp.File, []byte(config), 0o600))
 }
 
-// Start runs the daemon and returns once it says it is ready.
+// Start starts the daemon and returns when the daemon is ready.
 func (hp *Hairpin) Start() {
 	hp.tb.Helper()
 	hp.start(hp.args("run"))
 }
 
-// StartWithLog is Start with the output of the daemon in a file, which may be a named pipe.
+// StartWithLog is Start, but the daemon's output goes to a file, which may be a named pipe.
 func (hp *Hairpin) StartWithLog(path string) {
 	hp.tb.Helper()
 	hp.start(append([]string{"sh", "-c", `exec "$@" >"$0" 2>&1`, path}, hp.args("run")...))
@@ -94,7 +93,7 @@ func (hp *Hairpin) start(args []string) {
 	hp.await(from, "READY=1")
 }
 
-// Reload makes the daemon read its file again and returns when it has.
+// Reload makes the daemon read its file again, and returns when the daemon has done so.
 func (hp *Hairpin) Reload() {
 	hp.tb.Helper()
 	from := hp.states.count()
@@ -102,7 +101,7 @@ func (hp *Hairpin) Reload() {
 	hp.await(hp.await(from, "RELOADING=1"), "READY=1")
 }
 
-// Stop ends the daemon as the init system does.
+// Stop ends the daemon by SIGTERM, as systemd does. The exit code must be 0.
 func (hp *Hairpin) Stop() {
 	hp.tb.Helper()
 	hp.daemon.Signal(unix.SIGTERM)
@@ -111,14 +110,14 @@ func (hp *Hairpin) Stop() {
 	}
 }
 
-// Kill ends the daemon without a chance to do anything about it.
+// Kill ends the daemon by SIGKILL.
 func (hp *Hairpin) Kill() {
 	hp.tb.Helper()
 	hp.daemon.Signal(syscall.SIGKILL)
 	hp.daemon.Wait()
 }
 
-// Log returns what the daemon has written so far.
+// Log returns the daemon's output so far.
 func (hp *Hairpin) Log() string { return hp.daemon.Stdout.String() + hp.daemon.Stderr.String() }
 
 // Try runs a command of the CLI. It may be called from any goroutine.
@@ -126,13 +125,13 @@ func (hp *Hairpin) Try(args ...string) (Result, error) {
 	return hp.host.Try(hp.args(args...)...)
 }
 
-// Run runs a command that has to succeed and returns its standard output.
+// Run runs a command of the CLI and returns its standard output. The command must succeed.
 func (hp *Hairpin) Run(args ...string) string {
 	hp.tb.Helper()
 	return hp.host.Run(hp.args(args...)...)
 }
 
-// Fail runs a command that has to end with an exit code, and returns what it said.
+// Fail runs a command of the CLI and returns its standard error. The exit code must be code.
 func (hp *Hairpin) Fail(code int, args ...string) string {
 	hp.tb.Helper()
 	r, err := hp.Try(args...)
@@ -145,7 +144,7 @@ func (hp *Hairpin) Fail(code int, args ...string) string {
 	return r.Stderr
 }
 
-// Memory returns how many bytes of memory the daemon has resident, and the most it has had so far.
+// Memory returns the daemon's resident memory and its highest value so far, in bytes.
 func (hp *Hairpin) Memory() (now, most int) {
 	hp.tb.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", hp.daemon.Pid()))
@@ -170,8 +169,8 @@ func (hp *Hairpin) args(args ...string) []string {
 
 func (hp *Hairpin) socket() string { return filepath.Join(filepath.Dir(hp.File), "notify") }
 
-// await waits for a state of sd_notify(3) of the daemon that runs now, among those from an
-// index on, and returns the index after it.
+// await waits until the running daemon sends a state by sd_notify(3). It ignores the messages before index from, and returns the
+// index after the message.
 func (hp *Hairpin) await(from int, state string) int {
 	hp.tb.Helper()
 	next := 0
@@ -189,7 +188,7 @@ func (hp *Hairpin) await(from int, state string) int {
 	return next
 }
 
-// states is what a daemon tells its service manager.
+// states has the sd_notify(3) messages of the daemon.
 type states struct {
 	conn *net.UnixConn
 	mu   sync.Mutex
@@ -206,7 +205,7 @@ func listenStates(socket string) (*states, error) {
 	return s, nil
 }
 
-// read takes every message: the queue is short, and a full one stops whoever writes to it.
+// read reads every message at once: the socket's queue is short, and a full queue would block the daemon.
 func (s *states) read() {
 	message := make([]byte, 4096)
 	for {
@@ -226,7 +225,7 @@ func (s *states) count() int {
 	return len(s.all)
 }
 
-// after returns the index after the first message with a state, 0 if there is none.
+// after returns the index after the first message with a state, from index from on; 0: there is no such message.
 func (s *states) after(from int, state string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -22,8 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a machine of a lab: one network namespace. Its methods end the test on failure
-// unless they return an error.
+// Host is a machine of a lab: one network namespace. If a method fails, it ends the test, unless it returns an error.
 type Host struct {
 	Name string
 
@@ -32,8 +31,8 @@ type Host struct {
 	nl *netlink.Handle
 }
 
-// NewHost makes a host with its loopback up and IPv6 off, so that a wire carries nothing
-// but what a test sends. It lives until the test ends.
+// NewHost makes a host with its loopback up. IPv6 is off, so that a cable carries only packets that a test sends. The host
+// exists until the test ends.
 func NewHost(tb testing.TB, name string) *Host {
 	tb.Helper()
 	NeedRoot(tb)
@@ -55,11 +54,11 @@ func NewHost(tb testing.TB, name string) *Host {
 	return h
 }
 
-// speakFreely lifts the limits on ICMP: a kernel keeps quiet about most of what a test provokes.
+// speakFreely removes the rate limits on ICMP: with them, the kernel would not send most ICMP errors that a test expects.
 func (h *Host) speakFreely() {
 	h.tb.Helper()
 	h.Sysctl("net/ipv4/icmp_ratelimit", "0")
-	// Before Linux 6.12 the machine has one limit for all, which only the first namespace shows.
+	// Before Linux 6.12 there is one limit for all namespaces; only the initial namespace has the sysctl.
 	h.must("lift limit of ICMP", h.Do(func() error {
 		for _, key := range []string{"icmp_msgs_per_sec", "icmp_msgs_burst"} {
 			err := os.WriteFile("/proc/sys/net/ipv4/"+key, []byte("1000000"), 0)
@@ -78,7 +77,7 @@ func newNamespace() (int, error) {
 	}
 	made := make(chan result)
 	go func() {
-		// Never unlocked: the thread ends with the goroutine, the namespace stays with its descriptor.
+		// Never unlocked: the thread ends with the goroutine. The descriptor keeps the namespace alive.
 		runtime.LockOSThread()
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			made <- result{err: fmt.Errorf("unshare network: %w", err)}
@@ -91,8 +90,8 @@ func newNamespace() (int, error) {
 	return r.fd, r.err
 }
 
-// Do runs fn on a thread inside the host. Sockets that fn opens stay there; goroutines that
-// it starts do not.
+// Do runs fn on a thread in the host's namespace. Sockets that fn opens stay in this namespace. Goroutines that fn starts
+// run outside.
 func (h *Host) Do(fn func() error) error {
 	runtime.LockOSThread()
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -106,7 +105,7 @@ func (h *Host) Do(fn func() error) error {
 		return fmt.Errorf("enter host %s: %w", h.Name, err)
 	}
 	defer func() {
-		// A thread that cannot go home stays locked and dies with its goroutine.
+		// A thread that cannot return to its own namespace stays locked, and ends with its goroutine.
 		if unix.Setns(home, unix.CLONE_NEWNET) == nil {
 			runtime.UnlockOSThread()
 		}
@@ -114,7 +113,7 @@ func (h *Host) Do(fn func() error) error {
 	return fn()
 }
 
-// Cable joins two hosts with a veth pair; both ends are up.
+// Cable joins two hosts by a veth pair, and sets both ends up.
 func Cable(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -125,7 +124,7 @@ func Cable(a *Host, aName string, b *Host, bName string) {
 	b.Up(bName)
 }
 
-// Bridge makes a switch out of the ports.
+// Bridge makes a bridge of these ports.
 func (h *Host) Bridge(name string, ports ...string) {
 	h.tb.Helper()
 	attrs := netlink.NewLinkAttrs()
@@ -151,13 +150,13 @@ func (h *Host) Unmaster(port string) {
 	h.must("take "+port+" out", h.nl.LinkSetNoMaster(h.link(port)))
 }
 
-// Move moves an interface to another host. It is down there, and has no addresses.
+// Move moves an interface to another host. The interface is then down and has no addresses.
 func (h *Host) Move(dev string, to *Host) {
 	h.tb.Helper()
 	h.must("move "+dev, h.nl.LinkSetNsFd(h.link(dev), to.fd))
 }
 
-// Rename gives an interface another name; before Linux 6.2 it had to be down for that.
+// Rename gives an interface another name. Linux before 6.2 renames only an interface that is down.
 func (h *Host) Rename(dev, name string) {
 	h.tb.Helper()
 	h.Down(dev)
@@ -179,7 +178,7 @@ func (h *Host) Up(names ...string) {
 	}
 }
 
-// Unplug deletes an interface, and with it the other end of its cable.
+// Unplug deletes an interface, and so also the other end of its cable.
 func (h *Host) Unplug(name string) {
 	h.tb.Helper()
 	h.must("delete "+name, h.nl.LinkDel(h.link(name)))
@@ -213,7 +212,7 @@ func (h *Host) Route(dev, prefix, gateway, source string) {
 	h.must("set route to "+prefix, h.nl.RouteReplace(route))
 }
 
-// Neighbour makes the host know a neighbour's MAC address, for good.
+// Neighbour adds a permanent neighbour entry.
 func (h *Host) Neighbour(dev string, ip netip.Addr, mac net.HardwareAddr) {
 	h.tb.Helper()
 	h.must("set neighbour "+ip.String(), h.nl.NeighSet(&netlink.Neigh{
@@ -233,14 +232,14 @@ func (h *Host) SetHardwareAddr(dev string, mac net.HardwareAddr) {
 	h.must("set MAC address", h.nl.LinkSetHardwareAddr(h.link(dev), mac))
 }
 
-// MTU sets the MTU of an interface. A cable takes what both its ends take.
+// MTU sets the MTU of an interface. A cable carries a packet only if both ends have a sufficient MTU.
 func (h *Host) MTU(dev string, mtu int) {
 	h.tb.Helper()
 	h.must(fmt.Sprintf("set MTU %d of %s", mtu, dev), h.nl.LinkSetMTU(h.link(dev), mtu))
 }
 
-// Announce makes the host announce the MSS for an MTU of its own choice on every route, so
-// that nothing but path MTU discovery keeps the segments small that its peers send.
+// Announce makes the host announce the MSS for this MTU on every route. Its peers may then send larger segments than the path
+// allows, so that only path MTU discovery makes the segments smaller.
 func (h *Host) Announce(mtu int) {
 	h.tb.Helper()
 	routes, err := h.nl.RouteList(nil, netlink.FAMILY_V4)
@@ -269,7 +268,7 @@ func (h *Host) Links() map[string]netlink.Link {
 	return links
 }
 
-// Attached returns the programs on an interface: those of TC, and that of XDP.
+// Attached returns the ids of the TC programs and of the XDP program on an interface.
 func (h *Host) Attached(dev string) (tc []ebpf.ProgramID, xdp uint32) {
 	h.tb.Helper()
 	h.must("query programs of "+dev, h.Do(func() error {
@@ -288,7 +287,7 @@ func (h *Host) Attached(dev string) (tc []ebpf.ProgramID, xdp uint32) {
 	return tc, xdp
 }
 
-// Qdiscs returns what is queueing, or hooked in, on an interface.
+// Qdiscs returns the qdiscs of an interface.
 func (h *Host) Qdiscs(dev string) []netlink.Qdisc {
 	h.tb.Helper()
 	list, err := h.nl.QdiscList(h.link(dev))
@@ -296,7 +295,7 @@ func (h *Host) Qdiscs(dev string) []netlink.Qdisc {
 	return list
 }
 
-// Sysctl writes a setting of the host's network.
+// Sysctl writes a sysctl of the host's network namespace; key is a path below /proc/sys.
 func (h *Host) Sysctl(key, value string) {
 	h.tb.Helper()
 	h.must("set "+key, h.Do(func() error {
@@ -332,15 +331,15 @@ func (h *Host) SNMP(protocol, counter string) string {
 	return ""
 }
 
-// Feature is an offload that the ethtool ioctl can switch: linux/ethtool.h, ETHTOOL_S*.
+// Feature is the ethtool ioctl command that switches an offload: linux/ethtool.h, ETHTOOL_S*.
 type Feature uint32
 
 const (
-	TransmitChecksum Feature = 0x17 // and with it TSO, which needs it
+	TransmitChecksum Feature = 0x17 // switches TSO off, too: TSO needs checksum offload
 	ReceiveOffload   Feature = 0x2c // GRO
 )
 
-// Offload switches a feature of an interface.
+// Offload switches a feature of an interface on or off.
 func (h *Host) Offload(dev string, feature Feature, on bool) {
 	h.tb.Helper()
 	value := struct{ command, data uint32 }{command: uint32(feature)}

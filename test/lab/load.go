@@ -11,16 +11,15 @@ import (
 	"time"
 )
 
-// Load is traffic that goes on while a test does something else: an established TCP
-// connection, a UDP flow, and new connections one after another. Whatever fails or gets lost
-// fails the test.
+// Load is traffic that runs while a test does something else: an established TCP connection, a UDP flow, and new TCP
+// connections one after another. The test fails if a packet is lost or a connection fails.
 type Load struct {
 	host     *Host
 	tcp, udp string
 	stop     chan struct{}
 	running  sync.WaitGroup
 
-	// Rounds done by each part.
+	// Rounds that each kind of traffic has done.
 	Echoes, Datagrams, Connections atomic.Int64
 
 	mu       sync.Mutex
@@ -51,14 +50,14 @@ func (l *Load) Advance(n int64) {
 		if l.Echoes.Load() < echoes || l.Datagrams.Load() < datagrams || l.Connections.Load() < connections {
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			return fmt.Errorf("traffic from %s stands: %d echoes, %d datagrams, %d connections, problems %q",
+			return fmt.Errorf("traffic from %s has stopped: %d echoes, %d datagrams, %d connections, problems %q",
 				l.host.Name, l.Echoes.Load(), l.Datagrams.Load(), l.Connections.Load(), l.problems)
 		}
 		return nil
 	})
 }
 
-// Stop ends the traffic and reports what went wrong with it.
+// Stop ends the traffic and reports its errors to the test.
 func (l *Load) Stop() {
 	l.host.tb.Helper()
 	select {
@@ -116,8 +115,8 @@ func (l *Load) datagrams(c *net.UDPConn) error {
 	return nil
 }
 
-// connections opens a few hundred connections a second at most, lest the client's ports run
-// out in a long test.
+// connections opens new connections, at most a few hundred a second: with more, the client would run out of ports in a long
+// test.
 func (l *Load) connections() error {
 	pace := time.NewTicker(3 * time.Millisecond)
 	defer pace.Stop()

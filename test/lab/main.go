@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package lab builds networks out of network namespaces for tests, runs programs and traffic
-// in them, and looks at every packet that arrives.
+// Package lab builds networks of network namespaces for tests, runs programs and traffic in them, and checks the packets that
+// arrive.
 //
-// Nothing of a lab outlives the test process, however it ends: namespaces have no name and
-// are held by file descriptors, mounts live in a private mount namespace, processes are
-// killed with their parent. So any number of labs and of copies of the tests run side by side.
+// When the test process ends, its labs disappear, even if it is killed. File descriptors hold the namespaces, which have no names.
+// Mounts are in a private mount namespace. Processes are killed with their parent. So any number of labs and of test runs can
+// run at the same time.
 package lab
 
 import (
@@ -21,10 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// isolated marks the environment of a process that is in its private mount namespace already.
+// isolated is in the environment of a process that already runs in its private mount namespace.
 const isolated = "HAIRPIN_LAB=isolated"
 
-// Main runs the tests of a package in a mount namespace of their own and exits.
+// Main runs the tests of a package in a private mount namespace, and exits.
 func Main(m *testing.M) {
 	if err := isolate(); err != nil {
 		fmt.Fprintln(os.Stderr, "isolate tests:", err)
@@ -37,8 +37,8 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// NeedRoot fails a test that lacks the privilege for namespaces and BPF: a test that
-// did not run must not look like one that passed.
+// NeedRoot fails the test if it does not run as root, which namespaces and BPF need. It does not skip the test: a skipped test
+// would look like a test that passed.
 func NeedRoot(tb testing.TB) {
 	tb.Helper()
 	if os.Geteuid() != 0 {
@@ -46,8 +46,8 @@ func NeedRoot(tb testing.TB) {
 	}
 }
 
-// isolate moves the process into a new mount namespace. Namespaces belong to threads, and Go
-// has several of them by now, so it starts itself anew from the thread that moved.
+// isolate moves the process into a new mount namespace. A namespace belongs to a thread, and Go already has several threads. So
+// one thread moves and then executes the program again.
 func isolate() error {
 	if os.Geteuid() != 0 || os.Getenv("HAIRPIN_LAB") != "" {
 		return nil
@@ -72,8 +72,8 @@ var built struct {
 	err       error
 }
 
-// Binary returns the path of hairpin, built from this tree the way it is shipped, once a process.
-// Where there is no Go, as in test/kernels, HAIRPIN_BINARY names one that was built before.
+// Binary returns the path of the hairpin binary. It builds the binary from this tree as make build does, once in a process. If
+// HAIRPIN_BINARY is set, it returns this path instead: test/kernels has no Go in the guest.
 func Binary(tb testing.TB) string {
 	tb.Helper()
 	built.Do(func() {

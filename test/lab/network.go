@@ -6,11 +6,11 @@ import "testing"
 
 // Addresses of the usual network.
 const (
-	External       = "203.0.113.2"   // of the router's wan0
-	Gateway        = "203.0.113.1"   // the Internet host's end of that cable
-	InternetSource = "198.51.100.10" // what the Internet host sends from, beyond the gateway
-	RouterLAN      = "192.168.1.1"   // of the router's lan0
-	RouterGuest    = "192.168.2.1"   // of the router's lan1
+	External       = "203.0.113.2"   // address of the router's wan0
+	Gateway        = "203.0.113.1"   // address of the Internet host, on the cable to wan0
+	InternetSource = "198.51.100.10" // source of the Internet host's packets, behind the gateway
+	RouterLAN      = "192.168.1.1"   // address of the router's lan0
+	RouterGuest    = "192.168.2.1"   // address of the router's lan1
 	Server         = "192.168.1.20"
 	Client         = "192.168.1.50"
 	Guest          = "192.168.2.50"
@@ -25,7 +25,7 @@ type Network struct {
 	Internet, Router, Switch, Client, Server, Guest *Host
 }
 
-// NewNetwork makes the usual network. The router forwards; nothing translates yet.
+// NewNetwork makes the usual network. The router forwards, but does not translate yet.
 func NewNetwork(tb testing.TB) *Network {
 	tb.Helper()
 	n := &Network{
@@ -60,13 +60,13 @@ func NewNetwork(tb testing.TB) *Network {
 	return n
 }
 
-// Addresses of a host beyond the Internet host, which is then a router.
+// Addresses of a host behind the Internet host, which is then a router.
 const (
 	Far        = "192.0.2.10"
-	FarGateway = "192.0.2.1" // the Internet host's end of that cable, eth1
+	FarGateway = "192.0.2.1" // address of the Internet host's eth1, on the cable to Far
 )
 
-// AddFar adds a host beyond the Internet host.
+// AddFar adds a host behind the Internet host.
 //
 //	Far eth0 --- eth1 Internet eth0 --- wan0 Router
 func (n *Network) AddFar(tb testing.TB) *Host {
@@ -80,7 +80,7 @@ func (n *Network) AddFar(tb testing.TB) *Host {
 	return far
 }
 
-// SetMTU sets the MTU of both ends of the WAN's cable, of all of the LAN's, and of the guest's.
+// SetMTU sets the MTUs of all interfaces: on the WAN's cable, on the LAN's cables, and on the guest's cable.
 func (n *Network) SetMTU(wan, lan, guest int) {
 	n.Internet.MTU("eth0", wan)
 	n.Router.MTU("wan0", wan)
@@ -94,7 +94,7 @@ func (n *Network) SetMTU(wan, lan, guest int) {
 	n.Guest.MTU("eth0", guest)
 }
 
-// For returns the network for use in a subtest, whose failures and cleanups are then its own.
+// For returns the network for use in a subtest: its failures and cleanups are then the subtest's.
 func (n *Network) For(tb testing.TB) *Network {
 	return &Network{
 		Internet: n.Internet.For(tb), Router: n.Router.For(tb), Switch: n.Switch.For(tb),
@@ -102,36 +102,36 @@ func (n *Network) For(tb testing.TB) *Network {
 	}
 }
 
-// For returns the host for use in a subtest.
+// For returns the host for use in a subtest: its failures and cleanups are then the subtest's.
 func (h *Host) For(tb testing.TB) *Host {
 	other := *h
 	other.tb = tb
 	return &other
 }
 
-// Offloads is who leaves checksums to the network card.
+// Offloads says which interfaces have checksum and segmentation offloads.
 type Offloads int
 
 const (
-	// AsTheyCome is veth's default: checksums are never filled in, segments stay whole.
+	// AsTheyCome is the default of veth: transport checksums stay partial, GSO packets stay whole.
 	AsTheyCome Offloads = iota
-	// RouterOff makes the router's kernel complete what hosts left partial, so a wrong
-	// partial sum becomes a wrong checksum on the wire.
+	// RouterOff switches the offloads off on the router only. Its kernel then completes the partial checksums of the
+	// hosts, so a wrong partial sum becomes a wrong checksum on the wire.
 	RouterOff
-	// AllOff puts complete checksums on every wire.
+	// AllOff switches the offloads off on all hosts: all checksums on the cables are complete.
 	AllOff
-	// AllOffGRO is AllOff between hosts that accept XDP frames: a veth does while its peer has GRO.
+	// AllOffGRO is AllOff with GRO on at all hosts except the router: with GRO their veths take XDP frames.
 	AllOffGRO
-	// OnGRO tempts XDP to send frames whose checksums are not filled in.
+	// OnGRO is AsTheyCome with GRO on, as in AllOffGRO. XDP could then send frames with partial checksums, which it must not do.
 	OnGRO
 )
 
-// String names the variant in a subtest.
+// String returns the name of the subtest.
 func (o Offloads) String() string {
 	return [...]string{"as they come", "router off", "all off", "all off, GRO", "on, GRO"}[o]
 }
 
-// SetOffloads changes every interface of the network.
+// SetOffloads sets the offloads of every interface of the network.
 func (n *Network) SetOffloads(o Offloads) {
 	ports := []struct {
 		host *Host
@@ -153,7 +153,7 @@ func (n *Network) SetOffloads(o Offloads) {
 	}
 }
 
-// CompleteFrames makes every veth carry what XDP sends: frames with their checksums, to who takes them.
+// CompleteFrames makes all checksums complete, and makes the hosts' veths take XDP frames, so that the router's XDP can send.
 func (n *Network) CompleteFrames() {
 	for _, h := range []*Host{n.Internet, n.Router, n.Switch, n.Client, n.Server} {
 		for name, link := range h.Links() {

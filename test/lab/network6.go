@@ -25,7 +25,7 @@ func NewNetwork6(tb testing.TB) *Network {
 	for _, h := range []*Host{n.Internet, n.Router, n.Client, n.Server, n.Guest} {
 		h.Enable6()
 	}
-	// The Internet host's own prefix route would win over the one below.
+	// /128, because the on-link route of a /64 would be preferred to the route below.
 	n.Internet.Address6("eth0", Gateway6+"/128", InternetSource6+"/128")
 	n.Router.Address6("wan0", External6+"/64")
 	n.Router.Address6("lan0", RouterLAN6+"/64")
@@ -35,7 +35,7 @@ func NewNetwork6(tb testing.TB) *Network {
 	n.Guest.Address6("eth0", Guest6+"/64")
 
 	n.Internet.Route("eth0", "2001:db8:0:1::/64", "", InternetSource6)
-	// Routers are known by their link-local addresses, as router advertisements have it.
+	// Gateways are link-local addresses, as with router advertisements.
 	n.Internet.Address6("eth0", GatewayLink6+"/64")
 	n.Router.Route("wan0", "::/0", GatewayLink6, "")
 	for dev, hosts := range map[string][]*Host{"lan0": {n.Client, n.Server}, "lan1": {n.Guest}} {
@@ -61,7 +61,7 @@ func (h *Host) Enable6() {
 	h.Sysctl("net/ipv6/conf/all/disable_ipv6", "0")
 }
 
-// Address6 adds addresses that can be used at once, without a look for duplicates.
+// Address6 adds addresses without duplicate address detection, so that they can be used at once.
 func (h *Host) Address6(dev string, prefixes ...string) {
 	h.tb.Helper()
 	for _, prefix := range prefixes {

@@ -14,25 +14,25 @@ import (
 
 // Packet is an IPv4 packet as it arrived at an interface.
 type Packet struct {
-	Time     time.Time // when it was read
+	Time     time.Time // time at which the capture read the packet
 	Protocol uint8
-	Src, Dst netip.AddrPort // ports are 0 in later fragments and in anything but TCP and UDP
+	Src, Dst netip.AddrPort // the ports are 0 in later fragments, and in protocols other than TCP and UDP
 	TTL      uint8
-	Flags    uint8 // of TCP
+	Flags    uint8 // TCP flags
 	ID       uint16
 	DF       bool
-	Fragment bool        // of a datagram
-	Length   int         // of the IP packet
+	Fragment bool        // the packet is a fragment
+	Length   int         // length of the IP packet
 	Partial  bool        // the transport checksum is left to an offload
-	ICMP     *ICMPHeader // nil in anything else
+	ICMP     *ICMPHeader // nil if the packet is not ICMP
 	Data     []byte      // the whole packet, valid until the observer returns
 }
 
-// ICMPHeader is what an ICMP message says.
+// ICMPHeader has the fields of an ICMP message.
 type ICMPHeader struct {
 	Type, Code uint8
-	Rest       uint32  // of an echo: id and sequence number; of 3/4: the MTU
-	Quote      *Packet // of errors: the packet that caused it, with ports and without flags
+	Rest       uint32  // second word; echo: id and sequence number; 3/4: the MTU
+	Quote      *Packet // errors only: the quoted packet, with ports and without flags
 }
 
 // Types of ICMP messages, and codes of Destination Unreachable (RFC 792, RFC 1812).
@@ -66,10 +66,10 @@ func (p *Packet) MSS() int {
 	return 0
 }
 
-// Payload returns what is behind the IP header.
+// Payload returns the bytes after the IP header.
 func (p *Packet) Payload() []byte { return p.Data[int(p.Data[0]&15)*4:] }
 
-// String is the packet as a failed test shows it.
+// String returns the packet as text, for messages of a failed test.
 func (p *Packet) String() string {
 	text := fmt.Sprintf("protocol %d %s > %s flags %#02x ttl %d length %d", p.Protocol, p.Src, p.Dst, p.Flags, p.TTL, p.Length)
 	if p.ICMP != nil {
@@ -91,10 +91,9 @@ const (
 
 var errShort = errors.New("packet too short for its headers")
 
-// parsePacket reads an IPv4 packet and checks every checksum in it. It shares no code and no
-// method with what it judges: sums are made from scratch. With partial the sender left the
-// transport checksum to an offload, and the field has to hold the sum of the pseudo header.
-// The packet is as complete as could be read when there is an error.
+// parsePacket parses an IPv4 packet and checks all of its checksums. It shares no code with the programs under test, and computes
+// each sum over all bytes. If partial is true, the sender has left the transport checksum to an offload, and the field must
+// have the sum of the pseudo header. With an error, the returned packet has the fields that could be read.
 func parsePacket(data []byte, partial bool) (*Packet, error) {
 	p := &Packet{Partial: partial}
 	if len(data) < 20 || data[0]>>4 != 4 || data[0]&15 < 5 {
@@ -105,7 +104,7 @@ func parsePacket(data []byte, partial bool) (*Packet, error) {
 	if p.Length < header || p.Length > len(data) {
 		return p, errShort
 	}
-	data = data[:p.Length] // padding is no part of any checksum
+	data = data[:p.Length] // checksums do not include padding
 	p.Data, p.ID, p.DF = data, binary.BigEndian.Uint16(data[4:]), data[6]&0x40 != 0
 	p.Protocol, p.TTL = data[9], data[8]
 	src, dst := netip.AddrFrom4([4]byte(data[12:])), netip.AddrFrom4([4]byte(data[16:]))
@@ -114,7 +113,7 @@ func parsePacket(data []byte, partial bool) (*Packet, error) {
 		return p, fmt.Errorf("IP header checksum: sum is %#04x", s)
 	}
 	if binary.BigEndian.Uint16(data[6:])&0x3fff != 0 {
-		p.Fragment = true // its checksum is over the whole datagram
+		p.Fragment = true // the transport checksum is over the whole datagram, so it cannot be checked here
 		return p, nil
 	}
 	return p, p.transport(data[header:])
@@ -158,8 +157,8 @@ func (p *Packet) icmp(data []byte) (err error) {
 	return err
 }
 
-// parseQuote reads the start of a packet that an ICMP error quotes. Its IP header checksum has
-// to be right; the transport's may be that of an offload.
+// parseQuote parses the packet that an ICMP error quotes; the end of the packet may be missing. The IP header checksum must be
+// right. The transport checksum is not checked: it may have been left to an offload.
 func parseQuote(data []byte) (*Packet, error) {
 	p := &Packet{Data: data}
 	if len(data) < 20 || data[0]>>4 != 4 || data[0]&15 < 5 || len(data) < int(data[0]&15)*4+8 {
@@ -185,7 +184,7 @@ func (p *Packet) transportChecksum(data []byte, field uint16) error {
 		if field != pseudo {
 			return fmt.Errorf("partial checksum is %#04x, pseudo header sums to %#04x", field, pseudo)
 		}
-	case p.Protocol == unix.IPPROTO_UDP && field == 0: // sent without one
+	case p.Protocol == unix.IPPROTO_UDP && field == 0: // the sender has not computed a checksum
 	default:
 		if s := sum(pseudo, data); s != 0xffff {
 			return fmt.Errorf("transport checksum %#04x: sum is %#04x", field, s)
@@ -194,8 +193,8 @@ func (p *Packet) transportChecksum(data []byte, field uint16) error {
 	return nil
 }
 
-// sum adds data to a ones' complement sum in the plainest way (RFC 1071 section 4.1). Data
-// of odd length counts as padded, so only the last piece of a sum may be odd.
+// sum adds data to a ones' complement sum, as in RFC 1071 section 4.1. Data of odd length is padded, so only the last piece of
+// a sum may be odd.
 func sum(start uint16, data []byte) uint16 {
 	s := uint64(start)
 	for len(data) >= 4 {

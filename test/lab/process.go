@@ -18,8 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Patience is how long anything that should happen at once may take on a busy machine, and on
-// one that is slower still by the whole number that HAIRPIN_SLOWNESS gives.
+// Patience is the time limit for events that should happen at once, on a busy machine. On a slow machine, set HAIRPIN_SLOWNESS to a
+// whole number: the time limit is multiplied by it.
 var Patience = 20 * time.Second * slowness()
 
 func slowness() time.Duration {
@@ -30,7 +30,7 @@ func slowness() time.Duration {
 	return max(1, time.Duration(factor))
 }
 
-// Process is a program that runs on a host until it ends or its test does.
+// Process is a program that runs on a host. It is killed when the test ends.
 type Process struct {
 	Stdout, Stderr *Buffer
 
@@ -41,7 +41,7 @@ type Process struct {
 	err  error
 }
 
-// Buffer collects output while it is read.
+// Buffer collects output. It can be read while output is written.
 type Buffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -54,7 +54,7 @@ func (b *Buffer) Write(p []byte) (int, error) {
 	return b.buf.Write(p)
 }
 
-// String returns everything written so far.
+// String returns the output so far.
 func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -67,7 +67,7 @@ func (h *Host) Start(args ...string) *Process {
 	return h.StartWith(nil, "", args...)
 }
 
-// StartWith is Start with more environment and an input.
+// StartWith is Start with additional environment variables, and with text on the standard input.
 func (h *Host) StartWith(env []string, stdin string, args ...string) *Process {
 	h.tb.Helper()
 	p, err := h.spawn(env, stdin, args)
@@ -82,8 +82,8 @@ func (h *Host) StartWith(env []string, stdin string, args ...string) *Process {
 	return p
 }
 
-// spawn starts a process from a thread that lives as long as the process does: Pdeathsig
-// fires when the parent thread, not the parent process, ends.
+// spawn starts a process from a thread that lives as long as the process: Pdeathsig is sent when the parent thread ends, not
+// when the parent process ends.
 func (h *Host) spawn(env []string, stdin string, args []string) (*Process, error) {
 	p := &Process{Stdout: new(Buffer), Stderr: new(Buffer), host: h, name: strings.Join(args, " "), done: make(chan struct{})}
 	p.cmd = exec.Command(args[0], args[1:]...)
@@ -109,7 +109,7 @@ func (h *Host) spawn(env []string, stdin string, args []string) (*Process, error
 	return p, <-started
 }
 
-// Signal sends a signal to the process, if it still runs.
+// Signal sends a signal to the process, if the process still runs.
 func (p *Process) Signal(signal syscall.Signal) {
 	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		p.host.tb.Errorf("%s: signal %s: %v", p.host.Name, p.name, err)
@@ -119,10 +119,10 @@ func (p *Process) Signal(signal syscall.Signal) {
 // Pid returns the process id.
 func (p *Process) Pid() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended.
+// Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Wait waits for the end of the process and returns its exit code, -1 if a signal ended it.
+// Wait waits until the process ends and returns its exit code; -1: a signal ended the process.
 func (p *Process) Wait() int {
 	p.host.tb.Helper()
 	select {
@@ -134,18 +134,18 @@ func (p *Process) Wait() int {
 	}
 }
 
-// Result is what a finished command left.
+// Result has the output and the exit code of a finished command.
 type Result struct {
 	Stdout, Stderr string
 	Code           int
 }
 
-// Try runs a command on the host to its end. It may be called from any goroutine.
+// Try runs a command on the host and waits until it ends. Any goroutine may call it.
 func (h *Host) Try(args ...string) (Result, error) {
 	return h.TryInput("", args...)
 }
 
-// TryInput is Try with something on the standard input.
+// TryInput is Try with text on the standard input.
 func (h *Host) TryInput(stdin string, args ...string) (Result, error) {
 	p, err := h.spawn(nil, stdin, args)
 	if err != nil {
@@ -161,13 +161,13 @@ func (h *Host) TryInput(stdin string, args ...string) (Result, error) {
 	return Result{p.Stdout.String(), p.Stderr.String(), p.cmd.ProcessState.ExitCode()}, nil
 }
 
-// Run runs a command that has to succeed and returns its output.
+// Run runs a command on the host and returns its standard output. The command must succeed.
 func (h *Host) Run(args ...string) string {
 	h.tb.Helper()
 	return h.RunInput("", args...)
 }
 
-// RunInput is Run with something on the standard input.
+// RunInput is Run with text on the standard input.
 func (h *Host) RunInput(stdin string, args ...string) string {
 	h.tb.Helper()
 	r, err := h.TryInput(stdin, args...)
@@ -180,8 +180,7 @@ func (h *Host) RunInput(stdin string, args ...string) string {
 	return r.Stdout
 }
 
-// Eventually asks until the answer is nil, and ends the test with the last one after the
-// deadline.
+// Eventually calls ask until it returns nil. After the time limit it ends the test, with the last error.
 func Eventually(tb interface {
 	Helper()
 	Fatalf(string, ...any)

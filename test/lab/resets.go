@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Resets keeps the TCP segments with a RST that arrive at an interface, of either family. The kernel picks
-// them out, so that a flood of others costs the test nothing.
+// Resets stores the TCP segments with a RST that arrive at an interface, IPv4 and IPv6. A socket filter selects them in the kernel, so
+// a flood of other packets does not slow the test down.
 type Resets struct {
 	fd   int
 	stop chan struct{}
@@ -23,14 +23,14 @@ type Resets struct {
 	seen []string
 }
 
-// resetFilter lets packets pass that came from outside and bear a RST; it sees them from their IP header on.
+// resetFilter accepts arriving packets with a RST. Its offsets count from the IP header.
 var resetFilter = []bpf.Instruction{
 	bpf.LoadExtension{Num: bpf.ExtType},
 	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.PACKET_OUTGOING, SkipTrue: 16},
 	bpf.LoadAbsolute{Off: 0, Size: 1},
 	bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
 	bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: 7},
-	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 12}, // such as ARP
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 4, SkipTrue: 12}, // not IP, such as ARP
 	bpf.LoadAbsolute{Off: 9, Size: 1},
 	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_TCP, SkipTrue: 10},
 	bpf.LoadMemShift{Off: 0},
@@ -46,7 +46,7 @@ var resetFilter = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// WatchResets starts to keep the resets that arrive at an interface, until the test ends.
+// WatchResets starts to store the resets that arrive at an interface, until Stop or the end of the test.
 func (h *Host) WatchResets(dev string) *Resets {
 	h.tb.Helper()
 	r := &Resets{stop: make(chan struct{}), done: make(chan struct{})}
@@ -101,7 +101,7 @@ func (r *Resets) read() {
 	}
 }
 
-// Stop ends it and returns what has arrived.
+// Stop ends the watch and returns the resets that have arrived.
 func (r *Resets) Stop() []string {
 	r.once.Do(func() {
 		close(r.stop)

@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// Program is Main for a program that is no test: it runs fn in a mount namespace of its own.
+// Program is Main for a program that is not a test: it runs fn in a private mount namespace.
 func Program(fn func() error) error {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root for network namespaces and BPF")
@@ -24,8 +24,8 @@ func Program(fn func() error) error {
 	return errors.Join(fn(), os.RemoveAll(built.dir))
 }
 
-// Play runs fn as a test would be run: labs may be built on its testing.TB, Fatal ends it, and what was
-// to be cleaned up then is. It returns what the test would have failed with.
+// Play runs fn like a test: fn may build labs with its testing.TB, Fatal ends fn, and cleanups run at the end. Play returns the
+// errors of the test.
 func Play(ctx context.Context, fn func(tb testing.TB)) error {
 	s := &stage{ctx: ctx}
 	s.run(func() { fn(s) })
@@ -42,9 +42,9 @@ func Play(ctx context.Context, fn func(tb testing.TB)) error {
 	}
 }
 
-// stage is a testing.TB as far as labs need one.
+// stage implements the methods of testing.TB that labs use.
 type stage struct {
-	testing.TB // nil: only a test can have the rest
+	testing.TB // nil: the other methods panic
 
 	ctx      context.Context
 	mu       sync.Mutex
@@ -53,7 +53,7 @@ type stage struct {
 	failed   bool
 }
 
-// run waits for fn, which may end its goroutine.
+// run runs fn in a goroutine and waits for it. Fatal ends only this goroutine.
 func (s *stage) run(fn func()) {
 	done := make(chan struct{})
 	go func() {
@@ -79,7 +79,7 @@ func (s *stage) Failed() bool {
 	return s.failed
 }
 
-// Logf is called for what explains a failure.
+// Logf stores the text as an error: labs log only to explain a failure.
 func (s *stage) Logf(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -4,7 +4,7 @@ package lab
 
 import "sync"
 
-// Together runs n calls at once and returns when all have.
+// Together runs n calls at the same time and returns when all have returned.
 func Together(n int, call func(int)) {
 	var all sync.WaitGroup
 	gate := make(chan struct{})
@@ -18,7 +18,7 @@ func Together(n int, call func(int)) {
 	all.Wait()
 }
 
-// Must panics on an error that no test provokes.
+// Must panics if err is not nil. Use it for errors that no test expects.
 func Must(err error) {
 	if err != nil {
 		panic(err)

@@ -15,6 +15,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,23 +24,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The TCP service does what each request asks: one byte of operation, eight of length.
+// Requests to the TCP service: one byte is the operation, eight bytes are a length.
 const (
-	opUpload   = 'u' // take that many bytes, answer their SHA-256
-	opDownload = 'd' // send that many bytes and their SHA-256
-	opEcho     = 'e' // send back that many bytes
-	opWho      = 'w' // tell whom the server sees
+	opUpload   = 'u' // read length bytes, answer their SHA-256
+	opDownload = 'd' // send length bytes and their SHA-256
+	opEcho     = 'e' // send back length bytes
+	opWho      = 'w' // answer the client's address as the server sees it
 	opClose    = 'c' // close the connection
 )
 
-// block is random data that transfers repeat, each time with its number in front.
+// block is random data. A transfer repeats it; each copy begins with its number.
 var block = func() []byte {
 	b := make([]byte, 1<<18)
 	rand.Read(b)
 	return b
 }()
 
-// family returns the network of an address: IPv6 is written in brackets, all else is IPv4.
+// family returns network with 6 or 4 appended: an address in brackets is IPv6, all others are IPv4.
 func family(network, address string) string {
 	if strings.HasPrefix(address, "[") {
 		return network + "6"
@@ -112,7 +113,7 @@ func write(w io.Writer, data []byte) error {
 	return err
 }
 
-// send writes length bytes of which no two blocks are alike, and adds them to the digest.
+// send writes length bytes and adds them to the digest. All blocks differ.
 func send(w io.Writer, digest hash.Hash, length int64) error {
 	data := bytes.Clone(block)
 	for number := uint64(0); length > 0; number++ {
@@ -132,8 +133,8 @@ type Conn struct {
 	*net.TCPConn
 }
 
-// DialTCP connects from the host to a TCP service. A source address, with or without a port,
-// may be given: "192.168.1.50:40000".
+// DialTCP connects from the host to a TCP service. source is an address with or without a port, such as "192.168.1.50:40000"; "": any
+// source.
 func (h *Host) DialTCP(address, source string, timeout time.Duration) (*Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
 	if source != "" {
@@ -154,7 +155,7 @@ func (h *Host) DialTCP(address, source string, timeout time.Duration) (*Conn, er
 	return &Conn{c.(*net.TCPConn)}, nil
 }
 
-// Who asks what the server sees as the client's address.
+// Who returns the client's address and port as the server sees them.
 func (c *Conn) Who() (netip.AddrPort, error) {
 	if err := c.request(opWho, 0); err != nil {
 		return netip.AddrPort{}, err
@@ -170,7 +171,7 @@ func (c *Conn) Who() (netip.AddrPort, error) {
 	return netip.ParseAddrPort(string(text))
 }
 
-// Upload sends length bytes and compares the digest that the server made of them.
+// Upload sends length bytes and checks that the server received them unchanged.
 func (c *Conn) Upload(length int64) error {
 	if err := c.request(opUpload, length); err != nil {
 		return err
@@ -182,7 +183,7 @@ func (c *Conn) Upload(length int64) error {
 	return c.compare(digest)
 }
 
-// Download takes length bytes and compares their digest with the server's.
+// Download receives length bytes and checks that they are unchanged.
 func (c *Conn) Download(length int64) error {
 	if err := c.request(opDownload, length); err != nil {
 		return err
@@ -194,7 +195,7 @@ func (c *Conn) Download(length int64) error {
 	return c.compare(digest)
 }
 
-// Echo sends random bytes and compares what comes back.
+// Echo sends random bytes and checks that they come back unchanged.
 func (c *Conn) Echo(length int) error { return c.EchoWithin(length, 2*Patience) }
 
 // EchoWithin is Echo with a time limit.
@@ -209,19 +210,24 @@ func (c *Conn) EchoWithin(length int, limit time.Duration) error {
 	go func() { sent <- write(c, data) }()
 	n, err := io.ReadFull(c, back)
 	if err != nil {
+		// The kernel reports a RST once: if the write gets ECONNRESET, the read gets an end of file.
+		c.SetWriteDeadline(time.Now())
+		if failed := <-sent; failed != nil && !errors.Is(failed, os.ErrDeadlineExceeded) {
+			err = errors.Join(failed, err)
+		}
 		return fmt.Errorf("echo: after %d bytes of %d: %w", n, length, err)
 	}
 	if err := <-sent; err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}
 	if !bytes.Equal(data, back) {
-		return errors.New("echo: other bytes came back")
+		return errors.New("echo: the bytes that came back differ")
 	}
 	return nil
 }
 
-// Lost returns how many of the segments this side sent got lost: retransmissions, less those
-// that the receiver reported as not needed (RFC 3708).
+// Lost returns how many segments of this side were lost: the retransmissions, less the retransmissions that the receiver
+// reported as duplicates (RFC 3708).
 func (c *Conn) Lost() (int, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -257,7 +263,7 @@ func (c *Conn) compare(digest hash.Hash) error {
 	return nil
 }
 
-// Tally sums up datagrams, in whatever order they come.
+// Tally counts datagrams. The order of the datagrams does not change it.
 type Tally struct {
 	Datagrams int
 	Bytes     int64
@@ -281,7 +287,7 @@ type Echoer struct {
 	last netip.AddrPort
 }
 
-// socketBuffer keeps a burst of datagrams until a busy machine gets to read them.
+// socketBuffer is the size of receive buffers in bytes. They keep a burst of datagrams until a busy machine reads it.
 const socketBuffer = 8 << 20
 
 // ServeUDP echoes on an address of the host until the test ends.
@@ -298,7 +304,7 @@ func (h *Host) ServeUDP(address string) *Echoer {
 	return e
 }
 
-// Seen returns what came from each peer as the server sees it.
+// Seen returns the tally of each peer, by the peer's address as the server sees it.
 func (e *Echoer) Seen() map[netip.AddrPort]Tally {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -309,14 +315,14 @@ func (e *Echoer) Seen() map[netip.AddrPort]Tally {
 	return seen
 }
 
-// Last returns whom the last datagram came from, as the server sees it.
+// Last returns the source of the last datagram as the server sees it.
 func (e *Echoer) Last() netip.AddrPort {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.last
 }
 
-// Send sends one datagram to a peer that nobody asked for.
+// Send sends one datagram to a peer; it is not an answer.
 func (e *Echoer) Send(peer netip.AddrPort, datagram []byte) error {
 	_, err := e.conn.WriteToUDPAddrPort(datagram, peer)
 	return err
@@ -369,8 +375,7 @@ func forceBuffers(c *net.UDPConn) error {
 	return errors.Join(err, failed)
 }
 
-// DialUDP opens a connected UDP socket on the host; datagrams from anybody else than address
-// do not reach it. The source may be empty.
+// DialUDP opens a connected UDP socket on the host: it receives only datagrams from address. source may be empty.
 func (h *Host) DialUDP(address, source string) (*net.UDPConn, error) {
 	var local *net.UDPAddr
 	if source != "" {
@@ -394,8 +399,7 @@ func (h *Host) DialUDP(address, source string) (*net.UDPConn, error) {
 	return c, err
 }
 
-// ReportErrors makes a socket report every ICMP error, also those that UDP takes for temporary:
-// ip(7), IP_RECVERR.
+// ReportErrors makes a socket report every ICMP error, also the errors that UDP ignores as temporary: ip(7), IP_RECVERR.
 func ReportErrors(c *net.UDPConn) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -408,8 +412,8 @@ func ReportErrors(c *net.UDPConn) error {
 	return errors.Join(err, failed)
 }
 
-// Exchange sends count datagrams of sizes 1 to limit in turn, a few at a time, and takes as
-// many echoes. It returns what was sent; an error tells what is missing or differs.
+// Exchange sends count datagrams with sizes from 1 to limit, a few at a time, and receives as many echoes. It returns the tally of the
+// sent datagrams. It is an error if echoes are missing or differ.
 func Exchange(c *net.UDPConn, count, limit int) (Tally, error) {
 	const window = 32
 	var sent, received Tally
@@ -436,13 +440,13 @@ func Exchange(c *net.UDPConn, count, limit int) (Tally, error) {
 	return sent, nil
 }
 
-// ReadsWithin wants the next datagram to be this one, and to come in time.
+// ReadsWithin returns an error unless the next datagram is want and arrives in time.
 func ReadsWithin(c *net.UDPConn, want []byte, within time.Duration) error {
 	c.SetReadDeadline(time.Now().Add(within))
 	got := make([]byte, 1<<16)
 	count, err := c.Read(got)
 	if err == nil && !bytes.Equal(got[:count], want) {
-		err = errors.New("other bytes arrived")
+		err = errors.New("the datagram that arrived differs")
 	}
 	return err
 }

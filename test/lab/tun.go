@@ -10,24 +10,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// longestPacket fits what any tun or tap device of the lab carries.
+// longestPacket is the buffer size in bytes: longer than any packet of the lab's tun and tap devices.
 const longestPacket = 1 << 16
 
-// Tun connects two hosts by a cable of bare IP packets, as WireGuard or PPP make one: two tun
-// devices, between which packets are carried until the test ends.
+// Tun connects two hosts by two tun devices, and carries packets between them until the test ends. The packets have no
+// link-layer header, as with WireGuard or PPP.
 func Tun(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
 	connect(a, aName, b, bName, unix.IFF_TUN, 0)
 }
 
-// DelayedTun is Tun with a round trip time: each packet waits half of it on its way, in either direction.
-// No packet is lost or overtakes another.
+// DelayedTun is Tun with a round trip time: each packet is delayed by half of this time, in both directions. Packets keep their
+// order, and none is lost.
 func DelayedTun(a *Host, aName string, b *Host, bName string, roundTrip time.Duration) {
 	a.tb.Helper()
 	connect(a, aName, b, bName, unix.IFF_TUN, roundTrip/2)
 }
 
-// Tap is Tun for Ethernet frames, as virtual machines have them.
+// Tap is Tun with tap devices, which carry Ethernet frames, as in virtual machines.
 func Tap(a *Host, aName string, b *Host, bName string) {
 	a.tb.Helper()
 	connect(a, aName, b, bName, unix.IFF_TAP, 0)
@@ -60,20 +60,20 @@ func carry(from, to *os.File) {
 		if err != nil {
 			return
 		}
-		// A device that is down refuses a packet; the next may go through.
+		// A device that is down refuses a packet. The device may come up later, so carry goes on.
 		if _, err := to.Write(packet[:n]); errors.Is(err, os.ErrClosed) {
 			return
 		}
 	}
 }
 
-// waiting is a packet on its way, and when it gets there.
+// waiting is a delayed packet, and the time at which it is due.
 type waiting struct {
 	due    time.Time
 	packet []byte
 }
 
-// carryLater is carry with a delay.
+// carryLater is carry with a delay for each packet.
 func carryLater(from, to *os.File, delay time.Duration) {
 	const most = 1 << 14
 	way := make(chan waiting, most)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// Watch is a capture that keeps the packets it is asked for.
+// Watch is a capture that stores the packets which match a condition.
 type Watch struct {
 	*Capture
 
@@ -18,7 +18,7 @@ type Watch struct {
 	taken   int
 }
 
-// Watch starts to keep the packets that arrive at an interface and match; nil matches all.
+// Watch starts to store the packets that arrive at an interface and match; nil matches all.
 func (h *Host) Watch(dev string, match func(*Packet) bool) *Watch {
 	h.tb.Helper()
 	w := new(Watch)
@@ -45,14 +45,14 @@ func (w *Watch) keep(p *Packet) {
 	w.packets = append(w.packets, &kept)
 }
 
-// Packets returns all that has been kept so far.
+// Packets returns the stored packets so far.
 func (w *Watch) Packets() []*Packet {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.packets[:len(w.packets):len(w.packets)]
 }
 
-// Next waits for the packet after the one that it returned before.
+// Next returns the next stored packet; it waits for a packet at most this time. Each call continues after the packet of the last call.
 func (w *Watch) Next(within time.Duration) (*Packet, error) {
 	for deadline := time.Now().Add(within); ; time.Sleep(time.Millisecond) {
 		w.mu.Lock()

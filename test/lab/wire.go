@@ -13,19 +13,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Wire sends packets of a test's own making out of an interface, past the host's IP stack.
+// Wire sends packets that a test has made out of an interface, without the host's IP stack.
 type Wire struct {
 	fd    int
-	frame []byte // Ethernet header, then the packet sent last
+	frame []byte // Ethernet header, and the last packet that was sent
 }
 
-// Wire opens an interface of the host for packets to a neighbour's MAC address.
+// Wire returns a Wire on an interface of the host. Its packets go to a neighbour's MAC address.
 func (h *Host) Wire(dev string, neighbour net.HardwareAddr) *Wire {
 	h.tb.Helper()
 	w := &Wire{frame: append(append(append([]byte(nil), neighbour...), h.HardwareAddr(dev)...), 0x08, 0x00)}
 	index := h.Index(dev)
 	h.must("open "+dev, h.Do(func() (err error) {
-		// A socket of protocol 0 receives nothing.
+		// Protocol 0: the socket receives nothing.
 		if w.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
 			return fmt.Errorf("open packet socket: %w", err)
 		}
@@ -35,7 +35,7 @@ func (h *Host) Wire(dev string, neighbour net.HardwareAddr) *Wire {
 	return w
 }
 
-// Send sends IPv4 packets, in this order. A device whose queue is full drops, as any would.
+// Send sends IPv4 packets, in this order. If the device's queue is full, the packet is lost, without an error.
 func (w *Wire) Send(packets ...[]byte) error {
 	for _, packet := range packets {
 		w.frame = append(w.frame[:14], packet...)
@@ -59,7 +59,7 @@ type Datagram struct {
 // Packet returns the datagram as one packet.
 func (d Datagram) Packet() []byte { return d.piece(0, len(d.Payload), d.id()) }
 
-// Fragments returns the datagram in pieces of so many bytes of payload, a multiple of 8.
+// Fragments returns the datagram in fragments with size bytes of payload each; size is a multiple of 8.
 func (d Datagram) Fragments(size int) [][]byte {
 	var fragments [][]byte
 	for id, at := d.id(), 0; at < len(d.Payload); at += size {
@@ -68,8 +68,7 @@ func (d Datagram) Fragments(size int) [][]byte {
 	return fragments
 }
 
-// Fragment returns one piece of the datagram: the payload from one byte, a multiple of 8, to
-// before another.
+// Fragment returns the fragment with the payload bytes [from, to); from is a multiple of 8.
 func (d Datagram) Fragment(from, to int) []byte { return d.piece(from, to, d.id()) }
 
 func (d Datagram) id() uint16 {
@@ -100,8 +99,8 @@ func (d Datagram) piece(from, to int, id uint16) []byte {
 	return append(b, d.Payload[from:to]...)
 }
 
-// seal writes the transport checksum over the pseudo header (RFC 9293 section 3.1) and the
-// first bytes of the payload.
+// seal writes the transport checksum at offset at of the payload. The checksum is over the pseudo header (RFC 9293 section 3.1) and
+// the first cover bytes of the payload.
 func (d Datagram) seal(at, cover int) Datagram {
 	pseudo := sum(sum(0, d.Src.AsSlice()), d.Dst.AsSlice())
 	pseudo = sum(pseudo, []byte{0, d.Protocol, byte(len(d.Payload) >> 8), byte(len(d.Payload))})
@@ -117,20 +116,20 @@ func ports(src, dst netip.AddrPort) []byte {
 	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, src.Port()), dst.Port())
 }
 
-// UDP makes a UDP datagram.
+// UDP returns a UDP datagram.
 func UDP(src, dst netip.AddrPort, data []byte) Datagram {
 	b := binary.BigEndian.AppendUint16(ports(src, dst), uint16(8+len(data)))
 	b = append(append(b, 0, 0), data...)
 	return Datagram{Src: src.Addr(), Dst: dst.Addr(), Protocol: unix.IPPROTO_UDP, Payload: b}.seal(6, len(b))
 }
 
-// UDPLite makes a datagram whose checksum covers only its header (RFC 3828).
+// UDPLite returns a UDP-Lite datagram whose checksum covers only the header (RFC 3828).
 func UDPLite(src, dst netip.AddrPort, data []byte) Datagram {
 	b := append(append(ports(src, dst), 0, 8, 0, 0), data...)
 	return Datagram{Src: src.Addr(), Dst: dst.Addr(), Protocol: unix.IPPROTO_UDPLITE, Payload: b}.seal(6, 8)
 }
 
-// TCP makes a segment. Options are given as on the wire, padded to a multiple of 4.
+// TCP returns a TCP segment. options has the bytes of the options, padded to a multiple of 4.
 func TCP(src, dst netip.AddrPort, flags uint8, seq, ack uint32, options, data []byte) Datagram {
 	b := binary.BigEndian.AppendUint32(ports(src, dst), seq)
 	b = binary.BigEndian.AppendUint32(b, ack)
@@ -139,7 +138,7 @@ func TCP(src, dst netip.AddrPort, flags uint8, seq, ack uint32, options, data []
 	return Datagram{Src: src.Addr(), Dst: dst.Addr(), Protocol: unix.IPPROTO_TCP, Payload: b}.seal(16, len(b))
 }
 
-// ICMP makes an ICMP message; rest is the second word of its header.
+// ICMP returns an ICMP message; rest is the second word of its header.
 func ICMP(src, dst netip.Addr, kind, code uint8, rest uint32, data []byte) Datagram {
 	b := binary.BigEndian.AppendUint32([]byte{kind, code, 0, 0}, rest)
 	b = append(b, data...)

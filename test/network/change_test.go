@@ -54,9 +54,9 @@ var linkChanges = []linkChange{
 		"wan0 is a port of br9", true},
 }
 
-// TestLinksChange: what takes an interface away for a while is told, and as soon as it is back all is as it was.
-// The kernel needs a second or two for that: it tells of a link once a second, and looks for a bridge's port and
-// for another host with the same address first.
+// TestLinksChange: while an interface is away, status warns. When the interface is back, everything works as before.
+// The kernel needs a second or two: it reports link changes once a second, and first waits for a bridge's port and for
+// duplicate address detection.
 func TestLinksChange(t *testing.T) {
 	for _, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {
@@ -92,7 +92,7 @@ func linkAwayAndBack(t *testing.T, c changing, change linkChange) {
 	}
 }
 
-// says looks for a text in what status tells of what is wrong.
+// says looks for a text in the warnings of status.
 func (c changing) says(text string) error {
 	out := c.hp.Run("status")
 	if !strings.Contains(out, text) {
@@ -127,8 +127,8 @@ func TestInterfaceMovesAway(t *testing.T) {
 			for _, w := range home.Ways(c.Network) {
 				lab.Eventually(t, atOnce, func() error { return serves(w.From, lab.External+":80") })
 			}
-			// Nobody could be told while its interface was away. If it was back before the daemon looked,
-			// nothing has ended.
+			// While the interface was away, no RST could be sent. If the interface was back before the daemon looked, no
+			// connection has ended.
 			if err := reflected.Echo(10_000); err != nil && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
 				t.Errorf("the client hears %v, want %v or nothing of it", err, unix.ECONNRESET)
 			}
@@ -168,8 +168,8 @@ func TestNoExternalAddress(t *testing.T) {
 
 const secondExternal = "203.0.113.3"
 
-// TestSeveralExternalAddresses: forwards listen on each address of an interface, also on one that comes later,
-// and what goes on by one is not touched by the others coming and going.
+// TestSeveralExternalAddresses: forwards listen on each address of an interface, also on an address that is added later.
+// Adding and removing addresses does not disturb connections of another address.
 func TestSeveralExternalAddresses(t *testing.T) {
 	for _, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {

@@ -48,7 +48,7 @@ protocol = ["icmp"]
 to = "HOST"
 `
 
-// clientPlace is where a client asks from, in one family, and whom the server takes it for.
+// clientPlace is the host of a client, a family, and the client address that the server sees.
 type clientPlace struct {
 	*lab.Host
 	flag     string // -4 or -6
@@ -57,7 +57,7 @@ type clientPlace struct {
 	hops     int // to the server; 0: traces tell nothing
 }
 
-// realClients are programs that use a forward, each judged by what it says itself.
+// realClients are programs that use a forward. Each test judges a program by its own output.
 var realClients = []struct {
 	name string
 	use  func(p clientPlace, key string) error
@@ -116,8 +116,8 @@ func TestRealClients(t *testing.T) {
 	}
 }
 
-// startSSH serves on port 2222 with keys of its own, and returns the directory of the one that opens it. What it
-// wants of the machine it finds in mounts of its own.
+// startSSH starts sshd on port 2222 with new keys, and returns the directory of the client's key. sshd finds the machine's files that
+// it needs in its own mounts.
 func startSSH(t *testing.T, h *lab.Host) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -169,7 +169,7 @@ func (p clientPlace) curl(string) error {
 	return p.says("hello\n", "curl", p.flag, "-sS", "--max-time", "20", url)
 }
 
-// ssh asks the server whom it sees.
+// ssh connects and compares the client address that the server sees.
 func (p clientPlace) ssh(dir string) error {
 	return p.says(p.sees+" ", "ssh", p.flag, "-F", "none", "-i", filepath.Join(dir, "key"), "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no",
 		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=20", "root@"+p.external, "echo $SSH_CONNECTION")
@@ -197,7 +197,7 @@ func (p clientPlace) iperf(flags []string) (err error) {
 		if err := json.Unmarshal([]byte(r.Stdout), &report); err != nil {
 			return fmt.Errorf("%w\n%s%s", err, r.Stdout, r.Stderr)
 		}
-		// What is still on its way when the client ends its test is not counted, which may be all.
+		// Packets that arrive after the client has ended its test are not counted; these may be all packets.
 		if report.Error == "" && report.End.Sum.Bytes+report.End.Received.Bytes > 0 {
 			return nil
 		}

@@ -14,11 +14,11 @@ import (
 	"hairpin/test/lab"
 )
 
-// silent tells nobody why an opening is refused. That is no reason to keep quiet about the end of a connection.
+// silent sends no ICMP errors for refused openings. RSTs for ended connections must be sent even then.
 const silent = "[icmp]\nrefuse = []\n"
 
-// TestBothSidesHearTheEnd: client and server of a TCP connection that has ended get a RST, whoever is told of
-// refusals. The Internet's client gets none from an address that the router has no more.
+// TestBothSidesHearTheEnd: client and server of an ended TCP connection get a RST, whatever icmp.refuse says. A client on the
+// Internet gets no RST from an address that the router no longer has.
 func TestBothSidesHearTheEnd(t *testing.T) {
 	ends := []struct {
 		name  string

@@ -46,8 +46,7 @@ var endings = []ending{
 	}},
 }
 
-// TestEndedAreTold: whoever waits for the other side of a connection that has ended, without a word of its
-// own, hears of it at once.
+// TestEndedAreTold: when a connection ends, a side that waits for the other side gets a RST at once, without sending anything.
 func TestEndedAreTold(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		for _, e := range endings {
@@ -97,8 +96,8 @@ func noneEstablished(server *lab.Host, peer string) error {
 	return nil
 }
 
-// TestOthersAreToldOfTheirEnd: the router's own processes are told, too, and those without a connection that
-// could be reset hear of it when they speak.
+// TestOthersAreToldOfTheirEnd: the router's own processes get the RST, too. Clients of UDP get an ICMP error for their next
+// datagram.
 func TestOthersAreToldOfTheirEnd(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
@@ -125,7 +124,7 @@ func TestOthersAreToldOfTheirEnd(t *testing.T) {
 	}
 }
 
-// refused sends a datagram and wants to hear that nobody is there.
+// refused sends a datagram and expects the error ECONNREFUSED.
 func refused(c net.Conn) error {
 	if _, err := c.Write([]byte("anybody there?")); err != nil {
 		return nil

@@ -89,7 +89,7 @@ func fragmentsBothWays(t *testing.T, n *lab.Network, w home.Way, orders []order,
 	}
 }
 
-// routerMAC is that of the router where a host reaches it.
+// routerMAC returns the MAC address of the router's interface that a host is connected to.
 func routerMAC(n *lab.Network, from *lab.Host) net.HardwareAddr {
 	dev := map[string]string{n.Internet.Name: "wan0", n.Guest.Name: "lan1"}[from.Name]
 	if dev == "" {
@@ -110,8 +110,8 @@ func arrives(c *net.UDPConn, w *lab.Wire, o order, d lab.Datagram, size int, wan
 
 func reads(c *net.UDPConn, want []byte) error { return lab.ReadsWithin(c, want, 3*time.Second) }
 
-// TestForeignFragments: fragments of what is no forward's are the kernel's, in whatever order: to
-// the router's own services on its external address and inside, and what it merely routes.
+// TestForeignFragments: fragments that belong to no forward are left to the kernel, in every order: fragments to the router's
+// own services, on its external and inside addresses, and fragments that the router only routes.
 func TestForeignFragments(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork(t)
@@ -156,9 +156,8 @@ func TestForeignFragments(t *testing.T) {
 	}
 }
 
-// TestFragmentsWithoutFirstOnTheWire: fragments without a first one, as many as a sender can make,
-// are in nobody's way: neither of whole packets nor of other datagrams in fragments, new or
-// established.
+// TestFragmentsWithoutFirstOnTheWire: a flood of later fragments without a first fragment does not disturb whole packets or
+// other fragmented datagrams, of new and of established connections.
 func TestFragmentsWithoutFirstOnTheWire(t *testing.T) {
 	n := lab.NewNetwork(t)
 	n.Server.ServeTCP(":8080")
@@ -193,7 +192,7 @@ func TestFragmentsWithoutFirstOnTheWire(t *testing.T) {
 	}
 }
 
-// floodFragments sends later fragments of datagrams that nobody began, to the external address.
+// floodFragments sends later fragments without first fragments to the external address.
 func floodFragments(n *lab.Network, stop <-chan struct{}) (sent int, err error) {
 	wire := n.Internet.Wire("eth0", n.Router.HardwareAddr("wan0"))
 	for ; ; sent++ {

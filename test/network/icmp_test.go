@@ -71,8 +71,7 @@ func TestPingRouter(t *testing.T) {
 	}
 }
 
-// TestPingForward: with a forward for ICMP the server answers, through a hairpin too, and
-// nobody notices that it is not the router.
+// TestPingForward: with a forward for ICMP the server answers, also through a hairpin. To the client it looks like the router.
 func TestPingForward(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
@@ -248,8 +247,8 @@ func refusal(c interface {
 	return err
 }
 
-// TestClientGone: a server that answers a client who has gone is told so by the client's host, in
-// words it understands: about its own packet, from whom it knows the client as.
+// TestClientGone: a server sends to a client that has gone. The client's host answers with an ICMP error, and hairpin translates
+// it: the error quotes the server's own packet, and comes from the client address that the server knows.
 func TestClientGone(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork(t)

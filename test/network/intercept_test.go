@@ -75,7 +75,7 @@ func resolverArgs(who string, args ...string) []string {
 	return home.DnsmasqArgs(append([]string{"--no-resolv", "--log-queries=extra", "--txt-record=who.test," + who}, args...)...)
 }
 
-// wantResolver asks who it is that answers, by UDP and TCP. dig takes no answer from another than whom it asked.
+// wantResolver checks which name server answers, by UDP and TCP. dig ignores an answer from another address than the address it asked.
 func wantResolver(t *testing.T, h *lab.Host, server, want string, args ...string) {
 	t.Helper()
 	for _, transport := range []string{"+notcp", "+tcp"} {
@@ -111,8 +111,8 @@ except = [%q, %q]
 `, target, excepted, otherPublic, target6, excepted6, otherPublic6)
 }
 
-// TestIntercept: whom clients of a LAN ask for names does not matter, the target answers, and seems to be who was
-// asked. Nobody and nothing else is touched.
+// TestIntercept: whatever name server a LAN client asks, the target answers, and the answer's source is the address that the client
+// asked. Other clients and other packets are not redirected.
 func TestIntercept(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		for _, to := range []struct{ who, target, target6, seen, seen6 string }{
@@ -180,7 +180,7 @@ func wantIntercepted(t *testing.T, n *lab.Network, hp *lab.Hairpin, name, asked,
 	}
 }
 
-// wantUntouched asks as nobody does who is to be intercepted.
+// wantUntouched sends queries that the intercept must not redirect.
 func wantUntouched(t *testing.T, n *lab.Network, hp *lab.Hairpin) {
 	t.Helper()
 	before := len(home.Show(t, hp, "conn", "show").Connections)
@@ -200,7 +200,7 @@ func wantUntouched(t *testing.T, n *lab.Network, hp *lab.Hairpin) {
 	}
 }
 
-// question is a socket that asks who is at the other end.
+// question is a socket that asks the peer for its name.
 type question struct{ net.Conn }
 
 func (q question) ask() (string, error) { return q.say([]byte("who?")) }
@@ -297,8 +297,8 @@ func serveName(t *testing.T, h *lab.Host, address, name string) {
 	}()
 }
 
-// TestInterceptComesAndGoes: what was asked before goes on, and afterwards the very same client reaches at once
-// whom it asks, whatever it used.
+// TestInterceptComesAndGoes: connections from before the intercept continue. After the intercept is removed, each client reaches the
+// server that it asks at once, even from a port that was redirected before.
 func TestInterceptComesAndGoes(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		for _, family := range []struct{ name, public, other, router string }{
@@ -407,8 +407,8 @@ func TestInterceptsOnTheCommandLine(t *testing.T) {
 	}
 }
 
-// TestInterceptReflects: whom a target in another LAN sees is told by the mode of the intercept, never by the default
-// of forwards.
+// TestInterceptReflects: the reflect mode of the intercept decides which client address a target in another LAN sees. The default for
+// forwards has no effect.
 func TestInterceptReflects(t *testing.T) {
 	n, resolvers := newResolverNetwork(t)
 	hp := lab.NewHairpin(n.Router, "")

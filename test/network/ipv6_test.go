@@ -117,7 +117,7 @@ func fragmentsBothWays6(t *testing.T, n *lab.Network, w home.Way, orders []order
 	}
 }
 
-// TestForeignFragments6: fragments of what is no forward's are the kernel's, in whatever order.
+// TestForeignFragments6: fragments that belong to no forward are left to the kernel, in every order.
 func TestForeignFragments6(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork6(t)
@@ -244,8 +244,8 @@ to = "[fd00:1::20]:5201"
 func iperf6(t *testing.T, from *lab.Host, flags []string) {
 	t.Helper()
 	args := append([]string{"iperf3", "-6", "-J", "-c", lab.External6, "-p", "5000", "-n", "5M", "-l", "1400"}, flags...)
-	// The server takes one test at a time, and may still be ending the one before. What is still on its way
-	// when the client ends its test is not counted, which may be all that was sent.
+	// The server runs one test at a time, and may not have finished the previous test. Packets that arrive after the client has
+	// ended its test are not counted; these may be all packets.
 	lab.Eventually(t, lab.Patience, func() error {
 		var report struct {
 			Error string

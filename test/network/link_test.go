@@ -15,8 +15,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// atOnce is how soon hairpin has to serve again after an interface or an address changed: within a second,
-// usually a twentieth of one. What is more is for a machine that has other things to do.
+// atOnce is the time limit for hairpin to serve again after an interface or an address changed. hairpin needs less than a second, usually
+// 50 ms; the rest is for a busy machine.
 const atOnce = 4 * time.Second
 
 // serves tells whether a client gets an answer to a new connection, without patience.
@@ -97,9 +97,8 @@ func TestInterfacePendingAtStart(t *testing.T) {
 	}
 }
 
-// The provider gives the WAN interface another address in the middle of everything: new
-// connections open to the new one, and the old one never leaves the router again, however
-// much the server goes on answering.
+// The provider replaces the address of the WAN interface during traffic. New connections open at the new address. No packet with
+// the old address leaves the router, even while the server keeps answering.
 func TestExternalAddressReplaced(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) { externalAddressReplaced(t, mode) })

@@ -148,12 +148,6 @@ func TestIperf(t *testing.T) {
 	n := newMTUNetwork(t, true)
 	home.Start(t, n, "tc", reflected)
 	n.Server.Start("iperf3", "-s")
-	lab.Eventually(t, lab.Patience, func() error {
-		if n.Server.Run("ss", "-Hltn", "sport = :5201") == "" {
-			return errors.New("iperf3 does not listen")
-		}
-		return nil
-	})
 	for _, outer := range mtus {
 		for _, inner := range mtus {
 			n.SetMTU(outer, inner, outer)
@@ -170,19 +164,29 @@ func TestIperf(t *testing.T) {
 	}
 }
 
-// iperf sends 20 MB by TCP and returns how much of it arrived.
+// iperf sends 20 MB by TCP and returns how much of it arrived. Between two tests the server closes its listening socket for a
+// moment, so a refused connection is tried again.
 func iperf(t *testing.T, from *lab.Host, flags ...string) int64 {
 	t.Helper()
-	var report struct {
-		End struct {
+	type report struct {
+		Error string
+		End   struct {
 			Received struct{ Bytes int64 } `json:"sum_received"`
 		}
 	}
-	out := from.Run(append([]string{"iperf3", "-c", lab.External, "-n", "20M", "-J"}, flags...)...)
-	if err := json.Unmarshal([]byte(out), &report); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	return report.End.Received.Bytes
+	var last report
+	lab.Eventually(t, lab.Patience, func() error {
+		out := from.Run(append([]string{"iperf3", "-c", lab.External, "-n", "20M", "-J"}, flags...)...)
+		last = report{}
+		if err := json.Unmarshal([]byte(out), &last); err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		if last.Error != "" {
+			return errors.New(last.Error)
+		}
+		return nil
+	})
+	return last.End.Received.Bytes
 }
 
 // TestPingDontFragment: a ping too big for the server's network is answered with the MTU that it
@@ -207,8 +211,8 @@ func TestPingDontFragment(t *testing.T) {
 	}
 }
 
-// TestNarrowInternet: a router far away says what is too big for it, and the server, who has never
-// heard of the external address, believes it.
+// TestNarrowInternet: a router on the Internet reports that a packet is too big. The server does not know the external address, so
+// hairpin translates the error, and the server accepts it.
 func TestNarrowInternet(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
@@ -240,8 +244,7 @@ func TestNarrowInternet(t *testing.T) {
 	}
 }
 
-// TestTooBigIsTold: the sender of a packet that does not fit is told about the packet that it sent, not
-// about what it was going to become.
+// TestTooBigIsTold: if a packet does not fit, the ICMP error quotes the packet as its sender sent it, not as translated.
 func TestTooBigIsTold(t *testing.T) {
 	n := lab.NewNetwork(t)
 	n.SetMTU(9000, 1280, 9000)
@@ -280,7 +283,7 @@ func TestTooBigIsTold(t *testing.T) {
 	}
 }
 
-// TestServerIsToldTooBig: the server is told in the same way, of the small network that its client is in.
+// TestServerIsToldTooBig: the server gets such an error, too, if the client's network has a smaller MTU.
 func TestServerIsToldTooBig(t *testing.T) {
 	n := lab.NewNetwork(t)
 	n.SetMTU(1280, 1500, 1280)
@@ -324,7 +327,7 @@ func TestServerIsToldTooBig(t *testing.T) {
 	}
 }
 
-// handshakeMSS opens a connection and returns the MSS that each end is told of the other.
+// handshakeMSS opens a connection and returns the MSS that the server and the client receive.
 func handshakeMSS(t *testing.T, n *lab.Network, from *lab.Host) (server, client int) {
 	t.Helper()
 	var atServer, atClient atomic.Int64

@@ -13,10 +13,10 @@ import (
 	"hairpin/test/lab"
 )
 
-// hopsChange is how soon packets go another way without a daemon: a next hop is asked for once a second.
+// hopsChange is the time limit for packets to use another path without the daemon: hairpin looks up a next hop once a second.
 const hopsChange = 2 * atOnce
 
-// hopChanges are the ways in which where a packet goes may change while connections stand.
+// hopChanges are the changes that give packets another path during a connection.
 var hopChanges = []struct {
 	name string
 	do   func(n *lab.Network)
@@ -92,7 +92,7 @@ func TestNextHopsChange(t *testing.T) {
 	}
 }
 
-// TestNeighboursFlushed: nothing is lost of what goes on while the router forgets its neighbours.
+// TestNeighboursFlushed: no packet is lost while the router's neighbour table is flushed.
 func TestNeighboursFlushed(t *testing.T) {
 	for _, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {

@@ -93,8 +93,8 @@ func TestPortsAreHardToGuess(t *testing.T) {
 	}
 }
 
-// TestFreedPort: the tuple of a client that has gone is nobody else's for a while (RFC 6888 REQ-8),
-// but his own as soon as he comes back.
+// TestFreedPort: no other client gets the tuple of a client that has gone for a while (RFC 6888 REQ-8). The client itself gets
+// its tuple back at once.
 func TestFreedPort(t *testing.T) {
 	n := lab.NewNetwork(t)
 	udp := n.Server.ServeUDP(":5353")
@@ -222,8 +222,8 @@ func shadowed(t *testing.T, n *lab.Network, service *lab.Echoer) {
 	}
 }
 
-// TestPortsRunOut: when every port of a range is taken the next client is refused, told and
-// counted, and no connection suffers.
+// TestPortsRunOut: when every port of a range is taken, the next client is refused, gets an ICMP error, and is counted. Existing
+// connections are not disturbed.
 func TestPortsRunOut(t *testing.T) {
 	const ports = 1023
 	n := lab.NewNetwork(t)

@@ -25,7 +25,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// prefixForwards are reflected by stand-ins, of both families.
+// prefixForwards are forwards with reflect prefix, of both families.
 const prefixForwards = `
 [reflection]
 default = "prefix"
@@ -192,7 +192,7 @@ func (s *stream) goesOn(clientFirst bool) error {
 	return nil
 }
 
-// loseAll starts the router's hairpin anew, with nothing of what was.
+// loseAll removes all of hairpin's state on the router and starts hairpin again.
 func loseAll(t *testing.T, hp *lab.Hairpin) {
 	t.Helper()
 	hp.Stop()
@@ -263,8 +263,8 @@ func listenAt(t *testing.T, h *lab.Host, address string) net.Listener {
 	return listener
 }
 
-// TestRestartUnderTraffic: transfers both ways run on through it, where the router's firewall lets nobody say
-// meanwhile that there is no such connection.
+// TestRestartUnderTraffic: transfers in both directions survive a restart that loses all state. During the restart the router's firewall
+// drops their packets, so that no RST or ICMP error ends them.
 func TestRestartUnderTraffic(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) { restartUnderTraffic(t, mode) })

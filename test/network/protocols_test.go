@@ -15,7 +15,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// others are forwards of what has no ports, or none that could be changed.
+// others are forwards of protocols without ports, or with ports that cannot be changed.
 const others = `
 [[forward]]
 name = "sctp"
@@ -134,8 +134,8 @@ func sends(t *testing.T, w *lab.Wire, d lab.Datagram, at *lab.Watch, want lab.Da
 	}
 }
 
-// TestPortsThatCannotChange: where the tuple of a reflected client is taken, and cannot be made
-// another, the second client is refused and told; the first one does not notice.
+// TestPortsThatCannotChange: if the tuple of a reflected client is taken, and the protocol's ports cannot be changed, the second
+// client is refused and gets an ICMP error. The first client is not disturbed.
 func TestPortsThatCannotChange(t *testing.T) {
 	n := lab.NewNetwork(t)
 	home.Start(t, n, "tc", others)
@@ -163,7 +163,7 @@ func TestPortsThatCannotChange(t *testing.T) {
 	sends(t, wire, another(second, home.ExternalAddress), atServer, another(home.RouterAddress, home.ServerAddress))
 }
 
-// TestOnlyInitOpens: an SCTP packet of a connection that nobody opened goes nowhere.
+// TestOnlyInitOpens: an SCTP packet without a connection and without INIT is dropped.
 func TestOnlyInitOpens(t *testing.T) {
 	n := lab.NewNetwork(t)
 	home.Start(t, n, "tc", others)

@@ -34,8 +34,8 @@ port = "5354"
 to = "192.168.2.50:8080"
 `
 
-// TestPublicIsOneEndpoint: with reflect public a client's endpoint is one and the same to all servers (RFC 4787
-// REQ-1), in other LANs too: the external address that it used (REQ-9a), and a port that nobody else has.
+// TestPublicIsOneEndpoint: with reflect public, all servers see a client at one endpoint (RFC 4787 REQ-1), in other LANs, too. The endpoint
+// is the external address that the client used (REQ-9a), and a port that no other client has.
 func TestPublicIsOneEndpoint(t *testing.T) {
 	const second = "203.0.113.3"
 	for _, mode := range []string{"tc", "xdp"} {
@@ -70,7 +70,7 @@ func TestPublicIsOneEndpoint(t *testing.T) {
 	}
 }
 
-// seenByBoth sends from one socket to both services, and returns whom each sees.
+// seenByBoth sends from one socket to both services, and returns the client address that each service sees.
 func seenByBoth(t *testing.T, from *lab.Host, source netip.AddrPort, external string, echoers []*lab.Echoer) (seen [2]netip.AddrPort) {
 	t.Helper()
 	var c *net.UDPConn
@@ -97,8 +97,8 @@ func seenByBoth(t *testing.T, from *lab.Host, source netip.AddrPort, external st
 	return seen
 }
 
-// whoAt connects from a port that other connections may have, too, and returns whom the server sees.
-// The connection stays.
+// whoAt connects from a port that other connections may also use, and returns the client address that the server sees. The
+// connection stays open.
 func whoAt(t *testing.T, from *lab.Host, source netip.AddrPort, address string) netip.AddrPort {
 	t.Helper()
 	dialer := net.Dialer{Timeout: lab.Patience, LocalAddr: net.TCPAddrFromAddrPort(source), Control: func(_, _ string, raw syscall.RawConn) error {

@@ -14,14 +14,14 @@ import (
 	"hairpin/test/lab"
 )
 
-// prefixes give stand-ins to the first half of the LAN and to the guests.
+// prefixes has stand-ins for the first half of the LAN and for the guests.
 const prefixes = `
 [reflection]
 prefixes = { "192.168.1.0/25" = "198.18.1.0/25", "192.168.2.0/24" = "198.18.2.0/24" }
 `
 
-// Each reflect mode decides whom the server sees, and `off` whom it does not see at all. All of
-// them are there at once.
+// The reflect mode decides which client address the server sees; with off, LAN clients are not served. All modes are configured at the
+// same time.
 func TestReflectModes(t *testing.T) {
 	nobody := netip.Addr{}
 	internet, guest := netip.MustParseAddr(lab.InternetSource), netip.MustParseAddr(lab.Guest)
@@ -62,8 +62,8 @@ func TestReflectModes(t *testing.T) {
 	}
 }
 
-// A client that has no stand-in is reflected as by `auto`: by the router in the server's own LAN,
-// not at all in another one.
+// A client without a stand-in is reflected as with auto: in the server's own LAN it appears as the router, in another LAN as
+// itself.
 func TestClientWithoutStandIn(t *testing.T) {
 	const prefixes = "[reflection]\ndefault = \"prefix\"\nprefixes = { \"192.168.1.0/25\" = \"198.18.1.0/25\" }\n"
 	for _, mode := range []string{"tc", "xdp"} {
@@ -92,7 +92,7 @@ func TestClientWithoutStandIn(t *testing.T) {
 	}
 }
 
-// patience is how long to wait for an answer: long for one that has to come.
+// patience returns how long to wait for an answer: longer if the answer must come.
 func patience(served bool) time.Duration {
 	if served {
 		return 5 * time.Second

@@ -143,8 +143,8 @@ func TestCurlIsRefused(t *testing.T) {
 	}
 }
 
-// TestRefusalWords: the message is about the packet as it was sent, from the router's address in
-// the client's network, with the code of what is wrong.
+// TestRefusalWords: the ICMP error quotes the packet as it was sent. Its source is the router's address in the client's network, and
+// its code matches the reason.
 func TestRefusalWords(t *testing.T) {
 	n := lab.NewNetwork(t)
 	n.Router.Route("wan0", "198.51.100.0/24", lab.Gateway, "")

@@ -32,8 +32,8 @@ func scan(from *lab.Host, flags ...string) (string, error) {
 	return strings.Join(states, " "), err
 }
 
-// TestScans: odd flags tell nobody what is behind a forward, and leave nothing there. To the
-// router's own ports they are the kernel's to answer.
+// TestScans: segments with odd flags to a forward get no answer and make no connection. For the router's own ports the kernel
+// answers them.
 func TestScans(t *testing.T) {
 	scans := []struct {
 		flags []string
@@ -79,8 +79,8 @@ to = "192.168.1.20:8081"
 	}
 }
 
-// TestSpoofedFloods: somebody who knows addresses and ports of a connection, but nothing of what
-// was said on it, does not end it, neither as the client nor as a router on its way.
+// TestSpoofedFloods: an attacker knows the addresses and ports of a connection, but not its sequence numbers. Neither forged segments
+// of the client nor forged ICMP errors of a router end the connection.
 func TestSpoofedFloods(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) { spoofedFloods(t, mode) })
@@ -93,8 +93,8 @@ type flood struct {
 	args []string
 }
 
-// spoofs are floods in the name of the client of a connection from port 40000, resets apart.
-// Segments leave from its own host, as nobody else's router lets its address pass.
+// spoofs returns floods that forge the client of a connection from port 40000; the resets are returned separately. The segments leave from
+// the client's own host, because every other router drops its address as a source.
 func spoofs(n *lab.Network, far *lab.Host) (others, resets []flood) {
 	hping := []string{"hping3", "-q", "-n", "-i", "u50", "-c", "5000"}
 	segment := slices.Concat(hping, []string{"-a", lab.InternetSource, "-s", "40000", "-k", "-p", "80"})
@@ -131,8 +131,8 @@ func spoofedFloods(t *testing.T, mode string) {
 		conns = append(conns, c)
 	}
 	floods, resets := spoofs(n, far)
-	// The one that is attacked says nothing meanwhile, and the resets come last, as what is said after
-	// one makes it good.
+	// The attacked connection is silent during the attack, and the resets come last: a later segment of the connection would repair
+	// the effect of a reset.
 	for _, attack := range [][]flood{floods, resets} {
 		lab.Together(len(attack)+1, func(i int) {
 			if i == len(attack) {
@@ -195,8 +195,8 @@ func openPair(t *testing.T, n *lab.Network, port uint16) pair {
 	return pair{c, s}
 }
 
-// TestNobodyKeepsAlive: a connection lives as long as its server talks. What strangers send in
-// the client's name, datagrams or ICMP errors, does not make it last (RFC 4787 REQ-6, REQ-12).
+// TestNobodyKeepsAlive: only the server's packets keep a connection alive. Datagrams and ICMP errors that others send with the client's
+// address do not (RFC 4787 REQ-6, REQ-12).
 func TestNobodyKeepsAlive(t *testing.T) {
 	const idle = 2 * time.Second
 	n := lab.NewNetwork(t)

@@ -14,7 +14,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// standing is what one host has open to the forwards of one family: a TCP connection and a UDP flow.
+// standing is a TCP connection and a UDP flow of a host, to the forwards of one family.
 type standing struct {
 	name string
 	echo func(length int) error
@@ -48,8 +48,8 @@ func standings(t *testing.T, hosts ...*lab.Host) (list []standing) {
 	return list
 }
 
-// stand wants every flow answered within a time from now, and then every connection, which may have to wait
-// for its next retransmission.
+// stand checks that every UDP flow is answered within a time, and then every TCP connection, which may have to wait for its next
+// retransmission.
 func stand(t *testing.T, list []standing, within time.Duration) {
 	t.Helper()
 	deadline := time.Now().Add(within)

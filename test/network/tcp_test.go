@@ -148,7 +148,7 @@ func (e *end) hear(t *testing.T, flags uint8, seq, ack uint32, data string) {
 	}
 }
 
-// TestSimultaneousOpen: both ends send their SYN before they have seen the other's (RFC 5382 REQ-2a).
+// TestSimultaneousOpen: both ends send a SYN before the SYN of the other end arrives (RFC 5382 REQ-2a).
 func TestSimultaneousOpen(t *testing.T) {
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork(t)

@@ -85,8 +85,8 @@ func transfer(t *testing.T, n *lab.Network, w home.Way, udp *lab.Echoer) {
 	}
 }
 
-// arrivals says what may arrive at either end: at the client's only answers of the external
-// address, at the server's only packets of the client as the forward shows him.
+// arrivals returns the check for arriving packets: at the client only answers from the external address, at the server only packets
+// with the client address that the forward gives it.
 func arrivals(w home.Way) func(*lab.Packet) error {
 	return func(p *lab.Packet) error {
 		toClient := p.Dst.Addr() == w.Addr && p.Src.Addr() == home.ExternalAddress

@@ -12,8 +12,8 @@ import (
 
 const tunnelWithin = 10 * time.Second
 
-// TestTunnelledTCP: a TCP connection works through a VXLAN tunnel whose end is the target of a forward. The tunnel's own UDP
-// checksum is left out, and the one of TCP inside it is left to a device: as XDP sends the frame on, nobody would finish it.
+// TestTunnelledTCP: a TCP connection works through a VXLAN tunnel whose end is the target of a forward. The tunnel has no UDP checksum, and
+// the inner TCP checksum is left to a device. If XDP sent this frame on, no device would complete the inner checksum.
 func TestTunnelledTCP(t *testing.T) {
 	for _, mode := range []string{"xdp", "tc"} {
 		t.Run(mode, func(t *testing.T) {
@@ -41,8 +41,8 @@ to = "192.168.1.20:4789"
 	}
 }
 
-// tunnel gives a host an end of a VXLAN tunnel to a remote one, always from the same port, so that each end's
-// packets are the answers to the other's.
+// tunnel makes an end of a VXLAN tunnel on a host. Both ends use one fixed UDP port, so that the packets of each end are answers to the
+// packets of the other end.
 func tunnel(h *lab.Host, local, remote, address string) {
 	h.Run("ip", "link", "add", "tunnel0", "type", "vxlan", "id", "50", "local", local, "remote", remote, "dstport", "4789",
 		"srcport", "4789", "4790", "noudpcsum")

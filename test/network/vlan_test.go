@@ -58,7 +58,7 @@ func TestTagBesideAFrameIsNotOverlooked(t *testing.T) {
 			hp := lab.NewHairpin(n.Router, strings.Replace(home.Config("tc", home.Forwards), `mode = "tc"`, fmt.Sprintf("mode = %q", mode), 1))
 			hp.Start()
 
-			// Both know each other's MAC addresses, and a connection stands.
+			// Now both hosts know the other's MAC address, and a connection is established.
 			c, err := n.Internet.DialUDP(lab.External+":53", lab.InternetSource+":40000")
 			if err != nil {
 				t.Fatal(err)

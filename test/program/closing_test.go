@@ -7,8 +7,8 @@ import (
 	"hairpin/test/rig"
 )
 
-// closingTwins are rows 211 and 212: an ordinary RST closes a connection, and what was forged or is old neither
-// closes one nor brings one back.
+// closingTwins are rows 211 and 212: an ordinary RST closes a connection. A forged or old RST does not close a connection, and does not reopen
+// a closed connection.
 func closingTwins() (twins []twin) {
 	for _, way := range []string{"from the Internet", "hairpin", "from another LAN"} {
 		add := func(name string, steps func(c twinCase, f twinFlow) []step) {

@@ -161,7 +161,7 @@ func (s step) releasing(sent ...[]byte) step { s.sent = append(s.sent, sent...);
 // cut says that the packet leaves in pieces for this MTU.
 func (s step) cut(mtu int) step { s.pieces, s.defers = mtu, "too_big"; return s }
 
-// told says that the sender gets an ICMP error of the router's address there.
+// told expects an ICMP error from this address of the router to the packet's sender.
 func (s step) told(from netip.Addr, kind, code uint8, rest uint32) step {
 	in := s.in
 	answer := frames.Frame{
@@ -173,7 +173,7 @@ func (s step) told(from netip.Addr, kind, code uint8, rest uint32) step {
 	return s
 }
 
-// quoteLimit is how much of a packet the router's ICMP errors quote.
+// quoteLimit is the maximum number of bytes that the router's ICMP errors quote.
 const quoteLimit = 504
 
 func senderOf(data []byte) netip.Addr {
@@ -195,7 +195,7 @@ func (c *corpus) opened(f rig.Flow) []step {
 	}
 }
 
-// row is a case of the table: packets one after the other.
+// row is a case of the table: a series of packets.
 type row struct {
 	name  string
 	steps func(c *corpus) []step
@@ -270,7 +270,7 @@ func (c *corpus) end() {
 	}
 }
 
-// settings changes what the datapath is told, whatever the configuration says.
+// settings changes the datapath's settings directly, without the configuration.
 func (b *bench) settings(tb testing.TB, change func(*bpf.HairpinSettings)) {
 	tb.Helper()
 	var s bpf.HairpinSettings
@@ -283,7 +283,7 @@ func (b *bench) settings(tb testing.TB, change func(*bpf.HairpinSettings)) {
 	}
 }
 
-// cappedMTU is that of the link behind lan1, for the MSS.
+// cappedMTU is the MTU of the link behind lan1, for the MSS.
 const cappedMTU = 1400
 
 func (b *bench) capMSS(tb testing.TB, p rig.Port, mtu uint32) {
@@ -420,7 +420,7 @@ func difference(want, got []byte) string {
 	return fmt.Sprintf("%d bytes, want %d", len(got), len(want))
 }
 
-// tally is what was counted, by "verdict reason" of an interface.
+// tally returns the counters, by interface and "verdict reason".
 func (b *bench) tally(tb testing.TB) map[string]uint64 {
 	tb.Helper()
 	counters, err := b.Tables.Counters()

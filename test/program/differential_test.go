@@ -72,7 +72,7 @@ type decreed struct {
 	fate *ebpf.Memory
 }
 
-// newDecreed loads spec into x's router. What the control plane writes is shared.
+// newDecreed loads spec into x's router. Both sets of programs share the maps that the control plane writes.
 func newDecreed(tb testing.TB, x *executor, spec *ebpf.CollectionSpec) decreed {
 	tb.Helper()
 	decree(spec)
@@ -217,7 +217,7 @@ func (w *twins) compareLeft() error {
 	return nil
 }
 
-// state runs all frames of one state: those that open connections, those of the corpus, mutated ones.
+// state runs all frames of one state: the frames that open connections, the frames of the corpus, and mutated frames.
 func (w *twins) state(steps []step, count int) error {
 	for _, s := range steps {
 		for at, side := range w.sides {
@@ -237,9 +237,8 @@ func (w *twins) state(steps []step, count int) error {
 	return w.compareLeft()
 }
 
-// TestDifferential puts the corpus and mutated frames through this tree's object and through another one (make fuzz BASE=object). Both
-// see the same frames, the same time and the same random numbers, so they have to answer with the same verdicts and bytes, and to
-// leave the same in their tables.
+// TestDifferential runs the corpus and mutated frames through this tree's object and through another object (make fuzz BASE=object). Both
+// objects get equal frames, times and random numbers. Their verdicts, output bytes and tables must be equal.
 func TestDifferential(t *testing.T) {
 	count, workers, families := *executions, runtime.GOMAXPROCS(0), families
 	if *base == "" {

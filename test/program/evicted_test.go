@@ -18,10 +18,10 @@ import (
 	"hairpin/test/rig"
 )
 
-// evictedPlaces is how many half-open connections there is room for.
+// evictedPlaces is the number of places for half-open connections.
 const evictedPlaces = 16
 
-// evictedCase is what is configured, whose answer comes late, and what becomes of it.
+// evictedCase has the configuration, the changes before and after the flood, and the expected result for the late answer.
 type evictedCase struct {
 	forwards         []string
 	external, target string
@@ -235,8 +235,8 @@ func (test evictedCase) goesOn(t *testing.T, f rig.Flow) {
 	}
 }
 
-// TestFloodSparesLAN: a flood from the Internet leaves a LAN client's half-open connection, whether the flood is to the same forward
-// or to another one.
+// TestFloodSparesLAN: a flood from the Internet does not evict a LAN client's half-open connection, whether the flood uses the client's forward
+// or another forward.
 func TestFloodSparesLAN(t *testing.T) {
 	for name, to := range map[string]struct{ external, target string }{
 		"the same forward": {"203.0.113.9:53", "192.168.1.20:5353"},
@@ -254,7 +254,7 @@ func TestFloodSparesLAN(t *testing.T) {
 	}
 }
 
-// TestLANFloodAdmits: LAN clients who hold all half-open places keep neither the Internet out nor each other.
+// TestLANFloodAdmits: LAN clients hold all half-open places. New clients from the Internet and from LANs are still admitted.
 func TestLANFloodAdmits(t *testing.T) {
 	b, c := newSparingBench(t)
 	inside := c.to("hairpin", true, "203.0.113.9:53", "192.168.1.20:5353")
@@ -290,7 +290,7 @@ func (b *bench) noteEvicted(tb testing.TB, v6 bool) {
 	lab.Must(b.Objects.Rings.Put(index, ring))
 }
 
-// TestAnswerOfEvicted6: the same of IPv6, which has places of its own.
+// TestAnswerOfEvicted6 tests late answers of evicted IPv6 connections; IPv6 has its own places.
 func TestAnswerOfEvicted6(t *testing.T) {
 	b := newBench6(t)
 	c := case6{&corpus{b: b, nextPort: 20000}}

@@ -16,7 +16,7 @@ import (
 	"hairpin/test/rig"
 )
 
-// evidenceBefore is how much evidence a connection has before a case begins.
+// evidenceBefore is the evidence of a connection at the start of a case, in seconds.
 const evidenceBefore = 5
 
 // TestEvidence: evidence shows that both sides want a connection. A second counts if both sides send in it, or if the server

@@ -28,7 +28,7 @@ func (c *corpus) pieces(f rig.Flow, change func(*frames.Frame), lengths ...int) 
 	return datagram{f.At, fragments(in.Bytes(), lengths...), fragments(want.Bytes(), lengths...)}
 }
 
-// answer is the same of a packet of the server.
+// answer is a datagram of the server, in fragments.
 func (c *corpus) answer(f rig.Flow, change func(*frames.Frame), lengths ...int) datagram {
 	in, want := f.Back(numbered(c.id()), change)
 	return datagram{f.Rig.LAN, fragments(in.Bytes(), lengths...), fragments(want.Bytes(), lengths...)}

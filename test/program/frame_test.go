@@ -75,8 +75,7 @@ func message(kind, code uint8, rest uint32, body []byte) []byte {
 	return data
 }
 
-// echo is an ICMP echo request or reply. Its id stands for the port that the frame has on the
-// side of whoever asks.
+// echo returns an ICMP echo request or reply. Its id is the port that the frame has on the side of the sender of the request.
 func echo(kind uint8, seq uint16, text string) func(*frames.Frame) {
 	return icmp(func(f frames.Frame) []byte {
 		id := f.Src.Port()
@@ -96,7 +95,7 @@ func icmp(body func(frames.Frame) []byte) func(*frames.Frame) {
 	return func(f *frames.Frame) { f.Protocol, f.Body = protocolICMP, body }
 }
 
-// quote is what an ICMP error says of a frame: its IP packet, at most so many bytes of it.
+// quote returns the part of a frame that an ICMP error quotes: its IP packet, at most limit bytes.
 func quote(data []byte, limit int) []byte {
 	data = data[frames.EthernetLength:]
 	return slices.Clone(data[:min(limit, len(data), int(binary.BigEndian.Uint16(data[2:])))])

@@ -41,7 +41,7 @@ const (
 // standInNetwork has the stand-ins of all clients.
 var standInNetwork = netip.MustParsePrefix("198.18.0.0/15")
 
-// oracles is what they need to know between frames.
+// oracles has the values that the oracles keep from one frame to the next.
 type oracles struct {
 	replayEvery                int
 	targets                    map[netip.Addr]bool // private addresses that forwards lead to
@@ -123,8 +123,8 @@ func (x *executor) checkCensus() error {
 	return nil
 }
 
-// checkLeak wants no target's private address in what is sent to the Internet, neither as the source nor
-// in what an ICMP error quotes.
+// checkLeak returns an error if a packet to the Internet has a target's private address: as its source, or in the packet that an ICMP
+// error quotes.
 func (x *executor) checkLeak(out []byte) error {
 	p, ok := dissect(out)
 	if !ok {
@@ -182,7 +182,7 @@ func (x *executor) checkGuard(data []byte) error {
 func (x *executor) checkAccepted(from int, data []byte) error {
 	p, _ := dissect(data)
 	src, dst := p.addresses()
-	// An answer to a stand-in is a LAN client's, and its rule alone tells whose.
+	// Not answers to a stand-in: they belong to a LAN client, and the forward alone says to which.
 	if x.targets[src] && x.behind(dst) == sideWAN && !standInNetwork.Contains(dst) && len(x.answers) < answersKept {
 		x.answers = append(x.answers, sample{from, slices.Clone(data)})
 	}
@@ -218,9 +218,9 @@ func (x *executor) checkAccepted(from int, data []byte) error {
 	return nil
 }
 
-// mayReport says whether a frame is an ICMP error that may come by a side, too: by the interface where the reported
-// packet went, and as the router's own or from behind a LAN where that was one of these. A WAN's errors come by a WAN
-// alone, and on what the router says to itself nobody else reports.
+// mayReport reports whether a frame is an ICMP error that may come in by interface by. An error may come in by the interface of its
+// connection's side. If this interface is a LAN, the error may also be the router's own, or come by the LAN that its source is behind. An
+// error from the side of a WAN or of the loopback device may not come in by another interface.
 func (x *executor) mayReport(p parts, reported *layout.Entry, by int) bool {
 	src, _ := p.addresses()
 	if !p.isError() {
@@ -315,7 +315,7 @@ func (p parts) tuple() (key bpf.HairpinTuple, ok bool) {
 	return tupleOf(dst, src, dport, sport, protocol), true
 }
 
-// quotedAddresses are those of the packet that an ICMP error is about.
+// quotedAddresses returns the addresses of the packet that an ICMP error quotes.
 func (p parts) quotedAddresses() (src, dst netip.Addr, ok bool) {
 	quoted := p
 	quoted.data = p.data[p.l4+8-ipAt:]
@@ -347,7 +347,7 @@ func tupleOf(src, dst netip.Addr, sport, dport uint16, protocol uint8) bpf.Hairp
 	return key
 }
 
-// newlyOpened is how many connections were opened since the last call.
+// newlyOpened returns how many connections were opened since its last call.
 func (x *executor) newlyOpened() (uint64, error) {
 	if err := x.b.Objects.ConnEvents.Lookup(bpf.HairpinConnEventEVENT_OPENED, &x.perCPU); err != nil {
 		return 0, fmt.Errorf("read events: %w", err)
@@ -361,7 +361,7 @@ func (x *executor) newlyOpened() (uint64, error) {
 	return opened, nil
 }
 
-// did says how much the oracles had to judge, so that one that sees nothing shows.
+// did logs how many frames each oracle has judged, so that an oracle that never runs is noticed.
 func (x *executor) did(tb testing.TB) {
 	tb.Helper()
 	tb.Logf("%s: of %d executions %d were accepted, %d of these replayed; the guard dropped %d",

@@ -31,7 +31,7 @@ var (
 	fuzzSeed   = flag.Uint64("seed", 1, "of TestMutations: the same one makes the same frames")
 )
 
-// family is what frames of one version of IP are mutated with.
+// family has the values of one IP version for mutated frames.
 type family struct {
 	name    string
 	narrow  int // MTU of lan1 meanwhile, so that some are too long for it
@@ -52,10 +52,10 @@ var (
 	families = []family{family4, family6, familyReflected}
 )
 
-// loopback is how the router's own packets come in.
+// loopback is the interface that the router's own packets come in by.
 var loopback = rig.Port{Index: 1, MAC: make(net.HardwareAddr, 6)}
 
-// localPort is that of the router's own connection.
+// localPort is the port of the router's own connection.
 const localPort = 20100
 
 // local is a connection of the router itself to the first forward.
@@ -113,7 +113,7 @@ func flowsReflected(b *bench) (steps []step) {
 	return steps
 }
 
-// rebuilds: what is in the middle of a connection makes it anew, too.
+// rebuilds reports whether a frame may make a connection: by opening one, or by rebuilding one whose state is lost.
 func rebuilds(data []byte) bool {
 	p, ok := dissect(data)
 	if !ok || p.offset != 0 {
@@ -124,7 +124,7 @@ func rebuilds(data []byte) bool {
 	return opens(data) || standInNetwork.Contains(dst) || middle && slices.Contains([]netip.Addr{rig.WANAddress, rig.BasicAddress, rig.DMZAddress}, dst)
 }
 
-// newFlows makes flows anew, of the ports that the first ones of every row have.
+// newFlows returns a corpus without flows. Its ports are the ports of the first flows of every row.
 func newFlows(b *bench) *corpus { return &corpus{b: b, nextPort: 20000, nextID: 1000} }
 
 func samples4(b *bench) (steps []step) {
@@ -150,7 +150,7 @@ func samplesReflected(b *bench) (steps []step) {
 	return steps
 }
 
-// samples6 take few of the many errors, and more of what is plainly sent on.
+// samples6 returns few of the many ICMPv6 error steps, and more of the steps that are only sent on.
 func samples6(b *bench) (steps []step) {
 	rows := slices.Concat(echoRows6(), foreignRows6(), malformedRows6(), openRows6(), fragmentRows6())
 	for i, r := range slices.Concat(errorRows6(), badErrorRows6()) {
@@ -240,8 +240,8 @@ func (x *executor) samples() (samples []sample) {
 	return samples
 }
 
-// execute puts a frame through XDP and then through TC. What XDP sends or drops, TC has to send and
-// drop alike, although XDP was there first. The loopback device has TC alone.
+// execute runs a frame through XDP and then through TC. TC must send or drop every packet that XDP sends or drops, with equal results,
+// although XDP ran first. On the loopback device only TC runs.
 func (x *executor) execute(from int, data []byte) error {
 	at := x.sides[from]
 	xdp := rig.Answer{Code: rig.XDPPass, Data: data}
@@ -360,7 +360,7 @@ func bareACK(data []byte) bool {
 	return tcp[13]&(fin|syn|rst|ack) == ack && length == header+int(tcp[12]>>4)*4
 }
 
-// checkOpened wants connections to be made only by what may open one, and one at most.
+// checkOpened returns an error if a frame made a connection that it may not open, or more than one.
 func (x *executor) checkOpened(data []byte) error {
 	opened, err := x.newlyOpened()
 	if err != nil {
@@ -372,7 +372,7 @@ func (x *executor) checkOpened(data []byte) error {
 	return nil
 }
 
-// opened is how many connections the datapath ever opened.
+// opened returns how many connections the datapath has opened so far.
 func (b *bench) opened(tb testing.TB) (total uint64) {
 	tb.Helper()
 	var perCPU []uint64
@@ -385,12 +385,17 @@ func (b *bench) opened(tb testing.TB) (total uint64) {
 	return total
 }
 
-// FuzzDatapath puts frames through both programs. Whatever they are: the verdict is a known one, only
-// what is sent changes, and only where a translation changes it; checksums are right afterwards exactly if
-// they were before; ICMP errors go back to the sender and are right; only what opens a connection by RFC
-// makes state; the kernel has nothing to say about it. Connections are counted as they are, and each entry has its
-// other direction. What is accepted by one interface is neither translated nor changes its connection by another one,
-// where a tuple alone proves nothing. No target's private address leaves by the WAN.
+// FuzzDatapath runs frames through both programs, and checks for every frame:
+//   - The verdict is a known verdict.
+//   - Only a frame that is sent on changes, and only in fields that a translation changes.
+//   - Checksums are right afterwards exactly if they were right before.
+//   - ICMP errors of the router are right and go to the sender.
+//   - Only a packet that opens a connection by its RFC makes a connection.
+//   - The kernel logs no warning.
+//   - The counts match the connections, and each entry has the entry of the other direction.
+//   - A frame that is accepted on one interface is not translated on another interface, and does not change its connection there, if a
+//     tuple alone proves nothing.
+//   - No target's private address leaves by the WAN.
 func FuzzDatapath(f *testing.F) {
 	execute := make([]func(int, []byte) error, len(families))
 	var first *executor

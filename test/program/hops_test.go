@@ -105,7 +105,7 @@ const defaultMTU = 1500
 
 func dontCut(f *frames.Frame) { f.DF = true }
 
-// bigRows: what is longer than the next hop takes is cut, or its sender told if it must not be cut.
+// bigRows: a packet that is longer than the next hop's MTU is cut. If it must not be cut, its sender gets an ICMP error.
 func bigRows() (rows []row) {
 	const mtu = 1000
 	for _, way := range []string{"hairpin", "from the Internet", "from another LAN"} {
@@ -183,7 +183,7 @@ func bigRowsOf(way string, udp bool, mtu int) []row {
 	}
 }
 
-// refusedRows: openings that may not become connections. A LAN is told, the Internet is not.
+// refusedRows: openings that are refused. A LAN client gets an ICMP error, an Internet client does not.
 func refusedRows() (rows []row) {
 	for _, e := range []struct {
 		name, reason string

@@ -96,7 +96,7 @@ func interceptRows() (rows []row) {
 	)
 }
 
-// untouchedRows are what looks like the intercepted but for one thing.
+// untouchedRows are packets that differ from intercepted packets in one property, and are not redirected.
 func untouchedRows(udp bool) (rows []row) {
 	for name, change := range map[string]func(*rig.Flow){
 		"a lower port":        func(f *rig.Flow) { f.External = mustAddrPort("8.8.8.8:49") },

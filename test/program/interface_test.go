@@ -150,8 +150,8 @@ func TestOtherUplink(t *testing.T) {
 	}
 }
 
-// TestOtherLAN is row 201: a packet is taken from another LAN interface only if the way back to its source leads
-// there. Here two addresses move from one to the other.
+// TestOtherLAN is row 201: a packet of a connection may come by another LAN interface only if the route to its source uses this interface.
+// Here two addresses move from one LAN interface to another.
 func TestOtherLAN(t *testing.T) {
 	b := newBench6(t)
 	b.Neighbour(t, b.LAN, rig.OtherClient, rig.OtherClientMAC)

@@ -15,7 +15,7 @@ import (
 // What is true of every frame, whatever it is. A frame is judged by itself: nothing here knows what
 // connections there are.
 
-// parts are a frame's headers, if it is an IP packet whose lengths are sound.
+// parts are the headers of a frame with a valid IP packet.
 type parts struct {
 	data        []byte
 	v6          bool
@@ -156,7 +156,7 @@ func rewrites(h hook, at side, in []byte, got rig.Answer) bool {
 	return first || !p.v6 && p.end-frames.EthernetLength > at.narrow && frames.WordAt(in, ipAt+6)&dontFragment == 0
 }
 
-// told says whether out is an ICMP error that the router made about in.
+// told reports whether out is an ICMP error of the router about in.
 func told(in, out []byte) bool {
 	before, ok := dissect(in)
 	after, sound := dissect(out)
@@ -259,7 +259,7 @@ func (p parts) changes() [][2]int {
 	return append(ranges, p.transportChanges(p.l4, p.protocol)...)
 }
 
-// headerChanges are those in an IP header at a place, but for its TTL.
+// headerChanges returns the byte ranges of the IP header at offset ip that translation may change, without the TTL.
 func (p parts) headerChanges(ip int) [][2]int {
 	if p.v6 {
 		return [][2]int{p.addressesOf(ip)}
@@ -291,7 +291,7 @@ func (p parts) quote(at int) (l4 int, protocol uint8, ok bool) {
 	return l4, protocol, l4+8 <= p.end
 }
 
-// transportChanges are those in a transport header at a place, which may be cut short.
+// transportChanges returns the byte ranges of the transport header at offset l4 that translation may change. The header may be cut short.
 func (p parts) transportChanges(l4 int, protocol uint8) (ranges [][2]int) {
 	add := func(from, to int) {
 		if l4+to <= p.end {
@@ -320,8 +320,8 @@ func (p parts) transportChanges(l4 int, protocol uint8) (ranges [][2]int) {
 	return ranges
 }
 
-// checkTransport wants a checksum to have changed by what it covers: the sum of both is the same. At the
-// end of a whole packet it is right exactly if it was.
+// checkTransport checks that the change of a checksum matches the change of the covered bytes. The checksum of a whole packet is right after
+// translation exactly if it was right before.
 func (p parts) checkTransport(q parts) error {
 	syn := p.protocol == protocolTCP && p.has(20) && p.data[p.l4+13]&2 != 0
 	if p.whole && p.sound() && p.valid() != q.valid() {

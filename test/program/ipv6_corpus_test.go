@@ -15,7 +15,7 @@ import (
 	"hairpin/test/rig"
 )
 
-// case6 is a corpus of IPv6: its steps are played as those of IPv4.
+// case6 is a corpus of IPv6. Its steps run like the steps of IPv4.
 type case6 struct{ *corpus }
 
 type row6 struct {
@@ -328,7 +328,7 @@ func badErrorRows6() (rows []row6) {
 		}})
 }
 
-// foreignRows6: what IPv6 itself needs, and what is nobody's, passes untouched.
+// foreignRows6: packets that IPv6 itself needs, and packets that belong to no forward, pass untouched.
 func foreignRows6() (rows []row6) {
 	external, all := wanAddress6, netip.MustParseAddr("ff02::1")
 	link := netip.MustParseAddr("fe80::fe")
@@ -693,7 +693,7 @@ func (f flow6) routerAt6() netip.Addr {
 	return wanAddress6
 }
 
-// TestTold6: a sender is told by ICMPv6 what became of its packet, in every byte.
+// TestTold6: the ICMPv6 errors to a packet's sender are right in every byte.
 func TestTold6(t *testing.T) {
 	b := newBench6(t)
 	tells := func(t *testing.T, at rig.Port, in, want []byte, reason string, xdp bool) {

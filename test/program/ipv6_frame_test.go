@@ -67,7 +67,7 @@ func icmp6(kind, code uint8, rest uint32, body []byte) func(*frames.Frame6) {
 	}
 }
 
-// echo6 is an echo request or reply; its id stands for the port on the side of whoever asks.
+// echo6 returns an ICMPv6 echo request or reply. Its id is the port on the side of the sender of the request.
 func echo6(kind uint8, seq uint16, text string) func(*frames.Frame6) {
 	return func(f *frames.Frame6) {
 		f.Protocol = protocolICMP6
@@ -81,7 +81,7 @@ func echo6(kind uint8, seq uint16, text string) func(*frames.Frame6) {
 	}
 }
 
-// quote6 is what an ICMPv6 error says of a frame: its IP packet, at most so many bytes of it.
+// quote6 returns the part of a frame that an ICMPv6 error quotes: its IP packet, at most limit bytes.
 func quote6(data []byte, limit int) []byte {
 	data = data[frames.EthernetLength:]
 	return slices.Clone(data[:min(limit, len(data), frames.IP6Header+int(frames.WordAt(data, 4)))])
@@ -174,7 +174,7 @@ func (f flow6) Back(change ...func(*frames.Frame6)) (in, want frames.Frame6) {
 	return change6(in, want, change)
 }
 
-// change6 makes the same changes to a packet and to what must become of it; its hops stay one apart.
+// change6 applies the changes to a packet and to the expected packet. Their hop limits still differ by one.
 func change6(in, want frames.Frame6, change []func(*frames.Frame6)) (frames.Frame6, frames.Frame6) {
 	for _, c := range change {
 		c(&in)

@@ -40,7 +40,7 @@ var standInOf6 = map[string]netip.Addr{
 	"from another LAN": netip.MustParseAddr("2001:db8:98::60"),
 }
 
-// reflected is a new flow of a client that its server sees by its stand-in.
+// reflected returns a new flow whose client the server sees by its stand-in.
 func (c case6) reflected(way string, udp bool, external, target string) flow6 {
 	f := c.flow(way, udp)
 	f.External, f.Target, f.Source = mustAddrPort(external), mustAddrPort(target), f.Client

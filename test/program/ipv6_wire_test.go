@@ -24,7 +24,7 @@ func newWireBench6(tb testing.TB) *bench {
 	tb.Helper()
 	b := newBench6(tb)
 	b.kernelPort(tb)
-	// The hosts themselves are to say nothing: neither which groups they are in (RFC 3810) nor what they look for.
+	// The hosts themselves must send nothing: no multicast listener reports (RFC 3810) and no neighbour solicitations.
 	for _, dev := range sinks {
 		b.Router.Run("ip", "link", "set", dev, "multicast", "off")
 		b.Wires.Run("ip", "link", "set", "to-"+dev, "multicast", "off")

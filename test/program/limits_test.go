@@ -61,7 +61,7 @@ func TestStranger(t *testing.T) {
 	stranger.Open(t)
 	neighbour.Open(t)
 	opened := b.opened(t)
-	// A connection that has expired is made anew by the next packet.
+	// After the connection has expired, the next packet opens a new connection.
 	for deadline := time.Now().Add(30 * time.Second); b.opened(t) == opened; {
 		stranger.Send(t, true, frames.Payload("still there?"))
 		neighbour.Send(t, true, frames.Payload("still here"))
@@ -76,8 +76,8 @@ func TestStranger(t *testing.T) {
 	}
 }
 
-// TestSourceLimit is row 87: a client that has all its connections is refused more, and told; the others
-// are not.
+// TestSourceLimit is row 87: a client that has reached its limit is refused more connections and gets an ICMP error. Other clients are
+// not refused.
 func TestSourceLimit(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	b.settings(t, func(s *bpf.HairpinSettings) { s.IcmpInterval, s.SourceLimit = 0, 3 })
@@ -130,7 +130,7 @@ func TestToldRate(t *testing.T) {
 	}
 }
 
-// TestToldSides: who is told is a matter of configuration.
+// TestToldSides: the configuration decides which sides get ICMP errors for refusals.
 func TestToldSides(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	closed := b.Flows(false, 20001)["hairpin"]

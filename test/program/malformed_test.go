@@ -170,7 +170,7 @@ func brokenTransportRows() (rows []row) {
 	}})
 }
 
-// The flags of a packet that opens, of one in the middle, and of an answer; UDP has none.
+// The flags of a packet that opens a connection, of a later packet, and of an answer; UDP has no flags.
 func opener(f *frames.Frame) { f.Flags, f.Seq = "S", rig.ClientISN }
 
 func middle(f *frames.Frame) { f.Flags, f.Seq, f.Ack = "PA", rig.ClientISN+1, rig.ServerISN+1 }

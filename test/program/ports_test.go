@@ -137,8 +137,8 @@ func TestPortsUnpredictable(t *testing.T) {
 	}
 }
 
-// TestPortsAtOnce is row 80: two processors that want the same port for two clients at once: one gets
-// it, the other another one, and no half of a connection is left.
+// TestPortsAtOnce is row 80: two CPUs choose one port for two clients at the same time. One client gets the port, the other client gets
+// another port, and no single entry of a connection is left.
 func TestPortsAtOnce(t *testing.T) {
 	if runtime.NumCPU() < 2 {
 		t.Fatal("needs two processors")
@@ -210,8 +210,8 @@ func takeAllPorts(f rig.Flow, tb testing.TB) (taken []bpf.HairpinTuple) {
 	return taken
 }
 
-// TestPortsExhausted is row 79: the next client is refused and told, no port is used twice, the
-// connections that are stay, and clients get through again as ports become free.
+// TestPortsExhausted is row 79: when all ports are taken, the next client is refused and gets an ICMP error, and no port is used twice.
+// Existing connections stay, and clients are served again when ports become free.
 func TestPortsExhausted(t *testing.T) {
 	b := newBenchFor(t, 1<<16, 1<<16, rig.Forwards...)
 	b.settings(t, func(s *bpf.HairpinSettings) { s.IcmpInterval = 0 })

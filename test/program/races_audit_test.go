@@ -13,9 +13,8 @@ import (
 
 // This file is all that TestRaces knows about how connections are stored.
 
-// audit is what a walk of the connection tables found. Orphans are entries without
-// the entry of the other direction. Found are the places that connections hold, by kind;
-// Counted is what the datapath counts of the same kind.
+// audit is the result of a walk of the connection tables. Orphans counts entries without an entry of the other direction. Found has
+// the places that connections hold, by kind; Counted has the datapath's own counts of these places.
 type audit struct {
 	Entries, Orphans int
 	Counted, Found   map[string]int64
@@ -25,7 +24,7 @@ type audit struct {
 func auditTables(tb testing.TB, b *bench) audit {
 	tb.Helper()
 	found, err := b.Tables.Audit()
-	// A walk is aborted when what it stands at is deleted too often: the next one follows.
+	// A walk is aborted if its current entry is deleted too often. The caller walks again.
 	if errors.Is(err, ebpf.ErrIterationAborted) {
 		return audit{Orphans: -1}
 	}

@@ -40,7 +40,7 @@ type racer struct {
 	frame  []byte
 }
 
-// races is what the racers share.
+// races has the values that all racers use.
 type races struct {
 	b        *bench
 	tcp, udp []*racingFlow
@@ -58,7 +58,7 @@ type racingFlow struct {
 	life                 atomic.Uint32 // raised by whoever opens the connection anew: its sequence numbers follow
 }
 
-// race is what both CPUs do in a round.
+// race has the work of both CPUs in a round.
 type race struct {
 	name           string
 	closing, other uint64 // idle times in nanoseconds
@@ -77,9 +77,9 @@ var allRaces = []race{
 	{"all of these, and UDP expires at once", 1, 1, (*racer).everything},
 }
 
-// TestRaces lets two CPUs open, promote, close, evict and end the same connections while the sweeper runs without a
-// pause. After each round the counts must be those of the table, no direction may lack the other one, and
-// everything must expire: what nobody visits any more would live for ever.
+// TestRaces lets two CPUs open, promote, close, evict and end the same connections while the sweeper runs without a pause. After each
+// round the counts must match the table, each entry must have the entry of the other direction, and all connections must expire: a
+// connection that the sweeper no longer visits would never expire.
 func TestRaces(t *testing.T) {
 	for _, race := range allRaces {
 		t.Run(race.name, func(t *testing.T) { runRace(t, race, *stress/time.Duration(len(allRaces))) })
@@ -154,7 +154,7 @@ func pin(number int) (restore func(), err error) {
 	return func() { lab.Must(unix.SchedSetaffinity(0, &all)) }, nil
 }
 
-// run plays a race, then says what is wrong with the connections that it has left; empty says nothing.
+// run runs a race, and returns what is wrong with the connections that the race has left; "": nothing.
 func (r *races) run(t *testing.T, race race, duration time.Duration) string {
 	setIdleTimes(t, r.b, longIdle, race.closing, race.other)
 	r.stop.Store(false)
@@ -203,7 +203,7 @@ func (r *races) race(number int, race race) error {
 	return nil
 }
 
-// poll waits until the tables are as they must be; else it says what is wrong with them.
+// poll waits until the tables are right. After a time limit it returns what is wrong with them.
 func (r *races) poll(t *testing.T, wrong func(audit) string) string {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
@@ -215,7 +215,7 @@ func (r *races) poll(t *testing.T, wrong func(audit) string) string {
 	}
 }
 
-// consistent says what in the tables contradicts itself.
+// consistent returns the contradictions in the tables; "": none.
 func consistent(a audit) string {
 	if a.Orphans != 0 {
 		return fmt.Sprintf("%d of %d entries lack that of the other direction; counted %v, found %v",
@@ -234,7 +234,7 @@ func consistent(a audit) string {
 	return ""
 }
 
-// empty says what is left of connections.
+// empty returns a description of connections that are left; "": none.
 func empty(a audit) string {
 	if a.Entries != 0 {
 		return fmt.Sprintf("%d entries are left; orphans %d, counted %v, found %v", a.Entries, a.Orphans, a.Counted, a.Found)

@@ -40,8 +40,8 @@ var (
 	}
 )
 
-// newReflectBench is a bench with stand-ins for most of its clients, which refuses in silence, and with
-// room for so many connections.
+// newReflectBench returns a bench with stand-ins for most of its clients. It sends no ICMP errors for refusals, and has room for this many
+// connections.
 func newReflectBench(tb testing.TB, connections uint32) *bench {
 	tb.Helper()
 	// A quarter of all places are for other protocols than TCP.
@@ -60,7 +60,7 @@ func newReflectBench(tb testing.TB, connections uint32) *bench {
 	return b
 }
 
-// reflected is a new flow of a client that its server sees by its stand-in.
+// reflected returns a new flow whose client the server sees by its stand-in.
 func (c *corpus) reflected(way string, udp bool, external, target string) rig.Flow {
 	f := c.to(way, udp, external, target)
 	if addr, reflects := standInOf[way]; reflects {
@@ -95,7 +95,7 @@ func TestReflectCorpus(t *testing.T) {
 	}
 }
 
-// standInRows: whoever comes in by a LAN is seen by his stand-in, with his own port.
+// standInRows: the server sees a LAN client by its stand-in, with the client's own port.
 func standInRows() (rows []row) {
 	for _, way := range []string{"from the Internet", "hairpin", "server to itself", "from another LAN"} {
 		for _, udp := range []bool{false, true} {
@@ -133,7 +133,7 @@ func standInRows() (rows []row) {
 	}})
 }
 
-// rebuiltRows: a connection that nobody knows goes on with a packet of either side.
+// rebuiltRows: if the state of a connection is lost, a packet of either side rebuilds the connection.
 func rebuiltRows() (rows []row) {
 	for way := range standInOf {
 		rows = append(rows, row{"rebuilt by its client " + way, func(c *corpus) []step {
@@ -319,8 +319,8 @@ func TestManyConnectionsNeedNoPortSearch(t *testing.T) {
 	}
 }
 
-// TestPublicPortStaysTheClients: a client's port is one and the same for all that it talks to (RFC 4787 REQ-1), and
-// nobody else's.
+// TestPublicPortStaysTheClients: a client's port has one external port for all servers (RFC 4787 REQ-1), and no other client gets this
+// external port.
 func TestPublicPortStaysTheClients(t *testing.T) {
 	b := newReflectBench(t, 2048)
 	to := func(way, external, target string) rig.Flow {

@@ -34,7 +34,7 @@ func TestSplitHeaders(t *testing.T) {
 	}
 }
 
-// elsewhere are the rows that are more than packets one after the other.
+// elsewhere are the rows that need more than a series of packets.
 var elsewhere = map[int]func(*testing.T){
 	1: TestTruncated, 19: TestSplitHeaders, 20: TestMutations, 22: TestUDPChecksumZero, 23: TestEveryChecksum,
 	48: TestICMPBurst, 75: TestStranger, 79: TestPortsExhausted, 80: TestPortsAtOnce, 82: TestPortsUnpredictable,

@@ -9,7 +9,7 @@ import (
 	"hairpin/test/frames"
 )
 
-// forgedStandInRows are row 204: nobody on the Internet is a client's stand-in, and none takes its ports.
+// forgedStandInRows are row 204: a packet from the Internet cannot use a client's stand-in as its source, and cannot take its ports.
 func forgedStandInRows() (rows []row) {
 	for way, standIn := range standInOf {
 		for _, udp := range []bool{false, true} {

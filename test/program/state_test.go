@@ -22,7 +22,7 @@ import (
 	"hairpin/test/rig"
 )
 
-// state is that of the only connection.
+// state returns the state of the only connection.
 func (b *bench) state(tb testing.TB) string {
 	tb.Helper()
 	list := b.Connections(tb)
@@ -80,7 +80,7 @@ func TestReset(t *testing.T) {
 	wantState(t, b, "after the server's exact RST", "closing")
 }
 
-// TestClose: both FINs, acknowledged, close; a SYN of the opener then begins anew.
+// TestClose: when both FINs are acknowledged, the connection closes. A SYN of the opener then opens a new connection.
 func TestClose(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	f := b.Flows(false, 20000)["hairpin"]
@@ -99,8 +99,8 @@ func TestClose(t *testing.T) {
 	wantState(t, b, "after a new SYN", "half-open")
 }
 
-// TestForwardGone: its connections are over at once. What either side still sends on them stays inside, and
-// is TC's to answer.
+// TestForwardGone: when a forward is removed, its connections end at once. Later packets of either side are not sent on; TC answers
+// them.
 func TestForwardGone(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	for i, udp := range []bool{false, true} {
@@ -112,7 +112,7 @@ func TestForwardGone(t *testing.T) {
 	kept.Open(t)
 	b.Config.Forwards = b.Config.Forwards[1:]
 	b.Apply(t)
-	// A RST is a packet of its own, an ICMP error takes the place of what it is about.
+	// TC sends a RST as a new packet and drops the segment. It writes an ICMP error over the packet and redirects it.
 	answered := map[bool]map[string]uint32{false: {"tc": rig.TCShot, "xdp": rig.XDPPass}, true: {"tc": rig.TCRedirect, "xdp": rig.XDPPass}}
 	for i, udp := range []bool{false, true} {
 		f := b.Flows(udp, uint16(20000+i))["hairpin"]
@@ -268,8 +268,8 @@ func TestManyEndAtOnce(t *testing.T) {
 	})
 }
 
-// TestHairpinPorts: clients with the same port all get through, each as another one; a port that a
-// forward or a socket of the router has is nobody's.
+// TestHairpinPorts: several clients with one port are all served, each with a different port at the server. No client gets the port of a forward or
+// of a socket of the router.
 func TestHairpinPorts(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	first, second := b.Flows(true, 20000)["hairpin"], b.Flows(true, 20000)["server to itself"]
@@ -290,8 +290,8 @@ func TestHairpinPorts(t *testing.T) {
 	}
 }
 
-// TestMemory: with room for 131,072 IPv4 connections, and for a quarter of that of IPv6, the kernel holds at most 80 MiB for all maps,
-// and 480 bytes an IPv4 connection.
+// TestMemory: with room for 131,072 IPv4 connections and a quarter as many of IPv6, the kernel holds at most 80 MiB for all maps, and 480
+// bytes for each IPv4 connection.
 func TestMemory(t *testing.T) {
 	lab.NeedRoot(t)
 	spec, err := bpf.LoadHairpin()
@@ -345,8 +345,8 @@ func memory(t *testing.T, m *ebpf.Map) uint64 {
 	return locked
 }
 
-// TestForwardsOfOneServer: whoever uses two forwards of one server from one port is told apart there
-// by another port, which it may have itself once the first connection has closed.
+// TestForwardsOfOneServer: a client uses two forwards to one server from one port. The second connection gets another port at the server. After
+// the first connection has closed, the client can use its own port again.
 func TestForwardsOfOneServer(t *testing.T) {
 	b := newBench(t, append(rig.Forwards, "again tcp 444 to 192.168.1.20:8443")...)
 	first := b.Flows(false, 20000)["from the Internet"]

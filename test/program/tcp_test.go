@@ -17,7 +17,7 @@ func tcpRows() []row {
 	return slices.Concat(noStateRows(), handshakeRows(), closeRows(), resetRows(), mssRows())
 }
 
-// is says what state the only connection is in behind the packet.
+// is expects this state of the only connection after the packet.
 func (s step) is(state string) step { s.state = state; return s }
 
 // noStateRows: only a SYN opens.
@@ -171,7 +171,7 @@ func resetRows() (rows []row) {
 	return rows
 }
 
-// mssRows: the MSS of a handshake is lowered to what the interface says, and never raised.
+// mssRows: the MSS of a handshake is lowered to the interface's limit, and never raised.
 func mssRows() (rows []row) {
 	const capped = cappedMTU - 40
 	for _, e := range []struct{ offered, passed uint16 }{

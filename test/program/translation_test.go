@@ -168,8 +168,8 @@ func TestUDPChecksumZero(t *testing.T) {
 	}
 }
 
-// TestEveryChecksum goes through all 65,536 values of the transport's checksum and of the IP
-// header's: each stays valid (RFC 1624 equation 3; that of RFC 1141 fails for some).
+// TestEveryChecksum tries all 65,536 values of the transport checksum and of the IP header checksum. Each result must be valid. (RFC 1624
+// equation 3 is right for all values, the equation of RFC 1141 is not.)
 func TestEveryChecksum(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	for i, h := range hooks {

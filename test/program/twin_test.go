@@ -115,7 +115,7 @@ func (c twinCase) opened(f twinFlow) []step {
 	}
 }
 
-// sparing is what may become of a packet that must not be translated. Its sender is not told anything.
+// sparing is the allowed result for a packet that must not be translated. Its sender gets no answer.
 type sparing struct {
 	passes, drops bool
 	reasons       []string // that may be counted; nil: any

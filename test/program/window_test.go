@@ -32,7 +32,7 @@ func (b *bench) age(tb testing.TB, by time.Duration) {
 	}
 }
 
-// idle is how many seconds the only connection has been silent.
+// idle returns the number of seconds since the last packet of the only connection.
 func (b *bench) idle(tb testing.TB) uint64 {
 	tb.Helper()
 	list := b.Connections(tb)

@@ -22,8 +22,8 @@ import (
 	"hairpin/test/rig"
 )
 
-// wires is a bench whose programs are attached, and sockets at the far ends of its cables. What the
-// programs leave to the kernel goes out by kernel0, so that it shows too.
+// wires is a bench with attached programs, and sockets at the far ends of its cables. Packets that the programs leave to the kernel go out
+// by kernel0, so that the test can see them.
 type wires struct {
 	b       *bench
 	sockets map[string]int // by the router's device
@@ -34,9 +34,8 @@ type wires struct {
 // sinks are where frames may come out: the devices of the router in a fixed order.
 var sinks = []string{"wan0", "lan0", "lan1", "kernel0"}
 
-// TestWires sends every case as real frames through three routers: with TC alone, with XDP in the
-// driver, and with generic XDP. What comes out has to be what the case says, and so the same,
-// byte for byte and on the right cable.
+// TestWires sends every case as real frames through three routers: only TC, XDP in the driver with TC, generic XDP with TC. The output must
+// match the case in every byte and on the right cable, so all three routers give equal output.
 func TestWires(t *testing.T) { onWires(t, newCorpusBench, allRows()) }
 
 // onWires plays the cases on wires of their own for each mode.
@@ -189,7 +188,7 @@ func (w *wires) play(t *testing.T, r row) (seen []string) {
 	return seen
 }
 
-// mtu is that of the device that a packet is to come in by: a veth takes no longer ones.
+// mtu returns the MTU of the interface that a packet comes in by: a veth does not take longer packets.
 func (w *wires) mtu(t *testing.T, p rig.Port) int {
 	t.Helper()
 	for _, l := range w.b.Router.Links() {
@@ -201,7 +200,7 @@ func (w *wires) mtu(t *testing.T, p rig.Port) int {
 	return 0
 }
 
-// expected is what has to come out, by device. What a program sends shows its way in the MAC addresses.
+// expected returns the expected output, by device. The MAC addresses of a packet show which program sent it.
 func (w *wires) expected(s step) map[string][][]byte {
 	want := map[string][][]byte{}
 	for _, data := range s.sent {
@@ -226,8 +225,8 @@ const (
 	wireFailures = 20
 )
 
-// pass sends a packet and takes what comes out of it: all that is there when two markers sent behind
-// it have arrived, and what is missing even then.
+// pass sends a packet and two markers, and returns the output that arrived before the markers. If some of want is missing then, it
+// waits for more, at most wirePatience.
 func (w *wires) pass(t *testing.T, s step, want map[string][][]byte) map[string][][]byte {
 	t.Helper()
 	got := map[string][][]byte{}
@@ -418,7 +417,7 @@ func pieces(whole []byte, got [][]byte, mtu int) error {
 	return nil
 }
 
-// describe is what came out, to be compared between routers.
+// describe returns the output as text, to compare the routers.
 func describe(got map[string][][]byte) string {
 	var text bytes.Buffer
 	for _, dev := range sinks {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package record keeps in files of the repository what tests found out, and compares what they find with the files.
+// Package record writes the results of tests into files of the repository, and compares later results with these files.
 package record
 
 import (
@@ -10,17 +10,17 @@ import (
 	"testing"
 )
 
-// Rewrite is set by `make conformance`, `make devices` and `make floods`.
-var Rewrite = flag.Bool("rewrite", false, "write what TestConformance, TestDevices or TestFloods finds into CONFORMANCE.md, DEVICES.md or FLOODS.md")
+// Rewrite reports whether tests write their results to the files. `make conformance`, `make devices` and `make floods` set it.
+var Rewrite = flag.Bool("rewrite", false, "write the results of TestConformance, TestDevices or TestFloods to CONFORMANCE.md, DEVICES.md or FLOODS.md")
 
-// The results, as the table names them.
+// The results in the tables.
 const (
 	Pass = "pass"
 	Fail = "**fail**"
 )
 
-// Keep writes what was found to a file with -rewrite. Without, the test fails where the file says anything else; the command
-// writes the file anew.
+// Keep writes the report to the file if Rewrite is set. Otherwise it compares the report with the file, and fails the test for each
+// line that differs. command is the command that writes the file; the error message names it.
 func Keep(t *testing.T, file, command, report string) {
 	t.Helper()
 	if *Rewrite {
@@ -34,11 +34,11 @@ func Keep(t *testing.T, file, command, report string) {
 		t.Fatalf("read report: %v", err)
 	}
 	for _, line := range differing(string(recorded), report) {
-		t.Errorf("%s is not what was measured (%s writes it anew):\n%s", file, command, line)
+		t.Errorf("%s differs from this result; \"%s\" writes the file again:\n%s", file, command, line)
 	}
 }
 
-// differing lists the lines that only one of two texts has.
+// differing returns the lines that are in only one of the two texts, each with the name of this text.
 func differing(recorded, measured string) (lines []string) {
 	have := map[string]int{}
 	for line := range strings.Lines(recorded) {

@@ -15,19 +15,19 @@ import (
 // The first sequence numbers of both sides.
 const ClientISN, ServerISN = 1000, 900000
 
-// Flow is a connection through the rig's router: who talks to whom, and what each sees.
+// Flow is a connection through the rig's router: the addresses that each side uses and sees.
 type Flow struct {
 	Rig      *Rig
-	At       Port // where its client is
+	At       Port // the interface that the client's packets come in by
 	MAC      net.HardwareAddr
 	UDP      bool
 	Client   netip.AddrPort
 	External netip.AddrPort
-	Source   netip.AddrPort // whom the server sees
+	Source   netip.AddrPort // the client's address and port as the server sees them
 	Target   netip.AddrPort
 }
 
-// In is a packet of the client, and the packet that the server must get.
+// In returns a packet of the client, and the packet that the server must get.
 func (f Flow) In(change ...func(*frames.Frame)) (in, want frames.Frame) {
 	in = frames.Frame{From: f.MAC, To: f.At.MAC, Src: f.Client, Dst: f.External, UDP: f.UDP, TTL: 64}
 	for _, c := range change {
@@ -40,7 +40,7 @@ func (f Flow) In(change ...func(*frames.Frame)) (in, want frames.Frame) {
 	return in, want
 }
 
-// Back is a packet of the server, and the packet that the client must get.
+// Back returns a packet of the server, and the packet that the client must get.
 func (f Flow) Back(change ...func(*frames.Frame)) (in, want frames.Frame) {
 	in = frames.Frame{From: ServerMAC, To: f.Rig.LAN.MAC, Src: f.Target, Dst: f.Source, UDP: f.UDP, TTL: 64}
 	for _, c := range change {
@@ -53,7 +53,7 @@ func (f Flow) Back(change ...func(*frames.Frame)) (in, want frames.Frame) {
 	return in, want
 }
 
-// Open sends what opens the connection, and two answers so that both ways are known.
+// Open sends the packets that open the connection, and two answers, so that the next hops of both directions are known.
 func (f Flow) Open(tb testing.TB) {
 	tb.Helper()
 	if f.UDP {
@@ -68,7 +68,7 @@ func (f Flow) Open(tb testing.TB) {
 	f.Send(tb, false, frames.TCP("A", ServerISN+1, ClientISN+1))
 }
 
-// Send puts a packet through TC, which must send it on.
+// Send runs a packet of one side through TC. The test ends if TC does not send the packet on.
 func (f Flow) Send(tb testing.TB, fromClient bool, change ...func(*frames.Frame)) {
 	tb.Helper()
 	at := f.Rig.LAN
@@ -79,11 +79,11 @@ func (f Flow) Send(tb testing.TB, fromClient bool, change ...func(*frames.Frame)
 	}
 	if got := f.Rig.TC(tb, at, in.Bytes()); got.Code != TCRedirect {
 		counters, _ := f.Rig.Tables.Counters()
-		tb.Fatalf("tc answers %d to %s > %s; counted: %+v", int32(got.Code), in.Src, in.Dst, counters)
+		tb.Fatalf("tc returned %d for %s > %s; counters: %+v", int32(got.Code), in.Src, in.Dst, counters)
 	}
 }
 
-// Forwards are what most tests need.
+// Forwards are the forwards of most tests, as the command line takes them.
 var Forwards = []string{
 	"web tcp,udp 443 to 192.168.1.20:8443",
 	"games udp 6000-6010 to 192.168.1.20:7000-7010",
@@ -92,7 +92,7 @@ var Forwards = []string{
 	"friends tcp 82 to 192.168.1.20:82 from 198.51.100.0/24,192.168.1.0/24",
 }
 
-// MustForward parses a forward as the command line does.
+// MustForward returns the forward that the words say, parsed as by the command line.
 func MustForward(tb testing.TB, words string) rule.Forward {
 	tb.Helper()
 	forward, err := rule.ParseForward(strings.Fields(words))
@@ -102,7 +102,7 @@ func MustForward(tb testing.TB, words string) rule.Forward {
 	return forward
 }
 
-// Flows are the ways to a forward, each from the given port of its client.
+// Flows returns a flow for each kind of client, by its name; clientPort is the port of every client.
 func (r *Rig) Flows(udp bool, clientPort uint16) map[string]Flow {
 	external, target := netip.AddrPortFrom(WANAddress, 443), netip.AddrPortFrom(Server, 8443)
 	flows := map[string]Flow{

@@ -12,7 +12,7 @@ import (
 	"hairpin/test/tables"
 )
 
-// Reversed swaps source and destination.
+// Reversed returns the tuple with source and destination swapped.
 func Reversed(t bpf.HairpinTuple) bpf.HairpinTuple {
 	t.Src, t.Dst, t.Sport, t.Dport = t.Dst, t.Src, t.Dport, t.Sport
 	return t
@@ -27,7 +27,7 @@ func (r *Rig) Forget(tb testing.TB) {
 	}
 }
 
-// Empty deletes all that is in hash tables.
+// Empty deletes all entries of hash tables.
 func (r *Rig) Empty(tb testing.TB, tables ...*ebpf.Map) {
 	tb.Helper()
 	for _, m := range tables {

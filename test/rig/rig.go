@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package rig loads the programs with a router around them, and runs single packets through them by BPF_PROG_TEST_RUN. Nothing is
-// attached: no packet comes from a wire or goes to one.
+// Package rig loads the programs for a router and runs single packets through them by BPF_PROG_TEST_RUN. No program is attached, so
+// no packet comes from a wire or goes to a wire.
 package rig
 
 import (
@@ -21,7 +21,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// What the kernel's programs answer: linux/pkt_cls.h and linux/bpf.h.
+// The verdicts of TC and XDP programs: linux/pkt_cls.h and linux/bpf.h.
 const (
 	TCUnspec   = ^uint32(0)
 	TCShot     = 2
@@ -39,14 +39,14 @@ var (
 	OtherAddress = netip.MustParseAddr("192.168.2.1")
 	InternetHost = netip.MustParseAddr("198.51.100.7")
 	Server       = netip.MustParseAddr("192.168.1.20")
-	BasicServer  = netip.MustParseAddr("192.168.1.21") // what BasicAddress stands for, without ports
+	BasicServer  = netip.MustParseAddr("192.168.1.21") // target of BasicAddress, for protocols without ports
 	BasicAddress = netip.MustParseAddr("203.0.113.9")
-	DMZServer    = netip.MustParseAddr("192.168.1.22") // what DMZAddress stands for, whatever the protocol
+	DMZServer    = netip.MustParseAddr("192.168.1.22") // target of DMZAddress, for every protocol
 	DMZAddress   = netip.MustParseAddr("203.0.113.10")
 	Client       = netip.MustParseAddr("192.168.1.50")
 	OtherClient  = netip.MustParseAddr("192.168.2.60")
 
-	WANMAC   = net.HardwareAddr{2, 0, 0, 0, 1, 1} // the router's own
+	WANMAC   = net.HardwareAddr{2, 0, 0, 0, 1, 1} // MAC addresses of the router's interfaces
 	LANMAC   = net.HardwareAddr{2, 0, 0, 0, 1, 2}
 	OtherMAC = net.HardwareAddr{2, 0, 0, 0, 1, 3}
 
@@ -56,11 +56,11 @@ var (
 	OtherClientMAC = net.HardwareAddr{2, 0, 0, 0, 0, 4}
 )
 
-// Rig is the loaded programs and a router around them, for single packets by
-// BPF_PROG_TEST_RUN: three interfaces, resolved neighbours, a few forwards.
+// Rig is a router with the loaded programs, for single packets by BPF_PROG_TEST_RUN. The router has three interfaces, resolved
+// neighbours and a few forwards.
 type Rig struct {
 	Router         *lab.Host
-	Wires          *lab.Host // the far ends of the router's cables, "to-wan0" and so on
+	Wires          *lab.Host // the host at the far ends of the router's cables; its interfaces are "to-wan0" and so on
 	Objects        bpf.HairpinObjects
 	Tables         *maps.Tables
 	Config         config.Config
@@ -73,19 +73,19 @@ type Port struct {
 	MAC   net.HardwareAddr
 }
 
-// Answer is what a program made of a packet.
+// Answer is a program's verdict, and the packet after the program.
 type Answer struct {
 	Code uint32
 	Data []byte
 }
 
-// New makes a rig with room for a few connections.
+// New returns a rig with room for a few connections.
 func New(tb testing.TB, forwards ...string) *Rig {
 	tb.Helper()
 	return NewFor(tb, 2048, 2048, forwards...)
 }
 
-// NewFor is a rig with room for so many connections, and so many half-open ones.
+// NewFor returns a rig with room for this many connections and half-open connections.
 func NewFor(tb testing.TB, connections, halfOpen uint32, forwards ...string) *Rig {
 	tb.Helper()
 	spec, err := bpf.LoadHairpin()
@@ -95,7 +95,7 @@ func NewFor(tb testing.TB, connections, halfOpen uint32, forwards ...string) *Ri
 	return NewOf(tb, spec, connections, halfOpen, forwards...)
 }
 
-// NewOf is a rig with the programs of spec.
+// NewOf returns a rig with the programs of spec.
 func NewOf(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOpen uint32, forwards ...string) *Rig {
 	tb.Helper()
 	r := &Rig{Router: lab.NewHost(tb, "router"), Wires: lab.NewHost(tb, "wires")}
@@ -127,7 +127,7 @@ func NewOf(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOpen uint3
 	return r
 }
 
-// Neighbour tells the router a neighbour, for ever.
+// Neighbour adds a permanent neighbour entry to the router.
 func (r *Rig) Neighbour(tb testing.TB, p Port, ip netip.Addr, mac net.HardwareAddr) {
 	tb.Helper()
 	err := r.Router.Do(func() error {
@@ -140,7 +140,8 @@ func (r *Rig) Neighbour(tb testing.TB, p Port, ip netip.Addr, mac net.HardwareAd
 	}
 }
 
-// load creates the maps with room for so many connections, and so many half-open ones of TCP and of all others.
+// load loads the programs. The maps have room for this many connections. halfOpen is the room for half-open TCP connections, and
+// also the room for half-open connections of other protocols.
 func (r *Rig) load(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOpen uint32) {
 	tb.Helper()
 	loader.Size(spec, connections)
@@ -173,7 +174,7 @@ func (r *Rig) configure(tb testing.TB, forwards []string) {
 	r.Watch(tb, netip.PrefixFrom(WANAddress, 24), netip.PrefixFrom(BasicAddress, 32), netip.PrefixFrom(DMZAddress, 32))
 }
 
-// Watch tells the programs of the interfaces; external are the addresses of wan0.
+// Watch writes the interfaces into the tables; external are the addresses of wan0.
 func (r *Rig) Watch(tb testing.TB, external ...netip.Prefix) {
 	tb.Helper()
 	interfaces := []config.Interface{
@@ -183,11 +184,11 @@ func (r *Rig) Watch(tb testing.TB, external ...netip.Prefix) {
 		{Name: "lan1", Index: r.LAN2.Index, Role: config.RoleLAN, HardwareAddr: r.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(OtherAddress, 24)}},
 	}
-	// The devmap takes an ifindex for one of the namespace that writes it.
+	// A devmap looks up an ifindex in the network namespace of the writer, so the router writes.
 	lab.Must(r.Router.Do(func() error { return r.Tables.SetInterfaces(interfaces) }))
 }
 
-// Apply makes r.Config what runs.
+// Apply makes r.Config the running configuration.
 func (r *Rig) Apply(tb testing.TB) {
 	tb.Helper()
 	if _, err := r.Tables.Apply(r.Config); err != nil {
@@ -212,7 +213,7 @@ func (r *Rig) XDP(tb testing.TB, p Port, data []byte) Answer {
 	return r.Run(tb, r.Objects.HairpinXdp, context, data)
 }
 
-// Run runs a program on a frame, with the context that the program gets.
+// Run runs a program on a frame; context is the program's struct __sk_buff or struct xdp_md.
 func (r *Rig) Run(tb testing.TB, program *ebpf.Program, context, data []byte) (a Answer) {
 	tb.Helper()
 	opts := &ebpf.RunOptions{Data: data, DataOut: make([]byte, len(data)+256), Context: context}
@@ -227,7 +228,7 @@ func (r *Rig) Run(tb testing.TB, program *ebpf.Program, context, data []byte) (a
 	return a
 }
 
-// Counted is how often a reason was given, on any interface.
+// Counted returns the sum of the counters of a reason, over all interfaces.
 func (r *Rig) Counted(tb testing.TB, reason string) (n uint64) {
 	tb.Helper()
 	counters, err := r.Tables.Counters()
@@ -242,7 +243,7 @@ func (r *Rig) Counted(tb testing.TB, reason string) (n uint64) {
 	return n
 }
 
-// Connections is how many connections there are, half-open ones too.
+// Connections returns all connections, half-open ones too.
 func (r *Rig) Connections(tb testing.TB) []maps.Connection {
 	tb.Helper()
 	var list []maps.Connection

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tables empties the tables of connections, for tests and measurements that begin anew. It is apart from the lab, which
-// does not know how connections are kept.
+// Package tables empties the tables of connections, for tests and measurements that start without connections. It is not in
+// package lab, because lab does not know the tables.
 package tables
 
 import (
@@ -15,8 +15,8 @@ import (
 	"hairpin/maps/layout"
 )
 
-// Forget empties the tables of connections and all that counts them. Places need not be cleared: none is held by a
-// connection that is not there. No traffic may run meanwhile.
+// Forget empties the tables of connections and sets their counts to zero. It does not clear the places: a place without a live
+// connection is free. No traffic may run at the same time.
 func Forget(objs *bpf.HairpinObjects) error {
 	var keys []bpf.HairpinTuple
 	if err := maps.EachEntry(objs, func(e layout.Entry) { keys = append(keys, e.Key) }); err != nil {
@@ -44,7 +44,7 @@ func Forget(objs *bpf.HairpinObjects) error {
 		zero[bpf.HairpinProvenPage](objs.Proven))
 }
 
-// zero writes zeros to every entry of an array.
+// zero sets every entry of an array to zero.
 func zero[Value any](m *ebpf.Map) error {
 	keys, values := make([]uint32, m.MaxEntries()), make([]Value, m.MaxEntries())
 	for i := range keys {

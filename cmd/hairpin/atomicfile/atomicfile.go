@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package atomicfile replaces files as a whole. It never looks at what the files hold, and never follows a symbolic link.
+// Package atomicfile replaces whole files. It never reads the old content, and never follows a symbolic
+// link at the path.
 //
-// It is our own because no library does all that the files here need:
-// github.com/google/renameio/v2 does not keep the owner, which files of name servers
-// depend on, does not sync the directory, so that a power cut may undo the rename, and
-// leaves the temporary file of a writer that was killed for ever. A file without a name
-// (O_TMPFILE) cannot replace one that has a name: linkat(2) does not overwrite, so it
-// would need a temporary name as well.
+// No library does everything that is needed here. github.com/google/renameio/v2 does not keep the owner,
+// which the files of name servers need. It does not sync the directory, so a power cut may undo the rename.
+// It leaves the temporary file of a killed writer for ever. A file without a name (O_TMPFILE) does not
+// help: linkat(2) does not overwrite a file, so it would need a temporary name, too.
 package atomicfile
 
 import (
@@ -22,20 +21,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newMode is that of files that were not there.
+// newMode is the mode of a file that did not exist before.
 const newMode fs.FileMode = 0o644
 
-// Write replaces the file at path. Readers see the old file or the new one, also
-// after a power cut; after an error the old one is intact. The file keeps its
-// mode and owner; a new one is the caller's, with mode 0644. A symbolic link is
-// replaced, not followed.
+// Write replaces the file at path. Readers see the old file or the new file, also after a power cut. After
+// an error the old file is intact. The file keeps its mode and owner. A new file belongs to the caller and
+// has mode 0644. A symbolic link is replaced, not followed.
 //
-// What is written meanwhile lies beside it as ".NAME.NUMBER". A writer that is killed
-// leaves that behind; the next one for the same path removes it.
+// Write first makes a temporary file ".NAME.NUMBER" in the directory. If the writer is killed, the
+// temporary file stays until the next Write for this path removes it.
 func Write(path string, data []byte) error { return stripPaths(write(path, data)) }
 
-// stripPaths takes the paths out of an error. The caller knows its own path, and that of the temporary file differs
-// at each try, so that a caller that compares messages would take each for a new one.
+// stripPaths removes the paths from an error. The caller knows its own path. The path of the temporary file
+// differs at each try, so a caller that compares messages would take each error for a new one.
 func stripPaths(err error) error {
 	var file *fs.PathError
 	var files *os.LinkError
@@ -65,7 +63,7 @@ func write(path string, data []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	// Closed last: until then its lock tells other writers that it is in use.
+	// Close the file last: while it is open, its lock keeps other writers from removing it.
 	defer file.Close()
 	defer func() {
 		if err != nil {
@@ -81,19 +79,19 @@ func write(path string, data []byte) (err error) {
 	return syncDir(filepath.Dir(path))
 }
 
-// prefix begins the names of the temporary files for path; a number follows.
+// prefix returns the start of the names of temporary files for path; a number follows.
 func prefix(path string) string { return "." + filepath.Base(path) + "." }
 
-// temporary makes a temporary file for path, and locks it for as long as it is open.
+// temporary makes a temporary file for path, and locks it until it is closed.
 //
-// Between the two another writer may take it for stale:
+// Before this writer locks the file, another writer may take it for the file of a killed writer:
 //
 //	this writer creates the file
-//	the other one opens it, gets its lock, and removes it
-//	this writer waits for the lock, which comes when the other one closes the file
+//	the other writer opens the file, locks it, and removes it
+//	this writer waits for the lock until the other writer closes the file
 //
-// The file has no name then, so this writer makes another one. Where the file system has
-// no locks, the file is in nobody's way: it is not removed either.
+// Then the file has no name any more, and this writer makes a new file. If the file system has no locks,
+// nobody removes the file, because removeUnlocked needs the lock, too.
 func temporary(path string) (*os.File, error) {
 	for {
 		file, err := os.CreateTemp(filepath.Dir(path), prefix(path)+"*")
@@ -112,8 +110,8 @@ func temporary(path string) (*os.File, error) {
 	}
 }
 
-// removeStale removes the temporary files for path whose writers were killed. What it
-// cannot remove is no reason not to write.
+// removeStale removes the temporary files for path whose writers were killed. It ignores errors, because
+// they do not prevent the write.
 func removeStale(path string) {
 	dir := filepath.Dir(path)
 	entries, err := os.ReadDir(dir)
@@ -132,8 +130,8 @@ func isTemporary(path, name string) bool {
 	return found && number != "" && strings.Trim(number, "0123456789") == ""
 }
 
-// removeUnlocked removes a file unless a writer has its lock. It is opened for writing
-// because NFS gives an exclusive lock to nobody else.
+// removeUnlocked removes a file unless a writer has locked it. It opens the file for writing, because NFS
+// gives an exclusive lock only to a file that is open for writing.
 func removeUnlocked(path string) {
 	file, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if err != nil {
@@ -153,8 +151,7 @@ func flock(file *os.File, how int) error {
 	}
 }
 
-// fill gives a file its content, and the mode and owner of the one it replaces,
-// if there is one.
+// fill writes the content of a file, and gives it the mode and owner of the replaced file, if there is one.
 func fill(file *os.File, data []byte, old fs.FileInfo) error {
 	if _, err := file.Write(data); err != nil {
 		return err
@@ -166,7 +163,7 @@ func fill(file *os.File, data []byte, old fs.FileInfo) error {
 	if err := file.Chmod(mode); err != nil {
 		return err
 	}
-	// After the mode, which only an owner may change.
+	// chown comes after chmod, because only the owner may change the mode.
 	if err := chown(file, old); err != nil {
 		return err
 	}
@@ -188,7 +185,7 @@ func chown(file *os.File, old fs.FileInfo) error {
 	return file.Chown(int(want.Uid), int(want.Gid))
 }
 
-// syncDir makes a rename last.
+// syncDir makes a rename durable.
 func syncDir(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {

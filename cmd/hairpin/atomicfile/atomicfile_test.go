@@ -23,7 +23,7 @@ func mustWrite(t *testing.T, path, text string) {
 	}
 }
 
-// wantFile checks a file, and that nothing else lies beside it.
+// wantFile checks a file, and that the directory has no other file.
 func wantFile(t *testing.T, path, text string, mode fs.FileMode, uid uint32) {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -47,7 +47,7 @@ func TestWriteKeepsModeAndOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: sudo make test")
 	}
-	// Daemons have such a mask.
+	// Daemons run with such a umask.
 	defer syscall.Umask(syscall.Umask(0o077))
 	path := filepath.Join(t.TempDir(), "file")
 	mustWrite(t, path, "new")
@@ -59,7 +59,7 @@ func TestWriteKeepsModeAndOwner(t *testing.T) {
 	wantFile(t, path, "newer", 0o640, 4711)
 }
 
-// TestReadersSeeOneOrTheOther: who has the old file open reads it to its end.
+// TestReadersSeeOneOrTheOther: a reader that has the old file open reads it to its end.
 func TestReadersSeeOneOrTheOther(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	mustWrite(t, path, "old")
@@ -83,7 +83,7 @@ func TestWriteRefuses(t *testing.T) {
 	if err := Write(filepath.Join(dir, "none", "file"), nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no directory: %v", err)
 	}
-	// Nobody makes files there, whoever he is.
+	// In this directory nobody can make files, not even root.
 	if err := Write("/proc/hairpin", nil); !errors.Is(err, fs.ErrNotExist) || err.Error() != "open: no such file or directory" {
 		t.Errorf("no place for files: %v", err)
 	}
@@ -92,8 +92,8 @@ func TestWriteRefuses(t *testing.T) {
 	}
 }
 
-// TestStaleTemporariesGo: what a writer that was killed left goes with the next one for the same file;
-// what others write at the moment, and what is none of ours, stays.
+// TestStaleTemporariesGo: the next Write removes the temporary file of a killed writer. It keeps temporary
+// files of running writers, and files of others.
 func TestStaleTemporariesGo(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "50-cli.toml")
@@ -136,8 +136,8 @@ func TestStaleTemporariesGo(t *testing.T) {
 	want("after that one was killed", kept...)
 }
 
-// TestWritersDoNotDisturbEachOther: of many at once each writes a whole file, and none takes another's
-// temporary file for stale.
+// TestWritersDoNotDisturbEachOther: many writers run at once; each writes a whole file, and no writer
+// removes the temporary file of another writer.
 func TestWritersDoNotDisturbEachOther(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "file")
 	var writers sync.WaitGroup

@@ -10,23 +10,24 @@ import (
 	"sync"
 )
 
-// clients are the connections to a server. A limit alone would not do: whoever opens that many and says nothing would
-// keep everybody else out. So one more takes the place of another that is not being answered.
+// clients are the open connections of the metrics server. At the limit, a new connection replaces a
+// connection that gets no answer at the moment. Without replacement, a client that opens all connections
+// and sends nothing would keep everybody else out.
 type clients struct {
 	limit int
 
 	mu   sync.Mutex
-	open []*client // the one first that was opened, or answered, longest ago
+	open []*client // sorted by the time of opening or of the last answer, oldest first
 }
 
 type client struct {
 	conn     net.Conn
-	answered bool // at this moment
+	answered bool // an answer is being written at this moment
 }
 
 type clientKey struct{}
 
-// admit takes a new connection; it is the server's ConnContext.
+// admit adds a new connection. It is the server's ConnContext.
 func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
 	entered := &client{conn: conn}
 	c.mu.Lock()
@@ -41,7 +42,7 @@ func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
 	return context.WithValue(ctx, clientKey{}, entered)
 }
 
-// forget drops a connection that has ended; it is the server's ConnState.
+// forget removes a connection that has ended. It is the server's ConnState.
 func (c *clients) forget(conn net.Conn, state http.ConnState) {
 	if state != http.StateClosed {
 		return
@@ -51,7 +52,7 @@ func (c *clients) forget(conn net.Conn, state http.ConnState) {
 	c.open = slices.DeleteFunc(c.open, func(other *client) bool { return other.conn == conn })
 }
 
-// answering marks connections while next answers for them.
+// answering marks a connection as answered while next runs.
 func (c *clients) answering(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asking := r.Context().Value(clientKey{}).(*client)
@@ -61,7 +62,7 @@ func (c *clients) answering(next http.Handler) http.Handler {
 	})
 }
 
-// mark notes whether a client is being answered, and makes it the youngest.
+// mark stores whether a client is being answered, and moves the client to the end of open.
 func (c *clients) mark(asking *client, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

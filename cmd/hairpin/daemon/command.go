@@ -17,10 +17,10 @@ import (
 	"hairpin/cmd/hairpin/trust"
 )
 
-// checkProgram refuses a program that others could have written, because it runs as root; see trust.Check. A program
-// that does not exist is no error here: running it fails with a better one. Between the check and the start somebody who
-// can write to the directory could exchange the program; to run the checked descriptor instead would close that gap, but
-// does not work for scripts.
+// checkProgram fails if another user could have written the program, because it runs as root; see
+// trust.Check. A program that does not exist is no error here: running it gives a better error. A user who
+// can write to the directory could exchange the program between check and start. Running the open
+// descriptor would prevent that, but it does not work for scripts.
 func checkProgram(name string) error {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -33,8 +33,8 @@ func checkProgram(name string) error {
 	return trust.Check(path, info)
 }
 
-// runCommand runs a program until it ends, or for as long as patience. Then the program and all processes that it
-// started are killed. The error has the program's output.
+// runCommand runs a program until it ends. After patience it kills the program and all processes that the
+// program started. The error contains the program's output.
 func runCommand(ctx context.Context, patience time.Duration, words []string) error {
 	if err := checkProgram(words[0]); err != nil {
 		return err
@@ -52,7 +52,7 @@ func runCommand(ctx context.Context, patience time.Duration, words []string) err
 	case err == nil:
 		return nil
 	case errors.Is(limited.Err(), context.DeadlineExceeded):
-		err = fmt.Errorf("not finished after %s", patience)
+		err = fmt.Errorf("killed because it was not finished after %s", patience)
 	}
 	err = fmt.Errorf("%q: %w", strings.Join(words, " "), err)
 	if text := strings.TrimSpace(string(output.head)); text != "" {
@@ -61,7 +61,7 @@ func runCommand(ctx context.Context, patience time.Duration, words []string) err
 	return err
 }
 
-// headBuffer keeps the beginning of what is written to it.
+// headBuffer keeps the first limit bytes that are written to it.
 type headBuffer struct {
 	head  []byte
 	limit int

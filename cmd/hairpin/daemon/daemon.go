@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package daemon keeps a datapath in line with the configuration files and with the network for as long as it runs. It
-// also serves metrics and publishes the names of forwards to name servers.
+// Package daemon keeps a datapath in line with the configuration files and the network while it runs. It
+// also serves metrics, and publishes the host names of forwards to name servers.
 //
-// The daemon is not in the way of packets: they are translated the same before it starts and after it ends. It never
-// parses arguments, never installs a signal handler, and never removes a datapath that existed before.
+// Packets do not go through the daemon: the kernel translates them also before the daemon starts and after
+// it ends. The package never parses arguments or installs a signal handler. It never removes a datapath
+// that existed before.
 package daemon
 
 import (
@@ -32,39 +33,40 @@ import (
 )
 
 const (
-	// defaultBeat is how often an idle loop shows that it turns, looks whether all
-	// is as it should be, and tries again what failed.
+	// defaultBeat is the time between two ticks of an idle loop. At each tick the loop reports that it is
+	// alive, checks the interfaces, and retries failed actions.
 	defaultBeat = 5 * time.Second
-	// stalledAfter is when a loop that has not turned counts as stuck. It is
-	// longer than the loop waits for the writer lock.
+	// stalledAfter is the time without a turn after which the loop counts as stuck. It is longer than the
+	// loop's wait for the writer lock.
 	stalledAfter = 45 * time.Second
-	// followLockWait bounds how long the loop stands still for another writer.
+	// followLockWait is the longest time that the loop waits for the writer lock.
 	followLockWait = 10 * time.Second
 )
 
-// Options say what a daemon serves.
+// Options are the settings of a daemon.
 type Options struct {
-	Dir        string                        // of the pins
-	LockWait   time.Duration                 // at the start
-	ConfigFile string                        // what messages call the configuration file
-	ReadConfig func() (config.Config, error) // at the start, and for each reload
-	Reload     <-chan os.Signal              // asks to read the files again
-	Version    string                        // for the metrics
-	Notify     string                        // the service manager's socket, as in sd_notify(3); "" is none
+	Dir        string                        // directory of the pins
+	LockWait   time.Duration                 // longest wait for the writer lock at the start
+	ConfigFile string                        // name of the configuration file in messages
+	ReadConfig func() (config.Config, error) // called at the start and for each reload; the configuration must be valid
+	Reload     <-chan os.Signal              // a signal asks for a reload
+	Version    string                        // version in the metrics
+	Notify     string                        // the service manager's socket, as in sd_notify(3); "" if there is none
 	Log        *slog.Logger
 }
 
-// Run serves until ctx ends; then it returns nil. It fails if the datapath cannot be brought into service, if the
-// network cannot be followed any more, or if the datapath was taken away.
+// Run serves until ctx ends; then it returns nil. It fails if the datapath cannot be brought into service,
+// if the kernel stops reporting changes of the network, or if somebody removes the datapath.
 func Run(ctx context.Context, o Options) error {
 	keepSmall()
 	cfg, err := o.ReadConfig()
 	if err != nil {
 		return err
 	}
-	// In a container that runs nothing else, the mounts end with the daemon, and that is fine.
+	// A container with only the daemon has its own mounts, which end with the daemon. The daemon still
+	// starts.
 	if err := loader.CheckMount(o.Dir); errors.Is(err, loader.ErrPrivateMount) {
-		o.Log.Warn("the datapath ends with the daemon", "error", err)
+		o.Log.Warn("forwards and connections will be lost when the daemon ends", "error", err)
 	} else if err != nil {
 		return err
 	}
@@ -89,11 +91,11 @@ func Run(ctx context.Context, o Options) error {
 	s.Unlock()
 	defer s.Close()
 	defer d.port.Close()
-	debug.FreeOSMemory() // reading the configuration took much that is not needed again soon
+	debug.FreeOSMemory() // release the memory that reading the configuration needed
 
 	defer background(ctx, d.audit)()
 
-	// Servers that start after the daemon find their files.
+	// Write the DNS files before READY: name servers that start after the daemon find their files.
 	d.names.sync(time.Now())
 	defer background(ctx, d.names.run)()
 
@@ -106,10 +108,11 @@ func Run(ctx context.Context, o Options) error {
 	return err
 }
 
-// keepSmall bounds the memory of the process. Other commands end soon and collect little garbage; a daemon collects more
-// often. The limit is soft: reading a configuration of tens of thousands of forwards takes more for a moment.
+// keepSmall limits the memory of the process. Other commands end soon and collect little garbage; a daemon
+// collects more often. The limit is soft: reading a configuration of tens of thousands of forwards exceeds
+// it for a moment.
 func keepSmall() {
-	const garbage, limit = 50, 46 << 20 // percent of what is in use; bytes
+	const garbage, limit = 50, 46 << 20 // percent of the memory in use; bytes
 	debug.SetGCPercent(garbage)
 	debug.SetMemoryLimit(limit)
 }
@@ -120,7 +123,7 @@ func load(ctx context.Context, o Options, maxConnections uint32) (*router.Sessio
 	return router.Load(ctx, o.Dir, maxConnections)
 }
 
-// background runs do until the returned function is called, and ended.
+// background runs do in a goroutine. stop cancels its context and waits for it to return.
 func background(ctx context.Context, do func(context.Context)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
@@ -131,28 +134,28 @@ func background(ctx context.Context, do func(context.Context)) (stop func()) {
 	}
 }
 
-// daemon is the loop with what it needs. The goroutine of the loop alone uses it, but for state.
+// daemon is the main loop with its state. Only the goroutine of the loop uses it, except the field state.
 type daemon struct {
 	router   *router.Router
-	lock     func(context.Context) (func(), error) // the writer lock
-	read     func() (config.Config, error)         // the configuration files
-	notices  func(config.Config) []string          // what to warn of when the configuration was applied; "" is nothing
-	renew    func() (bool, error)                  // replaces programs for which the kernel can do more now
+	lock     func(context.Context) (func(), error) // takes the writer lock
+	read     func() (config.Config, error)         // reads the configuration files
+	notices  func(config.Config) []string          // warnings about a configuration just applied; "" is no warning
+	renew    func() (bool, error)                  // replaces the programs if the kernel can do more than before
 	reloads  <-chan os.Signal
 	reloaded func(taken bool)      // counts a reload for the metrics
-	audit    func(context.Context) // of the datapath's counts, until the context ends
+	audit    func(context.Context) // checks the datapath's connection counts until the context ends
 	names    *publisher
 	port     *metricsPort
-	notify   func(state string) // tells the service manager
+	notify   func(state string) // sends a state to the service manager
 	log      *slog.Logger
 	beat     time.Duration
-	watchdog bool // the service manager wants to hear of every beat
+	watchdog bool // the service manager expects a message at every beat
 
 	state     state
 	failing   failures
-	routesDue bool     // next hops are to be resolved again
-	gone      error    // the datapath is not there any more
-	warned    []string // of forwarding that is off
+	routesDue bool     // next hops must be resolved again
+	gone      error    // set when the datapath was removed
+	warned    []string // warnings about forwarding that were logged
 }
 
 func newDaemon(s *router.Session, o Options) *daemon {
@@ -204,7 +207,7 @@ func (d *daemon) setMetrics(tables *maps.Tables, version string) {
 	}}
 }
 
-// setWatchdog shortens the beat if the service manager wants to hear of it sooner.
+// setWatchdog shortens the beat if the service manager expects messages more often.
 func (d *daemon) setWatchdog() {
 	watchdog, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {
@@ -216,14 +219,14 @@ func (d *daemon) setWatchdog() {
 	}
 }
 
-// start brings the datapath into service; the writer lock is held.
+// start brings the datapath into service. The caller holds the writer lock.
 func (d *daemon) start(cfg config.Config, s *router.Session) error {
 	d.state.turn()
 	d.port.move(cfg.MetricsListen)
 	if s.Adopted() {
-		// The programs may be of an older binary. What fails here still runs.
+		// The programs may be from an older binary. If the upgrade fails, they still run.
 		if err := s.Upgrade(); err != nil {
-			d.log.Error("cannot upgrade the programs; the old ones stay active", "error", err)
+			d.log.Error("cannot upgrade the programs; the old programs stay active", "error", err)
 		}
 	}
 	result, err := d.router.Start(cfg)
@@ -243,9 +246,9 @@ func (d *daemon) start(cfg config.Config, s *router.Session) error {
 	return nil
 }
 
-// loop follows the network until ctx ends. It fails only if the network cannot
-// be followed any more, or the datapath was taken away: whoever starts the
-// daemon again gets a new one.
+// loop follows the network until ctx ends. It fails only if the kernel stops reporting changes, or if
+// somebody removed the datapath. The service manager then starts the daemon again, which makes a new
+// datapath.
 func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 	ticker := time.NewTicker(d.beat)
 	defer ticker.Stop()
@@ -266,7 +269,7 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 				d.notify(systemd.SdNotifyWatchdog)
 			}
 			d.port.ensure()
-			// The command line may have changed what runs.
+			// A command may have changed the running configuration.
 			d.follow(ctx, loader.Event{Links: true})
 		}
 		if d.gone != nil {
@@ -275,8 +278,8 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 	}
 }
 
-// follow does what an event asks for. Failures are logged once; the next beat
-// looks at the interfaces again, and at the routes if they are still due.
+// follow handles an event. An error is logged once. The next beat checks the interfaces again, and the
+// routes if routesDue is still set.
 func (d *daemon) follow(ctx context.Context, event loader.Event) {
 	d.routesDue = d.routesDue || event.Routes
 	if !event.Links && !d.routesDue {
@@ -331,7 +334,7 @@ func (d *daemon) locked(ctx context.Context, do func() error) error {
 	return do()
 }
 
-// show logs what changed about the interfaces, and shows them to the metrics.
+// show logs the changes of the interfaces, and stores the ports for the metrics.
 func (d *daemon) show(ports []router.Port) {
 	before := make(map[string]router.Port)
 	for _, p := range d.state.load() {
@@ -357,27 +360,25 @@ func (d *daemon) show(ports []router.Port) {
 
 func (d *daemon) report(what string, err error) { d.failing.report(d.log, what, err) }
 
-// reload applies the files as they are now, or changes nothing.
+// reload applies the present files. If that fails, nothing changes.
 func (d *daemon) reload(ctx context.Context) {
 	d.notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
 	result, err := d.tryReload(ctx)
 	debug.FreeOSMemory()
-	d.reloaded(err == nil)
-	status := "reloaded"
-	if err != nil {
-		status = "reload failed; the previous configuration stays active"
-	}
+	d.reloaded(result.Done)
+	what, status := "cannot reload", "reload failed; the previous configuration stays active"
 	if result.Done {
 		d.log.Info("reloaded: " + result.Summary())
 		d.show(result.Ports)
+		what, status = "cannot finish the reload", "reloaded"
 	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
-			d.log.Error("cannot reload", "error", strings.TrimSuffix(line, "\n"))
+			d.log.Error(what, "error", strings.TrimSuffix(line, "\n"))
 		}
-		if !result.Done {
-			d.log.Error(status)
-		}
+	}
+	if !result.Done {
+		d.log.Error(status)
 	}
 	d.notify(systemd.SdNotifyReady + "\nSTATUS=" + status)
 }
@@ -387,7 +388,7 @@ func (d *daemon) tryReload(ctx context.Context) (router.Result, error) {
 	if err != nil {
 		return router.Result{}, err
 	}
-	debug.FreeOSMemory() // so that the peaks of reading and of applying do not add up
+	debug.FreeOSMemory() // so that the memory peaks of reading and of applying do not add up
 	var result router.Result
 	err = d.locked(ctx, func() error {
 		result, err = d.router.Apply(cfg)
@@ -401,7 +402,7 @@ func (d *daemon) tryReload(ctx context.Context) (router.Result, error) {
 	return result, err
 }
 
-// warnNotices logs the notices about a configuration that was just applied.
+// warnNotices logs the warnings about a configuration just applied.
 func (d *daemon) warnNotices(cfg config.Config) {
 	for _, notice := range d.notices(cfg) {
 		if notice != "" {
@@ -410,11 +411,11 @@ func (d *daemon) warnNotices(cfg config.Config) {
 	}
 }
 
-// warnForwarding warns if the kernel does not forward packets. Each warning is logged once, until it is over.
+// warnForwarding warns if the kernel does not forward packets. Each warning is logged once while it lasts.
 func (d *daemon) warnForwarding(ports []router.Port) {
 	ipv6, err := d.router.HasIPv6()
 	if err != nil {
-		return // whoever follows the network reports that
+		return // follow reports this error
 	}
 	now := d.router.NotForwarding(ipv6, ports)
 	for _, text := range now {

@@ -25,18 +25,18 @@ import (
 	"hairpin/maps/rule"
 )
 
-// daemonFake is a daemon over a machine in memory; the test's goroutine is its loop's.
+// daemonFake is a daemon on a machine in memory. The test's goroutine runs its loop.
 type daemonFake struct {
 	*daemon
 	machine  *routertest.Machine
-	file     config.Config // what the configuration files say
+	file     config.Config // the content of the configuration files
 	fileErr  error
 	lockErr  error
 	renewed  bool
 	renewErr error
 	output   bytes.Buffer
 	notified []string
-	taken    []bool // reloads, by whether they were
+	taken    []bool // for each reload: whether it succeeded
 }
 
 func newDaemonFake(t *testing.T) *daemonFake {
@@ -47,7 +47,7 @@ func newDaemonFake(t *testing.T) *daemonFake {
 	d.daemon = &daemon{
 		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Forwards: m.Forwards}),
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
-		read:     func() (config.Config, error) { return d.file, d.fileErr },
+		read:     func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
 		notices:  func(config.Config) []string { return nil },
 		renew:    func() (bool, error) { return d.renewed, d.renewErr },
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
@@ -113,7 +113,7 @@ func TestDaemonFollowsKernel(t *testing.T) {
 	}
 }
 
-// An interface that refuses leaves the others working, and is told of once.
+// TestDaemonTriesAgain: if an interface refuses, the other interfaces work, and the error is logged once.
 func TestDaemonTriesAgain(t *testing.T) {
 	d := newDaemonFake(t)
 	ctx := context.Background()
@@ -134,7 +134,7 @@ func TestDaemonTriesAgain(t *testing.T) {
 	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
 }
 
-// An interface that was made again under its name is another one.
+// TestDaemonForgetsTheOldIndex: an interface that is deleted and made again has a new index.
 func TestDaemonForgetsTheOldIndex(t *testing.T) {
 	d := newDaemonFake(t)
 	d.machine.Unplug("wan0")
@@ -143,7 +143,7 @@ func TestDaemonForgetsTheOldIndex(t *testing.T) {
 	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0", "detach 2")
 }
 
-// What could not be done for want of the lock is done with the next beat.
+// TestDaemonWithoutLock: if the lock is not free, the next beat does the work.
 func TestDaemonWithoutLock(t *testing.T) {
 	d := newDaemonFake(t)
 	ctx := context.Background()
@@ -157,7 +157,8 @@ func TestDaemonWithoutLock(t *testing.T) {
 	d.machine.WantDone(t, "interfaces wan0,lan0")
 }
 
-// A datapath that was taken away ends the daemon, for the next one to make another.
+// TestDaemonEndsWithItsDatapath: the daemon ends if the datapath is removed, so that the next daemon makes
+// a new one.
 func TestDaemonEndsWithItsDatapath(t *testing.T) {
 	d := newDaemonFake(t)
 	d.machine.Attached = map[int]loader.Attachment{}
@@ -171,7 +172,8 @@ func TestDaemonEndsWithItsDatapath(t *testing.T) {
 	}
 }
 
-// That the kernel does not forward is told when it begins, and when it is over.
+// TestDaemonWarnsOfForwarding: the daemon logs when the kernel stops forwarding, and when it forwards
+// again.
 func TestDaemonWarnsOfForwarding(t *testing.T) {
 	d := newDaemonFake(t)
 	ctx := context.Background()
@@ -190,14 +192,14 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 	for range 3 {
 		d.follow(ctx, links())
 	}
-	told("IPv4 off", "level=WARN msg=\"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1\"", 1)
+	told("IPv4 off", "level=WARN msg=\"IPv4 forwarding is off; run sysctl -w net.ipv4.ip_forward=1\"", 1)
 	delete(off, "net.ipv4/all")
 	for range 3 {
 		d.follow(ctx, links())
 	}
 	told("IPv4 on again", "the kernel forwards packets now", 1)
 
-	// IPv6 matters once there is a forward of it.
+	// IPv6 matters only if an IPv6 forward runs.
 	off["net.ipv6/all"] = true
 	d.follow(ctx, links())
 	told("IPv6 off, and no forward of it", "IPv6 forwarding is off", 0)
@@ -205,16 +207,16 @@ func TestDaemonWarnsOfForwarding(t *testing.T) {
 		Name: "six", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 81, Last: 81}, Target: netip.MustParseAddr("fd00::20"),
 	})
 	d.reload(ctx)
-	told("IPv6 off", "IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1", 1)
+	told("IPv6 off", "IPv6 forwarding is off; run sysctl -w net.ipv6.conf.all.forwarding=1", 1)
 }
 
-// A file that names no interface is told how to name some, with each reload.
+// TestDaemonTellsOfNoInterfaces: if the file names no interface, each reload logs how to name interfaces.
 func TestDaemonTellsOfNoInterfaces(t *testing.T) {
 	d := newDaemonFake(t)
 	d.notices = func(cfg config.Config) []string { return []string{"", router.Unconfigured(cfg, "/etc/x.toml")} }
 	d.file.WAN, d.file.LAN, d.file.Forwards = nil, nil, nil
 	d.reload(context.Background())
-	const want = `level=WARN msg="no interfaces are configured: set wan and lan in /etc/x.toml, then systemctl reload hairpin`
+	const want = `level=WARN msg="no interfaces are configured; set wan and lan in /etc/x.toml, then systemctl reload hairpin`
 	if got := strings.Count(d.output.String(), want); got != 1 {
 		t.Errorf("told %d times:\n%s", got, &d.output)
 	}
@@ -238,7 +240,7 @@ func TestReload(t *testing.T) {
 	}
 }
 
-// Whatever is wrong with the files, nothing changes, and every problem is told.
+// TestReloadOfInvalidFiles: invalid files change nothing, and every problem is logged.
 func TestReloadOfInvalidFiles(t *testing.T) {
 	for name, spoil := range map[string]func(d *daemonFake){
 		"file": func(d *daemonFake) {
@@ -277,8 +279,25 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 	}
 }
 
-// The metrics server moves with the file, also to an address that holds the one before, and
-// stays where it was if the reload fails.
+// TestReloadThatIsUnfinished: a configuration that runs counts as taken, even if a later step failed. The next beat repeats that step.
+func TestReloadThatIsUnfinished(t *testing.T) {
+	d := newDaemonFake(t)
+	d.file.Forwards[0].Target = d.file.Forwards[0].Target.Next()
+	d.machine.Unfinished = true
+	d.reload(context.Background())
+	if len(d.taken) != 1 || !d.taken[0] {
+		t.Errorf("reloads taken: %v, want one", d.taken)
+	}
+	if last := d.notified[len(d.notified)-1]; last != "READY=1\nSTATUS=reloaded" {
+		t.Errorf("told the service manager %q", last)
+	}
+	if log := d.output.String(); !strings.Contains(log, "cannot finish the reload") || strings.Contains(log, "previous configuration") {
+		t.Errorf("log:\n%s", log)
+	}
+}
+
+// TestReloadMovesMetrics: a reload moves the metrics server, also to an address that includes the old
+// address. If the reload fails, the server stays.
 func TestReloadMovesMetrics(t *testing.T) {
 	d := newDaemonFake(t)
 	probe, err := startMetrics("127.0.0.1:0", http.NotFoundHandler(), defaultLimits, d.log)
@@ -311,7 +330,8 @@ func TestReloadMovesMetrics(t *testing.T) {
 	serves("127.0.0.1:" + port)
 }
 
-// A port that somebody else has keeps the daemon from nothing but metrics, which it serves once the port is free.
+// TestMetricsPortInUse: if the metrics port is in use, the daemon works without metrics, and serves them
+// when the port is free.
 func TestMetricsPortInUse(t *testing.T) {
 	d := newDaemonFake(t)
 	holder, err := net.Listen("tcp", "127.0.0.1:0")
@@ -350,7 +370,7 @@ func TestMetricsPortInUse(t *testing.T) {
 	response.Body.Close()
 }
 
-// A server that has stopped by itself is started again.
+// TestMetricsServerThatStopped: a server that has stopped is started again.
 func TestMetricsServerThatStopped(t *testing.T) {
 	d := newDaemonFake(t)
 	d.port.move("127.0.0.1:0")
@@ -382,7 +402,7 @@ func TestLoopEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// What the command line applies is the daemon's to look after from then on.
+// TestLoopNoticesWhatOthersApply: the daemon takes over the configuration that a command applied.
 func TestLoopNoticesWhatOthersApply(t *testing.T) {
 	d := newDaemonFake(t)
 	d.beat, d.watchdog = time.Millisecond, true

@@ -33,8 +33,8 @@ func wantAddresses(t *testing.T, got config.Interface, addresses, passive []neti
 	}
 }
 
-// CASES 2.9: an address is replaced, goes, is one of several, comes back. The tables hear of each,
-// and the programs stay where they are.
+// TestDaemonFollowsAddresses: addresses are replaced, removed, added and restored. The tables get each
+// change, and the programs stay attached.
 func TestDaemonFollowsAddresses(t *testing.T) {
 	d := newDaemonFake(t)
 	for _, step := range []struct {
@@ -65,7 +65,8 @@ func TestDaemonFollowsAddresses(t *testing.T) {
 	}
 }
 
-// An interface is what its name says: under another name it is not ours, and what takes its name is.
+// TestDaemonFollowsNames: the configuration means names. A renamed interface is detached; an interface that
+// gets the name is attached.
 func TestDaemonFollowsNames(t *testing.T) {
 	d := newDaemonFake(t)
 	ctx := context.Background()
@@ -80,8 +81,8 @@ func TestDaemonFollowsNames(t *testing.T) {
 	d.follow(ctx, links())
 	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
 
-	// Two that swap their names keep their programs and change roles: the guard goes with that of the WAN,
-	// before the tables know it, and off the other after.
+	// Two interfaces swap their names: both keep their programs and swap their roles. The new WAN gets the
+	// guard before the tables change; the other interface loses the guard after that.
 	d.machine.Edit("wan0", func(l *loader.Link) { l.Name = "tmp0" })
 	d.machine.Edit("lan0", func(l *loader.Link) { l.Name = "wan0" })
 	d.machine.Edit("tmp0", func(l *loader.Link) { l.Name = "lan0" })
@@ -94,14 +95,15 @@ func TestDaemonFollowsNames(t *testing.T) {
 		t.Errorf("wan0 is %+v, lan0 is %+v", wan, lan)
 	}
 
-	// Back under its old name it is served again.
+	// Under its old name the interface is attached again.
 	d.machine.Unplug("wan0")
 	d.machine.Edit("old0", func(l *loader.Link) { l.Name = "wan0" })
 	d.follow(ctx, links())
 	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0", "detach 3")
 }
 
-// Where VLAN tags get out of XDP's sight while it runs, it gives way; a NIC is told to leave them in frames.
+// TestDaemonKeepsXDPFromMissingTags: XDP is removed when it no longer sees VLAN tags; on a NIC the offload
+// is switched off.
 func TestDaemonKeepsXDPFromMissingTags(t *testing.T) {
 	for name, tags := range map[string]loader.TagVisibility{
 		"a NIC strips tags":          {Strips: []string{"rx-vlan-hw-parse"}},
@@ -136,8 +138,8 @@ func TestDaemonKeepsXDPFromMissingTags(t *testing.T) {
 	}
 }
 
-// What arrives on a port of a bridge is the bridge's: the port is left alone, and the daemon says
-// once what to do.
+// TestDaemonLeavesPortsOfABridge: the bridge receives packets of its ports. The daemon leaves the port
+// alone, and logs once what to do.
 func TestDaemonLeavesPortsOfABridge(t *testing.T) {
 	d := newDaemonFake(t)
 	ctx := context.Background()
@@ -155,12 +157,12 @@ func TestDaemonLeavesPortsOfABridge(t *testing.T) {
 		t.Errorf("lan0 is shown as %+v", lan)
 	}
 
-	// As the message says.
+	// Do what the message says.
 	d.file.LAN = []string{"br0"}
 	d.reload(ctx)
 	d.machine.WantDone(t, "attach br0 auto", "apply", "interfaces wan0,br0")
 
-	// A file that names the port is refused, and changes nothing.
+	// A reload with the port in the file fails, and changes nothing.
 	d.file.LAN = []string{"lan0"}
 	d.reload(ctx)
 	d.machine.WantDone(t)
@@ -168,7 +170,7 @@ func TestDaemonLeavesPortsOfABridge(t *testing.T) {
 		t.Errorf("reloads taken: %v", d.taken)
 	}
 
-	// Out of the bridge it is an interface like others.
+	// Outside the bridge the interface is attached again.
 	d.machine.Edit("lan0", func(l *loader.Link) { l.PortOf = "" })
 	d.reload(ctx)
 	d.machine.WantDone(t, "attach lan0 auto", "apply", "interfaces wan0,lan0", "detach br0")

@@ -22,17 +22,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// serverLimits bound the time and memory that clients of the metrics server can use.
+// serverLimits limit the time and memory that clients of the metrics server can use.
 type serverLimits struct {
-	header      time.Duration // to send the request line and header
-	read        time.Duration // to send the whole request
+	header      time.Duration // for the request line and header
+	read        time.Duration // for the whole request
 	write       time.Duration // from the end of the header to the end of the answer
 	idle        time.Duration // between two requests
 	stop        time.Duration // for the last answers when the server stops
 	headerBytes int
 	bodyBytes   int64
-	connections int // open at once; one more takes the place of the one that has asked nothing for longest
-	scrapes     int // answered at once; more get status 503
+	connections int // open at the same time; at the limit, see clients
+	scrapes     int // in progress at the same time; more get status 503
 }
 
 var defaultLimits = serverLimits{
@@ -47,10 +47,10 @@ var defaultLimits = serverLimits{
 	scrapes:     4,
 }
 
-// health is what /-/healthy and /-/ready answer by.
+// health is the state that /-/healthy and /-/ready report.
 type health interface {
-	Healthy() error // the daemon's loop turns
-	Ready() error   // the configuration is applied
+	Healthy() error // fails if the daemon's loop is stuck
+	Ready() error   // fails until the configuration is applied
 }
 
 // metricsHandler serves /metrics, /-/healthy and /-/ready, and nothing else.
@@ -59,7 +59,7 @@ func metricsHandler(page *metricsPage, health health, limits serverLimits) http.
 	page.places = make(chan struct{}, limits.scrapes)
 	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed))
 	if err != nil {
-		panic(err) // the options are right
+		panic(err) // cannot happen: the options are valid
 	}
 	mux.Handle("GET /metrics", compressed(page))
 	answer := func(check func() error) http.HandlerFunc {
@@ -76,13 +76,14 @@ func metricsHandler(page *metricsPage, health health, limits serverLimits) http.
 	return refuseBody(mux, limits.bodyBytes)
 }
 
-// metricsPage answers a scrape, in the text format alone. It holds the metrics of the gatherer, of which there are few,
-// and none of the forwards'. The handler of package promhttp would hold both: more than a gigabyte for 65,000 forwards.
+// metricsPage answers a scrape in the text format. The gatherer has few metrics; the metrics of forwards
+// are streamed by forwards. The handler of package promhttp would hold both in memory: more than a gigabyte
+// for 65,000 forwards.
 type metricsPage struct {
 	gatherer prometheus.Gatherer
-	forwards func(io.Writer) error // writes their metrics
+	forwards func(io.Writer) error // writes the metrics of the forwards
 	log      *slog.Logger
-	places   chan struct{} // holds one for each scrape that is being answered
+	places   chan struct{} // semaphore: one element for each scrape in progress; when it is full, a new scrape gets 503
 }
 
 // ServeHTTP implements http.Handler.
@@ -96,7 +97,7 @@ func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	families, err := m.gatherer.Gather()
 	if err != nil {
-		// What could be gathered is served all the same.
+		// Gather also returns the metrics that it could collect; serve these.
 		m.log.Warn("cannot gather all metrics", "error", err)
 	}
 	format := expfmt.NewFormat(expfmt.TypeTextPlain)
@@ -115,12 +116,12 @@ func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if err != nil {
 		m.logBroken(r.Context(), err)
-		// Nobody shall take half of the metrics for all of them.
+		// Break the connection, so that no client takes a part of the metrics for all metrics.
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// logBroken logs why a scrape was broken off. A client that goes away is no fault of the router.
+// logBroken logs why a scrape was cut off. A client that closes the connection is not the router's fault.
 func (m *metricsPage) logBroken(ctx context.Context, err error) {
 	level := slog.LevelWarn
 	if network := net.Error(nil); ctx.Err() != nil || errors.As(err, &network) {
@@ -129,9 +130,9 @@ func (m *metricsPage) logBroken(ctx context.Context, err error) {
 	m.log.Log(ctx, level, "a scrape was cut off", "error", err)
 }
 
-// refuseBody answers for next where a request has a body of more than limit
-// bytes or of a length that it does not say. No handler reads one, so
-// http.MaxBytesHandler would never count: the server waited for it to end.
+// refuseBody refuses a request with a body of unknown length or of more than limit bytes.
+// http.MaxBytesHandler does not help: no handler reads the body, so the server would wait for the end of
+// the body.
 func refuseBody(next http.Handler, limit int64) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.ContentLength < 0 || r.ContentLength > limit {
@@ -148,12 +149,12 @@ type metricsServer struct {
 	http     *http.Server
 	listener net.Listener
 	stop     time.Duration
-	ended    chan struct{} // closed when nothing is served any more
+	ended    chan struct{} // closed when Serve has returned
 }
 
 // startMetrics serves handler on listen, "HOST:PORT".
 func startMetrics(listen string, handler http.Handler, limits serverLimits, log *slog.Logger) (*metricsServer, error) {
-	// An address that is to come, as the router's at boot, can be listened at.
+	// IP_FREEBIND: at boot the router may get the address only later.
 	free := net.ListenConfig{Control: freebind}
 	listener, err := free.Listen(context.Background(), tcpFamily(listen), listen)
 	if err != nil {
@@ -186,7 +187,7 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 	return s, nil
 }
 
-// tcpFamily keeps 0.0.0.0 from meaning every IPv6 address as well.
+// tcpFamily returns "tcp4" for an IPv4 address: with "tcp", 0.0.0.0 would include every IPv6 address.
 func tcpFamily(listen string) string {
 	if address, err := netip.ParseAddrPort(listen); err == nil && address.Addr().Is4() {
 		return "tcp4"
@@ -206,10 +207,11 @@ func freebind(network, _ string, conn syscall.RawConn) error {
 	return errors.Join(control, err)
 }
 
-// address is where it listens, with the port that the kernel gave for 0.
+// address returns the listening address. If the configured port is 0, it has the port that the kernel
+// chose.
 func (s *metricsServer) address() string { return s.listener.Addr().String() }
 
-// serves reports whether it still does.
+// serves reports whether the server still runs.
 func (s *metricsServer) serves() bool {
 	select {
 	case <-s.ended:
@@ -219,9 +221,9 @@ func (s *metricsServer) serves() bool {
 	}
 }
 
-// Close lets running answers end, for a moment, and closes all connections.
+// Close waits a moment for running answers, then closes all connections.
 func (s *metricsServer) Close() error {
-	// Not left to Shutdown, which does not know of it before Serve has begun.
+	// Shutdown does not close the listener if Serve has not started yet.
 	s.listener.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), s.stop)
 	defer cancel()
@@ -231,20 +233,20 @@ func (s *metricsServer) Close() error {
 	return s.http.Close()
 }
 
-// metricsPort keeps a metrics server at the address of the configuration. Only the daemon's loop uses it. An address
-// that is in use, or otherwise refused, stops nothing else: ensure tries it again.
+// metricsPort keeps a metrics server at the configured address. Only the daemon's loop uses it. If the
+// address is in use or refused, the daemon continues, and ensure tries again.
 type metricsPort struct {
 	start   func(address string) (*metricsServer, error)
 	log     *slog.Logger
-	address string // "": no metrics
+	address string // "" for no metrics
 	server  *metricsServer
-	logged  string // the error that was logged last; each is logged once
+	logged  string // last logged error: an error is logged only once
 }
 
-// move serves at another address, or tries again at the same one.
+// move serves at address. If this is the present address, it only restarts a stopped server.
 func (p *metricsPort) move(address string) {
 	if address != p.address {
-		// First, for both may be one port: 0.0.0.0 has that of 127.0.0.1.
+		// Stop first, because the addresses may share a port: 0.0.0.0 includes 127.0.0.1.
 		p.stop()
 		p.address, p.logged = address, ""
 	}
@@ -260,7 +262,7 @@ func (p *metricsPort) ensure() {
 	server, err := p.start(p.address)
 	if err != nil {
 		if p.logged != err.Error() {
-			p.log.Warn("cannot serve metrics yet; forwarding goes on, and the address is tried again", "address", p.address, "error", err)
+			p.log.Warn("cannot serve metrics; forwarding continues, and the daemon tries this address again", "address", p.address, "error", err)
 		}
 		p.logged = err.Error()
 		return

@@ -9,8 +9,8 @@ import (
 	"testing"
 )
 
-// No question that the server answers comes with a body worth reading: one that is too long, or
-// does not say how long it is, is refused before it is sent, and the connection ends.
+// TestMetricsBody: no request needs a body. A body that is too long, or of unknown length, is refused
+// before it is sent, and the connection is closed.
 func TestMetricsBody(t *testing.T) {
 	s := serveTest(t, &healthFake{})
 	for name, c := range map[string]struct {

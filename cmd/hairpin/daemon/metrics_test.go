@@ -24,7 +24,7 @@ func (h *healthFake) Ready() error   { return h.ready }
 
 const patience = 10 * time.Second
 
-// tightLimits are short enough to be met in a test.
+// tightLimits are short, so that tests can reach them.
 var tightLimits = serverLimits{
 	header: 200 * time.Millisecond, read: patience, write: patience,
 	idle: 200 * time.Millisecond, stop: 100 * time.Millisecond,
@@ -36,7 +36,7 @@ func serveTest(t *testing.T, health health, collectors ...prometheus.Collector) 
 	return serveWithin(t, tightLimits, pageOf(collectors...), health)
 }
 
-// pageOf has the metrics of collectors, and of a forward.
+// pageOf returns a page with the metrics of collectors and of one forward.
 func pageOf(collectors ...prometheus.Collector) *metricsPage {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors...)
@@ -111,7 +111,8 @@ func TestMetricsPages(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
-// A client that stalls at any point of a request, or stays after one, is cut off.
+// TestMetricsClientThatStalls: a client that stalls during a request, or stays connected after it, is
+// disconnected.
 func TestMetricsClientThatStalls(t *testing.T) {
 	for name, sent := range map[string]string{
 		"before the request": "",
@@ -123,7 +124,7 @@ func TestMetricsClientThatStalls(t *testing.T) {
 			if _, err := io.WriteString(conn, sent); err != nil {
 				t.Fatal(err)
 			}
-			// Sooner than the limit for a whole request.
+			// This must happen before the limit for a whole request.
 			conn.SetReadDeadline(time.Now().Add(tightLimits.read / 2))
 			if _, err := io.Copy(io.Discard, conn); err != nil {
 				t.Errorf("not cut off: %v", err)
@@ -141,10 +142,11 @@ func TestMetricsHugeHeader(t *testing.T) {
 	}
 }
 
-// A scrape is answered however many clients are connected that ask nothing, or never finish asking.
+// TestMetricsBesideSilentClients: a scrape is answered although many clients are connected that send
+// nothing, or never finish their request.
 func TestMetricsBesideSilentClients(t *testing.T) {
 	limits := defaultLimits
-	limits.header, limits.read, limits.idle = 10*patience, 10*patience, 10*patience // they do not end by themselves
+	limits.header, limits.read, limits.idle = 10*patience, 10*patience, 10*patience // so that no connection ends by a timeout
 	for name, sent := range map[string]string{
 		"silent":              "",
 		"in the request line": "GET /met",
@@ -171,7 +173,7 @@ func TestMetricsBesideSilentClients(t *testing.T) {
 	}
 }
 
-// Who is being answered keeps the place, though more come than there may be.
+// TestMetricsConnectionLimit: a client that is being answered stays connected when too many clients come.
 func TestMetricsConnectionLimit(t *testing.T) {
 	limits := tightLimits
 	limits.header, limits.read, limits.idle, limits.scrapes = patience, patience, patience, limits.connections
@@ -195,7 +197,7 @@ func TestMetricsConnectionLimit(t *testing.T) {
 	}
 }
 
-// A page is whole, or seen not to be.
+// TestMetricsPageThatFails: a client gets the whole page, or an error.
 func TestMetricsPageThatFails(t *testing.T) {
 	page := pageOf(prometheus.NewGauge(prometheus.GaugeOpts{Name: "hairpin_test"}))
 	page.forwards = func(w io.Writer) error {
@@ -241,7 +243,7 @@ func TestMetricsScrapesAtOnce(t *testing.T) {
 	}
 }
 
-// An address that no interface has yet can be listened at: the router boots.
+// TestMetricsAddressToCome: the server can listen on an address that no interface has yet, as at boot.
 func TestMetricsAddressToCome(t *testing.T) {
 	s, err := startMetrics("192.0.2.77:0", http.NotFoundHandler(), tightLimits, slog.New(slog.DiscardHandler))
 	if err != nil {

@@ -18,41 +18,41 @@ import (
 )
 
 const (
-	// publishPoll is how often the publisher reads the generation of the running
-	// configuration: one system call, so that writers need not notify the publisher.
+	// publishPoll is the time between two reads of the generation of the running configuration. A read is
+	// one system call. With it, commands that change the configuration need not notify the publisher.
 	publishPoll = 200 * time.Millisecond
-	// publishRetry is how often the publisher checks that the files still have the
-	// right content, and how long it waits after a failure.
+	// publishRetry is the time between two checks of the content of the files, and the wait after a
+	// failure.
 	publishRetry = 5 * time.Second
-	// reloadPatience is how long a reload command may take.
+	// reloadPatience is the longest run time of a reload command.
 	reloadPatience = 10 * time.Second
 )
 
-// publisher writes the files for name servers that the running configuration asks
-// for, and runs their reload commands.
+// publisher writes the DNS files of the running configuration, and runs the reload commands of the name
+// servers.
 type publisher struct {
-	generation func() (uint32, error) // of what runs
+	generation func() (uint32, error) // of the running configuration
 	running    func() (config.Config, error)
 	counters   *publishCounters
 	log        *slog.Logger
-	retry      time.Duration // after a failure
-	patience   time.Duration // with a command
+	retry      time.Duration // wait after a failure
+	patience   time.Duration // longest run time of a reload command
 
-	written  uint32    // the generation that the files were made from
-	due      time.Time // to look at the files
+	written  uint32    // generation that the files were made from
+	due      time.Time // time of the next check of the files
 	files    []*publication
 	failing  failures
 	warned   []string
 	reloaded chan reloadResult
-	reloads  int // that run now
+	reloads  int // number of reload commands that run now
 }
 
-// publication is a file and whether its server has read it.
+// publication is a DNS file with the state of its reload.
 type publication struct {
 	config.DNSFile
-	zone      string // path of the file of bind-rpz
+	zone      string // path of the bind-rpz file
 	names     []dns.Name
-	stale     bool // the server has not read what the file holds
+	stale     bool // the file has changed, and the server has not read it yet
 	reloading bool // the reload command runs
 	reloadAt  time.Time
 }
@@ -75,7 +75,8 @@ func newPublisher(tables *maps.Tables, log *slog.Logger) *publisher {
 	}
 }
 
-// runningNames is what runs. Without files to write, nobody asks for the forwards, of which there may be very many.
+// runningNames returns the running configuration. It reads the forwards, of which there may be very many,
+// only if there are files to write.
 func runningNames(tables *maps.Tables) (config.Config, error) {
 	cfg, err := tables.Settings()
 	if err != nil || len(cfg.DNS) == 0 {
@@ -91,7 +92,7 @@ func (p *publisher) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			// Their commands are killed when ctx ends.
+			// runCommand kills the commands when ctx ends.
 			for ; p.reloads > 0; p.reloads-- {
 				<-p.reloaded
 			}
@@ -105,7 +106,7 @@ func (p *publisher) run(ctx context.Context) {
 	}
 }
 
-// sync brings the files in line with the running configuration; now is the time.
+// sync makes the files match the running configuration; now is the present time.
 func (p *publisher) sync(now time.Time) {
 	generation, err := p.generation()
 	if err == nil && generation != p.written {
@@ -123,7 +124,7 @@ func (p *publisher) sync(now time.Time) {
 	}
 }
 
-// readRunning brings the publications in line with the running configuration.
+// readRunning makes the publications match the running configuration.
 func (p *publisher) readRunning() error {
 	cfg, err := p.running()
 	if err != nil {
@@ -154,7 +155,7 @@ func (p *publisher) readRunning() error {
 	return nil
 }
 
-// warn logs the warnings that are new since the last call.
+// warn logs the warnings that were not in the last call.
 func (p *publisher) warn(warnings []string) {
 	for _, line := range warnings {
 		if !slices.Contains(p.warned, line) {
@@ -178,8 +179,8 @@ func (p *publisher) write(f *publication, now time.Time) {
 	}
 }
 
-// startReloads starts the reload commands of files that have changed. Each has a goroutine of
-// its own, so that a slow server does not delay the others.
+// startReloads starts the reload commands of changed files. Each runs in its own goroutine, so that a slow
+// server does not delay the other servers.
 func (p *publisher) startReloads(ctx context.Context, now time.Time) {
 	for _, f := range p.files {
 		if !f.stale || f.reloading || now.Before(f.reloadAt) {
@@ -198,7 +199,7 @@ func (p *publisher) reloadDone(result reloadResult, now time.Time) {
 	f.reloading = false
 	err := result.err
 	if err != nil {
-		// If the file was written again meanwhile, the command runs at once.
+		// If the file was written again while the command ran, the next command starts at once.
 		if !f.stale {
 			f.stale, f.reloadAt = true, now.Add(p.retry)
 		}
@@ -210,7 +211,7 @@ func (p *publisher) reloadDone(result reloadResult, now time.Time) {
 	p.failing.report(p.log, "run the reload command for "+string(f.Format), err)
 }
 
-// atKey adds to an error about a file where the configuration asks for it.
+// atKey adds the key of the configuration, and its place, to an error about a DNS file.
 func atKey(file config.DNSFile, key string, err error) error {
 	if file.Source == "" {
 		return fmt.Errorf("%s: %w", key, err)
@@ -218,8 +219,9 @@ func atKey(file config.DNSFile, key string, err error) error {
 	return fmt.Errorf("%s: %s: %w", file.Source, key, err)
 }
 
-// CheckNames looks at the files that a daemon would write for cfg, and at the programs that it would run. The error
-// tells of paths that it would refuse in any case. The warnings tell of what may be otherwise when and where it runs.
+// CheckNames checks the DNS files and reload programs of cfg, and writes nothing. The error is about paths
+// that the daemon always refuses. The warnings are about problems that may not exist when and where the
+// daemon runs.
 func CheckNames(cfg config.Config) (warnings []string, err error) {
 	var errs []error
 	for _, file := range cfg.DNS {
@@ -242,7 +244,7 @@ func CheckNames(cfg config.Config) (warnings []string, err error) {
 	return warnings, errors.Join(errs...)
 }
 
-// publishCounters count what the publisher did, by format.
+// publishCounters are the publisher's counters, by format.
 type publishCounters struct {
 	writes, writeFailures, reloads, reloadFailures *prometheus.CounterVec
 }
@@ -259,7 +261,7 @@ func newPublishCounters() *publishCounters {
 	}
 }
 
-// initCounters makes the counters of a file, so that they show 0 before the first event.
+// initCounters creates the counters of a file, so that they show 0 before the first event.
 func (c *publishCounters) initCounters(file config.DNSFile) {
 	c.writes.WithLabelValues(string(file.Format))
 	c.writeFailures.WithLabelValues(string(file.Format))

@@ -23,8 +23,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// publisherFake publishes a configuration in memory; the test is its loop, and
-// its clock.
+// publisherFake publishes a configuration in memory. The test runs its loop and its clock.
 type publisherFake struct {
 	*publisher
 	t      *testing.T
@@ -51,7 +50,7 @@ func newPublisherFake(t *testing.T, formats ...config.DNSFormat) *publisherFake 
 	return p
 }
 
-// host adds a forward with a host to what runs.
+// host adds a forward with a host to the running configuration.
 func (p *publisherFake) host(name string) {
 	n := len(p.cfg.Forwards) + 1
 	p.cfg.Forwards = append(p.cfg.Forwards, rule.Forward{
@@ -65,7 +64,7 @@ func (p *publisherFake) path(format config.DNSFormat) string {
 	return filepath.Join(p.dir, string(format))
 }
 
-// after lets time pass and does what is due then, to the end of all commands.
+// after moves the clock on, does the work that is due, and waits for all commands.
 func (p *publisherFake) after(pause time.Duration) {
 	p.t.Helper()
 	p.now = p.now.Add(pause)
@@ -143,7 +142,7 @@ func TestPublishFollowsWhatRuns(t *testing.T) {
 	p.wantHosts(config.DNSHosts, "192.168.1.1 www.example.org\n")
 	p.wantHosts(config.DNSBindRPZ, "www.example.org IN A 192.168.1.1\n")
 
-	// Nothing is written for nothing.
+	// A change without effect on the names does not write the file again.
 	before := identity(t, p.path(config.DNSHosts))
 	p.live++
 	p.after(time.Hour)
@@ -167,7 +166,7 @@ func TestPublishFollowsWhatRuns(t *testing.T) {
 	}
 }
 
-// What somebody else did to a file is put right.
+// TestPublishMendsItsFiles: the publisher corrects a file that somebody else changed.
 func TestPublishMendsItsFiles(t *testing.T) {
 	p := newPublisherFake(t, config.DNSHosts)
 	p.after(0)
@@ -228,7 +227,7 @@ func TestPublishWarnsOnce(t *testing.T) {
 	p.wantTold("DNS carries no port", 1)
 }
 
-// script is a command that notes its runs, and does more.
+// script returns a reload command that counts its runs, and runs the shell text more.
 func (p *publisherFake) script(format config.DNSFormat, more string) (runs func() int) {
 	note := filepath.Join(p.dir, "runs-"+string(format))
 	for i := range p.cfg.DNS {
@@ -294,8 +293,8 @@ func TestPublishTellsAgain(t *testing.T) {
 	p.wantCount("reloads_total unbound", 1)
 }
 
-// A server that does not answer keeps nobody waiting, and its command ends with
-// all that it started.
+// TestPublishGivesCommandsUp: a server that does not answer does not delay the others. Its command is
+// killed, with all processes that the command started.
 func TestPublishGivesCommandsUp(t *testing.T) {
 	p := newPublisherFake(t, config.DNSUnbound, config.DNSHosts)
 	p.patience = 500 * time.Millisecond
@@ -315,13 +314,13 @@ func TestPublishGivesCommandsUp(t *testing.T) {
 	p.wantTold("not finished after 500ms", 1)
 	p.wantCount("reload_failures_total unbound", 1)
 	wantGone(t, child)
-	// It was written again meanwhile.
+	// The file was written again while the command ran.
 	if f := p.files[0]; !f.stale || f.reloadAt.After(p.now) {
 		t.Errorf("the server is not told at once of what came meanwhile: %+v", f)
 	}
 }
 
-// wantGone waits for the end of a process whose number a file has.
+// wantGone waits until the process ends whose number is in the file.
 func wantGone(t *testing.T, path string) {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -330,7 +329,7 @@ func wantGone(t *testing.T, path string) {
 	}
 	stat := "/proc/" + strings.TrimSpace(string(data)) + "/stat"
 	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
-		// A zombie has ended, whoever is to bury it.
+		// A zombie has ended, too.
 		if text, err := os.ReadFile(stat); err != nil || strings.Contains(string(text), ") Z ") {
 			return
 		}
@@ -367,7 +366,8 @@ func TestPublishEndsWithTheDaemon(t *testing.T) {
 	wantGone(t, child)
 }
 
-// What cannot be read now is read later; the files stay meanwhile.
+// TestPublishWithoutTheTables: if the tables cannot be read, the files stay, and the publisher reads again
+// later.
 func TestPublishWithoutTheTables(t *testing.T) {
 	p := newPublisherFake(t, config.DNSHosts)
 	p.after(0)
@@ -382,7 +382,7 @@ func TestPublishWithoutTheTables(t *testing.T) {
 	p.wantHosts(config.DNSHosts, "mail.example.org")
 }
 
-// What runs as root is not what others can write, whatever else the configuration says.
+// TestRunCommandOfOthers: a program that other users may write is not run, because it would run as root.
 func TestRunCommandOfOthers(t *testing.T) {
 	dir := t.TempDir()
 	program, ran := filepath.Join(dir, "reload"), filepath.Join(dir, "ran")

@@ -8,13 +8,11 @@ import (
 	"time"
 )
 
-// notifyPatience bounds how long a service manager that does not read keeps the
-// daemon from its work.
+// notifyPatience is the longest wait for a service manager that does not read its socket.
 const notifyPatience = time.Second
 
-// notifyManager sends a state of sd_notify(3) to the service manager's socket;
-// "" is none. Unlike the library's function it does not wait for ever if the
-// queue of the socket is full.
+// notifyManager sends a state of sd_notify(3) to the service manager's socket; "" means that there is no
+// socket. The library's function would wait for ever if the queue of the socket is full.
 func notifyManager(socket, state string) error {
 	if socket == "" {
 		return nil

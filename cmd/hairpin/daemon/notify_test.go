@@ -37,7 +37,8 @@ func TestNotifyManager(t *testing.T) {
 	}
 }
 
-// A service manager that does not read its socket does not stop the daemon.
+// TestNotifyManagerThatDoesNotRead: a service manager that does not read its socket does not stop the
+// daemon.
 func TestNotifyManagerThatDoesNotRead(t *testing.T) {
 	_, path := managerSocket(t)
 	deadline := time.Now().Add(patience)

@@ -13,16 +13,16 @@ import (
 	"hairpin/maps/metrics"
 )
 
-// state is what the metrics server reads while the loop writes.
+// state is shared: the loop writes it, the metrics server reads it.
 type state struct {
 	ports  atomic.Pointer[[]router.Port]
 	ready  atomic.Bool
-	turned atomic.Int64 // unix time in ns at which the loop turned last
+	turned atomic.Int64 // unix time in ns of the loop's last turn
 }
 
 func (s *state) turn() { s.turned.Store(time.Now().UnixNano()) }
 
-// load are the ports that the loop saw last.
+// load returns the ports that the loop saw last.
 func (s *state) load() []router.Port {
 	if ports := s.ports.Load(); ports != nil {
 		return *ports
@@ -30,7 +30,7 @@ func (s *state) load() []router.Port {
 	return nil
 }
 
-// interfaces is what the collector needs of the ports.
+// interfaces returns the ports in the form that the metrics collector needs.
 func (s *state) interfaces() []metrics.Interface {
 	var list []metrics.Interface
 	for _, p := range s.load() {
@@ -62,10 +62,10 @@ func (s *state) Ready() error {
 	return nil
 }
 
-// failures are what failed last time, by what was tried, so that each is logged once.
+// failures holds the last error of each action, so that an error is logged only once.
 type failures map[string]string
 
-// report logs a failure when it is new, and its end. what completes "cannot".
+// report logs a new error, and the success after an error. what completes "cannot".
 func (f failures) report(log *slog.Logger, what string, err error) {
 	if err == nil {
 		if f[what] != "" {

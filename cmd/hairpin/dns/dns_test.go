@@ -19,7 +19,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// forwards reads lines of `forward add`; the first is at x:1.
+// forwards parses lines of "forward add"; the first line has the source x:1.
 func forwards(t testing.TB, lines ...string) []rule.Forward {
 	t.Helper()
 	c := config.Default()
@@ -38,8 +38,8 @@ func forwards(t testing.TB, lines ...string) []rule.Forward {
 	return c.Forwards
 }
 
-// home has names of both families, one and several forwards for a name, and a
-// forward without a name.
+// home returns forwards for IPv4 and IPv6: names with one and with several forwards, and a forward without
+// hosts.
 func home(t testing.TB) []rule.Forward {
 	return forwards(t,
 		"web6 tcp 443 to fd00::20 host www.example.org",
@@ -75,7 +75,7 @@ func TestWarnings(t *testing.T) {
 	}{
 		"nothing": {[]string{web, "web6 tcp 443 to fd00::20 host www.example.org"}, nil},
 		"another port": {[]string{"web tcp 443 to 192.168.1.20:8443 host a.b,b.b,c.b,d.b,e.b"}, []string{
-			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so LAN clients of a.b, b.b, c.b and 2 more use port 443 there; let the target listen on that port, too, or leave hosts out: then the clients are reflected`,
+			`x:1: forward "web": hosts: port 443 is 8443 at 192.168.1.20, but DNS carries no port, so LAN clients of a.b, b.b, c.b and 2 more use port 443 there; let the target listen on that port, too, or leave hosts out to reflect these clients`,
 		}},
 		"shifted range": {[]string{"web tcp 6000-6010 to 192.168.1.20:7000 host a.b"}, []string{`x:1: forward "web": hosts: port 6000-6010 is 7000-7010 at 192.168.1.20`}},
 		"without hosts": {[]string{"web tcp 443 to 192.168.1.20:8443", "ssh tcp 22 to 192.168.1.30 from 198.51.100.0/24"}, nil},
@@ -113,7 +113,8 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// An intercept listens at no address that a name has, whatever ports it takes.
+// TestInterceptsAreNobodysNames: an intercept listens at no address that a name has, so it causes no
+// warning.
 func TestInterceptsAreNobodysNames(t *testing.T) {
 	list := append(forwards(t, "all tcp,udp any to 192.168.1.20 host a.b"), rule.Forward{
 		Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 53, Last: 53}, Target: netip.MustParseAddr("192.168.1.1"),
@@ -140,9 +141,9 @@ func TestReach(t *testing.T) {
 	}
 }
 
-const policyHead = `; Written by hairpin dns as bind-rpz. It is replaced as a whole: change the forwards.
-; Names are below the zone's, whatever that is called. BIND answers other types of a
-; name that is here with nothing; names below it are as they are outside.
+const policyHead = `; Written by hairpin dns as bind-rpz. Do not edit: it is replaced. Change the forwards instead.
+; Names are relative to the zone's name. For a name in this file BIND answers other record
+; types with no data. Names below it keep their public answers.
 $TTL 60
 @ IN SOA localhost. hostmaster.localhost. 7 3600 600 86400 60
 @ IN NS localhost.
@@ -156,9 +157,9 @@ fd00::30 six.example.org
 fd00::20 www.example.org
 `
 	for format, want := range map[config.DNSFormat]string{
-		config.DNSHosts:   "# Written by hairpin dns as hosts. It is replaced as a whole: change the forwards.\n" + lines + "# End of hairpin dns\n",
-		config.DNSDnsmasq: "# Written by hairpin dns as dnsmasq. It is replaced as a whole: change the forwards.\n" + lines,
-		config.DNSUnbound: `# Written by hairpin dns as unbound. It is replaced as a whole: change the forwards.
+		config.DNSHosts:   "# Written by hairpin dns as hosts. Do not edit: it is replaced. Change the forwards instead.\n" + lines + "# End of hairpin dns\n",
+		config.DNSDnsmasq: "# Written by hairpin dns as dnsmasq. Do not edit: it is replaced. Change the forwards instead.\n" + lines,
+		config.DNSUnbound: `# Written by hairpin dns as unbound. Do not edit: it is replaced. Change the forwards instead.
 server:
 	local-zone: "example.org." typetransparent
 	local-data: "example.org. 60 IN A 192.168.1.20"
@@ -187,7 +188,7 @@ www.example.org IN AAAA fd00::20
 	}
 }
 
-// TestOrder: the order of the forwards is not that of the file.
+// TestOrder: a file does not depend on the order of the forwards.
 func TestOrder(t *testing.T) {
 	list := home(t)
 	names, _ := Names(list, Options{})
@@ -247,9 +248,9 @@ func TestUpdateRaisesTheSerial(t *testing.T) {
 	}
 }
 
-// TestPolicyZoneLeavesOut what no zone of that kind can have, and nothing else.
+// TestPolicyZoneLeavesOut: exactly the hosts that a policy zone cannot contain are left out.
 func TestPolicyZoneLeavesOut(t *testing.T) {
-	fitting := strings.Repeat("a.", 120) + "b" // 241
+	fitting := strings.Repeat("a.", 120) + "b" // 241 characters
 	list := forwards(t, "a tcp 1 to 10.0.0.1 host ok.example,c."+fitting+","+fitting+",a.rpz-ip")
 	names, warnings := Names(list, Options{Format: config.DNSBindRPZ})
 	if len(names) != 2 || len(warnings) != 2 || !strings.Contains(warnings[0].Message, "has at most 241 characters") ||
@@ -261,7 +262,7 @@ func TestPolicyZoneLeavesOut(t *testing.T) {
 	}
 }
 
-// many is n names of 192.168 addresses, every tenth of IPv6, too.
+// many returns n names with 192.168 addresses; every tenth name also has an IPv6 address.
 func many(n int) []rule.Forward {
 	list := make([]rule.Forward, 0, n)
 	for i := range n {
@@ -276,7 +277,7 @@ func many(n int) []rule.Forward {
 	return list
 }
 
-// BenchmarkTenThousandNames wants 100 ms at most, whatever the machine does besides.
+// BenchmarkTenThousandNames should need at most 100 ms, also on a busy machine.
 func BenchmarkTenThousandNames(b *testing.B) {
 	list := many(10_000)
 	for _, format := range config.DNSFormats() {

@@ -16,17 +16,17 @@ import (
 	"hairpin/cmd/hairpin/atomicfile"
 )
 
-// maxSize is what a file of names may have, in bytes: 65,535 forwards with many hosts each take less.
+// maxSize is the largest size of a DNS file in bytes. 65,535 forwards with many hosts each need less.
 const maxSize = 256 << 20
 
-// PathError refuses a path that hairpin must not write to. Nothing was written.
+// PathError is the error for a path that hairpin must not write to. Nothing was written.
 type PathError struct{ Path, Reason string }
 
 // Error implements error.
 func (e *PathError) Error() string { return e.Path + " " + e.Reason }
 
-// Write makes the file at path hold names, and reports whether the file had to be written. It returns a *PathError for a
-// file that is not ours, and for what is no file.
+// Write makes the file at path contain names, and reports whether it had to write the file. It returns a
+// *PathError for a file that hairpin did not write, and for a path that is not a regular file.
 func (f File) Write(path string, names []Name, now time.Time) (bool, error) {
 	previous, err := read(path)
 	if err != nil {
@@ -42,17 +42,17 @@ func (f File) Write(path string, names []Name, now time.Time) (bool, error) {
 	return true, nil
 }
 
-// CheckPath reports whether Write could write to path now. It writes nothing.
+// CheckPath returns the error that Write would return for path now. It writes nothing.
 func CheckPath(path string) error {
 	_, err := read(path)
 	return err
 }
 
-// read reads a file that hairpin wrote, or an empty one; nil if there is none.
+// read reads a file that hairpin wrote, or an empty file. It returns nil if there is no file.
 func read(path string) ([]byte, error) {
 	dir := filepath.Dir(path)
-	// Only the directory matters: the rename that puts the file in place replaces a
-	// link, and does not follow it.
+	// Check symbolic links only in the directory: the rename in atomicfile replaces a link at path and does
+	// not follow it.
 	switch resolved, err := filepath.EvalSymlinks(dir); {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("write %s: directory %s does not exist; create it", path, dir)

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package dns makes split DNS of forwards: files that tell inside clients the
-// inside addresses of hosts.
+// Package dns makes files for split DNS: files that give LAN clients the targets' addresses for the host
+// names of forwards.
 //
-// It never reads what runs, never runs a command, and never writes over a file that hairpin has not written.
+// It never reads the running configuration or runs a command. It never overwrites a file that hairpin did
+// not write.
 package dns
 
 import (
@@ -17,21 +18,21 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Name is a host with the answers for inside clients.
+// Name is a host name with its addresses for LAN clients.
 type Name struct {
 	Host      string       `json:"name"`
-	Addresses []netip.Addr `json:"addresses"` // IPv4 before IPv6, one of each at most
-	Forwards  []string     `json:"forwards"`  // that have the host, in their order
+	Addresses []netip.Addr `json:"addresses"` // at most one IPv4 address, then at most one IPv6 address
+	Forwards  []string     `json:"forwards"`  // names of the forwards that have the host, in their order
 }
 
-// Warning says why a name may not lead inside clients to the service that outside clients get.
+// Warning says why a name may not lead LAN clients to the service that Internet clients get.
 type Warning struct {
-	Forward string // its name
-	Source  string // where it was written, "" if that is not known
+	Forward string // name of the forward
+	Source  string // place of the forward in a file, "" if unknown
 	Message string
 }
 
-// String is the warning on one line.
+// String formats the warning on one line.
 func (w Warning) String() string {
 	text := fmt.Sprintf("forward %s: hosts: %s", rule.Quote(w.Forward), w.Message)
 	if w.Source != "" {
@@ -40,10 +41,11 @@ func (w Warning) String() string {
 	return text
 }
 
-// maxLines is how many warnings Lines tells: there may be thousands of forwards.
+// maxLines is the largest number of warnings from Lines: there may be thousands of forwards.
 const maxLines = 100
 
-// Lines are the warnings, or the first of very many.
+// Lines returns one line for each warning, up to maxLines, and then a line with the number of further
+// warnings.
 func Lines(warnings []Warning) []string {
 	var lines []string
 	for _, warning := range warnings[:min(len(warnings), maxLines)] {
@@ -55,15 +57,16 @@ func Lines(warnings []Warning) []string {
 	return lines
 }
 
-// Options say which names are wanted.
+// Options select the names and checks.
 type Options struct {
-	// Format leaves out, with a warning, hosts that a file of that format cannot have; "" leaves out nothing.
+	// Format leaves out, with a warning, hosts that this format cannot contain; "" leaves out nothing.
 	Format config.DNSFormat
-	// Reach says why inside clients do not reach an address; nil asks nobody.
+	// Reach returns why LAN clients cannot reach an address, nil if they can. If Reach is nil, it is not
+	// checked.
 	Reach func(netip.Addr) error
 }
 
-// Names lists the hosts of valid forwards in the order of the alphabet.
+// Names returns the hosts of valid forwards in alphabetical order.
 func Names(forwards []rule.Forward, options Options) ([]Name, []Warning) {
 	c := collector{options: options, names: map[string]*Name{}, reach: map[netip.Addr]error{}}
 	others := otherTargets(forwards)
@@ -92,7 +95,7 @@ func Names(forwards []rule.Forward, options Options) ([]Name, []Warning) {
 type collector struct {
 	options  Options
 	names    map[string]*Name
-	reach    map[netip.Addr]error // of the targets that were asked for
+	reach    map[netip.Addr]error // results of Reach, by target
 	warnings []Warning
 }
 
@@ -118,13 +121,13 @@ func (c *collector) add(f *rule.Forward) {
 	}
 }
 
-// warnPorts: DNS carries no port.
+// warnPorts warns if the target's port differs from the external port: DNS carries no port.
 func (c *collector) warnPorts(f *rule.Forward) {
 	there := f.TargetPorts()
 	if there == f.Ports {
 		return
 	}
-	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port, too, or leave hosts out: then the clients are reflected",
+	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port, too, or leave hosts out to reflect these clients",
 		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
@@ -137,8 +140,8 @@ func (c *collector) warnOtherTarget(f, other *rule.Forward) {
 		ports, other.Target, rule.Quote(other.Name), f.Target, hostsOf(f))
 }
 
-// warnFrom: clients that go to the target directly bypass the from list of the forward. All
-// that is known of the LANs here is that the target is in one of them.
+// warnFrom warns if LAN clients can bypass the from list of the forward, because they connect to the target
+// directly. The LAN networks are unknown here; only the target is known to be in a LAN.
 func (c *collector) warnFrom(f *rule.Forward) {
 	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {
 		return
@@ -160,7 +163,7 @@ func (c *collector) warnReach(f *rule.Forward) {
 	}
 }
 
-// hostsOf names a few hosts of a forward that may have thousands.
+// hostsOf returns the first few hosts of a forward as text, because a forward may have thousands.
 func hostsOf(f *rule.Forward) string {
 	const few = 3
 	if more := len(f.Hosts) - few; more > 0 {
@@ -169,21 +172,21 @@ func hostsOf(f *rule.Forward) string {
 	return strings.Join(f.Hosts, ", ")
 }
 
-// listening is where forwards win over each other by their ports.
+// listening is a place where forwards with overlapping ports compete.
 type listening struct {
 	external rule.External
 	v6       bool
 	protocol rule.Protocol
 }
 
-// otherTargets finds for forwards with hosts another one that takes some of their
-// ports to another target.
+// otherTargets returns, for forwards with hosts, another forward that takes some of their ports to another
+// target. Keys and values are indexes in forwards.
 func otherTargets(forwards []rule.Forward) map[int]int {
 	groups := map[listening][]int{}
 	for i := range forwards {
 		f := &forwards[i]
 		if f.Intercept {
-			continue // listens at no address that a name might have
+			continue // an intercept listens at no address that a name could have
 		}
 		for _, protocol := range f.Protocols {
 			at := listening{f.External, f.Target.Is6(), protocol}
@@ -195,26 +198,26 @@ func otherTargets(forwards []rule.Forward) map[int]int {
 		if at.protocol == rule.Any {
 			continue
 		}
-		// Any protocol is every port of this one, too.
+		// A forward with protocol any takes every port of this protocol, too.
 		at.protocol = rule.Any
 		addNested(forwards, slices.Concat(groups[at], group), found)
 	}
 	return found
 }
 
-// addNested adds the forwards of a group that lie within another one's ports. With
-// the ranges sorted by start, larger ones first, those around one form a stack.
+// addNested adds the forwards of a group whose ports contain the ports of another forward. The ranges are
+// sorted by start, larger ranges first, so the ranges around one range form a stack.
 func addNested(forwards []rule.Forward, group []int, found map[int]int) {
 	slices.SortStableFunc(group, func(a, b int) int {
-		af, al := bounds(forwards[a].Ports)
-		bf, bl := bounds(forwards[b].Ports)
+		af, al := forwards[a].Ports.Bounds()
+		bf, bl := forwards[b].Ports.Bounds()
 		return cmp.Or(cmp.Compare(af, bf), cmp.Compare(bl, al))
 	})
 	var around []int
 	for _, i := range group {
-		first, _ := bounds(forwards[i].Ports)
+		first, _ := forwards[i].Ports.Bounds()
 		for len(around) > 0 {
-			if _, last := bounds(forwards[around[len(around)-1]].Ports); last >= first {
+			if _, last := forwards[around[len(around)-1]].Ports.Bounds(); last >= first {
 				break
 			}
 			around = around[:len(around)-1]
@@ -227,11 +230,4 @@ func addNested(forwards []rule.Forward, group []int, found map[int]int) {
 		}
 		around = append(around, i)
 	}
-}
-
-func bounds(ports rule.Ports) (first, last uint16) {
-	if ports.Every() {
-		return 0, 65535
-	}
-	return ports.First, ports.Last
 }

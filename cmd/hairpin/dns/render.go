@@ -15,27 +15,26 @@ import (
 )
 
 const (
-	// mark begins every file, after the sign of a comment.
+	// mark begins the first line of every file, after the comment sign.
 	mark = "Written by hairpin dns"
-	// ttl is how many seconds a client may keep an answer: a forward may change.
+	// ttl is the TTL of records in seconds. It is short, because forwards change.
 	ttl = 60
-	// zone is the name that BIND is told for the response policy zone.
+	// zone is the name of the response policy zone in BIND.
 	zone = "hairpin.rpz"
-	// zoneFile is where the view looks for its zone if no path is known:
-	// in the directory that BIND runs in.
+	// zoneFile is the zone's file if no path is configured; BIND looks for it in its working directory.
 	zoneFile = zone
-	// maxName is how many characters a name may have, the zone's included.
+	// maxName is the largest length of a name, including the zone's name.
 	maxName = 253
 )
 
-// File is what a file holds besides its names.
+// File describes a DNS file without its names.
 type File struct {
 	Format config.DNSFormat
-	Serial uint32 // bind-rpz: of the zone
-	Zone   string // bind-view: the path of the file of bind-rpz, "" for one in BIND's own directory
+	Serial uint32 // of the zone; only for bind-rpz
+	Zone   string // path of the bind-rpz file, "" for BIND's working directory; only for bind-view
 }
 
-// Render is the content of a file. The same names give the same file.
+// Render returns the content of a file. Equal names give equal content.
 func (f File) Render(names []Name) []byte {
 	var out bytes.Buffer
 	comment := "#"
@@ -45,11 +44,11 @@ func (f File) Render(names []Name) []byte {
 	case config.DNSBindView:
 		comment = "//"
 	}
-	fmt.Fprintf(&out, "%s %s as %s. It is replaced as a whole: change the forwards.\n", comment, mark, f.Format)
+	fmt.Fprintf(&out, "%s %s as %s. Do not edit: it is replaced. Change the forwards instead.\n", comment, mark, f.Format)
 	switch f.Format {
 	case config.DNSHosts:
 		hosts(&out, names)
-		out.WriteString("# End of hairpin dns\n") // so that it can be cut out of /etc/hosts again
+		out.WriteString("# End of hairpin dns\n") // so that the lines can be cut out of /etc/hosts again
 	case config.DNSDnsmasq:
 		hosts(&out, names)
 	case config.DNSUnbound:
@@ -62,10 +61,9 @@ func (f File) Render(names []Name) []byte {
 	return out.Bytes()
 }
 
-// update renders a file that comes after a previous one, nil if there is none.
-// With the same names it is the previous one. Otherwise the serial of a zone
-// rises: to the time in seconds, as long as that is higher, so that it also
-// rises over a file that was lost.
+// update renders a file that replaces previous; previous is nil if there is no file. If the names did not
+// change, update returns previous. Otherwise the serial of a zone rises. The new serial is the time in
+// seconds if that is higher, so that it also rises if a file was lost.
 func (f File) update(previous []byte, names []Name, now time.Time) []byte {
 	f.Serial = uint32(now.Unix())
 	if f.Format != config.DNSBindRPZ {
@@ -80,14 +78,14 @@ func (f File) update(previous []byte, names []Name, now time.Time) []byte {
 	if file := same.Render(names); bytes.Equal(file, previous) {
 		return file
 	}
-	// RFC 1982: later is less than half the circle ahead.
+	// RFC 1982: a serial is higher if it is ahead by less than half of the number space.
 	if int32(f.Serial-before) <= 0 {
 		f.Serial = before + 1
 	}
 	return f.Render(names)
 }
 
-// isOurs reports whether a file was written by this package.
+// isOurs reports whether this package wrote the file.
 func isOurs(file []byte) bool {
 	line, _, _ := bytes.Cut(file, []byte("\n"))
 	return bytes.HasPrefix(bytes.TrimLeft(line, "#;/ "), []byte(mark+" as "))
@@ -101,7 +99,8 @@ func hosts(out *bytes.Buffer, names []Name) {
 	}
 }
 
-// unbound leaves other types of a name, and all below it, as they are outside.
+// unbound changes only A and AAAA records. Other types of a name, and names below it, stay as on the
+// Internet.
 func unbound(out *bytes.Buffer, names []Name) {
 	out.WriteString("server:\n")
 	for _, name := range names {
@@ -115,8 +114,8 @@ func unbound(out *bytes.Buffer, names []Name) {
 const startOfAuthority = "@ IN SOA localhost. hostmaster.localhost. "
 
 func responsePolicy(out *bytes.Buffer, names []Name, serial uint32) {
-	out.WriteString("; Names are below the zone's, whatever that is called. BIND answers other types of a\n" +
-		"; name that is here with nothing; names below it are as they are outside.\n")
+	out.WriteString("; Names are relative to the zone's name. For a name in this file BIND answers other record\n" +
+		"; types with no data. Names below it keep their public answers.\n")
 	fmt.Fprintf(out, "$TTL %d\n", ttl)
 	fmt.Fprintf(out, "%s%d 3600 600 86400 %d\n", startOfAuthority, serial, ttl)
 	out.WriteString("@ IN NS localhost.\n")
@@ -127,7 +126,7 @@ func responsePolicy(out *bytes.Buffer, names []Name, serial uint32) {
 	}
 }
 
-// serial reads that of a zone that responsePolicy wrote.
+// serial reads the serial number of a zone that responsePolicy wrote.
 func serial(file []byte) (uint32, bool) {
 	_, rest, ok := bytes.Cut(file, []byte("\n"+startOfAuthority))
 	if !ok {
@@ -138,16 +137,16 @@ func serial(file []byte) (uint32, bool) {
 	return uint32(value), err == nil
 }
 
-// view has no names itself: BIND reads records from zone files only.
+// view only names the zone's file, because BIND reads records from zone files only.
 func view(out *bytes.Buffer, file string) {
 	if file == "" {
 		file = zoneFile
 	}
-	fmt.Fprintf(out, `// The names are in the zone's file: hairpin dns --format bind-rpz. With views every zone
-// is in one: put this before the view of the others, which has "match-clients { any; };".
+	fmt.Fprintf(out, `// The names are in the zone's file: hairpin dns --format bind-rpz. With views, every zone must
+// be in a view. Put this view before the view for other clients: "match-clients { any; };".
 view "inside" {
-	// Not "localhost", which is the public address as well: what the server asks itself there
-	// is for the view of the others.
+	// Not "localhost", which includes the public address: queries that this server sends to
+	// itself at the public address belong to the view for other clients.
 	match-clients { 127.0.0.0/8; ::1; 10.0.0.0/8; 172.16.0.0/12; 192.168.0.0/16; fc00::/7; };
 	recursion yes;
 	allow-recursion { any; };
@@ -174,7 +173,7 @@ func recordType(addr netip.Addr) string {
 	return "A"
 }
 
-// fits says why a host cannot be in a file of a format.
+// fits returns the error for a host that cannot be in a file of this format.
 func fits(format config.DNSFormat, host string) error {
 	if format != config.DNSBindRPZ {
 		return nil

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package presence tells whether a daemon serves a datapath, and sees to it that no second one does.
+// Package presence finds out whether a daemon serves a datapath, and prevents a second daemon. It never
+// signals or stops a daemon.
 //
-// A daemon holds the lock of a directory among the pins. The kernel releases the lock however the daemon ends. (A bpffs
-// holds no regular files, but directories can be locked.) The package never signals or stops a daemon.
+// A daemon locks a directory among the pins; a bpffs has no regular files to lock. The kernel releases the
+// lock however the daemon ends.
 package presence
 
 import (
@@ -21,14 +22,15 @@ import (
 // ErrRunning says that a daemon serves the datapath.
 var ErrRunning = errors.New("a daemon is running")
 
-// lockName is the directory among the pins.
+// lockName is the name of the locked directory among the pins.
 const lockName = "daemon"
 
-// patience outlasts the moment for which Running holds the lock.
+// patience is the wait for the lock in Claim. It is longer than the moment for which Running holds the
+// lock.
 const patience = time.Second
 
-// Claim makes this process the daemon of the datapath in dir until it closes the file, or fails with ErrRunning. The
-// caller holds the writer lock.
+// Claim makes this process the daemon of the datapath in dir, until the process closes the file. It returns
+// an error wrapping ErrRunning if another daemon runs. The caller holds the writer lock.
 func Claim(ctx context.Context, dir string) (*os.File, error) {
 	path := filepath.Join(dir, lockName)
 	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -38,7 +40,7 @@ func Claim(ctx context.Context, dir string) (*os.File, error) {
 	defer cancel()
 	file, err := dirlock.Take(ctx, path)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return nil, fmt.Errorf("%w: another process serves %s: stop that process first, or use another --bpffs", ErrRunning, dir)
+		return nil, fmt.Errorf("%w: another process serves %s; stop that process first, or use another --bpffs", ErrRunning, dir)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("take daemon lock: %w", err)
@@ -46,8 +48,8 @@ func Claim(ctx context.Context, dir string) (*os.File, error) {
 	return file, nil
 }
 
-// Remove removes the lock of a daemon that does not run, so that the pins can be removed as a whole. The caller holds
-// the writer lock.
+// Remove removes the directory that daemons lock, so that all pins can be removed. No daemon may run. The
+// caller holds the writer lock.
 func Remove(dir string) error {
 	err := os.Remove(filepath.Join(dir, lockName))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -56,7 +58,7 @@ func Remove(dir string) error {
 	return nil
 }
 
-// Running tells whether a daemon serves the datapath in dir.
+// Running reports whether a daemon serves the datapath in dir.
 func Running(dir string) (bool, error) {
 	file, err := dirlock.TryShared(filepath.Join(dir, lockName))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Of two daemons on one directory the second is refused; a look at the first does no harm.
+// TestPresence: a second daemon on one directory is refused; Running does not disturb the first daemon.
 func TestPresence(t *testing.T) {
 	dir, ctx := t.TempDir(), context.Background()
 	runs := func(want bool) {

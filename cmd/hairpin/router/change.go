@@ -15,17 +15,18 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Result says what runs after a change, or after Start.
+// Result is what runs after a change or after Start.
 type Result struct {
-	// Done says that what was asked for runs, even if an error says that a later step failed. Without it nothing changed.
+	// Done reports whether the change runs. The error of a change that runs wraps maps.ErrUnfinished. If Done is false,
+	// nothing changed.
 	Done bool
-	// Kept says that Start left the running configuration as it was.
+	// Kept reports whether Start kept the running configuration.
 	Kept   bool
-	Change config.Change // what was changed; if Kept, what the files would change
+	Change config.Change // the change; if Kept, the change that the files would make
 	Ports  []Port
 }
 
-// String is the result of a start on one line.
+// String formats the result of a start on one line.
 func (r Result) String() string {
 	attached := 0
 	for _, p := range r.Ports {
@@ -44,7 +45,7 @@ func (r Result) String() string {
 	return text
 }
 
-// Summary is the change on one line.
+// Summary formats the change on one line.
 func (r Result) Summary() string {
 	if r.Change.Empty() {
 		return count(r.Change.Unchanged, "forward") + ", nothing to do"
@@ -57,7 +58,7 @@ func (r Result) Summary() string {
 	return text
 }
 
-// count is a number with its noun: "1 forward", "2 forwards".
+// count formats a number with its noun: "1 forward", "2 forwards".
 func count(n int, noun string) string {
 	if n == 1 {
 		return "1 " + noun
@@ -65,8 +66,8 @@ func count(n int, noun string) string {
 	return fmt.Sprintf("%d %ss", n, noun)
 }
 
-// Start brings a datapath into service. A datapath that served these very files before keeps what runs, with the
-// forwards that were changed at run time; otherwise cfg is applied.
+// Start brings a datapath into service. If the running configuration came from the same files, Start keeps
+// it, with the forwards that were changed at run time. Otherwise Start applies cfg.
 func (r *Router) Start(cfg config.Config) (Result, error) {
 	running, err := r.tables.Settings()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
@@ -83,8 +84,8 @@ func (r *Router) Start(cfg config.Config) (Result, error) {
 	return Result{Done: true, Kept: true, Change: change, Ports: ports}, err
 }
 
-// Apply makes cfg run as a whole. It changes nothing if an interface refuses the programs or the tables refuse the
-// forwards.
+// Apply makes cfg, which must be valid, the running configuration. It changes nothing if an interface refuses the programs or the
+// tables refuse the forwards.
 func (r *Router) Apply(cfg config.Config) (Result, error) {
 	if err := r.Check(cfg); err != nil {
 		return Result{}, err
@@ -92,8 +93,8 @@ func (r *Router) Apply(cfg config.Config) (Result, error) {
 	return r.change(plan{cfg: cfg})
 }
 
-// Add makes a forward run beside those that run already. The caller gives the running configuration, with or without
-// its forwards. Adding one forward takes the same time however many run, unless it meets another one.
+// Add adds a forward to the running forwards. running may be with or without its forwards. The time does
+// not depend on the number of forwards, unless the new forward overlaps another forward.
 func (r *Router) Add(running config.Config, forward rule.Forward) (Result, error) {
 	alone := running
 	alone.Forwards = []rule.Forward{forward}
@@ -103,39 +104,50 @@ func (r *Router) Add(running config.Config, forward rule.Forward) (Result, error
 	return r.change(plan{cfg: running, added: &forward})
 }
 
-// plan is a change, and what was found out before anything is changed.
+// plan is a change, with the state that was read before anything is changed.
 type plan struct {
-	cfg    config.Config // what is to run
-	added  *rule.Forward // what is to run besides; cfg then runs already
-	before string        // the mode that runs
-	first  bool          // nothing was ever applied
+	cfg    config.Config // the configuration that should run
+	added  *rule.Forward // a forward to add; cfg then runs already
+	before string        // the running mode
+	first  bool          // no configuration was ever applied
 	seen   inventory
 }
 
-// prepare does what the tables can refuse, and shows packets nothing of it. swap makes the change run.
-func (p *plan) prepare(tables Tables) (swap func() (config.Change, error), err error) {
-	if p.added == nil {
-		return tables.Prepare(p.cfg)
+// prepare does the steps that the tables may refuse; no packet sees a change.
+func (p *plan) prepare(tables Tables) (config.Change, error) {
+	if p.added != nil {
+		return config.Change{Added: []string{p.added.Name}}, nil
 	}
-	return func() (config.Change, error) { return addForward(tables, *p.added) }, nil
+	return tables.Prepare(p.cfg)
 }
 
-// addForward adds a forward to the live tables. Where they cannot take it, all forwards are applied again with it.
-func addForward(tables Tables, forward rule.Forward) (config.Change, error) {
+// swap makes the prepared change run.
+func (p *plan) swap(tables Tables) error {
+	if p.added != nil {
+		return addForward(tables, *p.added)
+	}
+	return tables.Swap()
+}
+
+// addForward adds a forward to the live tables. If the live tables cannot take it, addForward applies all
+// forwards again.
+func addForward(tables Tables, forward rule.Forward) error {
 	done, err := tables.Add(forward)
 	if done || err != nil {
-		return config.Change{Added: []string{forward.Name}}, err
+		return err
 	}
 	wanted, err := tables.Running()
 	if err != nil {
-		return config.Change{}, fmt.Errorf("read the running configuration: %w", err)
+		return fmt.Errorf("read the running configuration: %w", err)
 	}
 	wanted.Forwards = append(slices.Clip(wanted.Forwards), forward)
-	swap, err := tables.Prepare(wanted)
-	if err != nil {
-		return config.Change{}, err
+	if err := wanted.Validate(); err != nil {
+		return err
 	}
-	return swap()
+	if _, err := tables.Prepare(wanted); err != nil {
+		return err
+	}
+	return tables.Swap()
 }
 
 func (r *Router) change(p plan) (Result, error) {
@@ -145,7 +157,8 @@ func (r *Router) change(p plan) (Result, error) {
 	return r.commit(&p)
 }
 
-// complete reads what a plan lacks, and refuses what an interface would refuse. It changes nothing.
+// complete reads the rest of the plan. It fails if an interface would refuse the programs. It changes
+// nothing.
 func (r *Router) complete(p *plan) error {
 	running, err := r.tables.Settings()
 	p.before, p.first = running.Mode, errors.Is(err, maps.ErrEmpty)
@@ -160,37 +173,40 @@ func (r *Router) complete(p *plan) error {
 	return r.probe(p.seen.ports, p.cfg.Mode, p.before)
 }
 
-// commit carries a plan out. The tables prepare first, as they may refuse, too. The programs go on next: a mode may
-// change under the old tables, as TC does all that XDP does. Until the tables have swapped, every step is taken back if
-// one after it fails.
+// commit executes a plan. First the tables prepare, because they may refuse. Then the programs are
+// attached; the mode may change before the tables do, because TC does all that XDP does. Then the tables
+// swap. If a step before the end of the swap fails, the earlier steps are undone.
 func (r *Router) commit(p *plan) (Result, error) {
 	var (
-		swap      func() (config.Change, error)
+		change    config.Change
 		refused   error
 		preparing sync.WaitGroup
 	)
-	preparing.Go(func() { swap, refused = p.prepare(r.tables) })
+	preparing.Go(func() { change, refused = p.prepare(r.tables) })
 	if !p.first {
 		preparing.Wait()
-	} // Otherwise both go on at once: they wait for the kernel most of the time.
+	} // at the first start both run in parallel, because both mostly wait for the kernel
 	if !p.first && refused != nil {
 		return Result{}, refused
 	}
 	undo := r.attach(p.seen.ports, p.cfg.Mode, p.before)
 	preparing.Wait()
 	err := errors.Join(refused, Refusals(p.seen.ports))
-	var change config.Change
 	if err == nil {
-		change, err = swap()
+		err = p.swap(r.tables)
 	}
 	if err != nil && !errors.Is(err, maps.ErrUnfinished) {
 		return Result{}, errors.Join(err, undo())
 	}
-	err = errors.Join(err, r.settle(&p.seen, p.cfg.Mode))
+	if failed := r.settle(&p.seen, p.cfg.Mode); failed != nil {
+		// Whoever reads the error alone must not take the change for refused.
+		err = errors.Join(err, fmt.Errorf("%w: %w", maps.ErrUnfinished, failed))
+	}
 	return Result{Done: true, Change: change, Ports: p.seen.ports}, err
 }
 
-// due are the ports that have to get programs: those that lack some in this mode, and all where the mode before was another.
+// due returns the ports that must get programs: ports that lack a program, and all ports if the mode
+// changes.
 func due(ports []Port, mode, before string) (list []*Port) {
 	for i := range ports {
 		p := &ports[i]
@@ -201,12 +217,12 @@ func due(ports []Port, mode, before string) (list []*Port) {
 	return list
 }
 
-// probe asks, changing nothing, whether the interfaces would take the programs. A port that would refuse them keeps the
-// reason in Err.
+// probe asks every interface whether it would take the programs, and changes nothing. It stores a refusal
+// in Err of the port.
 func (r *Router) probe(ports []Port, mode, before string) error {
 	for _, p := range due(ports, mode, before) {
 		if err := r.datapath.Probe(p.Name, p.hooks(mode)); errors.Is(err, loader.ErrNoInterface) {
-			p.Link, p.Attachment = nil, nil // went away since it was listed
+			p.Link, p.Attachment = nil, nil // deleted since it was listed
 		} else {
 			p.Err = err
 		}
@@ -214,8 +230,9 @@ func (r *Router) probe(ports []Port, mode, before string) error {
 	return Refusals(ports)
 }
 
-// attach puts the programs on the ports that lack them, or have them in another mode. It also takes XDP off where XDP does
-// not see VLAN tags any more. A port that refuses the programs keeps the reason in Err. undo brings the mode before back.
+// attach puts the programs on the ports that lack them, or have them in another mode. It also removes XDP
+// where XDP no longer sees VLAN tags. It stores a refusal in Err of the port. undo restores the mode
+// before.
 func (r *Router) attach(ports []Port, mode, before string) (undo func() error) {
 	var back []func() error
 	for _, p := range due(ports, mode, before) {
@@ -241,8 +258,8 @@ func (r *Router) attach(ports []Port, mode, before string) (undo func() error) {
 	}
 }
 
-// reversal returns a function that undoes an attach: it restores the programs that the port has now, in the mode before.
-// It also serves ports that refuse the programs, because some of the programs may be attached by then.
+// reversal returns a function that undoes an attach: it restores the present programs of the port, in the
+// mode before. A port that refuses is also undone, because some of its programs may be attached.
 func (r *Router) reversal(p Port, before string) func() error {
 	if p.Attachment == nil {
 		index := p.Link.Index
@@ -255,8 +272,9 @@ func (r *Router) reversal(p Port, before string) func() error {
 	}
 }
 
-// settle tells the tables what is there. Then it frees interfaces that are no ports, and takes the guard off ports that
-// are no WAN any more: in this order, so that no packet is sent by an unwatched interface.
+// settle first writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not
+// ports, and removes the guard from ports that are no longer WANs. In the other order, an interface would lose its
+// programs while the tables still have it as a WAN: packets with a target's private address could leave by it.
 func (r *Router) settle(seen *inventory, mode string) error {
 	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
 		return fmt.Errorf("set interfaces: %w", err)
@@ -280,9 +298,9 @@ func (r *Router) settle(seen *inventory, mode string) error {
 	return errors.Join(errs...)
 }
 
-// Follow brings programs and tables in line with the interfaces that the machine has now. The caller gives the ports
-// that it saw before. A port that refuses the programs is left out, and keeps the reason in Err. The ports are nil if
-// they could not be looked at.
+// Follow adapts programs and tables to the present interfaces of the machine. before are the ports of the
+// last call. A port that refuses the programs has the reason in Err. The ports are nil if the interfaces
+// could not be read.
 func (r *Router) Follow(before []Port) ([]Port, error) {
 	running, err := r.tables.Settings()
 	if err != nil {
@@ -295,7 +313,7 @@ func (r *Router) Follow(before []Port) ([]Port, error) {
 	return ports, err
 }
 
-// align is Follow for a configuration that runs.
+// align does the work of Follow for the running configuration.
 func (r *Router) align(running config.Config) ([]Port, error) {
 	seen, err := r.inventory(running)
 	if err != nil {
@@ -305,8 +323,8 @@ func (r *Router) align(running config.Config) ([]Port, error) {
 	return seen.ports, r.settle(&seen, running.Mode)
 }
 
-// detachGone takes the programs off interfaces that had them before and are not here any more: pins of an interface
-// that was deleted go, and an interface that moved to another network namespace does not translate there.
+// detachGone detaches interfaces that have disappeared since before. This removes the pins of a deleted
+// interface, and stops translation on an interface in another network namespace.
 func (r *Router) detachGone(before []Port) error {
 	links, err := r.listLinks()
 	if err != nil {

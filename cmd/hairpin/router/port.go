@@ -13,16 +13,16 @@ import (
 	"hairpin/maps/config"
 )
 
-// Port is one interface of the configuration as it stands at one moment.
+// Port is the state of one interface of the configuration at one moment.
 type Port struct {
 	Name       string
 	Role       config.Role
-	Link       *loader.Link       // nil: there is no interface of this name yet
-	Attachment *loader.Attachment // nil: the programs are not on it
-	Err        error              // why the programs are not on it, if that was tried or cannot be
+	Link       *loader.Link       // nil if no interface has this name yet
+	Attachment *loader.Attachment // nil if the programs are not on the interface
+	Err        error              // why the programs cannot be, or could not be put, on the interface
 }
 
-// State is "pending", "detached" or "attached".
+// State returns "pending" (no interface), "detached" or "attached".
 func (p Port) State() string {
 	switch {
 	case p.Attachment != nil:
@@ -33,7 +33,8 @@ func (p Port) State() string {
 	return "pending"
 }
 
-// Mode is how a port is attached: "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact" and so on; empty if it is not.
+// Mode returns the hooks of an attached port: "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact"; "" if it is
+// not attached.
 func (p Port) Mode() string {
 	if p.Attachment == nil {
 		return ""
@@ -52,7 +53,7 @@ func (p Port) Mode() string {
 	return strings.Join(parts, "+")
 }
 
-// Addresses are those of a port that forwards can listen on.
+// Addresses returns the addresses of a port that forwards can listen on.
 func (p Port) Addresses() []netip.Addr {
 	if p.Link == nil {
 		return nil
@@ -71,30 +72,30 @@ func (p Port) hasFamily(target netip.Addr) bool {
 	return slices.ContainsFunc(p.Addresses(), func(addr netip.Addr) bool { return addr.Is6() == target.Is6() })
 }
 
-// hooks are what a port is to get in a mode. The leak guard is only added here: without the role of a WAN it lets every
-// packet pass, and settle takes it off.
+// hooks returns the hooks that a port should get in a mode. It keeps a leak guard that is no longer needed:
+// settle removes it later, and on a port that is not a WAN the guard passes every packet.
 func (p Port) hooks(mode string) loader.Hooks {
 	return loader.Hooks{Mode: loader.Mode(mode), Guard: p.needsGuard() || p.Attachment != nil && p.Attachment.Guard}
 }
 
-// needsGuard reports whether the leak guard belongs on a port.
+// needsGuard reports whether the port needs the leak guard.
 func (p Port) needsGuard() bool { return p.Role == config.RoleWAN }
 
-// isUp reports whether packets may arrive on a port from outside.
+// isUp reports whether other machines may send packets to the port.
 func (p Port) isUp() bool { return p.Role != config.RoleLocal && p.Link != nil && p.Link.Up }
 
-// incomplete reports whether a port is without a program that belongs on it, or has XDP that must not be as it is.
+// incomplete reports whether a port lacks a program that it needs, or has XDP that must be changed.
 func (p Port) incomplete(mode string) bool {
 	return p.Attachment == nil || p.needsGuard() && !p.Attachment.Guard || p.missesTags(mode)
 }
 
-// missesTags reports whether XDP runs where it does not see VLAN tags: VLAN devices were added, or somebody switched
-// the offload on again.
+// missesTags reports whether XDP runs although it does not see VLAN tags: a VLAN interface was added, or
+// somebody switched the offload on again.
 func (p Port) missesTags(mode string) bool {
 	return p.Attachment.XDP != "" && (p.Link.StripsTags() || p.Link.NoXDP(loader.Mode(mode)) != "")
 }
 
-// Refusals joins the errors of ports that refused the programs.
+// Refusals joins the errors of the ports.
 func Refusals(ports []Port) error {
 	var errs []error
 	for _, p := range ports {
@@ -103,7 +104,7 @@ func Refusals(ports []Port) error {
 	return errors.Join(errs...)
 }
 
-// Pending names the ports that do not exist yet.
+// Pending returns the names of the ports that do not exist yet.
 func Pending(ports []Port) []string {
 	var names []string
 	for _, p := range ports {
@@ -114,14 +115,14 @@ func Pending(ports []Port) []string {
 	return names
 }
 
-// inventory is what is there at one moment.
+// inventory is the state of all interfaces at one moment.
 type inventory struct {
 	ports     []Port              // the interfaces of the configuration
-	unmanaged []loader.Attachment // our programs on any other interface
+	unmanaged []loader.Attachment // attachments on any other interface
 	links     []loader.Link       // every interface
 }
 
-// inventory looks at the interfaces of cfg and at whatever else is there, and changes nothing.
+// inventory reads the state of all interfaces; the interfaces of cfg become ports. It changes nothing.
 func (r *Router) inventory(cfg config.Config) (inventory, error) {
 	links, err := r.listLinks()
 	if err != nil {
@@ -147,7 +148,7 @@ func (r *Router) inventory(cfg config.Config) (inventory, error) {
 	return seen, nil
 }
 
-// addPorts adds the interfaces of these names, and takes their attachments out of byIndex.
+// addPorts adds the interfaces with these names, and removes their attachments from byIndex.
 func (v *inventory) addPorts(names []string, role config.Role, mode string, byIndex map[int]*loader.Attachment) {
 	for _, name := range names {
 		p := Port{Name: name, Role: role, Link: v.link(func(l *loader.Link) bool { return l.Name == name })}
@@ -156,7 +157,7 @@ func (v *inventory) addPorts(names []string, role config.Role, mode string, byIn
 		case p.Link.Loopback:
 			p.Err = fmt.Errorf("%s is the loopback device, to which hairpin always attaches; remove %s from wan and lan in the configuration", name, name)
 		case p.Link.PortOf != "":
-			// Programs that it has had until now are unmanaged.
+			// Its attachment stays in byIndex, so it becomes unmanaged and settle detaches it.
 			p.Err = fmt.Errorf("%s is a port of %s, which receives its packets; name %s in the configuration", name, p.Link.PortOf, p.Link.PortOf)
 		default:
 			p.Attachment = byIndex[p.Link.Index]
@@ -169,7 +170,7 @@ func (v *inventory) addPorts(names []string, role config.Role, mode string, byIn
 	}
 }
 
-// addLoopback adds the loopback device, if there are other ports: the router's own processes reach the forwards by it.
+// addLoopback adds lo if there are other ports: on lo, the router's own processes reach the forwards.
 func (v *inventory) addLoopback(byIndex map[int]*loader.Attachment) {
 	if len(v.ports) == 0 {
 		return
@@ -189,7 +190,7 @@ func (v *inventory) link(is func(*loader.Link) bool) *loader.Link {
 	return nil
 }
 
-// attached are all interfaces that have the programs, those of the configuration first.
+// attached returns all interfaces that have the programs, interfaces of the configuration first.
 func (v *inventory) attached() []Port {
 	ports := slices.DeleteFunc(slices.Clone(v.ports), func(p Port) bool { return p.Attachment == nil })
 	for i := range v.unmanaged {
@@ -202,8 +203,9 @@ func (v *inventory) attached() []Port {
 	return ports
 }
 
-// interfaces are all there are, as the tables want them: first, with their roles, the ports that have the programs.
-// What generic XDP would redirect to a veth is left to TC.
+// interfaces returns every interface for the tables: first the attached ports, with their roles. While
+// generic XDP runs, a veth gets no XDPTransmit, so TC sends packets to it: generic XDP does not update
+// skb->csum.
 func (v *inventory) interfaces() []config.Interface {
 	generic := slices.ContainsFunc(v.ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.XDP == loader.XDPGeneric })
 	var interfaces []config.Interface

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package router brings what runs in line with what should run: the programs on the interfaces, and the tables that the
-// programs read.
+// Package router makes the kernel match the configuration: the programs on the interfaces, and the tables
+// that the programs read.
 //
-// A change is a transaction. The plan reads everything and asks every interface. The commit carries the plan out, and
-// takes it back if a step refuses. The result says what runs. A change that is refused has changed nothing.
+// A change is a transaction. The plan reads everything and asks every interface. The commit executes the
+// plan, and undoes it if a step fails. The result says what runs. A change that fails has changed nothing.
 //
-// The package never reads a configuration file, never prints, never logs, and leaves nothing running behind: the kernel
-// alone keeps state between two calls.
+// The package never reads a configuration file, prints or logs, and it starts no goroutine that outlives a
+// call: between two calls only the kernel keeps state.
 package router
 
 import (
@@ -23,7 +23,7 @@ import (
 // SourceCLI is the source of a forward that no file defines.
 const SourceCLI = "cli"
 
-// Datapath is what a Router needs of a *loader.Datapath.
+// Datapath has the methods of *loader.Datapath that a Router uses.
 type Datapath interface {
 	Probe(ifname string, want loader.Hooks) error
 	Attach(ifname string, want loader.Hooks) (loader.Attachment, error)
@@ -31,19 +31,20 @@ type Datapath interface {
 	Attachments() ([]loader.Attachment, error)
 }
 
-// Tables is what a Router needs of *maps.Tables.
+// Tables has the methods of *maps.Tables that a Router uses.
 type Tables interface {
 	Running() (config.Config, error)
 	Settings() (config.Config, error)
 	Plan(config.Config) (config.Change, error)
-	Prepare(config.Config) (swap func() (config.Change, error), err error)
+	Prepare(config.Config) (config.Change, error)
+	Swap() error
 	Add(rule.Forward) (bool, error)
 	SetInterfaces([]config.Interface) error
 	HasIPv6() (bool, error)
 	BumpRoutes() error
 }
 
-// Options are what a Router reads and changes.
+// Options are the parts of the system that a Router reads and changes.
 type Options struct {
 	Datapath Datapath
 	Tables   Tables
@@ -54,7 +55,8 @@ type Options struct {
 	Forwards func(sysctl, ifname string) bool
 }
 
-// Router changes what runs. The caller of a method that changes something holds the writer lock.
+// Router changes the running programs and tables. The caller of a method that changes something holds the
+// writer lock.
 type Router struct {
 	datapath Datapath
 	tables   Tables
@@ -63,18 +65,18 @@ type Router struct {
 	forwards func(sysctl, ifname string) bool
 }
 
-// New makes a Router. It needs no end.
+// New makes a Router. A Router needs no Close.
 func New(o Options) *Router {
 	return &Router{datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, forwards: o.Forwards}
 }
 
-// kernel are the options of this machine's kernel, without a datapath.
+// kernel returns the Options for this machine's kernel, without a datapath.
 func kernel() Options {
 	return Options{Links: loader.Links, Routes: loader.Routes, Forwards: forwards}
 }
 
-// CheckHere refuses what only this machine can tell to be wrong with cfg. It needs no datapath. A machine that has none
-// of the interfaces of cfg is not the machine that cfg is for, and refuses nothing.
+// CheckHere fails if cfg does not fit this machine. It needs no datapath. If no interface of cfg exists,
+// cfg is for another machine, and CheckHere returns nil.
 func CheckHere(cfg config.Config) error {
 	r := New(kernel())
 	links, err := r.listLinks()
@@ -89,7 +91,7 @@ func CheckHere(cfg config.Config) error {
 	return nil
 }
 
-// Check refuses what only the machine can tell to be wrong with cfg. Its error has a *rule.Problem for each fault.
+// Check fails if cfg does not fit this machine. The error has a *rule.Problem for each fault.
 func (r *Router) Check(cfg config.Config) error {
 	links, err := r.listLinks()
 	if err != nil {
@@ -101,7 +103,7 @@ func (r *Router) Check(cfg config.Config) error {
 func (r *Router) check(cfg config.Config, links []loader.Link) error {
 	problems := cfg.CheckAddresses(machine(cfg, links))
 	if len(cfg.StandIns) > 0 {
-		// Only then: a router may have a million routes.
+		// Read routes only for reflect prefixes: a router may have a million routes.
 		routes, err := r.routes()
 		if err != nil {
 			return err
@@ -111,7 +113,7 @@ func (r *Router) check(cfg config.Config, links []loader.Link) error {
 	return withSources(cfg, problems)
 }
 
-// withSources puts before each problem of a forward the place in a file that the forward is from.
+// withSources adds to each problem of a forward the place in the file that defines the forward.
 func withSources(cfg config.Config, problems error) error {
 	var errs []error
 	for _, problem := range rule.Problems(problems) {
@@ -132,13 +134,13 @@ func (r *Router) listLinks() ([]loader.Link, error) {
 	return links, nil
 }
 
-// HasIPv6 reports whether a forward of IPv6 runs.
+// HasIPv6 reports whether an IPv6 forward runs.
 func (r *Router) HasIPv6() (bool, error) { return r.tables.HasIPv6() }
 
 // RoutesChanged makes the datapath resolve every next hop again.
 func (r *Router) RoutesChanged() error { return r.tables.BumpRoutes() }
 
-// machine is every interface there is, those of cfg with their role.
+// machine returns every interface; interfaces of cfg have their role.
 func machine(cfg config.Config, links []loader.Link) []config.Interface {
 	roles := make(map[string]config.Role)
 	for _, name := range cfg.LAN {

@@ -37,11 +37,11 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 	if m.Interfaces[0].Role != config.RoleWAN || m.Interfaces[1].Role != config.RoleLAN {
 		t.Errorf("roles: %+v", m.Interfaces)
 	}
-	// The addresses of others are the router's own, too.
+	// Addresses of unmanaged interfaces are addresses of the router, too.
 	if len(m.Interfaces) != 3 || m.Interfaces[2].Name != "old0" || m.Interfaces[2].Role != 0 || len(m.Interfaces[2].Addresses) != 1 {
 		t.Errorf("others: %+v", m.Interfaces)
 	}
-	// All of what a link is gets to the tables.
+	// The tables get every field of a Link.
 	want := config.Interface{
 		Name: "wan0", Index: 2, Role: config.RoleWAN, MTU: 1402, RPFilter: 2, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2},
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.2.1/24")},
@@ -51,7 +51,7 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 	}
 }
 
-// An interface or a table that refuses leaves everything as it was.
+// TestApplyIsAllOrNothing: if an interface or a table refuses, nothing changes.
 func TestApplyIsAllOrNothing(t *testing.T) {
 	t.Run("interface refuses", func(t *testing.T) {
 		m := routertest.NewMachine("wan0", "lan0")
@@ -123,7 +123,8 @@ func TestApplyOfAnotherModeReattaches(t *testing.T) {
 	}
 }
 
-// An interface that refuses another mode leaves all of them, and the tables, as they were.
+// TestRefusedModeChangesNothing: if one interface refuses a new mode, all interfaces and the tables stay as
+// they were.
 func TestRefusedModeChangesNothing(t *testing.T) {
 	refusal := errors.New("somebody else's XDP program")
 	running := func(t *testing.T) (*routertest.Machine, config.Config) {
@@ -163,18 +164,25 @@ func TestRefusedModeChangesNothing(t *testing.T) {
 	})
 }
 
-// A change that runs, although a step after it failed, is not taken back.
+// TestUnfinishedChangeStays: a change that runs is not undone if a later step fails.
 func TestUnfinishedChangeStays(t *testing.T) {
-	m, cfg := routertest.NewMachine("wan0", "lan0"), routertest.Config()
-	m.Unfinished = true
-	result, err := routerOf(m).Apply(cfg)
-	if !errors.Is(err, maps.ErrUnfinished) || !result.Done {
-		t.Errorf("apply: %v, done %v", err, result.Done)
+	for name, fail := range map[string]func(*routertest.Machine){
+		"tables":     func(m *routertest.Machine) { m.Unfinished = true },
+		"interfaces": func(m *routertest.Machine) { m.InterfacesErr = errors.New("no memory") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, cfg := routertest.NewMachine("wan0", "lan0"), routertest.Config()
+			fail(m)
+			result, err := routerOf(m).Apply(cfg)
+			if !errors.Is(err, maps.ErrUnfinished) || !result.Done {
+				t.Errorf("apply: %v, done %v", err, result.Done)
+			}
+			m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
+		})
 	}
-	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply", "interfaces wan0,lan0")
 }
 
-// What runs over a live datapath depends on whether the files are those that it was served with.
+// TestStart: Start keeps the running configuration only if it came from the same files.
 func TestStart(t *testing.T) {
 	m := routertest.NewMachine("wan0", "lan0")
 	cfg := routertest.Config()

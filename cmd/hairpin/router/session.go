@@ -14,14 +14,14 @@ import (
 	"hairpin/maps/config"
 )
 
-// Session is an open datapath with its Router. The directory that it is opened by holds the pins.
+// Session is an open datapath with its Router.
 type Session struct {
 	*Router
-	Tables *maps.Tables // for what commands read, and to end connections
+	Tables *maps.Tables // for commands that read the tables or end connections
 
 	dir      string
 	datapath *loader.Datapath
-	release  func() // of the writer lock; nil for a reader
+	release  func() // releases the writer lock; nil for a reader
 }
 
 func newSession(dir string, datapath *loader.Datapath, release func()) *Session {
@@ -40,21 +40,21 @@ func Open(dir string) (*Session, error) {
 	return newSession(dir, datapath, nil), nil
 }
 
-// OpenLocked opens the datapath to change it. It waits for the writer lock until ctx ends.
+// OpenLocked takes the writer lock and opens the datapath. It waits for the lock until ctx ends.
 func OpenLocked(ctx context.Context, dir string) (*Session, error) {
-	// Checked first, because taking the lock may mount a bpffs on the directory.
+	// Check first, because taking the lock may mount a bpffs on the directory.
 	if err := loader.Check(loader.Options{Dir: dir}); err != nil {
 		return nil, err
 	}
 	return locked(ctx, dir, func() (*loader.Datapath, error) { return loader.Open(loader.Options{Dir: dir}) })
 }
 
-// Load opens the datapath to change it, and creates one with this size of the connection table if there is none. It
-// waits for the writer lock until ctx ends.
+// Load takes the writer lock and opens the datapath. It creates a datapath with maxConnections if there is
+// none. It waits for the lock until ctx ends.
 func Load(ctx context.Context, dir string, maxConnections uint32) (*Session, error) {
 	return locked(ctx, dir, func() (*loader.Datapath, error) {
 		if err := loader.Check(loader.Options{Dir: dir}); err == nil {
-			maxConnections = 0 // keep the size; ResizeWarning tells of a difference
+			maxConnections = 0 // keep the size; ResizeWarning warns of the difference
 		}
 		return loader.Load(loader.Options{Dir: dir, MaxConnections: maxConnections})
 	})
@@ -73,7 +73,7 @@ func locked(ctx context.Context, dir string, open func() (*loader.Datapath, erro
 	return newSession(dir, datapath, release), nil
 }
 
-// Close closes the datapath, releases the writer lock, and leaves everything in the kernel as it is.
+// Close closes the datapath and releases the writer lock. The kernel keeps everything.
 func (s *Session) Close() error {
 	defer s.Unlock()
 	return s.datapath.Close()
@@ -87,8 +87,7 @@ func (s *Session) Unlock() {
 	}
 }
 
-// Discard closes the session, and removes a datapath that this session created and could not bring into service. A
-// datapath that existed before stays.
+// Discard closes the session. It removes the datapath if this session created it, for a start that failed.
 func (s *Session) Discard() error {
 	defer s.Unlock()
 	adopted := s.datapath.Adopted()
@@ -98,8 +97,8 @@ func (s *Session) Discard() error {
 	return Remove(s.dir)
 }
 
-// Remove removes the datapath in dir with everything that belongs to it. The datapath need not be open, so that pins of
-// another schema, or incomplete ones, can be removed as well. The caller holds the writer lock.
+// Remove removes the datapath in dir with everything that belongs to it. It also removes pins that cannot
+// be opened: of another table layout, or incomplete. The caller holds the writer lock.
 func Remove(dir string) error {
 	return errors.Join(presence.Remove(dir), loader.Remove(dir))
 }
@@ -107,7 +106,7 @@ func Remove(dir string) error {
 // Adopted reports whether the datapath existed before this session.
 func (s *Session) Adopted() bool { return s.datapath.Adopted() }
 
-// Upgrade replaces the programs by those of this binary.
+// Upgrade replaces the attached programs with the programs of this binary.
 func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
 
 // Conntrack says whether the programs ask the kernel's connection tracking, or why they do not.
@@ -117,7 +116,7 @@ func (s *Session) Conntrack() (loader.Conntrack, error) { return s.datapath.Conn
 // caller holds the writer lock.
 func Renew(dir string) (bool, error) { return loader.Renew(loader.Options{Dir: dir}) }
 
-// Attached are the interfaces that have the programs, those of the configuration first.
+// Attached returns the interfaces that have the programs, interfaces of the configuration first.
 func (s *Session) Attached() ([]Port, error) {
 	cfg, err := s.Tables.Settings()
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
@@ -130,9 +129,9 @@ func (s *Session) Attached() ([]Port, error) {
 	return seen.attached(), nil
 }
 
-// Detach takes the programs off all interfaces, and counts them. The tables keep interfaces and addresses, so that
-// connections without traffic meanwhile go on after the next attach, which compares the addresses with the machine's.
-// WANs come last: while a LAN has its program, packets leave by watched WANs only.
+// Detach removes the programs from all interfaces, and returns the number of interfaces. The tables keep
+// interfaces and addresses, so that connections can continue after the next attach; attach compares the
+// addresses with the machine's. WANs come last: the leak guard must stay while a LAN still has its program.
 func (s *Session) Detach() (int, error) {
 	attachments, err := s.datapath.Attachments()
 	if err != nil {
@@ -154,10 +153,10 @@ func (s *Session) Detach() (int, error) {
 	return len(attachments), errors.Join(errs...)
 }
 
-// Running is the configuration in the kernel. A datapath to which none was ever applied counts as not attached.
+// Running returns the configuration in the kernel. It fails with ErrNotLoaded if none was ever applied.
 func (s *Session) Running() (config.Config, error) { return explainRunning(s.Tables.Running()) }
 
-// Settings are those of Running, without its forwards.
+// Settings returns the configuration in the kernel without its forwards.
 func (s *Session) Settings() (config.Config, error) { return explainRunning(s.Tables.Settings()) }
 
 func explainRunning(cfg config.Config, err error) (config.Config, error) {
@@ -170,5 +169,5 @@ func explainRunning(cfg config.Config, err error) (config.Config, error) {
 	return cfg, nil
 }
 
-// MaxConnections is the size of the connection table, which is fixed when the datapath is created.
+// MaxConnections returns the size of the connection table. The size is fixed when the datapath is created.
 func (s *Session) MaxConnections() uint32 { return maps.ConnectionsLimit(s.datapath.Objects()) }

@@ -16,17 +16,17 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Survey is what runs, and what keeps it from working.
+// Survey is the running state and its problems.
 type Survey struct {
 	Ports    []Port
-	Forwards int // how many run
+	Forwards int // number of running forwards
 	Warnings []string
 	// Conntrack says whether the programs ask the kernel's connection tracking, or why they do not.
 	Conntrack loader.Conntrack
 }
 
-// Survey looks at every interface of cfg, which runs, and at every forward that runs. It holds one forward at a time:
-// there may be tens of thousands.
+// Survey checks every interface of cfg, the running configuration, and every running forward. It keeps one
+// forward in memory at a time, because there may be tens of thousands.
 func (s *Session) Survey(cfg config.Config) (Survey, error) {
 	seen, err := s.inventory(cfg)
 	if err != nil {
@@ -60,12 +60,12 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return Survey{}, fmt.Errorf("read the running configuration: %w", err)
 	}
-	check(cfg, here) // stand-ins
+	check(cfg, here) // checks the reflect prefixes
 	found.Warnings = slices.Concat(portWarnings(seen.ports, cfg.Mode), s.NotForwarding(ipv6, seen.ports), unaddressed, risks, problems)
 	return found, nil
 }
 
-// portWarnings are what is wrong with interfaces.
+// portWarnings returns the warnings about interfaces.
 func portWarnings(ports []Port, mode string) (list []string) {
 	warn := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
 	for _, p := range ports {
@@ -74,11 +74,11 @@ func portWarnings(ports []Port, mode string) (list []string) {
 		case p.Err != nil:
 			warn("%s", p.Err)
 		case p.Attachment == nil:
-			warn("%s: not attached: run \"hairpin attach\"", p.Name)
+			warn("%s: not attached; run \"hairpin attach\"", p.Name)
 		case p.needsGuard() && !p.Attachment.Guard:
-			warn("%s: the leak guard is not attached: run \"hairpin attach\"", p.Name)
+			warn("%s: the leak guard is not attached; run \"hairpin attach\"", p.Name)
 		case p.missesTags(mode):
-			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged ones: run \"hairpin attach\", or start the daemon", p.Name)
+			warn("%s: XDP does not see VLAN tags and may take tagged frames for untagged frames; run \"hairpin attach\", or start the daemon", p.Name)
 		case !p.Link.Up:
 			warn("%s: the link is down", p.Name)
 		case len(p.Addresses()) == 0 && p.Role == config.RoleWAN:
@@ -88,8 +88,8 @@ func portWarnings(ports []Port, mode string) (list []string) {
 	return list
 }
 
-// withoutAddress names the forwards that no interface has an address for, of their family. Interfaces without any
-// address have a warning of their own.
+// withoutAddress returns a warning for each forward if no interface has an address of its family to listen
+// on. If the interface has no address at all, portWarnings warns instead.
 func withoutAddress(cfg config.Config, ports []Port) (list []string) {
 	for _, f := range cfg.Forwards {
 		if f.External.Address.IsValid() || f.Intercept {
@@ -179,16 +179,16 @@ func usesAddress(here []config.Interface, f rule.Forward) bool {
 	return false
 }
 
-// Unconfigured is a warning if cfg, read from file, names no interface; else "". The file that is installed names none,
-// and hairpin then does nothing.
+// Unconfigured returns a warning if cfg, read from file, names no interface, otherwise "". The installed
+// file names none, and hairpin then does nothing.
 func Unconfigured(cfg config.Config, file string) string {
 	if len(cfg.WAN)+len(cfg.LAN) > 0 {
 		return ""
 	}
-	return fmt.Sprintf("no interfaces are configured: set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
+	return fmt.Sprintf("no interfaces are configured; set wan and lan in %s, then systemctl reload hairpin (without the daemon: hairpin apply)", file)
 }
 
-// ResizeWarning is a warning if cfg asks for another size of the connection table than the running one has; else "".
+// ResizeWarning returns a warning if cfg asks for a different size of the connection table, otherwise "".
 func (s *Session) ResizeWarning(cfg config.Config) string {
 	if have := s.MaxConnections(); have != cfg.MaxConnections {
 		return fmt.Sprintf("the connection table has room for %d connections; max_connections = %d takes effect after \"hairpin detach --all\", which ends every connection, and \"hairpin attach\"",
@@ -197,9 +197,10 @@ func (s *Session) ResizeWarning(cfg config.Config) string {
 	return ""
 }
 
-// NotForwarding says where the kernel does not forward packets: there it finds no next hop for packets that hairpin
-// translates. IPv6 matters only if a forward of IPv6 runs, as ipv6 says. While every link is down the router may still
-// be booting: systemd-networkd turns forwarding on first, and then brings links up.
+// NotForwarding returns a warning for each interface on which the kernel does not forward packets: there
+// the kernel finds no next hop for translated packets. IPv6 is checked only if ipv6 says that an IPv6
+// forward runs. It returns nothing while every link is down: at boot systemd-networkd turns forwarding on
+// before it brings links up.
 func (r *Router) NotForwarding(ipv6 bool, ports []Port) (list []string) {
 	if !slices.ContainsFunc(ports, Port.isUp) {
 		return nil
@@ -215,20 +216,20 @@ func (r *Router) NotForwarding(ipv6 bool, ports []Port) (list []string) {
 			continue
 		}
 		if !r.forwards(family.sysctl, "all") {
-			list = append(list, fmt.Sprintf("%s forwarding is off: sysctl -w %s.%s=1", family.name, family.sysctl, family.all))
+			list = append(list, fmt.Sprintf("%s forwarding is off; run sysctl -w %s.%s=1", family.name, family.sysctl, family.all))
 			continue
 		}
 		for _, p := range ports {
 			if p.Attachment != nil && !r.forwards(family.sysctl, p.Name) {
-				list = append(list, fmt.Sprintf("%s: %s forwarding is off here: %s", p.Name, family.name, sysctlCommand(family.sysctl, p.Name, "forwarding=1")))
+				list = append(list, fmt.Sprintf("%s: %s forwarding is off on this interface; run %s", p.Name, family.name, sysctlCommand(family.sysctl, p.Name, "forwarding=1")))
 			}
 		}
 	}
 	return list
 }
 
-// sysctlCommand sets something of an interface, for a shell; sysctl is net.ipv4 or net.ipv6. The dots of a name such as
-// lan0.10 stay dots only if slashes separate the parts of the key (sysctl(8)).
+// sysctlCommand returns a shell command for a setting of an interface; sysctl is net.ipv4 or net.ipv6. If
+// the name has dots, as lan0.10, slashes must separate the parts of the key (sysctl(8)).
 func sysctlCommand(sysctl, ifname, setting string) string {
 	key := sysctl + ".conf." + ifname + "." + setting
 	if strings.Contains(ifname, ".") {
@@ -237,7 +238,7 @@ func sysctlCommand(sysctl, ifname, setting string) string {
 	return "sysctl -w " + shellWord(key)
 }
 
-// unquoted are the characters that a shell takes as they are.
+// unquoted are the characters that need no quotes in a shell.
 const unquoted = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/=-"
 
 func shellWord(text string) string {
@@ -247,7 +248,8 @@ func shellWord(text string) string {
 	return text
 }
 
-// forwards is Options.Forwards of the kernel. What cannot be read counts as on: the interface may just have gone.
+// forwards reads Options.Forwards from /proc. It returns true on an error: the interface may just have been
+// deleted.
 func forwards(sysctl, ifname string) bool {
 	dir := strings.ReplaceAll(sysctl, ".", "/")
 	data, err := os.ReadFile(filepath.Join("/proc/sys", dir, "conf", ifname, "forwarding"))

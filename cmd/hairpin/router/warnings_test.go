@@ -21,7 +21,7 @@ func prefixes(list ...string) (found []netip.Prefix) {
 	return found
 }
 
-// Forwards that no interface has an address for, of their family.
+// TestWithoutAddress: forwards for whose address family no interface has an address.
 func TestWithoutAddress(t *testing.T) {
 	parse := func(line string) rule.Forward {
 		f, err := rule.ParseForward(strings.Fields(line))
@@ -43,7 +43,7 @@ func TestWithoutAddress(t *testing.T) {
 		{"IPv6 on one", prefixes("203.0.113.1/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "fe80::1/64"), "c6 wan1 IPv6"},
 		{"no IPv6", prefixes("203.0.113.1/24"), prefixes("198.51.100.1/24"), "a6 no WAN interface IPv6, b6 wan0 IPv6, c6 wan1 IPv6"},
 		{"IPv6 alone", prefixes("2001:db8::1/64"), prefixes("2001:db8:1::1/64"), "a no WAN interface IPv4, b wan0 IPv4, c wan1 IPv4"},
-		{"no address at all", nil, prefixes("fe80::1/64"), ""}, // told for each interface
+		{"no address at all", nil, prefixes("fe80::1/64"), ""}, // portWarnings warns for each interface instead
 	} {
 		ports := []Port{
 			{Name: "wan0", Role: config.RoleWAN, Link: &loader.Link{Addresses: test.wan0}},
@@ -61,7 +61,8 @@ func TestWithoutAddress(t *testing.T) {
 	}
 }
 
-// IPv6 need not be forwarded by who has no forward of it. While no link is up the router may still be booting.
+// TestNotForwarding: IPv6 must be forwarded only if an IPv6 forward runs. While every link is down, the
+// router may still be booting.
 func TestNotForwarding(t *testing.T) {
 	up := &loader.Link{Up: true}
 	ports := []Port{
@@ -80,7 +81,7 @@ func TestNotForwarding(t *testing.T) {
 	if got := New(Options{Forwards: off}).NotForwarding(false, booting); got != nil {
 		t.Errorf("no link is up: %q", got)
 	}
-	const four, six = false, true // whether a forward of IPv6 runs
+	const four, six = false, true // whether an IPv6 forward runs
 	for _, test := range []struct {
 		name string
 		ipv6 bool
@@ -88,14 +89,14 @@ func TestNotForwarding(t *testing.T) {
 		want []string
 	}{
 		{"all on", six, "", nil},
-		{"IPv4 off", four, "net.ipv4/all", []string{"IPv4 forwarding is off: sysctl -w net.ipv4.ip_forward=1"}},
-		{"IPv4 off on one", four, "net.ipv4/lan0", []string{"lan0: IPv4 forwarding is off here: sysctl -w net.ipv4.conf.lan0.forwarding=1"}},
-		{"off on a VLAN", four, "net.ipv4/lan0.10", []string{"lan0.10: IPv4 forwarding is off here: sysctl -w net/ipv4/conf/lan0.10/forwarding=1"}},
-		{"off on an odd name", four, "net.ipv4/l'n$0", []string{`l'n$0: IPv4 forwarding is off here: sysctl -w 'net.ipv4.conf.l'\''n$0.forwarding=1'`}},
+		{"IPv4 off", four, "net.ipv4/all", []string{"IPv4 forwarding is off; run sysctl -w net.ipv4.ip_forward=1"}},
+		{"IPv4 off on one", four, "net.ipv4/lan0", []string{"lan0: IPv4 forwarding is off on this interface; run sysctl -w net.ipv4.conf.lan0.forwarding=1"}},
+		{"off on a VLAN", four, "net.ipv4/lan0.10", []string{"lan0.10: IPv4 forwarding is off on this interface; run sysctl -w net/ipv4/conf/lan0.10/forwarding=1"}},
+		{"off on an odd name", four, "net.ipv4/l'n$0", []string{`l'n$0: IPv4 forwarding is off on this interface; run sysctl -w 'net.ipv4.conf.l'\''n$0.forwarding=1'`}},
 		{"off on one that is not attached", four, "net.ipv4/lan1", nil},
 		{"IPv6 off without a forward of it", four, "net.ipv6/all", nil},
-		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off: sysctl -w net.ipv6.conf.all.forwarding=1"}},
-		{"IPv6 off on one", six, "net.ipv6/wan0", []string{"wan0: IPv6 forwarding is off here: sysctl -w net.ipv6.conf.wan0.forwarding=1"}},
+		{"IPv6 off", six, "net.ipv6/all", []string{"IPv6 forwarding is off; run sysctl -w net.ipv6.conf.all.forwarding=1"}},
+		{"IPv6 off on one", six, "net.ipv6/wan0", []string{"wan0: IPv6 forwarding is off on this interface; run sysctl -w net.ipv6.conf.wan0.forwarding=1"}},
 	} {
 		got := New(Options{Forwards: func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off }}).NotForwarding(test.ipv6, ports)
 		if !slices.Equal(got, test.want) {

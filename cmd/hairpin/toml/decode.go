@@ -21,21 +21,22 @@ import (
 
 const version = 1
 
-// reader turns documents into one configuration and collects what is wrong.
+// reader makes one configuration of the documents, and collects the problems.
 type reader struct {
 	cfg      config.Config
 	files    map[config.DNSFormat]*config.DNSFile
 	problems []*problem
-	places   map[place]position // of what was read
-	lists    map[place][]*value // the items of what was read as a list
-	broken   map[place]bool     // fields that have a problem already
+	places   map[place]position // positions of the fields that were read
+	lists    map[place][]*value // items of the fields that are arrays
+	broken   map[place]bool     // fields that have a problem
 
-	// lean is to remember no places of forwards: if there is any problem, everything is read again, with them.
+	// lean saves memory: no positions of forwards are kept. If there is a problem, parse reads everything
+	// again without lean.
 	lean  bool
 	wrong bool // there is a problem
 }
 
-// place is a field of a forward, or of no forward with index -1.
+// place is a field of the forward with this index; index -1 means a field outside forwards.
 type place struct {
 	index int
 	field string
@@ -100,16 +101,16 @@ func (r *reader) report(at position, about place, err error) {
 	r.broken[about] = true
 }
 
-// fields are a table's keys and what reads each.
+// fields maps the keys of a table to the functions that read their values.
 type fields map[string]func(at position, v *value) error
 
-// table reads every key of a table; prefix is its name with a dot.
+// table reads every key of a table. prefix is the name of the table with a dot.
 func (r *reader) table(doc *document, t *table, index int, prefix string, known fields) {
 	for _, e := range t.entries {
 		about := place{index, prefix + e.key}
 		read, ok := known[e.key]
 		if !ok {
-			// The key is quoted in the message, it may be anything.
+			// No field here: the message already quotes the key, which may be any text.
 			r.report(position{doc, e.offset}, place{index, ""}, unknownKey(e.key, prefix, known))
 			continue
 		}
@@ -126,7 +127,7 @@ func (r *reader) table(doc *document, t *table, index int, prefix string, known 
 	}
 }
 
-// remember notes where a field was read; v is its value, nil for a whole table.
+// remember stores the position of a field; v is its value, nil for a whole table.
 func (r *reader) remember(about place, at position, v *value) {
 	if r.lean && about.index >= 0 {
 		return
@@ -137,13 +138,13 @@ func (r *reader) remember(about place, at position, v *value) {
 	}
 }
 
-// itemError is what is wrong with one item of a list.
+// itemError is the error of one item of a list.
 type itemError struct {
 	offset int
 	error
 }
 
-// splitJoined lists the errors that err joins.
+// splitJoined returns the errors that err joins.
 func splitJoined(err error) []error {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
@@ -199,7 +200,7 @@ func readVersion(_ position, v *value) error {
 	return err
 }
 
-// sections are the tables of the main file but [[forward]] and [[intercept]].
+// sections returns the tables of the main file, without [[forward]] and [[intercept]].
 func (r *reader) sections() map[string]fields {
 	c := &r.cfg
 	return map[string]fields{
@@ -235,7 +236,7 @@ func (r *reader) sections() map[string]fields {
 	}
 }
 
-// standIns reads a table whose keys are networks, of clients.
+// standIns reads a table whose keys are networks of clients.
 func (r *reader) standIns(at position, v *value) error {
 	const field = "reflection.prefixes"
 	if v.table == nil {
@@ -251,7 +252,7 @@ func (r *reader) standIns(at position, v *value) error {
 			s.Network, err = network(e.value)
 		}
 		if _, twice := r.places[about]; err == nil && twice {
-			err = errors.New("it is there twice, in two spellings")
+			err = errors.New("the network is there twice, in two spellings; remove one of them")
 		}
 		if err != nil {
 			r.report(at, about, err)
@@ -271,7 +272,7 @@ func network(v *value) (netip.Prefix, error) {
 	return rule.ParsePrefix(v.text)
 }
 
-// perFormat reads a table whose keys are formats of files for name servers.
+// perFormat reads a table whose keys are formats of DNS files.
 func (r *reader) perFormat(prefix string, read func(*config.DNSFile, position, *value) error) func(position, *value) error {
 	return func(at position, v *value) error {
 		if v.table == nil {
@@ -303,12 +304,12 @@ func readDNSPath(file *config.DNSFile, at position, v *value) error {
 
 func readDNSReload(file *config.DNSFile, at position, v *value) error {
 	if v.kind != unstable.Array {
-		return fmt.Errorf("%w; write the program and each argument apart, as in [\"unbound-control\", \"reload\"]", typeError(v, "a list"))
+		return fmt.Errorf("%w; write the program and each argument as one item, as in [\"unbound-control\", \"reload\"]", typeError(v, "a list"))
 	}
 	return intoList(&file.Reload)(at, v)
 }
 
-// dnsFiles are those whose paths could be read, in the order of the formats.
+// dnsFiles returns the DNS files whose path could be read, in the order of the formats.
 func (r *reader) dnsFiles() (files []config.DNSFile) {
 	for _, format := range config.DNSFormats() {
 		if file := r.files[format]; file != nil && !r.broken[place{-1, config.DNSWriteKey(format)}] {
@@ -318,7 +319,7 @@ func (r *reader) dnsFiles() (files []config.DNSFile) {
 	return files
 }
 
-// forwards reads [[forward]] or [[intercept]], also when it is written as an array.
+// forwards reads [[forward]] or [[intercept]], or an array of inline tables.
 func (r *reader) forwards(doc *document, v *value, kind string, read func(*document, *table)) error {
 	if v.kind != unstable.Array {
 		return fmt.Errorf("it is a single table; write [[%s]] with two brackets", kind)
@@ -349,15 +350,15 @@ func (r *reader) intercept(doc *document, t *table) {
 	r.finishForward(doc, t, known, "name", "protocol", "port", "to")
 }
 
-// beginForward begins a forward or an intercept, with the keys that both have but for
-// the target.
+// beginForward adds a forward or an intercept, and returns the keys that both have. The key "to" comes
+// later.
 func (r *reader) beginForward(doc *document, t *table, intercept bool) (*rule.Forward, fields) {
 	index := len(r.cfg.Forwards)
 	line, _ := doc.position(t.offset)
 	r.cfg.Forwards = append(r.cfg.Forwards, rule.Forward{Intercept: intercept, Source: fmt.Sprintf("%s:%d", doc.name, line)})
 	f := &r.cfg.Forwards[index]
 	r.remember(place{index, ""}, position{doc, t.offset}, nil)
-	// The name goes first, for the messages about the others.
+	// Read the name first: problems of other keys name the forward.
 	if e := t.get("name"); e != nil && e.value.kind == unstable.String {
 		f.Name = e.value.text
 	}
@@ -372,7 +373,7 @@ func (r *reader) beginForward(doc *document, t *table, intercept bool) (*rule.Fo
 	}
 }
 
-// finishForward reads the table of the forward that was begun last; required are keys that must be there.
+// finishForward reads the table of the last forward. required are the keys that must exist.
 func (r *reader) finishForward(doc *document, t *table, known fields, required ...string) {
 	index := len(r.cfg.Forwards) - 1
 	f := &r.cfg.Forwards[index]
@@ -386,7 +387,8 @@ func (r *reader) finishForward(doc *document, t *table, known fields, required .
 	}
 	about := place{index, "to"}
 	if r.broken[place{index, "port"}] && strings.Count(target, ":") == 1 {
-		// The port could not be read, so the target's ports cannot be compared with it. The address is still checked.
+		// The port could not be read, so the target's ports cannot be compared with it. The address is
+		// still checked.
 		target, _, _ = strings.Cut(target, ":")
 	}
 	if t.get(about.field) != nil && !r.broken[about] {
@@ -396,7 +398,8 @@ func (r *reader) finishForward(doc *document, t *table, known fields, required .
 	}
 }
 
-// validate adds the problems of values that could be read. Values that could not be read have one already.
+// validate adds the problems of values that could be read. A value that could not be read already has a
+// problem; validate does not add a second problem.
 func (r *reader) validate() {
 	if r.lean {
 		r.wrong = r.wrong || r.cfg.Validate() != nil
@@ -407,7 +410,7 @@ func (r *reader) validate() {
 	unread := map[int]bool{}
 	for about := range r.broken {
 		if about.index >= 0 {
-			// A forward without protocols conflicts with no other.
+			// A forward without protocols conflicts with no other forward.
 			checked.Forwards[about.index].Protocols = nil
 			unread[about.index] = true
 		}
@@ -473,8 +476,8 @@ func intoString(into *string) func(position, *value) error {
 	}
 }
 
-// list calls each for the strings of a list; one alone is a list too. It returns
-// an itemError for each that is refused.
+// list calls each for the strings of a list. A single string counts as a list of one. It returns an
+// itemError for each item that each refuses.
 func list(v *value, each func(string) error) error {
 	items := v.items
 	if v.kind != unstable.Array {
@@ -504,7 +507,7 @@ func intoStrings(into *[]string) func(position, *value) error {
 	}
 }
 
-// intoList replaces a default, also by an empty list, which is not an absent one.
+// intoList replaces the default, also if the list is empty: an empty list differs from an absent key.
 func intoList(into *[]string) func(position, *value) error {
 	return func(at position, v *value) error {
 		*into = []string{}
@@ -523,7 +526,7 @@ func intoUint32(into *uint32) func(position, *value) error {
 	}
 }
 
-// intoLimit reads a number that may be absent: zero would mean that.
+// intoLimit reads a number whose key may be absent. It refuses 0, because 0 stands for an absent key.
 func intoLimit(into *uint32) func(position, *value) error {
 	return func(at position, v *value) error {
 		err := intoUint32(into)(at, v)
@@ -534,7 +537,7 @@ func intoLimit(into *uint32) func(position, *value) error {
 	}
 }
 
-// intoTimeout reads one that may be absent: zero would mean that.
+// intoTimeout reads a duration whose key may be absent. It refuses 0, because 0 stands for an absent key.
 func intoTimeout(into *time.Duration) func(position, *value) error {
 	return func(at position, v *value) error {
 		err := intoDuration(into)(at, v)
@@ -548,11 +551,11 @@ func intoTimeout(into *time.Duration) func(position, *value) error {
 func intoDuration(into *time.Duration) func(position, *value) error {
 	return func(_ position, v *value) error {
 		if v.kind != unstable.String {
-			return fmt.Errorf("%w; write it with its unit, as in \"90s\"", typeError(v, "a duration"))
+			return fmt.Errorf("%w; write a string with a unit, as in \"90s\"", typeError(v, "a duration"))
 		}
 		duration, err := time.ParseDuration(v.text)
 		if err != nil {
-			return fmt.Errorf("%s is not a duration; one looks like 2h4m or 90s", rule.Quote(v.text))
+			return fmt.Errorf("%s is not a duration; write for example 2h4m or 90s", rule.Quote(v.text))
 		}
 		*into = duration
 		return nil
@@ -584,7 +587,7 @@ func intoExternal(into *rule.External) func(position, *value) error {
 	}
 }
 
-// intoPorts takes "443", "6000-6010", and 443 without quotes.
+// intoPorts accepts "443", "6000-6010", and 443 without quotes.
 func intoPorts(into *rule.Ports) func(position, *value) error {
 	return func(_ position, v *value) (err error) {
 		if v.kind != unstable.String && v.kind != unstable.Integer {
@@ -635,7 +638,7 @@ func intoNetworks(into *[]netip.Prefix) func(position, *value) error {
 	}
 }
 
-// intoInterfaces takes no empty list: that would mean all of them.
+// intoInterfaces refuses an empty list, because an empty list would mean every LAN interface.
 func intoInterfaces(into *[]string) func(position, *value) error {
 	return func(at position, v *value) error {
 		if v.kind == unstable.Array && len(v.items) == 0 {

@@ -11,7 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestLeanReadingReadsTheSame as reading with all places, rules in the same order too.
+// TestLeanReadingReadsTheSame: reading without positions gives the same rules, in the same order.
 func TestLeanReadingReadsTheSame(t *testing.T) {
 	block := func(kind, name string, port int) string {
 		return fmt.Sprintf("[[%s]]\nname = %q\nprotocol = \"udp\"\nport = %d\nto = \"10.0.0.%d\"\n", kind, name, port, port)
@@ -53,7 +53,7 @@ func TestLeanReadingReadsTheSame(t *testing.T) {
 	}
 }
 
-// TestReadingHoldsLittle beside the forwards and the file.
+// TestReadingHoldsLittle: reading needs little memory in addition to the forwards and the file.
 func TestReadingHoldsLittle(t *testing.T) {
 	const forwards, each = 20_000, 2048
 	var text strings.Builder

@@ -13,14 +13,14 @@ import (
 	"hairpin/maps/config"
 )
 
-// TestPlacesOfItems: what is wrong with an item of a list is told at its own line, whether the file alone shows
-// it or the other settings do.
+// TestPlacesOfItems: a problem of a list item has the line of the item, whether reading or validating finds
+// it.
 func TestPlacesOfItems(t *testing.T) {
 	const forward = "[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = 80\nto = \"10.0.0.1\"\n"
 	const intercept = "[[intercept]]\nname = \"i\"\nport = 53\nto = \"10.0.0.9\"\n"
 	for name, test := range map[string]struct {
 		text string
-		want []string // places, and what each is about
+		want []string // places, and the fields of the problems
 	}{
 		"what an item is": {"[interfaces]\nwan = [\n  \"wan0\", # ] the first\n\n  [1], {}, 7,\n  'x',\n  true,\n]\n", []string{
 			`x:6:3: interfaces.wan: it is a list`, `x:6:8: interfaces.wan: it is a table`, `x:6:12: interfaces.wan: "7"`, `x:8:3: interfaces.wan: "true"`,
@@ -66,7 +66,7 @@ func TestPlacesOfItems(t *testing.T) {
 	}
 }
 
-// TestPlacesOfUnusualValues: the TOML parser tells no place of lists.
+// TestPlacesOfUnusualValues: the TOML parser gives no offset for arrays.
 func TestPlacesOfUnusualValues(t *testing.T) {
 	for name, test := range map[string]struct {
 		text string
@@ -98,11 +98,11 @@ func TestPlacesOfUnusualValues(t *testing.T) {
 	}
 }
 
-// TestProblemsStandInTheOrderOfTheFiles, whichever of them is found first.
+// TestProblemsStandInTheOrderOfTheFiles: problems are sorted by file, whichever is found first.
 func TestProblemsStandInTheOrderOfTheFiles(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "hairpin.toml")
-	writeFile(t, path, "version = 1\ndatapath.mode = \"x\"\n") // found when all has been read
+	writeFile(t, path, "version = 1\ndatapath.mode = \"x\"\n") // validate finds this problem, after all files are read
 	writeFile(t, filepath.Join(dir, DropInDir, "a.toml"), "versoin = 1\n")
 	_, err := Load(path)
 	if err == nil {
@@ -115,7 +115,7 @@ func TestProblemsStandInTheOrderOfTheFiles(t *testing.T) {
 	}
 }
 
-// TestTheInstalledFileIsTheDefault reads what `make install` installs.
+// TestTheInstalledFileIsTheDefault reads the file that "make install" installs.
 func TestTheInstalledFileIsTheDefault(t *testing.T) {
 	data, err := os.ReadFile("../dist/hairpin.toml")
 	if err != nil {

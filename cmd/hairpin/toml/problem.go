@@ -11,25 +11,26 @@ import (
 	"hairpin/maps/rule"
 )
 
-// problem is something wrong at a place of a file; lines and columns count from 1.
+// problem is an error at a place in a file. Line and column count from 1.
 type problem struct {
 	File         string
 	Line, Column int
 	rule.Problem
 }
 
-// Error implements error: "FILE:LINE:COLUMN: what is wrong".
+// Error implements error: "FILE:LINE:COLUMN: MESSAGE".
 func (p *problem) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s", p.File, p.Line, p.Column, p.Problem.Error())
 }
 
-// Unwrap gives the problem without its place.
+// Unwrap returns the problem without its place.
 func (p *problem) Unwrap() error { return &p.Problem }
 
-// maxProblems is how many are told; a file that has more is not a configuration.
+// maxProblems is the largest number of problems in an error: a file with more is probably not a
+// configuration.
 const maxProblems = 100
 
-// joinSorted orders problems as they stand, within the order of the files.
+// joinSorted joins problems, sorted by file, line and column. Files are in the order of sources.
 func joinSorted(problems []*problem, sources []source) error {
 	files := map[string]int{}
 	for i, s := range sources {

@@ -3,10 +3,11 @@
 // Package toml reads the configuration file and its drop-ins, and writes the drop-in of "hairpin save".
 // Every problem is reported with its file, line and column.
 //
-// It looks at files only: it never asks the kernel, the network or what runs. It never writes a file that somebody else
-// may edit.
+// It uses only files: it never asks the kernel, the network or the running configuration. It never writes a
+// file that an administrator may edit.
 //
-// The tree with positions is our own, because the library's decoder stops at the first value that it cannot take.
+// The package has its own tree with positions, because the library's decoder stops at the first value of a
+// wrong type.
 package toml
 
 import (
@@ -30,22 +31,20 @@ import (
 	"hairpin/maps/config"
 )
 
-// maxSize is what one file may have, in bytes; 65,535 forwards take less.
+// maxSize is the largest size of a file in bytes; 65,535 forwards need less.
 const maxSize = 16 << 20
 
-// DropInDir is the directory beside the configuration file whose *.toml files
-// add forwards and intercepts.
+// DropInDir is the directory next to the configuration file. Its *.toml files add forwards and intercepts.
 const DropInDir = "forwards.d"
 
-// Load reads the configuration file at path and the forwards of the *.toml
-// files in DropInDir beside it, in the order of their names. The error joins every
-// problem of all files, unless a file could not be read at all.
+// Load reads the configuration file at path, and the *.toml files in DropInDir next to it, sorted by name.
+// The error joins the problems of all files. If a file cannot be read at all, the error has only the files
+// that cannot be read.
 //
-// A file that others could have written is refused, and so is such a DropInDir; see
-// trust.Check. The check is of the open descriptor that is then read, so that nobody
-// can exchange the file in between. Drop-ins are opened relative to the descriptor of
-// their directory, for the same reason. Symbolic links are followed: those in a
-// directory that root alone can write are root's.
+// Load fails if another user could have written a file or DropInDir; see trust.Check. It checks the open
+// descriptor that it then reads, so nobody can exchange the file in between. For this reason it also opens
+// drop-ins relative to the descriptor of their directory. Load follows symbolic links, because only root
+// can make links in a directory that passes the check.
 func Load(path string) (config.Config, error) {
 	data, err := read(unix.AT_FDCWD, path, path)
 	if err != nil {
@@ -73,14 +72,14 @@ func Load(path string) (config.Config, error) {
 	return parse(sources)
 }
 
-// Modified is when the files that Load reads were written, added or removed last.
+// Modified returns the last time at which a file that Load reads was written, added or removed.
 func Modified(path string) (time.Time, error) {
 	dir, names, err := dropIns(path)
 	if err != nil {
 		return time.Time{}, err
 	}
 	defer dir.Close()
-	// A file that was removed or renamed leaves its time in the directory.
+	// Removing or renaming a file changes the time of the directory.
 	paths := []string{path, filepath.Join(filepath.Dir(path), DropInDir)}
 	for _, name := range names {
 		paths = append(paths, filepath.Join(dir.Name(), name))
@@ -101,8 +100,8 @@ func Modified(path string) (time.Time, error) {
 	return last, nil
 }
 
-// Parse reads a configuration that is one file, called name in errors. The caller
-// answers for where data is from.
+// Parse reads a configuration of one file; name is for errors. The caller must know that data can be
+// trusted.
 func Parse(name string, data []byte) (config.Config, error) {
 	if len(data) > maxSize {
 		return config.Config{}, tooLarge(name)
@@ -110,16 +109,16 @@ func Parse(name string, data []byte) (config.Config, error) {
 	return parse([]source{{name: name, data: data}})
 }
 
-// source is a file that has been read.
+// source is the content of a file.
 type source struct {
 	name   string
 	data   []byte
 	dropIn bool
 }
 
-// dropIns opens DropInDir beside the file at path, and lists the drop-ins in it. The
-// directory is nil if there is none; closing nil does no harm. Names that begin with a
-// dot are left out: atomicfile gives such names to its temporary files.
+// dropIns opens DropInDir next to the file at path, and lists its drop-ins. The directory is nil if it does
+// not exist; closing nil is harmless. Names that begin with a dot are left out, because atomicfile uses
+// such names for its temporary files.
 func dropIns(path string) (*os.File, []string, error) {
 	dir, err := os.OpenFile(filepath.Join(filepath.Dir(path), DropInDir), os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -158,9 +157,8 @@ func tooLarge(name string) error {
 	return fmt.Errorf("%s: larger than %d MiB, the limit for a configuration", name, maxSize>>20)
 }
 
-// read reads a file relative to an open directory; path is what messages call it.
-// It takes regular files only, because a pipe might never end, and only those that
-// nobody else could have written.
+// read reads a file relative to an open directory; path is its name in messages. It accepts only regular
+// files, because a pipe might never end, and only files that pass trust.Check.
 func read(dir int, name, path string) ([]byte, error) {
 	file, err := openAt(dir, name, path)
 	if err != nil {
@@ -177,7 +175,7 @@ func read(dir int, name, path string) ([]byte, error) {
 	if err := trust.Check(path, info); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	// In one piece: to grow would leave as much again behind.
+	// Allocate once: a growing buffer would leave garbage of the same size.
 	var data bytes.Buffer
 	data.Grow(int(min(info.Size(), maxSize)) + bytes.MinRead)
 	if _, err := data.ReadFrom(io.LimitReader(file, maxSize+1)); err != nil {
@@ -189,8 +187,8 @@ func read(dir int, name, path string) ([]byte, error) {
 	return data.Bytes(), nil
 }
 
-// openAt opens a file as os.Open does, relative to an open directory. os.Root is no
-// replacement: it refuses links that lead out of the directory.
+// openAt opens a file relative to an open directory. os.Root cannot be used, because it refuses links that
+// lead out of the directory.
 func openAt(dir int, name, path string) (*os.File, error) {
 	for {
 		fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -204,7 +202,7 @@ func openAt(dir int, name, path string) (*os.File, error) {
 	}
 }
 
-// digest is the same only for the same files with the same content.
+// digest returns a hash of the names and contents of the files.
 func digest(sources []source) string {
 	hash := sha256.New()
 	for _, s := range sources {

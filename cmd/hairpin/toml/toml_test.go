@@ -23,7 +23,7 @@ import (
 
 var values = []cmp.Option{cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{}), cmpopts.EquateEmpty()}
 
-// full has every key there is.
+// full has every key.
 const full = `version = 1
 [interfaces]
 wan = ["wan0"]
@@ -194,7 +194,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// TestNoneIsNotAbsent: an empty list says something.
+// TestNoneIsNotAbsent: an empty list differs from an absent key.
 func TestNoneIsNotAbsent(t *testing.T) {
 	none, err := Parse("x.toml", []byte("version = 1\ndatapath.mss_clamp = []\nicmp.refuse = []\n"))
 	if err != nil || none.MSSClamp == nil || len(none.MSSClamp)+len(none.ICMP.Refuse) != 0 {
@@ -210,7 +210,7 @@ func TestNoneIsNotAbsent(t *testing.T) {
 	}
 }
 
-// TestProblems checks whole messages: where, what, and what to do.
+// TestProblems checks whole messages: the place, the cause and the cure.
 func TestProblems(t *testing.T) {
 	forward := func(lines string) string {
 		return "version = 1\ninterfaces.wan = [\"wan0\", \"wan1\"]\n[[forward]]\n" + lines
@@ -244,8 +244,8 @@ func TestProblems(t *testing.T) {
 		{"table as text", "version = 1\ntimeouts = \"1h\"\n", []string{`x.toml:2:12: timeouts: "1h" is a string where a table was expected`}},
 		{"one forward table", "version = 1\n[forward]\nname = \"a\"\n", []string{`x.toml:2:2: forward: it is a single table; write [[forward]] with two brackets`}},
 		{"forward of numbers", "version = 1\nforward = [1]\n", []string{`x.toml:2:12: forward: "1" is an integer where a table was expected`}},
-		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write it with its unit, as in "90s"`}},
-		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; one looks like 2h4m or 90s`}},
+		{"duration without unit", "version = 1\ntimeouts.udp = 300\n", []string{`x.toml:2:16: timeouts.udp: "300" is an integer where a duration was expected; write a string with a unit, as in "90s"`}},
+		{"not a duration", "version = 1\ntimeouts.udp = \"5 minutes\"\n", []string{`x.toml:2:16: timeouts.udp: "5 minutes" is not a duration; write for example 2h4m or 90s`}},
 		{"short duration", "version = 1\ntimeouts.udp = \"0s\"\n", []string{`x.toml:2:16: timeouts.udp: 0s is out of range; it is 1s to 720h`}},
 		{"no duration at all", "version = 1\ntimeouts.tcp_opening = \"0s\"\n", []string{`x.toml:2:24: timeouts.tcp_opening: 0s is out of range; it is 1s to 720h`}},
 		{"long duration", "version = 1\ntimeouts.tcp_closing = \"721h\"\n", []string{`x.toml:2:24: timeouts.tcp_closing: 721h0m0s is out of range`}},
@@ -260,25 +260,25 @@ func TestProblems(t *testing.T) {
 		{"clamp on what cannot be read", "version = 1\ninterfaces.wan = 7\ndatapath.mss_clamp = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
 		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
 		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
-		{"listen", "version = 1\nmetrics.listen = \"9845\"\n", []string{`x.toml:2:18: metrics.listen: "9845" is not an address to listen at; it looks like 127.0.0.1:9845, and "" is no metrics`}},
+		{"listen", "version = 1\nmetrics.listen = \"9845\"\n", []string{`x.toml:2:18: metrics.listen: "9845" is not a listening address; write ADDR:PORT such as 127.0.0.1:9845, or "" for no metrics`}},
 		{"reflection mode", "version = 1\nreflection.default = \"stand-in\"\n", []string{`x.toml:2:22: reflection.default: "stand-in" is not a reflect mode; possible are auto, router, public, prefix and off`}},
-		{"no prefixes", "version = 1\nreflection.default = \"prefix\"\n", []string{`x.toml:2:22: reflection.default: prefix needs reflection.prefixes`}},
+		{"no prefixes", "version = 1\nreflection.default = \"prefix\"\n", []string{`x.toml:2:22: reflection.default: prefix needs stand-ins for the clients`}},
 		{"prefixes in a list", "version = 1\n[reflection]\ndefault = \"prefix\"\nprefixes = [\"192.168.1.0/24\"]\n", []string{`x.toml:4:12: reflection.prefixes: it is a list where a table was expected`}},
 		{"what is no prefix", "version = 1\n[reflection]\ndefault = \"prefix\"\nprefixes = { \"192.168.1.7/24\" = \"198.18.1.0/24\", \"10.0.0.0/8\" = 11, lan0 = \"198.18.2.0/24\", \"fd00::/64\" = \"fd01::1/64\" }\n", []string{
-			`x.toml:4:14: reflection.prefixes: "192.168.1.7/24" has bits set behind its length; write 192.168.1.0/24`,
+			`x.toml:4:14: reflection.prefixes: "192.168.1.7/24" has host bits set; write 192.168.1.0/24`,
 			`x.toml:4:50: reflection.prefixes."10.0.0.0/8": "11" is an integer where a network was expected`,
 			`x.toml:4:69: reflection.prefixes: "lan0" is not an address`,
-			`x.toml:4:93: reflection.prefixes."fd00::/64": "fd01::1/64" has bits set behind its length; write fd01::/64`,
+			`x.toml:4:93: reflection.prefixes."fd00::/64": "fd01::1/64" has host bits set; write fd01::/64`,
 		}},
 		{"prefixes", "version = 1\n[reflection.prefixes]\n\"192.168.1.0/24\" = \"198.18.1.0/25\"\n \"fd00:0::/64\" = \"10.0.0.0/24\"\n\"fd00::/64\" = \"fd01::/64\"\n", []string{
 			`x.toml:3:1: reflection.prefixes."192.168.1.0/24": 198.18.1.0/25 and the clients 192.168.1.0/24 differ in size`,
-			`x.toml:5:1: reflection.prefixes."fd00::/64": it is there twice`,
+			`x.toml:5:1: reflection.prefixes."fd00::/64": the network is there twice`,
 		}},
 		{"prefix without prefixes of the family", forward(good + "reflect = \"prefix\"\n[reflection.prefixes]\n\"fd00::/64\" = \"fd01::/64\""), []string{
-			`x.toml:8:11: forward "a": reflect: it is prefix, but reflection.prefixes has no IPv4 network; add that of the clients, or choose another mode`,
+			`x.toml:8:11: forward "a": reflect: the mode is prefix, but reflection.prefixes has no IPv4 network; add the network of the clients, or choose another mode`,
 		}},
 		{"prefix by default without", forward(good + "[reflection]\ndefault = \"prefix\"\nprefixes = { \"fd00::/64\" = \"fd01::/64\" }"), []string{
-			`x.toml:3:3: forward "a": reflect: it is prefix by default, but reflection.prefixes has no IPv4 network`,
+			`x.toml:3:3: forward "a": reflect: the mode is prefix by default, but reflection.prefixes has no IPv4 network`,
 		}},
 		{"interface twice", "version = 1\n[interfaces]\nwan = [\"a\"]\nlan = [\"a\"]\n", []string{`x.toml:4:8: interfaces.lan: "a" is already in interfaces.wan`}},
 		{"interfaces of numbers", "version = 1\n[interfaces]\nlan = [1, true]\n", []string{`x.toml:3:8: interfaces.lan: "1" is an integer where a string was expected`, `x.toml:3:11: interfaces.lan: "true" is a boolean where a string was expected`}},
@@ -292,50 +292,50 @@ func TestProblems(t *testing.T) {
 		{"name", forward(strings.Replace(good, `"a"`, `"A b"`, 1)), []string{`x.toml:4:8: forward "A b": name: "A b" is not a name for a forward`}},
 		{"name as number", forward(strings.Replace(good, `"a"`, `7`, 1)), []string{`x.toml:4:8: forward "": name: "7" is an integer where a string was expected`}},
 		{"protocol", forward(strings.Replace(good, `"tcp"`, `"tcp", "ospf"`, 1)), []string{`x.toml:5:20: forward "a": protocol: "ospf" is not a supported protocol; possible are tcp, udp, sctp, icmp, udplite, gre, esp, ipip and any`}},
-		{"port without", forward(strings.Replace(good, `"tcp"`, `"tcp", "icmp"`, 1)), []string{`x.toml:6:8: forward "a": port: 80 is given, but icmp has no ports to select by; leave it out`}},
-		{"port of the target without", forward("name = \"a\"\nprotocol = \"gre\"\nto = \"10.0.0.1:80\""), []string{`x.toml:6:6: forward "a": to: port 80 at the target, but gre has no ports; leave it out`}},
+		{"port without", forward(strings.Replace(good, `"tcp"`, `"tcp", "icmp"`, 1)), []string{`x.toml:6:8: forward "a": port: 80 is given, but protocol icmp has no ports; leave the port out`}},
+		{"port of the target without", forward("name = \"a\"\nprotocol = \"gre\"\nto = \"10.0.0.1:80\""), []string{`x.toml:6:6: forward "a": to: target port 80 is given, but protocol gre has no ports; leave the port out`}},
 		{"sctp to another port", forward(strings.Replace(strings.Replace(good, "tcp", "sctp", 1), "10.0.0.1", "10.0.0.1:81", 1)), []string{
-			`x.toml:7:6: forward "a": to: port 81 at the target, but 80 at the external address: the ports of sctp cannot change, because its checksum covers them`,
+			`x.toml:7:6: forward "a": to: target port 81 differs from external port 80, but ports of sctp cannot change, because its checksum covers them`,
 		}},
-		{"any and another", forward("name = \"a\"\nprotocol = [\"any\", \"gre\"]\nto = \"10.0.0.1\""), []string{`x.toml:5:12: forward "a": protocol: any is every protocol; leave the others out`}},
+		{"any and another", forward("name = \"a\"\nprotocol = [\"any\", \"gre\"]\nto = \"10.0.0.1\""), []string{`x.toml:5:12: forward "a": protocol: any means every protocol; leave the others out`}},
 		{"gre twice", forward("name = \"a\"\nprotocol = \"gre\"\nto = \"10.0.0.1\"\n[[forward]]\nname = \"b\"\nprotocol = \"gre\"\nto = \"10.0.0.2\""), []string{
 			`x.toml:7:3: forward "b": port: gre is taken by forward "a" (x.toml:3)`,
 		}},
-		{"no protocol", forward(strings.Replace(good, `"tcp"`, ``, 1)), []string{`x.toml:5:12: forward "a": protocol: there is none; it is one or more of tcp, udp, sctp, icmp, udplite, gre, esp, ipip, any`}},
+		{"no protocol", forward(strings.Replace(good, `"tcp"`, ``, 1)), []string{`x.toml:5:12: forward "a": protocol: no protocol is given; give one or more of tcp, udp, sctp, icmp, udplite, gre, esp, ipip, any`}},
 		{"port", forward(strings.Replace(good, `"80"`, `"80abc"`, 1)), []string{`x.toml:6:8: forward "a": port: "80abc" is not a port; a port is a number from 1 to 65535, a range is written 6000-6010`}},
 		{"port 0", forward(strings.Replace(good, `"80"`, `0`, 1)), []string{`x.toml:6:8: forward "a": port: "0" is not a port`}},
 		{"port list", forward(strings.Replace(good, `"80"`, `[80, 81]`, 1)), []string{`x.toml:6:8: forward "a": port: it is a list where a port was expected`}},
 		{"backward range", forward(strings.Replace(good, `"80"`, `"90-80"`, 1)), []string{`x.toml:6:8: forward "a": port: "90-80" runs backwards; write 80-90`}},
-		{"target", forward(strings.Replace(good, `"10.0.0.1"`, `"010.0.0.1:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "010.0.0.1" is not an address; an address looks like 192.168.1.20, without leading zeros`}},
-		{"target that may have a port", forward(strings.Replace(good, `"10.0.0.1"`, `"fd00::20:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "fd00::20:80" is fd00::20 with port 80, or an address that ends so; write [fd00::20]:80 or [fd00::20:80]`}},
-		{"external that may have a port", forward(strings.Replace(good, `"10.0.0.1"`, `"fd00::20"`, 1) + "external = \"2001:db8::1:443\""), []string{`x.toml:8:12: forward "a": external: "2001:db8::1:443" is 2001:db8::1 with port 443, or an address that ends so; write 2001:db8::1 and give the port apart, or write [2001:db8::1:443]`}},
+		{"target", forward(strings.Replace(good, `"10.0.0.1"`, `"010.0.0.1:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "010.0.0.1" is not an address; an address looks like 192.168.1.20 (no leading zeros)`}},
+		{"target that may have a port", forward(strings.Replace(good, `"10.0.0.1"`, `"fd00::20:80"`, 1)), []string{`x.toml:7:6: forward "a": to: "fd00::20:80" is ambiguous: fd00::20 with port 80, or one longer address; write [fd00::20]:80 or [fd00::20:80]`}},
+		{"external that may have a port", forward(strings.Replace(good, `"10.0.0.1"`, `"fd00::20"`, 1) + "external = \"2001:db8::1:443\""), []string{`x.toml:8:12: forward "a": external: "2001:db8::1:443" is ambiguous: 2001:db8::1 with port 443, or one longer address; write 2001:db8::1 and give the port separately, or write [2001:db8::1:443]`}},
 		{"two families", forward(strings.Replace(good, `"10.0.0.1"`, `"[2001:db8::1]:80"`, 1) + "\nexternal = \"203.0.113.1\""), []string{`x.toml:7:6: forward "a": to: 2001:db8::1 is an IPv6 address, but the external address 203.0.113.1 is IPv4`}},
 		{"clients of the other family", forward(good + "\nfrom = [\"10.0.0.0/8\", \"2001:db8::/32\"]"), []string{`x.toml:9:23: forward "a": from: 2001:db8::/32 is an IPv6 network, but the target 10.0.0.1 is IPv4`}},
 		{"link-local target", forward(strings.Replace(good, `"10.0.0.1"`, `"fe80::1"`, 1)), []string{`x.toml:7:6: forward "a": to: fe80::1 is a link-local address`}},
 		{"loopback target", forward(strings.Replace(good, `"10.0.0.1"`, `"127.0.0.1"`, 1)), []string{`x.toml:7:6: forward "a": to: 127.0.0.1 is a loopback address`}},
-		{"range length", forward(strings.Replace(good, `"10.0.0.1"`, `"10.0.0.1:80-81"`, 1)), []string{`x.toml:7:6: forward "a": to: ports 80-81 are 2, but the external ports 80 are 1; give as many, or only the first`}},
+		{"range length", forward(strings.Replace(good, `"10.0.0.1"`, `"10.0.0.1:80-81"`, 1)), []string{`x.toml:7:6: forward "a": to: target range 80-81 has 2 ports, but external range 80 has 1; make the ranges equally long, or give only the first target port`}},
 		{"empty external", forward(good + "external = \"\""), []string{`x.toml:8:12: forward "a": external: it is empty; leave the key out to listen on every WAN interface`}},
 		{"unknown interface", forward(good + "external = \"wan\""), []string{`x.toml:8:12: forward "a": external: "wan" is not a WAN interface; did you mean "wan0"?`}},
 		{"empty from", forward(good + "from = []"), []string{`x.toml:8:8: forward "a": from: the list is empty, so nobody could connect; leave the key out to let everybody in`}},
-		{"from", forward(good + "from = [\"10.0.0.1/8\", \"x\"]"), []string{`x.toml:8:9: forward "a": from: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8`, `x.toml:8:23: forward "a": from: "x" is not an address`}},
+		{"from", forward(good + "from = [\"10.0.0.1/8\", \"x\"]"), []string{`x.toml:8:9: forward "a": from: "10.0.0.1/8" has host bits set; write 10.0.0.0/8`, `x.toml:8:23: forward "a": from: "x" is not an address`}},
 		{"host", forward(good + "hosts = [\"a b\"]"), []string{`x.toml:8:10: forward "a": hosts: "a b" is not a host name`}},
-		{"hosts", forward(good + "hosts = [\"*.example.org\", \"a_b\"]"), []string{`x.toml:8:10: forward "a": hosts: "*.example.org" is a wildcard, which would also catch the names of hosts that are elsewhere, and no hosts file has them; write each name`, `x.toml:8:27: forward "a": hosts: "a_b" is not a host name: it has '_'`}},
+		{"hosts", forward(good + "hosts = [\"*.example.org\", \"a_b\"]"), []string{`x.toml:8:10: forward "a": hosts: "*.example.org" is a wildcard, which would also match hosts elsewhere and does not work in a hosts file; write each name`, `x.toml:8:27: forward "a": hosts: "a_b" is not a host name: it has '_'`}},
 		{"host twice", forward(good + "hosts = [\"a.b\", \"A.b.\"]"), []string{`x.toml:8:17: forward "a": hosts: a.b is there twice`}},
 		{"host of two targets", forward(good+"hosts = [\"a.b\"]\n") + "[[forward]]\nname = \"b\"\nprotocol = \"tcp\"\nport = 81\nto = \"10.0.0.2\"\nhosts = [\"c.d\", \"a.b\"]", []string{
-			`x.toml:14:17: forward "b": hosts: a.b is a host of forward "a" (x.toml:3), which leads to 10.0.0.1, not 10.0.0.2; a name has one address for all its ports, so give each target a name of its own`,
+			`x.toml:14:17: forward "b": hosts: a.b is also a host of forward "a" (x.toml:3), whose target is 10.0.0.1, not 10.0.0.2; a name has one address for all ports, so give each target another name`,
 		}},
 		{"files as text", "version = 1\n[dns]\nwrite = \"/a\"\n", []string{`x.toml:3:9: dns.write: "/a" is a string where a table was expected`}},
 		{"file of an unknown format", "version = 1\ndns.write = { dnsmask = \"/a\" }\n", []string{`x.toml:2:15: unknown key "dnsmask" in [dns.write]; did you mean "dnsmasq"?`}},
 		{"unknown key of files", "version = 1\n[dns]\nwrites = {}\n", []string{`x.toml:3:1: unknown key "writes" in [dns]; did you mean "write"?`}},
 		{"file as number", "version = 1\ndns.write = { hosts = 7 }\ndns.reload = { hosts = [\"true\"] }\n", []string{`x.toml:2:23: dns.write.hosts: "7" is an integer where a string was expected`}},
 		{"file without a name", "version = 1\ndns.write.hosts = \"\"\n", []string{`x.toml:2:19: dns.write.hosts: it is empty; leave the key out to write no file`}},
-		{"relative file", "version = 1\n[dns.write]\nhosts = \"a\"\n", []string{`x.toml:3:9: dns.write.hosts: "a" is not the whole path of a file`}},
+		{"relative file", "version = 1\n[dns.write]\nhosts = \"a\"\n", []string{`x.toml:3:9: dns.write.hosts: "a" is not an absolute path`}},
 		{"files that are one", "version = 1\n[dns.write]\nunbound = \"/a\"\nhosts = \"/a\"\n", []string{`x.toml:3:11: dns.write.unbound: "/a" is the file of hosts already`}},
 		{"reload as a line", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = \"unbound-control reload\" }\n", []string{
-			`x.toml:4:22: dns.reload.unbound: "unbound-control reload" is a string where a list was expected; write the program and each argument apart, as in ["unbound-control", "reload"]`,
+			`x.toml:4:22: dns.reload.unbound: "unbound-control reload" is a string where a list was expected; write the program and each argument as one item, as in ["unbound-control", "reload"]`,
 		}},
-		{"reload of nothing", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = [] }\n", []string{`x.toml:4:22: dns.reload.unbound: it names no program; leave the key out to run none`}},
-		{"reload without a file", "version = 1\n[dns]\nreload = { unbound = [\"true\"] }\n", []string{`x.toml:3:22: dns.reload.unbound: no file is written to run it for; give the path in dns.write.unbound`}},
+		{"reload of nothing", "version = 1\n[dns]\nwrite = { unbound = \"/a\" }\nreload = { unbound = [] }\n", []string{`x.toml:4:22: dns.reload.unbound: there is no program; remove the key to run none`}},
+		{"reload without a file", "version = 1\n[dns]\nreload = { unbound = [\"true\"] }\n", []string{`x.toml:3:22: dns.reload.unbound: the command has no file; give the path of the file in dns.write.unbound`}},
 		{"same name", forward(good) + "[[forward]]\n" + strings.Replace(good, "80", "81", 1), []string{`x.toml:9:8: forward "a": name: the name is taken by another forward (x.toml:3)`}},
 		{"nothing in an intercept", "version = 1\ninterfaces.lan = [\"lan0\"]\n[[intercept]]\n", []string{
 			`x.toml:3:3: intercept "": name: it is missing`,
@@ -357,14 +357,14 @@ func TestProblems(t *testing.T) {
 		{"an unknown LAN", intercept(goodIntercept + "lan = [\"lan0\", \"lan\"]"), []string{`x.toml:8:16: intercept "dns": lan: "lan" is not a LAN interface; did you mean "lan0"?`}},
 		{"no LAN in the list", intercept(goodIntercept + "lan = []"), []string{`x.toml:8:7: intercept "dns": lan: the list is empty, so no interface would be meant; leave the key out for every LAN interface`}},
 		{"LANs that cannot be read", strings.Replace(intercept(goodIntercept), "[\"lan0\"]", "7", 1), []string{`x.toml:2:18: interfaces.lan: "7" is an integer`}},
-		{"except", intercept(goodIntercept + "except = [\"10.0.0.1/8\", \"x\"]"), []string{`x.toml:8:11: intercept "dns": except: "10.0.0.1/8" has bits set behind its length; write 10.0.0.0/8`, `x.toml:8:25: intercept "dns": except: "x" is not an address`}},
+		{"except", intercept(goodIntercept + "except = [\"10.0.0.1/8\", \"x\"]"), []string{`x.toml:8:11: intercept "dns": except: "10.0.0.1/8" has host bits set; write 10.0.0.0/8`, `x.toml:8:25: intercept "dns": except: "x" is not an address`}},
 		{"except of the other family", intercept(goodIntercept + "except = [\"fd00::1\"]"), []string{`x.toml:8:11: intercept "dns": except: fd00::1/128 is an IPv6 network, but the target 192.168.1.1 is IPv4`}},
-		{"reflect public", intercept(goodIntercept + "reflect = \"public\""), []string{`x.toml:8:11: intercept "dns": reflect: public cannot be intercepted by`}},
+		{"reflect public", intercept(goodIntercept + "reflect = \"public\""), []string{`x.toml:8:11: intercept "dns": reflect: an intercept cannot use public`}},
 		{"a name twice", intercept(goodIntercept) + "[[forward]]\nname = \"dns\"\nprotocol = \"udp\"\nport = 53\nto = \"192.168.1.9\"\nexternal = \"203.0.113.1\"\n", []string{
 			`x.toml:9:8: forward "dns": name: the name is taken by an intercept (x.toml:3)`,
 		}},
 		{"a loop", intercept(goodIntercept+"lan = \"lan0\"\nexcept = [\"192.168.1.53\"]\n") + "[[intercept]]\nname = \"b\"\nprotocol = \"tcp\"\nport = 53\nto = \"192.168.1.53\"\n", []string{
-			`x.toml:7:6: intercept "dns": to: what 192.168.1.1 itself asks others, intercept "b" (x.toml:10) would catch and send to 192.168.1.53, so that questions could go round; write 192.168.1.1 into except there`,
+			`x.toml:7:6: intercept "dns": to: intercept "b" (x.toml:10) would redirect the queries of target 192.168.1.1 to 192.168.1.53, so queries could loop; add 192.168.1.1 to except of that intercept`,
 		}},
 		{"same port", forward(good) + "[[forward]]\n" + strings.Replace(good, `"a"`, `"b"`, 1), []string{`x.toml:11:8: forward "b": port: 80 is taken by forward "a" (x.toml:3)`}},
 	} {
@@ -386,7 +386,7 @@ func TestProblems(t *testing.T) {
 	}
 }
 
-// TestEveryProblemIsReported, and none that only follows from another.
+// TestEveryProblemIsReported: every problem is reported, except problems that follow from another problem.
 func TestEveryProblemIsReported(t *testing.T) {
 	_, err := Parse("x.toml", []byte(`version = 3
 [interfaces]

@@ -13,15 +13,15 @@ import (
 	"github.com/pelletier/go-toml/v2/unstable"
 )
 
-// document is a file as a tree whose every node knows where it stands. The
-// TOML package's own decoder stops at the first value it cannot take.
+// document is a file as a tree; every node knows its position. The TOML package's own decoder stops at the
+// first value that has the wrong type.
 type document struct {
 	source
 	root  *table
-	lines []int32 // offsets where they begin
+	lines []int32 // offsets of the line starts
 
-	// forward, unless it is nil, takes each [[forward]] out of the tree once the next one begins. Thousands of them would
-	// be most of the memory that a reader holds.
+	// forward, if not nil, gets each [[forward]] when the next [[forward]] begins, and the tree drops it.
+	// Thousands of them would need most of the reader's memory.
 	forward func(*table)
 }
 
@@ -36,12 +36,12 @@ type entry struct {
 	value  *value
 }
 
-// value is one of: a table, an array of items, or a scalar's text.
+// value is a table, an array of items, or the text of a scalar.
 type value struct {
 	kind   unstable.Kind
 	offset int
-	end    int    // behind its last character
-	text   string // of a string without its quotes
+	end    int    // offset after the last character
+	text   string // of a string: without quotes
 	items  []*value
 	table  *table
 }
@@ -55,7 +55,7 @@ func (t *table) get(key string) *entry {
 	return nil
 }
 
-// position counts lines and characters from 1.
+// position returns line and column of an offset. Both count from 1; the column counts characters.
 func (d *document) position(offset int) (line, column int) {
 	line, exact := slices.BinarySearch(d.lines, int32(offset))
 	if !exact {
@@ -64,7 +64,7 @@ func (d *document) position(offset int) (line, column int) {
 	return line + 1, utf8.RuneCount(d.data[d.lines[line]:offset]) + 1
 }
 
-// newDocument begins to read a file.
+// newDocument prepares a file for read.
 func newDocument(s source) *document {
 	d := &document{source: s, root: &table{}, lines: make([]int32, 1, 1+bytes.Count(s.data, []byte{'\n'}))}
 	for i, c := range s.data {
@@ -75,7 +75,7 @@ func newDocument(s source) *document {
 	return d
 }
 
-// read makes the tree. Its error, nil if the file is TOML, comes with the place.
+// read builds the tree. On an error it returns the offset of the error.
 func (d *document) read() (offset int, err error) {
 	if bytes.HasPrefix(d.data, []byte("\ufeff")) {
 		return 0, errors.New("a byte order mark before the first key; save the file as UTF-8 without one")
@@ -83,9 +83,9 @@ func (d *document) read() (offset int, err error) {
 	if valid := validPrefix(d.data); valid < len(d.data) {
 		return valid, errors.New("not UTF-8; save the file as UTF-8")
 	}
-	// The decoder finds what is not TOML, duplicate keys included, which the parser below takes. It finds malformed
-	// numbers and dates only if it decodes into a map. Without one the reader finds them, because the reader converts
-	// every value.
+	// The decoder finds syntax errors and duplicate keys, which the parser below does not find. Malformed
+	// numbers and dates it finds only when it decodes into a map. Without a map the reader finds them,
+	// because it converts every value.
 	into := any(&struct{}{})
 	if d.forward == nil {
 		into = &map[string]any{}
@@ -137,8 +137,8 @@ func (d *document) parse() error {
 	return p.Error()
 }
 
-// handOver gives the [[forward]] before the one that begins away, unless there are intercepts before both: rules keep
-// the order that they have in the whole tree.
+// handOver gives the last complete [[forward]] to d.forward. It does not if there are intercepts, so that
+// rules keep the order that they have in the tree.
 func (d *document) handOver(next []entry) {
 	if d.forward == nil || len(next) != 1 || next[0].key != "forward" || d.root.get("intercept") != nil {
 		return
@@ -156,8 +156,8 @@ func keys(node *unstable.Node) (path []entry) {
 	return path
 }
 
-// descend goes from a table down a header's keys, making what is missing; an
-// array of tables gets a new one if the header is one of those.
+// descend follows the keys of a header down from a table, and makes missing tables. For the header of an
+// array of tables, it adds a table to the array.
 func (t *table) descend(path []entry, array bool) *table {
 	for i, key := range path {
 		last := i == len(path)-1
@@ -178,7 +178,7 @@ func (t *table) descend(path []entry, array bool) *table {
 			v = v.items[len(v.items)-1]
 		}
 		if v.table == nil {
-			// Unreachable: the decoder refuses such files.
+			// Cannot happen: the decoder refuses such files.
 			v.table = &table{offset: key.offset}
 		}
 		t = v.table
@@ -186,7 +186,7 @@ func (t *table) descend(path []entry, array bool) *table {
 	return t
 }
 
-// set returns where the value ends.
+// set stores a key and its value. It returns the offset after the value.
 func (t *table) set(p *unstable.Parser, node *unstable.Node) (end int) {
 	path := keys(node)
 	last := path[len(path)-1]
@@ -199,8 +199,8 @@ func (t *table) set(p *unstable.Parser, node *unstable.Node) (end int) {
 	return v.end
 }
 
-// newValue reads a value that begins behind from. Where it begins is found in the
-// text: the parser does not tell it of lists.
+// newValue reads a value that begins after the offset from. It finds the start in the text, because the
+// parser gives no offset for arrays.
 func newValue(p *unstable.Parser, node *unstable.Node, from int) *value {
 	v := &value{kind: node.Kind, offset: skipBetween(p.Data(), from), text: string(node.Data)}
 	switch node.Kind {
@@ -228,7 +228,7 @@ func newValue(p *unstable.Parser, node *unstable.Node, from int) *value {
 	return v
 }
 
-// skipBetween skips what may stand between values, and before the end of a list.
+// skipBetween skips white space, commas, equal signs and comments.
 func skipBetween(data []byte, at int) int {
 	comment := false
 	for ; at < len(data); at++ {

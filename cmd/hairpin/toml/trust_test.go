@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestMain gives all tests the mask that administrators have: with another one the files that they
-// write could be written by others, and would be refused.
+// TestMain sets the umask of administrators. With another umask, other users could write the tests' files,
+// and hairpin would refuse the files.
 func TestMain(m *testing.M) {
 	unix.Umask(0o022)
 	os.Exit(m.Run())
@@ -22,7 +22,8 @@ func TestMain(m *testing.M) {
 
 const minimal = "version = 1\ninterfaces.wan = [\"wan0\"]\n"
 
-// trustPlace is a configuration with a drop-in, and a place elsewhere for links to lead to.
+// trustPlace is a configuration with a drop-in, and a directory elsewhere for the targets of symbolic
+// links.
 type trustPlace struct {
 	t                               *testing.T
 	main, dropInDir, dropIn, beside string
@@ -58,9 +59,10 @@ func (p *trustPlace) link(target, path string) {
 	}
 }
 
-// TestFilesOfOthersAreRefused: whatever is read decides what runs as root, so nobody else may have a hand in it.
+// TestFilesOfOthersAreRefused: files decide what runs as root, so files that other users could have written
+// are refused.
 func TestFilesOfOthersAreRefused(t *testing.T) {
-	for name, spoil := range map[string]func(*trustPlace) string{ // returns the path that is named
+	for name, spoil := range map[string]func(*trustPlace) string{ // returns the path that the error names
 		"configuration, group":  func(p *trustPlace) string { p.chmod(p.main, 0o664); return p.main },
 		"configuration, others": func(p *trustPlace) string { p.chmod(p.main, 0o646); return p.main },
 		"drop-in":               func(p *trustPlace) string { p.chmod(p.dropIn, 0o664); return p.dropIn },
@@ -100,7 +102,8 @@ func TestFilesOfOthersAreRefused(t *testing.T) {
 	}
 }
 
-// TestEveryFileOfOthersIsNamed, so that one look mends all of them.
+// TestEveryFileOfOthersIsNamed: the error names all files, so that an administrator can correct them at
+// once.
 func TestEveryFileOfOthersIsNamed(t *testing.T) {
 	p := newTrustPlace(t)
 	second := filepath.Join(p.dropInDir, "20-b.toml")
@@ -135,7 +138,7 @@ func TestFilesThatOthersOwnAreRefused(t *testing.T) {
 	}
 }
 
-// TestLinksOfRootAreFollowed: configurations are kept in version control, or in a store of packages.
+// TestLinksOfRootAreFollowed: configurations may be links, for example into a version control directory.
 func TestLinksOfRootAreFollowed(t *testing.T) {
 	p := newTrustPlace(t)
 	p.link(p.beside, filepath.Join(p.dropInDir, "20-b.toml"))
@@ -147,7 +150,7 @@ func TestLinksOfRootAreFollowed(t *testing.T) {
 	if err != nil || len(c.Forwards) != 2 {
 		t.Errorf("%d forwards, %v", len(c.Forwards), err)
 	}
-	// What is not read is not looked at.
+	// Files that are not read are not checked.
 	p.chmod(filepath.Dir(p.beside), 0o777)
 	writeFile(t, filepath.Join(p.dropInDir, "README"), "")
 	p.chmod(filepath.Join(p.dropInDir, "README"), 0o666)
@@ -156,7 +159,7 @@ func TestLinksOfRootAreFollowed(t *testing.T) {
 	}
 }
 
-// TestTemporariesAreNoDropIns: what a killed writer left beside the files is never read.
+// TestTemporariesAreNoDropIns: the temporary file of a killed writer is never read.
 func TestTemporariesAreNoDropIns(t *testing.T) {
 	p := newTrustPlace(t)
 	for _, name := range []string{".50-cli.toml.123", ".50-cli.toml.", ".50-cli.toml"} {

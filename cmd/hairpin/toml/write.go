@@ -16,7 +16,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// header is for the reader of a written file.
+// header is a comment for people who open the file.
 const header = "# Written by `hairpin save`, which replaces it as a whole.\n\n"
 
 // fileForwards is the content of a file in DropInDir.
@@ -47,8 +47,8 @@ type fileIntercept struct {
 	Reflect  string   `toml:"reflect,omitempty"`
 }
 
-// Write replaces the file at path, in DropInDir, with these forwards, as
-// atomicfile.Write does. The directory is made if it is missing.
+// Write replaces the file at path, in DropInDir, with these forwards; see atomicfile.Write. It makes the
+// directory if it does not exist.
 func Write(path string, forwards []rule.Forward) error {
 	data, err := format(forwards)
 	if err != nil {

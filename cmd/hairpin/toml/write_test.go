@@ -39,7 +39,7 @@ func TestWriteIsReadBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The ports at the targets are written out.
+	// The target's ports are always written.
 	want[1].TargetPort, want[7].TargetPort = 6000, 123
 	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(rule.Forward{}, "Source"))...); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
@@ -94,7 +94,7 @@ func TestWriteKeepsTheMode(t *testing.T) {
 	wantOnly(t, path)
 }
 
-// wantOnly checks that nothing lies beside the file.
+// wantOnly checks that the directory has no other file.
 func wantOnly(t *testing.T, path string) {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Dir(path))
@@ -136,7 +136,7 @@ func TestWriteRefusesADirectory(t *testing.T) {
 	wantOnly(t, path)
 }
 
-// TestAFullDiskLeavesTheOldFile on a file system of its own.
+// TestAFullDiskLeavesTheOldFile uses its own full file system.
 func TestAFullDiskLeavesTheOldFile(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Fatal("needs root: sudo make test")

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package trust tells whether a file may decide what runs as root.
+// Package trust checks whether a file may decide what runs as root.
 package trust
 
 import (
@@ -12,23 +12,22 @@ import (
 	"syscall"
 )
 
-// writable are the mode bits that let others than the owner write. They cover POSIX access lists:
-// the group bits of a file with a list are the most that the list grants.
+// writable are the mode bits that let users other than the owner write. They also cover POSIX access lists:
+// on a file with a list, the group bits are the upper bound of the list.
 const writable fs.FileMode = 0o022
 
-// Check refuses a file or directory that somebody else could have written: one that is owned neither
-// by root nor by the effective user of this process, or that its group or others can write. The
-// configuration names commands that run as root, and opens the LAN to the Internet; sshd and sudo
-// have the same rule for their files. The error names the path, the owner or the mode, and the
-// command that puts it right.
+// Check fails for a file or directory that another user could have written. The owner must be root or the
+// effective user of this process, and neither the group nor others may write. The configuration names
+// commands that run as root, and opens the LAN to the Internet. sshd and sudo check their files in this
+// way, too. The error names the path, the owner or mode, and the command that corrects it.
 //
-// The caller passes what fstat says of the opened file. So the file that is checked is the file
-// that is read, and symbolic links on the way do not matter.
+// The caller passes the fstat result of the opened file. So the file that is checked is the file that is
+// read, and symbolic links in the path do not matter.
 //
-// Parent directories are not checked, and sudo does not check them either. Whoever can write to one
-// can remove files, or move other files of root's into their place, but cannot author a file that
-// passes. Where the names in a directory are themselves configuration, as in forwards.d, that is
-// too much: the caller checks that directory, too.
+// Check does not check parent directories; sudo does not, either. A user who can write to a parent
+// directory can remove files, or move other files of root there, but cannot write a file that passes. In a
+// directory such as forwards.d, the file names are part of the configuration, so the caller also checks
+// that directory.
 func Check(path string, info fs.FileInfo) error {
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -43,17 +42,17 @@ func check(path string, mode fs.FileMode, owner, self int) error {
 		if self != 0 {
 			allowed = "root or " + userName(self)
 		}
-		return fmt.Errorf("%s is owned by %s, and must be owned by %s, because it decides what runs as root: chown root %s",
+		return fmt.Errorf("%s is owned by %s, but must be owned by %s, because it decides what runs as root; chown root %s",
 			path, userName(owner), allowed, path)
 	}
 	if mode&writable != 0 {
-		return fmt.Errorf("%s can be written by others than its owner (mode %04o), and must not be, because it decides what runs as root: chmod go-w %s",
+		return fmt.Errorf("%s can be written by others than its owner (mode %04o), but it decides what runs as root; chmod go-w %s",
 			path, uint32(mode), path)
 	}
 	return nil
 }
 
-// userName is the name of a user with the number, or the number alone.
+// userName returns the user's name and number, or the number alone if the user has no name.
 func userName(uid int) string {
 	number := strconv.Itoa(uid)
 	if known, err := user.LookupId(number); err == nil {

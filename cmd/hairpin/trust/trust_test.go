@@ -21,7 +21,7 @@ func TestWhoMayOwnAndWrite(t *testing.T) {
 		name        string
 		mode        fs.FileMode
 		owner, self int
-		want        []string // words of the refusal; nil: taken
+		want        []string // words of the error; nil if the file is accepted
 	}{
 		{"root's, read by root", 0o644, 0, 0, nil},
 		{"root's, secret", 0o600, 0, 0, nil},
@@ -55,7 +55,7 @@ func TestWhoMayOwnAndWrite(t *testing.T) {
 	}
 }
 
-// The owner's name is told where the system knows it.
+// TestRefusalNamesTheUser: the error has the owner's name if the system knows the name.
 func TestRefusalNamesTheUser(t *testing.T) {
 	err := check("/x", 0o600, me, 0)
 	if err == nil || !strings.Contains(err.Error(), "uid 4711") {

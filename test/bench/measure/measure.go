@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package measure tells what work costs, on a machine that has other work to do, too.
+// Package measure measures the CPU time of work, on a machine that also does other work.
 package measure
 
 import (
@@ -15,21 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Clock tells how long one CPU has worked: the time of the thread that is pinned to it, and of the
-// kernel's own thread that takes over its packets under load. Whatever else the machine is made to do
-// meanwhile does not count.
+// Clock measures the CPU time of work on one CPU: the time of the thread that is pinned to this CPU, and of ksoftirqd, which
+// handles the CPU's packets under load. Other work of the machine does not count.
 type Clock struct {
 	cpu      int
-	softirqd string // its schedstat
+	softirqd string // path of ksoftirqd's schedstat
 }
 
-// Cost is what a piece of work took.
+// Cost is the time of a piece of work.
 type Cost struct {
 	CPU  time.Duration
 	Wall time.Duration
 }
 
-// NewClock finds out how the kernel accounts for a CPU.
+// NewClock returns the clock of a CPU. It is an error if the CPU does not exist.
 func NewClock(cpu int) (*Clock, error) {
 	names, err := os.ReadDir("/proc")
 	if err != nil {
@@ -45,7 +44,7 @@ func NewClock(cpu int) (*Clock, error) {
 	return nil, fmt.Errorf("find the kernel's thread %q: is there a CPU %d?", want[:len(want)-1], cpu)
 }
 
-// Time runs fn on the clock's CPU.
+// Time runs fn on the clock's CPU, and returns the time that fn took.
 func (c *Clock) Time(fn func() error) (Cost, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -90,7 +89,7 @@ func (c *Clock) read() (time.Duration, error) {
 	return time.Duration(thread.Nano() + kernel), nil
 }
 
-// Spread is a median and how far apart the middle half of the values is.
+// Spread is the median and the quartiles of Count values.
 type Spread struct {
 	Median float64 `json:"median"`
 	Low    float64 `json:"low"`  // first quartile
@@ -98,7 +97,7 @@ type Spread struct {
 	Count  int     `json:"count"`
 }
 
-// SpreadOf sums up values.
+// SpreadOf returns the spread of values.
 func SpreadOf(values []float64) Spread {
 	if len(values) == 0 {
 		return Spread{}
@@ -107,7 +106,7 @@ func SpreadOf(values []float64) Spread {
 	return Spread{Quantile(sorted, 0.5), Quantile(sorted, 0.25), Quantile(sorted, 0.75), len(values)}
 }
 
-// Quantile interpolates between the two nearest of sorted values.
+// Quantile returns the quantile q, 0 to 1, of sorted values, interpolated between the two nearest values.
 func Quantile(sorted []float64, q float64) float64 {
 	at := q * float64(len(sorted)-1)
 	i := int(at)
@@ -117,7 +116,7 @@ func Quantile(sorted []float64, q float64) float64 {
 	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
 }
 
-// Ratios divides what was measured in the same round.
+// Ratios returns a[i]/b[i] for each round i. It leaves out rounds in which b is 0.
 func Ratios(a, b []float64) []float64 {
 	out := make([]float64, 0, len(a))
 	for i := range min(len(a), len(b)) {

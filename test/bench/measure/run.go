@@ -13,7 +13,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// What the kernel's programs answer: linux/pkt_cls.h and linux/bpf.h.
+// The verdicts of TC and XDP programs: linux/pkt_cls.h and linux/bpf.h.
 const (
 	TCUnspec   = math.MaxUint32
 	TCRedirect = 7
@@ -22,24 +22,24 @@ const (
 	XDPRedirect = 4
 )
 
-// repeats make a slice of some hundredths of a second.
+// repeats is the number of runs in a slice: a slice then takes some 10 ms.
 const repeats = 100_000
 
-// ErrAnswer says that a program did something else with its packets than it should have.
+// ErrAnswer: a program returned a verdict other than Run.Code.
 var ErrAnswer = errors.New("wrong answer")
 
-// Run is a program and the packets it is run with, one after another.
+// Run is a program, and the stream of packets that it is run on.
 type Run struct {
 	Hook    traffic.Hook
 	Program *ebpf.Program
-	In      string // interface of the router
+	In      string // the router's interface that the packets come in by
 	Stream  traffic.Stream
-	Code    uint32 // what it has to answer
+	Code    uint32 // the expected verdict
 }
 
-// Over returns how many nanoseconds a run takes beyond one of an empty program. The error is ErrAnswer if
-// the program did not do with the last packet what was expected; prepare, which may be nil, runs before
-// the program does. The stream goes on where it ended.
+// Over returns the time of one run of the program, less the time of an empty program, in nanoseconds. It calls prepare before
+// the program runs; prepare may be nil. The error is ErrAnswer if the verdict for the last packet was not r.Code. The next call
+// continues the stream.
 func (r *Run) Over(c *Clock, t *traffic.Traffic, router *lab.Host, prepare func() error) (float64, error) {
 	empty, _, err := r.once(c, t, router, nil)
 	if err != nil {

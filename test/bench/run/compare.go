@@ -23,19 +23,19 @@ import (
 	"hairpin/test/bench/measure"
 )
 
-// options say what is measured.
+// options are the flags of the command line.
 type options struct {
-	base   string // object, tree or revision to compare with; "" for none
-	kind   string // only the kinds whose name contains this
+	base   string // object, tree or revision to compare with; "": do not compare
+	kind   string // measure only the kinds whose name contains this
 	cpu    int
-	loads  int // how often each object is loaded anew
-	rounds int // slices of each kind, each time
+	loads  int // how often each object is loaded
+	rounds int // slices of each kind after each load
 }
 
-// subject is what is measured: a binary of this program, and the object it is to load.
+// subject is an object to measure, and the build of this program that loads it.
 type subject struct{ name, binary, object string }
 
-// compare measures the programs of this tree, and those of a base in turn with them.
+// compare measures the programs of this tree, in turn with the programs of the base if there is a base.
 func compare(ctx context.Context, opts options, out io.Writer) (err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -63,16 +63,16 @@ func compare(ctx context.Context, opts options, out io.Writer) (err error) {
 	return r.print(out)
 }
 
-// results are what is known of all subjects.
+// results has the results of all subjects.
 type results struct {
 	greetings []greeting
 	names     []string
 	order     []request
-	values    map[request][][]float64 // by subject, one a load
+	values    map[request][][]float64 // by subject, one value for each load
 }
 
-// measure loads each subject once. Where code and tables come to lie makes a difference that may be larger than
-// that of two objects, and lasts until they are loaded anew.
+// measure loads each subject once and measures all kinds. The addresses of code and tables differ from load to load. Their effect
+// may be larger than the difference between two objects, so compare calls measure several times.
 func (r *results) measure(ctx context.Context, subjects []subject, opts options, load int) (err error) {
 	var all []*instance
 	defer func() {
@@ -111,8 +111,8 @@ func (r *results) measure(ctx context.Context, subjects []subject, opts options,
 	return nil
 }
 
-// ask measures one kind of packet in turn, and keeps the least of each subject: all that others do on the
-// machine only adds to it.
+// ask measures one kind of packet for all subjects in turn, and keeps the lowest value of each subject: other work on the
+// machine can only make a value higher.
 func (r *results) ask(all []*instance, what request, rounds int) error {
 	values, err := inTurn(all, what, rounds)
 	if err != nil {
@@ -158,7 +158,7 @@ func (r *results) print(out io.Writer) error {
 	return t.Flush()
 }
 
-// inTurn asks each for a slice a round, and returns the values of each.
+// inTurn asks each instance for one slice in each round, and returns the values of each instance.
 func inTurn(all []*instance, r request, rounds int) ([][]float64, error) {
 	values := make([][]float64, len(all))
 	for round := -1; round < rounds; round++ {
@@ -170,7 +170,7 @@ func inTurn(all []*instance, r request, rounds int) ([][]float64, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", all[i].name, err)
 			}
-			if round >= 0 { // the first warms up
+			if round >= 0 { // round -1 only warms up
 				values[i] = append(values[i], ns)
 			}
 		}
@@ -178,7 +178,7 @@ func inTurn(all []*instance, r request, rounds int) ([][]float64, error) {
 	return values, nil
 }
 
-// instance measures one object as it is asked to.
+// instance is a running process that measures one object.
 type instance struct {
 	greeting
 	name    string
@@ -191,7 +191,7 @@ type instance struct {
 func startInstance(ctx context.Context, what subject, cpu int) (*instance, error) {
 	s := &instance{name: what.name, process: exec.CommandContext(ctx, what.binary, "--cpu", strconv.Itoa(cpu), "--serve", what.object)}
 	s.process.Stderr = os.Stderr
-	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt is the parent's to handle
+	s.process.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C must reach only the parent, which then stops its instances
 	in, err := s.process.StdinPipe()
 	if err != nil {
 		return nil, err
@@ -231,14 +231,14 @@ func (s *instance) read(into any) error {
 	return json.Unmarshal(s.answers.Bytes(), into)
 }
 
-// stop ends the server as its input ends.
+// stop closes the process's input; the process then ends.
 func (s *instance) stop() error {
 	s.in.Close()
 	return s.process.Wait()
 }
 
-// prepareBase finds or builds what to compare with: an object of this tree's layout, another tree, or a
-// revision.
+// prepareBase returns the subject of the base: an object with this tree's maps, another tree, or a revision. It builds the
+// program for a tree or a revision.
 func prepareBase(base, self, dir string) (subject, error) {
 	info, err := os.Stat(base)
 	if err == nil && !info.IsDir() {
@@ -255,7 +255,7 @@ func prepareBase(base, self, dir string) (subject, error) {
 	return subject{"base", binary, ownObject}, buildIn(tree, dir, binary)
 }
 
-// checkOut puts a revision of this repository's into a directory.
+// checkOut writes the files of a revision of this repository into a directory.
 func checkOut(revision, dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
@@ -273,13 +273,13 @@ func checkOut(revision, dir string) error {
 		return fmt.Errorf("check out %s: %w", revision, err)
 	}
 	if err := errors.Join(unpack.Run(), archive.Wait()); err != nil {
-		return fmt.Errorf("%s is no object, no tree and no revision: %w\n%s", revision, err, problems.Bytes())
+		return fmt.Errorf("%s is not an object file, a tree or a revision: %w\n%s", revision, err, problems.Bytes())
 	}
 	return nil
 }
 
-// buildIn builds this program with another tree's datapath: its own sources, and those of the lab, are laid
-// over that tree.
+// buildIn builds this program with the datapath of another tree: it copies the sources of this program and of the lab over
+// that tree.
 func buildIn(tree, dir, binary string) error {
 	tree, err := filepath.Abs(tree)
 	if err != nil {
@@ -300,7 +300,7 @@ func buildIn(tree, dir, binary string) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("find own sources (run this from the top of the tree): %w", err)
+			return fmt.Errorf("find the sources of this program: %w; run this from the top of the tree", err)
 		}
 	}
 	text, err := json.Marshal(overlay)

@@ -35,7 +35,7 @@ var (
 const (
 	// firstSource is the client's port of flow 0.
 	firstSource = 1025
-	// externalPort to externalPort+ports-1 are forwarded to as many ports from targetPort on.
+	// The ports externalPort to externalPort+ports-1 are forwarded to targetPort to targetPort+ports-1.
 	externalPort = 10000
 	targetPort   = 20000
 	ports        = 100
@@ -52,16 +52,16 @@ const (
 	tcpCheck        = 50
 )
 
-// kind is a kind of packet, and what either program has to do with it.
+// kind is a kind of packet, and the verdicts that the programs must give.
 type kind struct {
 	name    string
-	in      string           // interface of the router
-	stream  traffic.Stream   // what the programs are run with
-	prepare []traffic.Stream // run at TC before each slice: the connections, and their next hops
-	xdp, tc uint32           // what the programs have to answer
+	in      string           // the router's interface that the packets come in by
+	stream  traffic.Stream   // the packets
+	prepare []traffic.Stream // run through TC before each slice, to make the connections and look up their next hops
+	xdp, tc uint32           // the expected verdicts
 }
 
-// code is what the program of a hook has to answer.
+// code returns the expected verdict of a hook's program.
 func (k kind) code(hook traffic.Hook) uint32 {
 	if hook == traffic.XDP {
 		return k.xdp
@@ -69,7 +69,7 @@ func (k kind) code(hook traffic.Hook) uint32 {
 	return k.tc
 }
 
-// ends are both sides of a reflected connection as either sends its packets.
+// ends has the four endpoints of a reflected connection: the client sends to external, the server sends to router.
 type ends struct{ client, external, server, router netip.AddrPort }
 
 var (
@@ -83,7 +83,7 @@ var (
 	}
 )
 
-// kinds are all that is measured, for a router with these MAC addresses.
+// kinds returns all kinds of packets, for a router with these MAC addresses of lan0 and wan0.
 func kinds(mac, wanMAC net.HardwareAddr) []kind {
 	udp := func(from, to netip.AddrPort) []byte { return ethernet(mac, lab.UDP(from, to, make([]byte, 18))) }
 	tcp := func(from, to netip.AddrPort, flags uint8, seq, ack uint32) []byte {
@@ -125,9 +125,9 @@ func kinds(mac, wanMAC net.HardwareAddr) []kind {
 		sent("IPv6 UDP hit, to client", back6, there6, back6),
 		many("UDP hit, 60,000 flows, to server", thereMany),
 		many("UDP hit, 60,000 flows, to client", backMany),
-		// XDP sends an opening to a next hop that TC has had confirmed in the last second.
+		// XDP can send an opening only if TC has looked up the next hop in the last second.
 		{"new UDP", "lan0", openings(there, udpCheck), once(there, back), measure.XDPRedirect, measure.TCRedirect},
-		// New TCP connections at this pace are challenged (bpf/lifecycle.h): make bench has them.
+		// There is no "new TCP": hairpin challenges new TCP connections at this rate (bpf/lifecycle.h). make bench measures them.
 		left("not ours, UDP", "lan0", udp(ends4.client, elsewhere)),
 		left("not ours, TCP", "lan0", tcp(ends4.client, elsewhere, lab.ACK, 1, 1)),
 		left("not ours, to external", "wan0", ethernet(wanMAC, lab.UDP(elsewhere, netip.AddrPortFrom(external, 9999), make([]byte, 18)))),
@@ -136,7 +136,7 @@ func kinds(mac, wanMAC net.HardwareAddr) []kind {
 	}
 }
 
-// once is each of these frames once.
+// once returns streams that send each frame once.
 func once(frames ...[]byte) (streams []traffic.Stream) {
 	for _, f := range frames {
 		streams = append(streams, same(f))
@@ -144,12 +144,12 @@ func once(frames ...[]byte) (streams []traffic.Stream) {
 	return streams
 }
 
-// same is one frame for ever.
+// same returns a stream in which every frame is equal.
 func same(frame []byte) traffic.Stream {
 	return traffic.Stream{Frames: []traffic.Frame{{Data: frame}}, Flows: 1}
 }
 
-// openings is one frame with ever new ports.
+// openings returns a stream of one frame with different ports in every packet.
 func openings(frame []byte, check int) traffic.Stream {
 	return traffic.Stream{
 		Frames: []traffic.Frame{{Data: frame, First: sourcePort, Second: destinationPort, Check: check}},
@@ -157,7 +157,7 @@ func openings(frame []byte, check int) traffic.Stream {
 	}
 }
 
-// fragments are the two of ever new datagrams.
+// fragments returns a stream of datagrams, each in two fragments, with a different IP id in every datagram.
 func fragments(mac net.HardwareAddr) traffic.Stream {
 	d := lab.UDP(ends4.client, ends4.external, make([]byte, 48))
 	d.ID = 1
@@ -168,7 +168,7 @@ func fragments(mac net.HardwareAddr) traffic.Stream {
 	return s
 }
 
-// icmpError is what the client says of a packet that has come from the server.
+// icmpError returns the client's ICMP error about a packet of the server.
 func icmpError(mac net.HardwareAddr) []byte {
 	quoted := lab.UDP(ends4.external, ends4.client, make([]byte, 18)).Packet()
 	return ethernet(mac, lab.ICMP(client, external, lab.Unreachable, lab.PortUnreachable, 0, quoted[:28]))
@@ -176,7 +176,7 @@ func icmpError(mac net.HardwareAddr) []byte {
 
 func ethernet(mac net.HardwareAddr, d lab.Datagram) []byte { return frame(mac, 0x0800, d.Packet()) }
 
-// frame puts an Ethernet header before a packet, and fills up to a multiple of 8 bytes behind it.
+// frame returns the packet with an Ethernet header, padded at the end to a multiple of 8 bytes.
 func frame(mac net.HardwareAddr, protocol uint16, packet []byte) []byte {
 	data := append(append([]byte(nil), mac...), clientMAC...)
 	data = append(append(data, byte(protocol>>8), byte(protocol)), packet...)

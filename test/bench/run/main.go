@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command run measures what one run of either program costs, for each kind of packet, by BPF_PROG_TEST_RUN,
-// and compares it with another object's in the same run.
+// Command run measures the time of one run of the XDP and the TC program by BPF_PROG_TEST_RUN, for each kind of packet. It can
+// compare the programs with another object, tree or revision.
 package main
 
 import (
@@ -33,11 +33,11 @@ func command(ctx context.Context, args []string) error {
 	var opts options
 	flags := pflag.NewFlagSet("bench-run", pflag.ContinueOnError)
 	flags.StringVar(&opts.base, "base", "", "object file, tree or revision to compare with")
-	flags.StringVar(&opts.kind, "kind", "", "only the kinds of packets whose name contains this")
+	flags.StringVar(&opts.kind, "kind", "", "measure only the kinds of packets whose name contains this")
 	flags.IntVar(&opts.loads, "loads", 8, "how often each object is loaded")
-	flags.IntVar(&opts.rounds, "rounds", 5, "slices of each kind, each time")
+	flags.IntVar(&opts.rounds, "rounds", 5, "slices of each kind after each load")
 	flags.IntVar(&opts.cpu, "cpu", runtime.NumCPU()-1, "CPU to run on")
-	object := flags.String("serve", "", "object to measure, as asked on standard input; - for this tree's own")
+	object := flags.String("serve", "", "object to measure, by requests on standard input; - is the built-in object")
 	_ = flags.MarkHidden("serve")
 	if err := flags.Parse(args); err != nil {
 		return err

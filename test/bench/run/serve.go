@@ -15,10 +15,10 @@ import (
 	"hairpin/test/lab"
 )
 
-// A bench of single programs is a process for each object, so that objects of other trees, with Go code of
-// their own, can be measured in turn with this one's. They are asked for slices line by line.
+// Each object is measured by a process of its own, because an object of another tree needs that tree's Go code. The parent
+// sends each process requests for slices, one a line.
 
-// greeting is the first line of a server.
+// greeting is the first line that such a process writes.
 type greeting struct {
 	Sizes map[traffic.Hook]size `json:"sizes"`
 	Kinds []string              `json:"kinds"`
@@ -30,7 +30,7 @@ type request struct {
 	Kind int          `json:"kind"` // index of greeting.Kinds
 }
 
-// slice is its answer: what a run costs beyond that of an empty program.
+// slice is the answer to a request: the time of one run, less the time of an empty program.
 type slice struct {
 	Nanoseconds float64 `json:"ns"`
 	Error       string  `json:"error,omitempty"`
@@ -38,7 +38,7 @@ type slice struct {
 
 var hooks = []traffic.Hook{traffic.XDP, traffic.TC}
 
-// serve measures what is asked for until the input ends.
+// serve answers requests until the input ends.
 func serve(ctx context.Context, c *measure.Clock, object string, in io.Reader, out io.Writer) error {
 	return lab.Play(ctx, func(tb testing.TB) {
 		s := newStand(tb, object)
@@ -73,7 +73,7 @@ func (s *stand) greet(all []kind) greeting {
 	return g
 }
 
-// slice tries again if a next hop has become old in the midst of it, which XDP leaves to TC.
+// slice measures one slice. It tries again if a next hop became older than a second meanwhile: XDP then leaves packets to TC.
 func (s *stand) slice(c *measure.Clock, r *measure.Run, k kind) (answer slice) {
 	var err error
 	for range 3 {

@@ -21,7 +21,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// stand is the programs of one object on a router, for packets that no device carries.
+// stand is a router with the loaded programs of one object. Packets come from BPF_PROG_TEST_RUN, not from a device.
 type stand struct {
 	tb             testing.TB
 	router         *lab.Host
@@ -35,17 +35,17 @@ var standForwards = []string{
 	"measured6 tcp,udp 10000-10099 to [fd00:1::20]:20000-20099",
 }
 
-// ownObject is the one that is built in.
+// ownObject names the object that is built into this program.
 const ownObject = "-"
 
-// newStand makes a router of two interfaces and loads an object of this tree's layout: that of a file, or
-// this tree's own.
+// newStand makes a router with two interfaces and loads an object: a file whose maps are equal to this tree's maps, or
+// ownObject.
 func newStand(tb testing.TB, object string) *stand {
 	s := &stand{tb: tb, router: lab.NewHost(tb, "router")}
 	wires := lab.NewHost(tb, "wires")
 	lab.Cable(s.router, "wan0", wires, "to-wan0")
 	lab.Cable(s.router, "lan0", wires, "to-lan0")
-	// Chosen, as the first byte of a random one decides how TC finds the IP header.
+	// Fixed MAC addresses: the first byte of a random address would change how the TC program finds the IP header.
 	for dev, mac := range map[string]string{"wan0": "02:00:00:00:00:01", "lan0": "02:00:00:00:00:02"} {
 		s.router.Run("ip", "link", "set", dev, "address", mac)
 	}
@@ -91,7 +91,7 @@ func (s *stand) load(object string) {
 		spec, err = ebpf.LoadCollectionSpec(object)
 	}
 	s.must("read object", err)
-	// By their names, the former one too: this is built with the package of a base to compare with, which may be from before.
+	// Maps are looked up by name, also by an earlier name: this code is also built in the tree of a base, which may be older.
 	for _, name := range []string{"scratch_packets", "crafts"} {
 		if m := spec.Maps[name]; m != nil {
 			m.MaxEntries = uint32(ebpf.MustPossibleCPU())
@@ -105,13 +105,13 @@ func (s *stand) load(object string) {
 		}
 	}
 	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {
-		s.tb.Fatalf("load object %s: %+v\nIf its maps are not those of this tree, give a tree or a revision, not an object.", object, err)
+		s.tb.Fatalf("load object %s: %+v\nIf its maps differ from this tree's maps, give a tree or a revision instead of the object file.", object, err)
 	}
 	s.tb.Cleanup(func() { s.objs.Close() })
 }
 
-// sizeRings gives every ring places for all connections of the run. By names and bytes, as struct ring of bpf/types.h begins: a
-// base to compare with may be from before there were any.
+// sizeRings gives every ring places for all connections of the run. It uses map names and the byte offsets of struct ring
+// (bpf/types.h), not Go types: this code is also built in the tree of a base, which may have no rings.
 func sizeRings(spec *ebpf.CollectionSpec) {
 	rings := spec.Maps["rings"]
 	if rings == nil {
@@ -154,11 +154,11 @@ func (s *stand) configure() {
 		{Name: "lan0", Index: s.router.Index("lan0"), Role: config.RoleLAN, HardwareAddr: s.lanMAC, XDPTransmit: true,
 			Addresses: []netip.Prefix{netip.PrefixFrom(router, 24), netip.PrefixFrom(router6, 64)}},
 	}
-	// The devmap takes an ifindex for one of the namespace that writes it.
+	// A devmap looks up an ifindex in the network namespace of the writer, so the router writes.
 	s.must("set interfaces", s.router.Do(func() error { return tables.SetInterfaces(interfaces) }))
 }
 
-// program is the one of a hook.
+// program returns the program of a hook.
 func (s *stand) program(hook traffic.Hook) *ebpf.Program {
 	if hook == traffic.XDP {
 		return s.objs.HairpinXdp
@@ -166,7 +166,7 @@ func (s *stand) program(hook traffic.Hook) *ebpf.Program {
 	return s.objs.HairpinTc
 }
 
-// prepare establishes the connections of a kind, or looks up its next hops anew.
+// prepare makes the connections of a kind, or looks up the next hops of existing connections again.
 func (s *stand) prepare(k kind) error {
 	for _, stream := range k.prepare {
 		if err := s.traffic.Set(stream); err != nil {
@@ -176,7 +176,7 @@ func (s *stand) prepare(k kind) error {
 			packets := uint32(stream.Flows * len(stream.Frames))
 			code, err := s.traffic.Run(traffic.TC, s.objs.HairpinTc, s.router.Index(k.in), stream.Frames[0].Data, packets)
 			if err == nil && code != measure.TCRedirect {
-				err = fmt.Errorf("the program answered %d, want %d", int32(code), measure.TCRedirect)
+				err = fmt.Errorf("the program returned %d, want %d", int32(code), measure.TCRedirect)
 			}
 			return err
 		})
@@ -187,7 +187,7 @@ func (s *stand) prepare(k kind) error {
 	return nil
 }
 
-// size is how large a program is, in the kernel's measures.
+// size is the size of a program: verified instructions, translated bytes, jitted bytes.
 type size struct {
 	Verified uint32 `json:"verified_instructions"`
 	Xlated   int    `json:"xlated_bytes"`

@@ -1,8 +1,11 @@
 //go:build ignore
 
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Traffic for measurements: a generator of frames and a sink that counts them, the bare hooks to compare
- * with, and what gives a program under test a fresh frame for each of its runs. */
+/* Programs for measurements:
+ *  - generate makes frames, and sink counts the frames that arrive;
+ *  - bare_* only forward, to compare with;
+ *  - answer is a UDP server;
+ *  - renew_* give a program under test a new frame for each run. */
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -17,42 +20,45 @@
 #include <bpf/bpf_helpers.h>
 
 enum {
-	FRAME = 60,		/* bytes of a generated frame: the shortest of Ethernet, without its checksum */
-	FRAME_MAX = 128,	/* of one for a program under test; a multiple of 8 */
-	FRAMES = 2,
-	PORTS = 60000,		/* flows that differ in their first number alone */
+	FRAME = 60,		/* bytes of a generated frame: the Ethernet minimum without FCS */
+	FRAME_MAX = 128,	/* most bytes of a frame for a program under test; a multiple of 8 */
+	FRAMES = 2,		/* most templates of a plan */
+	PORTS = 60000,		/* number of flows that differ only in their first number */
 };
 
-/* A frame, and where it differs from flow to flow: in a 16 bit number, and after PORTS flows in a second. */
+/* A frame, and where the frames of different flows differ. The first 16-bit number counts flows from 0 to PORTS -
+ * 1. The second 16-bit number goes up by one after every PORTS flows. */
 struct template {
 	__u8 frame[FRAME_MAX];	/* both numbers and the checksum are zero */
-	__u32 sum;		/* of all that the checksum covers, not folded */
-	__u16 check_off;	/* the checksum; an offset of 0: nowhere */
-	__u16 first_off;
-	__u16 second_off;
-	__u16 first;		/* of flow 0 */
-	__u16 second;
+	__u32 sum;		/* sum of all bytes that the checksum covers, not folded */
+	__u16 check_off;	/* offset of the checksum in the frame; 0: none */
+	__u16 first_off;	/* offset of the first number; 0: none */
+	__u16 second_off;	/* offset of the second number; 0: none */
+	__u16 first;		/* first number of flow 0 */
+	__u16 second;		/* second number of flow 0 */
 	__u16 pad;
 };
 
-/* What is sent: the first frame of each flow of a block, then their second ones, then the next block. */
+/* The order of the frames: the first frame of each flow of a block, then the second frame of each flow of this
+ * block, then the next block. */
 struct plan {
 	struct template templates[FRAMES];
-	__u32 frames;		/* 1 to FRAMES */
-	__u32 flows;		/* a multiple of block */
-	__u32 block;
-	__u32 stride;		/* from one block to the next, modulo flows */
-	__u32 flow;		/* first of the block */
-	__u32 frame;		/* where in it: which of the frames */
-	__u32 at;		/* and of which flow */
-	__be32 expected[FRAMES];	/* where frames are to arrive, translated */
+	__u32 frames;		/* number of templates, 1 to FRAMES */
+	__u32 flows;		/* number of flows, a multiple of block */
+	__u32 block;		/* flows of a block */
+	__u32 stride;		/* flows from one block to the next, modulo flows */
+	__u32 flow;		/* first flow of the current block */
+	__u32 frame;		/* next frame: index of its template */
+	__u32 at;		/* next frame: number of its flow within the block */
+	__be32 expected[FRAMES];	/* destination addresses of the frames after translation */
 };
 
 struct plan current;
 __u32 out;	/* ifindex that bare_tc sends to */
 __u32 answered;	/* UDP port that answer serves */
 
-/* Frames that arrived, by the address they were for; the last are those for any other. */
+/* Numbers of frames that arrived, by index of current.expected. The last number counts frames to any other
+ * address. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
@@ -60,7 +66,7 @@ struct {
 	__uint(max_entries, FRAMES + 1);
 } arrived SEC(".maps");
 
-/* Where bare_redirect sends to. */
+/* The device that bare_xdp_redirect sends to. */
 struct {
 	__uint(type, BPF_MAP_TYPE_DEVMAP);
 	__type(key, __u32);
@@ -78,7 +84,7 @@ struct program_slot {
 struct program_slot tested_xdp SEC(".maps");
 struct program_slot tested_tc SEC(".maps");
 
-/* The 16 bits at an offset, if they are in the frame. */
+/* Returns the 16-bit word at an offset of the frame. NULL: the offset is 0, or the word is not in the frame. */
 static __always_inline __be16 *word_at(void *data, void *data_end, __u32 offset)
 {
 	__be16 *word = data + (offset & (FRAME_MAX - 1));
@@ -94,7 +100,7 @@ static __always_inline __sum16 fold(__u64 sum)
 	return (__sum16)((sum & 0xffff) + (sum >> 16));
 }
 
-/* Writes into a copy of the template what is this flow's own. */
+/* Writes the numbers and the checksum of this flow into a copy of the template. */
 static __always_inline void personalise(void *data, void *data_end, const struct template *template, __u32 flow)
 {
 	__be16 *first = word_at(data, data_end, template->first_off);
@@ -114,7 +120,7 @@ static __always_inline void personalise(void *data, void *data_end, const struct
 		*check = ~fold(sum);
 }
 
-/* The frame that is due, and whose flow it is of. */
+/* Returns the template of the next frame, and sets the number of its flow. */
 static __always_inline const struct template *next_frame(__u32 *flow)
 {
 	const struct template *template = &current.templates[current.frame & (FRAMES - 1)];
@@ -132,8 +138,8 @@ static __always_inline const struct template *next_frame(__u32 *flow)
 	return template;
 }
 
-/* Run on live frames: what it leaves in them goes out of the device it is run for. They are recycled, so
- * that every byte has to be written. */
+/* Writes the next frame of the plan. User space runs this program with BPF_F_TEST_XDP_LIVE_FRAMES, so the frame
+ * leaves by the device. The kernel reuses the buffers, so every byte must be written. */
 SEC("xdp")
 int generate(struct xdp_md *ctx)
 {
@@ -149,7 +155,7 @@ int generate(struct xdp_md *ctx)
 	return XDP_TX;
 }
 
-/* Counts what arrives. */
+/* Counts the frames that arrive. */
 SEC("xdp")
 int sink(struct xdp_md *ctx)
 {
@@ -167,7 +173,7 @@ int sink(struct xdp_md *ctx)
 	return XDP_DROP;
 }
 
-/* The bare hooks: what the least that each can do costs. */
+/* The bare hooks: programs that only forward. They show the least cost of each hook. */
 SEC("xdp")
 int bare_xdp_tx(struct xdp_md *ctx)
 {
@@ -189,7 +195,7 @@ int bare_tc(struct __sk_buff *skb)
 	return (int)bpf_redirect(out, 0);
 }
 
-/* Sends the datagram back. To swap addresses and ports does not change a checksum. */
+/* Sends the datagram back to its sender. A swap of addresses or ports does not change a checksum. */
 static __always_inline int send_back(struct __sk_buff *skb, struct ethhdr *eth, struct udphdr *udp)
 {
 	__u8 mac[ETH_ALEN];
@@ -233,7 +239,7 @@ static __always_inline int answer6(struct __sk_buff *skb)
 	return send_back(skb, data, udp);
 }
 
-/* A UDP server that answers whatever rate comes, and at once: it sends each datagram back. */
+/* A UDP server that sends each datagram back at once, at any packet rate. */
 SEC("tc")
 int answer(struct __sk_buff *skb)
 {
@@ -259,7 +265,7 @@ int empty_tc(struct __sk_buff *skb)
 	return TC_ACT_UNSPEC;
 }
 
-/* Puts the frame that is due over what the last run left. */
+/* Overwrites the frame of the last run with the next frame of the plan. */
 static __always_inline void renew(void *data, void *data_end)
 {
 	const struct template *template;
@@ -274,7 +280,8 @@ static __always_inline void renew(void *data, void *data_end)
 	personalise(data, data_end, template, flow);
 }
 
-/* Run again and again on one frame; without a program under test it costs what it adds to the others. */
+/* User space runs this program many times on one buffer: it writes the next frame, then calls the program under
+ * test. A run with empty_xdp gives the cost of renew_xdp itself, to subtract. */
 SEC("xdp.frags")
 int renew_xdp(struct xdp_md *ctx)
 {

@@ -17,52 +17,51 @@ import (
 )
 
 const (
-	// FrameBytes is how long every generated frame is: the shortest of Ethernet, without its checksum.
+	// FrameBytes is the length of every generated frame: the shortest Ethernet frame, without the FCS.
 	FrameBytes = 60
-	// FlowsPerRound is after how many flows the second number of a frame counts up, and the first
-	// one starts again.
+	// FlowsPerRound is the number of flows that differ only in the first number of a frame. The next flow starts again with the
+	// first number, and adds one to the second number.
 	FlowsPerRound = 60000
-	// Block is after how many flows' first frames their second ones follow.
+	// Block is the number of flows whose first frames are sent before their second frames.
 	Block = 250
 
 	maxFrames     = 2
 	maxFrameBytes = 128
-	// batch is how many frames a device gets at once; the ring of a veth holds 256.
+	// batch is the number of frames that a device gets at once; the ring of a veth holds 256 frames.
 	batch = 64
 )
 
-// Frame is a frame that is sent for one flow after another. It is valid for flow 0, and so is every
-// other: the checksum follows the numbers.
+// Frame is the template of the frames of all flows. Data is the frame of flow 0. The generator writes the numbers of each flow
+// and updates the checksum, so all frames are valid.
 type Frame struct {
-	// Data is an Ethernet frame, of FrameBytes where it is generated, of at most 128 elsewhere.
+	// Data is an Ethernet frame: for Send FrameBytes long, for Run at most 128 bytes.
 	Data []byte
-	// First and Second are the offsets of two 16 bit numbers that tell flows apart, Check is that of
-	// the checksum that covers both. 0 means that there is none.
+	// First and Second are the offsets of two 16-bit numbers that differ from flow to flow. Check is the offset of the checksum
+	// over both. 0: no such field.
 	First, Second, Check int
-	// Expected is whom the frame is for when it arrives.
+	// Expected is the destination address of the frame when it arrives at the sink.
 	Expected netip.Addr
 }
 
-// Stream is what is sent. If each flow has two frames, they go by blocks: the first frame of so many
-// flows, then their second one. A kernel that works off packets in lists sees to the first before the
-// second comes.
+// Stream is a series of frames. If each flow has two frames, the generator sends the first frames of a block of flows, then
+// their second frames: a kernel that handles packets in lists then handles the first frame before the second one arrives.
 type Stream struct {
 	Frames []Frame // one or two
 	Flows  int     // if there are two frames, a multiple of Block
-	// Ordered sends the flows in the order they are numbered. Otherwise they are scattered over the
-	// tables they are in, as they would be in real traffic.
+	// Ordered sends the flows in the order of their numbers. Otherwise the order is scattered, so that successive packets use
+	// distant entries of the tables, as in real traffic.
 	Ordered bool
-	// From is the flow to begin with, if Ordered.
+	// From is the number of the first flow, if Ordered.
 	From int
 }
 
-// Traffic is a generator, a sink and the bare hooks, loaded.
+// Traffic has the loaded programs: generator, sink and bare hooks.
 type Traffic struct {
 	objs  trafficObjects
 	links []io.Closer
 }
 
-// Load loads the programs. They see the Stream that was Set last.
+// Load loads the programs. Call Set before Send or Run.
 func Load() (*Traffic, error) {
 	t := new(Traffic)
 	if err := loadTrafficObjects(&t.objs, nil); err != nil {
@@ -80,12 +79,12 @@ func (t *Traffic) Close() error {
 	return errors.Join(append(errs, t.objs.Close())...)
 }
 
-// Set makes a stream the one to be sent and expected.
+// Set sets the stream that Send, Run and the sink use, and starts it at its first frame.
 func (t *Traffic) Set(s Stream) error {
 	plan := trafficPlan{Frames: uint32(len(s.Frames)), Flows: uint32(s.Flows), Flow: uint32(s.From)}
 	switch {
 	case s.Flows < 1 || s.From < 0 || s.From >= s.Flows:
-		return fmt.Errorf("stream of %d flows from number %d on: want at least one", s.Flows, s.From)
+		return fmt.Errorf("stream of %d flows from number %d: a stream needs at least one flow", s.Flows, s.From)
 	case len(s.Frames) == maxFrames && s.Ordered && s.Flows%Block == 0:
 		plan.Block, plan.Stride = Block, Block
 	case len(s.Frames) == 1 && s.Ordered:
@@ -93,18 +92,18 @@ func (t *Traffic) Set(s Stream) error {
 	case len(s.Frames) == 1:
 		plan.Block, plan.Stride = 1, uint32(scatter(s.Flows))
 	default:
-		return fmt.Errorf("stream of %d frames for each of %d flows: want one, or two if ordered and a multiple of %d flows",
+		return fmt.Errorf("%d frames for each of %d flows: use one frame, or two if the stream is ordered and has a multiple of %d flows",
 			len(s.Frames), s.Flows, Block)
 	}
 	for i, f := range s.Frames {
 		if len(f.Data) > maxFrameBytes {
-			return fmt.Errorf("frame of %d bytes: at most %d", len(f.Data), maxFrameBytes)
+			return fmt.Errorf("frame of %d bytes: a frame has at most %d bytes", len(f.Data), maxFrameBytes)
 		}
 		to := &plan.Templates[i]
 		copy(to.Frame[:], f.Data)
 		to.CheckOff, to.FirstOff, to.SecondOff = uint16(f.Check), uint16(f.First), uint16(f.Second)
 		to.First, to.Second = take(to.Frame[:], f.First), take(to.Frame[:], f.Second)
-		// In one's complement, what is left of a sum is the sum and the complements of what is taken off.
+		// In one's complement, subtracting a word is adding its complement.
 		to.Sum = 3*0xffff - uint32(swap(take(to.Frame[:], f.Check))) - uint32(swap(to.First)) - uint32(swap(to.Second))
 		if f.Expected.Is4() {
 			plan.Expected[i] = binary.NativeEndian.Uint32(f.Expected.AsSlice())
@@ -116,7 +115,7 @@ func (t *Traffic) Set(s Stream) error {
 	return nil
 }
 
-// take reads the 16 bits at an offset and leaves zeros.
+// take returns the 16 bits at an offset, and sets them to zero.
 func take(frame []byte, at int) uint16 {
 	if at == 0 {
 		return 0
@@ -126,12 +125,12 @@ func take(frame []byte, at int) uint16 {
 	return value
 }
 
-// swap turns a number into what the machine reads where it stands in network order.
+// swap returns the number that this machine reads if value is in memory in network order.
 func swap(value uint16) uint16 {
 	return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, value))
 }
 
-// scatter is a step near the golden section that visits every flow.
+// scatter returns a step near the golden section of flows. Adding it again and again, modulo flows, visits every flow.
 func scatter(flows int) int {
 	for step := flows*618/1000 + 1; step > 1; step-- {
 		if gcd(step, flows) == 1 {
@@ -148,11 +147,11 @@ func gcd(a, b int) int {
 	return a
 }
 
-// Sink counts, and takes away, what arrives at an interface of this thread's network namespace.
+// Sink counts and drops all frames that arrive at an interface of this thread's network namespace.
 func (t *Traffic) Sink(ifindex int) error { return t.attachXDP(ifindex, t.objs.Sink) }
 
-// Send sends count frames out of an interface that has a sink, on one CPU that the calling thread may run on.
-// Receiving them, and all that follows, happens in between.
+// Send sends count frames out of an interface that has a sink, on one CPU that the calling thread may run on. This CPU also
+// receives and forwards them.
 func (t *Traffic) Send(ifindex int, count uint32) error {
 	restore, err := undisturbed()
 	if err != nil {
@@ -172,9 +171,9 @@ func (t *Traffic) Send(ifindex int, count uint32) error {
 	return nil
 }
 
-// undisturbed keeps this thread on one CPU, the last of those it may run on: frames that others receive on another one
-// overflow their rings. And it keeps out the signals by which Go's scheduler interrupts: they end a run of frames, and the
-// library would begin it anew. It returns what undoes both.
+// undisturbed keeps this thread on the last CPU of its affinity mask: if frames are received on another CPU, they overflow their
+// rings. It also blocks the signals of Go's scheduler: a signal ends a run of frames, and the library would start the run again.
+// The returned function undoes both.
 func undisturbed() (restore func(), err error) {
 	runtime.LockOSThread()
 	defer func() {
@@ -195,7 +194,7 @@ func undisturbed() (restore func(), err error) {
 	var urgent, before unix.Sigset_t
 	urgent.Val[0] = 1 << (unix.SIGURG - 1)
 	if err := unix.PthreadSigmask(unix.SIG_BLOCK, &urgent, &before); err != nil {
-		return nil, fmt.Errorf("keep out signals: %w", err)
+		return nil, fmt.Errorf("block signals: %w", err)
 	}
 	if err := unix.SchedSetaffinity(0, &one); err != nil {
 		_ = unix.PthreadSigmask(unix.SIG_SETMASK, &before, nil)
@@ -208,7 +207,7 @@ func undisturbed() (restore func(), err error) {
 	}, nil
 }
 
-// Arrived returns how many of each frame have come to a sink as expected, ever, and how many others have.
+// Arrived returns how many packets of each frame have arrived at the sinks with the expected address since Load, and how many others.
 func (t *Traffic) Arrived() (frames [maxFrames]uint64, others uint64, err error) {
 	for i := range uint32(maxFrames + 1) {
 		var perCPU []uint64
@@ -229,7 +228,7 @@ func (t *Traffic) Arrived() (frames [maxFrames]uint64, others uint64, err error)
 // TransmitXDP makes an interface send back every frame it receives.
 func (t *Traffic) TransmitXDP(ifindex int) error { return t.attachXDP(ifindex, t.objs.BareXdpTx) }
 
-// RedirectXDP makes an interface send every frame out of another one.
+// RedirectXDP makes interface in send every frame out of interface out, by XDP.
 func (t *Traffic) RedirectXDP(in, out int) error {
 	if err := t.objs.Port.Put(uint32(0), uint32(out)); err != nil {
 		return fmt.Errorf("set device to redirect to: %w", err)
@@ -237,7 +236,7 @@ func (t *Traffic) RedirectXDP(in, out int) error {
 	return t.attachXDP(in, t.objs.BareXdpRedirect)
 }
 
-// RedirectTC does the same at TC.
+// RedirectTC makes interface in send every frame out of interface out, by TC.
 func (t *Traffic) RedirectTC(in, out int) error {
 	if err := t.objs.Out.Set(uint32(out)); err != nil {
 		return fmt.Errorf("set device to redirect to: %w", err)
@@ -250,8 +249,8 @@ func (t *Traffic) RedirectTC(in, out int) error {
 	return nil
 }
 
-// AnswerUDP makes an interface send back every datagram for a UDP port, of either family, as a server would that keeps up
-// with any rate.
+// AnswerUDP makes an interface send back every datagram for a UDP port, IPv4 and IPv6. It works like a server that is fast enough
+// for any rate.
 func (t *Traffic) AnswerUDP(ifindex int, port uint16) error {
 	if err := t.objs.Answered.Set(uint32(port)); err != nil {
 		return fmt.Errorf("set port to answer: %w", err)
@@ -264,7 +263,7 @@ func (t *Traffic) AnswerUDP(ifindex int, port uint16) error {
 	return nil
 }
 
-// Hook is where a program is run.
+// Hook is the hook of a program: XDP or TC.
 type Hook string
 
 // The hooks of the datapath.
@@ -273,9 +272,9 @@ const (
 	TC  Hook = "TC"
 )
 
-// Run runs a program as often as is said, each time on the next frame of the stream that was Set, as if it
-// had come in by an interface of this thread's network namespace. It returns what the program did
-// last. Without a program it does all but that: what it costs then is to be taken off.
+// Run runs a program repeat times, each time on the next frame of the stream, as if the frame had come in by an interface of
+// this thread's network namespace. It returns the last verdict. If program is nil, an empty program runs instead; subtract the
+// time of such a run.
 func (t *Traffic) Run(hook Hook, program *ebpf.Program, ifindex int, frame []byte, repeat uint32) (uint32, error) {
 	runner, slot, empty := t.objs.RenewXdp, t.objs.TestedXdp, t.objs.EmptyXdp
 	context := make([]byte, 24) // struct xdp_md

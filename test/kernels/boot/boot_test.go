@@ -92,7 +92,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-// Both ways in which Debian packs a kernel come to the same; what a guest has no use for stays.
+// Debian packs kernels in two layouts; place returns equal paths for both, and leaves out files that a guest does not need.
 func TestPlace(t *testing.T) {
 	for name, want := range map[string]string{
 		"./boot/vmlinuz-6.1.0-50-amd64":                                     "vmlinuz",

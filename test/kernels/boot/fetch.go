@@ -20,21 +20,21 @@ import (
 
 // image is a kernel in the cache.
 type image struct {
-	version string // as uname -r has it
+	version string // as uname -r prints it
 	dir     string
 }
 
-// Below an image's directory.
+// Names in an image's directory.
 const (
 	kernelFile = "vmlinuz"
-	moduleRoot = "root" // a file system with nothing but modules
+	moduleRoot = "root" // directory with the modules
 )
 
-// keyring is of the package debian-archive-keyring.
+// keyring belongs to the package debian-archive-keyring.
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// fetch returns the kernel of a suite from the cache, or downloads it there. Nothing is installed:
-// apt works on a configuration of its own, which has only the one suite.
+// fetch returns the kernel of a suite from the cache. If the cache has none, it downloads the kernel. It installs nothing: apt
+// uses a configuration in the cache, with only this suite.
 func fetch(ctx context.Context, cache, suite string) (image, error) {
 	dir := filepath.Join(cache, suite)
 	if img, err := open(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
@@ -53,7 +53,7 @@ func fetch(ctx context.Context, cache, suite string) (image, error) {
 	if err := download(ctx, work, made, suite); err != nil {
 		return image{}, fmt.Errorf("fetch from %s: %w", suite, err)
 	}
-	// Somebody else may have been faster.
+	// ErrExist: another process has made the image meanwhile.
 	if err := os.Rename(made, dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return image{}, err
 	}
@@ -69,12 +69,12 @@ func open(dir string) (image, error) {
 		return image{}, err
 	}
 	if len(versions) != 1 {
-		return image{}, fmt.Errorf("%s: modules of %d kernels, want one: remove the directory", dir, len(versions))
+		return image{}, fmt.Errorf("%s has the modules of %d kernels, want one; remove the directory", dir, len(versions))
 	}
 	return image{version: filepath.Base(versions[0]), dir: dir}, nil
 }
 
-// download makes an image out of a suite's packages.
+// download makes an image from a suite's packages.
 func download(ctx context.Context, work, made, suite string) error {
 	apt, err := newApt(ctx, filepath.Join(work, "apt"), suite)
 	if err != nil {
@@ -115,7 +115,7 @@ func download(ctx context.Context, work, made, suite string) error {
 	return err
 }
 
-// apt is a configuration of apt with one suite, from where the machine's own packages come.
+// apt is a configuration of apt with one suite, and the machine's own Debian mirror.
 type apt struct{ config string }
 
 func newApt(ctx context.Context, dir, suite string) (apt, error) {
@@ -144,7 +144,7 @@ Dir::Etc::SourceList "%[2]s"; Dir::Etc::SourceParts "/dev/null"; APT::Sandbox::U
 	return a, err
 }
 
-// archiveURI returns where the machine gets Debian itself, which has every suite.
+// archiveURI returns the URI of the machine's Debian mirror; it has every suite.
 func archiveURI(ctx context.Context) (string, error) {
 	out, err := output(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)",
 		"Created-By: Packages", "Origin: Debian", "Label: Debian", "Component: main")
@@ -153,7 +153,7 @@ func archiveURI(ctx context.Context) (string, error) {
 	}
 	uri, _, _ := strings.Cut(out, "\n")
 	if uri == "" {
-		return "", errors.New("apt knows no archive of Debian: apt-get update, or the machine is not Debian")
+		return "", errors.New("apt has no Debian archive; run apt-get update, on a Debian machine")
 	}
 	return uri, nil
 }
@@ -170,8 +170,8 @@ var (
 	partName  = regexp.MustCompile(`\blinux-(?:binary|modules)-[0-9][^ ,]*`)
 )
 
-// kernelPackages returns the packages of the suite's kernel: one, or with newer ones an empty one of which
-// the kernel and its modules are dependencies.
+// kernelPackages returns the packages of the suite's kernel. An older kernel is one package. A newer kernel is an empty package,
+// which depends on the packages with the kernel and the modules.
 func (a apt) kernelPackages(ctx context.Context) ([]string, error) {
 	meta, err := a.run(ctx, "", "apt-cache", "show", "--no-all-versions", "linux-image-amd64")
 	if err != nil {
@@ -179,7 +179,7 @@ func (a apt) kernelPackages(ctx context.Context) ([]string, error) {
 	}
 	name := imageName.FindString(depends(meta))
 	if name == "" {
-		return nil, errors.New("linux-image-amd64 depends on no linux-image")
+		return nil, errors.New("linux-image-amd64 does not depend on a linux-image package")
 	}
 	about, err := a.run(ctx, "", "apt-cache", "show", "--no-all-versions", name)
 	if err != nil {
@@ -188,7 +188,7 @@ func (a apt) kernelPackages(ctx context.Context) ([]string, error) {
 	return append([]string{name}, partName.FindAllString(depends(about), -1)...), nil
 }
 
-// depends returns the dependencies in the description of a package.
+// depends returns the dependencies that a package's description lists.
 func depends(about string) string {
 	for line := range strings.Lines(about) {
 		if list, found := strings.CutPrefix(line, "Depends: "); found {
@@ -198,7 +198,7 @@ func depends(about string) string {
 	return ""
 }
 
-// unpack takes what a guest needs out of a package.
+// unpack extracts the files that a guest needs from a package.
 func unpack(ctx context.Context, file, dir string) error {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", file)
 	var complaint bytes.Buffer
@@ -252,11 +252,11 @@ func writeFile(name string, content io.Reader) error {
 	return errors.Join(err, file.Close())
 }
 
-// guestModules are the modules for networks without network cards, and what they depend on.
+// guestModules matches the modules for networks without network cards, and the modules that they depend on.
 var guestModules = regexp.MustCompile(
 	`^kernel/(net|lib|crypto|arch/x86/crypto|drivers/net/(bonding|ppp|slip|vxlan|wireguard|[^/]+$))`)
 
-// place returns where in an image a file of a package belongs, "" if a guest does not need it.
+// place returns the path in an image for a file of a package; "": a guest does not need the file.
 func place(name string) string {
 	name = strings.TrimPrefix(path.Clean(name), "usr/")
 	if strings.HasPrefix(name, "boot/vmlinuz-") {
@@ -276,7 +276,7 @@ func place(name string) string {
 	return path.Join(moduleRoot, "usr/lib/modules", inside)
 }
 
-// output runs a command that has to succeed and returns what it prints.
+// output runs a command and returns its standard output. It is an error if the command fails.
 func output(ctx context.Context, name string, args ...string) (string, error) {
 	return collect(exec.CommandContext(ctx, name, args...))
 }

@@ -24,11 +24,11 @@ import (
 // guest is a machine that boots, runs tests and powers off.
 type guest struct {
 	image image
-	tests string // archive of the file system
+	tests string // archive of the root file system
 	runs  []testRun
 }
 
-// lanes are the runs that go on at the same time: a guest has two processors.
+// lanes is the number of runs at the same time: a guest has two processors.
 const lanes = 2
 
 // alone is the lane of runs that go before those of all others.
@@ -39,17 +39,17 @@ type testRun struct {
 	lane    int // or alone
 	name    string
 	binary  string
-	pattern string // of top-level tests
+	pattern string // regular expression for top-level tests
 }
 
-// outcome is what a run of tests came to.
+// outcome is the result of a run.
 type outcome struct {
 	ended bool
-	code  int               // of its process
+	code  int               // exit code of the run's process
 	tests map[string]string // PASS, FAIL or SKIP by full name
 }
 
-// boot runs the guest to its end. With an error it returns what was known until then.
+// boot runs the guest until it powers off, and returns the outcomes by run. With an error, it returns the outcomes so far.
 func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 	work, err := os.MkdirTemp("", "hairpin-guest-")
 	if err != nil {
@@ -82,7 +82,7 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 	return outcomes, err
 }
 
-// follow runs qemu, with one serial port more for each lane, and reads those until it ends.
+// follow runs qemu with an additional serial port for each lane, and reads these ports until qemu ends.
 func follow(cmd *exec.Cmd) (map[string]*outcome, error) {
 	var ports []*os.File
 	for lane := range lanes {
@@ -95,11 +95,11 @@ func follow(cmd *exec.Cmd) (map[string]*outcome, error) {
 		ports, cmd.ExtraFiles = append(ports, port), append(cmd.ExtraFiles, end)
 		cmd.Args = append(cmd.Args, "-serial", fmt.Sprintf("file:/dev/fd/%d", 3+lane))
 	}
-	// The thread that starts it must live as long: Pdeathsig is of that, not of the process.
+	// Pdeathsig is sent when the thread that started qemu ends, so this thread must live as long as qemu.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start qemu: %w: sudo make deps-kernels", err)
+		return nil, fmt.Errorf("start qemu: %w; run sudo make deps-kernels", err)
 	}
 	for _, end := range cmd.ExtraFiles {
 		end.Close()
@@ -121,7 +121,7 @@ func follow(cmd *exec.Cmd) (map[string]*outcome, error) {
 	return outcomes, errors.Join(append(errs, cmd.Wait())...)
 }
 
-// initrd makes the archive that the kernel starts from.
+// initrd makes the guest's initrd and returns its path.
 func (g guest) initrd(ctx context.Context, work string) (string, error) {
 	modules, plan := filepath.Join(work, "modules.cpio"), filepath.Join(work, "plan.cpio")
 	if err := pack(ctx, filepath.Join(g.image.dir, moduleRoot), modules); err != nil {
@@ -150,7 +150,7 @@ func (g guest) initrd(ctx context.Context, work string) (string, error) {
 	return file, join(file, g.tests, modules, plan)
 }
 
-// complete says what a guest that powered off did not do.
+// complete returns an error if the guest powered off before all runs had ended.
 func (g guest) complete(outcomes map[string]*outcome) error {
 	for _, r := range g.runs {
 		if o := outcomes[r.name]; o == nil || !o.ended {
@@ -166,11 +166,11 @@ var (
 	chatter = regexp.MustCompile(`^(=== |\s*--- PASS|PASS$|FAIL$)`)
 )
 
-// listen reads what the tests in a guest say until it powers off, and tells of their progress. What is
-// said of failures is passed on.
+// listen reads the output of a guest's tests until the guest powers off. It writes the progress, and the output of failed tests, to
+// tell.
 func listen(port io.Reader, tell io.Writer) (map[string]*outcome, error) {
 	outcomes := make(map[string]*outcome)
-	current := new(outcome) // lines before the first mark
+	current := new(outcome) // for lines before the first mark
 	var said []string
 	began := time.Now()
 	lines := bufio.NewScanner(port)
@@ -205,7 +205,7 @@ func tellOutcome(tell io.Writer, name string, o *outcome, took time.Duration, sa
 	fmt.Fprintf(tell, "  %-8s FAILED  %v\n%s\n", name, took.Round(time.Second), strings.Join(said, "\n"))
 }
 
-// passed tells whether a test and those within it ran and passed; with no name, all of the run.
+// passed reports whether a test and its subtests ran and passed; "": all tests of the run.
 func (o *outcome) passed(name string) bool {
 	if o == nil {
 		return false

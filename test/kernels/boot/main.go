@@ -5,8 +5,8 @@
 //
 //	boot [-cache DIR] [-timeout TIME] [-table FILE] [KERNEL...]
 //
-// It prints a table of the kernels and what worked there; to a file it writes it only with every
-// kernel in it. The newest kernel of a suite stays the one in the cache until that is removed.
+// It prints a table of the kernels and their results. It writes the table to FILE only if the table has every kernel. A suite's
+// kernel stays in the cache; to test a newer kernel, remove it from the cache.
 package main
 
 import (
@@ -25,11 +25,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// kernel is one to boot: what a suite of Debian has at the time.
+// kernel is the kernel of a Debian suite.
 type kernel struct {
 	name    string
 	suite   string
-	refused bool // below the floor
+	refused bool // older than 6.1: hairpin must refuse to start
 }
 
 var kernels = []kernel{
@@ -79,13 +79,13 @@ func parse(args []string) (options, error) {
 	}
 	for _, name := range opts.runs {
 		if !slices.ContainsFunc(runs, func(r testRun) bool { return r.name == name }) {
-			return options{}, fmt.Errorf("no tests %q: there are load, conntrack, packets, T, N and devices", name)
+			return options{}, fmt.Errorf("there are no tests %q; choose from load, conntrack, packets, T, N and devices", name)
 		}
 	}
 	if opts.cache == "" {
 		caches, err := os.UserCacheDir()
 		if err != nil {
-			return options{}, fmt.Errorf("find the user's caches: %w: give -cache", err)
+			return options{}, fmt.Errorf("find the user's cache directory: %w; use -cache DIR", err)
 		}
 		opts.cache = filepath.Join(caches, "hairpin-kernels")
 	}
@@ -94,7 +94,7 @@ func parse(args []string) (options, error) {
 	return opts, err
 }
 
-// selectKernels finds kernels by name; no name selects all.
+// selectKernels returns the kernels with these names; without names, all kernels.
 func selectKernels(names []string) ([]kernel, error) {
 	if len(names) == 0 {
 		return kernels, nil
@@ -107,7 +107,7 @@ func selectKernels(names []string) ([]kernel, error) {
 			for _, k := range kernels {
 				known = append(known, k.name)
 			}
-			return nil, fmt.Errorf("no kernel %q: there are %s", name, strings.Join(known, ", "))
+			return nil, fmt.Errorf("there is no kernel %q; choose from %s", name, strings.Join(known, ", "))
 		}
 		selected = append(selected, kernels[i])
 	}
@@ -116,7 +116,7 @@ func selectKernels(names []string) ([]kernel, error) {
 
 func run(ctx context.Context, opts options) error {
 	if runtime.GOARCH != "amd64" {
-		return fmt.Errorf("this is %s: the kernels are for amd64", runtime.GOARCH)
+		return fmt.Errorf("this machine is %s, but the kernels are for amd64", runtime.GOARCH)
 	}
 	work, err := os.MkdirTemp("", "hairpin-kernels-")
 	if err != nil {
@@ -146,7 +146,7 @@ func run(ctx context.Context, opts options) error {
 	return failures(rows)
 }
 
-// test boots one kernel. What fails in the guest is in the row; an error is one of the harness.
+// test boots one kernel and returns its row. Tests that fail in the guest are in the row; the error is for all other failures.
 func test(ctx context.Context, opts options, k kernel, tests string) (row, error) {
 	image, err := fetch(ctx, opts.cache, k.suite)
 	if err != nil {

@@ -17,17 +17,17 @@ import (
 //go:embed init
 var initScript string
 
-// programs are what init and the tests call, from this machine. A name without a slash is looked up in
-// PATH; one with a slash may have wildcards.
+// programs are this machine's programs that init and the tests call. A name without a slash is looked up in PATH. A name with a
+// slash may have wildcards.
 var programs = []string{
 	"busybox", "modprobe", "ip", "tc", "nft", "wg", "ping", "traceroute", "tracepath", "curl", "dig", "dnsmasq",
 	"pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
 }
 
-// inGuest is where a guest has hairpin, its tests and the list of what to run.
+// inGuest is the guest's directory with hairpin, the tests and the list of runs.
 const inGuest = "tests"
 
-// buildRoot makes the file system of every guest, but for the modules and what to run.
+// buildRoot makes the root file system of every guest, without the modules and the list of runs.
 func buildRoot(ctx context.Context, work string) (archive string, err error) {
 	root := filepath.Join(work, "root")
 	if err := layOut(root); err != nil {
@@ -48,7 +48,7 @@ func buildRoot(ctx context.Context, work string) (archive string, err error) {
 	return archive, pack(ctx, root, archive)
 }
 
-// layOut makes empty directories, merged under /usr as Debian's are.
+// layOut makes the directories, the links into /usr as in Debian, and a few small files.
 func layOut(root string) error {
 	for _, dir := range []string{"proc", "sys", "dev", "tmp", "run", "etc/ppp", "var", inGuest, "usr/bin", "usr/sbin", "usr/lib", "usr/lib64"} {
 		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
@@ -72,7 +72,7 @@ func layOut(root string) error {
 	return nil
 }
 
-// copyPrograms copies programs of this machine, each with the libraries it loads.
+// copyPrograms copies the programs that match the pattern, with the libraries that they load.
 func copyPrograms(ctx context.Context, root, pattern string) error {
 	var found []string
 	if strings.Contains(pattern, "/") {
@@ -81,13 +81,13 @@ func copyPrograms(ctx context.Context, root, pattern string) error {
 		found = []string{name}
 	}
 	if len(found) == 0 {
-		return fmt.Errorf("it is not here: sudo make deps-kernels")
+		return fmt.Errorf("not found; run sudo make deps-kernels")
 	}
 	for _, name := range found {
 		if err := copyInto(root, name); err != nil {
 			return err
 		}
-		// ldd fails for what is linked statically.
+		// ldd fails for a static program, which needs no libraries.
 		libraries, _ := exec.CommandContext(ctx, "ldd", name).Output()
 		for _, word := range strings.Fields(string(libraries)) {
 			if !strings.HasPrefix(word, "/") {
@@ -101,7 +101,7 @@ func copyPrograms(ctx context.Context, root, pattern string) error {
 	return nil
 }
 
-// copyInto copies a file to the same path below root; what is a link here is a file there.
+// copyInto copies a file to its own path below root. It follows symbolic links.
 func copyInto(root, name string) error {
 	to := filepath.Join(root, name)
 	if _, err := os.Stat(to); err == nil {
@@ -117,7 +117,7 @@ func copyInto(root, name string) error {
 	return os.WriteFile(to, content, 0o755)
 }
 
-// buildTests builds hairpin and the tests so that they need no library.
+// buildTests builds hairpin and the tests as static binaries.
 func buildTests(ctx context.Context, dir string) error {
 	for _, args := range [][]string{
 		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/cmd/hairpin"},
@@ -132,7 +132,7 @@ func buildTests(ctx context.Context, dir string) error {
 	return nil
 }
 
-// pack makes an archive, as the kernel unpacks it at boot, of a directory.
+// pack makes an archive of a directory, in the format that the kernel unpacks at boot.
 func pack(ctx context.Context, dir, archive string) error {
 	var names strings.Builder
 	err := filepath.WalkDir(dir, func(name string, _ fs.DirEntry, err error) error {
@@ -152,7 +152,7 @@ func pack(ctx context.Context, dir, archive string) error {
 	return err
 }
 
-// join writes archives one after the other into one file, which the kernel takes as well.
+// join writes archives one after another into one file. The kernel unpacks all of them.
 func join(file string, archives ...string) error {
 	out, err := os.Create(file)
 	if err != nil {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// runs are the tests in a guest, chosen to take two or three minutes in all.
+// runs has the runs of a guest. All of them take two or three minutes.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
 	{alone, "conntrack", "kernels.test", "^TestConntrackModule$"},
@@ -19,7 +19,7 @@ var runs = []testRun{
 	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestFlowtable)$"},
 }
 
-// runsFor are those of only, by name, nil for all; below the floor there is but one.
+// runsFor returns the runs of a kernel whose names are in only; nil: all runs. For a kernel that hairpin refuses, only the run "load".
 func runsFor(k kernel, only []string) []testRun {
 	if k.refused {
 		return runs[:1]
@@ -29,7 +29,7 @@ func runsFor(k kernel, only []string) []testRun {
 	})
 }
 
-// columns of the table: a run, or one test of it.
+// columns are the columns of the table: each is a run, or one test of a run.
 var columns = []struct{ title, run, test string }{
 	{"load", "load", ""},
 	{"conntrack", "conntrack", ""},
@@ -51,18 +51,19 @@ var columns = []struct{ title, run, test string }{
 
 const preface = `# Kernels
 
-Debian's kernels, each booted in qemu with the tests: ` + "`sudo make test-kernels`" + ` writes this table.
+` + "`sudo make test-kernels`" + ` boots each of Debian's kernels in qemu, runs tests there, and writes this table.
 
-- load: hairpin attaches; below its floor it refuses and names that.
-- conntrack: programs ask nf_conntrack, which is a module there, whether it was loaded before them or after them, with the daemon and
-  without. Without CAP_SYS_ADMIN they work, and do not ask.
-- packets: what is translated, byte by byte, through both programs.
+- load: hairpin attaches. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
+- conntrack: programs ask nf_conntrack, a module there. They ask whether the module was loaded before them or after them, with the daemon
+  and without. Without CAP_SYS_ADMIN they work, and do not ask.
+- packets: translated packets, compared byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
-- N: every reflection, the router's own connections, ping, refusals, by real clients in network namespaces.
-- A device: WAN and LAN interface are of that kind. TCP, both ways, and UDP, also in fragments, over IPv4 and
-  IPv6 in modes tc and xdp: from the Internet, from that LAN, out and in by the same interface, and
-  to a server there. XDP is not attached to tun, WireGuard, PPP and PPPoE, whose packets are bare.
-- flowtable: an nftables flowtable offloads and masquerades outbound connections beside it.
+- N: real clients in network namespaces: all reflect modes, the router's own connections, ping, refusals.
+- A kind of device: both the WAN and the LAN interface are of this kind. TCP in both directions, and UDP, whole and in fragments,
+  over IPv4 and IPv6, in modes tc and xdp. The clients are on the Internet and in this LAN; some packets leave by the interface that
+  they came in by, and the server may be in this LAN. Packets of tun, WireGuard, PPP and PPPoE have no link-layer header, so XDP is
+  not attached there.
+- flowtable: at the same time, an nftables flowtable offloads and masquerades outbound connections.
 
 `
 
@@ -72,7 +73,7 @@ type row struct {
 	runs     []testRun
 	version  string
 	outcomes map[string]*outcome
-	died     error // before all tests were done
+	died     error // the guest's error, if it ended before all runs had ended
 }
 
 func (r row) cell(run, test string) string {
@@ -88,7 +89,7 @@ func (r row) cell(run, test string) string {
 	return "ok"
 }
 
-// format makes a table in Markdown, without anything that another run would write otherwise.
+// format returns the table in Markdown. It contains nothing that differs from run to run.
 func format(rows []row) string {
 	var b strings.Builder
 	b.WriteString("| kernel |")
@@ -106,13 +107,13 @@ func format(rows []row) string {
 	return b.String()
 }
 
-// series is the first two numbers of a version.
+// series returns the first two numbers of a version.
 func series(version string) string {
 	parts := strings.SplitN(version, ".", 3)
 	return strings.Join(parts[:min(2, len(parts))], ".")
 }
 
-// failures returns an error that names what is not as it should be.
+// failures returns an error with the kernels and columns that failed, or nil.
 func failures(rows []row) error {
 	var errs []error
 	for _, r := range rows {
@@ -125,7 +126,7 @@ func failures(rows []row) error {
 				failed = append(failed, c.title)
 			}
 		}
-		// A run may fail outside of what has a column.
+		// A test without a column may have failed.
 		for _, run := range r.runs {
 			if len(failed) == 0 && !r.outcomes[run.name].passed("") {
 				failed = append(failed, run.name)

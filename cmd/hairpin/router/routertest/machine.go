@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package routertest has a machine in memory for tests of a router and of its daemon. It never touches the kernel.
+// Package routertest has a machine in memory, for tests of the router and the daemon. It never touches the
+// kernel.
 package routertest
 
 import (
-	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -20,25 +20,27 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Machine is a kernel in memory: interfaces, what is attached to them, and tables. It has the methods that a router.Router
-// wants of a datapath, of tables and of the system.
+// Machine is a kernel in memory: interfaces, attachments and tables. It has the methods that a
+// router.Router uses of a datapath, of tables and of the system.
 type Machine struct {
 	List          []loader.Link
 	Attached      map[int]loader.Attachment
-	Refuse        map[string]error // interfaces that refuse the programs, and say so before
-	Fail          map[string]error // interfaces that fail to attach in mode xdp, whatever they said before
+	Refuse        map[string]error // interfaces whose Probe and Attach fail
+	Fail          map[string]error // interfaces whose Attach in mode xdp fails; Probe succeeds
 	RouteList     []netip.Prefix
-	ForwardingOff map[string]bool // by "net.ipv4/IF" and "net.ipv4/all"
-	Config        *config.Config  // what runs
+	ForwardingOff map[string]bool // keys: "net.ipv4/IF" and "net.ipv4/all"
+	Config        *config.Config  // the running configuration
 	ApplyErr      error
-	Unfinished    bool // a step after the swap fails
-	Prepared      int  // configurations, not all of which are applied
+	Unfinished    bool  // a step after the swap fails
+	InterfacesErr error // error of SetInterfaces
+	Prepared      int   // number of prepared configurations; not all are applied
 	Interfaces    []config.Interface
 
-	log []string // what was done, in order
+	prepared *config.Config
+	log      []string // the changes, in order
 }
 
-// NewMachine has interfaces of these names, which are up and have an IPv4 address each.
+// NewMachine makes a machine with interfaces of these names. Each is up and has an IPv4 address.
 func NewMachine(names ...string) *Machine {
 	m := &Machine{Attached: map[int]loader.Attachment{}, Refuse: map[string]error{}}
 	for i, name := range names {
@@ -55,7 +57,7 @@ func (m *Machine) Plug(name string, index int) {
 	})
 }
 
-// Unplug removes an interface. It also ends what was attached, as the kernel does.
+// Unplug removes an interface. As in the kernel, its attachment ends.
 func (m *Machine) Unplug(name string) {
 	m.List = slices.DeleteFunc(m.List, func(l loader.Link) bool {
 		if l.Name == name {
@@ -65,22 +67,22 @@ func (m *Machine) Unplug(name string) {
 	})
 }
 
-// Edit edits an interface as the kernel would.
+// Edit changes an interface, as the kernel would.
 func (m *Machine) Edit(name string, edit func(*loader.Link)) {
 	i := slices.IndexFunc(m.List, func(l loader.Link) bool { return l.Name == name })
 	edit(&m.List[i])
 }
 
-// Links is that of the package loader.
+// Links replaces loader.Links.
 func (m *Machine) Links() ([]loader.Link, error) { return slices.Clone(m.List), nil }
 
-// Routes is that of the package loader.
+// Routes replaces loader.Routes.
 func (m *Machine) Routes() ([]netip.Prefix, error) { return m.RouteList, nil }
 
-// Forwards reports whether packets of an interface are forwarded.
+// Forwards replaces router.Options.Forwards.
 func (m *Machine) Forwards(sysctl, ifname string) bool { return !m.ForwardingOff[sysctl+"/"+ifname] }
 
-// Probe is that of a datapath.
+// Probe implements router.Datapath.
 func (m *Machine) Probe(name string, _ loader.Hooks) error {
 	if !slices.ContainsFunc(m.List, func(l loader.Link) bool { return l.Name == name }) {
 		return loader.ErrNoInterface
@@ -88,7 +90,7 @@ func (m *Machine) Probe(name string, _ loader.Hooks) error {
 	return m.Refuse[name]
 }
 
-// Attach is that of a datapath.
+// Attach implements router.Datapath.
 func (m *Machine) Attach(name string, want loader.Hooks) (loader.Attachment, error) {
 	i := slices.IndexFunc(m.List, func(l loader.Link) bool { return l.Name == name })
 	if i < 0 {
@@ -109,18 +111,18 @@ func (m *Machine) Attach(name string, want loader.Hooks) (loader.Attachment, err
 	return a, nil
 }
 
-// Detach is that of a datapath.
+// Detach implements router.Datapath.
 func (m *Machine) Detach(index int) error {
 	name := m.Attached[index].Interface
 	if name == "" {
-		name = strconv.Itoa(index) // gone
+		name = strconv.Itoa(index) // the interface was deleted
 	}
 	m.log = append(m.log, "detach "+name)
 	delete(m.Attached, index)
 	return nil
 }
 
-// Attachments is that of a datapath.
+// Attachments implements router.Datapath.
 func (m *Machine) Attachments() ([]loader.Attachment, error) {
 	var list []loader.Attachment
 	for _, a := range m.Attached {
@@ -130,7 +132,7 @@ func (m *Machine) Attachments() ([]loader.Attachment, error) {
 	return list, nil
 }
 
-// Running is that of tables.
+// Running implements router.Tables.
 func (m *Machine) Running() (config.Config, error) {
 	if m.Config == nil {
 		return config.Default(), maps.ErrEmpty
@@ -138,36 +140,37 @@ func (m *Machine) Running() (config.Config, error) {
 	return *m.Config, nil
 }
 
-// Settings is that of tables.
+// Settings implements router.Tables.
 func (m *Machine) Settings() (config.Config, error) {
 	c, err := m.Running()
 	c.Forwards = nil
 	return c, err
 }
 
-// Plan is that of tables.
-func (m *Machine) Plan(c config.Config) (config.Change, error) { return config.Change{}, c.Validate() }
+// Plan implements router.Tables.
+func (m *Machine) Plan(config.Config) (config.Change, error) { return config.Change{}, nil }
 
-// Prepare is that of tables.
-func (m *Machine) Prepare(c config.Config) (swap func() (config.Change, error), err error) {
+// Prepare implements router.Tables.
+func (m *Machine) Prepare(c config.Config) (config.Change, error) {
 	m.Prepared++
-	if err := errors.Join(c.Validate(), m.ApplyErr); err != nil {
-		return nil, err
-	}
-	return func() (config.Change, error) {
-		m.log = append(m.log, "apply")
-		m.Config = &c
-		if m.Unfinished {
-			return config.Change{}, maps.ErrUnfinished
-		}
-		return config.Change{}, nil
-	}, nil
+	m.prepared = &c
+	return config.Change{}, m.ApplyErr
 }
 
-// Add leaves everything to Prepare.
+// Swap implements router.Tables.
+func (m *Machine) Swap() error {
+	m.log = append(m.log, "apply")
+	m.Config = m.prepared
+	if m.Unfinished {
+		return maps.ErrUnfinished
+	}
+	return nil
+}
+
+// Add implements router.Tables. It always returns false, so the router calls Prepare.
 func (m *Machine) Add(rule.Forward) (bool, error) { return false, nil }
 
-// SetInterfaces is that of tables.
+// SetInterfaces implements router.Tables.
 func (m *Machine) SetInterfaces(list []config.Interface) error {
 	var names []string
 	for _, i := range list {
@@ -177,28 +180,28 @@ func (m *Machine) SetInterfaces(list []config.Interface) error {
 	}
 	m.Interfaces = list
 	m.log = append(m.log, "interfaces "+strings.Join(names, ","))
-	return nil
+	return m.InterfacesErr
 }
 
-// HasIPv6 is that of tables.
+// HasIPv6 implements router.Tables.
 func (m *Machine) HasIPv6() (bool, error) {
 	return m.Config != nil && slices.ContainsFunc(m.Config.Forwards, func(f rule.Forward) bool { return f.Target.Is6() }), nil
 }
 
-// BumpRoutes is that of tables.
+// BumpRoutes implements router.Tables.
 func (m *Machine) BumpRoutes() error {
 	m.log = append(m.log, "routes")
 	return nil
 }
 
-// Did returns what was done since it was asked last.
+// Did returns the changes since the last call.
 func (m *Machine) Did() []string {
 	log := m.log
 	m.log = nil
 	return log
 }
 
-// WantDone wants what was done since it was asked last.
+// WantDone checks the changes since the last call.
 func (m *Machine) WantDone(t *testing.T, want ...string) {
 	t.Helper()
 	if diff := cmp.Diff(want, m.Did()); diff != "" {
@@ -206,7 +209,7 @@ func (m *Machine) WantDone(t *testing.T, want ...string) {
 	}
 }
 
-// Config is a valid configuration of wan0 and lan0 with one forward.
+// Config returns a valid configuration of wan0 and lan0 with one forward.
 func Config() config.Config {
 	cfg := config.Default()
 	cfg.WAN, cfg.LAN, cfg.MetricsListen = []string{"wan0"}, []string{"lan0"}, ""

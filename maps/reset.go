@@ -14,8 +14,8 @@ import (
 	"hairpin/maps/layout"
 )
 
-// endReflectedFrom ends the connections whose servers answer one of these
-// addresses, which the router had and has no more: nothing would come back.
+// endReflectedFrom ends the hairpin and local connections whose source was translated to an address in gone. The router
+// no longer has these addresses, so answers of the servers would not reach the router.
 func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 	if len(gone) == 0 {
 		return nil
@@ -29,8 +29,8 @@ func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 	return errors.Join(failed, err)
 }
 
-// end ends a connection, by the key of either direction, and says how many it found, 1 or 0. One that has got the
-// tuple of another since is not ended: the serial tells.
+// end ends the connection with this key, of either direction, and this serial. It returns 1, or 0 if there is no such
+// connection. A later connection with the same key has another serial and is not ended.
 func (t *Tables) end(request bpf.HairpinEndRequest) (int, error) {
 	var answer bpf.HairpinEndRequest
 	if _, err := t.objs.HairpinEnd.Run(&ebpf.RunOptions{Context: request, ContextOut: &answer}); err != nil {
@@ -39,12 +39,12 @@ func (t *Tables) end(request bpf.HairpinEndRequest) (int, error) {
 	return int(answer.Found), nil
 }
 
-// tellEnded has both sides of every TCP connection that is over told so, who may
-// be waiting for each other in silence. The datapath does that with the first
-// packet of either side: it is shown one that the server might send.
-func (t *Tables) tellEnded() error {
+// resetEnded makes the datapath send a RST to both sides of every TCP connection that is over, because both may be waiting
+// for each other without sending. The datapath sends the RSTs on the first packet of either side. So resetEnded runs the
+// TC program with a packet that the server might send.
+func (t *Tables) resetEnded() error {
 	if t.objs.HairpinTc == nil {
-		return nil // maps alone, without a datapath that could tell
+		return nil // the maps are loaded without programs
 	}
 	epochs := t.newEpochReader()
 	silent := func(e *layout.Entry) bool {
@@ -62,21 +62,21 @@ func (t *Tables) tellEnded() error {
 		case err != nil:
 			failed = err
 		case opener.Serial == answer.Serial && silent(&opener):
-			failed = t.tellServer(&opener, &answer)
+			failed = t.resetServer(&opener, &answer)
 		}
 	})
 	if err = errors.Join(err, failed, epochs.err); err != nil {
-		return fmt.Errorf("tell of connections that are over: %w", err)
+		return fmt.Errorf("reset connections that are over: %w", err)
 	}
 	return nil
 }
 
-// tellServer shows the datapath a packet that the server of a connection might send.
-func (t *Tables) tellServer(opener, answer *layout.Entry) error {
+// resetServer runs the TC program with a packet that the server of the connection might send.
+func (t *Tables) resetServer(opener, answer *layout.Entry) error {
 	var in bpf.HairpinInterface
 	err := t.objs.Interfaces.Lookup(answer.Ifindex, &in)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil // its server hears of it with its next packet, if that comes by another interface
+		return nil // the interface is gone; the datapath sends the RSTs if the server's packets come by another interface
 	}
 	if err != nil {
 		return fmt.Errorf("look up the interface of a server: %w", err)
@@ -84,10 +84,10 @@ func (t *Tables) tellServer(opener, answer *layout.Entry) error {
 	return t.show(serverFrame(opener, answer, in.Mac), answer.Ifindex)
 }
 
-// show has the TC program see a frame as if it had come in by an interface. It
-// may send others, but the frame itself goes nowhere.
+// show runs the TC program (BPF_PROG_TEST_RUN) with a frame, as if the frame came in by an interface. The kernel drops
+// the frame afterwards, but the program may send other packets.
 func (t *Tables) show(frame []byte, ifindex uint32) error {
-	// struct __sk_buff of linux/bpf.h, up to its ifindex.
+	// struct __sk_buff (linux/bpf.h) up to the field ifindex.
 	context := make([]byte, 44)
 	binary.NativeEndian.PutUint32(context[40:], ifindex)
 	_, err := t.objs.HairpinTc.Run(&ebpf.RunOptions{Data: frame, Context: context})
@@ -95,13 +95,14 @@ func (t *Tables) show(frame []byte, ifindex uint32) error {
 		return nil // the interface has gone
 	}
 	if err != nil {
-		return fmt.Errorf("show a packet to the datapath: %w", err)
+		return fmt.Errorf("run the datapath on a packet: %w", err)
 	}
 	return nil
 }
 
-// serverFrame is an acknowledgement that the server of a connection might send to the router's station. It comes from
-// none: the datapath looks up where the server is. Nothing reads its checksums.
+// serverFrame returns an Ethernet frame with a TCP acknowledgement that the server of a connection might send. station is
+// the router's MAC address. The source MAC address is 0: the datapath resolves the server's address itself. The checksums
+// are 0: the datapath does not read them.
 func serverFrame(opener, answer *layout.Entry, station [6]uint8) []byte {
 	const ack, header = 0x10, 20
 	key := answer.Key
