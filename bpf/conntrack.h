@@ -6,7 +6,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "work.h"
+#include "types.h"
 
 /* Set by the loader. Where the kernel cannot be asked, the loader also takes the calls of its functions out of the programs. */
 volatile const bool conntrack_asked;
@@ -38,38 +38,36 @@ extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *ctx, struct bpf_sock_tup
 					 struct bpf_ct_opts *opts, __u32 opts_size) __weak __ksym;
 extern void bpf_ct_release(struct nf_conn *conn) __weak __ksym;
 
-/* Is the packet with the tuple in open.socket a reply of a connection that the kernel tracks? What it knows in the original
- * direction is a client's packet, and may open a connection here. Twice: the functions' names and contexts differ. */
-static __always_inline bool conntrack_reply_tc(struct __sk_buff *skb, struct work *work)
+/* Is a packet with this tuple a reply of a connection that the kernel tracks? What it knows in the original direction is a client's
+ * packet, and may open a connection here. Twice: the functions' names and contexts differ. */
+static __always_inline bool conntrack_reply_tc(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 length, __u8 protocol)
 {
-	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS };
+	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = protocol };
 	struct nf_conn *conn;
 
 	if (!conntrack_asked)
 		return false;
-	opts.l4proto = work->open.socket_protocol;
-	if (work->open.socket_v6)
-		conn = bpf_skb_ct_lookup(skb, &work->open.socket, sizeof(work->open.socket.ipv6), &opts, sizeof(opts));
+	if (length == sizeof(tuple->ipv6))
+		conn = bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv6), &opts, sizeof(opts));
 	else
-		conn = bpf_skb_ct_lookup(skb, &work->open.socket, sizeof(work->open.socket.ipv4), &opts, sizeof(opts));
+		conn = bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv4), &opts, sizeof(opts));
 	if (!conn)
 		return false;
 	bpf_ct_release(conn);
 	return opts.dir == CONNTRACK_DIR_REPLY;
 }
 
-static __always_inline bool conntrack_reply_xdp(struct xdp_md *ctx, struct work *work)
+static __always_inline bool conntrack_reply_xdp(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 length, __u8 protocol)
 {
-	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS };
+	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = protocol };
 	struct nf_conn *conn;
 
 	if (!conntrack_asked)
 		return false;
-	opts.l4proto = work->open.socket_protocol;
-	if (work->open.socket_v6)
-		conn = bpf_xdp_ct_lookup(ctx, &work->open.socket, sizeof(work->open.socket.ipv6), &opts, sizeof(opts));
+	if (length == sizeof(tuple->ipv6))
+		conn = bpf_xdp_ct_lookup(ctx, tuple, sizeof(tuple->ipv6), &opts, sizeof(opts));
 	else
-		conn = bpf_xdp_ct_lookup(ctx, &work->open.socket, sizeof(work->open.socket.ipv4), &opts, sizeof(opts));
+		conn = bpf_xdp_ct_lookup(ctx, tuple, sizeof(tuple->ipv4), &opts, sizeof(opts));
 	if (!conn)
 		return false;
 	bpf_ct_release(conn);

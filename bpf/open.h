@@ -188,21 +188,18 @@ static __always_inline bool open_port_asks(const struct tuple *packet, bool wide
 	return wide && !conntrack_tracks && port >= ephemeral_first && port <= ephemeral_last;
 }
 
-/* Has a socket of the router asked for this packet? wide: the packet's forward has several ports. A stack frame of its own. */
-static __noinline bool open_socket_asked(void *ctx, struct work *work, const struct tuple *packet, bool wide)
+/* Has a socket of the router asked for this packet, whose tuple is in open.socket? wide: the packet's forward has several ports. A stack
+ * frame of its own. */
+static __noinline bool open_socket_asked(void *ctx, struct work *work, const struct tuple *packet, __u32 length, bool wide)
 {
-	struct opening *open = &work->open;
+	struct bpf_sock_tuple *tuple = &work->open.socket;
 	struct bpf_sock *sock = NULL;
 	bool connected;
-	__u32 length;
 
-	length = open_socket_tuple(packet, &open->socket);
-	open->socket_protocol = packet->protocol;
-	open->socket_v6 = length == sizeof(open->socket.ipv6);
 	if (packet->protocol == IPPROTO_TCP)
-		sock = bpf_sk_lookup_tcp(ctx, &open->socket, length, BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_sk_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	else if (packet->protocol == IPPROTO_UDP)
-		sock = bpf_sk_lookup_udp(ctx, &open->socket, length, BPF_F_CURRENT_NETNS, 0);
+		sock = bpf_sk_lookup_udp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
 		return false;
 	connected = sock->dst_port != 0;
@@ -217,6 +214,7 @@ __noinline bool open_kernels_own_tc(struct __sk_buff *skb, bool quoted, bool wid
 {
 	struct work *work = work_get();
 	const struct tuple *packet;
+	__u32 length;
 
 	if (!work)
 		return false;
@@ -225,7 +223,11 @@ __noinline bool open_kernels_own_tc(struct __sk_buff *skb, bool quoted, bool wid
 	packet = quoted ? &work->error.answer : &work->pkt.tuple;
 	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
 		return false;
-	return open_dhcp_answer(packet) || open_socket_asked(skb, work, packet, wide) || conntrack_reply_tc(skb, work);
+	if (open_dhcp_answer(packet))
+		return true;
+	length = open_socket_tuple(packet, &work->open.socket);
+	return open_socket_asked(skb, work, packet, length, wide) ||
+	       conntrack_reply_tc(skb, &work->open.socket, length, packet->protocol);
 }
 
 /* The same for XDP, which leaves ICMP errors to TC. */
@@ -233,11 +235,16 @@ __noinline bool open_kernels_own_xdp(struct xdp_md *ctx, bool wide)
 {
 	struct work *work = work_get();
 	const struct tuple *packet;
+	__u32 length;
 
 	if (!work)
 		return false;
 	packet = &work->pkt.tuple;
-	return open_dhcp_answer(packet) || open_socket_asked(ctx, work, packet, wide) || conntrack_reply_xdp(ctx, work);
+	if (open_dhcp_answer(packet))
+		return true;
+	length = open_socket_tuple(packet, &work->open.socket);
+	return open_socket_asked(ctx, work, packet, length, wide) ||
+	       conntrack_reply_xdp(ctx, &work->open.socket, length, packet->protocol);
 }
 
 static __always_inline bool open_kernels_own(void *ctx, bool wide, enum hook hook)

@@ -93,8 +93,6 @@ struct opening {
 	struct tuple sent;	/* the opener's packet in the form that the target gets */
 	struct tuple answer;	/* key of the answerer's direction */
 	struct bpf_sock_tuple socket;	/* tuple for the look-up of a local socket, and for conntrack */
-	__u8 socket_protocol;
-	bool socket_v6;		/* the tuple is one of IPv6 */
 	struct mapping_entry mapping;
 	struct direction obstacle;	/* opener's direction of the old connection that must be removed first */
 	/* The entry that is inserted next. */

@@ -29,8 +29,17 @@ table inet masquerading {
 	}
 }`
 
-// wideForwards lead every port from 50000 to 60000 to the server. "data" has the ports of FTP.
-const wideForwards = `
+// untracked is what the router asks with no entry in conntrack.
+const untracked = `
+table inet untracked {
+	chain output {
+		type filter hook output priority raw
+		udp dport 7001 notrack
+	}
+}`
+
+// wideAndSingle lead every port from 50000 to 60000, the ports of FTP, and two single ports to the server.
+const wideAndSingle = `
 [[forward]]
 name = "wide"
 protocol = ["tcp", "udp"]
@@ -41,6 +50,30 @@ to = "192.168.1.20"
 name = "wide6"
 protocol = ["tcp", "udp"]
 port = "50000-60000"
+to = "fd00:1::20"
+
+[[forward]]
+name = "one"
+protocol = ["tcp", "udp"]
+port = "123"
+to = "192.168.1.20"
+
+[[forward]]
+name = "one6"
+protocol = ["tcp", "udp"]
+port = "123"
+to = "fd00:1::20"
+
+[[forward]]
+name = "both"
+protocol = ["tcp"]
+port = "124"
+to = "192.168.1.20"
+
+[[forward]]
+name = "both6"
+protocol = ["tcp"]
+port = "124"
 to = "fd00:1::20"
 
 [[forward]]
@@ -80,17 +113,18 @@ func TestAnswersToForwardedPorts(t *testing.T) {
 		t.Run(mode, func(t *testing.T) {
 			n := lab.NewNetwork6(t)
 			n.SetOffloads(home.OffloadsFor(mode))
-			n.Router.RunInput(masquerading, "nft", "-f", "-")
+			n.Router.RunInput(masquerading+untracked, "nft", "-f", "-")
 			for _, p := range parties {
 				n.Internet.ServeTCP(p.internet + ":7000")
 				n.Internet.ServeUDP(p.internet + ":7000")
+				n.Internet.ServeUDP(p.internet + ":7001")
 				n.Server.ServeTCP(p.any + ":50010")
 				n.Server.ServeUDP(p.any + ":50010")
 				n.Server.ServeUDP(p.any + ":50006")
 			}
 			// Something is tracked before the programs are loaded.
 			askFrom(t, n.Client, parties[0], 40000, 7000)
-			hp := home.Start(t, n, mode, wideForwards)
+			hp := home.Start(t, n, mode, wideAndSingle)
 			if said := hp.Run("status"); !strings.Contains(said, "conntrack:   asked\n") {
 				t.Errorf("status does not say that conntrack is asked:\n%s", said)
 			}
@@ -103,12 +137,14 @@ func TestAnswersToForwardedPorts(t *testing.T) {
 }
 
 func answersToForwardedPorts(t *testing.T, n *lab.Network, p party) {
-	c, err := n.Client.DialTCP(p.internet+":7000", p.client+":50001", lab.Patience)
-	if err != nil {
-		t.Errorf("a client's connection from a forwarded port: %v", err)
-	} else {
+	for _, port := range []string{":50001", ":123"} {
+		c, err := n.Client.DialTCP(p.internet+":7000", p.client+port, lab.Patience)
+		if err != nil {
+			t.Errorf("a client's connection from the forwarded port %s: %v", port, err)
+			continue
+		}
 		if err := c.Echo(400_000); err != nil {
-			t.Errorf("a client's connection from a forwarded port: %v", err)
+			t.Errorf("a client's connection from the forwarded port %s: %v", port, err)
 		}
 		c.Close()
 	}
@@ -121,8 +157,23 @@ func answersToForwardedPorts(t *testing.T, n *lab.Network, p party) {
 	if _, err := lab.Exchange(d, 3, 3); err != nil {
 		t.Errorf("a client's datagrams from a forwarded port: %v", err)
 	}
+	for _, port := range []string{":50008", ":123"} {
+		d, err := n.Router.DialUDP(p.internet+":7001", p.external+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := lab.Exchange(d, 3, 100); err != nil {
+			t.Errorf("the router's connected socket at the forwarded port %s, untracked: %v", port, err)
+		}
+		d.Close()
+	}
+	for _, port := range []int{50009, 124} {
+		opensFromBothSides(t, n, p, port)
+	}
 	askFrom(t, n.Client, p, 50003, 7000, 8000)
 	askFrom(t, n.Router, p, 50005, 7000, 8000)
+	askFrom(t, n.Client, p, 123, 7000, 8000)
+	askFrom(t, n.Router, p, 123, 7000, 8000)
 	refusedAt(t, n.Client, p, p.client+":50004")
 	refusedAt(t, n.Router, p, p.external+":50007")
 
@@ -139,13 +190,52 @@ func answersToForwardedPorts(t *testing.T, n *lab.Network, p party) {
 		}
 	}
 	listening.Close()
-	c, err = n.Internet.DialTCP(p.external+":50010", "", lab.Patience)
+	c, err := n.Internet.DialTCP(p.external+":50010", "", lab.Patience)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
 	if err := c.Echo(10_000); err != nil {
 		t.Error(err)
+	}
+}
+
+// opensFromBothSides has a masqueraded client and an Internet host send a SYN to each other (RFC 5382 REQ-2).
+func opensFromBothSides(t *testing.T, n *lab.Network, p party, port int) {
+	t.Helper()
+	peer := 8000 + port%1000
+	// The client's SYN gets lost, and is counted.
+	n.Internet.RunInput(fmt.Sprintf(`
+table inet lost {
+	chain input {
+		type filter hook input priority filter
+		tcp dport %d tcp flags & (syn | ack) == syn counter drop
+	}
+}`, peer), "nft", "-f", "-")
+	defer n.Internet.Run("nft", "delete", "table", "inet", "lost")
+	inside := make(chan error, 1)
+	go func() {
+		c, err := n.Client.DialTCP(fmt.Sprintf("%s:%d", p.internet, peer), fmt.Sprintf("%s:%d", p.client, port), lab.Patience)
+		if err == nil {
+			err = c.Close()
+		}
+		inside <- err
+	}()
+	lab.Eventually(t, lab.Patience, func() error {
+		r, err := n.Internet.Try("nft", "list", "table", "inet", "lost")
+		if err == nil && strings.Contains(r.Stdout, "packets 0 ") {
+			err = errors.New("the client's SYN has not come")
+		}
+		return err
+	})
+	c, err := n.Internet.DialTCP(fmt.Sprintf("%s:%d", p.external, port), fmt.Sprintf("%s:%d", p.internet, peer), lab.Patience)
+	if err != nil {
+		t.Errorf("both sides open at port %d: %v", port, err)
+	} else {
+		c.Close()
+	}
+	if err := <-inside; err != nil {
+		t.Errorf("both sides open at port %d: the client: %v", port, err)
 	}
 }
 
