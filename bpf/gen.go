@@ -5,6 +5,8 @@
 package bpf
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -18,3 +20,9 @@ var spec = sync.OnceValues(LoadHairpin)
 // the object, which takes milliseconds. All callers share the result: copy it
 // before you change it.
 func Spec() (*ebpf.CollectionSpec, error) { return spec() }
+
+// Fingerprint tells the embedded object from that of another version.
+var Fingerprint = sync.OnceValue(func() uint64 {
+	sum := sha256.Sum256(_HairpinBytes)
+	return binary.BigEndian.Uint64(sum[:])
+})

@@ -186,8 +186,11 @@ type HairpinForward struct {
 	PortShift    uint16
 	Restricted   uint8
 	HidesClients uint8
+	Wide         uint8
+	Pad          [3]uint8
 	Rate         HairpinRate
 	SourceRate   HairpinRate
+	_            [4]byte
 }
 
 type HairpinForwardKey struct {
@@ -736,6 +739,10 @@ const (
 	HairpinProgHairpinStart   = "hairpin_start"
 	HairpinProgHairpinTc      = "hairpin_tc"
 	HairpinProgHairpinXdp     = "hairpin_xdp"
+	HairpinVarConntrackAsked  = "conntrack_asked"
+	HairpinVarConntrackTracks = "conntrack_tracks"
+	HairpinVarEphemeralFirst  = "ephemeral_first"
+	HairpinVarEphemeralLast   = "ephemeral_last"
 	HairpinVarSweepPause      = "sweep_pause"
 )
 
@@ -854,7 +861,11 @@ type HairpinMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinVariableSpecs struct {
-	SweepPause *ebpf.VariableSpec `ebpf:"sweep_pause"`
+	ConntrackAsked  *ebpf.VariableSpec `ebpf:"conntrack_asked"`
+	ConntrackTracks *ebpf.VariableSpec `ebpf:"conntrack_tracks"`
+	EphemeralFirst  *ebpf.VariableSpec `ebpf:"ephemeral_first"`
+	EphemeralLast   *ebpf.VariableSpec `ebpf:"ephemeral_last"`
+	SweepPause      *ebpf.VariableSpec `ebpf:"sweep_pause"`
 }
 
 // HairpinObjects contains all objects after they have been loaded into the kernel.
@@ -998,7 +1009,11 @@ func (m *HairpinMaps) Close() error {
 //
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinVariables struct {
-	SweepPause *ebpf.Variable `ebpf:"sweep_pause"`
+	ConntrackAsked  *ebpf.Variable `ebpf:"conntrack_asked"`
+	ConntrackTracks *ebpf.Variable `ebpf:"conntrack_tracks"`
+	EphemeralFirst  *ebpf.Variable `ebpf:"ephemeral_first"`
+	EphemeralLast   *ebpf.Variable `ebpf:"ephemeral_last"`
+	SweepPause      *ebpf.Variable `ebpf:"sweep_pause"`
 }
 
 // HairpinPrograms contains all programs after they have been loaded into the kernel.

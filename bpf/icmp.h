@@ -6,15 +6,20 @@
 #include "nat.h"
 
 /* Decides about an error whose quoted packet no connection sent. If the quoted packet has the external address and port
- * of a forward, the error is dropped. Otherwise the kernel gets the error. */
-static __always_inline enum verdict icmp_stray(struct work *work)
+ * of a forward, the error is dropped. But the router itself, or a client that the kernel masquerades, may have sent the
+ * quoted packet: then the kernel gets the error. It gets errors about queries of ICMP, too, as it gets the answers to them. In all
+ * other cases the kernel gets the error. */
+static __always_inline enum verdict icmp_stray(void *ctx, struct work *work)
 {
 	const struct tuple *sent = &work->pkt.quote.tuple;
 	struct external *external = external_find(&sent->src);
+	struct forward *forward;
 
-	if (external && forward_find(forward_slot(), external, sent->protocol, sent->sport))
-		return nat_verdict(work, REASON_NO_CONNECTION);
-	return nat_verdict(work, REASON_NONE);
+	forward = external ? forward_find(forward_slot(), external, sent->protocol, sent->sport) : NULL;
+	if (!forward || packet_is_icmp(&work->pkt, sent->protocol) ||
+	    open_kernels_own_tc(ctx, true, forward->wide))
+		return nat_verdict(work, REASON_NONE);
+	return nat_verdict(work, REASON_NO_CONNECTION);
 }
 
 /* Translates the quoted packet back to the form in which its sender sent it. Computes the new checksums in the quote, and
@@ -90,7 +95,7 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 	tuple_reverse(&pkt->quote.tuple, &error->answer);
 	conn = conn_find(&error->answer, &error->entry);
 	if (!conn)
-		return icmp_stray(work);
+		return icmp_stray(ctx, work);
 	if (conn_revoked(conn, error->entry.identity))
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;

@@ -707,12 +707,12 @@ static __always_inline bool nat_may_answer(struct work *work, bool stale)
 /* Handles a packet that matches no forward of an external address. It may open a connection of an intercept, or be
  * an answer that rebuilds a lost connection. An intercept takes only packets that open a connection: older
  * connections stay as they are. */
-static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, bool stale)
+static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
 
-	if (forward && pkt->opens && !open_routers_own(ctx, work))
+	if (forward && pkt->opens && !open_kernels_own(ctx, false, hook))
 		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, stale));
 	if (work->open.direct)
 		return nat_begun_or_pass(work, open_direct(ctx, work, stale));
@@ -726,7 +726,7 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 
 /* Handles a packet that has no connection, or whose connection is stale. BEGUN: the new connection is in the
  * table. */
-static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, bool stale)
+static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, enum hook hook, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	struct conn *conn = stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
@@ -750,8 +750,8 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 		return nat_verdict(work, REASON_MALFORMED);
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
-		return nat_intercept_or_rebuild(ctx, work, stale);
-	if (open_routers_own(ctx, work))
+		return nat_intercept_or_rebuild(ctx, work, hook, stale);
+	if (open_kernels_own(ctx, forward->wide, hook))
 		return nat_verdict(work, REASON_NONE);
 	return nat_begun(work, open_connection(ctx, work, &external->address, forward, stale));
 }
@@ -760,14 +760,14 @@ __noinline int nat_slow_path_tc(struct __sk_buff *skb, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(skb, work, stale) : VERDICT_PASS;
+	return work ? nat_slow_path(skb, work, HOOK_TC, stale) : VERDICT_PASS;
 }
 
 __noinline int nat_slow_path_xdp(struct xdp_md *ctx, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(ctx, work, stale) : VERDICT_PASS;
+	return work ? nat_slow_path(ctx, work, HOOK_XDP, stale) : VERDICT_PASS;
 }
 
 /* Two old connections may block a new connection: at the opener's key and at the answerer's key. Each round

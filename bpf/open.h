@@ -5,6 +5,7 @@
 #pragma once
 
 #include "conn.h"
+#include "conntrack.h"
 #include "deny.h"
 #include "direct.h"
 #include "fib.h"
@@ -122,19 +123,37 @@ static __always_inline bool open_delivered(struct work *work)
 	return conn_find(&work->other.key, &work->other.entry);
 }
 
-/* Is this packet an answer on a connection that a process of the router has opened? A forward of all ports must
- * not take such an answer. True also for a packet that hairpin has already translated. Not inlined, to save stack. */
-static __noinline bool open_routers_own(void *ctx, struct work *work)
+enum { DHCP_SERVER = 67, DHCP_CLIENT = 68, DHCP6_CLIENT = 546, DHCP6_SERVER = 547 };
+
+/* From a DHCP server to a client (RFC 2131 4.1, RFC 8415 7.2)? The router's client may read it by a packet socket, which no
+ * look-up finds, and conntrack knows no answer to a broadcast. */
+static __always_inline bool open_dhcp_answer(const struct tuple *packet)
 {
-	const struct tuple *packet = &work->pkt.tuple;
+	return packet->protocol == IPPROTO_UDP &&
+	       ((packet->sport == bpf_htons(DHCP_SERVER) && packet->dport == bpf_htons(DHCP_CLIENT)) ||
+		(packet->sport == bpf_htons(DHCP6_SERVER) && packet->dport == bpf_htons(DHCP6_CLIENT)));
+}
+
+/* May an unconnected UDP socket at this port have asked for the packet? A socket that only listens must not beat a forward, and
+ * looks the same. Where connections are tracked, conntrack knows which of them has asked. Elsewhere the port tells: the kernel has
+ * chosen it for a client, or it is a DHCP client's. A forward of one port in the ephemeral range means that port, and wins. */
+static __always_inline bool open_port_asks(const struct tuple *packet, bool wide)
+{
+	__u16 port = bpf_ntohs(packet->dport);
+
+	if (port == DHCP_CLIENT || port == DHCP6_CLIENT)
+		return true;
+	return wide && !conntrack_tracks && port >= ephemeral_first && port <= ephemeral_last;
+}
+
+/* Has a socket of the router asked for this packet, whose tuple is in open.socket? wide: the packet's forward has several ports. A stack
+ * frame of its own. */
+static __noinline bool open_socket_asked(void *ctx, struct work *work, const struct tuple *packet, __u32 length, bool wide)
+{
 	struct bpf_sock_tuple *tuple = &work->open.socket;
 	struct bpf_sock *sock = NULL;
 	bool connected;
-	__u32 length;
 
-	if (open_delivered(work))
-		return true;
-	length = open_socket_tuple(packet, tuple);
 	if (packet->protocol == IPPROTO_TCP)
 		sock = bpf_sk_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	else if (packet->protocol == IPPROTO_UDP)
@@ -143,7 +162,52 @@ static __noinline bool open_routers_own(void *ctx, struct work *work)
 		return false;
 	connected = sock->dst_port != 0;
 	bpf_sk_release(sock);
-	return connected;
+	return connected || (packet->protocol == IPPROTO_UDP && open_port_asks(packet, wide));
+}
+
+/* Is this packet, or if quoted is set the answer to the packet that an ICMP error quotes, an answer to what the router itself, or a
+ * client that the kernel masquerades, has asked? A forward must not take such an answer (RFC 4787 REQ-1): netfilter, too, looks into
+ * its connections before it looks at a rule. */
+__noinline bool open_kernels_own_tc(struct __sk_buff *skb, bool quoted, bool wide)
+{
+	struct work *work = work_get();
+	const struct tuple *packet;
+	__u32 length;
+
+	if (!work)
+		return false;
+	if (!quoted && open_delivered(work))
+		return true;
+	packet = quoted ? &work->error.answer : &work->pkt.tuple;
+	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+		return false;
+	if (open_dhcp_answer(packet))
+		return true;
+	length = open_socket_tuple(packet, &work->open.socket);
+	return open_socket_asked(skb, work, packet, length, wide) ||
+	       conntrack_reply_tc(skb, &work->open.socket, length, packet->protocol);
+}
+
+/* The same for XDP, which leaves ICMP errors to TC. */
+__noinline bool open_kernels_own_xdp(struct xdp_md *ctx, bool wide)
+{
+	struct work *work = work_get();
+	const struct tuple *packet;
+	__u32 length;
+
+	if (!work)
+		return false;
+	packet = &work->pkt.tuple;
+	if (open_dhcp_answer(packet))
+		return true;
+	length = open_socket_tuple(packet, &work->open.socket);
+	return open_socket_asked(ctx, work, packet, length, wide) ||
+	       conntrack_reply_xdp(ctx, &work->open.socket, length, packet->protocol);
+}
+
+static __always_inline bool open_kernels_own(void *ctx, bool wide, enum hook hook)
+{
+	return hook == HOOK_XDP ? open_kernels_own_xdp(ctx, wide) : open_kernels_own_tc(ctx, false, wide);
 }
 
 /* May the answers come to a port of a forward? A forward of every port leaves no other port. An answer is found by its

@@ -251,10 +251,12 @@ struct forward {
 	__u16 port_shift;	/* target port - external port, modulo 65536 */
 	__u8 restricted;	/* 1: the map allow has the sources that the forward takes */
 	__u8 hides_clients;	/* 1: the target sees the router's address for every client, also from a WAN */
+	__u8 wide;		/* 1: the forward has several ports */
+	__u8 pad[3];
 	struct rate rate;	/* of all clients together */
 	struct rate source_rate;	/* of each client */
 };
-_Static_assert(sizeof(struct forward) == 48, "struct forward has implicit padding");
+_Static_assert(sizeof(struct forward) == 56, "struct forward has implicit padding");
 
 /* When the bucket of a rate is full again: GCRA, as in struct icmp_budget. */
 struct bucket {

@@ -100,7 +100,7 @@ struct opening {
 	__u32 tries;		/* number of ports tried; not on the stack: the verifier would follow each value */
 	struct tuple sent;	/* the opener's packet in the form that the target gets */
 	struct tuple answer;	/* key of the answerer's direction */
-	struct bpf_sock_tuple socket;	/* tuple for the look-up of a local socket */
+	struct bpf_sock_tuple socket;	/* tuple for the look-up of a local socket, and for conntrack */
 	struct mapping_entry mapping;
 	struct direction obstacle;	/* opener's direction of the old connection that must be removed first */
 	/* The entry that is inserted next. */

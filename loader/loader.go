@@ -12,12 +12,14 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"sync"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 
 	"hairpin/bpf"
 )
@@ -161,7 +163,8 @@ func create(opts Options) (_ *Datapath, err error) {
 	if err != nil {
 		return nil, err
 	}
-	coll, err := newCollection(spec)
+	suited := currentFit()
+	coll, err := newCollection(spec, &suited)
 	if err != nil {
 		return nil, fmt.Errorf("load datapath: %w", err)
 	}
@@ -177,7 +180,7 @@ func create(opts Options) (_ *Datapath, err error) {
 			err = errors.Join(err, os.RemoveAll(p.aside()))
 		}
 	}()
-	if err := p.pinAside(coll); err != nil {
+	if err := errors.Join(p.pinAside(coll), suited.pin(p.asidePrograms())); err != nil {
 		return nil, err
 	}
 	if err := fault("rename"); err != nil {
@@ -197,10 +200,12 @@ func create(opts Options) (_ *Datapath, err error) {
 }
 
 // newCollection does the work of ebpf.NewCollection faster: it loads the programs in parallel, and fills
-// the slots of the outer maps at the same time.
-func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
+// the slots of the outer maps at the same time. The programs are made to suit the kernel.
+func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, error) {
 	bare := spec.Copy()
-	bare.Programs = nil
+	bare.Programs, bare.Variables = nil, nil
+	// Programs get their own, as in an upgrade: what they suit may turn out to be something else.
+	maps.DeleteFunc(bare.Maps, func(name string, _ *ebpf.MapSpec) bool { return isData(name) })
 	slots := takeSlots(bare.Maps)
 	for _, m := range bare.Maps {
 		// The kernel creates a devmap hash before it refuses the BTF types, and then waits for RCU to free
@@ -215,7 +220,7 @@ func newCollection(spec *ebpf.CollectionSpec) (*ebpf.Collection, error) {
 	}
 	filled := make(chan error, 1)
 	go func() { filled <- fillSlots(coll.Maps, slots) }()
-	coll.Programs, err = newPrograms(spec, coll.Maps)
+	coll.Programs, err = suited.load(spec, coll.Maps)
 	if err := errors.Join(err, <-filled); err != nil {
 		coll.Close()
 		return nil, err
@@ -268,18 +273,19 @@ func fillSlots(maps map[string]*ebpf.Map, slots []slot) error {
 	return errors.Join(errs...)
 }
 
-// newPrograms loads every program with these maps. It loads the programs in parallel, because the verifier
+// newPrograms loads every program. It loads the programs in parallel, because the verifier
 // takes nearly all the time and checks each program alone. The program that takes longest is loaded by the
 // calling goroutine, on the caller's thread with its privileges.
-func newPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
+func newPrograms(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (map[string]*ebpf.Program, error) {
 	var (
 		mu       sync.Mutex // guards programs and errs
 		programs = make(map[string]*ebpf.Program)
 		errs     []error
 		loading  sync.WaitGroup
 	)
+	options.Cache = btf.NewCache()
 	load := func(name string) {
-		program, err := newProgram(spec, name, maps)
+		program, err := newProgram(spec, name, options)
 		mu.Lock()
 		defer mu.Unlock()
 		if err != nil {
@@ -305,15 +311,19 @@ func newPrograms(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[stri
 	return programs, nil
 }
 
-func newProgram(spec *ebpf.CollectionSpec, name string, maps map[string]*ebpf.Map) (*ebpf.Program, error) {
+func newProgram(spec *ebpf.CollectionSpec, name string, options ebpf.CollectionOptions) (*ebpf.Program, error) {
 	one := &ebpf.CollectionSpec{
 		Maps:      make(map[string]*ebpf.MapSpec),
 		Programs:  map[string]*ebpf.ProgramSpec{name: spec.Programs[name]},
+		Variables: make(map[string]*ebpf.VariableSpec),
 		Types:     spec.Types,
 		ByteOrder: spec.ByteOrder,
 	}
+	for name, variable := range spec.Variables {
+		one.Variables[name] = variable.Copy()
+	}
 	for name, m := range spec.Maps {
-		_, given := maps[name]
+		_, given := options.MapReplacements[name]
 		switch {
 		case given:
 			one.Maps[name] = m.Copy()
@@ -325,7 +335,7 @@ func newProgram(spec *ebpf.CollectionSpec, name string, maps map[string]*ebpf.Ma
 			one.Maps[name] = m.Copy()
 		}
 	}
-	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{MapReplacements: maps})
+	coll, err := ebpf.NewCollectionWithOptions(one, options)
 	if err != nil {
 		return nil, err
 	}

@@ -314,7 +314,7 @@ func newPinnable(t *testing.T) *ebpf.Collection {
 	if err != nil {
 		t.Fatal(err)
 	}
-	coll, err := newCollection(spec)
+	coll, err := newCollection(spec, new(fit))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -119,7 +119,7 @@ func TestFilterOfAKilledUpgrade(t *testing.T) {
 	r := newRouter(t)
 	d := r.load(Options{NoTCX: true})
 	want := r.attach(d, "wan0", ModeTC)
-	fresh, err := d.loadPrograms()
+	fresh, _, err := d.loadPrograms()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -33,11 +33,11 @@ func (d *Datapath) upgrade() error {
 	if err := clean(d.dir); err != nil {
 		return err
 	}
-	fresh, err := d.loadPrograms()
+	fresh, suited, err := d.loadPrograms()
 	if err != nil {
 		return err
 	}
-	if err := d.swapPrograms(old, fresh); err != nil {
+	if err := d.swapPrograms(old, fresh, suited); err != nil {
 		return errors.Join(err, fresh.Close())
 	}
 	before := d.objs.HairpinPrograms
@@ -46,12 +46,15 @@ func (d *Datapath) upgrade() error {
 }
 
 // swapPrograms changes every attachment and the pins from old to fresh. After an error, all stay old.
-func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms) error {
+func (d *Datapath) swapPrograms(old, fresh *bpf.HairpinPrograms, suited fit) error {
 	p := pins(d.dir)
 	// After the exchange this directory holds the old pins. If they cannot be removed now, the next writer
 	// removes them (clean).
 	defer os.RemoveAll(p.aside())
 	if err := p.pinProgramsAside(fresh); err != nil {
+		return err
+	}
+	if err := suited.pin(p.asidePrograms()); err != nil {
 		return err
 	}
 	hooks, err := d.liveHooks()
@@ -108,18 +111,18 @@ func retryNoMemory(run func() (uint32, error)) error {
 	}
 }
 
-// loadPrograms loads the embedded programs with the pinned maps.
-func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, error) {
+// loadPrograms loads the embedded programs with the pinned maps, and says what they suit.
+func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, fit, error) {
 	if err := fault("load"); err != nil {
-		return nil, err
+		return nil, fit{}, err
 	}
 	connections, err := connectionsOf(&d.objs.HairpinMaps)
 	if err != nil {
-		return nil, err
+		return nil, fit{}, err
 	}
 	spec, err := newSpec(connections)
 	if err != nil {
-		return nil, err
+		return nil, fit{}, err
 	}
 	pinned := make(map[string]*ebpf.Map)
 	held := &ebpf.Collection{Maps: pinned}
@@ -130,21 +133,22 @@ func (d *Datapath) loadPrograms() (*bpf.HairpinPrograms, error) {
 		}
 		if pinned[name], err = pins(d.dir).openMap(name); err != nil {
 			delete(pinned, name)
-			return nil, err
+			return nil, fit{}, err
 		}
 	}
-	loaded, err := newPrograms(spec, pinned)
+	suited := currentFit()
+	loaded, err := suited.load(spec, pinned)
 	if errors.Is(err, ebpf.ErrMapIncompatible) {
-		return nil, fmt.Errorf("%w: %w; use the version that created it, or %s", ErrSchema, err, anew)
+		return nil, fit{}, fmt.Errorf("%w: %w; use the version that created it, or %s", ErrSchema, err, anew)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("load programs: %w", err)
+		return nil, fit{}, fmt.Errorf("load programs: %w", err)
 	}
 	programs := new(bpf.HairpinPrograms)
 	for name, program := range each[ebpf.Program](programs) {
 		*program = loaded[name]
 	}
-	return programs, nil
+	return programs, suited, nil
 }
 
 func (p pins) pinProgramsAside(programs *bpf.HairpinPrograms) error {

@@ -31,7 +31,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.noticeFindings(router.FindingsHere(cfg)))
+				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.noticeFindings(a.findings(cfg)))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -43,6 +43,16 @@ func (a *app) checkCommand() *cobra.Command {
 			return nil
 		},
 	}
+}
+
+// findings looks at the datapath, too, if this user may open one.
+func (a *app) findings(cfg config.Config) ([]string, error) {
+	s, err := a.open()
+	if err != nil {
+		return router.FindingsHere(cfg)
+	}
+	defer s.Close()
+	return s.Findings(cfg)
 }
 
 // noticeFindings prints findings as warnings.

@@ -14,6 +14,7 @@ import (
 	"hairpin/bpf"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
+	"hairpin/loader"
 	"hairpin/maps"
 )
 
@@ -24,10 +25,32 @@ type status struct {
 	BPFFS       string           `json:"bpffs"`
 	Schema      uint32           `json:"datapath_schema"`
 	Daemon      bool             `json:"daemon"` // a daemon runs
+	Conntrack   conntrackStatus  `json:"conntrack"`
 	Forwards    int              `json:"forwards"`
 	Connections connectionStatus `json:"connections"`
 	Interfaces  []portRow        `json:"interfaces"`
 	Warnings    []string         `json:"warnings"`
+}
+
+// conntrackStatus is whether the kernel's connection tracking is asked before a forward takes a packet.
+type conntrackStatus struct {
+	Asked  bool   `json:"asked"`
+	Reason string `json:"reason,omitempty"` // why not
+}
+
+func newConntrackStatus(c loader.Conntrack) conntrackStatus {
+	if c == loader.ConntrackAsked {
+		return conntrackStatus{Asked: true}
+	}
+	return conntrackStatus{Reason: c.String()}
+}
+
+// String is for the text output.
+func (c conntrackStatus) String() string {
+	if c.Asked {
+		return "asked"
+	}
+	return "not asked: " + c.Reason
 }
 
 type connectionStatus struct {
@@ -110,6 +133,10 @@ func (a *app) status() (status, error) {
 		row := &st.Interfaces[i]
 		row.PrivateSources, row.PrivateDropped = slices.Contains(cfg.PrivateSources, row.Name), survey.Private[row.Name]
 	}
+	st.Conntrack = newConntrackStatus(survey.Conntrack)
+	if survey.Conntrack == loader.ConntrackLate && !st.Daemon {
+		st.Warnings = append(st.Warnings, "conntrack is not asked, but could be: run \"hairpin upgrade\", or start the daemon")
+	}
 	st.Warnings = append(st.Warnings, survey.Warnings...)
 	if !st.Daemon && len(survey.Ports) > 0 {
 		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed; run \"systemctl start hairpin\"")
@@ -171,6 +198,7 @@ func (a *app) printStatus(st status) error {
 		{"version", fmt.Sprintf("%s, datapath schema %d, kernel %s", st.Version, st.Schema, st.Kernel)},
 		{"daemon", daemon},
 		{"bpffs", st.BPFFS},
+		{"conntrack", st.Conntrack.String()},
 		{"forwards", fmt.Sprint(st.Forwards)},
 		{"connections", fmt.Sprintf("%d of %d, %d half-open", st.Connections.Used, st.Connections.Limit, st.Connections.HalfOpen)},
 	}

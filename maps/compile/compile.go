@@ -252,5 +252,8 @@ func (p *Program) value(i int) (bpf.HairpinForward, error) {
 	if f.HidesClients() {
 		value.HidesClients = 1
 	}
+	if f.Ports.Len() > 1 {
+		value.Wide = 1
+	}
 	return value, nil
 }

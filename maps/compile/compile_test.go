@@ -299,7 +299,7 @@ func TestProtocolsShareTheForwardsID(t *testing.T) {
 	for _, value := range p.Forwards {
 		want := bpf.HairpinForward{
 			Target: layout.ToAddr(netip.MustParseAddr("10.0.0.1")), EpochRef: p.Fresh[0].kernel(),
-			Reflect: bpf.HairpinReflectREFLECT_ROUTER, PortShift: 1000, Restricted: 1,
+			Reflect: bpf.HairpinReflectREFLECT_ROUTER, PortShift: 1000, Restricted: 1, Wide: 1,
 		}
 		if value != want {
 			t.Errorf("got %+v, want %+v", value, want)

@@ -153,6 +153,7 @@ func (r *Rig) load(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOp
 		}
 	}
 	spec.Maps[bpf.HairpinMapScratchPackets].MaxEntries = uint32(ebpf.MustPossibleCPU())
+	lab.Must(r.Router.Do(func() error { return loader.Suit(spec) }))
 	if err := spec.LoadAndAssign(&r.Objects, nil); err != nil {
 		tb.Fatalf("load programs: %+v", err)
 	}

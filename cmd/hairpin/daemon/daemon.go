@@ -142,6 +142,7 @@ type daemon struct {
 	lock     func(context.Context) (func(), error) // takes the writer lock
 	read     func() (config.Config, error)         // reads the configuration files
 	notices  func(config.Config) []string          // warnings about a configuration just applied; "" is no warning
+	renew    func() (bool, error)                  // replaces the programs if the kernel can do more than before
 	reloads  <-chan os.Signal
 	reloaded func(taken bool)      // counts a reload for the metrics
 	audit    func(context.Context) // checks the datapath's connection counts until the context ends
@@ -177,6 +178,7 @@ func newDaemon(s *router.Session, o Options) *daemon {
 			}
 			return append(findings, s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile))
 		},
+		renew:   func() (bool, error) { return router.Renew(o.Dir) },
 		reloads: o.Reload,
 		names:   newPublisher(s.Tables, o.Log),
 		notify: func(state string) {
@@ -305,7 +307,7 @@ func (d *daemon) follow(ctx context.Context, event loader.Event) {
 	err := d.locked(ctx, func() error {
 		var errs []error
 		if event.Links {
-			errs = append(errs, d.followLinks())
+			errs = append(errs, d.followLinks(), d.followKernel())
 		}
 		if d.routesDue {
 			err := d.router.RoutesChanged()
@@ -343,6 +345,16 @@ func (d *daemon) sweep(ctx context.Context, now time.Time) {
 	if err := d.locked(ctx, d.router.SweepDenied); ctx.Err() == nil {
 		d.report("remove denied sources whose time is over", err)
 	}
+}
+
+// followKernel has the programs loaded anew if conntrack has appeared, for example with the first rule of a firewall.
+func (d *daemon) followKernel() error {
+	renewed, err := d.renew()
+	if renewed {
+		debug.FreeOSMemory() // reading the programs took much
+		d.log.Info("loaded the programs anew, as the kernel's connection tracking or its range of ports has changed")
+	}
+	return err
 }
 
 func (d *daemon) locked(ctx context.Context, do func() error) error {

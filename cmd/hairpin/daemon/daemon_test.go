@@ -32,6 +32,8 @@ type daemonFake struct {
 	file     config.Config // the content of the configuration files
 	fileErr  error
 	lockErr  error
+	renewed  bool
+	renewErr error
 	output   bytes.Buffer
 	notified []string
 	taken    []bool // for each reload: whether it succeeded
@@ -43,10 +45,11 @@ func newDaemonFake(t *testing.T) *daemonFake {
 	log := slog.New(slog.NewTextHandler(&d.output, nil))
 	m := d.machine
 	d.daemon = &daemon{
-		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards}),
+		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards, Conntrack: m.Conntrack}),
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
 		read:     func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
 		notices:  func(config.Config) []string { return nil },
+		renew:    func() (bool, error) { return d.renewed, d.renewErr },
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },
 		port: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
@@ -86,6 +89,28 @@ func TestDaemonFollowsInterfaces(t *testing.T) {
 
 	d.follow(ctx, routes())
 	d.machine.WantDone(t, "routes")
+}
+
+// The daemon looks at the kernel whenever it looks at the interfaces, tells that programs were replaced, and tells a failure once.
+func TestDaemonFollowsKernel(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	d.follow(ctx, links())
+	if strings.Contains(d.output.String(), "anew") {
+		t.Errorf("told without a reason:\n%s", &d.output)
+	}
+	d.renewed = true
+	d.follow(ctx, links())
+	if !strings.Contains(d.output.String(), "loaded the programs anew") {
+		t.Errorf("not told:\n%s", &d.output)
+	}
+	d.renewed, d.renewErr = false, errors.New("the kernel is busy")
+	for range 3 {
+		d.follow(ctx, links())
+	}
+	if n := strings.Count(d.output.String(), "the kernel is busy"); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, &d.output)
+	}
 }
 
 // TestDaemonTriesAgain: if an interface refuses, the other interfaces work, and the error is logged once.

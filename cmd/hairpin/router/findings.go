@@ -26,11 +26,11 @@ func (r *Router) Findings(cfg config.Config) ([]string, error) {
 	return r.findings(cfg, seen)
 }
 
-// FindingsHere are Findings without a datapath. On a machine that has none of the interfaces of cfg there are none, as for CheckHere.
+// FindingsHere are Findings without a datapath.
 func FindingsHere(cfg config.Config) ([]string, error) {
 	r := New(kernel())
 	links, err := r.listLinks()
-	if err != nil || !isMachineOf(cfg, links) {
+	if err != nil {
 		return nil, err
 	}
 	seen := inventory{links: links}
@@ -39,7 +39,11 @@ func FindingsHere(cfg config.Config) ([]string, error) {
 	return r.findings(cfg, seen)
 }
 
+// findings returns nothing on a machine that has none of the interfaces of cfg, as CheckHere.
 func (r *Router) findings(cfg config.Config, seen inventory) ([]string, error) {
+	if !isMachineOf(cfg, seen.links) {
+		return nil, nil
+	}
 	f, err := r.newFinder(cfg, seen)
 	if err != nil {
 		return nil, err
@@ -55,6 +59,11 @@ type finder struct {
 	general   []string // about everything but the forwards
 	foreign   *foreignAddresses
 	protected *config.PolicyWarnings
+
+	conntrack loader.Conntrack
+	here      []config.Interface
+	ephemeral rule.Ports // that the kernel gives to sockets
+	risks     []string
 }
 
 // newFinder finds what there is to say of cfg, its forwards apart.
@@ -68,7 +77,15 @@ func (r *Router) newFinder(cfg config.Config, seen inventory) (*finder, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &finder{foreign: newForeignAddresses(seen.links), protected: config.NewPolicyWarnings(policies)}
+	conntrack, err := r.conntrack()
+	if err != nil {
+		return nil, err
+	}
+	f := &finder{
+		foreign: newForeignAddresses(seen.links), protected: config.NewPolicyWarnings(policies),
+		conntrack: conntrack, here: machine(cfg, seen.links),
+	}
+	f.ephemeral.First, f.ephemeral.Last = loader.EphemeralPorts()
 	f.general = slices.Concat(deniesRouter(cfg, seen.links), unshaped)
 	if r.portConflict != nil {
 		if conflict := r.portConflict(cfg); conflict != "" {
@@ -81,10 +98,43 @@ func (r *Router) newFinder(cfg config.Config, seen inventory) (*finder, error) {
 func (f *finder) add(forward *rule.Forward) {
 	f.foreign.add(forward)
 	f.protected.Add(forward)
+	if f.atRisk(forward) {
+		f.risks = append(f.risks, fmt.Sprintf("forward %q: the router and masqueraded clients use the same ports; their answers may go to the forward's target, because hairpin does not ask conntrack: %s",
+			forward.Name, f.conntrack))
+	}
+}
+
+// atRisk reports whether a forward may take answers to what the router or a masqueraded client has asked, as conntrack is not asked
+// whose they are. Such a forward has several ports, of which some are those that the kernel gives to sockets, at an address that
+// the router itself uses.
+func (f *finder) atRisk(forward *rule.Forward) bool {
+	asked := slices.ContainsFunc(forward.Protocols, func(p rule.Protocol) bool { return p == rule.TCP || p == rule.UDP || p == rule.Any })
+	return f.conntrack != loader.ConntrackAsked && asked && !forward.Intercept && forward.Ports.Len() > 1 &&
+		forward.Ports.Overlaps(f.ephemeral) && usesAddress(f.here, forward)
+}
+
+// usesAddress reports whether the router itself sends from an address that the forward listens on. Of each family that is the first
+// address of an interface: of a WAN, or of a LAN if the forward names this address.
+func usesAddress(here []config.Interface, f *rule.Forward) bool {
+	for _, i := range here {
+		if i.Role == 0 || f.External.Interface != "" && f.External.Interface != i.Name || i.Role != config.RoleWAN && !f.External.Address.IsValid() {
+			continue
+		}
+		for _, prefix := range i.Addresses {
+			if prefix.Addr().Is4() != f.Target.Is4() || !config.IsExternal(prefix.Addr()) {
+				continue
+			}
+			if !f.External.Address.IsValid() || f.External.Address == prefix.Addr() {
+				return true
+			}
+			break
+		}
+	}
+	return false
 }
 
 func (f *finder) list() []string {
-	return slices.Concat(f.foreign.warnings(), f.protected.Warnings(), f.general)
+	return slices.Concat(f.foreign.warnings(), f.protected.Warnings(), f.risks, f.general)
 }
 
 // foreignAddresses collects the forwards whose external address no interface of the router has. Thousands of forwards may

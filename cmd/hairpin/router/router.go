@@ -61,6 +61,8 @@ type Options struct {
 	Forwards func(sysctl, ifname string) bool
 	// Shaping looks at an interface; nil: nothing is shaped.
 	Shaping func(ifindex int) (loader.Shaping, error)
+	// Conntrack says whether the programs ask the kernel's connection tracking, or could.
+	Conntrack func() (loader.Conntrack, error)
 	// PortConflict is a warning if the kernel may give sockets the ports of cfg's reflected connections, otherwise ""; nil: no
 	// warning.
 	PortConflict func(cfg config.Config) string
@@ -77,6 +79,7 @@ type Router struct {
 	forwards func(sysctl, ifname string) bool
 	shaping  func(ifindex int) (loader.Shaping, error)
 
+	conntrack    func() (loader.Conntrack, error)
 	portConflict func(config.Config) string
 }
 
@@ -84,7 +87,7 @@ type Router struct {
 func New(o Options) *Router {
 	return &Router{
 		datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, policies: o.Policies, forwards: o.Forwards,
-		shaping: o.Shaping, portConflict: o.PortConflict,
+		shaping: o.Shaping, conntrack: o.Conntrack, portConflict: o.PortConflict,
 	}
 }
 
@@ -93,6 +96,7 @@ func kernel() Options {
 	return Options{
 		Links: loader.Links, Routes: loader.Routes, Policies: loader.Policies, Forwards: forwards, Shaping: loader.ShapingOf,
 		PortConflict: portConflictHere,
+		Conntrack:    func() (loader.Conntrack, error) { return loader.FindConntrack("/sys"), nil },
 	}
 }
 

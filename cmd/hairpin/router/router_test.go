@@ -20,7 +20,7 @@ import (
 )
 
 func routerOf(m *routertest.Machine) *Router {
-	return New(Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards})
+	return New(Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards, Conntrack: m.Conntrack})
 }
 
 // isProblem reports whether an error is about the configuration.

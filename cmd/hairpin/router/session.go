@@ -27,7 +27,7 @@ type Session struct {
 func newSession(dir string, datapath *loader.Datapath, release func()) *Session {
 	tables := maps.New(datapath.Objects())
 	o := kernel()
-	o.Datapath, o.Tables = datapath, tables
+	o.Datapath, o.Tables, o.Conntrack = datapath, tables, datapath.Conntrack
 	return &Session{Router: New(o), Tables: tables, dir: dir, datapath: datapath, release: release}
 }
 
@@ -108,6 +108,10 @@ func (s *Session) Adopted() bool { return s.datapath.Adopted() }
 
 // Upgrade replaces the attached programs with the programs of this binary.
 func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
+
+// Renew replaces the programs if the kernel can do now what it could not when they were loaded, and reports whether it did. The
+// caller holds the writer lock.
+func Renew(dir string) (bool, error) { return loader.Renew(loader.Options{Dir: dir}) }
 
 // Attached returns the interfaces that have the programs, interfaces of the configuration first.
 func (s *Session) Attached() ([]Port, error) {

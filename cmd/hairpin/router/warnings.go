@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -22,6 +23,8 @@ type Survey struct {
 	Warnings []string
 	// Private counts, by the names of WANs, the packets that were dropped because their sources are private.
 	Private map[string]uint64
+	// Conntrack says whether the programs ask the kernel's connection tracking, or why they do not.
+	Conntrack loader.Conntrack
 }
 
 // Survey checks every interface of cfg, the running configuration, and every running forward. It keeps one
@@ -43,6 +46,7 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 			problems = append(problems, problem.Error())
 		}
 	}
+	found.Conntrack = findings.conntrack
 	here, alone := machine(cfg, seen.links), cfg
 	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
 	err = s.Tables.EachForward(func(f *rule.Forward) bool {

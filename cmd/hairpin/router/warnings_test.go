@@ -5,6 +5,7 @@ package router
 import (
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -152,6 +153,46 @@ func TestPortConflict(t *testing.T) {
 		got = strings.NewReplacer("programs of this router may get the ports ", "", " of reflection.ports, and then answers go astray: sysctl -w net.ipv4.ip_local_reserved_ports=", " ").Replace(got)
 		if got != test.want {
 			t.Errorf("%+v: %q", test, got)
+		}
+	}
+}
+
+// Forwards of several ports at an address that the router sends from, where conntrack is not asked.
+func TestAtRisk(t *testing.T) {
+	here := []config.Interface{
+		{Name: "wan0", Role: config.RoleWAN, Addresses: prefixes("203.0.113.1/24", "203.0.113.9/32", "fe80::1/64", "2001:db8::1/64")},
+		{Name: "wan1", Role: config.RoleWAN, Addresses: prefixes("198.51.100.1/24")},
+		{Name: "lan0", Role: config.RoleLAN, Addresses: prefixes("10.0.0.254/8", "fd00::254/64")},
+	}
+	first, last := loader.EphemeralPorts()
+	inside := strconv.Itoa(int(first)) + "-" + strconv.Itoa(int(last))
+	for line, risk := range map[string]bool{
+		"a tcp any to 10.0.0.1":                              true,
+		"a udp " + inside + " to 10.0.0.1":                   true,
+		"a any any to 10.0.0.1":                              true,
+		"a udp wan1:" + inside + " to 10.0.0.1":              true,
+		"a udp 203.0.113.1:" + inside + " to 10.0.0.1":       true,
+		"a udp [2001:db8::1]:" + inside + " to fd00::1":      true,
+		"a udp " + inside + " to fd00::1":                    true,
+		"a udp wan1:" + inside + " to fd00::1":               false, // no address of IPv6
+		"a udp 203.0.113.9:" + inside + " to 10.0.0.1":       false, // not the first of the interface
+		"a udp 203.0.113.7:" + inside + " to 10.0.0.1":       false, // routed to here
+		"a udp 1000-1999 to 10.0.0.1":                        false,
+		"a tcp " + strconv.Itoa(int(first)) + " to 10.0.0.1": false,
+		"a icmp any to 10.0.0.1":                             false,
+		"a udp 10.0.0.254:" + inside + " to 10.0.0.1":        true, // a LAN alone
+	} {
+		f, err := rule.ParseForward(strings.Fields(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := finder{conntrack: loader.ConntrackAbsent, here: here, ephemeral: rule.Ports{First: first, Last: last}}
+		if got := found.atRisk(&f); got != risk {
+			t.Errorf("%s: at risk %v, want %v", line, got, risk)
+		}
+		found.conntrack = loader.ConntrackAsked
+		if found.atRisk(&f) {
+			t.Errorf("%s: at risk though conntrack is asked", line)
 		}
 	}
 }

@@ -98,6 +98,12 @@ func (s *stand) load(object string) {
 		}
 	}
 	sizeRings(spec)
+	// As on a router whose kernel tracks connections.
+	for _, name := range []string{"conntrack_asked", "conntrack_tracks"} {
+		if v := spec.Variables[name]; v != nil {
+			s.must("set "+name, v.Set(true))
+		}
+	}
 	if err := spec.LoadAndAssign(&s.objs, nil); err != nil {
 		s.tb.Fatalf("load object %s: %+v\nIf its maps differ from this tree's maps, give a tree or a revision instead of the object file.", object, err)
 	}

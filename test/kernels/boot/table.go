@@ -12,6 +12,7 @@ import (
 // runs has the runs of a guest. All of them take two or three minutes.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
+	{alone, "conntrack", "kernels.test", "^TestConntrackModule$"},
 	{1, "packets", "program.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
@@ -31,6 +32,7 @@ func runsFor(k kernel, only []string) []testRun {
 // columns are the columns of the table: each is a run, or one test of a run.
 var columns = []struct{ title, run, test string }{
 	{"load", "load", ""},
+	{"conntrack", "conntrack", ""},
 	{"packets", "packets", ""},
 	{"T", "T", ""},
 	{"N", "N", ""},
@@ -52,6 +54,8 @@ const preface = `# Kernels
 ` + "`sudo make test-kernels`" + ` boots each of Debian's kernels in qemu, runs tests there, and writes this table.
 
 - load: hairpin attaches. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
+- conntrack: programs ask nf_conntrack, a module there. They ask whether the module was loaded before them or after them, with the daemon
+  and without. Without CAP_SYS_ADMIN they work, and do not ask.
 - packets: translated packets, compared byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
 - N: real clients in network namespaces: all reflect modes, the router's own connections, ping, refusals.

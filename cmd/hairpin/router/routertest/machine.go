@@ -86,6 +86,9 @@ func (m *Machine) Routes() ([]netip.Prefix, error) { return m.RouteList, nil }
 // Policies is that of the package loader.
 func (m *Machine) Policies() ([]loader.Policy, error) { return m.PolicyList, nil }
 
+// Conntrack is that of the programs of the package loader.
+func (m *Machine) Conntrack() (loader.Conntrack, error) { return loader.ConntrackAsked, nil }
+
 // Forwards replaces router.Options.Forwards.
 func (m *Machine) Forwards(sysctl, ifname string) bool { return !m.ForwardingOff[sysctl+"/"+ifname] }
 
