@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -67,12 +68,9 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 // GraceLeft returns how long it takes until the grace of a lost address is over. away reports whether there is such an
 // address. Then SetInterfaces must be called.
 func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
-	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
-	if err != nil {
-		return 0, false, fmt.Errorf("list absent addresses: %w", err)
-	}
-	if len(absences) == 0 {
-		return 0, false, nil
+	absences, err := t.absences()
+	if err != nil || len(absences) == 0 {
+		return 0, false, err
 	}
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -80,6 +78,33 @@ func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
 	}
 	left, away = compile.Left(absences, o.Config.Timeouts.AddressGrace, layout.Monotonic())
 	return left, away, nil
+}
+
+// AwayAddresses returns the lost addresses whose connections have not ended yet, sorted.
+func (t *Tables) AwayAddresses() (list []netip.Addr, err error) {
+	absences, err := t.absences()
+	for addr := range absences {
+		list = append(list, layout.FromAddr(addr))
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list, err
+}
+
+func (t *Tables) absences() (map[bpf.HairpinAddr]bpf.HairpinAbsence, error) {
+	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
+	if err != nil {
+		return nil, fmt.Errorf("list absent addresses: %w", err)
+	}
+	return absences, nil
+}
+
+// HasInterfaces reports whether SetInterfaces has ever written an interface with a role.
+func (t *Tables) HasInterfaces() (bool, error) {
+	key, err := t.objs.Interfaces.NextKeyBytes(nil)
+	if err != nil {
+		return false, fmt.Errorf("list interfaces: %w", err)
+	}
+	return key != nil, nil
 }
 
 // findAbsences finds the lost addresses, and records the new absences. It must run before the entries in map own_addresses
@@ -93,8 +118,8 @@ func (t *Tables) findAbsences(doc *compile.Document, ifs []config.Interface) (co
 	if before.Externals, err = readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals); err != nil {
 		return compile.Absences{}, fmt.Errorf("list external addresses: %w", err)
 	}
-	if before.Absences, err = readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences); err != nil {
-		return compile.Absences{}, fmt.Errorf("list absent addresses: %w", err)
+	if before.Absences, err = t.absences(); err != nil {
+		return compile.Absences{}, err
 	}
 	found := compile.FindAbsences(doc, before, ifs, layout.Monotonic())
 	for addr, absence := range found.Waiting {
