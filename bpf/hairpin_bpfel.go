@@ -392,6 +392,12 @@ type HairpinPolicySide struct {
 	Pad      uint32
 }
 
+type HairpinPrefixKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Address      HairpinAddr
+}
+
 type HairpinProvenPage struct {
 	_      structs.HostLayout
 	Proven [256]uint32
@@ -554,12 +560,6 @@ type HairpinStandIn struct {
 	Pad     uint32
 }
 
-type HairpinStandInKey struct {
-	_            structs.HostLayout
-	PrefixLength uint32
-	Address      HairpinAddr
-}
-
 type HairpinSweeper struct {
 	_     structs.HostLayout
 	Timer struct {
@@ -705,7 +705,6 @@ const (
 	HairpinMapListeners       = "listeners"
 	HairpinMapLive            = "live"
 	HairpinMapLoads           = "loads"
-	HairpinMapLocals          = "locals"
 	HairpinMapMappings        = "mappings"
 	HairpinMapMaybeExternal   = "maybe_external"
 	HairpinMapNetsEmpty       = "nets_empty"
@@ -827,7 +826,6 @@ type HairpinMapSpecs struct {
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
-	Locals         *ebpf.MapSpec `ebpf:"locals"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.MapSpec `ebpf:"nets_empty"`
@@ -915,7 +913,6 @@ type HairpinMaps struct {
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
-	Locals         *ebpf.Map `ebpf:"locals"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.Map `ebpf:"nets_empty"`
@@ -974,7 +971,6 @@ func (m *HairpinMaps) Close() error {
 		m.Listeners,
 		m.Live,
 		m.Loads,
-		m.Locals,
 		m.Mappings,
 		m.MaybeExternal,
 		m.NetsEmpty,

@@ -56,11 +56,11 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } externals SEC(".maps");
 
-/* The addresses that the router has lost, until they are back or their grace is over. Here and not in the memory of a
- * process: the daemon and the command line take turns as writers. */
+/* The addresses that the router has lost, until they are back or their grace is over. Stored in a map because the daemon and
+ * the command line both write it. Nobody looks up a prefix: a trie takes no memory while it is empty. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, union addr);
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct prefix_key);
 	__type(value, struct absence);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -94,7 +94,7 @@ struct allow_trie {
 
 struct stand_in_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__type(key, struct stand_in_key);
+	__type(key, struct prefix_key);
 	__type(value, struct stand_in);
 	__uint(max_entries, 8192);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -350,17 +350,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
 	__type(value, __u8);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 } directs SEC(".maps");
-
-/* The router's own addresses, one of which may be the target of an intercept. The control plane writes them. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, union addr);
-	__type(value, __u8);
-	__uint(max_entries, 16384);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-} locals SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

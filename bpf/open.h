@@ -539,7 +539,7 @@ static __noinline enum reason open_route(void *ctx, struct work *work, const str
 	sent->dst = forward->target;
 	sent->dport = bpf_htons((__u16)(bpf_ntohs(sent->dport) + forward->port_shift));
 	result = fib_route(ctx, &work->route.fib, start, sent, sizeof(struct iphdr));
-	open->to_router = !fib_found(result) && in->role == ROLE_LAN && bpf_map_lookup_elem(&locals, &sent->dst);
+	open->to_router = !fib_found(result) && in->role == ROLE_LAN && own_address_has(OWN_ADDRESS_ALL, &sent->dst);
 	if (!fib_found(result) && !open->to_router)
 		return fib_reason(result);
 	open->resolved = result == BPF_FIB_LKUP_RET_SUCCESS;

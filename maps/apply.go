@@ -406,9 +406,9 @@ func (t *Tables) dropExternals(doc *compile.Document) error {
 	if err != nil {
 		return fmt.Errorf("list external addresses: %w", err)
 	}
-	absent, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
+	absent, err := t.absences()
 	if err != nil {
-		return fmt.Errorf("list absent addresses: %w", err)
+		return err
 	}
 	for addr, external := range present {
 		if external.Fixed == 0 || doc.Externals[rule.AtAddress(layout.FromAddr(addr))] == external.Fixed {

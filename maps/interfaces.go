@@ -32,14 +32,11 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 		return err
 	}
 	doc := &o.Document // without the decoded forwards, which are not needed here
-	locals, own, every := compile.Locals(doc, ifs), compile.OwnAddresses(ifs), ifs
+	own, every := compile.OwnAddresses(doc, ifs), ifs
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
-	}
-	if err := t.putLocals(locals); err != nil {
-		return err
 	}
 	absences, err := t.findAbsences(doc, every)
 	if err != nil {
@@ -67,9 +64,9 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 // GraceLeft returns how long it takes until the grace of a lost address is over. away reports whether there is such an
 // address. Then SetInterfaces must be called.
 func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
-	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
+	absences, err := t.absences()
 	if err != nil {
-		return 0, false, fmt.Errorf("list absent addresses: %w", err)
+		return 0, false, err
 	}
 	if len(absences) == 0 {
 		return 0, false, nil
@@ -80,6 +77,19 @@ func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
 	}
 	left, away = compile.Left(absences, o.Config.Timeouts.AddressGrace, layout.Monotonic())
 	return left, away, nil
+}
+
+// absences returns the lost addresses whose grace is not over.
+func (t *Tables) absences() (map[bpf.HairpinAddr]bpf.HairpinAbsence, error) {
+	entries, err := readAll[bpf.HairpinPrefixKey, bpf.HairpinAbsence](t.objs.Absences)
+	if err != nil {
+		return nil, fmt.Errorf("list absent addresses: %w", err)
+	}
+	absences := make(map[bpf.HairpinAddr]bpf.HairpinAbsence, len(entries))
+	for key, absence := range entries {
+		absences[key.Address] = absence
+	}
+	return absences, nil
 }
 
 // findAbsences finds the lost addresses, and records the new absences. It must run before the entries in map own_addresses
@@ -93,15 +103,15 @@ func (t *Tables) findAbsences(doc *compile.Document, ifs []config.Interface) (co
 	if before.Externals, err = readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals); err != nil {
 		return compile.Absences{}, fmt.Errorf("list external addresses: %w", err)
 	}
-	if before.Absences, err = readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences); err != nil {
-		return compile.Absences{}, fmt.Errorf("list absent addresses: %w", err)
+	if before.Absences, err = t.absences(); err != nil {
+		return compile.Absences{}, err
 	}
 	found := compile.FindAbsences(doc, before, ifs, layout.Monotonic())
 	for addr, absence := range found.Waiting {
 		if _, known := before.Absences[addr]; known {
 			continue
 		}
-		if err := t.objs.Absences.Put(addr, absence); err != nil {
+		if err := t.objs.Absences.Put(layout.AddressKey(addr), absence); err != nil {
 			return compile.Absences{}, fmt.Errorf("record that address %s is away: %w", layout.FromAddr(addr), err)
 		}
 	}
@@ -124,7 +134,7 @@ func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, 
 		}
 	}
 	for _, addr := range slices.AppendSeq(absences.Back, maps.Keys(absences.Over)) {
-		if err := drop(t.objs.Absences, addr); err != nil {
+		if err := drop(t.objs.Absences, layout.AddressKey(addr)); err != nil {
 			return fmt.Errorf("forget that address %s was away: %w", layout.FromAddr(addr), err)
 		}
 	}
@@ -307,22 +317,6 @@ func (t *Tables) pruneCounters(ifs []config.Interface) error {
 		if err := drop(t.objs.Counters, key); err != nil {
 			return fmt.Errorf("drop counters of interface %d: %w", key.Ifindex, err)
 		}
-	}
-	return nil
-}
-
-// putLocals writes the router's own addresses. It must run before putInterfaces, because intercepts on a new interface
-// need them.
-func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
-	if limit := t.objs.Locals.MaxEntries(); uint32(len(wanted)) > limit {
-		return fmt.Errorf("the router has %d addresses of its own, but the table holds %d", len(wanted), limit)
-	}
-	present, err := keepAddresses(t.objs.Locals, wanted)
-	if err == nil {
-		err = addAddresses(t.objs.Locals, wanted, present)
-	}
-	if err != nil {
-		return fmt.Errorf("the router's own addresses: %w", err)
 	}
 	return nil
 }
