@@ -634,6 +634,7 @@ const (
 const (
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
+	HairpinMapBitsEmpty       = "bits_empty"
 	HairpinMapBuckets         = "buckets"
 	HairpinMapBucketsEmpty    = "buckets_empty"
 	HairpinMapConnEvents      = "conn_events"
@@ -659,6 +660,7 @@ const (
 	HairpinMapLoads           = "loads"
 	HairpinMapLocals          = "locals"
 	HairpinMapMappings        = "mappings"
+	HairpinMapMaybeDenied     = "maybe_denied"
 	HairpinMapMaybeExternal   = "maybe_external"
 	HairpinMapNetsEmpty       = "nets_empty"
 	HairpinMapOrigins         = "origins"
@@ -748,6 +750,7 @@ type HairpinProgramSpecs struct {
 type HairpinMapSpecs struct {
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
+	BitsEmpty      *ebpf.MapSpec `ebpf:"bits_empty"`
 	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
 	BucketsEmpty   *ebpf.MapSpec `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
@@ -773,6 +776,7 @@ type HairpinMapSpecs struct {
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
 	Locals         *ebpf.MapSpec `ebpf:"locals"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
+	MaybeDenied    *ebpf.MapSpec `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.MapSpec `ebpf:"nets_empty"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
@@ -828,6 +832,7 @@ func (o *HairpinObjects) Close() error {
 type HairpinMaps struct {
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
+	BitsEmpty      *ebpf.Map `ebpf:"bits_empty"`
 	Buckets        *ebpf.Map `ebpf:"buckets"`
 	BucketsEmpty   *ebpf.Map `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
@@ -853,6 +858,7 @@ type HairpinMaps struct {
 	Loads          *ebpf.Map `ebpf:"loads"`
 	Locals         *ebpf.Map `ebpf:"locals"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
+	MaybeDenied    *ebpf.Map `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.Map `ebpf:"nets_empty"`
 	Origins        *ebpf.Map `ebpf:"origins"`
@@ -883,6 +889,7 @@ func (m *HairpinMaps) Close() error {
 	return _HairpinClose(
 		m.Allow,
 		m.AllowEmpty,
+		m.BitsEmpty,
 		m.Buckets,
 		m.BucketsEmpty,
 		m.ConnEvents,
@@ -908,6 +915,7 @@ func (m *HairpinMaps) Close() error {
 		m.Loads,
 		m.Locals,
 		m.Mappings,
+		m.MaybeDenied,
 		m.MaybeExternal,
 		m.NetsEmpty,
 		m.Origins,
