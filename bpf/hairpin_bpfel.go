@@ -681,6 +681,7 @@ const (
 	HairpinMapAbsences        = "absences"
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
+	HairpinMapBitsEmpty       = "bits_empty"
 	HairpinMapBuckets         = "buckets"
 	HairpinMapBucketsEmpty    = "buckets_empty"
 	HairpinMapConnEvents      = "conn_events"
@@ -706,6 +707,7 @@ const (
 	HairpinMapLive            = "live"
 	HairpinMapLoads           = "loads"
 	HairpinMapMappings        = "mappings"
+	HairpinMapMaybeDenied     = "maybe_denied"
 	HairpinMapMaybeExternal   = "maybe_external"
 	HairpinMapNetsEmpty       = "nets_empty"
 	HairpinMapOrigins         = "origins"
@@ -802,6 +804,7 @@ type HairpinMapSpecs struct {
 	Absences       *ebpf.MapSpec `ebpf:"absences"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
+	BitsEmpty      *ebpf.MapSpec `ebpf:"bits_empty"`
 	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
 	BucketsEmpty   *ebpf.MapSpec `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
@@ -827,6 +830,7 @@ type HairpinMapSpecs struct {
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
+	MaybeDenied    *ebpf.MapSpec `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.MapSpec `ebpf:"nets_empty"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
@@ -889,6 +893,7 @@ type HairpinMaps struct {
 	Absences       *ebpf.Map `ebpf:"absences"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
+	BitsEmpty      *ebpf.Map `ebpf:"bits_empty"`
 	Buckets        *ebpf.Map `ebpf:"buckets"`
 	BucketsEmpty   *ebpf.Map `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
@@ -914,6 +919,7 @@ type HairpinMaps struct {
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
+	MaybeDenied    *ebpf.Map `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.Map `ebpf:"nets_empty"`
 	Origins        *ebpf.Map `ebpf:"origins"`
@@ -947,6 +953,7 @@ func (m *HairpinMaps) Close() error {
 		m.Absences,
 		m.Allow,
 		m.AllowEmpty,
+		m.BitsEmpty,
 		m.Buckets,
 		m.BucketsEmpty,
 		m.ConnEvents,
@@ -972,6 +979,7 @@ func (m *HairpinMaps) Close() error {
 		m.Live,
 		m.Loads,
 		m.Mappings,
+		m.MaybeDenied,
 		m.MaybeExternal,
 		m.NetsEmpty,
 		m.Origins,
