@@ -41,13 +41,13 @@ func (l losing) external(t *testing.T, addr string) (external bpf.HairpinExterna
 // pass has the grace of all lost addresses be over.
 func (l losing) pass(t *testing.T) {
 	t.Helper()
-	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](l.objs.Absences)
+	absences, err := l.absences()
 	if err != nil || len(absences) == 0 {
 		t.Fatalf("absences %v, %v", absences, err)
 	}
 	for addr, absence := range absences {
 		absence.Since -= uint64(time.Hour)
-		if err := l.objs.Absences.Put(addr, absence); err != nil {
+		if err := l.objs.Absences.Put(layout.AddressKey(addr), absence); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +58,7 @@ func (l losing) want(t *testing.T, when string, live bool, absences int) {
 	if got := mapstest.IsCurrent(t, l.objs, l.ref); got != live {
 		t.Errorf("%s: connections live: %v, want %v", when, got, live)
 	}
-	have, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](l.objs.Absences)
+	have, err := l.absences()
 	if err != nil || len(have) != absences {
 		t.Errorf("%s: absences %v, %v, want %d", when, have, err, absences)
 	}

@@ -33,14 +33,11 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 		return err
 	}
 	doc := &o.Document // without the decoded forwards, which are not needed here
-	locals, own, every := compile.Locals(doc, ifs), compile.OwnAddresses(ifs), ifs
+	own, every := compile.OwnAddresses(doc, ifs), ifs
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
-	}
-	if err := t.putLocals(locals); err != nil {
-		return err
 	}
 	absences, err := t.findAbsences(doc, every)
 	if err != nil {
@@ -90,14 +87,6 @@ func (t *Tables) AwayAddresses() (list []netip.Addr, err error) {
 	return list, err
 }
 
-func (t *Tables) absences() (map[bpf.HairpinAddr]bpf.HairpinAbsence, error) {
-	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
-	if err != nil {
-		return nil, fmt.Errorf("list absent addresses: %w", err)
-	}
-	return absences, nil
-}
-
 // HasInterfaces reports whether SetInterfaces has ever written an interface with a role.
 func (t *Tables) HasInterfaces() (bool, error) {
 	key, err := t.objs.Interfaces.NextKeyBytes(nil)
@@ -105,6 +94,19 @@ func (t *Tables) HasInterfaces() (bool, error) {
 		return false, fmt.Errorf("list interfaces: %w", err)
 	}
 	return key != nil, nil
+}
+
+// absences returns the lost addresses whose grace is not over.
+func (t *Tables) absences() (map[bpf.HairpinAddr]bpf.HairpinAbsence, error) {
+	entries, err := readAll[bpf.HairpinPrefixKey, bpf.HairpinAbsence](t.objs.Absences)
+	if err != nil {
+		return nil, fmt.Errorf("list absent addresses: %w", err)
+	}
+	absences := make(map[bpf.HairpinAddr]bpf.HairpinAbsence, len(entries))
+	for key, absence := range entries {
+		absences[key.Address] = absence
+	}
+	return absences, nil
 }
 
 // findAbsences finds the lost addresses, and records the new absences. It must run before the entries in map own_addresses
@@ -126,7 +128,7 @@ func (t *Tables) findAbsences(doc *compile.Document, ifs []config.Interface) (co
 		if _, known := before.Absences[addr]; known {
 			continue
 		}
-		if err := t.objs.Absences.Put(addr, absence); err != nil {
+		if err := t.objs.Absences.Put(layout.AddressKey(addr), absence); err != nil {
 			return compile.Absences{}, fmt.Errorf("record that address %s is away: %w", layout.FromAddr(addr), err)
 		}
 	}
@@ -149,7 +151,7 @@ func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, 
 		}
 	}
 	for _, addr := range slices.AppendSeq(absences.Back, maps.Keys(absences.Over)) {
-		if err := drop(t.objs.Absences, addr); err != nil {
+		if err := drop(t.objs.Absences, layout.AddressKey(addr)); err != nil {
 			return fmt.Errorf("forget that address %s was away: %w", layout.FromAddr(addr), err)
 		}
 	}
@@ -332,22 +334,6 @@ func (t *Tables) pruneCounters(ifs []config.Interface) error {
 		if err := drop(t.objs.Counters, key); err != nil {
 			return fmt.Errorf("drop counters of interface %d: %w", key.Ifindex, err)
 		}
-	}
-	return nil
-}
-
-// putLocals writes the router's own addresses. It must run before putInterfaces, because intercepts on a new interface
-// need them.
-func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
-	if limit := t.objs.Locals.MaxEntries(); uint32(len(wanted)) > limit {
-		return fmt.Errorf("the router has %d addresses of its own, but the table holds %d", len(wanted), limit)
-	}
-	present, err := keepAddresses(t.objs.Locals, wanted)
-	if err == nil {
-		err = addAddresses(t.objs.Locals, wanted, present)
-	}
-	if err != nil {
-		return fmt.Errorf("the router's own addresses: %w", err)
 	}
 	return nil
 }

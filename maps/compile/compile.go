@@ -27,7 +27,7 @@ type Program struct {
 	AllowKeys   []bpf.HairpinAllowKey
 	Allowed     []uint8 // for each of AllowKeys: 1 allowed, 0 not allowed
 
-	StandInKeys []bpf.HairpinStandInKey
+	StandInKeys []bpf.HairpinPrefixKey
 	StandIns    []bpf.HairpinStandIn
 	claims      map[service][]claim
 	OriginKeys  []bpf.HairpinOriginKey
