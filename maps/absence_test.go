@@ -204,3 +204,24 @@ func TestLostFixedAddress(t *testing.T) {
 		t.Error("new connections to the fixed address are over at once")
 	}
 }
+
+// A change drops a WAN whose address is away, and its writer is killed before SetInterfaces. The next change adds another
+// WAN, which does not get the id of the dropped one: the absence still has it.
+func TestAbsenceKeepsTheIDOfItsWAN(t *testing.T) {
+	l := newLosing(t, "a tcp 80 to 10.0.0.1")
+	dropped := l.external(t, "203.0.113.1").Group
+	mustSetInterfaces(t, l.Tables, mapstest.WAN("wan0", 2))
+	l.want(t, "away", true, 1)
+	without := l.config
+	without.WAN = nil
+	without.Forwards = nil
+	mustApply(t, l.Tables, without)
+	other := l.config
+	other.WAN = []string{"wan1"}
+	mustApply(t, l.again(), other)
+	mustSetInterfaces(t, l.Tables, mapstest.WAN("wan1", 3, "198.51.100.1/24"))
+	if group := l.external(t, "198.51.100.1").Group; group == dropped {
+		t.Errorf("wan1 has the id %d of the dropped WAN", group)
+	}
+	l.want(t, "its WAN is dropped", false, 0)
+}

@@ -122,6 +122,14 @@ func (t *Tables) compile(c config.Config, running *compile.Running) (*compile.Pr
 	for _, external := range present {
 		have.LastExternal = max(have.LastExternal, external.Fixed, external.Group)
 	}
+	// The absence of an address still has the id of its WAN after a change that dropped this WAN, until SetInterfaces runs.
+	absences, err := t.absences()
+	if err != nil {
+		return nil, err
+	}
+	for _, absence := range absences {
+		have.LastExternal = max(have.LastExternal, absence.Group)
+	}
 	interfaces, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -65,11 +66,8 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 // address. Then SetInterfaces must be called.
 func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
 	absences, err := t.absences()
-	if err != nil {
+	if err != nil || len(absences) == 0 {
 		return 0, false, err
-	}
-	if len(absences) == 0 {
-		return 0, false, nil
 	}
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -77,6 +75,25 @@ func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
 	}
 	left, away = compile.Left(absences, o.Config.Timeouts.AddressGrace, layout.Monotonic())
 	return left, away, nil
+}
+
+// AwayAddresses returns the lost addresses whose connections have not ended yet, sorted.
+func (t *Tables) AwayAddresses() (list []netip.Addr, err error) {
+	absences, err := t.absences()
+	for addr := range absences {
+		list = append(list, layout.FromAddr(addr))
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list, err
+}
+
+// HasInterfaces reports whether SetInterfaces has ever written an interface with a role.
+func (t *Tables) HasInterfaces() (bool, error) {
+	key, err := t.objs.Interfaces.NextKeyBytes(nil)
+	if err != nil {
+		return false, fmt.Errorf("list interfaces: %w", err)
+	}
+	return key != nil, nil
 }
 
 // absences returns the lost addresses whose grace is not over.
