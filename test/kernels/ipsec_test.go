@@ -4,6 +4,7 @@ package kernels
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -197,6 +198,9 @@ func refusedAs(t *testing.T, n *lab.Network, reason string, from *lab.Host, to, 
 // and so do other forwards. A target behind an xfrm interface is served, in ESP.
 func TestIPsecTunnel(t *testing.T) {
 	n := lab.NewNetwork6(t)
+	// An xfrm interface has no Ethernet headers, but leaves the header of the ESP packet before what it has decrypted. This MAC address
+	// begins as an IP header does.
+	n.Router.SetHardwareAddr("wan0", net.HardwareAddr{0x46, 0, 0, 0, 0, 1})
 	far := addFar(t, n)
 	far.Address("lo", office+"/32", traveller+"/32", branch+"/32")
 	far.Address6("lo", office6+"/128", traveller6+"/128", branch6+"/128")
