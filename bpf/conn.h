@@ -95,6 +95,22 @@ static __always_inline __u32 conn_address(const struct conn *conn)
 	return conn->address & CONN_ID_MASK;
 }
 
+/* What a connection was made for. */
+enum conn_made_for {
+	MADE_FOR_FORWARD,
+	MADE_FOR_INTERCEPT,
+	MADE_FOR_DIRECT,	/* a direct connection that needs another port (direct.h) */
+};
+
+/* An intercept has no external address: its id is the connection's forward and address. A direct connection has no forward:
+ * both ids are 0. */
+static __always_inline enum conn_made_for conn_made_for(const struct conn *conn)
+{
+	if (!conn_forward(conn))
+		return MADE_FOR_DIRECT;
+	return conn_address(conn) == conn_forward(conn) ? MADE_FOR_INTERCEPT : MADE_FOR_FORWARD;
+}
+
 /* Returns when the connection was made: CLOCK_MONOTONIC s. */
 static __always_inline __u32 conn_created(const struct conn *conn)
 {

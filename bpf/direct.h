@@ -2,42 +2,85 @@
 /* Direct connections: a client connects to a target itself, without a forward. The kernel sends the packets on. A
  * translated connection that shows the target the client's own address may get the same answers: the client has one port
  * for both, at two destinations. Whichever connection comes second gets another port, as nf_nat does it. Netfilter's
- * FORWARD chain does not see a direct connection that got another port. The client gains nothing by that: a forward has
- * just admitted it to this port of the server.
+ * FORWARD chain does not see a direct connection that got another port. The client gains nothing by that: it has a living
+ * translated connection to this port of the server.
  *
- * Race: CPU A handles the first packet of the direct connection, while CPU B opens the translated connection. A notes the
- * tuple in directs, and then looks for an entry of the answers. B inserts the entry of the answers, and then looks into
- * directs. So at least one of them sees the other. If both do, both connections get another port. */
+ * Race: CPU A handles the first packet of the direct connection, while CPU B opens the translated connection.
+ *  1. A writes the note in directs.                B inserts the entry of the answers.
+ *  2. A has a full memory barrier (work_fence).    B has one, too.
+ *  3. A looks for an entry of the answers.         B looks into directs.
+ * So at least one of them sees the other. If both do, both connections get another port. */
 #pragma once
 
 #include "conn.h"
 #include "forward.h"
+#include "ingress.h"
 
-/* Notes a packet that opens a direct connection. True: its answers have an entry of another connection, so hairpin must
- * give the direct connection another port. Most packets fail at the first condition. Not inlined, to save stack. */
-static __noinline bool direct_meets(struct work *work)
+/* Can a client behind this interface reach the target without a forward? From the Internet nobody reaches a private
+ * address. A WAN with a private address is another router's network: its hosts may have a route to the target. */
+static __always_inline bool direct_reaches(const struct interface *in, const union addr *client, const union addr *target)
+{
+	if (in->role == ROLE_WAN)
+		return !addr_private(target) || (addr_private(client) && !ingress_public_only(in));
+	return in->role == ROLE_LAN;
+}
+
+/* Writes the note that the packet opens a direct connection. False: it opens none. */
+static __always_inline bool direct_note(const struct packet *pkt, __u32 may_be)
+{
+	const struct tuple *key = &pkt->tuple;
+	struct direct fresh = { .seen = pkt->second };
+	__u32 ifindex = pkt->ifindex;
+	const struct interface *in;
+
+	if (!target_has(&key->dst, may_be))
+		return false;
+	in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	if (!in || !direct_reaches(in, &key->src, &key->dst))
+		return false;
+	bpf_map_update_elem(&directs, key, &fresh, BPF_ANY);
+	return true;
+}
+
+/* Does this packet open a direct connection whose answers are already the key of a translated connection's entry? Most
+ * packets fail at the first condition. A packet of a protocol other than TCP passes here as long as its connection is not
+ * hairpin's: the answer holds for one second. may_be: external_maybe of the destination. Not inlined, to save stack. */
+static __noinline bool direct_meets(struct work *work, __u32 may_be)
 {
 	const struct packet *pkt = &work->pkt;
-	const struct tuple *key = &pkt->tuple;
-	__u8 noted = 1;
+	struct direct *note;
 
-	if (!pkt->opens || !(external_maybe(&key->dst) & MAYBE_TARGET) || !bpf_map_lookup_elem(&targets, &key->dst))
+	if (!pkt->opens || !(may_be & MAYBE_TARGET))
 		return false;
-	if (!bpf_map_lookup_elem(&directs, key))
-		bpf_map_update_elem(&directs, key, &noted, BPF_ANY);
-	tuple_reverse(key, &work->other.key);
-	return conn_find(&work->other.key, &work->other.entry) && !(work->other.entry.identity & CONN_OPENER);
+	note = bpf_map_lookup_elem(&directs, &pkt->tuple);
+	if (note && note->alone == pkt->second)
+		return false;
+	if (note)
+		note->seen = pkt->second;
+	else if (!direct_note(pkt, may_be))
+		return false;
+	work_fence(work);
+	tuple_reverse(&pkt->tuple, &work->other.key);
+	if (conn_find(&work->other.key, &work->other.entry) && !(work->other.entry.identity & CONN_OPENER))
+		return true;
+	if (note)
+		note->alone = pkt->second;
+	return false;
 }
 
-/* Does a direct connection have this tuple of answers already? */
+/* Does a direct connection have this tuple of answers already? Call it after the entry of the answers is inserted. Of TCP
+ * and SCTP only the first packet is noted, so such a note does not expire. */
 static __always_inline bool direct_has(struct work *work, const struct tuple *answer)
 {
-	tuple_reverse(answer, &work->other.key);
-	return bpf_map_lookup_elem(&directs, &work->other.key);
-}
+	const struct settings *time = conn_settings();
+	const struct direct *note;
+	__s32 idle;
 
-/* Was the connection made for a direct connection? It has no forward. */
-static __always_inline bool direct_made(const struct conn *conn)
-{
-	return !conn_forward(conn);
+	work_fence(work);
+	tuple_reverse(answer, &work->other.key);
+	note = bpf_map_lookup_elem(&directs, &work->other.key);
+	if (!note || !time || answer->protocol == IPPROTO_TCP || answer->protocol == IPPROTO_SCTP)
+		return note;
+	idle = (__s32)(work->pkt.second - note->seen);
+	return idle <= 0 || (__u64)idle * SECOND_NS <= conn_idle_time(time, answer->protocol);
 }

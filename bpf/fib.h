@@ -56,6 +56,14 @@ static __always_inline void fib_gateway(const struct bpf_fib_lookup *fib, struct
 	__builtin_memcpy(gateway->ipv6_nh, fib->ipv6_dst, sizeof(gateway->ipv6_nh));
 }
 
+/* Has the look-up found that this address is a neighbour? Then the next hop is the address itself. */
+static __always_inline bool fib_on_link(const struct bpf_fib_lookup *fib, const union addr *to)
+{
+	if (addr_is_v4(to))
+		return fib->family == FIB_AF_INET && fib->ipv4_dst == to->word[3];
+	return __builtin_memcmp(fib->ipv6_dst, to->word, sizeof(fib->ipv6_dst)) == 0;
+}
+
 static __always_inline bool fib_found(long result)
 {
 	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;

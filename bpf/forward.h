@@ -24,12 +24,23 @@ static __always_inline __u32 external_maybe(const union addr *addr)
 	return may_be ? *may_be : 0;
 }
 
-/* Returns the external ids of an address. NULL: no forward listens on the address. */
-static __always_inline struct external *external_find(const union addr *addr)
+/* Returns the external ids of an address. NULL: no forward listens on the address. may_be: external_maybe of the address. */
+static __always_inline struct external *external_lookup(const union addr *addr, __u32 may_be)
 {
-	struct external *external = external_maybe(addr) & MAYBE_EXTERNAL ? bpf_map_lookup_elem(&externals, addr) : NULL;
+	struct external *external = may_be & MAYBE_EXTERNAL ? bpf_map_lookup_elem(&externals, addr) : NULL;
 
 	return external && (external->fixed | external->group) ? external : NULL;
+}
+
+static __always_inline struct external *external_find(const union addr *addr)
+{
+	return external_lookup(addr, external_maybe(addr));
+}
+
+/* Is this the address of a target? may_be: external_maybe of the address. */
+static __always_inline bool target_has(const union addr *addr, __u32 may_be)
+{
+	return may_be & MAYBE_TARGET && bpf_map_lookup_elem(&targets, addr);
 }
 
 /* Returns the live slot of the forwards. A global function: the verifier checks it once. */

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Fragments: the first fragment of a datagram decides for all its fragments, in whatever order they arrive. hairpin
- * follows only fragments to an external address, from a target, or to an intercept. All others are left to the kernel. */
+ * follows only fragments to an external address, to or from a target, or to an intercept. All others are left to the kernel. */
 #pragma once
 
 #include "conn.h"
@@ -33,11 +33,13 @@ static __noinline bool frag_intercepted(const struct packet *pkt)
 	return pkt->fragment == FRAGMENT_FIRST && intercept_find(pkt);
 }
 
-/* May this fragment belong to a connection of a forward? */
+/* May this fragment belong to a connection of a forward, or to a direct connection (direct.h)? */
 static __always_inline bool frag_concerns(const struct packet *pkt)
 {
-	return external_find(&pkt->tuple.dst) || bpf_map_lookup_elem(&targets, &pkt->tuple.src) ||
-	       frag_intercepted(pkt);
+	__u32 may_be = external_maybe(&pkt->tuple.dst);
+
+	return external_lookup(&pkt->tuple.dst, may_be) || target_has(&pkt->tuple.dst, may_be) ||
+	       bpf_map_lookup_elem(&targets, &pkt->tuple.src) || frag_intercepted(pkt);
 }
 
 /* Adds the bytes of a fragment to the received ranges. False: some of the bytes were received before, or there are too

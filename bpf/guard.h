@@ -42,7 +42,8 @@ static __always_inline bool guard_source(struct __sk_buff *skb, union addr *sour
 }
 
 /* Would this packet show a target's private address to the Internet? A frame of a VLAN belongs to the VLAN device,
- * which may be a LAN. If the WAN itself has a private IPv4 address, another router translates its packets, so the guard drops nothing there. */
+ * which may be a LAN. If the WAN itself has a private IPv4 address, another router translates its packets, so the guard
+ * drops nothing there. */
 static __always_inline bool guard_leaks(struct __sk_buff *skb)
 {
 	const struct interface *out;

@@ -158,6 +158,12 @@ type HairpinDeniedKey struct {
 	Source       HairpinAddr
 }
 
+type HairpinDirect struct {
+	_     structs.HostLayout
+	Seen  uint32
+	Alone uint32
+}
+
 type HairpinEndRequest struct {
 	_      structs.HostLayout
 	Key    HairpinTuple

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "fib.h"
+#include "own_address.h"
 #include "stand_in.h"
 #include "work.h"
 
@@ -51,6 +52,33 @@ static __always_inline bool ingress_leads_back(void *ctx, struct work *work)
 	       ingress_finds_back(ctx, work, BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_DIRECT);
 }
 
+/* Is the way back in work->route.fib a default route, or the half of one that VPN programs set? The kernel does not tell
+ * the length of a route's prefix. But a route that leads to the source and also to an address far away has a short
+ * prefix: the second address differs in bit 1 for IPv4, so the prefix is at most /1, and in bit 3 for IPv6, so the prefix
+ * is at most /3 (2000::/3). Two routes with one gateway and one metric are taken for one route. Not inlined, to save
+ * stack. */
+static __noinline bool ingress_by_default(void *ctx, struct work *work)
+{
+	struct fib_start start = { .ifindex = work->pkt.ifindex };
+	struct bpf_fib_lookup *fib = &work->route.fib;
+	struct tuple *back = &work->route.back;
+	__u32 ifindex = fib->ifindex, metric = fib->rt_metric;
+	bool on_link = fib_on_link(fib, &back->dst);
+	struct bpf_redir_neigh *gateway = &work->route.gateway;
+	long result;
+
+	fib_gateway(fib, gateway);
+	if (addr_is_v4(&back->dst))
+		back->dst.word[3] ^= bpf_htonl(1u << 30);
+	else
+		back->dst.word[0] ^= bpf_htonl(1u << 28);
+	result = fib_route(ctx, fib, start, back, sizeof(struct iphdr));
+	if (!fib_leaves_by(result, fib, ifindex) || fib->rt_metric != metric)
+		return false;
+	return on_link ? fib_on_link(fib, &back->dst)
+		       : __builtin_memcmp(gateway->ipv6_nh, fib->ipv6_dst, sizeof(gateway->ipv6_nh)) == 0;
+}
+
 /* Asks the kernel for the way back to the packet's source. On a WAN first without the external address: a rule for
  * packets from this address ("from 203.0.113.1 lookup 7") often leads to a table that has no routes to the LANs, and a
  * LAN's source would seem to be behind the WAN. */
@@ -79,18 +107,23 @@ static __always_inline bool ingress_one_link(const struct interface *in, __u32 i
 
 /* May the way back to the source lead by interface back, although the packet came in by another interface?
  *  - WAN: yes if back is a WAN: with several uplinks, the default route leaves by only one of them. Never if back is a
- *    LAN. If hairpin is not configured for back, then back may be a VPN that has the default route: the packet's own
- *    interface must have a way back, too.
+ *    LAN. If hairpin is not configured for back, then back may be a VPN that has the default route: yes for public
+ *    sources that only this route leads to, if the packet's own interface has a way back, too. The networks behind back
+ *    itself are internal ones, whose sources nobody may forge on a WAN.
  *  - LAN: not in strict mode of rp_filter. Otherwise yes, unless the only way back is by a WAN. The kernel has no
- *    rp_filter for IPv6: the value for IPv4 says how strict this interface is to be. In strict mode, IPv6 still takes
- *    the interfaces of one link for one: whoever sets rp_filter on a macvlan has only IPv4 in mind. */
+ *    rp_filter for IPv6: the value for IPv4 says how strict this interface is to be. rp_filter is an IPv4 setting, so for
+ *    IPv6 a macvlan and its lower device count as one interface. */
 static __always_inline bool ingress_detour(void *ctx, struct work *work, const struct interface *in, __u32 back)
 {
 	const struct interface *out = bpf_map_lookup_elem(&interfaces, &back);
+	const union addr *source = &work->pkt.tuple.src;
 	enum role role = out ? out->role : 0;
 
+	if (in->role == ROLE_WAN && out)
+		return role == ROLE_WAN;
 	if (in->role == ROLE_WAN)
-		return role == ROLE_WAN || (!out && ingress_leads_back(ctx, work));
+		return !addr_private(source) && !own_address_find(back, source) && ingress_by_default(ctx, work) &&
+		       ingress_leads_back(ctx, work);
 	if (in->rp_filter == RP_FILTER_STRICT)
 		return work->pkt.v6 && ingress_one_link(in, work->pkt.ifindex, out, back);
 	return role != ROLE_WAN || ingress_leads_back(ctx, work);

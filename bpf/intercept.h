@@ -6,13 +6,6 @@
 #include "conn.h"
 #include "forward.h"
 
-/* Was the connection made by an intercept? An intercept has no external address, so the connection has the intercept's id
- * as its forward and as its address. */
-static __always_inline bool intercept_made(const struct conn *conn)
-{
-	return conn_address(conn) == conn_forward(conn);
-}
-
 /* May the packet be for an intercept? Compares only the port: this needs no look-up. */
 static __always_inline bool intercept_port(const struct settings *settings, const struct packet *pkt)
 {

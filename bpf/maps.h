@@ -365,11 +365,12 @@ struct {
 } targets SEC(".maps");
 
 /* Tuples of packets with which clients have opened connections to targets without a forward: direct connections, which
- * the kernel sends on. LRU: if one is evicted, a translated connection may get its tuple, as if the router had restarted. */
+ * the kernel sends on. LRU: after an eviction only the kernel's conntrack knows the direct connection. Without conntrack, a
+ * translated connection may then get its tuple, as after a restart of the router. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
-	__type(value, __u8);
+	__type(value, struct direct);
 	__uint(max_entries, 2048);
 } directs SEC(".maps");
 

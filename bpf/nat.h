@@ -163,8 +163,9 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	long result = nat_ask_route(ctx, work, start, &entry->to);
 
 	/* For IPv6 the kernel prefers the wanted output interface, but may return a route by another interface: such
-	 * as the default route of a VPN, which a rule puts before the main table. */
-	if (start.flags && !fib_leaves_by(result, fib, start.ifindex)) {
+	 * as the default route of a VPN, which a rule puts before the main table. So ask the main table alone. Not if no
+	 * route is found: a rule may prohibit the packet (for IPv6 and for unreachable, the result is then NOT_FWDED). */
+	if (start.flags && fib_found(result) && !fib_leaves_by(result, fib, start.ifindex)) {
 		start.flags |= BPF_FIB_LOOKUP_DIRECT;
 		result = nat_ask_route(ctx, work, start, &entry->to);
 	}
@@ -629,8 +630,9 @@ static __always_inline bool nat_answers_challenge(const struct packet *pkt)
 static __always_inline bool nat_ended(const struct packet *pkt, const struct conn *conn, __u64 identity,
 				      const struct external *external)
 {
-	bool begins = (pkt->opens || nat_answers_challenge(pkt)) && (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
-				     intercept_made(conn));
+	bool begins = (pkt->opens || nat_answers_challenge(pkt)) &&
+		      (external || stand_in_answered(&pkt->tuple.dst) || intercept_find(pkt) ||
+		       conn_made_for(conn) != MADE_FOR_FORWARD);
 
 	return !(identity & CONN_OPENER) || (conn_revoked(conn, identity) && !begins);
 }
@@ -661,20 +663,30 @@ static __always_inline enum verdict nat_begun(struct work *work, enum reason rea
 	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
 }
 
-/* May the packet open a connection, or rebuild a lost connection? This quick check keeps all other packets off the
- * slow path. Not inlined, to save stack. */
-static __noinline bool nat_may_begin(struct work *work)
+/* What a packet may begin that has no connection, or whose connection is stale. */
+enum begin {
+	BEGIN_NOTHING,
+	BEGIN_ELSE,	/* a connection of an intercept; or the packet is an answer, which rebuilds a lost connection */
+	BEGIN_DIRECT,	/* a direct connection that meets a translated connection; an intercept may take the packet first */
+	BEGIN_FORWARD,	/* a connection of a forward: the destination has external ids, copied to open.external */
+};
+
+/* Returns what the packet may begin. This quick check keeps all other packets off the slow path. Not inlined, to save
+ * stack. */
+static __noinline enum begin nat_may_begin(struct work *work)
 {
 	const struct packet *pkt = &work->pkt;
-	const struct external *external = external_find(&pkt->tuple.dst);
+	__u32 may_be = external_maybe(&pkt->tuple.dst);
+	const struct external *external = external_lookup(&pkt->tuple.dst, may_be);
 	const struct settings *settings = conn_settings();
 
-	work->open.to_external = external;
-	if (external)
+	if (external) {
 		work->open.external = *external;
-	work->open.direct = !external && direct_meets(work);
-	return external || work->open.direct || (settings && (settings->stand_ins || intercept_port(settings, pkt))) ||
-	       open_evicted(pkt);
+		return BEGIN_FORWARD;
+	}
+	if (direct_meets(work, may_be))
+		return BEGIN_DIRECT;
+	return (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt) ? BEGIN_ELSE : BEGIN_NOTHING;
 }
 
 /* Returns the verdict for a packet that the kernel would send on without hairpin. The packet passes to the kernel,
@@ -694,30 +706,31 @@ static __always_inline enum verdict nat_begun_or_pass(struct work *work, enum re
 
 /* May this packet be an answer that rebuilds a lost connection? Sets open.from_wan: true if the answer goes to the
  * Internet, false if it goes to a stand-in. */
-static __always_inline bool nat_may_answer(struct work *work, bool stale)
+static __always_inline bool nat_may_answer(struct work *work, enum begin begin, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 
 	if (nat_role(pkt->ifindex) != ROLE_LAN)
 		return false;
 	work->open.from_wan = !stand_in_answered(&pkt->tuple.dst);
-	return !work->open.from_wan || (!work->open.to_external && !stale && open_evicted(pkt));
+	return !work->open.from_wan || (begin != BEGIN_FORWARD && !stale && open_evicted(pkt));
 }
 
 /* Handles a packet that matches no forward of an external address. It may open a connection of an intercept, or be
  * an answer that rebuilds a lost connection. An intercept takes only packets that open a connection: older
  * connections stay as they are. */
-static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, enum hook hook, bool stale)
+static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct work *work, enum hook hook, enum begin begin,
+							     bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
 
 	if (forward && pkt->opens && !open_kernels_own(ctx, false, hook))
-		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, stale));
-	if (work->open.direct)
-		return nat_begun_or_pass(work, open_direct(ctx, work, stale));
-	if (nat_may_answer(work, stale)) {
-		enum reason reason = open_rebuild(ctx, work);
+		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, hook));
+	if (begin == BEGIN_DIRECT)
+		return nat_begun_or_pass(work, open_direct(ctx, work, hook));
+	if (nat_may_answer(work, begin, stale)) {
+		enum reason reason = open_rebuild(ctx, work, hook);
 
 		return work->open.from_wan ? nat_begun_or_pass(work, reason) : nat_begun(work, reason);
 	}
@@ -726,13 +739,14 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 
 /* Handles a packet that has no connection, or whose connection is stale. BEGUN: the new connection is in the
  * table. */
-static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, enum hook hook, bool stale)
+static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, enum hook hook, enum begin begin, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
 	struct conn *conn = stale ? conn_find(&pkt->tuple, &work->rw.entry) : NULL;
-	const struct external *external = work->open.to_external ? &work->open.external : NULL;
+	const struct external *external = begin == BEGIN_FORWARD ? &work->open.external : NULL;
 	struct forward *forward;
 
+	work->open.key_used = conn;
 	/* Another CPU has just opened the new connection. */
 	if (conn && !nat_stale(pkt, conn, work->rw.entry.identity)) {
 		work->open.inserted = false;
@@ -740,9 +754,10 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 	}
 	if (conn && nat_ended(pkt, conn, work->rw.entry.identity, external))
 		return nat_verdict(work, REASON_ENDED);
-	/* The old entry would translate the new connection's packets, so the new connection needs entries, too. */
-	if (conn && direct_made(conn))
-		work->open.direct = true;
+	/* The translated connection may be over that took the place of this direct one. Without an entry, the packet
+	 * goes the way of every direct connection. */
+	if (conn && conn_made_for(conn) == MADE_FOR_DIRECT)
+		return nat_begun_or_pass(work, open_obstacle(work, &pkt->tuple, &pkt->tuple, true));
 	/* An answer to the router's own ping opens no connection, and must not be dropped as REASON_NON_SYN. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);
@@ -750,24 +765,24 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 		return nat_verdict(work, REASON_MALFORMED);
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
-		return nat_intercept_or_rebuild(ctx, work, hook, stale);
+		return nat_intercept_or_rebuild(ctx, work, hook, begin, stale);
 	if (open_kernels_own(ctx, forward->wide, hook))
 		return nat_verdict(work, REASON_NONE);
-	return nat_begun(work, open_connection(ctx, work, &external->address, forward, stale));
+	return nat_begun(work, open_connection(ctx, work, &external->address, forward, hook));
 }
 
-__noinline int nat_slow_path_tc(struct __sk_buff *skb, bool stale)
+__noinline int nat_slow_path_tc(struct __sk_buff *skb, enum begin begin, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(skb, work, HOOK_TC, stale) : VERDICT_PASS;
+	return work ? nat_slow_path(skb, work, HOOK_TC, begin, stale) : VERDICT_PASS;
 }
 
-__noinline int nat_slow_path_xdp(struct xdp_md *ctx, bool stale)
+__noinline int nat_slow_path_xdp(struct xdp_md *ctx, enum begin begin, bool stale)
 {
 	struct work *work = work_get();
 
-	return work ? nat_slow_path(ctx, work, HOOK_XDP, stale) : VERDICT_PASS;
+	return work ? nat_slow_path(ctx, work, HOOK_XDP, begin, stale) : VERDICT_PASS;
 }
 
 /* Two old connections may block a new connection: at the opener's key and at the answerer's key. Each round
@@ -775,16 +790,18 @@ __noinline int nat_slow_path_xdp(struct xdp_md *ctx, bool stale)
 enum { OPEN_ROUNDS = 3 };
 
 /* Opens a connection for a packet that has no connection, or whose connection is stale. Removes old connections
- * that block the new connection. BEGUN: the new connection is in the table. */
-static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook, bool stale)
+ * that block the new connection, and then asks anew what the packet begins. BEGUN: the new connection is in the table. */
+static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook, enum begin begin, bool stale)
 {
 	enum verdict verdict;
 
 	work->open.in_rate = false;
 	for (int i = 0; i < OPEN_ROUNDS; i++) {
-		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx, stale) : nat_slow_path_tc(ctx, stale));
+		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx, begin, stale)
+							  : nat_slow_path_tc(ctx, begin, stale));
 		if (verdict == VERDICT_REPLACE) {
 			open_remove_obstacle();
+			begin = nat_may_begin(work);
 			continue;
 		}
 		if (verdict == VERDICT_BEGUN && work->open.inserted && !life_begin())
@@ -800,11 +817,13 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enu
 	const struct packet *pkt = &work->pkt;
 	struct conn *conn = conn_find(&pkt->tuple, &work->rw.entry);
 	enum verdict verdict;
+	enum begin begin;
 
 	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
-		if (!nat_may_begin(work) && !conn)
+		begin = nat_may_begin(work);
+		if (begin == BEGIN_NOTHING && !conn)
 			return VERDICT_PASS;
-		verdict = nat_open(ctx, work, hook, conn);
+		verdict = nat_open(ctx, work, hook, begin, conn);
 		if (verdict != VERDICT_BEGUN)
 			return verdict;
 		conn = conn_find(&pkt->tuple, &work->rw.entry);

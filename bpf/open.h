@@ -21,8 +21,9 @@
 
 /* The search for a source port is bounded: PORT_TRIES tries. With half of all ports in use, 32 misses in a row
  * happen once in 4,000 million searches. The first PORT_PARITY_TRIES random ports have the parity of the opener's
- * port. PORT_LOWEST is the first port above the well-known ports. */
-enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
+ * port. The first PORT_RANGE_TRIES are in the range that is meant for the connection. PORT_LOWEST is the first port above
+ * the well-known ports. */
+enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 16, PORT_RANGE_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
 
 enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
 enum { CONN_SCALE_BITS = 15 << CONN_SCALE_SHIFT };
@@ -56,8 +57,8 @@ static __always_inline bool open_hides_client(const struct opening *open, const 
 }
 
 /* Sets open->sent.src, the source that the answerer sees. With reflect prefix, an opener that has no stand-in is
- * treated as with reflect auto. NO_CONNECTION: the answer that should rebuild the connection shows its opener, but
- * the forward hides openers. */
+ * treated as with reflect auto. NO_CONNECTION: the server answered the client's own address. With this forward the
+ * server never sees that address, so the packet is no answer of this forward. */
 static __always_inline enum reason open_source(struct work *work, const struct interface *in,
 					       const struct forward *forward)
 {
@@ -185,7 +186,7 @@ __noinline bool open_kernels_own_tc(struct __sk_buff *skb, bool quoted, bool wid
 		return true;
 	length = open_socket_tuple(packet, &work->open.socket);
 	return open_socket_asked(skb, work, packet, length, wide) ||
-	       conntrack_reply_tc(skb, &work->open.socket, length, packet->protocol);
+	       conntrack_find_tc(skb, &work->open.socket, length, packet->protocol) == CONNTRACK_REPLY;
 }
 
 /* The same for XDP, which leaves ICMP errors to TC. */
@@ -202,7 +203,7 @@ __noinline bool open_kernels_own_xdp(struct xdp_md *ctx, bool wide)
 		return true;
 	length = open_socket_tuple(packet, &work->open.socket);
 	return open_socket_asked(ctx, work, packet, length, wide) ||
-	       conntrack_reply_xdp(ctx, &work->open.socket, length, packet->protocol);
+	       conntrack_find_xdp(ctx, &work->open.socket, length, packet->protocol) == CONNTRACK_REPLY;
 }
 
 static __always_inline bool open_kernels_own(void *ctx, bool wide, enum hook hook)
@@ -211,11 +212,11 @@ static __always_inline bool open_kernels_own(void *ctx, bool wide, enum hook hoo
 }
 
 /* May the answers come to a port of a forward? A forward of every port leaves no other port. An answer is found by its
- * connection before the forwards are asked, so such a port is only the last choice. With reflect public the port is the
- * client's for other senders, too: there it is no choice. */
+ * connection before the forwards are asked, so such a port is only the last choice. With reflect public other hosts also
+ * send to this port, so a forward's port is never used. */
 static __always_inline bool open_shares_port(const struct opening *open)
 {
-	return !open->mapped && (open->fixed || open->tries > PORT_PARITY_TRIES);
+	return !open->mapped && (open->fixed || open->tries > PORT_RANGE_TRIES);
 }
 
 /* Is the port of the answers already in use by a forward or by a socket of the router? Then that forward or socket
@@ -273,7 +274,7 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 /* Is the port of the answers one that was drawn, and not the opener's own, and may another one be drawn? */
 static __always_inline bool open_may_draw_again(const struct opening *open)
 {
-	return open->answer.dport != open->key.sport && open->tries <= PORT_PARITY_TRIES;
+	return open->answer.dport != open->key.sport && open->tries < PORT_TRIES;
 }
 
 /* Handles an old entry with this key. TUPLE_IN_USE: the old connection stays. RACED: another CPU is removing the
@@ -318,12 +319,32 @@ __noinline bool open_remove_obstacle(void)
 
 enum { INSERT_EXISTS = 17 /* EEXIST */ };
 
-/* Can the opener also have a direct connection with the same answers? The target must see the opener's own address, and
- * an Internet host reaches no private address. */
+/* Can the opener also have a direct connection with the same answers? The target must see the opener's own address. */
 static __always_inline bool open_may_be_direct(const struct opening *open)
 {
-	return !open->direct && addr_equal(&open->answer.dst, &open->key.src) &&
-	       (conn_path(open->conn.identity) != PATH_WAN || !addr_private(&open->answer.src));
+	__u32 ifindex = open->ifindex;
+	const struct interface *in;
+
+	if (!addr_equal(&open->answer.dst, &open->key.src))
+		return false;
+	in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	return in && direct_reaches(in, &open->key.src, &open->answer.src);
+}
+
+/* Does the kernel's conntrack know a connection whose packets the target could not tell from this connection's? Unlike a
+ * note in directs, an entry of conntrack lives as long as its connection. The verifier knows the hook, so each program calls
+ * the function of its own hook. Not inlined, to save stack. */
+static __noinline bool open_kernel_has(void *ctx, struct work *work, enum hook hook)
+{
+	struct bpf_sock_tuple *tuple = &work->open.socket;
+	__u8 protocol = work->open.sent.protocol;
+	__u32 length;
+
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+		return false;
+	length = open_socket_tuple(&work->open.sent, tuple);
+	return (hook == HOOK_XDP ? conntrack_find_xdp(ctx, tuple, length, protocol)
+				 : conntrack_find_tc(ctx, tuple, length, protocol)) != CONNTRACK_NOTHING;
 }
 
 /* Inserts the answerer's entry. BPF_NOEXIST keeps its key unique, so the insertion also reserves the source port.
@@ -364,16 +385,19 @@ struct port_range {
 };
 
 /* Returns the ports for a connection of this opener. An opener below 1024 gets a port below 1024, others one from 1024 up
- * (RFC 4787 REQ-3a). With the router's address as the source, the ports are those of the setting reflect_ports: no
- * socket of the router gets one of them. If they are all in use, the last tries take any other port. */
+ * (RFC 4787 REQ-3a). With the router's address as the source, the ports from 1024 up are those of the setting reflect_ports:
+ * no socket of the router gets one of them. The last tries, when nearly all of these are in use, take a lower port: the kernel
+ * gives such a port only to a socket that asks for it. */
 static __always_inline struct port_range open_port_range(const struct opening *open)
 {
 	const struct settings *settings = conn_settings();
 
 	if (bpf_ntohs(open->key.sport) < PORT_LOWEST)
 		return (struct port_range){ 0, PORT_LOWEST - 1 };
-	if (open->by_router && settings && open->tries <= PORT_PARITY_TRIES)
+	if (open->by_router && settings && open->tries < PORT_RANGE_TRIES)
 		return (struct port_range){ settings->reflect_first, settings->reflect_last };
+	if (open->by_router && ephemeral_first > PORT_LOWEST)
+		return (struct port_range){ PORT_LOWEST, ephemeral_first - 1 };
 	return (struct port_range){ PORT_LOWEST, PORTS_ALL - 1 };
 }
 
@@ -383,7 +407,7 @@ static __always_inline bool open_keeps_port(const struct opening *open)
 	struct port_range range = open_port_range(open);
 	__u32 port = bpf_ntohs(open->key.sport);
 
-	return !open->by_router || (range.first <= port && port <= range.last);
+	return !open->other_port && (!open->by_router || (range.first <= port && port <= range.last));
 }
 
 /* Returns a random port of the range. The port has the parity of the opener's port (RFC 4787 REQ-4), unless any_parity. */
@@ -409,10 +433,11 @@ static long open_try_port(__u32 index, struct port_search *search)
 	struct opening *open = &work->open;
 
 	(void)index;
-	if (open->tries > 0 || !open_keeps_port(open))
+	if (!open->fixed && (open->tries > 0 || !open_keeps_port(open)))
 		open->answer.dport = open_draw_port(open, open->tries > PORT_PARITY_TRIES);
 	open->tries++;
-	if (open_port_taken(search->ctx, work) || (open->mapped && !mapping_claim(work)))
+	if ((open->other_port && open->answer.dport == open->key.sport) || open_port_taken(search->ctx, work) ||
+	    (open->mapped && !mapping_claim(work)))
 		return 0;
 	search->reason = open_reserve();
 	return search->reason != REASON_TUPLE_IN_USE && search->reason != REASON_NO_PORT;
@@ -421,13 +446,15 @@ static long open_try_port(__u32 index, struct port_search *search)
 /* Reserves the source port of the connection: the opener's port if it is free and allowed, otherwise a random port
  * (RFC 6056 3.3.2). The opener's port is in use if the opener reaches one target by two forwards, or if another reflected
  * opener has the same port. The insertion of the answerer's entry reserves the port. */
-static __always_inline enum reason open_reserve_port(void *ctx, struct work *work)
+static __always_inline enum reason open_reserve_port(void *ctx, struct work *work, enum hook hook)
 {
 	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
 	struct opening *open = &work->open;
 
 	open->fixed = !work->pkt.l4.ports_length || open->by_server;
 	open->mapped &= !open->fixed;
+	open->other_port = conn_made_for(&open->conn) == MADE_FOR_DIRECT ||
+			   (conntrack_asked && !open->by_server && open_may_be_direct(open) && open_kernel_has(ctx, work, hook));
 	/* An ICMP query has an id, which no socket of the router reserves. */
 	open->by_router &= work->pkt.l4.ports_length == 2 * sizeof(__be16);
 	if (open->mapped)
@@ -458,8 +485,9 @@ static __always_inline bool open_rebuilds(const struct work *work, const struct 
 
 /* May the opener have a half-open connection? CHALLENGED: half-open TCP places are scarce, or the opener's source
  * has more than its share. The SYN then gets a challenge, unless its source has answered a challenge before.
- * SOURCE_LIMIT: the source, or its LAN, has too many connections. */
-__noinline enum reason open_place(void)
+ * SOURCE_LIMIT: the source, or its LAN, has too many connections. A LAN client's direct connection counts as proven: it needs
+ * a living translated connection of the same client and port, which no flood has. */
+__noinline enum reason open_place(bool direct)
 {
 	struct work *work = work_get();
 	struct source source;
@@ -476,7 +504,7 @@ __noinline enum reason open_place(void)
 	open->client_over_share = life_over_share(source.half_open, tcp ? PLACE_HALF_TCP : PLACE_HALF_OTHER, v6);
 	open->chosen = tcp && !open->client_over_share && !life_under_pressure(v6);
 	if (tcp && !open->chosen) {
-		open->proven = proven_is(open->client, work->pkt.second);
+		open->proven = (direct && open->lan) || proven_is(open->client, work->pkt.second);
 		if (!open->proven && work->pkt.tcp_flags == TCP_SYN)
 			return REASON_CHALLENGED;
 		if (life_over_share(source.half_open, PLACE_HALF_PROVEN, v6))
@@ -521,7 +549,7 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	if (in->role != ROLE_WAN && forward->reflect == REFLECT_OFF)
 		return REASON_REFLECT_OFF;
 	work->open.client = source_hash(client, in->role == ROLE_WAN);
-	return open_place();
+	return open_place(!forward->epoch_ref.id);
 }
 
 /* Finds the route to the target. Then sets the source that the answerer sees (open->sent), and the key of the
@@ -633,10 +661,10 @@ static __always_inline void open_write_opener(struct work *work, const struct in
 
 /* Inserts both entries. The answerer's entry comes first, because its key reserves the source port. If the
  * opener's entry cannot be inserted, the answerer's entry is erased. */
-static __always_inline enum reason open_insert(void *ctx, struct work *work, const struct interface *in)
+static __always_inline enum reason open_insert(void *ctx, struct work *work, const struct interface *in, enum hook hook)
 {
 	struct opening *open = &work->open;
-	enum reason reason = open_reserve_port(ctx, work);
+	enum reason reason = open_reserve_port(ctx, work, hook);
 	long err;
 
 	open->inserted = false;
@@ -680,7 +708,7 @@ static __noinline enum reason open_in_rate(struct work *work, const struct forwa
 /* Opens the connection whose opener's key is open.key. NONE: the connection is in the table. Not inlined, to save
  * stack. */
 static __noinline enum reason open_make(void *ctx, struct work *work, const struct epoch_ref *address,
-					const struct forward *forward)
+					const struct forward *forward, enum hook hook)
 {
 	struct opening *open = &work->open;
 	__u32 ifindex = open->ifindex;
@@ -701,30 +729,37 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 		return open_obstacle(work, &open->key, &open->to, true);
 	if (forward->rate.count || forward->source_rate.count)
 		reason = open_in_rate(work, forward);
-	return reason == REASON_NONE ? open_insert(ctx, work, in) : reason;
+	return reason == REASON_NONE ? open_insert(ctx, work, in, hook) : reason;
 }
 
 /* Opens a connection for a packet of the opener. address: epoch reference of the external address, or of the
- * intercept. stale: there may be an old entry at the opener's key. */
+ * intercept. An old entry may be at the opener's key. */
 static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct epoch_ref *address,
-						   const struct forward *forward, bool stale)
+						   const struct forward *forward, enum hook hook)
 {
 	work->open.key = work->pkt.tuple;
-	work->open.key_used = stale;
 	work->open.ifindex = work->pkt.ifindex;
 	work->open.by_server = false;
 	work->open.from_wan = false;
-	return open_make(ctx, work, address, forward);
+	return open_make(ctx, work, address, forward, hook);
 }
 
-/* Opens a connection of no forward, for a direct connection that needs another port. */
-static __always_inline enum reason open_direct(void *ctx, struct work *work, bool stale)
+/* Opens a connection of no forward, for a direct connection that needs another port: a living translated connection has its
+ * answers. OBSTACLE: that connection is over, and must be removed. Then the kernel sends the packet on. */
+static __always_inline enum reason open_direct(void *ctx, struct work *work, enum hook hook)
 {
 	struct forward *none = &work->open.no_forward;
+	struct tuple *answer = &work->open.answer;
+	enum reason reason;
 
+	work->open.key = work->pkt.tuple;
+	tuple_reverse(&work->open.key, answer);
+	reason = open_obstacle(work, answer, answer, false);
+	if (reason != REASON_TUPLE_IN_USE)
+		return reason;
 	__builtin_memset(none, 0, sizeof(*none));
 	none->target = work->pkt.tuple.dst;
-	return open_connection(ctx, work, &none->epoch_ref, none, stale);
+	return open_connection(ctx, work, &none->epoch_ref, none, hook);
 }
 
 /* Finds the opener's interface for a connection that is being rebuilt: the route to the opener leaves by it.
@@ -784,7 +819,7 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 
 /* Rebuilds a lost connection from a packet of the answerer. The packet goes to the Internet if open.from_wan is
  * set, otherwise to a stand-in. */
-static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
+static __always_inline enum reason open_rebuild(void *ctx, struct work *work, enum hook hook)
 {
 	struct opening *open = &work->open;
 	const struct external *external;
@@ -805,5 +840,5 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 		return REASON_NO_CONNECTION;
 	open->by_server = true;
 	open->key_used = true;
-	return open_make(ctx, work, &external->address, forward);
+	return open_make(ctx, work, &external->address, forward, hook);
 }

@@ -203,7 +203,6 @@ static __always_inline bool reply_way(struct work *work, const struct interface 
 	const struct packet *pkt = &work->pkt;
 	struct tuple *way = &work->reply.way;
 	const struct own_address *own = own_address_find(pkt->ifindex, &pkt->tuple.src);
-
 	const union addr *from = own ? &own->address : NULL;
 
 	if (in->role == ROLE_LOCAL)

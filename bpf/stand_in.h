@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* Reflect prefix: the target sees each client under a substitute address, its stand-in: 192.168.1.50 as 198.18.1.50. An origin is the only forward to a target's port. The origin and an answer of the target together say which packet the client sent. Stand-ins and origins come from the configuration alone, so a lost connection can be rebuilt. */
+/* Reflect prefix: the target sees each client under a substitute address, its stand-in: 192.168.1.50 as 198.18.1.50. An
+ * origin is the only forward to a target's port. The origin and an answer of the target together say which packet the
+ * client sent. Stand-ins and origins come from the configuration alone, so a lost connection can be rebuilt. */
 #pragma once
 
 #include "conn.h"

@@ -341,6 +341,12 @@ struct mapping {
 };
 _Static_assert(sizeof(struct mapping) == 24, "struct mapping has implicit padding");
 
+/* A direct connection: a client's connection to a target without a forward (direct.h). Times are CLOCK_MONOTONIC s. */
+struct direct {
+	__u32 seen;	/* when the client last sent a packet that may open a connection */
+	__u32 alone;	/* when hairpin last found no translated connection with the same answers; 0: never */
+};
+
 /* LPM key: an interface, then a prefix of the address of the other host. */
 struct own_address_key {
 	__u32 prefix_length;
@@ -349,9 +355,10 @@ struct own_address_key {
 };
 _Static_assert(sizeof(struct own_address_key) == 24, "struct own_address_key has implicit padding");
 
-/* The address of the router that hosts with this prefix behind this interface know. */
+/* The address of the router that hosts with this prefix behind this interface know. Of an interface that hairpin is not
+ * configured for, the map has the subnets alone: a WAN refuses their sources. */
 struct own_address {
-	union addr address;
+	union addr address;	/* unspecified: the interface is not configured */
 	__u32 borrowed;		/* 1: another interface has the address, and this interface has none of the family */
 	__u32 pad;
 };

@@ -46,6 +46,7 @@ struct route {
 	struct tuple back;	/* the reverse of a packet's tuple, for fib_route_back */
 	__u32 back_ifindex;	/* ingress_source: interface of the way back to the packet's source; 0: not known */
 	bool back_resolved;	/* ingress_source: LAN; fib has the next hop of that way, by the packet's own interface */
+	struct bpf_redir_neigh gateway;	/* ingress_by_default: the gateway of the way back to the source */
 	struct hop fresh;	/* the next hop in fib, before it is stored in hops */
 };
 
@@ -71,11 +72,9 @@ struct mapping_entry {
 struct opening {
 	/* The packet, and the connection that it opens. */
 	struct external external;	/* copy of the external ids of the packet's destination */
-	bool to_external;	/* the packet's destination has external ids */
 	bool by_server;		/* the target sent the packet, and the packet rebuilds the connection */
 	bool from_wan;		/* the target sent the packet to a client on the Internet */
 	bool key_used;		/* an entry may exist at the opener's key */
-	bool direct;		/* the packet opens a direct connection with the answers of another connection */
 	struct forward no_forward;	/* stands for the forward of a direct connection: id 0, and its own target */
 	bool in_rate;		/* the packet has taken its tokens, or was refused them (rate.h) */
 	__u32 ifindex;		/* interface by which the opener's packets come in */
@@ -93,6 +92,7 @@ struct opening {
 	bool resolved;		/* the MAC address of the next hop to the target is known */
 	bool mapped;		/* reflect public: the connection needs an external port that no other client has */
 	bool fixed;		/* the source port cannot be changed */
+	bool other_port;	/* the opener's port is no choice: a direct connection of the opener has it, or needs another */
 	bool by_router;		/* the target sees the router's address, and the connection has ports */
 	bool inserted;		/* this CPU has inserted both entries: life_begin must follow */
 	__u32 client_hop;	/* reference of the next hop to the client; 0: not known */
@@ -125,6 +125,7 @@ struct datagram {
 struct work {
 	struct clock clock;
 	__u32 live_slot;	/* live slot of the forwards, read once for each packet; SLOT_UNREAD: not read yet */
+	__u32 fence;		/* content never read: see work_fence */
 	struct packet pkt;
 	struct rewrite rw;
 	struct direction other;	/* the other direction of the packet's connection */
@@ -150,4 +151,11 @@ static __always_inline struct work *work_get(void)
 	__u32 zero = 0;
 
 	return bpf_map_lookup_elem(&works, &zero);
+}
+
+/* A full memory barrier: every CPU sees all earlier writes of this CPU before this CPU reads on. In BPF, an atomic
+ * instruction that fetches has this effect. */
+static __always_inline void work_fence(struct work *work)
+{
+	__sync_lock_test_and_set(&work->fence, 1);
 }

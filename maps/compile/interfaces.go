@@ -66,6 +66,9 @@ var (
 // interface. The choice is the one of the kernel's masquerading: inet_select_addr() for IPv4, ipv6_dev_get_saddr() for
 // IPv6 (RFC 6724).
 //
+// An interface without a role has the entries of its subnets, without an address: these networks are internal ones, whose sources
+// a WAN refuses.
+//
 // Where there are intercepts, all addresses of the router also have an entry that belongs to no interface.
 func OwnAddresses(doc *Document, ifs []config.Interface) map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress {
 	own := ownAddresses{}
@@ -76,10 +79,11 @@ func OwnAddresses(doc *Document, ifs []config.Interface) map[bpf.HairpinOwnAddre
 	}
 	ifs = slices.SortedFunc(slices.Values(ifs), func(a, b config.Interface) int { return cmp.Compare(a.Index, b.Index) })
 	for _, link := range ifs {
+		v4, v6 := sources(link)
 		if link.Role == 0 {
+			own.putInternal(link, slices.Concat(v4, v6, link.Passive))
 			continue
 		}
-		v4, v6 := sources(link)
 		own.add4(link, v4, ifs)
 		own.add6(link, v6, ifs)
 		for _, prefix := range link.Passive {
@@ -124,6 +128,17 @@ func (o ownAddresses) putAll(link config.Interface, list []netip.Prefix, borrowe
 	}
 	for _, prefix := range list {
 		o.put(link, prefix.Masked(), prefix.Addr(), borrowed)
+	}
+}
+
+// putInternal adds the entries of an interface that has no role.
+func (o ownAddresses) putInternal(link config.Interface, list []netip.Prefix) {
+	for _, prefix := range list {
+		none := netip.IPv6Unspecified()
+		if prefix.Addr().Is4() {
+			none = netip.IPv4Unspecified()
+		}
+		o.put(link, prefix.Masked(), none, false)
 	}
 }
 
@@ -212,7 +227,9 @@ func Listeners(externals map[bpf.HairpinAddr]bpf.HairpinExternal) map[uint32]bpf
 func GoneAddresses(present map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress, ifs []config.Interface) map[bpf.HairpinAddr]bool {
 	gone := map[bpf.HairpinAddr]bool{}
 	for _, own := range present {
-		gone[own.Address] = true
+		if !layout.FromAddr(own.Address).IsUnspecified() {
+			gone[own.Address] = true
+		}
 	}
 	for addr := range addressesOf(ifs) {
 		delete(gone, addr)

@@ -65,11 +65,16 @@ func TestOwnAddresses(t *testing.T) {
 		{"the loopback device borrows, too", 1, "10.0.0.1", "192.168.1.1", true},
 		{"a deprecated address, itself", 8, "2001:db8:7::1", "2001:db8:7::1", false},
 		{"a deprecated address is not for others", 8, "2001:db8:7::2", "2001:db8:8::1", false},
-		{"an interface without a role has no entries", 7, "10.7.0.20", "", false},
+		{"an interface without a role: its subnet, and no address", 7, "10.7.0.20", "0.0.0.0", false},
+		{"an interface without a role: its IPv6 subnet, and no address", 7, "fd00:7::20", "::", false},
+		{"an interface without a role: no other hosts", 7, "10.8.0.20", "", false},
 	} {
 		if got, borrowed := find(entries, test.ifindex, netip.MustParseAddr(test.peer)); got != test.want || borrowed != test.borrowed {
 			t.Errorf("%s: %q, borrowed %v; want %q, %v", test.what, got, borrowed, test.want, test.borrowed)
 		}
+	}
+	if gone := GoneAddresses(entries, links[:1]); gone[layout.ToAddr(netip.IPv4Unspecified())] || gone[layout.ToAddr(netip.IPv6Unspecified())] {
+		t.Errorf("a subnet without an address counts as an address that is gone: %v", gone)
 	}
 	// A router of IPv6 alone has no IPv4 address for an IPv4 host, and an IPv4 look-up may find an IPv6 address only
 	// by a prefix of zero bits, which the datapath refuses.
