@@ -10,7 +10,7 @@
 
 /* Set by the loader. Where the kernel cannot be asked, the loader also takes the calls of its functions out of the programs. */
 volatile const bool conntrack_asked;
-/* Connections are tracked in this network namespace, so what conntrack does not know, nobody has asked for. */
+/* Conntrack is active here: a packet without an entry answers nothing. */
 volatile const bool conntrack_tracks;
 /* net.ipv4.ip_local_port_range: from these the kernel gives ports to sockets that ask for none. */
 volatile const __u16 ephemeral_first;
@@ -38,38 +38,42 @@ extern struct nf_conn *bpf_xdp_ct_lookup(struct xdp_md *ctx, struct bpf_sock_tup
 					 struct bpf_ct_opts *opts, __u32 opts_size) __weak __ksym;
 extern void bpf_ct_release(struct nf_conn *conn) __weak __ksym;
 
-/* Is a packet with this tuple a reply of a connection that the kernel tracks? What it knows in the original direction is a client's
- * packet, and may open a connection here. Twice: the functions' names and contexts differ. */
-static __always_inline bool conntrack_reply_tc(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 length, __u8 protocol)
-{
-	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = protocol };
-	struct nf_conn *conn;
+/* What conntrack knows of a packet with this tuple. */
+enum conntrack_way {
+	CONNTRACK_NOTHING,
+	CONNTRACK_ORIGINAL,	/* a packet of the connection's client: it may open a connection here */
+	CONNTRACK_REPLY,
+};
 
-	if (!conntrack_asked)
-		return false;
-	if (length == sizeof(tuple->ipv6))
-		conn = bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv6), &opts, sizeof(opts));
-	else
-		conn = bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv4), &opts, sizeof(opts));
+static __always_inline enum conntrack_way conntrack_way(struct nf_conn *conn, const struct bpf_ct_opts *opts)
+{
 	if (!conn)
-		return false;
+		return CONNTRACK_NOTHING;
 	bpf_ct_release(conn);
-	return opts.dir == CONNTRACK_DIR_REPLY;
+	return opts->dir == CONNTRACK_DIR_REPLY ? CONNTRACK_REPLY : CONNTRACK_ORIGINAL;
 }
 
-static __always_inline bool conntrack_reply_xdp(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 length, __u8 protocol)
+/* Looks a tuple up. Twice, for TC and XDP: the functions' names and contexts differ. */
+static __always_inline enum conntrack_way conntrack_find_tc(struct __sk_buff *skb, struct bpf_sock_tuple *tuple, __u32 length,
+							    __u8 protocol)
 {
 	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = protocol };
-	struct nf_conn *conn;
 
 	if (!conntrack_asked)
-		return false;
+		return CONNTRACK_NOTHING;
 	if (length == sizeof(tuple->ipv6))
-		conn = bpf_xdp_ct_lookup(ctx, tuple, sizeof(tuple->ipv6), &opts, sizeof(opts));
-	else
-		conn = bpf_xdp_ct_lookup(ctx, tuple, sizeof(tuple->ipv4), &opts, sizeof(opts));
-	if (!conn)
-		return false;
-	bpf_ct_release(conn);
-	return opts.dir == CONNTRACK_DIR_REPLY;
+		return conntrack_way(bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv6), &opts, sizeof(opts)), &opts);
+	return conntrack_way(bpf_skb_ct_lookup(skb, tuple, sizeof(tuple->ipv4), &opts, sizeof(opts)), &opts);
+}
+
+static __always_inline enum conntrack_way conntrack_find_xdp(struct xdp_md *ctx, struct bpf_sock_tuple *tuple, __u32 length,
+							     __u8 protocol)
+{
+	struct bpf_ct_opts opts = { .netns_id = BPF_F_CURRENT_NETNS, .l4proto = protocol };
+
+	if (!conntrack_asked)
+		return CONNTRACK_NOTHING;
+	if (length == sizeof(tuple->ipv6))
+		return conntrack_way(bpf_xdp_ct_lookup(ctx, tuple, sizeof(tuple->ipv6), &opts, sizeof(opts)), &opts);
+	return conntrack_way(bpf_xdp_ct_lookup(ctx, tuple, sizeof(tuple->ipv4), &opts, sizeof(opts)), &opts);
 }
