@@ -39,6 +39,7 @@ type Machine struct {
 	Interfaces    []config.Interface
 	PoliciesSet   []config.Policy // IPsec policies that the tables have
 	Grace         time.Duration   // what is left of the grace of a lost address; 0: no address is lost
+	Sweep         func() (int, error)
 
 	prepared *config.Config
 	log      []string // the changes, in order
@@ -209,8 +210,13 @@ func (m *Machine) HasIPv6() (bool, error) {
 	return m.Config != nil && slices.ContainsFunc(m.Config.Forwards, func(f rule.Forward) bool { return f.Target.Is6() }), nil
 }
 
-// SweepDenied is that of tables, which deny nobody.
-func (m *Machine) SweepDenied() (int, error) { return 0, nil }
+// SweepDenied is that of tables. A machine without Sweep denies nobody.
+func (m *Machine) SweepDenied() (int, error) {
+	if m.Sweep == nil {
+		return 0, nil
+	}
+	return m.Sweep()
+}
 
 // BumpRoutes implements router.Tables.
 func (m *Machine) BumpRoutes() error {
