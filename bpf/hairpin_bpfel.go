@@ -392,6 +392,12 @@ type HairpinPolicySide struct {
 	Pad      uint32
 }
 
+type HairpinPrefixKey struct {
+	_            structs.HostLayout
+	PrefixLength uint32
+	Address      HairpinAddr
+}
+
 type HairpinProvenPage struct {
 	_      structs.HostLayout
 	Proven [256]uint32
@@ -554,12 +560,6 @@ type HairpinStandIn struct {
 	Pad     uint32
 }
 
-type HairpinStandInKey struct {
-	_            structs.HostLayout
-	PrefixLength uint32
-	Address      HairpinAddr
-}
-
 type HairpinSweeper struct {
 	_     structs.HostLayout
 	Timer struct {
@@ -681,6 +681,7 @@ const (
 	HairpinMapAbsences        = "absences"
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
+	HairpinMapBitsEmpty       = "bits_empty"
 	HairpinMapBuckets         = "buckets"
 	HairpinMapBucketsEmpty    = "buckets_empty"
 	HairpinMapConnEvents      = "conn_events"
@@ -706,8 +707,8 @@ const (
 	HairpinMapListeners       = "listeners"
 	HairpinMapLive            = "live"
 	HairpinMapLoads           = "loads"
-	HairpinMapLocals          = "locals"
 	HairpinMapMappings        = "mappings"
+	HairpinMapMaybeDenied     = "maybe_denied"
 	HairpinMapMaybeExternal   = "maybe_external"
 	HairpinMapNetsEmpty       = "nets_empty"
 	HairpinMapOrigins         = "origins"
@@ -804,6 +805,7 @@ type HairpinMapSpecs struct {
 	Absences       *ebpf.MapSpec `ebpf:"absences"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
+	BitsEmpty      *ebpf.MapSpec `ebpf:"bits_empty"`
 	Buckets        *ebpf.MapSpec `ebpf:"buckets"`
 	BucketsEmpty   *ebpf.MapSpec `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.MapSpec `ebpf:"conn_events"`
@@ -829,8 +831,8 @@ type HairpinMapSpecs struct {
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
-	Locals         *ebpf.MapSpec `ebpf:"locals"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
+	MaybeDenied    *ebpf.MapSpec `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.MapSpec `ebpf:"nets_empty"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
@@ -893,6 +895,7 @@ type HairpinMaps struct {
 	Absences       *ebpf.Map `ebpf:"absences"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
+	BitsEmpty      *ebpf.Map `ebpf:"bits_empty"`
 	Buckets        *ebpf.Map `ebpf:"buckets"`
 	BucketsEmpty   *ebpf.Map `ebpf:"buckets_empty"`
 	ConnEvents     *ebpf.Map `ebpf:"conn_events"`
@@ -918,8 +921,8 @@ type HairpinMaps struct {
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
-	Locals         *ebpf.Map `ebpf:"locals"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
+	MaybeDenied    *ebpf.Map `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
 	NetsEmpty      *ebpf.Map `ebpf:"nets_empty"`
 	Origins        *ebpf.Map `ebpf:"origins"`
@@ -953,6 +956,7 @@ func (m *HairpinMaps) Close() error {
 		m.Absences,
 		m.Allow,
 		m.AllowEmpty,
+		m.BitsEmpty,
 		m.Buckets,
 		m.BucketsEmpty,
 		m.ConnEvents,
@@ -978,8 +982,8 @@ func (m *HairpinMaps) Close() error {
 		m.Listeners,
 		m.Live,
 		m.Loads,
-		m.Locals,
 		m.Mappings,
+		m.MaybeDenied,
 		m.MaybeExternal,
 		m.NetsEmpty,
 		m.Origins,

@@ -15,6 +15,7 @@ enum schema { SCHEMA = 10 };
 enum { HASH_MULTIPLIER = 2654435761u };
 /* Number of bits: of an index of maybe_external, and of the LAN interface's hash in an entry's identity. */
 enum { MAYBE_EXTERNAL_BITS = 12, LAN_HASH_BITS = 12 };
+enum { MAYBE_DENIED_BITS = 21 };
 enum { HOPS = 4096 };
 
 /* The loader writes the schema once. A hairpin with another schema does not use the pinned maps. */
@@ -56,11 +57,11 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } externals SEC(".maps");
 
-/* The addresses that the router has lost, until they are back or their grace is over. Here and not in the memory of a
- * process: the daemon and the command line take turns as writers. */
+/* The addresses that the router has lost, until they are back or their grace is over. Stored in a map because the daemon and
+ * the command line both write it. Nobody looks up a prefix: a trie takes no memory while it is empty. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, union addr);
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__type(key, struct prefix_key);
 	__type(value, struct absence);
 	__uint(max_entries, 16384);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -94,7 +95,7 @@ struct allow_trie {
 
 struct stand_in_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__type(key, struct stand_in_key);
+	__type(key, struct prefix_key);
 	__type(value, struct stand_in);
 	__uint(max_entries, 8192);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -147,6 +148,25 @@ struct {
 	__uint(max_entries, 1);
 	__array(values, struct denied_addresses);
 } denied SEC(".maps");
+
+/* One bit for each value of deny_hash. 1: an address with this hash is or was in denied. 0: the source needs no look-up there. The
+ * elements of denied are scattered over the memory, so that a look-up among 100,000 waits for it; these bits stay in the cache. */
+struct denied_bits {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u64);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP);	/* the real one has 1 << (MAYBE_DENIED_BITS - 6) places */
+};
+
+struct denied_bits bits_empty SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 1);
+	__array(values, struct denied_bits);
+} maybe_denied SEC(".maps");
 
 /* Networks that are denied, alike. */
 struct denied_trie {
@@ -359,17 +379,8 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
 	__type(value, __u8);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 } directs SEC(".maps");
-
-/* The router's own addresses, one of which may be the target of an intercept. The control plane writes them. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, union addr);
-	__type(value, __u8);
-	__uint(max_entries, 16384);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-} locals SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -251,9 +251,10 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
  * must hold (RFC 6888 REQ-8):
  *  - the tuple is the key of the new opener (own);
  *  - the old entry leads to the same address as the new entry;
- *  - or no packet has come for the idle time plus port_hold. */
+ *  - or no packet has come for the idle time plus port_hold.
+ * choice: other ports are left to try. Then a closing connection keeps its port: the server may have it in TIME-WAIT. */
 static __always_inline bool open_gives_way(const struct conn *old, const struct entry *entry, const struct tuple *to, bool own,
-					   __u32 now)
+					   bool choice, __u32 now)
 {
 	const struct settings *time = conn_settings();
 	__u8 protocol = to->protocol;
@@ -261,12 +262,18 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 
 	if (!time)
 		return false;
-	if (!over && conn_state(entry->identity) != CONN_CLOSING &&
+	if (!over && (choice || conn_state(entry->identity) != CONN_CLOSING) &&
 	    !(conn_half(entry->identity) && opener && conn_expired(old, protocol, now)))
 		return false;
 	if (protocol == IPPROTO_TCP || own || addr_equal(&entry->to.dst, &to->dst))
 		return true;
 	return conn_idle(old->seen, now, conn_idle_time(time, protocol) + time->port_hold);
+}
+
+/* Is the port of the answers one that was drawn, and not the opener's own, and may another one be drawn? */
+static __always_inline bool open_may_draw_again(const struct opening *open)
+{
+	return open->answer.dport != open->key.sport && open->tries <= PORT_PARITY_TRIES;
 }
 
 /* Handles an old entry with this key. TUPLE_IN_USE: the old connection stays. RACED: another CPU is removing the
@@ -280,7 +287,7 @@ static __always_inline enum reason open_obstacle(struct work *work, const struct
 
 	if (!old)
 		return REASON_RACED;
-	if (!open_gives_way(old, &obstacle->entry, to, own, work->pkt.ms))
+	if (!open_gives_way(old, &obstacle->entry, to, own, !own && open_may_draw_again(&work->open), work->pkt.ms))
 		return REASON_TUPLE_IN_USE;
 	if (obstacle->entry.identity & CONN_OPENER) {
 		obstacle->key = *key;
@@ -532,7 +539,7 @@ static __noinline enum reason open_route(void *ctx, struct work *work, const str
 	sent->dst = forward->target;
 	sent->dport = bpf_htons((__u16)(bpf_ntohs(sent->dport) + forward->port_shift));
 	result = fib_route(ctx, &work->route.fib, start, sent, sizeof(struct iphdr));
-	open->to_router = !fib_found(result) && in->role == ROLE_LAN && bpf_map_lookup_elem(&locals, &sent->dst);
+	open->to_router = !fib_found(result) && in->role == ROLE_LAN && own_address_has(OWN_ADDRESS_ALL, &sent->dst);
 	if (!fib_found(result) && !open->to_router)
 		return fib_reason(result);
 	open->resolved = result == BPF_FIB_LKUP_RET_SUCCESS;

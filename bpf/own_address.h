@@ -5,7 +5,9 @@
 #include "maps.h"
 #include "packet.h"
 
-enum { OWN_ADDRESS_KEY_BITS = 160 };
+/* OWN_ADDRESS_ALL stands for every interface: where there are intercepts, the trie has all of the router's addresses under it, as
+ * one of them may be the target. */
+enum { OWN_ADDRESS_KEY_BITS = 160, OWN_ADDRESS_ALL = 0 };
 
 /* Finds the address of the router that a host behind this interface sees. NULL: the router has no address of the host's
  * family. Not inlined, to have its own stack frame. */

@@ -11,7 +11,7 @@ enum { STAND_IN_KEY_BITS = 128, ORIGIN_KEY_BITS = 160 };
  * address is of another kind, and stays. Not inlined, to have its own stack frame. */
 static __noinline bool stand_in_swap(union addr *addr, bool client)
 {
-	struct stand_in_key key = { .prefix_length = STAND_IN_KEY_BITS, .address = *addr };
+	struct prefix_key key = { .prefix_length = STAND_IN_KEY_BITS, .address = *addr };
 	__u32 slot = forward_slot();
 	void *trie = bpf_map_lookup_elem(&stand_ins, &slot);
 	const struct stand_in *found = trie ? bpf_map_lookup_elem(trie, &key) : NULL;

@@ -296,12 +296,12 @@ struct denial {
 };
 _Static_assert(sizeof(struct denial) == 12, "struct denial has implicit padding");
 
-/* LPM key: a prefix of clients' addresses, or of stand-ins. */
-struct stand_in_key {
+/* LPM key: a prefix of addresses. */
+struct prefix_key {
 	__u32 prefix_length;
 	union addr address ADDR_BY_WORDS;
 };
-_Static_assert(sizeof(struct stand_in_key) == 20, "struct stand_in_key has implicit padding");
+_Static_assert(sizeof(struct prefix_key) == 20, "struct prefix_key has implicit padding");
 
 /* A client and its stand-in have equal host bits. So one struct describes both directions: client to stand-in, and
  * back. */

@@ -34,6 +34,9 @@ type PolicySide struct {
 //
 // Policies with an if_id or a mark are left out: they are for packets of an xfrm or VTI device, which asks them itself
 // when a packet is sent by the device, or for packets that netfilter marks later than hairpin sees them.
+//
+// The datapath does not compare devices. So a policy of one device counts for every device if it protects packets, and is
+// left out if it lets them pass: such packets must not leave as they are by another device.
 func Policies() ([]Policy, error) {
 	messages, err := retryDump(func() ([][]byte, error) {
 		request := nl.NewNetlinkRequest(nl.XFRM_MSG_GETPOLICY, unix.NLM_F_DUMP)
@@ -63,7 +66,7 @@ func Policies() ([]Policy, error) {
 }
 
 // parsePolicy reads a struct xfrm_userpolicy_info with its attributes. The library's own reader takes some IPv6 networks
-// for IPv4 ones. applies is false for a policy of another direction, or with an if_id or a mark.
+// for IPv4 ones. applies is false for a policy of another direction, and for one that Policies leaves out.
 func parsePolicy(message []byte) (p Policy, applies bool, err error) {
 	if len(message) < nl.SizeofXfrmUserpolicyInfo {
 		return p, false, errors.New("a message is too short")
@@ -91,6 +94,9 @@ func parsePolicy(message []byte) (p Policy, applies bool, err error) {
 			// A mask alone asks for packets without these marks.
 			applies = applies && allZero(a.Value[:min(4, len(a.Value))])
 		}
+	}
+	if info.Sel.Ifindex != 0 && !p.Protects {
+		applies = false
 	}
 	return p, applies, nil
 }

@@ -30,6 +30,11 @@ func TestPolicies(t *testing.T) {
 	add(nil, "out", "src", "0.0.0.0/0", "dst", "10.8.0.1", "priority", "10")
 	add(nil, "out", "src", "0.0.0.0/0", "dst", "10.8.0.2", "action", "block", "priority", "20")
 	add(esp6, "out", "src", "2001:db8::/32", "dst", "::/0", "proto", "udp", "sport", "500", "priority", "20")
+	// hairpin does not know by which device a packet would leave when it asks. So a policy of one device counts for all of
+	// them if it encrypts, and for none if it lets packets pass.
+	add(nil, "out", "src", "0.0.0.0/0", "dst", "10.9.0.0/24", "dev", "lo", "priority", "10")
+	add(nil, "out", "src", "0.0.0.0/0", "dst", "10.9.1.0/24", "dev", "lo", "action", "block", "priority", "30")
+	add(esp, "out", "src", "0.0.0.0/0", "dst", "10.9.2.0/24", "dev", "lo", "priority", "40")
 	add(esp, "fwd", "src", "10.8.0.0/24", "dst", "10.1.0.0/16")
 	add(esp, "out", "src", "0.0.0.0/0", "dst", "0.0.0.0/0", "if_id", "7")
 	add(esp, "out", "src", "0.0.0.0/0", "dst", "0.0.0.0/0", "mark", "7", "mask", "0xff")
@@ -45,6 +50,8 @@ func TestPolicies(t *testing.T) {
 		{Source: side("10.1.0.0/16"), Destination: side("10.8.0.0/24"), Protects: true, priority: 20},
 		{Source: side("0.0.0.0/0"), Destination: side("10.8.0.2/32"), Protects: true, priority: 20},
 		{Source: side("2001:db8::/32", 500), Destination: side("::/0"), Protocol: 17, Protects: true, priority: 20},
+		{Source: side("0.0.0.0/0"), Destination: side("10.9.1.0/24"), Protects: true, priority: 30},
+		{Source: side("0.0.0.0/0"), Destination: side("10.9.2.0/24"), Protects: true, priority: 40},
 	}
 	if got := list(); !slices.Equal(got, want) {
 		t.Errorf("policies\n%+v, want\n%+v", got, want)

@@ -41,13 +41,13 @@ func (l losing) external(t *testing.T, addr string) (external bpf.HairpinExterna
 // pass has the grace of all lost addresses be over.
 func (l losing) pass(t *testing.T) {
 	t.Helper()
-	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](l.objs.Absences)
+	absences, err := l.absences()
 	if err != nil || len(absences) == 0 {
 		t.Fatalf("absences %v, %v", absences, err)
 	}
 	for addr, absence := range absences {
 		absence.Since -= uint64(time.Hour)
-		if err := l.objs.Absences.Put(addr, absence); err != nil {
+		if err := l.objs.Absences.Put(layout.AddressKey(addr), absence); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -58,7 +58,7 @@ func (l losing) want(t *testing.T, when string, live bool, absences int) {
 	if got := mapstest.IsCurrent(t, l.objs, l.ref); got != live {
 		t.Errorf("%s: connections live: %v, want %v", when, got, live)
 	}
-	have, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](l.objs.Absences)
+	have, err := l.absences()
 	if err != nil || len(have) != absences {
 		t.Errorf("%s: absences %v, %v, want %d", when, have, err, absences)
 	}
@@ -203,4 +203,25 @@ func TestLostFixedAddress(t *testing.T) {
 	if !mapstest.IsCurrent(t, l.objs, l.external(t, "203.0.113.1").Address) {
 		t.Error("new connections to the fixed address are over at once")
 	}
+}
+
+// A change drops a WAN whose address is away, and its writer is killed before SetInterfaces. The next change adds another
+// WAN, which does not get the id of the dropped one: the absence still has it.
+func TestAbsenceKeepsTheIDOfItsWAN(t *testing.T) {
+	l := newLosing(t, "a tcp 80 to 10.0.0.1")
+	dropped := l.external(t, "203.0.113.1").Group
+	mustSetInterfaces(t, l.Tables, mapstest.WAN("wan0", 2))
+	l.want(t, "away", true, 1)
+	without := l.config
+	without.WAN = nil
+	without.Forwards = nil
+	mustApply(t, l.Tables, without)
+	other := l.config
+	other.WAN = []string{"wan1"}
+	mustApply(t, l.again(), other)
+	mustSetInterfaces(t, l.Tables, mapstest.WAN("wan1", 3, "198.51.100.1/24"))
+	if group := l.external(t, "198.51.100.1").Group; group == dropped {
+		t.Errorf("wan1 has the id %d of the dropped WAN", group)
+	}
+	l.want(t, "its WAN is dropped", false, 0)
 }

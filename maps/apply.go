@@ -122,6 +122,14 @@ func (t *Tables) compile(c config.Config, running *compile.Running) (*compile.Pr
 	for _, external := range present {
 		have.LastExternal = max(have.LastExternal, external.Fixed, external.Group)
 	}
+	// The absence of an address still has the id of its WAN after a change that dropped this WAN, until SetInterfaces runs.
+	absences, err := t.absences()
+	if err != nil {
+		return nil, err
+	}
+	for _, absence := range absences {
+		have.LastExternal = max(have.LastExternal, absence.Group)
+	}
 	interfaces, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
@@ -409,9 +417,9 @@ func (t *Tables) dropExternals(doc *compile.Document) error {
 	if err != nil {
 		return fmt.Errorf("list external addresses: %w", err)
 	}
-	absent, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
+	absent, err := t.absences()
 	if err != nil {
-		return fmt.Errorf("list absent addresses: %w", err)
+		return err
 	}
 	for addr, external := range present {
 		if external.Fixed == 0 || doc.Externals[rule.AtAddress(layout.FromAddr(addr))] == external.Fixed {

@@ -455,7 +455,7 @@ func TestOwnAddressesFollow(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(compile.OwnAddresses(links), got); diff != "" {
+		if diff := cmp.Diff(compile.OwnAddresses(&compile.Document{}, links), got); diff != "" {
 			t.Errorf("%v: (-want +got)\n%s", links, diff)
 		}
 	}

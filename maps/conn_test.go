@@ -204,18 +204,23 @@ func TestConnectionsWithoutPorts(t *testing.T) {
 	}
 }
 
-func TestEndConnections(t *testing.T) {
+// newEndingTables is newTables with the program that ends connections.
+func newEndingTables(t *testing.T) *Tables {
+	t.Helper()
 	mapstest.NeedRoot(t)
-	spec := mapstest.SmallSpec(t)
 	var objs struct {
 		bpf.HairpinMaps
 		End *ebpf.Program `ebpf:"hairpin_end"`
 	}
-	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+	if err := mapstest.SmallSpec(t).LoadAndAssign(&objs, nil); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { objs.HairpinMaps.Close(); objs.End.Close() })
-	tables := New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinEnd: objs.End}})
+	return New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinEnd: objs.End}})
+}
+
+func TestEndConnections(t *testing.T) {
+	tables := newEndingTables(t)
 	mustApply(t, tables, mapstest.Config(t, "web tcp,udp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 	web, address := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)

@@ -5,6 +5,7 @@ package maps
 import (
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"math/bits"
 	"net/netip"
@@ -105,7 +106,16 @@ func (t *Tables) SweepDenied() (int, error) {
 	if err != nil || len(over) == 0 {
 		return 0, err
 	}
-	return len(over), t.updateDenied(now, over, func(netip.Prefix, *bpf.HairpinDenial) {})
+	err = t.updateDenied(now, over, func(netip.Prefix, *bpf.HairpinDenial) {})
+	if err != nil || !slices.ContainsFunc(over, netip.Prefix.IsSingleIP) {
+		return len(over), err
+	}
+	var left []bpf.HairpinAddr
+	err = t.eachDeniedAddress(func(source netip.Prefix, _ *bpf.HairpinDenial) { left = append(left, layout.ToAddr(source.Addr())) })
+	if err != nil {
+		return len(over), err
+	}
+	return len(over), t.remarkDenied(slices.Values(left))
 }
 
 // EachDenied calls visit for every source that is denied now, in no order. It needs no lock.
@@ -217,7 +227,9 @@ func (t *Tables) updateAddresses(now uint32, sources []netip.Prefix, update func
 		return nil
 	}
 	if table != nil {
-		err = putAll(table, keys, values, 1)
+		if err = t.markDenied(keys); err == nil {
+			err = putAll(table, keys, values, 1)
+		}
 	}
 	if table == nil || errors.Is(err, unix.E2BIG) {
 		err = t.growDenied(now, keys, values)
@@ -250,10 +262,62 @@ func (t *Tables) growDenied(now uint32, keys []bpf.HairpinAddr, values []bpf.Hai
 		return err
 	}
 	defer table.Close()
-	if err := putAll(table, slices.Collect(maps.Keys(all)), slices.Collect(maps.Values(all)), 1); err != nil {
+	if err := putMap(table, all); err != nil {
+		return err
+	}
+	if err := t.remarkDenied(maps.Keys(all)); err != nil {
 		return err
 	}
 	return t.objs.Denied.Put(uint32(0), table)
+}
+
+// markDenied sets the bits of addresses in maybe_denied, before they are denied. growDenied has made the bits before the table.
+func (t *Tables) markDenied(addresses []bpf.HairpinAddr) error {
+	var marks *ebpf.Map
+	if err := t.objs.MaybeDenied.Lookup(uint32(0), &marks); err != nil {
+		return fmt.Errorf("open the bits of denied addresses: %w", err)
+	}
+	defer marks.Close()
+	words := wordsOf(slices.Values(addresses))
+	for place, word := range words {
+		var there uint64
+		if err := marks.Lookup(place, &there); err != nil {
+			return fmt.Errorf("mark denied addresses: %w", err)
+		}
+		words[place] = there | word
+	}
+	return putMap(marks, words)
+}
+
+// remarkDenied puts other bits in place of those that there are: those of addresses that are denied no longer go. The addresses must be
+// all that are denied now, and all that are denied next.
+func (t *Tables) remarkDenied(addresses iter.Seq[bpf.HairpinAddr]) error {
+	marks, err := newInner(bpf.HairpinMapMaybeDenied, layout.MaybeDeniedPlaces)
+	if err != nil {
+		return err
+	}
+	defer marks.Close()
+	if err := putMap(marks, wordsOf(addresses)); err != nil {
+		return err
+	}
+	return t.objs.MaybeDenied.Put(uint32(0), marks)
+}
+
+func wordsOf(addresses iter.Seq[bpf.HairpinAddr]) map[uint32]uint64 {
+	words := map[uint32]uint64{}
+	for addr := range addresses {
+		place, bit := layout.MaybeDeniedBit(addr)
+		words[place] |= bit
+	}
+	return words
+}
+
+func putMap[K comparable, V any](m *ebpf.Map, entries map[K]V) error {
+	keys, values := slices.Collect(maps.Keys(entries)), make([]V, len(entries))
+	for i, key := range keys {
+		values[i] = entries[key]
+	}
+	return putAll(m, keys, values, 1)
 }
 
 func (t *Tables) updateNetworks(now uint32, sources []netip.Prefix, update func(netip.Prefix, *bpf.HairpinDenial)) error {

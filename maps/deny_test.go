@@ -116,6 +116,14 @@ func TestDeniedTableGrows(t *testing.T) {
 	}
 	mustDeny(t, tables, time.Hour, list...)
 	wantDenied(t, tables, want...)
+	err := tables.EachDenied(func(d Denied) {
+		if ends := d.Left > 0; ends != d.Source.Addr().Is6() {
+			t.Errorf("%s has another source's time: %s", d.Source, d.Left)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	table, err := openOnly(tables.objs.Denied)
 	if err != nil {
 		t.Fatal(err)

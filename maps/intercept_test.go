@@ -18,13 +18,15 @@ import (
 
 func (t *Tables) wantLocals(tb testing.TB, want ...string) {
 	tb.Helper()
-	present, err := readAll[bpf.HairpinAddr, uint8](t.objs.Locals)
+	present, err := readAll[bpf.HairpinOwnAddressKey, bpf.HairpinOwnAddress](t.objs.OwnAddresses)
 	if err != nil {
 		tb.Fatal(err)
 	}
 	var got []string
-	for addr := range present {
-		got = append(got, layout.FromAddr(addr).String())
+	for key := range present {
+		if key.Ifindex == 0 {
+			got = append(got, layout.FromAddr(key.Peer).String())
+		}
 	}
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -135,7 +137,7 @@ func TestAnOldInterceptIDIsNobodyElses(t *testing.T) {
 
 func TestTooManyOwnAddressesAreRefused(t *testing.T) {
 	spec := mapstest.SmallSpec(t)
-	spec.Maps[bpf.HairpinMapLocals].MaxEntries = 2
+	spec.Maps[bpf.HairpinMapOwnAddresses].MaxEntries = 6 // 3 addresses, their network, every host
 	tables := newTables(t, spec)
 	lan0 := config.Interface{Name: "lan0", Index: 5, Role: config.RoleLAN}
 	for i := range 3 {
@@ -144,7 +146,7 @@ func TestTooManyOwnAddressesAreRefused(t *testing.T) {
 	mustApply(t, tables, mapstest.Intercepts(t))
 	mustSetInterfaces(t, tables, lan0)
 	mustApply(t, tables, mapstest.Intercepts(t, "a udp 53 to 10.0.0.1"))
-	if err := tables.SetInterfaces([]config.Interface{lan0}); !mapstest.Contains(err, "the router has 3 addresses of its own, but the table holds 2") {
+	if err := tables.SetInterfaces([]config.Interface{lan0}); !mapstest.Contains(err, "the addresses of the router need 8 table entries, but the table holds 6") {
 		t.Errorf("error %v", err)
 	}
 }

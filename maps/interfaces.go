@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -32,14 +33,11 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 		return err
 	}
 	doc := &o.Document // without the decoded forwards, which are not needed here
-	locals, own, every := compile.Locals(doc, ifs), compile.OwnAddresses(ifs), ifs
+	own, every := compile.OwnAddresses(doc, ifs), ifs
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
 	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
 	if err != nil {
 		return fmt.Errorf("list interfaces: %w", err)
-	}
-	if err := t.putLocals(locals); err != nil {
-		return err
 	}
 	absences, err := t.findAbsences(doc, every)
 	if err != nil {
@@ -67,12 +65,9 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 // GraceLeft returns how long it takes until the grace of a lost address is over. away reports whether there is such an
 // address. Then SetInterfaces must be called.
 func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
-	absences, err := readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences)
-	if err != nil {
-		return 0, false, fmt.Errorf("list absent addresses: %w", err)
-	}
-	if len(absences) == 0 {
-		return 0, false, nil
+	absences, err := t.absences()
+	if err != nil || len(absences) == 0 {
+		return 0, false, err
 	}
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
@@ -80,6 +75,38 @@ func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
 	}
 	left, away = compile.Left(absences, o.Config.Timeouts.AddressGrace, layout.Monotonic())
 	return left, away, nil
+}
+
+// AwayAddresses returns the lost addresses whose connections have not ended yet, sorted.
+func (t *Tables) AwayAddresses() (list []netip.Addr, err error) {
+	absences, err := t.absences()
+	for addr := range absences {
+		list = append(list, layout.FromAddr(addr))
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return list, err
+}
+
+// HasInterfaces reports whether SetInterfaces has ever written an interface with a role.
+func (t *Tables) HasInterfaces() (bool, error) {
+	key, err := t.objs.Interfaces.NextKeyBytes(nil)
+	if err != nil {
+		return false, fmt.Errorf("list interfaces: %w", err)
+	}
+	return key != nil, nil
+}
+
+// absences returns the lost addresses whose grace is not over.
+func (t *Tables) absences() (map[bpf.HairpinAddr]bpf.HairpinAbsence, error) {
+	entries, err := readAll[bpf.HairpinPrefixKey, bpf.HairpinAbsence](t.objs.Absences)
+	if err != nil {
+		return nil, fmt.Errorf("list absent addresses: %w", err)
+	}
+	absences := make(map[bpf.HairpinAddr]bpf.HairpinAbsence, len(entries))
+	for key, absence := range entries {
+		absences[key.Address] = absence
+	}
+	return absences, nil
 }
 
 // findAbsences finds the lost addresses, and records the new absences. It must run before the entries in map own_addresses
@@ -93,15 +120,15 @@ func (t *Tables) findAbsences(doc *compile.Document, ifs []config.Interface) (co
 	if before.Externals, err = readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals); err != nil {
 		return compile.Absences{}, fmt.Errorf("list external addresses: %w", err)
 	}
-	if before.Absences, err = readAll[bpf.HairpinAddr, bpf.HairpinAbsence](t.objs.Absences); err != nil {
-		return compile.Absences{}, fmt.Errorf("list absent addresses: %w", err)
+	if before.Absences, err = t.absences(); err != nil {
+		return compile.Absences{}, err
 	}
 	found := compile.FindAbsences(doc, before, ifs, layout.Monotonic())
 	for addr, absence := range found.Waiting {
 		if _, known := before.Absences[addr]; known {
 			continue
 		}
-		if err := t.objs.Absences.Put(addr, absence); err != nil {
+		if err := t.objs.Absences.Put(layout.AddressKey(addr), absence); err != nil {
 			return compile.Absences{}, fmt.Errorf("record that address %s is away: %w", layout.FromAddr(addr), err)
 		}
 	}
@@ -124,7 +151,7 @@ func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, 
 		}
 	}
 	for _, addr := range slices.AppendSeq(absences.Back, maps.Keys(absences.Over)) {
-		if err := drop(t.objs.Absences, addr); err != nil {
+		if err := drop(t.objs.Absences, layout.AddressKey(addr)); err != nil {
 			return fmt.Errorf("forget that address %s was away: %w", layout.FromAddr(addr), err)
 		}
 	}
@@ -307,22 +334,6 @@ func (t *Tables) pruneCounters(ifs []config.Interface) error {
 		if err := drop(t.objs.Counters, key); err != nil {
 			return fmt.Errorf("drop counters of interface %d: %w", key.Ifindex, err)
 		}
-	}
-	return nil
-}
-
-// putLocals writes the router's own addresses. It must run before putInterfaces, because intercepts on a new interface
-// need them.
-func (t *Tables) putLocals(wanted map[bpf.HairpinAddr]bool) error {
-	if limit := t.objs.Locals.MaxEntries(); uint32(len(wanted)) > limit {
-		return fmt.Errorf("the router has %d addresses of its own, but the table holds %d", len(wanted), limit)
-	}
-	present, err := keepAddresses(t.objs.Locals, wanted)
-	if err == nil {
-		err = addAddresses(t.objs.Locals, wanted, present)
-	}
-	if err != nil {
-		return fmt.Errorf("the router's own addresses: %w", err)
 	}
 	return nil
 }

@@ -25,8 +25,8 @@ import (
 //     ended (maybe_wait_bpf_programs), so A has inserted its connection by then.
 //  3. The writer walks the connections, finds that of A, and ends it.
 //
-// A writer that is killed between 2 and 3 leaves the connections. So the list is stored with a mark that says whether the
-// walk was done: the mark is a last policy that lets everything pass.
+// A writer that is killed between 2 and 3 leaves the connections. So the list is stored with a mark at its end, until the
+// walk is done. There is no walk if the new list protects no packet that the old one did not protect.
 func (t *Tables) SetPolicies(policies []config.Policy) error {
 	if len(policies) > config.MaxPolicies {
 		return fmt.Errorf("there are %d IPsec policies, but the datapath asks at most %d", len(policies), config.MaxPolicies)
@@ -42,13 +42,44 @@ func (t *Tables) SetPolicies(policies []config.Policy) error {
 	if len(entries) == 0 {
 		return t.dropPolicies()
 	}
-	if err := t.storePolicies(append(slices.Clone(entries), bpf.HairpinPolicy{})); err != nil {
+	if !mayProtectMore(present, entries) {
+		return t.storePolicies(entries)
+	}
+	if err := t.storePolicies(append(slices.Clone(entries), unfinishedPolicies())); err != nil {
 		return err
 	}
 	if err := t.step("end protected connections", func() error { return t.endProtected(policies) }); err != nil {
 		return err
 	}
 	return t.storePolicies(entries)
+}
+
+// unfinishedPolicies is the mark: the last entry of a list whose connections may not be ended yet. It lets packets pass, as
+// a packet does that no policy matches. Its mask is of no prefix, so no policy of the kernel gives this entry.
+func unfinishedPolicies() (mark bpf.HairpinPolicy) {
+	mark.Src.Mask.Bytes[len(mark.Src.Mask.Bytes)-1] = 1
+	return mark
+}
+
+// mayProtectMore reports whether a new list of policies may protect a packet that the old one does not protect. Such a list
+// has a new policy that protects, or lacks a policy that let packets pass, or has them in another order. Policies that
+// protect may go, and policies that let pass may come.
+func mayProtectMore(old, now []bpf.HairpinPolicy) bool {
+	if len(old) > 0 && old[len(old)-1] == unfinishedPolicies() {
+		return true
+	}
+	for _, policy := range now {
+		skip := 0
+		for skip < len(old) && old[skip].Protects != 0 && old[skip] != policy {
+			skip++
+		}
+		if skip < len(old) && old[skip] == policy {
+			old = old[skip+1:]
+		} else if policy.Protects != 0 {
+			return true
+		}
+	}
+	return slices.ContainsFunc(old, func(policy bpf.HairpinPolicy) bool { return policy.Protects == 0 })
 }
 
 // policies returns the stored list.
@@ -102,12 +133,13 @@ func (t *Tables) dropPolicies() error {
 func (t *Tables) endProtected(policies []config.Policy) error {
 	ended := 0
 	var failed error
+	index := config.NewPolicyIndex(policies)
 	err := EachEntry(t.objs, func(e layout.Entry) {
 		leaves := config.Packet{
 			Source: layout.AddrPort(e.To.Src, e.To.Sport), Destination: layout.AddrPort(e.To.Dst, e.To.Dport), Protocol: e.Key.Protocol,
 		}
 		// What goes to the router itself does not leave.
-		if failed != nil || e.Flags&bpf.HairpinConnFlagCONN_LOCAL != 0 || !config.Protected(policies, leaves) {
+		if failed != nil || e.Flags&bpf.HairpinConnFlagCONN_LOCAL != 0 || !index.Protects(leaves) {
 			return
 		}
 		found, err := t.end(bpf.HairpinEndRequest{Key: e.Key, Serial: e.Serial})

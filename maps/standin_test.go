@@ -27,7 +27,7 @@ func TestStandInsInTheKernel(t *testing.T) {
 			t.Fatal(err)
 		}
 		var value bpf.HairpinStandIn
-		client := bpf.HairpinStandInKey{PrefixLength: 128, Address: layout.ToAddr(netip.MustParseAddr("192.168.1.50"))}
+		client := bpf.HairpinPrefixKey{PrefixLength: 128, Address: layout.ToAddr(netip.MustParseAddr("192.168.1.50"))}
 		if err := mapstest.Slot(t, tables.objs.StandIns, generation&1).Lookup(client, &value); err != nil {
 			t.Fatal(err)
 		}

@@ -97,9 +97,7 @@ func (a *app) attach(ctx context.Context) error {
 	}
 	defer s.Close()
 	a.say("%s", result)
-	if err := a.afterChange(s, cfg, a.configFile, result); err != nil {
-		return err
-	}
+	a.afterChange(s, cfg, a.configFile, result)
 	return a.printInterfaces("attach", newPortRows(result.Ports))
 }
 

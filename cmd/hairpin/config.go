@@ -31,7 +31,8 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg), a.noticeFindings(a.findings(cfg)))
+				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg))
+				a.noticeFindings(a.findings(cfg))
 			}
 			if a.json {
 				return errors.Join(a.printJSON("check", newCheckResult(path, cfg, err)), err)
@@ -55,10 +56,12 @@ func (a *app) findings(cfg config.Config) ([]string, error) {
 	return s.Findings(cfg)
 }
 
-// noticeFindings prints findings as warnings.
-func (a *app) noticeFindings(findings []string, err error) error {
+// noticeFindings prints findings as warnings. What could not be looked at is a warning, too: a change that runs has not failed.
+func (a *app) noticeFindings(findings []string, err error) {
 	a.notices(findings...)
-	return err
+	if err != nil {
+		a.warn("cannot look for problems on this machine: %s", err)
+	}
 }
 
 // checkNames warns of DNS files that the daemon could not write now. It fails for files that the daemon
@@ -191,6 +194,7 @@ func (a *app) printPlan(path string) (bool, error) {
 		return false, err
 	}
 	a.notices(s.ResizeWarning(cfg))
+	a.noticeFindings(s.Findings(cfg))
 	if a.json {
 		return !change.Empty(), a.printJSON("diff", withEmptyLists(change))
 	}
@@ -213,9 +217,7 @@ func (a *app) applyFile(command *cobra.Command, path string) error {
 		return err
 	}
 	a.say("applied: %s", result.Summary())
-	if err := a.afterChange(s, cfg, path, result); err != nil {
-		return err
-	}
+	a.afterChange(s, cfg, path, result)
 	if a.json {
 		return a.printJSON("apply", withEmptyLists(result.Change))
 	}

@@ -54,8 +54,9 @@ func (a *app) connShowCommand() *cobra.Command {
 SOURCE is the address that the target sees. CLIENT and SOURCE of an icmp connection
 are ADDR:ID, with the identifier of the echo request. For protocols without ports,
 such as gre, there is an address only; JSON has ADDR:0. An IPv6 address with a port
-is in brackets. For IPv6, icmp means ICMPv6. FORWARD "-" is a connection to the target's
-own address that got another source port: a forward's connection had its port.
+is in brackets. For IPv6, icmp means ICMPv6. FORWARD "-": the client connected
+to the target directly. Its source port was in use by a connection of a forward, so
+hairpin gave it another one.
 
 The list is printed while the table is read. Up to ` + strconv.Itoa(connBlock) + ` connections are sorted by
 protocol, external address and client; a longer list consists of such sorted blocks.

@@ -44,8 +44,9 @@ func (a *app) forwardShowCommand() *cobra.Command {
 		Short:   "Show the running forwards",
 		Long: `Show the running forwards, intercepts included. Of an intercept, EXTERNAL "any@lan0"
 means traffic that arrives on lan0 for any address, and FROM "!192.168.1.53/32"
-means every client but that address. REFLECT "router+wan" means that the target sees
-the router's address for every client, as clients = "router" says.`,
+means every client but that address. "+wan" after REFLECT, as in "router+wan", means that
+clients on the Internet are hidden behind the router, too, as clients = "router" says.
+With "off+wan" LAN clients are not served on the external address.`,
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(_ *cobra.Command, names []string) error {
 			return a.showForwards(names, stats)
@@ -154,11 +155,7 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	a.say("added %s", forward)
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
-	alone := running
-	alone.Forwards = []rule.Forward{forward}
-	if err := a.noticeFindings(s.Findings(alone)); err != nil {
-		return err
-	}
+	a.noticeFindings(s.FindingsOf(running, forward))
 	return a.printForwardRows("add", running, []rule.Forward{forward})
 }
 
@@ -322,7 +319,7 @@ func (r forwardRow) externalCell() string {
 	return r.External
 }
 
-// reflectCell returns the text of column REFLECT. "router+wan": clients on the Internet are hidden behind the router, too.
+// reflectCell returns the text of column REFLECT. "router+wan", "off+wan": clients on the Internet are hidden behind the router, too.
 func (r forwardRow) reflectCell() string {
 	if r.Clients == string(rule.ClientsRouter) {
 		return r.Reflect + "+wan"

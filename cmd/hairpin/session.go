@@ -32,10 +32,10 @@ func (a *app) load(ctx context.Context, maxConnections uint32) (*router.Session,
 }
 
 // afterChange warns of everything in the configuration just applied that has no effect, or no effect yet.
-func (a *app) afterChange(s *router.Session, cfg config.Config, file string, result router.Result) error {
+func (a *app) afterChange(s *router.Session, cfg config.Config, file string, result router.Result) {
 	daemon, err := presence.Running(a.dir)
 	if err != nil {
-		return err
+		a.warn("cannot look for the daemon: %s", err)
 	}
 	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
 		a.say("metrics.listen takes effect when the daemon reloads; run \"systemctl reload hairpin\"")
@@ -44,7 +44,7 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.
 	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
 	a.notices(s.NotForwarding(ipv6, result.Ports)...)
-	return a.noticeFindings(s.Findings(cfg))
+	a.noticeFindings(s.Findings(cfg))
 }
 
 // pendingNotice returns a warning about configured interfaces that do not exist, "" if all exist. daemon

@@ -141,6 +141,15 @@ func (a *app) status() (status, error) {
 	if !st.Daemon && len(survey.Ports) > 0 {
 		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed; run \"systemctl start hairpin\"")
 	}
+	if !st.Daemon {
+		away, err := s.Tables.AwayAddresses()
+		if err != nil {
+			return st, err
+		}
+		for _, addr := range away {
+			st.Warnings = append(st.Warnings, fmt.Sprintf("address %s is away; without the daemon its connections end with the next \"hairpin attach\"", addr))
+		}
+	}
 	if float64(st.Connections.Used) >= nearlyFull*float64(st.Connections.Limit) {
 		st.Warnings = append(st.Warnings, "the connection table is nearly full; raise max_connections in the configuration file")
 	}

@@ -27,7 +27,7 @@ type Program struct {
 	AllowKeys   []bpf.HairpinAllowKey
 	Allowed     []uint8 // for each of AllowKeys: 1 allowed, 0 not allowed
 
-	StandInKeys []bpf.HairpinStandInKey
+	StandInKeys []bpf.HairpinPrefixKey
 	StandIns    []bpf.HairpinStandIn
 	claims      map[service][]claim
 	OriginKeys  []bpf.HairpinOriginKey
@@ -38,7 +38,7 @@ type Program struct {
 type Inventory struct {
 	Epoch        func(id uint32) (uint32, error) // reads the epoch of an id
 	ForwardIDs   uint32                          // highest id for a forward; the lowest is 1
-	LastExternal uint32                          // highest external id in maps externals and interfaces
+	LastExternal uint32                          // highest external id in maps externals, absences and interfaces
 }
 
 // Compile computes the map entries of a valid configuration. A forward with the same behaviour as in the running document
@@ -107,8 +107,8 @@ func (p *Program) assignEpochRefs(running *Running, have Inventory) error {
 
 // assignExternals assigns external ids. A fixed address has one. A WAN interface has one for each family, so that an
 // address never matches forwards of the other family. A LAN interface has one for each family with an intercept there.
-// Places that are running keep their ids. A new id is higher than every id in maps externals and interfaces, because
-// these maps do not swap together with the forwards and may still have old ids.
+// Places that are running keep their ids. A new id is higher than every id in maps externals, absences and
+// interfaces, because these maps do not swap together with the forwards and may still have old ids.
 func (p *Program) assignExternals(listening map[rule.Place][]int, running *Running, have Inventory) {
 	p.Doc.Externals = map[rule.Place]uint32{}
 	last := have.LastExternal

@@ -65,8 +65,15 @@ var (
 // router its hosts see: the address in the host's subnet, else the interface's first address, else an address of another
 // interface. The choice is the one of the kernel's masquerading: inet_select_addr() for IPv4, ipv6_dev_get_saddr() for
 // IPv6 (RFC 6724).
-func OwnAddresses(ifs []config.Interface) map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress {
+//
+// Where there are intercepts, all addresses of the router also have an entry that belongs to no interface.
+func OwnAddresses(doc *Document, ifs []config.Interface) map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress {
 	own := ownAddresses{}
+	if doc.Intercepts {
+		for addr := range addressesOf(ifs) {
+			own[bpf.HairpinOwnAddressKey{PrefixLength: layout.OwnAddressBits, Peer: addr}] = bpf.HairpinOwnAddress{Address: addr}
+		}
+	}
 	ifs = slices.SortedFunc(slices.Values(ifs), func(a, b config.Interface) int { return cmp.Compare(a.Index, b.Index) })
 	for _, link := range ifs {
 		if link.Role == 0 {
@@ -211,19 +218,4 @@ func GoneAddresses(present map[bpf.HairpinOwnAddressKey]bpf.HairpinOwnAddress, i
 		delete(gone, addr)
 	}
 	return gone
-}
-
-// Locals returns the router's own addresses for map locals. The datapath reads this map only for intercepts, so without
-// intercepts the result is empty.
-func Locals(doc *Document, ifs []config.Interface) map[bpf.HairpinAddr]bool {
-	wanted := map[bpf.HairpinAddr]bool{}
-	if !doc.Intercepts {
-		return wanted
-	}
-	for _, link := range ifs {
-		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
-			wanted[layout.ToAddr(prefix.Addr())] = true
-		}
-	}
-	return wanted
 }

@@ -41,7 +41,7 @@ func TestOwnAddresses(t *testing.T) {
 		link("lo", 1, config.RoleLocal, "127.0.0.1/8", "::1/128"),
 		aging,
 	}
-	entries := OwnAddresses(links)
+	entries := OwnAddresses(&Document{}, links)
 	for _, test := range []struct {
 		what     string
 		ifindex  uint32
@@ -73,7 +73,7 @@ func TestOwnAddresses(t *testing.T) {
 	}
 	// A router of IPv6 alone has no IPv4 address for an IPv4 host, and an IPv4 look-up may find an IPv6 address only
 	// by a prefix of zero bits, which the datapath refuses.
-	entries = OwnAddresses([]config.Interface{link("six", 3, config.RoleLAN, "fd00::1/64")})
+	entries = OwnAddresses(&Document{}, []config.Interface{link("six", 3, config.RoleLAN, "fd00::1/64")})
 	for key, own := range entries {
 		if layout.FromAddr(own.Address).Is4() || key.PrefixLength > 32 && layout.FromAddr(key.Peer).Is4() {
 			t.Errorf("entry %+v: %+v", key, own)

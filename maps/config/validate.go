@@ -221,9 +221,14 @@ func (v *validator) icmp() {
 
 func (v *validator) mssClamp() {
 	for i, name := range v.MSSClamp {
-		if !slices.Contains(v.WAN, name) && !slices.Contains(v.LAN, name) {
-			v.check(-1, "datapath.mss_clamp", rule.OfItem(i, v.notConfigured(name)))
+		var err error
+		switch {
+		case !slices.Contains(v.WAN, name) && !slices.Contains(v.LAN, name):
+			err = v.notConfigured(name)
+		case slices.Contains(v.MSSClamp[:i], name):
+			err = fmt.Errorf("%s is listed twice", rule.Quote(name))
 		}
+		v.check(-1, "datapath.mss_clamp", rule.OfItem(i, err))
 	}
 }
 

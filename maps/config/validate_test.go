@@ -77,6 +77,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"no ICMP at all", nil, func(c *config.Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
 		{"too much ICMP", nil, func(c *config.Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
 		{"clamp on no interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan7"} }, `datapath.mss_clamp: "lan7" is in neither interfaces.wan nor interfaces.lan; did you mean "lan0"?`},
+		{"clamp twice", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan0", "wan0"} }, `datapath.mss_clamp: "wan0" is listed twice`},
 		{"clamp without interfaces", nil, func(c *config.Config) { *c = config.Default(); c.MSSClamp = []string{"wan0"} }, `datapath.mss_clamp: "wan0" is in neither interfaces.wan nor interfaces.lan; no interface is configured`},
 		{"private sources on a LAN", nil, func(c *config.Config) { c.PrivateSources = []string{"wan0", "lan0"} }, `interfaces.private_sources: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"private sources nowhere", nil, func(c *config.Config) { c.PrivateSources = []string{"wan7"} }, `interfaces.private_sources: "wan7" is not a WAN interface; `},

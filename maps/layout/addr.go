@@ -25,11 +25,24 @@ func FromAddr(addr bpf.HairpinAddr) netip.Addr {
 // MaybeExternalSlot returns the index of an address in map maybe_external. It must agree with external_slot() in
 // bpf/forward.h.
 func MaybeExternalSlot(addr bpf.HairpinAddr) uint32 {
+	return hash(addr) >> 20
+}
+
+// MaybeDeniedPlaces is how many places the map in maybe_denied has: 64 bits each, one bit for each value of deny_hash().
+const MaybeDeniedPlaces = 1 << 15
+
+// MaybeDeniedBit returns the place of an address in map maybe_denied, and its bit there. It must agree with deny_hash() in bpf/deny.h.
+func MaybeDeniedBit(addr bpf.HairpinAddr) (place uint32, bit uint64) {
+	number := hash(addr) >> 11
+	return number >> 6, 1 << (number & 63)
+}
+
+func hash(addr bpf.HairpinAddr) uint32 {
 	folded := uint32(0)
 	for i := 0; i < len(addr.Bytes); i += 4 {
 		folded ^= binary.NativeEndian.Uint32(addr.Bytes[i:])
 	}
-	return folded * 2654435761 >> 20
+	return folded * 2654435761
 }
 
 // Be16 converts a port from host to network byte order, or back.

@@ -18,6 +18,8 @@ const (
 	TargetBits   = 128
 	// interfaceBits is the length of the interface in a key of map own_addresses.
 	interfaceBits = 32
+	// OwnAddressBits is the length of the key of one address there.
+	OwnAddressBits = interfaceBits + 128
 	// originBits is the prefix length of a key that matches every port of a target.
 	originBits = TargetBits + 8 + 8
 )
@@ -73,10 +75,15 @@ func OwnAddressKey(ifindex uint32, peers netip.Prefix) bpf.HairpinOwnAddressKey 
 	}
 }
 
+// AddressKey returns the trie key of an address alone.
+func AddressKey(addr bpf.HairpinAddr) bpf.HairpinPrefixKey {
+	return bpf.HairpinPrefixKey{PrefixLength: 128, Address: addr}
+}
+
 // StandInEntry returns the trie entry by which an address of the network from becomes the address with the same host
 // bits in the network to.
-func StandInEntry(from, to netip.Prefix) (bpf.HairpinStandInKey, bpf.HairpinStandIn) {
-	return bpf.HairpinStandInKey{PrefixLength: mappedBits(from), Address: ToAddr(from.Addr())},
+func StandInEntry(from, to netip.Prefix) (bpf.HairpinPrefixKey, bpf.HairpinStandIn) {
+	return bpf.HairpinPrefixKey{PrefixLength: mappedBits(from), Address: ToAddr(from.Addr())},
 		bpf.HairpinStandIn{Network: ToAddr(to.Addr()), Mask: MappedMask(to)}
 }
 

@@ -42,7 +42,8 @@ func (p *probe) talkNetwork() (*lab.Network, *lab.Echoer) {
 	return n, n.Server.ServeUDP(":5353")
 }
 
-// talk opens connections of a host on the Internet, one in the server's LAN, and one in another LAN.
+// talk opens connections of a host on the Internet, one in the server's LAN, and one in another LAN. Each keeps its port if
+// that is one of reflection.ports.
 func (p *probe) talk(n *lab.Network, udp *lab.Echoer, port uint16) (all []talkingHost) {
 	p.Helper()
 	for _, t := range []talkingHost{
@@ -144,7 +145,7 @@ func noise(n int) (b []byte) {
 func checkFragmentOrder(p *probe) {
 	n, udp := p.talkNetwork()
 	got, all := map[string]int{}, 0
-	talkers := p.talk(n, udp, 5000)
+	talkers := p.talk(n, udp, 62000)
 	orders := []struct {
 		name  string
 		order func([][]byte)
@@ -169,13 +170,13 @@ func checkFragmenting(p *probe, order bool) {
 	n, udp := p.talkNetwork()
 	var found fragmentArrivals
 	n.SetMTU(small, 1500, small)
-	for _, t := range p.talk(n, udp, 5000) {
+	for _, t := range p.talk(n, udp, 62000) {
 		if t.host != n.Client {
 			found.add(p, t.host, func() bool { return t.toClient(noise(1472), asMade) })
 		}
 	}
 	n.SetMTU(1500, small, 1500)
-	for _, t := range p.talk(n, udp, 5001) {
+	for _, t := range p.talk(n, udp, 62001) {
 		if t.host != n.Client {
 			found.add(p, n.Server, func() bool { return t.toServer(noise(1472), asMade) })
 		}

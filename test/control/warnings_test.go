@@ -101,8 +101,8 @@ port = "81"
 to = "192.168.1.20:8080"
 `))
 	const far = `warning: forward "far": no interface has the external address 192.0.2.9`
-	for _, command := range []string{"check", "attach", "apply", "status"} {
-		if said := say(t, hp, command); strings.Count(said, "no interface has") != 1 || !strings.Contains(said, far) {
+	for _, command := range []string{"check", "attach", "apply", "status", "apply --dry-run", "diff"} {
+		if said := say(t, hp, strings.Fields(command)...); strings.Count(said, "no interface has") != 1 || !strings.Contains(said, far) {
 			t.Errorf("%s: %s\nlacks %q", command, said, far)
 		}
 	}
@@ -116,4 +116,28 @@ to = "192.168.1.20:8080"
 	if said := say(t, hp, "status"); strings.Contains(said, "no interface has") {
 		t.Errorf("status after the addresses were added: %s", said)
 	}
+}
+
+// TestLostAddressIsTold: without the daemon nobody ends the connections of an address that stays away, so status says so.
+func TestLostAddressIsTold(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, home.Config("tc", "[timeouts]\naddress_grace = \"1h\"\n"+home.Forwards))
+	const away = "warning: address " + lab.External + " is away; without the daemon its connections end with the next \"hairpin attach\""
+	told := func(when string, want bool) {
+		t.Helper()
+		if said := say(t, hp, "status"); strings.Contains(said, away) != want {
+			t.Errorf("status %s: %s\nsays %q: %v", when, said, away, !want)
+		}
+	}
+	say(t, hp, "attach")
+	told("while nothing is lost", false)
+	n.Router.Unaddress("wan0", lab.External+"/24")
+	say(t, hp, "apply")
+	told("when the address is away", true)
+	hp.Start()
+	told("while the daemon follows it", false)
+	hp.Stop()
+	n.Router.Address("wan0", lab.External+"/24")
+	say(t, hp, "attach")
+	told("when the address is back", false)
 }

@@ -80,6 +80,14 @@ func TestIPsecTarget(t *testing.T) {
 					}
 				}
 			}
+			// A new forward is told of the policy for its own target alone.
+			for target, told := range map[string]int{"10.8.0.5:8080": 1, "[fd08::5]:8080": 1, "192.168.1.20:8080": 0, "[fd00:1::20]:8080": 0} {
+				r, err := hp.Try("forward", "add", "new", "tcp", "82", "to", target)
+				if said := strings.Count(r.Stderr, "IPsec polic"); err != nil || r.Code != 0 || said != told {
+					t.Errorf("forward add to %s: %d warnings of policies, want %d: %v\n%s", target, said, told, err, r.Stderr)
+				}
+				hp.Run("forward", "del", "new")
+			}
 			if list := seen.Packets(); len(list) > 0 {
 				t.Errorf("left unencrypted: %v", list)
 			}

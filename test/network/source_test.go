@@ -326,7 +326,8 @@ func TestRoutersOwnPorts(t *testing.T) {
 	}
 }
 
-// The router's own ports with the ephemeral ports of the kernel in the way: check and status name the sysctl.
+// The router's own ports with the ephemeral ports of the kernel in the way: the daemon and each command that takes the configuration name the sysctl.
+// A new forward is told only if it is reflected.
 func TestPortConflictIsTold(t *testing.T) {
 	n := lab.NewNetwork(t)
 	n.Router.Sysctl("net/ipv4/ip_local_port_range", "1024 65535")
@@ -337,6 +338,17 @@ func TestPortConflictIsTold(t *testing.T) {
 	}
 	if r, err := hp.Try("check", hp.File); err != nil || r.Code != 0 || !strings.Contains(r.Stderr, want) {
 		t.Errorf("check does not say %q: %+v, %v", want, r, err)
+	}
+	for _, command := range []string{"apply", "apply --dry-run", "forward add other tcp 81 to 192.168.1.20"} {
+		if r, err := hp.Try(strings.Fields(command)...); err != nil || r.Code != 0 || !strings.Contains(r.Stderr, want) {
+			t.Errorf("%s does not say %q: %+v, %v", command, want, r, err)
+		}
+	}
+	if r, err := hp.Try(strings.Fields("forward add hidden tcp 82 to 192.168.1.20 reflect off")...); err != nil || r.Code != 0 || strings.Contains(r.Stderr, want) {
+		t.Errorf("a new forward that is not reflected has no conflict: %+v, %v", r, err)
+	}
+	if log := hp.Log(); strings.Count(log, want) != 1 {
+		t.Errorf("the daemon does not say %q once:\n%s", want, log)
 	}
 	n.Router.Sysctl("net/ipv4/ip_local_reserved_ports", "61000-65535")
 	if out := hp.Run("status"); strings.Contains(out, want) {

@@ -4,6 +4,7 @@ package program
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"hairpin/maps"
 	"hairpin/maps/layout"
 	"hairpin/test/frames"
+	"hairpin/test/lab"
 	"hairpin/test/rig"
 )
 
@@ -167,8 +169,8 @@ func TestDeniedMemory(t *testing.T) {
 	if _, err := b.Tables.Deny(denials); err != nil {
 		t.Fatal(err)
 	}
-	table := openSlot(t, b.Objects.Denied)
-	bytes := memory(t, table)
+	table, marks := openSlot(t, b.Objects.Denied), openSlot(t, b.Objects.MaybeDenied)
+	bytes := memory(t, table) + memory(t, marks)
 	t.Logf("%d addresses: %d bytes, room for %d", count, bytes, table.MaxEntries())
 	if bytes > 20<<20 {
 		t.Errorf("%d bytes, want at most 20 MiB", bytes)
@@ -179,4 +181,55 @@ func TestDeniedMemory(t *testing.T) {
 			t.Fatalf("%s: %v", one.Source, err)
 		}
 	}
+	// The filter spares most other sources the look-up in the table.
+	if n := marked(t, b); n > 1<<21/10 {
+		t.Errorf("%d bits are set: more than a tenth", n)
+	}
+}
+
+// marked is how many bits of the filter before denied addresses are set.
+func marked(t *testing.T, b *bench) (n int) {
+	t.Helper()
+	marks := openSlot(t, b.Objects.MaybeDenied)
+	for place := range marks.MaxEntries() {
+		var word uint64
+		lab.Must(marks.Lookup(place, &word))
+		n += bits.OnesCount64(word)
+	}
+	return n
+}
+
+// TestFilterOfDeniedAddresses: those that come one by one, in a table that grows, are found; a sweep clears the bits of those whose
+// time is over, and of no others.
+func TestFilterOfDeniedAddresses(t *testing.T) {
+	b := newBench(t, rig.Forwards...)
+	c := &corpus{b: b, nextPort: 20000}
+	var denials []maps.Denial
+	for i := range 3000 {
+		source := netip.AddrFrom4([4]byte{10, 9, byte(i >> 8), byte(i)})
+		denials = append(denials, maps.Denial{Source: netip.PrefixFrom(source, 32), Lasts: time.Second})
+	}
+	b.deny(t, 0, "198.51.100.7/32")
+	_, err := b.Tables.Deny(denials)
+	lab.Must(err)
+	b.deny(t, 0, "198.51.100.9/32")
+	if n := marked(t, b); n < 2500 {
+		t.Errorf("%d bits are set for 3002 addresses", n)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		n, err := b.Tables.SweepDenied()
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%d swept, %v", n, err)
+		}
+		if n == len(denials) {
+			break
+		}
+	}
+	if n := marked(t, b); n != 2 {
+		t.Errorf("%d bits are set for two addresses", n)
+	}
+	for _, client := range []string{"198.51.100.7", "198.51.100.9"} {
+		c.play(t, hooks[0], c.in(c.sourced(true, client), opener).refused("denied"))
+	}
+	c.play(t, hooks[0], c.in(c.sourced(true, "198.51.100.8"), opener).opening())
 }

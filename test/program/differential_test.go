@@ -83,10 +83,15 @@ func newDecreed(tb testing.TB, x *executor, spec *ebpf.CollectionSpec) decreed {
 		bpf.HairpinMapExternals: b.Objects.Externals, bpf.HairpinMapMaybeExternal: b.Objects.MaybeExternal,
 		bpf.HairpinMapForwards: b.Objects.Forwards, bpf.HairpinMapAllow: b.Objects.Allow, bpf.HairpinMapStandIns: b.Objects.StandIns,
 		bpf.HairpinMapOrigins: b.Objects.Origins, bpf.HairpinMapListeners: b.Objects.Listeners, bpf.HairpinMapEpochs: b.Objects.Epochs,
-		bpf.HairpinMapTargets: b.Objects.Targets, bpf.HairpinMapLocals: b.Objects.Locals, bpf.HairpinMapInterfaces: b.Objects.Interfaces,
+		bpf.HairpinMapTargets: b.Objects.Targets, bpf.HairpinMapOwnAddresses: b.Objects.OwnAddresses, bpf.HairpinMapInterfaces: b.Objects.Interfaces,
+		bpf.HairpinMapPolicies: b.Objects.Policies, bpf.HairpinMapDenied: b.Objects.Denied, bpf.HairpinMapDeniedNets: b.Objects.DeniedNets,
 		bpf.HairpinMapTxPorts: b.Objects.TxPorts, bpf.HairpinMapSecrets: b.Objects.Secrets,
 	}
 	for name := range shared {
+		if spec.Maps[name] == nil {
+			delete(shared, name) // an older object
+			continue
+		}
 		spec.Maps[name].Contents = nil // would be written into what is shared
 	}
 	for name, table := range map[string]*ebpf.Map{

@@ -158,6 +158,9 @@ type daemon struct {
 	swept     time.Time
 	routesDue bool             // next hops must be resolved again
 	graceOver <-chan time.Time // the grace of a lost address is over; nil: no address is lost
+	graceEnd  time.Time        // when that is; zero: no address is lost
+	graceRead bool             // graceEnd is up to date
+	tried     time.Time        // the last look at the interfaces
 	gone      error            // set when the datapath was removed
 	warned    []string         // warnings about forwarding that were logged
 }
@@ -174,7 +177,7 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		notices: func(cfg config.Config) []string {
 			findings, err := s.Findings(cfg)
 			if err != nil {
-				findings = []string{err.Error()}
+				findings = []string{"cannot look for problems on this machine: " + err.Error()}
 			}
 			return append(findings, s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile))
 		},
@@ -237,14 +240,14 @@ func (d *daemon) start(cfg config.Config, s *router.Session) error {
 	if err == nil && !s.Adopted() {
 		err = router.Refusals(result.Ports)
 	}
-	if err != nil {
+	if err != nil && !(result.Done && errors.Is(err, router.ErrOldPolicies)) {
 		return err
 	}
 	d.log.Info(result.String())
 	d.warnNotices(cfg)
 	d.show(result.Ports)
 	d.warnForwarding(result.Ports)
-	d.report("follow the network", router.Refusals(result.Ports))
+	d.report("follow the network", errors.Join(err, router.Refusals(result.Ports)))
 	d.reloaded(true)
 	d.state.ready.Store(true)
 	return nil
@@ -286,14 +289,22 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 	}
 }
 
-// awaitGrace sets graceOver for the next turn of the loop. It asks the tables in each turn: commands may record or end the
-// absence of an address, too.
+// awaitGrace sets graceOver for the next turn of the loop. A new absence has a change of addresses before it, so the tables are
+// read only after a look at the interfaces. The wait counts from the last look: routes and neighbours may change every few
+// milliseconds, and must not put it off.
 func (d *daemon) awaitGrace() {
+	if !d.graceRead {
+		left, away, err := d.router.GraceLeft()
+		d.report("look for lost addresses", err)
+		d.graceRead = err == nil
+		d.graceEnd = time.Time{}
+		if err == nil && away {
+			d.graceEnd = time.Now().Add(left)
+		}
+	}
 	d.graceOver = nil
-	left, away, err := d.router.GraceLeft()
-	d.report("look for lost addresses", err)
-	if err == nil && away {
-		d.graceOver = time.After(max(left, minGraceWait))
+	if !d.graceEnd.IsZero() {
+		d.graceOver = time.After(max(time.Until(d.graceEnd), minGraceWait-time.Since(d.tried)))
 	}
 }
 
@@ -303,6 +314,9 @@ func (d *daemon) follow(ctx context.Context, event loader.Event) {
 	d.routesDue = d.routesDue || event.Routes
 	if !event.Links && !d.routesDue {
 		return
+	}
+	if event.Links {
+		d.tried, d.graceRead = time.Now(), false
 	}
 	err := d.locked(ctx, func() error {
 		var errs []error
@@ -396,6 +410,7 @@ func (d *daemon) report(what string, err error) { d.failing.report(d.log, what, 
 func (d *daemon) reload(ctx context.Context) {
 	d.notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
 	result, err := d.tryReload(ctx)
+	d.graceRead = false
 	debug.FreeOSMemory()
 	d.reloaded(result.Done)
 	what, status := "cannot reload", "reload failed; the previous configuration stays active"

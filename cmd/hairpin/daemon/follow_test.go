@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
@@ -180,11 +181,13 @@ func TestDaemonLeavesPortsOfABridge(t *testing.T) {
 // A lost address is looked for again when its grace is over, not only with the next beat.
 func TestDaemonAwaitsTheGrace(t *testing.T) {
 	d := newDaemonFake(t)
+	ctx := context.Background()
 	d.awaitGrace()
 	if d.graceOver != nil {
 		t.Error("no address is lost, and the daemon waits for one")
 	}
 	d.machine.Grace = time.Nanosecond
+	d.follow(ctx, links())
 	d.awaitGrace()
 	select {
 	case <-d.graceOver:
@@ -192,8 +195,59 @@ func TestDaemonAwaitsTheGrace(t *testing.T) {
 		t.Error("the daemon waits for its beat")
 	}
 	d.machine.Grace = 0
+	d.reload(ctx)
 	d.awaitGrace()
 	if d.graceOver != nil {
 		t.Error("the address is back, and the daemon still waits")
+	}
+}
+
+// Routes and neighbours that change all the time do not put the end of a grace off. They do not have the tables read either.
+func TestRoutesDoNotPutOffTheGrace(t *testing.T) {
+	d := newDaemonFake(t)
+	d.machine.Grace = time.Nanosecond
+	const enough = 3
+	looks := 0
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	d.renew = func() (bool, error) {
+		if looks++; looks == enough {
+			cancel()
+		}
+		return false, nil
+	}
+	events := make(chan loader.Event)
+	defer background(ctx, func(ctx context.Context) {
+		for ctx.Err() == nil {
+			select {
+			case events <- routes():
+			case <-ctx.Done():
+			}
+		}
+	})()
+	if err := d.loop(ctx, events); err != nil {
+		t.Error(err)
+	}
+	if looks != enough {
+		t.Errorf("the interfaces were looked at %d times while routes changed, want %d", looks, enough)
+	}
+	if asked := d.machine.GraceAsked; asked > enough+1 {
+		t.Errorf("the absences were read %d times for %d looks at the interfaces", asked, looks)
+	}
+}
+
+// Policies that cannot be read keep the daemon from following nothing else. The error is told once.
+func TestDaemonFollowsWithoutPolicies(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	d.machine.PoliciesErr = errors.New("no memory for policies")
+	d.machine.Unplug("wan0")
+	for range 2 {
+		d.follow(ctx, links())
+		d.machine.Plug("wan0", 9)
+	}
+	d.machine.WantDone(t, "interfaces lan0", "detach 2", "attach wan0 auto", "interfaces wan0,lan0")
+	if n := strings.Count(d.output.String(), "no memory for policies"); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, &d.output)
 	}
 }

@@ -272,22 +272,22 @@ func (r *Router) reversal(p Port, before string) func() error {
 	}
 }
 
+// ErrOldPolicies means that the datapath asks the IPsec policies of before, because those of now could not be read or written.
+var ErrOldPolicies = errors.New("hairpin asks the IPsec policies of before")
+
 // settle first writes the IPsec policies: a connection must not open by a new interface before they are known. Then it
 // writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not ports, and removes
 // the guard from ports that are no longer WANs. In the other order, an interface would lose its programs while the tables
 // still have it as a WAN: packets with a target's private address could leave by it.
 func (r *Router) settle(seen *inventory, mode string) error {
-	policies, err := r.listPolicies()
-	if err == nil {
-		err = r.tables.SetPolicies(policies)
+	policies := r.settlePolicies()
+	if policies != nil && !errors.Is(policies, ErrOldPolicies) {
+		return policies
 	}
-	if err != nil {
-		return fmt.Errorf("set IPsec policies: %w", err)
-	}
+	errs := []error{policies}
 	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
-		return fmt.Errorf("set interfaces: %w", err)
+		return errors.Join(policies, fmt.Errorf("set interfaces: %w", err))
 	}
-	var errs []error
 	for _, a := range seen.unmanaged {
 		errs = append(errs, r.datapath.Detach(a.Index))
 	}
@@ -304,6 +304,25 @@ func (r *Router) settle(seen *inventory, mode string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// settlePolicies writes the IPsec policies. If that fails, the old ones are good enough to go on with: a WAN that is dialled
+// again must get its address, and the next look at the interfaces tries again. Then the error wraps ErrOldPolicies. But tables
+// that never had an interface may have no policies either, and hairpin would forward in the clear what the kernel encrypts. So
+// the first start fails.
+func (r *Router) settlePolicies() error {
+	policies, err := r.listPolicies()
+	if err == nil {
+		err = r.tables.SetPolicies(policies)
+	}
+	if err == nil {
+		return nil
+	}
+	started, failed := r.tables.HasInterfaces()
+	if started && failed == nil {
+		return fmt.Errorf("%w: %w", ErrOldPolicies, err)
+	}
+	return errors.Join(fmt.Errorf("set IPsec policies: %w", err), failed)
 }
 
 // Follow adapts programs and tables to the present interfaces of the machine. before are the ports of the

@@ -26,6 +26,24 @@ func (r *Router) Findings(cfg config.Config) ([]string, error) {
 	return r.findings(cfg, seen)
 }
 
+// FindingsOf are the Findings that concern a forward of cfg, which has just been added.
+func (r *Router) FindingsOf(cfg config.Config, forward rule.Forward) ([]string, error) {
+	seen, err := r.inventory(cfg)
+	if err != nil {
+		return nil, err
+	}
+	f, err := r.newFinder(cfg, seen)
+	if err != nil {
+		return nil, err
+	}
+	f.add(&forward)
+	list := f.ofForwards()
+	if f.conflict != "" && (cfg.ReflectOf(forward) != rule.ReflectOff || forward.Clients == rule.ClientsRouter) {
+		list = append(list, f.conflict)
+	}
+	return list, nil
+}
+
 // FindingsHere are Findings without a datapath.
 func FindingsHere(cfg config.Config) ([]string, error) {
 	r := New(kernel())
@@ -57,6 +75,9 @@ func (r *Router) findings(cfg config.Config, seen inventory) ([]string, error) {
 // finder collects findings. It takes one forward after the other, because there may be tens of thousands.
 type finder struct {
 	general   []string // about everything but the forwards
+	conflict  string   // about the ports of reflected connections
+	unread    bool     // this user may not read IPsec policies
+	forwards  int
 	foreign   *foreignAddresses
 	protected *config.PolicyWarnings
 
@@ -66,36 +87,51 @@ type finder struct {
 	risks     []string
 }
 
-// newFinder finds what there is to say of cfg, its forwards apart.
+// newFinder finds what there is to say of cfg, its forwards apart. A part of the kernel that cannot be looked at is a finding, too.
 func (r *Router) newFinder(cfg config.Config, seen inventory) (*finder, error) {
-	// Reading policies needs a privilege that "hairpin check" does not need otherwise.
-	policies, err := r.listPolicies()
-	if err != nil && !errors.Is(err, loader.ErrPermission) {
-		return nil, err
-	}
-	unshaped, err := r.unshaped(seen.ports)
-	if err != nil {
-		return nil, err
-	}
 	conntrack, err := r.conntrack()
 	if err != nil {
 		return nil, err
 	}
-	f := &finder{
-		foreign: newForeignAddresses(seen.links), protected: config.NewPolicyWarnings(policies),
-		conntrack: conntrack, here: machine(cfg, seen.links),
-	}
+	f := &finder{conntrack: conntrack, here: machine(cfg, seen.links)}
 	f.ephemeral.First, f.ephemeral.Last = loader.EphemeralPorts()
-	f.general = slices.Concat(deniesRouter(cfg, seen.links), unshaped)
 	if r.portConflict != nil {
-		if conflict := r.portConflict(cfg); conflict != "" {
-			f.general = append(f.general, conflict)
-		}
+		f.conflict = r.portConflict(cfg)
 	}
+	own := ownAddresses(seen.links)
+	f.foreign = newForeignAddresses(own)
+	f.general = slices.Concat(deniesRouter(cfg, own), r.unshaped(seen.ports))
+
+	policies, err := r.listPolicies()
+	switch {
+	case errors.Is(err, loader.ErrPermission):
+		// "hairpin check" needs no privilege otherwise.
+		f.unread = true
+	case err != nil:
+		f.general = append(f.general, fmt.Sprintf("cannot look for IPsec policies: %s", err))
+	case len(policies) > config.MaxPolicies:
+		f.general = append(f.general, fmt.Sprintf("there are %d IPsec policies, but hairpin asks at most %d: it does not start, and while it runs it asks those of before",
+			len(policies), config.MaxPolicies))
+	}
+	f.protected = config.NewPolicyWarnings(policies, externalAddresses(f.here))
 	return f, nil
 }
 
+// externalAddresses are the addresses of the WAN interfaces.
+func externalAddresses(here []config.Interface) (list []netip.Addr) {
+	for _, i := range here {
+		if i.Role != config.RoleWAN {
+			continue
+		}
+		for _, prefix := range slices.Concat(i.Addresses, i.Passive) {
+			list = append(list, prefix.Addr())
+		}
+	}
+	return list
+}
+
 func (f *finder) add(forward *rule.Forward) {
+	f.forwards++
 	f.foreign.add(forward)
 	f.protected.Add(forward)
 	if f.atRisk(forward) {
@@ -133,8 +169,24 @@ func usesAddress(here []config.Interface, f *rule.Forward) bool {
 	return false
 }
 
+// ofForwards returns what is about single forwards.
+func (f *finder) ofForwards() []string {
+	return slices.Concat(f.foreign.warnings(), f.protected.Targets(), f.risks)
+}
+
 func (f *finder) list() []string {
-	return slices.Concat(f.foreign.warnings(), f.protected.Warnings(), f.risks, f.general)
+	list := f.ofForwards()
+	if clients := f.protected.Clients(); clients != "" {
+		list = append(list, clients)
+	}
+	if f.unread && f.forwards > 0 {
+		list = append(list, "IPsec policies were not looked at: needs CAP_NET_ADMIN")
+	}
+	list = append(list, f.general...)
+	if f.conflict != "" {
+		list = append(list, f.conflict)
+	}
+	return list
 }
 
 // foreignAddresses collects the forwards whose external address no interface of the router has. Thousands of forwards may
@@ -146,12 +198,10 @@ type foreignAddresses struct {
 	more  map[netip.Addr]int    // number of the others
 }
 
-func newForeignAddresses(links []loader.Link) *foreignAddresses {
+func newForeignAddresses(own []OwnAddress) *foreignAddresses {
 	f := &foreignAddresses{own: map[netip.Addr]bool{}, first: map[netip.Addr]string{}, more: map[netip.Addr]int{}}
-	for _, link := range links {
-		for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
-			f.own[prefix.Addr()] = true
-		}
+	for _, at := range own {
+		f.own[at.Address] = true
 	}
 	return f
 }
@@ -171,18 +221,17 @@ func (f *foreignAddresses) add(forward *rule.Forward) {
 
 func (f *foreignAddresses) warnings() (list []string) {
 	for _, addr := range f.order {
-		who, serves := fmt.Sprintf("forward %q", f.first[addr]), "the forward serves"
+		who, works := fmt.Sprintf("forward %q", f.first[addr]), "the forward works"
 		if more := f.more[addr]; more > 0 {
-			who, serves = fmt.Sprintf("%s and %d more", who, more), "these forwards serve"
+			who, works = fmt.Sprintf("%s and %d more", who, more), "these forwards work"
 		}
-		list = append(list, fmt.Sprintf("%s: no interface has the external address %s, so %s only packets that other routers send here for this address",
-			who, addr, serves))
+		list = append(list, fmt.Sprintf("%s: no interface has the external address %s; %s only if another router routes %s to this one", who, addr, works, addr))
 	}
 	return list
 }
 
 // unshaped names the interfaces with shapers that hairpin's packets pass by.
-func (r *Router) unshaped(ports []Port) (list []string, err error) {
+func (r *Router) unshaped(ports []Port) (list []string) {
 	const page = "; see \"Traffic shaping\" in doc/limits.md"
 	xdp := slices.ContainsFunc(ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.XDP != "" })
 	for _, p := range ports {
@@ -191,7 +240,8 @@ func (r *Router) unshaped(ports []Port) (list []string, err error) {
 		}
 		found, err := r.shaping(p.Link.Index)
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", p.Name, err)
+			list = append(list, fmt.Sprintf("%s: cannot look for shapers: %s", p.Name, err))
+			continue
 		}
 		kinds := strings.Join(found.Ingress, ", ")
 		switch {
@@ -205,12 +255,11 @@ func (r *Router) unshaped(ports []Port) (list []string, err error) {
 			list = append(list, fmt.Sprintf("%s: the qdisc %s does not see what XDP sends; set datapath.mode = \"tc\" to shape it%s", p.Name, found.Egress, page))
 		}
 	}
-	return list, nil
+	return list
 }
 
 // deniesRouter names the denied sources that hold an address of the router's own.
-func deniesRouter(cfg config.Config, links []loader.Link) (list []string) {
-	own := ownAddresses(links)
+func deniesRouter(cfg config.Config, own []OwnAddress) (list []string) {
 	for _, source := range cfg.Deny {
 		at := slices.IndexFunc(own, func(at OwnAddress) bool { return source.Contains(at.Address) })
 		if at >= 0 {
@@ -255,5 +304,5 @@ func portConflict(reflect rule.Ports, ephemeral, reserved string) string {
 	if reserved := strings.TrimSpace(reserved); reserved != "" {
 		list = reserved + "," + list
 	}
-	return fmt.Sprintf("programs of this router may get the ports %s of reflection.ports, and then answers go astray: sysctl -w net.ipv4.ip_local_reserved_ports=%s", shared, list)
+	return fmt.Sprintf("the kernel may give ports %s (reflection.ports) to the router's own programs, and answers would reach the wrong one; run sysctl -w net.ipv4.ip_local_reserved_ports=%s", shared, list)
 }

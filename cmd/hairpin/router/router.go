@@ -43,6 +43,7 @@ type Tables interface {
 	Add(rule.Forward) (bool, error)
 	SetInterfaces([]config.Interface) error
 	SetPolicies([]config.Policy) error
+	HasInterfaces() (bool, error)
 	GraceLeft() (left time.Duration, away bool, err error)
 	HasIPv6() (bool, error)
 	BumpRoutes() error

@@ -235,3 +235,38 @@ func TestSummary(t *testing.T) {
 		}
 	}
 }
+
+// IPsec policies are written before the interfaces by which a connection could open. Policies that cannot be read keep a
+// router from its first start, but not from following its interfaces later.
+func TestPoliciesBeforeInterfaces(t *testing.T) {
+	m := routertest.NewMachine("wan0", "lan0")
+	r := routerOf(m)
+	broken := errors.New("no memory")
+	m.PolicyList = []loader.Policy{{Protocol: 6, Protects: true}}
+	m.PoliciesErr = broken
+	for range 2 { // the second start finds the configuration of the first
+		result, err := r.Start(routertest.Config())
+		if !errors.Is(err, broken) || errors.Is(err, ErrOldPolicies) || len(m.Interfaces) > 0 {
+			t.Errorf("first start: %+v, %v, interfaces %v", result, err, m.Interfaces)
+		}
+	}
+	m.WantDone(t, "attach wan0 auto", "attach lan0 auto", "apply")
+
+	m.PoliciesErr = nil
+	if _, err := r.Start(routertest.Config()); err != nil {
+		t.Error(err)
+	}
+	m.WantDone(t, "policies 1", "interfaces wan0,lan0")
+	if got := m.PoliciesSet; len(got) != 1 || got[0] != (config.Policy{Protocol: 6, Protects: true}) {
+		t.Errorf("the tables have the policies %+v", got)
+	}
+
+	m.PoliciesErr = broken
+	m.Plug("wan1", 9)
+	m.Attached[9] = loader.Attachment{Interface: "wan1", Index: 9, TC: loader.TCX}
+	ports, err := r.Follow(nil)
+	if !errors.Is(err, broken) || !errors.Is(err, ErrOldPolicies) || ports == nil {
+		t.Errorf("follow: %v, %v", ports, err)
+	}
+	m.WantDone(t, "interfaces wan0,lan0", "detach wan1")
+}

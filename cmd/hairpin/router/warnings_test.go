@@ -3,6 +3,8 @@
 package router
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -81,11 +83,97 @@ func TestForeignAddresses(t *testing.T) {
 	}
 	got, err := routerOf(m).Findings(cfg)
 	want := []string{
-		`forward "a" and 2 more: no interface has the external address 203.0.113.9, so these forwards serve only packets that other routers send here for this address`,
-		`forward "d": no interface has the external address 2001:db8::9, so the forward serves only packets that other routers send here for this address`,
+		`forward "a" and 2 more: no interface has the external address 203.0.113.9; these forwards work only if another router routes 203.0.113.9 to this one`,
+		`forward "d": no interface has the external address 2001:db8::9; the forward works only if another router routes 2001:db8::9 to this one`,
 	}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("warnings %q, %v, want %q", got, err, want)
+	}
+}
+
+// findingsOn returns what there is to say of the configuration with these forwards, and what of a last forward alone.
+func findingsOn(t *testing.T, edit func(*Options), forwards ...string) (all, last []string) {
+	t.Helper()
+	m := routertest.NewMachine("wan0", "lan0")
+	o := Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards, Conntrack: m.Conntrack}
+	edit(&o)
+	cfg := routertest.Config()
+	cfg.Forwards = nil
+	for _, line := range forwards {
+		f, err := rule.ParseForward(strings.Fields(line))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.Forwards = append(cfg.Forwards, f)
+	}
+	all, err := New(o).Findings(cfg)
+	if err != nil {
+		t.Error(err)
+	}
+	if len(forwards) > 0 {
+		if last, err = New(o).FindingsOf(cfg, cfg.Forwards[len(forwards)-1]); err != nil {
+			t.Error(err)
+		}
+	}
+	return all, last
+}
+
+// Policies of IPsec: a new forward says only what concerns its target.
+func TestPolicyFindings(t *testing.T) {
+	side := func(text string) loader.PolicySide { return loader.PolicySide{Network: netip.MustParsePrefix(text)} }
+	set := func(list []loader.Policy, err error) func(*Options) {
+		return func(o *Options) { o.Policies = func() ([]loader.Policy, error) { return list, err } }
+	}
+	list := []loader.Policy{
+		{Source: side("0.0.0.0/0"), Destination: side("10.8.0.0/24"), Protects: true},
+		{Source: side("10.0.2.1/32"), Destination: side("198.51.100.0/24"), Protects: true},
+	}
+	forwards := []string{"a tcp 80 to 10.8.0.5", "b tcp 81 to 10.9.0.5"}
+	const target = `forward "a": IPsec policy 0.0.0.0/0 to 10.8.0.0/24 protects packets to the target 10.8.0.5; hairpin cannot encrypt, so it refuses connections of targets and clients that this policy matches`
+	all, last := findingsOn(t, set(list, nil), forwards...)
+	if !slices.Equal(all, []string{target, "1 IPsec policy protects packets to 198.51.100.0/24: clients there are refused"}) || len(last) > 0 {
+		t.Errorf("findings %q, of another target %q", all, last)
+	}
+	if _, last = findingsOn(t, set(list, nil), forwards[0]); !slices.Equal(last, []string{target}) {
+		t.Errorf("findings of a new forward %q", last)
+	}
+
+	denied := fmt.Errorf("list IPsec policies: %w", loader.ErrPermission)
+	if all, last = findingsOn(t, set(nil, denied), forwards...); !slices.Equal(all, []string{"IPsec policies were not looked at: needs CAP_NET_ADMIN"}) || len(last) > 0 {
+		t.Errorf("without a privilege: %q, %q", all, last)
+	}
+	if all, _ = findingsOn(t, set(nil, denied)); len(all) > 0 {
+		t.Errorf("without a privilege and without forwards: %q", all)
+	}
+	if all, _ = findingsOn(t, set(nil, errors.New("no memory")), forwards...); !slices.Equal(all, []string{"cannot look for IPsec policies: no memory"}) {
+		t.Errorf("policies cannot be read: %q", all)
+	}
+	many := slices.Repeat([]loader.Policy{{Source: side("10.1.0.0/16"), Destination: side("10.2.0.0/16")}}, config.MaxPolicies+1)
+	if all, _ = findingsOn(t, set(many, nil), forwards...); len(all) != 1 || !strings.HasPrefix(all[0], "there are 16385 IPsec policies, but hairpin asks at most 16384: ") {
+		t.Errorf("too many policies: %q", all)
+	}
+}
+
+// What concerns no new forward is not said of one. What cannot be looked at is a warning.
+func TestGeneralFindings(t *testing.T) {
+	conflict := func(o *Options) { o.PortConflict = func(config.Config) string { return "a conflict of ports" } }
+	broken := func(o *Options) {
+		o.Shaping = func(int) (loader.Shaping, error) { return loader.Shaping{}, errors.New("no memory") }
+	}
+	for _, test := range []struct {
+		name, forward string
+		edit          func(*Options)
+		all, last     []string
+	}{
+		{"ports", "a tcp 80 to 10.8.0.5", conflict, []string{"a conflict of ports"}, []string{"a conflict of ports"}},
+		{"ports of a forward that is not reflected", "a tcp 80 to 10.8.0.5 reflect off", conflict, []string{"a conflict of ports"}, nil},
+		{"ports of a forward that hides clients alone", "a tcp 80 to 10.8.0.5 reflect off clients router", conflict, []string{"a conflict of ports"}, []string{"a conflict of ports"}},
+		{"shapers", "a tcp 80 to 10.8.0.5", broken, []string{"wan0: cannot look for shapers: no memory", "lan0: cannot look for shapers: no memory"}, nil},
+	} {
+		all, last := findingsOn(t, test.edit, test.forward)
+		if !slices.Equal(all, test.all) || !slices.Equal(last, test.last) {
+			t.Errorf("%s: findings %q, of the new forward %q", test.name, all, last)
+		}
 	}
 }
 
@@ -150,7 +238,7 @@ func TestPortConflict(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := portConflict(ports, test.ephemeral, test.reserved)
-		got = strings.NewReplacer("programs of this router may get the ports ", "", " of reflection.ports, and then answers go astray: sysctl -w net.ipv4.ip_local_reserved_ports=", " ").Replace(got)
+		got = strings.NewReplacer("the kernel may give ports ", "", " (reflection.ports) to the router's own programs, and answers would reach the wrong one; run sysctl -w net.ipv4.ip_local_reserved_ports=", " ").Replace(got)
 		if got != test.want {
 			t.Errorf("%+v: %q", test, got)
 		}

@@ -38,8 +38,10 @@ type Machine struct {
 	Prepared      int   // number of prepared configurations; not all are applied
 	Interfaces    []config.Interface
 	PoliciesSet   []config.Policy // IPsec policies that the tables have
+	PoliciesErr   error           // error of Policies
 	Grace         time.Duration   // what is left of the grace of a lost address; 0: no address is lost
 	Sweep         func() (int, error)
+	GraceAsked    int // number of calls of GraceLeft
 
 	prepared *config.Config
 	log      []string // the changes, in order
@@ -85,7 +87,7 @@ func (m *Machine) Links() ([]loader.Link, error) { return slices.Clone(m.List), 
 func (m *Machine) Routes() ([]netip.Prefix, error) { return m.RouteList, nil }
 
 // Policies is that of the package loader.
-func (m *Machine) Policies() ([]loader.Policy, error) { return m.PolicyList, nil }
+func (m *Machine) Policies() ([]loader.Policy, error) { return m.PolicyList, m.PoliciesErr }
 
 // Conntrack is that of the programs of the package loader.
 func (m *Machine) Conntrack() (loader.Conntrack, error) { return loader.ConntrackAsked, nil }
@@ -194,14 +196,23 @@ func (m *Machine) SetInterfaces(list []config.Interface) error {
 	return m.InterfacesErr
 }
 
-// SetPolicies is that of tables.
+// SetPolicies implements router.Tables. As in the tables, nothing is done if the list is the present one.
 func (m *Machine) SetPolicies(list []config.Policy) error {
+	if !slices.Equal(m.PoliciesSet, list) {
+		m.log = append(m.log, "policies "+strconv.Itoa(len(list)))
+	}
 	m.PoliciesSet = list
 	return nil
 }
 
-// GraceLeft is that of tables.
+// HasInterfaces implements router.Tables.
+func (m *Machine) HasInterfaces() (bool, error) {
+	return slices.ContainsFunc(m.Interfaces, func(i config.Interface) bool { return i.Role != 0 }), nil
+}
+
+// GraceLeft implements router.Tables.
 func (m *Machine) GraceLeft() (left time.Duration, away bool, err error) {
+	m.GraceAsked++
 	return m.Grace, m.Grace != 0, nil
 }
 
