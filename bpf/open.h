@@ -735,8 +735,8 @@ static __always_inline bool open_protected(const struct opening *open, const str
 	return (!open->to_router && policy_protects(&open->sent)) || (in->role != ROLE_LOCAL && policy_protects(&open->to));
 }
 
-/* May the connection be opened, by the rates of its forward? A packet asks once, however many connections it has to remove first. A
- * packet that XDP leaves to TC has not asked yet. Whoever brings a lost connection back opens none. A stack frame of its own. */
+/* May the connection be opened, by the rates of its forward? A packet takes a token once, even if it is tried several times. A packet
+ * that XDP leaves to TC has taken none yet. Rebuilding a lost connection takes none. A stack frame of its own. */
 static __noinline enum reason open_in_rate(struct work *work, const struct forward *forward)
 {
 	struct opening *open = &work->open;

@@ -134,6 +134,59 @@ func TestDaemonFollowsKernel(t *testing.T) {
 	}
 }
 
+// TestDaemonSweepsDeniedSources: once a minute, with the writer lock. A failure is told once, and the next minute tries again.
+func TestDaemonSweepsDeniedSources(t *testing.T) {
+	d := newDaemonFake(t)
+	swept, held := 0, false
+	var failure error
+	d.machine.Sweep = func() (int, error) {
+		if !held {
+			t.Error("swept without the lock")
+		}
+		swept++
+		return 0, failure
+	}
+	d.lock = func(context.Context) (func(), error) {
+		held = true
+		return func() { held = false }, nil
+	}
+	begin := time.Now()
+	for _, step := range []struct {
+		after   time.Duration
+		failure error
+		swept   int
+	}{
+		{0, nil, 1}, {59 * time.Second, nil, 1}, {time.Minute, nil, 2}, {2 * time.Minute, errors.New("no memory"), 3}, {3 * time.Minute, errors.New("no memory"), 4},
+		{4*time.Minute - time.Second, nil, 4}, {4 * time.Minute, nil, 5},
+	} {
+		failure = step.failure
+		d.sweep(context.Background(), begin.Add(step.after))
+		if swept != step.swept {
+			t.Errorf("after %s: swept %d times, want %d", step.after, swept, step.swept)
+		}
+	}
+	if n := strings.Count(d.output.String(), "cannot remove denied sources whose time is over"); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, &d.output)
+	}
+}
+
+// TestDaemonSweepsAtABeat: the loop itself sweeps.
+func TestDaemonSweepsAtABeat(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	swept := false
+	d.machine.Sweep = func() (int, error) {
+		swept = true
+		cancel() // ends the loop
+		return 0, nil
+	}
+	d.beat = time.Millisecond
+	if err := d.loop(ctx, make(chan loader.Event)); err != nil || !swept {
+		t.Errorf("swept is %t, %v", swept, err)
+	}
+}
+
 // TestDaemonTriesAgain: if an interface refuses, the other interfaces work, and the error is logged once.
 func TestDaemonTriesAgain(t *testing.T) {
 	d := newDaemonFake(t)
