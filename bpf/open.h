@@ -414,7 +414,6 @@ __noinline enum reason open_reserve(void)
 
 struct port_search {
 	void *ctx;
-	struct work *work;
 	__u64 hook;	/* of eight bytes: the verifier knows the value of such a word on the stack */
 	enum reason reason;
 };
@@ -469,10 +468,13 @@ static __always_inline __be16 open_draw_port(const struct opening *open, bool an
 /* Tries one port. A callback of bpf_loop: 1 ends the search. */
 static long open_try_port(__u32 index, struct port_search *search)
 {
-	struct work *work = search->work;
-	struct opening *open = &work->open;
+	struct work *work = work_get();
+	struct opening *open;
 
 	(void)index;
+	if (!work)
+		return 1;
+	open = &work->open;
 	if (!open->fixed && (open->tries > 0 || !open_keeps_port(open)))
 		open->answer.dport = open_draw_port(open, open->tries > PORT_PARITY_TRIES);
 	open->tries++;
@@ -488,7 +490,7 @@ static long open_try_port(__u32 index, struct port_search *search)
  * opener has the same port. The insertion of the answerer's entry reserves the port. */
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work, enum hook hook)
 {
-	struct port_search search = { .ctx = ctx, .work = work, .hook = hook, .reason = REASON_NO_PORT };
+	struct port_search search = { .ctx = ctx, .hook = hook, .reason = REASON_NO_PORT };
 	struct opening *open = &work->open;
 
 	open->fixed = !work->pkt.l4.ports_length || open->by_server;
