@@ -585,14 +585,16 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 
 /* May this packet of a half-open connection be an answer to what the router itself, or a client that the kernel masquerades, has
  * asked? A forged packet makes a half-open connection of any host with any port of a forward, and must not take the answers of
- * this host. Then conntrack or a socket knows better (open_kernels_own). In TCP a SYN and the packet that completes the handshake
- * are no such answers. Later fragments follow the first one. reason: what nat_advance says of the packet. */
-static __always_inline bool nat_may_be_answer(const struct packet *pkt, __u64 identity, enum reason reason)
+ * this host. Then conntrack or a socket knows better (open_kernels_own). The question takes longer than the rest, so a stream of
+ * UDP asks once a tick of the clock; whoever wants to hide an answer behind forged packets has to send one in each tick to each
+ * port. In TCP a SYN and the packet that completes the handshake are no such answers. Later fragments follow the first one. reason:
+ * what nat_advance says of the packet. */
+static __always_inline bool nat_may_be_answer(const struct packet *pkt, const struct conn *conn, __u64 identity, enum reason reason)
 {
 	if (!(identity & CONN_OPENER) || !(identity & CONN_FROM_WAN) || pkt->fragment == FRAGMENT_LATER)
 		return false;
 	if (pkt->tuple.protocol != IPPROTO_TCP)
-		return pkt->tuple.protocol == IPPROTO_UDP;
+		return pkt->tuple.protocol == IPPROTO_UDP && conn->seen != pkt->ms;
 	return reason == REASON_BAD_HANDSHAKE || pkt->tcp_flags & TCP_RST || (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
 }
 
@@ -625,7 +627,7 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	if (conn_half(identity)) {
 		if (reason == REASON_NONE)
 			reason = nat_advance(conn);
-		if (nat_may_be_answer(pkt, identity, reason) && open_kernels_own(ctx, hook))
+		if (nat_may_be_answer(pkt, conn, identity, reason) && open_kernels_own(ctx, hook))
 			reason = REASON_NOT_OURS;
 	}
 	if (reason != REASON_NONE)

@@ -99,6 +99,7 @@ func kinds(mac, wanMAC net.HardwareAddr) []kind {
 		thereTCP, backTCP,
 	}
 	elsewhere := netip.MustParseAddrPort("198.51.100.77:443")
+	thereWAN := ethernet(wanMAC, lab.UDP(elsewhere, ends4.external, make([]byte, 18)))
 
 	sent := func(name string, frame []byte, prepare ...[]byte) kind {
 		return kind{name, "lan0", same(frame), once(prepare...), measure.XDPRedirect, measure.TCRedirect}
@@ -127,6 +128,8 @@ func kinds(mac, wanMAC net.HardwareAddr) []kind {
 		many("UDP hit, 60,000 flows, to client", backMany),
 		// XDP can send an opening only if TC has looked up the next hop in the last second.
 		{"new UDP", "lan0", openings(there, udpCheck), once(there, back), measure.XDPRedirect, measure.TCRedirect},
+		// The server does not answer, so hairpin asks in each tick whether the kernel has asked for the packet (bpf/nat.h).
+		{"UDP one way, from a WAN", "wan0", same(thereWAN), once(thereWAN), measure.XDPRedirect, measure.TCRedirect},
 		// There is no "new TCP": hairpin challenges new TCP connections at this rate (bpf/lifecycle.h). make bench measures them.
 		left("not ours, UDP", "lan0", udp(ends4.client, elsewhere)),
 		left("not ours, TCP", "lan0", tcp(ends4.client, elsewhere, lab.ACK, 1, 1)),
