@@ -10,7 +10,7 @@
 
 /* Set by the loader. Where the kernel cannot be asked, the loader also takes the calls of its functions out of the programs. */
 volatile const bool conntrack_asked;
-/* Connections are tracked in this network namespace, so what conntrack does not know, nobody has asked for. */
+/* Conntrack is active here: a packet without an entry answers nothing. */
 volatile const bool conntrack_tracks;
 /* net.ipv4.ip_local_port_range: from these the kernel gives ports to sockets that ask for none. */
 volatile const __u16 ephemeral_first;

@@ -697,6 +697,7 @@ const (
 	HairpinMapDenied          = "denied"
 	HairpinMapDeniedEmpty     = "denied_empty"
 	HairpinMapDeniedNets      = "denied_nets"
+	HairpinMapDeniedUnended   = "denied_unended"
 	HairpinMapDirects         = "directs"
 	HairpinMapDocuments       = "documents"
 	HairpinMapEpochs          = "epochs"
@@ -820,6 +821,7 @@ type HairpinMapSpecs struct {
 	Denied         *ebpf.MapSpec `ebpf:"denied"`
 	DeniedEmpty    *ebpf.MapSpec `ebpf:"denied_empty"`
 	DeniedNets     *ebpf.MapSpec `ebpf:"denied_nets"`
+	DeniedUnended  *ebpf.MapSpec `ebpf:"denied_unended"`
 	Directs        *ebpf.MapSpec `ebpf:"directs"`
 	Documents      *ebpf.MapSpec `ebpf:"documents"`
 	Epochs         *ebpf.MapSpec `ebpf:"epochs"`
@@ -909,6 +911,7 @@ type HairpinMaps struct {
 	Denied         *ebpf.Map `ebpf:"denied"`
 	DeniedEmpty    *ebpf.Map `ebpf:"denied_empty"`
 	DeniedNets     *ebpf.Map `ebpf:"denied_nets"`
+	DeniedUnended  *ebpf.Map `ebpf:"denied_unended"`
 	Directs        *ebpf.Map `ebpf:"directs"`
 	Documents      *ebpf.Map `ebpf:"documents"`
 	Epochs         *ebpf.Map `ebpf:"epochs"`
@@ -969,6 +972,7 @@ func (m *HairpinMaps) Close() error {
 		m.Denied,
 		m.DeniedEmpty,
 		m.DeniedNets,
+		m.DeniedUnended,
 		m.Directs,
 		m.Documents,
 		m.Epochs,

@@ -5,10 +5,9 @@
 
 #include "nat.h"
 
-/* Decides about an error whose quoted packet no connection sent. If the quoted packet has the external address and port
- * of a forward, the error is dropped. But the router itself, or a client that the kernel masquerades, may have sent the
- * quoted packet: then the kernel gets the error. It gets errors about queries of ICMP, too, as it gets the answers to them. In all
- * other cases the kernel gets the error. */
+/* Decides about an error whose quoted packet no connection sent. The error is dropped if the quoted packet has the external
+ * address and port of a forward, unless the router itself, or a client that the kernel masquerades, has sent the packet. The kernel
+ * gets all other errors; and errors about queries of ICMP, as it gets the answers to queries. */
 static __always_inline enum verdict icmp_stray(void *ctx, struct work *work)
 {
 	const struct tuple *sent = &work->pkt.quote.tuple;
@@ -16,8 +15,7 @@ static __always_inline enum verdict icmp_stray(void *ctx, struct work *work)
 	struct forward *forward;
 
 	forward = external ? forward_find(forward_slot(), external, sent->protocol, sent->sport) : NULL;
-	if (!forward || packet_is_icmp(&work->pkt, sent->protocol) ||
-	    open_kernels_own_tc(ctx, true, forward->wide))
+	if (!forward || packet_is_icmp(&work->pkt, sent->protocol) || open_kernels_own_tc(ctx, true))
 		return nat_verdict(work, REASON_NONE);
 	return nat_verdict(work, REASON_NO_CONNECTION);
 }

@@ -130,8 +130,8 @@ struct {
 	__array(values, struct allow_trie);
 } allow SEC(".maps") = { .values = { &allow_empty, &allow_empty } };
 
-/* Single addresses that are denied. There is no table before one is: then openings pass by. The control plane puts a larger table in
- * the slot when one is full. */
+/* Single addresses that are denied. The slot is empty until the first address is denied; openings then skip the look-up. The control
+ * plane puts a larger table in the slot when one is full. */
 struct denied_addresses {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__type(key, union addr);
@@ -185,6 +185,15 @@ struct {
 	__uint(max_entries, 1);
 	__array(values, struct denied_trie);
 } denied_nets SEC(".maps");
+
+/* 1: denied sources may still have connections, because the writer that denied the sources may have been killed. The next writer ends
+ * these connections. Only the control plane reads and writes it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} denied_unended SEC(".maps");
 
 /* Reflect prefix: from clients to stand-ins, and back. */
 struct {

@@ -583,6 +583,19 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
+/* May this packet of a half-open connection be an answer to what the router itself, or a client that the kernel masquerades, has
+ * asked? A forged packet makes a half-open connection of any host with any port of a forward, and must not take the answers of
+ * this host. Then conntrack or a socket knows better (open_kernels_own). In TCP a SYN and the packet that completes the handshake
+ * are no such answers. Later fragments follow the first one. reason: what nat_advance says of the packet. */
+static __always_inline bool nat_may_be_answer(const struct packet *pkt, __u64 identity, enum reason reason)
+{
+	if (!(identity & CONN_OPENER) || !(identity & CONN_FROM_WAN) || pkt->fragment == FRAGMENT_LATER)
+		return false;
+	if (pkt->tuple.protocol != IPPROTO_TCP)
+		return pkt->tuple.protocol == IPPROTO_UDP;
+	return reason == REASON_BAD_HANDSHAKE || pkt->tcp_flags & TCP_RST || (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);
+}
+
 /* Decides about a packet of a known connection. SEND: no check has failed. XDP leaves a packet with an unknown
  * next hop to TC. */
 static __always_inline enum verdict nat_follow(void *ctx, struct work *work, struct conn *conn, enum hook hook)
@@ -609,8 +622,12 @@ static __always_inline enum verdict nat_follow(void *ctx, struct work *work, str
 	if (reason == REASON_NONE && pkt->tcp_flags & TCP_SYN)
 		reason = nat_clamp_mss();
 	/* Nothing has been changed up to here, so XDP can still leave the packet to TC. */
-	if (reason == REASON_NONE && conn_half(identity))
-		reason = nat_advance(conn);
+	if (conn_half(identity)) {
+		if (reason == REASON_NONE)
+			reason = nat_advance(conn);
+		if (nat_may_be_answer(pkt, identity, reason) && open_kernels_own(ctx, hook))
+			reason = REASON_NOT_OURS;
+	}
 	if (reason != REASON_NONE)
 		return nat_verdict_known(work, reason);
 	nat_rewrite(pkt, rw);
@@ -725,7 +742,7 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 	const struct packet *pkt = &work->pkt;
 	const struct forward *forward = intercept_find(pkt);
 
-	if (forward && pkt->opens && !open_kernels_own(ctx, false, hook))
+	if (forward && pkt->opens && !open_kernels_own(ctx, hook))
 		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, hook));
 	if (begin == BEGIN_DIRECT)
 		return nat_begun_or_pass(work, open_direct(ctx, work, hook));
@@ -766,7 +783,7 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
 		return nat_intercept_or_rebuild(ctx, work, hook, begin, stale);
-	if (open_kernels_own(ctx, forward->wide, hook))
+	if (open_kernels_own(ctx, hook))
 		return nat_verdict(work, REASON_NONE);
 	return nat_begun(work, open_connection(ctx, work, &external->address, forward, hook));
 }

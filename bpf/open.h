@@ -21,8 +21,9 @@
 
 /* The search for a source port is bounded: PORT_TRIES tries. With half of all ports in use, 32 misses in a row
  * happen once in 4,000 million searches. The first PORT_PARITY_TRIES random ports have the parity of the opener's
- * port. PORT_LOWEST is the first port above the well-known ports. */
-enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
+ * port. The first PORT_RANGE_TRIES are in the range that is meant for the connection. PORT_LOWEST is the first port above
+ * the well-known ports. */
+enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 16, PORT_RANGE_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
 
 enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
 enum { CONN_SCALE_BITS = 15 << CONN_SCALE_SHIFT };
@@ -95,8 +96,13 @@ static __always_inline enum reason open_source(struct work *work, const struct i
 	return REASON_NONE;
 }
 
-/* Fills the argument of bpf_sk_lookup_tcp and bpf_sk_lookup_udp. Returns its length in bytes, which tells the
- * kernel the address family. */
+/* The length of the argument of bpf_sk_lookup_tcp and bpf_sk_lookup_udp in bytes tells the kernel the address family. */
+static __always_inline __u32 open_socket_length(const struct tuple *packet)
+{
+	return tuple_is_v6(packet) ? sizeof(((struct bpf_sock_tuple *)0)->ipv6) : sizeof(((struct bpf_sock_tuple *)0)->ipv4);
+}
+
+/* Fills the argument of bpf_sk_lookup_tcp and bpf_sk_lookup_udp. Returns its length. */
 static __always_inline __u32 open_socket_tuple(const struct tuple *packet, struct bpf_sock_tuple *tuple)
 {
 	if (addr_is_v4(&packet->dst)) {
@@ -134,21 +140,31 @@ static __always_inline bool open_dhcp_answer(const struct tuple *packet)
 		(packet->sport == bpf_htons(DHCP6_SERVER) && packet->dport == bpf_htons(DHCP6_CLIENT)));
 }
 
-/* May an unconnected UDP socket at this port have asked for the packet? A socket that only listens must not beat a forward, and
- * looks the same. Where connections are tracked, conntrack knows which of them has asked. Elsewhere the port tells: the kernel has
- * chosen it for a client, or it is a DHCP client's. A forward of one port in the ephemeral range means that port, and wins. */
-static __always_inline bool open_port_asks(const struct tuple *packet, bool wide)
+/* Has the forward that would take this packet several ports? */
+static __always_inline bool open_wide(const struct tuple *packet)
+{
+	const struct external *external = external_find(&packet->dst);
+	const struct forward *forward;
+
+	forward = external ? forward_find(forward_slot(), external, packet->protocol, packet->dport) : NULL;
+	return forward && forward->wide;
+}
+
+/* May an unconnected UDP socket at this port have asked for the packet? An unconnected socket may be a server or a client. A server
+ * must not take a forward's packets. Where connections are tracked, conntrack knows which of them has asked. Elsewhere the port
+ * tells: the kernel has chosen it for a client, or it is a DHCP client's. A forward of one port in the ephemeral range means that
+ * port, and wins. */
+static __always_inline bool open_port_asks(const struct tuple *packet)
 {
 	__u16 port = bpf_ntohs(packet->dport);
 
 	if (port == DHCP_CLIENT || port == DHCP6_CLIENT)
 		return true;
-	return wide && !conntrack_tracks && port >= ephemeral_first && port <= ephemeral_last;
+	return !conntrack_tracks && port >= ephemeral_first && port <= ephemeral_last && open_wide(packet);
 }
 
-/* Has a socket of the router asked for this packet, whose tuple is in open.socket? wide: the packet's forward has several ports. A stack
- * frame of its own. */
-static __noinline bool open_socket_asked(void *ctx, struct work *work, const struct tuple *packet, __u32 length, bool wide)
+/* Has a socket of the router asked for this packet, whose tuple is in open.socket? */
+static __always_inline bool open_socket_asked(void *ctx, struct work *work, const struct tuple *packet, __u32 length)
 {
 	struct bpf_sock_tuple *tuple = &work->open.socket;
 	struct bpf_sock *sock = NULL;
@@ -156,58 +172,78 @@ static __noinline bool open_socket_asked(void *ctx, struct work *work, const str
 
 	if (packet->protocol == IPPROTO_TCP)
 		sock = bpf_sk_lookup_tcp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
-	else if (packet->protocol == IPPROTO_UDP)
+	else
 		sock = bpf_sk_lookup_udp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
 		return false;
 	connected = sock->dst_port != 0;
 	bpf_sk_release(sock);
-	return connected || (packet->protocol == IPPROTO_UDP && open_port_asks(packet, wide));
+	return connected || (packet->protocol == IPPROTO_UDP && open_port_asks(packet));
+}
+
+/* Whose is a packet? ASKED_CONNTRACK: conntrack must be asked, for the tuple in open.socket. */
+enum asked { ASKED_NOT, ASKED_BY_ROUTER, ASKED_CONNTRACK };
+
+static __always_inline const struct tuple *open_asked_tuple(const struct work *work, bool quoted)
+{
+	return quoted ? &work->error.answer : &work->pkt.tuple;
+}
+
+/* Is the packet an answer to what the router has asked? All that is known without conntrack. A stack frame of its own. */
+static __noinline enum asked open_asked(void *ctx, struct work *work, bool quoted)
+{
+	const struct tuple *packet = open_asked_tuple(work, quoted);
+	__u32 length;
+
+	if (!quoted && open_delivered(work))
+		return ASKED_BY_ROUTER;
+	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+		return ASKED_NOT;
+	if (open_dhcp_answer(packet))
+		return ASKED_BY_ROUTER;
+	length = open_socket_tuple(packet, &work->open.socket);
+	if (open_socket_asked(ctx, work, packet, length))
+		return ASKED_BY_ROUTER;
+	return conntrack_asked ? ASKED_CONNTRACK : ASKED_NOT;
 }
 
 /* Is this packet, or if quoted is set the answer to the packet that an ICMP error quotes, an answer to what the router itself, or a
  * client that the kernel masquerades, has asked? A forward must not take such an answer (RFC 4787 REQ-1): netfilter, too, looks into
  * its connections before it looks at a rule. */
-__noinline bool open_kernels_own_tc(struct __sk_buff *skb, bool quoted, bool wide)
+__noinline bool open_kernels_own_tc(struct __sk_buff *skb, bool quoted)
 {
 	struct work *work = work_get();
 	const struct tuple *packet;
-	__u32 length;
+	enum asked asked;
 
 	if (!work)
 		return false;
-	if (!quoted && open_delivered(work))
-		return true;
-	packet = quoted ? &work->error.answer : &work->pkt.tuple;
-	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
-		return false;
-	if (open_dhcp_answer(packet))
-		return true;
-	length = open_socket_tuple(packet, &work->open.socket);
-	return open_socket_asked(skb, work, packet, length, wide) ||
-	       conntrack_find_tc(skb, &work->open.socket, length, packet->protocol) == CONNTRACK_REPLY;
+	asked = open_asked(skb, work, quoted);
+	if (asked != ASKED_CONNTRACK)
+		return asked == ASKED_BY_ROUTER;
+	packet = open_asked_tuple(work, quoted);
+	return conntrack_find_tc(skb, &work->open.socket, open_socket_length(packet), packet->protocol) == CONNTRACK_REPLY;
 }
 
 /* The same for XDP, which leaves ICMP errors to TC. */
-__noinline bool open_kernels_own_xdp(struct xdp_md *ctx, bool wide)
+__noinline bool open_kernels_own_xdp(struct xdp_md *ctx)
 {
 	struct work *work = work_get();
 	const struct tuple *packet;
-	__u32 length;
+	enum asked asked;
 
 	if (!work)
 		return false;
-	packet = &work->pkt.tuple;
-	if (open_dhcp_answer(packet))
-		return true;
-	length = open_socket_tuple(packet, &work->open.socket);
-	return open_socket_asked(ctx, work, packet, length, wide) ||
-	       conntrack_find_xdp(ctx, &work->open.socket, length, packet->protocol) == CONNTRACK_REPLY;
+	asked = open_asked(ctx, work, false);
+	if (asked != ASKED_CONNTRACK)
+		return asked == ASKED_BY_ROUTER;
+	packet = open_asked_tuple(work, false);
+	return conntrack_find_xdp(ctx, &work->open.socket, open_socket_length(packet), packet->protocol) == CONNTRACK_REPLY;
 }
 
-static __always_inline bool open_kernels_own(void *ctx, bool wide, enum hook hook)
+static __always_inline bool open_kernels_own(void *ctx, enum hook hook)
 {
-	return hook == HOOK_XDP ? open_kernels_own_xdp(ctx, wide) : open_kernels_own_tc(ctx, false, wide);
+	return hook == HOOK_XDP ? open_kernels_own_xdp(ctx) : open_kernels_own_tc(ctx, false);
 }
 
 /* May the answers come to a port of a forward? A forward of every port leaves no other port. An answer is found by its
@@ -215,12 +251,32 @@ static __always_inline bool open_kernels_own(void *ctx, bool wide, enum hook hoo
  * send to this port, so a forward's port is never used. */
 static __always_inline bool open_shares_port(const struct opening *open)
 {
-	return !open->mapped && (open->fixed || open->tries > PORT_PARITY_TRIES);
+	return !open->mapped && (open->fixed || open->tries > PORT_RANGE_TRIES);
 }
 
-/* Is the port of the answers already in use by a forward or by a socket of the router? Then that forward or socket
- * would get the answers of this reflected connection. Not inlined, to save stack. */
-static __noinline bool open_port_taken(void *ctx, struct work *work)
+/* Does the kernel's conntrack know a connection with this tuple, in either direction? The verifier knows the hook, so each program
+ * calls the function of its own hook. Not inlined, to save stack. */
+static __noinline bool open_kernel_has(void *ctx, struct work *work, const struct tuple *packet, enum hook hook)
+{
+	struct bpf_sock_tuple *tuple = &work->open.socket;
+	__u32 length;
+
+	if (packet->protocol != IPPROTO_TCP && packet->protocol != IPPROTO_UDP)
+		return false;
+	length = open_socket_tuple(packet, tuple);
+	return (hook == HOOK_XDP ? conntrack_find_xdp(ctx, tuple, length, packet->protocol)
+				 : conntrack_find_tc(ctx, tuple, length, packet->protocol)) != CONNTRACK_NOTHING;
+}
+
+/* Do the answers come by a WAN? The target is behind a WAN, and the kernel masquerades other connections to this target. */
+static __always_inline bool open_meets_masquerade(const struct opening *open)
+{
+	return conntrack_asked && open->conn.identity & CONN_FROM_WAN;
+}
+
+/* Is the port of the answers already in use by a forward or by a socket of the router, or by a connection that the kernel
+ * masquerades? Then these and this reflected connection would get each other's answers. Not inlined, to save stack. */
+static __noinline bool open_port_taken(void *ctx, struct work *work, enum hook hook)
 {
 	const struct tuple *answer = &work->open.answer;
 	struct bpf_sock_tuple *tuple = &work->open.socket;
@@ -241,7 +297,7 @@ static __noinline bool open_port_taken(void *ctx, struct work *work)
 	else if (answer->protocol == IPPROTO_UDP)
 		sock = bpf_sk_lookup_udp(ctx, tuple, length, BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
-		return false;
+		return open_meets_masquerade(&work->open) && open_kernel_has(ctx, work, answer, hook);
 	bpf_sk_release(sock);
 	return true;
 }
@@ -273,7 +329,7 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 /* Is the port of the answers one that was drawn, and not the opener's own, and may another one be drawn? */
 static __always_inline bool open_may_draw_again(const struct opening *open)
 {
-	return open->answer.dport != open->key.sport && open->tries <= PORT_PARITY_TRIES;
+	return open->answer.dport != open->key.sport && open->tries < PORT_TRIES;
 }
 
 /* Handles an old entry with this key. TUPLE_IN_USE: the old connection stays. RACED: another CPU is removing the
@@ -330,22 +386,6 @@ static __always_inline bool open_may_be_direct(const struct opening *open)
 	return in && direct_reaches(in, &open->key.src, &open->answer.src);
 }
 
-/* Does the kernel's conntrack know a connection whose packets the target could not tell from this connection's? Unlike a
- * note in directs, an entry of conntrack lives as long as its connection. The verifier knows the hook, so each program calls
- * the function of its own hook. Not inlined, to save stack. */
-static __noinline bool open_kernel_has(void *ctx, struct work *work, enum hook hook)
-{
-	struct bpf_sock_tuple *tuple = &work->open.socket;
-	__u8 protocol = work->open.sent.protocol;
-	__u32 length;
-
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
-		return false;
-	length = open_socket_tuple(&work->open.sent, tuple);
-	return (hook == HOOK_XDP ? conntrack_find_xdp(ctx, tuple, length, protocol)
-				 : conntrack_find_tc(ctx, tuple, length, protocol)) != CONNTRACK_NOTHING;
-}
-
 /* Inserts the answerer's entry. BPF_NOEXIST keeps its key unique, so the insertion also reserves the source port.
  * BEGUN: another CPU has already opened this connection. OBSTACLE, RACED, TUPLE_IN_USE: as in open_obstacle. */
 __noinline enum reason open_reserve(void)
@@ -374,7 +414,7 @@ __noinline enum reason open_reserve(void)
 
 struct port_search {
 	void *ctx;
-	struct work *work;
+	__u64 hook;	/* of eight bytes: the verifier knows the value of such a word on the stack */
 	enum reason reason;
 };
 
@@ -385,15 +425,18 @@ struct port_range {
 
 /* Returns the ports for a connection of this opener. An opener below 1024 gets a port below 1024, others one from 1024 up
  * (RFC 4787 REQ-3a). With the router's address as the source, the ports from 1024 up are those of the setting reflect_ports:
- * no socket of the router gets one of them. */
+ * no socket of the router gets one of them. The last tries, when nearly all of these are in use, take a lower port: the kernel
+ * gives such a port only to a socket that asks for it. */
 static __always_inline struct port_range open_port_range(const struct opening *open)
 {
 	const struct settings *settings = conn_settings();
 
 	if (bpf_ntohs(open->key.sport) < PORT_LOWEST)
 		return (struct port_range){ 0, PORT_LOWEST - 1 };
-	if (open->by_router && settings)
+	if (open->by_router && settings && open->tries < PORT_RANGE_TRIES)
 		return (struct port_range){ settings->reflect_first, settings->reflect_last };
+	if (open->by_router && ephemeral_first > PORT_LOWEST)
+		return (struct port_range){ PORT_LOWEST, ephemeral_first - 1 };
 	return (struct port_range){ PORT_LOWEST, PORTS_ALL - 1 };
 }
 
@@ -425,14 +468,17 @@ static __always_inline __be16 open_draw_port(const struct opening *open, bool an
 /* Tries one port. A callback of bpf_loop: 1 ends the search. */
 static long open_try_port(__u32 index, struct port_search *search)
 {
-	struct work *work = search->work;
-	struct opening *open = &work->open;
+	struct work *work = work_get();
+	struct opening *open;
 
 	(void)index;
+	if (!work)
+		return 1;
+	open = &work->open;
 	if (!open->fixed && (open->tries > 0 || !open_keeps_port(open)))
 		open->answer.dport = open_draw_port(open, open->tries > PORT_PARITY_TRIES);
 	open->tries++;
-	if ((open->other_port && open->answer.dport == open->key.sport) || open_port_taken(search->ctx, work) ||
+	if ((open->other_port && open->answer.dport == open->key.sport) || open_port_taken(search->ctx, work, (enum hook)search->hook) ||
 	    (open->mapped && !mapping_claim(work)))
 		return 0;
 	search->reason = open_reserve();
@@ -444,13 +490,15 @@ static long open_try_port(__u32 index, struct port_search *search)
  * opener has the same port. The insertion of the answerer's entry reserves the port. */
 static __always_inline enum reason open_reserve_port(void *ctx, struct work *work, enum hook hook)
 {
-	struct port_search search = { .ctx = ctx, .work = work, .reason = REASON_NO_PORT };
+	struct port_search search = { .ctx = ctx, .hook = hook, .reason = REASON_NO_PORT };
 	struct opening *open = &work->open;
 
 	open->fixed = !work->pkt.l4.ports_length || open->by_server;
 	open->mapped &= !open->fixed;
+	/* The target could not tell a direct connection from this one. Unlike a note in directs, an entry of conntrack lives as long
+	 * as its connection. */
 	open->other_port = conn_made_for(&open->conn) == MADE_FOR_DIRECT ||
-			   (conntrack_asked && !open->by_server && open_may_be_direct(open) && open_kernel_has(ctx, work, hook));
+			   (conntrack_asked && !open->by_server && open_may_be_direct(open) && open_kernel_has(ctx, work, &open->sent, hook));
 	/* An ICMP query has an id, which no socket of the router reserves. */
 	open->by_router &= work->pkt.l4.ports_length == 2 * sizeof(__be16);
 	if (open->mapped)
@@ -689,8 +737,8 @@ static __always_inline bool open_protected(const struct opening *open, const str
 	return (!open->to_router && policy_protects(&open->sent)) || (in->role != ROLE_LOCAL && policy_protects(&open->to));
 }
 
-/* May the connection be opened, by the rates of its forward? A packet asks once, however many connections it has to remove first. A
- * packet that XDP leaves to TC has not asked yet. Whoever brings a lost connection back opens none. A stack frame of its own. */
+/* May the connection be opened, by the rates of its forward? A packet takes a token once, even if it is tried several times. A packet
+ * that XDP leaves to TC has taken none yet. Rebuilding a lost connection takes none. A stack frame of its own. */
 static __noinline enum reason open_in_rate(struct work *work, const struct forward *forward)
 {
 	struct opening *open = &work->open;

@@ -42,6 +42,20 @@ static __noinline int tc_search_ip(struct __sk_buff *skb)
 	return tc_give_ethernet(skb, &saved) ? (int)sizeof(saved) : -1;
 }
 
+/* On a device without Ethernet headers: does the packet have one? An xfrm interface leaves there the header of the encrypted
+ * packet (skb_mac_header_rebuild), and the data begin with it. In other packets, both headers of the skb are the IP header. Most
+ * of these are told by two bytes of their source address, where an Ethernet header has the protocol. */
+static __always_inline bool tc_keeps_ethernet(struct __sk_buff *skb)
+{
+	struct ethhdr *eth = (void *)(long)skb->data, mac, net;
+
+	if ((void *)(eth + 1) > (void *)(long)skb->data_end || eth->h_proto != skb->protocol)
+		return false;
+	return bpf_skb_load_bytes_relative(skb, 0, &mac, sizeof(mac), BPF_HDR_START_MAC) == 0 &&
+	       bpf_skb_load_bytes_relative(skb, 0, &net, sizeof(net), BPF_HDR_START_NET) == 0 &&
+	       __builtin_memcmp(&mac, &net, sizeof(mac)) != 0;
+}
+
 /* Returns the offset of the IP header, when the first byte of the data may belong to an IP header or to a MAC
  * address; negative: not found. Not inlined, to save stack. */
 static __noinline int tc_find_ip_slow(struct __sk_buff *skb)
@@ -51,7 +65,7 @@ static __noinline int tc_find_ip_slow(struct __sk_buff *skb)
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
 
 	if (in && tc_without_ethernet(in))
-		return 0;
+		return tc_keeps_ethernet(skb) ? sizeof(*eth) : 0;
 	if (in && (void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
 	    __builtin_memcmp(eth->h_dest, in->mac, ETH_ALEN) == 0)
 		return sizeof(*eth);

@@ -243,6 +243,7 @@ struct rate {
 	__u32 count;		/* 0: as many as clients like */
 	__u32 seconds;
 };
+_Static_assert(sizeof(struct rate) == 8, "struct rate has implicit padding");
 
 struct forward {
 	union addr target;
@@ -262,6 +263,7 @@ _Static_assert(sizeof(struct forward) == 56, "struct forward has implicit paddin
 struct bucket {
 	__u64 full;		/* CLOCK_MONOTONIC ns */
 };
+_Static_assert(sizeof(struct bucket) == 8, "struct bucket has implicit padding");
 
 /* The bucket of one client at one forward. The epoch tells it from that of an earlier forward with the id. */
 struct source_bucket_key {
@@ -292,6 +294,7 @@ struct denial {
 	__u32 asked;		/* the same of the command that has added it; 0: no command has */
 	__u32 configured;	/* 1: the configuration has it */
 };
+_Static_assert(sizeof(struct denial) == 12, "struct denial has implicit padding");
 
 /* LPM key: a prefix of addresses. */
 struct prefix_key {

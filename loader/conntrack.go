@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -169,11 +170,14 @@ func Suit(spec *ebpf.CollectionSpec) error { return currentFit().suit(spec) }
 
 // load loads the programs of spec over these maps. Programs that ask conntrack may be refused: by a kernel whose functions
 // have changed, or for want of a just-in-time compiler. So are they if the module goes between the look and the load. Then
-// programs are loaded that do not ask.
+// programs are loaded that do not ask. After any other failure, such as a lack of memory, nothing is loaded: the next try may succeed.
 func (f *fit) load(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[string]*ebpf.Program, error) {
 	if f.Conntrack == ConntrackAsked {
 		asking := spec.Copy()
 		err := f.suit(asking)
+		if err == nil {
+			err = fault("load programs that ask")
+		}
 		if err == nil {
 			var programs map[string]*ebpf.Program
 			// Without the verifier's log: nobody reads it, and the kernel would check the programs again to write it.
@@ -182,7 +186,7 @@ func (f *fit) load(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[st
 				return programs, nil
 			}
 		}
-		if errors.Is(err, ebpf.ErrMapIncompatible) {
+		if !refusesToAsk(err) {
 			return nil, err
 		}
 		f.Conntrack = ConntrackRefused
@@ -191,6 +195,30 @@ func (f *fit) load(spec *ebpf.CollectionSpec, maps map[string]*ebpf.Map) (map[st
 		return nil, err
 	}
 	return newPrograms(spec, ebpf.CollectionOptions{MapReplacements: maps})
+}
+
+// refusesToAsk reports whether programs were refused because they ask, so that they would be refused again. Such errors are:
+//   - EACCES, EINVAL, E2BIG: the verifier's verdict;
+//   - ENOTSUPP: programs cannot call functions of this kernel;
+//   - ENOENT: a function is not there.
+//
+// The library has no type for its error that a function has other arguments.
+func refusesToAsk(err error) bool {
+	if errors.Is(err, ebpf.ErrMapIncompatible) {
+		return false
+	}
+	if of, ok := err.(interface{ Unwrap() []error }); ok { // of several programs
+		return !slices.ContainsFunc(of.Unwrap(), func(err error) bool { return !refusesToAsk(err) })
+	}
+	var number unix.Errno
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return true
+	}
+	if !errors.As(err, &number) {
+		return err != nil && strings.Contains(err.Error(), "kfunc ")
+	}
+	const notSupported = 524 // ENOTSUPP of include/linux/errno.h
+	return slices.Contains([]unix.Errno{unix.EACCES, unix.EINVAL, unix.E2BIG, unix.ENOENT, notSupported}, number)
 }
 
 // pin pins f beside the programs in dir.
@@ -281,4 +309,24 @@ func (d *Datapath) Conntrack() (Conntrack, error) {
 		return now, nil
 	}
 	return ConntrackLate, nil
+}
+
+// Outdated says what has changed since the programs were loaded, so that Renew would load them anew; "" is nothing. Programs that
+// could ask conntrack now are no part of it: Conntrack says ConntrackLate.
+func (d *Datapath) Outdated() (string, error) {
+	f, err := pins(d.dir).fit()
+	if err != nil {
+		return "", explain(err)
+	}
+	return f.outdated(currentFit()), nil
+}
+
+func (f fit) outdated(now fit) string {
+	switch {
+	case !f.improves(now) || f.Conntrack != ConntrackAsked && now.Conntrack == ConntrackAsked:
+		return ""
+	case now.Tracks > f.Tracks:
+		return "the kernel tracks connections now, and tracked none when the programs were loaded"
+	}
+	return fmt.Sprintf("net.ipv4.ip_local_port_range is %d-%d now, and was %d-%d when the programs were loaded", now.First, now.Last, f.First, f.Last)
 }

@@ -4,12 +4,14 @@ package loader
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"hairpin/test/lab"
 )
@@ -51,23 +53,84 @@ func TestFitImproves(t *testing.T) {
 		name      string
 		have, now fit
 		want      bool
+		outdated  bool // and status tells of it apart from conntrack
 	}{
-		{"nothing changes", fits(ConntrackAsked, 1), fits(ConntrackAsked, 1), false},
-		{"the module appears", fits(ConntrackAbsent, 0), fits(ConntrackAsked, 0), true},
-		{"the privilege appears", fits(ConntrackDenied, 0), fits(ConntrackAsked, 1), true},
-		{"the privilege goes", fits(ConntrackAsked, 0), fits(ConntrackDenied, 1), false},
-		{"the kernel has refused", fits(ConntrackRefused, 0), fits(ConntrackAsked, 1), false},
-		{"tracking begins", fits(ConntrackAsked, 0), fits(ConntrackAsked, 1), true},
-		{"nothing is tracked for a moment", fits(ConntrackAsked, 1), fits(ConntrackAsked, 0), false},
-		{"other ports", fits(ConntrackAsked, 1), moved, true},
-		{"other ports, and the privilege has gone", fits(ConntrackAsked, 1), unasked, false},
-		{"other ports without conntrack", fits(ConntrackAbsent, 0), unasked, true},
-		{"of another version", other, fits(ConntrackAsked, 0), false},
-		{"of a version that pinned nothing", fit{}, fits(ConntrackAsked, 0), false},
+		{"nothing changes", fits(ConntrackAsked, 1), fits(ConntrackAsked, 1), false, false},
+		{"the module appears", fits(ConntrackAbsent, 0), fits(ConntrackAsked, 0), true, false},
+		{"the privilege appears", fits(ConntrackDenied, 0), fits(ConntrackAsked, 1), true, false},
+		{"the privilege goes", fits(ConntrackAsked, 0), fits(ConntrackDenied, 1), false, false},
+		{"the kernel has refused", fits(ConntrackRefused, 0), fits(ConntrackAsked, 1), false, false},
+		{"tracking begins", fits(ConntrackAsked, 0), fits(ConntrackAsked, 1), true, true},
+		{"nothing is tracked for a moment", fits(ConntrackAsked, 1), fits(ConntrackAsked, 0), false, false},
+		{"other ports", fits(ConntrackAsked, 1), moved, true, true},
+		{"other ports, and the privilege has gone", fits(ConntrackAsked, 1), unasked, false, false},
+		{"other ports without conntrack", fits(ConntrackAbsent, 0), unasked, true, true},
+		{"of another version", other, fits(ConntrackAsked, 0), false, false},
+		{"of a version that pinned nothing", fit{}, fits(ConntrackAsked, 0), false, false},
 	} {
 		if got := test.have.improves(test.now); got != test.want {
 			t.Errorf("%s: %v, want %v", test.name, got, test.want)
 		}
+		if got := test.have.outdated(test.now); got != "" != test.outdated {
+			t.Errorf("%s: told %q", test.name, got)
+		}
+	}
+}
+
+// Only what would be refused again counts as refused.
+func TestRefusesToAsk(t *testing.T) {
+	verdict := func(errno unix.Errno) error { return fmt.Errorf("load program: %w", &ebpf.VerifierError{Cause: errno}) }
+	for _, test := range []struct {
+		err  error
+		want bool
+	}{
+		{verdict(unix.EACCES), true},
+		{verdict(unix.EINVAL), true},
+		{verdict(unix.E2BIG), true},
+		{verdict(unix.ENOENT), true},
+		{verdict(524), true},
+		{fmt.Errorf("kfunc: %w", ebpf.ErrNotSupported), true},
+		{errors.New(`fixing up kfuncs: kfunc "bpf_ct_release": types differ`), true},
+		{errors.New("anything else"), false},
+		{errors.Join(verdict(unix.EACCES), verdict(unix.EINVAL)), true},
+		{errors.Join(verdict(unix.EACCES), verdict(unix.ENOMEM)), false},
+		{verdict(unix.ENOMEM), false},
+		{verdict(unix.EINTR), false},
+		{verdict(unix.EPERM), false},
+		{verdict(unix.EAGAIN), false},
+		{fmt.Errorf("map: %w", ebpf.ErrMapIncompatible), false},
+	} {
+		if got := refusesToAsk(test.err); got != test.want {
+			t.Errorf("%v: %v, want %v", test.err, got, test.want)
+		}
+	}
+}
+
+// A lack of memory is an error, and no reason never to ask again.
+func TestLoadWithoutMemory(t *testing.T) {
+	lab.NeedRoot(t)
+	object, err := os.ReadFile("../bpf/hairpin_bpfel.o")
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		t.Fatal(err)
+	}
+	Size(spec, connections)
+	setFault(t, func(step string) error {
+		if step == "load programs that ask" {
+			return fmt.Errorf("%s: %w", step, unix.ENOMEM)
+		}
+		return nil
+	})
+	suited := fit{Conntrack: ConntrackAsked}
+	coll, err := newCollection(spec, &suited)
+	if err == nil {
+		coll.Close()
+	}
+	if !errors.Is(err, unix.ENOMEM) || suited.Conntrack != ConntrackAsked {
+		t.Errorf("%v, %v; want a lack of memory, and programs that ask", err, suited.Conntrack)
 	}
 }
 
@@ -79,6 +142,11 @@ func TestLoadWithoutConntrack(t *testing.T) {
 		t.Fatal(err)
 	}
 	changed := bytes.ReplaceAll(object, []byte("bpf_ct_release"), []byte("bpf_ct_changed"))
+	// A function of the kernel with a name of the same length.
+	const stranger = "bpf_rcu_read_lock"
+	other := bytes.ReplaceAll(object, []byte("bpf_skb_ct_lookup"), []byte(stranger))
+	conntrackFunctions[stranger] = true
+	defer delete(conntrackFunctions, stranger)
 	for _, test := range []struct {
 		name       string
 		object     []byte
@@ -86,6 +154,7 @@ func TestLoadWithoutConntrack(t *testing.T) {
 	}{
 		{"not there", object, ConntrackAbsent, ConntrackAbsent},
 		{"a function is missing", changed, ConntrackAsked, ConntrackRefused},
+		{"a function has other arguments", other, ConntrackAsked, ConntrackRefused},
 	} {
 		spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(test.object))
 		if err != nil {
@@ -124,10 +193,23 @@ func TestRenew(t *testing.T) {
 	if renew() {
 		t.Error("loaded anew without a reason")
 	}
+	outdated := func(want string) {
+		t.Helper()
+		r.do("outdated", func() error {
+			got, err := d.Outdated()
+			if got != want {
+				t.Errorf("outdated: %q, want %q", got, want)
+			}
+			return err
+		})
+	}
+	outdated("")
 	r.Sysctl("net/ipv4/ip_local_port_range", "20000 20999")
+	outdated("net.ipv4.ip_local_port_range is 20000-20999 now, and was 32768-60999 when the programs were loaded")
 	if !renew() {
 		t.Error("not loaded anew for other ephemeral ports")
 	}
+	outdated("")
 	if renew() {
 		t.Error("loaded anew twice")
 	}

@@ -349,9 +349,12 @@ func (t *Tables) addExternals(doc *compile.Document) error {
 	return nil
 }
 
-// finish does the steps after the last swap to this document, or after its last addition, if they are not done. It is
-// safe to repeat.
+// finish does the steps after the last swap to this document, or after its last addition, if they are not done. It also ends the
+// connections of denied sources that a killed writer has left. It is safe to repeat.
 func (t *Tables) finish(o *compile.Outline) error {
+	if err := t.endLeftDenied(); err != nil {
+		return err
+	}
 	if o.Schema == 0 {
 		return nil
 	}

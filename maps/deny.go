@@ -20,10 +20,20 @@ import (
 	"hairpin/maps/layout"
 )
 
-// A denied source opens no connection. The configuration denies sources, and commands do at run time: an entry says who wants it.
-// Single addresses lie in a hash, networks in a trie. Whoever writes holds the writer lock: so two commands, or a command and the
-// daemon that removes what has ended, do not write over each other's entries. The datapath judges by its clock when an entry ends,
-// whether anybody removes it or not.
+// A denied source opens no connection. The configuration denies sources, and commands deny sources at run time: each entry records
+// whether the configuration or a command denies the source. Single addresses lie in a hash, networks in a trie. Whoever writes holds the
+// writer lock: so two commands, or a command and the daemon that removes what has ended, do not write over each other's entries. The
+// datapath judges by its clock when an entry ends, whether anybody removes it or not.
+//
+// A writer may be killed after it has denied a source, and before it has ended the connections of the source:
+//
+//  1. Writer A sets a mark in map denied_unended, and writes the entries.
+//  2. A is killed. Its sources open nothing, but the connections that they have live on.
+//  3. The next writer B finds the mark: a command that denies sources, a change of the configuration, or the daemon, which looks once
+//     a minute. B does not know which sources were A's, so B ends the connections of all denied sources.
+//  4. B clears the mark. If B is killed before that, the next writer does step 3 again.
+//
+// If B denies sources of its own, B's walk is for all denied sources, too: otherwise B would clear A's mark without A's walk.
 
 const (
 	// maxDenied is how many single addresses there may be, and how many networks.
@@ -51,34 +61,41 @@ func second(now uint64) uint32 { return uint32(now / uint64(time.Second)) }
 // Deny denies sources, or gives those that commands have denied before another time, and ends their connections. It says how many
 // connections it has ended.
 func (t *Tables) Deny(denials []Denial) (ended int, err error) {
+	if len(denials) == 0 {
+		return 0, nil
+	}
 	now := layout.Monotonic()
 	until := make(map[netip.Prefix]uint32, len(denials))
 	for _, d := range denials {
 		until[d.Source] = compile.DeniedUntil(now, d.Lasts)
 	}
 	sources := slices.Collect(maps.Keys(until))
-	err = t.updateDenied(second(now), sources, func(source netip.Prefix, d *bpf.HairpinDenial) { d.Asked = until[source] })
-	if err != nil {
-		return 0, err
-	}
-	return t.endDenied(sources)
+	return t.denyAndEnd(sources, func() error {
+		return t.updateDenied(second(now), sources, func(source netip.Prefix, d *bpf.HairpinDenial) { d.Asked = until[source] })
+	})
 }
 
-// Undeny takes back what Deny has done. The sources that the configuration denies stay denied. missing are those that no command
-// has denied.
-func (t *Tables) Undeny(sources []netip.Prefix) (missing []netip.Prefix, err error) {
+// Undeny takes back what Deny has done. missing are the sources that no command has denied, configured those that stay denied by the
+// configuration. No source may be there twice.
+func (t *Tables) Undeny(sources []netip.Prefix) (missing, configured []netip.Prefix, err error) {
 	now := second(layout.Monotonic())
 	err = t.updateDenied(now, sources, func(source netip.Prefix, d *bpf.HairpinDenial) {
 		if d.Asked <= now {
 			missing = append(missing, source)
 		}
+		if d.Configured != 0 {
+			configured = append(configured, source)
+		}
 		d.Asked = 0
 	})
-	return missing, err
+	return missing, configured, err
 }
 
-// SweepDenied removes what has ended, and says how many sources that were.
+// SweepDenied removes what has ended, and says how many sources that were. It also ends the connections that a killed writer has left.
 func (t *Tables) SweepDenied() (int, error) {
+	if err := t.endLeftDenied(); err != nil {
+		return 0, err
+	}
 	now := second(layout.Monotonic())
 	var over []netip.Prefix
 	err := t.eachDenied(func(source netip.Prefix, d *bpf.HairpinDenial) {
@@ -115,15 +132,6 @@ func (t *Tables) EachDenied(visit func(Denied)) error {
 		}
 		visit(denied)
 	})
-}
-
-// IsConfigured reports whether the configuration that runs denies a source.
-func (t *Tables) IsConfigured(source netip.Prefix) (bool, error) {
-	cfg, err := t.Settings()
-	if errors.Is(err, ErrEmpty) {
-		return false, nil
-	}
-	return slices.Contains(cfg.Deny, source), err
 }
 
 func (t *Tables) eachDenied(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
@@ -359,29 +367,87 @@ func (t *Tables) updateNetworks(now uint32, sources []netip.Prefix, update func(
 	return nil
 }
 
-// endDenied ends the connections of sources that have just been denied. See deny.h for the race that the first step ends.
-func (t *Tables) endDenied(sources []netip.Prefix) (ended int, err error) {
+// denyAndEnd denies sources by update, and ends their connections. It says how many it has ended.
+func (t *Tables) denyAndEnd(sources []netip.Prefix, update func() error) (ended int, err error) {
+	left, err := t.deniedLeft()
+	if err != nil {
+		return 0, err
+	}
+	if err := t.setDeniedLeft(true); err != nil {
+		return 0, err
+	}
+	if err := update(); err != nil {
+		return 0, err
+	}
+	return t.endDenied(sources, left)
+}
+
+// endLeftDenied ends the connections of all denied sources, if a writer was killed before it ended those of its sources.
+func (t *Tables) endLeftDenied() error {
+	left, err := t.deniedLeft()
+	if err != nil || !left {
+		return err
+	}
+	_, err = t.endDenied(nil, true)
+	return err
+}
+
+// deniedLeft reports whether denied sources may still have connections.
+func (t *Tables) deniedLeft() (bool, error) {
+	var left uint32
+	if err := t.objs.DeniedUnended.Lookup(uint32(0), &left); err != nil {
+		return false, fmt.Errorf("read whether denied sources may have connections: %w", err)
+	}
+	return left != 0, nil
+}
+
+func (t *Tables) setDeniedLeft(left bool) error {
+	value := uint32(0)
+	if left {
+		value = 1
+	}
+	if err := t.objs.DeniedUnended.Put(uint32(0), value); err != nil {
+		return fmt.Errorf("record whether denied sources may have connections: %w", err)
+	}
+	return nil
+}
+
+// endDenied ends the connections of sources that have just been denied, or of all denied sources if a writer has left some. Then no
+// denied source has connections.
+func (t *Tables) endDenied(sources []netip.Prefix, left bool) (ended int, err error) {
+	if left {
+		sources = nil
+		if err := t.EachDenied(func(d Denied) { sources = append(sources, d.Source) }); err != nil {
+			return 0, err
+		}
+	}
+	err = t.step("end connections of denied sources", func() error {
+		ended, err = t.endConnectionsOf(sources)
+		return err
+	})
+	// A writer that was killed may have ended connections, but not sent the RSTs.
+	if err == nil && (left || ended > 0) {
+		err = t.resetEnded()
+	}
+	if err != nil {
+		return ended, err
+	}
+	return ended, t.setDeniedLeft(false)
+}
+
+// endConnectionsOf ends the connections of sources. See deny.h for the race that the first step ends.
+func (t *Tables) endConnectionsOf(sources []netip.Prefix) (ended int, err error) {
 	if err := t.awaitPrograms(); err != nil {
 		return 0, err
 	}
-	addresses := make(map[netip.Addr]bool, len(sources))
-	var networks []netip.Prefix
-	for _, source := range sources {
-		if source.IsSingleIP() {
-			addresses[source.Addr()] = true
-		} else {
-			networks = append(networks, source)
-		}
-	}
+	denied := compile.NewSources(sources)
 	w, err := t.newWalk()
 	if err != nil {
 		return 0, err
 	}
 	var failed error
 	err = w.openers(func(opener *layout.Entry) {
-		client := layout.FromAddr(opener.Key.Src)
-		if failed != nil || w.epochs.over(opener) ||
-			!addresses[client] && !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(client) }) {
+		if failed != nil || w.epochs.over(opener) || !denied.Hold(layout.FromAddr(opener.Key.Src)) {
 			return
 		}
 		var n int
@@ -391,10 +457,7 @@ func (t *Tables) endDenied(sources []netip.Prefix) (ended int, err error) {
 	if err = errors.Join(failed, err); err != nil {
 		return ended, fmt.Errorf("end connections of denied sources: %w", err)
 	}
-	if ended == 0 {
-		return 0, nil
-	}
-	return ended, t.resetEnded()
+	return ended, nil
 }
 
 // ensureDeniedNets opens the trie of networks, and makes it if there is none yet.
@@ -415,34 +478,35 @@ func (t *Tables) ensureDeniedNets() (*ebpf.Map, error) {
 
 // denyConfigured makes the sources of the configuration those that are denied besides what commands have denied.
 func (t *Tables) denyConfigured(wanted []netip.Prefix) error {
-	is := make(map[netip.Prefix]bool, len(wanted))
+	added := make(map[netip.Prefix]bool, len(wanted))
 	for _, source := range wanted {
-		is[source] = true
+		added[source] = true
 	}
-	changed := maps.Clone(is)
+	var gone []netip.Prefix
 	err := t.eachDenied(func(source netip.Prefix, d *bpf.HairpinDenial) {
-		if d.Configured == 0 {
-			return
-		}
-		if is[source] {
-			delete(changed, source)
-		} else {
-			changed[source] = true
+		switch {
+		case d.Configured == 0:
+		case added[source]:
+			delete(added, source)
+		default:
+			gone = append(gone, source)
 		}
 	})
 	if err != nil {
 		return err
 	}
-	err = t.updateDenied(second(layout.Monotonic()), slices.Collect(maps.Keys(changed)), func(source netip.Prefix, d *bpf.HairpinDenial) {
-		d.Configured = 0
-		if is[source] {
-			d.Configured = 1
-		}
-	})
-	if err != nil || len(wanted) == 0 {
-		return err
+	sources := slices.Collect(maps.Keys(added))
+	update := func() error {
+		return t.updateDenied(second(layout.Monotonic()), append(gone, sources...), func(source netip.Prefix, d *bpf.HairpinDenial) {
+			d.Configured = 0
+			if added[source] {
+				d.Configured = 1
+			}
+		})
 	}
-	// Also of those that were denied before: a writer that ended them may have been killed half-way.
-	_, err = t.endDenied(wanted)
+	if len(sources) == 0 {
+		return update()
+	}
+	_, err = t.denyAndEnd(sources, update)
 	return err
 }

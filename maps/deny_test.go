@@ -3,20 +3,32 @@
 package maps
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
+
 	"hairpin/bpf"
 	"hairpin/maps/compile"
+	"hairpin/maps/config"
 	"hairpin/maps/mapstest"
+	"hairpin/maps/rule"
 )
 
 func denials(lasts time.Duration, sources ...string) (list []Denial) {
 	for _, source := range sources {
 		list = append(list, Denial{netip.MustParsePrefix(source), lasts})
+	}
+	return list
+}
+
+func denied(sources ...string) (list []netip.Prefix) {
+	for _, source := range sources {
+		list = append(list, netip.MustParsePrefix(source))
 	}
 	return list
 }
@@ -31,7 +43,7 @@ func mustDeny(t *testing.T, tables *Tables, lasts time.Duration, sources ...stri
 func mustUndeny(t *testing.T, tables *Tables, sources ...string) {
 	t.Helper()
 	for _, d := range denials(0, sources...) {
-		if missing, err := tables.Undeny([]netip.Prefix{d.Source}); err != nil || len(missing) > 0 {
+		if missing, _, err := tables.Undeny([]netip.Prefix{d.Source}); err != nil || len(missing) > 0 {
 			t.Fatalf("%s: missing %v, %v", d.Source, missing, err)
 		}
 	}
@@ -67,8 +79,10 @@ func TestWhoDenies(t *testing.T) {
 	mustApply(t, tables, c)
 	wantDenied(t, tables, "192.0.2.1/32 configured asked", "198.51.0.0/16 asked", "198.51.100.0/24 configured", "2001:db8::/32 configured")
 	mustUndeny(t, tables, "192.0.2.1/32", "198.51.0.0/16")
-	if missing, err := tables.Undeny(c.Deny); err != nil || !slices.Equal(missing, c.Deny) {
-		t.Errorf("missing are %v, %v; want all", missing, err)
+	mustDeny(t, tables, 0, "192.0.2.2/32")
+	missing, configured, err := tables.Undeny(append(denied("192.0.2.2/32"), c.Deny...))
+	if err != nil || !slices.Equal(missing, c.Deny) || !slices.Equal(configured, c.Deny) {
+		t.Errorf("missing are %v, configured are %v, %v; want all of the configuration", missing, configured, err)
 	}
 	wantDenied(t, tables, "192.0.2.1/32 configured", "198.51.100.0/24 configured", "2001:db8::/32 configured")
 	mustDeny(t, tables, time.Hour, "2001:db8::/32", "192.0.2.1/32")
@@ -143,6 +157,189 @@ func TestSmallNetworksDenyAsLongAsLargeOnes(t *testing.T) {
 	for source, until := range want {
 		if got := d[netip.MustParsePrefix(source)].Until; got != until {
 			t.Errorf("%s is denied until %d, want %d", source, got, until)
+		}
+	}
+}
+
+// denying are tables with the program that ends connections, and one forward.
+type denying struct {
+	*Tables
+	config       config.Config
+	web, address bpf.HairpinEpochRef
+}
+
+func newDenying(t *testing.T, connections uint32) *denying {
+	t.Helper()
+	mapstest.NeedRoot(t)
+	spec := mapstest.SmallSpec(t)
+	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 2 * connections
+	var objs struct {
+		bpf.HairpinMaps
+		End *ebpf.Program `ebpf:"hairpin_end"`
+	}
+	if err := spec.LoadAndAssign(&objs, nil); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { objs.HairpinMaps.Close(); objs.End.Close() })
+	d := &denying{
+		Tables: New(&bpf.HairpinObjects{HairpinMaps: objs.HairpinMaps, HairpinPrograms: bpf.HairpinPrograms{HairpinEnd: objs.End}}),
+		config: mapstest.Config(t, "web tcp 443 to 192.168.1.20:8443"),
+	}
+	mustApply(t, d.Tables, d.config)
+	mustSetInterfaces(t, d.Tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	d.web, d.address = mapstest.EpochRefs(t, d.objs, "203.0.113.1", 443)
+	return d
+}
+
+func (d *denying) open(t *testing.T, client string, port int) {
+	t.Helper()
+	from := fmt.Sprintf("%s:%d", client, port)
+	mapstest.Open(t, d.objs, mapstest.Flow{
+		Protocol: rule.TCP, Client: from, External: "203.0.113.1:443", Source: from, Target: "192.168.1.20:8443", Forward: d.web, Address: d.address,
+	})
+}
+
+// wantClients compares the clients of the live connections.
+func (d *denying) wantClients(t *testing.T, when string, want ...string) {
+	t.Helper()
+	var got []string
+	err := d.EachConnection(rule.Selector{}, func(c *Connection) { got = append(got, c.Client.Addr().String()) })
+	slices.Sort(got)
+	if err != nil || !slices.Equal(got, want) {
+		t.Errorf("%s: connections of %q, %v; want %q", when, got, err, want)
+	}
+}
+
+// TestDenialOfAKilledWriter: a writer that is killed after it has denied sources leaves their connections. Whoever writes next ends them,
+// even if that writer is killed, too.
+func TestDenialOfAKilledWriter(t *testing.T) {
+	killed := errors.New("killed")
+	kill := func(tables *Tables) *Tables {
+		tables.step = func(name string, do func() error) error {
+			if name == "end connections of denied sources" {
+				return killed
+			}
+			return do()
+		}
+		return tables
+	}
+	configured := func(d *denying) error {
+		c := d.config
+		c.Deny = denied("198.51.100.0/24")
+		_, err := kill(d.again()).Apply(c)
+		return err
+	}
+	asked := func(d *denying) error {
+		_, err := kill(d.again()).Deny(denials(0, "198.51.100.7/32", "198.51.100.128/25"))
+		return err
+	}
+	for name, first := range map[string]func(*denying) error{"a command": asked, "a change of the configuration": configured} {
+		for next, do := range map[string]func(*denying) error{
+			"the daemon's sweep":    func(d *denying) error { _, err := d.again().SweepDenied(); return err },
+			"the configuration":     func(d *denying) error { _, err := d.again().Apply(d.config); return err },
+			"another denied source": func(d *denying) error { _, err := d.again().Deny(denials(0, "192.0.2.1/32")); return err },
+			"the same source":       func(d *denying) error { _, err := d.again().Deny(denials(0, "198.51.100.7/32")); return err },
+		} {
+			t.Run(name+", then "+next, func(t *testing.T) {
+				d := newDenying(t, 64)
+				for _, client := range []string{"198.51.100.7", "198.51.100.200", "192.0.2.9"} {
+					d.open(t, client, 5000)
+				}
+				for range 2 {
+					if err := first(d); !errors.Is(err, killed) {
+						t.Fatalf("not killed: %v", err)
+					}
+				}
+				d.wantClients(t, "killed", "192.0.2.9", "198.51.100.200", "198.51.100.7")
+				if err := do(d); err != nil {
+					t.Fatal(err)
+				}
+				d.wantClients(t, "afterwards", "192.0.2.9")
+				d.open(t, "198.51.100.7", 5001) // nobody looks again
+				if _, err := d.again().SweepDenied(); err != nil {
+					t.Fatal(err)
+				}
+				d.wantClients(t, "at the next sweep", "192.0.2.9", "198.51.100.7")
+			})
+		}
+	}
+}
+
+// TestConfigurationThatDeniesNobodyElse: a change that denies no more sources than before does not look at the connections.
+func TestConfigurationThatDeniesNobodyElse(t *testing.T) {
+	d := newDenying(t, 64)
+	walks := 0
+	d.step = func(name string, do func() error) error {
+		if name == "end connections of denied sources" {
+			walks++
+		}
+		return do()
+	}
+	for _, step := range []struct {
+		name  string
+		deny  []string
+		walks int
+	}{
+		{"nobody", nil, 0}, {"two", []string{"198.51.100.7/32", "2001:db8::/32"}, 1}, {"the same", []string{"2001:db8::/32", "198.51.100.7/32"}, 0},
+		{"one fewer", []string{"2001:db8::/32"}, 0}, {"another one", []string{"192.0.2.0/24"}, 1}, {"nobody again", nil, 0},
+	} {
+		walks = 0
+		c := d.config
+		c.Timeouts.UDP += time.Second // something changes
+		d.config = c
+		c.Deny = denied(step.deny...)
+		mustApply(t, d.Tables, c)
+		if walks != step.walks {
+			t.Errorf("%s: looked at the connections %d times, want %d", step.name, walks, step.walks)
+		}
+		want := []string{}
+		for _, source := range step.deny {
+			want = append(want, source+" configured")
+		}
+		wantDenied(t, d.Tables, want...)
+	}
+}
+
+// TestDenyManyNetworks: the time that a connection takes does not depend on how many networks are denied. If each connection was compared
+// with each network, this would take minutes.
+func TestDenyManyNetworks(t *testing.T) {
+	const networks, connections, patience = 20_000, 100_000, 20 * time.Second
+	d := newDenying(t, connections+2)
+	for i := range connections {
+		d.open(t, fmt.Sprintf("100.64.%d.%d", i>>8&255, i&255), 1024+i>>16)
+	}
+	d.open(t, "10.78.31.255", 5000)
+	d.open(t, "192.0.2.9", 5000)
+	var list []Denial
+	for i := range networks {
+		addr := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0})
+		list = append(list, Denial{Source: netip.PrefixFrom(addr, 20+i%12).Masked()})
+	}
+	list = append(list, denials(0, "192.0.2.9/32", "2001:db8::/32")...)
+	began := time.Now()
+	ended, err := d.Deny(list)
+	took := time.Since(began)
+	t.Logf("%s", took)
+	if err != nil || ended != 2 {
+		t.Errorf("ended %d connections, %v; want 2", ended, err)
+	}
+	if took > patience {
+		t.Errorf("took %s, want at most %s", took, patience)
+	}
+}
+
+// TestSourcesHold compares with the plain way.
+func TestSourcesHold(t *testing.T) {
+	list := denied("10.0.0.0/8", "10.1.0.0/16", "192.0.2.1/32", "198.51.100.0/25", "2001:db8::/32", "2001:db8:1::1/128", "::/1", "224.0.0.0/3")
+	sources := compile.NewSources(list)
+	for _, text := range []string{
+		"10.0.0.0", "10.255.255.255", "11.0.0.0", "192.0.2.1", "192.0.2.0", "198.51.100.127", "198.51.100.128", "2001:db8::1", "2001:db9::1", "::1", "8000::1",
+		"fd00::1", "255.255.255.255", "0.0.0.0", "1.2.3.4",
+	} {
+		addr := netip.MustParseAddr(text)
+		want := slices.ContainsFunc(list, func(network netip.Prefix) bool { return network.Contains(addr) })
+		if got := sources.Hold(addr); got != want {
+			t.Errorf("%s: %t, want %t", addr, got, want)
 		}
 	}
 }

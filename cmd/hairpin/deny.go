@@ -30,10 +30,10 @@ of any forward or intercept. A source that is added loses its connections at onc
 
 What is added here survives a reload and an upgrade, but no reboot and no "hairpin
 detach --all", and "hairpin save" does not write it: ban managers add their sources
-again. For sources that are to stay, write deny.sources in the configuration file.
+again. Write permanent sources into the configuration file: deny.sources.
 
-Only forwards are closed to a denied source. What it sends to the router itself
-is the kernel's, and its firewall's.`,
+Only forwards are closed to a denied source. Packets to the router itself are not
+affected; use the firewall for them.`,
 		RunE: show.RunE,
 		Args: takes(0),
 	}
@@ -84,11 +84,17 @@ line is wrong, nothing is added.`,
 }
 
 func (a *app) denyDelCommand() *cobra.Command {
-	return &cobra.Command{
+	var ifDenied bool
+	command := &cobra.Command{
 		Use:     "del ADDR|CIDR..",
 		Aliases: []string{"delete", "rm", "remove"},
 		Short:   "Deny sources no longer",
-		Args:    needs("ADDR or CIDR"),
+		Long: `Take back what "hairpin deny add" has denied. It is an error if no command denies a
+source: the exit code is 3, or 1 if the configuration file denies the source.
+
+With --if-denied it is no error: ban managers delete bans that may have ended by
+themselves. What the configuration file denies stays denied.`,
+		Args: needs("ADDR or CIDR"),
 		RunE: func(command *cobra.Command, args []string) error {
 			var sources []netip.Prefix
 			for _, arg := range args {
@@ -96,14 +102,21 @@ func (a *app) denyDelCommand() *cobra.Command {
 				if err != nil {
 					return usageError{err}
 				}
-				sources = append(sources, source)
+				if !slices.Contains(sources, source) {
+					sources = append(sources, source)
+				}
 			}
-			return a.undeny(command, sources)
+			return a.undeny(command, sources, ifDenied)
 		},
 	}
+	command.Flags().BoolVar(&ifDenied, "if-denied", false, "succeed for sources that no command denies")
+	return command
 }
 
-// readDenials reads the arguments of `deny add`, or standard input.
+// maxDenials is the size of a list of sources: a million of the longest lines.
+const maxDenials = 8 * maxStdinSize
+
+// readDenials reads the arguments of `deny add`, or standard input. Of a source that is listed twice the last line counts.
 func (a *app) readDenials(args []string) ([]maps.Denial, error) {
 	if args[0] != stdinPath {
 		source, lasts, err := rule.ParseDenial(args)
@@ -113,7 +126,9 @@ func (a *app) readDenials(args []string) ([]maps.Denial, error) {
 		return nil, fmt.Errorf("%s after -, which reads each source with its time from standard input", rule.Quote(args[1]))
 	}
 	var denials []maps.Denial
-	lines := bufio.NewScanner(io.LimitReader(a.stdin, 8*maxStdinSize))
+	places := map[netip.Prefix]int{}
+	limited := &io.LimitedReader{R: a.stdin, N: maxDenials + 1}
+	lines := bufio.NewScanner(limited)
 	for number := 1; lines.Scan(); number++ {
 		text, _, _ := strings.Cut(lines.Text(), "#")
 		words := strings.Fields(text)
@@ -121,13 +136,28 @@ func (a *app) readDenials(args []string) ([]maps.Denial, error) {
 			continue
 		}
 		source, lasts, err := rule.ParseDenial(words)
+		if limited.N == 0 {
+			break // the limit may have cut this line
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s:%d: %w", stdinName, number, err)
 		}
-		denials = append(denials, maps.Denial{Source: source, Lasts: lasts})
+		d := maps.Denial{Source: source, Lasts: lasts}
+		if i, twice := places[source]; twice {
+			denials[i] = d
+			continue
+		}
+		places[source] = len(denials)
+		denials = append(denials, d)
 	}
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("read %s: %w", stdinName, err)
+	}
+	if limited.N == 0 {
+		return nil, fmt.Errorf("%s: larger than %d MiB, the limit for a list of sources", stdinName, maxDenials>>20)
+	}
+	if len(denials) == 0 {
+		a.warn("%s lists no source, so nothing is denied", stdinName)
 	}
 	return denials, nil
 }
@@ -178,7 +208,7 @@ func refuseOwn(s *router.Session, denials []maps.Denial) error {
 		}
 		for _, at := range own {
 			if d.Source.Contains(at.Address) {
-				return invalid(fmt.Errorf("%s is, or holds, this router's own address %s on %s: as the source of reflected connections a server may have seen it; to deny it all the same, add --yes",
+				return invalid(fmt.Errorf("%s contains this router's address %s (%s). Servers see reflected clients by this address. To deny it anyway, add --yes",
 					rule.SourceText(d.Source), at.Address, at.Interface))
 			}
 		}
@@ -186,31 +216,29 @@ func refuseOwn(s *router.Session, denials []maps.Denial) error {
 	return nil
 }
 
-func (a *app) undeny(command *cobra.Command, sources []netip.Prefix) error {
+// undeny takes denials back. With ifDenied a source that no command denies is no error.
+func (a *app) undeny(command *cobra.Command, sources []netip.Prefix, ifDenied bool) error {
 	s, err := a.openLocked(command.Context())
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	missing, err := s.Tables.Undeny(sources)
+	missing, configured, err := s.Tables.Undeny(sources)
 	if err != nil {
 		return err
 	}
 	var errs []error
 	removed := 0
 	for _, source := range sources {
-		configured, err := s.Tables.IsConfigured(source)
-		if err != nil {
-			return err
-		}
-		gone := slices.Contains(missing, source)
+		gone, stays := slices.Contains(missing, source), slices.Contains(configured, source)
 		text := rule.SourceText(source)
 		switch {
-		case gone && configured:
+		case gone && ifDenied:
+		case gone && stays:
 			errs = append(errs, invalid(fmt.Errorf("%s is denied by the configuration: remove it from deny.sources in %s, then systemctl reload hairpin", text, a.configFile)))
 		case gone:
 			errs = append(errs, notFoundError{kind: "denied source", name: text})
-		case configured:
+		case stays:
 			a.warn("%s stays denied by the configuration: deny.sources in %s", text, a.configFile)
 			removed++
 		default:

@@ -137,6 +137,9 @@ func (a *app) status() (status, error) {
 	if survey.Conntrack == loader.ConntrackLate && !st.Daemon {
 		st.Warnings = append(st.Warnings, "conntrack is not asked, but could be: run \"hairpin upgrade\", or start the daemon")
 	}
+	if survey.Outdated != "" && !st.Daemon {
+		st.Warnings = append(st.Warnings, survey.Outdated+": run \"hairpin upgrade\", or start the daemon")
+	}
 	st.Warnings = append(st.Warnings, survey.Warnings...)
 	if !st.Daemon && len(survey.Ports) > 0 {
 		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed; run \"systemctl start hairpin\"")

@@ -40,6 +40,32 @@ func OwnDenial(d bpf.HairpinDenial, now uint32) uint32 {
 	return d.Asked
 }
 
+// Sources finds out whether an address lies in one of many networks.
+type Sources struct {
+	networks map[netip.Prefix]bool
+	lengths  map[bool][]int // the different lengths of the networks of IPv4 (true) and IPv6
+}
+
+// NewSources returns the Sources of a list of networks.
+func NewSources(list []netip.Prefix) *Sources {
+	s := &Sources{networks: make(map[netip.Prefix]bool, len(list)), lengths: map[bool][]int{}}
+	for _, source := range list {
+		s.networks[source] = true
+		v4 := source.Addr().Is4()
+		if !slices.Contains(s.lengths[v4], source.Bits()) {
+			s.lengths[v4] = append(s.lengths[v4], source.Bits())
+		}
+	}
+	return s
+}
+
+// Hold reports whether addr lies in one of the networks.
+func (s *Sources) Hold(addr netip.Addr) bool {
+	return slices.ContainsFunc(s.lengths[addr.Is4()], func(bits int) bool {
+		return s.networks[netip.PrefixFrom(addr, bits).Masked()]
+	})
+}
+
 // Settle removes what has ended, and sets until when each of the others denies its source. The datapath finds the smallest network
 // that holds a source, and that alone: so a network that lies within another one denies for as long as that, if that is longer.
 func (d Denials) Settle(now uint32) {

@@ -129,7 +129,7 @@ func (v *validator) privateSources() {
 		case !slices.Contains(v.WAN, name):
 			err = v.notWAN(name)
 		case slices.Contains(v.PrivateSources[:i], name):
-			err = fmt.Errorf("%s is there twice", rule.Quote(name))
+			err = fmt.Errorf("%s is listed twice", rule.Quote(name))
 		}
 		v.check(-1, "interfaces.private_sources", rule.OfItem(i, err))
 	}
@@ -210,7 +210,7 @@ func (v *validator) icmp() {
 		case !slices.Contains(sides, side):
 			err = fmt.Errorf("%s is not a side; %s", rule.Quote(side), rule.Suggest(side, sides...))
 		case slices.Contains(v.ICMP.Refuse[:i], side):
-			err = fmt.Errorf("%s is there twice", rule.Quote(side))
+			err = fmt.Errorf("%s is listed twice", rule.Quote(side))
 		}
 		v.check(-1, "icmp.refuse", rule.OfItem(i, err))
 	}
@@ -247,7 +247,7 @@ func (v *validator) deny() {
 			err = fmt.Errorf("%s is every %s address, so no forward would serve anybody; remove the forwards instead, or say in their from lists who may connect",
 				source, rule.Family(source.Addr()))
 		case seen[source]:
-			err = fmt.Errorf("%s is there twice", rule.SourceText(source))
+			err = fmt.Errorf("%s is listed twice", rule.SourceText(source))
 		}
 		v.check(-1, "deny.sources", rule.OfItem(i, err))
 		seen[source] = true

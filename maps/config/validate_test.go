@@ -73,7 +73,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"grace below zero", nil, func(c *config.Config) { c.Timeouts.AddressGrace = -time.Second }, "timeouts.address_grace: -1s is out of range; it is 0s to 1h"},
 		{"grace of a day", nil, func(c *config.Config) { c.Timeouts.AddressGrace = 24 * time.Hour }, "timeouts.address_grace: 24h0m0s is out of range; it is 0s to 1h"},
 		{"refused side", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"lna"} }, `icmp.refuse: "lna" is not a side; did you mean "lan"?`},
-		{"refused side twice", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is there twice`},
+		{"refused side twice", nil, func(c *config.Config) { c.ICMP.Refuse = []string{"wan", "wan"} }, `icmp.refuse: "wan" is listed twice`},
 		{"no ICMP at all", nil, func(c *config.Config) { c.ICMP.Rate = 0 }, "icmp.rate: 0 is out of range; it is 1 to 1000000 a second"},
 		{"too much ICMP", nil, func(c *config.Config) { c.ICMP.Rate = 1_000_001 }, "icmp.rate: 1000001 is out of range"},
 		{"clamp on no interface", nil, func(c *config.Config) { c.MSSClamp = []string{"wan0", "lan7"} }, `datapath.mss_clamp: "lan7" is in neither interfaces.wan nor interfaces.lan; did you mean "lan0"?`},
@@ -81,13 +81,13 @@ func TestValidateRefuses(t *testing.T) {
 		{"clamp without interfaces", nil, func(c *config.Config) { *c = config.Default(); c.MSSClamp = []string{"wan0"} }, `datapath.mss_clamp: "wan0" is in neither interfaces.wan nor interfaces.lan; no interface is configured`},
 		{"private sources on a LAN", nil, func(c *config.Config) { c.PrivateSources = []string{"wan0", "lan0"} }, `interfaces.private_sources: "lan0" is a LAN interface where one of interfaces.wan was expected`},
 		{"private sources nowhere", nil, func(c *config.Config) { c.PrivateSources = []string{"wan7"} }, `interfaces.private_sources: "wan7" is not a WAN interface; `},
-		{"private sources twice", nil, func(c *config.Config) { c.PrivateSources = []string{"wan0", "wan0"} }, `interfaces.private_sources: "wan0" is there twice`},
+		{"private sources twice", nil, func(c *config.Config) { c.PrivateSources = []string{"wan0", "wan0"} }, `interfaces.private_sources: "wan0" is listed twice`},
 		{"reflection", nil, func(c *config.Config) { c.Reflection = "stand-in" }, `reflection.default: "stand-in" is not a reflect mode`},
 		{"deny everybody", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")} }, "deny.sources: 0.0.0.0/0 is every IPv4 address, so no forward would serve anybody"},
 		{"deny everybody of IPv6", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("::/0")} }, "deny.sources: ::/0 is every IPv6 address"},
 		{"deny twice", nil, func(c *config.Config) {
 			c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.1/32")}
-		}, "deny.sources: 192.0.2.1 is there twice"},
+		}, "deny.sources: 192.0.2.1 is listed twice"},
 		{"deny no network", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")} }, "deny.sources: 192.0.2.1/24 is not a network"},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 

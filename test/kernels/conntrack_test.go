@@ -57,11 +57,11 @@ func TestConntrackModule(t *testing.T) {
 
 	// The module comes after the programs.
 	hp.Run("attach")
-	risk := `forward "wide": it may take answers`
+	risk := `forward "wide": the router and masqueraded clients use the same ports`
 	statusSays(t, hp, "conntrack:   not asked: the module nf_conntrack is not loaded", risk)
 	for _, command := range [][]string{{"check"}, {"apply"}, {"forward", "add", "wide-too", "udp", "40000-49999", "to", "192.168.1.20"}} {
 		r, err := hp.Try(command...)
-		if err != nil || r.Code != 0 || !strings.Contains(r.Stderr, `it may take answers`) {
+		if err != nil || r.Code != 0 || !strings.Contains(r.Stderr, `the router and masqueraded clients use the same ports`) {
 			t.Errorf("%v names no forward at risk: exit code %d, %v\n%s", command, r.Code, err, r.Stderr)
 		}
 	}

@@ -137,6 +137,16 @@ func (hp *Hairpin) RunInput(stdin string, args ...string) string {
 	return hp.host.RunInput(stdin, hp.args(args...)...)
 }
 
+// TryInput runs a command of the CLI with this standard input, whatever its exit code is.
+func (hp *Hairpin) TryInput(stdin string, args ...string) Result {
+	hp.tb.Helper()
+	r, err := hp.host.TryInput(stdin, hp.args(args...)...)
+	if err != nil {
+		hp.tb.Fatal(err)
+	}
+	return r
+}
+
 // Fail runs a command of the CLI and returns its standard error. The exit code must be code.
 func (hp *Hairpin) Fail(code int, args ...string) string {
 	hp.tb.Helper()

@@ -69,6 +69,30 @@ func overBareCables(t *testing.T, n *lab.Network, w home.Way, udp *lab.Echoer) {
 	}
 }
 
+// TestBareSources: a source address may have the number of the IP protocol where an Ethernet header has it. The packet is still taken for a
+// bare one.
+func TestBareSources(t *testing.T) {
+	n := lab.NewNetwork6(t)
+	vpnGuest(n, 1420)
+	n.Guest.Address("lo", "8.0.0.50/32")
+	n.Guest.Address6("lo", "2001:db8:86dd::50/128")
+	n.Router.Route("lan1", "8.0.0.50/32", "", "")
+	n.Router.Route("lan1", "2001:db8:86dd::50/128", "", "")
+	n.Server.ServeTCP(":8080")
+	n.Server.ServeTCP("[::]:8080")
+	home.Start(t, n, "auto", home.Forwards+home.Forwards6)
+	for source, external := range map[string]string{"8.0.0.50:0": lab.External, "[2001:db8:86dd::50]:0": "[" + lab.External6 + "]"} {
+		c, err := n.Guest.DialTCP(external+":80", source, lab.Patience)
+		if err != nil {
+			t.Fatalf("from %s: %v", source, err)
+		}
+		defer c.Close()
+		if err := c.Echo(bareBytes); err != nil {
+			t.Errorf("from %s: %v", source, err)
+		}
+	}
+}
+
 func bareWAN(n *lab.Network) {
 	n.Router.Run("ip", "link", "del", "wan0")
 	lab.Tun(n.Router, "wan0", n.Internet, "eth0")

@@ -122,6 +122,7 @@ func TestAnswersToForwardedPorts(t *testing.T) {
 				n.Server.ServeUDP(p.any + ":50010")
 				n.Server.ServeUDP(p.any + ":50006")
 			}
+			lab.Binary(t) // built first: conntrack forgets a question after 30 s
 			// Something is tracked before the programs are loaded.
 			askFrom(t, n.Client, parties[0], 40000, 7000)
 			hp := home.Start(t, n, mode, wideAndSingle)
@@ -130,6 +131,7 @@ func TestAnswersToForwardedPorts(t *testing.T) {
 			}
 			for _, p := range parties {
 				t.Run(p.name, func(t *testing.T) { answersToForwardedPorts(t, n.For(t), p) })
+				t.Run(p.name+", forged", func(t *testing.T) { answersAfterForgeries(t, n.For(t), hp, p) })
 			}
 			t.Run("FTP", func(t *testing.T) { activeFTP(t, n.For(t)) })
 		})
@@ -197,6 +199,75 @@ func answersToForwardedPorts(t *testing.T, n *lab.Network, p party) {
 	defer c.Close()
 	if err := c.Echo(10_000); err != nil {
 		t.Error(err)
+	}
+}
+
+// answersAfterForgeries: whoever sends packets with the source of a host that will be asked takes no answers of this host.
+func answersAfterForgeries(t *testing.T, n *lab.Network, hp *lab.Hairpin, p party) {
+	const peer, refused = 7100, 7101
+	n.Server.RunInput(`
+table inet silent {
+	chain input {
+		type filter hook input priority filter
+		meta l4proto { tcp, udp } th dport 50020-50029 drop
+	}
+}`, "nft", "-f", "-")
+	defer n.Server.Run("nft", "delete", "table", "inet", "silent")
+	known := func(protocol string, port, from int) {
+		t.Helper()
+		lab.Eventually(t, lab.Patience, func() error {
+			for line := range strings.Lines(hp.Run("conn", "show")) {
+				if strings.HasPrefix(line, protocol) && strings.Contains(line, fmt.Sprintf(":%d ", from)) && strings.Contains(line, fmt.Sprintf(":%d ", port)) {
+					return nil
+				}
+			}
+			return fmt.Errorf("no connection of %s port %d with %d", protocol, port, from)
+		})
+	}
+	forger := listenUDP(t, n.Internet, fmt.Sprintf("%s:%d", p.internet, peer))
+	for _, port := range []int{50020, 50021} {
+		if _, err := forger.WriteToUDPAddrPort([]byte("forged"), netip.MustParseAddrPort(fmt.Sprintf("%s:%d", p.external, port))); err != nil {
+			t.Fatal(err)
+		}
+		known("udp", port, peer)
+	}
+	forger.Close()
+	tcpPorts := map[int]int{50022: peer, 50023: peer, 50024: refused, 50025: refused}
+	for port, from := range tcpPorts {
+		if c, err := n.Internet.DialTCP(fmt.Sprintf("%s:%d", p.external, port), fmt.Sprintf("%s:%d", p.internet, from), 100*time.Millisecond); err == nil {
+			c.Close()
+			t.Fatalf("the silent server answers at port %d", port)
+		}
+		known("tcp", port, from)
+	}
+
+	n.Internet.ServeUDP(fmt.Sprintf("%s:%d", p.internet, peer))
+	n.Internet.ServeTCP(fmt.Sprintf("%s:%d", p.internet, peer))
+	askFrom(t, n.Router, p, 50020, peer, 8000)
+	askFrom(t, n.Client, p, 50021, peer, 8000)
+	for _, source := range []struct {
+		host    *lab.Host
+		address string
+		peer    int
+	}{
+		{n.Client, p.client + ":50022", peer},
+		{n.Router, p.external + ":50023", peer},
+		{n.Client, p.client + ":50024", refused},
+		{n.Router, p.external + ":50025", refused},
+	} {
+		c, err := source.host.DialTCP(fmt.Sprintf("%s:%d", p.internet, source.peer), source.address, lab.Patience)
+		if source.peer == refused {
+			if !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s asks a closed port from %s: %v, want a refusal", source.host.Name, source.address, err)
+			}
+			continue
+		}
+		if err == nil {
+			err = errors.Join(c.Echo(10_000), c.Close())
+		}
+		if err != nil {
+			t.Errorf("%s connects from %s: %v", source.host.Name, source.address, err)
+		}
 	}
 }
 
@@ -392,6 +463,33 @@ func renewsLease(t *testing.T, n *lab.Network) {
 	happens("bound")
 	client.Signal(unix.SIGUSR1)
 	happens("renew")
+}
+
+// TestStatusTellsOfOldPrograms: without the daemon, status says that the programs must be loaded anew, because tracking has begun or the
+// ephemeral ports have changed.
+func TestStatusTellsOfOldPrograms(t *testing.T) {
+	n := lab.NewNetwork6(t)
+	n.Internet.ServeUDP(parties[0].internet + ":7000")
+	hp := lab.NewHairpin(n.Router, home.Config("tc", portForwards))
+	hp.Run("attach")
+	const cure = `run "hairpin upgrade"`
+	says := func(want string) {
+		t.Helper()
+		said := hp.Run("status")
+		if told := strings.Contains(said, cure); told != (want != "") || !strings.Contains(said, want) {
+			t.Errorf("status does not say %q with the cure, or says it without a reason:\n%s", want, said)
+		}
+	}
+	says("")
+	n.Router.RunInput(masquerading, "nft", "-f", "-")
+	askFrom(t, n.Client, parties[0], 40000, 7000)
+	says("the kernel tracks connections now, and tracked none when the programs were loaded")
+	hp.Run("upgrade")
+	says("")
+	n.Router.Sysctl("net/ipv4/ip_local_port_range", "20000 20999")
+	says("net.ipv4.ip_local_port_range is 20000-20999 now")
+	hp.Run("upgrade")
+	says("")
 }
 
 // portForwards are several ports outside the ephemeral range and inside it, and one inside.

@@ -196,6 +196,56 @@ func TestTargetInTheWANsNetwork(t *testing.T) {
 	}
 }
 
+// The target is behind the WAN. The kernel masquerades another client's own connection to this target, which has the port that a
+// reflected client has, too. The target could not tell both apart, so the reflected connection gets another port.
+func TestReflectedBesideMasqueraded(t *testing.T) {
+	for _, mode := range home.Modes {
+		t.Run(mode, func(t *testing.T) {
+			n := lab.NewNetwork6(t)
+			n.SetOffloads(home.OffloadsFor(mode))
+			n.Router.RunInput(masquerading, "nft", "-f", "-")
+			for _, target := range []string{lab.Gateway, "[" + lab.Gateway6 + "]"} {
+				n.Internet.ServeTCP(target + ":8080")
+				n.Internet.ServeUDP(target + ":8080")
+			}
+			hp := home.Start(t, n, mode, "")
+			hp.Run("forward", "add", "four", "tcp,udp", "81", "to", lab.Gateway+":8080")
+			hp.Run("forward", "add", "six", "tcp,udp", "81", "to", "["+lab.Gateway6+"]:8080")
+			for _, v6 := range []bool{false, true} {
+				target, guest, client := lab.Gateway, lab.Guest, lab.Client
+				if v6 {
+					target, guest, client = "["+lab.Gateway6+"]", "["+lab.Guest6+"]", "["+lab.Client6+"]"
+				}
+				for i, network := range []string{"tcp", "udp"} {
+					// The reflected client may keep these ports: they are in reflection.ports.
+					port := 62000 + i
+					for _, from := range []*lab.Host{n.Client, n.Router} {
+						source := client
+						if from == n.Router {
+							port, source = port+10, external(v6)
+						}
+						own := dialShared(t, n.Guest, network, target+":8080", fmt.Sprintf("%s:%d", guest, port))
+						if err := echoes(own); err != nil {
+							t.Fatalf("a masqueraded connection over %s: %v", network, err)
+						}
+						reflected, err := tryDial(from, network, external(v6)+":81", fmt.Sprintf("%s:%d", source, port))
+						if err == nil {
+							defer reflected.Close()
+							err = echoes(reflected)
+						}
+						if err != nil {
+							t.Errorf("%s's reflected connection to %s over %s: %v", from.Name, target, network, err)
+						}
+						if err := echoes(own); err != nil {
+							t.Errorf("the masqueraded connection to %s over %s beside it: %v", target, network, err)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
 // The server's gateway is another router, which leads nowhere. With clients = "router" the server sees the router's address for every client.
 func TestServerWithAnotherGateway(t *testing.T) {
 	for _, mode := range home.Modes {
@@ -359,6 +409,15 @@ func TestPortConflictIsTold(t *testing.T) {
 // dialShared connects from an address and port that other sockets of the host may have, too.
 func dialShared(t *testing.T, from *lab.Host, network, at, source string) net.Conn {
 	t.Helper()
+	c, err := tryDial(from, network, at, source)
+	if err != nil {
+		t.Fatalf("%s from %s to %s: %v", network, source, at, err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func tryDial(from *lab.Host, network, at, source string) (c net.Conn, err error) {
 	dialer := net.Dialer{Timeout: lab.Patience, Control: func(_, _ string, raw syscall.RawConn) (err error) {
 		if failed := raw.Control(func(fd uintptr) {
 			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)
@@ -372,16 +431,11 @@ func dialShared(t *testing.T, from *lab.Host, network, at, source string) net.Co
 	} else {
 		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.MustParseAddrPort(source))
 	}
-	var c net.Conn
-	err := from.Do(func() (err error) {
+	err = from.Do(func() (err error) {
 		c, err = dialer.DialContext(context.Background(), network, at)
 		return err
 	})
-	if err != nil {
-		t.Fatalf("%s from %s to %s: %v", network, source, at, err)
-	}
-	t.Cleanup(func() { c.Close() })
-	return c
+	return c, err
 }
 
 // echoes has data echoed on a connection of TCP or UDP.

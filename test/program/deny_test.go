@@ -32,7 +32,7 @@ func (b *bench) deny(tb testing.TB, lasts time.Duration, sources ...string) {
 func (b *bench) undeny(tb testing.TB, sources ...string) {
 	tb.Helper()
 	for _, source := range sources {
-		if missing, err := b.Tables.Undeny([]netip.Prefix{netip.MustParsePrefix(source)}); err != nil || len(missing) > 0 {
+		if missing, _, err := b.Tables.Undeny([]netip.Prefix{netip.MustParsePrefix(source)}); err != nil || len(missing) > 0 {
 			tb.Fatalf("missing are %v, %v", missing, err)
 		}
 	}

@@ -4,6 +4,7 @@ package program
 
 import (
 	"net/netip"
+	"runtime"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -79,6 +80,21 @@ func TestRates(t *testing.T) {
 			open(begin(c.sourced(false, "198.51.100.21")))
 			open(begin(c.sourced(false, "198.51.100.22")))
 			open(c.in(c.sourced(false, "198.51.100.23"), opener).refused("rate"))
+
+			// A forward that is over its rate takes nothing from its clients' own rates.
+			b.Config.Forwards[0].Name = "once more"
+			b.rated(t, "2/h", "2/h")
+			for range 2 {
+				open(begin(c.sourced(false, "198.51.100.30")))
+			}
+			for range 5 {
+				open(c.in(c.sourced(false, "198.51.100.31"), opener).refused("rate"))
+			}
+			b.rated(t, "1000000/s", "2/h")
+			for range 2 {
+				open(begin(c.sourced(false, "198.51.100.31")))
+			}
+			open(c.in(c.sourced(false, "198.51.100.31"), opener).refused("source_rate"))
 		})
 	}
 }
@@ -126,5 +142,57 @@ func TestRateIsReached(t *testing.T) {
 	}
 	if got := opened.Load(); got > most || got < most*8/10 {
 		t.Errorf("%d connections opened in %s, want %d at most, and nearly that", got, time.Since(began), most)
+	}
+}
+
+// TestRateOfOneClientOnTwoCPUs: two CPUs ask for the last token of a client at one time. One of them opens, and the other takes nothing
+// from the forward (race E of rate.h).
+func TestRateOfOneClientOnTwoCPUs(t *testing.T) {
+	const all, clients = 1000, 500
+	b := newBenchFor(t, 16384, 16384, rig.Forwards...)
+	b.rated(t, "1000/h", "1/h")
+	began := time.Now()
+	var opened atomic.Int64
+	open := func(client, port int) {
+		f := b.Flows(true, 20000)["from the Internet"]
+		f.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(client >> 8), byte(client)}), uint16(port))
+		in, _ := f.In(frames.Payload("x"))
+		if b.TC(t, f.At, in.Bytes()).Code == rig.TCRedirect {
+			opened.Add(1)
+		}
+	}
+	var arrived atomic.Int64
+	lab.Together(2, func(cpu int) {
+		for client := range clients {
+			arrived.Add(1)
+			for arrived.Load() < int64(2*client+2) {
+				runtime.Gosched()
+			}
+			open(client, 20000+cpu)
+		}
+	})
+	for client := range all {
+		open(clients+client, 20000)
+	}
+	// An opening that finds no place in the table has taken its tokens. Tokens come back meanwhile.
+	taken, back := opened.Load()+int64(b.Counted(t, "table_full")), int64(time.Since(began)*all/time.Hour)+1
+	if taken < all || taken > all+back {
+		t.Errorf("%d tokens were good for connections, want %d, and at most %d more", taken, all, back)
+	}
+}
+
+// TestChallengeComesBeforeTheRate: once half-open places are scarce, a SYN of a source that has proven nothing takes no token.
+func TestChallengeComesBeforeTheRate(t *testing.T) {
+	const all = 1000
+	b := newBenchFor(t, 2048, evictedPlaces, rig.Forwards...)
+	c := newCase(t, b)
+	b.rated(t, "1000/h", "")
+	for i := range 3 * all {
+		f := c.sourced(false, netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}).String())
+		in, _ := f.In(opener)
+		b.TC(t, f.At, in.Bytes())
+	}
+	if challenged, over := b.Counted(t, "challenged"), b.Counted(t, "rate"); challenged <= all || over > 0 {
+		t.Errorf("%d SYNs were challenged, want more than %d; %d were over the rate, want none", challenged, all, over)
 	}
 }

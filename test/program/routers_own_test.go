@@ -54,3 +54,38 @@ func TestRoutersOwn(t *testing.T) {
 		}
 	}
 }
+
+// TestForgedBeforeAsked: a packet that came before the router asked takes no answer, where conntrack tracks nothing. What comes
+// while nobody has asked is the forward's, packet by packet.
+func TestForgedBeforeAsked(t *testing.T) {
+	b := newBench(t, "dmz udp any to 192.168.1.20", "one udp 45000 to 192.168.1.20:45000")
+	for _, test := range []struct {
+		name    string
+		port    uint16
+		routers bool
+	}{
+		{"at an ephemeral port", 50005, true},
+		{"at another port", 5000, false},
+		{"at an ephemeral port that alone is forwarded", 45000, false},
+	} {
+		f := frames.Frame{From: rig.GatewayMAC, To: rig.WANMAC, UDP: true, Payload: []byte("answer"),
+			Src: netip.AddrPortFrom(rig.InternetHost, 20000), Dst: netip.AddrPortFrom(rig.WANAddress, test.port)}
+		for range 2 {
+			if tc := b.TC(t, b.WAN, f.Bytes()); tc.Code == rig.TCUnspec {
+				t.Errorf("%s: before a socket is there, the kernel gets the packet", test.name)
+			}
+		}
+		lab.Must(b.Router.Do(func() error {
+			c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: int(test.port)})
+			if err == nil {
+				t.Cleanup(func() { c.Close() })
+			}
+			return err
+		}))
+		xdp, tc := b.XDP(t, b.WAN, f.Bytes()), b.TC(t, b.WAN, f.Bytes())
+		got := fmt.Sprint(xdp.Code, tc.Code)
+		if want := fmt.Sprint(rig.XDPPass, rig.TCUnspec); (got == want) != test.routers {
+			t.Errorf("%s: xdp and tc answer %s; the router's: %v", test.name, got, test.routers)
+		}
+	}
+}

@@ -156,6 +156,7 @@ type daemon struct {
 	state     state
 	failing   failures
 	swept     time.Time
+	renewing  retry            // of renew
 	routesDue bool             // next hops must be resolved again
 	graceOver <-chan time.Time // the grace of a lost address is over; nil: no address is lost
 	graceEnd  time.Time        // when that is; zero: no address is lost
@@ -321,7 +322,7 @@ func (d *daemon) follow(ctx context.Context, event loader.Event) {
 	err := d.locked(ctx, func() error {
 		var errs []error
 		if event.Links {
-			errs = append(errs, d.followLinks(), d.followKernel())
+			errs = append(errs, d.followLinks(), d.followKernel(time.Now()))
 		}
 		if d.routesDue {
 			err := d.router.RoutesChanged()
@@ -361,9 +362,23 @@ func (d *daemon) sweep(ctx context.Context, now time.Time) {
 	}
 }
 
-// followKernel has the programs loaded anew if conntrack has appeared, for example with the first rule of a firewall.
-func (d *daemon) followKernel() error {
+// renewPause is the time after a failed renewal until the next one. Loading programs takes the CPU for seconds, and the writer lock.
+const renewPause = time.Minute
+
+// retry is when an action failed, and how; the zero value is no failure.
+type retry struct {
+	failed time.Time
+	err    error
+}
+
+// followKernel has the programs loaded anew if conntrack has appeared, for example with the first rule of a firewall. Until the
+// pause after a failure is over, it returns the failure.
+func (d *daemon) followKernel(now time.Time) error {
+	if d.renewing.err != nil && now.Sub(d.renewing.failed) < renewPause {
+		return d.renewing.err
+	}
 	renewed, err := d.renew()
+	d.renewing = retry{failed: now, err: err}
 	if renewed {
 		debug.FreeOSMemory() // reading the programs took much
 		d.log.Info("loaded the programs anew, as the kernel's connection tracking or its range of ports has changed")

@@ -34,6 +34,7 @@ type daemonFake struct {
 	lockErr  error
 	renewed  bool
 	renewErr error
+	renewals int
 	output   bytes.Buffer
 	notified []string
 	taken    []bool // for each reload: whether it succeeded
@@ -45,11 +46,14 @@ func newDaemonFake(t *testing.T) *daemonFake {
 	log := slog.New(slog.NewTextHandler(&d.output, nil))
 	m := d.machine
 	d.daemon = &daemon{
-		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards, Conntrack: m.Conntrack}),
-		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
-		read:     func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
-		notices:  func(config.Config) []string { return nil },
-		renew:    func() (bool, error) { return d.renewed, d.renewErr },
+		router:  router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards, Conntrack: m.Conntrack}),
+		lock:    func(context.Context) (func(), error) { return func() {}, d.lockErr },
+		read:    func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
+		notices: func(config.Config) []string { return nil },
+		renew: func() (bool, error) {
+			d.renewals++
+			return d.renewed, d.renewErr
+		},
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },
 		port: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
@@ -110,6 +114,76 @@ func TestDaemonFollowsKernel(t *testing.T) {
 	}
 	if n := strings.Count(d.output.String(), "the kernel is busy"); n != 1 {
 		t.Errorf("told %d times, want once:\n%s", n, &d.output)
+	}
+	// Loading takes long, so the next try is a minute later.
+	d.renewals = 0
+	start := d.renewing.failed
+	for _, after := range []time.Duration{0, time.Second, renewPause - time.Second} {
+		if err := d.followKernel(start.Add(after)); err == nil || d.renewals > 0 {
+			t.Errorf("after %v: %d tries, %v", after, d.renewals, err)
+		}
+	}
+	d.renewErr = nil
+	for range 3 {
+		if err := d.followKernel(start.Add(renewPause)); err != nil {
+			t.Errorf("after the pause: %v", err)
+		}
+	}
+	if d.renewals != 3 {
+		t.Errorf("%d tries after the pause, want 3: the first was no failure", d.renewals)
+	}
+}
+
+// TestDaemonSweepsDeniedSources: once a minute, with the writer lock. A failure is told once, and the next minute tries again.
+func TestDaemonSweepsDeniedSources(t *testing.T) {
+	d := newDaemonFake(t)
+	swept, held := 0, false
+	var failure error
+	d.machine.Sweep = func() (int, error) {
+		if !held {
+			t.Error("swept without the lock")
+		}
+		swept++
+		return 0, failure
+	}
+	d.lock = func(context.Context) (func(), error) {
+		held = true
+		return func() { held = false }, nil
+	}
+	begin := time.Now()
+	for _, step := range []struct {
+		after   time.Duration
+		failure error
+		swept   int
+	}{
+		{0, nil, 1}, {59 * time.Second, nil, 1}, {time.Minute, nil, 2}, {2 * time.Minute, errors.New("no memory"), 3}, {3 * time.Minute, errors.New("no memory"), 4},
+		{4*time.Minute - time.Second, nil, 4}, {4 * time.Minute, nil, 5},
+	} {
+		failure = step.failure
+		d.sweep(context.Background(), begin.Add(step.after))
+		if swept != step.swept {
+			t.Errorf("after %s: swept %d times, want %d", step.after, swept, step.swept)
+		}
+	}
+	if n := strings.Count(d.output.String(), "cannot remove denied sources whose time is over"); n != 1 {
+		t.Errorf("told %d times, want once:\n%s", n, &d.output)
+	}
+}
+
+// TestDaemonSweepsAtABeat: the loop itself sweeps.
+func TestDaemonSweepsAtABeat(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	swept := false
+	d.machine.Sweep = func() (int, error) {
+		swept = true
+		cancel() // ends the loop
+		return 0, nil
+	}
+	d.beat = time.Millisecond
+	if err := d.loop(ctx, make(chan loader.Event)); err != nil || !swept {
+		t.Errorf("swept is %t, %v", swept, err)
 	}
 }
 

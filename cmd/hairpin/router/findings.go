@@ -263,7 +263,7 @@ func deniesRouter(cfg config.Config, own []OwnAddress) (list []string) {
 	for _, source := range cfg.Deny {
 		at := slices.IndexFunc(own, func(at OwnAddress) bool { return source.Contains(at.Address) })
 		if at >= 0 {
-			list = append(list, fmt.Sprintf("deny.sources: %s is, or holds, this router's own address %s on %s",
+			list = append(list, fmt.Sprintf("deny.sources: %s contains this router's address %s (%s); servers see reflected clients by this address",
 				rule.SourceText(source), own[at].Address, own[at].Interface))
 		}
 	}

@@ -25,6 +25,8 @@ type Survey struct {
 	Private map[string]uint64
 	// Conntrack says whether the programs ask the kernel's connection tracking, or why they do not.
 	Conntrack loader.Conntrack
+	// Outdated says what has changed for the programs since they were loaded, so that they must be loaded anew; "" is nothing.
+	Outdated string
 }
 
 // Survey checks every interface of cfg, the running configuration, and every running forward. It keeps one
@@ -47,6 +49,9 @@ func (s *Session) Survey(cfg config.Config) (Survey, error) {
 		}
 	}
 	found.Conntrack = findings.conntrack
+	if found.Outdated, err = s.datapath.Outdated(); err != nil {
+		return Survey{}, err
+	}
 	here, alone := machine(cfg, seen.links), cfg
 	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
 	err = s.Tables.EachForward(func(f *rule.Forward) bool {

@@ -117,7 +117,11 @@ func (r *reader) table(doc *document, t *table, index int, prefix string, known 
 		read, ok := known[e.key]
 		if !ok {
 			// No field here: the message already quotes the key, which may be any text.
-			r.report(position{doc, e.offset}, place{index, ""}, unknownKey(e.key, prefix, known))
+			err := unknownKey(e.key, prefix, known)
+			if index >= 0 && r.ofOtherKind(index, e.key) {
+				err = otherKind(r.cfg.Forwards[index].Intercept, e.key)
+			}
+			r.report(position{doc, e.offset}, place{index, ""}, err)
 			continue
 		}
 		at := position{doc, e.value.offset}
@@ -172,6 +176,22 @@ func unknownKey(key, prefix string, known fields) error {
 		where = " in [" + prefix[:len(prefix)-1] + "]"
 	}
 	return fmt.Errorf("unknown key %s%s; %s", rule.Quote(key), where, rule.Suggest(key, words...))
+}
+
+// ofOtherKind reports whether an unknown key of a forward is one of intercepts, or the other way round.
+func (r *reader) ofOtherKind(index int, key string) bool {
+	others := r.interceptFields
+	if r.cfg.Forwards[index].Intercept {
+		others = r.forwardFields
+	}
+	return others[key] != nil
+}
+
+func otherKind(intercept bool, key string) error {
+	if intercept {
+		return fmt.Errorf("intercepts have no %s; only forwards have", key)
+	}
+	return fmt.Errorf("forwards have no %s; only intercepts have", key)
 }
 
 func (r *reader) document(doc *document) {
@@ -356,7 +376,8 @@ func (r *reader) intercept(doc *document, t *table) {
 	r.oneForward(doc, t, rule.Forward{Intercept: true}, r.interceptFields, "name", "protocol", "port", "to")
 }
 
-// begun is the forward or intercept being read. What reads its keys is made once: there may be tens of thousands.
+// begun is the forward or intercept being read. The functions that read its keys are made once, because a file may have tens of thousands
+// of forwards.
 type begun struct {
 	rule.Forward
 	to string

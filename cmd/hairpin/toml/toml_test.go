@@ -269,7 +269,9 @@ func TestProblems(t *testing.T) {
 		{"a huge rate", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"1000001/s\"\n", []string{`x.toml:8:8: forward "a": rate: 1000001/s is out of range`}},
 		{"a negative rate", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"-1/s\"\n", []string{`x.toml:8:8: forward "a": rate: "-1/s" is not a rate`}},
 		{"a rate for each that is never reached", "version = 1\ninterfaces.wan = [\"wan0\"]\n[[forward]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"60/min\"\nrate_per_source = \"2/s\"\n", []string{`x.toml:9:19: forward "a": rate_per_source: 2/s for each client is more than rate, 60/min, allows all of them together`}},
-		{"an intercept with a rate", "version = 1\ninterfaces.lan = [\"lan0\"]\n[[intercept]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"1/s\"\n", []string{`x.toml:8:1: intercept "a": unknown key "rate"`}},
+		{"an intercept with a rate", "version = 1\ninterfaces.lan = [\"lan0\"]\n[[intercept]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"1/s\"\nrate_per_source = \"1/s\"\n", []string{
+			`x.toml:8:1: intercept "a": intercepts have no rate; only forwards have`, `x.toml:9:1: intercept "a": intercepts have no rate_per_source; only forwards have`,
+		}},
 		{"a name denied", "version = 1\n[deny]\nsources = [\"192.0.2.1\", \"bad.example\"]\n", []string{`x.toml:3:25: deny.sources: "bad.example" is not an address`}},
 		{"a number denied", "version = 1\n[deny]\nsources = [7]\n", []string{`x.toml:3:12: deny.sources: "7" is an integer where a string was expected`}},
 		{"a table denied", "version = 1\n[deny]\nsources = { a = 1 }\n", []string{`x.toml:3:11: deny.sources: it is a table where a string was expected`}},
@@ -287,7 +289,7 @@ func TestProblems(t *testing.T) {
 		{"private sources where none come", "version = 1\n[interfaces]\nwan = [\"wan0\"]\nlan = [\"lan0\"]\nprivate_sources = [\"lan0\",\n\"wan1\",\n\"wan0\", \"wan0\"]\n", []string{
 			`x.toml:5:20: interfaces.private_sources: "lan0" is a LAN interface where one of interfaces.wan was expected`,
 			`x.toml:6:1: interfaces.private_sources: "wan1" is not a WAN interface; `,
-			`x.toml:7:9: interfaces.private_sources: "wan0" is there twice`,
+			`x.toml:7:9: interfaces.private_sources: "wan0" is listed twice`,
 		}},
 		{"private sources as a table", "version = 1\ninterfaces.wan = \"wan0\"\ninterfaces.private_sources = { wan0 = true }\n", []string{`x.toml:3:30: interfaces.private_sources: it is a table where a string was expected`}},
 		{"private sources on what cannot be read", "version = 1\ninterfaces.wan = 7\ninterfaces.private_sources = [\"ppp0\"]\n", []string{`x.toml:2:18: interfaces.wan: "7" is an integer`}},
@@ -311,7 +313,7 @@ func TestProblems(t *testing.T) {
 		{"clients as a list", forward(good + "clients = [\"router\"]"), []string{`x.toml:8:11: forward "a": clients: it is a list where a string was expected`}},
 		{"clients", forward(good + "clients = \"routers\""), []string{`x.toml:8:11: forward "a": clients: "routers" is not a value of clients; did you mean "router"?`}},
 		{"clients against reflect", forward(good + "reflect = \"public\"\nclients = \"router\""), []string{`x.toml:9:11: forward "a": clients: router hides every client behind the router's address, but reflect public gives LAN clients another address; remove one of the two`}},
-		{"clients of an intercept", intercept(goodIntercept + "clients = \"router\""), []string{`x.toml:8:1: intercept "dns": unknown key "clients"; possible are except, lan, name, port, protocol, reflect and to`}},
+		{"clients of an intercept", intercept(goodIntercept + "clients = \"router\""), []string{`x.toml:8:1: intercept "dns": intercepts have no clients; only forwards have`}},
 		{"prefix without prefixes of the family", forward(good + "reflect = \"prefix\"\n[reflection.prefixes]\n\"fd00::/64\" = \"fd01::/64\""), []string{
 			`x.toml:8:11: forward "a": reflect: the mode is prefix, but reflection.prefixes has no IPv4 network; add the network of the clients, or choose another mode`,
 		}},
@@ -390,13 +392,13 @@ func TestProblems(t *testing.T) {
 		{"an intercept without a port", intercept(strings.Replace(goodIntercept, "port = 53\n", "", 1)), []string{`x.toml:3:3: intercept "dns": port: it is missing`}},
 		{"intercept as a table", "version = 1\n[intercept]\n", []string{`x.toml:2:2: intercept: it is a single table; write [[intercept]] with two brackets`}},
 		{"keys of forwards", intercept(goodIntercept + "external = \"wan0\"\nfrom = [\"10.0.0.0/8\"]\nhosts = [\"a.b\"]\n"), []string{
-			`x.toml:8:1: intercept "dns": unknown key "external"; possible are except, lan, name, port, protocol, reflect and to`,
-			`x.toml:9:1: intercept "dns": unknown key "from"`,
-			`x.toml:10:1: intercept "dns": unknown key "hosts"`,
+			`x.toml:8:1: intercept "dns": intercepts have no external; only forwards have`,
+			`x.toml:9:1: intercept "dns": intercepts have no from; only forwards have`,
+			`x.toml:10:1: intercept "dns": intercepts have no hosts; only forwards have`,
 		}},
 		{"keys of intercepts", forward(good + "lan = \"lan0\"\nexcept = \"10.0.0.1\"\n"), []string{
-			`x.toml:8:1: forward "a": unknown key "lan"`,
-			`x.toml:9:1: forward "a": unknown key "except"`,
+			`x.toml:8:1: forward "a": forwards have no lan; only intercepts have`,
+			`x.toml:9:1: forward "a": forwards have no except; only intercepts have`,
 		}},
 		{"an unknown LAN", intercept(goodIntercept + "lan = [\"lan0\", \"lan\"]"), []string{`x.toml:8:16: intercept "dns": lan: "lan" is not a LAN interface; did you mean "lan0"?`}},
 		{"no LAN in the list", intercept(goodIntercept + "lan = []"), []string{`x.toml:8:7: intercept "dns": lan: the list is empty, so no interface would be meant; leave the key out for every LAN interface`}},

@@ -20,8 +20,8 @@ var initScript string
 // programs are this machine's programs that init and the tests call. A name without a slash is looked up in PATH. A name with a
 // slash may have wildcards.
 var programs = []string{
-	"busybox", "modprobe", "ip", "tc", "nft", "wg", "ping", "traceroute", "tracepath", "curl", "dig", "dnsmasq",
-	"pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
+	"busybox", "modprobe", "ip", "tc", "nft", "wg", "wg-quick", "bash", "ethtool", "ping", "traceroute", "tracepath", "curl", "dig",
+	"dnsmasq", "pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
 }
 
 // inGuest is the guest's directory with hairpin, the tests and the list of runs.
@@ -57,6 +57,7 @@ func layOut(root string) error {
 	}
 	for link, target := range map[string]string{
 		"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64", "var/run": "../run", "usr/bin/sh": "busybox",
+		"usr/bin/readlink": "busybox", "usr/bin/stat": "busybox", "usr/bin/sysctl": "busybox", "usr/bin/sort": "busybox", // for wg-quick
 	} {
 		if err := os.Symlink(target, filepath.Join(root, link)); err != nil {
 			return err

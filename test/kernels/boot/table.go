@@ -9,13 +9,14 @@ import (
 	"strings"
 )
 
-// runs has the runs of a guest. All of them take two or three minutes.
+// runs has the runs of a guest. All of them take three or four minutes.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
 	{alone, "conntrack", "kernels.test", "^TestConntrackModule$"},
 	{1, "packets", "program.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
+	{0, "beside", "kernels.test", "^(TestIPsecTunnel|TestPriorityTags|TestWGQuick|TestMSSOfWireGuardLAN)$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestFlowtable)$"},
 }
 
@@ -36,6 +37,10 @@ var columns = []struct{ title, run, test string }{
 	{"packets", "packets", ""},
 	{"T", "T", ""},
 	{"N", "N", ""},
+	{"IPsec", "beside", "TestIPsecTunnel"},
+	{"VLAN 0", "beside", "TestPriorityTags"},
+	{"wg-quick", "beside", "TestWGQuick"},
+	{"MSS", "beside", "TestMSSOfWireGuardLAN"},
 	{"veth", "devices", "TestDevices/veth"},
 	{"bridge", "devices", "TestDevices/bridge"},
 	{"VLAN", "devices", "TestDevices/VLAN"},
@@ -59,6 +64,11 @@ const preface = `# Kernels
 - packets: translated packets, compared byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
 - N: real clients in network namespaces: all reflect modes, the router's own connections, ping, refusals.
+- IPsec: ESP tunnels of both families beside forwards. What a policy protects never leaves unencrypted, the tunnels go on, and a target
+  behind an xfrm interface is served.
+- VLAN 0: hosts that begin to send priority tags, from VLAN devices with id 0, keep their connections, and a VLAN beside them is untouched.
+- wg-quick: wg-quick has made a WireGuard tunnel the default route, with strict rp_filter. The Internet is served by the WAN.
+- MSS: a WireGuard interface with a small MTU in ` + "`lan`" + `. TCP fits into it by default, though the server ignores ICMP errors.
 - A kind of device: both the WAN and the LAN interface are of this kind. TCP in both directions, and UDP, whole and in fragments,
   over IPv4 and IPv6, in modes tc and xdp. The clients are on the Internet and in this LAN; some packets leave by the interface that
   they came in by, and the server may be in this LAN. Packets of tun, WireGuard, PPP and PPPoE have no link-layer header, so XDP is

@@ -40,7 +40,8 @@ type Machine struct {
 	PoliciesSet   []config.Policy // IPsec policies that the tables have
 	PoliciesErr   error           // error of Policies
 	Grace         time.Duration   // what is left of the grace of a lost address; 0: no address is lost
-	GraceAsked    int             // number of calls of GraceLeft
+	Sweep         func() (int, error)
+	GraceAsked    int // number of calls of GraceLeft
 
 	prepared *config.Config
 	log      []string // the changes, in order
@@ -220,8 +221,13 @@ func (m *Machine) HasIPv6() (bool, error) {
 	return m.Config != nil && slices.ContainsFunc(m.Config.Forwards, func(f rule.Forward) bool { return f.Target.Is6() }), nil
 }
 
-// SweepDenied is that of tables, which deny nobody.
-func (m *Machine) SweepDenied() (int, error) { return 0, nil }
+// SweepDenied is that of tables. A machine without Sweep denies nobody.
+func (m *Machine) SweepDenied() (int, error) {
+	if m.Sweep == nil {
+		return 0, nil
+	}
+	return m.Sweep()
+}
 
 // BumpRoutes implements router.Tables.
 func (m *Machine) BumpRoutes() error {
