@@ -497,3 +497,69 @@ func TestDirectConnectionBesideItsForward(t *testing.T) {
 		})
 	}
 }
+
+// A client has a direct connection of TCP that is silent for long: so many others are noted after it that its note has gone. Where the
+// kernel tracks connections, a translated one from the same port still gets another port, and both work.
+func TestDirectConnectionOutlivesItsNote(t *testing.T) {
+	for _, mode := range home.Modes {
+		t.Run(mode, func(t *testing.T) {
+			n := lab.NewNetwork6(t)
+			n.SetOffloads(home.OffloadsFor(mode))
+			n.Router.RunInput(masquerading, "nft", "-f", "-")
+			n.Guest.ServeTCP(":8080")
+			n.Guest.ServeTCP("[::]:8080")
+			hp := home.Start(t, n, mode, "")
+			hp.Run("forward", "add", "four", "tcp", "81", "to", lab.Guest+":8080")
+			hp.Run("forward", "add", "six", "tcp", "81", "to", "["+lab.Guest6+"]:8080")
+			for i, way := range []struct{ source, forward, server string }{
+				{lab.Client, lab.External + ":81", lab.Guest},
+				{"[" + lab.Client6 + "]", "[" + lab.External6 + "]:81", "[" + lab.Guest6 + "]"},
+			} {
+				source := fmt.Sprintf("%s:%d", way.source, 5601+i)
+				first := dialShared(t, n.Client, "tcp", way.server+":8080", source)
+				if err := echoes(first); err != nil {
+					t.Fatal(err)
+				}
+				forgetNote(t, n.Client, way.server)
+				second := dialShared(t, n.Client, "tcp", way.forward, source)
+				for range 3 {
+					if err := echoes(second); err != nil {
+						t.Errorf("%s, the translated connection: %v", way.forward, err)
+					}
+					if err := echoes(first); err != nil {
+						t.Errorf("%s, the direct connection: %v", way.forward, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// forgetNote sends datagrams to many ports of a server, each of which hairpin notes as a direct connection.
+func forgetNote(t *testing.T, from *lab.Host, server string) {
+	t.Helper()
+	c, err := from.DialUDP(server+":9", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	local := c.LocalAddr().String()
+	c.Close()
+	err = from.Do(func() error {
+		local := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(local))
+		c, err := net.ListenUDP("udp", local)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		for port := range 20_000 {
+			to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort(fmt.Sprintf("%s:%d", server, 10_000+port)))
+			if _, err := c.WriteTo([]byte("x"), to); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
