@@ -52,7 +52,7 @@ func TestFragmentOrders(t *testing.T) {
 		home.Start(t, n, mode, home.Forwards)
 		for i, w := range home.Ways(n) {
 			t.Run(mode+", "+w.Name, func(t *testing.T) {
-				fragmentsBothWays(t, n.For(t), w, orders(seed), uint16(40000+i))
+				fragmentsBothWays(t, n.For(t), w, orders(seed), uint16(62000+i))
 			})
 		}
 		if held := home.Scrape(t, n, "hairpin_fragments_held_total"); held == 0 {

@@ -255,7 +255,7 @@ func TestClientGone(t *testing.T) {
 		n.SetOffloads(home.OffloadsFor(mode))
 		home.Start(t, n, mode, home.Forwards)
 		for i, w := range home.Ways(n) {
-			t.Run(mode+", "+w.Name, func(t *testing.T) { clientGone(t, n.For(t), w, 40000+i) })
+			t.Run(mode+", "+w.Name, func(t *testing.T) { clientGone(t, n.For(t), w, 62000+i) })
 		}
 	}
 }

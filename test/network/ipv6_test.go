@@ -75,7 +75,7 @@ func TestFragmentOrders6(t *testing.T) {
 		home.Start(t, n, mode, home.Forwards6)
 		for i, w := range ways6(n) {
 			t.Run(mode+", "+w.Name, func(t *testing.T) {
-				fragmentsBothWays6(t, n.For(t), w, orders(seed), uint16(40000+i), udp)
+				fragmentsBothWays6(t, n.For(t), w, orders(seed), uint16(62000+i), udp)
 			})
 		}
 		if held := home.Scrape(t, n, "hairpin_fragments_held_total"); held == 0 {

@@ -292,7 +292,7 @@ func TestServerIsToldTooBig(t *testing.T) {
 		{From: n.Internet, Addr: netip.MustParseAddr(lab.InternetSource), Sees: netip.MustParseAddr(lab.InternetSource)},
 		{From: n.Guest, Addr: netip.MustParseAddr(lab.Guest), Sees: home.RouterAddress},
 	} {
-		port := uint16(40000 + i)
+		port := uint16(62000 + i)
 		asked := n.Server.Watch("eth0", func(p *lab.Packet) bool { return p.Dst.Port() == 8080 })
 		told := n.Server.Watch("eth0", func(p *lab.Packet) bool { return p.ICMP != nil && p.ICMP.Quote != nil })
 		c, err := w.From.DialUDP(lab.External+":80", netip.AddrPortFrom(w.Addr, port).String())
