@@ -275,7 +275,7 @@ func namesPolicies(t *testing.T, hp *lab.Hairpin) {
 	for _, command := range []string{"check", "status"} {
 		r, err := hp.Try(command)
 		said := r.Stdout + r.Stderr
-		for _, network := range []string{"0.0.0.0/0 to 10.8.0.0/24", "::/0 to fd08::/64", "to " + traveller + "/32", "to " + traveller6 + "/128"} {
+		for _, network := range []string{"0.0.0.0/0 to 10.8.0.0/24", "::/0 to fd08::/64", traveller + "/32 and " + traveller6 + "/128"} {
 			if err != nil || !strings.Contains(said, "IPsec policy") || !strings.Contains(said, network) {
 				t.Errorf("%s does not name the policy %s: %v\n%s", command, network, err, said)
 			}

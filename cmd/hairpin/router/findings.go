@@ -37,7 +37,7 @@ func (r *Router) FindingsOf(cfg config.Config, forward rule.Forward) ([]string, 
 		return nil, err
 	}
 	f.add(&forward)
-	list := f.ofForwards()
+	list := slices.Concat(f.ofForwards(), f.unshaped)
 	if f.conflict != "" && (cfg.ReflectOf(forward) != rule.ReflectOff || forward.Clients == rule.ClientsRouter) {
 		list = append(list, f.conflict)
 	}
@@ -75,6 +75,7 @@ func (r *Router) findings(cfg config.Config, seen inventory) ([]string, error) {
 // finder collects findings. It takes one forward after the other, because there may be tens of thousands.
 type finder struct {
 	general   []string // about everything but the forwards
+	unshaped  []string // about shapers that the packets of every forward skip
 	conflict  string   // about the ports of reflected connections
 	unread    bool     // this user may not read IPsec policies
 	forwards  int
@@ -100,7 +101,7 @@ func (r *Router) newFinder(cfg config.Config, seen inventory) (*finder, error) {
 	}
 	own := ownAddresses(seen.links)
 	f.foreign = newForeignAddresses(own)
-	f.general = slices.Concat(deniesRouter(cfg, own), r.unshaped(seen.ports))
+	f.general, f.unshaped = deniesRouter(cfg, own), r.unshaped(seen.ports)
 
 	policies, err := r.listPolicies()
 	switch {
@@ -182,7 +183,7 @@ func (f *finder) list() []string {
 	if f.unread && f.forwards > 0 {
 		list = append(list, "IPsec policies were not looked at: needs CAP_NET_ADMIN")
 	}
-	list = append(list, f.general...)
+	list = slices.Concat(list, f.general, f.unshaped)
 	if f.conflict != "" {
 		list = append(list, f.conflict)
 	}
