@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// Policies for packets that leave are listed in the order in which the kernel asks them, with all that they ask of a packet.
+// The list has all policies for packets that leave, in the kernel's order. Each entry has every condition of the policy's selector.
 func TestPolicies(t *testing.T) {
 	r := newRouter(t)
 	list := func() (found []Policy) {

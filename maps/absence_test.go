@@ -147,8 +147,8 @@ func TestAddressReplaced(t *testing.T) {
 	}
 }
 
-// An interface that is deleted loses its programs, and so its role, before its addresses. The same for an interface that
-// becomes the port of a bridge.
+// When an interface is deleted, its programs go first, then its addresses. An interface without programs has no role. So its
+// address counts as lost, although the interface still has it. An interface that becomes the port of a bridge is like that, too.
 func TestAddressOfAnInterfaceWithoutPrograms(t *testing.T) {
 	l := newLosing(t, "a tcp 80 to 10.0.0.1")
 	mustSetInterfaces(t, l.Tables, config.Interface{Name: "wan0", Index: 2, Addresses: []netip.Prefix{netip.MustParsePrefix("203.0.113.1/24")}})

@@ -338,9 +338,9 @@ func (t *Tables) pruneCounters(ifs []config.Interface) error {
 	return nil
 }
 
-// putOwnAddresses writes the addresses that hosts behind each interface see, and returns those from before. It must run
-// before putInterfaces, so that no packet meets a new interface without its addresses. Each change is one write of one
-// entry, and new entries come before old ones go. So a packet never finds that the router has no address.
+// putOwnAddresses writes the addresses that hosts behind each interface see. It must run before putInterfaces: a packet must
+// not meet a new interface that has no addresses yet. It adds the new entries first, and then removes the old ones. So a packet
+// always finds an address.
 //
 // Race: an opening on CPU A reads an address. The writer removes the address here, and endReflectedFrom ends the
 // connections from it. Then A inserts its connection, from an address that the router no longer has. So the writer waits

@@ -19,7 +19,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// floodForwards are the forwards that clients use during a flood of one of them. All of them lead to one server.
+// floodForwards are the forwards of the flood tests. The flood goes to one of them, clients use all of them. All lead to one server.
 const floodForwards = `
 [[forward]]
 name = "web"

@@ -104,8 +104,8 @@ func untagAll(n *lab.Network) {
 	}
 }
 
-// TestPriorityTags: hosts whose frames begin to have a priority tag, from VLAN devices with id 0, keep their connections and
-// open new ones. What they are sent has no tag. Frames of a real VLAN beside them belong to its device.
+// TestPriorityTags: hosts begin to send frames with a priority tag, by VLAN devices with id 0. They keep their connections and can
+// open new ones. The router sends them frames without a tag. Frames of VLAN 5 still belong to the device of VLAN 5.
 func TestPriorityTags(t *testing.T) {
 	kind{name: "VLAN", link: "vlan"}.need(t)
 	n := lab.NewNetwork6(t)

@@ -317,8 +317,8 @@ clients = "router"
 	}
 }
 
-// The router's own connections to a server and the reflected ones show the server one address. They never have one port: what the
-// router opens is its own, from a port of its own choice and from one that the kernel chooses.
+// A server sees one address for reflected connections and for connections of the router itself. Each connection must have its own
+// port. The router's programs must get their answers, whether they choose their port or the kernel does.
 func TestRoutersOwnPorts(t *testing.T) {
 	for _, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {

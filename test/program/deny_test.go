@@ -199,8 +199,8 @@ func marked(t *testing.T, b *bench) (n int) {
 	return n
 }
 
-// TestFilterOfDeniedAddresses: those that come one by one, in a table that grows, are found; a sweep clears the bits of those whose
-// time is over, and of no others.
+// TestFilterOfDeniedAddresses adds many addresses one by one, so that the table grows. The filter finds every one of them. A sweep
+// clears the bits of addresses whose time is over, and no other bits.
 func TestFilterOfDeniedAddresses(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	c := &corpus{b: b, nextPort: 20000}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -141,9 +140,9 @@ func (f *finder) add(forward *rule.Forward) {
 	}
 }
 
-// atRisk reports whether a forward may take answers to what the router or a masqueraded client has asked, as conntrack is not asked
-// whose they are. Such a forward has several ports, of which some are those that the kernel gives to sockets, at an address that
-// the router itself uses.
+// atRisk reports whether a forward may take answers that belong to the router or to a masqueraded client. That can happen only if
+// hairpin does not ask conntrack. The forward has several ports. The kernel gives some of these ports to sockets. And the forward
+// listens on an address from which the router itself sends.
 func (f *finder) atRisk(forward *rule.Forward) bool {
 	asked := slices.ContainsFunc(forward.Protocols, func(p rule.Protocol) bool { return p == rule.TCP || p == rule.UDP || p == rule.Any })
 	return f.conntrack != loader.ConntrackAsked && asked && !forward.Intercept && forward.Ports.Len() > 1 &&
@@ -274,24 +273,18 @@ func deniesRouter(cfg config.Config, own []OwnAddress) (list []string) {
 // portConflictHere returns a warning if the kernel may give sockets of the router the ports of cfg's reflected connections, otherwise
 // "". A socket and a reflected connection with one port, to one port of a server, would get each other's answers.
 func portConflictHere(cfg config.Config) string {
-	read := func(name string) string {
-		data, err := os.ReadFile(filepath.Join("/proc/sys/net/ipv4", name))
-		if err != nil {
-			return ""
-		}
-		return string(data)
+	var local rule.Ports
+	local.First, local.Last = loader.EphemeralPorts()
+	reserved, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+	if err != nil {
+		reserved = nil // as if there were none
 	}
-	return portConflict(cfg.ReflectPorts, read("ip_local_port_range"), read("ip_local_reserved_ports"))
+	return portConflict(cfg.ReflectPorts, local, string(reserved))
 }
 
-// portConflict is portConflictHere with the contents of both sysctls: "32768 60999", and "8080,61000-65535".
-func portConflict(reflect rule.Ports, ephemeral, reserved string) string {
-	bounds := strings.Fields(ephemeral)
-	if len(bounds) != 2 {
-		return ""
-	}
-	local, err := rule.ParsePorts(bounds[0] + "-" + bounds[1])
-	if err != nil || local.Last < reflect.First || reflect.Last < local.First {
+// portConflict is portConflictHere for these ports of sockets, and this content of ip_local_reserved_ports: "8080,61000-65535".
+func portConflict(reflect, local rule.Ports, reserved string) string {
+	if !local.Overlaps(reflect) {
 		return ""
 	}
 	shared := rule.Ports{First: max(local.First, reflect.First), Last: min(local.Last, reflect.Last)}

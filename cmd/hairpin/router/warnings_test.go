@@ -224,20 +224,23 @@ func TestNotForwarding(t *testing.T) {
 // Ports of reflected connections that the kernel may give to sockets of the router.
 func TestPortConflict(t *testing.T) {
 	for _, test := range []struct{ reflect, ephemeral, reserved, want string }{
-		{"61000-65535", "32768\t60999\n", "\n", ""},
-		{"61000-65535", "1024\t60999\n", "\n", ""},
-		{"61000-65535", "1024\t65535\n", "\n", "61000-65535 61000-65535"},
-		{"61000-65535", "1024\t65535\n", "8080,61000-65535\n", ""},
-		{"61000-65535", "1024\t65535\n", "8080,62000-65535\n", "61000-65535 8080,62000-65535,61000-65535"},
-		{"50000-65535", "32768\t60999\n", "8080\n", "50000-60999 8080,50000-60999"},
-		{"20000-40000", "32768\t60999\n", "32768-40000\n", ""},
-		{"61000-65535", "", "", ""},
+		{"61000-65535", "32768-60999", "\n", ""},
+		{"61000-65535", "1024-60999", "\n", ""},
+		{"61000-65535", "1024-65535", "\n", "61000-65535 61000-65535"},
+		{"61000-65535", "1024-65535", "8080,61000-65535\n", ""},
+		{"61000-65535", "1024-65535", "8080,62000-65535\n", "61000-65535 8080,62000-65535,61000-65535"},
+		{"50000-65535", "32768-60999", "8080\n", "50000-60999 8080,50000-60999"},
+		{"20000-40000", "32768-60999", "32768-40000\n", ""},
 	} {
 		ports, err := rule.ParsePorts(test.reflect)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := portConflict(ports, test.ephemeral, test.reserved)
+		local, err := rule.ParsePorts(test.ephemeral)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := portConflict(ports, local, test.reserved)
 		got = strings.NewReplacer("the kernel may give ports ", "", " (reflection.ports) to the router's own programs, and answers would reach the wrong one; run sysctl -w net.ipv4.ip_local_reserved_ports=", " ").Replace(got)
 		if got != test.want {
 			t.Errorf("%+v: %q", test, got)
