@@ -169,9 +169,9 @@ func simultaneousOpen(t *testing.T, n *lab.Network, hp *lab.Hairpin, w home.Way)
 	from := w.From.For(t)
 	tcp := func(p *lab.Packet) bool { return p.Protocol == 6 }
 	c := &end{name: "client", wire: from.Wire("eth0", routerMAC(n, from)), hears: from.Watch("eth0", tcp),
-		self: netip.AddrPortFrom(w.Addr, 40000), other: netip.AddrPortFrom(home.ExternalAddress, 80), seq: 1000}
+		self: netip.AddrPortFrom(w.Addr, 62000), other: netip.AddrPortFrom(home.ExternalAddress, 80), seq: 1000}
 	s := &end{name: "server", wire: n.Server.Wire("eth0", n.Router.HardwareAddr("lan0")), hears: n.Server.Watch("eth0", tcp),
-		self: netip.AddrPortFrom(home.ServerAddress, 8080), other: netip.AddrPortFrom(w.Sees, 40000), seq: 9000}
+		self: netip.AddrPortFrom(home.ServerAddress, 8080), other: netip.AddrPortFrom(w.Sees, 62000), seq: 9000}
 	c.send(t, lab.SYN, "")
 	// The router has to have seen it, or it would not know whose the server's SYN is. The server
 	// takes no notice: its own is on the way already.
