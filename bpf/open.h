@@ -307,10 +307,9 @@ static __noinline bool open_port_taken(void *ctx, struct work *work, enum hook h
  * must hold (RFC 6888 REQ-8):
  *  - the tuple is the key of the new opener (own);
  *  - the old entry leads to the same address as the new entry;
- *  - or no packet has come for the idle time plus port_hold.
- * choice: other ports are left to try. Then a closing connection keeps its port: the server may have it in TIME-WAIT. */
+ *  - or no packet has come for the idle time plus port_hold. */
 static __always_inline bool open_gives_way(const struct conn *old, const struct entry *entry, const struct tuple *to, bool own,
-					   bool choice, __u32 now)
+					   __u32 now)
 {
 	const struct settings *time = conn_settings();
 	__u8 protocol = to->protocol;
@@ -318,7 +317,7 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 
 	if (!time)
 		return false;
-	if (!over && (choice || conn_state(entry->identity) != CONN_CLOSING) &&
+	if (!over && conn_state(entry->identity) != CONN_CLOSING &&
 	    !(conn_half(entry->identity) && opener && conn_expired(old, protocol, now)))
 		return false;
 	if (protocol == IPPROTO_TCP || own || addr_equal(&entry->to.dst, &to->dst))
@@ -326,7 +325,8 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 	return conn_idle(old->seen, now, conn_idle_time(time, protocol) + time->port_hold);
 }
 
-/* Is the port of the answers one that was drawn, and not the opener's own, and may another one be drawn? */
+/* Is the port of the answers one that was drawn, and not the opener's own, and may another one be drawn? Then every old connection
+ * keeps its port: the server may have a closing one in TIME-WAIT, and may not know yet that an established one is over. */
 static __always_inline bool open_may_draw_again(const struct opening *open)
 {
 	return open->answer.dport != open->key.sport && open->tries < PORT_TRIES;
@@ -343,7 +343,7 @@ static __always_inline enum reason open_obstacle(struct work *work, const struct
 
 	if (!old)
 		return REASON_RACED;
-	if (!open_gives_way(old, &obstacle->entry, to, own, !own && open_may_draw_again(&work->open), work->pkt.ms))
+	if ((!own && open_may_draw_again(&work->open)) || !open_gives_way(old, &obstacle->entry, to, own, work->pkt.ms))
 		return REASON_TUPLE_IN_USE;
 	if (obstacle->entry.identity & CONN_OPENER) {
 		obstacle->key = *key;

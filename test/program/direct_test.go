@@ -350,6 +350,42 @@ func TestReflectedPortsAreNoSockets(t *testing.T) {
 	}
 }
 
+// TestDrawnPortsDisplaceNone: while there are other ports, a connection whose port is drawn gets none that another connection has, even
+// if that connection is over: its server may not know of the end yet, or has it in TIME-WAIT.
+func TestDrawnPortsDisplaceNone(t *testing.T) {
+	const kept = 61000
+	ends := map[string]func(b *bench, f rig.Flow){
+		"closing": func(b *bench, f rig.Flow) {
+			f.Send(t, true, frames.TCP("FA", rig.ClientISN+1, rig.ServerISN+1))
+			f.Send(t, false, frames.TCP("FA", rig.ServerISN+1, rig.ClientISN+2))
+			f.Send(t, true, frames.TCP("A", rig.ClientISN+2, rig.ServerISN+2))
+		},
+		"ended, and no side has been told": func(b *bench, f rig.Flow) {
+			for key, conn := range b.halves(t) {
+				if conn.Opener() {
+					_, err := b.Objects.HairpinEnd.Run(&ebpf.RunOptions{Context: bpf.HairpinEndRequest{Key: key}})
+					lab.Must(err)
+				}
+			}
+		},
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t, rig.Forwards...)
+			b.Config.ReflectPorts = rule.Ports{First: kept, Last: kept + 3}
+			b.Apply(t)
+			old := b.Flows(false, kept)["hairpin"]
+			old.Open(t)
+			end(b, old)
+			for port := uint16(20000); port < 20040; port += 2 {
+				if got := sourcePort(b.Flows(false, port)["hairpin"], t, opener); got == kept {
+					t.Errorf("port %d becomes %d, the port of the old connection", port, got)
+				}
+			}
+		})
+	}
+}
+
 // TestDirectIsNotChallenged: under a SYN flood a direct SYN that needs another port gets one. A challenge would leave it to the kernel
 // with its own port, which the server already knows.
 func TestDirectIsNotChallenged(t *testing.T) {
