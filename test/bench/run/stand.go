@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -141,7 +142,10 @@ func (s *stand) configure() {
 	cfg := config.Default()
 	cfg.WAN, cfg.LAN = []string{"wan0"}, []string{"lan0"}
 	cfg.MaxPerSource = cfg.MaxConnections
-	cfg.ReflectPorts = rule.Ports{First: 1024, Last: 65535} // the flows keep their ports
+	// The flows keep their ports. A base may be older than the field.
+	if field := reflect.ValueOf(&cfg).Elem().FieldByName("ReflectPorts"); field.IsValid() {
+		field.Set(reflect.ValueOf(rule.Ports{First: 1024, Last: 65535}))
+	}
 	for _, words := range standForwards {
 		forward, err := rule.ParseForward(strings.Fields(words))
 		s.must("read forward", err)
