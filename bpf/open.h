@@ -189,6 +189,20 @@ static __always_inline const struct tuple *open_asked_tuple(const struct work *w
 	return quoted ? &work->error.answer : &work->pkt.tuple;
 }
 
+/* May the router, or a client that it masquerades, have asked hosts behind this interface from this address? They ask the hosts of a
+ * LAN from the address that these hosts see, unless a socket or a rule names another one. So conntrack is not asked about
+ * connections from a LAN to a WAN's address, which saves a tenth of their opening. */
+static __always_inline bool open_asks_from(__u32 ifindex, const union addr *addr)
+{
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	const struct own_address *own;
+
+	if (!in || in->role != ROLE_LAN)
+		return true;
+	own = own_address_find(ifindex, addr);
+	return own && addr_equal(&own->address, addr);
+}
+
 /* Is the packet an answer to what the router has asked? All that is known without conntrack. A stack frame of its own. */
 static __noinline enum asked open_asked(void *ctx, struct work *work, bool quoted)
 {
@@ -204,7 +218,7 @@ static __noinline enum asked open_asked(void *ctx, struct work *work, bool quote
 	length = open_socket_tuple(packet, &work->open.socket);
 	if (open_socket_asked(ctx, work, packet, length))
 		return ASKED_BY_ROUTER;
-	return conntrack_asked ? ASKED_CONNTRACK : ASKED_NOT;
+	return conntrack_asked && open_asks_from(work->pkt.ifindex, &packet->dst) ? ASKED_CONNTRACK : ASKED_NOT;
 }
 
 /* Is this packet, or if quoted is set the answer to the packet that an ICMP error quotes, an answer to what the router itself, or a

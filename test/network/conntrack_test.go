@@ -567,3 +567,47 @@ func TestUnconnectedSockets(t *testing.T) {
 		})
 	}
 }
+
+// TestAnswersFromALAN: the router asks a LAN host from a forwarded port of the address that this host sees, and gets the answer. The
+// address is the WAN's where the LAN interface has none. Otherwise it is the LAN interface's own.
+func TestAnswersFromALAN(t *testing.T) {
+	for _, mode := range home.Modes {
+		for name, unnumbered := range map[string]bool{"the WAN's address": true, "the LAN's address": false} {
+			t.Run(mode+", "+name, func(t *testing.T) {
+				n := lab.NewNetwork(t)
+				n.SetOffloads(home.OffloadsFor(mode))
+				n.Router.RunInput(masquerading, "nft", "-f", "-")
+				external := lab.RouterGuest
+				if unnumbered {
+					external = lab.External
+					n.Router.Unaddress("lan1", lab.RouterGuest+"/24")
+					n.Router.Route("lan1", lab.Guest+"/32", "", "")
+					n.Guest.Run("ip", "route", "replace", lab.External, "dev", "eth0")
+					n.Guest.Run("ip", "route", "replace", "default", "via", lab.External, "dev", "eth0")
+				}
+				n.Guest.ServeUDP(":7000")
+				n.Server.ServeUDP(":50006")
+				hp := home.Start(t, n, mode, `
+[[forward]]
+name = "wide"
+protocol = ["udp"]
+external = "`+external+`"
+port = "50000-60000"
+to = "192.168.1.20"
+`)
+				if said := hp.Run("status"); !strings.Contains(said, "conntrack:   asked\n") {
+					t.Fatalf("status says\n%s", said)
+				}
+				askFrom(t, n.Router, party{any: "0.0.0.0", internet: lab.Guest}, 50005, 7000, 1200)
+				c, err := n.Guest.DialUDP(external+":50006", "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if _, err := lab.Exchange(c, 3, 100); err != nil {
+					t.Errorf("the forward: %v", err)
+				}
+			})
+		}
+	}
+}
