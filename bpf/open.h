@@ -189,20 +189,6 @@ static __always_inline const struct tuple *open_asked_tuple(const struct work *w
 	return quoted ? &work->error.answer : &work->pkt.tuple;
 }
 
-/* May the router, or a client that it masquerades, have asked hosts behind this interface from this address? They ask the hosts of a
- * LAN from the address that these hosts see, unless a socket or a rule names another one. So conntrack is not asked about
- * connections from a LAN to a WAN's address: they open faster. */
-static __always_inline bool open_asks_from(__u32 ifindex, const union addr *addr)
-{
-	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
-	const struct own_address *own;
-
-	if (!in || in->role != ROLE_LAN)
-		return true;
-	own = own_address_find(ifindex, addr);
-	return own && addr_equal(&own->address, addr);
-}
-
 /* Is the packet an answer to what the router has asked? All that is known without conntrack. A stack frame of its own. */
 static __noinline enum asked open_asked(void *ctx, struct work *work, bool quoted)
 {
@@ -218,7 +204,7 @@ static __noinline enum asked open_asked(void *ctx, struct work *work, bool quote
 	length = open_socket_tuple(packet, &work->open.socket);
 	if (open_socket_asked(ctx, work, packet, length))
 		return ASKED_BY_ROUTER;
-	return conntrack_asked && open_asks_from(work->pkt.ifindex, &packet->dst) ? ASKED_CONNTRACK : ASKED_NOT;
+	return conntrack_asked ? ASKED_CONNTRACK : ASKED_NOT;
 }
 
 /* Is this packet, or if quoted is set the answer to the packet that an ICMP error quotes, an answer to what the router itself, or a
@@ -339,11 +325,14 @@ static __always_inline bool open_gives_way(const struct conn *old, const struct 
 	return conn_idle(old->seen, now, conn_idle_time(time, protocol) + time->port_hold);
 }
 
-/* Is the port of the answers one that was drawn, and not the opener's own, and may another one be drawn? Then every old connection
- * keeps its port: the server may have a closing one in TIME-WAIT, and may not know yet that an established one is over. */
+/* Is the port of the answers one that was drawn, and may another one be drawn? The opener's own port is not drawn, nor the external
+ * port that the opener has already (reflect public). For a drawn port every old connection stays: the server may have a closing one
+ * in TIME-WAIT, and may not know yet that an established one is over. */
 static __always_inline bool open_may_draw_again(const struct opening *open)
 {
-	return open->answer.dport != open->key.sport && open->tries < PORT_TRIES;
+	bool given = open->mapped && open->tries == 1;
+
+	return open->answer.dport != open->key.sport && !given && open->tries < PORT_TRIES;
 }
 
 /* Handles an old entry with this key. TUPLE_IN_USE: the old connection stays. RACED: another CPU is removing the

@@ -110,7 +110,7 @@ func TestNeighboursFlushed(t *testing.T) {
 // deletes those that are being asked for already, and the kernel drops the packets that wait for their answer.
 //
 // The kernel first sets a neighbour to failed, and then removes it (neigh_delete). Packets that begin to wait between these two
-// steps are lost, too. So the thread has priority: a busy machine does not stop it there.
+// steps are lost, too. So the thread has priority: a busy machine seldom stops it there.
 func forgetNeighbours(t *testing.T, h *lab.Host) {
 	t.Helper()
 	err := h.Do(func() error {

@@ -354,17 +354,26 @@ func TestReflectedPortsAreNoSockets(t *testing.T) {
 // if that connection is over: its server may not know of the end yet, or has it in TIME-WAIT.
 func TestDrawnPortsDisplaceNone(t *testing.T) {
 	const kept = 61000
-	ends := map[string]func(b *bench, f rig.Flow){
-		"closing": func(b *bench, f rig.Flow) {
+	ends := map[string]func(t *testing.T, b *bench, f rig.Flow){
+		"closing": func(t *testing.T, b *bench, f rig.Flow) {
 			f.Send(t, true, frames.TCP("FA", rig.ClientISN+1, rig.ServerISN+1))
 			f.Send(t, false, frames.TCP("FA", rig.ServerISN+1, rig.ClientISN+2))
 			f.Send(t, true, frames.TCP("A", rig.ClientISN+2, rig.ServerISN+2))
-		},
-		"ended, and no side has been told": func(b *bench, f rig.Flow) {
 			for key, conn := range b.halves(t) {
-				if conn.Opener() {
-					_, err := b.Objects.HairpinEnd.Run(&ebpf.RunOptions{Context: bpf.HairpinEndRequest{Key: key}})
-					lab.Must(err)
+				if conn.State != bpf.HairpinConnStateCONN_CLOSING {
+					t.Fatalf("%+v has state %d", key, conn.State)
+				}
+			}
+		},
+		"ended, and no side has been told": func(t *testing.T, b *bench, _ rig.Flow) {
+			for key, conn := range b.halves(t) {
+				if !conn.Opener() {
+					continue
+				}
+				var answer bpf.HairpinEndRequest
+				_, err := b.Objects.HairpinEnd.Run(&ebpf.RunOptions{Context: bpf.HairpinEndRequest{Key: key}, ContextOut: &answer})
+				if err != nil || answer.Found == 0 {
+					t.Fatalf("end %+v: %v, found %d", key, err, answer.Found)
 				}
 			}
 		},
@@ -376,7 +385,7 @@ func TestDrawnPortsDisplaceNone(t *testing.T) {
 			b.Apply(t)
 			old := b.Flows(false, kept)["hairpin"]
 			old.Open(t)
-			end(b, old)
+			end(t, b, old)
 			for port := uint16(20000); port < 20040; port += 2 {
 				if got := sourcePort(b.Flows(false, port)["hairpin"], t, opener); got == kept {
 					t.Errorf("port %d becomes %d, the port of the old connection", port, got)
