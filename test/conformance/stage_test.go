@@ -49,9 +49,7 @@ func (p *probe) stage(forwards ...string) *stage {
 	shared, there := p.suite.rigs[name]
 	if !there {
 		shared.Rig = rig.New(p.suite.t, forwards...)
-		if code, err := shared.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
-			p.Fatalf("start sweeper: %d %v", int32(code), err)
-		}
+		shared.StartSweeper(p)
 		shared.config = shared.Config
 		shared.settings = (&stage{shared.Rig, p}).settings()
 		p.suite.rigs[name] = shared

@@ -26,9 +26,7 @@ func (b *bench) shortLives(t *testing.T) {
 	timeouts.TCPEstablished, timeouts.TCPTransitory = time.Second, time.Second
 	timeouts.UDP, timeouts.ICMP = time.Second, time.Second
 	b.Apply(t)
-	if code, err := b.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
-		t.Fatalf("start sweeper: %d %v", int32(code), err)
-	}
+	b.StartSweeper(t)
 }
 
 // sourcePort is the port that the server sees behind a packet of a flow, which must be sent on.

@@ -112,8 +112,8 @@ func newRaces(t *testing.T) *races {
 			return err
 		}
 		defer restore()
-		_, err = r.b.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
-		return err
+		r.b.StartSweeper(t)
+		return nil
 	})
 	if err != nil {
 		t.Fatalf("start the sweeper: %v", err)

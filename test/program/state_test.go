@@ -220,9 +220,7 @@ func TestExpiry(t *testing.T) {
 		TCPEstablished: 2 * time.Second, TCPTransitory: time.Second, UDP: time.Second, ICMP: time.Second, PortHold: time.Second,
 	}
 	b.Apply(t)
-	if code, err := b.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
-		t.Fatalf("start sweeper: %d %v", int32(code), err)
-	}
+	b.StartSweeper(t)
 	for i := range 50 {
 		b.Flows(i%2 == 0, uint16(20000+i))["hairpin"].Open(t)
 	}
@@ -251,9 +249,7 @@ func TestManyEndAtOnce(t *testing.T) {
 	b.Config.Forwards[0].Target = netip.MustParseAddr("192.168.1.99")
 	b.Config.Timeouts.TCPTransitory, b.Config.Timeouts.TCPEstablished = time.Second, 2*time.Second
 	b.Apply(t)
-	if code, err := b.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)}); err != nil || code != 0 {
-		t.Fatalf("start sweeper: %d %v", int32(code), err)
-	}
+	b.StartSweeper(t)
 	lab.Eventually(t, 30*time.Second, func() error {
 		audit, err := b.Tables.Audit()
 		if err != nil || audit.Entries > 0 {

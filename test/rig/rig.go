@@ -6,6 +6,7 @@ package rig
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -235,6 +236,22 @@ func (r *Rig) Run(tb testing.TB, program *ebpf.Program, context, data []byte) (a
 	}
 	a.Data = opts.DataOut
 	return a
+}
+
+// StartSweeper starts the sweeper on the CPU of the caller. Like the loader, it tries again: the kernel may have no memory ready for the
+// timer.
+func (r *Rig) StartSweeper(tb interface {
+	Helper()
+	Fatalf(string, ...any)
+}) {
+	tb.Helper()
+	lab.Eventually(tb, lab.Patience, func() error {
+		code, err := r.Objects.HairpinStart.Run(&ebpf.RunOptions{Data: make([]byte, 64)})
+		if err == nil && code != 0 {
+			err = fmt.Errorf("start sweeper: %d", int32(code))
+		}
+		return err
+	})
 }
 
 // Counted returns the sum of the counters of a reason, over all interfaces.
