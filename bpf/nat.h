@@ -805,7 +805,8 @@ __noinline int nat_slow_path_xdp(struct xdp_md *ctx, enum begin begin, bool stal
 }
 
 /* Two old connections may block a new connection: at the opener's key and at the answerer's key. Each round
- * removes one of them, the third round opens. */
+ * removes one of them, the third round opens. But a round draws new ports: where old connections have all of them, the packet may be
+ * dropped, and its sender tries again. */
 enum { OPEN_ROUNDS = 3 };
 
 /* Opens a connection for a packet that has no connection, or whose connection is stale. Removes old connections

@@ -147,8 +147,9 @@ func TestAddressReplaced(t *testing.T) {
 	}
 }
 
-// When an interface is deleted, its programs go first, then its addresses. An interface without programs has no role. So its
-// address counts as lost, although the interface still has it. An interface that becomes the port of a bridge is like that, too.
+// TestAddressOfAnInterfaceWithoutPrograms: the address of an interface counts as lost when the interface has no programs any more.
+// This happens when an interface is deleted: the kernel removes the programs first, and the addresses a moment later. It also
+// happens when an interface becomes the port of a bridge.
 func TestAddressOfAnInterfaceWithoutPrograms(t *testing.T) {
 	l := newLosing(t, "a tcp 80 to 10.0.0.1")
 	mustSetInterfaces(t, l.Tables, config.Interface{Name: "wan0", Index: 2, Addresses: []netip.Prefix{netip.MustParsePrefix("203.0.113.1/24")}})

@@ -338,9 +338,9 @@ func (t *Tables) pruneCounters(ifs []config.Interface) error {
 	return nil
 }
 
-// putOwnAddresses writes the addresses that hosts behind each interface see. It must run before putInterfaces: a packet must
-// not meet a new interface that has no addresses yet. It adds the new entries first, and then removes the old ones. So a packet
-// always finds an address.
+// putOwnAddresses writes the addresses that hosts behind each interface see. It must run before putInterfaces. Otherwise packets
+// come in by a new interface whose addresses are not written yet. putOwnAddresses adds the new entries before it removes the old
+// ones, so a packet always finds an address.
 //
 // Race: an opening on CPU A reads an address. The writer removes the address here, and endReflectedFrom ends the
 // connections from it. Then A inserts its connection, from an address that the router no longer has. So the writer waits

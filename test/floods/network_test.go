@@ -19,7 +19,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// floodForwards are the forwards of the flood tests. The flood goes to one of them, clients use all of them. All lead to one server.
+// floodForwards are the forwards of the flood tests. All of them lead to one server. The flood uses one forward. The clients use
+// every forward.
 const floodForwards = `
 [[forward]]
 name = "web"

@@ -199,8 +199,8 @@ func marked(t *testing.T, b *bench) (n int) {
 	return n
 }
 
-// TestFilterOfDeniedAddresses adds many addresses one by one, so that the table grows. The filter finds every one of them. A sweep
-// clears the bits of addresses whose time is over, and no other bits.
+// TestFilterOfDeniedAddresses: the filter in front of the table of denied addresses finds every address, also after the table has
+// grown. When the time of an address is over, the next sweep clears the bit of this address, and no other bit.
 func TestFilterOfDeniedAddresses(t *testing.T) {
 	b := newBench(t, rig.Forwards...)
 	c := &corpus{b: b, nextPort: 20000}

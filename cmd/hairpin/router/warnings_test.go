@@ -154,7 +154,8 @@ func TestPolicyFindings(t *testing.T) {
 	}
 }
 
-// What concerns no new forward is not said of one. Its packets, too, skip shapers. What cannot be looked at is a warning.
+// TestGeneralFindings: "forward add" does not repeat findings about the router that have nothing to do with the new forward. It
+// warns of shapers, because the packets of the new forward skip them. If something cannot be examined, it warns of that.
 func TestGeneralFindings(t *testing.T) {
 	conflict := func(o *Options) { o.PortConflict = func(config.Config) string { return "a conflict of ports" } }
 	broken := func(o *Options) {
