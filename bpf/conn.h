@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The two entries of a connection: how to find, insert and erase them, how to read their packed fields, and TCP tracking.
+/* The two entries of a connection: how to find and insert them, how to read their packed fields, and TCP tracking.
  * lifecycle.h admits, promotes, closes and removes connections. */
 #pragma once
 
 #include "maps.h"
 #include "packet.h"
+#include "table.h"
 #include "verifier.h"
 #include "work.h"
 
@@ -28,31 +29,12 @@ static __always_inline void tuple_reverse(const struct tuple *tuple, struct tupl
 	*protocol_word(&reverse->protocol) = protocol_pad(tuple->protocol);
 }
 
-static __always_inline bool tuple_is_v6(const struct tuple *tuple)
-{
-	return !addr_is_v4(&tuple->dst);
-}
-
-static __always_inline void tuple_to_v4(const struct tuple *tuple, struct tuple4 *key)
-{
-	key->src = tuple->src.word[3];
-	key->dst = tuple->dst.word[3];
-	*ports_word(&key->sport) = *ports_word(&tuple->sport);
-	*protocol_word(&key->protocol) = protocol_pad(tuple->protocol);
-}
-
 static __always_inline void tuple_from_v4(const struct tuple4 *key, struct tuple *tuple)
 {
 	addr_from_v4(&tuple->src, key->src);
 	addr_from_v4(&tuple->dst, key->dst);
 	*ports_word(&tuple->sport) = *ports_word(&key->sport);
 	*protocol_word(&tuple->protocol) = *protocol_word(&key->protocol);
-}
-
-/* Reads the identity from memory again: another CPU may have changed it. */
-static __always_inline __u64 conn_identity(const struct conn *conn)
-{
-	return *(const volatile __u64 *)&conn->identity;
 }
 
 static __always_inline __u32 conn_serial(__u64 identity)
@@ -125,75 +107,98 @@ static __always_inline void conn_set_made_from(struct conn *conn, const struct e
 	conn->epochs = forward->epoch + address->epoch;
 }
 
-/* Finds the entry of a tuple, and copies its identity and the tuple with which the packet leaves. NULL: there is no
- * entry.
- *
- * CPU A finds an entry. While A copies the addresses, CPU B deletes the entry, and its memory becomes an entry of
- * another connection. A would then send its packet to the other connection's server. So A reads the serial before and
- * after the copy. */
-static __always_inline struct conn *conn_find(const struct tuple *key, struct entry *entry)
+/* Copies the identity and the tuple `to` of the entry with this number, if it is the entry of the key. NULL: it is not, or another
+ * CPU is inserting or deleting the entry (race J in table.h). */
+static __always_inline struct conn *conn_read(const struct tuple *key, bool v6, __u32 number, struct entry *entry)
 {
-	struct tuple4 short_key;
-	struct conn4 *four;
-	struct conn6 *six;
+	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
+	void *bucket = table_bucket(v6, number >> BUCKET_SLOT_BITS);
+	struct table_key words = table_key_of(key);
 	struct conn *conn;
 
-	if (tuple_is_v6(key)) {
-		six = bpf_map_lookup_elem(&conns6, key);
-		if (!six)
-			return NULL;
-		entry->identity = conn_identity(&six->conn);
-		entry->to.src = six->src;
-		entry->to.dst = six->dst;
-		conn = &six->conn;
+	if (!bucket || slot >= BUCKET_SLOTS)
+		return NULL;
+	conn = bucket_conn(v6, bucket, slot);
+	entry->identity = conn_identity(conn);
+	if (!bucket_has(v6, bucket, slot, &words))
+		return NULL;
+	if (v6) {
+		entry->to.src = ((struct conn6 *)conn)->src;
+		entry->to.dst = ((struct conn6 *)conn)->dst;
 	} else {
-		tuple_to_v4(key, &short_key);
-		four = bpf_map_lookup_elem(&conns4, &short_key);
-		if (!four)
-			return NULL;
-		entry->identity = conn_identity(&four->conn);
-		addr_from_v4(&entry->to.src, four->src);
-		addr_from_v4(&entry->to.dst, four->dst);
-		conn = &four->conn;
+		addr_from_v4(&entry->to.src, ((struct conn4 *)conn)->src);
+		addr_from_v4(&entry->to.dst, ((struct conn4 *)conn)->dst);
 	}
 	*ports_word(&entry->to.sport) = *ports_word(&conn->sport);
 	entry->to.protocol = key->protocol;
+	entry->number = number;
 	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || conn_state(entry->identity) == CONN_GONE)
 		return NULL;
 	return conn;
 }
 
-/* Inserts one entry of a new connection. Returns 0 or a negative errno; -EEXIST: the key has an entry already. The value
- * is built in working memory, because the stack is too short. */
-static __always_inline long conn_insert(const struct tuple *key, const struct conn *conn, const struct tuple *to,
-					union conn_value *value)
+/* Finds the entry of a tuple, and copies its identity and the tuple with which the packet leaves. NULL: there is no
+ * entry. Not inlined, to have its own stack frame. */
+static __noinline struct conn *conn_find(const struct tuple *key, struct entry *entry)
 {
-	struct tuple4 short_key;
+	long number = table_find(key);
 
-	value->six.conn = *conn;
-	value->six.conn.sport = to->sport;
-	value->six.conn.dport = to->dport;
-	if (tuple_is_v6(key)) {
-		value->six.src = to->src;
-		value->six.dst = to->dst;
-		return bpf_map_update_elem(&conns6, key, &value->six, BPF_NOEXIST);
-	}
-	tuple_to_v4(key, &short_key);
-	value->four.src = to->src.word[3];
-	value->four.dst = to->dst.word[3];
-	return bpf_map_update_elem(&conns4, &short_key, &value->four, BPF_NOEXIST);
+	if (number < 0)
+		return NULL;
+	return tuple_is_v6(key) ? conn_read(key, true, (__u32)number, entry) : conn_read(key, false, (__u32)number, entry);
 }
 
-static __always_inline void conn_erase(const struct tuple *key)
+/* Finds an entry by its number. NULL: the slot is free, or another CPU is inserting or deleting the entry. */
+static __always_inline struct conn *conn_at(bool v6, __u32 number, struct direction *direction)
 {
-	struct tuple4 short_key;
+	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
+	struct bucket4 *four;
+	struct bucket6 *six;
 
-	if (tuple_is_v6(key)) {
-		bpf_map_delete_elem(&conns6, key);
-		return;
+	if (slot >= BUCKET_SLOTS)
+		return NULL;
+	if (v6) {
+		six = table_bucket(true, number >> BUCKET_SLOT_BITS);
+		if (!six)
+			return NULL;
+		direction->key = six->key[slot];
+		return conn_read(&direction->key, true, number, &direction->entry);
 	}
-	tuple_to_v4(key, &short_key);
-	bpf_map_delete_elem(&conns4, &short_key);
+	four = table_bucket(false, number >> BUCKET_SLOT_BITS);
+	if (!four)
+		return NULL;
+	tuple_from_v4(&four->key[slot], &direction->key);
+	return conn_read(&direction->key, false, number, &direction->entry);
+}
+
+/* Inserts one entry of a new connection. Returns its number, or TABLE_EXISTS, TABLE_NO_ROOM or TABLE_AGAIN. The identity is written
+ * last: it makes the entry valid. */
+__noinline long conn_insert(const struct tuple *key, const struct conn *conn, const struct tuple *to)
+{
+	struct conn *entry;
+	long number;
+	bool v6;
+
+	if (!key || !conn || !to)
+		return TABLE_NO_ROOM;
+	number = table_claim(key, conn_serial(conn->identity));
+	if (number < 0)
+		return number;
+	v6 = tuple_is_v6(key);
+	entry = v6 ? table_conn(true, (__u32)number) : table_conn(false, (__u32)number);
+	if (!entry)
+		return TABLE_NO_ROOM;
+	__builtin_memcpy(&entry->hop, &conn->hop, offsetof(struct conn, sport) - offsetof(struct conn, hop));
+	*ports_word(&entry->sport) = *ports_word(&to->sport);
+	if (v6) {
+		((struct conn6 *)entry)->src = to->src;
+		((struct conn6 *)entry)->dst = to->dst;
+	} else {
+		((struct conn4 *)entry)->src = to->src.word[3];
+		((struct conn4 *)entry)->dst = to->dst.word[3];
+	}
+	__sync_lock_test_and_set(&entry->identity, conn->identity);
+	return number;
 }
 
 /* Finds the other direction of the entry's connection. NULL: there is none. Not inlined, to have its own stack frame. */

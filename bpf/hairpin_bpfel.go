@@ -46,6 +46,22 @@ type HairpinBucket struct {
 	Full uint64
 }
 
+type HairpinBucket4 struct {
+	_      structs.HostLayout
+	Passed uint32
+	Pad    [3]uint32
+	Key    [3]HairpinTuple4
+	Entry  [3]HairpinConn4
+}
+
+type HairpinBucket6 struct {
+	_      structs.HostLayout
+	Passed uint32
+	Pad    [3]uint32
+	Key    [3]HairpinTuple
+	Entry  [3]HairpinConn6
+}
+
 type HairpinConn struct {
 	_         structs.HostLayout
 	Identity  uint64
@@ -348,24 +364,9 @@ type HairpinOwnAddressKey struct {
 	Peer         HairpinAddr
 }
 
-type HairpinPlace4 struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Serial uint32
-	Key    HairpinTuple4
-}
-
-type HairpinPlace6 struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Serial uint32
-	Key    HairpinTuple
+type HairpinPlace struct {
+	_      structs.HostLayout
+	Holder uint64
 }
 
 type HairpinPlaceKind uint32
@@ -501,7 +502,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 10
+	HairpinSchemaSCHEMA HairpinSchema = 11
 )
 
 type HairpinSecret struct {
@@ -583,13 +584,15 @@ type HairpinSweeper struct {
 			_        structs.HostLayout
 			Identity uint64
 			To       HairpinTuple
+			Number   uint32
+			Pad      uint32
 		}
 	}
 	Scratch struct {
 		_    structs.HostLayout
 		Want struct {
 			_                structs.HostLayout
-			Serial           uint32
+			Holder           uint64
 			Kind             HairpinPlaceKind
 			Forward          uint32
 			Slot             uint32
@@ -598,7 +601,7 @@ type HairpinSweeper struct {
 			FromWan          bool
 			Chosen           bool
 			Taken            bool
-			_                [3]byte
+			_                [7]byte
 		}
 		Holder struct {
 			_     structs.HostLayout
@@ -607,10 +610,13 @@ type HairpinSweeper struct {
 				_        structs.HostLayout
 				Identity uint64
 				To       HairpinTuple
+				Number   uint32
+				Pad      uint32
 			}
 		}
 		Victim struct {
 			_         structs.HostLayout
+			Holder    uint64
 			Direction struct {
 				_     structs.HostLayout
 				Key   HairpinTuple
@@ -618,11 +624,13 @@ type HairpinSweeper struct {
 					_        structs.HostLayout
 					Identity uint64
 					To       HairpinTuple
+					Number   uint32
+					Pad      uint32
 				}
 			}
-			Serial uint32
-			Index  uint32
-			Worth  uint64
+			Index uint32
+			_     [4]byte
+			Worth uint64
 		}
 		Other struct {
 			_     structs.HostLayout
@@ -631,13 +639,20 @@ type HairpinSweeper struct {
 				_        structs.HostLayout
 				Identity uint64
 				To       HairpinTuple
+				Number   uint32
+				Pad      uint32
 			}
 		}
-		RemovedOpener   HairpinTuple
 		RemovedAnswerer HairpinTuple
 		Now             uint32
 		Pad             uint32
 	}
+}
+
+type HairpinTable struct {
+	_       structs.HostLayout
+	Random  [10]uint64
+	Buckets [2]uint32
 }
 
 type HairpinTraffic struct {
@@ -676,8 +691,9 @@ const (
 	HairpinVerdictVERDICT_SEND    HairpinVerdict = 4
 	HairpinVerdictVERDICT_HOLD    HairpinVerdict = 5
 	HairpinVerdictVERDICT_TELL    HairpinVerdict = 6
-	HairpinVerdictVERDICT_BEGUN   HairpinVerdict = 7
-	HairpinVerdictVERDICT_REPLACE HairpinVerdict = 8
+	HairpinVerdictVERDICT_READY   HairpinVerdict = 7
+	HairpinVerdictVERDICT_BEGUN   HairpinVerdict = 8
+	HairpinVerdictVERDICT_REPLACE HairpinVerdict = 9
 )
 
 // Names of all BPF objects in the ELF.
@@ -720,8 +736,7 @@ const (
 	HairpinMapOrigins         = "origins"
 	HairpinMapOriginsEmpty    = "origins_empty"
 	HairpinMapOwnAddresses    = "own_addresses"
-	HairpinMapPlaces4         = "places4"
-	HairpinMapPlaces6         = "places6"
+	HairpinMapPlaces          = "places"
 	HairpinMapPolicies        = "policies"
 	HairpinMapProven          = "proven"
 	HairpinMapRings           = "rings"
@@ -738,6 +753,7 @@ const (
 	HairpinMapStandInsEmpty   = "stand_ins_empty"
 	HairpinMapStatsEmpty      = "stats_empty"
 	HairpinMapSweepers        = "sweepers"
+	HairpinMapTables          = "tables"
 	HairpinMapTargets         = "targets"
 	HairpinMapTxPorts         = "tx_ports"
 	HairpinMapWorks           = "works"
@@ -844,8 +860,7 @@ type HairpinMapSpecs struct {
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
 	OwnAddresses   *ebpf.MapSpec `ebpf:"own_addresses"`
-	Places4        *ebpf.MapSpec `ebpf:"places4"`
-	Places6        *ebpf.MapSpec `ebpf:"places6"`
+	Places         *ebpf.MapSpec `ebpf:"places"`
 	Policies       *ebpf.MapSpec `ebpf:"policies"`
 	Proven         *ebpf.MapSpec `ebpf:"proven"`
 	Rings          *ebpf.MapSpec `ebpf:"rings"`
@@ -862,6 +877,7 @@ type HairpinMapSpecs struct {
 	StandInsEmpty  *ebpf.MapSpec `ebpf:"stand_ins_empty"`
 	StatsEmpty     *ebpf.MapSpec `ebpf:"stats_empty"`
 	Sweepers       *ebpf.MapSpec `ebpf:"sweepers"`
+	Tables         *ebpf.MapSpec `ebpf:"tables"`
 	Targets        *ebpf.MapSpec `ebpf:"targets"`
 	TxPorts        *ebpf.MapSpec `ebpf:"tx_ports"`
 	Works          *ebpf.MapSpec `ebpf:"works"`
@@ -934,8 +950,7 @@ type HairpinMaps struct {
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
 	OwnAddresses   *ebpf.Map `ebpf:"own_addresses"`
-	Places4        *ebpf.Map `ebpf:"places4"`
-	Places6        *ebpf.Map `ebpf:"places6"`
+	Places         *ebpf.Map `ebpf:"places"`
 	Policies       *ebpf.Map `ebpf:"policies"`
 	Proven         *ebpf.Map `ebpf:"proven"`
 	Rings          *ebpf.Map `ebpf:"rings"`
@@ -952,6 +967,7 @@ type HairpinMaps struct {
 	StandInsEmpty  *ebpf.Map `ebpf:"stand_ins_empty"`
 	StatsEmpty     *ebpf.Map `ebpf:"stats_empty"`
 	Sweepers       *ebpf.Map `ebpf:"sweepers"`
+	Tables         *ebpf.Map `ebpf:"tables"`
 	Targets        *ebpf.Map `ebpf:"targets"`
 	TxPorts        *ebpf.Map `ebpf:"tx_ports"`
 	Works          *ebpf.Map `ebpf:"works"`
@@ -995,8 +1011,7 @@ func (m *HairpinMaps) Close() error {
 		m.Origins,
 		m.OriginsEmpty,
 		m.OwnAddresses,
-		m.Places4,
-		m.Places6,
+		m.Places,
 		m.Policies,
 		m.Proven,
 		m.Rings,
@@ -1013,6 +1028,7 @@ func (m *HairpinMaps) Close() error {
 		m.StandInsEmpty,
 		m.StatsEmpty,
 		m.Sweepers,
+		m.Tables,
 		m.Targets,
 		m.TxPorts,
 		m.Works,

@@ -9,7 +9,7 @@
  *     CPU that wins the change to CONN_GONE deletes the entries. So each connection raises a count once and lowers the
  *     count once.
  *  2. One CPU inserts the answerer's entry, then the opener's entry. One CPU deletes the answerer's entry, then the
- *     opener's entry. The answerer's key belongs to the connection all this time: BPF_NOEXIST keeps others from
+ *     opener's entry. The answerer's key belongs to the connection all this time: table_claim keeps others from
  *     inserting this key.
  *  3. A half-open connection takes its place right after its entries are inserted (race E). Every later place is taken
  *     before the state changes. The sweeper visits all places, so it finds every connection.
@@ -20,8 +20,8 @@
  * Races
  *  A. A new SYN against expiry. CPU A has a SYN for a closing connection. CPU B sweeps this connection. Both call
  *     life_remove. The winner of the change to CONN_GONE deletes the entries. The loser's change fails, and the loser
- *     counts nothing. If A loses, the old keys may still be in the table when A inserts. Then the insertion with
- *     BPF_NOEXIST fails, A drops the SYN with REASON_RACED, and the client sends the SYN again.
+ *     counts nothing. If A loses, the old keys may still be in the table when A inserts. Then the insertion
+ *     fails, A drops the SYN with REASON_RACED, and the client sends the SYN again.
  *  B. Deletion against reuse of memory. CPU A has a pointer to an entry. CPU B deletes the entry. CPU C inserts another
  *     connection, whose entry gets this memory. A's changes of state and flags compare the serial, so they fail. But A
  *     may still write sequence numbers and counters, for a few ns after it last read the identity. These writes hit C's
@@ -31,8 +31,8 @@
  *     connection. Then A changes the state. One of the two changes of state fails. If A's change fails, A lowers its
  *     count again, and its place is free by invariant 4. If another CPU has promoted the connection, the connection
  *     holds two places until its end.
- *  D. Two CPUs take one place. Both read that the place is free. Each CPU writes under the lock of the place, and only
- *     if the serial is still the serial that it read. The second CPU fails, and searches again.
+ *  D. Two CPUs take one place. Both read that the place is free. Each CPU changes the place by a compare-and-swap from what
+ *     it has read. The second CPU fails, and searches again.
  *  E. Place before entries. A place whose connection is not in the table yet looks free to other CPUs. So an opening
  *     inserts both entries first, and then takes its place. If it finds no place, it removes its entries.
  *  F. The sweeper against life_move. The sweeper reads a place, and then the connection moves to a place of another
@@ -269,102 +269,43 @@ __noinline bool life_remove(const struct tuple *key, struct conn *opener, const 
 		count_event(event);
 	life_count_closed(conn_forward(opener), identity);
 	tuple_reverse(&entry->to, &scratch->removed_answerer);
-	scratch->removed_opener = *key;
-	conn_erase(&scratch->removed_answerer);
-	conn_erase(&scratch->removed_opener);
+	table_erase(&scratch->removed_answerer);
+	table_erase(key);
 	return true;
 }
 
-static __always_inline __u32 place_read4(__u32 index, struct tuple *key)
+static __always_inline __u64 place_holds(__u32 serial, __u32 number)
 {
-	struct place4 *place = bpf_map_lookup_elem(&places4, &index);
-	struct tuple4 held;
-	__u32 serial;
-
-	if (!place || !*(volatile __u32 *)&place->serial)
-		return 0;
-	bpf_spin_lock(&place->lock);
-	serial = place->serial;
-	held = place->key;
-	bpf_spin_unlock(&place->lock);
-	tuple_from_v4(&held, key);
-	return serial;
+	return (__u64)serial << 32 | number;
 }
 
-static __always_inline __u32 place_read6(__u32 index, struct tuple *key)
+/* Reads a place (struct place). 0: the place is free. */
+static __always_inline __u64 place_read(__u32 index)
 {
-	struct place6 *place = bpf_map_lookup_elem(&places6, &index);
-	__u32 serial;
+	const struct place *place = bpf_map_lookup_elem(&places, &index);
 
-	if (!place || !*(volatile __u32 *)&place->serial)
-		return 0;
-	bpf_spin_lock(&place->lock);
-	serial = place->serial;
-	*key = place->key;
-	bpf_spin_unlock(&place->lock);
-	return serial;
+	return place ? *(const volatile __u64 *)&place->holder : 0;
 }
 
-/* Copies the key of a place, and returns its serial. 0: the place is free. */
-__noinline __u32 place_read(__u32 index, bool v6, struct tuple *key)
+/* Writes a place if it still holds the expected connection. False: another CPU has written the place since. */
+static __always_inline bool place_write(__u32 index, __u64 expected, __u64 holder)
 {
-	if (!key)
-		return 0;
-	return v6 ? place_read6(index, key) : place_read4(index, key);
+	struct place *place = bpf_map_lookup_elem(&places, &index);
+
+	return place && __sync_val_compare_and_swap(&place->holder, expected, holder) == expected;
 }
 
-static __always_inline bool place_write4(__u32 index, __u32 expected, __u32 serial, const struct tuple *key)
+/* Finds the connection that holds a place: its opener's direction. NULL: the place is free (invariant 4). Not inlined, to have
+ * its own stack frame. */
+static __noinline struct conn *place_holder(__u64 holder, bool v6, enum place_kind kind, struct direction *direction)
 {
-	struct place4 *place = bpf_map_lookup_elem(&places4, &index);
-	struct tuple4 held;
-	bool mine;
+	struct conn *conn;
 
-	if (!place)
-		return false;
-	tuple_to_v4(key, &held);
-	bpf_spin_lock(&place->lock);
-	mine = place->serial == expected;
-	if (mine) {
-		place->serial = serial;
-		place->key = held;
-	}
-	bpf_spin_unlock(&place->lock);
-	return mine;
-}
-
-static __always_inline bool place_write6(__u32 index, __u32 expected, __u32 serial, const struct tuple *key)
-{
-	struct place6 *place = bpf_map_lookup_elem(&places6, &index);
-	bool mine;
-
-	if (!place)
-		return false;
-	bpf_spin_lock(&place->lock);
-	mine = place->serial == expected;
-	if (mine) {
-		place->serial = serial;
-		place->key = *key;
-	}
-	bpf_spin_unlock(&place->lock);
-	return mine;
-}
-
-/* Writes a place if its serial is still the expected one. False: another CPU has written the place since. */
-__noinline bool place_write(__u32 index, __u32 expected, __u32 serial, const struct tuple *key)
-{
-	if (!key)
-		return false;
-	return tuple_is_v6(key) ? place_write6(index, expected, serial, key) : place_write4(index, expected, serial, key);
-}
-
-/* Finds the connection that holds a place. NULL: the place is free (invariant 4). */
-static __always_inline struct conn *place_holder(const struct tuple *key, __u32 serial, enum place_kind kind,
-						 struct entry *entry)
-{
-	struct conn *conn = conn_find(key, entry);
-
-	if (!conn || conn_serial(entry->identity) != serial || !(entry->identity & CONN_OPENER) ||
-	    conn_state(entry->identity) > place_last(kind))
+	if (!holder)
+		return NULL;
+	conn = v6 ? conn_at(true, (__u32)holder, direction) : conn_at(false, (__u32)holder, direction);
+	if (!conn || conn_serial(direction->entry.identity) != (__u32)(holder >> 32) ||
+	    !(direction->entry.identity & CONN_OPENER) || conn_state(direction->entry.identity) > place_last(kind))
 		return NULL;
 	return conn;
 }
@@ -440,8 +381,8 @@ static long place_try(__u32 step, struct place_search *search)
 	struct place_victim *victim = &scratch->victim;
 	struct ring *ring = ring_of(want->kind, tuple_is_v6(search->key));
 	struct conn *holder;
-	__u32 index, serial;
-	__u64 worth;
+	__u64 worth, held;
+	__u32 index;
 	bool own;
 
 	if (!ring)
@@ -449,20 +390,19 @@ static long place_try(__u32 step, struct place_search *search)
 	if (step || !want->chosen)
 		want->slot = place_next(ring, want->kind);
 	index = ring->base + want->slot;
-	serial = place_read(index, tuple_is_v6(search->key), &scratch->holder.key);
-	holder = serial ? place_holder(&scratch->holder.key, serial, want->kind, &scratch->holder.entry) : NULL;
+	held = place_read(index);
+	holder = place_holder(held, tuple_is_v6(search->key), want->kind, &scratch->holder);
 	if (!holder) {
-		want->taken = place_write(index, serial, want->serial, search->key);
+		want->taken = place_write(index, held, want->holder);
 		return want->taken;
 	}
 	if (!place_yields(search, holder))
 		return 0;
 	worth = place_worth(scratch, holder);
-	if (!victim->serial || worth < victim->worth) {
-		victim->serial = serial;
+	if (!victim->holder || worth < victim->worth) {
+		victim->holder = held;
 		victim->index = index;
 		victim->worth = worth;
-		victim->direction.key = scratch->holder.key;
 	}
 	/* A forward or a client over its share evicts the first of its own connections that the search finds. The search
 	 * follows the order in which places were taken, so this connection is the oldest. All others search on: a free
@@ -496,14 +436,14 @@ static __always_inline bool place_displace(const struct tuple *key, struct scrat
 	struct place_want *want = &scratch->want;
 	struct place_victim *victim = &scratch->victim;
 	struct direction *giving = &victim->direction;
-	struct conn *holder = place_holder(&giving->key, victim->serial, want->kind, &giving->entry);
+	struct conn *holder = place_holder(victim->holder, tuple_is_v6(key), want->kind, giving);
 	enum conn_event event = want->kind == PLACE_OTHER ? EVENT_DISPLACED : EVENT_EVICTED;
 
 	if (holder && !life_remove(&giving->key, holder, &giving->entry, event, sweeping))
 		return false;
 	if (holder && want->kind == PLACE_HALF_OTHER)
 		ring_note_evicted(&giving->key, scratch->now);
-	return place_write(victim->index, victim->serial, want->serial, key);
+	return place_write(victim->index, victim->holder, want->holder);
 }
 
 /* Takes a place for scratch->want: a free place, otherwise the place of the holder with the lowest worth. False: no
@@ -514,19 +454,19 @@ static __always_inline bool place_take(const struct tuple *key, struct scratch *
 	struct place_want *want = &scratch->want;
 
 	for (int i = 0; i < PLACE_ROUNDS && !want->taken; i++) {
-		scratch->victim.serial = 0;
+		scratch->victim.holder = 0;
 		bpf_loop(place_tries(want->kind, want->forward_over_share || want->client_over_share), place_try, &search, 0);
 		want->chosen = false;
-		if (!want->taken && scratch->victim.serial)
+		if (!want->taken && scratch->victim.holder)
 			want->taken = place_displace(key, scratch, sweeping);
 	}
 	return want->taken;
 }
 
-static __always_inline void place_want_begin(struct scratch *scratch, __u64 identity, enum place_kind kind)
+static __always_inline void place_want_begin(struct scratch *scratch, __u64 identity, __u32 number, enum place_kind kind)
 {
 	__builtin_memset(&scratch->want, 0, sizeof(scratch->want));
-	scratch->want.serial = conn_serial(identity);
+	scratch->want.holder = place_holds(conn_serial(identity), number);
 	scratch->want.kind = kind;
 	scratch->want.from_wan = identity & CONN_FROM_WAN;
 }
@@ -558,7 +498,7 @@ __noinline bool life_move(const struct tuple *key, struct conn *opener, const st
 		return false;
 	identity = entry->identity;
 	forward = conn_forward(opener);
-	place_want_begin(scratch, identity, PLACE_CLOSING);
+	place_want_begin(scratch, identity, entry->number, PLACE_CLOSING);
 	if (conn_state(identity) >= CONN_CLOSING || !place_take(key, scratch, sweeping))
 		return false;
 	if (!conn_change(opener, identity, to, 0, 0))
@@ -613,7 +553,7 @@ __noinline enum reason life_promote(const struct tuple *key, struct conn *opener
 		return REASON_NONE;
 	if (!ring_admit(kind, v6))
 		return REASON_TABLE_FULL;
-	place_want_begin(scratch, identity, kind);
+	place_want_begin(scratch, identity, entry->number, kind);
 	if (!place_take(key, scratch, false)) {
 		ring_count(kind, v6, -1);
 		return REASON_TABLE_FULL;
@@ -668,7 +608,7 @@ __noinline bool life_begin(void)
 	kind = life_kind(identity, key->protocol);
 	ring = ring_of(kind, tuple_is_v6(key));
 	load = load_of(conn_forward(&work->open.conn));
-	place_want_begin(scratch, identity, kind);
+	place_want_begin(scratch, identity, work->open.number, kind);
 	scratch->want.chosen = work->open.chosen;
 	scratch->want.slot = work->open.slot;
 	scratch->want.forward = conn_forward(&work->open.conn);
@@ -696,17 +636,15 @@ __noinline bool life_under_pressure(bool v6)
 	struct place_search search = {};
 	struct scratch *scratch;
 	struct conn *holder;
-	__u32 serial;
 
 	if (!ring || !work)
 		return false;
 	scratch = &work->scratch;
 	search.scratch = scratch;
 	search.key = &scratch->holder.key;
-	place_want_begin(scratch, 0, PLACE_HALF_TCP);
+	place_want_begin(scratch, 0, 0, PLACE_HALF_TCP);
 	work->open.slot = place_next(ring, PLACE_HALF_TCP);
-	serial = place_read(ring->base + work->open.slot, v6, &scratch->holder.key);
-	holder = serial ? place_holder(&scratch->holder.key, serial, PLACE_HALF_TCP, &scratch->holder.entry) : NULL;
+	holder = place_holder(place_read(ring->base + work->open.slot), v6, PLACE_HALF_TCP, &scratch->holder);
 	return holder && !place_yields(&search, holder);
 }
 
@@ -870,20 +808,21 @@ static __always_inline long sweep_next_ring(struct sweeper *sweeper)
 static long sweep_place(__u32 step, struct sweep *sweep)
 {
 	struct sweeper *sweeper = sweep->sweeper;
-	__u32 at = sweeper->ring, index, serial;
+	__u32 at = sweeper->ring, index;
 	struct ring *ring = bpf_map_lookup_elem(&rings, &at);
 	struct conn *opener;
+	__u64 held;
 
 	(void)step;
 	if (!ring || sweeper->place >= ring->size)
 		return sweep_next_ring(sweeper);
 	index = ring->base + sweeper->place++;
-	serial = place_read(index, at & 1, &sweeper->visited.key);
-	if (!serial)
+	held = place_read(index);
+	if (!held)
 		return 0;
-	opener = place_holder(&sweeper->visited.key, serial, (enum place_kind)(at / 2), &sweeper->visited.entry);
+	opener = place_holder(held, at & 1, (enum place_kind)(at / 2), &sweeper->visited);
 	if (!opener)
-		place_write(index, serial, 0, &sweeper->visited.key);
+		place_write(index, held, 0);
 	else
 		sweeper->left += life_visit(&sweeper->visited.key, opener, &sweeper->visited.entry, sweeper->scratch.now);
 	sweeper->visits++;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* The maps: who writes each map, and why it has its type; and the functions that count. The sizes here are defaults: from
- * the configuration the loader sets the sizes of conns4, conns6, places4 and places6, and the content of rings. */
+ * the configuration the loader sets the sizes of conns4, conns6 and places, and the content of rings and tables. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Version of the layout of the pinned maps. It is raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 10 };
+enum schema { SCHEMA = 11 };
 
 /* Multiplicative hashing (Knuth): 2^32 divided by the golden ratio. Use the upper bits of the product: they mix best. */
 enum { HASH_MULTIPLIER = 2654435761u };
@@ -220,8 +220,8 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 } listeners SEC(".maps");
 
-/* Two entries for each mapping. After an LRU eviction another client may get the port of the mapping. BPF_NOEXIST in
- * conns4 and conns6 keeps tuples unique even then. */
+/* Two entries for each mapping. After an LRU eviction another client may get the port of the mapping. table_claim
+ * keeps tuples unique even then. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct tuple);
@@ -270,20 +270,30 @@ struct {
 	__array(values, struct policy_list);
 } policies SEC(".maps");
 
-/* Two entries for each connection, in every state. */
+/* Two entries for each connection, in every state. Index: the number of a bucket (table.h). BPF_F_MMAPABLE: the kernel then puts the
+ * first bucket at the start of a page, so no bucket has more cache lines than it needs. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct tuple4);
-	__type(value, struct conn4);
-	__uint(max_entries, 335872);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct bucket4);
+	__uint(max_entries, 201523);
+	__uint(map_flags, BPF_F_MMAPABLE);
 } conns4 SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__type(key, struct tuple);
-	__type(value, struct conn6);
-	__uint(max_entries, 83968);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct bucket6);
+	__uint(max_entries, 50380);
+	__uint(map_flags, BPF_F_MMAPABLE);
 } conns6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct table);
+	__uint(max_entries, 1);
+} tables SEC(".maps");
 
 /* Index: enum place_kind * 2, plus 1 for IPv6. The loader sets sizes and limits. */
 struct {
@@ -293,19 +303,13 @@ struct {
 	__uint(max_entries, PLACES * 2);
 } rings SEC(".maps");
 
+/* The rings, one after the other. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);
-	__type(value, struct place4);
-	__uint(max_entries, 192512);
-} places4 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__type(key, __u32);
-	__type(value, struct place6);
-	__uint(max_entries, 48128);
-} places6 SEC(".maps");
+	__type(value, struct place);
+	__uint(max_entries, 240640);
+} places SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

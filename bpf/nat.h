@@ -673,13 +673,17 @@ static __always_inline bool nat_stale(const struct packet *pkt, const struct con
 	return conn_revoked(conn, identity) || (conn_state(identity) != CONN_ESTABLISHED && nat_reopens(pkt, conn, identity));
 }
 
-/* Returns the verdict of an opening. BEGUN: the connection is in the table. REPLACE: an old connection must be
- * removed first. */
-static __always_inline enum verdict nat_begun(struct work *work, enum reason reason)
+/* Returns the verdict of a step of an opening. READY: the connection is prepared. REPLACE: an old connection must be removed
+ * first. If the connection is optional, the kernel gets a packet that cannot open it, unless the packet must be tried again. */
+static __always_inline enum verdict nat_opening(struct work *work, enum reason reason)
 {
+	if (reason == REASON_NONE)
+		return VERDICT_READY;
 	if (reason == REASON_OBSTACLE)
 		return VERDICT_REPLACE;
-	return reason == REASON_NONE ? VERDICT_BEGUN : nat_verdict(work, reason);
+	if (work->open.optional && reason != REASON_RACED && reason != REASON_NEXT_HOP)
+		reason = REASON_NONE;
+	return nat_verdict(work, reason);
 }
 
 /* What a packet may begin that has no connection, or whose connection is stale. */
@@ -708,21 +712,6 @@ static __noinline enum begin nat_may_begin(struct work *work)
 	return (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt) ? BEGIN_ELSE : BEGIN_NOTHING;
 }
 
-/* Returns the verdict for a packet that the kernel would send on without hairpin. The packet passes to the kernel,
- * unless it has a connection now, or must be tried again. */
-static __always_inline enum verdict nat_begun_or_pass(struct work *work, enum reason reason)
-{
-	switch (reason) {
-	case REASON_NONE:
-	case REASON_OBSTACLE:
-	case REASON_RACED:
-	case REASON_NEXT_HOP:
-		return nat_begun(work, reason);
-	default:
-		return nat_verdict(work, REASON_NONE);
-	}
-}
-
 /* May this packet be an answer that rebuilds a lost connection? Sets open.from_wan: true if the answer goes to the
  * Internet, false if it goes to a stand-in. */
 static __always_inline bool nat_may_answer(struct work *work, enum begin begin, bool stale)
@@ -745,19 +734,18 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 	const struct forward *forward = intercept_find(pkt);
 
 	if (forward && pkt->opens && !open_kernels_own(ctx, hook))
-		return nat_begun(work, open_connection(ctx, work, &forward->epoch_ref, forward, hook));
+		return nat_opening(work, open_connection(ctx, work, &forward->epoch_ref, forward));
+	work->open.optional = true;
 	if (begin == BEGIN_DIRECT)
-		return nat_begun_or_pass(work, open_direct(ctx, work, hook));
-	if (nat_may_answer(work, begin, stale)) {
-		enum reason reason = open_rebuild(ctx, work, hook);
-
-		return work->open.from_wan ? nat_begun_or_pass(work, reason) : nat_begun(work, reason);
-	}
-	return nat_verdict(work, REASON_NONE);
+		return nat_opening(work, open_direct(ctx, work));
+	if (!nat_may_answer(work, begin, stale))
+		return nat_verdict(work, REASON_NONE);
+	work->open.optional = work->open.from_wan;
+	return nat_opening(work, open_rebuild(ctx, work));
 }
 
-/* Handles a packet that has no connection, or whose connection is stale. BEGUN: the new connection is in the
- * table. */
+/* Handles a packet that has no connection, or whose connection is stale. READY: the new connection is prepared. BEGUN: another
+ * CPU has just opened it. */
 static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, enum hook hook, enum begin begin, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
@@ -766,6 +754,7 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 	struct forward *forward;
 
 	work->open.key_used = conn;
+	work->open.optional = false;
 	/* Another CPU has just opened the new connection. */
 	if (conn && !nat_stale(pkt, conn, work->rw.entry.identity)) {
 		work->open.inserted = false;
@@ -775,19 +764,23 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 		return nat_verdict(work, REASON_ENDED);
 	/* The translated connection may be over that took the place of this direct one. Without an entry, the packet
 	 * goes the way of every direct connection. */
-	if (conn && conn_made_for(conn) == MADE_FOR_DIRECT)
-		return nat_begun_or_pass(work, open_obstacle(work, &pkt->tuple, &pkt->tuple, true));
+	if (conn && conn_made_for(conn) == MADE_FOR_DIRECT) {
+		work->open.optional = true;
+		return nat_opening(work, open_obstacle(work, &pkt->tuple, &pkt->tuple, true));
+	}
 	/* An answer to the router's own ping opens no connection, and must not be dropped as REASON_NON_SYN. */
 	if (external && packet_is_icmp(pkt, pkt->tuple.protocol) && !pkt->opens)
 		return nat_verdict(work, REASON_NONE);
 	if (external && pkt->broken)
 		return nat_verdict(work, REASON_MALFORMED);
+	/* The pointer is tested again: the verifier has not followed the earlier tests of it. */
+	external = verifier_same_pointer((void *)external);
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
 		return nat_intercept_or_rebuild(ctx, work, hook, begin, stale);
 	if (open_kernels_own(ctx, hook))
 		return nat_verdict(work, REASON_NONE);
-	return nat_begun(work, open_connection(ctx, work, &external->address, forward, hook));
+	return nat_opening(work, open_connection(ctx, work, &external->address, forward));
 }
 
 __noinline int nat_slow_path_tc(struct __sk_buff *skb, enum begin begin, bool stale)
@@ -814,11 +807,16 @@ enum { OPEN_ROUNDS = 3 };
 static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum hook hook, enum begin begin, bool stale)
 {
 	enum verdict verdict;
+	enum reason reason;
 
 	work->open.in_rate = false;
 	for (int i = 0; i < OPEN_ROUNDS; i++) {
 		verdict = (enum verdict)(hook == HOOK_XDP ? nat_slow_path_xdp(ctx, begin, stale)
 							  : nat_slow_path_tc(ctx, begin, stale));
+		if (verdict == VERDICT_READY) {
+			reason = hook == HOOK_XDP ? open_insert_xdp(ctx) : open_insert_tc(ctx);
+			verdict = reason == REASON_NONE ? VERDICT_BEGUN : nat_opening(work, reason);
+		}
 		if (verdict == VERDICT_REPLACE) {
 			open_remove_obstacle();
 			begin = nat_may_begin(work);

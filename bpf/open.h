@@ -375,8 +375,6 @@ __noinline bool open_remove_obstacle(void)
 	       life_remove(&obstacle->key, old, &obstacle->entry, EVENT_ABANDONED, false);
 }
 
-enum { INSERT_EXISTS = 17 /* EEXIST */ };
-
 /* Can the opener also have a direct connection with the same answers? The target must see the opener's own address. */
 static __always_inline bool open_may_be_direct(const struct opening *open)
 {
@@ -389,26 +387,26 @@ static __always_inline bool open_may_be_direct(const struct opening *open)
 	return in && direct_reaches(in, &open->key.src, &open->answer.src);
 }
 
-/* Inserts the answerer's entry. BPF_NOEXIST keeps its key unique, so the insertion also reserves the source port.
+/* Inserts the answerer's entry. No other entry may have its key, so the insertion also reserves the source port.
  * BEGUN: another CPU has already opened this connection. OBSTACLE, RACED, TUPLE_IN_USE: as in open_obstacle. */
 __noinline enum reason open_reserve(void)
 {
 	struct work *work = work_get();
 	struct opening *open;
-	long err;
+	long number;
 
 	if (!work)
 		return REASON_TABLE_FULL;
 	open = &work->open;
-	err = conn_insert(&open->answer, &open->conn, &open->to, &open->value);
-	if (!err && open_may_be_direct(open) && direct_has(work, &open->answer)) {
-		conn_erase(&open->answer);
+	number = conn_insert(&open->answer, &open->conn, &open->to);
+	if (number >= 0 && open_may_be_direct(open) && direct_has(work, &open->answer)) {
+		table_erase(&open->answer);
 		return REASON_TUPLE_IN_USE;
 	}
-	if (!err)
+	if (number >= 0)
 		return REASON_NONE;
-	if (err != -INSERT_EXISTS)
-		return REASON_TABLE_FULL;
+	if (number != TABLE_EXISTS)
+		return number == TABLE_AGAIN ? REASON_RACED : REASON_TABLE_FULL;
 	/* Another CPU has opened this connection for another packet of the opener: its entries stay. */
 	if (conn_find(&open->key, &open->entry))
 		return REASON_BEGUN;
@@ -706,15 +704,21 @@ static __always_inline void open_write_opener(struct work *work, const struct in
 	tuple_reverse(&open->answer, &open->to);
 }
 
-/* Inserts both entries. The answerer's entry comes first, because its key reserves the source port. If the
- * opener's entry cannot be inserted, the answerer's entry is erased. */
-static __always_inline enum reason open_insert(void *ctx, struct work *work, const struct interface *in, enum hook hook)
+/* Inserts both entries of the connection that open_prepare has prepared. The answerer's entry comes first, because its key
+ * reserves the source port. If the opener's entry cannot be inserted, the answerer's entry is erased. NONE: the connection is in
+ * the table. */
+static __always_inline enum reason open_insert(void *ctx, struct work *work, enum hook hook)
 {
 	struct opening *open = &work->open;
-	enum reason reason = open_reserve_port(ctx, work, hook);
-	long err;
+	__u32 ifindex = open->ifindex;
+	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	enum reason reason;
+	long number;
 
 	open->inserted = false;
+	if (!in)
+		return REASON_NOT_ATTACHED;
+	reason = open_reserve_port(ctx, work, hook);
 	if (reason == REASON_BEGUN)
 		return REASON_NONE;
 	if (reason != REASON_NONE)
@@ -722,16 +726,31 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, con
 	open_write_opener(work, in);
 	count_event(EVENT_OPENED);
 	life_count_opening(1);
-	err = conn_insert(&open->key, &open->conn, &open->to, &open->value);
-	if (err) {
-		conn_erase(&open->answer);
+	number = conn_insert(&open->key, &open->conn, &open->to);
+	if (number < 0) {
+		table_erase(&open->answer);
 		life_count_opening(-1);
 		count_event(EVENT_ABANDONED);
 		/* Another CPU has opened the connection first: its entries stay. */
-		return err == -INSERT_EXISTS ? REASON_NONE : REASON_TABLE_FULL;
+		return number == TABLE_NO_ROOM ? REASON_TABLE_FULL : REASON_NONE;
 	}
+	open->number = (__u32)number;
 	open->inserted = true;
 	return REASON_NONE;
+}
+
+__noinline enum reason open_insert_tc(struct __sk_buff *skb)
+{
+	struct work *work = work_get();
+
+	return work ? open_insert(skb, work, HOOK_TC) : REASON_TABLE_FULL;
+}
+
+__noinline enum reason open_insert_xdp(struct xdp_md *ctx)
+{
+	struct work *work = work_get();
+
+	return work ? open_insert(ctx, work, HOOK_XDP) : REASON_TABLE_FULL;
 }
 
 /* Does an IPsec policy protect the packets of either direction as they leave? What goes to the router itself does not leave. */
@@ -752,10 +771,10 @@ static __noinline enum reason open_in_rate(struct work *work, const struct forwa
 	return rate_admit(open->client, forward);
 }
 
-/* Opens the connection whose opener's key is open.key. NONE: the connection is in the table. Not inlined, to save
- * stack. */
-static __noinline enum reason open_make(void *ctx, struct work *work, const struct epoch_ref *address,
-					const struct forward *forward, enum hook hook)
+/* Prepares the connection whose opener's key is open.key. NONE: the connection may be opened, and open_insert puts it into the
+ * table: the call chain has no stack left for that here. Not inlined, to save stack. */
+static __noinline enum reason open_prepare(void *ctx, struct work *work, const struct epoch_ref *address,
+					   const struct forward *forward)
 {
 	struct opening *open = &work->open;
 	__u32 ifindex = open->ifindex;
@@ -774,26 +793,24 @@ static __noinline enum reason open_make(void *ctx, struct work *work, const stru
 		return REASON_IPSEC;
 	if (open->key_used && conn_find(&open->key, &open->entry))
 		return open_obstacle(work, &open->key, &open->to, true);
-	if (forward->rate.count || forward->source_rate.count)
-		reason = open_in_rate(work, forward);
-	return reason == REASON_NONE ? open_insert(ctx, work, in, hook) : reason;
+	return forward->rate.count || forward->source_rate.count ? open_in_rate(work, forward) : REASON_NONE;
 }
 
-/* Opens a connection for a packet of the opener. address: epoch reference of the external address, or of the
+/* Prepares a connection for a packet of the opener. address: epoch reference of the external address, or of the
  * intercept. An old entry may be at the opener's key. */
 static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct epoch_ref *address,
-						   const struct forward *forward, enum hook hook)
+						   const struct forward *forward)
 {
 	work->open.key = work->pkt.tuple;
 	work->open.ifindex = work->pkt.ifindex;
 	work->open.by_server = false;
 	work->open.from_wan = false;
-	return open_make(ctx, work, address, forward, hook);
+	return open_prepare(ctx, work, address, forward);
 }
 
-/* Opens a connection of no forward, for a direct connection that needs another port: a living translated connection has its
+/* Prepares a connection of no forward, for a direct connection that needs another port: a living translated connection has its
  * answers. OBSTACLE: that connection is over, and must be removed. Then the kernel sends the packet on. */
-static __always_inline enum reason open_direct(void *ctx, struct work *work, enum hook hook)
+static __always_inline enum reason open_direct(void *ctx, struct work *work)
 {
 	struct forward *none = &work->open.no_forward;
 	struct tuple *answer = &work->open.answer;
@@ -806,7 +823,7 @@ static __always_inline enum reason open_direct(void *ctx, struct work *work, enu
 		return reason;
 	__builtin_memset(none, 0, sizeof(*none));
 	none->target = work->pkt.tuple.dst;
-	return open_connection(ctx, work, &none->epoch_ref, none, hook);
+	return open_connection(ctx, work, &none->epoch_ref, none);
 }
 
 /* Finds the opener's interface for a connection that is being rebuilt: the route to the opener leaves by it.
@@ -864,9 +881,9 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 	return !several_wans || own_address_has(ifindex, &open->key.dst);
 }
 
-/* Rebuilds a lost connection from a packet of the answerer. The packet goes to the Internet if open.from_wan is
+/* Prepares to rebuild a lost connection from a packet of the answerer. The packet goes to the Internet if open.from_wan is
  * set, otherwise to a stand-in. */
-static __always_inline enum reason open_rebuild(void *ctx, struct work *work, enum hook hook)
+static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 {
 	struct opening *open = &work->open;
 	const struct external *external;
@@ -887,5 +904,5 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work, en
 		return REASON_NO_CONNECTION;
 	open->by_server = true;
 	open->key_used = true;
-	return open_make(ctx, work, &external->address, forward, hook);
+	return open_prepare(ctx, work, &external->address, forward);
 }

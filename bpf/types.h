@@ -96,6 +96,7 @@ enum verdict {
 	VERDICT_SEND,
 	VERDICT_HOLD,	/* TC only: the fragment is kept until the first fragment of its datagram arrives */
 	VERDICT_TELL,	/* counter only: the sender of a dropped packet gets an ICMP error, a RST or a challenge */
+	VERDICT_READY,	/* internal, never the final verdict: the connection is prepared, and must be inserted */
 	VERDICT_BEGUN,	/* internal, never the final verdict: the connection exists now */
 	VERDICT_REPLACE, /* internal, never the final verdict: an old connection must be removed first */
 };
@@ -419,8 +420,7 @@ struct conn {
 };
 _Static_assert(sizeof(struct conn) == 56, "struct conn has implicit padding");
 
-/* IPv4. The kernel puts a header of 48 bytes before the key: header and key fill one cache line, the value fills the
- * next. */
+/* An entry of IPv4. */
 struct conn4 {
 	struct conn conn;
 	__be32 src;
@@ -428,6 +428,7 @@ struct conn4 {
 };
 _Static_assert(sizeof(struct conn4) == 64, "struct conn4 has implicit padding");
 
+/* An entry of IPv6. */
 struct conn6 {
 	struct conn conn;
 	union addr src;
@@ -446,6 +447,34 @@ struct tuple4 {
 };
 _Static_assert(sizeof(struct tuple4) == 16, "struct tuple4 has implicit padding");
 
+/* Entries of a bucket, and how many bits of an entry's number are its slot in the bucket. */
+enum { BUCKET_SLOTS = 3, BUCKET_SLOT_BITS = 2 };
+
+/* A bucket of conns4: room for three entries (table.h). Header and keys fill one cache line, each entry fills another. */
+struct bucket4 {
+	__u32 passed;		/* entries that are in a later bucket of their walk */
+	__u32 pad[3];
+	struct tuple4 key[BUCKET_SLOTS];
+	struct conn4 entry[BUCKET_SLOTS];
+};
+_Static_assert(sizeof(struct bucket4) == 256, "struct bucket4 has implicit padding");
+
+/* A bucket of conns6. */
+struct bucket6 {
+	__u32 passed;
+	__u32 pad[3];
+	struct tuple key[BUCKET_SLOTS];
+	struct conn6 entry[BUCKET_SLOTS];
+};
+_Static_assert(sizeof(struct bucket6) == 400, "struct bucket6 has implicit padding");
+
+/* How the tables of entries are searched. The loader writes it once. */
+struct table {
+	__u64 random[10];	/* numbers of the hash of a key */
+	__u32 buckets[2];	/* number of buckets of conns4 and conns6: prime numbers, so that no walk returns to a bucket */
+};
+_Static_assert(sizeof(struct table) == 88, "struct table has implicit padding");
+
 /* Kinds of places. Each connection holds one place. Its state and protocol decide the kind. */
 enum place_kind {
 	PLACE_HALF_TCP,		/* half-open TCP */
@@ -461,7 +490,7 @@ enum place_kind {
 struct ring {
 	__s64 count;		/* connections that hold a place; may be below zero for a moment (race G, lifecycle.h) */
 	__u64 next;		/* number of slots handed out: the next slot is next % size */
-	__u32 base;		/* index of the first place, in places4 or places6 */
+	__u32 base;		/* index of the first place */
 	__u32 size;		/* number of places */
 	__u32 limit;		/* established TCP: most connections that may hold a place */
 	__u32 evicted;		/* CLOCK_MONOTONIC ms: when a half-open UDP connection was last evicted; 0: never */
@@ -469,20 +498,12 @@ struct ring {
 };
 _Static_assert(sizeof(struct ring) == 64, "struct ring has implicit padding");
 
-/* A place. It names the connection that holds it, by serial and opener's key. */
-struct place4 {
-	struct bpf_spin_lock lock;
-	__u32 serial;		/* serial of the connection; 0: free */
-	struct tuple4 key;
+/* A place. It names the connection that holds it: serial << 32 | number of the opener's entry; 0: free. A compare-and-swap changes
+ * it. */
+struct place {
+	__u64 holder;
 };
-_Static_assert(sizeof(struct place4) == 24, "struct place4 has implicit padding");
-
-struct place6 {
-	struct bpf_spin_lock lock;
-	__u32 serial;
-	struct tuple key;
-};
-_Static_assert(sizeof(struct place6) == 48, "struct place6 has implicit padding");
+_Static_assert(sizeof(struct place) == 8, "struct place has implicit padding");
 
 /* Counts of one client, or of all clients behind one LAN interface. */
 struct source {
@@ -530,7 +551,9 @@ struct serial {
 /* The parts of an entry of conns4 or conns6 that conn_find copies. */
 struct entry {
 	__u64 identity;
-	struct tuple to;	/* tuple with which the packets leave; never a map key: its padding is not set */
+	struct tuple to;	/* tuple with which the packets leave; never a key: its padding is not set */
+	__u32 number;		/* of the entry in its table */
+	__u32 pad;
 };
 
 /* One direction of a connection: its key, and a copy of its entry. */
@@ -541,7 +564,7 @@ struct direction {
 
 /* The place that a connection needs, and how far the search for the place has come. */
 struct place_want {
-	__u32 serial;		/* serial of the connection */
+	__u64 holder;		/* what the place will hold (struct place) */
 	enum place_kind kind;
 	__u32 forward;		/* id of the connection's forward */
 	__u32 slot;		/* the examined slot of the ring, from 0 */
@@ -554,9 +577,9 @@ struct place_want {
 
 /* The connection that will be evicted: among the holders of the examined places, the one with the lowest worth. */
 struct place_victim {
+	__u64 holder;		/* what its place holds; 0: none found yet */
 	struct direction direction;
-	__u32 serial;		/* serial of the connection; 0: none found yet */
-	__u32 index;		/* index of its place, in places4 or places6 */
+	__u32 index;		/* index of its place */
 	__u64 worth;		/* result of place_worth */
 };
 
@@ -566,8 +589,7 @@ struct scratch {
 	struct direction holder;	/* the connection that holds the examined place */
 	struct place_victim victim;
 	struct direction other;	/* the answerer's direction of the connection that is handled */
-	struct tuple removed_opener; /* keys of the connection that is being removed */
-	struct tuple removed_answerer;
+	struct tuple removed_answerer;	/* the answerer's key of the connection that is being removed */
 	__u32 now;		/* CLOCK_MONOTONIC ms */
 	__u32 pad;
 };

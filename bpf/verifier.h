@@ -20,8 +20,8 @@ static __always_inline __u32 verifier_same(__u32 value)
 	return value;
 }
 
-/* Keeps a pointer in one register. If the compiler computes a pointer twice, Linux 6.1 does not know that both
- * results are equal. */
+/* Keeps a pointer in one register. If the compiler computes a pointer twice, or tests the condition from which it is made instead of
+ * the pointer, the verifier does not know what is equal. */
 static __always_inline void *verifier_same_pointer(void *pointer)
 {
 	asm volatile("" : "+r"(pointer));

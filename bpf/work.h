@@ -56,12 +56,6 @@ struct icmp_error {
 	struct entry entry;	/* entry of the tuple in answer */
 };
 
-/* The value of an entry: conn4 for IPv4, conn6 for IPv6. */
-union conn_value {
-	struct conn4 four;
-	struct conn6 six;
-};
-
 /* The mapping that is being made. */
 struct mapping_entry {
 	struct tuple key;
@@ -75,6 +69,7 @@ struct opening {
 	bool by_server;		/* the target sent the packet, and the packet rebuilds the connection */
 	bool from_wan;		/* the target sent the packet to a client on the Internet */
 	bool key_used;		/* an entry may exist at the opener's key */
+	bool optional;		/* the kernel gets the packet if it cannot open the connection */
 	struct forward no_forward;	/* stands for the forward of a direct connection: id 0, and its own target */
 	bool in_rate;		/* the packet has taken its tokens, or was refused them (rate.h) */
 	__u32 ifindex;		/* interface by which the opener's packets come in */
@@ -106,7 +101,7 @@ struct opening {
 	/* The entry that is inserted next. */
 	struct conn conn;
 	struct tuple to;	/* tuple with which packets of this direction leave */
-	union conn_value value;
+	__u32 number;		/* of the opener's entry */
 };
 
 /* The packet with which the router itself answers. */

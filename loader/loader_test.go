@@ -109,7 +109,7 @@ func TestPinsAreForRootAlone(t *testing.T) {
 
 func TestLoadSizesTheTables(t *testing.T) {
 	type family struct {
-		entries, places uint32
+		buckets, places uint32
 		limits          [bpf.HairpinPlaceKindPLACES]uint32 // limits by kind: half-open TCP, proven, other; established TCP, other; closing
 	}
 	for _, test := range []struct {
@@ -125,28 +125,27 @@ func TestLoadSizesTheTables(t *testing.T) {
 	} {
 		d := mustLoad(t, Options{Dir: newDir(t), MaxConnections: test.connections})
 		o := d.Objects()
-		got := [2]family{
-			{entries: o.Conns4.MaxEntries(), places: o.Places4.MaxEntries()},
-			{entries: o.Conns6.MaxEntries(), places: o.Places6.MaxEntries()},
-		}
-		next := [2]uint32{}
-		for index := range 2 * uint32(bpf.HairpinPlaceKindPLACES) {
+		got := [2]family{{buckets: o.Conns4.MaxEntries()}, {buckets: o.Conns6.MaxEntries()}}
+		next := uint32(0)
+		for i := range 2 * uint32(bpf.HairpinPlaceKindPLACES) {
+			index := i%uint32(bpf.HairpinPlaceKindPLACES)*2 + i/uint32(bpf.HairpinPlaceKindPLACES) // IPv4's come first
 			var ring bpf.HairpinRing
 			if err := o.Rings.Lookup(index, &ring); err != nil {
 				t.Fatal(err)
 			}
 			kind, v6 := index/2, index%2
 			got[v6].limits[kind] = ring.Limit
-			if ring.Base != next[v6] || ring.Size < max(ring.Limit, 1) || ring.Count != 0 {
-				t.Errorf("%d connections: ring %d is %+v, want it to begin at %d", test.connections, index, ring, next[v6])
+			if ring.Base != next || ring.Size < max(ring.Limit, 1) || ring.Count != 0 {
+				t.Errorf("%d connections: ring %d is %+v, want it to begin at %d", test.connections, index, ring, next)
 			}
-			next[v6] += ring.Size
+			got[v6].places += ring.Size
+			next += ring.Size
 		}
 		if want := [2]family{test.v4, test.v6}; got != want {
 			t.Errorf("%d connections: got %+v, want %+v", test.connections, got, want)
 		}
-		if next != [2]uint32{got[0].places, got[1].places} {
-			t.Errorf("%d connections: the rings end at %v of %d and %d places", test.connections, next, got[0].places, got[1].places)
+		if next != o.Places.MaxEntries() {
+			t.Errorf("%d connections: the rings end at %v of %d places", test.connections, next, o.Places.MaxEntries())
 		}
 		if connections, err := connectionsOf(&o.HairpinMaps); err != nil || connections != test.connections {
 			t.Errorf("%d connections: read back as %d, %v", test.connections, connections, err)

@@ -3,7 +3,10 @@
 package loader
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
+	"math/big"
 
 	"github.com/cilium/ebpf"
 
@@ -11,7 +14,7 @@ import (
 )
 
 const (
-	// maxConnections keeps the number of table entries within 32 bits.
+	// maxConnections keeps the numbers of table entries within 31 bits.
 	maxConnections = 1 << 28
 	// defaultConnections is the number of connections when nothing is pinned and Options do not give a
 	// number.
@@ -37,13 +40,25 @@ func places(established uint32) [bpf.HairpinPlaceKindPLACES]uint32 {
 	}
 }
 
+// bucketsFor returns the number of buckets for this number of entries: a prime number, as bpf/table.h needs it. The tables
+// are then at most 5/9 full. Fuller tables take less memory, but searches read more buckets.
+func bucketsFor(entries uint32) uint32 {
+	buckets := int64(entries) / 5 * 3
+	for !big.NewInt(buckets).ProbablyPrime(0) {
+		buckets++
+	}
+	return uint32(buckets)
+}
+
 // Size makes room in spec for this number of established IPv4 connections, and a quarter of it for IPv6. A
 // connection has two table entries and one place. Established TCP gets 3/16 more places than its limit,
 // because the datapath finds a free place by random tries.
 func Size(spec *ebpf.CollectionSpec, connections uint32) {
 	rings := make([]ebpf.MapKV, 2*bpf.HairpinPlaceKindPLACES)
+	table := bpf.HairpinTable{}
+	base := uint32(0)
 	for family, established := range []uint32{connections, max(connections/4, 1)} {
-		base, all := uint32(0), uint32(0)
+		all := uint32(0)
 		for kind, limit := range places(established) {
 			size := max(limit, 1)
 			if kind == int(bpf.HairpinPlaceKindPLACE_TCP) {
@@ -54,13 +69,17 @@ func Size(spec *ebpf.CollectionSpec, connections uint32) {
 			base += size
 			all += max(limit, 1)
 		}
-		entries, ring := bpf.HairpinMapConns4, bpf.HairpinMapPlaces4
-		if family == 1 {
-			entries, ring = bpf.HairpinMapConns6, bpf.HairpinMapPlaces6
-		}
-		spec.Maps[entries].MaxEntries = 2*all + beingMade
-		spec.Maps[ring].MaxEntries = base
+		table.Buckets[family] = bucketsFor(2*all + beingMade)
 	}
+	spec.Maps[bpf.HairpinMapPlaces].MaxEntries = base
+	spec.Maps[bpf.HairpinMapConns4].MaxEntries = table.Buckets[0]
+	spec.Maps[bpf.HairpinMapConns6].MaxEntries = table.Buckets[1]
+	for i := range table.Random {
+		var random [8]byte
+		rand.Read(random[:]) // never fails
+		table.Random[i] = binary.NativeEndian.Uint64(random[:])
+	}
+	spec.Maps[bpf.HairpinMapTables].Contents = []ebpf.MapKV{{Key: uint32(0), Value: table}}
 	spec.Maps[bpf.HairpinMapRings].Contents = rings
 }
 

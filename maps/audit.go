@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
 )
 
@@ -90,27 +91,31 @@ func (t *Tables) movements() (m movements, err error) {
 // Audit walks the tables and compares. With traffic the numbers may differ by the connections that begin or end during
 // the walk. Audit also looks up the other direction of each entry.
 func (t *Tables) Audit() (Audit, error) {
-	entries, orphans := 0, 0
+	table, err := entries.Open(t.objs)
+	if err != nil {
+		return Audit{}, err
+	}
+	found, orphans := 0, 0
 	var failed error
 	audit, err := t.auditCounts(func(visit func(*layout.Entry)) error {
-		return EachEntry(t.objs, func(e layout.Entry) {
-			entries++
-			if orphan, err := t.isOrphan(&e); err != nil {
+		return entries.Each(t.objs, func(e *layout.Entry) {
+			found++
+			if orphan, err := isOrphan(table, e); err != nil {
 				failed = err
 			} else if orphan {
 				orphans++
 			}
 			if e.Opener() {
-				visit(&e)
+				visit(e)
 			}
 		})
 	})
-	audit.Entries, audit.Orphans = entries, orphans
+	audit.Entries, audit.Orphans = found, orphans
 	return audit, errors.Join(err, failed)
 }
 
-func (t *Tables) isOrphan(e *layout.Entry) (bool, error) {
-	other, err := LookupEntry(t.objs, layout.Reversed(e.To))
+func isOrphan(table *entries.Table, e *layout.Entry) (bool, error) {
+	other, err := table.Lookup(layout.Reversed(e.To))
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return false, fmt.Errorf("look up the other direction of a connection: %w", err)
 	}
@@ -125,12 +130,9 @@ func (t *Tables) auditCounts(walk func(visit func(*layout.Entry)) error) (Audit,
 		return audit, err
 	}
 	err = walk(func(opener *layout.Entry) {
-		// The datapath no longer counts a connection in state CONN_GONE.
-		if opener.State != bpf.HairpinConnStateCONN_GONE {
-			index := ringOf(opener)
-			audit.Found[placeKinds[index/2]]++
-			audit.drift[index]--
-		}
+		index := ringOf(opener)
+		audit.Found[placeKinds[index/2]]++
+		audit.drift[index]--
 	})
 	if err != nil {
 		return audit, err
@@ -181,7 +183,7 @@ func NewAuditor(tables *Tables) *Auditor { return &Auditor{tables: tables} }
 // corrections. Audits that are not steady are ignored.
 func (a *Auditor) Step() (repaired int, err error) {
 	const enough = 3
-	now, err := a.tables.auditCounts(func(visit func(*layout.Entry)) error { return eachOpener(a.tables.objs, visit) })
+	now, err := a.tables.auditCounts(func(visit func(*layout.Entry)) error { return entries.EachOpener(a.tables.objs, visit) })
 	if err != nil || !now.steady {
 		return 0, err
 	}

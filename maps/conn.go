@@ -12,6 +12,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps/compile"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
 	"hairpin/maps/rule"
 )
@@ -43,8 +44,12 @@ type Connection struct {
 // argument. EachConnection needs no lock and may run beside traffic. A connection that opens or ends during the call may
 // be missing.
 func (t *Tables) EachConnection(sel rule.Selector, visit func(*Connection)) error {
+	table, err := entries.Open(t.objs)
+	if err != nil {
+		return err
+	}
 	return t.eachLive(sel, func(opener *layout.Entry, c *Connection) error {
-		answer, err := LookupEntry(t.objs, opener.Answer())
+		answer, err := table.Lookup(opener.Answer())
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("look up the answers of a connection: %w", err)
 		}
@@ -199,7 +204,7 @@ func (t *Tables) newWalk() (*walk, error) {
 
 // openers calls visit for the opener's entry of every connection. visit must not keep its argument.
 func (w *walk) openers(visit func(*layout.Entry)) error {
-	err := eachOpener(w.tables.objs, visit)
+	err := entries.EachOpener(w.tables.objs, visit)
 	if err = errors.Join(err, w.epochs.err); err != nil {
 		return fmt.Errorf("list connections: %w", err)
 	}

@@ -272,10 +272,10 @@ func TestListingUnderChange(t *testing.T) {
 			default:
 			}
 			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+n%900).Pair() {
-				UpdateEntry(tables.objs, &e, ebpf.UpdateAny)
+				mapstest.Entries(tables.objs).Update(&e, ebpf.UpdateAny)
 			}
 			for _, e := range client(bpf.HairpinConnPathPATH_HAIRPIN, 1000+(n+450)%900).Pair() {
-				DeleteEntry(tables.objs, e.Key)
+				mapstest.Entries(tables.objs).Delete(e.Key)
 			}
 		}
 	}()
@@ -310,12 +310,12 @@ func full(t *testing.T) *Tables {
 	t.Helper()
 	spec := mapstest.SmallSpec(t)
 	const connections = fullTable
-	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 2 * connections
+	spec.Maps[bpf.HairpinMapConns4].MaxEntries = connections / 2 * 3 // as many buckets as on a router with these connections
 	tables := newTables(t, spec)
 	mustApply(t, tables, mapstest.Config(t, "web tcp 443 to 192.168.1.20:8443"))
 	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
 	web, address := mapstest.EpochRefs(t, tables.objs, "203.0.113.1", 443)
-	keys, values := make([]bpf.HairpinTuple4, 0, 2*connections), make([]bpf.HairpinConn4, 0, 2*connections)
+	table := mapstest.Entries(tables.objs)
 	f := mapstest.Flow{
 		Protocol: rule.TCP, Client: "10.0.0.0:5000", External: "203.0.113.1:443", Source: "10.0.0.0:5000", Target: "192.168.1.20:8443",
 		Forward: web, Address: address,
@@ -328,12 +328,10 @@ func full(t *testing.T) *Tables {
 		for side := range pair {
 			e := &pair[side]
 			e.To, e.Serial = layout.Reversed(pair[1-side].Key), uint32(i+1)
-			keys = append(keys, layout.ShortKey(e.Key))
-			values = append(values, e.Value4())
+			if err := table.Update(e, ebpf.UpdateNoExist); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	if err := putAll(tables.objs.Conns4, keys, values, 1); err != nil {
-		t.Fatal(err)
 	}
 	return tables
 }

@@ -173,6 +173,7 @@ func newDenying(t *testing.T, connections uint32) *denying {
 	mapstest.NeedRoot(t)
 	spec := mapstest.SmallSpec(t)
 	spec.Maps[bpf.HairpinMapConns4].MaxEntries = 2 * connections
+	mapstest.Sized(spec)
 	var objs struct {
 		bpf.HairpinMaps
 		End *ebpf.Program `ebpf:"hairpin_end"`

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/bpf"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
 	"hairpin/maps/mapstest"
 	"hairpin/maps/rule"
@@ -22,24 +23,24 @@ func TestEntriesComeAndGo(t *testing.T) {
 		"IPv6": {"[2001:db8::9]:65535", "[2001:db8:1::1]:443"},
 	} {
 		want := layout.Entry{Key: mapstest.Tuple(rule.TCP, pair[0], pair[1]), To: mapstest.Tuple(rule.TCP, pair[1], pair[0]), Serial: 7, State: bpf.HairpinConnStateCONN_CLOSING, Bytes: 1 << 47}
-		if err := UpdateEntry(tables.objs, &want, ebpf.UpdateAny); err != nil {
+		if err := mapstest.Entries(tables.objs).Update(&want, ebpf.UpdateAny); err != nil {
 			t.Fatal(err)
 		}
-		got, err := LookupEntry(tables.objs, want.Key)
+		got, err := mapstest.Entries(tables.objs).Lookup(want.Key)
 		if diff := cmp.Diff(want, got); diff != "" || err != nil {
 			t.Errorf("%s: %v (-want +got)\n%s", family, err, diff)
 		}
 		var listed []layout.Entry
-		if err := EachEntry(tables.objs, func(e layout.Entry) { listed = append(listed, e) }); err != nil {
+		if err := entries.Each(tables.objs, func(e *layout.Entry) { listed = append(listed, *e) }); err != nil {
 			t.Fatal(err)
 		}
 		if diff := cmp.Diff([]layout.Entry{want}, listed); diff != "" {
 			t.Errorf("%s is listed as (-want +got)\n%s", family, diff)
 		}
-		if err := DeleteEntry(tables.objs, want.Key); err != nil {
+		if err := mapstest.Entries(tables.objs).Delete(want.Key); err != nil {
 			t.Error(err)
 		}
-		if _, err := LookupEntry(tables.objs, want.Key); !errors.Is(err, ebpf.ErrKeyNotExist) {
+		if _, err := mapstest.Entries(tables.objs).Lookup(want.Key); !errors.Is(err, ebpf.ErrKeyNotExist) {
 			t.Errorf("%s: after it was deleted: %v", family, err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"hairpin/bpf"
 	"hairpin/maps/compile"
 	"hairpin/maps/config"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
 )
 
@@ -134,7 +135,7 @@ func (t *Tables) endProtected(policies []config.Policy) error {
 	ended := 0
 	var failed error
 	index := config.NewPolicyIndex(policies)
-	err := EachEntry(t.objs, func(e layout.Entry) {
+	err := entries.Each(t.objs, func(e *layout.Entry) {
 		leaves := config.Packet{
 			Source: layout.AddrPort(e.To.Src, e.To.Sport), Destination: layout.AddrPort(e.To.Dst, e.To.Dport), Protocol: e.Key.Protocol,
 		}

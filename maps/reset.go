@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
 )
 
@@ -21,7 +22,7 @@ func (t *Tables) endReflectedFrom(gone map[bpf.HairpinAddr]bool) error {
 		return nil
 	}
 	var failed error
-	err := EachEntry(t.objs, func(e layout.Entry) {
+	err := entries.Each(t.objs, func(e *layout.Entry) {
 		if failed == nil && !e.Opener() && e.Key.Dst != e.To.Dst && gone[e.Key.Dst] {
 			_, failed = t.end(bpf.HairpinEndRequest{Key: e.Key, Serial: e.Serial})
 		}
@@ -51,18 +52,22 @@ func (t *Tables) resetEnded() error {
 		return e.Key.Protocol == unix.IPPROTO_TCP && e.State != bpf.HairpinConnStateCONN_HALF_OPEN &&
 			e.Flags&bpf.HairpinConnFlagCONN_TOLD == 0 && epochs.over(e)
 	}
+	table, err := entries.Open(t.objs)
+	if err != nil {
+		return err
+	}
 	var failed error
-	err := EachEntry(t.objs, func(answer layout.Entry) {
-		if failed != nil || answer.Opener() || !silent(&answer) {
+	err = entries.Each(t.objs, func(answer *layout.Entry) {
+		if failed != nil || answer.Opener() || !silent(answer) {
 			return
 		}
-		opener, err := LookupEntry(t.objs, answer.Answer())
+		opener, err := table.Lookup(answer.Answer())
 		switch {
 		case errors.Is(err, ebpf.ErrKeyNotExist):
 		case err != nil:
 			failed = err
 		case opener.Serial == answer.Serial && silent(&opener):
-			failed = t.resetServer(&opener, &answer)
+			failed = t.resetServer(&opener, answer)
 		}
 	})
 	if err = errors.Join(err, failed, epochs.err); err != nil {

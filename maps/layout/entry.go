@@ -3,6 +3,7 @@
 package layout
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -137,6 +138,21 @@ func ShortKey(key bpf.HairpinTuple) bpf.HairpinTuple4 {
 	return bpf.HairpinTuple4{
 		Src: unmapped(key.Src), Dst: unmapped(key.Dst), Sport: key.Sport, Dport: key.Dport, Protocol: key.Protocol,
 	}
+}
+
+// Words returns a tuple as the 64-bit words that the hash of the tables reads (table_key_of in bpf/table.h).
+func Words(key bpf.HairpinTuple) []uint64 {
+	rest := uint64(key.Sport) | uint64(key.Dport)<<16 | uint64(key.Protocol)<<32
+	if IsIPv4(key) {
+		return []uint64{uint64(unmapped(key.Src)) | uint64(unmapped(key.Dst))<<32, rest}
+	}
+	half := binary.NativeEndian.Uint64
+	return []uint64{half(key.Src.Bytes[:8]), half(key.Src.Bytes[8:]), half(key.Dst.Bytes[:8]), half(key.Dst.Bytes[8:]), rest}
+}
+
+// State returns the state in an entry's identity.
+func State(c *bpf.HairpinConn) bpf.HairpinConnState {
+	return bpf.HairpinConnState(uint32(c.Identity) & uint32(bpf.HairpinConnFlagCONN_STATE))
 }
 
 // IsIPv4 reports whether a tuple is of IPv4, so that its entry is in map conns4.

@@ -15,6 +15,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps/config"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
 	"hairpin/maps/rule"
 )
@@ -41,8 +42,7 @@ func SmallSpec(t testing.TB) *ebpf.CollectionSpec {
 	for name, size := range map[string]uint32{
 		bpf.HairpinMapConns4:        64,
 		bpf.HairpinMapConns6:        64,
-		bpf.HairpinMapPlaces4:       uint32(bpf.HairpinPlaceKindPLACES) * smallRing,
-		bpf.HairpinMapPlaces6:       uint32(bpf.HairpinPlaceKindPLACES) * smallRing,
+		bpf.HairpinMapPlaces:        2 * uint32(bpf.HairpinPlaceKindPLACES) * smallRing,
 		bpf.HairpinMapFragments:     16,
 		bpf.HairpinMapHeldFragments: 16,
 		bpf.HairpinMapExternals:     16,
@@ -52,6 +52,7 @@ func SmallSpec(t testing.TB) *ebpf.CollectionSpec {
 		spec.Maps[name].MaxEntries = size
 	}
 	spec.Maps[bpf.HairpinMapRings].Contents = smallRings()
+	Sized(spec)
 	return spec
 }
 
@@ -61,7 +62,7 @@ const smallRing = 16
 func smallRings() []ebpf.MapKV {
 	var rings []ebpf.MapKV
 	for index := range uint32(2 * bpf.HairpinPlaceKindPLACES) {
-		r := bpf.HairpinRing{Base: index / 2 * smallRing, Size: smallRing, Limit: smallRing}
+		r := bpf.HairpinRing{Base: index * smallRing, Size: smallRing, Limit: smallRing}
 		rings = append(rings, ebpf.MapKV{Key: index, Value: r})
 	}
 	return rings
@@ -81,10 +82,17 @@ func RoomySpec(t testing.TB) *ebpf.CollectionSpec {
 	return spec
 }
 
+// Sized tells the datapath the sizes of the tables of entries.
+func Sized(spec *ebpf.CollectionSpec) {
+	table := bpf.HairpinTable{Buckets: [2]uint32{spec.Maps[bpf.HairpinMapConns4].MaxEntries, spec.Maps[bpf.HairpinMapConns6].MaxEntries}}
+	spec.Maps[bpf.HairpinMapTables].Contents = []ebpf.MapKV{{Key: uint32(0), Value: table}}
+}
+
 // NewMaps creates the datapath's maps, without programs. They are closed when the test ends.
 func NewMaps(t testing.TB, spec *ebpf.CollectionSpec) *bpf.HairpinObjects {
 	t.Helper()
 	NeedRoot(t)
+	Sized(spec)
 	var objs bpf.HairpinObjects
 	if err := spec.LoadAndAssign(&objs.HairpinMaps, nil); err != nil {
 		t.Fatal(err)
@@ -261,24 +269,26 @@ func (f Flow) Pair() [2]layout.Entry {
 	return entries
 }
 
+// Entries opens the tables of entries. It panics if the maps are closed.
+func Entries(objs *bpf.HairpinObjects) *entries.Table {
+	table, err := entries.Open(objs)
+	if err != nil {
+		panic(err)
+	}
+	return table
+}
+
 // Open writes the entries of connections into the maps.
 func Open(tb testing.TB, objs *bpf.HairpinObjects, flows ...Flow) {
 	tb.Helper()
+	table := Entries(objs)
 	for _, f := range flows {
 		for _, e := range f.Pair() {
-			if err := putEntry(objs, &e); err != nil {
+			if err := table.Update(&e, ebpf.UpdateNoExist); err != nil {
 				tb.Fatal(err)
 			}
 		}
 	}
-}
-
-// putEntry adds an entry. It returns an error if the key exists.
-func putEntry(objs *bpf.HairpinObjects, e *layout.Entry) error {
-	if layout.IsIPv4(e.Key) {
-		return objs.Conns4.Update(layout.ShortKey(e.Key), e.Value4(), ebpf.UpdateNoExist)
-	}
-	return objs.Conns6.Update(e.Key, e.Value6(), ebpf.UpdateNoExist)
 }
 
 // EpochRefs returns the epoch references of a TCP forward and of its external address.

@@ -228,7 +228,7 @@ func TestMetricsCountAsTheCommandLineDoes(t *testing.T) {
 		t.Helper()
 		for _, e := range flows[f].Pair() {
 			e.State = state
-			if err := maps.UpdateEntry(tables.objs, &e, ebpf.UpdateExist); err != nil {
+			if err := mapstest.Entries(tables.objs).Update(&e, ebpf.UpdateExist); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -250,7 +250,7 @@ func TestMetricsCountAsTheCommandLineDoes(t *testing.T) {
 		{"a closing one ends", func() { set(3, bpf.HairpinConnStateCONN_ENDED) }, "0 6 2 1 7"},
 		{"one is deleted", func() {
 			for _, e := range flows[1].Pair() {
-				if err := maps.DeleteEntry(tables.objs, e.Key); err != nil {
+				if err := mapstest.Entries(tables.objs).Delete(e.Key); err != nil {
 					t.Fatal(err)
 				}
 			}

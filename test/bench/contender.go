@@ -163,6 +163,7 @@ func (s site) hairpin(mode string, opts hairpinOptions) *lab.Hairpin {
 	return hp
 }
 
+// hairpinConfig gives reflected connections all ports from 1024, as masquerade does: the flows of one client outnumber the default ports.
 func hairpinConfig(mode string, opts hairpinOptions) string {
 	connections := opts.connections
 	if connections == 0 {
@@ -176,6 +177,8 @@ lan = ["lan0"]
 mode = %q
 max_connections = %d
 max_per_source = %[2]d
+[reflection]
+ports = "1024-65535"
 [timeouts]
 udp = "1h"
 [metrics]

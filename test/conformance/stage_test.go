@@ -18,7 +18,9 @@ import (
 	"hairpin/bpf"
 	"hairpin/maps"
 	"hairpin/maps/config"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
 	"hairpin/maps/rule"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
@@ -221,7 +223,7 @@ func (s *stage) seen(f rig.Flow) netip.AddrPort {
 	if f.UDP {
 		key.Protocol = uint8(rule.UDP)
 	}
-	conn, err := maps.LookupEntry(&s.Objects, key)
+	conn, err := mapstest.Entries(&s.Objects).Lookup(key)
 	if err != nil {
 		s.p.Fatalf("no connection of %s to %s: %v", f.Client, f.External, err)
 	}
@@ -280,7 +282,7 @@ func (s *stage) stranger(i int, udp bool) rig.Flow {
 func (s *stage) states() map[bpf.HairpinTuple]layout.Entry {
 	s.p.Helper()
 	all := map[bpf.HairpinTuple]layout.Entry{}
-	if err := maps.EachEntry(&s.Objects, func(e layout.Entry) { all[e.Key] = e }); err != nil {
+	if err := entries.Each(&s.Objects, func(e *layout.Entry) { all[e.Key] = *e }); err != nil {
 		s.p.Fatal(err)
 	}
 	return all
@@ -328,10 +330,10 @@ func opensFor(key bpf.HairpinTuple, conn layout.Entry, client netip.AddrPort) bo
 // rewind sets back when one direction was seen.
 func (s *stage) rewind(key bpf.HairpinTuple, by time.Duration) {
 	s.p.Helper()
-	conn, err := maps.LookupEntry(&s.Objects, key)
+	conn, err := mapstest.Entries(&s.Objects).Lookup(key)
 	if err == nil {
 		conn.Seen -= uint32(by.Milliseconds()) // modulo 2^32, as the datapath counts
-		err = maps.UpdateEntry(&s.Objects, &conn, ebpf.UpdateExist)
+		err = mapstest.Entries(&s.Objects).Update(&conn, ebpf.UpdateExist)
 	}
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		s.p.Fatalf("age connection: %v", err)

@@ -16,8 +16,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
-	"hairpin/maps"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -263,10 +264,10 @@ func (b *bench) unreachable(tb testing.TB, prefix string) {
 // end ends every connection as the control plane does.
 func (c *corpus) end() {
 	var all []layout.Entry
-	lab.Must(maps.EachEntry(&c.b.Objects, func(e layout.Entry) { all = append(all, e) }))
+	lab.Must(entries.Each(&c.b.Objects, func(e *layout.Entry) { all = append(all, *e) }))
 	for _, entry := range all {
 		entry.Epochs--
-		lab.Must(maps.UpdateEntry(&c.b.Objects, &entry, ebpf.UpdateExist))
+		lab.Must(mapstest.Entries(&c.b.Objects).Update(&entry, ebpf.UpdateExist))
 	}
 }
 
@@ -478,9 +479,10 @@ func verdictName(verdict bpf.HairpinVerdict) string {
 func (b *bench) halves(tb testing.TB) map[bpf.HairpinTuple]layout.Entry {
 	tb.Helper()
 	all := map[bpf.HairpinTuple]layout.Entry{}
-	err := maps.EachEntry(&b.Objects, func(e layout.Entry) {
-		e.Hop = 0
-		all[e.Key] = e
+	err := entries.Each(&b.Objects, func(e *layout.Entry) {
+		half := *e
+		half.Hop = 0
+		all[e.Key] = half
 	})
 	if err != nil {
 		tb.Fatal(err)

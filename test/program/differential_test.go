@@ -85,7 +85,7 @@ func newDecreed(tb testing.TB, x *executor, spec *ebpf.CollectionSpec) decreed {
 		bpf.HairpinMapOrigins: b.Objects.Origins, bpf.HairpinMapListeners: b.Objects.Listeners, bpf.HairpinMapEpochs: b.Objects.Epochs,
 		bpf.HairpinMapTargets: b.Objects.Targets, bpf.HairpinMapOwnAddresses: b.Objects.OwnAddresses, bpf.HairpinMapInterfaces: b.Objects.Interfaces,
 		bpf.HairpinMapPolicies: b.Objects.Policies, bpf.HairpinMapDenied: b.Objects.Denied, bpf.HairpinMapDeniedNets: b.Objects.DeniedNets,
-		bpf.HairpinMapTxPorts: b.Objects.TxPorts, bpf.HairpinMapSecrets: b.Objects.Secrets,
+		bpf.HairpinMapTxPorts: b.Objects.TxPorts, bpf.HairpinMapSecrets: b.Objects.Secrets, bpf.HairpinMapTables: b.Objects.Tables,
 	}
 	for name := range shared {
 		if spec.Maps[name] == nil {
@@ -95,8 +95,8 @@ func newDecreed(tb testing.TB, x *executor, spec *ebpf.CollectionSpec) decreed {
 		spec.Maps[name].Contents = nil // would be written into what is shared
 	}
 	for name, table := range map[string]*ebpf.Map{
-		bpf.HairpinMapConns4: b.Objects.Conns4, bpf.HairpinMapConns6: b.Objects.Conns6, bpf.HairpinMapPlaces4: b.Objects.Places4,
-		bpf.HairpinMapPlaces6: b.Objects.Places6, bpf.HairpinMapScratchPackets: b.Objects.ScratchPackets,
+		bpf.HairpinMapConns4: b.Objects.Conns4, bpf.HairpinMapConns6: b.Objects.Conns6, bpf.HairpinMapPlaces: b.Objects.Places,
+		bpf.HairpinMapScratchPackets: b.Objects.ScratchPackets,
 	} {
 		spec.Maps[name].MaxEntries = table.MaxEntries()
 	}
@@ -141,7 +141,7 @@ func (d decreed) left() (map[string]string, error) {
 	all := map[string]string{}
 	o := &d.b.Objects
 	for name, m := range map[string]*ebpf.Map{
-		"conns4": o.Conns4, "conns6": o.Conns6, "rings": o.Rings, "places4": o.Places4, "places6": o.Places6, "hops": o.Hops,
+		"conns4": o.Conns4, "conns6": o.Conns6, "rings": o.Rings, "places": o.Places, "hops": o.Hops,
 		"sources": o.Sources, "loads": o.Loads, "proven": o.Proven, "serials": o.Serials, "mappings": o.Mappings,
 		"fragments": o.Fragments, "icmp_budgets": o.IcmpBudgets, "counters": o.Counters, "conn_events": o.ConnEvents,
 	} {

@@ -9,8 +9,9 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
-	"hairpin/maps"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -54,7 +55,7 @@ func TestEvidence(t *testing.T) {
 				}
 			})
 			var gained []int
-			lab.Must(maps.EachEntry(&b.Objects, func(e layout.Entry) {
+			lab.Must(entries.Each(&b.Objects, func(e *layout.Entry) {
 				if e.Opener() {
 					gained = append(gained, int(e.End)-evidenceBefore)
 				}
@@ -70,14 +71,14 @@ func TestEvidence(t *testing.T) {
 func (b *bench) setEvidence(tb testing.TB, created, last uint32) {
 	tb.Helper()
 	var all []layout.Entry
-	lab.Must(maps.EachEntry(&b.Objects, func(e layout.Entry) { all = append(all, e) }))
+	lab.Must(entries.Each(&b.Objects, func(e *layout.Entry) { all = append(all, *e) }))
 	for _, e := range all {
 		e.Created, e.Ack, e.End = created, 0, last
 		if e.Opener() {
 			e.End = evidenceBefore
 			e.Seen -= uint32((time.Minute).Milliseconds())
 		}
-		lab.Must(maps.UpdateEntry(&b.Objects, &e, ebpf.UpdateExist))
+		lab.Must(mapstest.Entries(&b.Objects).Update(&e, ebpf.UpdateExist))
 	}
 }
 

@@ -12,8 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
-	"hairpin/maps"
 	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -288,7 +288,7 @@ func (x *executor) connection(p parts) (both [2]layout.Entry, err error) {
 		return both, nil
 	}
 	for i := range both {
-		if both[i], err = maps.LookupEntry(&x.b.Objects, key); err != nil {
+		if both[i], err = mapstest.Entries(&x.b.Objects).Lookup(key); err != nil {
 			return both, fmt.Errorf("entry of %v: %w", key, err)
 		}
 		key = both[i].Answer()

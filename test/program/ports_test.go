@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
-	"hairpin/maps"
+	"hairpin/maps/mapstest"
 	"hairpin/test/frames"
 	"hairpin/test/lab"
 	"hairpin/test/rig"
@@ -196,7 +196,7 @@ func takeAllPorts(f rig.Flow, tb testing.TB) (taken []bpf.HairpinTuple) {
 		}
 		for port := range 1 << 16 {
 			entry.Key.Dport = bigEndian(uint16(port))
-			if err := maps.UpdateEntry(&f.Rig.Objects, &entry, ebpf.UpdateAny); err != nil {
+			if err := mapstest.Entries(&f.Rig.Objects).Update(&entry, ebpf.UpdateAny); err != nil {
 				tb.Fatalf("take all ports: %v", err)
 			}
 			taken = append(taken, entry.Key)
@@ -225,7 +225,7 @@ func TestPortsExhausted(t *testing.T) {
 		if taken[i].Dport == bigEndian(20001) {
 			continue
 		}
-		if err := maps.DeleteEntry(&b.Objects, taken[i]); err != nil {
+		if err := mapstest.Entries(&b.Objects).Delete(taken[i]); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -11,8 +11,9 @@ import (
 
 	"github.com/cilium/ebpf"
 
-	"hairpin/maps"
+	"hairpin/maps/entries"
 	"hairpin/maps/layout"
+	"hairpin/maps/mapstest"
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -21,12 +22,12 @@ import (
 func (b *bench) age(tb testing.TB, by time.Duration) {
 	tb.Helper()
 	var all []layout.Entry
-	if err := maps.EachEntry(&b.Objects, func(e layout.Entry) { all = append(all, e) }); err != nil {
+	if err := entries.Each(&b.Objects, func(e *layout.Entry) { all = append(all, *e) }); err != nil {
 		tb.Fatal(err)
 	}
 	for _, entry := range all {
 		entry.Seen -= uint32(by.Milliseconds())
-		if err := maps.UpdateEntry(&b.Objects, &entry, ebpf.UpdateExist); err != nil {
+		if err := mapstest.Entries(&b.Objects).Update(&entry, ebpf.UpdateExist); err != nil {
 			tb.Fatal(err)
 		}
 	}

@@ -11,21 +11,13 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
-	"hairpin/maps"
-	"hairpin/maps/layout"
 )
 
 // Forget empties the tables of connections and sets their counts to zero. It does not clear the places: a place without a live
 // connection is free. No traffic may run at the same time.
 func Forget(objs *bpf.HairpinObjects) error {
-	var keys []bpf.HairpinTuple
-	if err := maps.EachEntry(objs, func(e layout.Entry) { keys = append(keys, e.Key) }); err != nil {
+	if err := errors.Join(zero[bpf.HairpinBucket4](objs.Conns4), zero[bpf.HairpinBucket6](objs.Conns6)); err != nil {
 		return err
-	}
-	for _, key := range keys {
-		if err := maps.DeleteEntry(objs, key); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("forget a connection: %w", err)
-		}
 	}
 	for index := range objs.Rings.MaxEntries() {
 		var ring bpf.HairpinRing

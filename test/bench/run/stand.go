@@ -3,6 +3,7 @@
 package main
 
 import (
+	"crypto/rand"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -120,20 +121,33 @@ func sizeRings(spec *ebpf.CollectionSpec) {
 	}
 	const families, places = 2, 1 << 16
 	kinds := rings.MaxEntries / families
+	shared := spec.Maps["places"] != nil // both families have their places in one map
 	rings.Contents = nil
 	for index := range rings.MaxEntries {
+		base := index / families * places
+		if shared {
+			base = index * places
+		}
 		ring := make([]byte, rings.ValueSize)
-		for i, value := range []uint32{index / families * places, places, places} { // base, size, limit
+		for i, value := range []uint32{base, places, places} { // base, size, limit
 			binary.NativeEndian.PutUint32(ring[16+4*i:], value)
 		}
 		rings.Contents = append(rings.Contents, ebpf.MapKV{Key: index, Value: ring})
 	}
-	for _, name := range []string{"places4", "places6"} {
-		spec.Maps[name].MaxEntries = kinds * places
+	if !shared { // a base from before the datapath had its own tables
+		spec.Maps["places4"].MaxEntries, spec.Maps["places6"].MaxEntries = kinds*places, kinds*places
+		spec.Maps["conns4"].MaxEntries, spec.Maps["conns6"].MaxEntries = 4*places, 4*places
+		return
 	}
-	for _, name := range []string{"conns4", "conns6"} {
-		spec.Maps[name].MaxEntries = 4 * places
+	spec.Maps["places"].MaxEntries = families * kinds * places
+	const buckets = 157291 // a prime number; three fifths of 4 * places
+	table := make([]byte, spec.Maps["tables"].ValueSize)
+	rand.Read(table)
+	for i, name := range []string{"conns4", "conns6"} {
+		spec.Maps[name].MaxEntries = buckets
+		binary.NativeEndian.PutUint32(table[len(table)-8+4*i:], buckets)
 	}
+	spec.Maps["tables"].Contents = []ebpf.MapKV{{Key: uint32(0), Value: table}}
 }
 
 func (s *stand) configure() {

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* The tables of entries, conns4 and conns6: finds the entry of a key, claims room for a new entry, frees an entry.
+ *
+ * A table is an array of buckets with BUCKET_SLOTS slots each. A hash of the key gives the walk of the key: the buckets where its
+ * entry may be. An insertion takes the first free slot of the walk. Each bucket counts the entries that are in a later bucket of
+ * their walk (passed): a search ends at a bucket that no entry has passed. In a table that is not nearly full, most searches read
+ * one bucket. Key and entry are near each other in memory, so a packet waits for memory once; in the kernel's hash table it waits
+ * for the chain's head, and then for the entry.
+ *
+ * The identity of an entry says whether its slot is in use: 0 is a free slot. An identity with CONN_GONE is an entry that is being
+ * inserted or deleted. Nobody needs a lock.
+ *
+ * Races
+ *  H. Two CPUs claim one slot. Each tries to change the identity from 0. The CPU that fails begins again.
+ *  I. Two CPUs insert one key. Each claims a slot and writes the key, and then, behind a barrier, searches the walk for the key once
+ *     more. At least one of the two sees the other's slot. The CPU whose entry has the higher number gives up. The CPU with the
+ *     lower number waits until the other slot is free: then it goes on. If the other CPU did not see it, the other slot becomes an entry:
+ *     then it gives up. So one CPU inserts the key, unless the wait ends too early: then none does, and the packet's sender tries again.
+ *  J. A slot is freed and used again while another CPU reads it. The reader takes the identity before the key and again after the
+ *     rest (conn_read). The serial differs then, and the reader has found nothing.
+ *  K. A search meets an insertion. The insertion raises the counts of the buckets that it passes before its entry becomes valid, and
+ *     a deletion lowers them after its entry has become invalid. So a search never ends before an entry that it could find. */
+#pragma once
+
+#include "maps.h"
+#include "packet.h"
+#include "verifier.h"
+
+/* Most buckets of a walk. With the sizes of loader.Size, a walk without a free slot is rarer than one in 10^8. */
+enum { TABLE_PROBES = 16 };
+/* How often a claim begins again, and how long it waits for another CPU that inserts the same key (race I). */
+enum { TABLE_CLAIMS = 4, TABLE_WAIT = 256 };
+enum { TABLE_NONE = -1, TABLE_EXISTS = -2, TABLE_NO_ROOM = -3, TABLE_AGAIN = -4 };
+
+enum { TABLE_WORDS4 = sizeof(struct tuple4) / sizeof(__u64), TABLE_WORDS6 = sizeof(struct tuple) / sizeof(__u64) };
+
+/* A key as 64-bit words: of IPv4 a struct tuple4, of IPv6 the tuple itself. */
+struct table_key {
+	const struct tuple *tuple;
+	__u64 short_key[TABLE_WORDS4];
+};
+
+static __always_inline bool tuple_is_v6(const struct tuple *tuple)
+{
+	return !addr_is_v4(&tuple->dst);
+}
+
+static __always_inline struct table_key table_key_of(const struct tuple *tuple)
+{
+	return (struct table_key){ tuple, {
+		tuple->src.word[3] | (__u64)tuple->dst.word[3] << 32,
+		*ports_word(&tuple->sport) | (__u64)protocol_pad(tuple->protocol) << 32,
+	} };
+}
+
+static __always_inline __u64 table_word(bool v6, const struct table_key *key, int i)
+{
+	return v6 ? ((const __u64 *)key->tuple)[i] : key->short_key[i];
+}
+
+/* The buckets where the entry of a key may be. v6 is a constant in all callers, so the compiler makes code for each family. */
+struct walk {
+	__u32 bucket;
+	__u32 step;
+	__u32 buckets;
+};
+
+/* Multiply-shift hashing of pairs of words with random numbers (Thorup, High Speed Hashing for Integers and Strings, 2015, section
+ * 3.5): whoever does not know the numbers finds no keys that meet more often than by chance. The last steps spread sums that are
+ * near each other: those of consecutive ports. False: there is no table. */
+static __always_inline bool walk_begin(struct walk *walk, bool v6, const struct table_key *key)
+{
+	__u32 zero = 0;
+	const struct table *table = bpf_map_lookup_elem(&tables, &zero);
+	__u64 sum = 0;
+
+	if (!table)
+		return false;
+	for (int i = 0; i < (v6 ? TABLE_WORDS6 : TABLE_WORDS4); i++)
+		sum += (table->random[2 * i] + (__u32)table_word(v6, key, i)) * (table->random[2 * i + 1] + (table_word(v6, key, i) >> 32));
+	sum ^= sum >> 32;
+	sum *= 0x9e3779b97f4a7c15;
+	walk->buckets = table->buckets[v6];
+	walk->bucket = (sum >> 32) * walk->buckets >> 32;
+	walk->step = 1 + ((__u64)(__u32)sum * (walk->buckets - 1) >> 32);
+	return true;
+}
+
+static __always_inline void walk_next(struct walk *walk)
+{
+	walk->bucket += walk->step;
+	if (walk->bucket >= walk->buckets)
+		walk->bucket -= walk->buckets;
+}
+
+/* Returns a bucket by its number. Its first member is the count of entries that have passed. */
+static __always_inline void *table_bucket(bool v6, __u32 number)
+{
+	return v6 ? bpf_map_lookup_elem(&conns6, &number) : bpf_map_lookup_elem(&conns4, &number);
+}
+
+static __always_inline __u64 *bucket_key(bool v6, void *bucket, __u32 slot)
+{
+	return v6 ? (__u64 *)&((struct bucket6 *)bucket)->key[slot] : (__u64 *)&((struct bucket4 *)bucket)->key[slot];
+}
+
+static __always_inline struct conn *bucket_conn(bool v6, void *bucket, __u32 slot)
+{
+	return v6 ? &((struct bucket6 *)bucket)->entry[slot].conn : &((struct bucket4 *)bucket)->entry[slot].conn;
+}
+
+static __always_inline bool bucket_has(bool v6, void *bucket, __u32 slot, const struct table_key *key)
+{
+	const __u64 *word = bucket_key(v6, bucket, slot);
+	__u64 different = 0;
+
+	for (int i = 0; i < (v6 ? TABLE_WORDS6 : TABLE_WORDS4); i++)
+		different |= word[i] ^ table_word(v6, key, i);
+	return !different;
+}
+
+/* Reads the identity from memory again: another CPU may have changed it. */
+static __always_inline __u64 conn_identity(const struct conn *conn)
+{
+	return *(const volatile __u64 *)&conn->identity;
+}
+
+/* The number of an entry: its bucket, and its slot in the bucket. */
+static __always_inline __u32 entry_number(__u32 bucket, __u32 slot)
+{
+	return bucket << BUCKET_SLOT_BITS | slot;
+}
+
+/* Returns an entry by its number; the slot may be free. NULL: there is no such number. */
+static __always_inline struct conn *table_conn(bool v6, __u32 number)
+{
+	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
+	void *bucket = table_bucket(v6, number >> BUCKET_SLOT_BITS);
+
+	return bucket && slot < BUCKET_SLOTS ? bucket_conn(v6, bucket, slot) : NULL;
+}
+
+static __always_inline long table_search(bool v6, const struct tuple *tuple)
+{
+	struct table_key key = table_key_of(tuple);
+	struct walk walk;
+	__u32 *passed;
+
+	if (!walk_begin(&walk, v6, &key))
+		return TABLE_NONE;
+	for (int i = 0; i < TABLE_PROBES; i++) {
+		passed = table_bucket(v6, walk.bucket);
+		if (!passed)
+			return TABLE_NONE;
+		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
+			if (bucket_has(v6, passed, slot, &key) && conn_identity(bucket_conn(v6, passed, slot)))
+				return entry_number(walk.bucket, slot);
+		if (!*(volatile __u32 *)passed)
+			return TABLE_NONE;
+		walk_next(&walk);
+	}
+	return TABLE_NONE;
+}
+
+/* Returns the number of the entry with this key. TABLE_NONE: there is none. The slot may get another entry at any time: see
+ * conn_read. */
+__noinline long table_find(const struct tuple *key)
+{
+	if (!key)
+		return TABLE_NONE;
+	return tuple_is_v6(key) ? table_search(true, key) : table_search(false, key);
+}
+
+/* Adds change to the counts of the buckets of the walk before the bucket of this entry. */
+static __always_inline void table_pass(bool v6, const struct table_key *key, __u32 number, __s32 change)
+{
+	struct walk walk;
+	__u32 *passed;
+
+	if (!walk_begin(&walk, v6, key))
+		return;
+	for (int i = 0; i < TABLE_PROBES && walk.bucket != number >> BUCKET_SLOT_BITS; i++) {
+		passed = table_bucket(v6, walk.bucket);
+		if (passed)
+			__sync_fetch_and_add(passed, change);
+		walk_next(&walk);
+	}
+}
+
+static __always_inline long table_room_of(bool v6, const struct tuple *tuple)
+{
+	long room = TABLE_NO_ROOM;
+	struct table_key key = table_key_of(tuple);
+	struct walk walk;
+	__u32 *passed;
+
+	if (!walk_begin(&walk, v6, &key))
+		return TABLE_NO_ROOM;
+	for (int i = 0; i < TABLE_PROBES; i++) {
+		passed = table_bucket(v6, walk.bucket);
+		if (!passed)
+			break;
+		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++) {
+			if (!conn_identity(bucket_conn(v6, passed, slot)))
+				room = room == TABLE_NO_ROOM ? entry_number(walk.bucket, slot) : room;
+			else if (bucket_has(v6, passed, slot, &key))
+				return TABLE_EXISTS;
+		}
+		if (!*(volatile __u32 *)passed && room != TABLE_NO_ROOM)
+			break;
+		walk_next(&walk);
+	}
+	return room;
+}
+
+/* Returns the number of the first free slot for this key, TABLE_EXISTS if the key has an entry, or TABLE_NO_ROOM. */
+__noinline long table_room(const struct tuple *key)
+{
+	if (!key)
+		return TABLE_NO_ROOM;
+	return tuple_is_v6(key) ? table_room_of(true, key) : table_room_of(false, key);
+}
+
+static __always_inline long table_rival_of(bool v6, const struct tuple *tuple, __u32 own)
+{
+	struct table_key key = table_key_of(tuple);
+	struct walk walk;
+	__u32 *passed;
+
+	if (!walk_begin(&walk, v6, &key))
+		return TABLE_NONE;
+	for (int i = 0; i < TABLE_PROBES; i++) {
+		passed = table_bucket(v6, walk.bucket);
+		if (!passed)
+			return TABLE_NONE;
+		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
+			if (entry_number(walk.bucket, slot) != own && bucket_has(v6, passed, slot, &key) &&
+			    conn_identity(bucket_conn(v6, passed, slot)))
+				return entry_number(walk.bucket, slot);
+		if (!*(volatile __u32 *)passed)
+			return TABLE_NONE;
+		walk_next(&walk);
+	}
+	return TABLE_NONE;
+}
+
+/* Returns the number of another entry with the key of the entry own, or TABLE_NONE. */
+__noinline long table_rival(const struct tuple *key, __u32 own)
+{
+	if (!key)
+		return TABLE_NONE;
+	return tuple_is_v6(key) ? table_rival_of(true, key, own) : table_rival_of(false, key, own);
+}
+
+/* May the entry own keep its key, although another CPU is inserting the key, too (race I)? */
+static __always_inline bool table_outlasts(bool v6, __u32 own, __u32 rival)
+{
+	struct conn *other = table_conn(v6, rival);
+	__u64 identity = CONN_GONE;
+
+	if (!other || rival < own)
+		return false;
+	for (int i = 0; i < TABLE_WAIT && (identity & CONN_STATE) == CONN_GONE; i++)
+		identity = conn_identity(other);
+	return !identity;
+}
+
+/* Frees a slot. The identity is written first: race K. */
+static __always_inline void table_free(bool v6, const struct table_key *key, __u32 number)
+{
+	struct conn *conn = table_conn(v6, number);
+
+	if (conn)
+		__sync_lock_test_and_set(&conn->identity, 0);
+	table_pass(v6, key, number, -1);
+}
+
+/* Claims this slot for the key. Returns its number, TABLE_EXISTS or TABLE_AGAIN. */
+static __always_inline long table_take(bool v6, const struct tuple *tuple, __u32 number, __u32 serial)
+{
+	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
+	void *bucket = table_bucket(v6, number >> BUCKET_SLOT_BITS);
+	__u64 claim = (__u64)serial << 32 | CONN_GONE, *word;
+	struct table_key key = table_key_of(tuple);
+	struct conn *conn;
+	long rival;
+
+	if (!bucket || slot >= BUCKET_SLOTS)
+		return TABLE_NO_ROOM;
+	conn = bucket_conn(v6, bucket, slot);
+	if (__sync_val_compare_and_swap(&conn->identity, 0, claim) != 0)
+		return TABLE_AGAIN;
+	word = bucket_key(v6, bucket, slot);
+	for (int i = 0; i < (v6 ? TABLE_WORDS6 : TABLE_WORDS4); i++)
+		word[i] = table_word(v6, &key, i);
+	table_pass(v6, &key, number, 1);
+	/* The barrier of race I: an atomic instruction that fetches. */
+	__sync_lock_test_and_set(&conn->identity, claim);
+	rival = table_rival(tuple, number);
+	if (rival < 0 || table_outlasts(v6, number, (__u32)rival))
+		return number;
+	table_free(v6, &key, number);
+	return TABLE_EXISTS;
+}
+
+/* Claims a slot for an entry with this key and serial. Returns the number of the entry, which is invalid until its identity is
+ * written. TABLE_EXISTS: another entry has the key. TABLE_NO_ROOM: no slot of the walk is free. TABLE_AGAIN: other CPUs were
+ * faster. */
+static __always_inline long table_claim(const struct tuple *key, __u32 serial)
+{
+	long number = TABLE_AGAIN;
+
+	for (int i = 0; i < TABLE_CLAIMS && number == TABLE_AGAIN; i++) {
+		number = table_room(key);
+		if (number >= 0)
+			number = tuple_is_v6(key) ? table_take(true, key, (__u32)number, serial)
+						  : table_take(false, key, (__u32)number, serial);
+	}
+	return number;
+}
+
+/* Frees the slot of the entry with this key. Only the CPU that has inserted the entry, or has won the change to CONN_GONE, calls
+ * this. */
+__noinline int table_erase(const struct tuple *tuple)
+{
+	struct table_key key;
+	long number;
+
+	if (!tuple)
+		return 0;
+	number = table_find(tuple);
+	if (number < 0)
+		return 0;
+	key = table_key_of(tuple);
+	if (tuple_is_v6(tuple))
+		table_free(true, &key, (__u32)number);
+	else
+		table_free(false, &key, (__u32)number);
+	return 0;
+}
