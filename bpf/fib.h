@@ -190,6 +190,13 @@ static __always_inline bool hop_write(struct hop *hop, __u32 generation, const s
 	return true;
 }
 
+static __always_inline __u8 fib_xdp_ways(__u32 ifindex)
+{
+	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return (bpf_map_lookup_elem(&tx_ports, &ifindex) ? XDP_WAY_REDIRECT : 0) | (out && out->xdp_tx ? XDP_WAY_BACK : 0);
+}
+
 /* Stores the next hop that the kernel has just returned in work->route.fib, and returns a reference to it. 0: no
  * slot of its hash value is free, or another CPU was faster. renew: the packet leaves by bpf_redirect_neigh, which
  * keeps the kernel's neighbour entry alive, so the hop is valid for another second. Without renew, a hop that is
@@ -212,7 +219,7 @@ __noinline __u32 hop_remember(bool renew)
 	fresh->routes = fib_generation();
 	fresh->ifindex = port;
 	fresh->mtu = fib->mtu_result;
-	fresh->xdp = bpf_map_lookup_elem(&tx_ports, &port) != NULL;
+	fresh->xdp = fib_xdp_ways(port);
 	__builtin_memcpy(fresh->dst_mac, fib->dmac, ETH_ALEN);
 	__builtin_memcpy(fresh->src_mac, fib->smac, ETH_ALEN);
 	__builtin_memcpy(fresh->local_mac, pkt->local_mac, ETH_ALEN);

@@ -141,10 +141,9 @@ int hairpin_xdp(struct xdp_md *ctx)
 		xdp_read_options(ctx);
 	verdict = nat_decide(ctx, work, HOOK_XDP);
 	if (verdict == VERDICT_SEND) {
-		/* Never XDP_TX: on a veth whose peer has GRO but no XDP program, XDP_TX leaves frames in the
-		 * peer's ring until other traffic comes (veth_xdp_flush). */
 		if (edit_frame((void *)(long)ctx->data, (void *)(long)ctx->data_end, pkt, &work->rw))
-			return (int)bpf_redirect_map(&tx_ports, work->rw.ifindex, XDP_DROP);
+			return nat_goes_back(pkt, &work->rw) ? XDP_TX
+							     : (int)bpf_redirect_map(&tx_ports, work->rw.ifindex, XDP_DROP);
 		verdict = VERDICT_DROP;
 		work->rw.reason = REASON_WRITE_FAILED;
 	}

@@ -295,7 +295,8 @@ type HairpinInterface struct {
 	Private        uint8
 	RpFilter       uint8
 	PrivateSources uint8
-	Pad            [3]uint8
+	XdpTx          uint8
+	Pad            [2]uint8
 	Below          uint32
 	MssMtu         uint32
 	InterceptV4    uint32

@@ -567,6 +567,12 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	traffic->bytes += pkt->length;
 }
 
+/* Does XDP send this frame back by the device that it came in by, with XDP_TX? */
+static __always_inline bool nat_goes_back(const struct packet *pkt, const struct rewrite *rw)
+{
+	return rw->xdp & XDP_WAY_BACK && rw->ifindex == pkt->ifindex;
+}
+
 /* Returns why XDP cannot send this packet; NONE: XDP can. If a device is to finish the checksum, the checksum
  * field holds the folded sum of the pseudo-header. One finished checksum in 65,536 has this value by chance: TC
  * sends that packet, too. */
@@ -580,7 +586,7 @@ static __always_inline enum reason nat_xdp_limits(const struct packet *pkt, cons
 		return REASON_PARTIAL_CHECKSUM;
 	if (pkt->l4.check_off && csum_pseudo(pkt) == pkt->l4.check)
 		return REASON_PARTIAL_CHECKSUM;
-	return rw->xdp ? REASON_NONE : REASON_NO_XDP_TX;
+	return rw->xdp & XDP_WAY_REDIRECT || nat_goes_back(pkt, rw) ? REASON_NONE : REASON_NO_XDP_TX;
 }
 
 /* May this packet of a half-open connection be an answer to what the router itself, or a client that the kernel masquerades, has

@@ -374,12 +374,19 @@ struct interface {
 	__u8 private;		/* 1: it has a private IPv4 address, so private sources may come in by it */
 	__u8 rp_filter;		/* rp_filter of the kernel (RFC 3704), used for both families: 0 off, 1 strict, 2 loose */
 	__u8 private_sources;	/* 1: the configuration accepts private sources on this WAN */
-	__u8 pad[3];
+	__u8 xdp_tx;		/* 1: XDP sends frames back by this interface with XDP_TX */
+	__u8 pad[2];
 	__u32 below;		/* macvlan: index of the device below it, which sends and receives its frames; 0: none */
 	__u32 mss_mtu;		/* MTU in bytes that the MSS of a forwarded SYN must fit; 0: the MSS stays */
 	__u32 intercept_v4, intercept_v6; /* LAN: external ids of its intercepts; 0: none */
 };
 _Static_assert(sizeof(struct interface) == 32, "struct interface has implicit padding");
+
+/* How XDP can send a frame to a device. */
+enum xdp_way {
+	XDP_WAY_REDIRECT = 1 << 0,	/* by bpf_redirect_map: the device is in tx_ports */
+	XDP_WAY_BACK = 1 << 1,	/* by XDP_TX: the frame has come in by this device */
+};
 
 /* A next hop, shared by all connections that use it. A connection stores the index and the generation of its hop. */
 struct hop {
@@ -390,7 +397,7 @@ struct hop {
 	__u8 dst_mac[6] __attribute__((aligned(4)));	/* MAC addresses are aligned: else they are copied byte by byte */
 	__u8 src_mac[6];
 	__u8 local_mac[6] __attribute__((aligned(4)));	/* the router's, on the input interface */
-	__u8 xdp;		/* 1: the output device was in tx_ports at that time */
+	__u8 xdp;		/* bits of enum xdp_way: how XDP could send to the output device at that time */
 	__u8 pad;
 	__u32 mtu;		/* bytes */
 };

@@ -25,7 +25,7 @@ struct rewrite {
 	__u32 mtu;		/* MTU of the next hop in bytes; 0: not known */
 	__u16 mss;		/* highest MSS that a SYN may have; 0: no limit */
 	bool resolved;		/* macs has the addresses of the next hop */
-	bool xdp;		/* the output device takes XDP frames */
+	__u8 xdp;		/* bits of enum xdp_way: how XDP can send to the output device */
 	bool other_host;	/* XDP: the frame was sent to another station */
 	bool local;		/* the packet goes to the router itself, by the loopback device */
 	struct bpf_redir_neigh gateway;	/* nh_family not 0: the kernel must resolve this neighbour */

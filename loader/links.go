@@ -50,7 +50,12 @@ type Link struct {
 	// Tags says whether XDP sees the VLAN tags of frames.
 	Tags TagVisibility
 
-	physical bool
+	// Physical reports whether the device is of a bus, as NICs are, also those of virtual machines.
+	Physical bool
+
+	// peer and peerNS are the ifindex of a veth's other end and the id of its network namespace; peerNS is negative for this network
+	// namespace.
+	peer, peerNS int
 }
 
 // Links lists the interfaces of the network namespace, sorted by index. It includes lo.
@@ -104,7 +109,9 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		VLANs:        vlansOn(dev, devices),
 		Tags:         tags,
 		Below:        below(dev),
-		physical:     isPhysical(attrs),
+		Physical:     isPhysical(attrs),
+		peer:         attrs.ParentIndex,
+		peerNS:       attrs.NetNsID,
 	}
 	l.setAddresses(addresses)
 	return l, nil

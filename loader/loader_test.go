@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/big"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -109,7 +110,7 @@ func TestPinsAreForRootAlone(t *testing.T) {
 
 func TestLoadSizesTheTables(t *testing.T) {
 	type family struct {
-		buckets, places uint32
+		entries, places uint32                             // entries: for how many there must be room
 		limits          [bpf.HairpinPlaceKindPLACES]uint32 // limits by kind: half-open TCP, proven, other; established TCP, other; closing
 	}
 	for _, test := range []struct {
@@ -125,7 +126,18 @@ func TestLoadSizesTheTables(t *testing.T) {
 	} {
 		d := mustLoad(t, Options{Dir: newDir(t), MaxConnections: test.connections})
 		o := d.Objects()
-		got := [2]family{{buckets: o.Conns4.MaxEntries()}, {buckets: o.Conns6.MaxEntries()}}
+		var got [2]family
+		for v6, m := range []*ebpf.Map{o.Conns4, o.Conns6} {
+			got[v6].entries = [2]family{test.v4, test.v6}[v6].entries
+			// Three slots a bucket, and at least four ninths of them free; few more buckets than that.
+			if buckets, room := m.MaxEntries(), got[v6].entries/5*3; !big.NewInt(int64(buckets)).ProbablyPrime(0) || buckets < room || buckets > room+200 {
+				t.Errorf("%d connections: %s has %d buckets", test.connections, m, buckets)
+			}
+		}
+		var table bpf.HairpinTable
+		if err := o.Tables.Lookup(uint32(0), &table); err != nil || table.Buckets != [2]uint32{o.Conns4.MaxEntries(), o.Conns6.MaxEntries()} || table.Random[0] == table.Random[9] {
+			t.Errorf("%d connections: the datapath is told %+v, %v", test.connections, table, err)
+		}
 		next := uint32(0)
 		for i := range 2 * uint32(bpf.HairpinPlaceKindPLACES) {
 			index := i%uint32(bpf.HairpinPlaceKindPLACES)*2 + i/uint32(bpf.HairpinPlaceKindPLACES) // IPv4's come first

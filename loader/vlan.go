@@ -108,7 +108,7 @@ func vlansOn(dev netlink.Link, devices []netlink.Link) (names []string) {
 // returns "" if there is no such reason, or if the mode does not use XDP on this link.
 func (l Link) NoXDP(mode Mode) string {
 	switch {
-	case mode == ModeTC || mode == ModeAuto && !l.physical || l.Bare || l.Loopback || l.Tags.Hides == "":
+	case mode == ModeTC || mode == ModeAuto && !l.Physical || l.Bare || l.Loopback || l.Tags.Hides == "":
 		return ""
 	case mode != ModeXDPUntagged:
 		return l.Tags.Hides

@@ -163,7 +163,7 @@ func TestNoXDP(t *testing.T) {
 	nic := map[string]Link{}
 	for name, state := range states {
 		sight := tagVisibilityOf(map[string]ethtool.FeatureState{tagFeatures[1]: state})
-		nic[name] = Link{physical: true, Tags: sight}
+		nic[name] = Link{Physical: true, Tags: sight}
 		strips[name] = nic[name].StripsTags()
 	}
 	if !strips[stripping] || strips["off"] || strips[fixed] || strips["never"] {
@@ -186,7 +186,7 @@ func TestNoXDP(t *testing.T) {
 		{"software, which auto leaves to TC", Link{Tags: hidden}, ModeAuto, ""},
 		{"software where no tags come", Link{Tags: hidden}, ModeXDPUntagged, ""},
 		{"software with VLANs", Link{Tags: hidden, VLANs: []string{"eth0.5", "eth0.6"}}, ModeXDPUntagged, "eth0.5, eth0.6"},
-		{"a NIC with VLANs", Link{physical: true, VLANs: []string{"eth0.5"}}, ModeXDP, ""},
+		{"a NIC with VLANs", Link{Physical: true, VLANs: []string{"eth0.5"}}, ModeXDP, ""},
 		{"bare packets", Link{Bare: true, Tags: hidden}, ModeXDP, ""},
 		{"the loopback device", Link{Loopback: true, Tags: hidden}, ModeXDP, ""},
 	}

@@ -56,7 +56,7 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	if err := t.dropInterfaces(ifs, present); err != nil {
 		return err
 	}
-	if err := t.setTransmitters(ifs); err != nil {
+	if err := t.setTransmitters(ifs, present); err != nil {
 		return err
 	}
 	return t.pruneCounters(ifs)
@@ -286,8 +286,9 @@ func (t *Tables) noteMaybe(addr bpf.HairpinAddr, bit bpf.HairpinMaybe) error {
 }
 
 // setTransmitters updates the devmap tx_ports: the devices to which XDP can redirect. Cached next hops contain this
-// information, so after a change they must be resolved again.
-func (t *Tables) setTransmitters(ifs []config.Interface) error {
+// information, and whether XDP sends back by the device, so after a change they must be resolved again. before has the interfaces as
+// they were.
+func (t *Tables) setTransmitters(ifs []config.Interface, before map[uint32]bpf.HairpinInterface) error {
 	present, err := readAll[uint32, bpf.HairpinBpfDevmapVal](t.objs.TxPorts)
 	if err != nil {
 		return fmt.Errorf("list devices for XDP: %w", err)
@@ -304,6 +305,7 @@ func (t *Tables) setTransmitters(ifs []config.Interface) error {
 	}
 	for _, link := range ifs {
 		index := uint32(link.Index)
+		changed = changed || link.XDPBack != (before[index].XdpTx != 0)
 		if value, there := present[index]; !link.XDPTransmit || there && value.Ifindex == index {
 			continue
 		}

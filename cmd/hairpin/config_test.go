@@ -48,7 +48,7 @@ func TestEverySettingHasText(t *testing.T) {
 	}
 	cfg.Deny = []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("2001:db8:bad::/48")}
 	for _, key := range []string{
-		"interfaces.wan", "interfaces.lan", "interfaces.private_sources", "datapath.mode", "datapath.max_connections", "datapath.max_per_source",
+		"interfaces.wan", "interfaces.lan", "interfaces.private_sources", "datapath.mode", "datapath.xdp_tx", "datapath.max_connections", "datapath.max_per_source",
 		"datapath.mss_clamp",
 		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.tcp_opening", "timeouts.tcp_closing",
 		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "timeouts.address_grace", "icmp.refuse", "icmp.rate", "reflection.default", "reflection.ports", "reflection.prefixes",

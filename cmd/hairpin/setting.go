@@ -24,6 +24,8 @@ func settingText(cfg config.Config, key string) string {
 		return listText(cfg.PrivateSources)
 	case "datapath.mode":
 		return strconv.Quote(cfg.Mode)
+	case "datapath.xdp_tx":
+		return strconv.Quote(cfg.XDPTx)
 	case "datapath.max_connections":
 		return strconv.FormatUint(uint64(cfg.MaxConnections), 10)
 	case "datapath.max_per_source":

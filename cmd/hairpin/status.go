@@ -66,6 +66,7 @@ type portRow struct {
 	State     string   `json:"state"` // attached, detached, pending
 	Mode      string   `json:"mode"`  // "xdp+tcx", "xdp-generic+tcx", "tcx", "clsact"; "" unless attached
 	Guard     bool     `json:"leak_guard"`
+	XDPTx     bool     `json:"xdp_tx"`           // XDP sends with XDP_TX what leaves by the interface that it came in by
 	RxVLAN    string   `json:"rxvlan,omitempty"` // "off" if hairpin switched off this offload of the NIC
 	Reason    string   `json:"reason,omitempty"`
 	Index     int      `json:"index,omitempty"`
@@ -177,6 +178,10 @@ func newPortRows(ports []router.Port) []portRow {
 		}
 		if p.Attachment != nil {
 			row.Guard, row.Reason = p.Attachment.Guard, p.Attachment.Reason
+			var why string
+			if row.XDPTx, why = p.XDPTx(); why != "" {
+				row.Reason = why
+			}
 			if p.Attachment.TagsKept {
 				row.RxVLAN = "off"
 			}

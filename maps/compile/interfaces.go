@@ -37,6 +37,9 @@ func (d *Document) InterfaceEntry(link config.Interface) bpf.HairpinInterface {
 			value.Private = 1
 		}
 	}
+	if link.XDPBack {
+		value.XdpTx = 1
+	}
 	if link.Role == config.RoleWAN && slices.Contains(d.Config.PrivateSources, link.Name) {
 		value.PrivateSources = 1
 	}

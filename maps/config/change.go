@@ -36,6 +36,7 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"interfaces.lan", from.LAN, to.LAN},
 		{"interfaces.private_sources", sorted(from.PrivateSources), sorted(to.PrivateSources)},
 		{"datapath.mode", from.Mode, to.Mode},
+		{"datapath.xdp_tx", from.XDPTx, to.XDPTx},
 		{"datapath.max_connections", from.MaxConnections, to.MaxConnections},
 		{"datapath.max_per_source", from.PerSource(), to.PerSource()},
 		{"datapath.mss_clamp", from.mssClamp(), to.mssClamp()},

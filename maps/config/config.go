@@ -62,12 +62,23 @@ const (
 
 var modes = []string{ModeAuto, ModeXDP, ModeXDPUntagged, ModeTC}
 
+// Values of Config.XDPTx: on which interfaces XDP sends frames with XDP_TX that leave by the interface that they came in by. On all
+// others it redirects these frames.
+const (
+	XDPTxAuto = "auto" // physical NICs with native XDP
+	XDPTxOn   = "on"   // every interface with native XDP
+	XDPTxOff  = "off"  // none
+)
+
+var xdpTxs = []string{XDPTxAuto, XDPTxOn, XDPTxOff}
+
 // Config is the whole content of a configuration file.
 type Config struct {
 	WAN            []string       `json:"wan"`
 	LAN            []string       `json:"lan"`
 	PrivateSources []string       `json:"private_sources,omitempty"` // WAN interfaces with a public address that accept private sources
 	Mode           string         `json:"mode"`
+	XDPTx          string         `json:"xdp_tx"`
 	MaxConnections uint32         `json:"max_connections"`
 	MaxPerSource   uint32         `json:"max_per_source,omitempty"` // established connections of one client (RFC 6888 REQ-4): an address, but on a WAN an IPv6 /64; 0: MaxConnections / 8
 	MSSClamp       []string       `json:"mss_clamp"`                // interfaces whose MTU limits the MSS of SYNs; nil: those whose packets have no link-layer header
@@ -88,6 +99,7 @@ type Config struct {
 func Default() Config {
 	return Config{
 		Mode:           ModeAuto,
+		XDPTx:          XDPTxAuto,
 		MaxConnections: 131072,
 		Timeouts: Timeouts{
 			TCPEstablished: 2*time.Hour + 4*time.Minute,

@@ -29,6 +29,7 @@ type Interface struct {
 	Addresses   []netip.Prefix // addresses with their networks; per family, the preferred source address first
 	Passive     []netip.Prefix // IPv6 addresses that must not be sources of new connections: deprecated or tentative
 	XDPTransmit bool           // the driver can send redirected XDP frames (ndo_xdp_xmit)
+	XDPBack     bool           // XDP sends frames that leave by the interface that they came in by with XDP_TX
 	MTU         int            // largest IP packet, in bytes
 	Bare        bool           // its packets have no link-layer header, as of PPP, WireGuard and tun
 	RPFilter    uint8          // rp_filter of the kernel (RFC 3704), used for both families: 0 off, 1 strict, 2 loose

@@ -139,6 +139,9 @@ func (v *validator) settings() {
 	if !slices.Contains(modes, v.Mode) {
 		v.check(-1, "datapath.mode", fmt.Errorf("%s is not a mode; %s", rule.Quote(v.Mode), rule.Suggest(v.Mode, modes...)))
 	}
+	if !slices.Contains(xdpTxs, v.XDPTx) {
+		v.check(-1, "datapath.xdp_tx", fmt.Errorf("%s is not possible; %s", rule.Quote(v.XDPTx), rule.Suggest(v.XDPTx, xdpTxs...)))
+	}
 	if v.MaxConnections < 1 || v.MaxConnections > maxConnections {
 		v.check(-1, "datapath.max_connections", fmt.Errorf("%d is out of range; it is 1 to %d", v.MaxConnections, maxConnections))
 	}

@@ -30,6 +30,7 @@ const (
 
 	XDPDrop     = 1
 	XDPPass     = 2
+	XDPTx       = 3
 	XDPRedirect = 4
 )
 
@@ -66,6 +67,9 @@ type Rig struct {
 	Tables         *maps.Tables
 	Config         config.Config
 	WAN, LAN, LAN2 Port
+
+	// Back: XDP sends back by lan0 with XDP_TX what came in by lan0. OnlyBack: XDP cannot redirect to lan0, either. Watch writes both.
+	Back, OnlyBack bool
 }
 
 // Port is an interface of the router.
@@ -189,7 +193,7 @@ func (r *Rig) WatchLAN(tb testing.TB, lan netip.Addr, external ...netip.Prefix) 
 	tb.Helper()
 	interfaces := []config.Interface{
 		{Name: "wan0", Index: r.WAN.Index, Role: config.RoleWAN, HardwareAddr: r.WAN.MAC, XDPTransmit: true, RPFilter: 1, Addresses: external},
-		{Name: "lan0", Index: r.LAN.Index, Role: config.RoleLAN, HardwareAddr: r.LAN.MAC, XDPTransmit: true, RPFilter: 1,
+		{Name: "lan0", Index: r.LAN.Index, Role: config.RoleLAN, HardwareAddr: r.LAN.MAC, XDPTransmit: !r.OnlyBack, XDPBack: r.Back || r.OnlyBack, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(lan, 24)}},
 		{Name: "lan1", Index: r.LAN2.Index, Role: config.RoleLAN, HardwareAddr: r.LAN2.MAC, XDPTransmit: true, RPFilter: 1,
 			Addresses: []netip.Prefix{netip.PrefixFrom(OtherAddress, 24)}},

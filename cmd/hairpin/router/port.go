@@ -20,6 +20,8 @@ type Port struct {
 	Link       *loader.Link       // nil if no interface has this name yet
 	Attachment *loader.Attachment // nil if the programs are not on the interface
 	Err        error              // why the programs cannot be, or could not be put, on the interface
+
+	xdpTx string // config.Config.XDPTx
 }
 
 // State returns "pending" (no interface), "detached" or "attached".
@@ -82,6 +84,17 @@ func (p Port) hooks(mode string) loader.Hooks {
 func (p Port) needsGuard() bool { return p.Role == config.RoleWAN }
 
 // isUp reports whether other machines may send packets to the port.
+// XDPTx reports whether XDP sends frames by XDP_TX that leave by this port, if they came in by it. Otherwise why says what prevents
+// this; it is "" if the configuration does not ask for it.
+func (p Port) XDPTx() (does bool, why string) {
+	if p.Link == nil || p.Attachment == nil || p.Attachment.XDP != loader.XDPNative ||
+		p.xdpTx != config.XDPTxOn && !(p.xdpTx == config.XDPTxAuto && p.Link.Physical) {
+		return false, ""
+	}
+	why = p.Link.NoXDPTx()
+	return why == "", why
+}
+
 func (p Port) isUp() bool { return p.Role != config.RoleLocal && p.Link != nil && p.Link.Up }
 
 // incomplete reports whether a port lacks a program that it needs, or has XDP that must be changed.
@@ -120,6 +133,7 @@ type inventory struct {
 	ports     []Port              // the interfaces of the configuration
 	unmanaged []loader.Attachment // attachments on any other interface
 	links     []loader.Link       // every interface
+	xdpTx     string              // config.Config.XDPTx
 }
 
 // inventory reads the state of all interfaces; the interfaces of cfg become ports. It changes nothing.
@@ -136,7 +150,7 @@ func (r *Router) inventory(cfg config.Config) (inventory, error) {
 	for i := range attachments {
 		byIndex[attachments[i].Index] = &attachments[i]
 	}
-	seen := inventory{links: links}
+	seen := inventory{links: links, xdpTx: cfg.XDPTx}
 	seen.addPorts(cfg.WAN, config.RoleWAN, cfg.Mode, byIndex)
 	seen.addPorts(cfg.LAN, config.RoleLAN, cfg.Mode, byIndex)
 	seen.addLoopback(byIndex)
@@ -151,7 +165,7 @@ func (r *Router) inventory(cfg config.Config) (inventory, error) {
 // addPorts adds the interfaces with these names, and removes their attachments from byIndex.
 func (v *inventory) addPorts(names []string, role config.Role, mode string, byIndex map[int]*loader.Attachment) {
 	for _, name := range names {
-		p := Port{Name: name, Role: role, Link: v.link(func(l *loader.Link) bool { return l.Name == name })}
+		p := Port{Name: name, Role: role, xdpTx: v.xdpTx, Link: v.link(func(l *loader.Link) bool { return l.Name == name })}
 		switch {
 		case p.Link == nil:
 		case p.Link.Loopback:
@@ -214,6 +228,7 @@ func (v *inventory) interfaces() []config.Interface {
 		if p.Attachment != nil && p.Link != nil {
 			i := asInterface(*p.Link, p.Role)
 			i.XDPTransmit = i.XDPTransmit && !(generic && p.Link.Veth)
+			i.XDPBack, _ = p.XDPTx()
 			interfaces = append(interfaces, i)
 			watched[p.Link.Index] = true
 		}

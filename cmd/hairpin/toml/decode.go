@@ -237,6 +237,7 @@ func (r *reader) sections() map[string]fields {
 		},
 		"datapath": {
 			"mode":            intoString(&c.Mode),
+			"xdp_tx":          intoString(&c.XDPTx),
 			"max_connections": intoUint32(&c.MaxConnections),
 			"max_per_source":  intoLimit(&c.MaxPerSource),
 			"mss_clamp":       intoList(&c.MSSClamp),
