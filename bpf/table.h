@@ -29,7 +29,7 @@
 /* Most buckets of a walk. With the sizes of loader.Size, a walk without a free slot is rarer than one in 10^8. */
 enum { TABLE_PROBES = 16 };
 /* How often a claim begins again, and how long it waits for another CPU that inserts the same key (race I). */
-enum { TABLE_CLAIMS = 4, TABLE_WAIT = 256 };
+enum { TABLE_CLAIMS = 3, TABLE_WAIT = 64 };
 enum { TABLE_NONE = -1, TABLE_EXISTS = -2, TABLE_NO_ROOM = -3, TABLE_AGAIN = -4 };
 
 enum { TABLE_WORDS4 = sizeof(struct tuple4) / sizeof(__u64), TABLE_WORDS6 = sizeof(struct tuple) / sizeof(__u64) };

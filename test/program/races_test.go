@@ -101,6 +101,7 @@ func runRace(t *testing.T, race race, duration time.Duration) {
 
 func newRaces(t *testing.T) *races {
 	r := &races{b: newBenchOf(t, racesSpec(t), 1024, racingHalfOpen, rig.Forwards...)}
+	narrowTables(t, r.b, 509) // 1,527 slots for at most 1,200 entries
 	for i := range racingFlows {
 		r.tcp = append(r.tcp, newRacingFlow(r.b, false, i))
 		r.udp = append(r.udp, newRacingFlow(r.b, true, i))
@@ -238,6 +239,9 @@ func consistent(a audit) string {
 func empty(a audit) string {
 	if a.Entries != 0 {
 		return fmt.Sprintf("%d entries are left; orphans %d, counted %v, found %v", a.Entries, a.Orphans, a.Counted, a.Found)
+	}
+	if a.Used != 0 {
+		return fmt.Sprintf("no entry is left, but %d slots are in use or passed", a.Used)
 	}
 	return consistent(a)
 }
