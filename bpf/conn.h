@@ -148,6 +148,17 @@ static __noinline struct conn *conn_find(const struct tuple *key, struct entry *
 	return tuple_is_v6(key) ? conn_read(key, true, (__u32)number, entry) : conn_read(key, false, (__u32)number, entry);
 }
 
+/* conn_find without a call, for the step that every packet needs. Only the first bucket of the walk is searched here. */
+static __always_inline struct conn *conn_find_fast(const struct tuple *key, bool v6, struct entry *entry)
+{
+	entry->number = table_first(v6, key);
+	/* Reloaded, so that the verifier does not follow each slot through the rest of the program. */
+	verifier_forget();
+	if ((entry->number & BUCKET_SLOTS) == BUCKET_SLOTS)
+		return conn_find(key, entry);
+	return conn_read(key, v6, entry->number, entry);
+}
+
 /* Finds an entry by its number. NULL: the slot is free, or another CPU is inserting or deleting the entry. */
 static __always_inline struct conn *conn_at(bool v6, __u32 number, struct direction *direction)
 {

@@ -839,7 +839,8 @@ static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum 
 static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enum hook hook)
 {
 	const struct packet *pkt = &work->pkt;
-	struct conn *conn = conn_find(&pkt->tuple, &work->rw.entry);
+	struct conn *conn = pkt->v6 ? conn_find_fast(&pkt->tuple, true, &work->rw.entry)
+				    : conn_find_fast(&pkt->tuple, false, &work->rw.entry);
 	enum verdict verdict;
 	enum begin begin;
 

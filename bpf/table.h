@@ -171,6 +171,25 @@ __noinline long table_find(const struct tuple *key)
 	return tuple_is_v6(key) ? table_search(true, key) : table_search(false, key);
 }
 
+/* Returns the number of the entry with this key, if it is in the first bucket of its walk. Otherwise the slot in the number is
+ * BUCKET_SLOTS. */
+static __always_inline __u32 table_first(bool v6, const struct tuple *tuple)
+{
+	struct table_key key = table_key_of(tuple);
+	struct walk walk;
+	void *bucket;
+
+	if (!walk_begin(&walk, v6, &key))
+		return BUCKET_SLOTS;
+	bucket = table_bucket(v6, walk.bucket);
+	if (!bucket)
+		return BUCKET_SLOTS;
+	for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
+		if (bucket_has(v6, bucket, slot, &key))
+			return entry_number(walk.bucket, slot);
+	return BUCKET_SLOTS;
+}
+
 /* Adds change to the counts of the buckets of the walk before the bucket of this entry. */
 static __always_inline void table_pass(bool v6, const struct table_key *key, __u32 number, __s32 change)
 {
