@@ -24,6 +24,20 @@ static __always_inline __u32 external_maybe(const union addr *addr)
 	return may_be ? *may_be : 0;
 }
 
+/* May a forward to some external address take this packet? Protocols without a place in maybe_ports: yes. */
+static __always_inline bool forward_maybe(const struct tuple *tuple)
+{
+	__u32 port = bpf_ntohs(tuple->dport), place = port / PORT_BITS;
+	const struct port_bits *ports;
+
+	if (tuple->protocol == IPPROTO_UDP)
+		place += PORTS_ALL / PORT_BITS;
+	else if (tuple->protocol != IPPROTO_TCP)
+		return true;
+	ports = bpf_map_lookup_elem(&maybe_ports, &place);
+	return !ports || ports->bits >> port % PORT_BITS & 1;
+}
+
 /* Returns the external ids of an address. NULL: no forward listens on the address. may_be: external_maybe of the address. */
 static __always_inline struct external *external_lookup(const union addr *addr, __u32 may_be)
 {

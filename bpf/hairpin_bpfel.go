@@ -400,6 +400,11 @@ type HairpinPolicySide struct {
 	Pad      uint32
 }
 
+type HairpinPortBits struct {
+	_    structs.HostLayout
+	Bits uint64
+}
+
 type HairpinPrefixKey struct {
 	_            structs.HostLayout
 	PrefixLength uint32
@@ -733,6 +738,7 @@ const (
 	HairpinMapMappings        = "mappings"
 	HairpinMapMaybeDenied     = "maybe_denied"
 	HairpinMapMaybeExternal   = "maybe_external"
+	HairpinMapMaybePorts      = "maybe_ports"
 	HairpinMapNetsEmpty       = "nets_empty"
 	HairpinMapOrigins         = "origins"
 	HairpinMapOriginsEmpty    = "origins_empty"
@@ -857,6 +863,7 @@ type HairpinMapSpecs struct {
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
 	MaybeDenied    *ebpf.MapSpec `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
+	MaybePorts     *ebpf.MapSpec `ebpf:"maybe_ports"`
 	NetsEmpty      *ebpf.MapSpec `ebpf:"nets_empty"`
 	Origins        *ebpf.MapSpec `ebpf:"origins"`
 	OriginsEmpty   *ebpf.MapSpec `ebpf:"origins_empty"`
@@ -947,6 +954,7 @@ type HairpinMaps struct {
 	Mappings       *ebpf.Map `ebpf:"mappings"`
 	MaybeDenied    *ebpf.Map `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
+	MaybePorts     *ebpf.Map `ebpf:"maybe_ports"`
 	NetsEmpty      *ebpf.Map `ebpf:"nets_empty"`
 	Origins        *ebpf.Map `ebpf:"origins"`
 	OriginsEmpty   *ebpf.Map `ebpf:"origins_empty"`
@@ -1008,6 +1016,7 @@ func (m *HairpinMaps) Close() error {
 		m.Mappings,
 		m.MaybeDenied,
 		m.MaybeExternal,
+		m.MaybePorts,
 		m.NetsEmpty,
 		m.Origins,
 		m.OriginsEmpty,

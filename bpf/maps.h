@@ -77,6 +77,15 @@ struct {
 	__uint(max_entries, 1 << MAYBE_EXTERNAL_BITS);
 } maybe_external SEC(".maps");
 
+/* One bit for each port of TCP, then one for each port of UDP: a forward to some external address may have this port. 0: no forward
+ * has the port. The control plane sets the bits before the forwards, and clears those that are left over after the change. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct port_bits);
+	__uint(max_entries, 2 * PORTS_ALL / PORT_BITS);
+} maybe_ports SEC(".maps");
+
 struct forward_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__type(key, struct forward_key);

@@ -700,22 +700,29 @@ enum begin {
 	BEGIN_FORWARD,	/* a connection of a forward: the destination has external ids, copied to open.external */
 };
 
-/* Returns what the packet may begin. This quick check keeps all other packets off the slow path. Not inlined, to save
- * stack. */
-static __noinline enum begin nat_may_begin(struct work *work)
+/* Returns what the packet may begin. stale: the packet has a connection that is over. This quick check keeps all other packets off
+ * the slow path: most packets to the external address are answers to what the router or the kernel's masquerading has asked, and no
+ * forward has their port. Not inlined, to save stack. */
+static __noinline enum begin nat_may_begin(struct work *work, bool stale)
 {
 	const struct packet *pkt = &work->pkt;
-	__u32 may_be = external_maybe(&pkt->tuple.dst);
-	const struct external *external = external_lookup(&pkt->tuple.dst, may_be);
 	const struct settings *settings = conn_settings();
+	__u32 may_be = external_maybe(&pkt->tuple.dst);
+	bool intercepted = settings && intercept_port(settings, pkt);
+	bool forwarded = stale || intercepted || pkt->broken || forward_maybe(&pkt->tuple);
+	bool other = intercepted || (settings && settings->stand_ins) || open_evicted(pkt);
+	const struct external *external;
 
+	if (!forwarded && !other && !(may_be & MAYBE_TARGET))
+		return BEGIN_NOTHING;
+	external = external_lookup(&pkt->tuple.dst, may_be);
 	if (external) {
 		work->open.external = *external;
-		return BEGIN_FORWARD;
+		return forwarded ? BEGIN_FORWARD : BEGIN_NOTHING;
 	}
 	if (direct_meets(work, may_be))
 		return BEGIN_DIRECT;
-	return (settings && (settings->stand_ins || intercept_port(settings, pkt))) || open_evicted(pkt) ? BEGIN_ELSE : BEGIN_NOTHING;
+	return other ? BEGIN_ELSE : BEGIN_NOTHING;
 }
 
 /* May this packet be an answer that rebuilds a lost connection? Sets open.from_wan: true if the answer goes to the
@@ -825,7 +832,7 @@ static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum 
 		}
 		if (verdict == VERDICT_REPLACE) {
 			open_remove_obstacle();
-			begin = nat_may_begin(work);
+			begin = nat_may_begin(work, true);
 			continue;
 		}
 		if (verdict == VERDICT_BEGUN && work->open.inserted && !life_begin())
@@ -845,7 +852,7 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enu
 	enum begin begin;
 
 	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
-		begin = nat_may_begin(work);
+		begin = nat_may_begin(work, conn);
 		if (begin == BEGIN_NOTHING && !conn)
 			return VERDICT_PASS;
 		verdict = nat_open(ctx, work, hook, begin, conn);

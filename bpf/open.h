@@ -23,7 +23,7 @@
  * happen once in 4,000 million searches. The first PORT_PARITY_TRIES random ports have the parity of the opener's
  * port. The first PORT_RANGE_TRIES are in the range that is meant for the connection. PORT_LOWEST is the first port above
  * the well-known ports. */
-enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 16, PORT_RANGE_TRIES = 24, PORT_LOWEST = 1024, PORTS_ALL = 65536 };
+enum { PORT_TRIES = 32, PORT_PARITY_TRIES = 16, PORT_RANGE_TRIES = 24, PORT_LOWEST = 1024 };
 
 enum { SERIAL_CPU_BITS = 10, SERIAL_CPU_MASK = (1 << SERIAL_CPU_BITS) - 1 };
 enum { CONN_SCALE_BITS = 15 << CONN_SCALE_SHIFT };

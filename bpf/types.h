@@ -260,6 +260,13 @@ struct forward {
 };
 _Static_assert(sizeof(struct forward) == 56, "struct forward has implicit padding");
 
+enum { PORTS_ALL = 65536, PORT_BITS = 64 };
+
+/* PORT_BITS bits of maybe_ports, from the lowest port on. */
+struct port_bits {
+	__u64 bits;
+};
+
 /* When the bucket of a rate is full again: GCRA, as in struct icmp_budget. */
 struct bucket {
 	__u64 full;		/* CLOCK_MONOTONIC ns */

@@ -48,6 +48,7 @@ func (t *Tables) Add(f rule.Forward) (bool, error) {
 	}{
 		{"make counters", func() error { return t.zeroStats([]uint32{id}) }},
 		{"add target", func() error { return t.addTarget(layout.ToAddr(f.Target)) }},
+		{"add ports", func() error { return t.notePorts([]rule.Forward{f}) }},
 		{"make buckets", func() error {
 			ref := doc.EpochRefs[len(doc.EpochRefs)-1:]
 			return t.makeBuckets([]rule.Forward{f}, ref, ref)

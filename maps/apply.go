@@ -214,6 +214,7 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"make buckets", func() error { return t.makeBuckets(p.Doc.Config.Forwards, p.Doc.EpochRefs, p.Fresh) }},
 		{"add external addresses", func() error { return t.addExternals(&p.Doc) }},
+		{"add ports", func() error { return t.notePorts(p.Doc.Config.Forwards) }},
 		{"add targets", func() error { return t.addTargets(p.Doc.Targets(), running.Targets) }},
 	} {
 		if err := t.step(step.name, step.do); err != nil {
@@ -380,6 +381,7 @@ func (t *Tables) finish(o *compile.Outline) error {
 		{"end connections", func() error { return t.endForwards(doc) }},
 		{"drop counters", func() error { return t.dropStats(doc) }},
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
+		{"drop ports", func() error { return t.dropPorts(&left.Ports) }},
 		{"drop targets", func() error { return t.dropTargets(left.Targets) }},
 		{"set settings", func() error { return t.setSettings(doc.Config) }},
 		{"deny sources", func() error { return t.denyConfigured(doc.Config.Deny) }},

@@ -204,6 +204,7 @@ func (r *Roster) Has(id uint32, other *Roster) bool {
 type Leftover struct {
 	Document // has all epoch references, but Config.Forwards has only the intercepts
 	Targets  map[bpf.HairpinAddr]bool
+	Ports    PortSet
 }
 
 // Leftover decodes the forwards one by one and does not keep them, because the caller may still hold all new forwards in
@@ -214,6 +215,7 @@ func (o *Outline) Leftover() (*Leftover, error) {
 	rest, err := o.eachWritten(func(f *rule.Forward, s EpochRef) bool {
 		left.EpochRefs = append(left.EpochRefs, s)
 		left.Targets[layout.ToAddr(f.Target)] = true
+		left.Ports.Add(f)
 		if f.Intercept {
 			left.Config.Forwards = append(left.Config.Forwards, f.Clone())
 		}

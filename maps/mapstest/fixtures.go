@@ -130,9 +130,30 @@ func Route(tb testing.TB, objs *bpf.HairpinObjects, addr string, protocol rule.P
 		if id == 0 || trie.Lookup(layout.ForwardKey(id, protocol.Number(at.Is6()), port, 16), &f) != nil {
 			continue
 		}
+		if !MayForward(tb, objs, protocol, port) {
+			tb.Errorf("map maybe_ports says that no forward has port %d of %s", port, protocol)
+		}
 		return f, true, IsCurrent(tb, objs, f.EpochRef) && IsCurrent(tb, objs, external.Address)
 	}
 	return f, false, false
+}
+
+// MayForward reports whether map maybe_ports has this port.
+func MayForward(tb testing.TB, objs *bpf.HairpinObjects, protocol rule.Protocol, port uint16) bool {
+	tb.Helper()
+	place := uint32(port / 64)
+	switch protocol {
+	case rule.UDP:
+		place += 1024
+	case rule.TCP:
+	default:
+		return true
+	}
+	var ports bpf.HairpinPortBits
+	if err := objs.MaybePorts.Lookup(place, &ports); err != nil {
+		tb.Fatal(err)
+	}
+	return ports.Bits>>(port%64)&1 == 1
 }
 
 // IsCurrent reports whether connections with this epoch reference are live.

@@ -80,7 +80,7 @@ func newDecreed(tb testing.TB, x *executor, spec *ebpf.CollectionSpec) decreed {
 	b := &bench{Rig: &own, narrow: x.b.narrow}
 	shared := map[string]*ebpf.Map{
 		bpf.HairpinMapLive: b.Objects.Live, bpf.HairpinMapRoutes: b.Objects.Routes, bpf.HairpinMapSettings: b.Objects.Settings,
-		bpf.HairpinMapExternals: b.Objects.Externals, bpf.HairpinMapMaybeExternal: b.Objects.MaybeExternal,
+		bpf.HairpinMapExternals: b.Objects.Externals, bpf.HairpinMapMaybeExternal: b.Objects.MaybeExternal, bpf.HairpinMapMaybePorts: b.Objects.MaybePorts,
 		bpf.HairpinMapForwards: b.Objects.Forwards, bpf.HairpinMapAllow: b.Objects.Allow, bpf.HairpinMapStandIns: b.Objects.StandIns,
 		bpf.HairpinMapOrigins: b.Objects.Origins, bpf.HairpinMapListeners: b.Objects.Listeners, bpf.HairpinMapEpochs: b.Objects.Epochs,
 		bpf.HairpinMapTargets: b.Objects.Targets, bpf.HairpinMapOwnAddresses: b.Objects.OwnAddresses, bpf.HairpinMapInterfaces: b.Objects.Interfaces,
