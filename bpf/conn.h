@@ -137,15 +137,26 @@ static __always_inline struct conn *conn_read(const struct tuple *key, bool v6, 
 	return conn;
 }
 
-/* Finds the entry of a tuple, and copies its identity and the tuple with which the packet leaves. NULL: there is no
- * entry. Not inlined, to have its own stack frame. */
-static __noinline struct conn *conn_find(const struct tuple *key, struct entry *entry)
+/* conn_find without the pointer, which a global function cannot return. */
+__noinline bool conn_load(const struct tuple *key, struct entry *entry)
 {
-	long number = table_find(key);
+	long number;
 
+	if (!key || !entry)
+		return false;
+	number = table_find(key);
 	if (number < 0)
-		return NULL;
+		return false;
 	return tuple_is_v6(key) ? conn_read(key, true, (__u32)number, entry) : conn_read(key, false, (__u32)number, entry);
+}
+
+/* Finds the entry of a tuple, and copies its identity and the tuple with which the packet leaves. NULL: there is no
+ * entry. */
+static __always_inline struct conn *conn_find(const struct tuple *key, struct entry *entry)
+{
+	if (!conn_load(key, entry))
+		return NULL;
+	return tuple_is_v6(key) ? table_conn(true, entry->number) : table_conn(false, entry->number);
 }
 
 /* conn_find without a call, for the step that every packet needs. Only the first bucket of the walk is searched here. */
