@@ -132,7 +132,8 @@ static __always_inline struct conn *conn_read(const struct tuple *key, bool v6, 
 	*ports_word(&entry->to.sport) = *ports_word(&conn->sport);
 	entry->to.protocol = key->protocol;
 	entry->number = number;
-	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || conn_state(entry->identity) == CONN_GONE)
+	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || !entry->identity ||
+	    conn_state(entry->identity) == CONN_GONE)
 		return NULL;
 	return conn;
 }
@@ -165,7 +166,9 @@ static __always_inline struct conn *conn_find_fast(const struct tuple *key, bool
 	entry->number = table_first(v6, key);
 	/* Reloaded, so that the verifier does not follow each slot through the rest of the program. */
 	verifier_forget();
-	if ((entry->number & BUCKET_SLOTS) == BUCKET_SLOTS)
+	if (entry->number == TABLE_NOWHERE)
+		return NULL;
+	if (entry->number == TABLE_FURTHER)
 		return conn_find(key, entry);
 	return conn_read(key, v6, entry->number, entry);
 }

@@ -171,23 +171,26 @@ __noinline long table_find(const struct tuple *key)
 	return tuple_is_v6(key) ? table_search(true, key) : table_search(false, key);
 }
 
-/* Returns the number of the entry with this key, if it is in the first bucket of its walk. Otherwise the slot in the number is
- * BUCKET_SLOTS. */
+/* Results of table_first that are no numbers of entries: no slot has the number BUCKET_SLOTS. */
+enum { TABLE_NOWHERE = BUCKET_SLOTS, TABLE_FURTHER = 1 << BUCKET_SLOT_BITS | BUCKET_SLOTS };
+
+/* Returns the number of the entry with this key, if the entry is in the first bucket of its walk. TABLE_NOWHERE: there is no such entry.
+ * TABLE_FURTHER: later buckets must be searched. */
 static __always_inline __u32 table_first(bool v6, const struct tuple *tuple)
 {
 	struct table_key key = table_key_of(tuple);
 	struct walk walk;
-	void *bucket;
+	__u32 *passed;
 
 	if (!walk_begin(&walk, v6, &key))
-		return BUCKET_SLOTS;
-	bucket = table_bucket(v6, walk.bucket);
-	if (!bucket)
-		return BUCKET_SLOTS;
+		return TABLE_NOWHERE;
+	passed = table_bucket(v6, walk.bucket);
+	if (!passed)
+		return TABLE_NOWHERE;
 	for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
-		if (bucket_has(v6, bucket, slot, &key))
+		if (bucket_has(v6, passed, slot, &key) && conn_identity(bucket_conn(v6, passed, slot)))
 			return entry_number(walk.bucket, slot);
-	return BUCKET_SLOTS;
+	return *(volatile __u32 *)passed ? TABLE_FURTHER : TABLE_NOWHERE;
 }
 
 /* Adds change to the counts of the buckets of the walk before the bucket of this entry. */

@@ -66,5 +66,14 @@ func TestFullBuckets(t *testing.T) {
 			}
 			return nil
 		})
+		// The keys are still in the free slots.
+		for _, f := range open {
+			for _, h := range hooks {
+				in, _ := f.Back(frames.TCP("A", rig.ServerISN+1, rig.ClientISN+1))
+				if got := h.run(b, t, b.LAN, in.Bytes()); got.Code == h.send {
+					t.Errorf("udp=%v: %s sends a packet of a connection that has gone", udp, h.name)
+				}
+			}
+		}
 	}
 }
