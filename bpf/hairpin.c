@@ -175,7 +175,7 @@ SEC("syscall")
 int hairpin_end(struct end_request *request)
 {
 	struct tuple key = request->key, other_key;
-	struct entry entry;
+	struct entry entry = {}; /* Linux 6.1 passes only memory that is set to a global function */
 	struct conn *conn = conn_find(&key, &entry), *other;
 	__u32 serial;
 
