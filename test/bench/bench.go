@@ -16,12 +16,14 @@ import (
 
 // bench runs the sections and collects their results in one report.
 type bench struct {
-	tb     testing.TB // belongs to the section that is running
-	clock  *measure.Clock
-	cpu    int // of the clock
-	short  bool
-	report *report
-	log    io.Writer
+	tb    testing.TB // belongs to the section that is running
+	clock *measure.Clock
+	cpu   int // of the clock
+	// deadline: after it, each part makes only its first rounds.
+	deadline time.Time
+	short    bool
+	report   *report
+	log      io.Writer
 }
 
 // section is a part of the bench. It makes its own networks.
@@ -47,6 +49,10 @@ var sections = []section{
 // run runs the sections whose names contain only; "" runs all.
 func (b *bench) run(ctx context.Context, only string) error {
 	start := time.Now()
+	b.deadline = start.Add(limit)
+	if b.short {
+		b.deadline = start.Add(shortLimit)
+	}
 	for _, s := range sections {
 		if !strings.Contains(s.name, only) {
 			continue
@@ -112,12 +118,17 @@ type task struct {
 }
 
 // duel is two tasks whose values are compared.
-type duel struct{ one, than *task }
+type duel struct {
+	one, than *task
+	rare      bool // for information: runs only in every third round
+}
 
-// After patience a part of the bench makes no more rounds, but at least leastRounds: a busy machine gets fewer rounds, not much
-// more time. A row then says how few.
+// On a busy machine a part of the bench takes no longer than patience, and all parts together not much longer than limit or
+// shortLimit: the later rounds are left out, but not the first leastRounds. A note then says how many rounds were made.
 const (
 	patience    = 3 * time.Minute
+	limit       = 13 * time.Minute
+	shortLimit  = 90 * time.Second
 	leastRounds = 6
 )
 
@@ -129,14 +140,19 @@ func (b *bench) duels(what string, rounds int, list []duel) (one, than [][]float
 	one, than = make([][]float64, len(list)), make([][]float64, len(list))
 	b.repeat(what, rounds, func(round int) {
 		for i := range list {
+			if round%2 == 1 {
+				i = len(list) - 1 - i
+			}
+			if list[i].rare && round%3 != 0 {
+				continue
+			}
 			if round%2 == 0 {
 				one[i] = append(one[i], list[i].one.run())
 				than[i] = append(than[i], list[i].than.run())
-				continue
+			} else {
+				than[i] = append(than[i], list[i].than.run())
+				one[i] = append(one[i], list[i].one.run())
 			}
-			i = len(list) - 1 - i
-			than[i] = append(than[i], list[i].than.run())
-			one[i] = append(one[i], list[i].one.run())
 		}
 	})
 	return one, than
@@ -159,7 +175,7 @@ func (b *bench) warmUp(list []duel) {
 func (b *bench) repeat(what string, rounds int, fn func(round int)) {
 	began, told := time.Now(), time.Now()
 	for round := range rounds {
-		if round >= leastRounds && time.Since(began) > patience {
+		if round >= leastRounds && (time.Since(began) > patience || time.Now().After(b.deadline)) {
 			b.report.note("%s: the machine was too slow for %d rounds; %d were made.", what, rounds, round)
 			return
 		}

@@ -200,7 +200,7 @@ func (s site) conntrack() {
 
 // hairpinOptions are the settings that differ in some rows of the table.
 type hairpinOptions struct {
-	connections int       // max_connections; 0: 262144, the default of nf_conntrack above 4 GiB of memory. A quarter of them is for protocols other than TCP
+	connections int       // max_connections; 0: 262144, the default of nf_conntrack above 4 GiB of memory
 	forwards    string    // more forwards, in TOML
 	lans        []segment // nil: the first LAN
 }

@@ -93,8 +93,8 @@ func (b *bench) coreRace(list []*dual, w work) {
 	var duels []duel
 	for _, d := range list {
 		duels = append(duels, duel{
-			&task{d.name, func() float64 { return b.together(w, d, d.halves) }},
-			&task{d.name, func() float64 { return (b.together(w, d, d.halves[:1]) + b.together(w, d, d.halves[1:])) / 2 }},
+			one:  &task{d.name, func() float64 { return b.together(w, d, d.halves) }},
+			than: &task{d.name, func() float64 { return (b.together(w, d, d.halves[:1]) + b.together(w, d, d.halves[1:])) / 2 }},
 		})
 	}
 	two, one := b.duels("two cores, "+w.what, b.rounds(20, 6), duels)

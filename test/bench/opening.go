@@ -69,7 +69,7 @@ func (b *bench) openingRace(name string, entrants []*entrant, matches []match, a
 	}
 	var list []duel
 	for _, m := range matches {
-		list = append(list, duel{tasks[m.one], tasks[m.than]})
+		list = append(list, duel{one: tasks[m.one], than: tasks[m.than]})
 	}
 	one, than := b.duels(name, b.rounds(30, 7), list)
 	outcomes := make(map[match]outcome)

@@ -127,7 +127,7 @@ func (b *bench) race(prefix string, entrants []*entrant, matches []match, course
 		}
 		for _, m := range matches {
 			if tasks[m.one] != nil && tasks[m.than] != nil {
-				list = append(list, duel{tasks[m.one], tasks[m.than]})
+				list = append(list, duel{tasks[m.one], tasks[m.than], m == tableIptables})
 				keys = append(keys, key{c, m})
 			}
 		}

@@ -160,7 +160,7 @@ interval. undecided (A/A): the distance from the aim is less than what the A/A r
 func (r *report) print(w io.Writer) error {
 	fmt.Fprintf(w, "%s, Linux %s, %d x %s, hairpin %s, %.0f s\n\n", r.Date.Format(time.DateOnly), r.Kernel, r.CPUs, r.CPU, r.Version, r.Seconds)
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "WHAT\tMEASURED\t95 % INTERVAL\tPAIRS\tREQUIRED\tREACHED\tFROM")
+	fmt.Fprintln(t, "WHAT\tMEASURED\t95 % INTERVAL\tVALUES\tREQUIRED\tREACHED\tFROM")
 	for _, row := range r.Rows {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", row.What, row.number(row.Value.Median),
 			row.between(), row.Value.Count, row.required(), row.Verdict, row.Detail)

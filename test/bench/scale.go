@@ -30,7 +30,7 @@ const ownForwards = 3
 // others measures the cost of packets that hairpin leaves to the kernel, less the cost of an empty program.
 func (b *bench) others() {
 	r := newRig(b.tb)
-	hp := r.hairpin("xdp", hairpinOptions{forwards: tcpForwards(10000 - ownForwards)})
+	hp := r.hairpin("xdp", hairpinOptions{connections: udpRoom(100000), forwards: tcpForwards(10000 - ownForwards)})
 	r.establish(hairpinned, 100000)
 	d, err := loader.Open(loader.Options{Dir: hp.Dir})
 	b.must("open datapath", err)
@@ -75,13 +75,16 @@ func (b *bench) forwards() {
 	}
 }
 
+// udpRoom returns max_connections of a table with room for this many UDP connections: they may take a quarter of it.
+func udpRoom(connections int) int { return 4 * connections }
+
 // connections measures whether a packet costs more if there are many connections.
 func (b *bench) connections() {
 	count := b.rounds(1_000_000, 200_000)
 	for _, mode := range []string{"xdp", "tc"} {
 		few, many := newRig(b.tb), newRig(b.tb)
-		few.hairpin(mode, hairpinOptions{connections: count + 1000})
-		many.hairpin(mode, hairpinOptions{connections: count + 1000})
+		few.hairpin(mode, hairpinOptions{})
+		many.hairpin(mode, hairpinOptions{connections: udpRoom(count)})
 		few.establish(hairpinned, 1)
 		many.establish(hairpinned, count)
 		b.scale(mode, fmt.Sprintf("%d connections", count), few, many)

@@ -134,7 +134,7 @@ func (b *bench) tcpRace(what string, rounds int, homes []*home, run func(h *home
 	}
 	var list []duel
 	for _, m := range tcpMatches {
-		list = append(list, duel{tasks[m.one], tasks[m.than]})
+		list = append(list, duel{one: tasks[m.one], than: tasks[m.than]})
 	}
 	one, than := b.duels(what, rounds, list)
 	outcomes := make(map[match]outcome)
