@@ -37,11 +37,12 @@ type half struct {
 	guess float64 // nanoseconds of a packet
 }
 
-// work is a kind of work. prepare is not measured; run returns how many packets or openings it did.
+// work is a kind of work. prepare and after are not measured; run returns how many packets or openings it did.
 type work struct {
-	what         string
-	prepare, run func(d *dual, h *half) (uint64, error)
-	after        func(d *dual)
+	what    string
+	prepare func(d *dual, h *half) error
+	run     func(d *dual, h *half) (uint64, error)
+	after   func(d *dual)
 }
 
 // cores measures how much more two CPUs do than one CPU, at the same router.
@@ -115,8 +116,7 @@ func (b *bench) together(w work, d *dual, halves []*half) (rate float64) {
 	b.tb.Helper()
 	for range 3 {
 		for _, h := range halves {
-			_, err := w.prepare(d, h)
-			b.must("prepare "+w.what, err)
+			b.must("prepare "+w.what, w.prepare(d, h))
 		}
 		rates, spans := make([]float64, len(halves)), make([]span, len(halves))
 		errs := make([]error, len(halves))
@@ -160,8 +160,10 @@ func shared(spans []span) float64 {
 // measure waits until all halves are ready, and returns the rate of fn per second of CPU time.
 func (h *half) measure(ready *sync.WaitGroup, fn func() (uint64, error)) (rate float64, s span, err error) {
 	var count uint64
+	arrive := sync.OnceFunc(ready.Done)
+	defer arrive() // also after an error: the other half waits
 	took, err := h.clock.Time(func() (err error) {
-		ready.Done()
+		arrive()
 		ready.Wait()
 		s.start = time.Now()
 		count, err = fn()
@@ -175,7 +177,7 @@ func (h *half) measure(ready *sync.WaitGroup, fn func() (uint64, error)) (rate f
 	return float64(count) / took.CPU.Seconds(), s, nil
 }
 
-func nothing(*dual, *half) (uint64, error) { return 0, nil }
+func nothing(*dual, *half) error { return nil }
 
 func openOnCore(d *dual, h *half) (uint64, error) {
 	opened, err := h.openFrom(&h.next, coreFlows, true)
@@ -191,9 +193,12 @@ func (h *half) stream(d *dual) traffic.Stream {
 }
 
 // passOnCore sends one packet of each flow before a slice, for the reason that nanoseconds tells.
-func passOnCore(d *dual, h *half) (uint64, error) {
-	arrived, err := h.send(hairpinned, toServer, h.stream(d), coreFlows)
-	return arrived[0], err
+func passOnCore(d *dual, h *half) error {
+	_, err := h.clock.Time(func() error {
+		_, err := h.send(hairpinned, toServer, h.stream(d), coreFlows)
+		return err
+	})
+	return err
 }
 
 func sendOnCore(d *dual, h *half) (uint64, error) {

@@ -80,7 +80,10 @@ func (b *bench) nanoseconds(e *entrant, c course, slice time.Duration) *task {
 	return &task{e.Name, func() float64 {
 		count := max(c.flows, int(float64(slice)/guess))
 		if c.flows > 1 {
-			_, err := e.send(c.way, c.direction, e.stream(c), c.flows)
+			_, err := b.clock.Time(func() error {
+				_, err := e.send(c.way, c.direction, e.stream(c), c.flows)
+				return err
+			})
 			b.must("send before a slice", err)
 		} else {
 			b.must("set stream", e.traffic.Set(e.stream(c)))
