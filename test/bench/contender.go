@@ -177,6 +177,8 @@ func (s site) xdpForward() (missing string) {
 	if r.Code != 0 {
 		return "xdp-forward cannot look up a flowtable here: " + strings.Join(strings.Fields(r.Stdout+r.Stderr), " ")
 	}
+	// libxdp pins its programs in the machine's bpffs, so they would outlive the namespace.
+	s.tb.Cleanup(func() { s.router.Run("xdp-forward", "unload", "lan0", "wan0") })
 	return ""
 }
 
