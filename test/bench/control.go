@@ -108,7 +108,7 @@ func (b *bench) commands() {
 		hp.Run(args...)
 		*values = append(*values, float64(time.Since(began).Microseconds())/1000)
 	}
-	b.repeat("commands", b.rounds(20, 6), func(int) {
+	b.repeat("commands", b.rounds(10, 6), func(int) {
 		took(&add, "forward", "add", "more", "tcp", "65501", "to", server.String())
 		hp.Run("forward", "del", "more")
 		hp.Write(large)

@@ -98,7 +98,7 @@ func (b *bench) coreRace(list []*dual, w work) {
 			than: &task{d.name, func() float64 { return (b.together(w, d, d.halves[:1]) + b.together(w, d, d.halves[1:])) / 2 }},
 		})
 	}
-	two, one := b.duels("two cores, "+w.what, b.rounds(20, 6), duels)
+	two, one := b.duels("two cores, "+w.what, b.rounds(12, 6), duels)
 	for i, d := range list {
 		ratio := outcome{two[i], one[i]}.inverse()
 		failed := func(rate float64) bool { return rate == 0 }

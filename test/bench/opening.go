@@ -71,7 +71,7 @@ func (b *bench) openingRace(name string, entrants []*entrant, matches []match, a
 	for _, m := range matches {
 		list = append(list, duel{one: tasks[m.one], than: tasks[m.than]})
 	}
-	one, than := b.duels(name, b.rounds(30, 7), list)
+	one, than := b.duels(name, b.rounds(24, 7), list)
 	outcomes := make(map[match]outcome)
 	for i, m := range matches {
 		outcomes[m] = outcome{one[i], than[i]}

@@ -103,7 +103,16 @@ func (b *bench) nanoseconds(e *entrant, c course, slice time.Duration) *task {
 }
 
 // match names two contenders whose costs are compared.
-type match struct{ one, than string }
+type match struct {
+	one, than string
+	rare      bool // only for the costs of the contenders, not for a row with an aim
+}
+
+// seldom returns the match for information only.
+func (m match) seldom() match {
+	m.rare = true
+	return m
+}
 
 // outcome has the values of a match: the values at one index are of the same pair of slices.
 type outcome struct{ one, than []float64 }
@@ -130,7 +139,7 @@ func (b *bench) race(prefix string, entrants []*entrant, matches []match, course
 		}
 		for _, m := range matches {
 			if tasks[m.one] != nil && tasks[m.than] != nil {
-				list = append(list, duel{tasks[m.one], tasks[m.than], m == tableIptables})
+				list = append(list, duel{tasks[m.one], tasks[m.than], m.rare})
 				keys = append(keys, key{c, m})
 			}
 		}
@@ -220,16 +229,16 @@ func (b *bench) same(r results, m match, w way, flows int, n noise) {
 
 // Matches of established packets.
 var (
-	sameXDP       = match{nameHairXDP, nameSecondXDP}
-	sameTC        = match{nameHairTC, nameSecondTC}
-	xdpNftables   = match{nameHairXDP, nameNftables}
-	tcNftables    = match{nameHairTC, nameNftables}
-	xdpTransmit   = match{nameHairXDP, nameXDPTx}
-	xdpRedirect   = match{nameHairXDP, nameXDPRedir}
-	tcRedirect    = match{nameHairTC, nameTC}
-	tcFlowtable   = match{nameHairTC, nameFlowtable}
-	xdpXDPForward = match{nameHairXDP, nameXDPForward}
-	tableIptables = match{nameNftables, nameIptables} // only for the costs of iptables-nft
+	sameXDP       = match{one: nameHairXDP, than: nameSecondXDP}
+	sameTC        = match{one: nameHairTC, than: nameSecondTC}
+	xdpNftables   = match{one: nameHairXDP, than: nameNftables}
+	tcNftables    = match{one: nameHairTC, than: nameNftables}
+	xdpTransmit   = match{one: nameHairXDP, than: nameXDPTx}
+	xdpRedirect   = match{one: nameHairXDP, than: nameXDPRedir}
+	tcRedirect    = match{one: nameHairTC, than: nameTC}
+	tcFlowtable   = match{one: nameHairTC, than: nameFlowtable}
+	xdpXDPForward = match{one: nameHairXDP, than: nameXDPForward}
+	tableIptables = match{one: nameNftables, than: nameIptables}.seldom()
 )
 
 func coursesOf(w way, flows int) []course {
@@ -292,7 +301,7 @@ func (b *bench) manySlice() time.Duration {
 func (b *bench) forwarded() {
 	matches := []match{xdpNftables, xdpRedirect, sameXDP}
 	if !b.short {
-		matches = append(matches, tcRedirect, tcNftables, tcFlowtable, xdpXDPForward, tableIptables)
+		matches = append(matches, tcRedirect.seldom(), tcNftables.seldom(), tcFlowtable, xdpXDPForward, tableIptables)
 	}
 	entrants := b.enterMatches(forwarded, matches...)
 	for _, e := range entrants {

@@ -97,7 +97,7 @@ func (b *bench) scale(mode, what string, few, many *rig) {
 	if mode == "tc" {
 		name, like = nameHairTC, noiseTCOne
 	}
-	m := match{name + " with " + what, name + " with 1"}
+	m := match{one: name + " with " + what, than: name + " with 1"}
 	entrants := []*entrant{{contender{Name: m.one}, many}, {contender{Name: m.than}, few}}
 	r := b.race("1 or "+what+": ", entrants, []match{m}, coursesOf(hairpinned, 1), b.rounds(30, 8), fewSlice)
 	value, detail, _ := r.faster(m, hairpinned, 1)
