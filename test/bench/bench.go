@@ -16,11 +16,14 @@ import (
 
 // bench runs the sections and collects their results in one report.
 type bench struct {
-	tb     testing.TB // belongs to the section that is running
-	clock  *measure.Clock
-	short  bool
-	report *report
-	log    io.Writer
+	tb    testing.TB // belongs to the section that is running
+	clock *measure.Clock
+	cpu   int // of the clock
+	// deadline: after it, each part makes only its first rounds.
+	deadline time.Time
+	short    bool
+	report   *report
+	log      io.Writer
 }
 
 // section is a part of the bench. It makes its own networks.
@@ -33,6 +36,7 @@ var sections = []section{
 	{"packets", (*bench).packets},
 	{"forwarded", (*bench).forwarded},
 	{"openings", (*bench).openings},
+	{"cores", (*bench).cores},
 	{"requests", (*bench).requests},
 	{"bulk", (*bench).bulk},
 	{"latency", (*bench).latency},
@@ -45,11 +49,16 @@ var sections = []section{
 // run runs the sections whose names contain only; "" runs all.
 func (b *bench) run(ctx context.Context, only string) error {
 	start := time.Now()
+	b.deadline = start.Add(limit)
+	if b.short {
+		b.deadline = start.Add(shortLimit)
+	}
 	for _, s := range sections {
 		if !strings.Contains(s.name, only) {
 			continue
 		}
 		began := time.Now()
+		fmt.Fprintf(b.log, "%s\n", s.name)
 		err := lab.Play(ctx, func(tb testing.TB) {
 			b.tb = tb
 			s.run(b)
@@ -60,9 +69,10 @@ func (b *bench) run(ctx context.Context, only string) error {
 		if err != nil {
 			return fmt.Errorf("measure %s: %w", s.name, err)
 		}
-		fmt.Fprintf(b.log, "%-12s %5.1f s\n", s.name, time.Since(began).Seconds())
+		fmt.Fprintf(b.log, "%s: %.0f s, %.0f s in all\n", s.name, time.Since(began).Seconds(), time.Since(start).Seconds())
 	}
 	b.report.Seconds = time.Since(start).Seconds()
+	b.report.judge()
 	b.report.Paper = b.report.estimates()
 	return nil
 }
@@ -107,31 +117,85 @@ type task struct {
 	run       func() float64
 }
 
-// After patience there are no more rounds, but at least fewestRounds: a busy machine gets fewer rounds, not more time.
+// duel is two tasks whose values are compared.
+type duel struct {
+	one, than *task
+	rare      bool // for information: runs only in every third round
+}
+
+// On a busy machine a part of the bench takes no longer than patience, and all parts together not much longer than limit or
+// shortLimit: the later rounds are left out, but not the first leastRounds. A note then says how many rounds were made.
 const (
-	patience     = 45 * time.Second
-	fewestRounds = 3
+	patience    = 3 * time.Minute
+	limit       = 13 * time.Minute
+	shortLimit  = 90 * time.Second
+	leastRounds = 6
 )
 
-// interleave runs every task once in each round, and returns the values of each task. Every second round runs the tasks in
-// reverse order, so that no task always runs after one certain task.
-func (b *bench) interleave(rounds int, tasks []task) [][]float64 {
-	values := make([][]float64, len(tasks))
-	began := time.Now()
-	for round := range rounds {
-		if round >= fewestRounds && time.Since(began) > patience {
-			break
-		}
-		for i := range tasks {
-			if err := b.tb.Context().Err(); err != nil {
-				b.tb.Fatalf("interrupted")
-			}
+// duels runs every duel once in each round, and returns the values of both tasks of each duel. The two tasks of a duel run directly
+// one after the other, so that a change of the machine's speed meets both. Every second round runs everything in reverse
+// order, so that a task is as often the first of its duel as the second.
+func (b *bench) duels(what string, rounds int, list []duel) (one, than [][]float64) {
+	b.warmUp(list)
+	one, than = make([][]float64, len(list)), make([][]float64, len(list))
+	b.repeat(what, rounds, func(round int) {
+		for i := range list {
 			if round%2 == 1 {
-				i = len(tasks) - 1 - i
+				i = len(list) - 1 - i
 			}
-			values[i] = append(values[i], tasks[i].run())
+			if list[i].rare && round%3 != 0 {
+				continue
+			}
+			if round%2 == 0 {
+				one[i] = append(one[i], list[i].one.run())
+				than[i] = append(than[i], list[i].than.run())
+			} else {
+				than[i] = append(than[i], list[i].than.run())
+				one[i] = append(one[i], list[i].one.run())
+			}
+		}
+	})
+	return one, than
+}
+
+// warmUp runs each task once.
+func (b *bench) warmUp(list []duel) {
+	warm := make(map[*task]bool)
+	for _, d := range list {
+		for _, t := range []*task{d.one, d.than} {
+			if !warm[t] {
+				warm[t] = true
+				t.run()
+			}
 		}
 	}
+}
+
+// repeat calls fn once for each round, and tells the progress. It stops early if the machine is too slow.
+func (b *bench) repeat(what string, rounds int, fn func(round int)) {
+	began, told := time.Now(), time.Now()
+	for round := range rounds {
+		if round >= leastRounds && (time.Since(began) > patience || time.Now().After(b.deadline)) {
+			b.report.note("%s: the machine was too slow for %d rounds; %d were made.", what, rounds, round)
+			return
+		}
+		if b.tb.Context().Err() != nil {
+			b.tb.Fatalf("interrupted")
+		}
+		if time.Since(told) > tellEvery {
+			told = time.Now()
+			fmt.Fprintf(b.log, "  %s: round %d of %d\n", what, round+1, rounds)
+		}
+		fn(round)
+	}
+}
+
+// tellEvery is the time between two lines about the progress of a part.
+const tellEvery = 10 * time.Second
+
+// values runs a task once in each round, and returns its values.
+func (b *bench) values(what string, rounds int, run func() float64) (values []float64) {
+	b.repeat(what, rounds, func(int) { values = append(values, run()) })
 	return values
 }
 

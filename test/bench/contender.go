@@ -3,7 +3,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
+	"os/exec"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -29,42 +32,55 @@ type contender struct {
 	Name string
 	// bare: the contender sends frames on unchanged.
 	bare bool
-	// possible reports whether this kernel can run the contender; nil: every kernel can.
-	possible func(r *rig) bool
-	setUp    func(r *rig)
+	// setUp returns what this machine lacks for the contender; "": the contender takes part.
+	setUp func(r *rig) (missing string)
 }
 
 const (
-	nameNftables  = "nftables"
-	nameFlowtable = "nftables with flowtable"
-	nameIptables  = "iptables-nft"
-	nameXDPTx     = "bare XDP_TX"
-	nameXDPRedir  = "bare XDP redirect"
-	nameTC        = "bare TC redirect"
-	nameHairXDP   = "hairpin XDP"
-	nameHairTC    = "hairpin TC"
+	nameNftables   = "nftables"
+	nameFlowtable  = "nftables with flowtable"
+	nameXDPForward = "xdp-forward"
+	nameIptables   = "iptables-nft"
+	nameXDPTx      = "bare XDP_TX"
+	nameXDPRedir   = "bare XDP redirect"
+	nameTC         = "bare TC redirect"
+	nameHairXDP    = "hairpin XDP"
+	nameHairTC     = "hairpin TC"
+	// The second rigs are for the A/A rows.
+	nameSecondXDP = nameHairXDP + second
+	nameSecondTC  = nameHairTC + second
+
+	second = ", second rig"
 )
 
 // contenders returns the contenders for a path, in the order of the table.
 func contenders(w way) []contender {
-	list := []contender{
-		{Name: nameXDPTx, bare: true, setUp: (*rig).bareTransmit},
-		{Name: nameXDPRedir, bare: true, setUp: func(r *rig) { r.bareRedirect(w) }},
-		{Name: nameHairXDP, setUp: func(r *rig) { r.pins = r.hairpin("xdp", hairpinOptions{}).Dir }},
-		{Name: nameTC, bare: true, setUp: func(r *rig) { r.bareTC(w) }},
-		{Name: nameHairTC, setUp: func(r *rig) { r.pins = r.hairpin("tc", hairpinOptions{}).Dir }},
-		{Name: nameNftables, setUp: func(r *rig) { r.nftables() }},
-		{Name: nameFlowtable, possible: func(r *rig) bool { return r.flowtable() }, setUp: func(r *rig) { r.nftables() }},
-		{Name: nameIptables, setUp: func(r *rig) { r.iptables() }},
+	always := func(setUp func(r *rig)) func(r *rig) string {
+		return func(r *rig) string {
+			setUp(r)
+			return ""
+		}
 	}
-	if w == forwarded {
-		return list[1:] // XDP_TX can only send a frame back to the interface that it came in by
+	runs := func(mode string) func(r *rig) string {
+		return always(func(r *rig) { r.pins = r.hairpin(mode, hairpinOptions{}).Dir })
 	}
-	return list
+	return []contender{
+		{Name: nameXDPTx, bare: true, setUp: always((*rig).bareTransmit)},
+		{Name: nameXDPRedir, bare: true, setUp: always(func(r *rig) { r.bareRedirect(w) })},
+		{Name: nameHairXDP, setUp: runs("xdp")},
+		{Name: nameSecondXDP, setUp: runs("xdp")},
+		{Name: nameTC, bare: true, setUp: always(func(r *rig) { r.bareTC(w) })},
+		{Name: nameHairTC, setUp: runs("tc")},
+		{Name: nameSecondTC, setUp: runs("tc")},
+		{Name: nameNftables, setUp: always(func(r *rig) { r.nftables() })},
+		{Name: nameFlowtable, setUp: func(r *rig) string { return r.flowtable() }},
+		{Name: nameXDPForward, setUp: func(r *rig) string { return r.xdpForward() }},
+		{Name: nameIptables, setUp: always(func(r *rig) { r.iptables() })},
+	}
 }
 
 func (r *rig) bareTransmit() {
-	r.must("bare XDP_TX", r.router.Do(func() error { return r.traffic.TransmitXDP(r.router.Index("lan0")) }))
+	r.must("bare XDP_TX", r.router.Do(func() error { return r.traffic.TransmitXDP(r.router.Index(r.lanDev)) }))
 }
 
 // bareRedirect and bareTC redirect lan0 to itself; for path forwarded, wan0 and lan0 to each other.
@@ -89,12 +105,18 @@ func (r *rig) join(w way, redirect func(t *traffic.Traffic, in, out int) error) 
 	}
 }
 
-// nftables sets up equal forwards by DNAT and masquerade.
-func (s site) nftables() {
+// nftables sets up equal forwards by DNAT and masquerade, to the first LAN or to these LANs.
+func (s site) nftables(lans ...segment) {
 	s.conntrack()
-	var forwards strings.Builder
-	for i := range ports {
-		fmt.Fprintf(&forwards, "%d : %s . %d, ", externalPort+i, server, targetPort+i)
+	if len(lans) == 0 {
+		lans = []segment{firstLAN}
+	}
+	var forwards, masquerades strings.Builder
+	for _, lan := range lans {
+		for i := range ports {
+			fmt.Fprintf(&forwards, "%d : %s . %d, ", lan.firstPort+i, lan.server, targetPort+i)
+		}
+		fmt.Fprintf(&masquerades, "oifname %q ip saddr %s ip daddr %s masquerade\n", lan.lanDev, lan.network, lan.server)
 	}
 	s.router.RunInput(fmt.Sprintf(`
 		table ip nat {
@@ -110,13 +132,13 @@ func (s site) nftables() {
 			}
 			chain postrouting {
 				type nat hook postrouting priority srcnat
-				oifname "lan0" ip saddr 192.168.1.0/24 ip daddr %[3]s masquerade
+				%[4]s
 			}
-		}`, forwards.String(), external, server), "nft", "-f", "-")
+		}`, forwards.String(), external, server, masquerades.String()), "nft", "-f", "-")
 }
 
-// flowtable adds a flowtable, by which established connections bypass most of netfilter. False: this kernel has no flowtables.
-func (s site) flowtable() bool {
+// flowtable sets up nftables with a flowtable, by which established connections bypass most of netfilter.
+func (s site) flowtable() (missing string) {
 	s.tb.Helper()
 	r, err := s.router.TryInput(`
 		table ip fast {
@@ -130,7 +152,34 @@ func (s site) flowtable() bool {
 			}
 		}`, "nft", "-f", "-")
 	s.must("try a flowtable", err)
-	return r.Code == 0
+	if r.Code != 0 {
+		return "the kernel has no flowtables (CONFIG_NF_FLOW_TABLE, CONFIG_NFT_FLOW_OFFLOAD)"
+	}
+	s.nftables()
+	return ""
+}
+
+// xdpForward sets up nftables with a flowtable, and xdp-forward, which looks up the flowtable in XDP.
+func (s site) xdpForward() (missing string) {
+	s.tb.Helper()
+	var lacks []string
+	if _, err := exec.LookPath("xdp-forward"); err != nil {
+		lacks = append(lacks, "the program xdp-forward of xdp-tools is not installed")
+	}
+	if text := s.flowtable(); text != "" {
+		lacks = append(lacks, text)
+	}
+	if len(lacks) > 0 {
+		return strings.Join(lacks, ", and ")
+	}
+	r, err := s.router.Try("xdp-forward", "load", "-f", "flowtable", "lan0", "wan0")
+	s.must("try xdp-forward", err)
+	if r.Code != 0 {
+		return "xdp-forward cannot look up a flowtable here: " + strings.Join(strings.Fields(r.Stdout+r.Stderr), " ")
+	}
+	// libxdp pins its programs in the machine's bpffs, so they would outlive the namespace.
+	s.tb.Cleanup(func() { s.router.Run("xdp-forward", "unload", "lan0", "wan0") })
+	return ""
 }
 
 // iptables sets up equal forwards by iptables-nft.
@@ -153,8 +202,9 @@ func (s site) conntrack() {
 
 // hairpinOptions are the settings that differ in some rows of the table.
 type hairpinOptions struct {
-	connections int    // max_connections; 0: 262144, the default of nf_conntrack above 4 GiB of memory. A quarter of them is for protocols other than TCP
-	forwards    string // more forwards, in TOML
+	connections int       // max_connections; 0: 262144, the default of nf_conntrack above 4 GiB of memory
+	forwards    string    // more forwards, in TOML
+	lans        []segment // nil: the first LAN
 }
 
 func (s site) hairpin(mode string, opts hairpinOptions) *lab.Hairpin {
@@ -165,30 +215,36 @@ func (s site) hairpin(mode string, opts hairpinOptions) *lab.Hairpin {
 
 // hairpinConfig gives reflected connections all ports from 1024, as masquerade does: the flows of one client outnumber the default ports.
 func hairpinConfig(mode string, opts hairpinOptions) string {
-	connections := opts.connections
-	if connections == 0 {
-		connections = 262144
+	connections := cmp.Or(opts.connections, 262144)
+	if len(opts.lans) == 0 {
+		opts.lans = []segment{firstLAN}
+	}
+	var devices []string
+	var measured strings.Builder
+	for _, lan := range opts.lans {
+		devices = append(devices, strconv.Quote(lan.lanDev))
+		fmt.Fprintf(&measured, `[[forward]]
+name = "measured-%s"
+protocol = ["udp"]
+port = "%d-%d"
+to = "%s:%d-%d"
+`, lan.lanDev, lan.firstPort, lan.firstPort+ports-1, lan.server, targetPort, targetPort+ports-1)
 	}
 	return fmt.Sprintf(`version = 1
 [interfaces]
 wan = ["wan0"]
-lan = ["lan0"]
+lan = [%s]
 [datapath]
 mode = %q
 max_connections = %d
-max_per_source = %[2]d
+max_per_source = %[3]d
 [reflection]
 ports = "1024-65535"
 [timeouts]
 udp = "1h"
 [metrics]
 listen = ""
-[[forward]]
-name = "measured"
-protocol = ["udp"]
-port = "%d-%d"
-to = "%s:%d-%d"
-[[forward]]
+%[4]s[[forward]]
 name = "web"
 protocol = ["tcp"]
 port = "80"
@@ -198,5 +254,5 @@ name = "bulk"
 protocol = ["tcp"]
 port = "5201"
 to = "%[5]s:5201"
-%[8]s`, lab.DeviceMode(mode), connections, externalPort, externalPort+ports-1, server, targetPort, targetPort+ports-1, opts.forwards)
+%[6]s`, strings.Join(devices, ", "), lab.DeviceMode(mode), connections, measured.String(), server, opts.forwards)
 }

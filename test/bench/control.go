@@ -21,19 +21,29 @@ func (b *bench) control() {
 	b.commands()
 }
 
-// memory measures the memory of all maps at the default size, as the kernel counts it (memlock in fdinfo).
+// memory measures the memory of hairpin's maps at the default size, as the kernel counts it (memlock in fdinfo), and the memory of
+// nftables' connections.
 func (b *bench) memory() {
+	const connections, opened = 131072, 100000
 	r := newRig(b.tb)
-	hp := r.hairpin("xdp", hairpinOptions{})
+	hp := r.hairpin("xdp", hairpinOptions{connections: connections})
 	before := b.mapBytes(hp)
-	r.establish(hairpinned, 100000)
+	r.establish(hairpinned, opened)
 	after := b.mapBytes(hp)
-	const connections = 131072
 	mib := func(bytes uint64) float64 { return float64(bytes) / (1 << 20) }
+	ours, detail := float64(after)/connections, fmt.Sprintf("all maps, %.1f MiB for %d connections", mib(after), connections)
+	const what = "kernel memory per connection, both directions"
+	b.report.sample(what, "hairpin", "B", []float64{ours})
+	theirs, parts, err := b.conntrackBytes(opened)
+	if err != nil {
+		b.report.note("The memory of conntrack was not measured: %v.", err)
+	} else {
+		b.report.sample(what, nameNftables, "B", []float64{theirs})
+		detail += fmt.Sprintf("; %s %.0f B: %s", nameNftables, theirs, parts)
+	}
 	b.report.add(
-		atMost("kernel memory per connection, both directions", "B", 500, measure.SpreadOf([]float64{float64(after) / connections}),
-			fmt.Sprintf("all maps, %.1f MiB for %d connections", mib(after), connections)),
-		atMost("kernel memory added by 100,000 connections", "B", float64(before)/1000, measure.SpreadOf([]float64{float64(after) - float64(before)}),
+		atMost(what, "B", 500, measure.Exactly(ours), detail),
+		atMost("kernel memory added by 100,000 connections", "B", float64(before)/1000, measure.Exactly(float64(after)-float64(before)),
 			fmt.Sprintf("%.1f MiB at start, of which a thousandth", mib(before))))
 }
 
@@ -71,7 +81,7 @@ func pinnedMaps(dir string) (map[string]*ebpf.Map, error) {
 
 // start measures the time until the daemon is ready, when it has to load and attach everything.
 func (b *bench) start() {
-	milliseconds := b.interleave(b.rounds(7, 2), []task{{"start", func() float64 {
+	milliseconds := b.values("start to ready", b.rounds(20, 6), func() float64 {
 		var took time.Duration
 		err := lab.Play(b.tb.Context(), func(tb testing.TB) {
 			r := newRig(tb)
@@ -82,7 +92,7 @@ func (b *bench) start() {
 		})
 		b.must("start", err)
 		return float64(took.Microseconds()) / 1000
-	}}})[0]
+	})
 	b.report.sample("start to ready", "hairpin", "ms", milliseconds)
 	b.report.add(atMost("start to ready", "ms", 300, measure.SpreadOf(milliseconds), "mode xdp, 3 forwards"))
 }
@@ -98,7 +108,7 @@ func (b *bench) commands() {
 		hp.Run(args...)
 		*values = append(*values, float64(time.Since(began).Microseconds())/1000)
 	}
-	for range b.rounds(7, 2) {
+	b.repeat("commands", b.rounds(10, 6), func(int) {
 		took(&add, "forward", "add", "more", "tcp", "65501", "to", server.String())
 		hp.Run("forward", "del", "more")
 		hp.Write(large)
@@ -106,7 +116,7 @@ func (b *bench) commands() {
 		took(&addLarge, "forward", "add", "more", "tcp", "65501", "to", server.String())
 		hp.Write(small)
 		hp.Run("apply")
-	}
+	})
 	for _, c := range []struct {
 		what     string
 		values   []float64

@@ -32,7 +32,7 @@ func main() {
 
 func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := pflag.NewFlagSet("bench", pflag.ContinueOnError)
-	short := flags.Bool("short", false, "measure for about one minute instead of ten")
+	short := flags.Bool("short", false, "measure for about two minutes instead of fifteen")
 	out := flags.String("out", "", "directory for bench.json, bench.txt, README.md and plots; \"\": write no files")
 	only := flags.String("only", "", "run only the sections whose name contains this")
 	soak := flags.String("soak", "", "do not measure: send packets through this contender until interrupted, for a profiler")
@@ -45,7 +45,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	if err != nil {
 		return err
 	}
-	b := &bench{clock: clock, short: *short, report: newReport(*short), log: stderr}
+	b := &bench{clock: clock, cpu: *cpu, short: *short, report: newReport(*short), log: stderr}
 	if *soak != "" {
 		return b.soak(ctx, *soak, *flows)
 	}

@@ -16,69 +16,102 @@ import (
 // openingFlows is the number of connections that a slice opens. The tables are empty before, and have room for more.
 const openingFlows = 10000
 
+// The A/A rows of openings.
+const (
+	noiseOpenXDP  noise = "UDP openings with answer, hairpin XDP"
+	noiseOpenTC   noise = "UDP openings with answer, hairpin TC"
+	noiseAloneXDP noise = "UDP openings, first packet only, hairpin XDP"
+	noiseAloneTC  noise = "UDP openings, first packet only, hairpin TC"
+)
+
 // openings measures the opening of UDP connections: with the client's first packet and the server's answer, which establishes the
 // connection; and with the client's first packet only.
 func (b *bench) openings() {
-	entrants := b.enter(hairpinned, nameHairXDP, nameHairTC, nameNftables)
-	rounds := b.rounds(15, 5)
-	answered := b.openingRace(taskAnswered, entrants, rounds, true)
-	alone := b.openingRace("UDP openings, first packet only", entrants, rounds, false)
-	for _, limit := range []struct {
-		name     string
+	matches := []match{xdpNftables, tcNftables, sameXDP, sameTC}
+	entrants := b.enterMatches(hairpinned, matches...)
+	answered := b.openingRace(taskAnswered, entrants, matches, true)
+	alone := b.openingRace("UDP openings, first packet only", entrants, matches, false)
+	for _, r := range []struct {
+		outcomes map[match]outcome
+		match    match
 		required float64
-	}{{nameHairXDP, 3}, {nameHairTC, 1.5}} {
-		for _, r := range []struct {
-			what  string
-			costs map[string][]float64
-		}{{"UDP openings with answer", answered}, {"UDP openings, first packet only", alone}} {
-			ours, theirs := r.costs[limit.name], r.costs[nameNftables]
-			b.report.add(atLeast(fmt.Sprintf("%s, %s, against %s", r.what, limit.name, nameNftables), "x",
-				limit.required, measure.SpreadOf(measure.Ratios(theirs, ours)),
-				fmt.Sprintf("%.0f/s, %s %.0f/s", 1e9/measure.SpreadOf(ours).Median, nameNftables, 1e9/measure.SpreadOf(theirs).Median)))
-		}
+		noise    noise
+	}{
+		{answered, xdpNftables, 3, noiseOpenXDP},
+		{alone, xdpNftables, 3, noiseAloneXDP},
+		{answered, tcNftables, 1.5, noiseOpenTC},
+		{alone, tcNftables, 1.5, noiseAloneTC},
+	} {
+		o := r.outcomes[r.match]
+		b.report.add(atLeast(fmt.Sprintf("%s, against %s", r.noise, r.match.than), "x", r.required, o.ratios(),
+			fmt.Sprintf("%s, %s %s", perSecond(o.one), r.match.than, perSecond(o.than))).like(r.noise))
+	}
+	for _, r := range []struct {
+		outcomes map[match]outcome
+		match    match
+		noise    noise
+	}{{answered, sameXDP, noiseOpenXDP}, {alone, sameXDP, noiseAloneXDP}, {answered, sameTC, noiseOpenTC}, {alone, sameTC, noiseAloneTC}} {
+		o := r.outcomes[r.match]
+		b.report.add(same(r.noise, o.ratios(), fmt.Sprintf("%s and %s", perSecond(o.one), perSecond(o.than))))
 	}
 }
 
-// openingRace returns the cost of an opening in nanoseconds, by contender, one value for each round.
-func (b *bench) openingRace(name string, entrants []*entrant, rounds int, answered bool) map[string][]float64 {
-	var tasks []task
+// perSecond returns the rate at a median cost in nanoseconds.
+func perSecond(costs []float64) string {
+	return fmt.Sprintf("%.0f/s", 1e9/measure.SpreadOf(costs).Median)
+}
+
+// openingRace returns the costs of an opening in nanoseconds.
+func (b *bench) openingRace(name string, entrants []*entrant, matches []match, answered bool) map[match]outcome {
+	tasks := make(map[string]*task)
 	for _, e := range entrants {
-		tasks = append(tasks, b.opening(e, answered))
+		tasks[e.Name] = b.opening(e, answered)
 	}
-	b.interleave(1, tasks)
-	costs := make(map[string][]float64)
-	for i, values := range b.interleave(rounds, tasks) {
-		costs[entrants[i].Name] = values
-		b.report.sample(name, entrants[i].Name, "ns", values)
+	var list []duel
+	for _, m := range matches {
+		list = append(list, duel{one: tasks[m.one], than: tasks[m.than]})
 	}
-	return costs
+	one, than := b.duels(name, b.rounds(24, 7), list)
+	outcomes := make(map[match]outcome)
+	for i, m := range matches {
+		outcomes[m] = outcome{one[i], than[i]}
+	}
+	b.report.samples(name, "ns", matches, outcomes)
+	return outcomes
 }
 
-func (b *bench) opening(e *entrant, answered bool) task {
+func (b *bench) opening(e *entrant, answered bool) *task {
 	next := 0
-	return task{e.Name, func() float64 {
-		stream := traffic.Stream{
-			Frames: []traffic.Frame{e.frame(hairpinned, toServer), e.frame(hairpinned, toClient)},
-			Flows:  next + openingFlows, Ordered: true, From: next,
-		}
-		count := 2 * openingFlows
-		if !answered {
-			stream.Frames, count = stream.Frames[:1], openingFlows
-		}
-		next = (next + openingFlows) % (ports * traffic.FlowsPerRound)
-		var arrived [2]uint64
+	return &task{e.Name, func() float64 {
+		var opened uint64
 		took, err := b.clock.Time(func() (err error) {
-			arrived, err = e.send(hairpinned, toServer, stream, count)
+			opened, err = e.openFrom(&next, openingFlows, answered)
 			return err
 		})
 		b.must("open connections", err)
-		opened := arrived[len(stream.Frames)-1]
 		if opened < openingFlows*99/100 {
 			b.tb.Fatalf("%s: of %d connections %d opened", e.Name, openingFlows, opened)
 		}
 		e.forget()
 		return float64(took.CPU.Nanoseconds()) / float64(opened)
 	}}
+}
+
+// openFrom opens connections from number next on, and sets next behind the last of them. It returns how many opened.
+func (r *rig) openFrom(next *int, flows int, answered bool) (opened uint64, err error) {
+	stream := traffic.Stream{
+		Frames: []traffic.Frame{r.frame(hairpinned, toServer), r.frame(hairpinned, toClient)},
+		Flows:  *next + flows, Ordered: true, From: *next,
+	}
+	count := 2 * flows
+	if !answered {
+		stream.Frames, count = stream.Frames[:1], flows
+	}
+	if *next += flows; *next+flows > ports*traffic.FlowsPerRound {
+		*next = 0
+	}
+	arrived, err := r.send(hairpinned, toServer, stream, count)
+	return arrived[len(stream.Frames)-1], err
 }
 
 // forget removes all connections from hairpin's tables, or from conntrack.

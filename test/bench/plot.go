@@ -7,6 +7,7 @@ import (
 	"image/color"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
@@ -64,7 +65,7 @@ func (r *report) bars(file, title, task, axis string) (bool, error) {
 	var names []string
 	for i := len(r.Costs) - 1; i >= 0; i-- {
 		s := r.Costs[i]
-		if s.Task != task {
+		if s.Task != task || strings.HasSuffix(s.Contender, second) {
 			continue
 		}
 		bar, err := plotter.NewBarChart(plotter.Values{s.Spread.Median}, vg.Points(16))

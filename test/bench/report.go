@@ -45,8 +45,24 @@ type row struct {
 	Unit     string         `json:"unit"`               // "x": Value is a ratio
 	Required *float64       `json:"required,omitempty"` // nil: no aim, only for information
 	AtMost   bool           `json:"at_most,omitempty"`  // true: the aim is at most Required; false: at least
+	Verdict  string         `json:"verdict,omitempty"`
 	Detail   string         `json:"detail,omitempty"`
+	// Like names the A/A row that limits this row. Same: this is such a row, of two equal contenders.
+	Like noise `json:"like,omitempty"`
+	Same bool  `json:"same,omitempty"`
 }
+
+// noise names an A/A row: a contender against a second rig of the same contender.
+type noise string
+
+const (
+	noNoise      noise = ""
+	noiseXDPOne  noise = "hairpin XDP, LAN, 1 flow"
+	noiseXDPMany noise = "hairpin XDP, LAN, 60000 flows"
+	noiseTCOne   noise = "hairpin TC, LAN, 1 flow"
+	noiseTCMany  noise = "hairpin TC, LAN, 60000 flows"
+	noiseWAN     noise = "hairpin XDP, WAN, 1 flow"
+)
 
 // sample has the measured values of one contender in one task.
 type sample struct {
@@ -54,11 +70,11 @@ type sample struct {
 	Contender string         `json:"contender"`
 	Unit      string         `json:"unit"`
 	Spread    measure.Spread `json:"spread"`
-	Values    []float64      `json:"values"` // one for each round
+	Values    []float64      `json:"values"` // one for each slice
 }
 
 func newReport(short bool) *report {
-	r := &report{Schema: 1, Date: time.Now().UTC().Truncate(time.Second), Short: short, CPUs: runtime.NumCPU(), CPU: "unknown", Version: "unknown"}
+	r := &report{Schema: 2, Date: time.Now().UTC().Truncate(time.Second), Short: short, CPUs: runtime.NumCPU(), CPU: "unknown", Version: "unknown"}
 	var name unix.Utsname
 	if unix.Uname(&name) == nil {
 		r.Kernel = unix.ByteSliceToString(name.Release[:])
@@ -77,23 +93,49 @@ func newReport(short bool) *report {
 	return r
 }
 
-// reached reports whether the aim is reached. It is true for a row without an aim.
-func (r row) reached() bool {
-	switch {
-	case r.Required == nil:
-		return true
-	case r.AtMost:
-		return r.Value.Median <= *r.Required
-	}
-	return r.Value.Median >= *r.Required
-}
-
 func atLeast(what, unit string, required float64, value measure.Spread, detail string) row {
 	return row{What: what, Unit: unit, Required: &required, Value: value, Detail: detail}
 }
 
 func atMost(what, unit string, required float64, value measure.Spread, detail string) row {
 	return row{What: what, Unit: unit, Required: &required, AtMost: true, Value: value, Detail: detail}
+}
+
+// known returns a row without an aim.
+func known(what, unit string, value measure.Spread, detail string) row {
+	return row{What: what, Unit: unit, Value: value, Detail: detail}
+}
+
+// like returns the row, limited by an A/A row.
+func (r row) like(n noise) row {
+	r.Like = n
+	return r
+}
+
+// same returns the A/A row of a kind of measurement, from the ratios of two equal contenders.
+func same(n noise, value measure.Spread, detail string) row {
+	return row{What: "A/A: " + string(n), Unit: "x", Value: value, Detail: detail, Like: n, Same: true}
+}
+
+// judge sets the verdicts of all rows, when all A/A rows are there.
+func (r *report) judge() {
+	distances := make(map[noise]float64)
+	for _, row := range r.Rows {
+		if row.Same {
+			distances[row.Like] = max(distances[row.Like], row.Value.Distance())
+		}
+	}
+	for i := range r.Rows {
+		row := &r.Rows[i]
+		switch {
+		case row.Same && !row.Value.HasInterval():
+			row.Verdict = "tells nothing apart"
+		case row.Same:
+			row.Verdict = fmt.Sprintf("tells apart %.1f %%", 100*row.Value.Distance())
+		case row.Required != nil:
+			row.Verdict = string(measure.Aim{Value: *row.Required, AtMost: row.AtMost}.Judge(row.Value, distances[row.Like]))
+		}
+	}
 }
 
 func (r *report) add(rows ...row) { r.Rows = append(r.Rows, rows...) }
@@ -105,29 +147,33 @@ func (r *report) note(format string, args ...any) {
 	}
 }
 
-// sample records values, in the order of the rounds.
+// sample records values, in the order of the slices.
 func (r *report) sample(task, contender, unit string, values []float64) {
 	r.Costs = append(r.Costs, sample{task, contender, unit, measure.SpreadOf(values), values})
 }
+
+// legend explains the table.
+const legend = `yes, NO: the whole interval reaches or misses the aim. undecided: the interval contains the aim, or there are too few values for an
+interval. undecided (A/A): the distance from the aim is less than what the A/A row of this kind of measurement tells apart.`
 
 // print writes the tables as text.
 func (r *report) print(w io.Writer) error {
 	fmt.Fprintf(w, "%s, Linux %s, %d x %s, hairpin %s, %.0f s\n\n", r.Date.Format(time.DateOnly), r.Kernel, r.CPUs, r.CPU, r.Version, r.Seconds)
 	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	fmt.Fprintln(t, "WHAT\tMEASURED\tMIDDLE HALF\tREQUIRED\tREACHED\tFROM")
+	fmt.Fprintln(t, "WHAT\tMEASURED\t95 % INTERVAL\tVALUES\tREQUIRED\tREACHED\tFROM")
 	for _, row := range r.Rows {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\n", row.What, row.number(row.Value.Median),
-			row.between(), row.required(), row.verdict(), row.Detail)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", row.What, row.number(row.Value.Median),
+			row.between(), row.Value.Count, row.required(), row.Verdict, row.Detail)
 	}
 	fmt.Fprintln(t)
-	fmt.Fprintln(t, "TASK\tCONTENDER\tMEDIAN\tMIDDLE HALF\tROUNDS")
+	fmt.Fprintln(t, "TASK\tCONTENDER\tMEDIAN\t95 % INTERVAL\tSLICES")
 	for _, s := range r.Costs {
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s - %s\t%d\n", s.Task, s.Contender, number(s.Spread.Median, s.Unit),
-			number(s.Spread.Low, s.Unit), number(s.Spread.High, s.Unit), s.Spread.Count)
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\n", s.Task, s.Contender, number(s.Spread.Median, s.Unit), between(s.Spread, s.Unit), s.Spread.Count)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
+	fmt.Fprintln(w, "\n"+legend)
 	for _, note := range r.Notes {
 		fmt.Fprintln(w, "\n"+note)
 	}
@@ -136,11 +182,14 @@ func (r *report) print(w io.Writer) error {
 
 func (r row) number(value float64) string { return number(value, r.Unit) }
 
-func (r row) between() string {
-	if r.Value.Count < 2 {
+func (r row) between() string { return between(r.Value, r.Unit) }
+
+// between returns the interval; "" if there is none, or if the value is exact.
+func between(s measure.Spread, unit string) string {
+	if s.Exact || !s.HasInterval() {
 		return ""
 	}
-	return r.number(r.Value.Low) + " - " + r.number(r.Value.High)
+	return number(s.Low, unit) + " - " + number(s.High, unit)
 }
 
 func (r row) required() string {
@@ -151,16 +200,6 @@ func (r row) required() string {
 		return "at most " + r.number(*r.Required)
 	}
 	return "at least " + r.number(*r.Required)
-}
-
-func (r row) verdict() string {
-	switch {
-	case r.Required == nil:
-		return ""
-	case r.reached():
-		return "yes"
-	}
-	return "NO"
 }
 
 // number formats a value with at least three digits.
@@ -214,10 +253,14 @@ func (r *report) page(w io.Writer, plots []string) {
 	}
 	fmt.Fprintf(w, "# One run of `%s`\n\n%s, Linux %s, %d x %s, hairpin %s, %.0f s. [bench.txt](bench.txt) has all tables of the run,\n[bench.json](bench.json) every value. [../README.md](../README.md) says how the bench measures.\n\n",
 		run, r.Date.Format(time.DateOnly), r.Kernel, r.CPUs, r.CPU, r.Version, r.Seconds)
-	fmt.Fprintln(w, "| what | measured | required | reached | from |")
-	fmt.Fprintln(w, "|---|---|---|---|---|")
+	fmt.Fprintln(w, "| what | measured | 95 % interval | required | reached | from |")
+	fmt.Fprintln(w, "|---|---|---|---|---|---|")
 	for _, row := range r.Rows {
-		fmt.Fprintf(w, "| %s | %s | %s | %s | %s |\n", row.What, row.number(row.Value.Median), row.required(), row.verdict(), row.Detail)
+		fmt.Fprintf(w, "| %s | %s | %s | %s | %s | %s |\n", row.What, row.number(row.Value.Median), row.between(), row.required(), row.Verdict, row.Detail)
+	}
+	fmt.Fprintln(w, "\n"+legend)
+	for _, note := range r.Notes {
+		fmt.Fprintln(w, "\n"+note)
 	}
 	for _, file := range plots {
 		fmt.Fprintf(w, "\n![%s](%s)\n", strings.TrimSuffix(file, ".svg"), file)

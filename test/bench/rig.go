@@ -25,10 +25,28 @@ var (
 	internet = netip.MustParseAddr(lab.InternetSource)
 )
 
+// segment is a LAN of a router.
+type segment struct {
+	lanDev         string // the router's interface
+	client, server netip.Addr
+	address        netip.Addr // of the router
+	network        netip.Prefix
+	firstPort      int // the external ports firstPort to firstPort+ports-1 are forwarded to the server
+}
+
+// Two LANs have different clients, servers and ports, so that no connection crosses from one to the other.
+var (
+	firstLAN  = segment{"lan0", client, server, router, netip.MustParsePrefix("192.168.1.0/24"), externalPort}
+	secondLAN = segment{
+		"lan1", netip.MustParseAddr("192.168.2.50"), netip.MustParseAddr("192.168.2.20"), netip.MustParseAddr("192.168.2.1"),
+		netip.MustParsePrefix("192.168.2.0/24"), externalPort + ports,
+	}
+)
+
 const (
 	// firstSource is the client's port of flow 0.
 	firstSource = 1025
-	// The ports externalPort to externalPort+ports-1 are forwarded to targetPort to targetPort+ports-1.
+	// ports external ports, the first LAN's from externalPort on, are forwarded to targetPort to targetPort+ports-1.
 	externalPort = 10000
 	targetPort   = 20000
 	ports        = 100
@@ -40,6 +58,7 @@ const (
 //	wan far --- wan0 router lan0 --- far lan
 type rig struct {
 	site
+	segment
 	wan, lan       *lab.Host
 	traffic        *traffic.Traffic
 	wanMAC, lanMAC net.HardwareAddr // the router's MAC addresses
@@ -48,33 +67,48 @@ type rig struct {
 
 // newRig makes a rig. Its router knows its neighbours and forwards packets, but does not translate.
 func newRig(tb testing.TB) *rig {
-	r := &rig{site: site{tb, lab.NewHost(tb, "router")}, wan: lab.NewHost(tb, "wan"), lan: lab.NewHost(tb, "lan")}
+	r := &rig{site: site{tb, lab.NewHost(tb, "router")}, wan: lab.NewHost(tb, "wan")}
 	lab.Cable(r.router, "wan0", r.wan, "far")
-	lab.Cable(r.router, "lan0", r.lan, "far")
-	r.wanMAC, r.lanMAC = r.router.HardwareAddr("wan0"), r.router.HardwareAddr("lan0")
+	r.wanMAC = r.router.HardwareAddr("wan0")
 	r.router.Address("wan0", lab.External+"/24")
-	r.router.Address("lan0", lab.RouterLAN+"/24")
-	r.router.Neighbour("lan0", client, clientMAC)
-	r.router.Neighbour("lan0", server, serverMAC)
 	r.router.Neighbour("wan0", gateway, gatewayMAC)
 	r.router.Route("wan0", "0.0.0.0/0", lab.Gateway, "")
 	r.router.Sysctl("net/ipv4/ip_forward", "1")
 	// Without this, the kernel answers a packet that leaves by the interface that it came in by with an ICMP redirect. hairpin
 	// and the bare hooks do not, so the comparison would be wrong.
 	r.router.Sysctl("net/ipv4/conf/all/send_redirects", "0")
-	r.router.Sysctl("net/ipv4/conf/lan0/send_redirects", "0")
 	// A veth without an XDP program takes the generator's XDP frames only if GRO is on.
 	r.router.Offload("wan0", lab.ReceiveOffload, true)
-	r.router.Offload("lan0", lab.ReceiveOffload, true)
+	r.connect(firstLAN)
+	r.must("attach sink", r.wan.Do(func() error { return r.traffic.Sink(r.wan.Index("far")) }))
+	return r
+}
+
+// connect makes the cable to a LAN, with a generator and a sink.
+func (r *rig) connect(lan segment) {
+	r.tb.Helper()
+	r.segment, r.lan = lan, lab.NewHost(r.tb, lan.lanDev)
+	lab.Cable(r.router, lan.lanDev, r.lan, "far")
+	r.lanMAC = r.router.HardwareAddr(lan.lanDev)
+	r.router.Address(lan.lanDev, netip.PrefixFrom(lan.address, lan.network.Bits()).String())
+	r.router.Neighbour(lan.lanDev, lan.client, clientMAC)
+	r.router.Neighbour(lan.lanDev, lan.server, serverMAC)
+	r.router.Sysctl("net/ipv4/conf/"+lan.lanDev+"/send_redirects", "0")
+	r.router.Offload(lan.lanDev, lab.ReceiveOffload, true)
 
 	t, err := traffic.Load()
 	r.must("load", err)
-	tb.Cleanup(func() { t.Close() })
+	r.tb.Cleanup(func() { t.Close() })
 	r.traffic = t
-	for _, end := range []*lab.Host{r.wan, r.lan} {
-		r.must("attach sink", end.Do(func() error { return t.Sink(end.Index("far")) }))
-	}
-	return r
+	r.must("attach sink", r.lan.Do(func() error { return t.Sink(r.lan.Index("far")) }))
+}
+
+// beside returns a rig with the same router and another LAN, whose generator may run at the same time.
+func (r *rig) beside(lan segment) *rig {
+	r.tb.Helper()
+	other := *r
+	other.connect(lan)
+	return &other
 }
 
 // direction is the direction of a packet in its connection.
@@ -105,7 +139,7 @@ func (r *rig) end(w way, d direction) *lab.Host {
 
 // frame returns the frame of a UDP connection on this path, in this direction.
 func (r *rig) frame(w way, d direction) traffic.Frame {
-	from, sees := client, router
+	from, sees := r.client, r.address
 	fromMAC, toMAC := clientMAC, r.lanMAC
 	if w == forwarded {
 		from, sees = internet, internet
@@ -113,9 +147,9 @@ func (r *rig) frame(w way, d direction) traffic.Frame {
 	}
 	if d == toServer {
 		return udpFrame(fromMAC, toMAC, netip.AddrPortFrom(from, firstSource),
-			netip.AddrPortFrom(external, externalPort), sourceVaries, server)
+			netip.AddrPortFrom(external, uint16(r.firstPort)), sourceVaries, r.server)
 	}
-	return udpFrame(serverMAC, r.lanMAC, netip.AddrPortFrom(server, targetPort),
+	return udpFrame(serverMAC, r.lanMAC, netip.AddrPortFrom(r.server, targetPort),
 		netip.AddrPortFrom(sees, firstSource), destinationVaries, from)
 }
 

@@ -45,7 +45,7 @@ func (b *bench) homes(names ...string) []*home {
 		switch name {
 		case nameNftables:
 			h.nftables()
-		case nameHairTC:
+		case nameHairTC, nameSecondTC:
 			h.hairpin("tc", hairpinOptions{})
 		}
 		homes = append(homes, h)
@@ -113,31 +113,73 @@ func (h *home) serveHTTP() {
 	h.listens("8080")
 }
 
-// requests measures TCP connections with one request each: connect, request, response, close.
-func (b *bench) requests() {
-	seconds := b.rounds(3, 1)
-	homes := b.homes(nameDirect, nameNftables, nameHairTC)
-	var tasks []task
+// The A/A rows of TCP. All of these figures are wall time.
+const (
+	noiseRequests noise = "TCP connect-request-response-close, hairpin TC"
+	noiseBulk     noise = "TCP bulk, hairpin TC"
+	noiseHalf     noise = "latency p50, TCP request-response, hairpin TC"
+	noiseTail     noise = "latency p99, TCP request-response, hairpin TC"
+)
+
+// Only the rate of bulk has an aim against the direct path.
+var (
+	tcDirect    = match{one: nameHairTC, than: nameDirect}
+	tcpMatches  = []match{tcNftables, tcDirect.seldom(), sameTC}
+	bulkMatches = []match{tcNftables, tcDirect, sameTC}
+)
+
+// tcpRace runs the matches of TCP, and returns the outcomes.
+func (b *bench) tcpRace(what string, rounds int, homes []*home, matches []match, run func(h *home) float64) map[match]outcome {
+	tasks := make(map[string]*task)
 	for _, h := range homes {
-		h.serveHTTP()
-		tasks = append(tasks, task{h.name, func() float64 { return h.wrk(seconds) }})
+		tasks[h.name] = &task{h.name, func() float64 { return run(h) }}
 	}
-	b.interleave(1, tasks)
-	rates := b.named(taskRequests, "1/s", homes, b.interleave(b.rounds(8, 2), tasks))
-	b.report.add(atLeast("TCP connect-request-response-close, hairpin TC, against nftables", "x", 1.15,
-		measure.SpreadOf(measure.Ratios(rates[nameHairTC], rates[nameNftables])),
-		fmt.Sprintf("%.0f/s, %s %.0f/s, direct %.0f/s", measure.SpreadOf(rates[nameHairTC]).Median, nameNftables,
-			measure.SpreadOf(rates[nameNftables]).Median, measure.SpreadOf(rates[nameDirect]).Median)))
+	var list []duel
+	for _, m := range matches {
+		list = append(list, duel{tasks[m.one], tasks[m.than], m.rare})
+	}
+	one, than := b.duels(what, rounds, list)
+	outcomes := make(map[match]outcome)
+	for i, m := range matches {
+		outcomes[m] = outcome{one[i], than[i]}
+	}
+	return outcomes
 }
 
-// named adds the values to the report, and returns them by the name of their home.
-func (b *bench) named(what, unit string, homes []*home, values [][]float64) map[string][]float64 {
-	out := make(map[string][]float64)
-	for i, h := range homes {
-		out[h.name] = values[i]
-		b.report.sample(what, h.name, unit, values[i])
+func (b *bench) tcpHomes() []*home {
+	return b.homes(nameDirect, nameNftables, nameHairTC, nameSecondTC)
+}
+
+// inverse returns the ratios of a match whose values are rates: how many times as much contender one does as contender than.
+func (o outcome) inverse() measure.Spread { return measure.SpreadOf(measure.Ratios(o.one, o.than)) }
+
+// medians returns the median of hairpin and of each peer.
+func medians(outcomes map[match]outcome, format string) string {
+	value := func(values []float64) string { return fmt.Sprintf(format, measure.SpreadOf(values).Median) }
+	direct, ok := outcomes[tcDirect]
+	if !ok {
+		direct = outcomes[tcDirect.seldom()]
 	}
-	return out
+	return fmt.Sprintf("%s, %s %s, direct %s", value(outcomes[tcNftables].one), nameNftables,
+		value(outcomes[tcNftables].than), value(direct.than))
+}
+
+// requests measures TCP connections with one request each: connect, request, response, close.
+func (b *bench) requests() {
+	homes := b.tcpHomes()
+	for _, h := range homes {
+		h.serveHTTP()
+	}
+	outcomes := b.tcpRace(taskRequests, b.rounds(22, 3), homes, tcpMatches, func(h *home) float64 { return h.wrk(1) })
+	b.report.samples(taskRequests, "1/s", tcpMatches, outcomes)
+	b.report.add(
+		atLeast(string(noiseRequests)+", against nftables", "x", 1.15, outcomes[tcNftables].inverse(), medians(outcomes, "%.0f/s")).like(noiseRequests),
+		same(noiseRequests, outcomes[sameTC].inverse(), pairOf(outcomes[sameTC], "%.0f/s")))
+}
+
+// pairOf returns the medians of a match of equal contenders.
+func pairOf(o outcome, format string) string {
+	return fmt.Sprintf(format+" and "+format, measure.SpreadOf(o.one).Median, measure.SpreadOf(o.than).Median)
 }
 
 var (
@@ -159,31 +201,27 @@ func (h *home) wrk(seconds int) float64 {
 	return rate
 }
 
+// bulkBytes is the length of a slice of bulk: half a second at 17 Gbit/s.
+const bulkBytes = 1 << 30
+
 // bulk measures the rate of one TCP connection, with the default offloads (GSO packets stay whole).
 func (b *bench) bulk() {
-	seconds := b.rounds(2, 1)
-	homes := b.homes(nameDirect, nameNftables, nameHairTC)
-	var tasks []task
+	homes := b.tcpHomes()
 	for _, h := range homes {
 		h.net.Server.Start(pinned(serverCPU, "iperf3", "-s")...)
 		h.listens("5201")
-		tasks = append(tasks, task{h.name, func() float64 { return h.iperf(seconds) }})
 	}
-	b.interleave(1, tasks)
-	rates := b.named(taskBulk, "Gbit/s", homes, b.interleave(b.rounds(10, 2), tasks))
-	ours := rates[nameHairTC]
-	for _, than := range []struct {
-		name     string
-		required float64
-	}{{nameNftables, 1.0}, {nameDirect, 0.95}} {
-		theirs := rates[than.name]
-		b.report.add(atLeast("TCP bulk, hairpin TC, against "+than.name, "x", than.required, measure.SpreadOf(measure.Ratios(ours, theirs)),
-			fmt.Sprintf("%.1f Gbit/s, %s %.1f Gbit/s", measure.SpreadOf(ours).Median, than.name, measure.SpreadOf(theirs).Median)))
-	}
+	outcomes := b.tcpRace(taskBulk, b.rounds(22, 6), homes, bulkMatches, func(h *home) float64 { return h.iperf(bulkBytes) })
+	b.report.samples(taskBulk, "Gbit/s", bulkMatches, outcomes)
+	detail := medians(outcomes, "%.1f Gbit/s")
+	b.report.add(
+		atLeast(string(noiseBulk)+", against nftables", "x", 1.0, outcomes[tcNftables].inverse(), detail).like(noiseBulk),
+		atLeast(string(noiseBulk)+", against direct", "x", 0.95, outcomes[tcDirect].inverse(), detail).like(noiseBulk),
+		same(noiseBulk, outcomes[sameTC].inverse(), pairOf(outcomes[sameTC], "%.1f Gbit/s")))
 }
 
 // iperf returns the received rate in Gbit/s.
-func (h *home) iperf(seconds int) (rate float64) {
+func (h *home) iperf(bytes int) (rate float64) {
 	h.tb.Helper()
 	host, port, err := net.SplitHostPort(h.target("5201", "5201"))
 	h.must("find iperf3", err)
@@ -197,7 +235,7 @@ func (h *home) iperf(seconds int) (rate float64) {
 				} `json:"sum_received"`
 			}
 		}
-		r, err := h.net.Client.Try(pinned(clientCPU, "iperf3", "-J", "-c", host, "-p", port, "-t", strconv.Itoa(seconds))...)
+		r, err := h.net.Client.Try(pinned(clientCPU, "iperf3", "-J", "-c", host, "-p", port, "-n", strconv.Itoa(bytes))...)
 		if err != nil {
 			return err
 		}
@@ -214,31 +252,46 @@ func (h *home) iperf(seconds int) (rate float64) {
 
 // latency measures the round trip of one byte to the server and one byte back.
 func (b *bench) latency() {
-	homes := b.homes(nameDirect, nameNftables, nameHairTC)
-	var tasks []task
-	halves, tails := make([][]float64, len(homes)), make([][]float64, len(homes))
+	homes := b.tcpHomes()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	for i, h := range homes {
-		c := h.pingPong(b.rounds(10000, 4000))
-		tasks = append(tasks, task{h.name, func() float64 {
-			sorted := c()
-			halves[i] = append(halves[i], measure.Quantile(sorted, 0.5))
-			tails[i] = append(tails[i], measure.Quantile(sorted, 0.99))
-			return 0
-		}})
+	trips := make(map[*home]func() []float64)
+	for _, h := range homes {
+		trips[h] = h.pingPong(b.rounds(5000, 2000))
 	}
-	b.interleave(b.rounds(15, 5), tasks)
+	// A slice has two results, so the tasks return the number of the slice.
+	var slices []quantiles
+	numbers := b.tcpRace("TCP request and response", b.rounds(24, 8), homes, tcpMatches, func(h *home) float64 {
+		sorted := trips[h]()
+		slices = append(slices, quantiles{measure.Quantile(sorted, 0.5), measure.Quantile(sorted, 0.99)})
+		return float64(len(slices) - 1)
+	})
 	for _, q := range []struct {
-		name   string
-		values [][]float64
-	}{{"p50", halves}, {"p99", tails}} {
-		times := b.named("TCP request and response, "+q.name, "us", homes, q.values)
-		b.report.add(atMost("latency "+q.name+", TCP request-response, hairpin TC, against nftables", "x", 1,
-			measure.SpreadOf(measure.Ratios(times[nameHairTC], times[nameNftables])),
-			fmt.Sprintf("%.1f us, %s %.1f us, direct %.1f us", measure.SpreadOf(times[nameHairTC]).Median, nameNftables,
-				measure.SpreadOf(times[nameNftables]).Median, measure.SpreadOf(times[nameDirect]).Median)))
+		name  string
+		noise noise
+		of    func(quantiles) float64
+	}{
+		{"p50", noiseHalf, func(q quantiles) float64 { return q.half }},
+		{"p99", noiseTail, func(q quantiles) float64 { return q.tail }},
+	} {
+		pick := func(numbers []float64) (values []float64) {
+			for _, n := range numbers {
+				values = append(values, q.of(slices[int(n)]))
+			}
+			return values
+		}
+		outcomes := make(map[match]outcome)
+		for m, o := range numbers {
+			outcomes[m] = outcome{pick(o.one), pick(o.than)}
+		}
+		b.report.samples("TCP request and response, "+q.name, "us", tcpMatches, outcomes)
+		b.report.add(
+			atMost(string(q.noise)+", against nftables", "x", 1, outcomes[tcNftables].inverse(), medians(outcomes, "%.1f us")).like(q.noise),
+			same(q.noise, outcomes[sameTC].inverse(), pairOf(outcomes[sameTC], "%.1f us")))
 	}
 }
+
+// quantiles are the median and the 99th percentile of a slice's round trips, in microseconds.
+type quantiles struct{ half, tail float64 }
 
 // pingPong connects, and returns a function that makes this many round trips and returns their sorted times in
 // microseconds.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"time"
 
@@ -87,42 +86,4 @@ func (c *Clock) read() (time.Duration, error) {
 		return 0, fmt.Errorf("read the kernel's CPU time: %w", err)
 	}
 	return time.Duration(thread.Nano() + kernel), nil
-}
-
-// Spread is the median and the quartiles of Count values.
-type Spread struct {
-	Median float64 `json:"median"`
-	Low    float64 `json:"low"`  // first quartile
-	High   float64 `json:"high"` // third quartile
-	Count  int     `json:"count"`
-}
-
-// SpreadOf returns the spread of values.
-func SpreadOf(values []float64) Spread {
-	if len(values) == 0 {
-		return Spread{}
-	}
-	sorted := slices.Sorted(slices.Values(values))
-	return Spread{Quantile(sorted, 0.5), Quantile(sorted, 0.25), Quantile(sorted, 0.75), len(values)}
-}
-
-// Quantile returns the quantile q, 0 to 1, of sorted values, interpolated between the two nearest values.
-func Quantile(sorted []float64, q float64) float64 {
-	at := q * float64(len(sorted)-1)
-	i := int(at)
-	if i+1 == len(sorted) {
-		return sorted[i]
-	}
-	return sorted[i] + (at-float64(i))*(sorted[i+1]-sorted[i])
-}
-
-// Ratios returns a[i]/b[i] for each round i. It leaves out rounds in which b is 0.
-func Ratios(a, b []float64) []float64 {
-	out := make([]float64, 0, len(a))
-	for i := range min(len(a), len(b)) {
-		if b[i] > 0 {
-			out = append(out, a[i]/b[i])
-		}
-	}
-	return out
 }

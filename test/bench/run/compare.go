@@ -137,25 +137,32 @@ func (r *results) print(out io.Writer) error {
 			fmt.Fprintf(t, "%s\t%s\t%d\t%d\t%d\n", hook, r.names[i], size.Verified, size.Xlated, size.Jited)
 		}
 	}
-	fmt.Fprint(t, "\nHOOK\tPACKET\tNS A RUN\tMIDDLE HALF")
+	fmt.Fprint(t, "\nHOOK\tPACKET\tNS A RUN\t95 % INTERVAL")
 	if len(r.names) > 1 {
-		fmt.Fprint(t, "\tBASE\tMIDDLE HALF\tTHIS/BASE")
+		fmt.Fprint(t, "\tBASE\t95 % INTERVAL\tTHIS/BASE\t95 % INTERVAL")
 	}
 	fmt.Fprintln(t)
 	for _, what := range r.order {
 		fmt.Fprintf(t, "%s\t%s", what.Hook, r.greetings[0].Kinds[what.Kind])
-		var medians []float64
-		for _, v := range r.values[what] {
-			s := measure.SpreadOf(v)
-			medians = append(medians, s.Median)
-			fmt.Fprintf(t, "\t%.1f\t%.1f - %.1f", s.Median, s.Low, s.High)
+		values := r.values[what]
+		for _, v := range values {
+			fmt.Fprint(t, cells(v, 1))
 		}
-		if len(medians) > 1 {
-			fmt.Fprintf(t, "\t%.3f", medians[0]/medians[1])
+		if len(values) > 1 {
+			fmt.Fprint(t, cells(measure.Ratios(values[0], values[1]), 3))
 		}
 		fmt.Fprintln(t)
 	}
 	return t.Flush()
+}
+
+// cells returns the median and the interval of values; fewer than six loads have no interval.
+func cells(values []float64, digits int) string {
+	s := measure.SpreadOf(values)
+	if !s.HasInterval() {
+		return fmt.Sprintf("\t%.*f\t", digits, s.Median)
+	}
+	return fmt.Sprintf("\t%.*f\t%.*f - %.*f", digits, s.Median, digits, s.Low, digits, s.High)
 }
 
 // inTurn asks each instance for one slice in each round, and returns the values of each instance.
