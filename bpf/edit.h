@@ -153,6 +153,15 @@ static __always_inline bool edit_headers(void *data, void *data_end, const struc
 	return true;
 }
 
+/* Writes a transport checksum that is finished. */
+static __always_inline void edit_sum(__sum16 *check, const struct packet *pkt, const struct rewrite *rw)
+{
+	*check = csum_apply(*check, rw->address_diff + rw->l4_diff);
+	/* RFC 768: a UDP checksum of 0 would mean "no checksum". */
+	if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
+		*check = 0xffff;
+}
+
 static __always_inline bool edit_macs(void *data, void *data_end, const struct rewrite *rw)
 {
 	__u8 *macs = edit_reach(data, data_end, 0, sizeof(rw->macs));
@@ -173,11 +182,7 @@ static __always_inline bool edit_frame(void *data, void *data_end, const struct 
 		check = edit_reach(data, data_end, pkt->l4.check_off, sizeof(*check));
 	if ((pkt->l4.check_off && !check) || !edit_headers(data, data_end, pkt, rw) || !edit_macs(data, data_end, rw))
 		return false;
-	if (check) {
-		*check = csum_apply(*check, rw->address_diff + rw->l4_diff);
-		/* RFC 768: a UDP checksum of 0 would mean "no checksum". */
-		if (pkt->tuple.protocol == IPPROTO_UDP && !*check)
-			*check = 0xffff;
-	}
+	if (check)
+		edit_sum(check, pkt, rw);
 	return true;
 }

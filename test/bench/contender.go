@@ -236,6 +236,7 @@ wan = ["wan0"]
 lan = [%s]
 [datapath]
 mode = %q
+xdp_tx = "on"
 max_connections = %d
 max_per_source = %[3]d
 [reflection]

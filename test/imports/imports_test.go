@@ -16,7 +16,7 @@ var layers = [][]string{
 	{"hairpin/bpf"},
 	{"hairpin/loader/dirlock"},
 	{"hairpin/maps/rule", "hairpin/maps/layout"},
-	{"hairpin/maps/config"},
+	{"hairpin/maps/config", "hairpin/maps/entries"},
 	{"hairpin/maps/compile", "hairpin/maps/mapstest"},
 	{"hairpin/maps", "hairpin/loader"},
 	{"hairpin/maps/metrics"},
