@@ -104,7 +104,7 @@ int hairpin_tc(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (skb->protocol != bpf_htons(ETH_P_IP) && skb->protocol != bpf_htons(ETH_P_IPV6) && !tc_untag_inner(skb))
 		return TC_ACT_UNSPEC;
-	l3_off = tc_find_ip(skb);
+	l3_off = tc_find_ip(skb, work);
 	if (l3_off < 0)
 		return TC_ACT_UNSPEC;
 	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size, (__u16)l3_off);

@@ -63,24 +63,38 @@ static __noinline int tc_find_ip_slow(struct __sk_buff *skb)
 	struct ethhdr *eth = (void *)(long)skb->data;
 	__u32 ifindex = skb->ifindex;
 	const struct interface *in = bpf_map_lookup_elem(&interfaces, &ifindex);
+	struct work *work = work_get();
 
 	if (in && tc_without_ethernet(in))
 		return tc_keeps_ethernet(skb) ? sizeof(*eth) : 0;
-	if (in && (void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
-	    __builtin_memcmp(eth->h_dest, in->mac, ETH_ALEN) == 0)
+	if (in && work && (void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
+	    __builtin_memcmp(eth->h_dest, in->mac, ETH_ALEN) == 0) {
+		work->ethernet.ifindex = ifindex;
+		work->ethernet.routes = fib_generation();
+		__builtin_memcpy(work->ethernet.mac, in->mac, ETH_ALEN);
 		return sizeof(*eth);
+	}
 	return tc_search_ip(skb);
 }
 
+/* May the destination MAC address of this frame be the first bytes of an IP header? An IP header begins with 0x4x or 0x6x, and most MAC
+ * addresses do not. Nor if it is the address that tc_find_ip_slow has found last. */
+static __always_inline bool tc_may_be_ip(const struct __sk_buff *skb, const struct ethhdr *eth, const struct work *work)
+{
+	const struct ethernet *last = &work->ethernet;
+
+	if (eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
+		return false;
+	return skb->ifindex != last->ifindex || last->routes != fib_generation() ||
+	       __builtin_memcmp(eth->h_dest, last->mac, ETH_ALEN) != 0;
+}
+
 /* Returns the offset of the IP header in the data of the skb; negative: not found. */
-static __always_inline int tc_find_ip(struct __sk_buff *skb)
+static __always_inline int tc_find_ip(struct __sk_buff *skb, const struct work *work)
 {
 	struct ethhdr *eth = (void *)(long)skb->data;
 
-	/* Most MAC addresses begin with a byte that no IP header begins with (an IP header begins with 0x4x or
-	 * 0x6x). */
-	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol &&
-	    eth->h_dest[0] >> 4 != 4 && eth->h_dest[0] >> 4 != 6)
+	if ((void *)(eth + 1) <= (void *)(long)skb->data_end && eth->h_proto == skb->protocol && !tc_may_be_ip(skb, eth, work))
 		return sizeof(*eth);
 	return tc_find_ip_slow(skb);
 }

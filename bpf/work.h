@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /* Working memory for one packet, per CPU: the steps of a packet need more than the 512 bytes of the stack. No member is
- * used after the packet, except the clock. Programs on one CPU do not interrupt each other. */
+ * used after the packet, except clock and ethernet. Programs on one CPU do not interrupt each other. */
 #pragma once
 
 #include <linux/bpf.h>
@@ -15,6 +15,13 @@ enum { SLOT_UNREAD = 2, OPTIONS_MAX = 40 };
 struct clock {
 	__u64 jiffies;
 	__u32 ms, second;
+};
+
+/* The interface by which a frame to the router came in last, if its MAC address begins like an IP header. */
+struct ethernet {
+	__u32 ifindex;
+	__u32 routes;		/* generation of struct routes at that time: it rises when interfaces change */
+	__u8 mac[6] __attribute__((aligned(4)));
 };
 
 /* The data for the write step. There are no pointers into the packet: calls of helpers make such pointers invalid. */
@@ -119,6 +126,7 @@ struct datagram {
 
 struct work {
 	struct clock clock;
+	struct ethernet ethernet;	/* outlives the packet, like the clock */
 	__u32 live_slot;	/* live slot of the forwards, read once for each packet; SLOT_UNREAD: not read yet */
 	__u32 fence;		/* content never read: see work_fence */
 	struct packet pkt;
