@@ -145,7 +145,7 @@ __noinline bool conn_load(const struct tuple *key, struct entry *entry)
 
 	if (!key || !entry)
 		return false;
-	number = table_find(key);
+	number = table_find(key, 0);
 	if (number < 0)
 		return false;
 	return tuple_is_v6(key) ? conn_read(key, true, (__u32)number, entry) : conn_read(key, false, (__u32)number, entry);

@@ -95,10 +95,10 @@ static __always_inline bool csum_hidden(const struct packet *pkt)
 }
 
 /* Returns the folded sum of the pseudo-header: the checksum field holds it while a device is to finish the
- * checksum. */
+ * checksum. The length has 32 bits: BIG TCP packets are longer than 65,535 bytes. */
 static __always_inline __u16 csum_pseudo(const struct packet *pkt)
 {
-	__u64 sum = bpf_htons(pkt->tuple.protocol) + bpf_htons((__u16)(pkt->length - packet_header(pkt)));
+	__u64 sum = bpf_htons(pkt->tuple.protocol) + (__u64)bpf_htonl(pkt->length - packet_header(pkt));
 
 	return csum_fold16(sum + csum_addr(&pkt->tuple.src, pkt->v6) + csum_addr(&pkt->tuple.dst, pkt->v6));
 }

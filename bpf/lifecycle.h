@@ -269,8 +269,8 @@ __noinline bool life_remove(const struct tuple *key, struct conn *opener, const 
 		count_event(event);
 	life_count_closed(conn_forward(opener), identity);
 	tuple_reverse(&entry->to, &scratch->removed_answerer);
-	table_erase(&scratch->removed_answerer);
-	table_erase(key);
+	table_erase(&scratch->removed_answerer, conn_serial(identity));
+	table_erase(key, conn_serial(identity));
 	return true;
 }
 

@@ -77,7 +77,7 @@ struct {
 	__uint(max_entries, 1 << MAYBE_EXTERNAL_BITS);
 } maybe_external SEC(".maps");
 
-/* One bit for each port of TCP, then one for each port of UDP: a forward to some external address may have this port. 0: no forward
+/* One bit for each port of TCP, then one for each port of UDP: a forward or an intercept may have this port. 0: no forward
  * has the port. The control plane sets the bits before the forwards, and clears those that are left over after the change. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -280,7 +280,7 @@ struct {
 } policies SEC(".maps");
 
 /* Two entries for each connection, in every state. Index: the number of a bucket (table.h). BPF_F_MMAPABLE: the kernel then puts the
- * first bucket at the start of a page, so no bucket has more cache lines than it needs. */
+ * first bucket at the start of a page, so a bucket of conns4 covers four cache lines, not five. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__type(key, __u32);

@@ -400,7 +400,7 @@ __noinline enum reason open_reserve(void)
 	open = &work->open;
 	number = conn_insert(&open->answer, &open->conn, &open->to);
 	if (number >= 0 && open_may_be_direct(open) && direct_has(work, &open->answer)) {
-		table_erase(&open->answer);
+		table_erase(&open->answer, conn_serial(open->conn.identity));
 		return REASON_TUPLE_IN_USE;
 	}
 	if (number >= 0)
@@ -728,11 +728,13 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, enu
 	life_count_opening(1);
 	number = conn_insert(&open->key, &open->conn, &open->to);
 	if (number < 0) {
-		table_erase(&open->answer);
+		table_erase(&open->answer, conn_serial(open->conn.identity));
 		life_count_opening(-1);
 		count_event(EVENT_ABANDONED);
+		if (number != TABLE_EXISTS)
+			return number == TABLE_AGAIN ? REASON_RACED : REASON_TABLE_FULL;
 		/* Another CPU has opened the connection first: its entries stay. */
-		return number == TABLE_NO_ROOM ? REASON_TABLE_FULL : REASON_NONE;
+		return REASON_NONE;
 	}
 	open->number = (__u32)number;
 	open->inserted = true;

@@ -8,18 +8,21 @@
  * for the chain's head, and then for the entry.
  *
  * The identity of an entry says whether its slot is in use: 0 is a free slot. An identity with CONN_GONE is an entry that is being
- * inserted or deleted. Nobody needs a lock.
+ * inserted or deleted: no search finds it. Nobody needs a lock.
  *
  * Races
  *  H. Two CPUs claim one slot. Each tries to change the identity from 0. The CPU that fails begins again.
  *  I. Two CPUs insert one key. Each claims a slot and writes the key, and then, behind a barrier, searches the walk for the key once
  *     more. At least one of the two sees the other's slot. The CPU whose entry has the higher number gives up. The CPU with the
- *     lower number waits until the other slot is free: then it goes on. If the other CPU did not see it, the other slot becomes an entry:
- *     then it gives up. So one CPU inserts the key, unless the wait ends too early: then none does, and the packet's sender tries again.
+ *     lower number waits until the other slot is free, and searches again: there may be a third CPU. If the other CPU did not see it, the
+ *     other slot becomes an entry: then it gives up. So one CPU inserts the key, unless the wait ends too early: then none does, and the
+ *     packet's sender tries again.
  *  J. A slot is freed and used again while another CPU reads it. The reader takes the identity before the key and again after the
  *     rest (conn_read). The serial differs then, and the reader has found nothing.
  *  K. A search meets an insertion. The insertion raises the counts of the buckets that it passes before its entry becomes valid, and
- *     a deletion lowers them after its entry has become invalid. So a search never ends before an entry that it could find. */
+ *     a deletion lowers them after its entry has become invalid. So a search never ends before an entry that it could find.
+ *  L. A CPU deletes its entry while another CPU claims a slot for the same key (race I). Only the slot with the serial of the deleted
+ *     entry is freed, by a compare-and-swap. So no claim of another CPU is freed, and no slot twice. */
 #pragma once
 
 #include "maps.h"
@@ -29,7 +32,9 @@
 /* Most buckets of a walk. With the sizes of loader.Size, a walk without a free slot is rarer than one in 10^8. */
 enum { TABLE_PROBES = 16 };
 /* How often a claim begins again, and how long it waits for another CPU that inserts the same key (race I). */
-enum { TABLE_CLAIMS = 3, TABLE_WAIT = 64 };
+enum { TABLE_CLAIMS = 3, TABLE_WAIT = 64, TABLE_RIVALS = 3 };
+/* How often table_free tries its compare-and-swap: another CPU may change a flag of the entry at this moment. */
+enum { TABLE_FREES = 8 };
 enum { TABLE_NONE = -1, TABLE_EXISTS = -2, TABLE_NO_ROOM = -3, TABLE_AGAIN = -4 };
 
 enum { TABLE_WORDS4 = sizeof(struct tuple4) / sizeof(__u64), TABLE_WORDS6 = sizeof(struct tuple) / sizeof(__u64) };
@@ -140,7 +145,15 @@ static __always_inline struct conn *table_conn(bool v6, __u32 number)
 	return bucket && slot < BUCKET_SLOTS ? bucket_conn(v6, bucket, slot) : NULL;
 }
 
-static __always_inline long table_search(bool v6, const struct tuple *tuple)
+/* Is this the identity of an entry with this serial? Serial 0: of any valid entry. */
+static __always_inline bool entry_is(__u64 identity, __u32 serial)
+{
+	if (serial)
+		return identity >> 32 == serial;
+	return identity && (identity & CONN_STATE) != CONN_GONE;
+}
+
+static __always_inline long table_search(bool v6, const struct tuple *tuple, __u32 serial)
 {
 	struct table_key key = table_key_of(tuple);
 	struct walk walk;
@@ -153,7 +166,7 @@ static __always_inline long table_search(bool v6, const struct tuple *tuple)
 		if (!passed)
 			return TABLE_NONE;
 		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
-			if (bucket_has(v6, passed, slot, &key) && conn_identity(bucket_conn(v6, passed, slot)))
+			if (bucket_has(v6, passed, slot, &key) && entry_is(conn_identity(bucket_conn(v6, passed, slot)), serial))
 				return entry_number(walk.bucket, slot);
 		if (!*(volatile __u32 *)passed)
 			return TABLE_NONE;
@@ -162,13 +175,13 @@ static __always_inline long table_search(bool v6, const struct tuple *tuple)
 	return TABLE_NONE;
 }
 
-/* Returns the number of the entry with this key. TABLE_NONE: there is none. The slot may get another entry at any time: see
- * conn_read. */
-__noinline long table_find(const struct tuple *key)
+/* Returns the number of the entry with this key and serial, even if it is being deleted. Serial 0: of the valid entry with this key.
+ * TABLE_NONE: there is none. The slot may get another entry at any time: see conn_read. */
+__noinline long table_find(const struct tuple *key, __u32 serial)
 {
 	if (!key)
 		return TABLE_NONE;
-	return tuple_is_v6(key) ? table_search(true, key) : table_search(false, key);
+	return tuple_is_v6(key) ? table_search(true, key, serial) : table_search(false, key, serial);
 }
 
 /* Results of table_first that are no numbers of entries: no slot has the number BUCKET_SLOTS. */
@@ -188,7 +201,7 @@ static __always_inline __u32 table_first(bool v6, const struct tuple *tuple)
 	if (!passed)
 		return TABLE_NOWHERE;
 	for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
-		if (bucket_has(v6, passed, slot, &key) && conn_identity(bucket_conn(v6, passed, slot)))
+		if (bucket_has(v6, passed, slot, &key) && entry_is(conn_identity(bucket_conn(v6, passed, slot)), 0))
 			return entry_number(walk.bucket, slot);
 	return *(volatile __u32 *)passed ? TABLE_FURTHER : TABLE_NOWHERE;
 }
@@ -287,14 +300,21 @@ static __always_inline bool table_outlasts(bool v6, __u32 own, __u32 rival)
 	return !identity;
 }
 
-/* Frees a slot. The identity is written first: race K. */
-static __always_inline void table_free(bool v6, const struct table_key *key, __u32 number)
+/* Frees the slot of an entry, if the slot still has this serial (race L). The counts are lowered after that: race K. */
+static __always_inline void table_free(bool v6, const struct table_key *key, __u32 number, __u32 serial)
 {
 	struct conn *conn = table_conn(v6, number);
+	__u64 identity;
 
-	if (conn)
-		__sync_lock_test_and_set(&conn->identity, 0);
-	table_pass(v6, key, number, -1);
+	for (int i = 0; conn && i < TABLE_FREES; i++) {
+		identity = conn_identity(conn);
+		if (!entry_is(identity, serial))
+			return;
+		if (__sync_val_compare_and_swap(&conn->identity, identity, 0) == identity) {
+			table_pass(v6, key, number, -1);
+			return;
+		}
+	}
 }
 
 /* Claims this slot for the key. Returns its number, TABLE_EXISTS or TABLE_AGAIN. */
@@ -318,10 +338,14 @@ static __always_inline long table_take(bool v6, const struct tuple *tuple, __u32
 	table_pass(v6, &key, number, 1);
 	/* The barrier of race I: an atomic instruction that fetches. */
 	__sync_lock_test_and_set(&conn->identity, claim);
-	rival = table_rival(tuple, number);
-	if (rival < 0 || table_outlasts(v6, number, (__u32)rival))
-		return number;
-	table_free(v6, &key, number);
+	for (int i = 0; i < TABLE_RIVALS; i++) {
+		rival = table_rival(tuple, number);
+		if (rival < 0)
+			return number;
+		if (!table_outlasts(v6, number, (__u32)rival))
+			break;
+	}
+	table_free(v6, &key, number, serial);
 	return TABLE_EXISTS;
 }
 
@@ -341,22 +365,22 @@ static __always_inline long table_claim(const struct tuple *key, __u32 serial)
 	return number;
 }
 
-/* Frees the slot of the entry with this key. Only the CPU that has inserted the entry, or has won the change to CONN_GONE, calls
- * this. */
-__noinline int table_erase(const struct tuple *tuple)
+/* Frees the slot of the entry with this key and serial. Only the CPU that has inserted the entry, or has won the change to CONN_GONE,
+ * calls this. */
+__noinline int table_erase(const struct tuple *tuple, __u32 serial)
 {
 	struct table_key key;
 	long number;
 
 	if (!tuple)
 		return 0;
-	number = table_find(tuple);
+	number = table_find(tuple, serial);
 	if (number < 0)
 		return 0;
 	key = table_key_of(tuple);
 	if (tuple_is_v6(tuple))
-		table_free(true, &key, (__u32)number);
+		table_free(true, &key, (__u32)number, serial);
 	else
-		table_free(false, &key, (__u32)number);
+		table_free(false, &key, (__u32)number, serial);
 	return 0;
 }

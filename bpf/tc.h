@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC: writes struct rewrite into an skb, and sends the skb. Checksums change by skb helpers, which know
- * CHECKSUM_PARTIAL and CHECKSUM_COMPLETE. GSO packets stay whole. */
+/* TC: writes struct rewrite into an skb, and sends the skb. A finished checksum is written
+ * directly, and skb->csum with it; all others change by skb helpers, which know CHECKSUM_PARTIAL. GSO packets stay whole. */
 #pragma once
 
 #include <linux/pkt_cls.h>

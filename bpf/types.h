@@ -58,7 +58,7 @@ enum conn_state {
 	CONN_ESTABLISHED,
 	CONN_CLOSING,		/* TCP: both FINs are acknowledged, or a RST had an exact sequence number */
 	CONN_ENDED,		/* revoked, or a reflected non-TCP connection expired: entries only reserve tuples */
-	CONN_GONE,		/* one CPU is deleting both entries */
+	CONN_GONE,		/* one CPU is inserting this entry, or deleting both entries */
 };
 
 /* The low 32 bits of an entry's identity. The serial is in the high 32 bits. */
@@ -131,7 +131,7 @@ enum reason {
 	REASON_NOT_ATTACHED,	/* hairpin is not attached to the input or output interface */
 	REASON_FORWARDING_OFF,	/* IP forwarding is off (sysctl) */
 	REASON_NEXT_HOP,	/* MAC address of the next hop is unknown, or was confirmed too long ago */
-	REASON_NO_XDP_TX,	/* XDP: output device takes no XDP frames */
+	REASON_NO_XDP_TX,	/* XDP: the output device takes no redirected frames, and the frame does not go back (XDP_TX) */
 	REASON_PARTIAL_CHECKSUM, /* XDP: transport checksum may be left to the device (CHECKSUM_PARTIAL) */
 	REASON_OTHER_HOST,	/* XDP: destination MAC address is not this router's */
 	REASON_WRITE_FAILED,	/* packet could not be changed */

@@ -8,12 +8,12 @@ import (
 )
 
 const (
-	portsPerPlace = 64
-	portPlaces    = 1 << 16 / portsPerPlace
+	portsPerWord = 64
+	portWords    = 1 << 16 / portsPerWord
 )
 
 // PortSet is the content of map maybe_ports: the ports of TCP, then those of UDP. forward_maybe() in bpf/forward.h reads it.
-type PortSet [2 * portPlaces]bpf.HairpinPortBits
+type PortSet [2 * portWords]bpf.HairpinPortBits
 
 // Add adds the ports of a forward. Protocols other than TCP and UDP have no ports in the set.
 func (s *PortSet) Add(f *rule.Forward) {
@@ -23,7 +23,7 @@ func (s *PortSet) Add(f *rule.Forward) {
 			s.fill(first, last)
 		}
 		if protocol == rule.UDP || protocol == rule.Any {
-			s.fill(portPlaces*portsPerPlace+first, portPlaces*portsPerPlace+last)
+			s.fill(portWords*portsPerWord+first, portWords*portsPerWord+last)
 		}
 	}
 }
@@ -31,14 +31,14 @@ func (s *PortSet) Add(f *rule.Forward) {
 // fill sets the bits from first to last.
 func (s *PortSet) fill(first, last int) {
 	const all = ^uint64(0)
-	for place := first / portsPerPlace; place <= last/portsPerPlace; place++ {
+	for word := first / portsPerWord; word <= last/portsPerWord; word++ {
 		bits := all
-		if place == first/portsPerPlace {
-			bits &= all << (first % portsPerPlace)
+		if word == first/portsPerWord {
+			bits &= all << (first % portsPerWord)
 		}
-		if place == last/portsPerPlace {
-			bits &= all >> (portsPerPlace - 1 - last%portsPerPlace)
+		if word == last/portsPerWord {
+			bits &= all >> (portsPerWord - 1 - last%portsPerWord)
 		}
-		s[place].Bits |= bits
+		s[word].Bits |= bits
 	}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 // Each calls visit for every entry of both families. It needs no lock and may run beside traffic. An entry that is added or deleted
-// during the call may be missing; no entry is visited twice. visit must not keep its argument.
+// during the call may be missing, or be seen with the key of another one; no entry is visited twice. visit must not keep its argument.
 func Each(objs *bpf.HairpinObjects, visit func(*layout.Entry)) error {
 	return each(objs, func(*bpf.HairpinConn) bool { return true }, visit)
 }
@@ -96,8 +96,8 @@ func Open(objs *bpf.HairpinObjects) (*Table, error) {
 	return &Table{objs, table}, nil
 }
 
-// place is a slot in the walk of a key.
-type place struct {
+// position is a slot in the walk of a key.
+type position struct {
 	bucket, slot uint32
 	before       []uint32 // the buckets of the walk before it
 }
@@ -187,8 +187,8 @@ func (t *Table) read(key bpf.HairpinTuple, number uint32) (bucket, error) {
 	return b, nil
 }
 
-// search returns the place of a key's entry, and otherwise the first free place. Either is nil if there is none.
-func (t *Table) search(key bpf.HairpinTuple) (found layout.Entry, at, room *place, err error) {
+// search returns the position of a key's entry, and otherwise the first free position. Either is nil if there is none.
+func (t *Table) search(key bpf.HairpinTuple) (found layout.Entry, at, room *position, err error) {
 	var before []uint32
 	for number := range t.walk(key) {
 		b, err := t.read(key, number)
@@ -199,9 +199,9 @@ func (t *Table) search(key bpf.HairpinTuple) (found layout.Entry, at, room *plac
 			e, used := b.entry(slot)
 			switch {
 			case used && e.Key == key:
-				return e, &place{number, slot, before}, room, nil
+				return e, &position{number, slot, before}, room, nil
 			case !used && room == nil:
-				room = &place{number, slot, slices.Clone(before)}
+				room = &position{number, slot, slices.Clone(before)}
 			}
 		}
 		if *b.passed() == 0 && room != nil {

@@ -40,8 +40,8 @@ func SmallSpec(t testing.TB) *ebpf.CollectionSpec {
 		t.Fatal(err)
 	}
 	for name, size := range map[string]uint32{
-		bpf.HairpinMapConns4:        64,
-		bpf.HairpinMapConns6:        64,
+		bpf.HairpinMapConns4:        61,
+		bpf.HairpinMapConns6:        61,
 		bpf.HairpinMapPlaces:        2 * uint32(bpf.HairpinPlaceKindPLACES) * smallRing,
 		bpf.HairpinMapFragments:     16,
 		bpf.HairpinMapHeldFragments: 16,
@@ -84,7 +84,7 @@ func RoomySpec(t testing.TB) *ebpf.CollectionSpec {
 
 // Sized tells the datapath the sizes of the tables of entries.
 func Sized(spec *ebpf.CollectionSpec) {
-	table := bpf.HairpinTable{Buckets: [2]uint32{spec.Maps[bpf.HairpinMapConns4].MaxEntries, spec.Maps[bpf.HairpinMapConns6].MaxEntries}}
+	table := bpf.HairpinTable{Random: [10]uint64{3, 5, 7, 11, 13, 17, 19, 23, 29, 31}, Buckets: [2]uint32{spec.Maps[bpf.HairpinMapConns4].MaxEntries, spec.Maps[bpf.HairpinMapConns6].MaxEntries}}
 	spec.Maps[bpf.HairpinMapTables].Contents = []ebpf.MapKV{{Key: uint32(0), Value: table}}
 }
 

@@ -83,7 +83,6 @@ func (p Port) hooks(mode string) loader.Hooks {
 // needsGuard reports whether the port needs the leak guard.
 func (p Port) needsGuard() bool { return p.Role == config.RoleWAN }
 
-// isUp reports whether other machines may send packets to the port.
 // XDPTx reports whether XDP sends frames by XDP_TX that leave by this port, if they came in by it. Otherwise why says what prevents
 // this; it is "" if the configuration does not ask for it.
 func (p Port) XDPTx() (does bool, why string) {
@@ -95,6 +94,7 @@ func (p Port) XDPTx() (does bool, why string) {
 	return why == "", why
 }
 
+// isUp reports whether other machines may send packets to the port.
 func (p Port) isUp() bool { return p.Role != config.RoleLocal && p.Link != nil && p.Link.Up }
 
 // incomplete reports whether a port lacks a program that it needs, or has XDP that must be changed.
