@@ -63,7 +63,7 @@ type Attachment struct {
 	// TagsKept reports whether hairpin switched off rxvlan, so that the NIC leaves VLAN tags in frames and
 	// XDP sees them. Detach switches rxvlan on again.
 	TagsKept bool
-	// Reason says why XDP is less than the mode allows. Only Attach sets it.
+	// Reason says why XDP is less than the mode allows. Attachments sets it only if the driver refused.
 	Reason string
 }
 
@@ -76,26 +76,31 @@ const (
 	kindGuardClsact = "guard-clsact"
 	// kindTags is not a program: its pin records which offloads of a NIC hairpin switched off for XDP.
 	kindTags = "rxvlan"
+	// kindRefusal is not a program: its pin records the error by which the driver refused native XDP.
+	kindRefusal = "refusal"
 )
 
 // kinds lists the kinds in the order of detaching. XDP goes first, because TC alone can still handle every
 // packet. Tags go after XDP: without XDP the NIC may remove VLAN tags from frames again. kindClsact goes
 // last, because removing the ingress filter also removes the qdisc, which the guard's filter needs.
-var kinds = []string{kindXDP, kindTags, kindGuardTCX, kindGuardClsact, kindTCX, kindClsact}
+var kinds = []string{kindXDP, kindTags, kindGuardTCX, kindGuardClsact, kindTCX, kindClsact, kindRefusal}
 
 // hook is one place where hairpin has attached a program; the program may be gone.
 type hook struct {
 	kind    string
 	ifindex int
 	path    string
-	link    link.Link // nil for a filter and for offloads; their pin is a directory
+	link    link.Link // nil for a filter, for offloads and for a refusal; their pin is a directory
 }
 
 // isFilter reports whether the hook is a clsact filter. The kernel has no link for a filter.
 func (h *hook) isFilter() bool { return h.kind == kindClsact || h.kind == kindGuardClsact }
 
 // isLink reports whether the hook is a bpf link. A link finds its interface in every network namespace.
-func (h *hook) isLink() bool { return !h.isFilter() && h.kind != kindTags }
+func (h *hook) isLink() bool { return !h.isFilter() && !h.isNote() }
+
+// isNote reports whether the hook is no program.
+func (h *hook) isNote() bool { return h.kind == kindTags || h.kind == kindRefusal }
 
 func (p pins) linkPin(kind string, ifindex int) string {
 	return filepath.Join(p.links(), kind+"_"+strconv.Itoa(ifindex))
@@ -173,7 +178,7 @@ func (h *hook) running(dev netlink.Link) (ebpf.ProgramID, error) {
 		return runningXDP(h.link, dev)
 	case kindTCX, kindGuardTCX:
 		return runningTCX(h.link, dev, sideOf(h.kind).tcx)
-	case kindTags:
+	case kindTags, kindRefusal:
 		return 0, nil
 	}
 	filter, err := findFilter(dev.Attrs().Index, sideOf(h.kind))
@@ -202,6 +207,9 @@ func (h *hook) replace(programs *bpf.HairpinPrograms) error {
 func (h *hook) remove() error {
 	if h.kind == kindTags {
 		return restoreTagOffloads(h.ifindex, h.path)
+	}
+	if h.kind == kindRefusal {
+		return os.RemoveAll(h.path)
 	}
 	if h.isFilter() {
 		return removeFilter(h.ifindex, sideOf(h.kind), h.path)
@@ -506,6 +514,9 @@ func (d *Datapath) Attachments() ([]Attachment, error) {
 	list := make([]Attachment, 0, len(found))
 	for _, a := range found {
 		a.TagsKept = d.tagsKept(a.Index)
+		if a.XDP != XDPNative {
+			a.Reason = d.refusal(a.Index)
+		}
 		list = append(list, *a)
 	}
 	slices.SortFunc(list, func(a, b Attachment) int { return a.Index - b.Index })

@@ -97,14 +97,17 @@ func TestGenericXDP(t *testing.T) {
 	if a.XDP != XDPGeneric || a.TC != TCX || a.Reason == "" {
 		t.Errorf("attached: %+v", a)
 	}
-	if list := r.attachments(d); len(list) != 1 || list[0].XDP != XDPGeneric {
+	if list := r.attachments(d); len(list) != 1 || list[0].XDP != XDPGeneric || list[0].Reason != a.Reason {
 		t.Errorf("attachments: %+v", list)
 	}
-	if a := r.attach(d, "br0", ModeXDPUntagged); a.XDP != XDPGeneric {
-		t.Errorf("attached again: %+v", a)
+	if again := r.attach(d, "br0", ModeXDPUntagged); again.XDP != XDPGeneric || again.Reason != a.Reason {
+		t.Errorf("attached again: %+v", again)
 	}
 	if a := r.attach(d, "br0", ModeAuto); a.XDP != "" {
 		t.Errorf("in mode auto: %+v", a)
+	}
+	if list := r.attachments(d); len(list) != 1 || list[0].Reason != "" {
+		t.Errorf("attachments in mode auto: %+v, want no reason: the mode does not ask for XDP", list)
 	}
 	if n := r.hooks("br0").programs(); n != 1 {
 		t.Errorf("%d programs, want TC alone", n)

@@ -191,7 +191,7 @@ func (d *Datapath) liveHooks() ([]*hook, error) {
 // alive reports whether the hook still has a program to replace. An XDP or TCX link is alive in another
 // network namespace, too.
 func (h *hook) alive() (bool, error) {
-	if h.kind == kindTags {
+	if h.isNote() {
 		return false, nil
 	}
 	if h.isFilter() {

@@ -5,6 +5,9 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -23,7 +26,8 @@ type xdpPlan struct {
 	alive   bool
 	mode    string // mode of the present program: "", XDPNative or XDPGeneric
 	link    Link
-	reason  string // why there must be no XDP, or no native XDP
+	reason  string     // why there must be no XDP, or no native XDP
+	refused unix.Errno // the driver's error for native XDP; 0: it gave none
 }
 
 // prepareXDP makes the plan and changes nothing. It fails if hairpin must not attach to the interface.
@@ -50,7 +54,7 @@ func (d *Datapath) prepareXDP(dev netlink.Link, mode Mode) (xdpPlan, error) {
 			return xdpPlan{}, err
 		}
 		if bits, known := features[dev.Attrs().Index]; known && bits&featureBasic == 0 {
-			plan.native, plan.reason = false, nativeReason(unix.EOPNOTSUPP)
+			plan.native, plan.refused, plan.reason = false, unix.EOPNOTSUPP, nativeReason(unix.EOPNOTSUPP)
 		}
 	}
 
@@ -95,7 +99,7 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 		}
 	}()
 	if !plan.native {
-		return "", plan.reason, nil
+		return "", plan.reason, d.noteRefusal(dev.Attrs().Index, plan.refused)
 	}
 	reason, err = d.keepTags(dev, plan.link)
 	if err != nil {
@@ -105,13 +109,20 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 		err = plan.old.remove()
 	}
 	if reason != "" {
-		return "", reason, err
+		return "", reason, errors.Join(err, d.noteRefusal(dev.Attrs().Index, 0))
 	}
 	if plan.alive {
-		return plan.mode, "", update(plan.old, dev, programs.HairpinXdp)
+		return plan.mode, d.refusal(dev.Attrs().Index), update(plan.old, dev, programs.HairpinXdp)
 	}
 	var l link.Link
-	mode, reason, l, err = runXDP(dev, plan, programs)
+	mode, reason, l, err = runXDP(dev, &plan, programs)
+	if err != nil {
+		return "", "", err
+	}
+	err = d.noteRefusal(dev.Attrs().Index, plan.refused)
+	if err != nil && l != nil {
+		err = errors.Join(err, l.Close()) // without a pin, this detaches the program
+	}
 	if l == nil || err != nil {
 		return "", reason, err
 	}
@@ -122,12 +133,13 @@ func (d *Datapath) attachXDP(dev netlink.Link, plan xdpPlan, programs *bpf.Hairp
 }
 
 // runXDP attaches native XDP, or generic XDP if the driver refuses and the plan allows it. The link is nil
-// if there is no XDP; reason says why.
-func runXDP(dev netlink.Link, plan xdpPlan, programs *bpf.HairpinPrograms) (mode, reason string, l link.Link, err error) {
+// if there is no XDP; reason says why, and plan.refused is the driver's error.
+func runXDP(dev netlink.Link, plan *xdpPlan, programs *bpf.HairpinPrograms) (mode, reason string, l link.Link, err error) {
 	mode = XDPNative
 	l, err = newXDP(dev, link.XDPDriverMode, programs.HairpinXdp)
 	if isRefusal(err) {
-		reason = nativeReason(err)
+		plan.refused = refusal(err)
+		reason = nativeReason(plan.refused)
 		if !plan.generic {
 			return "", reason, nil, nil
 		}
@@ -201,18 +213,56 @@ func isRefusal(err error) bool {
 	return true
 }
 
+// refusal returns the error number of a refusal. The library's error for what it does not support may have none.
+func refusal(err error) unix.Errno {
+	var errno unix.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return unix.EOPNOTSUPP
+}
+
 // nativeReason explains why a driver refused native XDP. The kernel gives no text: a BPF link has no
 // extack.
-func nativeReason(err error) string {
-	switch {
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, ebpf.ErrNotSupported):
+func nativeReason(err unix.Errno) string {
+	switch err {
+	case unix.EOPNOTSUPP:
 		return "no native XDP: the driver does not support it, or not with its present offloads (LRO, GRO_HW)"
-	case errors.Is(err, unix.ERANGE):
+	case unix.ERANGE:
 		return "no native XDP: the MTU is too large for the driver"
-	case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC):
+	case unix.EINVAL:
+		return "no native XDP: the driver refuses the program; perhaps the MTU is too large for the driver"
+	case unix.ENOMEM, unix.ENOSPC:
 		return "no native XDP: the driver has too few queues or too little memory"
 	}
 	return "no native XDP: " + err.Error()
+}
+
+// noteRefusal records the error by which the driver refused native XDP, as the name of a directory in the pin. Without an error it removes
+// the record.
+func (d *Datapath) noteRefusal(ifindex int, refused unix.Errno) error {
+	path := pins(d.dir).linkPin(kindRefusal, ifindex)
+	err := os.RemoveAll(path)
+	if err == nil && refused != 0 {
+		err = os.MkdirAll(filepath.Join(path, strconv.Itoa(int(refused))), 0o700)
+	}
+	if err != nil {
+		return fmt.Errorf("record why there is no native XDP: %w", err)
+	}
+	return nil
+}
+
+// refusal returns why there is no native XDP, by the record; "" if there is no record.
+func (d *Datapath) refusal(ifindex int) string {
+	entries, err := os.ReadDir(pins(d.dir).linkPin(kindRefusal, ifindex))
+	if err != nil || len(entries) != 1 {
+		return ""
+	}
+	number, err := strconv.Atoi(entries[0].Name())
+	if err != nil {
+		return ""
+	}
+	return nativeReason(unix.Errno(number))
 }
 
 // isPhysical reports whether a device is a NIC: software devices have no parent device.

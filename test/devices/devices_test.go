@@ -134,5 +134,6 @@ const deviceNotes = `
   tun have no Ethernet header, so only TC runs on tun, in both modes.
 - The kernel of this table has no VLAN, bond, WireGuard, PPP and PPPoE; ` + "`make test-kernels`" + ` tests them. If a frame with a VLAN tag
   reaches the programs of the device below the VLAN, the frame passes untouched (TestCorpus, rows 3 and 4; TestCorpus6).
-- For the programs a physical device is like veth: native XDP, then TC.
+- For the programs a physical device is like veth: native XDP, then TC. ` + "`make test-kernels`" + ` tests virtio-net devices of a virtual machine:
+  [KERNELS.md](../KERNELS.md).
 `

@@ -157,10 +157,12 @@ func trips(n *lab.Network) []trip {
 	}
 }
 
-func overDevices(t *testing.T, n *lab.Network) {
+func overDevices(t *testing.T, n *lab.Network) { travel(t, n, trips(n)) }
+
+func travel(t *testing.T, n *lab.Network, trips []trip) {
 	n.Guest.ServeTCP(lab.Guest + ":8080")
 	n.Guest.ServeTCP("[" + lab.Guest6 + "]:8080")
-	for _, trip := range trips(n) {
+	for _, trip := range trips {
 		trip.ready(t)
 		t.Run(trip.name, func(t *testing.T) {
 			trip.tcp(t)

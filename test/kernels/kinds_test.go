@@ -91,7 +91,9 @@ func cutAt(t *testing.T, h *lab.Host, dev string) {
 	t.Helper()
 	for _, name := range []string{dev, lower(dev), second(dev)} {
 		// A device may go with one below it, and PPP's with its daemon, at any time.
-		if _, there := h.Links()[name]; there {
+		if link, there := h.Links()[name]; there && link.Type() == "device" {
+			h.GiveBack(name) // a virtio-net device
+		} else if there {
 			h.Try("ip", "link", "del", name)
 		}
 		lab.Eventually(t, lab.Patience, func() error {
@@ -162,6 +164,11 @@ func joinBridge(_ *testing.T, l line) {
 
 func joinVLAN(_ *testing.T, l line) {
 	l.cable(lower)
+	l.tag()
+}
+
+// tag makes VLAN devices on the cable's ends.
+func (l line) tag() {
 	l.each(func(h *lab.Host, dev string) {
 		h.Run("ip", "link", "add", dev, "link", lower(dev), "type", "vlan", "id", fmt.Sprint(10+l.number))
 	})

@@ -20,6 +20,7 @@ type Capture struct {
 	host    *Host
 	dev     string
 	observe func(*Packet) error
+	early   bool
 	fd      int
 
 	stop, done chan struct{}
@@ -42,15 +43,27 @@ type CaptureStats struct {
 // wrong. observe may be nil.
 func (h *Host) Capture(dev string, observe func(*Packet) error) *Capture {
 	h.tb.Helper()
-	c := &Capture{host: h, dev: dev, observe: observe, stop: make(chan struct{}), done: make(chan struct{})}
-	h.must("capture on "+dev, h.Do(c.open))
+	return h.capture(&Capture{dev: dev, observe: observe})
+}
+
+// CaptureEarly is Capture before TC programs at ingress, so it sees what these redirect. It does not see what XDP redirects.
+func (h *Host) CaptureEarly(dev string, observe func(*Packet) error) *Capture {
+	h.tb.Helper()
+	return h.capture(&Capture{dev: dev, observe: observe, early: true})
+}
+
+func (h *Host) capture(c *Capture) *Capture {
+	h.tb.Helper()
+	c.host, c.stop, c.done = h, make(chan struct{}), make(chan struct{})
+	h.must("capture on "+c.dev, h.Do(c.open))
 	go c.read()
 	h.tb.Cleanup(func() { c.Stop() })
 	return c
 }
 
 // open opens a packet socket for arriving packets. A socket for ETH_P_IP does not see packets that the host itself sends; a socket
-// for ETH_P_ALL does.
+// for ETH_P_ALL does, unless it ignores them. TC programs at ingress run after the sockets for ETH_P_ALL, and before those for
+// ETH_P_IP.
 func (c *Capture) open() (err error) {
 	c.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -66,7 +79,14 @@ func (c *Capture) open() (err error) {
 	if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wake); err != nil {
 		return fmt.Errorf("set receive timeout: %w", err)
 	}
-	return unix.Bind(c.fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_IP), Ifindex: c.host.Index(c.dev)})
+	protocol := uint16(unix.ETH_P_IP)
+	if c.early {
+		protocol = unix.ETH_P_ALL
+		if err := unix.SetsockoptInt(c.fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+			return fmt.Errorf("ignore sent packets: %w", err)
+		}
+	}
+	return unix.Bind(c.fd, &unix.SockaddrLinklayer{Protocol: networkOrder(protocol), Ifindex: c.host.Index(c.dev)})
 }
 
 // Stop reads the packets that have arrived, ends the capture, reports errors to the test, and returns the counts.
@@ -112,8 +132,9 @@ func (c *Capture) read() {
 		if stopping {
 			flags = unix.MSG_DONTWAIT
 		}
-		n, used, _, _, err := unix.Recvmsg(c.fd, data, control, flags)
+		n, used, _, from, err := unix.Recvmsg(c.fd, data, control, flags)
 		switch {
+		case err == nil && !isIPv4(from):
 		case err == nil:
 			c.check(data[:n], status(control[:used]))
 		case err == unix.EINTR, err == unix.ENETDOWN:
@@ -125,6 +146,11 @@ func (c *Capture) read() {
 			return
 		}
 	}
+}
+
+func isIPv4(from unix.Sockaddr) bool {
+	link, known := from.(*unix.SockaddrLinklayer)
+	return known && link.Protocol == networkOrder(unix.ETH_P_IP)
 }
 
 func (c *Capture) check(data []byte, status uint32) {

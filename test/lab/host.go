@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -154,6 +156,33 @@ func (h *Host) Unmaster(port string) {
 func (h *Host) Move(dev string, to *Host) {
 	h.tb.Helper()
 	h.must("move "+dev, h.nl.LinkSetNsFd(h.link(dev), to.fd))
+}
+
+// Adopt takes an interface from the network namespace of the test process, such as a device of a virtual machine, and gives it a
+// name. The interface has no addresses.
+func (h *Host) Adopt(mac net.HardwareAddr, name string) {
+	h.tb.Helper()
+	list, err := netlink.LinkList()
+	h.must("list links", err)
+	at := slices.IndexFunc(list, func(l netlink.Link) bool { return bytes.Equal(l.Attrs().HardwareAddr, mac) })
+	if at < 0 {
+		h.tb.Fatalf("%s: no interface has the MAC address %s", h.Name, mac)
+	}
+	h.must("adopt "+mac.String(), errors.Join(
+		netlink.LinkSetDown(list[at]), netlink.LinkSetName(list[at], name), netlink.LinkSetNsFd(list[at], h.fd)))
+	h.Up(name)
+}
+
+// GiveBack returns an interface that the host has adopted. Its name is then one that no host uses.
+func (h *Host) GiveBack(dev string) {
+	h.tb.Helper()
+	own, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	h.must("open own namespace", err)
+	defer unix.Close(own)
+	link := h.link(dev)
+	mac := link.Attrs().HardwareAddr
+	h.must("give back "+dev, errors.Join(
+		h.nl.LinkSetDown(link), h.nl.LinkSetName(link, fmt.Sprintf("card-%x", []byte(mac[4:]))), h.nl.LinkSetNsFd(link, own)))
 }
 
 // Rename gives an interface another name. Linux before 6.2 renames only an interface that is down.

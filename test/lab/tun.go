@@ -94,6 +94,23 @@ func carryLater(from, to *os.File, delay time.Duration) {
 	}
 }
 
+// MachineTap adds a tap device that a virtual machine opens. Like the virtual machine, it does without finished checksums and with
+// frames that are longer than the MTU. A virtual machine that opens several queues needs a device for them.
+func (h *Host) MachineTap(name string, severalQueues bool) {
+	h.tb.Helper()
+	kind := uint16(unix.IFF_TAP | unix.IFF_VNET_HDR)
+	if severalQueues {
+		kind |= unix.IFF_MULTI_QUEUE
+	}
+	end := h.tun(name, kind)
+	defer end.Close()
+	raw, err := end.SyscallConn()
+	h.must("keep tap device "+name, err)
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1) })
+	h.must("keep tap device "+name, errors.Join(err, failed))
+}
+
 func (h *Host) tun(name string, kind uint16) (end *os.File) {
 	h.tb.Helper()
 	h.must("add tun device "+name, h.Do(func() error {

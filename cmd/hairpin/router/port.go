@@ -3,6 +3,7 @@
 package router
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -178,7 +179,7 @@ func (v *inventory) addPorts(names []string, role config.Role, mode string, byIn
 			delete(byIndex, p.Link.Index)
 		}
 		if p.Attachment != nil && p.Attachment.XDP == "" {
-			p.Attachment.Reason = p.Link.NoXDP(loader.Mode(mode))
+			p.Attachment.Reason = cmp.Or(p.Link.NoXDP(loader.Mode(mode)), p.Attachment.Reason)
 		}
 		v.ports = append(v.ports, p)
 	}

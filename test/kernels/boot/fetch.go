@@ -6,6 +6,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,7 @@ const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 // fetch returns the kernel of a suite from the cache. If the cache has none, it downloads the kernel. It installs nothing: apt
 // uses a configuration in the cache, with only this suite.
 func fetch(ctx context.Context, cache, suite string) (image, error) {
-	dir := filepath.Join(cache, suite)
+	dir := filepath.Join(cache, imageDir(suite))
 	if img, err := open(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return img, err
 	}
@@ -58,6 +59,13 @@ func fetch(ctx context.Context, cache, suite string) (image, error) {
 		return image{}, err
 	}
 	return open(dir)
+}
+
+// imageDir returns the name of a suite's directory in the cache. An image that was made with another choice of modules has another
+// name: it may lack modules.
+func imageDir(suite string) string {
+	sum := sha256.Sum256([]byte(guestModules.String()))
+	return fmt.Sprintf("%s-%x", suite, sum[:4])
 }
 
 func open(dir string) (image, error) {
@@ -252,9 +260,9 @@ func writeFile(name string, content io.Reader) error {
 	return errors.Join(err, file.Close())
 }
 
-// guestModules matches the modules for networks without network cards, and the modules that they depend on.
+// guestModules matches the modules for networks without network cards other than virtio's, and the modules that they depend on.
 var guestModules = regexp.MustCompile(
-	`^kernel/(net|lib|crypto|arch/x86/crypto|drivers/net/(bonding|ppp|slip|vxlan|wireguard|[^/]+$))`)
+	`^kernel/(net|lib|crypto|arch/x86/crypto|drivers/virtio|drivers/net/(bonding|ppp|slip|vxlan|wireguard|[^/]+$))`)
 
 // place returns the path in an image for a file of a package; "": a guest does not need the file.
 func place(name string) string {

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -68,7 +69,12 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic", "-serial", "file:"+console)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
-	outcomes, err := follow(cmd)
+	var outcomes map[string]*outcome
+	if g.has(virtioRun) {
+		outcomes, err = followWithCards(ctx, cmd)
+	} else {
+		outcomes, err = follow(cmd)
+	}
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -80,6 +86,10 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 		fmt.Printf("  console:\n%s\n", text[max(0, len(text)-8000):])
 	}
 	return outcomes, err
+}
+
+func (g guest) has(name string) bool {
+	return slices.ContainsFunc(g.runs, func(r testRun) bool { return r.name == name })
 }
 
 // follow runs qemu with an additional serial port for each lane, and reads these ports until qemu ends.

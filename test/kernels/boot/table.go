@@ -9,6 +9,9 @@ import (
 	"strings"
 )
 
+// virtioRun is the run that needs virtio-net devices.
+const virtioRun = "virtio"
+
 // runs has the runs of a guest. All of them take three or four minutes.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
@@ -17,6 +20,7 @@ var runs = []testRun{
 	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
 	{0, "beside", "kernels.test", "^(TestIPsecTunnel|TestPriorityTags|TestWGQuick|TestMSSOfWireGuardLAN)$"},
+	{1, virtioRun, "kernels.test", "^TestVirtio$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestFlowtable)$"},
 }
 
@@ -41,6 +45,7 @@ var columns = []struct{ title, run, test string }{
 	{"VLAN 0", "beside", "TestPriorityTags"},
 	{"wg-quick", "beside", "TestWGQuick"},
 	{"MSS", "beside", "TestMSSOfWireGuardLAN"},
+	{"virtio-net", virtioRun, "TestVirtio"},
 	{"veth", "devices", "TestDevices/veth"},
 	{"bridge", "devices", "TestDevices/bridge"},
 	{"VLAN", "devices", "TestDevices/VLAN"},
@@ -69,6 +74,15 @@ const preface = `# Kernels
 - VLAN 0: hosts that begin to send priority tags, from VLAN devices with id 0, keep their connections, and a VLAN beside them is untouched.
 - wg-quick: wg-quick has made a WireGuard tunnel the default route, with strict rp_filter. The Internet is served by the WAN.
 - MSS: a WireGuard interface with a small MTU in ` + "`lan`" + `. TCP fits into it by default, though the server ignores ICMP errors.
+- virtio-net: the WAN and the LAN are virtio-net devices of the virtual machine, at bridges with other virtio-net devices. The traffic is
+  that of a kind of device, and more than a megabyte where frames are long. Every frame that arrives at a host has a correct checksum.
+  - Modes tc, auto and xdp. Native XDP runs on a device whose receive offloads the driver can switch off, or that has none.
+    On a device with fixed offloads the driver refuses: auto is then TC alone, xdp is generic XDP, and the status says why. There may be XDP
+    on the WAN alone.
+  - With TC, frames arrive with partial checksums, and longer than the MTU. The offloads are switched off one by one: to send, to receive
+    long frames, those of the hosts.
+  - Buffers: frames in one buffer, in several, in chained pages. MTU 9000: native XDP since Linux 6.3; before, the driver refuses.
+  - VLAN devices as WAN and LAN; and a VLAN beside the WAN, whose frames pass native XDP.
 - A kind of device: both the WAN and the LAN interface are of this kind. TCP in both directions, and UDP, whole and in fragments,
   over IPv4 and IPv6, in modes tc and xdp. The clients are on the Internet and in this LAN; some packets leave by the interface that
   they came in by, and the server may be in this LAN. Packets of tun, WireGuard, PPP and PPPoE have no link-layer header, so XDP is
