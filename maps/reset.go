@@ -66,7 +66,8 @@ func (t *Tables) resetEnded() error {
 		case errors.Is(err, ebpf.ErrKeyNotExist):
 		case err != nil:
 			failed = err
-		case opener.Serial == answer.Serial && silent(&opener):
+		// The key is compared, too: an entry is read without a lock, and may be listed with the key of another one.
+		case opener.Serial == answer.Serial && opener.Answer() == answer.Key && silent(&opener):
 			failed = t.resetServer(&opener, answer)
 		}
 	})
