@@ -63,6 +63,7 @@ func TestValidateRefuses(t *testing.T) {
 		{"interface in both", nil, func(c *config.Config) { c.LAN = []string{"wan0"} }, `interfaces.lan: "wan0" is already in interfaces.wan; an interface has one side: if clients, servers and the Internet are all behind it, name it in interfaces.lan alone`},
 		{"interface twice on a side", nil, func(c *config.Config) { c.LAN = []string{"lan0", "lan0"} }, `interfaces.lan: "lan0" is already in interfaces.lan`},
 		{"interface name", nil, func(c *config.Config) { c.LAN = []string{"a name that is too long"} }, "cannot be the name of an interface"},
+		{"XDP_TX", nil, func(c *config.Config) { c.XDPTx = "offf" }, `datapath.xdp_tx: "offf" is not possible; did you mean "off"?`},
 		{"mode", nil, func(c *config.Config) { c.Mode = "xpd" }, `datapath.mode: "xpd" is not a mode; did you mean "xdp"?`},
 		{"too many of one client", nil, func(c *config.Config) { c.MaxPerSource = c.MaxConnections + 1 }, "datapath.max_per_source: 131073 is more than max_connections, 131072"},
 		{"no connections", nil, func(c *config.Config) { c.MaxConnections = 0 }, "datapath.max_connections: 0 is out of range"},

@@ -31,6 +31,7 @@ lan = ["lan0", "lan1"]
 private_sources = ["wan0"]
 [datapath]
 mode = "xdp"
+xdp_tx = "off"
 max_connections = 65_536
 max_per_source = 1000
 mss_clamp = ["wan0"]
@@ -114,7 +115,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := config.Config{
-		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, PrivateSources: []string{"wan0"}, Mode: "xdp", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
+		WAN: []string{"wan0"}, LAN: []string{"lan0", "lan1"}, PrivateSources: []string{"wan0"}, Mode: "xdp", XDPTx: "off", MaxConnections: 65536, MaxPerSource: 1000, MSSClamp: []string{"wan0"},
 		Timeouts: config.Timeouts{
 			TCPEstablished: 3 * time.Hour, TCPTransitory: 5 * time.Minute, TCPOpening: 241 * time.Second, TCPClosing: 242 * time.Second,
 			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second, AddressGrace: 3 * time.Second,
@@ -127,44 +128,44 @@ func TestParseReadsEveryKey(t *testing.T) {
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
 		DNS: []config.DNSFile{
-			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:32"},
-			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:32"},
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:33"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:33"},
 		},
 		Forwards: []rule.Forward{
 			{
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:35",
+				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:36",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute}, Source: "x.toml:45",
+				Target: netip.MustParseAddr("192.168.1.30"), Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute}, Source: "x.toml:46",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:52",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:53",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:57",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:58",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:61",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:62",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:66",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:67",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:70",
+				Reflect: rule.ReflectRouter, Source: "x.toml:71",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:78",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:79",
 			},
 		},
 	}
@@ -248,7 +249,7 @@ func TestProblems(t *testing.T) {
 		{"hostile key", "version = 1\n\"a\\u001b[31m\\nb\" = 1\n", []string{`x.toml:2:1: unknown key "a\x1b[31m\nb"; possible are `}},
 		{"characters before it", "version = 1\ndatapath = { mode = \"äöü\", x = 1 }\n", []string{
 			`x.toml:2:21: datapath.mode: "äöü" is not a mode; possible are auto, xdp, xdp-untagged and tc`,
-			`x.toml:2:28: unknown key "x" in [datapath]; possible are max_connections, max_per_source, mode and mss_clamp`,
+			`x.toml:2:28: unknown key "x" in [datapath]; possible are max_connections, max_per_source, mode, mss_clamp and xdp_tx`,
 		}},
 		{"table as text", "version = 1\ntimeouts = \"1h\"\n", []string{`x.toml:2:12: timeouts: "1h" is a string where a table was expected`}},
 		{"one forward table", "version = 1\n[forward]\nname = \"a\"\n", []string{`x.toml:2:2: forward: it is a single table; write [[forward]] with two brackets`}},
