@@ -266,7 +266,7 @@ func TestLockComesAndGoes(t *testing.T) {
 // TestLockAcrossRemove: while writers load and remove, never two writers run at the same time.
 func TestLockAcrossRemove(t *testing.T) {
 	dir := newDir(t)
-	ctx := within(t, time.Minute)
+	ctx := within(t, 10*time.Minute)
 	var inside atomic.Int32
 	var writers sync.WaitGroup
 	for range 8 {
