@@ -311,16 +311,16 @@ static __always_inline void table_free(bool v6, const struct table_key *key, __u
 {
 	struct conn *conn = table_conn(v6, number);
 	__u64 identity;
+	bool freed = false;
 
-	for (int i = 0; conn && i < TABLE_FREES; i++) {
+	for (int i = 0; conn && !freed && i < TABLE_FREES; i++) {
 		identity = conn_identity(conn);
 		if (conn_serial(identity) != serial)
 			return;
-		if (__sync_val_compare_and_swap(&conn->identity, identity, 0) == identity) {
-			table_pass(v6, key, number, -1);
-			return;
-		}
+		freed = __sync_val_compare_and_swap(&conn->identity, identity, 0) == identity;
 	}
+	if (freed)
+		table_pass(v6, key, number, -1);
 }
 
 /* Claims this slot for the key. Returns its number; TABLE_EXISTS if the key has an entry already; or TABLE_AGAIN. */
