@@ -78,7 +78,7 @@ static __always_inline void explain_way(const struct rewrite *rw, struct explana
 	__builtin_memcpy(to->mac, rw->macs, ETH_ALEN);
 }
 
-/* Returns the verdict. The frame has an Ethernet header, whatever the device. */
+/* Returns the verdict. The frame has an Ethernet header, whatever the device, and no options of IP or TCP. */
 SEC("tc")
 int hairpin_explain(struct __sk_buff *skb)
 {
@@ -94,8 +94,6 @@ int hairpin_explain(struct __sk_buff *skb)
 	work->open.inserted = false;
 	if (!tc_pull(skb) || !tc_parse(skb, work))
 		return VERDICT_PASS;
-	if (work->pkt.tcp_flags & TCP_SYN || packet_has_options(&work->pkt))
-		tc_read_options(skb);
 	to->parsed = 1;
 	to->packet = work->pkt.tuple;
 	to->known = conn_find(&work->pkt.tuple, &work->rw.entry) != NULL;
