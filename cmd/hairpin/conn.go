@@ -22,7 +22,11 @@ import (
 
 // selectorHelp is the last part of the help of every conn command.
 var selectorHelp = "SELECTOR := " + rule.SelectorSyntax + "\nP := " +
-	strings.Join(connectionProtocols(), "|") + "\nport is the port of the external address or of the target. A connection must match all conditions."
+	strings.Join(connectionProtocols(), "|") + "\n" + `
+client is the address of the client, dst the external address or the target, port a
+port of either. src is another word for client. A connection must match all conditions,
+and none of those after "not". Connections that have ended are selected only by
+state ended.`
 
 // connectionProtocols returns the protocols that a connection can have: every protocol name except "any",
 // the last.
@@ -100,7 +104,7 @@ func (a *app) connFlushCommand() *cobra.Command {
 		Use:   "flush SELECTOR..",
 		Short: "End connections at once; both ends of TCP get a RST",
 		Long: `End connections at once. Both ends of a TCP connection get a RST. To end all
-connections, run it twice: with src 0.0.0.0/0 for IPv4 and with src ::/0 for IPv6.
+connections, run it twice: with client 0.0.0.0/0 for IPv4 and with client ::/0 for IPv6.
 
 ` + selectorHelp,
 		Args:              needs("a SELECTOR, " + rule.SelectorSyntax),
@@ -133,13 +137,13 @@ func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector
 		return err
 	}
 	defer s.Close()
-	if selector.Forward != "" {
-		_, there, err := s.Tables.Find(selector.Forward)
+	for name := range selector.Forwards() {
+		_, there, err := s.Tables.Find(name)
 		if err != nil && !errors.Is(err, maps.ErrEmpty) {
 			return err
 		}
 		if !there {
-			return notFound(s, []string{selector.Forward})
+			return notFound(s, []string{name})
 		}
 	}
 	return do(s, selector)
