@@ -18,7 +18,7 @@ type Count struct {
 	Established int            `json:"established"`
 	Closing     int            `json:"closing"`
 	Ended       int            `json:"ended,omitempty"` // only if the selector asks for this state
-	Forwards    map[string]int `json:"forwards"` // connections by the forward's name; only forwards with connections
+	Forwards    map[string]int `json:"forwards"`        // connections by the forward's name; only forwards with connections
 }
 
 // CountConnections counts the connections that sel picks.
@@ -47,8 +47,8 @@ type Census struct {
 	HalfOpen, Established, Closing int
 
 	ended    int             // only if the selector asks for this state
-	forwards                       []uint32        // connections by the forward's id, up to the highest id with connections
-	roster                         *compile.Roster // nil if there are no connections
+	forwards []uint32        // connections by the forward's id, up to the highest id with connections
+	roster   *compile.Roster // nil if there are no connections
 }
 
 // Of returns the number of connections of the forward with this id. It returns 0 if the id belongs to another forward in
