@@ -9,6 +9,25 @@
 #include "tc.h"
 #include "xdp.h"
 
+/* Counts the verdict, and a refused opening also at its forward. A global function: the verifier checks it once. */
+__noinline int hairpin_count(enum verdict verdict)
+{
+	struct work *work = work_get();
+	struct forward_stats *stats;
+
+	if (!work)
+		return 0;
+	count(work->pkt.ifindex, verdict, work->rw.reason);
+	if (verdict != VERDICT_REFUSE || !work->rw.opens_at)
+		return 0;
+	stats = conn_stats(work->rw.opens_at);
+	if (stats) {
+		stats->refused++;
+		stats->hit = work->pkt.second;
+	}
+	return 0;
+}
+
 /* Carries out a verdict. Returns a TC action. */
 static __always_inline int tc_apply(struct __sk_buff *skb, const struct work *work, enum verdict verdict)
 {
@@ -88,7 +107,7 @@ int hairpin_tc(struct __sk_buff *skb)
 		tc_read_options(skb);
 	verdict = tc_decide(skb, work);
 	if (work->rw.reason != REASON_NONE)
-		count(work->pkt.ifindex, verdict, work->rw.reason);
+		hairpin_count(verdict);
 	return tc_apply(skb, work, verdict);
 }
 
@@ -128,7 +147,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	if ((verdict == VERDICT_DROP || verdict == VERDICT_REFUSE) && xdp_doubts(&work->pkt, &work->rw))
 		verdict = VERDICT_DEFER;
 	if (work->rw.reason != REASON_NONE)
-		count(work->pkt.ifindex, verdict, work->rw.reason);
+		hairpin_count(verdict);
 	return verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? XDP_DROP : XDP_PASS;
 }
 

@@ -35,6 +35,7 @@ struct rewrite {
 	__u8 xdp;		/* bits of enum xdp_way: how XDP can send to the output device */
 	bool other_host;	/* XDP: the frame was sent to another station */
 	bool local;		/* the packet goes to the router itself, by the loopback device */
+	__u32 opens_at;		/* id of the forward where the packet opens a connection, or would; 0: none */
 	struct bpf_redir_neigh gateway;	/* nh_family not 0: the kernel must resolve this neighbour */
 	struct entry entry;	/* the entry of the packet's tuple; for an ICMP error only entry.to is set */
 	/* After nat_decide, the members from here on are valid only with VERDICT_SEND. */

@@ -237,7 +237,8 @@ func withEmptyLists(change config.Change) config.Change {
 // printChange prints a change as lines: "-" before the running state, "+" before the new state.
 func (a *app) printChange(running, file config.Config, change config.Change) {
 	for _, key := range change.Settings {
-		fmt.Fprintf(a.out, "- %s = %s\n+ %s = %s\n", key, settingText(running, key), key, settingText(file, key))
+		a.printChangeLine("-", key+" = "+settingText(running, key))
+		a.printChangeLine("+", key+" = "+settingText(file, key))
 	}
 	for _, name := range change.Removed {
 		a.printForwardLine("-", running, name)
@@ -253,6 +254,15 @@ func (a *app) printChange(running, file config.Config, change config.Change) {
 
 func (a *app) printForwardLine(sign string, cfg config.Config, name string) {
 	if f, ok := findForward(cfg, name); ok {
-		fmt.Fprintln(a.out, printable(fmt.Sprintf("%s %s %s", sign, f.Kind(), f)))
+		a.printChangeLine(sign, fmt.Sprintf("%s %s", f.Kind(), f))
 	}
+}
+
+// printChangeLine prints what is removed, with sign "-", or added, with "+".
+func (a *app) printChangeLine(sign, text string) {
+	look := styleGreen
+	if sign == "-" {
+		look = styleRed
+	}
+	fmt.Fprintln(a.out, a.styled.paint(look, sign+" "+printable(text)))
 }

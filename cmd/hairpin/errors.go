@@ -14,6 +14,7 @@ import (
 
 	"hairpin/cmd/hairpin/dns"
 	"hairpin/cmd/hairpin/presence"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/rule"
@@ -100,6 +101,9 @@ func exitCode(err error) int {
 
 // finish flushes stdout, prints err and returns the exit code.
 func (a *app) finish(err error) int {
+	if checkColor(a.color) == nil {
+		a.setColor(a.color) // a usage error comes before the command has done this
+	}
 	if flushed := a.out.Flush(); flushed != nil && err == nil {
 		err = fmt.Errorf("write output: %w", flushed)
 	}
@@ -110,9 +114,18 @@ func (a *app) finish(err error) int {
 }
 
 func (a *app) report(err error) {
+	excerpts := toml.Excerpts(err)
 	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
-		if line = strings.TrimRight(line, "\r\n"); line != "" {
-			fmt.Fprintln(a.stderr, "hairpin: "+printable(shortenLine(line)))
+		if line = strings.TrimRight(line, "\r\n"); line == "" {
+			continue
+		}
+		a.reportLine(shortenLine(line))
+		if len(excerpts) > 0 && strings.HasSuffix(line, excerpts[0].Message) {
+			// Several problems of one place have one excerpt, after the last of them.
+			if e := excerpts[0]; len(excerpts) == 1 || !samePlace(e, excerpts[1]) {
+				fmt.Fprint(a.stderr, renderExcerpt(e, a.styledErr))
+			}
+			excerpts = excerpts[1:]
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
@@ -121,7 +134,7 @@ func (a *app) report(err error) {
 			_, why, _ := strings.Cut(private.Error(), ": ")
 			hint = "hairpin may run where this command cannot see it: " + why
 		}
-		fmt.Fprintln(a.stderr, "hairpin: "+printable(hint))
+		a.reportLine(hint)
 	}
 	var verifier *ebpf.VerifierError
 	switch {
@@ -129,8 +142,13 @@ func (a *app) report(err error) {
 	case a.verbose:
 		fmt.Fprintf(a.stderr, "%+v\n", verifier)
 	default:
-		fmt.Fprintln(a.stderr, "hairpin: -v prints the whole log of the verifier")
+		a.reportLine("-v prints the whole log of the verifier")
 	}
+}
+
+// reportLine prints one line of an error.
+func (a *app) reportLine(line string) {
+	fmt.Fprintln(a.stderr, a.styledErr.paint(styleRed, "hairpin:"), printable(line))
 }
 
 // shortenLine cuts the middle out of a long line: an argument may be a megabyte long.

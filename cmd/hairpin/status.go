@@ -28,6 +28,7 @@ type status struct {
 	Conntrack   conntrackStatus  `json:"conntrack"`
 	Forwards    int              `json:"forwards"`
 	Connections connectionStatus `json:"connections"`
+	Drops       []dropRow        `json:"drops"` // by reason, the most packets first
 	Interfaces  []portRow        `json:"interfaces"`
 	Warnings    []string         `json:"warnings"`
 }
@@ -83,8 +84,14 @@ const nearlyFull = 0.9
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Show interfaces, addresses, table use and problems",
-		Args:  takes(0),
+		Short: "Show interfaces, addresses, table use, drops and problems",
+		Long: `Show interfaces, addresses, table use, drops and problems.
+
+"dropped" has the packets that were dropped since the datapath was loaded, by reason,
+on all interfaces together. "refused" has those that would have opened a connection.
+The reasons are those of hairpin_packets_dropped_total in the metrics, which has them
+by interface.`,
+		Args: takes(0),
 		RunE: func(*cobra.Command, []string) error {
 			st, err := a.status()
 			if err != nil {
@@ -125,6 +132,11 @@ func (a *app) status() (status, error) {
 	if st.Connections, err = connectionUse(s); err != nil {
 		return st, err
 	}
+	counters, err := s.Tables.Counters()
+	if err != nil {
+		return st, err
+	}
+	st.Drops = newDropRows(counters)
 	survey, err := s.Survey(cfg)
 	if err != nil {
 		return st, err
@@ -218,13 +230,17 @@ func (a *app) printStatus(st status) error {
 		{"conntrack", st.Conntrack.String()},
 		{"forwards", fmt.Sprint(st.Forwards)},
 		{"connections", fmt.Sprintf("%d of %d, %d half-open", st.Connections.Used, st.Connections.Limit, st.Connections.HalfOpen)},
+		{"dropped", dropsText(st.Drops, verdictDrop)},
+		{"refused", dropsText(st.Drops, verdictRefuse)},
 	}
 	for _, fact := range facts {
 		fmt.Fprintf(a.out, "%-12s %s\n", fact[0]+":", printable(fact[1]))
 	}
-	if len(st.Interfaces) > 0 {
-		fmt.Fprintln(a.out)
-		t := newTable(a.out, "INTERFACE", "ROLE", "STATE", "MODE", "GUARD", "ADDRESSES")
+	fmt.Fprintln(a.out)
+	if len(st.Interfaces) == 0 {
+		fmt.Fprintln(a.out, "interfaces:  "+none)
+	} else {
+		t := a.newTable("INTERFACE", "ROLE", "STATE", "MODE", "GUARD", "ADDRESSES")
 		for _, p := range st.Interfaces {
 			t.row(p.Name, p.Role, p.State, p.Mode, yesNo(p.Guard), strings.Join(p.Addresses, ","))
 		}
@@ -248,7 +264,7 @@ func (a *app) printStatus(st status) error {
 		fmt.Fprintln(a.out)
 	}
 	for _, warning := range st.Warnings {
-		fmt.Fprintln(a.out, "warning: "+printable(warning))
+		fmt.Fprintln(a.out, a.styled.paint(styleYellow, warningPrefix), printable(warning))
 	}
 	return nil
 }
