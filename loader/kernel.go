@@ -93,3 +93,9 @@ func hasCapability(number int) bool {
 	}
 	return data[number/32].Effective&(1<<(number%32)) != 0
 }
+
+// CheckKernel fails if the kernel is too old for the datapath. The error wraps ErrKernel.
+func CheckKernel() error { return checkKernel() }
+
+// MissingCapabilities returns the names of the capabilities that the calling thread lacks for the datapath.
+func MissingCapabilities() []string { return missingCapabilities() }

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gather
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/prometheus/procfs"
+
+	"hairpin/cmd/hairpin/diagnose"
+	"hairpin/maps/rule"
+)
+
+// The states of sockets in /proc/net: enum of net/tcp_states.h. A UDP socket that is not connected is in the state close.
+const (
+	stateClose  = 7
+	stateListen = 10
+)
+
+// Sockets lists the sockets of this network namespace that take packets of anybody: TCP sockets that listen, and UDP sockets that are
+// not connected. It needs no privilege.
+func Sockets() ([]diagnose.Socket, error) {
+	proc, err := procfs.NewFS("/proc/thread-self")
+	if err != nil {
+		return nil, fmt.Errorf("open /proc: %w", err)
+	}
+	var list []diagnose.Socket
+	add := func(protocol rule.Protocol, address net.IP, port, inode uint64) {
+		if addr, valid := netip.AddrFromSlice(address); valid {
+			list = append(list, diagnose.Socket{Protocol: protocol, Address: addr, Port: uint16(port), Inode: inode})
+		}
+	}
+	for _, read := range []func() (procfs.NetTCP, error){proc.NetTCP, proc.NetTCP6} {
+		sockets, err := read()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6 has no tcp6
+			return nil, fmt.Errorf("list TCP sockets: %w", err)
+		}
+		for _, s := range sockets {
+			if s.St == stateListen {
+				add(rule.TCP, s.LocalAddr, s.LocalPort, s.Inode)
+			}
+		}
+	}
+	for _, read := range []func() (procfs.NetUDP, error){proc.NetUDP, proc.NetUDP6} {
+		sockets, err := read()
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("list UDP sockets: %w", err)
+		}
+		for _, s := range sockets {
+			if s.St == stateClose {
+				add(rule.UDP, s.LocalAddr, s.LocalPort, s.Inode)
+			}
+		}
+	}
+	return list, nil
+}
+
+// Owner returns a program that has a socket open, such as "sshd (pid 812)", or "" if this user cannot see it.
+func Owner(s diagnose.Socket) string {
+	want := fmt.Sprintf("socket:[%d]", s.Inode)
+	descriptors, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		return ""
+	}
+	for _, path := range descriptors {
+		if target, err := os.Readlink(path); err != nil || target != want {
+			continue
+		}
+		process := filepath.Dir(filepath.Dir(path))
+		name, err := os.ReadFile(filepath.Join(process, "comm"))
+		if err != nil {
+			continue
+		}
+		return fmt.Sprintf("%s (pid %s)", strings.TrimSpace(string(name)), filepath.Base(process))
+	}
+	return ""
+}
