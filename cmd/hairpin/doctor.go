@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 
 	"github.com/spf13/cobra"
 
@@ -12,7 +13,6 @@ import (
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
-	"hairpin/maps"
 	"hairpin/maps/config"
 )
 
@@ -77,29 +77,32 @@ func (a *app) doctor(probe bool) ([]diagnose.Finding, error) {
 		return nil, err
 	}
 	s, err := a.open()
-	if err == nil {
-		defer s.Close()
-		var cfg config.Config
-		if cfg, err = s.Tables.Settings(); err == nil {
-			if d.Daemon, err = presence.Running(a.dir); err != nil {
-				return nil, err
-			}
-			return s.Diagnose(cfg, ask)
-		}
-		if !errors.Is(err, maps.ErrEmpty) {
-			return nil, fmt.Errorf("read the running configuration: %w", err)
-		}
+	if err != nil {
+		return a.doctorFile(ask, err)
 	}
-	d.Stopped, d.Unseen = err, errors.Is(err, loader.ErrPermission)
-	return a.doctorFile(ask)
+	defer s.Close()
+	cfg, err := s.Settings()
+	if err != nil {
+		return a.doctorFile(ask, err)
+	}
+	if d.Daemon, err = presence.Running(a.dir); err != nil {
+		return nil, err
+	}
+	return s.Diagnose(cfg, ask)
 }
 
-// doctorFile checks the configuration file, because no configuration runs.
-func (a *app) doctorFile(ask router.Diagnosis) ([]diagnose.Finding, error) {
-	ask.Datapath.File = configName(a.configFile)
+// doctorFile checks the configuration file, because no configuration runs, or this user may not look at it. stopped says why.
+func (a *app) doctorFile(ask router.Diagnosis, stopped error) ([]diagnose.Finding, error) {
+	d := ask.Datapath
+	d.Stopped, d.File = stopped, configName(a.configFile)
+	d.Unseen = errors.Is(stopped, loader.ErrPermission) || errors.Is(stopped, fs.ErrPermission)
+	d.Foreign = errors.Is(stopped, loader.ErrSchema)
+	if !d.Unseen && !d.Foreign && !errors.Is(stopped, loader.ErrNotLoaded) {
+		return nil, stopped
+	}
 	cfg, err := a.readConfig(a.configFile)
 	if err != nil {
-		ask.Datapath.Invalid = []string{err.Error()}
+		d.Invalid = []string{err.Error()}
 		cfg = config.Default()
 	}
 	return router.DiagnoseHere(cfg, ask)

@@ -60,6 +60,7 @@ type Datapath struct {
 	// Stopped is why no datapath could be opened; nil: one runs. Unseen says that one may run, but this user may not look.
 	Stopped error
 	Unseen  bool
+	Foreign bool // one runs, but of a version with another table layout
 	// File is the configuration file that was read in place of the running configuration, or "". Invalid are its problems.
 	File    string
 	Invalid []string

@@ -34,6 +34,9 @@ func running(f *Facts) (list []Finding) {
 	switch {
 	case d.Unseen:
 		return []Finding{{Level: Unknown, Code: "datapath-unseen", Text: "the running datapath was not looked at: " + d.Stopped.Error()}}
+	case d.Foreign:
+		return []Finding{Finding{Level: Problem, Code: "other-layout", Text: d.Stopped.Error()}.
+			advise("systemctl stop hairpin; hairpin detach --all; systemctl start hairpin. This ends all connections")}
 	case d.Stopped != nil:
 		return []Finding{Finding{Level: Problem, Code: "not-running", Text: "hairpin does not run, so no forward works: " + d.Stopped.Error()}.run("hairpin attach")}
 	}
@@ -55,7 +58,7 @@ func configuration(f *Facts) []Finding {
 	}
 	var list []Finding
 	for _, text := range d.Invalid {
-		list = append(list, Finding{Level: Problem, Code: "configuration-invalid", Text: text}.advise("correct the file, then run hairpin check"))
+		list = append(list, Finding{Level: Problem, Code: "configuration-invalid", Text: text}.advise("correct the configuration; hairpin check shows what is left"))
 	}
 	if len(list) == 0 && len(f.Config.WAN)+len(f.Config.LAN) == 0 {
 		list = append(list, Finding{Level: Problem, Code: "no-interfaces", Text: from + " names no interfaces"}.advise("set wan and lan in the configuration file"))
