@@ -16,6 +16,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/xt"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"hairpin/cmd/hairpin/diagnose"
@@ -302,25 +303,31 @@ func (d *decoder) compare(e *expr.Cmp) {
 		return
 	case e.Op == expr.CmpOpEq || e.Op == expr.CmpOpNeq:
 		c := from.condition(e.Data, e.Data)
-		c.Not = e.Op == expr.CmpOpNeq && c.Field != diagnose.FieldOther
+		if e.Op == expr.CmpOpNeq {
+			c = not(c)
+		}
 		d.meet(c)
 		return
-	case from.field != diagnose.FieldPort || len(e.Data) != 2:
-		d.other()
-		return
 	}
-	port, r := uint32(binary.BigEndian.Uint16(e.Data)), diagnose.Range{Last: 1<<16 - 1}
+	first, last := make([]byte, len(e.Data)), bytes.Repeat([]byte{0xff}, len(e.Data))
 	switch e.Op {
 	case expr.CmpOpGte:
-		r.First = port
+		first = e.Data
 	case expr.CmpOpGt:
-		r.First = port + 1
+		first = e.Data
+		d.meet(not(from.condition(e.Data, e.Data)))
 	case expr.CmpOpLte:
-		r.Last = port
+		last = e.Data
 	case expr.CmpOpLt:
-		r.Last = port - 1
+		last = before(e.Data)
 	}
-	d.meet(diagnose.Condition{Field: diagnose.FieldPort, Numbers: []diagnose.Range{r}})
+	d.meet(from.condition(first, last))
+}
+
+// not reverses a condition; one that is not understood stays.
+func not(c diagnose.Condition) diagnose.Condition {
+	c.Not = c.Field != diagnose.FieldOther
+	return c
 }
 
 // compareBits reads "ct state new": the bits are masked and compared with 0.
@@ -341,7 +348,9 @@ func (d *decoder) compareBits(from load, e *expr.Cmp) {
 
 func (d *decoder) between(e *expr.Range) {
 	c := d.loads[e.Register].condition(e.FromData, e.ToData)
-	c.Not = e.Op == expr.CmpOpNeq && c.Field != diagnose.FieldOther
+	if e.Op == expr.CmpOpNeq {
+		c = not(c)
+	}
 	d.meet(c)
 }
 
@@ -380,12 +389,31 @@ func (d *decoder) lookup(e *expr.Lookup) {
 }
 
 func (d *decoder) addCase(item nftables.SetElement, c diagnose.Condition) {
-	if item.VerdictData == nil || item.IntervalEnd {
+	if item.IntervalEnd {
 		return
 	}
 	r := diagnose.Rule{Conditions: []diagnose.Condition{c}}
-	r.Action, r.Chain = verdict(item.VerdictData)
+	r.Action, r.Chain = verdict(elementVerdict(item.Val))
 	d.cases = append(d.cases, r)
+}
+
+// elementVerdict reads the verdict of an element of a verdict map, which the library leaves as the kernel sent it: the attributes
+// NFTA_VERDICT_CODE and NFTA_VERDICT_CHAIN.
+func elementVerdict(data []byte) *expr.Verdict {
+	v := &expr.Verdict{Kind: expr.VerdictContinue}
+	attributes, err := nl.ParseRouteAttr(data)
+	if err != nil {
+		return v
+	}
+	for _, a := range attributes {
+		switch {
+		case a.Attr.Type == unix.NFTA_VERDICT_CODE && len(a.Value) == 4:
+			v.Kind = expr.VerdictKind(int32(binary.BigEndian.Uint32(a.Value)))
+		case a.Attr.Type == unix.NFTA_VERDICT_CHAIN:
+			v.Chain = unix.ByteSliceToString(a.Value)
+		}
+	}
+	return v
 }
 
 func (r *reader) elements(table *nftables.Table, name string) ([]nftables.SetElement, bool) {
