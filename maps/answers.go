@@ -21,11 +21,11 @@ type Answers struct {
 	Waiting, Answered int
 }
 
-// Answers returns what the targets of the running forwards answered, by the forward's name. It leaves out forwards without
-// traffic. It walks over all connections.
-func (t *Tables) Answers() (map[string]Answers, error) {
-	found := map[string]Answers{}
-	err := t.eachStats(func(name string, _ uint32, s *ForwardStats) error {
+// Answers returns what the targets of the running forwards answered, by the forward's name, and the number of established
+// connections of all forwards. It leaves out forwards without traffic. It walks over all connections once.
+func (t *Tables) Answers() (found map[string]Answers, established int, err error) {
+	found = map[string]Answers{}
+	err = t.eachStats(func(name string, _ uint32, s *ForwardStats) error {
 		var a Answers
 		for _, path := range s.Traffic {
 			a.ToTarget += path[0].Packets
@@ -35,17 +35,20 @@ func (t *Tables) Answers() (map[string]Answers, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	table, err := entries.Open(t.objs)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	w, err := t.newWalk()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	return found, w.named(func(opener *layout.Entry, name string) error {
+	err = w.named(func(opener *layout.Entry, name string) error {
+		if stateOf(opener) == StateEstablished {
+			established++
+		}
 		answered, err := isAnswered(table, opener)
 		a, counted := found[name]
 		if err != nil || !counted {
@@ -60,6 +63,7 @@ func (t *Tables) Answers() (map[string]Answers, error) {
 		found[name] = a
 		return nil
 	})
+	return found, established, err
 }
 
 // isAnswered reports whether the target has sent a packet of a connection.

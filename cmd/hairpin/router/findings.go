@@ -5,6 +5,7 @@ package router
 import (
 	"errors"
 	"net/netip"
+	"sync"
 
 	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/gather"
@@ -93,21 +94,35 @@ func (s *Session) Diagnose(cfg config.Config, ask Diagnosis) ([]diagnose.Finding
 	if d.Outdated, err = s.datapath.Outdated(); err != nil {
 		return nil, err
 	}
-	census, err := s.Tables.Census(rule.Selector{})
+	d.Invalid = append(d.Invalid, s.problems(cfg, seen)...)
+	return s.diagnose(cfg, seen, ask, s.Tables.EachForward, s.traffic)
+}
+
+// problems returns what CheckAddresses and the routes have against the running configuration, one forward at a time.
+func (s *Session) problems(cfg config.Config, seen inventory) (list []string) {
+	here, alone := machine(cfg, seen.links), cfg
+	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
+	list = problemTexts(s.check(cfg, seen.links))
+	_ = s.Tables.EachForward(func(f *rule.Forward) bool { // diagnose returns the error of the same call
+		alone.Forwards[0] = *f
+		list = append(list, problemTexts(alone.CheckAddresses(here))...)
+		return true
+	})
+	return list
+}
+
+// traffic adds to d how the forwards are used.
+func (s *Session) traffic(d *diagnose.Datapath) error {
+	answers, established, err := s.Tables.Answers()
 	if err != nil {
-		return nil, err
+		return err
 	}
-	d.Connections, d.Limit = census.Established, s.MaxConnections()
-	answers, err := s.Tables.Answers()
-	if err != nil {
-		return nil, err
-	}
+	d.Connections, d.Limit = established, s.MaxConnections()
 	d.Traffic = make(map[string]diagnose.Traffic, len(answers))
 	for name, a := range answers {
-		d.Traffic[name] = diagnose.Traffic{ToTarget: a.ToTarget, FromTarget: a.FromTarget, Waiting: a.Waiting, Answered: a.Answered}
+		d.Traffic[name] = diagnose.Traffic(a)
 	}
-	d.Invalid = append(d.Invalid, problemTexts(s.check(cfg, seen.links))...)
-	return s.diagnose(cfg, seen, ask, s.Tables.EachForward)
+	return nil
 }
 
 // DiagnoseHere returns all findings about a configuration, without a datapath.
@@ -125,7 +140,7 @@ func DiagnoseHere(cfg config.Config, ask Diagnosis) ([]diagnose.Finding, error) 
 			}
 		}
 		return nil
-	})
+	}, func(*diagnose.Datapath) error { return nil })
 }
 
 func problemTexts(err error) (list []string) {
@@ -142,12 +157,22 @@ func problemTexts(err error) (list []string) {
 	return list
 }
 
-func (r *Router) diagnose(cfg config.Config, seen inventory, ask Diagnosis, each func(func(*rule.Forward) bool) error) ([]diagnose.Finding, error) {
+// diagnose returns all findings. each visits the forwards. traffic adds how the forwards are used; it runs beside the look at the
+// machine, because both mostly wait for the kernel.
+func (r *Router) diagnose(cfg config.Config, seen inventory, ask Diagnosis, each func(func(*rule.Forward) bool) error,
+	traffic func(*diagnose.Datapath) error) ([]diagnose.Finding, error) {
+	var counted sync.WaitGroup
+	var uncounted error
+	counted.Go(func() { uncounted = traffic(ask.Datapath) })
 	facts, done, err := r.facts(cfg, seen)
+	counted.Wait()
 	if err != nil {
 		return nil, err
 	}
 	defer done()
+	if uncounted != nil {
+		return nil, uncounted
+	}
 	facts.Datapath = ask.Datapath
 	if ask.Probe {
 		facts.Probe = gather.Probe
