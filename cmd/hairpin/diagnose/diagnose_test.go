@@ -24,7 +24,7 @@ func prefixes(list ...string) (found []netip.Prefix) {
 
 func port(name string, role config.Role, addresses ...string) Port {
 	p := Port{
-		Name: name, Role: role, Attachment: &loader.Attachment{TC: loader.TCX, Guard: role == config.RoleWAN}, Forwards: Families{true, true},
+		Name: name, Role: role, Attachment: &loader.Attachment{TC: loader.TCX, Guard: role == config.RoleWAN}, Forwarding: Families{true, true},
 		Link: &loader.Link{Name: name, Up: true, MTU: 1500, Addresses: prefixes(addresses...)},
 	}
 	for _, prefix := range p.Link.Addresses {
@@ -38,15 +38,15 @@ func port(name string, role config.Role, addresses ...string) Port {
 // healthy returns the facts of a router on which everything is right: a WAN, a LAN, lo.
 func healthy() *Facts {
 	f := &Facts{
-		Config:    config.Default(),
-		Datapath:  &Datapath{Kernel: "6.12.1", Daemon: true, Limit: 1000, Traffic: map[string]Traffic{}},
-		Ports:     []Port{port("wan0", config.RoleWAN, "203.0.113.2/24"), port("lan0", config.RoleLAN, "192.168.1.1/24"), port("lo", config.RoleLocal)},
-		Forwards:  Families{true, true},
-		Routers:   Families{true, true},
-		Conntrack: loader.ConntrackAsked,
-		Ephemeral: rule.Ports{First: 32768, Last: 60999},
-		Rules:     &Ruleset{},
-		Neighbour: func(netip.Addr) Neighbour { return NeighbourSeen },
+		Config:        config.Default(),
+		Datapath:      &Datapath{Kernel: "6.12.1", Daemon: true, Limit: 1000, Traffic: map[string]Traffic{}},
+		Ports:         []Port{port("wan0", config.RoleWAN, "203.0.113.2/24"), port("lan0", config.RoleLAN, "192.168.1.1/24"), port("lo", config.RoleLocal)},
+		Forwarding:    Families{true, true},
+		DefaultRoutes: Families{true, true},
+		Conntrack:     loader.ConntrackAsked,
+		Ephemeral:     rule.Ports{First: 32768, Last: 60999},
+		Rules:         &Ruleset{},
+		Neighbour:     func(netip.Addr) Neighbour { return NeighbourSeen },
 		Route: func(addr netip.Addr) Route {
 			switch {
 			case netip.MustParsePrefix("192.168.1.0/24").Contains(addr):
@@ -172,11 +172,11 @@ func TestJudgements(t *testing.T) {
 		{"tags are not seen", func(f *Facts) { f.Ports[1].MissesTags = true }, nil, "problem vlan-tags-unseen lan0"},
 		{"down", func(f *Facts) { f.Ports[1].Link.Up = false }, nil, "problem link-down lan0"},
 		{"a WAN without address", func(f *Facts) { f.Ports[0].Addresses = nil }, nil, "problem no-address wan0"},
-		{"no forwarding", func(f *Facts) { f.Forwards.IPv4 = false }, nil, "problem forwarding-off"},
-		{"no forwarding of IPv6, no forward of it", func(f *Facts) { f.Forwards.IPv6 = false }, nil, ""},
-		{"no forwarding on lan0", func(f *Facts) { f.Ports[1].Forwards.IPv4 = false }, nil, "problem forwarding-off-interface lan0"},
+		{"no forwarding", func(f *Facts) { f.Forwarding.IPv4 = false }, nil, "problem forwarding-off"},
+		{"no forwarding of IPv6, no forward of it", func(f *Facts) { f.Forwarding.IPv6 = false }, nil, ""},
+		{"no forwarding on lan0", func(f *Facts) { f.Ports[1].Forwarding.IPv4 = false }, nil, "problem forwarding-off-interface lan0"},
 		{"the same before hairpin runs", func(f *Facts) {
-			f.Ports[1].Forwards.IPv4, f.Ports[1].Attachment, f.Datapath.Stopped = false, nil, loader.ErrNotLoaded
+			f.Ports[1].Forwarding.IPv4, f.Ports[1].Attachment, f.Datapath.Stopped = false, nil, loader.ErrNotLoaded
 		}, nil, "problem not-running, problem forwarding-off-interface lan0"},
 		{"XDP wanted", func(f *Facts) { f.Config.Mode, f.Ports[0].Attachment.Reason = config.ModeXDP, "no" }, nil, "warning no-xdp wan0"},
 		{"XDP where it works", func(f *Facts) { f.Ports[0].Attachment.Reason = "no" }, nil, ""},
@@ -185,10 +185,10 @@ func TestJudgements(t *testing.T) {
 		{"br_netfilter alone", func(f *Facts) { f.BridgeCall = true }, nil, ""},
 		{"an MTU", func(f *Facts) { f.Ports[0].Link.MTU = 1492 }, nil, "warning mss-not-clamped wan0"},
 		{"an MTU of PPP", func(f *Facts) { f.Ports[0].Link.MTU, f.Ports[0].Link.Bare = 1492, true }, nil, ""},
-		{"IPsec is not readable", func(f *Facts) { f.PoliciesIs = loader.ErrPermission }, nil, "unknown ipsec-unseen"},
-		{"nftables is not readable", func(f *Facts) { f.Rules, f.RulesIs = nil, loader.ErrPermission }, nil, "unknown nftables-unseen"},
-		{"sockets are not readable", func(f *Facts) { f.SocketsIs = errors.New("no") }, nil, "unknown services-unseen"},
-		{"shapers are not readable", func(f *Facts) { f.Ports[0].ShapingIs = errors.New("no") }, nil, "unknown shaping-unseen wan0"},
+		{"IPsec is not readable", func(f *Facts) { f.PoliciesErr = loader.ErrPermission }, nil, "unknown ipsec-unseen"},
+		{"nftables is not readable", func(f *Facts) { f.Rules, f.RulesErr = nil, loader.ErrPermission }, nil, "unknown nftables-unseen"},
+		{"sockets are not readable", func(f *Facts) { f.SocketsErr = errors.New("no") }, nil, "unknown services-unseen"},
+		{"shapers are not readable", func(f *Facts) { f.Ports[0].ShapingErr = errors.New("no") }, nil, "unknown shaping-unseen wan0"},
 		{"iptables-legacy", func(f *Facts) { f.Legacy = []string{"ip nat"} }, nil, "unknown iptables-legacy-unseen"},
 		{"a full table", func(f *Facts) { f.Datapath.Connections = 900 }, nil, "warning table-nearly-full"},
 		{"a filter before hairpin", func(f *Facts) {
@@ -196,6 +196,11 @@ func TestJudgements(t *testing.T) {
 		}, nil, "warning filter-before wan0"},
 
 		{"no route", func(*Facts) {}, []string{"a tcp 80 to 10.66.66.66", "b tcp 81 to 10.66.66.66"}, "problem target-no-route a+1"},
+		{"no route while the router boots", func(f *Facts) {
+			for i := range f.Ports {
+				f.Ports[i].Link.Up = false
+			}
+		}, []string{"a tcp 80 to 10.66.66.66"}, "problem link-down wan0, problem link-down lan0, problem link-down lo"},
 		{"by a WAN", func(*Facts) {}, []string{"a tcp 80 to 10.9.9.9"}, "warning target-behind-wan a"},
 		{"by an interface of others", func(*Facts) {}, []string{"a tcp 80 to 172.17.0.2"}, "problem target-interface a"},
 		{"the router", func(*Facts) {}, []string{"a tcp 80 to 192.168.9.9"}, "problem target-is-router a"},

@@ -21,25 +21,25 @@ type Facts struct {
 	// Datapath is what is known of the running datapath. It is nil for commands other than "hairpin doctor".
 	Datapath *Datapath
 
-	Links    []loader.Link
-	Ports    []Port
-	Forwards Families // of the whole router
-	Routers  Families // families for which a default route exists
+	Links         []loader.Link
+	Ports         []Port
+	Forwarding    Families // of the whole router
+	DefaultRoutes Families // families for which a default route exists
 	// Route asks the kernel for the route to an address.
 	Route func(netip.Addr) Route
 	// Neighbour says what the kernel knows of a host on a network of the router.
 	Neighbour func(netip.Addr) Neighbour
 
-	Policies   []config.Policy // of IPsec
-	PoliciesIs error           // why Policies is not known
+	Policies    []config.Policy // of IPsec
+	PoliciesErr error           // why Policies is not known
 
-	Rules    *Ruleset
-	RulesIs  error    // why Rules is not known
-	Legacy   []string // tables of iptables-legacy, which are not looked at
-	LegacyIs error    // why Legacy is not known
+	Rules     *Ruleset
+	RulesErr  error    // why Rules is not known
+	Legacy    []string // tables of iptables-legacy, which are not looked at
+	LegacyErr error    // why Legacy is not known
 
-	Sockets   []Socket // those that take packets of anybody
-	SocketsIs error    // why Sockets is not known
+	Sockets    []Socket // those that take packets of anybody
+	SocketsErr error    // why Sockets is not known
 	// Owner returns the program of a socket, such as "sshd (pid 812)", or "".
 	Owner func(Socket) string
 
@@ -103,11 +103,11 @@ type Port struct {
 	Addresses  []netip.Addr       // that forwards can listen on
 	LacksGuard bool               // the leak guard is needed, and is not attached
 	MissesTags bool               // XDP runs although it does not see VLAN tags
-	Forwards   Families           // the kernel forwards packets that arrive here
+	Forwarding Families           // the kernel forwards packets that arrive here
 	AcceptRA   int                // net.ipv6.conf.IF.accept_ra
 
-	Shaping   loader.Shaping
-	ShapingIs error // why Shaping is not known
+	Shaping    loader.Shaping
+	ShapingErr error // why Shaping is not known
 }
 
 func (p *Port) isUp() bool { return p.Role != config.RoleLocal && p.Link != nil && p.Link.Up }
@@ -156,6 +156,11 @@ const (
 
 // ProbeTime bounds the time of all connects of a probe together.
 const ProbeTime = 2 * time.Second
+
+// isUp reports whether other machines may send packets to the router.
+func (f *Facts) isUp() bool {
+	return slices.ContainsFunc(f.Ports, func(p Port) bool { return p.isUp() })
+}
 
 // port returns the port of an interface, or nil.
 func (f *Facts) port(name string) *Port {

@@ -29,8 +29,7 @@ func (c *forwarding) findings() []Finding { return Forwarding(c.facts, c.ipv6) }
 
 // Forwarding returns the findings of the check "forwarding"; ipv6 says whether there is an IPv6 forward.
 func Forwarding(f *Facts, ipv6 bool) []Finding {
-	up := slices.ContainsFunc(f.Ports, func(p Port) bool { return p.isUp() })
-	if !up {
+	if !f.isUp() {
 		return nil
 	}
 	found := notForwarding(f, "IPv4", "net.ipv4", "ip_forward", func(on Families) bool { return on.IPv4 })
@@ -49,12 +48,12 @@ func Forwarding(f *Facts, ipv6 bool) []Finding {
 }
 
 func notForwarding(f *Facts, family, sysctl, all string, forwards func(Families) bool) (list []Finding) {
-	if !forwards(f.Forwards) {
+	if !forwards(f.Forwarding) {
 		return []Finding{Finding{Level: Problem, Code: "forwarding-off", Text: family + " forwarding is off"}.run("sysctl -w %s.%s=1", sysctl, all)}
 	}
 	stopped := f.Datapath != nil && f.Datapath.Stopped != nil
 	for i := range f.Ports {
-		if p := &f.Ports[i]; (p.Attachment != nil || stopped && p.Link != nil) && !forwards(p.Forwards) {
+		if p := &f.Ports[i]; (p.Attachment != nil || stopped && p.Link != nil) && !forwards(p.Forwarding) {
 			list = append(list, Finding{Level: Problem, Code: "forwarding-off-interface", Interface: p.Name,
 				Text: family + " forwarding is off on this interface"}.run("%s", sysctlCommand(sysctl, p.Name, "forwarding=1")))
 		}
@@ -76,12 +75,12 @@ func (c *acceptRA) findings() []Finding {
 	if !c.ipv6 {
 		return nil
 	}
-	if c.facts.Routers.IPv6 {
+	if c.facts.DefaultRoutes.IPv6 {
 		return ok("there is a default route of IPv6")
 	}
 	var list []Finding
 	for _, p := range c.facts.of(config.RoleWAN) {
-		if p.AcceptRA == 1 && p.Forwards.IPv6 {
+		if p.AcceptRA == 1 && p.Forwarding.IPv6 {
 			list = append(list, Finding{Level: Warning, Code: "accept-ra", Interface: p.Name,
 				Text: "there is no default route of IPv6, and the kernel ignores router advertisements here, because accept_ra is 1 and the router forwards"}.
 				run("%s", sysctlCommand("net.ipv6", p.Name, "accept_ra=2")))
@@ -231,7 +230,7 @@ func (c *ipsec) findings() (list []Finding) {
 	if clients := c.warnings.Clients(); clients != "" {
 		warn("ipsec-clients", clients)
 	}
-	switch err := c.facts.PoliciesIs; {
+	switch err := c.facts.PoliciesErr; {
 	case isPermission(err) && c.forwards > 0:
 		list = append(list, Finding{Level: Unknown, Code: "ipsec-unseen", Text: "IPsec policies were not looked at: needs CAP_NET_ADMIN"})
 	case isPermission(err):
@@ -311,17 +310,21 @@ func (f *Facts) usesAddress(forward *rule.Forward) bool {
 	return false
 }
 
-// targets looks whether the router reaches the targets, and their answers come in where hairpin sees them.
+// targets looks whether the router reaches the targets, and whether their answers come in where hairpin sees them. It says nothing
+// while every link is down: a router that boots has no routes yet.
 type targets struct {
 	facts *Facts
+	up    bool
 	known map[netip.Addr]bool
 	lost  groups[netip.Addr]
 }
 
-func newTargets(f *Facts) forwardCheck { return &targets{facts: f, known: map[netip.Addr]bool{}} }
+func newTargets(f *Facts) forwardCheck {
+	return &targets{facts: f, up: f.isUp(), known: map[netip.Addr]bool{}}
+}
 
 func (c *targets) add(forward *rule.Forward) {
-	if c.facts.Route == nil {
+	if c.facts.Route == nil || !c.up {
 		return
 	}
 	good, judged := c.known[forward.Target]
@@ -420,7 +423,7 @@ func (s Socket) takes(addr netip.Addr) bool {
 }
 
 func (c *services) findings() []Finding {
-	if err := c.facts.SocketsIs; err != nil {
+	if err := c.facts.SocketsErr; err != nil {
 		return []Finding{{Level: Unknown, Code: "services-unseen", Text: fmt.Sprintf("cannot list the sockets of the router: %s", err)}}
 	}
 	list := c.found.each(func(place int) Finding {

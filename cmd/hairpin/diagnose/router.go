@@ -334,8 +334,8 @@ func shaping(f *Facts) []Finding {
 	withXDP := slices.ContainsFunc(f.Ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.XDP != "" })
 	for i := range f.Ports {
 		p := &f.Ports[i]
-		if p.ShapingIs != nil {
-			list = append(list, Finding{Level: Unknown, Code: "shaping-unseen", Interface: p.Name, Text: fmt.Sprintf("cannot look for shapers: %s", p.ShapingIs)})
+		if p.ShapingErr != nil {
+			list = append(list, Finding{Level: Unknown, Code: "shaping-unseen", Interface: p.Name, Text: fmt.Sprintf("cannot look for shapers: %s", p.ShapingErr)})
 			continue
 		}
 		kinds := strings.Join(p.Shaping.Ingress, ", ")

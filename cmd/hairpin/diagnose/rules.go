@@ -125,7 +125,10 @@ func rulesUnseen(f *Facts) (list []Finding) {
 			"rules of iptables-legacy were not looked at (tables %s); hairpin's packets skip them", strings.Join(f.Legacy, ", "))}.
 			advise("read them with iptables-legacy-save, and remove DNAT rules for the same ports"))
 	}
-	if err := f.RulesIs; err != nil {
+	if f.LegacyErr != nil && !isPermission(f.LegacyErr) {
+		list = append(list, Finding{Level: Unknown, Code: "iptables-legacy-unseen", Text: f.LegacyErr.Error()})
+	}
+	if err := f.RulesErr; err != nil {
 		text := fmt.Sprintf("cannot look at the rules of nftables: %s", err)
 		if isPermission(err) {
 			text = "the rules of nftables were not looked at: needs CAP_NET_ADMIN"

@@ -203,16 +203,16 @@ func (r *Router) inventoryHere(cfg config.Config) (inventory, error) {
 
 // facts gathers what the findings need. The caller calls done when it has the findings.
 func (r *Router) facts(cfg config.Config, seen inventory) (facts *diagnose.Facts, done func(), err error) {
-	facts = &diagnose.Facts{Config: cfg, Links: seen.links, Ports: r.judged(seen.ports, cfg.Mode), Forwards: r.forwarding("all")}
+	facts = &diagnose.Facts{Config: cfg, Links: seen.links, Ports: r.judged(seen.ports, cfg.Mode), Forwarding: r.forwarding("all")}
 	if facts.Conntrack, err = r.conntrack(); err != nil {
 		return nil, nil, err
 	}
 	for i := range facts.Ports {
 		if p := &facts.Ports[i]; p.Link != nil && r.shaping != nil {
-			p.Shaping, p.ShapingIs = r.shaping(p.Link.Index)
+			p.Shaping, p.ShapingErr = r.shaping(p.Link.Index)
 		}
 	}
-	facts.Policies, facts.PoliciesIs = r.listPolicies()
+	facts.Policies, facts.PoliciesErr = r.listPolicies()
 	facts.Ephemeral.First, facts.Ephemeral.Last = loader.EphemeralPorts()
 	if r.look == nil {
 		return facts, func() {}, nil
@@ -224,7 +224,7 @@ func (r *Router) facts(cfg config.Config, seen inventory) (facts *diagnose.Facts
 func (r *Router) judged(ports []Port, mode string) []diagnose.Port {
 	list := make([]diagnose.Port, 0, len(ports))
 	for _, p := range ports {
-		j := diagnose.Port{Name: p.Name, Role: p.Role, Link: p.Link, Attachment: p.Attachment, Err: p.Err, Addresses: p.Addresses(), Forwards: r.forwarding(p.Name)}
+		j := diagnose.Port{Name: p.Name, Role: p.Role, Link: p.Link, Attachment: p.Attachment, Err: p.Err, Addresses: p.Addresses(), Forwarding: r.forwarding(p.Name)}
 		if p.Attachment != nil {
 			j.LacksGuard = p.needsGuard() && !p.Attachment.Guard
 			j.MissesTags = p.missesTags(mode)
@@ -245,9 +245,9 @@ func look(f *diagnose.Facts) (done func()) {
 	for i := range f.Ports {
 		f.Ports[i].AcceptRA = gather.AcceptRA(f.Ports[i].Name)
 	}
-	f.Rules, f.RulesIs = gather.Ruleset()
-	f.Legacy, f.LegacyIs = gather.LegacyTables()
-	f.Sockets, f.SocketsIs = gather.Sockets()
+	f.Rules, f.RulesErr = gather.Ruleset()
+	f.Legacy, f.LegacyErr = gather.LegacyTables()
+	f.Sockets, f.SocketsErr = gather.Sockets()
 	f.Owner = gather.Owner
 
 	names := map[int]string{}
@@ -267,6 +267,6 @@ func look(f *diagnose.Facts) (done func()) {
 		}
 		return route
 	}
-	f.Routers, f.Neighbour = routing.Defaults(), routing.Neighbour
+	f.DefaultRoutes, f.Neighbour = routing.Defaults(), routing.Neighbour
 	return routing.Close
 }

@@ -113,7 +113,7 @@ func (s *Session) ResizeWarning(cfg config.Config) string {
 // the kernel finds no next hop for translated packets. IPv6 is checked only if ipv6 says that an IPv6
 // forward runs.
 func (r *Router) NotForwarding(ipv6 bool, ports []Port) []string {
-	facts := &diagnose.Facts{Ports: r.judged(ports, ""), Forwards: r.forwarding("all")}
+	facts := &diagnose.Facts{Ports: r.judged(ports, ""), Forwarding: r.forwarding("all")}
 	return diagnose.Notices(diagnose.Forwarding(facts, ipv6))
 }
 
