@@ -283,6 +283,15 @@ var provocations = []provocation{
 		p.Server.Run("sh", "-c", p.advised("ip route replace default via ")) // typed on the server
 		home.Waiting(p.t, p.Internet)
 	}},
+	{code: "no-answers", level: diagnose.Problem, forwards: forward("web", "tcp", "80", "10.9.9.9:8080"), says: "packets went to the target 10.9.9.9, and none came back",
+		provoke: func(p *patient) {
+			p.Router.Route("lan0", "10.9.9.0/24", lab.Server, "") // a host behind a gateway: the router cannot see whether it is there
+			p.open(3)
+		}, cure: func(p *patient) {
+			p.Server.Address("eth0", "10.9.9.9/32")
+			p.Server.ServeTCP(":8080")
+			home.Waiting(p.t, p.Internet)
+		}},
 	{code: "target-silent", level: diagnose.Problem, provoke: func(p *patient) {
 		p.Server.Down("eth0")
 		p.open(3)
