@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/test/home"
@@ -82,11 +83,9 @@ type provocation struct {
 	code     string
 	level    diagnose.Level
 	ipv6     bool
-	mode     string // "": tc
 	forwards string // "": those of home
 	settings string // further sections of the file
 	idle     bool   // hairpin is not attached before provoke
-	daemon   bool   // the daemon runs
 	args     []string
 	provoke  func(*patient)
 	says     string         // part of the text
@@ -115,17 +114,21 @@ func (p *patient) sh(format string, args ...any) {
 	p.Router.Run("sh", "-c", fmt.Sprintf(format, args...))
 }
 
-// open makes the Internet host open connections that nobody completes.
+// attempt is how long a client tries to connect: long enough for two SYNs.
+const attempt = 1200 * time.Millisecond
+
+// open makes the Internet host open connections that are not answered.
 func (p *patient) open(count int) {
 	p.t.Helper()
 	for range count {
-		if c, err := p.Internet.DialTCP(lab.External+":80", "", 1200*1e6); err == nil {
+		if c, err := p.Internet.DialTCP(lab.External+":80", "", attempt); err == nil {
 			c.Close()
 		}
 	}
 }
 
-const everyForward = "check,apply,status"
+// commands are commands besides doctor that print findings.
+var commands = []string{"check", "diff", "apply", "status"}
 
 var provocations = []provocation{
 	{code: "not-running", level: diagnose.Problem, idle: true, provoke: none, says: "hairpin does not run, so no forward works"},
@@ -160,7 +163,7 @@ var provocations = []provocation{
 	{code: "link-down", level: diagnose.Problem, provoke: func(p *patient) { p.Router.Down("lan1") }},
 	{code: "no-address", level: diagnose.Problem, provoke: func(p *patient) { p.Router.Unaddress("wan0", lab.External+"/24") },
 		cure: func(p *patient) { p.Router.Address("wan0", lab.External+"/24") }},
-	{code: "forwarding-off", level: diagnose.Problem, says: "IPv4 forwarding is off", shown: strings.Split(everyForward, ","),
+	{code: "forwarding-off", level: diagnose.Problem, says: "IPv4 forwarding is off", shown: commands,
 		provoke: func(p *patient) { p.Router.Sysctl("net/ipv4/ip_forward", "0") }},
 	{code: "forwarding-off", level: diagnose.Problem, ipv6: true, forwards: home.Forwards6, says: "IPv6 forwarding is off",
 		provoke: func(p *patient) { p.Router.Sysctl("net/ipv6/conf/all/forwarding", "0") }},
@@ -202,31 +205,31 @@ var provocations = []provocation{
 	}},
 	{code: "no-address-of-family", level: diagnose.Problem, forwards: home.Forwards6, provoke: none, says: "no WAN interface has an IPv6 address",
 		cure: func(p *patient) { p.hp.Run("forward", "del", "web6", "dns6") }},
-	{code: "external-address-missing", level: diagnose.Problem, shown: []string{"check", "apply", "status"},
+	{code: "external-address-missing", level: diagnose.Problem, shown: commands,
 		forwards: forward("web", "tcp", "80", "192.168.1.20:8080", `external = "203.0.113.9"`), provoke: none, says: "nobody answers for it in the network of wan0"},
 	{code: "external-address-missing", level: diagnose.Warning, forwards: forward("web", "tcp", "80", "192.168.1.20:8080", `external = "192.0.2.9"`), provoke: none,
 		says: "only if another router routes 192.0.2.9 to this one"},
 	{code: "mss-not-clamped", level: diagnose.Warning, provoke: func(p *patient) { p.SetMTU(1400, 1500, 1500) },
 		cure: func(p *patient) { p.rewrite("[datapath]", "[datapath]\nmss_clamp = [\"wan0\"]"); p.hp.Run("apply") }},
-	{code: "ipsec-target", level: diagnose.Warning, shown: []string{"check", "apply", "status"}, provoke: func(p *patient) {
+	{code: "ipsec-target", level: diagnose.Warning, shown: commands, provoke: func(p *patient) {
 		p.sh("ip xfrm policy add dir out src 0.0.0.0/0 dst 192.168.1.0/24 tmpl src 0.0.0.1 dst 0.0.0.2 proto esp mode tunnel")
 	}, cure: func(p *patient) { p.sh("ip xfrm policy flush") }},
 	{code: "ipsec-clients", level: diagnose.Warning, provoke: func(p *patient) {
 		p.sh("ip xfrm policy add dir out src 0.0.0.0/0 dst 198.51.100.0/24 tmpl src 0.0.0.1 dst 0.0.0.2 proto esp mode tunnel")
 	}, cure: func(p *patient) { p.sh("ip xfrm policy flush") }},
-	{code: "answers-taken", level: diagnose.Problem, idle: true, shown: []string{"check", "apply", "status"},
+	{code: "answers-taken", level: diagnose.Problem, idle: true, shown: commands,
 		forwards: "[[forward]]\nname = \"dmz\"\nprotocol = [\"any\"]\nto = \"192.168.1.20\"\n",
 		provoke: func(p *patient) {
 			// The programs are loaded where no conntrack is seen; the pins are in a bpffs that is mounted before.
 			p.sh("mkdir -p %s && mount -t bpf bpf %[1]s && chmod 700 %[1]s", p.hp.Dir)
 			p.sh("unshare -m sh -c 'mount -t tmpfs none /sys/module && exec %s -c %s --bpffs %s attach'", lab.Binary(p.t), p.hp.File, p.hp.Dir)
 		}},
-	{code: "target-no-route", level: diagnose.Problem, shown: []string{"check", "apply", "status"}, forwards: forward("web", "tcp", "80", "10.9.9.9"),
+	{code: "target-no-route", level: diagnose.Problem, shown: commands, forwards: forward("web", "tcp", "80", "10.9.9.9"),
 		provoke: func(p *patient) { p.sh("ip route del default") }, says: "there is no route to the target 10.9.9.9",
 		cure: func(p *patient) { p.Router.Route("lan0", "10.9.9.0/24", lab.Server, "") }},
 	{code: "target-behind-wan", level: diagnose.Warning, forwards: forward("web", "tcp", "80", "10.9.9.9"), provoke: none, says: "leads out by the WAN wan0",
 		cure: func(p *patient) { p.Router.Route("lan0", "10.9.9.0/24", lab.Server, "") }},
-	{code: "target-interface", level: diagnose.Problem, forwards: forward("web", "tcp", "80", "172.17.0.2"), shown: []string{"check", "apply", "status"},
+	{code: "target-interface", level: diagnose.Problem, forwards: forward("web", "tcp", "80", "172.17.0.2"), shown: commands,
 		provoke: func(p *patient) {
 			p.Router.Bridge("docker0")
 			p.Router.Address("docker0", "172.17.0.1/16")
@@ -234,7 +237,7 @@ var provocations = []provocation{
 			p.rewrite(`"lan1"`, `"lan1", "docker0"`)
 			p.hp.Run("apply")
 		}},
-	{code: "second-dnat", level: diagnose.Warning, shown: []string{"check", "apply", "status"}, says: "chain ip nat pre",
+	{code: "second-dnat", level: diagnose.Warning, shown: commands, says: "chain ip nat pre",
 		provoke: func(p *patient) {
 			p.sh("nft 'table ip nat { chain pre { type nat hook prerouting priority dstnat; iifname wan0 tcp dport 80 dnat to 192.168.1.30:80; }; }'")
 		}},
@@ -245,7 +248,7 @@ var provocations = []provocation{
 	{code: "second-masquerade", level: diagnose.Warning, provoke: func(p *patient) {
 		p.sh("nft 'table ip nat { chain post { type nat hook postrouting priority srcnat; oifname wan0 masquerade; ip daddr 192.168.1.20 tcp dport 8080 masquerade; }; }'")
 	}},
-	{code: "firewall-bypassed", level: diagnose.Warning, shown: []string{"check", "apply", "status"}, says: "chain inet fw forward would drop",
+	{code: "firewall-bypassed", level: diagnose.Warning, shown: commands, says: "chain inet fw forward would drop",
 		provoke: func(p *patient) {
 			p.sh("nft 'table inet fw { chain forward { type filter hook forward priority filter; policy drop; ct state established,related accept; iifname \"lan*\" accept; }; }'")
 		},
@@ -437,7 +440,7 @@ func TestShadowedService(t *testing.T) {
 	if want := fmt.Sprintf("busybox (pid %d) listens at tcp port 80 of every address", taker.Pid()); found.Forward != "web" || !strings.Contains(found.Text, want) {
 		t.Errorf("%s\nlacks %q", found, want)
 	}
-	p.wantShown(provocation{shown: []string{"check", "apply", "status"}}, found)
+	p.wantShown(provocation{shown: commands}, found)
 	p.hp.Run("forward", "del", "web")
 	if found := p.find("service-shadowed"); found != nil {
 		t.Errorf("without the forward: %s", found)
@@ -531,7 +534,7 @@ func TestFiveThingsWrong(t *testing.T) {
 	service.Wait()
 
 	for range 3 {
-		if c, err := n.Internet.DialTCP(external+":80", "", 1200*1e6); err == nil {
+		if c, err := n.Internet.DialTCP(external+":80", "", attempt); err == nil {
 			c.Close()
 			t.Fatal("the server answers by another gateway, and the connection is open")
 		}

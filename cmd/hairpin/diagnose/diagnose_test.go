@@ -468,3 +468,19 @@ func TestDoctorIsShort(t *testing.T) {
 		seen[f.Check] = true
 	}
 }
+
+// Which addresses a socket takes packets to.
+func TestSocketTakes(t *testing.T) {
+	for _, test := range []struct {
+		socket, to string
+		takes      bool
+	}{
+		{"0.0.0.0", "203.0.113.2", true}, {"0.0.0.0", "2001:db8::2", false},
+		{"::", "203.0.113.2", true}, {"::", "2001:db8::2", true},
+		{"203.0.113.2", "203.0.113.2", true}, {"203.0.113.3", "203.0.113.2", false}, {"2001:db8::2", "2001:db8::2", true},
+	} {
+		if got := (Socket{Address: netip.MustParseAddr(test.socket)}).takes(netip.MustParseAddr(test.to)); got != test.takes {
+			t.Errorf("a socket of %s takes %s: %v", test.socket, test.to, got)
+		}
+	}
+}

@@ -222,7 +222,11 @@ func (c *ipsec) findings() (list []Finding) {
 		list = append(list, Finding{Level: Warning, Code: code, Text: text})
 	}
 	for _, text := range c.warnings.Targets() {
-		warn("ipsec-target", text)
+		found := Finding{Level: Warning, Code: "ipsec-target", Text: text}
+		if name, about, one := strings.Cut(strings.TrimPrefix(text, `forward "`), `": `); one && name != text {
+			found.Forward, found.Text = name, about
+		}
+		list = append(list, found)
 	}
 	if c.facts.Added != nil {
 		return list

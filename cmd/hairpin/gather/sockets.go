@@ -37,6 +37,7 @@ func Sockets() ([]diagnose.Socket, error) {
 			list = append(list, diagnose.Socket{Protocol: protocol, Address: addr, Port: uint16(port), Inode: inode})
 		}
 	}
+	//lint:ignore SA1019 sock_diag needs the modules tcp_diag and udp_diag, which a look must not load and a router may lack
 	for _, read := range []func() (procfs.NetTCP, error){proc.NetTCP, proc.NetTCP6} {
 		sockets, err := read()
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6 has no tcp6
