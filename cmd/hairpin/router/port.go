@@ -79,8 +79,8 @@ func (p Port) hooks(mode string) loader.Hooks {
 // needsGuard reports whether the port needs the leak guard.
 func (p Port) needsGuard() bool { return p.Role == config.RoleWAN }
 
-// XDPTx reports whether XDP sends frames by XDP_TX that leave by this port, if they came in by it. Otherwise why says what prevents
-// this; it is "" if the configuration does not ask for it.
+// XDPTx reports whether frames that came in by this port, and leave by it, are sent by XDP_TX. If not, why says what prevents XDP_TX; why
+// is "" if the configuration does not ask for XDP_TX.
 func (p Port) XDPTx() (does bool, why string) {
 	if p.Link == nil || p.Attachment == nil || p.Attachment.XDP != loader.XDPNative ||
 		p.xdpTx != config.XDPTxOn && !(p.xdpTx == config.XDPTxAuto && p.Link.Physical) {
