@@ -113,14 +113,14 @@ func (a *app) printFindings(findings []diagnose.Finding) {
 	shown := map[string]int{}
 	for i, f := range findings {
 		if shown[f.Check]++; shown[f.Check] <= shownFindings {
-			fmt.Fprintf(a.out, "%-8s %-13s %s\n", f.Level, f.Check, printable(f.Body()))
+			fmt.Fprintf(a.out, "%-8s %-15s %s\n", f.Level, f.Check, printable(f.Body()))
 			if f.Cure != "" {
-				fmt.Fprintf(a.out, "%-8s %-13s cure: %s\n", "", "", printable(f.Cure))
+				fmt.Fprintf(a.out, "%-8s %-15s cure: %s\n", "", "", printable(f.Cure))
 			}
 		}
 		last := i+1 == len(findings) || findings[i+1].Check != f.Check
 		if more := shown[f.Check] - shownFindings; last && more > 0 {
-			fmt.Fprintf(a.out, "%-8s %-13s and %d more; -j shows all\n", "", "", more)
+			fmt.Fprintf(a.out, "%-8s %-15s and %d more; -j shows all\n", "", "", more)
 		}
 	}
 }

@@ -203,6 +203,23 @@ var provocations = []provocation{
 		p.Router.Unaddress("wan0", "100.64.3.2/24")
 		p.Router.Address("wan0", lab.External+"/24")
 	}},
+	{code: "private-sources-dropped", level: diagnose.Warning, provoke: func(p *patient) {
+		p.Internet.Address("eth0", "10.1.2.3/32")
+		if c, err := p.Internet.DialTCP(lab.External+":80", "10.1.2.3:0", attempt); err == nil {
+			c.Close()
+		}
+	}, cure: func(p *patient) {
+		p.rewrite("[interfaces]", "[interfaces]\nprivate_sources = [\"wan0\"]")
+		p.hp.Run("apply")
+	}},
+	{code: "address-away", level: diagnose.Warning, settings: "[timeouts]\naddress_grace = \"1h\"\n", says: "address 203.0.113.2 is away", provoke: func(p *patient) {
+		p.Router.Unaddress("wan0", lab.External+"/24")
+		p.hp.Run("apply")
+	}, cure: func(p *patient) { p.hp.Start() }},
+	{code: "table-size", level: diagnose.Warning, says: "the connection table has room for 131072 connections", provoke: func(p *patient) {
+		p.rewrite("[datapath]", "[datapath]\nmax_connections = 1000")
+		p.hp.Run("apply")
+	}, cure: func(p *patient) { p.hp.Run("detach", "--all"); p.hp.Run("attach") }},
 	{code: "no-address-of-family", level: diagnose.Problem, forwards: home.Forwards6, provoke: none, says: "no WAN interface has an IPv6 address",
 		cure: func(p *patient) { p.hp.Run("forward", "del", "web6", "dns6") }},
 	{code: "external-address-missing", level: diagnose.Problem, shown: commands,

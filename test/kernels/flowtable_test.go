@@ -63,7 +63,7 @@ func toldByDoctor(t *testing.T, n *lab.Network, hp *lab.Hairpin) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, rest, found := strings.Cut(r.Stdout, "warning  flowtables    the flowtable inet router fast has wan0, lan0: ")
+		_, rest, found := strings.Cut(r.Stdout, "warning  flowtables      the flowtable inet router fast has wan0, lan0: ")
 		_, rest, _ = strings.Cut(rest, "cure: ")
 		cure, _, _ = strings.Cut(rest, "\n")
 		return cure, found

@@ -51,6 +51,7 @@ var checks = []check{
 	{name: "accept-ra", scope: Doctor, start: newAcceptRA},
 	{name: "bridge", scope: Doctor, judge: bridge},
 	{name: "wan-address", scope: Doctor, judge: wanAddress},
+	{name: "private-sources", scope: Doctor, judge: privateSources},
 	{name: "listening", scope: Doctor | Status, start: newListening},
 	{name: "external", scope: everywhere, start: newForeign},
 	{name: "mtu", scope: Doctor, judge: mtu},

@@ -39,7 +39,7 @@ func port(name string, role config.Role, addresses ...string) Port {
 func healthy() *Facts {
 	f := &Facts{
 		Config:        config.Default(),
-		Datapath:      &Datapath{Kernel: "6.12.1", Daemon: true, Limit: 1000, Traffic: map[string]Traffic{}},
+		Datapath:      &Datapath{Kernel: "6.12.1", Daemon: true, Limit: 1000, Traffic: map[string]Traffic{}, PrivateDropped: map[string]uint64{}},
 		Ports:         []Port{port("wan0", config.RoleWAN, "203.0.113.2/24"), port("lan0", config.RoleLAN, "192.168.1.1/24"), port("lo", config.RoleLocal)},
 		Forwarding:    Families{true, true},
 		DefaultRoutes: Families{true, true},
@@ -191,6 +191,15 @@ func TestJudgements(t *testing.T) {
 		{"shapers are not readable", func(f *Facts) { f.Ports[0].ShapingErr = errors.New("no") }, nil, "unknown shaping-unseen wan0"},
 		{"iptables-legacy", func(f *Facts) { f.Legacy = []string{"ip nat"} }, nil, "unknown iptables-legacy-unseen"},
 		{"a full table", func(f *Facts) { f.Datapath.Connections = 900 }, nil, "warning table-nearly-full"},
+		{"a table of another size", func(f *Facts) { f.Datapath.Resize = "x" }, nil, "warning table-size"},
+		{"an address is away", func(f *Facts) { f.Datapath.Away = []netip.Addr{netip.MustParseAddr("203.0.113.7")} }, nil, ""},
+		{"an address is away, and no daemon runs", func(f *Facts) {
+			f.Datapath.Daemon, f.Datapath.Away = false, []netip.Addr{netip.MustParseAddr("203.0.113.7")}
+		}, nil, "warning no-daemon, warning address-away"},
+		{"private sources", func(f *Facts) { f.Datapath.PrivateDropped["wan0"] = 3 }, nil, "warning private-sources-dropped wan0"},
+		{"private sources that are allowed", func(f *Facts) {
+			f.Datapath.PrivateDropped["wan0"], f.Config.PrivateSources = 3, []string{"wan0"}
+		}, nil, ""},
 		{"a filter before hairpin", func(f *Facts) {
 			f.Ports[0].Attachment.TC, f.Ports[0].Shaping = loader.TCClsact, loader.Shaping{Ingress: []string{"u32"}, Early: true}
 		}, nil, "warning filter-before wan0"},
@@ -284,7 +293,7 @@ func TestJudgements(t *testing.T) {
 				words = append(words, subject)
 			}
 			got = append(got, strings.Join(words, " "))
-			if f.Level != Unknown && f.Cure == "" && !slices.Contains([]string{"interface-refused", "no-address"}, f.Code) {
+			if f.Level != Unknown && f.Cure == "" && !slices.Contains([]string{"interface-refused", "no-address", "table-size"}, f.Code) {
 				t.Errorf("%s: no cure: %s", test.name, f)
 			}
 		}

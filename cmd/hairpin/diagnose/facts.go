@@ -66,9 +66,13 @@ type Datapath struct {
 	Invalid []string
 
 	Daemon      bool
-	Outdated    string // what has changed since the programs were loaded, or ""
+	Outdated    string       // what has changed since the programs were loaded, or ""
+	Away        []netip.Addr // addresses that were lost, and whose connections still wait for them
+	Resize      string       // how the size of the connection table differs from the configuration, or ""
 	Connections int
 	Limit       uint32 // of Connections; 0: not known
+	// PrivateDropped is the number of packets that were dropped because their sources are private, by the names of WANs.
+	PrivateDropped map[string]uint64
 	// Traffic is that of the forwards that had any, by name.
 	Traffic map[string]Traffic
 }

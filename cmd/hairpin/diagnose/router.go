@@ -25,7 +25,11 @@ func kernel(f *Facts) []Finding {
 	if err := f.Datapath.TooOld; err != nil {
 		return []Finding{Finding{Level: Problem, Code: "kernel-too-old", Text: err.Error()}.advise("install Linux 6.1 or newer")}
 	}
-	return ok("Linux " + f.Datapath.Kernel)
+	text := "Linux " + f.Datapath.Kernel
+	if slices.ContainsFunc(f.Ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.TC == loader.TCClsact }) {
+		text += "; without TCX (Linux 6.6), so that tc filters of others may run before hairpin"
+	}
+	return ok(text)
 }
 
 // running says whether a datapath runs, and whether the daemon follows changes.
@@ -46,6 +50,12 @@ func running(f *Facts) (list []Finding) {
 	}
 	if d.Outdated != "" && !d.Daemon {
 		list = append(list, Finding{Level: Warning, Code: "programs-outdated", Text: d.Outdated}.run("hairpin upgrade"))
+	}
+	if !d.Daemon {
+		for _, addr := range d.Away {
+			list = append(list, Finding{Level: Warning, Code: "address-away",
+				Text: fmt.Sprintf("address %s is away; without the daemon its connections end with the next \"hairpin attach\"", addr)}.run("systemctl start hairpin"))
+		}
 	}
 	return orOK(list, "attached; the daemon runs")
 }
@@ -239,6 +249,24 @@ func wanAddress(f *Facts) []Finding {
 	return orOK(list, strings.Join(public, ", "))
 }
 
+// privateSources looks for WANs that drop packets of private sources.
+func privateSources(f *Facts) []Finding {
+	var list []Finding
+	for _, p := range f.of(config.RoleWAN) {
+		dropped := f.Datapath.PrivateDropped[p.Name]
+		if dropped == 0 || slices.Contains(f.Config.PrivateSources, p.Name) {
+			continue
+		}
+		list = append(list, Finding{Level: Warning, Code: "private-sources-dropped", Interface: p.Name,
+			Text: fmt.Sprintf("%s dropped because their sources are private", count(int(dropped), "packet"))}.
+			advise("if the provider routes private addresses to %s, name it in interfaces.private_sources", p.Name))
+	}
+	if len(list) == 0 && f.Datapath.PrivateDropped == nil {
+		return nil
+	}
+	return orOK(list, "no packet was dropped because its source is private")
+}
+
 const usualMTU = 1500 // of Ethernet, in bytes
 
 // mtu looks for pairs of interfaces between which only path MTU discovery makes packets small enough.
@@ -396,9 +424,13 @@ func table(f *Facts) []Finding {
 		return nil
 	}
 	text := fmt.Sprintf("%d of %d connections", d.Connections, d.Limit)
-	if NearlyFull(d.Connections, d.Limit) {
-		return []Finding{Finding{Level: Warning, Code: "table-nearly-full", Text: "the connection table is nearly full: " + text}.
-			advise("raise max_connections in the configuration file")}
+	var list []Finding
+	if d.Resize != "" {
+		list = append(list, Finding{Level: Warning, Code: "table-size", Text: d.Resize})
 	}
-	return ok(text)
+	if NearlyFull(d.Connections, d.Limit) {
+		list = append(list, Finding{Level: Warning, Code: "table-nearly-full", Text: "the connection table is nearly full: " + text}.
+			advise("raise max_connections in the configuration file"))
+	}
+	return orOK(list, text)
 }

@@ -95,7 +95,8 @@ func (s *Session) Diagnose(cfg config.Config, ask Diagnosis) ([]diagnose.Finding
 		return nil, err
 	}
 	d.Invalid = append(d.Invalid, s.problems(cfg, seen)...)
-	return s.diagnose(cfg, seen, ask, s.Tables.EachForward, s.traffic)
+	d.Resize = s.ResizeWarning(cfg)
+	return s.diagnose(cfg, seen, ask, s.Tables.EachForward, func(d *diagnose.Datapath) error { return s.traffic(d, seen.ports) })
 }
 
 // problems returns what CheckAddresses and the routes have against the running configuration, one forward at a time.
@@ -112,12 +113,20 @@ func (s *Session) problems(cfg config.Config, seen inventory) (list []string) {
 }
 
 // traffic adds to d how the forwards are used.
-func (s *Session) traffic(d *diagnose.Datapath) error {
+func (s *Session) traffic(d *diagnose.Datapath, ports []Port) error {
 	answers, established, err := s.Tables.Answers()
 	if err != nil {
 		return err
 	}
 	d.Connections, d.Limit = established, s.MaxConnections()
+	counters, err := s.Tables.Counters()
+	if err != nil {
+		return err
+	}
+	d.PrivateDropped = privateSources(counters, ports)
+	if d.Away, err = s.Tables.AwayAddresses(); err != nil {
+		return err
+	}
 	d.Traffic = make(map[string]diagnose.Traffic, len(answers))
 	for name, a := range answers {
 		d.Traffic[name] = diagnose.Traffic(a)
