@@ -221,6 +221,11 @@ func TestJudgements(t *testing.T) {
 		{"a socket of another protocol", listens(rule.UDP, "0.0.0.0"), nil, ""},
 		{"a socket in a range", listens(rule.TCP, "0.0.0.0"), []string{"a tcp 79-81 to 192.168.1.20"}, "warning service-shadowed a"},
 
+		{"many sockets", func(f *Facts) {
+			for port := range uint16(9) {
+				f.Sockets = append(f.Sockets, Socket{Protocol: rule.UDP, Address: netip.MustParseAddr("::"), Port: 5000 + port})
+			}
+		}, []string{"a any any to 192.168.1.20", "b tcp 5000-5005 to 192.168.1.21"}, "warning service-shadowed a"},
 		{"answers", traffic(Traffic{ToTarget: 9, FromTarget: 9, Answered: 1}), nil, ""},
 		{"no answers", traffic(Traffic{ToTarget: 3}), nil, "problem answers-elsewhere web"},
 		{"no answer yet", traffic(Traffic{ToTarget: 2}), nil, ""},

@@ -3,9 +3,11 @@
 package diagnose
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -71,14 +73,13 @@ func (c *targets) findings() []Finding {
 type services struct {
 	facts   *Facts
 	sockets map[rule.Protocol][]Socket
-	found   groups[int] // by the place in taken
-	taken   []Socket
-	places  map[Socket]int
+	found   groups[Socket] // forwards of one port
+	wide    []Finding      // one for each forward of several ports: it may take many sockets
 	count   int
 }
 
 func newServices(f *Facts) forwardCheck {
-	c := &services{facts: f, sockets: map[rule.Protocol][]Socket{}, places: map[Socket]int{}}
+	c := &services{facts: f, sockets: map[rule.Protocol][]Socket{}}
 	for _, s := range f.Sockets {
 		c.sockets[s.Protocol] = append(c.sockets[s.Protocol], s)
 	}
@@ -90,6 +91,18 @@ func (c *services) add(forward *rule.Forward) {
 	if forward.Intercept {
 		return // it takes the router's own services on purpose
 	}
+	taken := c.takenBy(forward)
+	switch {
+	case len(taken) == 0:
+	case forward.Ports.Len() == 1:
+		c.found.add(taken[0], forward.Name)
+	default:
+		c.wide = append(c.wide, c.shadowed(taken, Finding{Forward: forward.Name}))
+	}
+}
+
+// takenBy returns the sockets whose packets a forward takes.
+func (c *services) takenBy(forward *rule.Forward) (taken []Socket) {
 	var addresses []netip.Addr
 	for _, protocol := range []rule.Protocol{rule.TCP, rule.UDP} {
 		if !asks(forward, protocol) {
@@ -102,17 +115,12 @@ func (c *services) add(forward *rule.Forward) {
 			if addresses == nil {
 				_, addresses = c.facts.externalOf(forward)
 			}
-			if !slices.ContainsFunc(addresses, s.takes) {
-				continue
+			if slices.ContainsFunc(addresses, s.takes) {
+				taken = append(taken, s)
 			}
-			place, known := c.places[s]
-			if !known {
-				place = len(c.taken)
-				c.places[s], c.taken = place, append(c.taken, s)
-			}
-			c.found.add(place, forward.Name)
 		}
 	}
+	return taken
 }
 
 // takes reports whether a socket would get packets to an address. A socket of :: also takes IPv4, as is the default of Linux.
@@ -127,22 +135,33 @@ func (c *services) findings() []Finding {
 	if err := c.facts.SocketsErr; err != nil {
 		return []Finding{{Level: Unknown, Code: "services-unseen", Text: fmt.Sprintf("cannot list the sockets of the router: %s", err)}}
 	}
-	list := c.found.each(func(place int) Finding {
-		s := c.taken[place]
-		who := "a program of this router"
-		if c.facts.Owner != nil {
-			if owner := c.facts.Owner(s); owner != "" {
-				who = owner
-			}
-		}
-		return Finding{Level: Warning, Code: "service-shadowed", Text: fmt.Sprintf(
-			"%s listens at %s port %d of %s; at the external address clients reach the target in its place", who, s.Protocol, s.Port, addressText(s.Address))}.
-			advise("give the forward another port, or stop the program")
-	})
 	if c.count == 0 {
 		return nil
 	}
-	return orOK(list, "no program of the router listens at a forwarded port")
+	list := c.found.each(func(s Socket) Finding { return c.shadowed([]Socket{s}, Finding{}) })
+	return orOK(append(list, c.wide...), "no program of the router listens at a forwarded port")
+}
+
+// shownSockets is the number of sockets that a finding spells out.
+const shownSockets = 3
+
+// shadowed completes a finding about these sockets.
+func (c *services) shadowed(taken []Socket, found Finding) Finding {
+	var list []string
+	for _, s := range taken[:min(len(taken), shownSockets)] {
+		who := "a program of this router"
+		if c.facts.Owner != nil {
+			who = cmp.Or(c.facts.Owner(s), who)
+		}
+		list = append(list, fmt.Sprintf("%s listens at %s port %d of %s", who, s.Protocol, s.Port, addressText(s.Address)))
+	}
+	text := strings.Join(list, ", ")
+	if more := len(taken) - shownSockets; more > 0 {
+		text += fmt.Sprintf(", and %d more", more)
+	}
+	found.Level, found.Code = Warning, "service-shadowed"
+	found.Text = text + "; at the external address clients reach the target in place of the program"
+	return found.advise("give the forward another port, or stop the program")
 }
 
 func addressText(addr netip.Addr) string {

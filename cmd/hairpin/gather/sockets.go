@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/prometheus/procfs"
 
@@ -63,23 +64,41 @@ func Sockets() ([]diagnose.Socket, error) {
 	return list, nil
 }
 
-// Owner returns a program that has a socket open, such as "sshd (pid 812)", or "" if this user cannot see it.
-func Owner(s diagnose.Socket) string {
-	want := fmt.Sprintf("socket:[%d]", s.Inode)
+// Owners returns a function that returns the program of a socket, such as "sshd (pid 812)", or "" if this user cannot see it. The
+// first call looks at the descriptors of all processes.
+func Owners() func(diagnose.Socket) string {
+	programs := sync.OnceValue(listOwners)
+	return func(s diagnose.Socket) string { return programs()[s.Inode] }
+}
+
+// listOwners returns a program for each socket, by inode.
+func listOwners() map[uint64]string {
+	found := map[uint64]string{}
 	descriptors, err := filepath.Glob("/proc/[0-9]*/fd/*")
 	if err != nil {
-		return ""
+		return found
 	}
+	names := map[string]string{} // programs by the directory of the process
 	for _, path := range descriptors {
-		if target, err := os.Readlink(path); err != nil || target != want {
+		target, err := os.Readlink(path)
+		if err != nil {
+			continue // the process may have ended
+		}
+		var inode uint64
+		if n, err := fmt.Sscanf(target, "socket:[%d]", &inode); n != 1 || err != nil {
 			continue
 		}
 		process := filepath.Dir(filepath.Dir(path))
-		name, err := os.ReadFile(filepath.Join(process, "comm"))
-		if err != nil {
-			continue
+		name, known := names[process]
+		if !known {
+			command, err := os.ReadFile(filepath.Join(process, "comm"))
+			if err != nil {
+				continue
+			}
+			name = fmt.Sprintf("%s (pid %s)", strings.TrimSpace(string(command)), filepath.Base(process))
+			names[process] = name
 		}
-		return fmt.Sprintf("%s (pid %s)", strings.TrimSpace(string(name)), filepath.Base(process))
+		found[inode] = name
 	}
-	return ""
+	return found
 }

@@ -257,7 +257,7 @@ func look(f *diagnose.Facts) (done func()) {
 	f.Rules, f.RulesErr = gather.Ruleset()
 	f.Legacy, f.LegacyErr = gather.LegacyTables()
 	f.Sockets, f.SocketsErr = gather.Sockets()
-	f.Owner = gather.Owner
+	f.Owner = gather.Owners()
 
 	names := map[int]string{}
 	for _, link := range f.Links {
