@@ -49,7 +49,7 @@ func (d *Datapath) Rehearse() (*Rehearsal, error) {
 
 // NewRehearsal loads the program with empty maps, for a configuration that does not run.
 func NewRehearsal() (*Rehearsal, error) {
-	if err := checkKernel(); err != nil {
+	if err := CheckKernel(); err != nil {
 		return nil, err
 	}
 	r, err := rehearse(nil, currentFit())

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"hairpin/cmd/hairpin/daemon"
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/cmd/hairpin/toml"
 	"hairpin/maps/config"
@@ -47,7 +48,7 @@ func (a *app) checkCommand() *cobra.Command {
 }
 
 // findings looks at the datapath, too, if this user may open one.
-func (a *app) findings(cfg config.Config) ([]string, error) {
+func (a *app) findings(cfg config.Config) ([]diagnose.Finding, error) {
 	s, err := a.open()
 	if err != nil {
 		return router.FindingsHere(cfg)
@@ -57,8 +58,8 @@ func (a *app) findings(cfg config.Config) ([]string, error) {
 }
 
 // noticeFindings prints findings as warnings. What could not be looked at is a warning, too: a change that runs has not failed.
-func (a *app) noticeFindings(findings []string, err error) {
-	a.notices(findings...)
+func (a *app) noticeFindings(findings []diagnose.Finding, err error) {
+	a.notices(diagnose.Notices(findings)...)
 	if err != nil {
 		a.warn("cannot look for problems on this machine: %s", err)
 	}

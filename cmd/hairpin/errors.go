@@ -33,7 +33,9 @@ const (
 
 var (
 	// errDiffers only sets the exit code of diff, which has already printed the difference.
-	errDiffers   = errors.New("configuration and running state differ")
+	errDiffers = errors.New("configuration and running state differ")
+	// errProblems only sets the exit code of doctor, which has already printed the problems.
+	errProblems  = errors.New("doctor found problems")
 	errNoCommand = errors.New("no command given")
 )
 
@@ -91,6 +93,8 @@ func exitCode(err error) int {
 		return exitLocked
 	case errors.Is(err, loader.ErrPermission), errors.Is(err, fs.ErrPermission):
 		return exitRefused
+	case errors.Is(err, errProblems):
+		return exitInvalid
 	case errors.Is(err, errDiffers), errors.As(err, &notFound):
 		return exitNotFound
 	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &problem), errors.As(err, &path):
@@ -107,7 +111,7 @@ func (a *app) finish(err error) int {
 	if flushed := a.out.Flush(); flushed != nil && err == nil {
 		err = fmt.Errorf("write output: %w", flushed)
 	}
-	if err != nil && !errors.Is(err, errDiffers) {
+	if err != nil && !errors.Is(err, errDiffers) && !errors.Is(err, errProblems) {
 		a.report(err)
 	}
 	return exitCode(err)

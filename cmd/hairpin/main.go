@@ -186,7 +186,7 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 		a.runCommand(),
 		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
-		a.explainCommand(),
+		a.explainCommand(), a.doctorCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
 		a.completionCommand(), a.versionCommand(),
 	)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
@@ -77,9 +78,6 @@ type portRow struct {
 	// PrivateDropped counts packets that were dropped because their sources are private.
 	PrivateDropped uint64 `json:"private_sources_dropped,omitempty"`
 }
-
-// nearlyFull is the used share of the connection table at which status warns.
-const nearlyFull = 0.9
 
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
@@ -166,7 +164,7 @@ func (a *app) status() (status, error) {
 			st.Warnings = append(st.Warnings, fmt.Sprintf("address %s is away; without the daemon its connections end with the next \"hairpin attach\"", addr))
 		}
 	}
-	if float64(st.Connections.Used) >= nearlyFull*float64(st.Connections.Limit) {
+	if diagnose.NearlyFull(st.Connections.Used, st.Connections.Limit) {
 		st.Warnings = append(st.Warnings, "the connection table is nearly full; raise max_connections in the configuration file")
 	}
 	switch {

@@ -21,6 +21,8 @@ var layers = [][]string{
 	{"hairpin/maps", "hairpin/loader"},
 	{"hairpin/maps/metrics"},
 	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence"},
+	{"hairpin/cmd/hairpin/diagnose"},
+	{"hairpin/cmd/hairpin/gather"},
 	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
@@ -68,10 +70,12 @@ var forbidden = []struct {
 	{"values know no kernel", "Deps", []string{"hairpin/maps/rule", "hairpin/maps/config"}, []string{"hairpin/bpf", "github.com/cilium/ebpf"}},
 	{"package maps alone opens maps", "Imports", []string{"hairpin/maps/layout", "hairpin/maps/compile", "hairpin/maps/metrics"}, []string{"github.com/cilium/ebpf"}},
 	{"values look at no machine", "Imports", []string{"hairpin/maps/rule", "hairpin/maps/config", "hairpin/maps/compile"}, []string{"os", "os/exec"}},
+	{"what judges looks at no machine", "Imports", []string{"hairpin/cmd/hairpin/diagnose"}, []string{"os", "os/exec", "net", "github.com/vishvananda/netlink"}},
 	{"tests alone use fixtures", "Deps", []string{"hairpin/cmd/hairpin"}, []string{"hairpin/maps/mapstest", "hairpin/cmd/hairpin/router/routertest", "testing"}},
 	{"the command line and the daemon alone write a log", "Imports", []string{
 		"hairpin/bpf", "hairpin/maps/...", "hairpin/loader/...", "hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust",
 		"hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router/...",
+		"hairpin/cmd/hairpin/diagnose", "hairpin/cmd/hairpin/gather",
 	}, []string{"log/slog", "log"}},
 }
 

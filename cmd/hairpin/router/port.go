@@ -70,11 +70,6 @@ func (p Port) Addresses() []netip.Addr {
 	return list
 }
 
-// hasFamily reports whether a port has an address that forwards to target can listen on.
-func (p Port) hasFamily(target netip.Addr) bool {
-	return slices.ContainsFunc(p.Addresses(), func(addr netip.Addr) bool { return addr.Is6() == target.Is6() })
-}
-
 // hooks returns the hooks that a port should get in a mode. It keeps a leak guard that is no longer needed:
 // settle removes it later, and on a port that is not a WAN the guard passes every packet.
 func (p Port) hooks(mode string) loader.Hooks {
@@ -94,9 +89,6 @@ func (p Port) XDPTx() (does bool, why string) {
 	why = p.Link.NoXDPTx()
 	return why == "", why
 }
-
-// isUp reports whether other machines may send packets to the port.
-func (p Port) isUp() bool { return p.Role != config.RoleLocal && p.Link != nil && p.Link.Up }
 
 // incomplete reports whether a port lacks a program that it needs, or has XDP that must be changed.
 func (p Port) incomplete(mode string) bool {
