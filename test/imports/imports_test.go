@@ -20,8 +20,9 @@ var layers = [][]string{
 	{"hairpin/maps/compile", "hairpin/maps/mapstest"},
 	{"hairpin/maps", "hairpin/loader"},
 	{"hairpin/maps/metrics"},
-	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence"},
-	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
+	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/places", "hairpin/cmd/hairpin/detached"},
+	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
+	{"hairpin/cmd/hairpin/change"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
 	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record"},
@@ -72,6 +73,7 @@ var forbidden = []struct {
 	{"the command line and the daemon alone write a log", "Imports", []string{
 		"hairpin/bpf", "hairpin/maps/...", "hairpin/loader/...", "hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust",
 		"hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router/...",
+		"hairpin/cmd/hairpin/places", "hairpin/cmd/hairpin/detached", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/change",
 	}, []string{"log/slog", "log"}},
 }
 
