@@ -80,10 +80,13 @@ func exitCode(err error) int {
 		path     *dns.PathError
 		notFound notFoundError
 		ended    signalError
+		reload   reloadError
 	)
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &reload):
+		return max(exitInvalid, reload.code)
 	case errors.As(err, &ended):
 		return exitSignal + int(ended.Signal)
 	case errors.Is(err, change.ErrPending):

@@ -130,7 +130,7 @@ func (a *app) status() (status, error) {
 	if st.Daemon, err = presence.Running(a.dir); err != nil {
 		return st, err
 	}
-	a.changeStatus(&st)
+	a.changeStatus(&st, s)
 	cfg, err := s.Tables.Settings()
 	applied := !errors.Is(err, maps.ErrEmpty)
 	if err != nil && applied {
@@ -182,7 +182,7 @@ func (a *app) status() (status, error) {
 }
 
 // changeStatus adds what does not run, or not for good.
-func (a *app) changeStatus(st *status) {
+func (a *app) changeStatus(st *status, s *router.Session) {
 	warn := func(text string) { st.Warnings = append(st.Warnings, text) }
 	if st.Daemon {
 		answer, err := control.AskStatus(context.Background(), places.Socket(a.dir))
@@ -193,15 +193,15 @@ func (a *app) changeStatus(st *status) {
 			warn(st.Apart)
 		}
 	}
-	store := a.store()
-	pending, err := store.Pending()
+	keeper := &change.Keeper{Router: s.Router, Store: a.store()}
+	pending, err := keeper.Waiting()
 	if err != nil {
 		warn(err.Error())
 	} else if pending != nil {
 		st.Pending = &pendingStatus{pending.Command, change.Left(pending).Seconds()}
 		warn(fmt.Sprintf("a change waits for \"hairpin confirm\": %s", change.Describe(pending)))
 	}
-	refused, err := store.Refused()
+	refused, err := keeper.Store.Refused()
 	if err != nil {
 		warn(err.Error())
 	} else if refused != nil {

@@ -187,6 +187,19 @@ func (k *Keeper) made(p *history.Pending) (bool, error) {
 	return now != p.Generation, err
 }
 
+// Waiting returns the change that runs and waits for its confirmation, nil if there is none. It needs no lock.
+func (k *Keeper) Waiting() (*history.Pending, error) {
+	p, err := k.Store.Pending()
+	if p == nil || err != nil {
+		return nil, err
+	}
+	made, err := k.made(p)
+	if !made || err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
 // ApplyUntil is Apply, but the configuration of before runs again after wait unless Confirm is called. watch starts the process that
 // watches the deadline; it is called before packets see the change. It fails without a change if the configuration of before cannot be
 // kept, or nothing runs yet. waits is false if there was nothing to change.
