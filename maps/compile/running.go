@@ -101,6 +101,7 @@ func (e *Running) Change(c config.Config) config.Change {
 			change.Changed = append(change.Changed, f.Name)
 		case !was.there:
 			change.Added = append(change.Added, f.Name)
+		case was.unchanged && f.Drains(): // no difference, and on its way out
 		case was.unchanged:
 			change.Unchanged++
 		default:
