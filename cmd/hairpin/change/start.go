@@ -39,7 +39,7 @@ func Fallback(store *history.Store, broken error) (config.Config, error) {
 // if they are broken, or if they are those of a change that nobody confirmed: then what runs already stays, or else the configuration
 // that was kept last runs.
 func (k *Keeper) Start(files config.Config, broken error) (Started, error) {
-	_, err := k.Router.Running()
+	_, err := k.Router.Settings()
 	fresh := errors.Is(err, maps.ErrEmpty)
 	if err != nil && !fresh {
 		return Started{}, fmt.Errorf("read the running configuration: %w", err)
@@ -92,12 +92,13 @@ func (k *Keeper) startFiles(files config.Config) (Started, error) {
 	}
 	result, err := k.Router.Start(files)
 	started := Started{Outcome: Outcome{Result: result}}
-	if result.Done {
-		running, failed := k.Router.Running()
-		if failed == nil {
-			failed = errors.Join(k.Store.Keep(running, "start"), k.Store.Allow())
-		}
-		started.Unkept = failed
+	switch {
+	case !result.Done:
+	case result.Kept:
+		// What runs was kept when it was applied, but for a store that is new.
+		started.Unkept = k.keepFirst("start")
+	default:
+		started.Unkept = errors.Join(k.Store.Keep(files, "start"), k.Store.Allow())
 	}
 	return started, err
 }
