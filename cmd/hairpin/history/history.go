@@ -8,7 +8,7 @@
 package history
 
 import (
-	"bytes"
+	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -42,7 +42,6 @@ const (
 	refusedFile    = "unconfirmed.json"
 	// maxSize is the largest size of a file in bytes; 65,535 forwards need less.
 	maxSize = 64 << 20
-	maxHead = 4 << 10 // of the first line
 )
 
 // Store is a directory of kept configurations.
@@ -66,20 +65,19 @@ type Generation struct {
 // Keep stores a configuration that runs now as the newest generation, and removes the oldest one if there are more than Limit. It does
 // nothing if the newest generation is this configuration. Forwards that drain are left out: they are on their way out.
 func (s *Store) Keep(cfg config.Config, command string) error {
-	cfg.Forwards = slices.DeleteFunc(slices.Clone(cfg.Forwards), func(f rule.Forward) bool { return f.Drains() })
-	body, err := json.Marshal(cfg)
+	now, err := SumOf(cfg)
 	if err != nil {
 		return fmt.Errorf("keep the configuration: %w", err)
 	}
 	kept, _ := s.List() // a file that cannot be read must not keep others from being written
-	g := Generation{Schema: schema, Number: 1, Time: time.Now().UTC().Truncate(time.Second), Command: Shorten(command), Sum: sum(body)}
+	g := Generation{Schema: schema, Number: 1, Time: time.Now().UTC().Truncate(time.Second), Command: Shorten(command), Sum: now}
 	if len(kept) > 0 {
 		g.Number = kept[0].Number + 1
 		if kept[0].Sum == g.Sum {
 			return nil
 		}
 	}
-	if err := s.write(generationPath(g.Number), g, body); err != nil {
+	if err := s.write(generationPath(g.Number), g, cfg); err != nil {
 		return fmt.Errorf("keep the configuration: %w", err)
 	}
 	for _, old := range kept[min(len(kept), Limit-1):] {
@@ -103,16 +101,52 @@ func generationPath(number int) string {
 	return filepath.Join(generationsDir, strconv.Itoa(number)+suffix)
 }
 
-func sum(body []byte) string {
-	hash := sha256.Sum256(body)
-	return hex.EncodeToString(hash[:])
-}
-
 // SumOf returns the hash that the generation of a configuration has.
 func SumOf(cfg config.Config) (string, error) {
-	cfg.Forwards = slices.DeleteFunc(slices.Clone(cfg.Forwards), func(f rule.Forward) bool { return f.Drains() })
-	body, err := json.Marshal(cfg)
-	return sum(body), err
+	hash := sha256.New()
+	buffered := bufio.NewWriter(hash)
+	err := errors.Join(encode(buffered, cfg), buffered.Flush())
+	return hex.EncodeToString(hash.Sum(nil)), err
+}
+
+// encode writes a configuration: one line for all but the forwards, and one for each forward that does not drain. There may be so many
+// forwards that their text must not be in memory as a whole.
+func encode(w io.Writer, cfg config.Config) error {
+	encoder := json.NewEncoder(w)
+	settings := cfg
+	settings.Forwards = nil
+	if err := encoder.Encode(settings); err != nil {
+		return err
+	}
+	for i := range cfg.Forwards {
+		if cfg.Forwards[i].Drains() {
+			continue
+		}
+		if err := encoder.Encode(&cfg.Forwards[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// decode reads what encode wrote. The configuration is valid.
+func decode(r io.Reader) (config.Config, error) {
+	cfg := config.Default()
+	decoder := json.NewDecoder(r)
+	if err := decoder.Decode(&cfg); err != nil {
+		return cfg, err
+	}
+	for {
+		var f rule.Forward
+		err := decoder.Decode(&f)
+		if errors.Is(err, io.EOF) {
+			return cfg, cfg.Validate()
+		}
+		if err != nil {
+			return cfg, err
+		}
+		cfg.Forwards = append(cfg.Forwards, f)
+	}
 }
 
 // List returns the kept generations, newest first. Nothing was kept: none, and no error. Files that cannot be read are left out, and the
@@ -135,7 +169,7 @@ func (s *Store) List() ([]Generation, error) {
 			continue // a temporary file, or a file that is not ours
 		}
 		var g Generation
-		if _, err := s.read(filepath.Join(generationsDir, entry.Name()), &g, maxHead); err != nil {
+		if err := s.read(filepath.Join(generationsDir, entry.Name()), &g, nil); err != nil {
 			errs = append(errs, err)
 			continue
 		}
@@ -146,12 +180,9 @@ func (s *Store) List() ([]Generation, error) {
 }
 
 // Config returns the configuration of a generation. It is valid.
-func (s *Store) Config(g Generation) (config.Config, error) {
-	body, err := s.read(generationPath(g.Number), &Generation{}, maxSize)
-	if err != nil {
-		return config.Config{}, err
-	}
-	return s.decode(generationPath(g.Number), body)
+func (s *Store) Config(g Generation) (cfg config.Config, err error) {
+	err = s.read(generationPath(g.Number), &Generation{}, &cfg)
+	return cfg, err
 }
 
 // Newest returns the configuration that was kept last, and false if none was kept.
@@ -162,18 +193,6 @@ func (s *Store) Newest() (config.Config, Generation, bool, error) {
 	}
 	cfg, err := s.Config(list[0])
 	return cfg, list[0], err == nil, err
-}
-
-func (s *Store) decode(name string, body []byte) (config.Config, error) {
-	cfg := config.Default()
-	err := json.Unmarshal(body, &cfg)
-	if err == nil {
-		err = cfg.Validate()
-	}
-	if err != nil {
-		return config.Config{}, fmt.Errorf("%s: not a configuration that this version reads: %w", filepath.Join(s.dir, name), err)
-	}
-	return cfg, nil
 }
 
 // Pending is a change that waits for its confirmation, with the configuration to return to.
@@ -192,11 +211,7 @@ type Pending struct {
 // SetPending stores a change that will wait for its confirmation.
 func (s *Store) SetPending(p Pending) error {
 	p.Schema = schema
-	body, err := json.Marshal(p.Before)
-	if err == nil {
-		err = s.write(pendingFile, p, body)
-	}
-	if err != nil {
+	if err := s.write(pendingFile, p, p.Before); err != nil {
 		return fmt.Errorf("keep the configuration to return to: %w", err)
 	}
 	return nil
@@ -205,15 +220,14 @@ func (s *Store) SetPending(p Pending) error {
 // Pending returns the change that waits for its confirmation, nil if there is none.
 func (s *Store) Pending() (*Pending, error) {
 	var p Pending
-	body, err := s.read(pendingFile, &p, maxSize)
+	err := s.read(pendingFile, &p, &p.Before)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, err
 	}
-	p.Before, err = s.decode(pendingFile, body)
-	return &p, err
+	return &p, nil
 }
 
 // ClearPending ends the wait. It does nothing if no change waits.
@@ -235,7 +249,7 @@ func (s *Store) RefusePending() error {
 // Refused returns the change of the last RefusePending, nil if there is none. It lacks Before.
 func (s *Store) Refused() (*Pending, error) {
 	var p Pending
-	_, err := s.read(refusedFile, &p, maxHead)
+	err := s.read(refusedFile, &p, nil)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -245,8 +259,8 @@ func (s *Store) Refused() (*Pending, error) {
 // Allow undoes RefusePending.
 func (s *Store) Allow() error { return s.remove(refusedFile) }
 
-// write replaces a file: one line with head, one line with body.
-func (s *Store) write(name string, head any, body []byte) error {
+// write replaces a file: one line with head, then the configuration.
+func (s *Store) write(name string, head any, cfg config.Config) error {
 	text, err := json.Marshal(head)
 	if err != nil {
 		return err
@@ -255,7 +269,12 @@ func (s *Store) write(name string, head any, body []byte) error {
 	if err := s.makeDir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	if err := atomicfile.Write(path, slices.Concat(text, []byte("\n"), body, []byte("\n"))); err != nil {
+	err = atomicfile.WriteStream(path, func(w io.Writer) error {
+		buffered := bufio.NewWriter(w)
+		_, err := buffered.Write(append(text, '\n'))
+		return errors.Join(err, encode(buffered, cfg), buffered.Flush())
+	})
+	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return nil
@@ -279,31 +298,47 @@ func (s *Store) makeDir(dir string) error {
 	return nil
 }
 
-// read reads the head of a file, and returns its body, up to limit bytes together. It fails for a file, or a directory, that others can
-// write.
-func (s *Store) read(name string, head any, limit int64) ([]byte, error) {
+// read reads the head of a file, and its configuration unless cfg is nil. It fails for a file, or a directory, that others can write.
+func (s *Store) read(name string, head any, cfg *config.Config) error {
 	path := filepath.Join(s.dir, name)
-	data, err := readTrusted(path, limit)
+	file, err := openTrusted(path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, err
+		return err
 	}
 	if err == nil {
-		first, rest, _ := bytes.Cut(data, []byte("\n"))
-		var version struct {
-			Schema int `json:"schema"`
-		}
-		err = errors.Join(json.Unmarshal(first, head), json.Unmarshal(first, &version))
-		if err == nil && version.Schema != schema {
-			err = fmt.Errorf("written by another version of hairpin (schema %d, this version reads %d)", version.Schema, schema)
-		}
-		if err == nil {
-			return rest, nil
-		}
+		defer file.Close()
+		err = readFrom(bufio.NewReader(io.LimitReader(file, maxSize)), head, cfg)
 	}
-	return nil, fmt.Errorf("read %s: %w", path, err)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	return nil
 }
 
-func readTrusted(path string, limit int64) ([]byte, error) {
+func readFrom(r *bufio.Reader, head any, cfg *config.Config) error {
+	first, err := r.ReadSlice('\n') // the buffer limits the line
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	var version struct {
+		Schema int `json:"schema"`
+	}
+	if err := json.Unmarshal(first, &version); err != nil {
+		return err
+	}
+	if version.Schema != schema {
+		return fmt.Errorf("written by another version of hairpin (schema %d, this version reads %d)", version.Schema, schema)
+	}
+	if err := json.Unmarshal(first, head); err != nil || cfg == nil {
+		return err
+	}
+	if *cfg, err = decode(r); err != nil {
+		return fmt.Errorf("not a configuration that this version reads: %w", err)
+	}
+	return nil
+}
+
+func openTrusted(path string) (*os.File, error) {
 	dir, err := os.Stat(filepath.Dir(path))
 	if err != nil {
 		return nil, err
@@ -315,18 +350,17 @@ func readTrusted(path string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer file.Close()
 	info, err := file.Stat()
+	if err == nil {
+		err = trust.Check(path, info)
+	}
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("not a regular file")
+	}
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, file.Close())
 	}
-	if !info.Mode().IsRegular() {
-		return nil, errors.New("not a regular file")
-	}
-	if err := trust.Check(path, info); err != nil {
-		return nil, err
-	}
-	return io.ReadAll(io.LimitReader(file, limit))
+	return file, nil
 }
 
 // remove removes a file, so that it is also gone after a power cut.
