@@ -261,7 +261,7 @@ func (a *app) applyFile(command *cobra.Command, path string, wait time.Duration)
 	if wait == 0 {
 		out, err = w.keeper.Apply(cfg, name)
 	} else {
-		out, waits, err = w.keeper.ApplyUntil(cfg, name, wait, a.watch)
+		out, waits, err = w.keeper.ApplyUntil(cfg, name, wait, a.startLater)
 	}
 	if err != nil {
 		return err

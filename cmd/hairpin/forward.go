@@ -213,7 +213,7 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	}
 	if taken && running.Same(old, forward) {
 		a.say("nothing to do: %s (from %s) exists already", forward, old.Source)
-		return a.printForwardRows("add", running, nil, config.Change{})
+		return a.printForwardRows("add", running, nil, nil)
 	}
 	if taken && (old.Disabled || old.Drains()) {
 		return invalid(fmt.Errorf("%s %q exists already and %s; use \"forward enable\", \"forward replace\" or \"forward del\", or choose another name",
@@ -238,7 +238,7 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
 	a.noticeFindings(s.FindingsOf(running, forward))
-	return a.printForwardRows("add", running, []rule.Forward{forward}, out.Change)
+	return a.printForwardRows("add", running, []rule.Forward{forward}, nil)
 }
 
 // warnNames warns of host names of forward that do not lead to its target, compared with the forwards of
@@ -256,8 +256,8 @@ func (a *app) warnNames(cfg config.Config, forward rule.Forward) {
 }
 
 // printForwardRows prints the JSON document of a command that changed forwards:
-// {"schema":1,"<name>":{"forwards":[..],"ends":{..}}}, without counters.
-func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.Forward, did config.Change) error {
+// {"schema":1,"<name>":{"forwards":[..],"ends":{..}}}, without counters. nil leaves ends out: the command cannot end connections.
+func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.Forward, ends map[string]int) error {
 	if !a.json {
 		return nil
 	}
@@ -265,7 +265,11 @@ func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.F
 	for _, f := range forwards {
 		rows = append(rows, newForwardRow(cfg, f))
 	}
-	return a.printJSON(name, map[string]any{"forwards": rows, "ends": withEmptyLists(did).Ends})
+	document := map[string]any{"forwards": rows}
+	if ends != nil {
+		document["ends"] = ends
+	}
+	return a.printJSON(name, document)
 }
 
 // edit changes the forwards of the running configuration. doing is the command for the list of kept configurations. edit returns the
@@ -331,7 +335,7 @@ func (a *app) replaceForward(command *cobra.Command, forward rule.Forward) error
 	})
 	if errors.Is(err, same) {
 		a.say("nothing to do: %s runs already", forward)
-		return a.printForwardRows("replace", running, nil, config.Change{})
+		return a.printForwardRows("replace", running, nil, map[string]int{})
 	}
 	if err != nil {
 		return err
@@ -344,7 +348,7 @@ func (a *app) replaceForward(command *cobra.Command, forward rule.Forward) error
 		a.warnNames(running, forward)
 		a.noticeFindings(w.FindingsOf(running, forward))
 	}
-	return a.printForwardRows("replace", running, []rule.Forward{forward}, out.Change)
+	return a.printForwardRows("replace", running, []rule.Forward{forward}, withEmptyLists(out.Change).Ends)
 }
 
 // switchForwards enables or disables forwards.
@@ -389,7 +393,7 @@ func (a *app) switchForwards(command *cobra.Command, names []string, enable bool
 		a.say("%s %s", did, f)
 		a.sayRuntimeOnly(f, "undoes this")
 	}
-	return a.printForwardRows(name, running, switched, out.Change)
+	return a.printForwardRows(name, running, switched, withEmptyLists(out.Change).Ends)
 }
 
 // delForwards deletes forwards: at once, or when they have drained for at most this time.
@@ -429,11 +433,11 @@ func (a *app) delForwards(command *cobra.Command, names []string, drain time.Dur
 		a.sayRuntimeOnly(f, "adds it again")
 	}
 	if drain != 0 {
-		if err := a.watch(); err != nil {
+		if err := a.startLater(); err != nil {
 			a.warn("cannot start the process that deletes the forwards later; the daemon, or the next command that changes something, does so: %s", err)
 		}
 	}
-	return a.printForwardRows("del", running, deleted, out.Change)
+	return a.printForwardRows("del", running, deleted, withEmptyLists(out.Change).Ends)
 }
 
 func findForward(cfg config.Config, name string) (rule.Forward, bool) {

@@ -170,7 +170,7 @@ to reload, 5 lock not obtained, 128+N ended by signal N.`,
 		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand(), a.reloadCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
-		a.completionCommand(), a.versionCommand(), a.watchCommand(),
+		a.completionCommand(), a.versionCommand(), a.laterCommand(),
 	)
 	return root
 }

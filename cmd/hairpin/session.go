@@ -82,13 +82,13 @@ func (a *app) noticeUnkept(why error) {
 	}
 }
 
-// watch starts the process that does what is due later, though this command, the daemon and the terminal are gone.
-func (a *app) watch() error {
+// startLater starts the process that does what is due later, though this command, the daemon and the terminal are gone.
+func (a *app) startLater() error {
 	dir, err := filepath.Abs(a.dir)
 	if err != nil {
 		return err
 	}
-	return detached.Start(detached.Options{Args: []string{"--bpffs", dir, watchName}, Scope: detached.FindScope()})
+	return detached.Start(detached.Options{Args: []string{"--bpffs", dir, laterName}, Scope: detached.FindScope()})
 }
 
 // afterChange warns of everything in the configuration just applied that has no effect, or no effect yet.

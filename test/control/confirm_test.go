@@ -55,7 +55,7 @@ func watchers(t *testing.T, hp *lab.Hairpin) (pids []int) {
 	}
 	for _, path := range lines {
 		words, err := os.ReadFile(path)
-		if err == nil && strings.Contains(string(words), hp.Dir+"\x00watch-changes") {
+		if err == nil && strings.Contains(string(words), hp.Dir+"\x00finish-changes") {
 			pid, _ := strconv.Atoi(strings.Split(path, "/")[2])
 			pids = append(pids, pid)
 		}

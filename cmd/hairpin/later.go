@@ -18,33 +18,33 @@ import (
 	"hairpin/loader"
 )
 
-// watchName is the hidden command that does later what is due later.
-const watchName = "watch-changes"
+// laterName is the hidden command that does later what is due later.
+const laterName = "finish-changes"
 
 const (
-	// watchEvery is how often the watcher looks whether a change waits, and whether its time is over.
-	watchEvery = 500 * time.Millisecond
+	// lookEvery is how often the watcher looks whether a change waits, and whether its time is over.
+	lookEvery = 500 * time.Millisecond
 	// drainsEvery is how often it looks at forwards that drain: it counts all connections.
 	drainsEvery = 2 * time.Second
-	// watchPause is the time after a failure.
-	watchPause = 5 * time.Second
+	// laterPause is the time after a failure.
+	laterPause = 5 * time.Second
 )
 
-func (a *app) watchCommand() *cobra.Command {
+func (a *app) laterCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:    watchName,
+		Use:    laterName,
 		Short:  "Take a change back that nobody confirms, and delete forwards that have drained",
 		Hidden: true,
 		Args:   takes(0),
 		RunE: func(command *cobra.Command, _ []string) error {
-			return a.watchChanges(command.Context())
+			return a.finishLater(command.Context())
 		},
 	}
 }
 
-// watchChanges runs in a process of its own until nothing waits any more; see packages change and detached. The time is compared with the
-// clock every watchEvery, because the clock of a timer stands still while the machine sleeps.
-func (a *app) watchChanges(ctx context.Context) error {
+// finishLater runs in a process of its own until nothing waits any more; see packages change and detached. The time is compared with the
+// clock every lookEvery, because the clock of a timer stands still while the machine sleeps.
+func (a *app) finishLater(ctx context.Context) error {
 	if err := detached.Ready(); err != nil {
 		return err
 	}
@@ -54,13 +54,13 @@ func (a *app) watchChanges(ctx context.Context) error {
 		if drains {
 			drainsAt = change.SinceBoot() + drainsEvery
 		}
-		waits, err := a.watchOnce(ctx, drains)
-		pause := watchEvery
+		waits, err := a.finishOnce(ctx, drains)
+		pause := lookEvery
 		switch {
 		case errors.Is(err, loader.ErrNotLoaded):
 			return err // nothing runs, so nothing can be taken back
 		case err != nil:
-			if pause = watchPause; err.Error() != told {
+			if pause = laterPause; err.Error() != told {
 				tellSystem(syslog.LOG_ERR, err.Error())
 			}
 			told = err.Error()
@@ -75,9 +75,9 @@ func (a *app) watchChanges(ctx context.Context) error {
 	}
 }
 
-// watchOnce does what is due, and reports whether something still waits. Without drains it does not look at forwards that drain, and
+// finishOnce does what is due, and reports whether something still waits. Without drains it does not look at forwards that drain, and
 // takes it that some do.
-func (a *app) watchOnce(ctx context.Context, drains bool) (waits bool, err error) {
+func (a *app) finishOnce(ctx context.Context, drains bool) (waits bool, err error) {
 	p, err := a.store().Pending()
 	if err != nil {
 		return true, err
