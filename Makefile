@@ -162,6 +162,7 @@ endif
 	rm -f $(INSTALLED_BINARY) $(INSTALLED_UNIT)
 	rm -rf $(INSTALLED_SHARE)
 ifeq ($(DESTDIR),)
+	rm -rf /var/lib/hairpin
 	@if test -d /run/systemd/system; then systemctl daemon-reload; fi
 endif
 	@if test -e $(DESTDIR)/etc/hairpin; then echo "$(DESTDIR)/etc/hairpin stays, with your configuration; remove it if you do not need it."; fi

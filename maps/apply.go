@@ -29,7 +29,28 @@ func (t *Tables) Plan(c config.Config) (config.Change, error) {
 	if err != nil {
 		return config.Change{}, err
 	}
-	return running.Change(c), nil
+	return t.changeTo(c, running)
+}
+
+// changeTo returns the change from the running configuration to c, with the connections that it ends.
+func (t *Tables) changeTo(c config.Config, running *compile.Running) (config.Change, error) {
+	change := running.Change(c)
+	if len(running.Ending) == 0 {
+		return change, nil
+	}
+	now, err := t.CountConnections(rule.Selector{})
+	if err != nil {
+		return config.Change{}, fmt.Errorf("count the connections that the change ends: %w", err)
+	}
+	for _, name := range running.Ending {
+		if number := now.Forwards[name]; number > 0 {
+			if change.Ends == nil {
+				change.Ends = map[string]int{}
+			}
+			change.Ends[name] = number
+		}
+	}
+	return change, nil
 }
 
 // Apply makes c, which must be valid (see config.Config.Validate), the running configuration. First it builds everything. Then one write swaps the whole set of
@@ -62,7 +83,10 @@ func (t *Tables) Prepare(c config.Config) (config.Change, error) {
 	if err != nil {
 		return config.Change{}, err
 	}
-	change := running.Change(c)
+	change, err := t.changeTo(c, running)
+	if err != nil {
+		return config.Change{}, err
+	}
 	p, err := t.compile(c, running)
 	if err != nil {
 		return config.Change{}, err

@@ -94,6 +94,24 @@ func (t *Tables) Find(name string) (rule.Forward, bool, error) {
 	return o.Find(name)
 }
 
+// Drains returns the running forwards that drain.
+func (t *Tables) Drains() (list []rule.Forward, err error) {
+	o, _, err := t.outline()
+	if errors.Is(err, ErrEmpty) {
+		return nil, nil
+	}
+	if err != nil || !o.Draining {
+		return nil, err
+	}
+	err = o.Each(func(f *rule.Forward, _ compile.EpochRef) bool {
+		if f.Drains() {
+			list = append(list, f.Clone())
+		}
+		return true
+	})
+	return list, err
+}
+
 // running returns the live document and its generation. Callers share the document and must not change it.
 func (t *Tables) running() (*compile.Document, uint32, error) {
 	o, generation, err := t.outline()

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
 )
@@ -91,14 +92,19 @@ func (a *app) attach(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	result, err := s.Start(cfg)
-	if err = errors.Join(err, router.Refusals(result.Ports)); err != nil {
+	keeper := &change.Keeper{Router: s.Router, Store: a.store()}
+	started, err := keeper.Start(cfg, nil)
+	if err = errors.Join(err, router.Refusals(started.Ports)); err != nil {
 		return errors.Join(err, s.Discard())
 	}
 	defer s.Close()
-	a.say("%s", result)
-	a.afterChange(s, cfg, a.configFile, result)
-	return a.printInterfaces("attach", newPortRows(result.Ports))
+	a.say("%s", started)
+	if started.Apart != nil {
+		a.warn("%s does not run: %s", a.configFile, started.Apart)
+	}
+	a.noticeUnkept(started.Unkept)
+	a.afterChange(s, cfg, a.configFile, started.Result)
+	return a.printInterfaces("attach", newPortRows(started.Ports))
 }
 
 // detach removes only the programs; maps and pins stay.
@@ -178,6 +184,9 @@ func (a *app) detachAll(ctx context.Context) error {
 	ports := a.attachedNow()
 	if err := router.Remove(a.dir); err != nil {
 		return err
+	}
+	if err := a.store().ClearPending(); err != nil { // nothing runs, so there is nothing to take back
+		a.warn("%s", err)
 	}
 	a.say("detached; nothing of hairpin is left in %s", a.dir)
 	return a.printInterfaces("detach", detachedRows(ports))

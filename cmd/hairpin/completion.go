@@ -53,6 +53,20 @@ func (a *app) completeForwards(*cobra.Command, []string, string) (completions, c
 			return true
 		})
 	}
+	disabled, directive := a.completeDisabled(nil, nil, "")
+	return append(names, disabled...), directive
+}
+
+// completeDisabled offers the names of the disabled forwards.
+func (a *app) completeDisabled(*cobra.Command, []string, string) (completions, cobra.ShellCompDirective) {
+	var names completions
+	if s, err := a.open(); err == nil {
+		defer s.Close()
+		cfg, _ := s.Tables.Settings()
+		for _, f := range cfg.Disabled {
+			names = append(names, f.Name)
+		}
+	}
 	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
@@ -67,7 +81,7 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 		return interfaceNames(":"), nothing | cobra.ShellCompDirectiveNoSpace
 	case 3:
 		return completions{"to"}, nothing
-	case 5, 7, 9, 11, 13, 15:
+	case 5, 7, 9, 11, 13, 15, 17:
 		return rule.ForwardOptions(), nothing
 	}
 	if len(args) > 5 && args[len(args)-1] == "reflect" {
@@ -77,6 +91,14 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 		return rule.ClientsNames(), nothing
 	}
 	return nil, nothing
+}
+
+// completeForwardReplace offers the names of the running forwards, and then the words of the grammar of "forward add".
+func (a *app) completeForwardReplace(command *cobra.Command, args []string, word string) (completions, cobra.ShellCompDirective) {
+	if len(args) == 0 {
+		return a.completeForwards(command, args, word)
+	}
+	return a.completeForwardAdd(command, args, word)
 }
 
 // completeSelector offers the words of a connection selector.

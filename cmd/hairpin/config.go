@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/daemon"
 	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/router"
@@ -84,6 +86,9 @@ func forwardsText(cfg config.Config) string {
 	if intercepts > 0 {
 		text += fmt.Sprintf(", %d of them %s", intercepts, map[bool]string{true: "an intercept", false: "intercepts"}[intercepts == 1])
 	}
+	if disabled := len(cfg.Disabled); disabled > 0 {
+		text += fmt.Sprintf(", %d disabled", disabled)
+	}
 	return text
 }
 
@@ -119,22 +124,51 @@ func (a *app) diffCommand() *cobra.Command {
 	}
 }
 
+// Limits of --confirm: nobody could confirm within less than a second, and a change that waits for a day is forgotten.
+const (
+	shortestWait = time.Second
+	longestWait  = 24 * time.Hour
+)
+
 func (a *app) applyCommand() *cobra.Command {
-	var dryRun bool
+	var (
+		dryRun bool
+		wait   time.Duration
+	)
 	command := &cobra.Command{
-		Use:   "apply [FILE|-] [--dry-run]",
+		Use:   "apply [FILE|-] [--dry-run | --confirm TIME]",
 		Short: "Apply a configuration file, wholly or not at all; - reads standard input",
-		Args:  takes(1),
+		Long: `Apply a configuration file, wholly or not at all; - reads standard input. It says
+how many connections end.
+
+With --confirm the configuration of before runs again after TIME, unless "hairpin
+confirm" comes before. This happens also if this command, the daemon or the terminal
+is gone, and after a reboot. Until then no other change is accepted, except
+"hairpin rollback", which returns to the configuration of before at once.
+The files stay as they are: correct them, because a start of the daemon does not run
+files that were not confirmed.`,
+		Example: `  hairpin apply --confirm 60s && echo "still connected" && hairpin confirm`,
+		Args:    takes(1),
 		RunE: func(command *cobra.Command, args []string) error {
 			path := a.configPath(args)
-			if dryRun {
+			confirm := command.Flags().Changed("confirm")
+			switch {
+			case confirm && dryRun:
+				a.started = false // a usage error
+				return errors.New("--dry-run changes nothing, so there is nothing to confirm; leave one of the two out")
+			case confirm && (wait < shortestWait || wait > longestWait):
+				a.started = false
+				return fmt.Errorf("--confirm %s is out of range; it is 1s to 24h", wait)
+			case dryRun:
 				_, err := a.printPlan(path)
 				return err
 			}
-			return a.applyFile(command, path)
+			return a.applyFile(command, path, wait)
 		},
 	}
 	command.Flags().BoolVar(&dryRun, "dry-run", false, "only show what would change")
+	command.Flags().DurationVar(&wait, "confirm", 0, "`TIME` after which the configuration of before runs again")
+	command.Flags().Lookup("confirm").DefValue = ""
 	return command
 }
 
@@ -200,33 +234,60 @@ func (a *app) printPlan(path string) (bool, error) {
 		return !change.Empty(), a.printJSON("diff", withEmptyLists(change))
 	}
 	a.printChange(running, cfg, change)
+	if ends := change.EndsText(); ends != "" {
+		a.say("%s", ends)
+	}
 	return !change.Empty(), nil
 }
 
-func (a *app) applyFile(command *cobra.Command, path string) error {
+// applyResult is the JSON form of apply.
+type applyResult struct {
+	config.Change
+	ConfirmWithin float64 `json:"confirm_within_seconds,omitempty"` // without a confirmation the change is taken back
+}
+
+// applyFile applies a file; with a wait other than 0, the change must be confirmed within it.
+func (a *app) applyFile(command *cobra.Command, path string, wait time.Duration) error {
 	cfg, err := a.readConfig(path)
 	if err != nil {
 		return err
 	}
-	s, err := a.openLocked(command.Context())
+	w, err := a.openToChange(command.Context())
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	result, err := s.Apply(cfg)
+	defer w.Close()
+	name, waits := "apply "+path, false
+	var out change.Outcome
+	if wait == 0 {
+		out, err = w.keeper.Apply(cfg, name)
+	} else {
+		out, waits, err = w.keeper.ApplyUntil(cfg, name, wait, a.startLater)
+	}
 	if err != nil {
 		return err
 	}
-	a.say("applied: %s", result.Summary())
-	a.afterChange(s, cfg, path, result)
+	a.say("applied: %s", out.Summary())
+	if waits {
+		a.say("unless \"hairpin confirm\" comes within %s, the configuration of before runs again", wait)
+	}
+	a.noticeUnkept(out.Unkept)
+	a.afterChange(w.Session, cfg, path, out.Result)
 	if a.json {
-		return a.printJSON("apply", withEmptyLists(result.Change))
+		done := applyResult{Change: withEmptyLists(out.Change)}
+		if waits {
+			done.ConfirmWithin = wait.Seconds()
+		}
+		return a.printJSON("apply", done)
 	}
 	return nil
 }
 
 // withEmptyLists replaces nil lists, so that JSON has [] instead of null.
 func withEmptyLists(change config.Change) config.Change {
+	if change.Ends == nil {
+		change.Ends = map[string]int{}
+	}
 	for _, list := range []*[]string{&change.Added, &change.Removed, &change.Changed, &change.Settings} {
 		if *list == nil {
 			*list = []string{}
@@ -255,7 +316,11 @@ func (a *app) printChange(running, file config.Config, change config.Change) {
 
 func (a *app) printForwardLine(sign string, cfg config.Config, name string) {
 	if f, ok := findForward(cfg, name); ok {
-		a.printChangeLine(sign, fmt.Sprintf("%s %s", f.Kind(), f))
+		state := ""
+		if f.Disabled {
+			state = " (disabled)"
+		}
+		a.printChangeLine(sign, fmt.Sprintf("%s %s%s", f.Kind(), f, state))
 	}
 }
 

@@ -12,6 +12,8 @@ import (
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
+	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/control"
 	"hairpin/cmd/hairpin/dns"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/toml"
@@ -26,7 +28,7 @@ const (
 	exitInvalid     = 1 // usage or configuration is invalid
 	exitRefused     = 2 // kernel refused, or no permission
 	exitNotFound    = 3 // not found, or diff is not empty
-	exitNotAttached = 4 // not attached, or another table layout
+	exitNotAttached = 4 // not attached, another table layout, or no daemon to ask
 	exitLocked      = 5
 	exitSignal      = 128 // plus the number of the signal, as shells do
 )
@@ -81,13 +83,20 @@ func exitCode(err error) int {
 		path     *dns.PathError
 		notFound notFoundError
 		ended    signalError
+		reload   reloadError
 	)
 	switch {
 	case err == nil:
 		return exitDone
+	case errors.As(err, &reload):
+		return max(exitInvalid, reload.code)
 	case errors.As(err, &ended):
 		return exitSignal + int(ended.Signal)
-	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema):
+	case errors.Is(err, change.ErrPending):
+		return exitInvalid
+	case errors.Is(err, change.ErrNothingPending), errors.Is(err, change.ErrNoGeneration):
+		return exitNotFound
+	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema), errors.Is(err, control.ErrNoDaemon):
 		return exitNotAttached
 	case errors.Is(err, loader.ErrLocked), errors.Is(err, presence.ErrRunning):
 		return exitLocked

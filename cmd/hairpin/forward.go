@@ -11,9 +11,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/dns"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
@@ -26,15 +28,15 @@ func (a *app) forwardCommand() *cobra.Command {
 	command := &cobra.Command{
 		Use:     "forward [show] [NAME..] [-s] [--sort KEY] [-r]",
 		Aliases: []string{"forwards"},
-		Short:   "Show, add and delete forwards",
-		Long: `Show, add and delete forwards. An intercept is a forward for LAN traffic to a
+		Short:   "Show, add, replace, disable and delete forwards",
+		Long: `Show, add, replace, disable and delete forwards. An intercept is a forward for LAN traffic to a
 port, whatever its destination address. Intercepts are shown and deleted like
 other forwards; they are added in the configuration file only, as [[intercept]].`,
 		RunE:              show.RunE,
 		ValidArgsFunction: a.completeForwards,
 	}
 	command.Flags().AddFlagSet(show.Flags())
-	command.AddCommand(show, a.forwardAddCommand(), a.forwardDelCommand())
+	command.AddCommand(show, a.forwardAddCommand(), a.forwardReplaceCommand(), a.forwardDelCommand(), a.forwardDisableCommand(), a.forwardEnableCommand())
 	return command
 }
 
@@ -52,6 +54,10 @@ With "off+wan" LAN clients are not served on the external address.
 
 EXTERNAL has the addresses on which the forward listens now, with their interface.
 "(no address)" means that the interface has none of the forward's family.
+
+"(disabled)" after the name: the forward matches no packet; see "forward enable".
+"(drains)": it opens no connection any more, and is deleted when its connections
+have ended; see "forward del --drain". -v adds the comments.
 
 With -s: PACKETS and BYTES count both directions since the forward was added. REFUSED
 counts packets that would have opened a connection and were refused: by from, reflect,
@@ -99,7 +105,9 @@ rate is how many connections may be opened, and how many of them at once: 100/s,
 IPv6 /64 on the Internet. A change of a rate ends no connection.
 
 host gives the DNS names of the forward. "hairpin dns" writes them for the name
-server of the LAN.`,
+server of the LAN.
+
+comment says what the forward is for. "forward show -v" shows it.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
@@ -120,21 +128,89 @@ server of the LAN.`,
 	}
 }
 
-func (a *app) forwardDelCommand() *cobra.Command {
+func (a *app) forwardReplaceCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:               "del NAME..",
-		Aliases:           []string{"delete", "rm", "remove"},
-		Short:             "Delete running forwards; their connections end at once",
+		Use:   "replace " + rule.ForwardSyntax,
+		Short: "Replace a running forward by another one of the same name, at once",
+		Long: `Replace a running forward by another one of the same name, at once: no packet meets
+neither or both. The arguments are those of "forward add"; what is not given has its
+default, not the value of the old forward. Connections live on if the new forward
+does the same for them: a change of the comment, of a rate or of a host ends none.
+A disabled forward stays disabled.`,
+		Example:           `  hairpin forward replace web tcp 443 to 192.168.1.21:8443`,
+		Args:              needs(rule.ForwardSyntax),
+		ValidArgsFunction: a.completeForwardReplace,
+		RunE: func(command *cobra.Command, args []string) error {
+			forward, err := rule.ParseForward(args)
+			if err != nil {
+				return invalid(err)
+			}
+			forward.Source = router.SourceCLI
+			return a.replaceForward(command, forward)
+		},
+	}
+}
+
+// Limits of --drain: a second is the shortest time worth waiting for.
+const (
+	shortestDrain = time.Second
+	longestDrain  = 30 * 24 * time.Hour
+)
+
+func (a *app) forwardDelCommand() *cobra.Command {
+	var drain time.Duration
+	command := &cobra.Command{
+		Use:     "del NAME.. [--drain TIME]",
+		Aliases: []string{"delete", "rm", "remove"},
+		Short:   "Delete running forwards; their connections end at once, or by and by",
+		Long: `Delete running forwards. Their connections end at once.
+
+With --drain the forwards open no connection from now on. Those that exist live on
+until they end, at most for TIME; then the forward is deleted. This happens also if
+the daemon is not running. A disabled forward is deleted at once.`,
 		Args:              needs("NAME"),
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(command *cobra.Command, names []string) error {
-			return a.delForwards(command, names)
+			if command.Flags().Changed("drain") && (drain < shortestDrain || drain > longestDrain) {
+				a.started = false // a usage error
+				return fmt.Errorf("--drain %s is out of range; it is 1s to 720h", drain)
+			}
+			return a.delForwards(command, names, drain)
+		},
+	}
+	command.Flags().DurationVar(&drain, "drain", 0, "`TIME` for which connections may live on")
+	command.Flags().Lookup("drain").DefValue = ""
+	return command
+}
+
+func (a *app) forwardDisableCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "disable NAME..",
+		Short: "Disable running forwards: they match no packet, and their connections end",
+		Long: `Disable running forwards: they match no packet, and their connections end at once.
+They stay in the list, and "hairpin save" writes them with enabled = false.`,
+		Args:              needs("NAME"),
+		ValidArgsFunction: a.completeForwards,
+		RunE: func(command *cobra.Command, names []string) error {
+			return a.switchForwards(command, names, false)
+		},
+	}
+}
+
+func (a *app) forwardEnableCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:               "enable NAME..",
+		Short:             "Enable disabled forwards",
+		Args:              needs("NAME"),
+		ValidArgsFunction: a.completeDisabled,
+		RunE: func(command *cobra.Command, names []string) error {
+			return a.switchForwards(command, names, true)
 		},
 	}
 }
 
 func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
-	s, err := a.openLocked(command.Context())
+	s, err := a.openToChange(command.Context())
 	if err != nil {
 		return err
 	}
@@ -149,10 +225,14 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	}
 	if taken && running.Same(old, forward) {
 		a.say("nothing to do: %s (from %s) exists already", forward, old.Source)
-		return a.printForwardRows("add", running, nil)
+		return a.printForwardRows("add", running, nil, nil)
+	}
+	if taken && (old.Disabled || old.Drains()) {
+		return invalid(fmt.Errorf("%s %q exists already and %s; use \"forward enable\", \"forward replace\" or \"forward del\", or choose another name",
+			old.Kind(), old.Name, map[bool]string{true: "is disabled", false: "drains"}[old.Disabled]))
 	}
 	if taken {
-		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); delete it first, or choose another name",
+		return invalid(fmt.Errorf("%s %q exists already: %s (from %s); use \"forward replace\", or choose another name",
 			old.Kind(), old.Name, old, old.Source))
 	}
 	if len(forward.Hosts) > 0 {
@@ -161,14 +241,16 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 			return err
 		}
 	}
-	if _, err := s.Add(running, forward); err != nil {
+	out, err := s.keeper.Add(running, forward, "forward add "+forward.Name)
+	if err != nil {
 		return err
 	}
 	a.say("added %s", forward)
+	a.noticeUnkept(out.Unkept)
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
 	a.noticeFindings(s.FindingsOf(running, forward))
-	return a.printForwardRows("add", running, []rule.Forward{forward})
+	return a.printForwardRows("add", running, []rule.Forward{forward}, nil)
 }
 
 // warnNames warns of host names of forward that do not lead to its target, compared with the forwards of
@@ -186,8 +268,8 @@ func (a *app) warnNames(cfg config.Config, forward rule.Forward) {
 }
 
 // printForwardRows prints the JSON document of a command that changed forwards:
-// {"schema":1,"<name>":{"forwards":[..]}}, without counters.
-func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.Forward) error {
+// {"schema":1,"<name>":{"forwards":[..],"ends":{..}}}, without counters. nil leaves ends out: the command cannot end connections.
+func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.Forward, ends map[string]int) error {
 	if !a.json {
 		return nil
 	}
@@ -195,55 +277,198 @@ func (a *app) printForwardRows(name string, cfg config.Config, forwards []rule.F
 	for _, f := range forwards {
 		rows = append(rows, newForwardRow(cfg, f))
 	}
-	return a.printJSON(name, map[string]any{"forwards": rows})
+	document := map[string]any{"forwards": rows}
+	if ends != nil {
+		document["ends"] = ends
+	}
+	return a.printJSON(name, document)
 }
 
-func (a *app) delForwards(command *cobra.Command, names []string) error {
-	s, err := a.openLocked(command.Context())
+// edit changes the forwards of the running configuration. doing is the command for the list of kept configurations. edit returns the
+// running configuration before.
+func (a *app) edit(w *writer, doing string, edit func(*config.Config) error) (config.Config, change.Outcome, error) {
+	running, err := w.Running()
+	if err != nil {
+		return running, change.Outcome{}, err
+	}
+	wanted := running
+	wanted.Forwards, wanted.Disabled = slices.Clone(running.Forwards), slices.Clone(running.Disabled)
+	if err := edit(&wanted); err != nil {
+		return running, change.Outcome{}, err
+	}
+	if err := wanted.Validate(); err != nil {
+		return running, change.Outcome{}, err
+	}
+	out, err := w.keeper.Edit(wanted, doing)
+	if err == nil {
+		a.noticeUnkept(out.Unkept)
+		if ends := out.Change.EndsText(); ends != "" {
+			a.say("%s", ends)
+		}
+	}
+	return running, out, err
+}
+
+// sayRuntimeOnly says what to do so that a change of a forward outlives a reload; does is what the reload would do.
+func (a *app) sayRuntimeOnly(f rule.Forward, does string) {
+	if f.Source == router.SourceCLI || isFromFile(f.Source, a.savePath()) {
+		a.say("runtime only: run \"hairpin save\" to update the file")
+		return
+	}
+	a.say("runtime only: %s defines %q, and the next reload %s; change that file, too", f.Source, f.Name, does)
+}
+
+func (a *app) replaceForward(command *cobra.Command, forward rule.Forward) error {
+	w, err := a.openToChange(command.Context())
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	var old rule.Forward
+	same := errors.New("nothing to do")
+	running, out, err := a.edit(w, "forward replace "+forward.Name, func(wanted *config.Config) error {
+		found, err := findForwards(*wanted, []string{forward.Name})
+		if err != nil {
+			return err
+		}
+		if old = found[0]; old.Intercept {
+			return invalid(fmt.Errorf("%q is an intercept; change it in %s, and reload", old.Name, old.Source))
+		}
+		forward.Disabled = old.Disabled
+		if wanted.Same(old, forward) {
+			return same
+		}
+		for _, list := range [][]rule.Forward{wanted.Forwards, wanted.Disabled} {
+			if i, there := config.IndexByName(list)[forward.Name]; there {
+				list[i] = forward
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, same) {
+		a.say("nothing to do: %s runs already", forward)
+		return a.printForwardRows("replace", running, nil, map[string]int{})
+	}
+	if err != nil {
+		return err
+	}
+	a.say("replaced %s by %s", old, forward)
+	a.sayRuntimeOnly(old, "brings the old one back")
+	if forward.Disabled {
+		a.say("it is still disabled; run \"hairpin forward enable %s\"", forward.Name)
+	} else {
+		a.warnNames(running, forward)
+		a.noticeFindings(w.FindingsOf(running, forward))
+	}
+	return a.printForwardRows("replace", running, []rule.Forward{forward}, withEmptyLists(out.Change).Ends)
+}
+
+// switchForwards enables or disables forwards.
+func (a *app) switchForwards(command *cobra.Command, names []string, enable bool) error {
+	w, err := a.openToChange(command.Context())
+	if err != nil {
+		return err
+	}
+	defer w.Close()
+	name, did := "disable", "disabled"
+	if enable {
+		name, did = "enable", "enabled"
+	}
+	var switched []rule.Forward
+	running, out, err := a.edit(w, "forward "+name+" "+strings.Join(names, " "), func(wanted *config.Config) error {
+		found, err := findForwards(*wanted, names)
+		if err != nil {
+			return err
+		}
+		for _, f := range found {
+			if f.Disabled != enable {
+				continue // it is so already
+			}
+			remove := func(g rule.Forward) bool { return g.Name == f.Name }
+			f.Disabled, f.DrainUntil = !enable, 0
+			switched = append(switched, f)
+			if enable {
+				wanted.Disabled, wanted.Forwards = slices.DeleteFunc(wanted.Disabled, remove), append(wanted.Forwards, f)
+			} else {
+				wanted.Forwards, wanted.Disabled = slices.DeleteFunc(wanted.Forwards, remove), append(wanted.Disabled, f)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(switched) == 0 {
+		a.say("nothing to do: %s already", did)
+	}
+	for _, f := range switched {
+		a.say("%s %s", did, f)
+		a.sayRuntimeOnly(f, "undoes this")
+	}
+	return a.printForwardRows(name, running, switched, withEmptyLists(out.Change).Ends)
+}
+
+// delForwards deletes forwards: at once, or when they have drained for at most this time.
+func (a *app) delForwards(command *cobra.Command, names []string, drain time.Duration) error {
+	s, err := a.openToChange(command.Context())
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	running, err := s.Running()
-	if err != nil {
-		return err
-	}
-	deleted, err := findForwards(running, names)
-	if err != nil {
-		return err
-	}
-	wanted := running
-	wanted.Forwards = slices.DeleteFunc(slices.Clone(running.Forwards), func(f rule.Forward) bool {
-		return slices.Contains(names, f.Name)
+	var deleted []rule.Forward
+	running, out, err := a.edit(s, "forward del "+strings.Join(names, " "), func(wanted *config.Config) (err error) {
+		if deleted, err = findForwards(*wanted, names); err != nil {
+			return err
+		}
+		named := func(f rule.Forward) bool { return slices.Contains(names, f.Name) }
+		wanted.Disabled = slices.DeleteFunc(wanted.Disabled, named)
+		if drain == 0 {
+			wanted.Forwards = slices.DeleteFunc(wanted.Forwards, named)
+			return nil
+		}
+		for i := range wanted.Forwards {
+			if named(wanted.Forwards[i]) {
+				wanted.Forwards[i].DrainUntil = change.SinceBoot() + drain
+			}
+		}
+		return nil
 	})
-	if _, err := s.Apply(wanted); err != nil {
+	if err != nil {
 		return err
 	}
 	for _, f := range deleted {
-		a.say("deleted %s", f)
-		if f.Source == router.SourceCLI || isFromFile(f.Source, a.savePath()) {
-			a.say("runtime only: run \"hairpin save\" to update the file")
-			continue
+		if drain != 0 && !f.Disabled {
+			a.say("%s opens no connection any more, and is deleted when its connections have ended, at most in %s", f.Name, drain)
+		} else {
+			a.say("deleted %s", f)
 		}
-		a.say("runtime only: %s defines %q, and the next reload adds it again; remove it from that file, too", f.Source, f.Name)
+		a.sayRuntimeOnly(f, "adds it again")
 	}
-	return a.printForwardRows("del", running, deleted)
+	if drain != 0 {
+		if err := a.startLater(); err != nil {
+			a.warn("cannot start the process that deletes the forwards later; the daemon, or the next command that changes something, does so: %s", err)
+		}
+	}
+	return a.printForwardRows("del", running, deleted, withEmptyLists(out.Change).Ends)
 }
 
 func findForward(cfg config.Config, name string) (rule.Forward, bool) {
-	for i := range cfg.Forwards {
-		if f := &cfg.Forwards[i]; f.Name == name {
-			return *f, true
+	for _, list := range [][]rule.Forward{cfg.Forwards, cfg.Disabled} {
+		for i := range list {
+			if list[i].Name == name {
+				return list[i], true
+			}
 		}
 	}
 	return rule.Forward{}, false
 }
 
-// findForwards returns the forwards with these names, in the order of cfg. The error names every missing
+// findForwards returns the forwards with these names, disabled ones too, in the order of cfg. The error names every missing
 // forward.
 func findForwards(cfg config.Config, names []string) ([]rule.Forward, error) {
-	known := make([]string, len(cfg.Forwards))
-	for i, f := range cfg.Forwards {
+	all := cfg.All()
+	known := make([]string, len(all))
+	for i, f := range all {
 		known[i] = f.Name
 	}
 	var errs []error
@@ -253,7 +478,7 @@ func findForwards(cfg config.Config, names []string) ([]rule.Forward, error) {
 		}
 	}
 	var found []rule.Forward
-	for _, f := range cfg.Forwards {
+	for _, f := range all {
 		if slices.Contains(names, f.Name) {
 			found = append(found, f)
 		}
@@ -277,6 +502,9 @@ type forwardRow struct {
 	Intercept   bool     `json:"intercept,omitempty"`
 	LAN         []string `json:"lan,omitempty"`    // of an intercept: the interfaces whose clients are redirected
 	Except      []string `json:"except,omitempty"` // of an intercept: networks that are not redirected
+	Comment     string   `json:"comment,omitempty"`
+	Enabled     bool     `json:"enabled"`
+	Drains      float64  `json:"drains_seconds,omitempty"` // it opens nothing any more, and is deleted after so long at the latest
 	Source      string   `json:"source"`
 	Connections int      `json:"connections"` // present number
 	Packets     uint64   `json:"packets"`     // in both directions, since the forward was added
@@ -309,8 +537,13 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		From:     []string{},
 		Rate:     f.Rate.String(),
 		Hosts:    slices.Clone(f.Hosts),
+		Comment:  f.Comment,
+		Enabled:  !f.Disabled,
 		Source:   f.Source,
 		target:   f.Target,
+	}
+	if f.Drains() {
+		row.Drains = max(0.001, (f.DrainUntil - change.SinceBoot()).Seconds())
 	}
 	row.PerSource = f.RatePerSource.String()
 	for _, p := range f.Protocols {
@@ -329,6 +562,17 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		row.Except = append(row.Except, prefix.String())
 	}
 	return row
+}
+
+// nameCell returns the text of column NAME: the name, and the state if the forward opens no connections.
+func (r forwardRow) nameCell() string {
+	switch {
+	case !r.Enabled:
+		return r.Name + " (disabled)"
+	case r.Drains > 0:
+		return r.Name + " (drains)"
+	}
+	return r.Name
 }
 
 // anyAddress is the external address of an intercept.
@@ -479,7 +723,7 @@ func (a *app) showForwards(names []string, o forwardShow) error {
 	var failed error
 	var kept []forwardRow // rows that are printed after the last one is read
 	missing := slices.Clone(names)
-	err = s.Tables.EachForward(func(f *rule.Forward) bool {
+	show := func(f *rule.Forward) bool {
 		if len(names) == 0 || slices.Contains(names, f.Name) {
 			missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 			row := newForwardRow(cfg, *f)
@@ -492,7 +736,13 @@ func (a *app) showForwards(names []string, o forwardShow) error {
 			failed = print(&row)
 		}
 		return failed == nil
-	})
+	}
+	err = s.Tables.EachForward(show)
+	for i := range cfg.Disabled {
+		if err == nil && failed == nil {
+			show(&cfg.Disabled[i])
+		}
+	}
 	if err == nil && failed == nil {
 		failed = printKept(kept, compare, resolve, print)
 	}
@@ -552,17 +802,23 @@ func (a *app) forwardRows(stats bool, resolve *resolver) (print func(*forwardRow
 	} else {
 		header = append(header, "RATE", "SOURCE")
 	}
+	if a.verbose {
+		header = append(header, "COMMENT")
+	}
 	var t *table // nil until the first forward: an empty list has no header
 	print = func(r *forwardRow) error {
 		if t == nil {
 			t = a.newTable(header...)
 		}
-		cells := []string{r.Name, strings.Join(r.Protocol, ","), r.externalCell(resolve), r.Port, r.targetCell(resolve), r.reflectCell(), r.fromCell()}
+		cells := []string{r.nameCell(), strings.Join(r.Protocol, ","), r.externalCell(resolve), r.Port, r.targetCell(resolve), r.reflectCell(), r.fromCell()}
 		if stats {
 			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10),
 				strconv.FormatUint(r.Refused, 10), r.lastHitCell())
 		} else {
 			cells = append(cells, r.rateCell(), r.Source)
+		}
+		if a.verbose {
+			cells = append(cells, r.Comment)
 		}
 		t.row(cells...)
 		return nil

@@ -126,8 +126,8 @@ daemon runs or not. Results go to stdout, messages to stderr.
 
 Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 2 kernel refused or no permission, 3 not found or diff not empty,
-4 not attached, or attached by a version with another table layout,
-5 lock not obtained, 128+N ended by signal N.`,
+4 not attached, or attached by a version with another table layout, or no daemon
+to reload, 5 lock not obtained, 128+N ended by signal N.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		Args:              rootArgs,
@@ -184,11 +184,11 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 
 	root.AddCommand(
 		a.runCommand(),
-		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.saveCommand(),
+		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand(), a.reloadCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.explainCommand(), a.doctorCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
-		a.completionCommand(), a.versionCommand(),
+		a.completionCommand(), a.versionCommand(), a.laterCommand(),
 	)
 	return root
 }

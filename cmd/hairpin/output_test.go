@@ -92,9 +92,9 @@ func TestForwardJSON(t *testing.T) {
 	}
 	a.finish(nil)
 	want := `{"schema":1,"forwards":[` +
-		`{"name":"all","protocol":["tcp","udp"],"external":"wan0","port":"6000-6010","target":"192.168.1.20:7000-7010","reflect":"off","from":["10.0.0.0/8"],"source":"a.toml:3","connections":0,"packets":0,"bytes":0,"refused":0},` +
-		`{"name":"little","protocol":["tcp"],"external":"","port":"any","target":"192.168.1.20","reflect":"router","from":[],"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0},` +
-		`{"name":"six","protocol":["tcp"],"external":"2001:db8::1","port":"443","target":"[fd00::20]:443","reflect":"router","from":["2001:db8::/32"],"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0}]}` + "\n"
+		`{"name":"all","protocol":["tcp","udp"],"external":"wan0","port":"6000-6010","target":"192.168.1.20:7000-7010","reflect":"off","from":["10.0.0.0/8"],"enabled":true,"source":"a.toml:3","connections":0,"packets":0,"bytes":0,"refused":0},` +
+		`{"name":"little","protocol":["tcp"],"external":"","port":"any","target":"192.168.1.20","reflect":"router","from":[],"enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0},` +
+		`{"name":"six","protocol":["tcp"],"external":"2001:db8::1","port":"443","target":"[fd00::20]:443","reflect":"router","from":["2001:db8::/32"],"enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0}]}` + "\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("document (-want +got):\n%s", diff)
 	}

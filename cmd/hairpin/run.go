@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/cmd/hairpin/daemon"
+	"hairpin/cmd/hairpin/places"
 	"hairpin/maps/config"
 )
 
@@ -24,11 +25,15 @@ func (a *app) runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "The daemon: attach, apply the file, follow the network, serve metrics",
 		Long: `The daemon: attach, apply the file, follow links, addresses and routes, serve
-metrics. SIGHUP reloads the file; an invalid file changes nothing. SIGTERM stops
-the daemon only: packets are still translated until "hairpin detach --all".
+metrics. "hairpin reload" or SIGHUP reloads the file; an invalid file changes nothing.
+SIGTERM stops the daemon only: packets are still translated until "hairpin detach --all".
 
 If hairpin is attached already and the files have not changed, the daemon keeps
-the running configuration, with the forwards that were changed at run time.`,
+the running configuration, with the forwards that were changed at run time.
+
+If the file is invalid, the daemon keeps what runs. If nothing runs, as after a boot,
+it runs the configuration that was applied last. It says so in its log, in "hairpin
+status", in the metrics and at /-/ready.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error { return a.runDaemon(command.Context()) },
 	}
@@ -51,6 +56,9 @@ func (a *app) runDaemon(ctx context.Context) error {
 		ConfigFile: a.configFile,
 		ReadConfig: a.configReader(),
 		Reload:     hangup,
+		Store:      a.store(),
+		Socket:     places.Socket(a.dir),
+		ExitCode:   exitCode,
 		Version:    buildInfo().Version,
 		Notify:     a.getenv("NOTIFY_SOCKET"),
 		Log:        a.newLogger(),

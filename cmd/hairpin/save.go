@@ -85,7 +85,7 @@ func unsaved(running, files config.Config, change config.Change, path string) ([
 	var errs []error
 	elsewhere := make(map[string]bool)
 	deleted, changed := set(change.Added), set(change.Changed)
-	for _, f := range files.Forwards {
+	for _, f := range files.All() {
 		if isFromFile(f.Source, path) {
 			continue
 		}
@@ -99,8 +99,8 @@ func unsaved(running, files config.Config, change config.Change, path string) ([
 		}
 	}
 	var own []rule.Forward
-	for _, f := range running.Forwards {
-		if !elsewhere[f.Name] {
+	for _, f := range running.All() {
+		if !elsewhere[f.Name] && !f.Drains() {
 			own = append(own, f)
 		}
 	}

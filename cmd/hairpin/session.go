@@ -4,10 +4,16 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
+	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/detached"
+	"hairpin/cmd/hairpin/history"
+	"hairpin/cmd/hairpin/places"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps/config"
@@ -30,6 +36,60 @@ func (a *app) load(ctx context.Context, maxConnections uint32) (*router.Session,
 	return router.Load(ctx, a.dir, maxConnections)
 }
 
+// store is where the configurations of this datapath are kept.
+func (a *app) store() *history.Store { return history.New(places.State(a.dir)) }
+
+// writer is a datapath that this command may change.
+type writer struct {
+	*router.Session
+	keeper *change.Keeper
+}
+
+// openToChange takes the writer lock and opens the datapath. First it does what is overdue: it takes a change back that was not confirmed
+// in time, and deletes forwards whose connections have had their time.
+func (a *app) openToChange(ctx context.Context) (*writer, error) {
+	w, err := a.openWriter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	reverted, err := w.keeper.Settle()
+	if reverted != nil {
+		a.say("%s", reverted)
+	}
+	if err == nil {
+		_, err = w.keeper.FinishDrains()
+	}
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+// openWriter is openToChange without the overdue work.
+func (a *app) openWriter(ctx context.Context) (*writer, error) {
+	s, err := a.openLocked(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &writer{s, &change.Keeper{Router: s.Router, Store: a.store()}}, nil
+}
+
+// noticeUnkept warns of a change that runs but is not kept.
+func (a *app) noticeUnkept(why error) {
+	if why != nil {
+		a.warn("the change runs, but \"hairpin rollback\" cannot return to it later: %s", why)
+	}
+}
+
+// startLater starts the process that does what is due later, though this command, the daemon and the terminal are gone.
+func (a *app) startLater() error {
+	dir, err := filepath.Abs(a.dir)
+	if err != nil {
+		return err
+	}
+	return detached.Start(detached.Options{Args: []string{"--bpffs", dir, laterName}, Scope: detached.FindScope()})
+}
+
 // afterChange warns of everything in the configuration just applied that has no effect, or no effect yet.
 func (a *app) afterChange(s *router.Session, cfg config.Config, file string, result router.Result) {
 	daemon, err := presence.Running(a.dir)
@@ -37,7 +97,7 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 		a.warn("cannot look for the daemon: %s", err)
 	}
 	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
-		a.say("metrics.listen takes effect when the daemon reloads; run \"systemctl reload hairpin\"")
+		a.say("metrics.listen takes effect when the daemon reloads; run \"hairpin reload\"")
 	}
 	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
 	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.

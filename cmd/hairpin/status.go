@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -12,7 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/control"
 	"hairpin/cmd/hairpin/diagnose"
+	"hairpin/cmd/hairpin/places"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
@@ -25,9 +29,12 @@ type status struct {
 	Kernel      string           `json:"kernel"`
 	BPFFS       string           `json:"bpffs"`
 	Schema      uint32           `json:"datapath_schema"`
-	Daemon      bool             `json:"daemon"` // a daemon runs
+	Daemon      bool             `json:"daemon"`                     // a daemon runs
+	Apart       string           `json:"files_do_not_run,omitempty"` // why the forwards are not as in the files, as the daemon says
+	Pending     *pendingStatus   `json:"unconfirmed,omitempty"`      // the change that waits for "hairpin confirm"
 	Conntrack   conntrackStatus  `json:"conntrack"`
 	Forwards    int              `json:"forwards"`
+	Disabled    int              `json:"disabled_forwards"` // not among Forwards
 	Connections connectionStatus `json:"connections"`
 	Drops       []dropRow        `json:"drops"` // by reason, the most packets first
 	Interfaces  []portRow        `json:"interfaces"`
@@ -53,6 +60,12 @@ func (c conntrackStatus) String() string {
 		return "asked"
 	}
 	return "not asked: " + c.Reason
+}
+
+// pendingStatus is a change that is taken back unless it is confirmed.
+type pendingStatus struct {
+	Command string  `json:"command"`
+	Left    float64 `json:"seconds_left"`
 }
 
 type connectionStatus struct {
@@ -122,6 +135,7 @@ func (a *app) status() (status, error) {
 	if st.Daemon, err = presence.Running(a.dir); err != nil {
 		return st, err
 	}
+	a.changeStatus(&st, s)
 	cfg, err := s.Tables.Settings()
 	applied := !errors.Is(err, maps.ErrEmpty)
 	if err != nil && applied {
@@ -139,6 +153,7 @@ func (a *app) status() (status, error) {
 	if err != nil {
 		return st, err
 	}
+	st.Disabled = len(cfg.Disabled)
 	st.Forwards, st.Interfaces = survey.Forwards, newPortRows(survey.Ports)
 	for i := range st.Interfaces {
 		row := &st.Interfaces[i]
@@ -174,6 +189,34 @@ func (a *app) status() (status, error) {
 		st.Warnings = append(st.Warnings, router.Unconfigured(cfg, a.configFile))
 	}
 	return st, nil
+}
+
+// changeStatus adds what does not run, or not for good.
+func (a *app) changeStatus(st *status, s *router.Session) {
+	warn := func(text string) { st.Warnings = append(st.Warnings, text) }
+	if st.Daemon {
+		answer, err := control.AskStatus(context.Background(), places.Socket(a.dir))
+		if err != nil {
+			warn(fmt.Sprintf("the daemon cannot be asked whether the files run: %s", err))
+		}
+		if st.Apart = answer.Apart; st.Apart != "" {
+			warn(st.Apart)
+		}
+	}
+	keeper := &change.Keeper{Router: s.Router, Store: a.store()}
+	pending, err := keeper.Waiting()
+	if err != nil {
+		warn(err.Error())
+	} else if pending != nil {
+		st.Pending = &pendingStatus{pending.Command, change.Left(pending).Seconds()}
+		warn(fmt.Sprintf("a change waits for \"hairpin confirm\": %s", change.Describe(pending)))
+	}
+	refused, err := keeper.Store.Refused()
+	if err != nil {
+		warn(err.Error())
+	} else if refused != nil {
+		warn(fmt.Sprintf("%q was not confirmed and was taken back; correct the files, then run \"hairpin reload\": a start of the daemon does not run these files", refused.Command))
+	}
 }
 
 func newPortRows(ports []router.Port) []portRow {
@@ -221,12 +264,16 @@ func (a *app) printStatus(st status) error {
 	if st.Daemon {
 		daemon = "running"
 	}
+	forwards := fmt.Sprint(st.Forwards)
+	if st.Disabled > 0 {
+		forwards += fmt.Sprintf(", and %d disabled", st.Disabled)
+	}
 	facts := [][2]string{
 		{"version", fmt.Sprintf("%s, datapath schema %d, kernel %s", st.Version, st.Schema, st.Kernel)},
 		{"daemon", daemon},
 		{"bpffs", st.BPFFS},
 		{"conntrack", st.Conntrack.String()},
-		{"forwards", fmt.Sprint(st.Forwards)},
+		{"forwards", forwards},
 		{"connections", fmt.Sprintf("%d of %d, %d half-open", st.Connections.Used, st.Connections.Limit, st.Connections.HalfOpen)},
 		{"dropped", dropsText(st.Drops, verdictDrop)},
 		{"refused", dropsText(st.Drops, verdictRefuse)},

@@ -103,7 +103,7 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
 		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0, f.Clients != "",
-		!f.Rate.IsZero(), !f.RatePerSource.IsZero())
+		!f.Rate.IsZero(), !f.RatePerSource.IsZero(), f.Comment != "", f.DrainUntil != 0, f.Disabled)
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
 	c.port(&f.Ports.First)
@@ -122,6 +122,9 @@ func (c *codec) forward(f *rule.Forward) {
 	optional(c, has&1024, (*string)(&f.Clients), (*codec).string)
 	optional(c, has&2048, &f.Rate, (*codec).rate)
 	optional(c, has&4096, &f.RatePerSource, (*codec).rate)
+	optional(c, has&8192, &f.Comment, (*codec).string)
+	optional(c, has&16384, &f.DrainUntil, (*codec).duration)
+	f.Disabled = has&32768 != 0
 }
 
 // bits encodes or decodes flags as one number. The first flag is the lowest bit.
@@ -249,6 +252,13 @@ func (c *codec) rate(r *rule.Rate) {
 	c.word(&r.Count)
 	c.number(&seconds)
 	r.Per = time.Duration(seconds) * time.Second
+}
+
+// duration encodes or decodes a duration.
+func (c *codec) duration(d *time.Duration) {
+	wide := uint64(*d)
+	c.number(&wide)
+	*d = time.Duration(wide)
 }
 
 // addr encodes or decodes an address: the number of bytes (0, 4 or 16), then the bytes.

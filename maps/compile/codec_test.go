@@ -31,6 +31,9 @@ func fill(tb testing.TB, v reflect.Value, seed *int) {
 	case *rule.Rate:
 		*at = rule.Rate{Count: uint32(*seed), Per: time.Minute}
 		return
+	case *time.Duration:
+		*at = time.Duration(*seed) * time.Hour
+		return
 	case *netip.Prefix:
 		*at = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(*seed), 0, 0}), 16+*seed%8)
 		return

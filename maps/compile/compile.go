@@ -47,6 +47,7 @@ type Inventory struct {
 // killed between the two writes would leave a live forward whose new connections are over at once.
 func Compile(c config.Config, running *Running, have Inventory) (*Program, error) {
 	p := &Program{Doc: Document{Schema: documentSchema, Config: c, Intercepts: c.HasIntercepts()}}
+	p.Doc.Draining = slices.ContainsFunc(c.Forwards, func(f rule.Forward) bool { return f.Drains() })
 	// Most forwards need one or two entries. Growing the slices from nil would leave much garbage.
 	p.ForwardKeys, p.Forwards = make([]bpf.HairpinForwardKey, 0, len(c.Forwards)), make([]bpf.HairpinForward, 0, len(c.Forwards))
 	if err := p.assignEpochRefs(running, have); err != nil {
@@ -144,13 +145,15 @@ func (p *Program) assignExternals(listening map[rule.Place][]int, running *Runni
 	}
 }
 
-// listening groups the forwards by the places where they listen. In each group, larger port ranges come first.
+// listening groups the forwards by the places where they listen. In each group, larger port ranges come first. A forward that
+// drains listens nowhere: it opens nothing, but its epoch reference keeps its connections alive.
 func (p *Program) listening() map[rule.Place][]int {
 	forwards := p.Doc.Config.Forwards
 	order := make([]int, len(forwards))
 	for i := range order {
 		order[i] = i
 	}
+	order = slices.DeleteFunc(order, func(i int) bool { return forwards[i].Drains() })
 	slices.SortStableFunc(order, func(a, b int) int {
 		return cmp.Compare(forwards[b].Ports.Len(), forwards[a].Ports.Len())
 	})

@@ -18,17 +18,18 @@ const documentSchema = 3
 // and swaps together with the forwards. Forwards that Tables.Add added after the swap are its additions.
 type Document struct {
 	Schema     int                   `json:"schema"`
-	Generation uint32                `json:"generation"` // generation of the swap that made it live
-	Config     config.Config         `json:"config"`     // Marshal writes the forwards separately
-	EpochRefs  []EpochRef            `json:"-"`          // epoch references of Config.Forwards, in the order of the forwards
-	Externals  map[rule.Place]uint32 `json:"externals"`  // external ids of WAN and LAN interfaces, one per family, and of fixed addresses
-	Ended      []EpochRef            `json:"-"`          // epoch references of forwards whose connections must end after the swap to this document
-	Entries    int                   `json:"entries"`    // upper bound of the entries in trie forwards
-	Sources    int                   `json:"sources"`    // upper bound of the entries in trie allow
-	Origins    int                   `json:"origins"`    // upper bound of the entries in trie origins
-	Intercepts bool                  `json:"intercepts"` // the forwards contain intercepts
-	Chunks     uint32                `json:"-"`          // map entries of the text without additions
-	Added      int                   `json:"-"`          // number of additions; they are the last forwards
+	Generation uint32                `json:"generation"`         // generation of the swap that made it live
+	Config     config.Config         `json:"config"`             // Marshal writes the forwards separately
+	EpochRefs  []EpochRef            `json:"-"`                  // epoch references of Config.Forwards, in the order of the forwards
+	Externals  map[rule.Place]uint32 `json:"externals"`          // external ids of WAN and LAN interfaces, one per family, and of fixed addresses
+	Ended      []EpochRef            `json:"-"`                  // epoch references of forwards whose connections must end after the swap to this document
+	Entries    int                   `json:"entries"`            // upper bound of the entries in trie forwards
+	Sources    int                   `json:"sources"`            // upper bound of the entries in trie allow
+	Origins    int                   `json:"origins"`            // upper bound of the entries in trie origins
+	Intercepts bool                  `json:"intercepts"`         // the forwards contain intercepts
+	Draining   bool                  `json:"draining,omitempty"` // a forward drains
+	Chunks     uint32                `json:"-"`                  // map entries of the text without additions
+	Added      int                   `json:"-"`                  // number of additions; they are the last forwards
 }
 
 // Marshal returns the text that ParseOutline reads: a line of JSON, the forwards in the form of codec, then Ended in the

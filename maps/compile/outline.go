@@ -105,9 +105,14 @@ func (o *Outline) eachWritten(visit func(*rule.Forward, EpochRef) bool) (rest st
 	return eachForward(o.written, visit)
 }
 
-// Find returns the forward with this name; ok is false if there is no such forward. Usually there is none, so Find first
+// Find returns the forward with this name, which may be disabled; ok is false if there is no such forward. Usually there is none, so Find first
 // searches for the encoded name in the text, without decoding.
 func (o *Outline) Find(name string) (found rule.Forward, ok bool, err error) {
+	for _, f := range o.Config.Disabled {
+		if f.Name == name {
+			return f, true, nil
+		}
+	}
 	added := slices.ContainsFunc(o.Config.Forwards, func(f rule.Forward) bool { return f.Name == name })
 	if !added && !strings.Contains(o.written, encodeString(name)) {
 		return rule.Forward{}, false, nil

@@ -18,7 +18,8 @@ type Running struct {
 	externals map[rule.Place]uint32 // Document.Externals
 	epochRefs []EpochRef            // epoch references of all running forwards
 	Targets   map[bpf.HairpinAddr]bool
-	removed   []string // names of forwards that are not in the new configuration
+	removed   []string // names of forwards that are not in Config.Forwards of the new configuration
+	Ending    []string // names of forwards whose connections end
 	of        []former // running forwards, by the index of the new forward with the same name
 	same      bool     // the forwards are equal, including their order and Source
 }
@@ -45,11 +46,17 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 		e.Targets[layout.ToAddr(f.Target)] = true
 		i, there := index[f.Name]
 		if !there {
-			e.removed = append(e.removed, f.Name)
+			if !f.Drains() { // whoever deleted it has been told
+				e.removed = append(e.removed, f.Name)
+			}
+			e.Ending = append(e.Ending, f.Name)
 			return true
 		}
 		g := c.Forwards[i]
 		behaves := config.SameBehaviour(e.settings, *f, c, g)
+		if !behaves {
+			e.Ending = append(e.Ending, f.Name)
+		}
 		e.of[i] = former{epochRef: s, there: true, behaves: behaves, unchanged: behaves && config.SameBesides(*f, g)}
 		return true
 	})
@@ -78,18 +85,77 @@ func clipped[T any](list []T) []T {
 // Change returns the differences between the running configuration and the new configuration c. A different Source alone
 // does not make a forward "changed".
 func (e *Running) Change(c config.Config) config.Change {
-	change := config.Change{Removed: e.removed, Settings: config.CompareSettings(e.settings, c)}
+	change := config.Change{Settings: config.CompareSettings(e.settings, c)}
+	wasDisabled, isDisabled := config.IndexByName(e.settings.Disabled), config.IndexByName(c.Disabled)
+	for _, name := range e.removed {
+		if _, there := isDisabled[name]; there {
+			change.Changed = append(change.Changed, name)
+			continue
+		}
+		change.Removed = append(change.Removed, name)
+	}
 	for i, f := range c.Forwards {
+		_, disabled := wasDisabled[f.Name]
 		switch was := e.of[i]; {
+		case !was.there && disabled:
+			change.Changed = append(change.Changed, f.Name)
 		case !was.there:
 			change.Added = append(change.Added, f.Name)
+		case was.unchanged && f.Drains(): // no difference, and on its way out
 		case was.unchanged:
 			change.Unchanged++
 		default:
 			change.Changed = append(change.Changed, f.Name)
 		}
 	}
+	e.addDisabled(&change, c)
 	return change
+}
+
+// addDisabled adds the differences of forwards that are disabled in both configurations, or are only in one.
+func (e *Running) addDisabled(change *config.Change, c config.Config) {
+	wasDisabled := config.IndexByName(e.settings.Disabled)
+	changed := set(change.Changed)
+	for _, f := range c.Disabled {
+		was, disabled := wasDisabled[f.Name]
+		switch {
+		case disabled && c.Same(e.settings.Disabled[was], f):
+			change.Unchanged++
+		case disabled:
+			change.Changed = append(change.Changed, f.Name)
+		case !changed[f.Name]:
+			change.Added = append(change.Added, f.Name)
+		}
+	}
+	if len(wasDisabled) == 0 {
+		return
+	}
+	now := config.IndexByName(c.All())
+	for _, f := range e.settings.Disabled {
+		if _, there := now[f.Name]; !there {
+			change.Removed = append(change.Removed, f.Name)
+		}
+	}
+}
+
+func set(names []string) map[string]bool {
+	members := make(map[string]bool, len(names))
+	for _, name := range names {
+		members[name] = true
+	}
+	return members
+}
+
+// Compare returns the differences between two configurations. It does not know their connections.
+func Compare(from, to config.Config) (config.Change, error) {
+	d := Document{Config: from}
+	e, err := d.running(to, func(visit func(*rule.Forward, EpochRef) bool) error {
+		for i := range from.Forwards {
+			visit(&from.Forwards[i], EpochRef{})
+		}
+		return nil
+	})
+	return e.Change(to), err
 }
 
 // Unchanged reports whether the new configuration is equal to the running configuration, including every Source.

@@ -5,8 +5,10 @@ package config
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"hairpin/maps/rule"
 )
@@ -19,6 +21,33 @@ type Change struct {
 	Changed   []string `json:"changed"`
 	Unchanged int      `json:"unchanged"`
 	Settings  []string `json:"settings"` // changed keys outside the forwards, such as "timeouts.udp"
+	// Ends has the present number of connections that the change ends, by the name of their forward. Forwards without
+	// connections are left out.
+	Ends map[string]int `json:"ends"`
+}
+
+// EndsText says how many connections the change ends: "ends 12 connections of forwards mail, web"; "" if none.
+func (c Change) EndsText() string {
+	names, total := slices.Sorted(maps.Keys(c.Ends)), 0
+	for _, number := range c.Ends {
+		total += number
+	}
+	if total == 0 {
+		return ""
+	}
+	const most = 8 // names on the line
+	more := ""
+	if len(names) > most {
+		names, more = names[:most], fmt.Sprintf(" and %d more", len(names)-most)
+	}
+	connections, forwards := "connections", "forwards"
+	if total == 1 {
+		connections = "connection"
+	}
+	if len(c.Ends) == 1 {
+		forwards = "forward"
+	}
+	return fmt.Sprintf("ends %d %s of %s %s%s", total, connections, forwards, strings.Join(names, ", "), more)
 }
 
 // Empty reports whether the configurations are equal.
@@ -112,7 +141,8 @@ func (c Config) Same(f, g rule.Forward) bool {
 // SameBesides reports whether two forwards are the same in all that SameBehaviour does not compare and Same does. A difference ends no
 // connection.
 func SameBesides(f, g rule.Forward) bool {
-	return slices.Equal(f.Hosts, g.Hosts) && f.Rate == g.Rate && f.RatePerSource == g.RatePerSource
+	return slices.Equal(f.Hosts, g.Hosts) && f.Rate == g.Rate && f.RatePerSource == g.RatePerSource &&
+		f.Comment == g.Comment && f.Disabled == g.Disabled && f.DrainUntil == g.DrainUntil
 }
 
 // SameBehaviour reports whether the datapath does the same for the connections of forward f of configuration fc and of forward g of gc.

@@ -91,7 +91,8 @@ type Config struct {
 	MetricsListen  string         `json:"metrics_listen"` // ADDR:PORT; "": no metrics
 	DNS            []DNSFile      `json:"dns,omitempty"`  // split DNS files, at most one per format
 	Forwards       []rule.Forward `json:"forwards"`
-	Digest         string         `json:"digest,omitempty"` // hash of the files that the configuration was read from
+	Disabled       []rule.Forward `json:"disabled,omitempty"` // forwards and intercepts that match no packet; each has Disabled set
+	Digest         string         `json:"digest,omitempty"`   // hash of the files that the configuration was read from
 }
 
 // Default returns the configuration of an empty file: no interfaces and no forwards. The timeouts are from the RFCs: RFC
@@ -114,6 +115,28 @@ func Default() Config {
 		ReflectPorts:  rule.Ports{First: 61000, Last: 65535}, // above the kernel's default ip_local_port_range
 		MetricsListen: "127.0.0.1:9845",
 	}
+}
+
+// All returns all forwards and intercepts, the disabled ones last.
+func (c Config) All() []rule.Forward {
+	if len(c.Disabled) == 0 {
+		return c.Forwards
+	}
+	return slices.Concat(c.Forwards, c.Disabled)
+}
+
+// Split moves the disabled forwards of Forwards to Disabled.
+func (c *Config) Split() {
+	isDisabled := func(f rule.Forward) bool { return f.Disabled }
+	if !slices.ContainsFunc(c.Forwards, isDisabled) {
+		return
+	}
+	for _, f := range c.Forwards {
+		if f.Disabled {
+			c.Disabled = append(c.Disabled, f)
+		}
+	}
+	c.Forwards = slices.DeleteFunc(slices.Clone(c.Forwards), isDisabled)
 }
 
 // PerSource returns how many established connections one client may have.

@@ -31,7 +31,7 @@ func (v *validator) lan(f *rule.Forward) error {
 func (v *validator) loops() {
 	var order []int
 	for i, f := range v.Forwards {
-		if f.Intercept && f.Target.IsValid() {
+		if f.Intercept && f.Target.IsValid() && !f.Disabled {
 			order = append(order, i)
 		}
 	}

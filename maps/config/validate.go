@@ -32,12 +32,15 @@ const (
 // interface is more specific than every WAN interface. At the same place, a range within a larger range is more
 // specific, and one protocol is more specific than protocol any. Other overlaps are mistakes. The rules for intercepts
 // are the same. An intercept must also not redirect the queries of another intercept's target.
+//
+// A disabled forward is checked alone: it may share its ports with another forward.
 func (c Config) Validate() error {
+	c.Forwards = c.All() // Problems of disabled forwards have the indices after those of Forwards
 	v := validator{Config: c, names: make(map[string]int, len(c.Forwards)), fixed: map[netip.Addr]int{}, hostOf: map[hostTarget]int{}}
 	v.interfaces()
 	v.settings()
 	for i, f := range c.Forwards {
-		if f.External.Address.IsValid() {
+		if f.External.Address.IsValid() && !f.Disabled {
 			v.fixed[f.External.Address] = i
 		}
 	}
@@ -284,6 +287,9 @@ func (v *validator) forward(i int) {
 		v.record(i, problem)
 	}
 	v.check(i, "name", v.name(i))
+	if f.Disabled {
+		return
+	}
 	if f.Intercept {
 		v.check(i, "lan", v.lan(f))
 	} else {
@@ -374,6 +380,9 @@ type hostTarget struct {
 // choose the right target.
 func (v *validator) hosts(i int) {
 	f := &v.Forwards[i]
+	if f.Drains() {
+		return // its names are not published any more
+	}
 	for n, host := range f.Hosts {
 		at := hostTarget{host, f.Target.Is6()}
 		other, taken := v.hostOf[at]
@@ -398,6 +407,9 @@ func (v *validator) conflicts() bool {
 	places := map[listening][]int{}
 	var order []listening
 	for i, f := range v.Forwards {
+		if f.Disabled || f.Drains() {
+			continue
+		}
 		for n, protocol := range f.Protocols {
 			if slices.Contains(f.Protocols[:n], protocol) {
 				continue // Forward.Check has reported this duplicate

@@ -212,3 +212,36 @@ func TestCheckAddresses(t *testing.T) {
 		}
 	}
 }
+
+// A disabled forward may share its ports with another forward, and need not fit the interfaces; but it must be right in itself, and
+// its name is its own.
+func TestValidateDisabledForwards(t *testing.T) {
+	c := mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2", "c tcp wan7:80 to 10.0.0.2")
+	c.Forwards[1].Disabled, c.Forwards[2].Disabled = true, true
+	c.Split()
+	if err := c.Validate(); err != nil || len(c.Forwards) != 1 || len(c.Disabled) != 2 {
+		t.Errorf("%d forwards, %d disabled, %v", len(c.Forwards), len(c.Disabled), err)
+	}
+	c.Disabled[0].Name, c.Disabled[1].TargetPort = "a", 0
+	c.Disabled[1].Protocols = nil
+	err := c.Validate()
+	for _, want := range []string{"the name is taken by another forward", "no protocol is given"} {
+		if !mapstest.Contains(err, want) {
+			t.Errorf("%v lacks %q", err, want)
+		}
+	}
+}
+
+func TestEndsText(t *testing.T) {
+	for want, ends := range map[string]map[string]int{
+		"":                                  nil,
+		"ends 1 connection of forward web":  {"web": 1},
+		"ends 2 connections of forward web": {"web": 2},
+		"ends 12 connections of forwards mail, web":                        {"web": 9, "mail": 3},
+		"ends 9 connections of forwards a, b, c, d, e, f, g, h and 1 more": {"a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1, "g": 1, "h": 1, "i": 1},
+	} {
+		if got := (config.Change{Ends: ends}).EndsText(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

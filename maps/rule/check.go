@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Check returns the mistakes in this forward alone. The Problems do not have the forward's index. Config.Validate finds
@@ -36,6 +38,7 @@ func (f *Forward) Check() []*Problem {
 	check("to", checkTarget(f))
 	check("reflect", checkReflect(f))
 	check("clients", checkClients(f))
+	check("comment", checkComment(f.Comment))
 	for i, host := range f.Hosts {
 		check("hosts", OfItem(i, checkPlain(host, f.Hosts[:i])))
 	}
@@ -232,6 +235,19 @@ func checkClients(f *Forward) error {
 	}
 	_, err := ParseClients(string(f.Clients))
 	return err
+}
+
+// maxComment is the longest comment in bytes. Each writer reads and writes all comments.
+const maxComment = 200
+
+func checkComment(text string) error {
+	switch {
+	case len(text) > maxComment:
+		return fmt.Errorf("the comment has %d bytes; at most %d are possible", len(text), maxComment)
+	case !utf8.ValidString(text), strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return fmt.Errorf("%s has characters that cannot be printed; write one line of text", Quote(text))
+	}
+	return nil
 }
 
 // checkPlain returns an error unless host is in the form that ParseHost returns and is not in before, the names before

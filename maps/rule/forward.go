@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 )
 
 // External says where a forward listens: at one address, or at the addresses of one WAN interface. At most one field is
@@ -200,7 +201,13 @@ type Forward struct {
 	Intercept     bool           `json:"intercept,omitempty"`
 	LAN           []string       `json:"lan,omitempty"`    // intercept: its LAN interfaces; empty: all
 	Except        []netip.Prefix `json:"except,omitempty"` // intercept: clients and destinations that it does not redirect
-	Source        string         `json:"source,omitempty"` // where the user wrote the forward, such as FILE:LINE
+	Comment       string         `json:"comment,omitempty"`
+	// Disabled forwards match no packet. Config.Disabled has them, never Config.Forwards.
+	Disabled bool `json:"disabled,omitempty"`
+	// DrainUntil is not 0 for a forward that is being deleted: it opens no connection, and its established connections stay until
+	// this time since the boot (CLOCK_BOOTTIME).
+	DrainUntil time.Duration `json:"drain_until,omitempty"`
+	Source     string        `json:"source,omitempty"` // where the user wrote the forward, such as FILE:LINE
 }
 
 var namePattern = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,31}$`)
@@ -231,6 +238,9 @@ func (f Forward) externalString() string {
 	}
 	return where + ":" + ports
 }
+
+// Drains reports whether the forward is being deleted: it opens no connection any more.
+func (f *Forward) Drains() bool { return f.DrainUntil != 0 }
 
 // HidesClients reports whether the server sees the router's address for every client.
 func (f *Forward) HidesClients() bool { return f.Clients == ClientsRouter }
@@ -286,8 +296,21 @@ func (f Forward) String() string {
 	if len(f.Hosts) > 0 {
 		words = append(words, "host", strings.Join(f.Hosts, ","))
 	}
+	if f.Comment != "" {
+		words = append(words, "comment", word(f.Comment))
+	}
 	return strings.Join(words, " ")
 }
+
+// word returns text as one word of a command line.
+func word(text string) string {
+	if strings.Trim(text, wordCharacters) == "" {
+		return text
+	}
+	return Quote(text)
+}
+
+const wordCharacters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.,:/@+"
 
 func joined[T fmt.Stringer](list []T) string {
 	words := make([]string, len(list))

@@ -40,6 +40,7 @@ func TestParseForwardReadsWhatStringWrites(t *testing.T) {
 			Protocols: []rule.Protocol{rule.TCP}, Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute},
 			Hosts: []string{"example.org"},
 		}},
+		{"web tcp any to 192.168.1.20 comment shop", rule.Forward{Protocols: []rule.Protocol{rule.TCP}, Comment: "shop"}},
 		{"web tcp any to 192.168.1.20 rate_per_source 5/h", rule.Forward{Protocols: []rule.Protocol{rule.TCP}, RatePerSource: rule.Rate{Count: 5, Per: time.Hour}}},
 		{"web tcp any to 192.168.1.20", rule.Forward{Protocols: []rule.Protocol{rule.TCP}}},
 		{"web tcp wan0:any to 192.168.1.20 reflect off", rule.Forward{

@@ -11,7 +11,7 @@ import (
 )
 
 // ForwardSyntax is the grammar of ParseForward, for help texts and messages.
-const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [clients WHO] [rate N/UNIT] [rate_per_source N/UNIT] [host NAME[,NAME]]"
+const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [clients WHO] [rate N/UNIT] [rate_per_source N/UNIT] [host NAME[,NAME]] [comment TEXT]"
 
 // ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is one of ProtocolNames, or several separated
 // by commas. The port "any" makes a 1:1 forward. The error joins one Problem for each mistake. ParseForward does not
@@ -165,7 +165,7 @@ func (p *forwardParser) options(args []string) {
 
 // ForwardOptions returns the words of ForwardSyntax that may follow the target.
 func ForwardOptions() []string {
-	return []string{"from", "reflect", "clients", "rate", "rate_per_source", "host"}
+	return []string{"from", "reflect", "clients", "rate", "rate_per_source", "host", "comment"}
 }
 
 func (p *forwardParser) option(option, value string) {
@@ -193,6 +193,9 @@ func (p *forwardParser) option(option, value string) {
 				p.Hosts = append(p.Hosts, host)
 			}
 		}
+	case "comment":
+		p.check(option, checkComment(value))
+		p.Comment = value
 	case "from":
 		for text := range strings.SplitSeq(value, ",") {
 			prefix, err := ParsePrefix(text)

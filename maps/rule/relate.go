@@ -15,6 +15,9 @@ func (f *Forward) Redirects(addr netip.Addr) bool {
 // Meets reports whether table entries of f and g can have the same external id and match the same packet, so that the
 // more specific forward must win. f must not have protocol Any.
 func (f *Forward) Meets(g *Forward) bool {
+	if f.Drains() || g.Drains() {
+		return false // it has no table entries
+	}
 	if f.Intercept != g.Intercept || f.Target.Is6() != g.Target.Is6() || !f.Ports.Overlaps(g.Ports) {
 		return false
 	}
@@ -31,7 +34,7 @@ func (f *Forward) Meets(g *Forward) bool {
 // cannot tell the forward of such an answer, and neither forward has an origin entry for these ports.
 func (f *Forward) MeetsBehind(g *Forward) bool {
 	udp := func(p Protocol) bool { return p == UDP || p == Any }
-	return f.Target == g.Target && !g.Intercept && f.TargetPorts().Overlaps(g.TargetPorts()) &&
+	return f.Target == g.Target && !g.Intercept && !f.Drains() && !g.Drains() && f.TargetPorts().Overlaps(g.TargetPorts()) &&
 		slices.ContainsFunc(f.Protocols, udp) && slices.ContainsFunc(g.Protocols, udp)
 }
 

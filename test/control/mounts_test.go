@@ -55,6 +55,17 @@ func freshBpffs(t *testing.T) string {
 	return dir
 }
 
+// freshState mounts an empty /var/lib, only in the mount namespace of the test: there are the configurations that a datapath in
+// /sys/fs/bpf keeps.
+func freshState(t *testing.T) {
+	t.Helper()
+	const dir = "/var/lib"
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"); err != nil {
+		t.Fatalf("mount on %s: %v", dir, err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+}
+
 // A command that attaches where its mounts end with it would lose everything at once: it is refused with the
 // cause and the way out, and nothing is made.
 func TestAttachInMountsThatEnd(t *testing.T) {
@@ -63,6 +74,7 @@ func TestAttachInMountsThatEnd(t *testing.T) {
 	const name = "hairpin-lab"
 	nameNetns(t, n.Router, name)
 	inSys := filepath.Join(freshBpffs(t), "hairpin")
+	freshState(t)
 	exec := []string{"ip", "netns", "exec", name}
 	wantExec := []string{`"ip netns exec ` + name + `"`, "nsenter --net=/run/netns/" + name}
 	wantAlone := []string{"no other process is in this mount namespace", "mount -t bpf"}

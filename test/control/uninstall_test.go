@@ -23,6 +23,7 @@ export PATH=$work/fake:$PATH PREFIX=$work/usr
 mount -t tmpfs tmpfs /run
 mkdir -p /run/systemd/system
 mount -t bpf bpf /sys/fs/bpf
+mount -t tmpfs tmpfs /var/lib
 ip link set lo up
 ip link add wan0 type veth peer name wan1
 ip link set wan0 up
@@ -46,7 +47,7 @@ hairpin() { $PREFIX/bin/hairpin -c $work/hairpin.toml "$@"; }
 uninstall() { make --no-print-directory -C $root uninstall "$@"; }
 start() {
 	$PREFIX/bin/hairpin -c $work/hairpin.toml run & echo $! > $work/daemon
-	until hairpin status 2>/dev/null | grep -q 'daemon: *running'; do kill -0 $(cat $work/daemon); sleep 0.05; done
+	until hairpin status 2>/dev/null | grep -q 'daemon: *running' && test -S /run/hairpin/control; do kill -0 $(cat $work/daemon); sleep 0.05; done
 }
 gone() { for path; do test ! -e $path || { echo "$path is there"; return 1; }; done; }
 `
@@ -76,9 +77,9 @@ func uninstallScript(t *testing.T, script string) string {
 func TestUninstallLeavesNothing(t *testing.T) {
 	said := uninstallScript(t, `
 start
-test -d /sys/fs/bpf/hairpin/datapath
+test -d /sys/fs/bpf/hairpin/datapath -a -e /var/lib/hairpin/generations/1.json -a -S /run/hairpin/control
 uninstall
-gone /sys/fs/bpf/hairpin $PREFIX/bin/hairpin $UNIT /proc/$(cat $work/daemon)/fd/0
+gone /var/lib/hairpin /sys/fs/bpf/hairpin $PREFIX/bin/hairpin $UNIT /proc/$(cat $work/daemon)/fd/0
 echo asked: && cat $work/asked
 uninstall # nothing to do is no error
 `)
@@ -117,7 +118,7 @@ cp -r $PREFIX/bin $PREFIX/lib $PREFIX/share $work/package/usr/
 echo kept > $work/package/etc/hairpin/hairpin.toml
 uninstall DESTDIR=$work/package PREFIX=/usr
 gone $work/package/usr/bin/hairpin $work/package/usr/share/hairpin $work/package/usr/lib/systemd/system/hairpin.service $work/asked
-test -x $PREFIX/bin/hairpin -a -e $UNIT -a -d /sys/fs/bpf/hairpin/datapath -a -e /proc/$(cat $work/daemon)/fd/0
+test -x $PREFIX/bin/hairpin -a -e $UNIT -a -d /sys/fs/bpf/hairpin/datapath -a -d /var/lib/hairpin -a -e /proc/$(cat $work/daemon)/fd/0
 grep -q kept $work/package/etc/hairpin/hairpin.toml
 kill $(cat $work/daemon)
 `)

@@ -20,10 +20,11 @@ var layers = [][]string{
 	{"hairpin/maps/compile", "hairpin/maps/mapstest"},
 	{"hairpin/maps", "hairpin/loader"},
 	{"hairpin/maps/metrics"},
-	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence"},
+	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/places", "hairpin/cmd/hairpin/detached"},
 	{"hairpin/cmd/hairpin/diagnose"},
 	{"hairpin/cmd/hairpin/gather"},
-	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
+	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
+	{"hairpin/cmd/hairpin/change", "hairpin/cmd/hairpin/explain"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
 	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record"},
@@ -76,6 +77,7 @@ var forbidden = []struct {
 		"hairpin/bpf", "hairpin/maps/...", "hairpin/loader/...", "hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust",
 		"hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router/...",
 		"hairpin/cmd/hairpin/diagnose", "hairpin/cmd/hairpin/gather",
+		"hairpin/cmd/hairpin/places", "hairpin/cmd/hairpin/detached", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/change",
 	}, []string{"log/slog", "log"}},
 }
 

@@ -12,6 +12,7 @@ package atomicfile
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -30,7 +31,18 @@ const newMode fs.FileMode = 0o644
 //
 // Write first makes a temporary file ".NAME.NUMBER" in the directory. If the writer is killed, the
 // temporary file stays until the next Write for this path removes it.
-func Write(path string, data []byte) error { return stripPaths(write(path, data)) }
+func Write(path string, data []byte) error {
+	return WriteStream(path, func(w io.Writer) error {
+		_, err := w.Write(data)
+		return err
+	})
+}
+
+// WriteStream is Write for content that content writes piece by piece, so that it is never in memory as a whole. After an error of
+// content, the old file is intact.
+func WriteStream(path string, content func(io.Writer) error) error {
+	return stripPaths(write(path, content))
+}
 
 // stripPaths removes the paths from an error. The caller knows its own path. The path of the temporary file
 // differs at each try, so a caller that compares messages would take each error for a new one.
@@ -46,7 +58,7 @@ func stripPaths(err error) error {
 	return err
 }
 
-func write(path string, data []byte) (err error) {
+func write(path string, content func(io.Writer) error) (err error) {
 	old, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -70,7 +82,7 @@ func write(path string, data []byte) (err error) {
 			os.Remove(file.Name())
 		}
 	}()
-	if err := fill(file, data, old); err != nil {
+	if err := fill(file, content, old); err != nil {
 		return err
 	}
 	if err := os.Rename(file.Name(), path); err != nil {
@@ -152,8 +164,8 @@ func flock(file *os.File, how int) error {
 }
 
 // fill writes the content of a file, and gives it the mode and owner of the replaced file, if there is one.
-func fill(file *os.File, data []byte, old fs.FileInfo) error {
-	if _, err := file.Write(data); err != nil {
+func fill(file *os.File, content func(io.Writer) error, old fs.FileInfo) error {
+	if err := content(file); err != nil {
 		return err
 	}
 	mode := newMode

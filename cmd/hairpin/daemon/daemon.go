@@ -24,7 +24,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/control"
 	"hairpin/cmd/hairpin/diagnose"
+	"hairpin/cmd/hairpin/history"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
@@ -54,17 +57,26 @@ type Options struct {
 	ReadConfig func() (config.Config, error) // called at the start and for each reload; the configuration must be valid
 	Reload     <-chan os.Signal              // a signal asks for a reload
 	Version    string                        // version in the metrics
+	Store      *history.Store                // where configurations are kept
+	Socket     string                        // path of the socket for commands
+	ExitCode   func(error) int               // exit code of a command with this error, for the answer to "hairpin reload"
 	Notify     string                        // the service manager's socket, as in sd_notify(3); "" if there is none
 	Log        *slog.Logger
 }
 
 // Run serves until ctx ends; then it returns nil. It fails if the datapath cannot be brought into service,
 // if the kernel stops reporting changes of the network, or if somebody removes the datapath.
+//
+// If the files are broken, what runs already stays. If nothing runs, the configuration that was kept last runs. Run fails with the error
+// of the files if none is kept.
 func Run(ctx context.Context, o Options) error {
 	keepSmall()
-	cfg, err := o.ReadConfig()
-	if err != nil {
-		return err
+	cfg, broken := o.ReadConfig()
+	if broken != nil && loader.Check(loader.Options{Dir: o.Dir}) != nil {
+		var err error
+		if cfg, err = change.Fallback(o.Store, broken); err != nil {
+			return err
+		}
 	}
 	// A container with only the daemon has its own mounts, which end with the daemon. The daemon still
 	// starts.
@@ -88,7 +100,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("follow the network: %w", err), s.Discard())
 	}
-	if err := d.start(cfg, s); err != nil {
+	if err := d.start(cfg, broken, s); err != nil {
 		return errors.Join(err, d.port.Close(), s.Discard())
 	}
 	s.Unlock()
@@ -101,6 +113,8 @@ func Run(ctx context.Context, o Options) error {
 	// Write the DNS files before READY: name servers that start after the daemon find their files.
 	d.names.sync(time.Now())
 	defer background(ctx, d.names.run)()
+
+	defer d.answer(o.Socket)()
 
 	d.notify(systemd.SdNotifyReady)
 	err = d.loop(ctx, events)
@@ -140,11 +154,14 @@ func background(ctx context.Context, do func(context.Context)) (stop func()) {
 // daemon is the main loop with its state. Only the goroutine of the loop uses it, except the field state.
 type daemon struct {
 	router   *router.Router
+	keeper   *change.Keeper
 	lock     func(context.Context) (func(), error) // takes the writer lock
 	read     func() (config.Config, error)         // reads the configuration files
 	notices  func(config.Config) []string          // warnings about a configuration just applied; "" is no warning
 	renew    func() (bool, error)                  // replaces the programs if the kernel can do more than before
 	reloads  <-chan os.Signal
+	asked    chan chan control.Reload // "hairpin reload" asks for a reload; the answer goes into the channel that it sends
+	exitCode func(error) int
 	reloaded func(taken bool)      // counts a reload for the metrics
 	audit    func(context.Context) // checks the datapath's connection counts until the context ends
 	names    *publisher
@@ -164,12 +181,16 @@ type daemon struct {
 	graceRead bool             // graceEnd is up to date
 	tried     time.Time        // the last look at the interfaces
 	gone      error            // set when the datapath was removed
-	warned    []string         // warnings about forwarding that were logged
+
+	unconfirmed <-chan time.Time // the time of a change that nobody confirmed is over; nil: no change waits
+	apartAt     uint32           // generation in which the files were compared last while they did not run
+	warned      []string         // warnings about forwarding that were logged
 }
 
 func newDaemon(s *router.Session, o Options) *daemon {
 	d := &daemon{
-		router: s.Router,
+		router: s.Router, keeper: &change.Keeper{Router: s.Router, Store: o.Store},
+		asked: make(chan chan control.Reload), exitCode: o.ExitCode,
 		lock: func(ctx context.Context) (func(), error) {
 			ctx, cancel := context.WithTimeout(ctx, followLockWait)
 			defer cancel()
@@ -231,29 +252,38 @@ func (d *daemon) setWatchdog() {
 	}
 }
 
-// start brings the datapath into service. The caller holds the writer lock.
-func (d *daemon) start(cfg config.Config, s *router.Session) error {
+// start brings the datapath into service with the files; broken is why they could not be read, nil if they could. The caller holds the
+// writer lock.
+func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error {
 	d.state.turn()
-	d.port.move(cfg.MetricsListen)
 	if s.Adopted() {
 		// The programs may be from an older binary. If the upgrade fails, they still run.
 		if err := s.Upgrade(); err != nil {
 			d.log.Error("cannot upgrade the programs; the old programs stay active", "error", err)
 		}
 	}
-	result, err := d.router.Start(cfg)
+	started, err := d.keeper.Start(cfg, broken)
+	result := started.Result
 	if err == nil && !s.Adopted() {
 		err = router.Refusals(result.Ports)
 	}
 	if err != nil && !(result.Done && errors.Is(err, router.ErrOldPolicies)) {
 		return err
 	}
+	if started.Apart != nil {
+		if cfg, err = d.router.Running(); err != nil {
+			return err
+		}
+	}
+	d.port.move(cfg.MetricsListen)
 	d.log.Info(result.String())
+	d.sayApart(started.Apart)
+	d.warnUnkept(started.Unkept)
 	d.warnNotices(cfg)
 	d.show(result.Ports)
 	d.warnForwarding(result.Ports)
 	d.report("follow the network", errors.Join(err, router.Refusals(result.Ports)))
-	d.reloaded(true)
+	d.reloaded(started.Apart == nil)
 	d.state.ready.Store(true)
 	return nil
 }
@@ -267,11 +297,16 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 	for {
 		d.state.turn()
 		d.awaitGrace()
+		d.awaitConfirmation()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-d.reloads:
 			d.reload(ctx)
+		case answer := <-d.asked:
+			answer <- d.reload(ctx)
+		case <-d.unconfirmed:
+			d.finishChanges(ctx)
 		case event, ok := <-events:
 			if !ok && ctx.Err() == nil {
 				return errors.New("follow the network: the kernel sends no more messages")
@@ -287,6 +322,8 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 			// A command may have changed the running configuration.
 			d.follow(ctx, loader.Event{Links: true})
 			d.sweep(ctx, time.Now())
+			d.finishChanges(ctx)
+			d.seeFiles()
 		}
 		if d.gone != nil {
 			return d.gone
@@ -425,47 +462,58 @@ func (d *daemon) show(ports []router.Port) {
 
 func (d *daemon) report(what string, err error) { d.failing.report(d.log, what, err) }
 
-// reload applies the present files. If that fails, nothing changes.
-func (d *daemon) reload(ctx context.Context) {
+// reload applies the present files. If that fails, nothing changes. It returns the answer for "hairpin reload".
+func (d *daemon) reload(ctx context.Context) control.Reload {
 	d.notify(systemd.SdNotifyReloading + "\n" + systemd.SdNotifyMonotonicUsec())
-	result, err := d.tryReload(ctx)
+	out, err := d.tryReload(ctx)
+	result := out.Result
 	d.graceRead = false
 	debug.FreeOSMemory()
 	d.reloaded(result.Done)
+	answer := control.Reload{Done: result.Done, Code: d.exitCode(err), Errors: []string{}}
 	what, status := "cannot reload", "reload failed; the previous configuration stays active"
 	if result.Done {
-		d.log.Info("reloaded: " + result.Summary())
+		answer.Summary = result.Summary()
+		d.log.Info("reloaded: " + answer.Summary)
 		d.show(result.Ports)
+		d.sayApart(nil)
+		d.warnUnkept(out.Unkept)
 		what, status = "cannot finish the reload", "reloaded"
 	}
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
-			d.log.Error(what, "error", strings.TrimSuffix(line, "\n"))
+			answer.Errors = append(answer.Errors, strings.TrimSuffix(line, "\n"))
+			d.log.Error(what, "error", answer.Errors[len(answer.Errors)-1])
 		}
 	}
 	if !result.Done {
 		d.log.Error(status)
+		d.state.apart.Store(&apart{fmt.Sprintf("the last reload failed: %s", err)})
 	}
 	d.notify(systemd.SdNotifyReady + "\nSTATUS=" + status)
+	return answer
 }
 
-func (d *daemon) tryReload(ctx context.Context) (router.Result, error) {
+func (d *daemon) tryReload(ctx context.Context) (change.Outcome, error) {
 	cfg, err := d.read()
 	if err != nil {
-		return router.Result{}, err
+		return change.Outcome{}, err
 	}
 	debug.FreeOSMemory() // so that the memory peaks of reading and of applying do not add up
-	var result router.Result
+	var out change.Outcome
 	err = d.locked(ctx, func() error {
-		result, err = d.router.Apply(cfg)
+		if err := d.settle(); err != nil {
+			return err
+		}
+		out, err = d.keeper.Apply(cfg, "reload")
 		return err
 	})
-	if result.Done {
+	if out.Done {
 		d.port.move(cfg.MetricsListen)
 		d.warnNotices(cfg)
-		d.warnForwarding(result.Ports)
+		d.warnForwarding(out.Ports)
 	}
-	return result, err
+	return out, err
 }
 
 // warnNotices logs the warnings about a configuration just applied.

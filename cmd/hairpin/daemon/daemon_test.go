@@ -18,6 +18,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/history"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/cmd/hairpin/router/routertest"
 	"hairpin/loader"
@@ -46,10 +48,12 @@ func newDaemonFake(t *testing.T) *daemonFake {
 	log := slog.New(slog.NewTextHandler(&d.output, nil))
 	m := d.machine
 	d.daemon = &daemon{
-		router:  router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards, Conntrack: m.Conntrack}),
-		lock:    func(context.Context) (func(), error) { return func() {}, d.lockErr },
-		read:    func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
-		notices: func(config.Config) []string { return nil },
+		keeper:   &change.Keeper{Store: history.New(t.TempDir())},
+		exitCode: func(error) int { return 0 },
+		router:   router.New(router.Options{Datapath: m, Tables: m, Links: m.Links, Routes: m.Routes, Policies: m.Policies, Forwards: m.Forwards, Conntrack: m.Conntrack}),
+		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
+		read:     func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
+		notices:  func(config.Config) []string { return nil },
 		renew: func() (bool, error) {
 			d.renewals++
 			return d.renewed, d.renewErr
@@ -61,6 +65,7 @@ func newDaemonFake(t *testing.T) *daemonFake {
 		}},
 		log: log, beat: time.Hour, failing: failures{},
 	}
+	d.keeper.Router = d.router
 	result, err := d.router.Start(d.file)
 	if err != nil {
 		t.Fatal(err)

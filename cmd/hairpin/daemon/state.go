@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"hairpin/cmd/hairpin/control"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps/metrics"
 )
@@ -17,6 +18,7 @@ import (
 type state struct {
 	ports  atomic.Pointer[[]router.Port]
 	ready  atomic.Bool
+	apart  atomic.Pointer[apart]
 	turned atomic.Int64 // unix time in ns of the loop's last turn
 }
 
@@ -54,12 +56,26 @@ func (s *state) Healthy() error {
 	return nil
 }
 
-// Ready fails until the configuration is applied.
+// Ready fails until the configuration is applied, and while the forwards are not as in the files.
 func (s *state) Ready() error {
 	if !s.ready.Load() {
 		return errors.New("starting")
 	}
+	if why := s.Status().Apart; why != "" {
+		return errors.New(why)
+	}
 	return nil
+}
+
+// apart is why the forwards are not as in the files.
+type apart struct{ why string }
+
+// Status returns what "hairpin status" asks for.
+func (s *state) Status() control.Status {
+	if why := s.apart.Load(); why != nil {
+		return control.Status{Apart: why.why}
+	}
+	return control.Status{}
 }
 
 // failures holds the last error of each action, so that an error is logged only once.

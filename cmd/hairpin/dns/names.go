@@ -104,6 +104,9 @@ func (c *collector) warn(f *rule.Forward, format string, args ...any) {
 }
 
 func (c *collector) add(f *rule.Forward) {
+	if f.Drains() {
+		return // new clients would find nothing there
+	}
 	for _, host := range f.Hosts {
 		if err := fits(c.options.Format, host); err != nil {
 			c.warn(f, "%s is left out: %v", host, err)

@@ -46,14 +46,20 @@ func (r Result) String() string {
 }
 
 // Summary formats the change on one line.
-func (r Result) Summary() string {
-	if r.Change.Empty() {
-		return count(r.Change.Unchanged, "forward") + ", nothing to do"
+func (r Result) Summary() string { return Summary(r.Change) }
+
+// Summary formats a change on one line.
+func Summary(change config.Change) string {
+	if change.Empty() {
+		return count(change.Unchanged, "forward") + ", nothing to do"
 	}
 	text := fmt.Sprintf("%d added, %d removed, %d changed, %d unchanged",
-		len(r.Change.Added), len(r.Change.Removed), len(r.Change.Changed), r.Change.Unchanged)
-	if len(r.Change.Settings) > 0 {
-		text += "; settings: " + strings.Join(r.Change.Settings, ", ")
+		len(change.Added), len(change.Removed), len(change.Changed), change.Unchanged)
+	if len(change.Settings) > 0 {
+		text += "; settings: " + strings.Join(change.Settings, ", ")
+	}
+	if ends := change.EndsText(); ends != "" {
+		text += "; " + ends
 	}
 	return text
 }
@@ -80,8 +86,19 @@ func (r *Router) Start(cfg config.Config) (Result, error) {
 	if err != nil {
 		return Result{}, fmt.Errorf("compare with the running configuration: %w", err)
 	}
+	result, err := r.Resume()
+	result.Change = change
+	return result, err
+}
+
+// Resume brings a datapath into service with the configuration that runs already. It fails with maps.ErrEmpty if none runs.
+func (r *Router) Resume() (Result, error) {
+	running, err := r.tables.Settings()
+	if err != nil {
+		return Result{}, fmt.Errorf("read the running configuration: %w", err)
+	}
 	ports, err := r.align(running)
-	return Result{Done: true, Kept: true, Change: change, Ports: ports}, err
+	return Result{Done: true, Kept: true, Ports: ports}, err
 }
 
 // Apply makes cfg, which must be valid, the running configuration. It changes nothing if an interface refuses the programs or the

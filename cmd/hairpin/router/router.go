@@ -19,6 +19,7 @@ import (
 
 	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/loader"
+	"hairpin/maps"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
 )
@@ -38,6 +39,9 @@ type Datapath interface {
 type Tables interface {
 	Running() (config.Config, error)
 	Settings() (config.Config, error)
+	Generation() (uint32, error)
+	Drains() ([]rule.Forward, error)
+	CountConnections(rule.Selector) (maps.Count, error)
 	Plan(config.Config) (config.Change, error)
 	Prepare(config.Config) (config.Change, error)
 	Swap() error
@@ -167,6 +171,24 @@ func (r *Router) listLinks() ([]loader.Link, error) {
 // GraceLeft returns how long it takes until the connections of a lost address end. away reports whether there is such an
 // address. Then Follow must be called.
 func (r *Router) GraceLeft() (left time.Duration, away bool, err error) { return r.tables.GraceLeft() }
+
+// Running returns the running configuration. Before the first one, the error wraps maps.ErrEmpty.
+func (r *Router) Running() (config.Config, error) { return r.tables.Running() }
+
+// Settings returns the running configuration without its forwards.
+func (r *Router) Settings() (config.Config, error) { return r.tables.Settings() }
+
+// Generation returns a number that is another one after every change.
+func (r *Router) Generation() (uint32, error) { return r.tables.Generation() }
+
+// Drains returns the running forwards that drain.
+func (r *Router) Drains() ([]rule.Forward, error) { return r.tables.Drains() }
+
+// Connections returns the number of connections of each forward that has some.
+func (r *Router) Connections() (map[string]int, error) {
+	now, err := r.tables.CountConnections(rule.Selector{})
+	return now.Forwards, err
+}
 
 // HasIPv6 reports whether an IPv6 forward runs.
 func (r *Router) HasIPv6() (bool, error) { return r.tables.HasIPv6() }

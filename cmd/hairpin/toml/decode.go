@@ -89,6 +89,7 @@ func (r *reader) read(sources []source) {
 	}
 	r.cfg.DNS = r.dnsFiles()
 	r.validate()
+	r.cfg.Split()
 }
 
 // report records a problem at a position.
@@ -392,6 +393,14 @@ func (r *reader) beginFields() {
 			"protocol": intoProtocols(&f.Protocols),
 			"port":     intoPorts(&f.Ports),
 			"to":       intoString(&f.to),
+			"comment":  intoString(&f.Comment),
+			"enabled": func(_ position, v *value) error {
+				if v.kind != unstable.Bool {
+					return fmt.Errorf("%w; write true or false", typeError(v, "a boolean"))
+				}
+				f.Disabled = v.text == "false"
+				return nil
+			},
 			"reflect": func(_ position, v *value) (err error) {
 				f.Reflect, err = reflectMode(v)
 				return err

@@ -69,6 +69,7 @@ from = ["10.0.0.0/8", "192.0.2.1"]
 reflect = "auto"
 clients = "router"
 hosts = ["WWW.example.org.", "bücher.example"]
+comment = "the shop, see the wiki"
 [[forward]]
 name = "games"
 protocol = "udp"
@@ -91,6 +92,12 @@ protocol = "sctp"
 port = "2905-2906"
 to = "192.168.1.50:2905-2906"
 [[forward]]
+name = "later"
+protocol = "tcp"
+port = "443"
+to = "192.168.1.21"
+enabled = false
+[[forward]]
 name = "rest"
 protocol = "any"
 to = "192.168.1.60"
@@ -102,6 +109,8 @@ to = "192.168.1.1:5353"
 lan = ["lan0"]
 except = ["192.168.1.53", "10.0.0.0/8"]
 reflect = "router"
+comment = "clients with fixed name servers"
+enabled = true
 [[intercept]]
 name = "time"
 protocol = "udp"
@@ -136,38 +145,42 @@ func TestParseReadsEveryKey(t *testing.T) {
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Source: "x.toml:36",
+				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Comment: "the shop, see the wiki", Source: "x.toml:36",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute}, Source: "x.toml:46",
+				Target: netip.MustParseAddr("192.168.1.30"), Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute}, Source: "x.toml:47",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:53",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:54",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:58",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:59",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:62",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:63",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:67",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:74",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Source: "x.toml:71",
+				Reflect: rule.ReflectRouter, Comment: "clients with fixed name servers", Source: "x.toml:78",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:79",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:88",
 			},
 		},
+		Disabled: []rule.Forward{{
+			Name: "later", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.21"),
+			Disabled: true, Source: "x.toml:68",
+		}},
 	}
 	if diff := cmp.Diff(want, got, values...); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)

@@ -38,6 +38,8 @@ type fileForward struct {
 	Rate     string   `toml:"rate,omitempty"`
 	Each     string   `toml:"rate_per_source,omitempty"`
 	Hosts    []string `toml:"hosts,omitempty"`
+	Comment  string   `toml:"comment,omitempty"`
+	Enabled  *bool    `toml:"enabled,omitempty"`
 }
 
 type fileIntercept struct {
@@ -48,6 +50,8 @@ type fileIntercept struct {
 	LAN      []string `toml:"lan,omitempty"`
 	Except   []string `toml:"except,omitempty"`
 	Reflect  string   `toml:"reflect,omitempty"`
+	Comment  string   `toml:"comment,omitempty"`
+	Enabled  *bool    `toml:"enabled,omitempty"`
 }
 
 // Write replaces the file at path, in DropInDir, with these forwards; see atomicfile.Write. It makes the
@@ -78,6 +82,8 @@ func format(forwards []rule.Forward) ([]byte, error) {
 				LAN:      f.LAN,
 				Except:   texts(f.Except),
 				Reflect:  string(f.Reflect),
+				Comment:  f.Comment,
+				Enabled:  enabled(f),
 			})
 			continue
 		}
@@ -93,6 +99,8 @@ func format(forwards []rule.Forward) ([]byte, error) {
 			Rate:     f.Rate.String(),
 			Each:     f.RatePerSource.String(),
 			Hosts:    f.Hosts,
+			Comment:  f.Comment,
+			Enabled:  enabled(f),
 		})
 	}
 	text := bytes.NewBufferString(header)
@@ -100,6 +108,14 @@ func format(forwards []rule.Forward) ([]byte, error) {
 		return nil, err
 	}
 	return text.Bytes(), nil
+}
+
+// enabled returns the value of the key: nil leaves the key out, which means true.
+func enabled(f rule.Forward) *bool {
+	if !f.Disabled {
+		return nil
+	}
+	return new(bool)
 }
 
 func texts[T fmt.Stringer](list []T) (out []string) {

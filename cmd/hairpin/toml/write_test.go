@@ -31,7 +31,11 @@ func TestWriteIsReadBack(t *testing.T) {
 	main := filepath.Join(dir, "hairpin.toml")
 	writeFile(t, main, "version = 1\n[interfaces]\nwan = [\"wan0\"]\nlan = [\"lan0\"]\n")
 	path := filepath.Join(dir, DropInDir, "50-cli.toml")
-	want := parsed(t, full)
+	parts, err := Parse("x.toml", []byte(full))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := parts.All()
 	if err := Write(path, want); err != nil {
 		t.Fatal(err)
 	}
@@ -40,8 +44,8 @@ func TestWriteIsReadBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The target's ports are always written.
-	want[1].TargetPort, want[7].TargetPort = 6000, 123
-	if diff := cmp.Diff(want, c.Forwards, append(values, cmpopts.IgnoreFields(rule.Forward{}, "Source"))...); diff != "" {
+	want[1].TargetPort, want[7].TargetPort, want[8].TargetPort = 6000, 123, 443
+	if diff := cmp.Diff(want, c.All(), append(values, cmpopts.IgnoreFields(rule.Forward{}, "Source"))...); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	text, err := os.ReadFile(path)

@@ -33,9 +33,11 @@ type Machine struct {
 	ForwardingOff map[string]bool // keys: "net.ipv4/IF" and "net.ipv4/all"
 	Config        *config.Config  // the running configuration
 	ApplyErr      error
-	Unfinished    bool  // a step after the swap fails
-	InterfacesErr error // error of SetInterfaces
-	Prepared      int   // number of prepared configurations; not all are applied
+	Unfinished    bool           // a step after the swap fails
+	InterfacesErr error          // error of SetInterfaces
+	Swaps         uint32         // number of configurations that ran
+	Connections   map[string]int // present connections, by the forward's name
+	Prepared      int            // number of prepared configurations; not all are applied
 	Interfaces    []config.Interface
 	PoliciesSet   []config.Policy // IPsec policies that the tables have
 	PoliciesErr   error           // error of Policies
@@ -160,6 +162,27 @@ func (m *Machine) Settings() (config.Config, error) {
 	return c, err
 }
 
+// Generation implements router.Tables.
+func (m *Machine) Generation() (uint32, error) { return m.Swaps, nil }
+
+// Drains implements router.Tables.
+func (m *Machine) Drains() (list []rule.Forward, err error) {
+	if m.Config == nil {
+		return nil, nil
+	}
+	for _, f := range m.Config.Forwards {
+		if f.Drains() {
+			list = append(list, f)
+		}
+	}
+	return list, nil
+}
+
+// CountConnections implements router.Tables. It ignores the selector.
+func (m *Machine) CountConnections(rule.Selector) (maps.Count, error) {
+	return maps.Count{Forwards: m.Connections}, nil
+}
+
 // Plan implements router.Tables.
 func (m *Machine) Plan(config.Config) (config.Change, error) { return config.Change{}, nil }
 
@@ -174,6 +197,7 @@ func (m *Machine) Prepare(c config.Config) (config.Change, error) {
 func (m *Machine) Swap() error {
 	m.log = append(m.log, "apply")
 	m.Config = m.prepared
+	m.Swaps++
 	if m.Unfinished {
 		return maps.ErrUnfinished
 	}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package control lets commands ask the running daemon: to reload, and how it is. It is HTTP with JSON on a Unix socket that only root,
+// or the daemon's own user, may use.
+//
+// It never decides anything: the daemon gives the answers. Commands do not need it to change what runs.
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoDaemon means that nobody answers at the socket.
+var ErrNoDaemon = errors.New("no daemon answers")
+
+// Reload is the daemon's answer to a reload.
+type Reload struct {
+	Done    bool     `json:"done"` // the files run
+	Code    int      `json:"code"` // exit code of "hairpin reload"
+	Summary string   `json:"summary"`
+	Errors  []string `json:"errors"`
+}
+
+// Status is what only the daemon knows.
+type Status struct {
+	// Apart is why the forwards are not as in the files, "" if they are.
+	Apart string `json:"apart"`
+}
+
+// Handler answers for the daemon. Its methods may run at the same time as each other.
+type Handler interface {
+	Reload(context.Context) (Reload, error) // it fails if the daemon ends first
+	Status() Status
+}
+
+const (
+	reloadPath = "/reload"
+	statusPath = "/status"
+
+	// headerPatience is the longest time for a request line and header.
+	headerPatience = 5 * time.Second
+	maxHeader      = 4 << 10
+	// reloadPatience is the longest time for a reload: it waits for the writer lock, and writes the tables.
+	reloadPatience = 2 * time.Minute
+	statusPatience = 2 * time.Second
+	maxAnswer      = 1 << 20
+)
+
+// Server answers at a socket.
+type Server struct {
+	http *http.Server
+	done chan struct{}
+}
+
+// Listen answers at the socket until Close. A file that a killed daemon left is replaced: the caller has made sure that no other daemon
+// serves this datapath.
+func Listen(path string, handler Handler) (*Server, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("answer commands: %w", err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("answer commands: %w", err)
+	}
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("answer commands: %w", err)
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("answer commands: %w", err), listener.Close())
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+reloadPath, func(w http.ResponseWriter, r *http.Request) {
+		answer, err := handler.Reload(r.Context())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		write(w, answer)
+	})
+	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) { write(w, handler.Status()) })
+	s := &Server{
+		http: &http.Server{Handler: mux, ReadHeaderTimeout: headerPatience, MaxHeaderBytes: maxHeader},
+		done: make(chan struct{}),
+	}
+	go func() {
+		defer close(s.done)
+		_ = s.http.Serve(ownUsers{listener}) // it ends with Close
+	}()
+	return s, nil
+}
+
+func write(w http.ResponseWriter, answer any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(answer) // the command may be gone
+}
+
+// Close ends the answers, and removes the socket.
+func (s *Server) Close() error {
+	err := s.http.Close()
+	<-s.done
+	return err
+}
+
+// ownUsers accepts connections of root and of the daemon's user. The mode of the socket keeps others out, too, but not in the moment
+// before it is set.
+type ownUsers struct{ net.Listener }
+
+// Accept implements net.Listener.
+func (l ownUsers) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil || mayAsk(conn) {
+			return conn, err
+		}
+		conn.Close()
+	}
+}
+
+func mayAsk(conn net.Conn) bool {
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return false
+	}
+	var peer *unix.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return err == nil && failed == nil && (peer.Uid == 0 || int(peer.Uid) == os.Geteuid())
+}
+
+// AskReload asks the daemon at the socket to reload, and waits for its answer. The error wraps ErrNoDaemon if nobody listens.
+func AskReload(ctx context.Context, path string) (answer Reload, err error) {
+	err = ask(ctx, reloadPatience, http.MethodPost, path, reloadPath, &answer)
+	return answer, err
+}
+
+// AskStatus asks the daemon at the socket how it is.
+func AskStatus(ctx context.Context, path string) (answer Status, err error) {
+	err = ask(ctx, statusPatience, http.MethodGet, path, statusPath, &answer)
+	return answer, err
+}
+
+func ask(ctx context.Context, patience time.Duration, method, socket, path string, answer any) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	var dialer net.Dialer
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "unix", socket)
+		},
+	}}
+	request, err := http.NewRequestWithContext(ctx, method, "http://daemon"+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("%w at %s", ErrNoDaemon, socket)
+	case err != nil:
+		return fmt.Errorf("ask the daemon at %s: %w", socket, err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("ask the daemon at %s: it answered %q", socket, response.Status)
+	}
+	if err := json.NewDecoder(http.MaxBytesReader(nil, response.Body, maxAnswer)).Decode(answer); err != nil {
+		return fmt.Errorf("read the daemon's answer: %w", err)
+	}
+	return nil
+}

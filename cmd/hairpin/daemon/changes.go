@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/control"
+	"hairpin/loader"
+)
+
+// answer answers commands until stop. If the socket cannot be made, only "hairpin reload" does not work.
+func (d *daemon) answer(socket string) (stop func()) {
+	server, err := control.Listen(socket, &commands{asked: d.asked, state: &d.state})
+	if err != nil {
+		d.log.Warn("\"hairpin reload\" does not work; SIGHUP does", "error", err)
+		return func() {}
+	}
+	return func() { server.Close() }
+}
+
+// commands answers commands; its methods run outside the loop.
+type commands struct {
+	asked chan<- chan control.Reload
+	*state
+}
+
+// Reload implements control.Handler.
+func (c *commands) Reload(ctx context.Context) (control.Reload, error) {
+	answer := make(chan control.Reload, 1) // the loop never waits for a command that is gone
+	select {
+	case c.asked <- answer:
+	case <-ctx.Done():
+		return control.Reload{}, errors.New("the daemon is busy, or ends")
+	}
+	select {
+	case reload := <-answer:
+		return reload, nil
+	case <-ctx.Done():
+		return control.Reload{}, ctx.Err()
+	}
+}
+
+// sayApart notes why the forwards are not as in the files; nil: they are.
+func (d *daemon) sayApart(why error) {
+	if why == nil {
+		d.state.apart.Store(nil)
+		return
+	}
+	for line := range strings.Lines(why.Error()) {
+		d.log.Error("the files do not run", "error", strings.TrimSuffix(line, "\n"))
+	}
+	d.state.apart.Store(&apart{"the files do not run: " + why.Error()})
+}
+
+func (d *daemon) warnUnkept(why error) {
+	if why != nil {
+		d.log.Warn("the configuration runs, but \"hairpin rollback\" cannot return to it later", "error", why)
+	}
+}
+
+// seeFiles looks whether a command has made the files run that a reload or the start could not run.
+func (d *daemon) seeFiles() {
+	if d.state.apart.Load() == nil {
+		return
+	}
+	now, err := d.router.Generation()
+	if err != nil || now == d.apartAt {
+		return
+	}
+	d.apartAt = now
+	running, err := d.router.Settings()
+	if err != nil || running.Digest == "" {
+		return
+	}
+	if files, err := d.read(); err == nil && files.Digest == running.Digest {
+		d.log.Info("the files run now")
+		d.state.apart.Store(nil)
+		d.reloaded(true)
+	}
+}
+
+// revertPause is the time between two tries to take a change back.
+const revertPause = time.Second
+
+// awaitConfirmation sets unconfirmed for the next turn of the loop. A change that begins to wait is seen at the next beat at the latest.
+func (d *daemon) awaitConfirmation() {
+	d.unconfirmed = nil
+	p, err := d.keeper.Store.Pending()
+	d.report("look for a change that waits for its confirmation", err)
+	if p != nil && err == nil {
+		wait := change.Left(p)
+		if wait == 0 {
+			wait = revertPause // the last try failed, or the time is over in this moment
+		}
+		d.unconfirmed = time.After(wait)
+	}
+}
+
+// finishChanges takes a change back that was not confirmed in time, and deletes forwards that have drained.
+func (d *daemon) finishChanges(ctx context.Context) {
+	p, err := d.keeper.Store.Pending()
+	over, _, failed := d.keeper.DrainsOver()
+	if err = errors.Join(err, failed); err == nil && (over || p != nil && change.Left(p) == 0) {
+		err = d.locked(ctx, func() error {
+			gone, err := d.keeper.FinishDrains()
+			if len(gone) > 0 {
+				d.log.Info("deleted forwards that had drained", "forwards", gone)
+			}
+			return errors.Join(err, d.settle())
+		})
+	}
+	if ctx.Err() == nil && !errors.Is(err, loader.ErrNotLoaded) {
+		d.report("finish changes", err)
+	}
+}
+
+// settle takes a change back that was not confirmed in time. The caller holds the writer lock.
+func (d *daemon) settle() error {
+	reverted, err := d.keeper.Settle()
+	if reverted != nil {
+		d.log.Warn(reverted.String())
+		d.show(reverted.Ports)
+		d.warnUnkept(reverted.Unkept)
+	}
+	return err
+}

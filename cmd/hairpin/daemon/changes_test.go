@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/control"
+)
+
+// ready is what /-/ready says.
+func (d *daemonFake) ready() string {
+	d.state.ready.Store(true)
+	if err := d.state.Ready(); err != nil {
+		return err.Error()
+	}
+	return ""
+}
+
+// A failed reload is seen until a good one, or until a command has made the files run.
+func TestFailedReloadIsSeen(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	d.exitCode = func(err error) int { return map[bool]int{true: 7}[err != nil] }
+	d.fileErr = errors.New("line 7")
+	answer := d.reload(ctx)
+	if answer.Done || answer.Code != 7 || len(answer.Errors) != 1 || answer.Errors[0] != "line 7" {
+		t.Errorf("%+v", answer)
+	}
+	const apart = "the last reload failed: line 7"
+	if d.ready() != apart || d.state.Status().Apart != apart {
+		t.Errorf("ready: %q", d.ready())
+	}
+	d.seeFiles()
+	if d.ready() != apart {
+		t.Errorf("nothing has changed, but ready: %q", d.ready())
+	}
+	d.fileErr = nil
+	d.file.Digest = "two"
+	if answer := d.reload(ctx); !answer.Done || answer.Code != 0 || len(answer.Errors) > 0 || answer.Summary == "" {
+		t.Errorf("%+v", answer)
+	}
+	if d.ready() != "" {
+		t.Errorf("after a good reload: %q", d.ready())
+	}
+
+	d.fileErr = errors.New("line 8")
+	d.reload(ctx)
+	d.fileErr = nil
+	d.file.Digest = "three"
+	if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
+		t.Fatal(err)
+	}
+	d.taken = nil
+	d.seeFiles()
+	if d.ready() != "" || len(d.taken) != 1 || !d.taken[0] {
+		t.Errorf("after a command applied the files: %q, %v", d.ready(), d.taken)
+	}
+}
+
+// The loop answers "hairpin reload", and a command that is gone does not stop it.
+func TestReloadIsAnswered(t *testing.T) {
+	d := newDaemonFake(t)
+	d.asked = make(chan chan control.Reload)
+	socket := filepath.Join(t.TempDir(), "control")
+	stop := d.answer(socket)
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := make(chan error)
+	go func() { ended <- d.loop(ctx, nil) }()
+
+	gone, leave := context.WithCancel(ctx)
+	leave()
+	if _, err := control.AskReload(gone, socket); err == nil {
+		t.Error("answered to nobody")
+	}
+	answer, err := control.AskReload(ctx, socket)
+	if err != nil || !answer.Done {
+		t.Errorf("%+v, %v", answer, err)
+	}
+	if status, err := control.AskStatus(ctx, socket); err != nil || status.Apart != "" {
+		t.Errorf("%+v, %v", status, err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	stop()
+	if _, err := control.AskReload(context.Background(), socket); !errors.Is(err, control.ErrNoDaemon) {
+		t.Error(err)
+	}
+}
+
+// The loop takes a change back when its time is over, though nothing else happens.
+func TestDaemonTakesAnUnconfirmedChangeBack(t *testing.T) {
+	d := newDaemonFake(t)
+	one, two := d.file, d.file
+	two.Digest, two.MetricsListen = "two", "127.0.0.1:0"
+	if _, err := d.keeper.Apply(one, "apply"); err != nil {
+		t.Fatal(err)
+	}
+	if _, waits, err := d.keeper.ApplyUntil(two, "apply two", 50*time.Millisecond, func() error { return nil }); err != nil || !waits {
+		t.Fatalf("waits %v, %v", waits, err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	reverted := make(chan struct{})
+	d.lock = func(context.Context) (func(), error) {
+		return func() {
+			if d.machine.Config.Digest == "one" {
+				close(reverted)
+				d.lock = func(context.Context) (func(), error) { return func() {}, nil }
+			}
+		}, nil
+	}
+	ended := make(chan error)
+	go func() { ended <- d.loop(ctx, nil) }()
+	select {
+	case <-reverted:
+	case <-ctx.Done():
+		t.Error("the change was not taken back")
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if p, err := d.keeper.Store.Pending(); p != nil || err != nil {
+		t.Errorf("%+v, %v", p, err)
+	}
+	if !strings.Contains(d.output.String(), `was not confirmed in time`) {
+		t.Errorf("log:\n%s", &d.output)
+	}
+}
+
+// While a change waits, a reload is refused, and says why.
+func TestReloadWhileAChangeWaits(t *testing.T) {
+	d := newDaemonFake(t)
+	two := d.file
+	two.Digest = "two"
+	if _, _, err := d.keeper.ApplyUntil(two, "apply two", time.Hour, func() error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if answer := d.reload(context.Background()); answer.Done || len(answer.Errors) != 1 || !strings.Contains(answer.Errors[0], change.ErrPending.Error()) {
+		t.Errorf("%+v", answer)
+	}
+	if d.machine.Config.Digest != "two" {
+		t.Errorf("%q runs", d.machine.Config.Digest)
+	}
+}
