@@ -111,6 +111,9 @@ func (t *Tables) eachLive(sel rule.Selector, visit func(*layout.Entry, *Connecti
 	})
 }
 
+// Picks reports whether the selector picks the connection.
+func Picks(sel *rule.Selector, c *Connection) bool { return picks(sel, c) }
+
 // picks reports whether the selector picks the connection.
 func picks(s *rule.Selector, c *Connection) bool {
 	switch {

@@ -25,7 +25,7 @@ const (
 	exitInvalid     = 1 // usage or configuration is invalid
 	exitRefused     = 2 // kernel refused, or no permission
 	exitNotFound    = 3 // not found, or diff is not empty
-	exitNotAttached = 4 // not attached, or another table layout
+	exitNotAttached = 4 // not attached, or attached by another version
 	exitLocked      = 5
 	exitSignal      = 128 // plus the number of the signal, as shells do
 )
@@ -84,7 +84,7 @@ func exitCode(err error) int {
 		return exitDone
 	case errors.As(err, &ended):
 		return exitSignal + int(ended.Signal)
-	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema):
+	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema), errors.Is(err, loader.ErrVersion):
 		return exitNotAttached
 	case errors.Is(err, loader.ErrLocked), errors.Is(err, presence.ErrRunning):
 		return exitLocked

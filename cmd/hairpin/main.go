@@ -170,6 +170,7 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
+		a.traceCommand(),
 		a.completionCommand(), a.versionCommand(),
 	)
 	return root
