@@ -120,7 +120,7 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 		}
 	}
 	totals, err := tables.ForwardTotals()
-	if want := map[string]Totals{"a": {7, 700}}; err != nil || !maps.Equal(totals, want) {
+	if want := map[string]Totals{"a": {Packets: 7, Bytes: 700}}; err != nil || !maps.Equal(totals, want) {
 		t.Errorf("totals %v, %v, want %v", totals, err, want)
 	}
 	// A removed forward that is added again gets a new id.

@@ -40,9 +40,10 @@ type Counter struct {
 	Packets uint64
 }
 
-// Totals has the packets and bytes (IP total length) of a forward, summed over all paths and both directions.
+// Totals has the packets, bytes (IP total length) and connections of a forward, summed over all paths and both directions.
 type Totals struct {
 	Packets, Bytes uint64
+	Established    uint64 // connections that completed their handshake
 }
 
 // ForwardTotals returns the totals of the running forwards, by name. It leaves out forwards without traffic.
@@ -53,6 +54,9 @@ func (t *Tables) ForwardTotals() (map[string]Totals, error) {
 		for _, path := range s.Traffic {
 			sum.Packets += path[0].Packets + path[1].Packets
 			sum.Bytes += path[0].Bytes + path[1].Bytes
+		}
+		for _, established := range s.Established {
+			sum.Established += established
 		}
 		totals[name] = sum
 		return nil

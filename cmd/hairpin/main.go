@@ -42,7 +42,8 @@ type env struct {
 // app is one run of the command line. It holds the global options and the outputs.
 type app struct {
 	stdin  io.Reader
-	out    *bufio.Writer
+	out    *bufio.Writer // to stdout
+	stdout io.Writer
 	stderr io.Writer
 	getenv func(string) string
 
@@ -100,7 +101,7 @@ func run(ctx context.Context, env env, args []string) int {
 }
 
 func newApp(env env) *app {
-	return &app{stdin: env.stdin, out: bufio.NewWriter(env.stdout), stderr: env.stderr, getenv: env.getenv}
+	return &app{stdin: env.stdin, out: bufio.NewWriter(env.stdout), stdout: env.stdout, stderr: env.stderr, getenv: env.getenv}
 }
 
 func (a *app) rootCommand() *cobra.Command {
@@ -170,7 +171,7 @@ Exit codes: 0 done or nothing to do, 1 usage or configuration invalid,
 		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
-		a.traceCommand(),
+		a.traceCommand(), a.watchCommand(),
 		a.completionCommand(), a.versionCommand(),
 	)
 	return root

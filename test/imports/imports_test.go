@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"hairpin/maps/compile", "hairpin/maps/mapstest"},
 	{"hairpin/maps", "hairpin/loader"},
 	{"hairpin/maps/metrics"},
-	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/trace"},
+	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/screen", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/trace"},
 	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
