@@ -21,7 +21,7 @@ BASE ?=
 
 # For test-kernels: 5.10, 6.1, 6.12, backports, newest; empty: all.
 KERNELS ?=
-# For test-kernels: load, conntrack, packets, T, N, beside, virtio, devices, separated by commas; empty: all.
+# For test-kernels: load, conntrack, packets, T, N, beside, trace, virtio, devices, separated by commas; empty: all.
 RUNS ?=
 
 GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix bpf/trace_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)

@@ -152,15 +152,16 @@ func (p *probe) load(spec *ebpf.CollectionSpec, h hook, objects *bpf.HairpinObje
 	return coll.DetachProgram(h.program), nil
 }
 
-// next returns the next report. It attaches to the new programs if the datapath was upgraded. After ctx has ended it returns
-// the cause of that; if the datapath was removed, an error wrapping loader.ErrNotLoaded.
+// next returns the next report. It attaches to the new programs if the datapath was upgraded. After ctx has ended it detaches, returns
+// the reports that are in the ring buffer, and then the cause of the end. If the datapath was removed, it returns an error wrapping
+// loader.ErrNotLoaded.
 func (p *probe) next(ctx context.Context, record *ringbuf.Record) error {
 	for {
+		if ctx.Err() != nil {
+			return p.drain(ctx, record)
+		}
 		if err := p.follow(); err != nil {
 			return err
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
 		}
 		p.reader.SetDeadline(time.Now().Add(followEvery))
 		err := p.reader.ReadInto(record)
@@ -173,6 +174,27 @@ func (p *probe) next(ctx context.Context, record *ringbuf.Record) error {
 	}
 }
 
+// drain returns the next report that is in the ring buffer, or the cause of the end if there is none.
+func (p *probe) drain(ctx context.Context, record *ringbuf.Record) error {
+	if p.links != nil {
+		err := closeAll(p.links)
+		p.links = nil
+		p.reader.SetDeadline(time.Time{})
+		if err = errors.Join(err, p.reader.Flush()); err != nil {
+			return err
+		}
+	}
+	err := p.reader.ReadInto(record)
+	if errors.Is(err, ringbuf.ErrFlushed) {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("read ring buffer: %w", err)
+	}
+	return nil
+}
+
+// follow attaches to the new programs after an upgrade.
 func (p *probe) follow() error {
 	if time.Since(p.looked) < followEvery {
 		return nil
