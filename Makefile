@@ -21,10 +21,10 @@ BASE ?=
 
 # For test-kernels: 5.10, 6.1, 6.12, backports, newest; empty: all.
 KERNELS ?=
-# For test-kernels: load, conntrack, packets, T, N, beside, virtio, devices, separated by commas; empty: all.
+# For test-kernels: load, conntrack, packets, T, N, beside, trace, virtio, devices, separated by commas; empty: all.
 RUNS ?=
 
-GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix bpf/explain_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
+GENERATED := $(foreach object,hairpin explain trace,$(addprefix bpf/$(object)_bpfel,.go .o)) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
 
 # su keeps the user's PATH, which has no sbin directories. git refuses to read a user's clone as root without safe.directory.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin

@@ -16,6 +16,8 @@ import (
 
 //go:generate go tool bpf2go -target bpfel -output-stem explain -no-global-types -type addr -type tuple -type explanation Explain explain.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-function
 
+//go:generate go tool bpf2go -target bpfel -output-stem trace -no-global-types -type addr -type tuple -type packet_filter -type tally -type packet_report -type frame_report -type conn_report -type life_change -type packet_sender -type close_cause Trace trace.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror
+
 var spec = sync.OnceValues(LoadHairpin)
 
 // Spec returns the collection spec of the embedded object. The first call parses

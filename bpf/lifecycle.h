@@ -250,6 +250,17 @@ static __always_inline struct scratch *scratch_get(bool sweeping)
 	return sweeper ? &sweeper->scratch : NULL;
 }
 
+/* Does nothing. Each change of a connection's state after its opening calls this function once, on the CPU that has won the change.
+ * `hairpin watch conn` and the log of connections attach to it (trace.c). The arguments are of the opener's direction; entry
+ * has the identity before the change, and both entries are still in the table. event: why a connection is removed;
+ * otherwise EVENT_ESTABLISHED or EVENT_CLOSED. The assembler statement keeps the call and its arguments. */
+__noinline int life_changed(const struct tuple *key, const struct conn *opener, const struct entry *entry, enum conn_state to,
+			    enum conn_event event)
+{
+	asm volatile("" : : "r"(key), "r"(opener), "r"(entry), "r"(to), "r"(event));
+	return 0;
+}
+
 /* Removes a connection. key, opener and entry are of the opener's direction. False: another CPU has changed its state,
  * and nothing was removed. */
 __noinline bool life_remove(const struct tuple *key, struct conn *opener, const struct entry *entry,
@@ -268,6 +279,7 @@ __noinline bool life_remove(const struct tuple *key, struct conn *opener, const 
 	if (conn_half(identity) || event == EVENT_DISPLACED)
 		count_event(event);
 	life_count_closed(conn_forward(opener), identity);
+	life_changed(key, opener, entry, CONN_GONE, event);
 	tuple_reverse(&entry->to, &scratch->removed_answerer);
 	table_erase(&scratch->removed_answerer, conn_serial(identity));
 	table_erase(key, conn_serial(identity));
@@ -504,6 +516,7 @@ __noinline bool life_move(const struct tuple *key, struct conn *opener, const st
 	if (!conn_change(opener, identity, to, 0, 0))
 		return false;
 	life_count_move(key, forward, identity, to);
+	life_changed(key, opener, entry, to, EVENT_CLOSED);
 	answerer = conn_other(entry, &scratch->other);
 	if (answerer)
 		conn_change(answerer, scratch->other.entry.identity, to, 0, 0);
@@ -567,6 +580,7 @@ __noinline enum reason life_promote(const struct tuple *key, struct conn *opener
 	life_count(key, forward, identity, -1);
 	life_count(key, forward, fresh, 1);
 	life_count_established(forward, identity);
+	life_changed(key, opener, entry, CONN_ESTABLISHED, EVENT_ESTABLISHED);
 	return REASON_NONE;
 }
 

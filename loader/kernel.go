@@ -45,6 +45,9 @@ var needed = []struct {
 	{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN, false},
 }
 
+// Explain wraps an error that comes from a missing privilege in ErrPermission, and names the privilege.
+func Explain(err error) error { return explain(err) }
+
 // explain wraps an error that comes from a missing privilege in ErrPermission, and names the privilege.
 func explain(err error) error {
 	if err == nil || errors.Is(err, ErrPermission) {

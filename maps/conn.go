@@ -124,6 +124,9 @@ func (t *Tables) each(sel rule.Selector, visit func(*layout.Entry, *Connection) 
 	})
 }
 
+// Picks reports whether the selector picks the connection.
+func Picks(sel *rule.Selector, c *Connection) bool { return picks(sel, c) }
+
 // picks reports whether the selector picks the connection.
 func picks(s *rule.Selector, c *Connection) bool {
 	for i := range s.Not {

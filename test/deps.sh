@@ -14,7 +14,7 @@ test=("${build[@]}" "${demo[@]}"
 	fail2ban-server:fail2ban ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
 	systemd-analyze:systemd iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
 	keepalived:keepalived dig:bind9-dnsutils dnsmasq:dnsmasq-base unbound:unbound named:bind9 named-checkzone:bind9-utils
-	busybox:busybox-static vsftpd:vsftpd)
+	busybox:busybox-static vsftpd:vsftpd tshark:tshark)
 kernels=("${test[@]}" qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod
 	wg:wireguard-tools pppd:ppp pppoe:pppoe)
 

@@ -28,7 +28,7 @@ const (
 	exitInvalid     = 1 // usage or configuration is invalid
 	exitRefused     = 2 // kernel refused, or no permission
 	exitNotFound    = 3 // not found, or diff is not empty
-	exitNotAttached = 4 // not attached, another table layout, or no daemon to ask
+	exitNotAttached = 4 // not attached, or attached by another version; or no daemon to ask
 	exitLocked      = 5
 	exitSignal      = 128 // plus the number of the signal, as shells do
 )
@@ -96,7 +96,7 @@ func exitCode(err error) int {
 		return exitInvalid
 	case errors.Is(err, change.ErrNothingPending), errors.Is(err, change.ErrNoGeneration):
 		return exitNotFound
-	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema), errors.Is(err, control.ErrNoDaemon):
+	case errors.Is(err, loader.ErrNotLoaded), errors.Is(err, loader.ErrSchema), errors.Is(err, loader.ErrVersion), errors.Is(err, control.ErrNoDaemon):
 		return exitNotAttached
 	case errors.Is(err, loader.ErrLocked), errors.Is(err, presence.ErrRunning):
 		return exitLocked

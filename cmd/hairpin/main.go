@@ -42,7 +42,8 @@ type env struct {
 // app is one run of the command line. It holds the global options and the outputs.
 type app struct {
 	stdin  io.Reader
-	out    *bufio.Writer
+	out    *bufio.Writer // to stdout
+	stdout io.Writer
 	stderr io.Writer
 	getenv func(string) string
 
@@ -52,10 +53,9 @@ type app struct {
 	json       bool
 	quiet      bool
 	verbose    bool
-	color      string    // one of colorModes
-	styled     painter   // of stdout
-	styledErr  painter   // of stderr
-	stdout     io.Writer // what out writes to
+	color      string  // one of colorModes
+	styled     painter // of stdout
+	styledErr  painter // of stderr
 
 	started bool // the arguments were accepted; a later error is not a usage error
 }
@@ -188,6 +188,7 @@ to reload, 5 lock not obtained, 128+N ended by signal N.`,
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.explainCommand(), a.doctorCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
+		a.traceCommand(), a.watchCommand(),
 		a.completionCommand(), a.versionCommand(), a.laterCommand(),
 	)
 	return root

@@ -62,6 +62,7 @@ func (a *app) runDaemon(ctx context.Context) error {
 		Version:    buildInfo().Version,
 		Notify:     a.getenv("NOTIFY_SOCKET"),
 		Log:        a.newLogger(),
+		Events:     a.stdout,
 	})
 	if errors.Is(err, context.Canceled) {
 		// The signal came during the start. After the start, the signal is the normal end and no error.

@@ -96,8 +96,10 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	if err != nil {
 		a.warn("cannot look for the daemon: %s", err)
 	}
-	if daemon && !result.Kept && slices.Contains(result.Change.Settings, "metrics.listen") {
-		a.say("metrics.listen takes effect when the daemon reloads; run \"hairpin reload\"")
+	for _, key := range []string{"metrics.listen", "log.connections"} {
+		if daemon && !result.Kept && slices.Contains(result.Change.Settings, key) {
+			a.say("%s takes effect when the daemon reloads; run \"hairpin reload\"", key)
+		}
 	}
 	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
 	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.

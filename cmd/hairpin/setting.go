@@ -65,6 +65,8 @@ func settingText(cfg config.Config, key string) string {
 		return sourcesText(cfg.Deny)
 	case "metrics.listen":
 		return strconv.Quote(cfg.MetricsListen)
+	case "log.connections":
+		return strconv.Quote(cfg.LogConnections)
 	case "dns.write":
 		return dnsText(cfg, func(file config.DNSFile) string { return strconv.Quote(file.Path) })
 	case "dns.reload":

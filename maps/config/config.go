@@ -72,6 +72,15 @@ const (
 
 var xdpTxs = []string{XDPTxAuto, XDPTxOn, XDPTxOff}
 
+// Values of Config.LogConnections: how the daemon writes what happens to connections.
+const (
+	LogOff  = "off"
+	LogText = "text"
+	LogJSON = "json"
+)
+
+var logs = []string{LogOff, LogText, LogJSON}
+
 // Config is the whole content of a configuration file.
 type Config struct {
 	WAN            []string       `json:"wan"`
@@ -87,9 +96,10 @@ type Config struct {
 	Reflection     rule.Reflect   `json:"reflection"`    // reflect mode of forwards without a mode
 	ReflectPorts   rule.Ports     `json:"reflect_ports"` // source ports of connections for which the server sees the router's address
 	StandIns       []rule.StandIn `json:"stand_ins,omitempty"`
-	Deny           []netip.Prefix `json:"deny,omitempty"` // sources that open no connection, of any forward
-	MetricsListen  string         `json:"metrics_listen"` // ADDR:PORT; "": no metrics
-	DNS            []DNSFile      `json:"dns,omitempty"`  // split DNS files, at most one per format
+	Deny           []netip.Prefix `json:"deny,omitempty"`            // sources that open no connection, of any forward
+	MetricsListen  string         `json:"metrics_listen"`            // ADDR:PORT; "": no metrics
+	LogConnections string         `json:"log_connections,omitempty"` // LogOff, LogText or LogJSON; "": LogOff
+	DNS            []DNSFile      `json:"dns,omitempty"`             // split DNS files, at most one per format
 	Forwards       []rule.Forward `json:"forwards"`
 	Disabled       []rule.Forward `json:"disabled,omitempty"` // forwards and intercepts that match no packet; each has Disabled set
 	Digest         string         `json:"digest,omitempty"`   // hash of the files that the configuration was read from
@@ -110,10 +120,11 @@ func Default() Config {
 			PortHold:       2 * time.Minute,
 			AddressGrace:   2 * time.Second,
 		},
-		ICMP:          ICMPErrors{Refuse: []string{SideLAN}, Rate: 1000},
-		Reflection:    rule.ReflectAuto,
-		ReflectPorts:  rule.Ports{First: 61000, Last: 65535}, // above the kernel's default ip_local_port_range
-		MetricsListen: "127.0.0.1:9845",
+		ICMP:           ICMPErrors{Refuse: []string{SideLAN}, Rate: 1000},
+		Reflection:     rule.ReflectAuto,
+		ReflectPorts:   rule.Ports{First: 61000, Last: 65535}, // above the kernel's default ip_local_port_range
+		MetricsListen:  "127.0.0.1:9845",
+		LogConnections: LogOff,
 	}
 }
 

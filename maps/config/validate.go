@@ -162,6 +162,9 @@ func (v *validator) settings() {
 	v.standIns()
 	v.deny()
 	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
+	if v.LogConnections != "" && !slices.Contains(logs, v.LogConnections) {
+		v.check(-1, "log.connections", fmt.Errorf("%s is not possible; %s", rule.Quote(v.LogConnections), rule.Suggest(v.LogConnections, logs...)))
+	}
 	v.dns()
 }
 

@@ -91,6 +91,7 @@ func TestValidateRefuses(t *testing.T) {
 		}, "deny.sources: 192.0.2.1 is listed twice"},
 		{"deny no network", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")} }, "deny.sources: 192.0.2.1/24 is not a network"},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
+		{"log", nil, func(c *config.Config) { c.LogConnections = "jsonl" }, `log.connections: "jsonl" is not possible; did you mean "json"?`},
 
 		{"same port", []string{"a tcp 80 to 10.0.0.1", "b tcp 80 to 10.0.0.2"}, nil, `forward "b": port: 80 is taken by forward "a"`},
 		{"same port, one protocol in common", []string{"a tcp,udp 80 to 10.0.0.1", "b udp 80 to 10.0.0.2"}, nil, `forward "b": port: 80 is taken by forward "a"`},

@@ -131,6 +131,12 @@ func (hp *Hairpin) Run(args ...string) string {
 	return hp.host.Run(hp.args(args...)...)
 }
 
+// Spawn starts a command of the CLI that runs until it is ended.
+func (hp *Hairpin) Spawn(args ...string) *Process {
+	hp.tb.Helper()
+	return hp.host.Start(hp.args(args...)...)
+}
+
 // RunInput is Run with a text on standard input.
 func (hp *Hairpin) RunInput(stdin string, args ...string) string {
 	hp.tb.Helper()

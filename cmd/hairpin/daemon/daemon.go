@@ -12,6 +12,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"runtime/debug"
@@ -62,6 +63,7 @@ type Options struct {
 	ExitCode   func(error) int               // exit code of a command with this error, for the answer to "hairpin reload"
 	Notify     string                        // the service manager's socket, as in sd_notify(3); "" if there is none
 	Log        *slog.Logger
+	Events     io.Writer // gets the log of connections (log.connections), one line each
 }
 
 // Run serves until ctx ends; then it returns nil. It fails if the datapath cannot be brought into service,
@@ -166,6 +168,7 @@ type daemon struct {
 	audit    func(context.Context) // checks the datapath's connection counts until the context ends
 	names    *publisher
 	port     *metricsPort
+	conns    *connectionLog
 	notify   func(state string) // sends a state to the service manager
 	log      *slog.Logger
 	beat     time.Duration
@@ -210,6 +213,7 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		renew:   func() (bool, error) { return router.Renew(o.Dir) },
 		reloads: o.Reload,
 		names:   newPublisher(s.Tables, o.Log),
+		conns:   newConnectionLog(o.Dir, o.Events, o.Log),
 		notify: func(state string) {
 			if err := notifyManager(o.Notify, state); err != nil {
 				o.Log.Warn(state, "error", err)
@@ -231,7 +235,7 @@ func (d *daemon) setMetrics(tables *maps.Tables, version string) {
 		collector.Run(ctx, func(err error) { d.log.Warn("cannot check the counts of connections", "error", err) })
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector, d.names.counters, collectors.NewGoCollector(),
+	registry.MustRegister(collector, d.names.counters, d.conns.counter(), collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	page := &metricsPage{gatherer: registry, forwards: collector.WriteForwards, log: d.log}
 	handler := metricsHandler(page, &d.state, defaultLimits)
@@ -283,6 +287,7 @@ func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error
 	d.show(result.Ports)
 	d.warnForwarding(result.Ports)
 	d.report("follow the network", errors.Join(err, router.Refusals(result.Ports)))
+	d.report("log connections", d.conns.set(cfg.LogConnections))
 	d.reloaded(started.Apart == nil)
 	d.state.ready.Store(true)
 	return nil
@@ -319,6 +324,7 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 				d.notify(systemd.SdNotifyWatchdog)
 			}
 			d.port.ensure()
+			d.report("log connections", d.conns.ensure())
 			// A command may have changed the running configuration.
 			d.follow(ctx, loader.Event{Links: true})
 			d.sweep(ctx, time.Now())
@@ -510,6 +516,7 @@ func (d *daemon) tryReload(ctx context.Context) (change.Outcome, error) {
 	})
 	if out.Done {
 		d.port.move(cfg.MetricsListen)
+		d.report("log connections", d.conns.set(cfg.LogConnections))
 		d.warnNotices(cfg)
 		d.warnForwarding(out.Ports)
 	}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -63,7 +64,8 @@ func newDaemonFake(t *testing.T) *daemonFake {
 		port: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
 			return startMetrics(address, http.NotFoundHandler(), defaultLimits, log)
 		}},
-		log: log, beat: time.Hour, failing: failures{},
+		conns: newConnectionLog("", io.Discard, log),
+		log:   log, beat: time.Hour, failing: failures{},
 	}
 	d.keeper.Router = d.router
 	result, err := d.router.Start(d.file)

@@ -263,6 +263,7 @@ func (r *reader) sections() map[string]fields {
 		},
 		"deny":    {"sources": intoNetworks(&c.Deny)},
 		"metrics": {"listen": intoString(&c.MetricsListen)},
+		"log":     {"connections": intoString(&c.LogConnections)},
 		"dns": {
 			"write":  r.perFormat("dns.write.", readDNSPath),
 			"reload": r.perFormat("dns.reload.", readDNSReload),

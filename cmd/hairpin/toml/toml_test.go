@@ -116,6 +116,8 @@ name = "time"
 protocol = "udp"
 port = 123
 to = "fd00::1"
+[log]
+connections = "json"
 `
 
 func TestParseReadsEveryKey(t *testing.T) {
@@ -130,7 +132,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second, AddressGrace: 3 * time.Second,
 		},
 		ICMP:       config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
-		Reflection: rule.ReflectRouter, ReflectPorts: rule.Ports{First: 62000, Last: 65000}, MetricsListen: "127.0.0.1:9999", Digest: got.Digest,
+		Reflection: rule.ReflectRouter, ReflectPorts: rule.Ports{First: 62000, Last: 65000}, MetricsListen: "127.0.0.1:9999", LogConnections: config.LogJSON, Digest: got.Digest,
 		Deny: []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("2001:db8:bad::/48")},
 		StandIns: []rule.StandIn{
 			{Clients: netip.MustParsePrefix("192.168.1.0/24"), Network: netip.MustParsePrefix("198.18.1.0/24")},
@@ -311,6 +313,8 @@ func TestProblems(t *testing.T) {
 		{"connections", "version = 1\ndatapath.max_connections = -1\n", []string{`x.toml:2:28: datapath.max_connections: -1 is out of range`}},
 		{"mode", "version = 1\n[datapath]\nmode = \"tcc\"\n", []string{`x.toml:3:8: datapath.mode: "tcc" is not a mode; did you mean "tc"?`}},
 		{"listen", "version = 1\nmetrics.listen = \"9845\"\n", []string{`x.toml:2:18: metrics.listen: "9845" is not a listening address; write ADDR:PORT such as 127.0.0.1:9845, or "" for no metrics`}},
+		{"log", "version = 1\nlog.connections = \"yes\"\n", []string{`x.toml:2:19: log.connections: "yes" is not possible; possible are off, text and json`}},
+		{"log of something else", "version = 1\n[log]\npackets = \"json\"\n", []string{`x.toml:3:1: unknown key "packets" in [log]; only connections is possible here`}},
 		{"reflection mode", "version = 1\nreflection.default = \"stand-in\"\n", []string{`x.toml:2:22: reflection.default: "stand-in" is not a reflect mode; possible are auto, router, public, prefix and off`}},
 		{"no prefixes", "version = 1\nreflection.default = \"prefix\"\n", []string{`x.toml:2:22: reflection.default: prefix needs stand-ins for the clients`}},
 		{"prefixes in a list", "version = 1\n[reflection]\ndefault = \"prefix\"\nprefixes = [\"192.168.1.0/24\"]\n", []string{`x.toml:4:12: reflection.prefixes: it is a list where a table was expected`}},

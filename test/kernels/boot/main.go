@@ -79,7 +79,7 @@ func parse(args []string) (options, error) {
 	}
 	for _, name := range opts.runs {
 		if !slices.ContainsFunc(runs, func(r testRun) bool { return r.name == name }) {
-			return options{}, fmt.Errorf("there are no tests %q; choose from load, conntrack, packets, T, N, beside, virtio and devices", name)
+			return options{}, fmt.Errorf("there are no tests %q; choose from load, conntrack, packets, T, N, beside, trace, virtio and devices", name)
 		}
 	}
 	if opts.cache == "" {

@@ -20,6 +20,7 @@ var runs = []testRun{
 	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
 	{0, "beside", "kernels.test", "^(TestIPsecTunnel|TestPriorityTags|TestWGQuick|TestMSSOfWireGuardLAN)$"},
+	{1, "trace", "kernels.test", "^TestTrace"},
 	{1, virtioRun, "kernels.test", "^TestVirtio$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestDoctorSeesVLANOnTop|TestFlowtable)$"},
 }
@@ -45,6 +46,7 @@ var columns = []struct{ title, run, test string }{
 	{"VLAN 0", "beside", "TestPriorityTags"},
 	{"wg-quick", "beside", "TestWGQuick"},
 	{"MSS", "beside", "TestMSSOfWireGuardLAN"},
+	{"trace", "trace", ""},
 	{"virtio-net", virtioRun, "TestVirtio"},
 	{"veth", "devices", "TestDevices/veth"},
 	{"bridge", "devices", "TestDevices/bridge"},
@@ -74,6 +76,8 @@ const preface = `# Kernels
 - VLAN 0: hosts that begin to send priority tags, from VLAN devices with id 0, keep their connections, and a VLAN beside them is untouched.
 - wg-quick: wg-quick has made a WireGuard tunnel the default route, with strict rp_filter. The Internet is served by the WAN.
 - MSS: a WireGuard interface with a small MTU in ` + "`lan`" + `. TCP fits into it by default, though the server ignores ICMP errors.
+- trace: packets and connections are traced by programs that are attached to the running ones: filters, limits, losses, an upgrade,
+  pcapng files, the log of connections. Nothing stays attached, also after a kill.
 - virtio-net: the WAN and the LAN are virtio-net devices of the virtual machine, at bridges with other virtio-net devices. The traffic is
   that of a kind of device, and more than a megabyte where frames are long. Every frame that arrives at a host has a correct checksum.
   - Modes tc, auto and xdp. Native XDP runs on a device whose receive offloads the driver can switch off, or that has none.
