@@ -24,7 +24,7 @@ KERNELS ?=
 # For test-kernels: load, conntrack, packets, T, N, beside, virtio, devices, separated by commas; empty: all.
 RUNS ?=
 
-GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
+GENERATED := $(addprefix bpf/hairpin_bpfel,.go .o) $(addprefix bpf/explain_bpfel,.go .o) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)
 
 # su keeps the user's PATH, which has no sbin directories. git refuses to read a user's clone as root without safe.directory.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin

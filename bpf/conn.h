@@ -37,11 +37,6 @@ static __always_inline void tuple_from_v4(const struct tuple4 *key, struct tuple
 	*protocol_word(&tuple->protocol) = *protocol_word(&key->protocol);
 }
 
-static __always_inline __u32 conn_serial(__u64 identity)
-{
-	return (__u32)(identity >> 32);
-}
-
 static __always_inline enum conn_state conn_state(__u64 identity)
 {
 	return (enum conn_state)(identity & CONN_STATE);
@@ -120,7 +115,7 @@ static __always_inline struct conn *conn_read(const struct tuple *key, bool v6, 
 		return NULL;
 	conn = bucket_conn(v6, bucket, slot);
 	entry->identity = conn_identity(conn);
-	if (!bucket_has(v6, bucket, slot, &words))
+	if (bucket_differs(v6, bucket, slot, &words))
 		return NULL;
 	if (v6) {
 		entry->to.src = ((struct conn6 *)conn)->src;
@@ -145,7 +140,7 @@ __noinline bool conn_load(const struct tuple *key, struct entry *entry)
 
 	if (!key || !entry)
 		return false;
-	number = table_find(key, 0);
+	number = table_find(key);
 	if (number < 0)
 		return false;
 	return tuple_is_v6(key) ? conn_read(key, true, (__u32)number, entry) : conn_read(key, false, (__u32)number, entry);

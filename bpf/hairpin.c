@@ -9,30 +9,23 @@
 #include "tc.h"
 #include "xdp.h"
 
-/* Prepares working memory for a new packet, before a byte of the packet is read. The clock is read once in a tick:
- * jiffies are cheap to read, the clock is not. */
-static __always_inline void hairpin_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
-					  __u32 gso_size, __u16 l3_off)
+/* Counts the verdict, and a refused opening also at its forward. A global function: the verifier checks it once. */
+__noinline int hairpin_count(enum verdict verdict)
 {
-	__u64 jiffies = bpf_jiffies64(), now;
+	struct work *work = work_get();
+	struct forward_stats *stats;
 
-	__builtin_memset(&work->pkt.flaw, 0, offsetof(struct packet, quote) - offsetof(struct packet, flaw));
-	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, gateway));
-	work->rw.gateway.nh_family = 0;
-	if (work->clock.jiffies != jiffies) {
-		now = bpf_ktime_get_coarse_ns();
-		work->clock.jiffies = jiffies;
-		work->clock.ms = (__u32)(now / MS_NS);
-		work->clock.second = (__u32)(now / SECOND_NS);
+	if (!work)
+		return 0;
+	count(work->pkt.ifindex, verdict, work->rw.reason);
+	if (verdict != VERDICT_REFUSE || !work->rw.opens_at)
+		return 0;
+	stats = conn_stats(work->rw.opens_at);
+	if (stats) {
+		stats->refused++;
+		stats->hit = work->pkt.second;
 	}
-	work->pkt.ms = work->scratch.now = work->clock.ms;
-	work->pkt.second = work->clock.second;
-	work->live_slot = SLOT_UNREAD;
-	work->pkt.hook = hook;
-	work->pkt.ifindex = ifindex;
-	work->pkt.frame_length = frame_length;
-	work->pkt.gso_size = gso_size;
-	work->pkt.l3_off = l3_off;
+	return 0;
 }
 
 /* Carries out a verdict. Returns a TC action. */
@@ -107,14 +100,14 @@ int hairpin_tc(struct __sk_buff *skb)
 	l3_off = tc_find_ip(skb, work);
 	if (l3_off < 0)
 		return TC_ACT_UNSPEC;
-	hairpin_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size, (__u16)l3_off);
+	work_begin(work, HOOK_TC, skb->ifindex, skb->len, skb->gso_size, (__u16)l3_off);
 	if (!tc_pull(skb) || !tc_parse(skb, work))
 		return TC_ACT_UNSPEC;
 	if (work->pkt.tcp_flags & TCP_SYN || packet_has_options(&work->pkt))
 		tc_read_options(skb);
 	verdict = tc_decide(skb, work);
 	if (work->rw.reason != REASON_NONE)
-		count(work->pkt.ifindex, verdict, work->rw.reason);
+		hairpin_count(verdict);
 	return tc_apply(skb, work, verdict);
 }
 
@@ -130,7 +123,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	if (!work || (void *)(eth + 1) > (void *)(long)ctx->data_end)
 		return XDP_PASS;
 	pkt = &work->pkt;
-	hairpin_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0, sizeof(struct ethhdr));
+	work_begin(work, HOOK_XDP, ctx->ingress_ifindex, length, 0, sizeof(struct ethhdr));
 	if (!packet_parse(eth, (void *)(long)ctx->data_end, eth->h_proto, &work->pkt))
 		return XDP_PASS;
 	/* Fragments, IP options, ICMP and protocols without ports are left to TC. */
@@ -154,7 +147,7 @@ int hairpin_xdp(struct xdp_md *ctx)
 	if ((verdict == VERDICT_DROP || verdict == VERDICT_REFUSE) && xdp_doubts(&work->pkt, &work->rw))
 		verdict = VERDICT_DEFER;
 	if (work->rw.reason != REASON_NONE)
-		count(work->pkt.ifindex, verdict, work->rw.reason);
+		hairpin_count(verdict);
 	return verdict == VERDICT_DROP || verdict == VERDICT_REFUSE ? XDP_DROP : XDP_PASS;
 }
 

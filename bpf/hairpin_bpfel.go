@@ -229,6 +229,9 @@ type HairpinForwardStats struct {
 	Traffic     [3][2]HairpinTraffic
 	Established [3]uint64
 	Closed      [3]uint64
+	Refused     uint64
+	Hit         uint32
+	Pad         uint32
 }
 
 type HairpinFragment struct {
@@ -508,7 +511,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 11
+	HairpinSchemaSCHEMA HairpinSchema = 12
 )
 
 type HairpinSecret struct {

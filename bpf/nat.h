@@ -565,6 +565,7 @@ static __always_inline void nat_track(struct work *work, struct conn *conn)
 	traffic = &stats->traffic[path][identity & CONN_OPENER ? 0 : 1];
 	traffic->packets++;
 	traffic->bytes += pkt->length;
+	stats->hit = pkt->second;
 }
 
 /* Does XDP send this frame back by the device that it came in by, with XDP_TX? */

@@ -807,6 +807,7 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 	work->open.ifindex = work->pkt.ifindex;
 	work->open.by_server = false;
 	work->open.from_wan = false;
+	work->rw.opens_at = forward->epoch_ref.id;
 	return open_prepare(ctx, work, address, forward);
 }
 

@@ -12,15 +12,17 @@
  *
  * Races
  *  H. Two CPUs claim one slot. Each tries to change the identity from 0. The CPU that fails begins again.
- *  I. Two CPUs insert one key. Each claims a slot and writes the key, and then, behind a barrier, searches the walk for the key once
- *     more. At least one of the two sees the other's slot. The CPU whose entry has the higher number gives up. The CPU with the
- *     lower number waits until the other slot is free, and searches again: there may be a third CPU. If the other CPU did not see it, the
- *     other slot becomes an entry: then it gives up. So one CPU inserts the key, unless the wait ends too early: then none does, and the
- *     packet's sender tries again.
+ *  I. Two CPUs insert one key. Each claims a slot and writes the key. Then, behind a barrier, each searches the walk for the key. At
+ *     least one of the two sees the other's slot. The CPU whose entry has the higher number gives up. The CPU with the lower number
+ *     waits until the other slot is free, and searches again: there may be a third CPU. If the other CPU has not seen the slot with the
+ *     lower number, its own slot becomes an entry: then the CPU with the lower number gives up. So one CPU inserts the key, unless the
+ *     wait ends too early: then none does, and the packet's sender tries again. If the key has an entry already, the same search
+ *     finds the entry.
  *  J. A slot is freed and used again while another CPU reads it. The reader takes the identity before the key and again after the
  *     rest (conn_read). The serial differs then, and the reader has found nothing.
- *  K. A search meets an insertion. The insertion raises the counts of the buckets that it passes before its entry becomes valid, and
- *     a deletion lowers them after its entry has become invalid. So a search never ends before an entry that it could find.
+ *  K. A search meets an insertion or a deletion. An insertion first raises the counts of the buckets that it passes. Then its entry
+ *     becomes valid. A deletion first makes its entry invalid. Then it lowers the counts. So while an entry is valid, every bucket
+ *     before it says that an entry has passed, and no search ends too early.
  *  L. A CPU deletes its entry while another CPU claims a slot for the same key (race I). Only the slot with the serial of the deleted
  *     entry is freed, by a compare-and-swap. So no claim of another CPU is freed, and no slot twice. */
 #pragma once
@@ -114,20 +116,26 @@ static __always_inline struct conn *bucket_conn(bool v6, void *bucket, __u32 slo
 	return v6 ? &((struct bucket6 *)bucket)->entry[slot].conn : &((struct bucket4 *)bucket)->entry[slot].conn;
 }
 
-static __always_inline bool bucket_has(bool v6, void *bucket, __u32 slot, const struct table_key *key)
+/* Reads the identity from memory again: another CPU may have changed it. */
+static __always_inline __u64 conn_identity(const struct conn *conn)
+{
+	return *(const volatile __u64 *)&conn->identity;
+}
+
+/* Returns 0 if the slot has this key. */
+static __always_inline __u64 bucket_differs(bool v6, void *bucket, __u32 slot, const struct table_key *key)
 {
 	const __u64 *word = bucket_key(v6, bucket, slot);
 	__u64 different = 0;
 
 	for (int i = 0; i < (v6 ? TABLE_WORDS6 : TABLE_WORDS4); i++)
 		different |= word[i] ^ table_word(v6, key, i);
-	return !different;
+	return different;
 }
 
-/* Reads the identity from memory again: another CPU may have changed it. */
-static __always_inline __u64 conn_identity(const struct conn *conn)
+static __always_inline __u32 conn_serial(__u64 identity)
 {
-	return *(const volatile __u64 *)&conn->identity;
+	return (__u32)(identity >> 32);
 }
 
 /* The number of an entry: its bucket, and its slot in the bucket. */
@@ -145,19 +153,48 @@ static __always_inline struct conn *table_conn(bool v6, __u32 number)
 	return bucket && slot < BUCKET_SLOTS ? bucket_conn(v6, bucket, slot) : NULL;
 }
 
-/* Is this the identity of an entry with this serial? Serial 0: of any valid entry. */
-static __always_inline bool entry_is(__u64 identity, __u32 serial)
+/* No entry has this number. */
+enum { NO_ENTRY = -1 };
+
+/* Which entry of a key is searched. */
+enum wanted {
+	WANT_VALID = 1 << CONN_HALF_OPEN | 1 << CONN_ESTABLISHED | 1 << CONN_CLOSING | 1 << CONN_ENDED,	/* a valid entry */
+	WANT_OTHER = WANT_VALID | 1 << CONN_GONE,	/* any entry but the one with this number */
+	WANT_SERIAL = WANT_OTHER | 1 << 8,		/* the entry with this serial, valid or not */
+};
+
+/* Returns 1 if the value is 0, otherwise 0, without a branch. */
+static __always_inline __u64 is_zero(__u32 value)
 {
-	if (serial)
-		return identity >> 32 == serial;
-	return identity && (identity & CONN_STATE) != CONN_GONE;
+	return verifier_same((value - 1ULL) >> 63);
 }
 
-static __always_inline long table_search(bool v6, const struct tuple *tuple, __u32 serial)
+/* Returns the number of the wanted entry of this bucket, or TABLE_NONE. The number or the serial of enum wanted is in which. wanted is a
+ * constant in all callers. An identity is in another cache line than the keys, so it is read only if the key is equal. Few
+ * branches: each branch in the loop of a search multiplies the paths that the verifier follows. */
+static __always_inline long bucket_search(bool v6, void *bucket, __u32 at, const struct table_key *key, enum wanted wanted, __u32 which)
+{
+	__u64 identity, differs, by_serial = wanted >> 8;
+
+	for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++) {
+		if (bucket_differs(v6, bucket, slot, key))
+			continue;
+		identity = conn_identity(bucket_conn(v6, bucket, slot));
+		differs = ~(__u32)wanted >> (identity & CONN_STATE) & 1;
+		differs |= (identity >> 32 ^ which) & -by_serial;
+		differs |= is_zero(entry_number(at, slot) ^ which) & ~by_serial;
+		if (!differs)
+			return entry_number(at, slot);
+	}
+	return TABLE_NONE;
+}
+
+static __always_inline long walk_search(bool v6, const struct tuple *tuple, enum wanted wanted, __u32 which)
 {
 	struct table_key key = table_key_of(tuple);
 	struct walk walk;
 	__u32 *passed;
+	long number;
 
 	if (!walk_begin(&walk, v6, &key))
 		return TABLE_NONE;
@@ -165,23 +202,28 @@ static __always_inline long table_search(bool v6, const struct tuple *tuple, __u
 		passed = table_bucket(v6, walk.bucket);
 		if (!passed)
 			return TABLE_NONE;
-		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
-			if (bucket_has(v6, passed, slot, &key) && entry_is(conn_identity(bucket_conn(v6, passed, slot)), serial))
-				return entry_number(walk.bucket, slot);
-		if (!*(volatile __u32 *)passed)
-			return TABLE_NONE;
+		number = bucket_search(v6, passed, walk.bucket, &key, wanted, which);
+		if (number != TABLE_NONE || !*(volatile __u32 *)passed)
+			return number;
 		walk_next(&walk);
 	}
 	return TABLE_NONE;
 }
 
-/* Returns the number of the entry with this key and serial, even if it is being deleted. Serial 0: of the valid entry with this key.
- * TABLE_NONE: there is none. The slot may get another entry at any time: see conn_read. */
-__noinline long table_find(const struct tuple *key, __u32 serial)
+/* Returns the number of the valid entry with this key, or TABLE_NONE. The slot may get another entry at any time: see conn_read. */
+__noinline long table_find(const struct tuple *key)
 {
 	if (!key)
 		return TABLE_NONE;
-	return tuple_is_v6(key) ? table_search(true, key, serial) : table_search(false, key, serial);
+	return tuple_is_v6(key) ? walk_search(true, key, WANT_VALID, NO_ENTRY) : walk_search(false, key, WANT_VALID, NO_ENTRY);
+}
+
+/* Returns the number of another entry with the key of the entry own, valid or not; or TABLE_NONE. */
+__noinline long table_rival(const struct tuple *key, __u32 own)
+{
+	if (!key)
+		return TABLE_NONE;
+	return tuple_is_v6(key) ? walk_search(true, key, WANT_OTHER, own) : walk_search(false, key, WANT_OTHER, own);
 }
 
 /* Results of table_first that are no numbers of entries: no slot has the number BUCKET_SLOTS. */
@@ -194,15 +236,16 @@ static __always_inline __u32 table_first(bool v6, const struct tuple *tuple)
 	struct table_key key = table_key_of(tuple);
 	struct walk walk;
 	__u32 *passed;
+	long number;
 
 	if (!walk_begin(&walk, v6, &key))
 		return TABLE_NOWHERE;
 	passed = table_bucket(v6, walk.bucket);
 	if (!passed)
 		return TABLE_NOWHERE;
-	for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
-		if (bucket_has(v6, passed, slot, &key) && entry_is(conn_identity(bucket_conn(v6, passed, slot)), 0))
-			return entry_number(walk.bucket, slot);
+	number = bucket_search(v6, passed, walk.bucket, &key, WANT_VALID, NO_ENTRY);
+	if (number != TABLE_NONE)
+		return (__u32)number;
 	return *(volatile __u32 *)passed ? TABLE_FURTHER : TABLE_NOWHERE;
 }
 
@@ -222,69 +265,32 @@ static __always_inline void table_pass(bool v6, const struct table_key *key, __u
 	}
 }
 
-static __always_inline long table_room_of(bool v6, const struct tuple *tuple)
+static __always_inline long walk_room(bool v6, const struct tuple *tuple)
 {
-	long room = TABLE_NO_ROOM;
 	struct table_key key = table_key_of(tuple);
 	struct walk walk;
-	__u32 *passed;
+	void *bucket;
 
 	if (!walk_begin(&walk, v6, &key))
 		return TABLE_NO_ROOM;
 	for (int i = 0; i < TABLE_PROBES; i++) {
-		passed = table_bucket(v6, walk.bucket);
-		if (!passed)
-			break;
-		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++) {
-			if (!conn_identity(bucket_conn(v6, passed, slot)))
-				room = room == TABLE_NO_ROOM ? entry_number(walk.bucket, slot) : room;
-			else if (bucket_has(v6, passed, slot, &key))
-				return TABLE_EXISTS;
-		}
-		if (!*(volatile __u32 *)passed && room != TABLE_NO_ROOM)
-			break;
+		bucket = table_bucket(v6, walk.bucket);
+		if (!bucket)
+			return TABLE_NO_ROOM;
+		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
+			if (!conn_identity(bucket_conn(v6, bucket, slot)))
+				return entry_number(walk.bucket, slot);
 		walk_next(&walk);
 	}
-	return room;
+	return TABLE_NO_ROOM;
 }
 
-/* Returns the number of the first free slot for this key, TABLE_EXISTS if the key has an entry, or TABLE_NO_ROOM. */
+/* Returns the number of the first free slot for this key, or TABLE_NO_ROOM. */
 __noinline long table_room(const struct tuple *key)
 {
 	if (!key)
 		return TABLE_NO_ROOM;
-	return tuple_is_v6(key) ? table_room_of(true, key) : table_room_of(false, key);
-}
-
-static __always_inline long table_rival_of(bool v6, const struct tuple *tuple, __u32 own)
-{
-	struct table_key key = table_key_of(tuple);
-	struct walk walk;
-	__u32 *passed;
-
-	if (!walk_begin(&walk, v6, &key))
-		return TABLE_NONE;
-	for (int i = 0; i < TABLE_PROBES; i++) {
-		passed = table_bucket(v6, walk.bucket);
-		if (!passed)
-			return TABLE_NONE;
-		for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++)
-			if (entry_number(walk.bucket, slot) != own && bucket_has(v6, passed, slot, &key) &&
-			    conn_identity(bucket_conn(v6, passed, slot)))
-				return entry_number(walk.bucket, slot);
-		if (!*(volatile __u32 *)passed)
-			return TABLE_NONE;
-		walk_next(&walk);
-	}
-	return TABLE_NONE;
-}
-
-/* Returns the number of another entry with the key of the entry own, or TABLE_NONE. */
-__noinline long table_rival(const struct tuple *key, __u32 own)
-{
-	if (!key)
-		return TABLE_NONE;
-	return tuple_is_v6(key) ? table_rival_of(true, key, own) : table_rival_of(false, key, own);
+	return tuple_is_v6(key) ? walk_room(true, key) : walk_room(false, key);
 }
 
 /* May the entry own keep its key, although another CPU is inserting the key, too (race I)? */
@@ -305,19 +311,19 @@ static __always_inline void table_free(bool v6, const struct table_key *key, __u
 {
 	struct conn *conn = table_conn(v6, number);
 	__u64 identity;
+	bool freed = false;
 
-	for (int i = 0; conn && i < TABLE_FREES; i++) {
+	for (int i = 0; conn && !freed && i < TABLE_FREES; i++) {
 		identity = conn_identity(conn);
-		if (!entry_is(identity, serial))
+		if (conn_serial(identity) != serial)
 			return;
-		if (__sync_val_compare_and_swap(&conn->identity, identity, 0) == identity) {
-			table_pass(v6, key, number, -1);
-			return;
-		}
+		freed = __sync_val_compare_and_swap(&conn->identity, identity, 0) == identity;
 	}
+	if (freed)
+		table_pass(v6, key, number, -1);
 }
 
-/* Claims this slot for the key. Returns its number, TABLE_EXISTS or TABLE_AGAIN. */
+/* Claims this slot for the key. Returns its number; TABLE_EXISTS if the key has an entry already; or TABLE_AGAIN. */
 static __always_inline long table_take(bool v6, const struct tuple *tuple, __u32 number, __u32 serial)
 {
 	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
@@ -365,22 +371,21 @@ static __always_inline long table_claim(const struct tuple *key, __u32 serial)
 	return number;
 }
 
+static __always_inline int walk_erase(bool v6, const struct tuple *tuple, __u32 serial)
+{
+	struct table_key key = table_key_of(tuple);
+	long number = walk_search(v6, tuple, WANT_SERIAL, serial);
+
+	if (number >= 0)
+		table_free(v6, &key, (__u32)number, serial);
+	return 0;
+}
+
 /* Frees the slot of the entry with this key and serial. Only the CPU that has inserted the entry, or has won the change to CONN_GONE,
  * calls this. */
-__noinline int table_erase(const struct tuple *tuple, __u32 serial)
+__noinline int table_erase(const struct tuple *key, __u32 serial)
 {
-	struct table_key key;
-	long number;
-
-	if (!tuple)
+	if (!key)
 		return 0;
-	number = table_find(tuple, serial);
-	if (number < 0)
-		return 0;
-	key = table_key_of(tuple);
-	if (tuple_is_v6(tuple))
-		table_free(true, &key, (__u32)number, serial);
-	else
-		table_free(false, &key, (__u32)number, serial);
-	return 0;
+	return tuple_is_v6(key) ? walk_erase(true, key, serial) : walk_erase(false, key, serial);
 }

@@ -695,6 +695,9 @@ struct forward_stats {
 	struct traffic traffic[PATHS][2];	/* packets by path and direction; [0] is the opener's direction */
 	__u64 established[PATHS];	/* connections that completed their handshake */
 	__u64 closed[PATHS];		/* established connections that have ended */
+	__u64 refused;			/* packets that would have opened a connection, and were refused */
+	__u32 hit;			/* CLOCK_MONOTONIC s: last packet that was translated, or opening that was refused; 0: none yet */
+	__u32 pad;
 };
 
 /* Events that are counted on each CPU. A walk of the tables cannot find them. */

@@ -26,7 +26,7 @@ struct ethernet {
 
 /* The data for the write step. There are no pointers into the packet: calls of helpers make such pointers invalid. */
 struct rewrite {
-	/* hairpin_begin clears the members before gateway, and gateway.nh_family, for each packet. */
+	/* work_begin clears the members before gateway, and gateway.nh_family, for each packet. */
 	enum reason reason __attribute__((aligned(8)));	/* aligned: the compiler then clears eight bytes at once */
 	__u32 ifindex;
 	__u32 mtu;		/* MTU of the next hop in bytes; 0: not known */
@@ -35,6 +35,7 @@ struct rewrite {
 	__u8 xdp;		/* bits of enum xdp_way: how XDP can send to the output device */
 	bool other_host;	/* XDP: the frame was sent to another station */
 	bool local;		/* the packet goes to the router itself, by the loopback device */
+	__u32 opens_at;		/* id of the forward where the packet opens a connection, or would; 0: none */
 	struct bpf_redir_neigh gateway;	/* nh_family not 0: the kernel must resolve this neighbour */
 	struct entry entry;	/* the entry of the packet's tuple; for an ICMP error only entry.to is set */
 	/* After nat_decide, the members from here on are valid only with VERDICT_SEND. */
@@ -161,4 +162,30 @@ static __always_inline struct work *work_get(void)
 static __always_inline void work_fence(struct work *work)
 {
 	__sync_lock_test_and_set(&work->fence, 1);
+}
+
+/* Prepares working memory for a new packet, before a byte of the packet is read. The clock is read once in a tick:
+ * jiffies are cheap to read, the clock is not. */
+static __always_inline void work_begin(struct work *work, enum hook hook, __u32 ifindex, __u32 frame_length,
+				       __u32 gso_size, __u16 l3_off)
+{
+	__u64 jiffies = bpf_jiffies64(), now;
+
+	__builtin_memset(&work->pkt.flaw, 0, offsetof(struct packet, quote) - offsetof(struct packet, flaw));
+	__builtin_memset(&work->rw, 0, offsetof(struct rewrite, gateway));
+	work->rw.gateway.nh_family = 0;
+	if (work->clock.jiffies != jiffies) {
+		now = bpf_ktime_get_coarse_ns();
+		work->clock.jiffies = jiffies;
+		work->clock.ms = (__u32)(now / MS_NS);
+		work->clock.second = (__u32)(now / SECOND_NS);
+	}
+	work->pkt.ms = work->scratch.now = work->clock.ms;
+	work->pkt.second = work->clock.second;
+	work->live_slot = SLOT_UNREAD;
+	work->pkt.hook = hook;
+	work->pkt.ifindex = ifindex;
+	work->pkt.frame_length = frame_length;
+	work->pkt.gso_size = gso_size;
+	work->pkt.l3_off = l3_off;
 }

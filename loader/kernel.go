@@ -16,7 +16,8 @@ import (
 // kernelFloor is LINUX_VERSION_CODE of 6.1, the oldest kernel with every feature that the datapath needs.
 const kernelFloor = 6<<16 | 1<<8
 
-func checkKernel() error {
+// CheckKernel fails if the kernel is too old for the datapath. The error wraps ErrKernel.
+func CheckKernel() error {
 	code, err := features.LinuxVersionCode()
 	if err != nil {
 		return fmt.Errorf("read kernel version: %w", err)
@@ -52,7 +53,7 @@ func explain(err error) error {
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return err
 	}
-	missing := missingCapabilities()
+	missing := MissingCapabilities()
 	switch {
 	case len(missing) > 0:
 		return fmt.Errorf("%w: %w: needs %s; run as root", ErrPermission, err, strings.Join(missing, ", "))
@@ -70,8 +71,8 @@ func isVerifierError(err error) bool {
 	return errors.As(err, &verifier)
 }
 
-// missingCapabilities returns the names of the needed capabilities that this thread lacks.
-func missingCapabilities() []string {
+// MissingCapabilities returns the names of the capabilities that the datapath needs and the calling thread lacks.
+func MissingCapabilities() []string {
 	admin := hasCapability(unix.CAP_SYS_ADMIN)
 	var missing []string
 	for _, c := range needed {

@@ -47,6 +47,8 @@ type Link struct {
 	// Veth reports whether the device is a veth. A veth passes skb->csum on to its peer, but generic XDP
 	// does not update skb->csum when it changes a packet.
 	Veth bool
+	// Bridge reports whether the device is a bridge.
+	Bridge bool
 	// Tags says whether XDP sees the VLAN tags of frames.
 	Tags TagVisibility
 
@@ -106,6 +108,7 @@ func newLink(dev netlink.Link, devices []netlink.Link, addresses []netlink.Addr,
 		HardwareAddr: attrs.HardwareAddr,
 		XDPTransmit:  transmitsXDP(dev, features),
 		Veth:         dev.Type() == "veth",
+		Bridge:       dev.Type() == "bridge",
 		VLANs:        vlansOn(dev, devices),
 		Tags:         tags,
 		Below:        below(dev),

@@ -87,7 +87,7 @@ func Load(opts Options) (*Datapath, error) {
 }
 
 func load(opts Options) (*Datapath, error) {
-	if err := checkKernel(); err != nil {
+	if err := CheckKernel(); err != nil {
 		return nil, err
 	}
 	if opts.MaxConnections > maxConnections {

@@ -120,7 +120,11 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 		}
 	}
 	totals, err := tables.ForwardTotals()
-	if want := map[string]Totals{"a": {7, 700}}; err != nil || !maps.Equal(totals, want) {
+	for name, sum := range totals {
+		sum.LastHit = 0 // TestRefusalsAndLastHit looks at it
+		totals[name] = sum
+	}
+	if want := map[string]Totals{"a": {Packets: 7, Bytes: 700}}; err != nil || !maps.Equal(totals, want) {
 		t.Errorf("totals %v, %v, want %v", totals, err, want)
 	}
 	// A removed forward that is added again gets a new id.

@@ -17,7 +17,8 @@ type Count struct {
 	HalfOpen    int            `json:"half_open"`
 	Established int            `json:"established"`
 	Closing     int            `json:"closing"`
-	Forwards    map[string]int `json:"forwards"` // connections by the forward's name; only forwards with connections
+	Ended       int            `json:"ended,omitempty"` // only if the selector asks for this state
+	Forwards    map[string]int `json:"forwards"`        // connections by the forward's name; only forwards with connections
 }
 
 // CountConnections counts the connections that sel picks.
@@ -27,8 +28,8 @@ func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
 		return Count{}, err
 	}
 	count := Count{
-		Total:    found.HalfOpen + found.Established + found.Closing,
-		HalfOpen: found.HalfOpen, Established: found.Established, Closing: found.Closing,
+		Total:    found.HalfOpen + found.Established + found.Closing + found.ended,
+		HalfOpen: found.HalfOpen, Established: found.Established, Closing: found.Closing, Ended: found.ended,
 		Forwards: map[string]int{},
 	}
 	for id, connections := range found.forwards {
@@ -44,8 +45,10 @@ func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
 // moment both show the same numbers.
 type Census struct {
 	HalfOpen, Established, Closing int
-	forwards                       []uint32        // connections by the forward's id, up to the highest id with connections
-	roster                         *compile.Roster // nil if there are no connections
+
+	ended    int             // only if the selector asks for this state
+	forwards []uint32        // connections by the forward's id, up to the highest id with connections
+	roster   *compile.Roster // nil if there are no connections
 }
 
 // Of returns the number of connections of the forward with this id. It returns 0 if the id belongs to another forward in
@@ -64,8 +67,16 @@ func (t *Tables) Census(sel rule.Selector) (*Census, error) {
 	if err != nil {
 		return nil, err
 	}
+	if sel.State == StateEnded {
+		err := t.each(sel, func(*layout.Entry, *Connection) error {
+			found.ended++
+			return nil
+		})
+		return found, err
+	}
+	all := sel.All()
 	err = w.named(func(opener *layout.Entry, name string) error {
-		if sel != (rule.Selector{}) {
+		if !all {
 			c := derive(opener, w.now)
 			if c.Forward = name; !picks(&sel, &c) {
 				return nil

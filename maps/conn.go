@@ -19,16 +19,17 @@ import (
 
 // The states of a connection.
 const (
-	StateHalfOpen    = "half-open"
-	StateEstablished = "established"
-	StateClosing     = "closing"
+	StateHalfOpen    = rule.StateHalfOpen
+	StateEstablished = rule.StateEstablished
+	StateClosing     = rule.StateClosing
+	StateEnded       = rule.StateEnded
 )
 
 // Connection describes one connection. Client is the side that opened the connection.
 type Connection struct {
 	Protocol    rule.Protocol  `json:"protocol"`
 	Path        string         `json:"path"`
-	Forward     string         `json:"forward"` // "": a direct connection that got another port
+	Forward     string         `json:"forward"` // "": a direct connection that got another port, or a connection that has ended
 	State       string         `json:"state"`
 	Client      netip.AddrPort `json:"client"`
 	External    netip.AddrPort `json:"external"` // destination of the client's packets
@@ -42,13 +43,13 @@ type Connection struct {
 
 // EachConnection calls visit once for each connection that sel picks, in no particular order. visit must not keep its
 // argument. EachConnection needs no lock and may run beside traffic. A connection that opens or ends during the call may
-// be missing.
+// be missing. Connections that have ended are visited only if sel asks for this state.
 func (t *Tables) EachConnection(sel rule.Selector, visit func(*Connection)) error {
 	table, err := entries.Open(t.objs)
 	if err != nil {
 		return err
 	}
-	return t.eachLive(sel, func(opener *layout.Entry, c *Connection) error {
+	return t.each(sel, func(opener *layout.Entry, c *Connection) error {
 		answer, err := table.Lookup(opener.Answer())
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return fmt.Errorf("look up the answers of a connection: %w", err)
@@ -60,10 +61,13 @@ func (t *Tables) EachConnection(sel rule.Selector, visit func(*Connection)) erro
 }
 
 // EndConnections ends the connections that sel picks and returns their number. The datapath drops later packets of these
-// connections. Both sides of a TCP connection get a RST.
+// connections. Both sides of a TCP connection get a RST. Connections that have ended already are not counted.
 func (t *Tables) EndConnections(sel rule.Selector) (int, error) {
+	if sel.State == StateEnded {
+		return 0, nil
+	}
 	ended := 0
-	err := t.eachLive(sel, func(opener *layout.Entry, _ *Connection) error {
+	err := t.each(sel, func(opener *layout.Entry, _ *Connection) error {
 		n, err := t.end(bpf.HairpinEndRequest{Key: opener.Key, Serial: opener.Serial})
 		ended += n
 		return err
@@ -94,13 +98,22 @@ func ringLimit(objs *bpf.HairpinObjects, kind bpf.HairpinPlaceKind) uint32 {
 	return r.Limit
 }
 
-// eachLive calls visit for each live connection that sel picks. The Connection is made from the opener's entry only, so
-// its packets, bytes and idle time do not include the answers. visit must not keep its arguments. The first error ends
-// the walk.
-func (t *Tables) eachLive(sel rule.Selector, visit func(*layout.Entry, *Connection) error) error {
+// each calls visit for each connection that sel picks. The Connection is made from the opener's entry only, so its
+// packets, bytes and idle time do not include the answers. visit must not keep its arguments. The first error ends the
+// walk.
+func (t *Tables) each(sel rule.Selector, visit func(*layout.Entry, *Connection) error) error {
 	w, err := t.newWalk()
 	if err != nil {
 		return err
+	}
+	if sel.State == StateEnded {
+		return w.ended(func(opener *layout.Entry) error {
+			c := derive(opener, w.now)
+			if c.State = StateEnded; !picks(&sel, &c) {
+				return nil
+			}
+			return visit(opener, &c)
+		})
 	}
 	return w.named(func(opener *layout.Entry, name string) error {
 		c := derive(opener, w.now)
@@ -113,10 +126,16 @@ func (t *Tables) eachLive(sel rule.Selector, visit func(*layout.Entry, *Connecti
 
 // picks reports whether the selector picks the connection.
 func picks(s *rule.Selector, c *Connection) bool {
+	for i := range s.Not {
+		if picks(&s.Not[i], c) {
+			return false
+		}
+	}
 	switch {
 	case s.Forward != "" && s.Forward != c.Forward,
 		s.Protocol != 0 && s.Protocol != c.Protocol,
 		s.Path != "" && s.Path != c.Path,
+		s.State != "" && s.State != c.State,
 		!s.Ports.Every() && !s.Ports.Has(c.External.Port()) && !s.Ports.Has(c.Target.Port()),
 		s.Source.IsValid() && !s.Source.Contains(c.Client.Addr()),
 		s.Destination.IsValid() && !s.Destination.Contains(c.External.Addr()) && !s.Destination.Contains(c.Target.Addr()):
@@ -143,6 +162,18 @@ func (w *walk) named(visit func(*layout.Entry, string) error) error {
 			return
 		}
 		failed = visit(opener, name)
+	})
+	return errors.Join(failed, err)
+}
+
+// ended calls visit for the opener's entry of each connection that has ended. There is no name of its forward: the forward may be gone,
+// and another one may have its id. visit must not keep its argument. The first error ends the walk.
+func (w *walk) ended(visit func(*layout.Entry) error) error {
+	var failed error
+	err := w.openers(func(opener *layout.Entry) {
+		if failed == nil && w.epochs.over(opener) {
+			failed = visit(opener)
+		}
 	})
 	return errors.Join(failed, err)
 }

@@ -94,6 +94,24 @@ func TestSelectorsPick(t *testing.T) {
 		"port 5000":                      0,
 		"path local":                     0,
 		"path wan proto tcp forward web": 6,
+
+		"client 192.168.1.0/24":                                1,
+		"not client 192.168.1.0/24":                            8,
+		"state half-open":                                      1,
+		"state established":                                    6,
+		"state closing":                                        2,
+		"state ended":                                          5, // one by its state, four whose forward or address is gone
+		"not state established":                                3,
+		"not state ended":                                      9,
+		"not state established not state closing":              1,
+		"not forward web":                                      1,
+		"not proto udp not path hairpin":                       7,
+		"not port 443":                                         1,
+		"not port 22 not dst 192.168.1.30":                     8,
+		"state closing not client 192.168.1.0/24":              2,
+		"state closing not client 198.51.100.0/24":             0,
+		"forward web not forward web":                          0,
+		"path wan not proto udp forward web not state closing": 4,
 	} {
 		sel, err := rule.ParseSelector(strings.Fields(line))
 		if err != nil {
@@ -239,6 +257,22 @@ func TestEndConnections(t *testing.T) {
 		count, countErr := tables.CountConnections(rule.Selector{})
 		if err != nil || countErr != nil || ended != test.ended || count.Total != test.left {
 			t.Errorf("%q: ended %d, want %d; %d are left, want %d (%v, %v)", test.sel, ended, test.ended, count.Total, test.left, err, countErr)
+		}
+		over := rule.Selector{State: StateEnded}
+		list, err := tables.list(over)
+		if err != nil || len(list) != 10-test.left {
+			t.Errorf("%q: %d connections have ended, want %d (%v)", test.sel, len(list), 10-test.left, err)
+		}
+		for _, c := range list {
+			if c.State != "ended" || c.Forward != "" || !c.Client.IsValid() {
+				t.Errorf("an ended connection is listed as %+v", c)
+			}
+		}
+		if count, err := tables.CountConnections(over); err != nil || count.Ended != len(list) || count.Total != len(list) {
+			t.Errorf("%q: %+v, %v, want %d that have ended", test.sel, count, err, len(list))
+		}
+		if again, err := tables.EndConnections(over); err != nil || again != 0 {
+			t.Errorf("%d connections ended twice, %v", again, err)
 		}
 	}
 }

@@ -6,10 +6,12 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/maps/layout"
 )
 
 // ForwardStats has the counters of a forward since it was added or its behaviour changed. The first index is a path (enum
@@ -30,6 +32,8 @@ func (s *ForwardStats) add(cpu *bpf.HairpinForwardStats) {
 		s.Established[path] += cpu.Established[path]
 		s.Closed[path] += cpu.Closed[path]
 	}
+	s.Refused += cpu.Refused
+	s.Hit = max(s.Hit, cpu.Hit)
 }
 
 // Counter has the number of packets of one interface with one verdict and reason.
@@ -40,16 +44,20 @@ type Counter struct {
 	Packets uint64
 }
 
-// Totals has the packets and bytes (IP total length) of a forward, summed over all paths and both directions.
+// Totals has the counters of a forward, summed over all paths and both directions.
 type Totals struct {
-	Packets, Bytes uint64
+	Packets, Bytes uint64 // Bytes: IP total length
+	Refused        uint64 // packets that would have opened a connection, and were refused
+	// LastHit is the time since the last packet that was translated or the last opening that was refused, in whole seconds.
+	LastHit time.Duration
 }
 
-// ForwardTotals returns the totals of the running forwards, by name. It leaves out forwards without traffic.
+// ForwardTotals returns the totals of the running forwards, by name. It leaves out forwards that no packet has reached.
 func (t *Tables) ForwardTotals() (map[string]Totals, error) {
 	totals := map[string]Totals{}
 	err := t.eachStats(func(name string, _ uint32, s *ForwardStats) error {
-		var sum Totals
+		now := layout.Monotonic() / uint64(time.Second)
+		sum := Totals{Refused: s.Refused, LastHit: time.Duration(since(now, uint64(s.Hit))) * time.Second}
 		for _, path := range s.Traffic {
 			sum.Packets += path[0].Packets + path[1].Packets
 			sum.Bytes += path[0].Bytes + path[1].Bytes

@@ -17,6 +17,7 @@ import (
 	"hairpin/maps/compile"
 	"hairpin/maps/config"
 	"hairpin/maps/layout"
+	"hairpin/maps/rule"
 )
 
 // SetInterfaces writes the current interfaces and addresses to the maps, if they differ. The connections of a lost address
@@ -85,6 +86,32 @@ func (t *Tables) AwayAddresses() (list []netip.Addr, err error) {
 	}
 	slices.SortFunc(list, netip.Addr.Compare)
 	return list, err
+}
+
+// Listening returns the addresses on which forwards listen now, sorted: those of the WAN interfaces, by place. A place without an
+// address is missing.
+func (t *Tables) Listening() (map[rule.Place][]netip.Addr, error) {
+	o, _, err := t.outline()
+	if err != nil {
+		return nil, err
+	}
+	externals, err := readAll[bpf.HairpinAddr, bpf.HairpinExternal](t.objs.Externals)
+	if err != nil {
+		return nil, fmt.Errorf("list external addresses: %w", err)
+	}
+	places := make(map[uint32]rule.Place, len(o.Externals))
+	for place, id := range o.Externals {
+		if !place.Address.IsValid() && !place.LAN {
+			places[id] = place
+		}
+	}
+	list := map[rule.Place][]netip.Addr{}
+	for _, addr := range slices.SortedFunc(maps.Keys(externals), layout.CompareAddr) {
+		if place, there := places[externals[addr].Group]; there {
+			list[place] = append(list[place], layout.FromAddr(addr))
+		}
+	}
+	return list, nil
 }
 
 // HasInterfaces reports whether SetInterfaces has ever written an interface with a role.

@@ -57,6 +57,20 @@ func enumNames(types *btf.Spec, enum string) map[uint32]string {
 	return words
 }
 
+// ReasonName returns the name of a reason of the datapath, as in the metrics; "" for REASON_NONE.
+func ReasonName(reason uint32) string {
+	if reason == 0 {
+		return ""
+	}
+	return word(names().reasons, reason)
+}
+
+// VerdictName returns the name of a verdict of the datapath.
+func VerdictName(verdict uint32) string { return word(names().verdicts, verdict) }
+
+// PathName returns the name of a path by which a connection reaches its forward.
+func PathName(path uint32) string { return word(names().paths, path) }
+
 // word returns the name of a value, or "unknown_N" for a value that only a newer datapath has.
 func word(words map[uint32]string, value uint32) string {
 	if name, ok := words[value]; ok {

@@ -4,7 +4,12 @@ package maps
 
 import (
 	"testing"
+	"time"
 
+	"github.com/cilium/ebpf"
+
+	"hairpin/bpf"
+	"hairpin/maps/layout"
 	"hairpin/maps/mapstest"
 )
 
@@ -42,5 +47,30 @@ func TestPagesOfCountersComeAndGo(t *testing.T) {
 		if now, err := tables.statsPage(); err != nil || now != none {
 			t.Errorf("pages of %d with %d forwards, %v, want %d", now, step.forwards, err, none)
 		}
+	}
+}
+
+// TestRefusalsAndLastHit: refusals are summed over the CPUs. The last hit is the latest of all CPUs, and a forward that no packet has
+// reached has none.
+func TestRefusalsAndLastHit(t *testing.T) {
+	tables := newTables(t, mapstest.SmallSpec(t))
+	mustApply(t, tables, mapstest.Config(t, "a tcp 80 to 10.0.0.1", "b tcp 81 to 10.0.0.1"))
+	mustSetInterfaces(t, tables, mapstest.WAN("wan0", 2, "203.0.113.1/24"))
+	a := tables.wantRoute(t, "203.0.113.1", 80, "10.0.0.1:80").EpochRef.Id
+	now := uint32(layout.Monotonic() / uint64(time.Second))
+	cpus := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
+	cpus[0] = bpf.HairpinForwardStats{Refused: 3, Hit: now - min(now, 50)}
+	cpus[len(cpus)-1].Refused += 4
+	cpus[len(cpus)-1].Hit = now - min(now, 10)
+	mapstest.WriteStats(t, tables.objs, a, cpus)
+	totals, err := tables.ForwardTotals()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := totals["a"]; got.Refused != 7 || got.LastHit < 10*time.Second || got.LastHit >= 50*time.Second {
+		t.Errorf("%d refused, last hit %s ago; want 7, and 10 s or a little more", got.Refused, got.LastHit)
+	}
+	if got, there := totals["b"]; there {
+		t.Errorf("a forward without packets has totals: %+v", got)
 	}
 }

@@ -104,16 +104,18 @@ func (a *app) completeForwardReplace(command *cobra.Command, args []string, word
 // completeSelector offers the words of a connection selector.
 func (a *app) completeSelector(command *cobra.Command, args []string, word string) (completions, cobra.ShellCompDirective) {
 	const nothing = cobra.ShellCompDirectiveNoFileComp
-	if len(args)%2 == 0 {
-		return rule.SelectorWords(), nothing
-	}
-	switch args[len(args)-1] {
+	words, value := rule.NextSelectorWords(args)
+	switch value {
+	case "":
+		return words, nothing
 	case "forward":
 		return a.completeForwards(command, args, word)
 	case "proto":
 		return connectionProtocols(), nothing
 	case "path":
 		return rule.PathNames(), nothing
+	case "state":
+		return rule.StateNames(), nothing
 	}
 	return nil, nothing
 }

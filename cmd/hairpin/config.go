@@ -13,6 +13,7 @@ import (
 
 	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/daemon"
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/cmd/hairpin/toml"
 	"hairpin/maps/config"
@@ -49,7 +50,7 @@ func (a *app) checkCommand() *cobra.Command {
 }
 
 // findings looks at the datapath, too, if this user may open one.
-func (a *app) findings(cfg config.Config) ([]string, error) {
+func (a *app) findings(cfg config.Config) ([]diagnose.Finding, error) {
 	s, err := a.open()
 	if err != nil {
 		return router.FindingsHere(cfg)
@@ -59,8 +60,8 @@ func (a *app) findings(cfg config.Config) ([]string, error) {
 }
 
 // noticeFindings prints findings as warnings. What could not be looked at is a warning, too: a change that runs has not failed.
-func (a *app) noticeFindings(findings []string, err error) {
-	a.notices(findings...)
+func (a *app) noticeFindings(findings []diagnose.Finding, err error) {
+	a.notices(diagnose.Notices(findings)...)
 	if err != nil {
 		a.warn("cannot look for problems on this machine: %s", err)
 	}
@@ -298,7 +299,8 @@ func withEmptyLists(change config.Change) config.Change {
 // printChange prints a change as lines: "-" before the running state, "+" before the new state.
 func (a *app) printChange(running, file config.Config, change config.Change) {
 	for _, key := range change.Settings {
-		fmt.Fprintf(a.out, "- %s = %s\n+ %s = %s\n", key, settingText(running, key), key, settingText(file, key))
+		a.printChangeLine("-", key+" = "+settingText(running, key))
+		a.printChangeLine("+", key+" = "+settingText(file, key))
 	}
 	for _, name := range change.Removed {
 		a.printForwardLine("-", running, name)
@@ -318,6 +320,15 @@ func (a *app) printForwardLine(sign string, cfg config.Config, name string) {
 		if f.Disabled {
 			state = " (disabled)"
 		}
-		fmt.Fprintln(a.out, printable(fmt.Sprintf("%s %s %s%s", sign, f.Kind(), f, state)))
+		a.printChangeLine(sign, fmt.Sprintf("%s %s%s", f.Kind(), f, state))
 	}
+}
+
+// printChangeLine prints what is removed, with sign "-", or added, with "+".
+func (a *app) printChangeLine(sign, text string) {
+	look := styleGreen
+	if sign == "-" {
+		look = styleRed
+	}
+	fmt.Fprintln(a.out, a.styled.paint(look, sign+" "+printable(text)))
 }

@@ -22,7 +22,11 @@ import (
 
 // selectorHelp is the last part of the help of every conn command.
 var selectorHelp = "SELECTOR := " + rule.SelectorSyntax + "\nP := " +
-	strings.Join(connectionProtocols(), "|") + "\nport is the port of the external address or of the target. A connection must match all conditions."
+	strings.Join(connectionProtocols(), "|") + "\n" + `
+client is the address of the client, dst the external address or the target, port a
+port of either. src is another word for client. A connection must match all conditions,
+and none of those after "not". Connections that have ended are selected only by
+state ended.`
 
 // connectionProtocols returns the protocols that a connection can have: every protocol name except "any",
 // the last.
@@ -41,12 +45,15 @@ func (a *app) connCommand() *cobra.Command {
 		RunE:              show.RunE,
 		ValidArgsFunction: a.completeSelector,
 	}
+	command.Flags().AddFlagSet(show.Flags())
 	command.AddCommand(show, a.connCountCommand(), a.connFlushCommand())
 	return command
 }
 
 func (a *app) connShowCommand() *cobra.Command {
-	return &cobra.Command{
+	var order string
+	var names bool
+	command := &cobra.Command{
 		Use:     "show [SELECTOR..]",
 		Aliases: []string{"list", "ls"},
 		Short:   "List connections",
@@ -60,17 +67,31 @@ hairpin gave it another one.
 
 The list is printed while the table is read. Up to ` + strconv.Itoa(connBlock) + ` connections are sorted by
 protocol, external address and client; a longer list consists of such sorted blocks.
+With --sort the whole table is read before the first line, and the highest figure comes
+first.
 
 ` + selectorHelp,
 		ValidArgsFunction: a.completeSelector,
 		RunE: func(_ *cobra.Command, args []string) error {
+			compare, err := findSortKey(connectionKeys, order)
+			if err != nil {
+				return err
+			}
+			resolve, err := a.newTableResolver(names)
+			if err != nil {
+				return err
+			}
+			defer resolve.close()
 			return a.withSelector(args, func(s *router.Session, selector rule.Selector) error {
-				return a.printConnections(func(visit func(*maps.Connection)) error {
+				return a.printConnections(compare, resolve, func(visit func(*maps.Connection)) error {
 					return s.Tables.EachConnection(selector, visit)
 				})
 			})
 		},
 	}
+	addSortFlag(command, &order, connectionKeys, "")
+	addResolveFlag(command, &names)
+	return command
 }
 
 func (a *app) connCountCommand() *cobra.Command {
@@ -100,7 +121,7 @@ func (a *app) connFlushCommand() *cobra.Command {
 		Use:   "flush SELECTOR..",
 		Short: "End connections at once; both ends of TCP get a RST",
 		Long: `End connections at once. Both ends of a TCP connection get a RST. To end all
-connections, run it twice: with src 0.0.0.0/0 for IPv4 and with src ::/0 for IPv6.
+connections, run it twice: with client 0.0.0.0/0 for IPv4 and with client ::/0 for IPv6.
 
 ` + selectorHelp,
 		Args:              needs("a SELECTOR, " + rule.SelectorSyntax),
@@ -133,40 +154,50 @@ func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector
 		return err
 	}
 	defer s.Close()
-	if selector.Forward != "" {
-		_, there, err := s.Tables.Find(selector.Forward)
+	for name := range selector.Forwards() {
+		_, there, err := s.Tables.Find(name)
 		if err != nil && !errors.Is(err, maps.ErrEmpty) {
 			return err
 		}
 		if !there {
-			return notFound(s, []string{selector.Forward})
+			return notFound(s, []string{name})
 		}
 	}
 	return do(s, selector)
 }
 
-// connBlock is the number of connections that a listing sorts and holds in memory at a time.
+// connBlock is the number of connections that an unsorted listing holds in memory at a time.
 const connBlock = 4096
 
-// printConnections calls walk to get the connections, and prints them in sorted blocks.
-func (a *app) printConnections(walk func(visit func(*maps.Connection)) error) error {
+// compareConnections is the order of connections within a block, and of connections that are equal by --sort.
+func compareConnections(a, b *maps.Connection) int {
+	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Client.Compare(b.Client))
+}
+
+// printConnections calls walk to get the connections, and prints them: in sorted blocks while it walks, or in the order of compare
+// after the walk. compare may be nil, and resolve too.
+func (a *app) printConnections(compare func(a, b *maps.Connection) int, resolve *resolver, walk func(visit func(*maps.Connection)) error) error {
 	debug.SetGCPercent(usualGC)
-	print, end := a.connectionRows()
+	print, end := a.connectionRows(resolve)
+	var blocks [][]maps.Connection
 	var failed error
-	block := make([]maps.Connection, 0, connBlock)
 	flush := func() {
-		slices.SortFunc(block, func(a, b maps.Connection) int {
-			return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Client.Compare(b.Client))
-		})
-		for i := 0; i < len(block) && failed == nil; i++ {
-			failed = print(&block[i])
+		if failed == nil {
+			failed = printBlocks(blocks, compare, resolve, print)
 		}
-		block = block[:0]
+		for i := range blocks {
+			blocks[i] = blocks[i][:0]
+		}
 	}
 	err := walk(func(c *maps.Connection) {
-		if block = append(block, *c); len(block) == connBlock {
+		last := len(blocks) - 1
+		if last >= 0 && len(blocks[last]) == connBlock && compare == nil {
 			flush()
+		} else if last < 0 || len(blocks[last]) == connBlock {
+			blocks = append(blocks, make([]maps.Connection, 0, connBlock))
+			last++
 		}
+		blocks[last] = append(blocks[last], *c)
 	})
 	flush()
 	if err = errors.Join(err, failed); err != nil {
@@ -175,27 +206,64 @@ func (a *app) printConnections(walk func(visit func(*maps.Connection)) error) er
 	return end()
 }
 
+// printBlocks prints all connections of the blocks in the order of compare, which may be nil.
+func printBlocks(blocks [][]maps.Connection, compare func(a, b *maps.Connection) int, resolve *resolver, print func(*maps.Connection) error) error {
+	all := make([]*maps.Connection, 0, len(blocks)*connBlock) // the connections stay in their blocks: they are large
+	for _, block := range blocks {
+		for i := range block {
+			all = append(all, &block[i])
+		}
+	}
+	slices.SortFunc(all, func(a, b *maps.Connection) int {
+		if compare != nil {
+			return cmp.Or(compare(a, b), compareConnections(a, b))
+		}
+		return compareConnections(a, b)
+	})
+	for some := range slices.Chunk(all, connBlock) {
+		resolveConnections(resolve, some)
+		for _, c := range some {
+			if err := print(c); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// resolveConnections looks up the names of all addresses of connections.
+func resolveConnections(resolve *resolver, connections []*maps.Connection) {
+	if resolve == nil {
+		return
+	}
+	addrs := make([]netip.Addr, 0, 4*len(connections))
+	for _, c := range connections {
+		addrs = append(addrs, c.Client.Addr(), c.External.Addr(), c.Source.Addr(), c.Target.Addr())
+	}
+	resolve.resolve(addrs)
+}
+
 // connectionRows returns a function that prints one connection, as JSON or as a table row, and a function
 // to call after the last connection.
-func (a *app) connectionRows() (print func(*maps.Connection) error, end func() error) {
+func (a *app) connectionRows(resolve *resolver) (print func(*maps.Connection) error, end func() error) {
 	if a.json {
 		list := a.newJSONList("connections")
 		return func(c *maps.Connection) error { return list.add(c) }, list.end
 	}
-	var t *table // nil until the first connection: an empty list prints no header
+	var t *table // nil until the first connection: an empty list has no header
 	print = func(c *maps.Connection) error {
 		if t == nil {
-			t = newTable(a.out, "PROTO", "PATH", "FORWARD", "STATE", "CLIENT", "EXTERNAL", "SOURCE", "TARGET", "AGE", "IDLE", "PACKETS", "BYTES")
+			t = a.newTable("PROTO", "PATH", "FORWARD", "STATE", "CLIENT", "EXTERNAL", "SOURCE", "TARGET", "AGE", "IDLE", "PACKETS", "BYTES")
 		}
 		t.row(c.Protocol.String(), c.Path, cmp.Or(c.Forward, "-"), c.State,
-			endpoint(c.Client), endpoint(c.External), endpoint(c.Source), endpoint(c.Target),
+			resolve.endpoint(c.Client), resolve.endpoint(c.External), resolve.endpoint(c.Source), resolve.endpoint(c.Target),
 			seconds(c.AgeSeconds), seconds(c.IdleSeconds),
 			strconv.FormatUint(c.Packets, 10), strconv.FormatUint(c.Bytes, 10))
 		return nil
 	}
 	return print, func() error {
 		if t == nil {
-			return nil
+			return a.printNone()
 		}
 		return t.flush()
 	}
@@ -208,6 +276,14 @@ func endpoint(at netip.AddrPort) string {
 		return at.Addr().String()
 	}
 	return at.String()
+}
+
+// portText formats a port, "" for port 0.
+func portText(port uint16) string {
+	if port == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(port))
 }
 
 // seconds formats a number of seconds: "7s", "4m0s", "2h4m0s".

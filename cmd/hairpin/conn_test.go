@@ -42,7 +42,7 @@ func TestPrintConnections(t *testing.T) {
 	}
 	var out bytes.Buffer
 	a := newApp(env{stdout: &out})
-	if err := a.printConnections(eachOf(list)); err != nil {
+	if err := a.printConnections(nil, nil, eachOf(list)); err != nil {
 		t.Fatal(err)
 	}
 	if err := a.out.Flush(); err != nil {
@@ -73,11 +73,11 @@ func TestPrintNoConnections(t *testing.T) {
 	for _, c := range []struct {
 		json bool
 		want string
-	}{{false, ""}, {true, "{\"schema\":1,\"connections\":[]}\n"}} {
+	}{{false, "(none)\n"}, {true, "{\"schema\":1,\"connections\":[]}\n"}} {
 		var out bytes.Buffer
 		a := newApp(env{stdout: &out})
 		a.json = c.json
-		if err := errors.Join(a.printConnections(eachOf(nil)), a.out.Flush()); err != nil || out.String() != c.want {
+		if err := errors.Join(a.printConnections(nil, nil, eachOf(nil)), a.out.Flush()); err != nil || out.String() != c.want {
 			t.Errorf("JSON %v: %q, %v, want %q", c.json, &out, err, c.want)
 		}
 	}
@@ -127,7 +127,7 @@ func TestPrintManyConnections(t *testing.T) {
 		out := &discarded{before: heapInUse()}
 		a := newApp(env{stdout: out})
 		a.json = json
-		if err := errors.Join(a.printConnections(each), a.out.Flush()); err != nil {
+		if err := errors.Join(a.printConnections(nil, nil, each), a.out.Flush()); err != nil {
 			t.Fatal(err)
 		}
 		if want := map[bool]int{false: many + 1, true: 1}[json]; out.lines != want {

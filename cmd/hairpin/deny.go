@@ -284,9 +284,9 @@ func (a *app) showDenied() error {
 		return list.end()
 	}
 	if len(all) == 0 {
-		return nil
+		return a.printNone()
 	}
-	t := newTable(a.out, "SOURCE", "LEFT", "BY")
+	t := a.newTable("SOURCE", "LEFT", "BY")
 	for _, d := range all {
 		t.row(rule.SourceText(d.Source), leftText(d), byText(d))
 	}

@@ -16,6 +16,7 @@ import (
 	"hairpin/cmd/hairpin/control"
 	"hairpin/cmd/hairpin/dns"
 	"hairpin/cmd/hairpin/presence"
+	"hairpin/cmd/hairpin/toml"
 	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/rule"
@@ -34,7 +35,9 @@ const (
 
 var (
 	// errDiffers only sets the exit code of diff, which has already printed the difference.
-	errDiffers   = errors.New("configuration and running state differ")
+	errDiffers = errors.New("configuration and running state differ")
+	// errProblems only sets the exit code of doctor, which has already printed the problems.
+	errProblems  = errors.New("doctor found problems")
 	errNoCommand = errors.New("no command given")
 )
 
@@ -99,6 +102,8 @@ func exitCode(err error) int {
 		return exitLocked
 	case errors.Is(err, loader.ErrPermission), errors.Is(err, fs.ErrPermission):
 		return exitRefused
+	case errors.Is(err, errProblems):
+		return exitInvalid
 	case errors.Is(err, errDiffers), errors.As(err, &notFound):
 		return exitNotFound
 	case errors.As(err, &usage), errors.As(err, &wrong), errors.As(err, &problem), errors.As(err, &path):
@@ -109,19 +114,31 @@ func exitCode(err error) int {
 
 // finish flushes stdout, prints err and returns the exit code.
 func (a *app) finish(err error) int {
+	if checkColor(a.color) == nil {
+		a.setColor(a.color) // a usage error comes before the command has done this
+	}
 	if flushed := a.out.Flush(); flushed != nil && err == nil {
 		err = fmt.Errorf("write output: %w", flushed)
 	}
-	if err != nil && !errors.Is(err, errDiffers) {
+	if err != nil && !errors.Is(err, errDiffers) && !errors.Is(err, errProblems) {
 		a.report(err)
 	}
 	return exitCode(err)
 }
 
 func (a *app) report(err error) {
+	excerpts := toml.Excerpts(err)
 	for line := range strings.Lines(strings.TrimSpace(err.Error())) {
-		if line = strings.TrimRight(line, "\r\n"); line != "" {
-			fmt.Fprintln(a.stderr, "hairpin: "+printable(shortenLine(line)))
+		if line = strings.TrimRight(line, "\r\n"); line == "" {
+			continue
+		}
+		a.reportLine(shortenLine(line))
+		if len(excerpts) > 0 && strings.HasSuffix(line, excerpts[0].Message) {
+			// Several problems of one place have one excerpt, after the last of them.
+			if e := excerpts[0]; len(excerpts) == 1 || !samePlace(e, excerpts[1]) {
+				fmt.Fprint(a.stderr, renderExcerpt(e, a.styledErr))
+			}
+			excerpts = excerpts[1:]
 		}
 	}
 	if errors.Is(err, loader.ErrNotLoaded) && !errors.Is(err, maps.ErrEmpty) {
@@ -130,7 +147,7 @@ func (a *app) report(err error) {
 			_, why, _ := strings.Cut(private.Error(), ": ")
 			hint = "hairpin may run where this command cannot see it: " + why
 		}
-		fmt.Fprintln(a.stderr, "hairpin: "+printable(hint))
+		a.reportLine(hint)
 	}
 	var verifier *ebpf.VerifierError
 	switch {
@@ -138,8 +155,13 @@ func (a *app) report(err error) {
 	case a.verbose:
 		fmt.Fprintf(a.stderr, "%+v\n", verifier)
 	default:
-		fmt.Fprintln(a.stderr, "hairpin: -v prints the whole log of the verifier")
+		a.reportLine("-v prints the whole log of the verifier")
 	}
+}
+
+// reportLine prints one line of an error.
+func (a *app) reportLine(line string) {
+	fmt.Fprintln(a.stderr, a.styledErr.paint(styleRed, "hairpin:"), printable(line))
 }
 
 // shortenLine cuts the middle out of a long line: an argument may be a megabyte long.

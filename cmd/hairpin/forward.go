@@ -3,8 +3,10 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -24,7 +26,7 @@ import (
 func (a *app) forwardCommand() *cobra.Command {
 	show := a.forwardShowCommand()
 	command := &cobra.Command{
-		Use:     "forward [show] [NAME..] [-s]",
+		Use:     "forward [show] [NAME..] [-s] [--sort KEY] [-r]",
 		Aliases: []string{"forwards"},
 		Short:   "Show, add, replace, disable and delete forwards",
 		Long: `Show, add, replace, disable and delete forwards. An intercept is a forward for LAN traffic to a
@@ -39,9 +41,9 @@ other forwards; they are added in the configuration file only, as [[intercept]].
 }
 
 func (a *app) forwardShowCommand() *cobra.Command {
-	var stats bool
+	var o forwardShow
 	command := &cobra.Command{
-		Use:     "show [NAME..] [-s]",
+		Use:     "show [NAME..] [-s] [--sort KEY] [-r]",
 		Aliases: []string{"list", "ls"},
 		Short:   "Show the running forwards",
 		Long: `Show the running forwards, intercepts included. Of an intercept, EXTERNAL "any@lan0"
@@ -50,15 +52,25 @@ means every client but that address. "+wan" after REFLECT, as in "router+wan", m
 clients on the Internet are hidden behind the router, too, as clients = "router" says.
 With "off+wan" LAN clients are not served on the external address.
 
+EXTERNAL has the addresses on which the forward listens now, with their interface.
+"(no address)" means that the interface has none of the forward's family.
+
 "(disabled)" after the name: the forward matches no packet; see "forward enable".
 "(drains)": it opens no connection any more, and is deleted when its connections
-have ended; see "forward del --drain". -v adds the comments.`,
+have ended; see "forward del --drain". -v adds the comments.
+
+With -s: PACKETS and BYTES count both directions since the forward was added. REFUSED
+counts packets that would have opened a connection and were refused: by from, reflect,
+a rate, a limit, a denied source, a full table or a missing route. LAST HIT is the time
+since the last packet that was translated, or since the last refused opening.`,
 		ValidArgsFunction: a.completeForwards,
 		RunE: func(_ *cobra.Command, names []string) error {
-			return a.showForwards(names, stats)
+			return a.showForwards(names, o)
 		},
 	}
-	command.Flags().BoolVarP(&stats, "stats", "s", false, "with counters")
+	command.Flags().BoolVarP(&o.stats, "stats", "s", false, "with counters")
+	addSortFlag(command, &o.sort, forwardKeys, "; with counters")
+	addResolveFlag(command, &o.names)
 	return command
 }
 
@@ -497,6 +509,20 @@ type forwardRow struct {
 	Connections int      `json:"connections"` // present number
 	Packets     uint64   `json:"packets"`     // in both directions, since the forward was added
 	Bytes       uint64   `json:"bytes"`
+	Refused     uint64   `json:"refused"` // packets that would have opened a connection, and were refused
+	// LastHit is the time since the last packet that was translated, or since the last refused opening. Absent: there was none.
+	LastHit *uint64 `json:"last_hit_seconds,omitempty"`
+	// Listens has the addresses on which the forward listens now. Absent if they were not looked up; an intercept has none.
+	Listens []netip.Addr `json:"external_addresses,omitzero"`
+
+	target netip.Addr
+	places []listening // of Listens
+}
+
+// listening has the addresses of one WAN interface on which a forward listens now.
+type listening struct {
+	wan   string // "" for an address that the forward itself names
+	addrs []netip.Addr
 }
 
 func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
@@ -510,10 +536,11 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		Clients:  string(f.Clients),
 		From:     []string{},
 		Rate:     f.Rate.String(),
-		Hosts:    f.Hosts,
+		Hosts:    slices.Clone(f.Hosts),
 		Comment:  f.Comment,
 		Enabled:  !f.Disabled,
 		Source:   f.Source,
+		target:   f.Target,
 	}
 	if f.Drains() {
 		row.Drains = max(0.001, (f.DrainUntil - change.SinceBoot()).Seconds())
@@ -551,20 +578,82 @@ func (r forwardRow) nameCell() string {
 // anyAddress is the external address of an intercept.
 const anyAddress = "any"
 
-// externalCell returns the text of column EXTERNAL. For an intercept it adds the LAN, "any@lan0", because a
-// forward on every WAN interface also shows "any".
-func (r forwardRow) externalCell() string {
+// setListens sets the addresses on which the forward listens now. at has them by place, as Tables.Listening returns them.
+func (r *forwardRow) setListens(cfg config.Config, f *rule.Forward, at map[rule.Place][]netip.Addr) {
+	r.Listens = []netip.Addr{}
+	if f.Intercept {
+		return
+	}
+	if f.External.Address.IsValid() {
+		r.places = []listening{{addrs: []netip.Addr{f.External.Address}}}
+	}
+	for _, wan := range cfg.WAN {
+		if !f.External.Address.IsValid() && (f.External.Interface == "" || f.External.Interface == wan) {
+			r.places = append(r.places, listening{wan, at[rule.AtWAN(wan, f.Target.Is6())]})
+		}
+	}
+	for _, place := range r.places {
+		r.Listens = append(r.Listens, place.addrs...)
+	}
+}
+
+// externalWidth is the width of column EXTERNAL from which on addresses are only counted: two IPv4 addresses with their interfaces, or
+// one IPv6 address.
+const externalWidth = 52
+
+// externalCell returns the text of column EXTERNAL: "203.0.113.2 (wan0)". For an intercept it is "any@lan0".
+func (r *forwardRow) externalCell(resolve *resolver) string {
 	switch {
 	case r.Intercept:
 		return r.External + "@" + strings.Join(r.LAN, ",")
-	case r.External == "":
-		return "any"
+	case len(r.Listens) == 0:
+		return cmp.Or(r.External, "any") + " (no address)"
 	}
-	return r.External
+	var cell string
+	shown := 0
+	for _, place := range r.places {
+		for i, addr := range place.addrs {
+			text := resolve.host(addr)
+			if i == len(place.addrs)-1 && place.wan != "" {
+				text += " (" + place.wan + ")"
+			}
+			if cell != "" && len(cell)+len(text) > externalWidth {
+				return fmt.Sprintf("%s, %d more", cell, len(r.Listens)-shown)
+			}
+			if cell != "" {
+				cell += ", "
+			}
+			cell += text
+			shown++
+		}
+	}
+	return cell
+}
+
+// targetCell returns the text of column TARGET.
+func (r *forwardRow) targetCell(resolve *resolver) string {
+	host := resolve.host(r.target)
+	if resolve == nil || host == r.target.String() {
+		return r.Target
+	}
+	for _, addr := range []string{"[" + r.target.String() + "]", r.target.String()} {
+		if port, ok := strings.CutPrefix(r.Target, addr); ok {
+			return host + port
+		}
+	}
+	return r.Target
+}
+
+// lastHitCell returns the text of column LAST HIT, "" if no packet has reached the forward.
+func (r *forwardRow) lastHitCell() string {
+	if r.LastHit == nil {
+		return ""
+	}
+	return seconds(*r.LastHit)
 }
 
 // reflectCell returns the text of column REFLECT. "router+wan", "off+wan": clients on the Internet are hidden behind the router, too.
-func (r forwardRow) reflectCell() string {
+func (r *forwardRow) reflectCell() string {
 	if r.Clients == string(rule.ClientsRouter) {
 		return r.Reflect + "+wan"
 	}
@@ -573,7 +662,7 @@ func (r forwardRow) reflectCell() string {
 
 // fromCell returns the text of column FROM: the networks that may connect. For an intercept these are the
 // networks that are not redirected: "!192.168.1.53/32".
-func (r forwardRow) fromCell() string {
+func (r *forwardRow) fromCell() string {
 	switch {
 	case len(r.Except) > 0:
 		return "!" + strings.Join(r.Except, ",!")
@@ -584,7 +673,7 @@ func (r forwardRow) fromCell() string {
 }
 
 // rateCell is the rate of all clients, and of each: "100/s, 10/s each".
-func (r forwardRow) rateCell() string {
+func (r *forwardRow) rateCell() string {
 	cell := r.Rate
 	if r.PerSource != "" {
 		cell += ", " + r.PerSource + " each"
@@ -592,7 +681,23 @@ func (r forwardRow) rateCell() string {
 	return strings.TrimPrefix(cell, ", ")
 }
 
-func (a *app) showForwards(names []string, stats bool) error {
+// forwardShow has the options of "forward show".
+type forwardShow struct {
+	stats bool   // with counters
+	sort  string // the name of one of forwardKeys
+	names bool   // names instead of addresses
+}
+
+func (a *app) showForwards(names []string, o forwardShow) error {
+	compare, err := findSortKey(forwardKeys, o.sort)
+	if err != nil {
+		return err
+	}
+	resolve, err := a.newTableResolver(o.names)
+	if err != nil {
+		return err
+	}
+	defer resolve.close()
 	s, err := a.open()
 	if err != nil {
 		return err
@@ -602,36 +707,72 @@ func (a *app) showForwards(names []string, stats bool) error {
 	if err != nil {
 		return err
 	}
+	stats := o.stats || compare != nil
 	var counters forwardCounters
 	if stats || a.json {
 		if counters, err = readCounters(s); err != nil {
 			return err
 		}
 	}
+	listens, err := s.Tables.Listening()
+	if err != nil {
+		return err
+	}
 	debug.SetGCPercent(usualGC)
-	print, end := a.forwardRows(stats)
+	print, end := a.forwardRows(stats, resolve)
 	var failed error
+	var kept []forwardRow // rows that are printed after the last one is read
 	missing := slices.Clone(names)
-	err = s.Tables.EachForward(func(f *rule.Forward) bool {
+	show := func(f *rule.Forward) bool {
 		if len(names) == 0 || slices.Contains(names, f.Name) {
 			missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
 			row := newForwardRow(cfg, *f)
+			row.setListens(cfg, f, listens)
 			counters.fill(&row)
+			if compare != nil || resolve != nil {
+				kept = append(kept, row)
+				return true
+			}
 			failed = print(&row)
 		}
 		return failed == nil
-	})
-	for _, f := range cfg.Disabled {
-		if err == nil && failed == nil && (len(names) == 0 || slices.Contains(names, f.Name)) {
-			missing = slices.DeleteFunc(missing, func(name string) bool { return name == f.Name })
-			row := newForwardRow(cfg, f)
-			failed = print(&row)
+	}
+	err = s.Tables.EachForward(show)
+	for i := range cfg.Disabled {
+		if err == nil && failed == nil {
+			show(&cfg.Disabled[i])
 		}
+	}
+	if err == nil && failed == nil {
+		failed = printKept(kept, compare, resolve, print)
 	}
 	if err = errors.Join(err, failed); err != nil {
 		return err
 	}
+	if len(names) > 0 && len(missing) == len(names) && !a.json {
+		return notFound(s, missing)
+	}
 	return errors.Join(end(), notFound(s, missing))
+}
+
+// printKept prints rows in the order of compare, which may be nil, with the names of their addresses.
+func printKept(rows []forwardRow, compare func(a, b *forwardRow) int, resolve *resolver, print func(*forwardRow) error) error {
+	if compare != nil {
+		slices.SortStableFunc(rows, func(a, b forwardRow) int { return compare(&a, &b) })
+	}
+	if resolve != nil {
+		var addrs []netip.Addr
+		for i := range rows {
+			addrs = append(append(addrs, rows[i].target), rows[i].Listens...)
+		}
+		resolve.resolve(addrs)
+	}
+	for i := range rows {
+		if err := print(&rows[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // notFound returns the error for missing forwards, nil if missing is empty. It reads the running forwards
@@ -650,28 +791,29 @@ func notFound(s *router.Session, missing []string) error {
 
 // forwardRows returns a function that prints one forward, as JSON or as a table row, and a function to call
 // after the last forward.
-func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func() error) {
+func (a *app) forwardRows(stats bool, resolve *resolver) (print func(*forwardRow) error, end func() error) {
 	if a.json {
 		list := a.newJSONList("forwards")
 		return func(r *forwardRow) error { return list.add(r) }, list.end
 	}
 	header := []string{"NAME", "PROTO", "EXTERNAL", "PORT", "TARGET", "REFLECT", "FROM"}
 	if stats {
-		header = append(header, "CONNECTIONS", "PACKETS", "BYTES")
+		header = append(header, "CONNECTIONS", "PACKETS", "BYTES", "REFUSED", "LAST HIT")
 	} else {
 		header = append(header, "RATE", "SOURCE")
 	}
 	if a.verbose {
 		header = append(header, "COMMENT")
 	}
-	var t *table // nil until the first forward: an empty list prints no header
+	var t *table // nil until the first forward: an empty list has no header
 	print = func(r *forwardRow) error {
 		if t == nil {
-			t = newTable(a.out, header...)
+			t = a.newTable(header...)
 		}
-		cells := []string{r.nameCell(), strings.Join(r.Protocol, ","), r.externalCell(), r.Port, r.Target, r.reflectCell(), r.fromCell()}
+		cells := []string{r.nameCell(), strings.Join(r.Protocol, ","), r.externalCell(resolve), r.Port, r.targetCell(resolve), r.reflectCell(), r.fromCell()}
 		if stats {
-			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10))
+			cells = append(cells, strconv.Itoa(r.Connections), strconv.FormatUint(r.Packets, 10), strconv.FormatUint(r.Bytes, 10),
+				strconv.FormatUint(r.Refused, 10), r.lastHitCell())
 		} else {
 			cells = append(cells, r.rateCell(), r.Source)
 		}
@@ -683,7 +825,7 @@ func (a *app) forwardRows(stats bool) (print func(*forwardRow) error, end func()
 	}
 	return print, func() error {
 		if t == nil {
-			return nil
+			return a.printNone()
 		}
 		return t.flush()
 	}
@@ -706,5 +848,10 @@ func readCounters(s *router.Session) (forwardCounters, error) {
 
 func (c forwardCounters) fill(row *forwardRow) {
 	row.Connections = c.connections[row.Name]
-	row.Packets, row.Bytes = c.totals[row.Name].Packets, c.totals[row.Name].Bytes
+	sum, hit := c.totals[row.Name]
+	row.Packets, row.Bytes, row.Refused = sum.Packets, sum.Bytes, sum.Refused
+	if hit {
+		seconds := uint64(sum.LastHit.Seconds())
+		row.LastHit = &seconds
+	}
 }

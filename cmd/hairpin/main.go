@@ -52,6 +52,10 @@ type app struct {
 	json       bool
 	quiet      bool
 	verbose    bool
+	color      string    // one of colorModes
+	styled     painter   // of stdout
+	styledErr  painter   // of stderr
+	stdout     io.Writer // what out writes to
 
 	started bool // the arguments were accepted; a later error is not a usage error
 }
@@ -100,7 +104,14 @@ func run(ctx context.Context, env env, args []string) int {
 }
 
 func newApp(env env) *app {
-	return &app{stdin: env.stdin, out: bufio.NewWriter(env.stdout), stderr: env.stderr, getenv: env.getenv}
+	a := &app{stdin: env.stdin, out: bufio.NewWriter(env.stdout), stdout: env.stdout, stderr: env.stderr, getenv: env.getenv}
+	a.setColor(colorAuto) // until the options are read
+	return a
+}
+
+// setColor decides which outputs get colors.
+func (a *app) setColor(mode string) {
+	a.styled, a.styledErr = newPainter(mode, a.stdout, a.getenv), newPainter(mode, a.stderr, a.getenv)
 }
 
 func (a *app) rootCommand() *cobra.Command {
@@ -122,6 +133,10 @@ to reload, 5 lock not obtained, 128+N ended by signal N.`,
 		Args:              rootArgs,
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if err := checkColor(a.color); err != nil {
+				return err
+			}
+			a.setColor(a.color)
 			if a.quiet && a.verbose {
 				return errors.New("-q and -v exclude each other")
 			}
@@ -164,11 +179,14 @@ to reload, 5 lock not obtained, 128+N ended by signal N.`,
 	flags.BoolVarP(&a.json, "json", "j", false, "JSON output")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "errors only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "more messages, and the whole log of the verifier")
+	flags.StringVar(&a.color, "color", colorAuto, "`WHEN` to color tables and messages: auto, always or never; auto: on a terminal, unless NO_COLOR is set")
+	_ = root.RegisterFlagCompletionFunc("color", cobra.FixedCompletions(colorModes(), cobra.ShellCompDirectiveNoFileComp))
 
 	root.AddCommand(
 		a.runCommand(),
 		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand(), a.reloadCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
+		a.explainCommand(), a.doctorCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
 		a.completionCommand(), a.versionCommand(), a.laterCommand(),
 	)

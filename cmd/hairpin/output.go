@@ -10,7 +10,6 @@ import (
 	"io"
 	"strings"
 	"unicode"
-	"unicode/utf8"
 )
 
 // documentSchema is the version of the JSON documents. A version may only add fields.
@@ -23,9 +22,13 @@ func (a *app) say(format string, args ...any) {
 	}
 }
 
+const warningPrefix = "warning:"
+
 // warn prints a warning: a message about something that the user should correct. -q silences it.
 func (a *app) warn(format string, args ...any) {
-	a.say("warning: "+format, args...)
+	if !a.quiet {
+		fmt.Fprintln(a.stderr, a.styledErr.paint(styleYellow, warningPrefix), printable(fmt.Sprintf(format, args...)))
+	}
 }
 
 // printJSON writes one document: {"schema":1,"<name>":value}, on one line.
@@ -89,14 +92,32 @@ const tableBlock = 1024
 // this block.
 type table struct {
 	out    io.Writer
+	styled painter
+	header []string
+	begun  bool // the header is printed
 	rows   [][]string
-	widths []int
+	widths []int // in columns of a terminal
 }
 
 func newTable(out io.Writer, header ...string) *table {
-	t := &table{out: out, widths: make([]int, len(header))}
+	t := &table{out: out, header: header, widths: make([]int, len(header))}
 	t.row(header...)
 	return t
+}
+
+// newTable returns a table on stdout.
+func (a *app) newTable(header ...string) *table {
+	t := newTable(a.out, header...)
+	t.styled = a.styled
+	return t
+}
+
+// none is what people read instead of an empty list.
+const none = "(none)"
+
+func (a *app) printNone() error {
+	_, err := fmt.Fprintln(a.out, a.styled.paint(styleGray, none))
+	return err
 }
 
 func (t *table) row(cells ...string) {
@@ -106,7 +127,7 @@ func (t *table) row(cells ...string) {
 			cell = "-"
 		}
 		row[i] = strings.ReplaceAll(printable(cell), "\n", `\n`)
-		t.widths[i] = max(t.widths[i], utf8.RuneCountInString(row[i]))
+		t.widths[i] = max(t.widths[i], displayWidth(row[i]))
 	}
 	if t.rows = append(t.rows, row); len(t.rows) == tableBlock {
 		t.flush()
@@ -119,11 +140,18 @@ func (t *table) flush() error {
 	var block strings.Builder
 	for _, row := range t.rows {
 		last := len(row) - 1
-		for i, cell := range row[:last] {
-			fmt.Fprintf(&block, "%-*s", t.widths[i]+2, cell)
+		for i, cell := range row {
+			look := styleBold
+			if t.begun {
+				look = cellStyle(t.header[i], cell)
+			}
+			block.WriteString(t.styled.paint(look, cell))
+			if i < last {
+				block.WriteString(pad(cell, t.widths[i]+2))
+			}
 		}
-		block.WriteString(row[last])
 		block.WriteByte('\n')
+		t.begun = true
 	}
 	t.rows = t.rows[:0]
 	_, err := io.WriteString(t.out, block.String())

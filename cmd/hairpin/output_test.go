@@ -92,10 +92,50 @@ func TestForwardJSON(t *testing.T) {
 	}
 	a.finish(nil)
 	want := `{"schema":1,"forwards":[` +
-		`{"name":"all","protocol":["tcp","udp"],"external":"wan0","port":"6000-6010","target":"192.168.1.20:7000-7010","reflect":"off","from":["10.0.0.0/8"],"enabled":true,"source":"a.toml:3","connections":0,"packets":0,"bytes":0},` +
-		`{"name":"little","protocol":["tcp"],"external":"","port":"any","target":"192.168.1.20","reflect":"router","from":[],"enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0},` +
-		`{"name":"six","protocol":["tcp"],"external":"2001:db8::1","port":"443","target":"[fd00::20]:443","reflect":"router","from":["2001:db8::/32"],"enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0}]}` + "\n"
+		`{"name":"all","protocol":["tcp","udp"],"external":"wan0","port":"6000-6010","target":"192.168.1.20:7000-7010","reflect":"off","from":["10.0.0.0/8"],"enabled":true,"source":"a.toml:3","connections":0,"packets":0,"bytes":0,"refused":0},` +
+		`{"name":"little","protocol":["tcp"],"external":"","port":"any","target":"192.168.1.20","reflect":"router","from":[],"enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0},` +
+		`{"name":"six","protocol":["tcp"],"external":"2001:db8::1","port":"443","target":"[fd00::20]:443","reflect":"router","from":["2001:db8::/32"],"enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0}]}` + "\n"
 	if diff := cmp.Diff(want, out.String()); diff != "" {
 		t.Errorf("document (-want +got):\n%s", diff)
+	}
+}
+
+// TestExternalCell: EXTERNAL has the addresses of now with their interfaces, as far as they fit.
+func TestExternalCell(t *testing.T) {
+	cfg := config.Default()
+	cfg.WAN = []string{"wan0", "wan1"}
+	at := func(list ...string) (all []netip.Addr) {
+		for _, text := range list {
+			all = append(all, netip.MustParseAddr(text))
+		}
+		return all
+	}
+	v4, v6 := netip.MustParseAddr("192.168.1.20"), netip.MustParseAddr("fd00::20")
+	listens := map[rule.Place][]netip.Addr{
+		rule.AtWAN("wan0", false): at("203.0.113.2", "203.0.113.3"), rule.AtWAN("wan1", false): at("198.51.100.2"),
+		rule.AtWAN("wan0", true): at("2001:db8::2", "2001:db8:1111:2222:3333:4444:5555:6666", "2001:db8:1111:2222:3333:4444:5555:7777"),
+	}
+	for _, c := range []struct {
+		forward rule.Forward
+		want    string
+		count   int
+	}{
+		{rule.Forward{Target: v4}, "203.0.113.2, 203.0.113.3 (wan0), 198.51.100.2 (wan1)", 3},
+		{rule.Forward{Target: v4, External: rule.External{Interface: "wan1"}}, "198.51.100.2 (wan1)", 1},
+		{rule.Forward{Target: v6, External: rule.External{Interface: "wan1"}}, "wan1 (no address)", 0},
+		{rule.Forward{Target: v6}, "2001:db8::2, 2001:db8:1111:2222:3333:4444:5555:6666, 1 more", 3},
+		{rule.Forward{Target: v4, External: rule.External{Address: netip.MustParseAddr("203.0.113.9")}}, "203.0.113.9", 1},
+		{rule.Forward{Target: v4, Intercept: true, LAN: []string{"lan0", "lan1"}}, "any@lan0,lan1", 0},
+	} {
+		row := newForwardRow(cfg, c.forward)
+		row.setListens(cfg, &c.forward, listens)
+		if got := row.externalCell(nil); got != c.want || len(row.Listens) != c.count || row.Listens == nil {
+			t.Errorf("%v: %q with %d addresses, want %q with %d", c.forward, got, len(row.Listens), c.want, c.count)
+		}
+	}
+	row := newForwardRow(config.Default(), rule.Forward{Target: v4})
+	row.setListens(config.Default(), &rule.Forward{Target: v4}, listens)
+	if got := row.externalCell(nil); got != "any (no address)" {
+		t.Errorf("without a WAN: %q", got)
 	}
 }

@@ -17,7 +17,6 @@ import (
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps/config"
-	"hairpin/maps/rule"
 )
 
 // open opens the datapath for reading, without a lock.
@@ -102,8 +101,6 @@ func (a *app) afterChange(s *router.Session, cfg config.Config, file string, res
 	}
 	a.notices(s.ResizeWarning(cfg), router.Unconfigured(cfg, file), pendingNotice(result.Ports, daemon))
 	// Use cfg instead of the tables: reading tens of thousands of forwards from the tables takes longer.
-	ipv6 := slices.ContainsFunc(cfg.Forwards, func(f rule.Forward) bool { return f.Target.Is6() })
-	a.notices(s.NotForwarding(ipv6, result.Ports)...)
 	a.noticeFindings(s.Findings(cfg))
 }
 

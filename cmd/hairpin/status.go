@@ -15,6 +15,7 @@ import (
 	"hairpin/bpf"
 	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/control"
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/places"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
@@ -35,6 +36,7 @@ type status struct {
 	Forwards    int              `json:"forwards"`
 	Disabled    int              `json:"disabled_forwards"` // not among Forwards
 	Connections connectionStatus `json:"connections"`
+	Drops       []dropRow        `json:"drops"` // by reason, the most packets first
 	Interfaces  []portRow        `json:"interfaces"`
 	Warnings    []string         `json:"warnings"`
 }
@@ -90,14 +92,17 @@ type portRow struct {
 	PrivateDropped uint64 `json:"private_sources_dropped,omitempty"`
 }
 
-// nearlyFull is the used share of the connection table at which status warns.
-const nearlyFull = 0.9
-
 func (a *app) statusCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
-		Short: "Show interfaces, addresses, table use and problems",
-		Args:  takes(0),
+		Short: "Show interfaces, addresses, table use, drops and problems",
+		Long: `Show interfaces, addresses, table use, drops and problems.
+
+"dropped" has the packets that were dropped since the datapath was loaded, by reason,
+on all interfaces together. "refused" has those that would have opened a connection.
+The reasons are those of hairpin_packets_dropped_total in the metrics, which has them
+by interface.`,
+		Args: takes(0),
 		RunE: func(*cobra.Command, []string) error {
 			st, err := a.status()
 			if err != nil {
@@ -139,6 +144,11 @@ func (a *app) status() (status, error) {
 	if st.Connections, err = connectionUse(s); err != nil {
 		return st, err
 	}
+	counters, err := s.Tables.Counters()
+	if err != nil {
+		return st, err
+	}
+	st.Drops = newDropRows(counters)
 	survey, err := s.Survey(cfg)
 	if err != nil {
 		return st, err
@@ -169,7 +179,7 @@ func (a *app) status() (status, error) {
 			st.Warnings = append(st.Warnings, fmt.Sprintf("address %s is away; without the daemon its connections end with the next \"hairpin attach\"", addr))
 		}
 	}
-	if float64(st.Connections.Used) >= nearlyFull*float64(st.Connections.Limit) {
+	if diagnose.NearlyFull(st.Connections.Used, st.Connections.Limit) {
 		st.Warnings = append(st.Warnings, "the connection table is nearly full; raise max_connections in the configuration file")
 	}
 	switch {
@@ -265,13 +275,17 @@ func (a *app) printStatus(st status) error {
 		{"conntrack", st.Conntrack.String()},
 		{"forwards", forwards},
 		{"connections", fmt.Sprintf("%d of %d, %d half-open", st.Connections.Used, st.Connections.Limit, st.Connections.HalfOpen)},
+		{"dropped", dropsText(st.Drops, verdictDrop)},
+		{"refused", dropsText(st.Drops, verdictRefuse)},
 	}
 	for _, fact := range facts {
 		fmt.Fprintf(a.out, "%-12s %s\n", fact[0]+":", printable(fact[1]))
 	}
-	if len(st.Interfaces) > 0 {
-		fmt.Fprintln(a.out)
-		t := newTable(a.out, "INTERFACE", "ROLE", "STATE", "MODE", "GUARD", "ADDRESSES")
+	fmt.Fprintln(a.out)
+	if len(st.Interfaces) == 0 {
+		fmt.Fprintln(a.out, "interfaces:  "+none)
+	} else {
+		t := a.newTable("INTERFACE", "ROLE", "STATE", "MODE", "GUARD", "ADDRESSES")
 		for _, p := range st.Interfaces {
 			t.row(p.Name, p.Role, p.State, p.Mode, yesNo(p.Guard), strings.Join(p.Addresses, ","))
 		}
@@ -295,7 +309,7 @@ func (a *app) printStatus(st status) error {
 		fmt.Fprintln(a.out)
 	}
 	for _, warning := range st.Warnings {
-		fmt.Fprintln(a.out, "warning: "+printable(warning))
+		fmt.Fprintln(a.out, a.styled.paint(styleYellow, warningPrefix), printable(warning))
 	}
 	return nil
 }

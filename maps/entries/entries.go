@@ -221,8 +221,8 @@ func (t *Table) Lookup(key bpf.HairpinTuple) (layout.Entry, error) {
 	return e, err
 }
 
-// Update writes an entry with these flags of ebpf.Map.Update. Unlike the datapath it does not count the connection and does not take a
-// place for it. It writes the whole bucket, so it is for tables without traffic.
+// Update writes an entry. The flags are those of ebpf.Map.Update. Unlike the datapath, Update does not count the connection, and takes no
+// place for the connection. Update writes the whole bucket, so no traffic may run at the same time.
 func (t *Table) Update(e *layout.Entry, flags ebpf.MapUpdateFlags) error {
 	_, at, room, err := t.search(e.Key)
 	switch {

@@ -201,8 +201,8 @@ func PutForwardStats(tb testing.TB, objs *bpf.HairpinObjects, id uint32, sum bpf
 	tb.Helper()
 	cpus := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
 	last := len(cpus) - 1
-	cpus[0].Traffic, cpus[0].Established = sum.Traffic, sum.Established
-	cpus[last].Closed = sum.Closed
+	cpus[0].Traffic, cpus[0].Established, cpus[0].Hit = sum.Traffic, sum.Established, sum.Hit/2
+	cpus[last].Closed, cpus[last].Refused, cpus[last].Hit = sum.Closed, sum.Refused, sum.Hit
 	WriteStats(tb, objs, id, cpus)
 }
 

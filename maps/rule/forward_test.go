@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -231,7 +232,8 @@ func FuzzParseForward(f *testing.F) {
 }
 
 func TestParseSelector(t *testing.T) {
-	const line = "forward web proto udp src 10.0.0.0/8 dst 203.0.113.1/32 port 443 path hairpin"
+	const line = "forward web proto udp client 10.0.0.0/8 dst 203.0.113.1/32 port 443 path hairpin state half-open" +
+		" not forward dns not client 10.1.0.0/16 not client 10.2.0.0/16 not port 80-81 not state ended"
 	s, err := rule.ParseSelector(strings.Fields(line))
 	if err != nil {
 		t.Fatal(err)
@@ -239,8 +241,19 @@ func TestParseSelector(t *testing.T) {
 	if s.String() != line {
 		t.Errorf("got %s", s)
 	}
-	if s, err := rule.ParseSelector(nil); err != nil || s != (rule.Selector{}) {
+	if names := slices.Collect(s.Forwards()); !slices.Equal(names, []string{"web", "dns"}) {
+		t.Errorf("the selector names the forwards %q", names)
+	}
+	if s, err := rule.ParseSelector(nil); err != nil || !s.All() {
 		t.Errorf("no words give %v, %v", s, err)
+	}
+	if s, err := rule.ParseSelector([]string{"src", "10.0.0.0/8"}); err != nil || s.String() != "client 10.0.0.0/8" {
+		t.Errorf("src gives %v, %v", s, err)
+	}
+	for _, word := range []string{"forward a", "proto tcp", "client ::1", "dst ::1", "port 1", "path wan", "state ended", "not path wan"} {
+		if s, err := rule.ParseSelector(strings.Fields(word)); err != nil || s.All() {
+			t.Errorf("%s: %v, %v, and it picks all connections", word, s, err)
+		}
 	}
 	for line, want := range map[string]string{
 		"sorce 10.0.0.0/8":    `"sorce" does not select connections`,
@@ -254,9 +267,39 @@ func TestParseSelector(t *testing.T) {
 		"src 10.0.0.1/8":      "write 10.0.0.0/8",
 		"path x port y src z": "\"z\" is not an address",
 		"proto any":           "no connection is of protocol any; leave proto out",
+		"src ::1 client ::2":  `"client" is there twice`,
+		"state closed":        `"closed" is not a state; possible are half-open, established, closing and ended`,
+		"state x":             "possible are half-open, established, closing and ended",
+		"not":                 `no condition after "not"`,
+		"not not port 1":      `"not" is there twice in a row`,
+		"not prot tcp":        `did you mean "proto"?`,
+		"port 1 not port 0":   `"0" is not a port`,
 	} {
 		if _, err := rule.ParseSelector(strings.Fields(line)); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: error %v lacks %s", line, err, want)
+		}
+	}
+}
+
+// TestNextSelectorWords: completion offers what the grammar takes at each place.
+func TestNextSelectorWords(t *testing.T) {
+	for line, want := range map[string]string{
+		"":                       "forward proto client dst port path state not",
+		"not":                    "forward proto client dst port path state",
+		"path":                   "value of path",
+		"not src":                "value of client",
+		"path wan":               "forward proto client dst port path state not",
+		"forward not":            "forward proto client dst port path state not", // a forward may have this name
+		"path wan not forward":   "value of forward",
+		"path wan not forward a": "forward proto client dst port path state not",
+	} {
+		words, value := rule.NextSelectorWords(strings.Fields(line))
+		got := strings.Join(words, " ")
+		if value != "" {
+			got = "value of " + value
+		}
+		if got != want {
+			t.Errorf("%q: %s, want %s", line, got, want)
 		}
 	}
 }

@@ -82,6 +82,9 @@ type Forward struct {
 	Connections int64    `json:"connections"`
 	Packets     int64    `json:"packets"`
 	Bytes       int64    `json:"bytes"`
+	Refused     int64    `json:"refused"`
+	LastHit     *int64   `json:"last_hit_seconds"`
+	Listens     []string `json:"external_addresses"`
 }
 
 // Connection has the JSON fields of a connection that other programs may use.

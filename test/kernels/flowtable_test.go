@@ -52,6 +52,30 @@ func TestFlowtable(t *testing.T) {
 			besideFlowtable(t, n.For(t), before)
 		})
 	}
+	toldByDoctor(t, n, hp)
+}
+
+// toldByDoctor wants "hairpin doctor" to name the flowtable, until the command that it prints has run.
+func toldByDoctor(t *testing.T, n *lab.Network, hp *lab.Hairpin) {
+	t.Helper()
+	told := func() (cure string, found bool) {
+		r, err := hp.Try("doctor")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, found := strings.Cut(r.Stdout, "warning  flowtables      the flowtable inet router fast has wan0, lan0: ")
+		_, rest, _ = strings.Cut(rest, "cure: ")
+		cure, _, _ = strings.Cut(rest, "\n")
+		return cure, found
+	}
+	cure, found := told()
+	if !found {
+		t.Fatalf("doctor does not name the flowtable:\n%s", hp.Run("-j", "doctor"))
+	}
+	n.Router.Run("sh", "-c", cure)
+	if _, found := told(); found {
+		t.Errorf("doctor names the flowtable after %s", cure)
+	}
 }
 
 func besideFlowtable(t *testing.T, n *lab.Network, before *lab.Conn) {

@@ -95,3 +95,33 @@ func TestVLANOnTop(t *testing.T) {
 	n.Internet.Run("ip", "link", "del", "eth0.5")
 	exchange(untagged, "without a tag again")
 }
+
+// TestDoctorSeesVLANOnTop: without the daemon, XDP stays on a veth when a VLAN device appears there. Doctor says so, until the command
+// that it prints has run.
+func TestDoctorSeesVLANOnTop(t *testing.T) {
+	kind{name: "VLAN", link: "vlan"}.need(t)
+	n := lab.NewNetwork(t)
+	n.SetOffloads(lab.AllOffGRO)
+	hp := lab.NewHairpin(n.Router, fmt.Sprintf(deviceConfig, lab.DeviceMode("xdp")))
+	hp.Run("attach")
+	told := func() bool {
+		t.Helper()
+		r, err := hp.Try("-j", "doctor")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Contains(r.Stdout, `"level":"problem","check":"interfaces","code":"vlan-tags-unseen","interface":"wan0"`) &&
+			strings.Contains(r.Stdout, `"cure":"hairpin attach"`)
+	}
+	if told() {
+		t.Error("told before there is a VLAN")
+	}
+	n.Router.Run("ip", "link", "add", "link", "wan0", "name", "wan0.7", "type", "vlan", "id", "7")
+	if !told() {
+		t.Errorf("not told:\n%s", hp.Run("status"))
+	}
+	hp.Run("attach")
+	if told() {
+		t.Error("told after the attach")
+	}
+}

@@ -46,7 +46,8 @@ func (h *Host) Capture(dev string, observe func(*Packet) error) *Capture {
 	return h.capture(&Capture{dev: dev, observe: observe})
 }
 
-// CaptureEarly is Capture before TC programs at ingress, so it sees what these redirect. It does not see what XDP redirects.
+// CaptureEarly starts a capture in front of the TC programs at ingress. So the capture also sees packets that a TC program redirects. It
+// does not see packets that an XDP program redirects.
 func (h *Host) CaptureEarly(dev string, observe func(*Packet) error) *Capture {
 	h.tb.Helper()
 	return h.capture(&Capture{dev: dev, observe: observe, early: true})

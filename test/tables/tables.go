@@ -13,8 +13,7 @@ import (
 	"hairpin/bpf"
 )
 
-// Forget empties the tables of connections and sets their counts to zero. It does not clear the places: a place without a live
-// connection is free. No traffic may run at the same time.
+// Forget empties the tables of connections and their places, and sets their counts to zero. No traffic may run at the same time.
 func Forget(objs *bpf.HairpinObjects) error {
 	if err := errors.Join(zero[bpf.HairpinBucket4](objs.Conns4), zero[bpf.HairpinBucket6](objs.Conns6)); err != nil {
 		return err
@@ -32,7 +31,7 @@ func Forget(objs *bpf.HairpinObjects) error {
 			return fmt.Errorf("forget how many connections there are: %w", err)
 		}
 	}
-	return errors.Join(zero[bpf.HairpinSourcePage](objs.Sources), zero[bpf.HairpinLoadPage](objs.Loads),
+	return errors.Join(zero[bpf.HairpinPlace](objs.Places), zero[bpf.HairpinSourcePage](objs.Sources), zero[bpf.HairpinLoadPage](objs.Loads),
 		zero[bpf.HairpinProvenPage](objs.Proven))
 }
 

@@ -26,6 +26,7 @@ import (
 
 	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/control"
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/history"
 	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
@@ -198,10 +199,13 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		read: o.ReadConfig,
 		notices: func(cfg config.Config) []string {
 			findings, err := s.Findings(cfg)
+			// warnForwarding says when the kernel does not forward, whenever that changes.
+			findings = slices.DeleteFunc(findings, func(f diagnose.Finding) bool { return f.Check == diagnose.ForwardingCheck })
+			texts := diagnose.Notices(findings)
 			if err != nil {
-				findings = []string{"cannot look for problems on this machine: " + err.Error()}
+				texts = []string{"cannot look for problems on this machine: " + err.Error()}
 			}
-			return append(findings, s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile))
+			return append(texts, s.ResizeWarning(cfg), router.Unconfigured(cfg, o.ConfigFile))
 		},
 		renew:   func() (bool, error) { return router.Renew(o.Dir) },
 		reloads: o.Reload,

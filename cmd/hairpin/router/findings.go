@@ -4,20 +4,20 @@ package router
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
-	"os"
-	"slices"
-	"strings"
+	"sync"
 
+	"hairpin/cmd/hairpin/diagnose"
+	"hairpin/cmd/hairpin/gather"
 	"hairpin/loader"
+	"hairpin/maps"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
 )
 
-// Findings are warnings about what cfg asks for on this machine, whether it runs or not: what works otherwise than most people
-// expect, although nothing is wrong with cfg itself.
-func (r *Router) Findings(cfg config.Config) ([]string, error) {
+// Findings are about what cfg asks for on this machine, whether it runs or not: what works otherwise than most people expect,
+// although nothing is wrong with cfg itself. Findings of level OK are left out.
+func (r *Router) Findings(cfg config.Config) ([]diagnose.Finding, error) {
 	seen, err := r.inventory(cfg)
 	if err != nil {
 		return nil, err
@@ -26,277 +26,256 @@ func (r *Router) Findings(cfg config.Config) ([]string, error) {
 }
 
 // FindingsOf are the Findings that concern a forward of cfg, which has just been added.
-func (r *Router) FindingsOf(cfg config.Config, forward rule.Forward) ([]string, error) {
+func (r *Router) FindingsOf(cfg config.Config, forward rule.Forward) ([]diagnose.Finding, error) {
 	seen, err := r.inventory(cfg)
 	if err != nil {
 		return nil, err
 	}
-	f, err := r.newFinder(cfg, seen)
+	facts, done, err := r.facts(cfg, seen)
 	if err != nil {
 		return nil, err
 	}
-	f.add(&forward)
-	list := slices.Concat(f.ofForwards(), f.unshaped)
-	if f.conflict != "" && (cfg.ReflectOf(forward) != rule.ReflectOff || forward.Clients == rule.ClientsRouter) {
-		list = append(list, f.conflict)
-	}
-	return list, nil
+	defer done()
+	facts.Added = &forward
+	d := diagnose.New(facts, diagnose.Addition)
+	d.Add(&forward)
+	return withoutOK(d.Findings()), nil
 }
 
 // FindingsHere are Findings without a datapath.
-func FindingsHere(cfg config.Config) ([]string, error) {
+func FindingsHere(cfg config.Config) ([]diagnose.Finding, error) {
 	r := New(kernel())
-	links, err := r.listLinks()
+	seen, err := r.inventoryHere(cfg)
 	if err != nil {
 		return nil, err
 	}
-	seen := inventory{links: links}
-	seen.addPorts(cfg.WAN, config.RoleWAN, cfg.Mode, nil)
-	seen.addPorts(cfg.LAN, config.RoleLAN, cfg.Mode, nil)
 	return r.findings(cfg, seen)
 }
 
 // findings returns nothing on a machine that has none of the interfaces of cfg, as CheckHere.
-func (r *Router) findings(cfg config.Config, seen inventory) ([]string, error) {
+func (r *Router) findings(cfg config.Config, seen inventory) ([]diagnose.Finding, error) {
 	if !isMachineOf(cfg, seen.links) {
 		return nil, nil
 	}
-	f, err := r.newFinder(cfg, seen)
+	facts, done, err := r.facts(cfg, seen)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
+	d := diagnose.New(facts, diagnose.Change)
 	for i := range cfg.Forwards {
-		f.add(&cfg.Forwards[i])
+		d.Add(&cfg.Forwards[i])
 	}
-	return f.list(), nil
+	return withoutOK(d.Findings()), nil
 }
 
-// finder collects findings. It takes one forward after the other, because there may be tens of thousands.
-type finder struct {
-	general   []string // about everything but the forwards
-	unshaped  []string // about shapers that the packets of every forward skip
-	conflict  string   // about the ports of reflected connections
-	unread    bool     // this user may not read IPsec policies
-	forwards  int
-	foreign   *foreignAddresses
-	protected *config.PolicyWarnings
-
-	conntrack loader.Conntrack
-	here      []config.Interface
-	ephemeral rule.Ports // that the kernel gives to sockets
-	risks     []string
+func withoutOK(findings []diagnose.Finding) (list []diagnose.Finding) {
+	for _, f := range findings {
+		if f.Level != diagnose.OK {
+			list = append(list, f)
+		}
+	}
+	return list
 }
 
-// newFinder finds what there is to say of cfg, its forwards apart. A part of the kernel that cannot be looked at is a finding, too.
-func (r *Router) newFinder(cfg config.Config, seen inventory) (*finder, error) {
-	conntrack, err := r.conntrack()
+// Diagnosis asks for all findings.
+type Diagnosis struct {
+	Datapath *diagnose.Datapath // what the caller knows of the datapath; Diagnose adds to it
+	Probe    bool               // connect to the targets by TCP
+}
+
+// Diagnose returns all findings about the running configuration.
+func (s *Session) Diagnose(cfg config.Config, ask Diagnosis) ([]diagnose.Finding, error) {
+	seen, err := s.inventory(cfg)
 	if err != nil {
 		return nil, err
 	}
-	f := &finder{conntrack: conntrack, here: machine(cfg, seen.links)}
-	f.ephemeral.First, f.ephemeral.Last = loader.EphemeralPorts()
-	if r.portConflict != nil {
-		f.conflict = r.portConflict(cfg)
+	d := ask.Datapath
+	if d.Outdated, err = s.datapath.Outdated(); err != nil {
+		return nil, err
 	}
-	own := ownAddresses(seen.links)
-	f.foreign = newForeignAddresses(own)
-	f.general, f.unshaped = deniesRouter(cfg, own), r.unshaped(seen.ports)
-
-	policies, err := r.listPolicies()
-	switch {
-	case errors.Is(err, loader.ErrPermission):
-		// "hairpin check" needs no privilege otherwise.
-		f.unread = true
-	case err != nil:
-		f.general = append(f.general, fmt.Sprintf("cannot look for IPsec policies: %s", err))
-	case len(policies) > config.MaxPolicies:
-		f.general = append(f.general, fmt.Sprintf("there are %d IPsec policies, but hairpin asks at most %d: it does not start, and while it runs it asks those of before",
-			len(policies), config.MaxPolicies))
-	}
-	f.protected = config.NewPolicyWarnings(policies, externalAddresses(f.here))
-	return f, nil
+	d.Invalid = append(d.Invalid, s.problems(cfg, seen)...)
+	d.Resize = s.ResizeWarning(cfg)
+	return s.diagnose(cfg, seen, ask, s.Tables.EachForward, func(d *diagnose.Datapath) error { return s.traffic(d, seen.ports) })
 }
 
-// externalAddresses are the addresses of the WAN interfaces.
-func externalAddresses(here []config.Interface) (list []netip.Addr) {
-	for _, i := range here {
-		if i.Role != config.RoleWAN {
-			continue
-		}
-		for _, prefix := range slices.Concat(i.Addresses, i.Passive) {
-			list = append(list, prefix.Addr())
-		}
-	}
+// problems returns what CheckAddresses and the routes have against the running configuration, one forward at a time.
+func (s *Session) problems(cfg config.Config, seen inventory) (list []string) {
+	here, alone := machine(cfg, seen.links), cfg
+	alone.StandIns, alone.Forwards = nil, make([]rule.Forward, 1)
+	list = problemTexts(s.check(cfg, seen.links))
+	_ = s.Tables.EachForward(func(f *rule.Forward) bool { // diagnose returns the error of the same call
+		alone.Forwards[0] = *f
+		list = append(list, problemTexts(alone.CheckAddresses(here))...)
+		return true
+	})
 	return list
 }
 
-func (f *finder) add(forward *rule.Forward) {
-	f.forwards++
-	f.foreign.add(forward)
-	f.protected.Add(forward)
-	if f.atRisk(forward) {
-		f.risks = append(f.risks, fmt.Sprintf("forward %q: the router and masqueraded clients use the same ports; their answers may go to the forward's target, because hairpin does not ask conntrack: %s",
-			forward.Name, f.conntrack))
-	}
-}
-
-// atRisk reports whether a forward may take answers that belong to the router or to a masqueraded client. That can happen only if
-// hairpin does not ask conntrack. The forward has several ports. The kernel gives some of these ports to sockets. And the forward
-// listens on an address from which the router itself sends.
-func (f *finder) atRisk(forward *rule.Forward) bool {
-	asked := slices.ContainsFunc(forward.Protocols, func(p rule.Protocol) bool { return p == rule.TCP || p == rule.UDP || p == rule.Any })
-	return f.conntrack != loader.ConntrackAsked && asked && !forward.Intercept && forward.Ports.Len() > 1 &&
-		forward.Ports.Overlaps(f.ephemeral) && usesAddress(f.here, forward)
-}
-
-// usesAddress reports whether the router itself sends from an address that the forward listens on. Of each family that is the first
-// address of an interface: of a WAN, or of a LAN if the forward names this address.
-func usesAddress(here []config.Interface, f *rule.Forward) bool {
-	for _, i := range here {
-		if i.Role == 0 || f.External.Interface != "" && f.External.Interface != i.Name || i.Role != config.RoleWAN && !f.External.Address.IsValid() {
-			continue
-		}
-		for _, prefix := range i.Addresses {
-			if prefix.Addr().Is4() != f.Target.Is4() || !config.IsExternal(prefix.Addr()) {
-				continue
-			}
-			if !f.External.Address.IsValid() || f.External.Address == prefix.Addr() {
-				return true
-			}
-			break
-		}
-	}
-	return false
-}
-
-// ofForwards returns what is about single forwards.
-func (f *finder) ofForwards() []string {
-	return slices.Concat(f.foreign.warnings(), f.protected.Targets(), f.risks)
-}
-
-func (f *finder) list() []string {
-	list := f.ofForwards()
-	if clients := f.protected.Clients(); clients != "" {
-		list = append(list, clients)
-	}
-	if f.unread && f.forwards > 0 {
-		list = append(list, "IPsec policies were not looked at: needs CAP_NET_ADMIN")
-	}
-	list = slices.Concat(list, f.general, f.unshaped)
-	if f.conflict != "" {
-		list = append(list, f.conflict)
-	}
-	return list
-}
-
-// foreignAddresses collects the forwards whose external address no interface of the router has. Thousands of forwards may
-// have the same external address, so there is one warning for each address.
-type foreignAddresses struct {
-	own   map[netip.Addr]bool
-	order []netip.Addr
-	first map[netip.Addr]string // name of the first forward
-	more  map[netip.Addr]int    // number of the others
-}
-
-func newForeignAddresses(own []OwnAddress) *foreignAddresses {
-	f := &foreignAddresses{own: map[netip.Addr]bool{}, first: map[netip.Addr]string{}, more: map[netip.Addr]int{}}
-	for _, at := range own {
-		f.own[at.Address] = true
-	}
-	return f
-}
-
-func (f *foreignAddresses) add(forward *rule.Forward) {
-	addr := forward.External.Address
-	if !addr.IsValid() || f.own[addr] {
-		return
-	}
-	if _, known := f.first[addr]; known {
-		f.more[addr]++
-		return
-	}
-	f.order = append(f.order, addr)
-	f.first[addr] = forward.Name
-}
-
-func (f *foreignAddresses) warnings() (list []string) {
-	for _, addr := range f.order {
-		who, works := fmt.Sprintf("forward %q", f.first[addr]), "the forward works"
-		if more := f.more[addr]; more > 0 {
-			who, works = fmt.Sprintf("%s and %d more", who, more), "these forwards work"
-		}
-		list = append(list, fmt.Sprintf("%s: no interface has the external address %s; %s only if another router routes %s to this one", who, addr, works, addr))
-	}
-	return list
-}
-
-// unshaped names the interfaces with shapers that hairpin's packets pass by.
-func (r *Router) unshaped(ports []Port) (list []string) {
-	const page = "; see \"Traffic shaping\" in doc/limits.md"
-	xdp := slices.ContainsFunc(ports, func(p Port) bool { return p.Attachment != nil && p.Attachment.XDP != "" })
-	for _, p := range ports {
-		if p.Link == nil || r.shaping == nil {
-			continue
-		}
-		found, err := r.shaping(p.Link.Index)
-		if err != nil {
-			list = append(list, fmt.Sprintf("%s: cannot look for shapers: %s", p.Name, err))
-			continue
-		}
-		kinds := strings.Join(found.Ingress, ", ")
-		switch {
-		case kinds == "":
-		case found.Early && p.Attachment != nil && p.Attachment.TC == loader.TCClsact:
-			list = append(list, fmt.Sprintf("%s: a tc filter at ingress (%s) runs before hairpin; what it redirects to an IFB reaches no forward%s", p.Name, kinds, page))
-		default:
-			list = append(list, fmt.Sprintf("%s: tc filters at ingress (%s) do not see what hairpin translates, so that a shaper or policer there does not limit it%s", p.Name, kinds, page))
-		}
-		if found.Egress != "" && xdp && p.Link.XDPTransmit {
-			list = append(list, fmt.Sprintf("%s: the qdisc %s does not see what XDP sends; set datapath.mode = \"tc\" to shape it%s", p.Name, found.Egress, page))
-		}
-	}
-	return list
-}
-
-// deniesRouter names the denied sources that hold an address of the router's own.
-func deniesRouter(cfg config.Config, own []OwnAddress) (list []string) {
-	for _, source := range cfg.Deny {
-		at := slices.IndexFunc(own, func(at OwnAddress) bool { return source.Contains(at.Address) })
-		if at >= 0 {
-			list = append(list, fmt.Sprintf("deny.sources: %s contains this router's address %s (%s); servers see reflected clients by this address",
-				rule.SourceText(source), own[at].Address, own[at].Interface))
-		}
-	}
-	return list
-}
-
-// portConflictHere returns a warning if the kernel may give sockets of the router the ports of cfg's reflected connections, otherwise
-// "". A socket and a reflected connection with one port, to one port of a server, would get each other's answers.
-func portConflictHere(cfg config.Config) string {
-	var local rule.Ports
-	local.First, local.Last = loader.EphemeralPorts()
-	reserved, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_reserved_ports")
+// traffic adds to d how the forwards are used.
+func (s *Session) traffic(d *diagnose.Datapath, ports []Port) error {
+	answers, established, err := s.Tables.Answers()
 	if err != nil {
-		reserved = nil // as if there were none
+		return err
 	}
-	return portConflict(cfg.ReflectPorts, local, string(reserved))
+	d.Connections, d.Limit = established, s.MaxConnections()
+	counters, err := s.Tables.Counters()
+	if err != nil {
+		return err
+	}
+	d.PrivateDropped = privateSources(counters, ports)
+	if d.Away, err = s.Tables.AwayAddresses(); err != nil {
+		return err
+	}
+	d.Traffic = make(map[string]diagnose.Traffic, len(answers))
+	for name, a := range answers {
+		d.Traffic[name] = diagnose.Traffic(a)
+	}
+	return nil
 }
 
-// portConflict is portConflictHere for these ports of sockets, and this content of ip_local_reserved_ports: "8080,61000-65535".
-func portConflict(reflect, local rule.Ports, reserved string) string {
-	if !local.Overlaps(reflect) {
-		return ""
+// DiagnoseHere returns all findings about a configuration, without a datapath.
+func DiagnoseHere(cfg config.Config, ask Diagnosis) ([]diagnose.Finding, error) {
+	r := New(kernel())
+	seen, err := r.inventoryHere(cfg)
+	if err != nil {
+		return nil, err
 	}
-	shared := rule.Ports{First: max(local.First, reflect.First), Last: min(local.Last, reflect.Last)}
-	// The kernel writes neighbouring reserved ports as one range.
-	for text := range strings.SplitSeq(strings.TrimSpace(reserved), ",") {
-		if kept, err := rule.ParsePorts(text); err == nil && kept.First <= shared.First && shared.Last <= kept.Last {
-			return ""
+	ask.Datapath.Invalid = append(ask.Datapath.Invalid, problemTexts(r.check(cfg, seen.links))...)
+	return r.diagnose(cfg, seen, ask, func(visit func(*rule.Forward) bool) error {
+		for i := range cfg.Forwards {
+			if !visit(&cfg.Forwards[i]) {
+				break
+			}
+		}
+		return nil
+	}, func(*diagnose.Datapath) error { return nil })
+}
+
+func problemTexts(err error) (list []string) {
+	if err == nil {
+		return nil
+	}
+	problems := rule.Problems(err)
+	if len(problems) == 0 {
+		return []string{err.Error()}
+	}
+	for _, p := range problems {
+		list = append(list, p.Error())
+	}
+	return list
+}
+
+// diagnose returns all findings. each visits the forwards. traffic adds how the forwards are used; it runs beside the look at the
+// machine, because both mostly wait for the kernel.
+func (r *Router) diagnose(cfg config.Config, seen inventory, ask Diagnosis, each func(func(*rule.Forward) bool) error,
+	traffic func(*diagnose.Datapath) error) ([]diagnose.Finding, error) {
+	var counted sync.WaitGroup
+	var uncounted error
+	counted.Go(func() { uncounted = traffic(ask.Datapath) })
+	facts, done, err := r.facts(cfg, seen)
+	counted.Wait()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if uncounted != nil {
+		return nil, uncounted
+	}
+	facts.Datapath = ask.Datapath
+	if ask.Probe {
+		facts.Probe = gather.Probe
+	}
+	d := diagnose.New(facts, diagnose.Doctor)
+	err = each(func(f *rule.Forward) bool {
+		d.Add(f)
+		return true
+	})
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
+		return nil, err
+	}
+	return d.Findings(), nil
+}
+
+// inventoryHere is inventory without a datapath.
+func (r *Router) inventoryHere(cfg config.Config) (inventory, error) {
+	links, err := r.listLinks()
+	if err != nil {
+		return inventory{}, err
+	}
+	seen := inventory{links: links, xdpTx: cfg.XDPTx}
+	seen.addPorts(cfg.WAN, config.RoleWAN, cfg.Mode, nil)
+	seen.addPorts(cfg.LAN, config.RoleLAN, cfg.Mode, nil)
+	seen.addLoopback(nil)
+	return seen, nil
+}
+
+// facts gathers what the findings need. The caller calls done when it has the findings.
+func (r *Router) facts(cfg config.Config, seen inventory) (facts *diagnose.Facts, done func(), err error) {
+	facts = &diagnose.Facts{Config: cfg, Links: seen.links, Ports: r.judged(seen.ports, cfg.Mode), Forwarding: r.forwarding("all")}
+	if facts.Conntrack, err = r.conntrack(); err != nil {
+		return nil, nil, err
+	}
+	for i := range facts.Ports {
+		if p := &facts.Ports[i]; p.Link != nil && r.shaping != nil {
+			p.Shaping, p.ShapingErr = r.shaping(p.Link.Index)
 		}
 	}
-	list := shared.String()
-	if reserved := strings.TrimSpace(reserved); reserved != "" {
-		list = reserved + "," + list
+	facts.Policies, facts.PoliciesErr = r.listPolicies()
+	facts.Ephemeral.First, facts.Ephemeral.Last = loader.EphemeralPorts()
+	if r.look == nil {
+		return facts, func() {}, nil
 	}
-	return fmt.Sprintf("the kernel may give ports %s (reflection.ports) to the router's own programs, and answers would reach the wrong one; run sysctl -w net.ipv4.ip_local_reserved_ports=%s", shared, list)
+	return facts, r.look(facts), nil
+}
+
+// judged returns the ports as package diagnose wants them.
+func (r *Router) judged(ports []Port, mode string) []diagnose.Port {
+	list := make([]diagnose.Port, 0, len(ports))
+	for _, p := range ports {
+		j := diagnose.Port{Name: p.Name, Role: p.Role, Link: p.Link, Attachment: p.Attachment, Err: p.Err, Addresses: p.Addresses(), Forwarding: r.forwarding(p.Name)}
+		if p.Attachment != nil {
+			j.LacksGuard = p.needsGuard() && !p.Attachment.Guard
+			j.MissesTags = p.missesTags(mode)
+		}
+		list = append(list, j)
+	}
+	return list
+}
+
+func (r *Router) forwarding(ifname string) diagnose.Families {
+	return diagnose.Families{IPv4: r.forwards("net.ipv4", ifname), IPv6: r.forwards("net.ipv6", ifname)}
+}
+
+// look is Options.Look for this machine.
+func look(f *diagnose.Facts) (done func()) {
+	f.Reserved = gather.Sysctl("net/ipv4/ip_local_reserved_ports")
+	f.BridgeCall = gather.BridgeCalls()
+	for i := range f.Ports {
+		f.Ports[i].AcceptRA = gather.AcceptRA(f.Ports[i].Name)
+	}
+	f.Rules, f.RulesErr = gather.Ruleset()
+	f.Legacy, f.LegacyErr = gather.LegacyTables()
+	f.Sockets, f.SocketsErr = gather.Sockets()
+	f.Owner = gather.Owners()
+
+	names := map[int]string{}
+	for _, link := range f.Links {
+		names[link.Index] = link.Name
+	}
+	routing, err := gather.NewRouting(names)
+	if err != nil {
+		return func() {} // the checks of routes say nothing then
+	}
+	known := map[netip.Addr]diagnose.Route{}
+	f.Route = func(addr netip.Addr) diagnose.Route {
+		route, asked := known[addr]
+		if !asked {
+			route = routing.To(addr)
+			known[addr] = route
+		}
+		return route
+	}
+	f.DefaultRoutes, f.Neighbour = routing.Defaults(), routing.Neighbour
+	return routing.Close
 }

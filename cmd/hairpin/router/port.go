@@ -70,11 +70,6 @@ func (p Port) Addresses() []netip.Addr {
 	return list
 }
 
-// hasFamily reports whether a port has an address that forwards to target can listen on.
-func (p Port) hasFamily(target netip.Addr) bool {
-	return slices.ContainsFunc(p.Addresses(), func(addr netip.Addr) bool { return addr.Is6() == target.Is6() })
-}
-
 // hooks returns the hooks that a port should get in a mode. It keeps a leak guard that is no longer needed:
 // settle removes it later, and on a port that is not a WAN the guard passes every packet.
 func (p Port) hooks(mode string) loader.Hooks {
@@ -84,8 +79,8 @@ func (p Port) hooks(mode string) loader.Hooks {
 // needsGuard reports whether the port needs the leak guard.
 func (p Port) needsGuard() bool { return p.Role == config.RoleWAN }
 
-// XDPTx reports whether XDP sends frames by XDP_TX that leave by this port, if they came in by it. Otherwise why says what prevents
-// this; it is "" if the configuration does not ask for it.
+// XDPTx reports whether frames that came in by this port, and leave by it, are sent by XDP_TX. If not, why says what prevents XDP_TX; why
+// is "" if the configuration does not ask for XDP_TX.
 func (p Port) XDPTx() (does bool, why string) {
 	if p.Link == nil || p.Attachment == nil || p.Attachment.XDP != loader.XDPNative ||
 		p.xdpTx != config.XDPTxOn && !(p.xdpTx == config.XDPTxAuto && p.Link.Physical) {
@@ -94,9 +89,6 @@ func (p Port) XDPTx() (does bool, why string) {
 	why = p.Link.NoXDPTx()
 	return why == "", why
 }
-
-// isUp reports whether other machines may send packets to the port.
-func (p Port) isUp() bool { return p.Role != config.RoleLocal && p.Link != nil && p.Link.Up }
 
 // incomplete reports whether a port lacks a program that it needs, or has XDP that must be changed.
 func (p Port) incomplete(mode string) bool {

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"time"
 
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
@@ -68,9 +69,9 @@ type Options struct {
 	Shaping func(ifindex int) (loader.Shaping, error)
 	// Conntrack says whether the programs ask the kernel's connection tracking, or could.
 	Conntrack func() (loader.Conntrack, error)
-	// PortConflict is a warning if the kernel may give sockets the ports of cfg's reflected connections, otherwise ""; nil: no
-	// warning.
-	PortConflict func(cfg config.Config) string
+	// Look adds to facts what only findings need: rules of netfilter, sockets, routes. done ends the use of the facts. nil: nothing
+	// is added.
+	Look func(facts *diagnose.Facts) (done func())
 }
 
 // Router changes the running programs and tables. The caller of a method that changes something holds the
@@ -84,15 +85,15 @@ type Router struct {
 	forwards func(sysctl, ifname string) bool
 	shaping  func(ifindex int) (loader.Shaping, error)
 
-	conntrack    func() (loader.Conntrack, error)
-	portConflict func(config.Config) string
+	conntrack func() (loader.Conntrack, error)
+	look      func(*diagnose.Facts) func()
 }
 
 // New makes a Router. A Router needs no Close.
 func New(o Options) *Router {
 	return &Router{
 		datapath: o.Datapath, tables: o.Tables, links: o.Links, routes: o.Routes, policies: o.Policies, forwards: o.Forwards,
-		shaping: o.Shaping, conntrack: o.Conntrack, portConflict: o.PortConflict,
+		shaping: o.Shaping, conntrack: o.Conntrack, look: o.Look,
 	}
 }
 
@@ -100,8 +101,8 @@ func New(o Options) *Router {
 func kernel() Options {
 	return Options{
 		Links: loader.Links, Routes: loader.Routes, Policies: loader.Policies, Forwards: forwards, Shaping: loader.ShapingOf,
-		PortConflict: portConflictHere,
-		Conntrack:    func() (loader.Conntrack, error) { return loader.FindConntrack("/sys"), nil },
+		Look:      look,
+		Conntrack: func() (loader.Conntrack, error) { return loader.FindConntrack("/sys"), nil },
 	}
 }
 

@@ -7,10 +7,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/router/routertest"
 	"hairpin/loader"
 	"hairpin/maps/config"
@@ -22,46 +22,6 @@ func prefixes(list ...string) (found []netip.Prefix) {
 		found = append(found, netip.MustParsePrefix(text))
 	}
 	return found
-}
-
-// TestWithoutAddress: forwards for whose address family no interface has an address.
-func TestWithoutAddress(t *testing.T) {
-	parse := func(line string) rule.Forward {
-		f, err := rule.ParseForward(strings.Fields(line))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return f
-	}
-	cfg := config.Config{WAN: []string{"wan0", "wan1"}, Forwards: []rule.Forward{
-		parse("a tcp 80 to 10.0.0.1"), parse("b tcp wan0:80 to 10.0.0.1"), parse("c tcp wan1:80 to 10.0.0.1"), parse("d tcp 203.0.113.9:80 to 10.0.0.1"),
-		parse("a6 tcp 80 to fd00::1"), parse("b6 tcp wan0:80 to fd00::1"), parse("c6 tcp wan1:80 to fd00::1"), parse("d6 tcp [2001:db8::9]:80 to fd00::1"),
-	}}
-	for _, test := range []struct {
-		name       string
-		wan0, wan1 []netip.Prefix
-		want       string
-	}{
-		{"both have both", prefixes("203.0.113.1/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "fd01::1/64"), ""},
-		{"IPv6 on one", prefixes("203.0.113.1/24", "2001:db8::1/64"), prefixes("198.51.100.1/24", "fe80::1/64"), "c6 wan1 IPv6"},
-		{"no IPv6", prefixes("203.0.113.1/24"), prefixes("198.51.100.1/24"), "a6 no WAN interface IPv6, b6 wan0 IPv6, c6 wan1 IPv6"},
-		{"IPv6 alone", prefixes("2001:db8::1/64"), prefixes("2001:db8:1::1/64"), "a no WAN interface IPv4, b wan0 IPv4, c wan1 IPv4"},
-		{"no address at all", nil, prefixes("fe80::1/64"), ""}, // portWarnings warns for each interface instead
-	} {
-		ports := []Port{
-			{Name: "wan0", Role: config.RoleWAN, Link: &loader.Link{Addresses: test.wan0}},
-			{Name: "wan1", Role: config.RoleWAN, Link: &loader.Link{Addresses: test.wan1}},
-			{Name: "lan0", Role: config.RoleLAN, Link: &loader.Link{Addresses: prefixes("10.0.0.254/8", "fd00::254/64")}},
-		}
-		var got []string
-		for _, warning := range withoutAddress(cfg, ports) {
-			words := strings.NewReplacer(`forward "`, "", `":`, "", " has no ", " ", " has an ", " ", " address, so nothing reaches the forward", "").Replace(warning)
-			got = append(got, words)
-		}
-		if got := strings.Join(got, ", "); got != test.want {
-			t.Errorf("%s: %q, want %q", test.name, got, test.want)
-		}
-	}
 }
 
 // An external address that no interface has is told once, however many forwards listen there.
@@ -83,10 +43,10 @@ func TestForeignAddresses(t *testing.T) {
 	}
 	got, err := routerOf(m).Findings(cfg)
 	want := []string{
-		`forward "a" and 2 more: no interface has the external address 203.0.113.9; these forwards work only if another router routes 203.0.113.9 to this one`,
-		`forward "d": no interface has the external address 2001:db8::9; the forward works only if another router routes 2001:db8::9 to this one`,
+		`forward "a" and 2 more: no interface has the external address 203.0.113.9; these forwards work only if another router routes 203.0.113.9 to this one; run ip address add 203.0.113.9/32 dev wan0`,
+		`forward "d": no interface has the external address 2001:db8::9; the forward works only if another router routes 2001:db8::9 to this one; run ip address add 2001:db8::9/128 dev wan0`,
 	}
-	if err != nil || !slices.Equal(got, want) {
+	if err != nil || !slices.Equal(diagnose.Notices(got), want) {
 		t.Errorf("warnings %q, %v, want %q", got, err, want)
 	}
 }
@@ -106,14 +66,16 @@ func findingsOn(t *testing.T, edit func(*Options), forwards ...string) (all, las
 		}
 		cfg.Forwards = append(cfg.Forwards, f)
 	}
-	all, err := New(o).Findings(cfg)
+	found, err := New(o).Findings(cfg)
 	if err != nil {
 		t.Error(err)
 	}
+	all = diagnose.Notices(found)
 	if len(forwards) > 0 {
-		if last, err = New(o).FindingsOf(cfg, cfg.Forwards[len(forwards)-1]); err != nil {
+		if found, err = New(o).FindingsOf(cfg, cfg.Forwards[len(forwards)-1]); err != nil {
 			t.Error(err)
 		}
+		last = diagnose.Notices(found)
 	}
 	return all, last
 }
@@ -157,7 +119,13 @@ func TestPolicyFindings(t *testing.T) {
 // TestGeneralFindings: "forward add" does not repeat findings about the router that have nothing to do with the new forward. It
 // warns of shapers, because the packets of the new forward skip them. If something cannot be examined, it warns of that.
 func TestGeneralFindings(t *testing.T) {
-	conflict := func(o *Options) { o.PortConflict = func(config.Config) string { return "a conflict of ports" } }
+	conflict := func(o *Options) {
+		o.Look = func(f *diagnose.Facts) func() {
+			f.Ephemeral = rule.Ports{First: 1024, Last: 65535}
+			return func() {}
+		}
+	}
+	const ports = "the kernel may give ports 61000-65535 (reflection.ports) to the router's own programs, and answers would reach the wrong one; run sysctl -w net.ipv4.ip_local_reserved_ports=61000-65535"
 	broken := func(o *Options) {
 		o.Shaping = func(int) (loader.Shaping, error) { return loader.Shaping{}, errors.New("no memory") }
 	}
@@ -166,9 +134,9 @@ func TestGeneralFindings(t *testing.T) {
 		edit          func(*Options)
 		all, last     []string
 	}{
-		{"ports", "a tcp 80 to 10.8.0.5", conflict, []string{"a conflict of ports"}, []string{"a conflict of ports"}},
-		{"ports of a forward that is not reflected", "a tcp 80 to 10.8.0.5 reflect off", conflict, []string{"a conflict of ports"}, nil},
-		{"ports of a forward that hides clients alone", "a tcp 80 to 10.8.0.5 reflect off clients router", conflict, []string{"a conflict of ports"}, []string{"a conflict of ports"}},
+		{"ports", "a tcp 80 to 10.8.0.5", conflict, []string{ports}, []string{ports}},
+		{"ports of a forward that is not reflected", "a tcp 80 to 10.8.0.5 reflect off", conflict, []string{ports}, nil},
+		{"ports of a forward that hides clients alone", "a tcp 80 to 10.8.0.5 reflect off clients router", conflict, []string{ports}, []string{ports}},
 		{"shapers", "a tcp 80 to 10.8.0.5", broken, []string{"wan0: cannot look for shapers: no memory", "lan0: cannot look for shapers: no memory"}, []string{"wan0: cannot look for shapers: no memory", "lan0: cannot look for shapers: no memory"}},
 	} {
 		all, last := findingsOn(t, test.edit, test.forward)
@@ -218,73 +186,6 @@ func TestNotForwarding(t *testing.T) {
 		got := New(Options{Forwards: func(sysctl, ifname string) bool { return sysctl+"/"+ifname != test.off }}).NotForwarding(test.ipv6, ports)
 		if !slices.Equal(got, test.want) {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
-		}
-	}
-}
-
-// Ports of reflected connections that the kernel may give to sockets of the router.
-func TestPortConflict(t *testing.T) {
-	for _, test := range []struct{ reflect, ephemeral, reserved, want string }{
-		{"61000-65535", "32768-60999", "\n", ""},
-		{"61000-65535", "1024-60999", "\n", ""},
-		{"61000-65535", "1024-65535", "\n", "61000-65535 61000-65535"},
-		{"61000-65535", "1024-65535", "8080,61000-65535\n", ""},
-		{"61000-65535", "1024-65535", "8080,62000-65535\n", "61000-65535 8080,62000-65535,61000-65535"},
-		{"50000-65535", "32768-60999", "8080\n", "50000-60999 8080,50000-60999"},
-		{"20000-40000", "32768-60999", "32768-40000\n", ""},
-	} {
-		ports, err := rule.ParsePorts(test.reflect)
-		if err != nil {
-			t.Fatal(err)
-		}
-		local, err := rule.ParsePorts(test.ephemeral)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := portConflict(ports, local, test.reserved)
-		got = strings.NewReplacer("the kernel may give ports ", "", " (reflection.ports) to the router's own programs, and answers would reach the wrong one; run sysctl -w net.ipv4.ip_local_reserved_ports=", " ").Replace(got)
-		if got != test.want {
-			t.Errorf("%+v: %q", test, got)
-		}
-	}
-}
-
-// Forwards of several ports at an address that the router sends from, where conntrack is not asked.
-func TestAtRisk(t *testing.T) {
-	here := []config.Interface{
-		{Name: "wan0", Role: config.RoleWAN, Addresses: prefixes("203.0.113.1/24", "203.0.113.9/32", "fe80::1/64", "2001:db8::1/64")},
-		{Name: "wan1", Role: config.RoleWAN, Addresses: prefixes("198.51.100.1/24")},
-		{Name: "lan0", Role: config.RoleLAN, Addresses: prefixes("10.0.0.254/8", "fd00::254/64")},
-	}
-	first, last := loader.EphemeralPorts()
-	inside := strconv.Itoa(int(first)) + "-" + strconv.Itoa(int(last))
-	for line, risk := range map[string]bool{
-		"a tcp any to 10.0.0.1":                              true,
-		"a udp " + inside + " to 10.0.0.1":                   true,
-		"a any any to 10.0.0.1":                              true,
-		"a udp wan1:" + inside + " to 10.0.0.1":              true,
-		"a udp 203.0.113.1:" + inside + " to 10.0.0.1":       true,
-		"a udp [2001:db8::1]:" + inside + " to fd00::1":      true,
-		"a udp " + inside + " to fd00::1":                    true,
-		"a udp wan1:" + inside + " to fd00::1":               false, // no address of IPv6
-		"a udp 203.0.113.9:" + inside + " to 10.0.0.1":       false, // not the first of the interface
-		"a udp 203.0.113.7:" + inside + " to 10.0.0.1":       false, // routed to here
-		"a udp 1000-1999 to 10.0.0.1":                        false,
-		"a tcp " + strconv.Itoa(int(first)) + " to 10.0.0.1": false,
-		"a icmp any to 10.0.0.1":                             false,
-		"a udp 10.0.0.254:" + inside + " to 10.0.0.1":        true, // a LAN alone
-	} {
-		f, err := rule.ParseForward(strings.Fields(line))
-		if err != nil {
-			t.Fatal(err)
-		}
-		found := finder{conntrack: loader.ConntrackAbsent, here: here, ephemeral: rule.Ports{First: first, Last: last}}
-		if got := found.atRisk(&f); got != risk {
-			t.Errorf("%s: at risk %v, want %v", line, got, risk)
-		}
-		found.conntrack = loader.ConntrackAsked
-		if found.atRisk(&f) {
-			t.Errorf("%s: at risk though conntrack is asked", line)
 		}
 	}
 }

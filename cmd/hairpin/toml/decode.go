@@ -98,12 +98,11 @@ func (r *reader) report(at position, about place, err error) {
 	if r.lean {
 		return
 	}
-	p := &problem{File: at.doc.name, Problem: rule.Problem{Index: about.index, Field: about.field, Message: err.Error()}}
+	p := newProblem(at, rule.Problem{Index: about.index, Field: about.field, Message: err.Error()})
 	if about.index >= 0 {
 		f := &r.cfg.Forwards[about.index]
 		p.Forward, p.Kind = f.Name, f.Kind()
 	}
-	p.Line, p.Column = at.doc.position(at.offset)
 	r.problems = append(r.problems, p)
 	r.broken[about] = true
 }
@@ -497,9 +496,7 @@ func (r *reader) validate() {
 		if items := r.lists[about]; p.Item > 0 && p.Item <= len(items) {
 			at.offset = items[p.Item-1].offset
 		}
-		found := &problem{File: at.doc.name, Problem: *p}
-		found.Line, found.Column = at.doc.position(at.offset)
-		r.problems = append(r.problems, found)
+		r.problems = append(r.problems, newProblem(at, *p))
 	}
 }
 

@@ -16,6 +16,17 @@ type problem struct {
 	File         string
 	Line, Column int
 	rule.Problem
+
+	// For Excerpts: the line, and the wrong part of it.
+	text     string
+	from, to int
+}
+
+func newProblem(at position, of rule.Problem) *problem {
+	p := &problem{File: at.doc.name, Problem: of}
+	p.Line, p.Column = at.doc.position(at.offset)
+	p.text, p.from, p.to = at.doc.excerpt(at.offset)
+	return p
 }
 
 // Error implements error: "FILE:LINE:COLUMN: MESSAGE".

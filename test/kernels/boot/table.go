@@ -21,7 +21,7 @@ var runs = []testRun{
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
 	{0, "beside", "kernels.test", "^(TestIPsecTunnel|TestPriorityTags|TestWGQuick|TestMSSOfWireGuardLAN)$"},
 	{1, virtioRun, "kernels.test", "^TestVirtio$"},
-	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestFlowtable)$"},
+	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestDoctorSeesVLANOnTop|TestFlowtable)$"},
 }
 
 // runsFor returns the runs of a kernel whose names are in only; nil: all runs. For a kernel that hairpin refuses, only the run "load".
