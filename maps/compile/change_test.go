@@ -50,9 +50,9 @@ func TestChangesOfDisabledForwards(t *testing.T) {
 // A forward that drains keeps its epoch reference, so its connections live; it has no entry, so none opens. Once it is gone it is no
 // difference, because whoever deleted it was told.
 func TestDrainingForward(t *testing.T) {
-	c := mapstest.Config(t, "a udp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1")
+	c := mapstest.Config(t, "a udp 1-4 to 10.0.0.1", "b tcp 2 to 10.0.0.1")
 	running := Document{Config: c, EpochRefs: []EpochRef{{5, 1}, {6, 1}}, Externals: nil}
-	draining := mapstest.Config(t, "a udp 1 to 10.0.0.1", "b tcp 2 to 10.0.0.1", "new udp 1 to 10.0.0.9")
+	draining := mapstest.Config(t, "a udp 1-4 to 10.0.0.1", "b tcp 2 to 10.0.0.1", "new udp 1 to 10.0.0.9")
 	draining.Forwards[0].DrainUntil = time.Hour
 	if err := draining.Validate(); err != nil {
 		t.Fatalf("the port is not free for another forward: %v", err)

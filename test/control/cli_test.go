@@ -32,10 +32,19 @@ func TestCommandsPrintDocuments(t *testing.T) {
 	}{
 		{"attach", "attach", ""},
 		{"forward add late tcp,sctp 8443 to 192.168.1.20", "add", `{"forwards":[{"name":"late","protocol":["tcp","sctp"],` +
-			`"external":"","port":"8443","target":"192.168.1.20:8443","reflect":"auto","from":[],"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0}]}`},
+			`"external":"","port":"8443","target":"192.168.1.20:8443","reflect":"auto","from":[],"enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0}]}`},
 		{"save", "save", fmt.Sprintf(`{"file":%q,"forwards":1,"written":true}`, filepath.Join(filepath.Dir(hp.File), "forwards.d", "50-cli.toml"))},
 		{"save", "save", fmt.Sprintf(`{"file":%q,"forwards":1,"written":false}`, filepath.Join(filepath.Dir(hp.File), "forwards.d", "50-cli.toml"))},
-		{"apply", "apply", `{"added":[],"removed":[],"changed":[],"unchanged":3,"settings":[]}`},
+		{"apply", "apply", `{"added":[],"removed":[],"changed":[],"unchanged":3,"settings":[],"ends":{}}`},
+		{"forward replace late tcp 8443 to 192.168.1.21 comment x", "replace", `{"ends":{},"forwards":[{"name":"late","protocol":["tcp"],` +
+			`"external":"","port":"8443","target":"192.168.1.21:8443","reflect":"auto","from":[],"comment":"x","enabled":true,"source":"cli","connections":0,"packets":0,"bytes":0,"refused":0}]}`},
+		{"forward disable late", "disable", ""},
+		{"forward enable late", "enable", ""},
+		{"forward enable late", "enable", `{"ends":{},"forwards":[]}`},
+		{"rollback --list", "generations", ""},
+		{"rollback", "rollback", `{"added":[],"removed":[],"changed":["late"],"unchanged":2,"settings":[],"ends":{}}`},
+		{"apply --confirm 1h", "apply", `{"added":[],"removed":[],"changed":["late"],"unchanged":2,"settings":[],"ends":{},"confirm_within_seconds":3600}`},
+		{"confirm", "confirm", fmt.Sprintf(`{"command":"apply %s"}`, hp.File)},
 		{"forward del late", "del", ""},
 		{"upgrade", "upgrade", ""},
 		{"detach", "detach", ""},
