@@ -80,9 +80,9 @@ func TestFormat(t *testing.T) {
 	}
 	lines := strings.Split(format(rows), "\n")
 	want := []string{
-		"| 5.10, bullseye | refused |" + strings.Repeat("  |", 20),
-		"| 6.12, bookworm | ok |" + strings.Repeat(" FAILED |", 9) + " ok |" + strings.Repeat(" FAILED |", 10),
-		"| 7.2, unstable | ok |  |  | FAILED |" + strings.Repeat("  |", 17),
+		"| 5.10, bullseye | refused |" + strings.Repeat("  |", 21),
+		"| 6.12, bookworm | ok |" + strings.Repeat(" FAILED |", 10) + " ok |" + strings.Repeat(" FAILED |", 10),
+		"| 7.2, unstable | ok |  |  | FAILED |" + strings.Repeat("  |", 18),
 	}
 	if diff := cmp.Diff(want, lines[2:5]); diff != "" {
 		t.Error(diff)

@@ -68,7 +68,7 @@ func parse(args []string) (options, error) {
 	var opts options
 	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
 	flags.StringVar(&opts.cache, "cache", "", "directory for kernels, by default hairpin-kernels among the user's caches")
-	flags.DurationVar(&opts.timeout, "timeout", 15*time.Minute, "for the tests on one kernel")
+	flags.DurationVar(&opts.timeout, "timeout", 20*time.Minute, "for the tests on one kernel")
 	names := flags.String("runs", "", "tests to run, as \"load,packets\", by default all")
 	flags.StringVar(&opts.table, "table", "", "file for the table of every kernel")
 	if err := flags.Parse(args); err != nil {
