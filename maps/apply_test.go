@@ -121,7 +121,7 @@ func TestWhatDoesTheSameKeepsItsStampAndCounters(t *testing.T) {
 	}
 	totals, err := tables.ForwardTotals()
 	for name, sum := range totals {
-		sum.LastHit = 0 // TestRefusalsAndLastHit looks at it
+		sum.LastHit, sum.Established = 0, 0 // TestRefusalsAndLastHit looks at the first; putStats sets the second only on machines with two CPUs
 		totals[name] = sum
 	}
 	if want := map[string]Totals{"a": {Packets: 7, Bytes: 700}}; err != nil || !maps.Equal(totals, want) {

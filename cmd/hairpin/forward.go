@@ -247,6 +247,9 @@ func (a *app) addForward(command *cobra.Command, forward rule.Forward) error {
 	}
 	a.say("added %s", forward)
 	a.noticeUnkept(out.Unkept)
+	if out.Later {
+		a.say("there are so many forwards that \"hairpin rollback\" keeps this one only with the next apply, reload or replace")
+	}
 	a.say("runtime only: a reload removes the forward unless \"hairpin save\" writes it to a file")
 	a.warnNames(running, forward)
 	a.noticeFindings(s.FindingsOf(running, forward))

@@ -65,8 +65,10 @@ type Keeper struct {
 // Outcome is what runs after a change.
 type Outcome struct {
 	router.Result
-	// Unkept is why a change that runs is not among the kept configurations, nil if it is.
+	// Unkept is why a change that runs is not among the kept configurations, nil if it is, or if Later is set.
 	Unkept error
+	// Later reports whether the change is kept only together with the next one.
+	Later bool
 }
 
 // SinceBoot returns the time since the boot, also while the machine slept.
@@ -103,8 +105,16 @@ func (k *Keeper) Edit(cfg config.Config, command string) (Outcome, error) {
 	return k.do(command, func() (router.Result, error) { return k.Router.Apply(cfg) }, func() (config.Config, error) { return cfg, nil })
 }
 
-// Add adds a forward to the running configuration; see router.Router.Add.
+// Add adds a forward to the running configuration; see router.Router.Add. Beside very many forwards the addition is kept only with the
+// next change: writing all forwards would take ten times as long as the addition.
 func (k *Keeper) Add(running config.Config, forward rule.Forward, command string) (Outcome, error) {
+	if k.Store.Large() {
+		if err := k.Guard(); err != nil {
+			return Outcome{}, err
+		}
+		result, err := k.Router.Add(running, forward)
+		return Outcome{Result: result, Later: result.Done}, err
+	}
 	return k.do(command, func() (router.Result, error) { return k.Router.Add(running, forward) }, k.Router.Running)
 }
 

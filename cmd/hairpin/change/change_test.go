@@ -4,8 +4,10 @@ package change
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -363,5 +365,40 @@ func TestDrains(t *testing.T) {
 	f.run(t, "two")
 	if f.machine.Config.Forwards[0].Drains() || len(f.machine.Config.Forwards) != 1 {
 		t.Errorf("forwards %v", f.machine.Config.Forwards)
+	}
+}
+
+// TestAddBesideManyForwards: an addition beside very many forwards is not kept at once, and rollback returns to the configuration before
+// the addition.
+func TestAddBesideManyForwards(t *testing.T) {
+	f := newFake(t)
+	cfg := files("many")
+	cfg.Forwards = append(cfg.Forwards, mapstest.ManyForwards(12000).Forwards...)
+	for i := range cfg.Forwards[1:] {
+		cfg.Forwards[1+i].Name = fmt.Sprintf("many-%d", i)
+	}
+	if out, err := f.Apply(cfg, "apply"); err != nil || out.Unkept != nil || !f.Store.Large() {
+		t.Fatalf("apply: %v, %v, large %t", err, out.Unkept, f.Store.Large())
+	}
+	before, err := f.Store.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	added, err := rule.ParseForward([]string{"added", "udp", "9", "to", "192.168.1.99"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := f.Add(cfg, added, "forward add added")
+	if err != nil || !out.Done || !out.Later || out.Unkept != nil {
+		t.Fatalf("add: %v, %+v", err, out)
+	}
+	if after, err := f.Store.List(); err != nil || len(after) != len(before) {
+		t.Errorf("%d kept configurations after the addition, %v, want %d", len(after), err, len(before))
+	}
+	if _, err := f.Rollback(1); err != nil {
+		t.Fatal(err)
+	}
+	if slices.ContainsFunc(f.machine.Config.Forwards, func(f rule.Forward) bool { return f.Name == "added" }) {
+		t.Error("the added forward runs after the rollback")
 	}
 }

@@ -40,6 +40,8 @@ const (
 	suffix         = ".json"
 	pendingFile    = "pending.json"
 	refusedFile    = "unconfirmed.json"
+	// largeSize is the size in bytes of a file that takes long to write: some 8,000 forwards.
+	largeSize = 1 << 20
 	// maxSize is the largest size of a file in bytes; 65,535 forwards need less.
 	maxSize = 64 << 20
 )
@@ -86,6 +88,16 @@ func (s *Store) Keep(cfg config.Config, command string) error {
 		}
 	}
 	return nil
+}
+
+// Large reports whether the newest generation is large, so that the next one would take long to write.
+func (s *Store) Large() bool {
+	list, _ := s.List()
+	if len(list) == 0 {
+		return false
+	}
+	info, err := os.Stat(filepath.Join(s.dir, generationPath(list[0].Number)))
+	return err == nil && info.Size() > largeSize
 }
 
 // Shorten shortens a command, so that the first line of a file stays short.
