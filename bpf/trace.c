@@ -233,19 +233,20 @@ static __noinline int report_frames(struct frame_report *report, const struct fr
 	return 0;
 }
 
+/* May the filter take the packet that the program has just handled? This is all that most packets cost. */
+static __always_inline bool packet_may_be_wanted(const struct work *work, enum hook hook)
+{
+	return work->pkt.hook == hook && packet_wanted(&work->pkt, &work->rw, &work->rw.entry.to) && forward_may_be_wanted(work);
+}
+
 /* Reports the packet that a program has just handled. sent: the program has sent it, unless there is a reason not to. */
-static __always_inline int report_packet(const struct frame *frame, enum hook hook, bool sent)
+static __always_inline int report_packet(struct work *work, const struct frame *frame, enum hook hook, bool sent)
 {
 	struct packet_report packet = {};
 	struct packet_report *report;
-	struct work *work = work_get();
-	const struct packet *pkt;
+	const struct packet *pkt = &work->pkt;
 
-	if (!work)
-		return 0;
-	pkt = &work->pkt;
-	if (pkt->hook != hook || !packet_wanted(pkt, &work->rw, &work->rw.entry.to) || !forward_may_be_wanted(work) ||
-	    !frame_of_packet(work, frame))
+	if (!frame_of_packet(work, frame))
 		return 0;
 	packet.verdict = verdict_of(work, sent, &packet.told);
 	report_conn(work, &packet);
@@ -333,24 +334,27 @@ int trace_xdp_in(__u64 *ctx)
 SEC("fexit/hairpin_tc")
 int trace_tc(__u64 *ctx)
 {
-	const struct work *work = work_get();
+	struct work *work = work_get();
 	int action = (int)ctx[1];
 	struct frame frame = {};
 
-	if (!work)
+	if (!work || !packet_may_be_wanted(work, HOOK_TC))
 		return 0;
 	frame_of_skb(&frame, (struct sk_buff *)ctx[0]);
-	return report_packet(&frame, HOOK_TC, action != TC_ACT_UNSPEC && work->rw.ifindex);
+	return report_packet(work, &frame, HOOK_TC, action != TC_ACT_UNSPEC && work->rw.ifindex);
 }
 
 SEC("fexit/hairpin_xdp")
 int trace_xdp(__u64 *ctx)
 {
+	struct work *work = work_get();
 	struct frame frame = {};
 	int action = (int)ctx[1];
 
+	if (!work || !packet_may_be_wanted(work, HOOK_XDP))
+		return 0;
 	frame_of_xdp(&frame, (struct xdp_buff *)ctx[0]);
-	return report_packet(&frame, HOOK_XDP, action == XDP_TX || action == XDP_REDIRECT);
+	return report_packet(work, &frame, HOOK_XDP, action == XDP_TX || action == XDP_REDIRECT);
 }
 
 /* Keeps the verdict of a packet that has a reason. */

@@ -4,7 +4,6 @@ package change
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -373,10 +372,7 @@ func TestDrains(t *testing.T) {
 func TestAddBesideManyForwards(t *testing.T) {
 	f := newFake(t)
 	cfg := files("many")
-	cfg.Forwards = append(cfg.Forwards, mapstest.ManyForwards(12000).Forwards...)
-	for i := range cfg.Forwards[1:] {
-		cfg.Forwards[1+i].Name = fmt.Sprintf("many-%d", i)
-	}
+	cfg.Forwards = mapstest.ManyForwards(20000).Forwards
 	if out, err := f.Apply(cfg, "apply"); err != nil || out.Unkept != nil || !f.Store.Large() {
 		t.Fatalf("apply: %v, %v, large %t", err, out.Unkept, f.Store.Large())
 	}
