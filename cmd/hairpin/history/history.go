@@ -40,7 +40,7 @@ const (
 	suffix         = ".json"
 	pendingFile    = "pending.json"
 	refusedFile    = "unconfirmed.json"
-	// largeSize is the size in bytes of a file that takes long to write: some 8,000 forwards.
+	// largeSize is the size in bytes of a file that takes long to write: more than 10,000 forwards.
 	largeSize = 1 << 20
 	// maxSize is the largest size of a file in bytes; 65,535 forwards need less.
 	maxSize = 64 << 20
