@@ -1,0 +1,443 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package control
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"hairpin/test/frames"
+	"hairpin/test/home"
+	"hairpin/test/lab"
+)
+
+// explained has what the tests read of "hairpin -j explain".
+type explained struct {
+	Summary string `json:"summary"`
+	Reaches string `json:"reaches"`
+	Packet  leg    `json:"packet"`
+	Answer  *leg   `json:"answer"`
+}
+
+type leg struct {
+	Role       string `json:"role"`
+	Connection *struct {
+		State, Path, Forward string
+	} `json:"connection"`
+	Forward        string         `json:"forward"`
+	Opened         bool           `json:"opened"`
+	Verdict        string         `json:"verdict"`
+	Reason         string         `json:"reason"`
+	Path           string         `json:"path"`
+	NewSource      netip.AddrPort `json:"new_source"`
+	NewDestination netip.AddrPort `json:"new_destination"`
+	PortLikely     bool           `json:"port_likely"`
+	Output         string         `json:"output"`
+	Notes          []string       `json:"notes"`
+}
+
+func explain(t *testing.T, router *lab.Host, hp *lab.Hairpin, args ...string) (e explained) {
+	t.Helper()
+	// Without -c: the question is about what runs.
+	text := router.Run(append([]string{lab.Binary(t), "--bpffs", hp.Dir, "-j", "explain"}, args...)...)
+	document := struct {
+		Schema  int
+		Explain *explained
+	}{Explain: &e}
+	if err := json.Unmarshal([]byte(text), &document); err != nil || document.Schema != 1 {
+		t.Fatalf("explain %v: %v\n%s", args, err, text)
+	}
+	return e
+}
+
+const explainForwards = `
+[[forward]]
+name = "web"
+protocol = ["tcp"]
+port = "80"
+to = "192.168.1.20:8080"
+[[forward]]
+name = "dns"
+protocol = ["udp"]
+port = "53"
+to = "192.168.1.20"
+[[forward]]
+name = "by-router"
+protocol = ["tcp"]
+port = "81"
+to = "192.168.1.20"
+reflect = "router"
+[[forward]]
+name = "by-public"
+protocol = ["tcp"]
+port = "82"
+to = "192.168.1.20"
+reflect = "public"
+[[forward]]
+name = "not-reflected"
+protocol = ["tcp"]
+port = "83"
+to = "192.168.1.20"
+reflect = "off"
+[[forward]]
+name = "for-some"
+protocol = ["tcp"]
+port = "84"
+to = "192.168.1.20"
+from = ["192.168.1.0/24"]
+[[forward]]
+name = "hides-clients"
+protocol = ["tcp"]
+port = "85"
+to = "192.168.1.20"
+clients = "router"
+[[forward]]
+name = "unreachable"
+protocol = ["tcp"]
+port = "86"
+to = "10.99.0.1"
+[[forward]]
+name = "rated"
+protocol = ["tcp"]
+port = "87"
+to = "192.168.1.20"
+rate = "1/h"
+[[forward]]
+name = "rated-each"
+protocol = ["tcp"]
+port = "88"
+to = "192.168.1.20"
+rate_per_source = "1/h"
+[[forward]]
+name = "to-guest"
+protocol = ["tcp"]
+port = "89"
+to = "192.168.2.50"
+`
+
+// situation is a packet, and what explain must say about it. The same packet is then sent.
+type situation struct {
+	name     string
+	from     *lab.Host
+	in       string // interface of the router by which the packet comes in
+	udp      bool
+	src, dst string
+	before   func()
+	// What explain must say. verdict "pass": the kernel gets the packet.
+	verdict, reason, forward, path string
+	source                         string // address that the server sees; "": not sent
+}
+
+// Every answer of explain is what a real packet of the same addresses and ports then meets.
+func TestExplainIsWhatHappens(t *testing.T) {
+	n := lab.NewNetwork(t)
+	n.Router.Run("ip", "route", "add", "blackhole", "10.99.0.0/16")
+	hp := home.Start(t, n, "tc", explainForwards)
+	n.Server.ServeTCP(":8080")
+	hp.Run("deny", "add", "198.51.100.66")
+	open := func(src, port string) func() {
+		return func() {
+			t.Helper()
+			send(t, n, situation{from: n.Internet, src: src, dst: lab.External + ":" + port})
+			lab.Eventually(t, lab.Patience, func() error {
+				if got := strings.TrimSpace(hp.Run("conn", "count", "port", port)); got != "1" {
+					return fmt.Errorf("%s connections", got)
+				}
+				return nil
+			})
+		}
+	}
+	const far = "198.51.100.10"
+	wan, lan := n.Internet, n.Client
+	for _, s := range []situation{
+		{name: "from the Internet", from: wan, in: "wan0", src: far + ":40001", dst: "203.0.113.2:80",
+			verdict: "send", forward: "web", path: "wan", source: far},
+		{name: "datagram from the Internet", from: wan, in: "wan0", udp: true, src: far + ":40002", dst: "203.0.113.2:53",
+			verdict: "send", forward: "dns", path: "wan", source: far},
+		{name: "from the server's own LAN", from: lan, in: "lan0", src: "192.168.1.50:40003", dst: "203.0.113.2:80",
+			verdict: "send", forward: "web", path: "hairpin", source: lab.RouterLAN},
+		{name: "datagram from the server's own LAN", from: lan, in: "lan0", udp: true, src: "192.168.1.50:40004", dst: "203.0.113.2:53",
+			verdict: "send", forward: "dns", path: "hairpin", source: lab.RouterLAN},
+		{name: "from another LAN", from: n.Guest, in: "lan1", src: "192.168.2.50:40005", dst: "203.0.113.2:80",
+			verdict: "send", forward: "web", path: "hairpin", source: "192.168.2.50"},
+		{name: "reflect router", from: n.Guest, in: "lan1", src: "192.168.2.50:40006", dst: "203.0.113.2:81",
+			verdict: "send", forward: "by-router", path: "hairpin", source: lab.RouterLAN},
+		{name: "reflect public", from: lan, in: "lan0", src: "192.168.1.50:40007", dst: "203.0.113.2:82",
+			verdict: "send", forward: "by-public", path: "hairpin", source: lab.External},
+		{name: "reflect off", from: lan, in: "lan0", src: "192.168.1.50:40008", dst: "203.0.113.2:83",
+			verdict: "refuse", reason: "reflect_off", forward: "not-reflected"},
+		{name: "reflect off, from the Internet", from: wan, in: "wan0", src: far + ":40009", dst: "203.0.113.2:83",
+			verdict: "send", forward: "not-reflected", path: "wan", source: far},
+		{name: "not in from", from: wan, in: "wan0", src: far + ":40010", dst: "203.0.113.2:84",
+			verdict: "refuse", reason: "not_allowed", forward: "for-some"},
+		{name: "in from", from: lan, in: "lan0", src: "192.168.1.50:40011", dst: "203.0.113.2:84",
+			verdict: "send", forward: "for-some", path: "hairpin", source: lab.RouterLAN},
+		{name: "clients router", from: wan, in: "wan0", src: far + ":40012", dst: "203.0.113.2:85",
+			verdict: "send", forward: "hides-clients", path: "wan", source: lab.RouterLAN},
+		{name: "blackhole route", from: wan, in: "wan0", src: far + ":40013", dst: "203.0.113.2:86",
+			verdict: "refuse", reason: "no_route", forward: "unreachable"},
+		{name: "a rate that is not used up", from: wan, in: "wan0", src: far + ":40014", dst: "203.0.113.2:87",
+			verdict: "send", forward: "rated", path: "wan", source: far},
+		{name: "a rate that is used up", from: wan, in: "wan0", src: far + ":40015", dst: "203.0.113.2:87",
+			verdict: "refuse", reason: "rate", forward: "rated"},
+		{name: "a client's rate that is used up", from: wan, in: "wan0", src: far + ":40016", dst: "203.0.113.2:88",
+			before:  open(far+":40900", "88"),
+			verdict: "refuse", reason: "source_rate", forward: "rated-each"},
+		{name: "denied source", from: wan, in: "wan0", src: "198.51.100.66:40017", dst: "203.0.113.2:80",
+			verdict: "refuse", reason: "denied", forward: "web"},
+		{name: "spoofed source", from: wan, in: "wan0", src: "192.168.1.50:40018", dst: "203.0.113.2:80",
+			verdict: "refuse", reason: "spoofed", forward: "web"},
+		{name: "private source", from: wan, in: "wan0", src: "10.1.2.3:40019", dst: "203.0.113.2:80",
+			verdict: "refuse", reason: "private_source", forward: "web"},
+		{name: "no forward has the port", from: wan, in: "wan0", src: far + ":40020", dst: "203.0.113.2:8081", verdict: "pass"},
+		{name: "no forward has the protocol", from: wan, in: "wan0", udp: true, src: far + ":40021", dst: "203.0.113.2:80", verdict: "pass"},
+		{name: "another address of the network", from: lan, in: "lan0", src: "192.168.1.50:40022", dst: "203.0.113.9:80", verdict: "pass"},
+		{name: "a server that another LAN has", from: lan, in: "lan0", src: "192.168.1.50:40023", dst: "203.0.113.2:89",
+			verdict: "send", forward: "to-guest", path: "hairpin", source: "192.168.1.50"},
+		{name: "a taken source port", from: n.Guest, in: "lan1", src: "192.168.2.50:40024", dst: "203.0.113.2:80",
+			before: func() {
+				send(t, n, situation{from: n.Guest, src: "192.168.2.50:40024", dst: "203.0.113.2:81"})
+			},
+			verdict: "send", forward: "web", path: "hairpin", source: "192.168.2.50"},
+	} {
+		t.Run(s.name, func(t *testing.T) {
+			if s.before != nil {
+				s.before()
+			}
+			checkSituation(t, n, hp, s)
+		})
+	}
+}
+
+func send(t *testing.T, n *lab.Network, s situation) {
+	t.Helper()
+	device := map[*lab.Host]string{n.Internet: "wan0", n.Client: "lan0", n.Guest: "lan1"}[s.from]
+	frame := frames.Frame{Src: netip.MustParseAddrPort(s.src), Dst: netip.MustParseAddrPort(s.dst), UDP: s.udp, Flags: "S", Seq: 1000, TTL: 64,
+		From: s.from.HardwareAddr("eth0"), To: n.Router.HardwareAddr(device), Payload: map[bool][]byte{true: []byte("explained")}[s.udp]}
+	if err := s.from.Wire("eth0", n.Router.HardwareAddr(device)).Send(frame.Bytes()[14:]); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func checkSituation(t *testing.T, n *lab.Network, hp *lab.Hairpin, s situation) {
+	t.Helper()
+	protocol := map[bool]string{false: "tcp", true: "udp"}[s.udp]
+	connections := hp.Run("conn", "count")
+	e := explain(t, n.Router, hp, "in", s.in, protocol, s.src, "to", s.dst)
+	p := e.Packet
+	if p.Verdict != s.verdict || p.Reason != s.reason || p.Forward != s.forward || p.Path != s.path {
+		t.Fatalf("explain: %s %s, forward %q, path %q, want %s %s, forward %q, path %q\n%s",
+			p.Verdict, p.Reason, p.Forward, p.Path, s.verdict, s.reason, s.forward, s.path, e.Summary)
+	}
+	if s.source != "" && p.NewSource.Addr().String() != s.source {
+		t.Errorf("explain: the server sees %s, want %s", p.NewSource, s.source)
+	}
+	if s.verdict == "send" && (e.Answer == nil || e.Answer.Verdict != "send" || e.Answer.NewDestination.String() != s.src || e.Answer.NewSource.String() != s.dst) {
+		t.Errorf("explain: the answer goes as %+v, want from %s to %s", e.Answer, s.dst, s.src)
+	}
+	if now := hp.Run("conn", "count"); now != connections {
+		t.Errorf("explain has changed the number of connections from %s to %s", connections, now)
+	}
+
+	server := n.Server
+	if s.forward == "to-guest" {
+		server = n.Guest
+	}
+	src := netip.MustParseAddrPort(s.src)
+	arrivals := server.Watch("eth0", func(got *lab.Packet) bool {
+		const ack = 0x10
+		return got.Src.Port() != 0 && got.Flags&ack == 0
+	})
+	before := drops(t, hp)
+	send(t, n, s)
+	if s.verdict == "send" {
+		got, err := arrivals.Next(lab.Patience)
+		if err != nil {
+			t.Fatalf("the packet does not arrive: %v", err)
+		}
+		if got.Dst != p.NewDestination || got.Src.Addr() != p.NewSource.Addr() || (!p.PortLikely && got.Src != p.NewSource) {
+			t.Errorf("the packet arrives as %s -> %s, explain said %s -> %s", got.Src, got.Dst, p.NewSource, p.NewDestination)
+		}
+		return
+	}
+	if s.verdict != "pass" {
+		what := s.verdict + " " + s.reason
+		lab.Eventually(t, lab.Patience, func() error {
+			if now := drops(t, hp)[what]; now != before[what]+1 {
+				return fmt.Errorf("%d packets are counted as %s, want %d", now, what, before[what]+1)
+			}
+			return nil
+		})
+	} else {
+		// Another packet that arrives comes behind the one that the kernel got.
+		send(t, n, situation{from: n.Internet, src: lab.InternetSource + fmt.Sprintf(":%d", src.Port()+1000), dst: "203.0.113.2:80"})
+		lab.Eventually(t, lab.Patience, func() error {
+			for _, got := range arrivals.Packets() {
+				if got.Src.Port() == src.Port()+1000 {
+					return nil
+				}
+			}
+			return fmt.Errorf("the packet behind it does not arrive")
+		})
+		if now := drops(t, hp); fmt.Sprint(now) != fmt.Sprint(before) {
+			t.Errorf("drops %v, before %v", now, before)
+		}
+	}
+	for _, got := range arrivals.Packets() {
+		if got.Src.Port() == src.Port() {
+			t.Errorf("the packet arrives as %s -> %s", got.Src, got.Dst)
+		}
+	}
+}
+
+// A question about a connection that exists says its state, from either side. A router's own process is asked about at lo.
+func TestExplainKnowsConnections(t *testing.T) {
+	n := lab.NewNetwork(t)
+	n.Server.ServeTCP(":8080")
+	hp := home.Start(t, n, "tc", explainForwards)
+	for _, at := range []struct {
+		from     *lab.Host
+		in, path string
+	}{{n.Internet, "wan0", "wan"}, {n.Client, "lan0", "hairpin"}, {n.Router, "lo", "local"}} {
+		t.Run(at.path, func(t *testing.T) {
+			conn := home.Waiting(t, at.from)
+			client := conn.LocalAddr().String()
+			p := explain(t, n.Router, hp, "in", at.in, "tcp", client, "to", lab.External+":80").Packet
+			if p.Connection == nil || p.Connection.State != "established" || p.Connection.Path != at.path || p.Connection.Forward != "web" ||
+				p.Verdict != "send" || p.Opened || p.NewDestination.String() != lab.Server+":8080" {
+				t.Fatalf("explain: %+v", p)
+			}
+			back := explain(t, n.Router, hp, "in", "lan0", "tcp", lab.Server+":8080", "to", p.NewSource.String()).Packet
+			if back.Connection == nil || back.Connection.State != "established" || back.Verdict != "send" || back.NewDestination.String() != client {
+				t.Errorf("explain of an answer: %+v", back)
+			}
+			if err := conn.Echo(1000); err != nil {
+				t.Errorf("the connection after the questions: %v", err)
+			}
+		})
+	}
+}
+
+// --config asks about a file that does not run, with and without a running hairpin.
+func TestExplainOfAFile(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, home.Config("tc", explainForwards))
+	ask := func() explained {
+		return explain(t, n.Router, hp, "in", "lan0", "tcp", "192.168.1.50:41000", "to", "203.0.113.2:8443")
+	}
+	question := []string{"-j", "explain", "in", "lan0", "tcp", "192.168.1.50:41000", "to", "203.0.113.2:8443"}
+	inFile := func() (e explained) {
+		t.Helper()
+		document := struct{ Explain *explained }{&e}
+		if err := json.Unmarshal([]byte(hp.Run(question...)), &document); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	more := strings.Replace(explainForwards, "port = \"80\"", "port = \"8443\"", 1)
+	hp.Write(home.Config("tc", more))
+	if e := inFile(); e.Packet.Verdict != "send" || e.Packet.Forward != "web" || e.Packet.NewSource.Addr().String() != lab.RouterLAN {
+		t.Errorf("explain of a file, nothing runs: %+v", e.Packet)
+	}
+	hp.Write(home.Config("tc", explainForwards))
+	hp.Start()
+	hp.Write(home.Config("tc", more))
+	if e := ask(); e.Packet.Verdict != "pass" {
+		t.Errorf("explain of what runs: %+v", e.Packet)
+	}
+	if e := inFile(); e.Packet.Verdict != "send" || e.Packet.Forward != "web" {
+		t.Errorf("explain of a file beside what runs: %+v", e.Packet)
+	}
+}
+
+// Questions change no map of the running datapath.
+func TestExplainChangesNothing(t *testing.T) {
+	n := lab.NewNetwork(t)
+	n.Server.ServeTCP(":8080")
+	hp := home.Start(t, n, "tc", explainForwards)
+	home.Waiting(t, n.Client).Close()
+	hp.Kill() // the daemon writes now and then
+	before := dump(t, hp)
+	lab.Eventually(t, lab.Patience, func() error { // until the last packets of the connection are over
+		last := before
+		if before = dump(t, hp); !maps.Equal(last, before) {
+			return errors.New("packets still change the maps")
+		}
+		return nil
+	})
+	sent := n.Server.Watch("eth0", func(p *lab.Packet) bool { return p.Src.Port() != 0 && p.Dst.Port() == 8080 })
+	for port := range 5 {
+		for _, args := range [][]string{
+			{"in", "lan0", "tcp", fmt.Sprintf("192.168.1.50:%d", 42000+port), "to", "203.0.113.2:80"},
+			{"in", "wan0", "udp", fmt.Sprintf("198.51.100.10:%d", 42000+port), "to", "203.0.113.2:53"},
+			{"in", "lan0", "tcp", fmt.Sprintf("192.168.1.50:%d", 42000+port), "to", "203.0.113.2:82"},
+			{"in", "wan0", "tcp", fmt.Sprintf("198.51.100.10:%d", 42000+port), "to", "203.0.113.2:88"},
+			{"in", "wan0", "tcp", fmt.Sprintf("198.51.100.10:%d", 42000+port), "to", "203.0.113.2:84"},
+		} {
+			explain(t, n.Router, hp, args...)
+		}
+	}
+	for name, content := range dump(t, hp) {
+		if content != before[name] {
+			t.Errorf("questions have changed map %s", name)
+		}
+	}
+	for _, p := range sent.Packets() {
+		t.Errorf("a packet was sent: %s -> %s", p.Src, p.Dst)
+	}
+}
+
+// dump returns the content of every pinned map that packets or commands change, by name. It leaves out those that the
+// sweeper changes by itself.
+func dump(t *testing.T, hp *lab.Hairpin) map[string]string {
+	t.Helper()
+	paths, err := filepath.Glob(filepath.Join(hp.Dir, "datapath", "maps", "*"))
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("no pinned maps: %v", err)
+	}
+	all := map[string]string{}
+	for _, path := range paths {
+		m, err := ebpf.LoadPinnedMap(path, &ebpf.LoadPinOptions{ReadOnly: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name := filepath.Base(path); name != "sweepers" && name != "places" {
+			all[name] = contentOf(t, m)
+		}
+		m.Close()
+	}
+	return all
+}
+
+// contentOf returns a hash of all keys and values of a map.
+func contentOf(t *testing.T, m *ebpf.Map) string {
+	t.Helper()
+	var rows []string
+	key := make([]byte, m.KeySize())
+	var value any
+	switch m.Type() {
+	case ebpf.PerCPUArray, ebpf.PerCPUHash:
+		value = new([][]byte)
+	default:
+		value = new([]byte)
+	}
+	entries := m.Iterate()
+	for entries.Next(&key, value) {
+		rows = append(rows, fmt.Sprintf("%x %x", key, value))
+	}
+	if err := entries.Err(); err != nil {
+		t.Fatalf("read %s: %v", m, err)
+	}
+	slices.Sort(rows)
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(rows, "\n"))))
+}
