@@ -368,7 +368,7 @@ func TestInterceptsOnTheCommandLine(t *testing.T) {
 	for _, want := range []string{
 		`(?m)^dns +udp,tcp +any@lan0 +53 +192\.168\.1\.1:53 +auto +!192\.168\.1\.99/32,!9\.9\.9\.9/32 +- +\S+:\d+$`,
 		`(?m)^dns6 +udp,tcp +any@lan0 +53 +\[fd00:1::1\]:53 +auto +!fd00:1::99/128,!2001:db8:53::9/128 +`,
-		`(?m)^web +tcp +any +80 +192\.168\.1\.20:8080 +auto +any +`,
+		`(?m)^web +tcp +203\.0\.113\.2 \(wan0\) +80 +192\.168\.1\.20:8080 +auto +any +`,
 	} {
 		if !regexp.MustCompile(want).MatchString(table) {
 			t.Errorf("forward show lacks %s:\n%s", want, table)

@@ -18,24 +18,28 @@ import (
 type targets struct {
 	facts *Facts
 	up    bool
-	known map[netip.Addr]bool
+	known map[netip.Addr]Finding
 	lost  groups[netip.Addr]
 }
 
+// targetIsRouter is the code of the finding that the target is the router itself.
+const targetIsRouter = "target-is-router"
+
 func newTargets(f *Facts) forwardCheck {
-	return &targets{facts: f, up: f.isUp(), known: map[netip.Addr]bool{}}
+	return &targets{facts: f, up: f.isUp(), known: map[netip.Addr]Finding{}}
 }
 
 func (c *targets) add(forward *rule.Forward) {
 	if c.facts.Route == nil || !c.up {
 		return
 	}
-	good, judged := c.known[forward.Target]
+	found, judged := c.known[forward.Target]
 	if !judged {
-		good = c.judge(forward.Target).Level == OK
-		c.known[forward.Target] = good
+		found = c.judge(forward.Target)
+		c.known[forward.Target] = found
 	}
-	if !good {
+	// An intercept may lead to the router's own name server.
+	if found.Level != OK && !(forward.Intercept && found.Code == targetIsRouter) {
 		c.lost.add(forward.Target, forward.Name)
 	}
 }
@@ -53,7 +57,7 @@ func (c *targets) judge(target netip.Addr) Finding {
 		return Finding{Level: Warning, Code: "target-behind-wan", Text: fmt.Sprintf("the route to the target %s leads out by the WAN %s", target, route.Interface)}.
 			advise("correct the target (key to), or add a route by a LAN")
 	case port != nil:
-		return Finding{Level: Problem, Code: "target-is-router", Text: fmt.Sprintf("the target %s is an address of this router", target)}.
+		return Finding{Level: Problem, Code: targetIsRouter, Text: fmt.Sprintf("the target %s is an address of this router", target)}.
 			advise("name the address of the server (key to)")
 	}
 	return Finding{Level: Problem, Code: "target-interface", Text: fmt.Sprintf(
