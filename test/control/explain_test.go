@@ -119,6 +119,48 @@ port = "88"
 to = "192.168.1.20"
 rate_per_source = "1/h"
 [[forward]]
+name = "web6"
+protocol = ["tcp"]
+port = "80"
+to = "[fd00:1::20]:8080"
+[[forward]]
+name = "by-router6"
+protocol = ["tcp"]
+port = "81"
+to = "fd00:1::20"
+reflect = "router"
+[[forward]]
+name = "by-public6"
+protocol = ["tcp"]
+port = "82"
+to = "fd00:1::20"
+reflect = "public"
+[[forward]]
+name = "for-some6"
+protocol = ["tcp"]
+port = "84"
+to = "fd00:1::20"
+from = ["fd00:1::/64"]
+[[forward]]
+name = "off6"
+protocol = ["tcp"]
+port = "83"
+to = "fd00:1::20"
+reflect = "off"
+[[forward]]
+name = "stand-in"
+protocol = ["tcp"]
+port = "90"
+to = "192.168.1.20"
+reflect = "prefix"
+[[intercept]]
+name = "names"
+protocol = ["udp"]
+port = "5300"
+to = "192.168.1.20:53"
+[reflection]
+prefixes = { "192.168.2.0/24" = "198.18.2.0/24" }
+[[forward]]
 name = "to-guest"
 protocol = ["tcp"]
 port = "89"
@@ -140,7 +182,7 @@ type situation struct {
 
 // Every answer of explain is what a real packet of the same addresses and ports then meets.
 func TestExplainIsWhatHappens(t *testing.T) {
-	n := lab.NewNetwork(t)
+	n := lab.NewNetwork6(t)
 	n.Router.Run("ip", "route", "add", "blackhole", "10.99.0.0/16")
 	hp := home.Start(t, n, "tc", explainForwards)
 	n.Server.ServeTCP(":8080")
@@ -209,6 +251,34 @@ func TestExplainIsWhatHappens(t *testing.T) {
 				send(t, n, situation{from: n.Guest, src: "192.168.2.50:40024", dst: "203.0.113.2:81"})
 			},
 			verdict: "send", forward: "web", path: "hairpin", source: "192.168.2.50"},
+		{name: "a substitute address", from: n.Guest, in: "lan1", src: "192.168.2.50:40025", dst: "203.0.113.2:90",
+			verdict: "send", forward: "stand-in", path: "hairpin", source: "198.18.2.50"},
+		{name: "a substitute address, from the Internet", from: wan, in: "wan0", src: far + ":40026", dst: "203.0.113.2:90",
+			verdict: "send", forward: "stand-in", path: "wan", source: far},
+		{name: "an intercept", from: n.Guest, in: "lan1", udp: true, src: "192.168.2.50:40027", dst: "9.9.9.9:5300",
+			verdict: "send", forward: "names", path: "hairpin", source: "192.168.2.50"},
+		{name: "no intercept for the Internet", from: wan, in: "wan0", udp: true, src: far + ":40028", dst: "203.0.113.2:5300", verdict: "pass"},
+		{name: "IPv6, from the Internet", from: wan, in: "wan0", src: "[2001:db8:9::10]:40031", dst: "[2001:db8:0:1::2]:80",
+			verdict: "send", forward: "web6", path: "wan", source: lab.InternetSource6},
+		{name: "IPv6, from the server's own LAN", from: lan, in: "lan0", src: "[fd00:1::50]:40032", dst: "[2001:db8:0:1::2]:80",
+			verdict: "send", forward: "web6", path: "hairpin", source: lab.RouterLAN6},
+		{name: "IPv6, from another LAN", from: n.Guest, in: "lan1", src: "[fd00:2::50]:40033", dst: "[2001:db8:0:1::2]:80",
+			verdict: "send", forward: "web6", path: "hairpin", source: lab.Guest6},
+		{name: "IPv6, reflect router", from: n.Guest, in: "lan1", src: "[fd00:2::50]:40034", dst: "[2001:db8:0:1::2]:81",
+			verdict: "send", forward: "by-router6", path: "hairpin", source: lab.RouterLAN6},
+		{name: "IPv6, reflect public", from: lan, in: "lan0", src: "[fd00:1::50]:40035", dst: "[2001:db8:0:1::2]:82",
+			verdict: "send", forward: "by-public6", path: "hairpin", source: lab.External6},
+		{name: "IPv6, reflect off", from: lan, in: "lan0", src: "[fd00:1::50]:40036", dst: "[2001:db8:0:1::2]:83",
+			verdict: "refuse", reason: "reflect_off", forward: "off6"},
+		{name: "IPv6, not in from", from: wan, in: "wan0", src: "[2001:db8:9::10]:40037", dst: "[2001:db8:0:1::2]:84",
+			verdict: "refuse", reason: "not_allowed", forward: "for-some6"},
+		{name: "IPv6, in from", from: lan, in: "lan0", src: "[fd00:1::50]:40038", dst: "[2001:db8:0:1::2]:84",
+			verdict: "send", forward: "for-some6", path: "hairpin", source: lab.RouterLAN6},
+		{name: "IPv6, spoofed source", from: wan, in: "wan0", src: "[fd00:1::50]:40039", dst: "[2001:db8:0:1::2]:80",
+			verdict: "refuse", reason: "spoofed", forward: "web6"},
+		{name: "IPv6, no forward has the port", from: wan, in: "wan0", src: "[2001:db8:9::10]:40040", dst: "[2001:db8:0:1::2]:8081", verdict: "pass"},
+		{name: "IPv6, no forward has the protocol", from: lan, in: "lan0", udp: true, src: "[fd00:1::50]:40041", dst: "[2001:db8:0:1::2]:80", verdict: "pass"},
+		{name: "no forward has the protocol, from a LAN", from: lan, in: "lan0", udp: true, src: "192.168.1.50:40042", dst: "203.0.113.2:80", verdict: "pass"},
 	} {
 		t.Run(s.name, func(t *testing.T) {
 			if s.before != nil {
@@ -224,9 +294,33 @@ func send(t *testing.T, n *lab.Network, s situation) {
 	device := map[*lab.Host]string{n.Internet: "wan0", n.Client: "lan0", n.Guest: "lan1"}[s.from]
 	frame := frames.Frame{Src: netip.MustParseAddrPort(s.src), Dst: netip.MustParseAddrPort(s.dst), UDP: s.udp, Flags: "S", Seq: 1000, TTL: 64,
 		From: s.from.HardwareAddr("eth0"), To: n.Router.HardwareAddr(device), Payload: map[bool][]byte{true: []byte("explained")}[s.udp]}
-	if err := s.from.Wire("eth0", n.Router.HardwareAddr(device)).Send(frame.Bytes()[14:]); err != nil {
+	bytes := frame.Bytes
+	if frame.Src.Addr().Is6() {
+		bytes = frames.Frame6{Frame: frame}.Bytes
+	}
+	if err := s.from.Wire("eth0", n.Router.HardwareAddr(device)).Send(bytes()[14:]); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// opened fails if the client has no connection as explain has said.
+func opened(t *testing.T, hp *lab.Hairpin, client string, p leg) error {
+	t.Helper()
+	var list struct{ Connections []home.Connection }
+	if err := json.Unmarshal([]byte(hp.Run("-j", "conn", "show", "src", netip.MustParseAddrPort(client).Addr().String())), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list.Connections {
+		if c.Client != client {
+			continue
+		}
+		source := netip.MustParseAddrPort(c.Source)
+		if c.Target != p.NewDestination.String() || c.Path != p.Path || source.Addr() != p.NewSource.Addr() || (!p.PortLikely && source != p.NewSource) {
+			t.Errorf("the connection is %+v, explain said %s -> %s", c, p.NewSource, p.NewDestination)
+		}
+		return nil
+	}
+	return fmt.Errorf("no connection of %s", client)
 }
 
 func checkSituation(t *testing.T, n *lab.Network, hp *lab.Hairpin, s situation) {
@@ -260,6 +354,10 @@ func checkSituation(t *testing.T, n *lab.Network, hp *lab.Hairpin, s situation) 
 	})
 	before := drops(t, hp)
 	send(t, n, s)
+	if s.verdict == "send" && src.Addr().Is6() { // the capture reads IPv4 only
+		lab.Eventually(t, lab.Patience, func() error { return opened(t, hp, s.src, p) })
+		return
+	}
 	if s.verdict == "send" {
 		got, err := arrivals.Next(lab.Patience)
 		if err != nil {
@@ -280,7 +378,7 @@ func checkSituation(t *testing.T, n *lab.Network, hp *lab.Hairpin, s situation) 
 		})
 	} else {
 		// Another packet that arrives comes behind the one that the kernel got.
-		send(t, n, situation{from: n.Internet, src: lab.InternetSource + fmt.Sprintf(":%d", src.Port()+1000), dst: "203.0.113.2:80"})
+		send(t, n, situation{from: n.Guest, src: lab.Guest + fmt.Sprintf(":%d", src.Port()+1000), dst: "203.0.113.2:80"})
 		lab.Eventually(t, lab.Patience, func() error {
 			for _, got := range arrivals.Packets() {
 				if got.Src.Port() == src.Port()+1000 {

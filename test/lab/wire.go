@@ -35,9 +35,14 @@ func (h *Host) Wire(dev string, neighbour net.HardwareAddr) *Wire {
 	return w
 }
 
-// Send sends IPv4 packets, in this order. If the device's queue is full, the packet is lost, without an error.
+// Send sends IPv4 or IPv6 packets, in this order. If the device's queue is full, the packet is lost, without an error.
 func (w *Wire) Send(packets ...[]byte) error {
 	for _, packet := range packets {
+		kind := uint16(unix.ETH_P_IP)
+		if packet[0]>>4 == 6 {
+			kind = unix.ETH_P_IPV6
+		}
+		binary.BigEndian.PutUint16(w.frame[12:14], kind)
 		w.frame = append(w.frame[:14], packet...)
 		if _, err := unix.Write(w.fd, w.frame); err != nil && !errors.Is(err, unix.ENOBUFS) {
 			return fmt.Errorf("send packet: %w", err)
