@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"hairpin/loader"
 )
 
@@ -16,8 +18,8 @@ const (
 )
 
 // State returns the directory that keeps configurations, across reboots, of the datapath with its pins in bpffs. It is
-// /var/lib/hairpin for the usual datapath. For another datapath the directory is next to its pins, as DIR.state; if the pins are
-// below /sys, where nothing can be kept, the directory is below /var/lib/hairpin.
+// /var/lib/hairpin for the usual datapath. For another datapath the directory is next to its pins, as DIR.state; if nothing can
+// be kept there, because that is below /sys or in a bpffs, the directory is below /var/lib/hairpin.
 func State(bpffs string) string { return place(bpffs, stateDir) }
 
 // Socket returns the path of the socket at which the daemon of the datapath answers commands.
@@ -28,8 +30,13 @@ func place(bpffs, usual string) string {
 	switch {
 	case bpffs == loader.DefaultDir:
 		return usual
-	case strings.HasPrefix(bpffs, "/sys/"):
-		return filepath.Join(usual, "other", strings.ReplaceAll(bpffs[1:], "/", "-"))
+	case strings.HasPrefix(bpffs, "/sys/"), isBPFFS(filepath.Dir(bpffs)):
+		return filepath.Join(usual, "other", strings.ReplaceAll(strings.TrimPrefix(bpffs, "/"), "/", "-"))
 	}
 	return bpffs + ".state"
+}
+
+func isBPFFS(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.BPF_FS_MAGIC
 }
