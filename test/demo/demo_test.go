@@ -17,8 +17,8 @@ import (
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
-// number is a word that differs from run to run, such as a counter. Addresses and their ports do not.
-var number = regexp.MustCompile(`^[0-9]+$`)
+// number is a word that differs from run to run, such as a counter or a time in seconds. Addresses and their ports do not.
+var number = regexp.MustCompile(`^[0-9]+s?$`)
 
 // plain is a line without what differs from run to run: numbers, and how wide columns are therefore.
 func plain(line string) string {
