@@ -169,6 +169,9 @@ func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector
 // connBlock is the number of connections that an unsorted listing holds in memory at a time.
 const connBlock = 4096
 
+// sortedGC is the GC percentage of a sorted listing: it keeps all connections, so garbage must not double its memory.
+const sortedGC = 25
+
 // compareConnections is the order of connections within a block, and of connections that are equal by --sort.
 func compareConnections(a, b *maps.Connection) int {
 	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), a.External.Compare(b.External), a.Client.Compare(b.Client))
@@ -178,6 +181,9 @@ func compareConnections(a, b *maps.Connection) int {
 // after the walk. compare may be nil, and resolve too.
 func (a *app) printConnections(compare func(a, b *maps.Connection) int, resolve *resolver, walk func(visit func(*maps.Connection)) error) error {
 	debug.SetGCPercent(usualGC)
+	if compare != nil {
+		debug.SetGCPercent(sortedGC)
+	}
 	print, end := a.connectionRows(resolve)
 	var blocks [][]maps.Connection
 	var failed error

@@ -45,10 +45,8 @@ const (
 // Opener reports whether the entry is of the direction that opened the connection.
 func (e *Entry) Opener() bool { return e.Flags&bpf.HairpinConnFlagCONN_OPENER != 0 }
 
-// Idle returns the time since the last in-order packet of this direction.
-func (e *Entry) Idle() time.Duration { return e.IdleAt(Monotonic()) }
-
-// IdleAt returns Idle at an earlier result of Monotonic. It returns 0 if a packet came after that time.
+// IdleAt returns the time since the last in-order packet of this direction at now, a result of Monotonic. It returns 0 if a packet came
+// after that time.
 func (e *Entry) IdleAt(now uint64) time.Duration {
 	ms := int32(uint32(now/Millisecond) - e.Seen)
 	return time.Duration(max(0, ms)) * time.Millisecond
