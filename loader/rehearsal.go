@@ -37,7 +37,7 @@ type Rehearsal struct {
 }
 
 // Rehearse loads the program beside the running datapath, whose forwards, interfaces and addresses the program reads. Its own maps are
-// empty: see maps.Tables.Lend. The Datapath must stay open.
+// empty: see maps.Tables.Borrow. The Datapath must stay open.
 func (d *Datapath) Rehearse() (*Rehearsal, error) {
 	suited, err := pins(d.dir).fit()
 	if err != nil {
