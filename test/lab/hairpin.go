@@ -117,6 +117,18 @@ func (hp *Hairpin) Kill() {
 	hp.daemon.Wait()
 }
 
+// Signal sends a signal to the daemon.
+func (hp *Hairpin) Signal(signal syscall.Signal) { hp.daemon.Signal(signal) }
+
+// Gone waits until the daemon has ended.
+func (hp *Hairpin) Gone() {
+	hp.tb.Helper()
+	hp.daemon.Wait()
+}
+
+// Pid returns the daemon's process id.
+func (hp *Hairpin) Pid() int { return hp.daemon.Pid() }
+
 // Log returns the daemon's output so far.
 func (hp *Hairpin) Log() string { return hp.daemon.Stdout.String() + hp.daemon.Stderr.String() }
 
