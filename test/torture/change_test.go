@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package torture
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"hairpin/test/home"
+	"hairpin/test/lab"
+)
+
+var change = scenario{
+	number: 8, name: "Addresses removed and added again; interfaces renamed, down and up, moved to a bridge, and back",
+	demanded: "0 established connections that are idle meanwhile end where the address is back within the grace; otherwise both sides are told of every end",
+	run:      changeOften,
+}
+
+// edge is an interface of the router, with what it loses when it goes down.
+type edge struct {
+	dev, address, gateway string
+}
+
+var edges = []edge{{"wan0", lab.External + "/24", lab.Gateway}, {"lan0", lab.RouterLAN + "/24", ""}}
+
+// changes take an interface or its address away, and bring it back.
+var changes = []struct {
+	name       string
+	away, back func(n *lab.Network, e edge)
+	says       string // what status says when the daemon has seen it; "": the daemon logs that the interface has no address
+	ends       bool   // the connections end if the interface stays away longer than the grace
+}{
+	{"address", func(n *lab.Network, e edge) { n.Router.Unaddress(e.dev, e.address) },
+		func(n *lab.Network, e edge) { n.Router.Address(e.dev, e.address) }, "", true},
+	{"name", func(n *lab.Network, e edge) { n.Router.Rename(e.dev, "else0") },
+		func(n *lab.Network, e edge) { n.Router.Rename("else0", e.dev) }, "pending", true},
+	{"down", func(n *lab.Network, e edge) { n.Router.Down(e.dev) },
+		func(n *lab.Network, e edge) { n.Router.Up(e.dev) }, "the link is down", false},
+	{"bridge", func(n *lab.Network, e edge) { n.Router.Plug("br9", e.dev) },
+		func(n *lab.Network, e edge) { n.Router.Unmaster(e.dev) }, "is a port of br9", true},
+}
+
+// restore gives the router the route that it loses with an interface or an address.
+func (e edge) restore(n *lab.Network) {
+	if e.gateway != "" {
+		n.Router.Route(e.dev, "0.0.0.0/0", e.gateway, "")
+	}
+}
+
+// newChanging makes the network of this scenario.
+func (t *trial) newChanging(mode string) *lab.Network {
+	n := lab.NewNetwork(t)
+	n.SetOffloads(home.OffloadsFor(mode))
+	n.Server.ServeTCP(":8080")
+	n.Router.Bridge("br9")
+	return n
+}
+
+func changeOften(t *trial) figures {
+	perMode := t.count(3, 100) / len(t.modes())
+	done, ended, told, untold := 0, 0, 0, 0
+	for _, mode := range t.modes() {
+		n := t.newChanging(mode)
+		hp := t.start(n, mode, addressGrace("10m")+home.Forwards)
+		c := t.newCrowd(30, n.Internet, n.Client, n.Guest)
+		for _, change := range changes {
+			for round := range perMode {
+				e := edges[round%len(edges)]
+				t.quiet(n)
+				see := t.watching(hp, e, change.says)
+				change.away(n, e)
+				if round%4 < 2 { // otherwise the interface is back before the daemon has looked
+					see()
+				}
+				change.back(n, e)
+				e.restore(n)
+				t.servedAgain(n)
+				done++
+				if ended += c.alive(fmt.Sprintf("%s, %s of %s, round %d", mode, change.name, e.dev, round)); ended != 0 {
+					t.Fatalf("%d connections ended in %s, %s of %s, round %d, although the interface came back within the grace", ended, mode, change.name, e.dev, round)
+				}
+				t.progress(round+1, perMode, fmt.Sprintf("changes, %s, %s", mode, change.name))
+			}
+		}
+		heard, missed := t.changeForGood(mode)
+		told, untold = told+heard, untold+missed
+	}
+	t.none(untold, "ends of connections were not told to a side")
+	return figures{
+		measured: fmt.Sprintf("%d changes with 30 connections: %d ended; away for longer: %d ends told, %d not", done, ended, told, untold),
+		nftables: t.changeNFT(),
+	}
+}
+
+func addressGrace(d string) string { return "[timeouts]\naddress_grace = \"" + d + "\"\n" }
+
+// watching returns a function that returns when the daemon has seen the change that comes now.
+func (t *trial) watching(hp *lab.Hairpin, e edge, says string) func() {
+	lost := fmt.Sprintf("msg=addresses interface=%s addresses=[]", e.dev)
+	before := strings.Count(hp.Log(), lost)
+	return func() {
+		t.Helper()
+		lab.Eventually(t, lab.Patience, func() error {
+			if says == "" && strings.Count(hp.Log(), lost) == before {
+				return fmt.Errorf("the daemon does not log %q again:\n%s", lost, hp.Log())
+			}
+			if says == "" {
+				return nil
+			}
+			if out := hp.Run("status"); !strings.Contains(out, says) {
+				return fmt.Errorf("status does not say %q:\n%s", says, out)
+			}
+			return nil
+		})
+	}
+}
+
+// servedAgain returns when new connections are served. Until the daemon has seen that an interface is back, the router's own kernel
+// gets the packets, and would answer a segment of a connection with a RST.
+func (t *trial) servedAgain(n *lab.Network) {
+	t.Helper()
+	for _, from := range []*lab.Host{n.Internet, n.Client, n.Guest} {
+		lab.Eventually(t, lab.Patience, func() error { return serves(from) })
+	}
+}
+
+// quiet returns when no segment is on its way: the clients delay their last acknowledgements.
+func (t *trial) quiet(n *lab.Network) {
+	t.Helper()
+	lab.Eventually(t, lab.Patience, func() error {
+		if out := n.Server.Run("ss", "-Htni", "state", "established", "sport", "=", "8080"); strings.Contains(out, "unacked:") {
+			return fmt.Errorf("the server waits for acknowledgements:\n%s", out)
+		}
+		return nil
+	})
+}
+
+// changeForGood takes the WAN away for longer than the grace, and returns how many ends were told and not told. The server and the LAN
+// client hear of an end at once. The client on the Internet hears of it with its next packet, when the WAN has the address again.
+func (t *trial) changeForGood(mode string) (told, untold int) {
+	t.Helper()
+	n := t.newChanging(mode)
+	hp := t.start(n, mode, addressGrace("200ms")+home.Forwards)
+	e := edges[0]
+	for _, change := range changes {
+		if !change.ends {
+			continue
+		}
+		for round := range t.count(1, 5) {
+			when := fmt.Sprintf("%s, %s, round %d", mode, change.name, round)
+			c := t.newCrowd(20, n.Internet, n.Client)
+			t.quiet(n)
+			see := t.watching(hp, e, change.says)
+			change.away(n, e)
+			see()
+			told += t.tellsServer(n, len(c.conns), when, &untold)
+			for _, m := range c.conns {
+				if m.from == n.Client.Name {
+					count(&told, &untold, hears(m))
+				}
+			}
+			change.back(n, e)
+			e.restore(n)
+			t.servedAgain(n)
+			for _, m := range c.conns {
+				if m.from != n.Internet.Name {
+					continue
+				}
+				if _, err := m.Write([]byte("anybody there?")); err != nil {
+					t.Errorf("%s: send: %v", when, err)
+				}
+				count(&told, &untold, hears(m))
+			}
+			c.close()
+			if untold != 0 {
+				t.Errorf("%s: %d ends were not told", when, untold)
+				return told, untold
+			}
+		}
+	}
+	return told, untold
+}
+
+// tellsServer waits until the server has no established connection, and returns how many ends it was told.
+func (t *trial) tellsServer(n *lab.Network, had int, when string, untold *int) (told int) {
+	t.Helper()
+	left := had
+	lab.Eventually(softly{t.T, new(int)}, lab.Patience, func() error {
+		left = strings.Count(n.Server.Run("ss", "-Htn", "state", "established", "sport", "=", "8080"), "\n")
+		if left != 0 {
+			return fmt.Errorf("%s: the server still has %d connections", when, left)
+		}
+		return nil
+	})
+	*untold += left
+	return had - left
+}
+
+func count(told, untold *int, err error) {
+	if err != nil {
+		*untold++
+		return
+	}
+	*told++
+}
+
+// hears returns nil if the peer has reset the connection.
+func hears(m member) error {
+	m.SetReadDeadline(time.Now().Add(lab.Patience))
+	if _, err := m.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		return fmt.Errorf("the client on %s hears %v, want %v", m.from, err, unix.ECONNRESET)
+	}
+	return nil
+}
+
+// serves tells whether a host gets an answer to a new connection at once.
+func serves(from *lab.Host) error {
+	c, err := from.DialTCP(lab.External+":80", "", 100*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Echo(crowdBytes)
+}
+
+// changeNFT does the same changes with nftables, and returns its figure.
+func (t *trial) changeNFT() string {
+	t.Helper()
+	var said []string
+	for _, change := range changes {
+		n := t.newChanging("tc")
+		useNFT(n.Router)
+		ended, conns := 0, 0
+		for round := range t.count(2, 10) {
+			e := edges[round%len(edges)]
+			c := t.newCrowd(30, n.Internet, n.Client, n.Guest)
+			change.away(n, e)
+			change.back(n, e)
+			e.restore(n)
+			ended, conns = ended+c.endedWithin(2*time.Second), conns+len(c.conns)
+			c.close()
+		}
+		said = append(said, fmt.Sprintf("%s: %d of %d ended", change.name, ended, conns))
+	}
+	return strings.Join(said, "; ")
+}
+
+// endedWithin returns the number of connections on which no exchange succeeds within a time.
+func (c *crowd) endedWithin(limit time.Duration) (ended int) {
+	errs := make([]error, len(c.conns))
+	lab.Together(len(c.conns), func(i int) { errs[i] = c.conns[i].EchoWithin(crowdBytes, limit) })
+	for _, err := range errs {
+		if err != nil {
+			ended++
+		}
+	}
+	return ended
+}
