@@ -119,7 +119,7 @@ func TestWatchResets(t *testing.T) {
 func TestWatchInside(t *testing.T) {
 	a, b := NewHost(t, "a"), NewHost(t, "b")
 	Cable(a, "eth0", b, "eth0")
-	arrived := a.WatchInside("eth0")
+	arrived, strangers := a.WatchInside("eth0"), a.WatchStrangers("eth0", netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("11.0.0.1"))
 	to := b.Wire("eth0", a.HardwareAddr("eth0"))
 	for _, source := range []string{"192.168.1.20", "10.1.2.3", "127.0.0.1", "203.0.113.2", "11.0.0.1", "192.169.0.1", "8.8.8.8"} {
 		header := append([]byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 0, 0, 0}, netip.MustParseAddr(source).AsSlice()...)
@@ -131,5 +131,8 @@ func TestWatchInside(t *testing.T) {
 	}
 	if got := arrived.Stop(); len(got) != 4 {
 		t.Errorf("arrived: %q, want the four packets with inside sources", got)
+	}
+	if got := strangers.Stop(); len(got) != 5 {
+		t.Errorf("strangers: %q, want the five IPv4 packets with other sources", got)
 	}
 }

@@ -68,6 +68,13 @@ func (hp *Hairpin) For(tb testing.TB) *Hairpin {
 	return &other
 }
 
+// With returns hp with another binary, which has the same files and pins.
+func (hp *Hairpin) With(binary string) *Hairpin {
+	other := *hp
+	other.binary = binary
+	return &other
+}
+
 // Write replaces the configuration file.
 func (hp *Hairpin) Write(config string) {
 	hp.tb.Helper()

@@ -74,6 +74,16 @@ func (h *Host) WatchInside(dev string) *Sieve {
 	})
 }
 
+// WatchStrangers starts to store the IPv4 packets with another source than these, until Stop or the end of the test.
+func (h *Host) WatchStrangers(dev string, known ...netip.Addr) *Sieve {
+	h.tb.Helper()
+	ipv4 := []bpf.Instruction{bpf.LoadAbsolute{Off: 12, Size: 4}}
+	for i, source := range known {
+		ipv4 = append(ipv4, bpf.JumpIf{Cond: bpf.JumpEqual, Val: binary.BigEndian.Uint32(source.AsSlice()), SkipTrue: uint8(len(known) - i)})
+	}
+	return h.sieve(dev, append(ipv4, bpf.RetConstant{Val: sieveBytes}, bpf.RetConstant{Val: 0}), []bpf.Instruction{bpf.RetConstant{Val: 0}})
+}
+
 // sieveBytes is the number of bytes that are stored of a packet.
 const sieveBytes = 128
 

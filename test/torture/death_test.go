@@ -17,9 +17,12 @@ import (
 
 var death = scenario{
 	number: 2, name: "Death of the daemon by kill -9, SIGSTOP, the OOM killer, a crash of the runtime",
-	demanded: fmt.Sprintf("0 of %d datagrams a second lost; connections open and expire without the daemon", flowRate),
+	demanded: fmt.Sprintf("0 of %d datagrams a second lost; connections open and expire without the daemon", deathRate),
 	run:      dieOften,
 }
+
+// deathRate is the number of datagrams a second; each is translated on its way in and on its way back.
+const deathRate = 50_000
 
 // deathTimeouts let connections expire while a test waits.
 const deathTimeouts = "[timeouts]\ntcp_opening = \"1s\"\n"
@@ -55,7 +58,7 @@ func dieOften(t *trial) figures {
 		n.Server.ServeTCP(":8080")
 		config := deathTimeouts + home.Forwards
 		d := &dying{t, n, t.start(n, mode, config), home.Config(mode, config)}
-		f := t.newFlow(n)
+		f := t.newFlow(n, deathRate)
 		var all tally
 		for _, how := range deaths {
 			for range t.count(1, 5) {

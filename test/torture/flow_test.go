@@ -19,19 +19,16 @@ import (
 // flow is datagrams of a fixed number of connections from the Internet to a server that sends each of them back. Every datagram is
 // counted where it leaves and where its answer arrives, so that a single lost or untranslated one shows.
 type flow struct {
-	t *trial
-	n *lab.Network
+	t    *trial
+	n    *lab.Network
+	rate int // datagrams a second
 }
 
-const (
-	// flowRate is the number of datagrams a second; each is translated on its way in and on its way back.
-	flowRate = 50_000
-	// flowPort is the port of the forward "dns" in home.Forwards.
-	flowPort = 53
-)
+// flowPort is the port of the forward "dns" in home.Forwards.
+const flowPort = 53
 
-// newFlow prepares a flow, and opens its connections.
-func (t *trial) newFlow(n *lab.Network) *flow {
+// newFlow prepares a flow of a rate in datagrams a second, and opens its connections.
+func (t *trial) newFlow(n *lab.Network, rate int) *flow {
 	t.Helper()
 	answerer, err := traffic.Load()
 	if err != nil {
@@ -49,7 +46,7 @@ func (t *trial) newFlow(n *lab.Network) *flow {
 			ip saddr %s ip daddr %s udp sport %d counter name answers drop
 		}
 	}`, lab.External, lab.InternetSource, flowPort), "nft", "-f", "-")
-	f := &flow{t, n}
+	f := &flow{t, n, rate}
 	// Until the neighbours are known, datagrams wait in a short queue.
 	for _, h := range []*lab.Host{n.Internet, n.Router} {
 		lab.Eventually(t, lab.Patience, func() error {
@@ -83,7 +80,7 @@ func (f *flow) begin() *ride {
 	neighbour := f.n.Router.HardwareAddr("wan0")
 	flood := lab.Flood{
 		Protocol: unix.IPPROTO_UDP, From: []netip.Prefix{netip.MustParsePrefix(lab.InternetSource + "/32")},
-		To: netip.AddrPortFrom(home.ExternalAddress, flowPort), Rate: flowRate,
+		To: netip.AddrPortFrom(home.ExternalAddress, flowPort), Rate: f.rate,
 		Times: 1 << 40, Seed: 1, // the first tuples, again and again
 	}
 	go func() {
@@ -100,7 +97,7 @@ func (f *flow) begin() *ride {
 // wait returns when the flow has sent for this time, counted in datagrams.
 func (r *ride) wait(d time.Duration) {
 	r.t.Helper()
-	want := r.sent.Load() + int64(flowRate*d.Seconds()/2)
+	want := r.sent.Load() + int64(float64(r.rate)*d.Seconds()/2)
 	lab.Eventually(r.t, d+lab.Patience, func() error {
 		if sent := r.sent.Load(); sent < want {
 			return fmt.Errorf("%d datagrams sent, want %d", sent, want)
