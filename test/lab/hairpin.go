@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -142,6 +143,11 @@ func (hp *Hairpin) Log() string { return hp.daemon.Stdout.String() + hp.daemon.S
 // Try runs a command of the CLI. It may be called from any goroutine.
 func (hp *Hairpin) Try(args ...string) (Result, error) {
 	return hp.host.Try(hp.args(args...)...)
+}
+
+// KillAfter is Try, but the command is killed after a time. It may be called from any goroutine.
+func (hp *Hairpin) KillAfter(limit time.Duration, args ...string) (Result, error) {
+	return hp.host.KillAfter(limit, hp.args(args...)...)
 }
 
 // Run runs a command of the CLI and returns its standard output. The command must succeed.

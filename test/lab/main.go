@@ -96,7 +96,7 @@ func Binary(tb testing.TB) string {
 }
 
 func build(path string, flags ...string) error {
-	arguments := append([]string{"build", "-trimpath", "-o", path}, flags...)
+	arguments := append([]string{"build", "-o", path}, flags...)
 	build := exec.Command("go", append(arguments, "hairpin/cmd/hairpin")...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
