@@ -139,5 +139,5 @@ func variant(dir, file string, change func(contents string) string) (string, err
 	if err := errors.Join(os.WriteFile(replacement, []byte(changed), 0o600), os.WriteFile(overlay, list, 0o600)); err != nil {
 		return "", err
 	}
-	return path, build(path, "-overlay", overlay)
+	return path, build(path, "-overlay", overlay, "-ldflags", "-s -w")
 }

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"hairpin/test/lab"
 )
 
@@ -39,6 +41,7 @@ const (
 func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 	t.Helper()
 	c := &crowd{t: t, conns: make([]member, count), stop: make(chan struct{})}
+	allowDescriptors(t, count)
 	const parallel = 50
 	t.Cleanup(c.close)
 	lab.Together(parallel, func(worker int) {
@@ -60,6 +63,19 @@ func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 		t.FailNow()
 	}
 	return c
+}
+
+// allowDescriptors lets this process have both ends of this many connections, with a pipe for each echo.
+func allowDescriptors(t *trial, connections int) {
+	t.Helper()
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	if want := uint64(1000 + 4*connections); err == nil && limit.Cur < want {
+		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: want, Max: max(want, limit.Max)})
+	}
+	if err != nil {
+		t.Fatalf("raise the limit of descriptors: %v", err)
+	}
 }
 
 func (c *crowd) close() {

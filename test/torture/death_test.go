@@ -17,7 +17,7 @@ import (
 
 var death = scenario{
 	number: 2, name: "Death of the daemon by kill -9, SIGSTOP, the OOM killer, a crash of the runtime",
-	demanded: fmt.Sprintf("0 of %d datagrams a second lost; connections open and expire without the daemon", deathRate),
+	demanded: fmt.Sprintf("0 datagrams lost, of at most %d a second; connections open and expire without the daemon", deathRate),
 	run:      dieOften,
 }
 
@@ -29,14 +29,16 @@ const deathTimeouts = "[timeouts]\ntcp_opening = \"1s\"\n"
 
 // deaths are the ways to take the daemon away. after ends the state, so that a daemon runs.
 var deaths = []struct {
-	name  string
-	do    func(d *dying)
-	after func(d *dying)
+	name   string
+	rounds int           // of the full form
+	away   time.Duration // of the full form
+	do     func(d *dying)
+	after  func(d *dying)
 }{
-	{"kill -9", func(d *dying) { d.hp.Kill() }, (*dying).restart},
-	{"SIGSTOP", func(d *dying) { d.hp.Signal(unix.SIGSTOP) }, func(d *dying) { d.hp.Signal(unix.SIGCONT) }},
-	{"OOM kill", (*dying).exhaust, (*dying).restart},
-	{"crash", func(d *dying) {
+	{"kill -9", 3, 2 * time.Second, func(d *dying) { d.hp.Kill() }, (*dying).restart},
+	{"SIGSTOP", 1, 30 * time.Second, func(d *dying) { d.hp.Signal(unix.SIGSTOP) }, func(d *dying) { d.hp.Signal(unix.SIGCONT) }},
+	{"OOM kill", 3, 2 * time.Second, (*dying).exhaust, (*dying).restart},
+	{"crash", 3, 2 * time.Second, func(d *dying) {
 		d.hp.Signal(unix.SIGSEGV)
 		d.hp.Gone()
 	}, (*dying).restart},
@@ -58,31 +60,34 @@ func dieOften(t *trial) figures {
 		n.Server.ServeTCP(":8080")
 		config := deathTimeouts + home.Forwards
 		d := &dying{t, n, t.start(n, mode, config), home.Config(mode, config)}
-		f := t.newFlow(n, deathRate)
+		f := t.newFlow(n, t.size(deathRate/5, deathRate))
 		var all tally
 		for _, how := range deaths {
-			for range t.count(1, 5) {
-				count := d.die(f, how.do, how.after)
+			for range t.count(1, how.rounds) {
+				count := d.die(f, t.time(deathPause, how.away), how.do, how.after)
 				t.none(count.lost, fmt.Sprintf("datagrams lost by %s, %s, of %d", how.name, mode, count.sent))
 				all.sent, all.lost, all.dropped, all.rate = all.sent+count.sent, all.lost+count.lost, all.dropped+count.dropped, max(all.rate, count.rate)
 			}
-			t.progress(1, 1, "rounds of "+how.name)
+			t.progress(1, 1, "kinds of death: "+how.name+", "+mode)
 		}
 		said = append(said, fmt.Sprintf("%s: %d of %d lost, at %d/s", mode, all.lost, all.sent, all.rate))
 	}
 	return figures{measured: strings.Join(said, "; "), nftables: "no daemon"}
 }
 
+// deathPause is for how long datagrams flow before and after a death.
+const deathPause = 200 * time.Millisecond
+
 // die takes the daemon away while datagrams flow, lets connections open and expire, and brings a daemon back.
-func (d *dying) die(f *flow, do, after func(*dying)) tally {
+func (d *dying) die(f *flow, away time.Duration, do, after func(*dying)) tally {
 	d.Helper()
 	r := f.begin()
-	r.wait(d.time(time.Second/2, time.Second))
+	r.wait(deathPause)
 	do(d)
 	d.openAndExpire()
-	r.wait(d.time(time.Second/2, 3*time.Second))
+	r.wait(away)
 	after(d)
-	r.wait(d.time(time.Second/2, time.Second))
+	r.wait(deathPause)
 	return r.end()
 }
 

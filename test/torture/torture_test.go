@@ -52,20 +52,25 @@ const (
 // longer is how much longer the hours are than the minutes.
 const longer = 10
 
-// count returns the number for this scale.
-func (s scale) count(short_, full_ int) int {
-	switch s {
-	case short:
-		return short_
-	case full:
-		return full_
+// count returns a number of rounds: the hours have more of them.
+func (s scale) count(inShort, inFull int) int {
+	if s == hours {
+		inFull *= longer
 	}
-	return longer * full_
+	return s.size(inShort, inFull)
 }
 
-// time returns the duration for this scale.
-func (s scale) time(short_, full_ time.Duration) time.Duration {
-	return time.Duration(s.count(int(short_), int(full_)))
+// size returns a number that does not grow with the hours, such as how many connections there are at the same time.
+func (s scale) size(inShort, inFull int) int {
+	if s == short {
+		return inShort
+	}
+	return inFull
+}
+
+// time returns a duration, which grows with the hours.
+func (s scale) time(inShort, inFull time.Duration) time.Duration {
+	return time.Duration(s.count(int(inShort), int(inFull)))
 }
 
 const (

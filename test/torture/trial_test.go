@@ -57,6 +57,15 @@ func (t *trial) modes() []string {
 	return home.Modes
 }
 
+// beside returns the figure of nftables. The short form has none: nobody compares it.
+func (t *trial) beside(nftables func() string) string {
+	t.Helper()
+	if t.scale == short {
+		return ""
+	}
+	return nftables()
+}
+
 // none fails the trial if something happened that must not happen.
 func (t *trial) none(happened int, what string) {
 	t.Helper()

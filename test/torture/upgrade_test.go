@@ -63,7 +63,7 @@ func upgradeOften(t *trial) figures {
 	for _, mode := range t.modes() {
 		said = append(said, t.upgradeIn(mode, b))
 	}
-	return figures{measured: strings.Join(said, "; "), nftables: t.upgradeNFT()}
+	return figures{measured: strings.Join(said, "; "), nftables: t.beside(t.upgradeNFT)}
 }
 
 const (
@@ -72,12 +72,13 @@ const (
 	upgradeFlow      = 5_000 // datagrams a second
 )
 
-// streamPeriod is the time between two exchanges of a connection; 10,000 connections take most of the processor time.
-func (t *trial) streamPeriod() time.Duration {
-	if t.scale == short {
-		return time.Second
-	}
-	return 4 * time.Second
+// newStream opens connections and uses each of them all the time. A third comes from the LAN: a LAN client that appears as the router
+// has one of 4,536 source ports.
+func (t *trial) newStream(n *lab.Network) *crowd {
+	t.Helper()
+	c := t.newCrowd(t.size(200, 10_000), n.Internet, n.Internet, n.Client)
+	c.stream(time.Duration(t.size(1, 4)) * time.Second)
+	return c
 }
 
 // upgradeIn upgrades and downgrades under traffic, and returns the figure of the mode.
@@ -92,15 +93,14 @@ func (t *trial) upgradeIn(mode string, b builds) string {
 		n.Server.WatchStrangers("eth0", netip.MustParseAddr(lab.InternetSource), home.RouterAddress),
 	}
 	f := t.newFlow(n, upgradeFlow)
-	c := t.newCrowd(t.count(200, 10_000/len(t.modes())), n.Internet, n.Client)
-	c.stream(t.streamPeriod())
+	c := t.newStream(n)
 	r := f.begin()
 
 	upgrades, downgrades := t.count(3, 100/len(t.modes())), t.count(1, 20/len(t.modes()))
 	for i := range upgrades + downgrades {
-		binary, what := b.other, "upgrade"
+		binary := b.other
 		if i%(upgradesPerCycle+1) == upgradesPerCycle || i == upgrades+downgrades-1 {
-			binary, what = b.here, "downgrade"
+			binary = b.here
 		}
 		hp.With(binary).Run("upgrade")
 		if i%10 == 3 { // systemctl restart hairpin
@@ -109,7 +109,7 @@ func (t *trial) upgradeIn(mode string, b builds) string {
 			hp.Start()
 		}
 		c.advance(len(c.conns) / 10)
-		t.progress(i+1, upgrades+downgrades, "upgrades and downgrades, "+mode+"; the last is one "+what)
+		t.progress(i+1, upgrades+downgrades, "upgrades and downgrades, "+mode)
 	}
 	for _, binary := range b.apart {
 		t.refuses(hp, binary)
@@ -166,10 +166,9 @@ func (t *trial) upgradeNFT() string {
 	n.Server.ServeTCP(":8080")
 	useNFT(n.Router)
 	f := t.newFlow(n, upgradeFlow)
-	c := t.newCrowd(t.count(200, 10_000/len(t.modes())), n.Internet, n.Client)
-	c.stream(t.streamPeriod())
+	c := t.newStream(n)
 	r := f.begin()
-	replaced := t.count(4, 120/len(t.modes()))
+	replaced := t.count(4, 120)
 	for range replaced {
 		n.Router.RunInput("flush table ip nat\n"+nftForwards, "nft", "-f", "-")
 		c.advance(len(c.conns) / 10)
