@@ -186,7 +186,7 @@ type daemon struct {
 	gone      error            // set when the datapath was removed
 
 	unconfirmed <-chan time.Time // the time of a change that nobody confirmed is over; nil: no change waits
-	apartAt     uint32           // generation in which the files were compared last while they did not run
+	apartAt     uint32           // generation in which seeFiles looked last
 	warned      []string         // warnings about forwarding that were logged
 }
 
