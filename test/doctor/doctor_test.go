@@ -275,11 +275,15 @@ var provocations = []provocation{
 	}, cure: func(p *patient) {
 		p.sh("iptables-nft -A FORWARD -i wan0 -p tcp -m multiport --dports 22,8080 -d 192.168.1.20 -j ACCEPT; iptables-nft -A FORWARD -p udp --dport 5353 -j ACCEPT")
 	}},
-	{code: "iptables-legacy-unseen", level: diagnose.Unknown, says: "ip nat", provoke: func(p *patient) {
-		p.sh("iptables-legacy -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to 192.168.1.30")
-	}, cure: func(p *patient) {
-		p.hp.Run("forward", "del", "web", "dns") // the tables stay until the namespace ends
+	{code: "second-masquerade", level: diagnose.Warning, says: "rule 2 of the chain nat POSTROUTING of iptables-legacy", provoke: func(p *patient) {
+		p.sh("iptables-legacy -t nat -A POSTROUTING -o wan0 -j MASQUERADE; iptables-legacy -t nat -A POSTROUTING -d 192.168.1.20 -p tcp --dport 8080 -j MASQUERADE")
 	}},
+	{code: "second-dnat", ipv6: true, level: diagnose.Warning, forwards: home.Forwards6, says: "chain nat PREROUTING of ip6tables-legacy", provoke: func(p *patient) {
+		p.sh("ip6tables-legacy -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to fd00:1::30")
+	}},
+	{code: "firewall-bypassed", level: diagnose.Warning, says: "chain filter FORWARD of iptables-legacy would drop", provoke: func(p *patient) {
+		p.sh("iptables-legacy -N wan; iptables-legacy -A FORWARD -i wan0 -g wan; iptables-legacy -A wan -m state --state ESTABLISHED -j ACCEPT; iptables-legacy -A wan -j REJECT")
+	}, cure: func(p *patient) { p.sh("iptables-legacy -I wan -m conntrack --ctstate DNAT -j ACCEPT") }},
 	{code: "denies-router", level: diagnose.Warning, settings: "[deny]\nsources = [\"192.168.1.0/24\"]\n", provoke: none, says: "contains this router's address 192.168.1.1 (lan0)",
 		cure: func(p *patient) { p.rewrite("192.168.1.0/24", "192.168.9.0/24"); p.hp.Run("apply") }},
 	{code: "ingress-unshaped", level: diagnose.Warning, provoke: func(p *patient) {

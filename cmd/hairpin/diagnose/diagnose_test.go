@@ -189,7 +189,11 @@ func TestJudgements(t *testing.T) {
 		{"nftables is not readable", func(f *Facts) { f.Rules, f.RulesErr = nil, loader.ErrPermission }, nil, "unknown nftables-unseen"},
 		{"sockets are not readable", func(f *Facts) { f.SocketsErr = errors.New("no") }, nil, "unknown services-unseen"},
 		{"shapers are not readable", func(f *Facts) { f.Ports[0].ShapingErr = errors.New("no") }, nil, "unknown shaping-unseen wan0"},
-		{"iptables-legacy", func(f *Facts) { f.Legacy = []string{"ip nat"} }, nil, "unknown iptables-legacy-unseen"},
+		{"iptables-legacy", func(f *Facts) { f.Legacy, f.LegacyErr = []string{"ip nat"}, errors.New("no") }, nil, "unknown iptables-legacy-unseen"},
+		{"iptables-legacy beside a DNAT", func(f *Facts) {
+			f.Legacy, f.LegacyErr = []string{"ip nat"}, errors.New("no")
+			f.Rules.Chains = []Chain{chain("pre", "prerouting", "nat", false, on(DNAT, numbers(FieldPort, 80)))}
+		}, nil, "unknown iptables-legacy-unseen, warning second-dnat web"},
 		{"a full table", func(f *Facts) { f.Datapath.Connections = 900 }, nil, "warning table-nearly-full"},
 		{"a table of another size", func(f *Facts) { f.Datapath.Resize = "x" }, nil, "warning table-size"},
 		{"an address is away", func(f *Facts) { f.Datapath.Away = []netip.Addr{netip.MustParseAddr("203.0.113.7")} }, nil, ""},

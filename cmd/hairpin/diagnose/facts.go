@@ -35,8 +35,8 @@ type Facts struct {
 
 	Rules     *Ruleset
 	RulesErr  error    // why Rules is not known
-	Legacy    []string // tables of iptables-legacy, which are not looked at
-	LegacyErr error    // why Legacy is not known
+	Legacy    []string // tables of iptables-legacy whose rules are not in Rules
+	LegacyErr error    // why they are not, or why Legacy is not known
 
 	Sockets    []Socket // those that take packets of anybody
 	SocketsErr error    // why Sockets is not known
