@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"hairpin/bpf"
 	"hairpin/cmd/hairpin/diagnose"
+	"hairpin/loader"
+	"hairpin/maps/config"
 	"hairpin/test/home"
 	"hairpin/test/lab"
 )
@@ -98,6 +101,15 @@ func forward(name, protocol, port, to string, more ...string) string {
 }
 
 func none(*patient) {}
+
+// farTargets are forwards to so many targets behind the server.
+func farTargets(count int) string {
+	var list strings.Builder
+	for i := range count {
+		list.WriteString(forward(fmt.Sprintf("far-%d", i), "tcp", fmt.Sprint(1000+i), fmt.Sprintf("10.9.%d.%d", i>>8, i&0xff)))
+	}
+	return list.String()
+}
 
 // rewrite replaces text in the configuration file.
 func (p *patient) rewrite(old, new string) {
@@ -241,6 +253,23 @@ var provocations = []provocation{
 			p.sh("mkdir -p %s && mount -t bpf bpf %[1]s && chmod 700 %[1]s", p.hp.Dir)
 			p.sh("unshare -m sh -c 'mount -t tmpfs none /sys/module && exec %s -c %s --bpffs %s attach'", lab.Binary(p.t), p.hp.File, p.hp.Dir)
 		}},
+	{code: "ipsec-too-many", level: diagnose.Warning, says: "there are 16385 IPsec policies, but hairpin asks at most 16384", provoke: func(p *patient) {
+		var list strings.Builder
+		for i := range config.MaxPolicies + 1 {
+			fmt.Fprintf(&list, "xfrm policy add dir out src 10.%d.%d.%d/32 dst 10.0.0.1/32 tmpl src 0.0.0.1 dst 0.0.0.2 proto esp mode tunnel\n", i>>16, i>>8&0xff, i&0xff)
+		}
+		p.Router.RunInput(list.String(), "ip", "-batch", "-")
+	}, cure: func(p *patient) { p.sh("ip xfrm policy flush") }},
+	{code: "other-layout", level: diagnose.Problem, says: "schema", provoke: func(p *patient) {
+		datapath, err := loader.Open(loader.Options{Dir: p.hp.Dir})
+		if err == nil {
+			defer datapath.Close()
+			err = datapath.Objects().Schema.Put(uint32(0), uint32(bpf.HairpinSchemaSCHEMA+1))
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+	}, cure: func(p *patient) { p.hp.Run("detach", "--all"); p.hp.Run("attach") }},
 	{code: "target-no-route", level: diagnose.Problem, shown: commands, forwards: forward("web", "tcp", "80", "10.9.9.9"),
 		provoke: func(p *patient) { p.sh("ip route del default") }, says: "there is no route to the target 10.9.9.9",
 		cure: func(p *patient) { p.Router.Route("lan0", "10.9.9.0/24", lab.Server, "") }},
@@ -298,6 +327,24 @@ var provocations = []provocation{
 		p.rewrite(`mode = "xdp-untagged"`, `mode = "tc"`)
 		p.hp.Run("apply")
 	}},
+	{code: "filter-before", level: diagnose.Warning, says: "(u32) runs before hairpin", provoke: func(p *patient) {
+		// As on a kernel without TCX.
+		if err := p.Router.Do(func() error {
+			datapath, err := loader.Open(loader.Options{Dir: p.hp.Dir, NoTCX: true})
+			if err != nil {
+				return err
+			}
+			defer datapath.Close()
+			if err := datapath.Detach(p.Router.Index("lan1")); err != nil {
+				return err
+			}
+			_, err = datapath.Attach("lan1", loader.Hooks{Mode: loader.ModeTC})
+			return err
+		}); err != nil {
+			p.t.Fatal(err)
+		}
+		p.sh("tc filter add dev lan1 ingress prio 1 protocol all u32 match u32 0 0 flowid 1:1")
+	}, cure: func(p *patient) { p.sh("tc filter del dev lan1 ingress prio 1") }},
 	{code: "local-ports-overlap", level: diagnose.Warning, provoke: func(p *patient) { p.Router.Sysctl("net/ipv4/ip_local_port_range", "32768 65535") }},
 	{code: "answers-elsewhere", level: diagnose.Problem, says: "the host is there", provoke: func(p *patient) {
 		p.Server.ServeTCP(":8080")
@@ -336,6 +383,10 @@ var provocations = []provocation{
 		p.Server.ServeTCP(":8080")
 		p.sh("ip route add unreachable 192.168.1.20")
 	}, cure: func(p *patient) { p.sh("ip route del unreachable 192.168.1.20") }},
+	{code: "probe-unfinished", level: diagnose.Unknown, args: []string{"--probe"}, forwards: farTargets(600), says: "was not asked within", provoke: func(p *patient) {
+		p.Router.Route("lan0", "10.9.0.0/16", lab.Server, "")
+		p.Server.Run("nft", "table ip f { chain in { type filter hook prerouting priority raw; ip daddr 10.9.0.0/16 drop; }; }")
+	}, cure: func(p *patient) { p.sh("ip route replace unreachable 10.9.0.0/16") }},
 	{code: "table-nearly-full", level: diagnose.Warning, settings: "", provoke: func(p *patient) {
 		p.hp.Run("detach", "--all")
 		p.rewrite("[datapath]", "[datapath]\nmax_connections = 1")
@@ -487,6 +538,42 @@ func TestWithoutPrivilege(t *testing.T) {
 	for _, code := range []string{"privileges-missing", "datapath-unseen", "nftables-unseen", "ipsec-unseen"} {
 		if !strings.Contains(r.Stdout, `"level":"unknown","check":`) || !strings.Contains(r.Stdout, `"code":"`+code+`"`) {
 			t.Errorf("no %s: %s", code, r.Stdout)
+		}
+	}
+}
+
+// elsewhere are the codes that no provocation makes, with the reason.
+var elsewhere = map[string]string{
+	"service-shadowed":       "TestShadowedService",
+	"privileges-missing":     "TestWithoutPrivilege",
+	"datapath-unseen":        "TestWithoutPrivilege",
+	"nftables-unseen":        "TestWithoutPrivilege",
+	"ipsec-unseen":           "TestWithoutPrivilege",
+	"iptables-legacy-unseen": "TestLegacyUnseen",
+	"kernel-too-old":         "TestLoad of test/kernels, on Linux 5.10",
+	"flowtable":              "TestFlowtable of test/kernels",
+	"vlan-tags-unseen":       "TestDoctorSeesVLANOnTop of test/kernels",
+	"services-unseen":        "table test alone: without /proc, where the sockets are, no command finds its pins",
+	"shaping-unseen":         "table test alone: the kernel lists the qdiscs of every interface to everybody",
+}
+
+// TestEveryCode: each code of the page about doctor is provoked, or is in elsewhere.
+func TestEveryCode(t *testing.T) {
+	page, err := os.ReadFile("../../cmd/hairpin/doc/doctor.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 6 {
+			continue
+		}
+		for quoted := range strings.SplitSeq(cells[2], ",") {
+			code := strings.Trim(quoted, " `")
+			provoked := slices.ContainsFunc(provocations, func(v provocation) bool { return v.code == code })
+			if code != "" && code != "code" && !strings.HasPrefix(code, "---") && provoked == (elsewhere[code] != "") {
+				t.Errorf("%s: provoked %v, elsewhere %q", code, provoked, elsewhere[code])
+			}
 		}
 	}
 }
