@@ -104,6 +104,9 @@ is attached. It ends with Ctrl-C. "hairpin watch conn" shows connections instead
 			if err := limits.check(); err != nil {
 				return err
 			}
+			if file == "" && command.Flags().Changed("write") {
+				return usageError{errors.New("-w is empty; leave the option out to print lines")} // probably a shell variable that is not set
+			}
 			options.Dir, options.Frames = a.dir, file != ""
 			return a.tracePackets(command.Context(), options, limits, file)
 		},
@@ -148,11 +151,11 @@ func (a *app) tracePackets(ctx context.Context, options trace.PacketOptions, lim
 	defer func() { err = errors.Join(err, running.Close()) }()
 	write := a.packetPrinter()
 	if file != "" {
-		out, err := a.create(file)
-		if err != nil {
-			return err
+		out, failed := a.create(file)
+		if failed != nil {
+			return failed
 		}
-		defer out.Close()
+		defer func() { err = errors.Join(err, out.Close()) }()
 		if write, err = pcapngPrinter(out); err != nil {
 			return err
 		}
