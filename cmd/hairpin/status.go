@@ -214,8 +214,8 @@ func (a *app) changeStatus(st *status, s *router.Session) {
 	refused, err := keeper.Store.Refused()
 	if err != nil {
 		warn(err.Error())
-	} else if refused != nil {
-		warn(fmt.Sprintf("%q was not confirmed and was taken back; correct the files, then run \"hairpin reload\": a start of the daemon does not run these files", refused.Command))
+	} else if refused != nil && st.Apart == "" { // else the daemon says it
+		warn(fmt.Sprintf("%q was not confirmed; correct the files, then run \"hairpin reload\": a start of the daemon does not run these files", refused.Command))
 	}
 }
 

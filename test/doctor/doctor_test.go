@@ -540,6 +540,11 @@ func TestWithoutPrivilege(t *testing.T) {
 			t.Errorf("no %s: %s", code, r.Stdout)
 		}
 	}
+	// Another user may not even read the file. That is no problem of the router.
+	r, err = p.Router.Try("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", lab.Binary(t), "-c", p.hp.File, "--bpffs", p.hp.Dir, "-j", "doctor")
+	if err != nil || r.Code != 0 || !strings.Contains(r.Stdout, `"code":"configuration-unseen"`) || strings.Contains(r.Stdout, `"code":"ipsec-ok"`) {
+		t.Errorf("another user: exit code %d, %v\n%s%s", r.Code, err, r.Stdout, r.Stderr)
+	}
 }
 
 // elsewhere are the codes that no provocation makes, with the reason.
@@ -547,6 +552,7 @@ var elsewhere = map[string]string{
 	"service-shadowed":       "TestShadowedService",
 	"privileges-missing":     "TestWithoutPrivilege",
 	"datapath-unseen":        "TestWithoutPrivilege",
+	"configuration-unseen":   "TestWithoutPrivilege",
 	"nftables-unseen":        "TestWithoutPrivilege",
 	"ipsec-unseen":           "TestWithoutPrivilege",
 	"iptables-legacy-unseen": "TestLegacyUnseen",

@@ -163,6 +163,9 @@ func TestJudgements(t *testing.T) {
 		{"no daemon", func(f *Facts) { f.Datapath.Daemon, f.Datapath.Outdated = false, "x" }, nil, "warning no-daemon, warning programs-outdated"},
 		{"the daemon loads programs anew", func(f *Facts) { f.Datapath.Outdated = "x" }, nil, ""},
 		{"an invalid file", func(f *Facts) { f.Datapath.Invalid = []string{"a", "b"} }, nil, "problem configuration-invalid, problem configuration-invalid"},
+		{"a file of others", func(f *Facts) {
+			f.Datapath.FileUnseen, f.Config.WAN, f.Config.LAN, f.Ports = errors.New("no"), nil, nil, nil
+		}, []string{}, "unknown configuration-unseen"},
 		{"no interface is named", func(f *Facts) { f.Config.WAN, f.Config.LAN, f.Ports = nil, nil, nil }, []string{}, "problem no-interfaces"},
 		{"an interface is missing", func(f *Facts) { f.Ports[1].Link = nil }, []string{}, "problem no-interface lan0"},
 		{"an interface refuses", func(f *Facts) { f.Ports[1].Err = errors.New("lan0: no") }, nil, "problem interface-refused"},

@@ -62,8 +62,10 @@ type Datapath struct {
 	Unseen  bool
 	Foreign bool // one runs, but of a version with another table layout
 	// File is the configuration file that was read in place of the running configuration, or "". Invalid are its problems.
-	File    string
-	Invalid []string
+	// FileUnseen is why this user could not read it; nil: it was read.
+	File       string
+	FileUnseen error
+	Invalid    []string
 
 	Daemon      bool
 	Outdated    string       // what has changed since the programs were loaded, or ""
