@@ -66,6 +66,10 @@ func (d *daemon) warnUnkept(why error) {
 // seeFiles looks, after each change, whether a command has made the files run that a reload or the start could not run; or whether the
 // files are those of a change that was taken back.
 func (d *daemon) seeFiles() {
+	if p, err := d.keeper.Store.Pending(); d.waits && p == nil && err == nil {
+		d.waits = false
+		d.seeEndOfWait()
+	}
 	now, err := d.router.Generation()
 	if err != nil || now == d.apartAt {
 		return
@@ -84,6 +88,24 @@ func (d *daemon) seeFiles() {
 		d.state.apart.Store(nil)
 		d.reloaded(true)
 	}
+}
+
+// seeEndOfWait says what is true of the files after the change has ended for which the start waited.
+func (d *daemon) seeEndOfWait() {
+	running, err := d.router.Settings()
+	files, failed := d.read()
+	if err = errors.Join(err, failed); err != nil {
+		d.sayApart(err)
+		return
+	}
+	why, err := d.keeper.Refuses(files.Digest)
+	switch {
+	case files.Digest == running.Digest:
+		d.reloaded(true)
+	case why == nil && err == nil:
+		why = errors.New("what was confirmed is another configuration; see \"hairpin diff\"")
+	}
+	d.sayApart(errors.Join(why, err))
 }
 
 // seeTakenBack looks whether the files are those of a change that was taken back.

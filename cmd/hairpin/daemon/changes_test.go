@@ -169,6 +169,41 @@ func TestFilesOfAChangeThatWasTakenBack(t *testing.T) {
 	}
 }
 
+// A daemon that starts while a change waits tells how the wait has ended.
+func TestStartWhileAChangeWaits(t *testing.T) {
+	for name, test := range map[string]struct {
+		files string // the digest of the files meanwhile
+		end   func(*change.Keeper) error
+		want  string
+	}{
+		"confirmed":           {"two", func(k *change.Keeper) error { _, _, err := k.Confirm(); return err }, ""},
+		"another, confirmed":  {"one", func(k *change.Keeper) error { _, _, err := k.Confirm(); return err }, "what was confirmed is another configuration"},
+		"taken back":          {"two", func(k *change.Keeper) error { _, err := k.Rollback(1); return err }, "not confirmed"},
+		"another, taken back": {"one", func(k *change.Keeper) error { _, err := k.Rollback(1); return err }, ""},
+	} {
+		d := newDaemonFake(t)
+		d.file.Digest = "one"
+		if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
+			t.Fatal(err)
+		}
+		two := d.file
+		two.Digest, two.MetricsListen = "two", "127.0.0.1:0"
+		if _, waits, err := d.keeper.ApplyUntil(two, "apply two", time.Hour, func() error { return nil }); err != nil || !waits {
+			t.Fatalf("waits %v, %v", waits, err)
+		}
+		d.file.Digest = test.files
+		d.sayApart(change.ErrPending) // as start does
+		d.waits = true
+		if err := test.end(d.keeper); err != nil {
+			t.Fatal(err)
+		}
+		d.seeFiles()
+		if got := d.ready(); (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
+			t.Errorf("%s: ready %q, want %q", name, got, test.want)
+		}
+	}
+}
+
 // A change that was never made is not taken for one that runs because a forward has drained meanwhile.
 func TestDrainBesideAChangeThatWasNotMade(t *testing.T) {
 	d := newDaemonFake(t)
