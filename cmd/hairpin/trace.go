@@ -112,7 +112,7 @@ is attached. It ends with Ctrl-C. "hairpin watch conn" shows connections instead
 		},
 	}
 	flags := command.Flags()
-	flags.StringVarP(&file, "write", "w", "", "write a pcapng `FILE` instead of lines: the first 256 bytes of the packets as they arrive and as they leave; - is stdout")
+	flags.StringVarP(&file, "write", "w", "", "write a pcapng `FILE` instead of lines: the packets as they arrive and as they leave, up to 256 bytes of each; - is stdout")
 	flags.Uint32Var(&options.Sample, "sample", 1, "only every `N`th matching packet")
 	limits.flags(command, "packets")
 	return command
