@@ -124,6 +124,7 @@ const (
 	ExplainVarConntrackTracks = "conntrack_tracks"
 	ExplainVarEphemeralFirst  = "ephemeral_first"
 	ExplainVarEphemeralLast   = "ephemeral_last"
+	ExplainVarEthertype       = "ethertype"
 	ExplainVarSweepPause      = "sweep_pause"
 )
 
@@ -245,6 +246,7 @@ type ExplainVariableSpecs struct {
 	ConntrackTracks *ebpf.VariableSpec `ebpf:"conntrack_tracks"`
 	EphemeralFirst  *ebpf.VariableSpec `ebpf:"ephemeral_first"`
 	EphemeralLast   *ebpf.VariableSpec `ebpf:"ephemeral_last"`
+	Ethertype       *ebpf.VariableSpec `ebpf:"ethertype"`
 	SweepPause      *ebpf.VariableSpec `ebpf:"sweep_pause"`
 }
 
@@ -401,6 +403,7 @@ type ExplainVariables struct {
 	ConntrackTracks *ebpf.Variable `ebpf:"conntrack_tracks"`
 	EphemeralFirst  *ebpf.Variable `ebpf:"ephemeral_first"`
 	EphemeralLast   *ebpf.Variable `ebpf:"ephemeral_last"`
+	Ethertype       *ebpf.Variable `ebpf:"ethertype"`
 	SweepPause      *ebpf.Variable `ebpf:"sweep_pause"`
 }
 

@@ -9,6 +9,7 @@ import (
 	"hairpin/bpf"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/compile"
 	"hairpin/maps/config"
 	"hairpin/maps/layout"
 	"hairpin/maps/rule"
@@ -31,6 +32,7 @@ type Options struct {
 // Explainer answers questions. The caller closes what Options hold.
 type Explainer struct {
 	Options
+	roster   *compile.Roster
 	borrowed map[bpf.HairpinTuple]bool
 }
 
@@ -41,7 +43,11 @@ func New(o Options) (*Explainer, error) {
 			return nil, err
 		}
 	}
-	return &Explainer{Options: o, borrowed: make(map[bpf.HairpinTuple]bool)}, nil
+	roster, err := o.Tables.Roster()
+	if err != nil {
+		return nil, err
+	}
+	return &Explainer{Options: o, roster: roster, borrowed: make(map[bpf.HairpinTuple]bool)}, nil
 }
 
 // Connection is a connection that existed before the packet.

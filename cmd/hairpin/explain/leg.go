@@ -27,19 +27,15 @@ func (x *Explainer) leg(q Question, link *loader.Link, result *bpf.ExplainExplan
 		Verdict: maps.VerdictName(result.Verdict), Reason: maps.ReasonName(result.Reason),
 		Back: x.linkName(result.BackIfindex), Notes: []string{},
 	}
-	roster, err := x.Tables.Roster()
-	if err != nil {
-		return l, err
-	}
-	l.Forward = roster.Name(result.Forward)
+	l.Forward = x.roster.Name(result.Forward)
 	if result.Identity != 0 {
 		l.Path = maps.PathName(uint32(result.Identity) >> uint32(bpf.HairpinConnFlagCONN_PATH_SHIFT) & 3)
-		if name := roster.Name(result.ConnForward); name != "" {
+		if name := x.roster.Name(result.ConnForward); name != "" {
 			l.Forward = name
 		}
 	}
 	if known != nil {
-		l.Connection = &Connection{State: maps.StateOf(known), Path: maps.PathName(uint32(known.Path)), Forward: roster.Name(known.Forward)}
+		l.Connection = &Connection{State: maps.StateOf(known), Path: maps.PathName(uint32(known.Path)), Forward: x.roster.Name(known.Forward)}
 	}
 	if l.Sent() {
 		x.way(&l, q, result)

@@ -20,26 +20,27 @@ type Rehearsal struct {
 	Links   []loader.Link
 }
 
-// Rehearse prepares questions about the running configuration. Close the Rehearsal before the Session.
-func (s *Session) Rehearse() (*Rehearsal, error) {
-	cfg, err := s.Settings()
+// Rehearse prepares questions about the running configuration and one IP version. Close the Rehearsal before the Session.
+func (s *Session) Rehearse(v6 bool) (*Rehearsal, error) {
+	program, err := s.datapath.Rehearse(v6)
 	if err != nil {
 		return nil, err
+	}
+	// Read while the program is being loaded.
+	cfg, err := s.Settings()
+	if err != nil {
+		return nil, errors.Join(err, program.Close())
 	}
 	links, err := s.listLinks()
 	if err != nil {
-		return nil, err
-	}
-	program, err := s.datapath.Rehearse()
-	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, program.Close())
 	}
 	return &Rehearsal{Rehearsal: program, Tables: maps.New(program.Objects()), Running: s.Tables, Config: cfg, Links: links}, nil
 }
 
-// Rehearse prepares questions about a configuration that does not run, as if it ran on this machine.
-func Rehearse(cfg config.Config) (_ *Rehearsal, err error) {
-	program, err := loader.NewRehearsal()
+// Rehearse prepares questions about a configuration that does not run, as if it ran on this machine, and about one IP version.
+func Rehearse(cfg config.Config, v6 bool) (_ *Rehearsal, err error) {
+	program, err := loader.NewRehearsal(v6)
 	if err != nil {
 		return nil, err
 	}
