@@ -33,6 +33,7 @@ struct explanation {
 	struct tuple sent;	/* SEND: the tuple with which the packet leaves. Otherwise of a prepared opening, or zero */
 	struct tuple answer;	/* the tuple of the answers, as they arrive; of an opening only */
 	__u64 identity;		/* of the entry of the packet's connection; 0: none */
+	__u32 attached;		/* 1: the programs are on the input interface */
 	__u32 parsed;		/* 1: hairpin can read the packet */
 	__u32 known;		/* 1: the packet had a connection before */
 	__u32 opened;		/* 1: the packet has opened its connection */
@@ -114,6 +115,9 @@ int hairpin_explain(struct __sk_buff *skb)
 	to->packet = work->pkt.tuple;
 	to->known = conn_find(&work->pkt.tuple, &work->rw.entry) != NULL;
 	explain_listeners(&work->pkt, to);
+	to->attached = nat_role(skb->ifindex) != 0;
+	if (!to->attached)
+		return VERDICT_PASS;
 	__builtin_memset(&work->open.sent, 0, sizeof(work->open.sent));
 	__builtin_memset(&work->open.answer, 0, sizeof(work->open.answer));
 	work->route.back_ifindex = 0;

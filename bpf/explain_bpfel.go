@@ -26,6 +26,7 @@ type ExplainExplanation struct {
 	Sent          ExplainTuple
 	Answer        ExplainTuple
 	Identity      uint64
+	Attached      uint32
 	Parsed        uint32
 	Known         uint32
 	Opened        uint32
@@ -40,6 +41,7 @@ type ExplainExplanation struct {
 	ToRouter      uint32
 	Resolved      uint32
 	GatewayFamily uint32
+	_             [4]byte
 	Gateway       ExplainAddr
 	Mac           [6]uint8
 	Ttl           uint8

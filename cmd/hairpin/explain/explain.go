@@ -27,6 +27,9 @@ type Options struct {
 	Running *maps.Tables // whose connections are borrowed; nil: no connections
 	Config  config.Config
 	Links   []loader.Link
+	// NotForwarding returns "" if the kernel forwards packets of this IP version that come in by an interface; otherwise what is off, and the
+	// command that turns it on.
+	NotForwarding func(link *loader.Link, v6 bool) string
 }
 
 // Explainer answers questions. The caller closes what Options hold.

@@ -40,7 +40,7 @@ func (x *Explainer) leg(q Question, link *loader.Link, result *bpf.ExplainExplan
 	if l.Sent() {
 		x.way(&l, q, result)
 	}
-	return l, x.words(&l, q, result)
+	return l, x.words(&l, q, link, result)
 }
 
 // role is the role of an interface in the configuration.
@@ -74,7 +74,7 @@ func (x *Explainer) way(l *Leg, q Question, result *bpf.ExplainExplanation) {
 }
 
 // words adds the reason, near misses, and what is not known.
-func (x *Explainer) words(l *Leg, q Question, result *bpf.ExplainExplanation) error {
+func (x *Explainer) words(l *Leg, q Question, link *loader.Link, result *bpf.ExplainExplanation) error {
 	switch {
 	case l.Sent():
 		l.Why = x.source(l)
@@ -86,10 +86,13 @@ func (x *Explainer) words(l *Leg, q Question, result *bpf.ExplainExplanation) er
 		l.Why = "hairpin cannot read the packet"
 		return nil
 	case l.Reason != "":
-		l.Why = reasons[l.Reason]
+		l.Why = x.reason(l.Reason, q, link)
 		return nil
-	case l.Role == "":
+	case result.Attached == 0 && l.Role == "":
 		l.Why = fmt.Sprintf("hairpin is not attached to %s: %s is in neither interfaces.wan nor interfaces.lan", l.Interface, l.Interface)
+		return nil
+	case result.Attached == 0:
+		l.Why = fmt.Sprintf("hairpin is not attached to %s; \"hairpin status\" says why", l.Interface)
 		return nil
 	case l.Forward != "" && l.Intercept:
 		l.Why = fmt.Sprintf("intercept %s takes only packets that open a connection, and the packet belongs to a connection of the kernel", l.Forward)
@@ -99,6 +102,17 @@ func (x *Explainer) words(l *Leg, q Question, result *bpf.ExplainExplanation) er
 		return nil
 	}
 	return x.near(l, q)
+}
+
+// reason returns a reason in words. Where forwarding is off, the kernel finds no route back to the source of a packet, so the datapath says
+// spoofed.
+func (x *Explainer) reason(name string, q Question, link *loader.Link) string {
+	if name == "spoofed" || name == "forwarding_off" {
+		if off := x.NotForwarding(link, q.Source.Addr().Is6()); off != "" {
+			return off
+		}
+	}
+	return reasons[name]
 }
 
 // source says how the source that the receiver sees was chosen.
