@@ -43,11 +43,16 @@ var explainedRouters = []explainedRouter{
 			verdict: "refuse", reason: "ipsec", forward: "protected"},
 		{name: "an interface without hairpin", in: "lan1", src: "192.168.2.50:42006", dst: "203.0.113.2:91", verdict: "pass", forward: "protected"},
 	}},
-	{name: "no IPv6 address", config: home.Config("tc", fixedAddress), prepare: withoutAddresses6, situations: []situation{
+	{name: "no IPv6 address", config: home.Config("tc", fixedAddress6), prepare: withoutAddresses6, situations: []situation{
 		{name: "a client who must be hidden", in: "lan0", src: "[fd00:1::50]:43001", dst: "[2001:db8:0:1::2]:80",
 			verdict: "refuse", reason: "no_address", forward: "web6"},
 		{name: "a client who need not be hidden", in: "wan0", src: "[2001:db8:9::10]:43002", dst: "[2001:db8:0:1::2]:80",
 			verdict: "send", forward: "web6", path: "wan", source: lab.InternetSource6},
+	}},
+	// The addresses of the other IP version must not be taken for the router's.
+	{name: "no IPv4 address", config: home.Config("tc", fixedAddress4), prepare: withoutAddresses, situations: []situation{
+		{name: "a client who must be hidden", in: "lan0", src: "192.168.1.50:46001", dst: "203.0.113.2:80",
+			verdict: "refuse", reason: "no_address", forward: "web"},
 	}},
 	{name: "IPv4 is not forwarded", config: home.Config("tc", home.Forwards), situations: []situation{
 		{name: "a LAN client", in: "lan0", src: "192.168.1.50:44001", dst: "203.0.113.2:80",
@@ -134,7 +139,24 @@ func protectTunnel(t *testing.T, n *lab.Network) {
 	n.Router.Run("ip", "xfrm", "policy", "add", "dir", "out", "dst", "10.77.0.0/16", "tmpl", "src", lab.External, "dst", lab.Gateway, "proto", "esp", "mode", "tunnel")
 }
 
-const fixedAddress = `
+const fixedAddress4 = `
+[[forward]]
+name = "web"
+protocol = ["tcp"]
+external = "203.0.113.2"
+port = "80"
+to = "192.168.1.20:8080"
+`
+
+// withoutAddresses takes the router's IPv4 addresses away. A route to the LAN stays.
+func withoutAddresses(t *testing.T, n *lab.Network) {
+	for _, dev := range []string{"wan0", "lan0", "lan1"} {
+		n.Router.Run("ip", "-4", "address", "flush", "dev", dev)
+	}
+	n.Router.Route("lan0", "192.168.1.0/24", "", "")
+}
+
+const fixedAddress6 = `
 [[forward]]
 name = "web6"
 protocol = ["tcp"]
