@@ -70,4 +70,8 @@ func TestLoad(t *testing.T) {
 			t.Errorf("%s: the message does not name the floor: %s", command, said)
 		}
 	}
+	r, err := hp.Try("-j", "doctor")
+	if err != nil || r.Code != 1 || !strings.Contains(r.Stdout, `"level":"problem","check":"kernel","code":"kernel-too-old"`) {
+		t.Errorf("doctor: %+v, %v", r, err)
+	}
 }
