@@ -319,8 +319,7 @@ __noinline int table_free(const struct tuple *key, __u32 number, __u32 serial)
 	return 0;
 }
 
-/* Claims this slot for the key. Returns its number; TABLE_EXISTS if the key has an entry already; or TABLE_AGAIN. */
-static __always_inline long table_take(bool v6, const struct tuple *tuple, __u32 number, __u32 serial)
+static __always_inline long walk_take(bool v6, const struct tuple *tuple, __u32 number, __u32 serial)
 {
 	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
 	void *bucket = table_bucket(v6, number >> BUCKET_SLOT_BITS);
@@ -351,6 +350,14 @@ static __always_inline long table_take(bool v6, const struct tuple *tuple, __u32
 	return TABLE_EXISTS;
 }
 
+/* Claims this slot for the key. Returns its number; TABLE_EXISTS if the key has an entry already; or TABLE_AGAIN. */
+__noinline long table_take(const struct tuple *key, __u32 number, __u32 serial)
+{
+	if (!key)
+		return TABLE_NO_ROOM;
+	return tuple_is_v6(key) ? walk_take(true, key, number, serial) : walk_take(false, key, number, serial);
+}
+
 /* Claims a slot for an entry with this key and serial. Returns the number of the entry, which is invalid until its identity is
  * written. TABLE_EXISTS: another entry has the key. TABLE_NO_ROOM: no slot of the walk is free. TABLE_AGAIN: other CPUs were
  * faster. */
@@ -361,8 +368,7 @@ static __always_inline long table_claim(const struct tuple *key, __u32 serial)
 	for (int i = 0; i < TABLE_CLAIMS && number == TABLE_AGAIN; i++) {
 		number = table_room(key);
 		if (number >= 0)
-			number = tuple_is_v6(key) ? table_take(true, key, (__u32)number, serial)
-						  : table_take(false, key, (__u32)number, serial);
+			number = table_take(key, (__u32)number, serial);
 	}
 	return number;
 }
