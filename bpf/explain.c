@@ -7,22 +7,6 @@
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
 
-#include "own_address.h"
-#include "packet.h"
-
-/* ETH_P_IP or ETH_P_IPV6 in network byte order: the IP version of the packets that the program is asked about. The loader sets the value
- * before the verifier reads the program. So the verifier skips the code of the other version, and needs a third less time. */
-volatile const __be16 ethertype;
-
-static __always_inline bool explain_is_v4(const union addr *addr)
-{
-	(void)addr;
-	return ethertype == bpf_htons(ETH_P_IP);
-}
-
-/* The headers below ask addr_is_v4 only about addresses of the packet, of its forward and of its connections. These all have the IP version
- * of the packet. own_address.h also asks about an address of the other version, so own_address.h is included above. */
-#define addr_is_v4 explain_is_v4
 #include "tc.h"
 
 /* What the program reports. The types of the members are those of struct work. */
@@ -105,7 +89,7 @@ int hairpin_explain(struct __sk_buff *skb)
 	__builtin_memset(to, 0, sizeof(*to));
 	work_begin(work, HOOK_TC, skb->ifindex, skb->len, 0, sizeof(struct ethhdr));
 	to->attached = nat_role(skb->ifindex) != 0;
-	if (!tc_pull(skb) || !packet_parse((void *)(long)skb->data, (void *)(long)skb->data_end, ethertype, &work->pkt))
+	if (!tc_pull(skb) || !tc_parse(skb, work))
 		return VERDICT_PASS;
 	to->parsed = 1;
 	explain_listeners(&work->pkt, to);

@@ -122,7 +122,6 @@ const (
 	ExplainVarConntrackTracks = "conntrack_tracks"
 	ExplainVarEphemeralFirst  = "ephemeral_first"
 	ExplainVarEphemeralLast   = "ephemeral_last"
-	ExplainVarEthertype       = "ethertype"
 	ExplainVarSweepPause      = "sweep_pause"
 )
 
@@ -244,7 +243,6 @@ type ExplainVariableSpecs struct {
 	ConntrackTracks *ebpf.VariableSpec `ebpf:"conntrack_tracks"`
 	EphemeralFirst  *ebpf.VariableSpec `ebpf:"ephemeral_first"`
 	EphemeralLast   *ebpf.VariableSpec `ebpf:"ephemeral_last"`
-	Ethertype       *ebpf.VariableSpec `ebpf:"ethertype"`
 	SweepPause      *ebpf.VariableSpec `ebpf:"sweep_pause"`
 }
 
@@ -401,7 +399,6 @@ type ExplainVariables struct {
 	ConntrackTracks *ebpf.Variable `ebpf:"conntrack_tracks"`
 	EphemeralFirst  *ebpf.Variable `ebpf:"ephemeral_first"`
 	EphemeralLast   *ebpf.Variable `ebpf:"ephemeral_last"`
-	Ethertype       *ebpf.Variable `ebpf:"ethertype"`
 	SweepPause      *ebpf.Variable `ebpf:"sweep_pause"`
 }
 

@@ -37,29 +37,32 @@ type Rehearsal struct {
 }
 
 // Rehearse loads the program beside the running datapath, whose forwards, interfaces and addresses the program reads. Its own maps are
-// empty: see maps.Tables.Borrow. The program takes packets of one IP version. The Datapath must stay open.
-func (d *Datapath) Rehearse(v6 bool) (*Rehearsal, error) {
+// empty: see maps.Tables.Borrow. The Datapath must stay open.
+func (d *Datapath) Rehearse() (*Rehearsal, error) {
 	suited, err := pins(d.dir).fit()
 	if err != nil {
 		return nil, explain(err)
 	}
-	r, err := rehearse(&d.objs.HairpinMaps, suited, v6)
+	r, err := rehearse(&d.objs.HairpinMaps, suited)
 	return r, explain(err)
 }
 
-// NewRehearsal loads the program with empty maps, for a configuration that does not run. The program takes packets of one IP version.
-func NewRehearsal(v6 bool) (*Rehearsal, error) {
+// NewRehearsal loads the program with empty maps, for a configuration that does not run.
+func NewRehearsal() (*Rehearsal, error) {
 	if err := CheckKernel(); err != nil {
 		return nil, err
 	}
-	r, err := rehearse(nil, currentFit(), v6)
+	r, err := rehearse(nil, currentFit())
 	return r, explain(err)
 }
 
 // rehearse shares the maps of running; nil: it shares none.
-func rehearse(running *bpf.HairpinMaps, suited fit, v6 bool) (_ *Rehearsal, err error) {
-	spec, err := rehearsalSpec(v6)
+func rehearse(running *bpf.HairpinMaps, suited fit) (_ *Rehearsal, err error) {
+	spec, err := bpf.LoadExplain()
 	if err != nil {
+		return nil, fmt.Errorf("read embedded program: %w", err)
+	}
+	if err := complete(spec, rehearsalConnections); err != nil {
 		return nil, err
 	}
 	own := spec.Copy()
@@ -96,25 +99,6 @@ func rehearse(running *bpf.HairpinMaps, suited fit, v6 bool) (_ *Rehearsal, err 
 		return nil, errors.Join(err, r.Close())
 	}
 	return r, nil
-}
-
-// rehearsalSpec returns the program for one IP version, and all maps, which are those of the datapath and the program's result.
-func rehearsalSpec(v6 bool) (*ebpf.CollectionSpec, error) {
-	spec, err := bpf.LoadExplain()
-	if err != nil {
-		return nil, fmt.Errorf("read embedded program: %w", err)
-	}
-	if err := complete(spec, rehearsalConnections); err != nil {
-		return nil, err
-	}
-	ethertype := uint16(unix.ETH_P_IP)
-	if v6 {
-		ethertype = unix.ETH_P_IPV6
-	}
-	if err := spec.Variables[bpf.ExplainVarEthertype].Set(binary.BigEndian.AppendUint16(nil, ethertype)); err != nil {
-		return nil, fmt.Errorf("set %s: %w", bpf.ExplainVarEthertype, err)
-	}
-	return spec, nil
 }
 
 // create makes the Rehearsal's own maps. It returns the slots of their outer maps, which are still empty.

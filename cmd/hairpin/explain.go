@@ -67,7 +67,7 @@ A drawn source port is only likely: a real packet may get another one.`,
 }
 
 func (a *app) explain(file string, question explain.Question) (report explain.Report, err error) {
-	rehearsal, done, err := a.rehearse(file, question.Source.Addr().Is6())
+	rehearsal, done, err := a.rehearse(file)
 	if err != nil {
 		return report, err
 	}
@@ -82,14 +82,14 @@ func (a *app) explain(file string, question explain.Question) (report explain.Re
 	return explainer.Explain(question)
 }
 
-// rehearse prepares questions of one IP version about a file; "": about what runs. The caller calls done.
-func (a *app) rehearse(file string, v6 bool) (_ *router.Rehearsal, done func() error, err error) {
+// rehearse prepares questions about a file; "": about what runs. The caller calls done.
+func (a *app) rehearse(file string) (_ *router.Rehearsal, done func() error, err error) {
 	if file != "" {
 		cfg, err := a.readConfig(file)
 		if err != nil {
 			return nil, nil, err
 		}
-		rehearsal, err := router.Rehearse(cfg, v6)
+		rehearsal, err := router.Rehearse(cfg)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -99,7 +99,7 @@ func (a *app) rehearse(file string, v6 bool) (_ *router.Rehearsal, done func() e
 	if err != nil {
 		return nil, nil, err
 	}
-	rehearsal, err := session.Rehearse(v6)
+	rehearsal, err := session.Rehearse()
 	if err != nil {
 		return nil, nil, errors.Join(err, session.Close())
 	}

@@ -25,9 +25,9 @@ type Rehearsal struct {
 	NotForwarding func(link *loader.Link, v6 bool) string
 }
 
-// Rehearse prepares questions about the running configuration and one IP version. Close the Rehearsal before the Session.
-func (s *Session) Rehearse(v6 bool) (*Rehearsal, error) {
-	program, err := s.datapath.Rehearse(v6)
+// Rehearse prepares questions about the running configuration. Close the Rehearsal before the Session.
+func (s *Session) Rehearse() (*Rehearsal, error) {
+	program, err := s.datapath.Rehearse()
 	if err != nil {
 		return nil, err
 	}
@@ -46,9 +46,9 @@ func (s *Session) Rehearse(v6 bool) (*Rehearsal, error) {
 	}, nil
 }
 
-// Rehearse prepares questions about a configuration that does not run, as if it ran on this machine, and about one IP version.
-func Rehearse(cfg config.Config, v6 bool) (_ *Rehearsal, err error) {
-	program, err := loader.NewRehearsal(v6)
+// Rehearse prepares questions about a configuration that does not run, as if it ran on this machine.
+func Rehearse(cfg config.Config) (_ *Rehearsal, err error) {
+	program, err := loader.NewRehearsal()
 	if err != nil {
 		return nil, err
 	}
