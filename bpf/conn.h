@@ -102,18 +102,13 @@ static __always_inline void conn_set_made_from(struct conn *conn, const struct e
 	conn->epochs = forward->epoch + address->epoch;
 }
 
-/* Copies the identity and the tuple `to` of the entry with this number, if it is the entry of the key. NULL: it is not, or another
- * CPU is inserting or deleting the entry (race J in table.h). */
-static __always_inline struct conn *conn_read(const struct tuple *key, bool v6, __u32 number, struct entry *entry)
+/* Copies the identity and the tuple `to` of the entry in this slot, if it is the entry of the key. NULL: it is not, or another CPU is
+ * inserting or deleting the entry (race J in table.h). */
+static __always_inline struct conn *conn_copy(const struct tuple *key, bool v6, void *bucket, __u32 slot, struct entry *entry)
 {
-	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
-	void *bucket = table_bucket(v6, number >> BUCKET_SLOT_BITS);
 	struct table_key words = table_key_of(key);
-	struct conn *conn;
+	struct conn *conn = bucket_conn(v6, bucket, slot);
 
-	if (!bucket || slot >= BUCKET_SLOTS)
-		return NULL;
-	conn = bucket_conn(v6, bucket, slot);
 	entry->identity = conn_identity(conn);
 	if (bucket_differs(v6, bucket, slot, &words))
 		return NULL;
@@ -126,11 +121,22 @@ static __always_inline struct conn *conn_read(const struct tuple *key, bool v6, 
 	}
 	*ports_word(&entry->to.sport) = *ports_word(&conn->sport);
 	entry->to.protocol = key->protocol;
-	entry->number = number;
 	if (conn_serial(conn_identity(conn)) != conn_serial(entry->identity) || !entry->identity ||
 	    conn_state(entry->identity) == CONN_GONE)
 		return NULL;
 	return conn;
+}
+
+/* conn_copy for the entry with this number. */
+static __always_inline struct conn *conn_read(const struct tuple *key, bool v6, __u32 number, struct entry *entry)
+{
+	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
+	void *bucket = table_bucket(v6, number >> BUCKET_SLOT_BITS);
+
+	if (!bucket || slot >= BUCKET_SLOTS)
+		return NULL;
+	entry->number = number;
+	return conn_copy(key, v6, bucket, slot, entry);
 }
 
 /* conn_find without the pointer, which a global function cannot return. */
@@ -155,17 +161,28 @@ static __always_inline struct conn *conn_find(const struct tuple *key, struct en
 	return tuple_is_v6(key) ? table_conn(true, entry->number) : table_conn(false, entry->number);
 }
 
-/* conn_find without a call, for the step that every packet needs. Only the first bucket of the walk is searched here. */
+/* conn_find, but without a call if the first bucket of the walk decides: for the step that every packet needs. */
 static __always_inline struct conn *conn_find_fast(const struct tuple *key, bool v6, struct entry *entry)
 {
-	entry->number = table_first(v6, key);
+	struct table_key words = table_key_of(key);
+	struct conn *conn = NULL;
+	struct walk walk;
+	__u32 *passed, slot;
+
+	if (!walk_begin(&walk, v6, &words))
+		return NULL;
+	passed = table_bucket(v6, walk.bucket);
+	if (!passed)
+		return NULL;
+	entry->number = entry_number(walk.bucket, bucket_slot(v6, passed, &words));
 	/* Reloaded, so that the verifier does not follow each slot through the rest of the program. */
 	verifier_forget();
-	if (entry->number == TABLE_NOWHERE)
+	slot = verifier_same(entry->number & ((1 << BUCKET_SLOT_BITS) - 1));
+	if (slot < BUCKET_SLOTS)
+		conn = conn_copy(key, v6, passed, slot, entry);
+	else if (!*(volatile __u32 *)passed)
 		return NULL;
-	if (entry->number == TABLE_FURTHER)
-		return conn_find(key, entry);
-	return conn_read(key, v6, entry->number, entry);
+	return conn ? conn : conn_find(key, entry);
 }
 
 /* Finds an entry by its number. NULL: the slot is free, or another CPU is inserting or deleting the entry. */

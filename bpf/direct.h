@@ -25,21 +25,27 @@ static __always_inline bool direct_reaches(const struct interface *in, const uni
 	return in->role == ROLE_LAN;
 }
 
-/* Writes the note that the packet opens a direct connection. False: it opens none. */
-static __always_inline bool direct_note(const struct packet *pkt, __u32 may_be)
+/* May a packet that opens a connection open a direct one? */
+static __always_inline bool direct_may(const struct packet *pkt, __u32 may_be)
 {
-	const struct tuple *key = &pkt->tuple;
-	struct direct fresh = { .seen = pkt->second };
 	__u32 ifindex = pkt->ifindex;
 	const struct interface *in;
 
-	if (!target_has(&key->dst, may_be))
+	if (!target_has(&pkt->tuple.dst, may_be))
 		return false;
 	in = bpf_map_lookup_elem(&interfaces, &ifindex);
-	if (!in || !direct_reaches(in, &key->src, &key->dst))
-		return false;
-	bpf_map_update_elem(&directs, key, &fresh, BPF_ANY);
-	return true;
+	return in && direct_reaches(in, &pkt->tuple.src, &pkt->tuple.dst);
+}
+
+/* Writes the note that the packet opens a direct connection. old: the note of an earlier packet with this tuple, or NULL. */
+static __always_inline void direct_note(const struct packet *pkt, struct direct *old)
+{
+	struct direct fresh = { .seen = pkt->second };
+
+	if (old)
+		old->seen = pkt->second;
+	else
+		bpf_map_update_elem(&directs, &pkt->tuple, &fresh, BPF_ANY);
 }
 
 /* Does this packet open a direct connection whose answers are already the key of a translated connection's entry? Most
@@ -55,10 +61,10 @@ static __noinline bool direct_meets(struct work *work, __u32 may_be)
 	note = bpf_map_lookup_elem(&directs, &pkt->tuple);
 	if (note && note->alone == pkt->second)
 		return false;
-	if (note)
-		note->seen = pkt->second;
-	else if (!direct_note(pkt, may_be))
+	/* Asked with a note, too: a packet with a forged source may have come in by another interface, and caused the note. */
+	if (!direct_may(pkt, may_be))
 		return false;
+	direct_note(pkt, note);
 	work_fence(work);
 	tuple_reverse(&pkt->tuple, &work->other.key);
 	if (conn_find(&work->other.key, &work->other.entry) && !(work->other.entry.identity & CONN_OPENER))

@@ -13,28 +13,26 @@
 struct explanation {
 	enum verdict verdict;
 	enum reason reason;
-	struct tuple packet;	/* the tuple of the packet as it arrived */
-	struct tuple sent;	/* SEND: the tuple with which the packet leaves. Otherwise of a prepared opening, or zero */
-	struct tuple answer;	/* the tuple of the answers, as they arrive; of an opening only */
+	struct tuple answer;	/* opened: the tuple of the answers, as they arrive */
 	__u64 identity;		/* of the entry of the packet's connection; 0: none */
+	__u32 attached;		/* 1: the programs are on the input interface */
 	__u32 parsed;		/* 1: hairpin can read the packet */
-	__u32 known;		/* 1: the packet had a connection before */
 	__u32 opened;		/* 1: the packet has opened its connection */
 	__u32 external;		/* 1: forwards listen on the destination */
 	__u32 forward;		/* id of the forward or intercept of the destination and the port; 0: none */
 	__u32 intercept;	/* 1: this forward is an intercept */
 	__u32 conn_forward;	/* id of the forward of the packet's connection; 0: none */
-	__u32 ifindex;		/* SEND: the output interface. Otherwise the interface of the route that was asked last, or 0 */
 	__u32 back_ifindex;	/* interface by which the route back to the source leads; 0: not known */
+	/* The members from here on are valid only with VERDICT_SEND. */
+	struct tuple sent;	/* the tuple with which the packet leaves */
+	__u32 ifindex;		/* output interface */
 	__u32 mtu;		/* of the next hop; 0: not known */
-	__u32 mss;		/* limit of a SYN's MSS; 0: none */
 	__u32 to_router;	/* 1: the packet goes to the router itself */
 	__u32 resolved;		/* 1: mac is the next hop's */
 	__u32 gateway_family;	/* AF_INET, AF_INET6; 0: the kernel need not ask for the next hop's MAC address */
 	union addr gateway;	/* IPv4-mapped for AF_INET */
 	__u8 mac[6];
-	__u8 ttl;
-	__u8 pad;
+	__u8 pad[2];
 };
 
 /* Index: 0. */
@@ -61,15 +59,14 @@ static __always_inline void explain_listeners(const struct packet *pkt, struct e
 	to->forward = forward ? forward->epoch_ref.id : 0;
 }
 
-/* Reports where the packet leaves. */
+/* Reports where the packet leaves, and how. */
 static __always_inline void explain_way(const struct rewrite *rw, struct explanation *to)
 {
+	to->sent = rw->entry.to;
 	to->ifindex = rw->ifindex;
 	to->mtu = rw->mtu;
-	to->mss = rw->mss;
 	to->to_router = rw->local;
 	to->resolved = rw->resolved;
-	to->ttl = rw->ttl;
 	to->gateway_family = rw->gateway.nh_family;
 	if (to->gateway_family == FIB_AF_INET)
 		addr_from_v4(&to->gateway, rw->gateway.ipv4_nh);
@@ -91,33 +88,28 @@ int hairpin_explain(struct __sk_buff *skb)
 		return -1;
 	__builtin_memset(to, 0, sizeof(*to));
 	work_begin(work, HOOK_TC, skb->ifindex, skb->len, 0, sizeof(struct ethhdr));
-	work->open.inserted = false;
+	to->attached = nat_role(skb->ifindex) != 0;
 	if (!tc_pull(skb) || !tc_parse(skb, work))
 		return VERDICT_PASS;
 	to->parsed = 1;
-	to->packet = work->pkt.tuple;
-	to->known = conn_find(&work->pkt.tuple, &work->rw.entry) != NULL;
 	explain_listeners(&work->pkt, to);
-	__builtin_memset(&work->open.sent, 0, sizeof(work->open.sent));
-	__builtin_memset(&work->open.answer, 0, sizeof(work->open.answer));
+	if (!to->attached)
+		return VERDICT_PASS;
+	work->open.inserted = false;
 	work->route.back_ifindex = 0;
-	work->route.fib.ifindex = 0;
 	to->verdict = nat_decide(skb, work, HOOK_TC);
 	to->reason = work->rw.reason;
-	to->opened = work->open.inserted;
 	to->back_ifindex = work->route.back_ifindex;
-	to->sent = work->open.sent;
-	to->answer = work->open.answer;
-	to->ifindex = work->route.fib.ifindex;
+	to->opened = work->open.inserted;
+	if (to->opened)
+		to->answer = work->open.answer;
 	conn = conn_find(&work->pkt.tuple, &work->rw.entry);
 	if (conn) {
 		to->identity = work->rw.entry.identity;
 		to->conn_forward = conn_forward(conn);
 	}
-	if (to->verdict == VERDICT_SEND) {
-		to->sent = work->rw.entry.to;
+	if (to->verdict == VERDICT_SEND)
 		explain_way(&work->rw, to);
-	}
 	return (int)to->verdict;
 }
 

@@ -22,28 +22,26 @@ type ExplainExplanation struct {
 	_             structs.HostLayout
 	Verdict       uint32
 	Reason        uint32
-	Packet        ExplainTuple
-	Sent          ExplainTuple
 	Answer        ExplainTuple
 	Identity      uint64
+	Attached      uint32
 	Parsed        uint32
-	Known         uint32
 	Opened        uint32
 	External      uint32
 	Forward       uint32
 	Intercept     uint32
 	ConnForward   uint32
-	Ifindex       uint32
 	BackIfindex   uint32
+	Sent          ExplainTuple
+	Ifindex       uint32
 	Mtu           uint32
-	Mss           uint32
 	ToRouter      uint32
 	Resolved      uint32
 	GatewayFamily uint32
+	_             [4]byte
 	Gateway       ExplainAddr
 	Mac           [6]uint8
-	Ttl           uint8
-	Pad           uint8
+	Pad           [2]uint8
 }
 
 type ExplainTuple struct {

@@ -307,19 +307,24 @@ static __always_inline bool place_write(__u32 index, __u64 expected, __u64 holde
 	return place && __sync_val_compare_and_swap(&place->holder, expected, holder) == expected;
 }
 
-/* Finds the connection that holds a place: its opener's direction. NULL: the place is free (invariant 4). Not inlined, to have
- * its own stack frame. */
-static __noinline struct conn *place_holder(__u64 holder, bool v6, enum place_kind kind, struct direction *direction)
+/* place_holder without the pointer, which a global function cannot return. */
+__noinline bool place_load(__u64 holder, bool v6, enum place_kind kind, struct direction *direction)
 {
 	struct conn *conn;
 
-	if (!holder)
-		return NULL;
+	if (!holder || !direction)
+		return false;
 	conn = v6 ? conn_at(true, (__u32)holder, direction) : conn_at(false, (__u32)holder, direction);
-	if (!conn || conn_serial(direction->entry.identity) != (__u32)(holder >> 32) ||
-	    !(direction->entry.identity & CONN_OPENER) || conn_state(direction->entry.identity) > place_last(kind))
+	return conn && conn_serial(direction->entry.identity) == (__u32)(holder >> 32) &&
+	       direction->entry.identity & CONN_OPENER && conn_state(direction->entry.identity) <= place_last(kind);
+}
+
+/* Finds the connection that holds a place: its opener's direction. NULL: the place is free (invariant 4). */
+static __always_inline struct conn *place_holder(__u64 holder, bool v6, enum place_kind kind, struct direction *direction)
+{
+	if (!place_load(holder, v6, kind, direction))
 		return NULL;
-	return conn;
+	return v6 ? table_conn(true, (__u32)holder) : table_conn(false, (__u32)holder);
 }
 
 struct place_search {

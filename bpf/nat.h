@@ -703,17 +703,23 @@ enum begin {
 
 /* Returns what the packet may begin. stale: the packet has a connection that is over. This quick check keeps all other packets off
  * the slow path: most packets to the external address are answers to what the router or the kernel's masquerading has asked, and no
- * forward has their port. Not inlined, to save stack. */
-static __noinline enum begin nat_may_begin(struct work *work, bool stale)
+ * forward has their port. A global function: the verifier checks it once. */
+__noinline enum begin nat_may_begin(bool stale)
 {
-	const struct packet *pkt = &work->pkt;
 	const struct settings *settings = conn_settings();
-	__u32 may_be = external_maybe(&pkt->tuple.dst);
-	bool intercepted = settings && intercept_port(settings, pkt);
-	bool forwarded = stale || intercepted || pkt->broken || forward_maybe(&pkt->tuple);
-	bool other = intercepted || (settings && settings->stand_ins) || open_evicted(pkt);
+	bool intercepted, forwarded, other;
 	const struct external *external;
+	const struct packet *pkt;
+	struct work *work = work_get();
+	__u32 may_be;
 
+	if (!work)
+		return BEGIN_NOTHING;
+	pkt = &work->pkt;
+	may_be = external_maybe(&pkt->tuple.dst);
+	intercepted = settings && intercept_port(settings, pkt);
+	forwarded = stale || intercepted || pkt->broken || forward_maybe(&pkt->tuple);
+	other = intercepted || (settings && settings->stand_ins) || open_evicted(pkt);
 	if (!forwarded && !other && !(may_be & MAYBE_TARGET))
 		return BEGIN_NOTHING;
 	external = external_lookup(&pkt->tuple.dst, may_be);
@@ -748,14 +754,14 @@ static __always_inline enum verdict nat_intercept_or_rebuild(void *ctx, struct w
 	const struct forward *forward = intercept_find(pkt);
 
 	if (forward && pkt->opens && !open_kernels_own(ctx, hook))
-		return nat_opening(work, open_connection(ctx, work, &forward->epoch_ref, forward));
+		return nat_opening(work, open_connection(ctx, work, hook, &forward->epoch_ref, forward));
 	work->open.optional = true;
 	if (begin == BEGIN_DIRECT)
-		return nat_opening(work, open_direct(ctx, work));
+		return nat_opening(work, open_direct(ctx, work, hook));
 	if (!nat_may_answer(work, begin, stale))
 		return nat_verdict(work, REASON_NONE);
 	work->open.optional = work->open.from_wan;
-	return nat_opening(work, open_rebuild(ctx, work));
+	return nat_opening(work, open_rebuild(ctx, work, hook));
 }
 
 /* Handles a packet that has no connection, or whose connection is stale. READY: the new connection is prepared. BEGUN: another
@@ -794,7 +800,7 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 		return nat_intercept_or_rebuild(ctx, work, hook, begin, stale);
 	if (open_kernels_own(ctx, hook))
 		return nat_verdict(work, REASON_NONE);
-	return nat_opening(work, open_connection(ctx, work, &external->address, forward));
+	return nat_opening(work, open_connection(ctx, work, hook, &external->address, forward));
 }
 
 __noinline int nat_slow_path_tc(struct __sk_buff *skb, enum begin begin, bool stale)
@@ -833,7 +839,7 @@ static __always_inline enum verdict nat_open(void *ctx, struct work *work, enum 
 		}
 		if (verdict == VERDICT_REPLACE) {
 			open_remove_obstacle();
-			begin = nat_may_begin(work, true);
+			begin = nat_may_begin(true);
 			continue;
 		}
 		if (verdict == VERDICT_BEGUN && work->open.inserted && !life_begin())
@@ -853,7 +859,7 @@ static __always_inline enum verdict nat_decide(void *ctx, struct work *work, enu
 	enum begin begin;
 
 	if (!conn || nat_stale(pkt, conn, work->rw.entry.identity)) {
-		begin = nat_may_begin(work, conn);
+		begin = nat_may_begin(conn);
 		if (begin == BEGIN_NOTHING && !conn)
 			return VERDICT_PASS;
 		verdict = nat_open(ctx, work, hook, begin, conn);

@@ -774,9 +774,9 @@ static __noinline enum reason open_in_rate(struct work *work, const struct forwa
 }
 
 /* Prepares the connection whose opener's key is open.key. NONE: the connection may be opened, and open_insert puts it into the
- * table: the call chain has no stack left for that here. Not inlined, to save stack. */
-static __noinline enum reason open_prepare(void *ctx, struct work *work, const struct epoch_ref *address,
-					   const struct forward *forward)
+ * table: the call chain has no stack left for that here. */
+static __always_inline enum reason open_prepare(void *ctx, struct work *work, const struct epoch_ref *address,
+						const struct forward *forward)
 {
 	struct opening *open = &work->open;
 	__u32 ifindex = open->ifindex;
@@ -798,9 +798,30 @@ static __noinline enum reason open_prepare(void *ctx, struct work *work, const s
 	return forward->rate.count || forward->source_rate.count ? open_in_rate(work, forward) : REASON_NONE;
 }
 
+__noinline enum reason open_prepare_tc(struct __sk_buff *skb, const struct epoch_ref *address, const struct forward *forward)
+{
+	struct work *work = work_get();
+
+	return work && address && forward ? open_prepare(skb, work, address, forward) : REASON_TABLE_FULL;
+}
+
+__noinline enum reason open_prepare_xdp(struct xdp_md *ctx, const struct epoch_ref *address, const struct forward *forward)
+{
+	struct work *work = work_get();
+
+	return work && address && forward ? open_prepare(ctx, work, address, forward) : REASON_TABLE_FULL;
+}
+
+/* Four steps prepare a connection. The verifier checks a global function once for all of them. */
+static __always_inline enum reason open_prepare_by(void *ctx, enum hook hook, const struct epoch_ref *address,
+						   const struct forward *forward)
+{
+	return hook == HOOK_XDP ? open_prepare_xdp(ctx, address, forward) : open_prepare_tc(ctx, address, forward);
+}
+
 /* Prepares a connection for a packet of the opener. address: epoch reference of the external address, or of the
  * intercept. An old entry may be at the opener's key. */
-static __always_inline enum reason open_connection(void *ctx, struct work *work, const struct epoch_ref *address,
+static __always_inline enum reason open_connection(void *ctx, struct work *work, enum hook hook, const struct epoch_ref *address,
 						   const struct forward *forward)
 {
 	work->open.key = work->pkt.tuple;
@@ -808,12 +829,12 @@ static __always_inline enum reason open_connection(void *ctx, struct work *work,
 	work->open.by_server = false;
 	work->open.from_wan = false;
 	work->rw.opens_at = forward->epoch_ref.id;
-	return open_prepare(ctx, work, address, forward);
+	return open_prepare_by(ctx, hook, address, forward);
 }
 
 /* Prepares a connection of no forward, for a direct connection that needs another port: a living translated connection has its
  * answers. OBSTACLE: that connection is over, and must be removed. Then the kernel sends the packet on. */
-static __always_inline enum reason open_direct(void *ctx, struct work *work)
+static __always_inline enum reason open_direct(void *ctx, struct work *work, enum hook hook)
 {
 	struct forward *none = &work->open.no_forward;
 	struct tuple *answer = &work->open.answer;
@@ -826,7 +847,7 @@ static __always_inline enum reason open_direct(void *ctx, struct work *work)
 		return reason;
 	__builtin_memset(none, 0, sizeof(*none));
 	none->target = work->pkt.tuple.dst;
-	return open_connection(ctx, work, &none->epoch_ref, none);
+	return open_connection(ctx, work, hook, &none->epoch_ref, none);
 }
 
 /* Finds the opener's interface for a connection that is being rebuilt: the route to the opener leaves by it.
@@ -886,7 +907,7 @@ static __always_inline bool open_client_fits(const struct opening *open, bool se
 
 /* Prepares to rebuild a lost connection from a packet of the answerer. The packet goes to the Internet if open.from_wan is
  * set, otherwise to a stand-in. */
-static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
+static __always_inline enum reason open_rebuild(void *ctx, struct work *work, enum hook hook)
 {
 	struct opening *open = &work->open;
 	const struct external *external;
@@ -907,5 +928,5 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work)
 		return REASON_NO_CONNECTION;
 	open->by_server = true;
 	open->key_used = true;
-	return open_prepare(ctx, work, &external->address, forward);
+	return open_prepare_by(ctx, hook, &external->address, forward);
 }

@@ -153,14 +153,16 @@ static __always_inline struct conn *table_conn(bool v6, __u32 number)
 	return bucket && slot < BUCKET_SLOTS ? bucket_conn(v6, bucket, slot) : NULL;
 }
 
-/* No entry has this number. */
-enum { NO_ENTRY = -1 };
+/* No entry has this serial. */
+enum { NO_SERIAL = 0 };
 
-/* Which entry of a key is searched. */
+/* Which entry of a key is searched: the states of entries with the given serial, in the bits from WANT_OWN_SHIFT, and the states of
+ * all other entries. */
+enum { WANT_OWN_SHIFT = 8 };
 enum wanted {
 	WANT_VALID = 1 << CONN_HALF_OPEN | 1 << CONN_ESTABLISHED | 1 << CONN_CLOSING | 1 << CONN_ENDED,	/* a valid entry */
-	WANT_OTHER = WANT_VALID | 1 << CONN_GONE,	/* any entry but the one with this number */
-	WANT_SERIAL = WANT_OTHER | 1 << 8,		/* the entry with this serial, valid or not */
+	WANT_OTHER = WANT_VALID | 1 << CONN_GONE | WANT_VALID << WANT_OWN_SHIFT,	/* any entry but the claim with this serial */
+	WANT_SERIAL = (WANT_VALID | 1 << CONN_GONE) << WANT_OWN_SHIFT,	/* the entry with this serial, valid or not */
 };
 
 /* Returns 1 if the value is 0, otherwise 0, without a branch. */
@@ -169,27 +171,24 @@ static __always_inline __u64 is_zero(__u32 value)
 	return verifier_same((value - 1ULL) >> 63);
 }
 
-/* Returns the number of the wanted entry of this bucket, or TABLE_NONE. The number or the serial of enum wanted is in which. wanted is a
- * constant in all callers. An identity is in another cache line than the keys, so it is read only if the key is equal. Few
- * branches: each branch in the loop of a search multiplies the paths that the verifier follows. */
-static __always_inline long bucket_search(bool v6, void *bucket, __u32 at, const struct table_key *key, enum wanted wanted, __u32 which)
+/* Returns the number of the wanted entry of this bucket, or TABLE_NONE. An identity is in another cache line than the keys, so it is
+ * read only if the key is equal. Few branches: each branch in the loop of a search multiplies the paths that the verifier follows. */
+static __always_inline long bucket_search(bool v6, void *bucket, __u32 at, const struct table_key *key, enum wanted wanted, __u32 serial)
 {
-	__u64 identity, differs, by_serial = wanted >> 8;
+	__u64 identity, own;
 
 	for (__u32 slot = 0; slot < BUCKET_SLOTS; slot++) {
 		if (bucket_differs(v6, bucket, slot, key))
 			continue;
 		identity = conn_identity(bucket_conn(v6, bucket, slot));
-		differs = ~(__u32)wanted >> (identity & CONN_STATE) & 1;
-		differs |= (identity >> 32 ^ which) & -by_serial;
-		differs |= is_zero(entry_number(at, slot) ^ which) & ~by_serial;
-		if (!differs)
+		own = is_zero(conn_serial(identity) ^ serial) * WANT_OWN_SHIFT;
+		if (wanted >> own >> (identity & CONN_STATE) & 1)
 			return entry_number(at, slot);
 	}
 	return TABLE_NONE;
 }
 
-static __always_inline long walk_search(bool v6, const struct tuple *tuple, enum wanted wanted, __u32 which)
+static __always_inline long walk_search(bool v6, const struct tuple *tuple, enum wanted wanted, __u32 serial)
 {
 	struct table_key key = table_key_of(tuple);
 	struct walk walk;
@@ -202,7 +201,7 @@ static __always_inline long walk_search(bool v6, const struct tuple *tuple, enum
 		passed = table_bucket(v6, walk.bucket);
 		if (!passed)
 			return TABLE_NONE;
-		number = bucket_search(v6, passed, walk.bucket, &key, wanted, which);
+		number = bucket_search(v6, passed, walk.bucket, &key, wanted, serial);
 		if (number != TABLE_NONE || !*(volatile __u32 *)passed)
 			return number;
 		walk_next(&walk);
@@ -210,43 +209,28 @@ static __always_inline long walk_search(bool v6, const struct tuple *tuple, enum
 	return TABLE_NONE;
 }
 
-/* Returns the number of the valid entry with this key, or TABLE_NONE. The slot may get another entry at any time: see conn_read. */
-__noinline long table_find(const struct tuple *key)
+/* Returns the number of the wanted entry of this key, or TABLE_NONE. The slot may get another entry at any time: see conn_read. */
+__noinline long table_search(const struct tuple *key, enum wanted wanted, __u32 serial)
 {
 	if (!key)
 		return TABLE_NONE;
-	return tuple_is_v6(key) ? walk_search(true, key, WANT_VALID, NO_ENTRY) : walk_search(false, key, WANT_VALID, NO_ENTRY);
+	return tuple_is_v6(key) ? walk_search(true, key, wanted, serial) : walk_search(false, key, wanted, serial);
 }
 
-/* Returns the number of another entry with the key of the entry own, valid or not; or TABLE_NONE. */
-__noinline long table_rival(const struct tuple *key, __u32 own)
+/* Returns the number of the valid entry with this key, or TABLE_NONE. */
+static __always_inline long table_find(const struct tuple *key)
 {
-	if (!key)
-		return TABLE_NONE;
-	return tuple_is_v6(key) ? walk_search(true, key, WANT_OTHER, own) : walk_search(false, key, WANT_OTHER, own);
+	return table_search(key, WANT_VALID, NO_SERIAL);
 }
 
-/* Results of table_first that are no numbers of entries: no slot has the number BUCKET_SLOTS. */
-enum { TABLE_NOWHERE = BUCKET_SLOTS, TABLE_FURTHER = 1 << BUCKET_SLOT_BITS | BUCKET_SLOTS };
-
-/* Returns the number of the entry with this key, if the entry is in the first bucket of its walk. TABLE_NOWHERE: there is no such entry.
- * TABLE_FURTHER: later buckets must be searched. */
-static __always_inline __u32 table_first(bool v6, const struct tuple *tuple)
+/* Returns the first slot of the bucket with this key, free or not. BUCKET_SLOTS: none. */
+static __always_inline __u32 bucket_slot(bool v6, void *bucket, const struct table_key *key)
 {
-	struct table_key key = table_key_of(tuple);
-	struct walk walk;
-	__u32 *passed;
-	long number;
+	__u32 slot = 0;
 
-	if (!walk_begin(&walk, v6, &key))
-		return TABLE_NOWHERE;
-	passed = table_bucket(v6, walk.bucket);
-	if (!passed)
-		return TABLE_NOWHERE;
-	number = bucket_search(v6, passed, walk.bucket, &key, WANT_VALID, NO_ENTRY);
-	if (number != TABLE_NONE)
-		return (__u32)number;
-	return *(volatile __u32 *)passed ? TABLE_FURTHER : TABLE_NOWHERE;
+	while (slot < BUCKET_SLOTS && bucket_differs(v6, bucket, slot, key))
+		slot++;
+	return slot;
 }
 
 /* Adds change to the counts of the buckets of the walk before the bucket of this entry. */
@@ -306,10 +290,10 @@ static __always_inline bool table_outlasts(bool v6, __u32 own, __u32 rival)
 	return !identity;
 }
 
-/* Frees the slot of an entry, if the slot still has this serial (race L). The counts are lowered after that: race K. */
-static __always_inline void table_free(bool v6, const struct table_key *key, __u32 number, __u32 serial)
+static __always_inline void walk_free(bool v6, const struct tuple *tuple, __u32 number, __u32 serial)
 {
 	struct conn *conn = table_conn(v6, number);
+	struct table_key key = table_key_of(tuple);
 	__u64 identity;
 	bool freed = false;
 
@@ -320,11 +304,22 @@ static __always_inline void table_free(bool v6, const struct table_key *key, __u
 		freed = __sync_val_compare_and_swap(&conn->identity, identity, 0) == identity;
 	}
 	if (freed)
-		table_pass(v6, key, number, -1);
+		table_pass(v6, &key, number, -1);
 }
 
-/* Claims this slot for the key. Returns its number; TABLE_EXISTS if the key has an entry already; or TABLE_AGAIN. */
-static __always_inline long table_take(bool v6, const struct tuple *tuple, __u32 number, __u32 serial)
+/* Frees the slot of an entry, if the slot still has this serial (race L). The counts are lowered after that: race K. */
+__noinline int table_free(const struct tuple *key, __u32 number, __u32 serial)
+{
+	if (!key)
+		return 0;
+	if (tuple_is_v6(key))
+		walk_free(true, key, number, serial);
+	else
+		walk_free(false, key, number, serial);
+	return 0;
+}
+
+static __always_inline long walk_take(bool v6, const struct tuple *tuple, __u32 number, __u32 serial)
 {
 	__u32 slot = verifier_same(number & ((1 << BUCKET_SLOT_BITS) - 1));
 	void *bucket = table_bucket(v6, number >> BUCKET_SLOT_BITS);
@@ -345,14 +340,22 @@ static __always_inline long table_take(bool v6, const struct tuple *tuple, __u32
 	/* The barrier of race I: an atomic instruction that fetches. */
 	__sync_lock_test_and_set(&conn->identity, claim);
 	for (int i = 0; i < TABLE_RIVALS; i++) {
-		rival = table_rival(tuple, number);
+		rival = table_search(tuple, WANT_OTHER, serial);
 		if (rival < 0)
 			return number;
 		if (!table_outlasts(v6, number, (__u32)rival))
 			break;
 	}
-	table_free(v6, &key, number, serial);
+	table_free(tuple, number, serial);
 	return TABLE_EXISTS;
+}
+
+/* Claims this slot for the key. Returns its number; TABLE_EXISTS if the key has an entry already; or TABLE_AGAIN. */
+__noinline long table_take(const struct tuple *key, __u32 number, __u32 serial)
+{
+	if (!key)
+		return TABLE_NO_ROOM;
+	return tuple_is_v6(key) ? walk_take(true, key, number, serial) : walk_take(false, key, number, serial);
 }
 
 /* Claims a slot for an entry with this key and serial. Returns the number of the entry, which is invalid until its identity is
@@ -365,27 +368,16 @@ static __always_inline long table_claim(const struct tuple *key, __u32 serial)
 	for (int i = 0; i < TABLE_CLAIMS && number == TABLE_AGAIN; i++) {
 		number = table_room(key);
 		if (number >= 0)
-			number = tuple_is_v6(key) ? table_take(true, key, (__u32)number, serial)
-						  : table_take(false, key, (__u32)number, serial);
+			number = table_take(key, (__u32)number, serial);
 	}
 	return number;
-}
-
-static __always_inline int walk_erase(bool v6, const struct tuple *tuple, __u32 serial)
-{
-	struct table_key key = table_key_of(tuple);
-	long number = walk_search(v6, tuple, WANT_SERIAL, serial);
-
-	if (number >= 0)
-		table_free(v6, &key, (__u32)number, serial);
-	return 0;
 }
 
 /* Frees the slot of the entry with this key and serial. Only the CPU that has inserted the entry, or has won the change to CONN_GONE,
  * calls this. */
 __noinline int table_erase(const struct tuple *key, __u32 serial)
 {
-	if (!key)
-		return 0;
-	return tuple_is_v6(key) ? walk_erase(true, key, serial) : walk_erase(false, key, serial);
+	long number = table_search(key, WANT_SERIAL, serial);
+
+	return number < 0 ? 0 : table_free(key, (__u32)number, serial);
 }

@@ -168,14 +168,14 @@ __noinline int tc_read_options(struct __sk_buff *skb)
 		work->pkt.scale = TCP_SCALE_NONE;
 		if (verifier_bounded(&length, sizeof(work->options)) &&
 		    bpf_skb_load_bytes(skb, start, work->options, length) == 0)
-			work->pkt.scale = option_scale(work->options, length);
+			work->pkt.scale = option_scale(work, length);
 	}
 	if (packet_has_options(&work->pkt)) {
 		start = work->pkt.l3_off + sizeof(struct iphdr);
 		length = packet_header(&work->pkt) - sizeof(struct iphdr);
 		if (verifier_bounded(&length, sizeof(work->options)) &&
 		    bpf_skb_load_bytes(skb, start, work->options, length) == 0 &&
-		    option_source_route(work->options, length))
+		    option_source_route(length))
 			work->pkt.flaw = REASON_SOURCE_ROUTE;
 	}
 	return 0;
@@ -383,7 +383,7 @@ static __always_inline long tc_clamp_mss(struct __sk_buff *skb, struct work *wor
 	if (!verifier_bounded(&length, sizeof(work->options)) ||
 	    bpf_skb_load_bytes(skb, start, work->options, length) != 0)
 		return 0;
-	at = option_find(work->options, length, TCPOPT_MSS, TCPOLEN_MSS);
+	at = option_find(length, TCPOPT_MSS, TCPOLEN_MSS);
 	if (!verifier_bounded(&at, OPTIONS_MAX - sizeof(old)))
 		return 0;
 	__builtin_memcpy(&old, &work->options[at], sizeof(old));

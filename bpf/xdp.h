@@ -18,7 +18,7 @@ __noinline int xdp_read_options(struct xdp_md *ctx)
 	work->pkt.scale = TCP_SCALE_NONE;
 	if (verifier_bounded(&length, sizeof(work->options)) &&
 	    bpf_xdp_load_bytes(ctx, start, work->options, length) == 0)
-		work->pkt.scale = option_scale(work->options, length);
+		work->pkt.scale = option_scale(work, length);
 	return 0;
 }
 

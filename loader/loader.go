@@ -300,7 +300,9 @@ func newPrograms(spec *ebpf.CollectionSpec, options ebpf.CollectionOptions) (map
 			loading.Go(func() { load(name) })
 		}
 	}
-	load(longest)
+	if spec.Programs[longest] != nil {
+		load(longest)
+	}
 	loading.Wait()
 	if err := errors.Join(errs...); err != nil {
 		for _, program := range programs {

@@ -47,9 +47,14 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 		return nil, fmt.Errorf("read embedded datapath: %w", err)
 	}
 	spec = spec.Copy()
+	return spec, complete(spec, connections)
+}
+
+// complete adds to the maps of spec what is known at run time only: their sizes and their random content.
+func complete(spec *ebpf.CollectionSpec, connections uint32) error {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
-		return nil, fmt.Errorf("count CPUs: %w", err)
+		return fmt.Errorf("count CPUs: %w", err)
 	}
 	spec.Maps[bpf.HairpinMapScratchPackets].MaxEntries = uint32(cpus)
 	if connections == 0 {
@@ -58,10 +63,10 @@ func newSpec(connections uint32) (*ebpf.CollectionSpec, error) {
 	Size(spec, connections)
 	secret := make([]byte, 16)
 	if _, err := rand.Read(secret); err != nil {
-		return nil, fmt.Errorf("make a random secret: %w", err)
+		return fmt.Errorf("make a random secret: %w", err)
 	}
 	spec.Maps[bpf.HairpinMapSecrets].Contents = []ebpf.MapKV{{Key: uint32(0), Value: secret}}
-	return spec, nil
+	return nil
 }
 
 // isTemplate reports whether a map only shows the kernel the layout of an inner map. The running datapath

@@ -28,12 +28,12 @@ var changedByPackets = []string{
 }
 
 // Rehearsal is a program that decides about a packet as the datapath does, and has no effect: it changes only maps of its own, and
-// sends nothing. Its methods are not safe for concurrent use.
+// sends nothing. The program is loaded in the background, because the verifier takes nearly all the time of a question. Its methods are
+// not safe for concurrent use.
 type Rehearsal struct {
 	objs    bpf.HairpinObjects
 	owned   *ebpf.Collection
-	program *ebpf.Program
-	result  *ebpf.Map
+	program func() (*ebpf.Program, error) // waits until the program is loaded
 }
 
 // Rehearse loads the program beside the running datapath, whose forwards, interfaces and addresses the program reads. Its own maps are
@@ -41,7 +41,7 @@ type Rehearsal struct {
 func (d *Datapath) Rehearse() (*Rehearsal, error) {
 	suited, err := pins(d.dir).fit()
 	if err != nil {
-		return nil, err
+		return nil, explain(err)
 	}
 	r, err := rehearse(&d.objs.HairpinMaps, suited)
 	return r, explain(err)
@@ -58,90 +58,91 @@ func NewRehearsal() (*Rehearsal, error) {
 
 // rehearse shares the maps of running; nil: it shares none.
 func rehearse(running *bpf.HairpinMaps, suited fit) (_ *Rehearsal, err error) {
-	spec, err := newSpec(rehearsalConnections)
+	spec, err := bpf.LoadExplain()
 	if err != nil {
+		return nil, fmt.Errorf("read embedded program: %w", err)
+	}
+	if err := complete(spec, rehearsalConnections); err != nil {
 		return nil, err
 	}
-	spec.Programs, spec.Variables = nil, nil
-	maps.DeleteFunc(spec.Maps, func(name string, _ *ebpf.MapSpec) bool { return isData(name) })
-	shared := make(map[string]*ebpf.Map)
+	own := spec.Copy()
+	own.Programs, own.Variables = nil, nil
+	all := make(map[string]*ebpf.Map)
 	if running != nil {
 		for name, m := range each[ebpf.Map](running) {
 			if isPinned(name) && !slices.Contains(changedByPackets, name) {
-				shared[name] = *m
-				delete(spec.Maps, name)
+				all[name] = *m
+				delete(own.Maps, name)
 			}
 		}
-		// Places are numbered as in the rings, which are copied.
-		spec.Maps[bpf.HairpinMapPlaces].MaxEntries = running.Places.MaxEntries()
-		spec.Maps[bpf.HairpinMapRings].Contents = nil
+		// Places are numbered as in the rings, whose content is borrowed.
+		own.Maps[bpf.HairpinMapPlaces].MaxEntries = running.Places.MaxEntries()
+		own.Maps[bpf.HairpinMapRings].Contents = nil
 	}
-	slots := takeSlots(spec.Maps)
 	r := new(Rehearsal)
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, r.Close())
-		}
-	}()
-	if r.owned, err = ebpf.NewCollection(spec); err != nil {
+	slots, err := r.create(own)
+	if err != nil {
 		return nil, fmt.Errorf("create maps of the rehearsal: %w", err)
 	}
-	if err := fillSlots(r.owned.Maps, slots); err != nil {
-		return nil, err
-	}
-	all := maps.Clone(r.owned.Maps)
-	maps.Copy(all, shared)
+	maps.Copy(all, r.owned.Maps)
 	for name, m := range each[ebpf.Map](&r.objs.HairpinMaps) {
 		*m = all[name]
 	}
-	return r, r.load(all, suited)
+	for name, m := range all { // cilium/ebpf compares sizes
+		spec.Maps[name].MaxEntries = m.MaxEntries()
+	}
+	r.program = inBackground(func() (*ebpf.Program, error) {
+		programs, err := suited.load(spec, all)
+		return programs[bpf.ExplainProgHairpinExplain], err
+	})
+	if err := fillSlots(r.owned.Maps, slots); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
 }
 
-// load loads the program over these maps.
-func (r *Rehearsal) load(all map[string]*ebpf.Map, suited fit) error {
-	spec, err := bpf.LoadExplain()
-	if err != nil {
-		return fmt.Errorf("read embedded program: %w", err)
+// create makes the Rehearsal's own maps. It returns the slots of their outer maps, which are still empty.
+func (r *Rehearsal) create(own *ebpf.CollectionSpec) (slots []slot, err error) {
+	maps.DeleteFunc(own.Maps, func(name string, _ *ebpf.MapSpec) bool { return isData(name) })
+	slots = takeSlots(own.Maps)
+	r.owned, err = ebpf.NewCollection(own)
+	return slots, err
+}
+
+// inBackground starts f, and returns a function that waits for f's results.
+func inBackground[T any](f func() (T, error)) func() (T, error) {
+	var value T
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		value, err = f()
+	}()
+	return func() (T, error) {
+		<-done
+		return value, err
 	}
-	if err := suited.suit(spec); err != nil {
-		return err
-	}
-	given := make(map[string]*ebpf.Map)
-	for name, m := range spec.Maps {
-		if name == bpf.ExplainMapExplanations || isTemplate(name) {
-			continue
-		}
-		if replacement := all[name]; replacement != nil {
-			given[name] = replacement
-			m.Contents = nil // cilium/ebpf would write Contents also to replacement maps
-			m.MaxEntries = replacement.MaxEntries()
-		}
-	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: given})
-	if err != nil {
-		return fmt.Errorf("load program: %w", err)
-	}
-	defer coll.Close()
-	r.program = coll.DetachProgram(bpf.ExplainProgHairpinExplain)
-	r.result = coll.DetachMap(bpf.ExplainMapExplanations)
-	return nil
 }
 
 // Run shows the program a frame with an Ethernet header, as if the frame came in by this interface. The error wraps ErrNoInterface if there
 // is no such interface in the network namespace of the calling thread.
 func (r *Rehearsal) Run(frame []byte, ifindex uint32) (bpf.ExplainExplanation, error) {
 	var result bpf.ExplainExplanation
+	program, err := r.program()
+	if err != nil {
+		return result, explain(fmt.Errorf("load the program: %w", err))
+	}
 	// struct __sk_buff (linux/bpf.h) up to the field ifindex.
 	context := make([]byte, 44)
 	binary.NativeEndian.PutUint32(context[40:], ifindex)
-	_, err := r.program.Run(&ebpf.RunOptions{Data: frame, Context: context})
+	_, err = program.Run(&ebpf.RunOptions{Data: frame, Context: context})
 	switch {
 	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL):
 		return result, fmt.Errorf("%w: index %d", ErrNoInterface, ifindex)
 	case err != nil:
 		return result, fmt.Errorf("run the program: %w", err)
 	}
-	if err := r.result.Lookup(uint32(0), &result); err != nil {
+	if err := r.owned.Maps[bpf.ExplainMapExplanations].Lookup(uint32(0), &result); err != nil {
 		return result, fmt.Errorf("read the result of the program: %w", err)
 	}
 	return result, nil
@@ -151,17 +152,9 @@ func (r *Rehearsal) Run(frame []byte, ifindex uint32) (bpf.ExplainExplanation, e
 // change. The programs are nil. The Rehearsal owns the maps.
 func (r *Rehearsal) Objects() *bpf.HairpinObjects { return &r.objs }
 
-// Close frees the program and the Rehearsal's own maps.
+// Close frees the program and the Rehearsal's own maps. It waits until the program is loaded.
 func (r *Rehearsal) Close() error {
-	var errs []error
-	if r.program != nil {
-		errs = append(errs, r.program.Close())
-	}
-	if r.result != nil {
-		errs = append(errs, r.result.Close())
-	}
-	if r.owned != nil {
-		r.owned.Close()
-	}
-	return errors.Join(errs...)
+	program, _ := r.program() // Run has returned the error
+	r.owned.Close()
+	return program.Close()
 }

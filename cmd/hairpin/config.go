@@ -264,13 +264,14 @@ func (a *app) applyFile(command *cobra.Command, path string, wait time.Duration)
 	} else {
 		out, waits, err = w.keeper.ApplyUntil(cfg, name, wait, a.startLater)
 	}
+	if waits {
+		// Also if the change has an error: what runs is taken back.
+		defer a.say("unless \"hairpin confirm\" comes within %s, the configuration of before runs again", wait)
+	}
 	if err != nil {
 		return err
 	}
 	a.say("applied: %s", out.Summary())
-	if waits {
-		a.say("unless \"hairpin confirm\" comes within %s, the configuration of before runs again", wait)
-	}
 	a.noticeUnkept(out.Unkept)
 	a.afterChange(w.Session, cfg, path, out.Result)
 	if a.json {

@@ -169,7 +169,8 @@ func (a *app) withSelector(args []string, do func(*router.Session, rule.Selector
 // connBlock is the number of connections that an unsorted listing holds in memory at a time.
 const connBlock = 4096
 
-// sortedGC is the GC percentage of a sorted listing: it keeps all connections, so garbage must not double its memory.
+// sortedGC is the GC percentage of a sorted listing: it keeps all connections, so garbage must not double its memory. A collection is cheap: a
+// connectionList has no pointers.
 const sortedGC = 25
 
 // compareConnections is the order of connections within a block, and of connections that are equal by --sort.
@@ -185,25 +186,19 @@ func (a *app) printConnections(compare func(a, b *maps.Connection) int, resolve 
 		debug.SetGCPercent(sortedGC)
 	}
 	print, end := a.connectionRows(resolve)
-	var blocks [][]maps.Connection
+	var list connectionList
 	var failed error
 	flush := func() {
 		if failed == nil {
-			failed = printBlocks(blocks, compare, resolve, print)
+			failed = printList(&list, compare, resolve, print)
 		}
-		for i := range blocks {
-			blocks[i] = blocks[i][:0]
-		}
+		list.clear()
 	}
 	err := walk(func(c *maps.Connection) {
-		last := len(blocks) - 1
-		if last >= 0 && len(blocks[last]) == connBlock && compare == nil {
+		if list.len() == connBlock && compare == nil {
 			flush()
-		} else if last < 0 || len(blocks[last]) == connBlock {
-			blocks = append(blocks, make([]maps.Connection, 0, connBlock))
-			last++
 		}
-		blocks[last] = append(blocks[last], *c)
+		list.add(c)
 	})
 	flush()
 	if err = errors.Join(err, failed); err != nil {
@@ -212,24 +207,31 @@ func (a *app) printConnections(compare func(a, b *maps.Connection) int, resolve 
 	return end()
 }
 
-// printBlocks prints all connections of the blocks in the order of compare, which may be nil.
-func printBlocks(blocks [][]maps.Connection, compare func(a, b *maps.Connection) int, resolve *resolver, print func(*maps.Connection) error) error {
-	all := make([]*maps.Connection, 0, len(blocks)*connBlock) // the connections stay in their blocks: they are large
-	for _, block := range blocks {
-		for i := range block {
-			all = append(all, &block[i])
-		}
+// printList prints the connections of a list in the order of compare, which may be nil.
+func printList(list *connectionList, compare func(a, b *maps.Connection) int, resolve *resolver, print func(*maps.Connection) error) error {
+	order := make([]uint32, list.len())
+	for i := range order {
+		order[i] = uint32(i)
 	}
-	slices.SortFunc(all, func(a, b *maps.Connection) int {
+	var a, b maps.Connection
+	slices.SortFunc(order, func(i, j uint32) int {
+		list.at(i, &a)
+		list.at(j, &b)
 		if compare != nil {
-			return cmp.Or(compare(a, b), compareConnections(a, b))
+			if order := compare(&a, &b); order != 0 {
+				return order
+			}
 		}
-		return compareConnections(a, b)
+		return compareConnections(&a, &b)
 	})
-	for some := range slices.Chunk(all, connBlock) {
-		resolveConnections(resolve, some)
-		for _, c := range some {
-			if err := print(c); err != nil {
+	block := make([]maps.Connection, min(connBlock, len(order)))
+	for some := range slices.Chunk(order, connBlock) {
+		for i, number := range some {
+			list.at(number, &block[i])
+		}
+		resolveConnections(resolve, block[:len(some)])
+		for i := range some {
+			if err := print(&block[i]); err != nil {
 				return err
 			}
 		}
@@ -238,12 +240,13 @@ func printBlocks(blocks [][]maps.Connection, compare func(a, b *maps.Connection)
 }
 
 // resolveConnections looks up the names of all addresses of connections.
-func resolveConnections(resolve *resolver, connections []*maps.Connection) {
+func resolveConnections(resolve *resolver, connections []maps.Connection) {
 	if resolve == nil {
 		return
 	}
 	addrs := make([]netip.Addr, 0, 4*len(connections))
-	for _, c := range connections {
+	for i := range connections {
+		c := &connections[i]
 		addrs = append(addrs, c.Client.Addr(), c.External.Addr(), c.Source.Addr(), c.Target.Addr())
 	}
 	resolve.resolve(addrs)

@@ -101,8 +101,13 @@ func (a *app) doctorFile(ask router.Diagnosis, stopped error) ([]diagnose.Findin
 		return nil, stopped
 	}
 	cfg, err := a.readConfig(a.configFile)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		d.FileUnseen = err
+	case err != nil:
 		d.Invalid = []string{err.Error()}
+	}
+	if err != nil {
 		cfg = config.Default()
 	}
 	return router.DiagnoseHere(cfg, ask)

@@ -74,6 +74,7 @@ func (a *app) explain(file string, question explain.Question) (report explain.Re
 	defer func() { err = errors.Join(err, done()) }()
 	explainer, err := explain.New(explain.Options{
 		Program: rehearsal, Tables: rehearsal.Tables, Running: rehearsal.Running, Config: rehearsal.Config, Links: rehearsal.Links,
+		NotForwarding: rehearsal.NotForwarding,
 	})
 	if err != nil {
 		return report, err

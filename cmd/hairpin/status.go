@@ -160,25 +160,12 @@ func (a *app) status() (status, error) {
 		row.PrivateSources, row.PrivateDropped = slices.Contains(cfg.PrivateSources, row.Name), survey.Private[row.Name]
 	}
 	st.Conntrack = newConntrackStatus(survey.Conntrack)
-	if survey.Conntrack == loader.ConntrackLate && !st.Daemon {
-		st.Warnings = append(st.Warnings, "conntrack is not asked, but could be: run \"hairpin upgrade\", or start the daemon")
-	}
-	if survey.Outdated != "" && !st.Daemon {
-		st.Warnings = append(st.Warnings, survey.Outdated+": run \"hairpin upgrade\", or start the daemon")
-	}
-	st.Warnings = append(st.Warnings, survey.Warnings...)
-	if !st.Daemon && len(survey.Ports) > 0 {
-		st.Warnings = append(st.Warnings, "the daemon is not running, so changes of addresses, interfaces and routes are not followed; run \"systemctl start hairpin\"")
-	}
 	if !st.Daemon {
-		away, err := s.Tables.AwayAddresses()
-		if err != nil {
+		if err := st.warnWithoutDaemon(s, survey); err != nil {
 			return st, err
 		}
-		for _, addr := range away {
-			st.Warnings = append(st.Warnings, fmt.Sprintf("address %s is away; without the daemon its connections end with the next \"hairpin attach\"", addr))
-		}
 	}
+	st.Warnings = append(st.Warnings, survey.Warnings...)
 	if diagnose.NearlyFull(st.Connections.Used, st.Connections.Limit) {
 		st.Warnings = append(st.Warnings, "the connection table is nearly full; raise max_connections in the configuration file")
 	}
@@ -189,6 +176,25 @@ func (a *app) status() (status, error) {
 		st.Warnings = append(st.Warnings, router.Unconfigured(cfg, a.configFile))
 	}
 	return st, nil
+}
+
+// warnWithoutDaemon adds what only a daemon would do.
+func (st *status) warnWithoutDaemon(s *router.Session, survey router.Survey) error {
+	warn := func(text string) { st.Warnings = append(st.Warnings, text) }
+	if survey.Conntrack == loader.ConntrackLate {
+		warn("conntrack is not asked, but could be: run \"hairpin upgrade\", or start the daemon")
+	}
+	if survey.Outdated != "" {
+		warn(survey.Outdated + ": run \"hairpin upgrade\", or start the daemon")
+	}
+	if len(survey.Ports) > 0 {
+		warn("the daemon is not running, so changes of addresses, interfaces and routes are not followed; run \"systemctl start hairpin\"")
+	}
+	away, err := s.Tables.AwayAddresses()
+	for _, addr := range away {
+		warn(fmt.Sprintf("address %s is away; without the daemon its connections end with the next \"hairpin attach\"", addr))
+	}
+	return err
 }
 
 // changeStatus adds what does not run, or not for good.
@@ -214,8 +220,8 @@ func (a *app) changeStatus(st *status, s *router.Session) {
 	refused, err := keeper.Store.Refused()
 	if err != nil {
 		warn(err.Error())
-	} else if refused != nil {
-		warn(fmt.Sprintf("%q was not confirmed and was taken back; correct the files, then run \"hairpin reload\": a start of the daemon does not run these files", refused.Command))
+	} else if refused != nil && st.Apart == "" { // else the daemon says it
+		warn(fmt.Sprintf("%q was not confirmed; correct the files, then run \"hairpin reload\": a start of the daemon does not run these files", refused.Command))
 	}
 }
 

@@ -104,12 +104,15 @@ is attached. It ends with Ctrl-C. "hairpin watch conn" shows connections instead
 			if err := limits.check(); err != nil {
 				return err
 			}
+			if file == "" && command.Flags().Changed("write") {
+				return usageError{errors.New("-w is empty; leave the option out to print lines")} // probably a shell variable that is not set
+			}
 			options.Dir, options.Frames = a.dir, file != ""
 			return a.tracePackets(command.Context(), options, limits, file)
 		},
 	}
 	flags := command.Flags()
-	flags.StringVarP(&file, "write", "w", "", "write a pcapng `FILE` instead of lines: the packets as they arrive and as they leave; - is stdout")
+	flags.StringVarP(&file, "write", "w", "", "write a pcapng `FILE` instead of lines: the packets as they arrive and as they leave, up to 256 bytes of each; - is stdout")
 	flags.Uint32Var(&options.Sample, "sample", 1, "only every `N`th matching packet")
 	limits.flags(command, "packets")
 	return command
@@ -148,11 +151,11 @@ func (a *app) tracePackets(ctx context.Context, options trace.PacketOptions, lim
 	defer func() { err = errors.Join(err, running.Close()) }()
 	write := a.packetPrinter()
 	if file != "" {
-		out, err := a.create(file)
-		if err != nil {
-			return err
+		out, failed := a.create(file)
+		if failed != nil {
+			return failed
 		}
-		defer out.Close()
+		defer func() { err = errors.Join(err, out.Close()) }()
 		if write, err = pcapngPrinter(out); err != nil {
 			return err
 		}

@@ -88,12 +88,12 @@ func takes(n int) cobra.PositionalArgs {
 	}
 }
 
-// flagError explains a negative port, which cobra takes for an option.
+// flagError explains a negative number, which cobra takes for an option.
 func flagError(_ *cobra.Command, err error) error {
 	var unknown *pflag.NotExistError
 	if errors.As(err, &unknown) {
 		if short := unknown.GetSpecifiedShortnames(); short != "" && short[0] >= '0' && short[0] <= '9' {
-			return fmt.Errorf("\"-%s\" is not an option, and ports are 1 to 65535", short)
+			return fmt.Errorf("\"-%s\" is not an option, and no number here is negative", short)
 		}
 	}
 	return err

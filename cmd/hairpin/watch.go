@@ -19,6 +19,7 @@ import (
 	"hairpin/cmd/hairpin/router"
 	"hairpin/cmd/hairpin/screen"
 	"hairpin/cmd/hairpin/trace"
+	"hairpin/loader"
 	tables "hairpin/maps"
 	"hairpin/maps/rule"
 )
@@ -71,6 +72,36 @@ type look struct {
 	forwards    map[string]tables.Totals
 	connections tables.Count
 	dropped     map[string]uint64 // packets, by reason
+}
+
+// looker looks at the datapath again and again.
+type looker struct {
+	app        *app
+	session    *router.Session
+	generation uint64 // of the programs of session
+}
+
+// take looks once. After an upgrade, or after hairpin was detached and attached again, it looks at the new datapath.
+func (k *looker) take() (l look, err error) {
+	generation, err := loader.ProgramsGeneration(k.app.dir)
+	if err != nil {
+		return l, err
+	}
+	if k.session == nil || generation != k.generation {
+		k.close()
+		if k.session, err = k.app.open(); err != nil {
+			return l, err
+		}
+		k.generation = generation
+	}
+	return takeLook(k.session)
+}
+
+func (k *looker) close() {
+	if k.session != nil {
+		k.session.Close()
+		k.session = nil
+	}
 }
 
 func takeLook(s *router.Session) (l look, err error) {
@@ -144,7 +175,11 @@ func compareLooks(first, before, now look) rates {
 		})
 	}
 	for _, reason := range slices.Sorted(maps.Keys(now.dropped)) {
-		if total := now.dropped[reason] - first.dropped[reason]; total > 0 {
+		total := now.dropped[reason]
+		if old := first.dropped[reason]; total >= old { // else the counters began again
+			total -= old
+		}
+		if total > 0 {
 			r.Dropped = append(r.Dropped, dropRate{Reason: reason, Packets: total, Rate: of(now.dropped[reason], before.dropped[reason])})
 		}
 	}
@@ -154,20 +189,17 @@ func compareLooks(first, before, now look) rates {
 func (a *app) watchForwards(ctx context.Context, interval time.Duration, limits limits) (err error) {
 	ctx, stop := limits.until(ctx)
 	defer stop()
-	s, err := a.open()
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	first, err := takeLook(s)
+	looker := &looker{app: a}
+	defer looker.close()
+	first, err := looker.take()
 	if err != nil {
 		return err
 	}
 	show, resized, quit := a.appendRates, (<-chan os.Signal)(nil), (<-chan struct{})(nil)
 	if terminal, ok := a.stdout.(*os.File); ok && screen.IsTerminal(terminal) && !a.json {
-		page, err := screen.Open(a.stdin, terminal)
-		if err != nil {
-			return err
+		page, failed := screen.Open(a.stdin, terminal)
+		if failed != nil {
+			return failed
 		}
 		defer func() { err = errors.Join(err, page.Close()) }()
 		resized, quit = page.Resized(), page.Quit()
@@ -192,7 +224,7 @@ func (a *app) watchForwards(ctx context.Context, interval time.Duration, limits 
 			continue
 		case <-ticker.C:
 		}
-		next, err := takeLook(s)
+		next, err := looker.take()
 		if err != nil {
 			return err
 		}

@@ -210,3 +210,28 @@ func TestWatchRedrawsATerminal(t *testing.T) {
 		t.Errorf("the terminal has other settings: %v, %+v, want %+v", err, after, before)
 	}
 }
+
+// TestWatchFollowsTheDatapath: watch goes on after an upgrade, and ends with a message when hairpin is removed.
+func TestWatchFollowsTheDatapath(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
+	hp.Run("attach")
+	watch := hp.Spawn("watch", "--interval", "100ms")
+	another := func(when string) {
+		t.Helper()
+		before := strings.Count(watch.Stdout.String(), "connections established")
+		lab.Eventually(t, lab.Patience, func() error {
+			if strings.Count(watch.Stdout.String(), "connections established") <= before {
+				return fmt.Errorf("%s: no other line\n%s", when, watch.Stderr)
+			}
+			return nil
+		})
+	}
+	another("at first")
+	hp.Run("upgrade")
+	another("after an upgrade")
+	hp.Run("detach", "--all")
+	if code := watch.Wait(); code != 4 || !strings.Contains(watch.Stderr.String(), "hairpin is not loaded") {
+		t.Errorf("hairpin was removed: exit code %d, %s", code, watch.Stderr)
+	}
+}

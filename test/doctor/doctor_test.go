@@ -13,7 +13,10 @@ import (
 	"testing"
 	"time"
 
+	"hairpin/bpf"
 	"hairpin/cmd/hairpin/diagnose"
+	"hairpin/loader"
+	"hairpin/maps/config"
 	"hairpin/test/home"
 	"hairpin/test/lab"
 )
@@ -98,6 +101,15 @@ func forward(name, protocol, port, to string, more ...string) string {
 }
 
 func none(*patient) {}
+
+// farTargets are forwards to so many targets behind the server.
+func farTargets(count int) string {
+	var list strings.Builder
+	for i := range count {
+		list.WriteString(forward(fmt.Sprintf("far-%d", i), "tcp", fmt.Sprint(1000+i), fmt.Sprintf("10.9.%d.%d", i>>8, i&0xff)))
+	}
+	return list.String()
+}
 
 // rewrite replaces text in the configuration file.
 func (p *patient) rewrite(old, new string) {
@@ -241,6 +253,23 @@ var provocations = []provocation{
 			p.sh("mkdir -p %s && mount -t bpf bpf %[1]s && chmod 700 %[1]s", p.hp.Dir)
 			p.sh("unshare -m sh -c 'mount -t tmpfs none /sys/module && exec %s -c %s --bpffs %s attach'", lab.Binary(p.t), p.hp.File, p.hp.Dir)
 		}},
+	{code: "ipsec-too-many", level: diagnose.Warning, says: "there are 16385 IPsec policies, but hairpin asks at most 16384", provoke: func(p *patient) {
+		var list strings.Builder
+		for i := range config.MaxPolicies + 1 {
+			fmt.Fprintf(&list, "xfrm policy add dir out src 10.%d.%d.%d/32 dst 10.0.0.1/32 tmpl src 0.0.0.1 dst 0.0.0.2 proto esp mode tunnel\n", i>>16, i>>8&0xff, i&0xff)
+		}
+		p.Router.RunInput(list.String(), "ip", "-batch", "-")
+	}, cure: func(p *patient) { p.sh("ip xfrm policy flush") }},
+	{code: "other-layout", level: diagnose.Problem, says: "schema", provoke: func(p *patient) {
+		datapath, err := loader.Open(loader.Options{Dir: p.hp.Dir})
+		if err == nil {
+			defer datapath.Close()
+			err = datapath.Objects().Schema.Put(uint32(0), uint32(bpf.HairpinSchemaSCHEMA+1))
+		}
+		if err != nil {
+			p.t.Fatal(err)
+		}
+	}, cure: func(p *patient) { p.hp.Run("detach", "--all"); p.hp.Run("attach") }},
 	{code: "target-no-route", level: diagnose.Problem, shown: commands, forwards: forward("web", "tcp", "80", "10.9.9.9"),
 		provoke: func(p *patient) { p.sh("ip route del default") }, says: "there is no route to the target 10.9.9.9",
 		cure: func(p *patient) { p.Router.Route("lan0", "10.9.9.0/24", lab.Server, "") }},
@@ -275,11 +304,15 @@ var provocations = []provocation{
 	}, cure: func(p *patient) {
 		p.sh("iptables-nft -A FORWARD -i wan0 -p tcp -m multiport --dports 22,8080 -d 192.168.1.20 -j ACCEPT; iptables-nft -A FORWARD -p udp --dport 5353 -j ACCEPT")
 	}},
-	{code: "iptables-legacy-unseen", level: diagnose.Unknown, says: "ip nat", provoke: func(p *patient) {
-		p.sh("iptables-legacy -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to 192.168.1.30")
-	}, cure: func(p *patient) {
-		p.hp.Run("forward", "del", "web", "dns") // the tables stay until the namespace ends
+	{code: "second-masquerade", level: diagnose.Warning, says: "rule 2 of the chain nat POSTROUTING of iptables-legacy", provoke: func(p *patient) {
+		p.sh("iptables-legacy -t nat -A POSTROUTING -o wan0 -j MASQUERADE; iptables-legacy -t nat -A POSTROUTING -d 192.168.1.20 -p tcp --dport 8080 -j MASQUERADE")
 	}},
+	{code: "second-dnat", ipv6: true, level: diagnose.Warning, forwards: home.Forwards6, says: "chain nat PREROUTING of ip6tables-legacy", provoke: func(p *patient) {
+		p.sh("ip6tables-legacy -t nat -A PREROUTING -p tcp --dport 80 -j DNAT --to fd00:1::30")
+	}},
+	{code: "firewall-bypassed", level: diagnose.Warning, says: "chain filter FORWARD of iptables-legacy would drop", provoke: func(p *patient) {
+		p.sh("iptables-legacy -N wan; iptables-legacy -A FORWARD -i wan0 -g wan; iptables-legacy -A wan -m state --state ESTABLISHED -j ACCEPT; iptables-legacy -A wan -j REJECT")
+	}, cure: func(p *patient) { p.sh("iptables-legacy -I wan -m conntrack --ctstate DNAT -j ACCEPT") }},
 	{code: "denies-router", level: diagnose.Warning, settings: "[deny]\nsources = [\"192.168.1.0/24\"]\n", provoke: none, says: "contains this router's address 192.168.1.1 (lan0)",
 		cure: func(p *patient) { p.rewrite("192.168.1.0/24", "192.168.9.0/24"); p.hp.Run("apply") }},
 	{code: "ingress-unshaped", level: diagnose.Warning, provoke: func(p *patient) {
@@ -294,6 +327,24 @@ var provocations = []provocation{
 		p.rewrite(`mode = "xdp-untagged"`, `mode = "tc"`)
 		p.hp.Run("apply")
 	}},
+	{code: "filter-before", level: diagnose.Warning, says: "(u32) runs before hairpin", provoke: func(p *patient) {
+		// As on a kernel without TCX.
+		if err := p.Router.Do(func() error {
+			datapath, err := loader.Open(loader.Options{Dir: p.hp.Dir, NoTCX: true})
+			if err != nil {
+				return err
+			}
+			defer datapath.Close()
+			if err := datapath.Detach(p.Router.Index("lan1")); err != nil {
+				return err
+			}
+			_, err = datapath.Attach("lan1", loader.Hooks{Mode: loader.ModeTC})
+			return err
+		}); err != nil {
+			p.t.Fatal(err)
+		}
+		p.sh("tc filter add dev lan1 ingress prio 1 protocol all u32 match u32 0 0 flowid 1:1")
+	}, cure: func(p *patient) { p.sh("tc filter del dev lan1 ingress prio 1") }},
 	{code: "local-ports-overlap", level: diagnose.Warning, provoke: func(p *patient) { p.Router.Sysctl("net/ipv4/ip_local_port_range", "32768 65535") }},
 	{code: "answers-elsewhere", level: diagnose.Problem, says: "the host is there", provoke: func(p *patient) {
 		p.Server.ServeTCP(":8080")
@@ -332,6 +383,10 @@ var provocations = []provocation{
 		p.Server.ServeTCP(":8080")
 		p.sh("ip route add unreachable 192.168.1.20")
 	}, cure: func(p *patient) { p.sh("ip route del unreachable 192.168.1.20") }},
+	{code: "probe-unfinished", level: diagnose.Unknown, args: []string{"--probe"}, forwards: farTargets(600), says: "was not asked within", provoke: func(p *patient) {
+		p.Router.Route("lan0", "10.9.0.0/16", lab.Server, "")
+		p.Server.Run("nft", "table ip f { chain in { type filter hook prerouting priority raw; ip daddr 10.9.0.0/16 drop; }; }")
+	}, cure: func(p *patient) { p.sh("ip route replace unreachable 10.9.0.0/16") }},
 	{code: "table-nearly-full", level: diagnose.Warning, settings: "", provoke: func(p *patient) {
 		p.hp.Run("detach", "--all")
 		p.rewrite("[datapath]", "[datapath]\nmax_connections = 1")
@@ -483,6 +538,48 @@ func TestWithoutPrivilege(t *testing.T) {
 	for _, code := range []string{"privileges-missing", "datapath-unseen", "nftables-unseen", "ipsec-unseen"} {
 		if !strings.Contains(r.Stdout, `"level":"unknown","check":`) || !strings.Contains(r.Stdout, `"code":"`+code+`"`) {
 			t.Errorf("no %s: %s", code, r.Stdout)
+		}
+	}
+	// Another user may not even read the file. That is no problem of the router.
+	r, err = p.Router.Try("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", lab.Binary(t), "-c", p.hp.File, "--bpffs", p.hp.Dir, "-j", "doctor")
+	if err != nil || r.Code != 0 || !strings.Contains(r.Stdout, `"code":"configuration-unseen"`) || strings.Contains(r.Stdout, `"code":"ipsec-ok"`) {
+		t.Errorf("another user: exit code %d, %v\n%s%s", r.Code, err, r.Stdout, r.Stderr)
+	}
+}
+
+// elsewhere are the codes that no provocation makes, with the reason.
+var elsewhere = map[string]string{
+	"service-shadowed":       "TestShadowedService",
+	"privileges-missing":     "TestWithoutPrivilege",
+	"datapath-unseen":        "TestWithoutPrivilege",
+	"configuration-unseen":   "TestWithoutPrivilege",
+	"nftables-unseen":        "TestWithoutPrivilege",
+	"ipsec-unseen":           "TestWithoutPrivilege",
+	"iptables-legacy-unseen": "TestLegacyUnseen",
+	"kernel-too-old":         "TestLoad of test/kernels, on Linux 5.10",
+	"flowtable":              "TestFlowtable of test/kernels",
+	"vlan-tags-unseen":       "TestDoctorSeesVLANOnTop of test/kernels",
+	"services-unseen":        "table test alone: without /proc, where the sockets are, no command finds its pins",
+	"shaping-unseen":         "table test alone: the kernel lists the qdiscs of every interface to everybody",
+}
+
+// TestEveryCode: each code of the page about doctor is provoked, or is in elsewhere.
+func TestEveryCode(t *testing.T) {
+	page, err := os.ReadFile("../../cmd/hairpin/doc/doctor.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(page)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 6 {
+			continue
+		}
+		for quoted := range strings.SplitSeq(cells[2], ",") {
+			code := strings.Trim(quoted, " `")
+			provoked := slices.ContainsFunc(provocations, func(v provocation) bool { return v.code == code })
+			if code != "" && code != "code" && !strings.HasPrefix(code, "---") && provoked == (elsewhere[code] != "") {
+				t.Errorf("%s: provoked %v, elsewhere %q", code, provoked, elsewhere[code])
+			}
 		}
 	}
 }

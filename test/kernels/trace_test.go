@@ -425,6 +425,9 @@ func TestTraceWritesPcapng(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "web.pcapng")
 			tr := startTracing(t, hp, "trace", "forward", "web", "-w", file)
 			c := connect(t, n.Client)
+			if err := c.Echo(1000); err != nil { // more than is kept of a frame
+				t.Fatal(err)
+			}
 			client := c.LocalAddr().String()
 			var got []string
 			lab.Eventually(t, lab.Patience, func() (err error) {
@@ -436,6 +439,7 @@ func TestTraceWritesPcapng(t *testing.T) {
 					`^lan0 192.168.1.1:\d+ > 192.168.1.20:8080 S left: send, forward web, `,
 					`^lan0 192.168.1.20:8080 > 192.168.1.1:\d+ SA arrived: send, forward web, `,
 					`^lan0 203.0.113.2:80 > ` + client + ` SA left: send, forward web, `,
+					`^lan0 203.0.113.2:80 > ` + client + ` A left: send, forward web, \w+, \d+ of 10\d\d bytes$`,
 				} {
 					if !slices.ContainsFunc(got, regexp.MustCompile(want).MatchString) {
 						return fmt.Errorf("no %s:\n%s", want, strings.Join(got, "\n"))
@@ -451,6 +455,7 @@ func TestTraceWritesPcapng(t *testing.T) {
 			if err != nil || info.Mode().Perm() != 0o600 {
 				t.Errorf("the file: %v, %v", info, err)
 			}
+			wantTshark(t, n.Router.For(t), file, client)
 			if said := hp.Fail(1, "trace", "-w", file); !strings.Contains(said, "exists already") {
 				t.Errorf("the file is there already: %s", said)
 			}
@@ -458,7 +463,26 @@ func TestTraceWritesPcapng(t *testing.T) {
 	}
 }
 
-// readPcapng returns a line for each TCP segment in a file: interface, ends, flags, comment. Wrong checksums are an error.
+// wantTshark wants tshark to find both sides of the connection of client, and the length of frames of which not all is kept.
+func wantTshark(t *testing.T, router *lab.Host, file, client string) {
+	t.Helper()
+	source := strings.Split(client, ":")
+	got := router.Run("tshark", "-n", "-r", file, "-T", "fields", "-E", "separator=|", "-e", "frame.interface_name", "-e", "ip.src", "-e", "tcp.srcport",
+		"-e", "ip.dst", "-e", "tcp.dstport", "-e", "tcp.flags.syn", "-e", "frame.cap_len", "-e", "frame.len", "-e", "frame.comment")
+	for _, want := range []string{
+		`(?m)^lan0\|` + source[0] + `\|` + source[1] + `\|203.0.113.2\|80\|(1|True)\|\d+\|\d+\|arrived: send, forward web, `,
+		`(?m)^lan0\|192.168.1.1\|\d+\|192.168.1.20\|8080\|(1|True)\|\d+\|\d+\|left: send, forward web, `,
+		`(?m)^lan0\|192.168.1.20\|8080\|192.168.1.1\|\d+\|(1|True)\|\d+\|\d+\|arrived: send, forward web, `,
+		`(?m)^lan0\|203.0.113.2\|80\|` + source[0] + `\|` + source[1] + `\|(1|True)\|\d+\|\d+\|left: send, forward web, `,
+		`(?m)\|(\d\d|1\d\d|2[0-4]\d|25[0-6])\|10\d\d\|`, // kept, and the whole length
+	} {
+		if !regexp.MustCompile(want).MatchString(got) {
+			t.Errorf("tshark does not show %s:\n%s", want, got)
+		}
+	}
+}
+
+// readPcapng returns a line for each TCP segment in a file: interface, ends, flags, comment, and how many bytes are kept if not all are.
 func readPcapng(file string) (lines []string, err error) {
 	in, err := os.Open(file)
 	if err != nil {
@@ -497,6 +521,9 @@ func readPcapng(file string) (lines []string, err error) {
 			}
 		}
 		lines = append(lines, fmt.Sprintf("%s %s:%d > %s:%d %s %s", at.Name, ip.SrcIP, tcp.SrcPort, ip.DstIP, tcp.DstPort, flags, strings.Join(options.Comments, " ")))
+		if info.CaptureLength < info.Length {
+			lines[len(lines)-1] += fmt.Sprintf(", %d of %d bytes", info.CaptureLength, info.Length)
+		}
 	}
 }
 

@@ -298,6 +298,29 @@ func (b *bench) ageDirect(t *testing.T, seconds uint32) {
 	}
 }
 
+// TestDirectNoteOfAForgedSource: a LAN's host has sent to the target with the source of an Internet host, which has a translated
+// connection. Still no packet from the Internet opens a direct connection to a private target.
+func TestDirectNoteOfAForgedSource(t *testing.T) {
+	b := newBench(t, rig.Forwards...)
+	c := twinCase{newCase(t, b), false}
+	f := c.flow("from the Internet", true)
+	c.open(t, f)
+	d := f.direct()
+	forged := d
+	forged.At, forged.MAC = b.LAN2, rig.OtherClientMAC
+	for _, from := range []twinFlow{forged, d} {
+		if !b.passes(t, hooks[0], from.At, mustIn(from)) {
+			t.Errorf("the kernel does not get the packet at interface %d", from.At.Index)
+		}
+	}
+	if b.notes(t) == 0 {
+		t.Error("the forged packet has caused no note, so the test shows nothing")
+	}
+	if n := b.ofDirect(t); n != 0 {
+		t.Errorf("%d direct connections are translated, want none", n)
+	}
+}
+
 // TestDirectOnAPrivateWAN: a host of a private WAN's network has a direct connection to the server first, and then a translated one.
 func TestDirectOnAPrivateWAN(t *testing.T) {
 	const port = 5601

@@ -13,7 +13,7 @@
 //
 //	the command dies before the file is written     nothing has happened
 //	it dies before the swap                         the live generation is still the one in the file, so whoever takes the lock next
-//	                                                sees that the change was not made, and removes the file
+//	                                                sees that the change was not made, and ends its wait
 //	it dies after the swap                          the daemon and the watcher both wait for the deadline
 //	the command and the daemon die                  the watcher has a session of its own, and under systemd a scope of its own, so
 //	                                                neither the terminal nor the unit takes it along
@@ -152,7 +152,7 @@ func (k *Keeper) keepFirst(command string) error {
 	return k.Store.Keep(running, "before: "+command)
 }
 
-// Guard fails with ErrPending if a change waits for its confirmation. A pending change that was never made is forgotten.
+// Guard fails with ErrPending if a change waits for its confirmation. The wait of a change that was never made is ended.
 func (k *Keeper) Guard() error {
 	p, err := k.Store.Pending()
 	if err != nil {
@@ -166,7 +166,7 @@ func (k *Keeper) Guard() error {
 		return err
 	}
 	if !made {
-		return k.Store.ClearPending()
+		return k.forget(p)
 	}
 	return fmt.Errorf("%w: %s; run \"hairpin confirm\" to keep it, or \"hairpin rollback\" to return to the configuration before it", ErrPending, Describe(p))
 }
@@ -278,7 +278,7 @@ func (k *Keeper) Confirm() (p *history.Pending, unkept error, err error) {
 		return nil, nil, err
 	}
 	if !made {
-		return nil, nil, errors.Join(fmt.Errorf("%w: %q ended before the change was made", ErrNothingPending, p.Command), k.Store.ClearPending())
+		return nil, nil, errors.Join(fmt.Errorf("%w: %q ended before the change was made", ErrNothingPending, p.Command), k.forget(p))
 	}
 	running, err := k.Router.Running()
 	if err != nil {
@@ -313,7 +313,7 @@ func (k *Keeper) Settle() (*Reverted, error) {
 		return nil, err
 	}
 	if !made {
-		return nil, k.Store.ClearPending()
+		return nil, k.forget(p)
 	}
 	if Left(p) > 0 {
 		return nil, nil
@@ -336,7 +336,7 @@ func (k *Keeper) revert(p *history.Pending) (*Reverted, error) {
 	return reverted, errors.Join(err, k.forget(p))
 }
 
-// forget ends the wait of a change that does not run any more. A start must not run its files either.
+// forget ends the wait of a change that does not run. A start must not run its files either: nobody has confirmed them.
 func (k *Keeper) forget(p *history.Pending) error {
 	if p.Digest != "" && p.Digest != p.Before.Digest {
 		return k.Store.RefusePending()

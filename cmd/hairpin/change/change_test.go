@@ -132,17 +132,23 @@ func TestConfirmAtTheLastMoment(t *testing.T) {
 	}
 }
 
-// A writer that is killed leaves what the next one finishes.
-func TestKilledBeforeTheSwap(t *testing.T) {
-	f := newFake(t)
-	f.run(t, "one")
+// die applies files that must be confirmed, and is killed before the swap.
+func (f *fake) die(t *testing.T, digest string) {
+	t.Helper()
 	func() {
 		defer func() { _ = recover() }()
-		f.ApplyUntil(files("two"), "apply two", time.Hour, func() error { panic("killed") })
+		f.ApplyUntil(files(digest), "apply "+digest, time.Hour, func() error { panic("killed") })
 	}()
 	if p, err := f.Store.Pending(); p == nil || err != nil {
 		t.Fatalf("%+v, %v", p, err)
 	}
+}
+
+// A writer that is killed leaves what the next one finishes.
+func TestKilledBeforeTheSwap(t *testing.T) {
+	f := newFake(t)
+	f.run(t, "one")
+	f.die(t, "two")
 	if p, err := f.Waiting(); p != nil || err != nil {
 		t.Errorf("a change that was not made waits: %+v, %v", p, err)
 	}
@@ -290,6 +296,15 @@ func TestStart(t *testing.T) {
 			f.Settle()
 			f.run(t, "two")
 		}, true, "two", nil, "two", ""},
+		"killed before the swap, restart":         {func(t *testing.T, f *fake) { f.run(t, "one"); f.die(t, "two") }, false, "two", nil, "one", "not confirmed"},
+		"killed before the swap, settled, boot":   {func(t *testing.T, f *fake) { f.run(t, "one"); f.die(t, "two"); f.Settle() }, true, "two", nil, "one", "not confirmed"},
+		"killed before the swap, confirmed, boot": {func(t *testing.T, f *fake) { f.run(t, "one"); f.die(t, "two"); f.Confirm() }, true, "two", nil, "one", "not confirmed"},
+		"killed before the swap, other files":     {func(t *testing.T, f *fake) { f.run(t, "one"); f.die(t, "two") }, false, "three", nil, "three", ""},
+		"killed before the swap, applied again": {func(t *testing.T, f *fake) {
+			f.run(t, "one")
+			f.die(t, "two")
+			f.run(t, "two")
+		}, true, "two", nil, "two", ""},
 		"confirmed files":                   {func(t *testing.T, f *fake) { f.run(t, "one"); f.wait(t, "two"); f.Confirm() }, true, "two", nil, "two", ""},
 		"unconfirmed, then a forward added": {func(t *testing.T, f *fake) { f.run(t, "one"); f.wait(t, "two"); f.overdue(t); f.Settle(); f.add(t) }, false, "two", nil, "one", "not confirmed"},
 	} {
@@ -304,6 +319,9 @@ func TestStart(t *testing.T) {
 			continue
 		}
 		f.want(t, name, test.want)
+		if p, err := f.Store.Pending(); p != nil && err == nil && test.apart == "not confirmed" {
+			t.Errorf("%s: %q still waits", name, p.Command)
+		}
 		if (started.Apart != nil) != (test.apart != "") || test.apart != "" && !mapstest.Contains(started.Apart, test.apart) {
 			t.Errorf("%s: apart %v, want %q", name, started.Apart, test.apart)
 		}

@@ -44,7 +44,7 @@ func (k *Keeper) Start(files config.Config, broken error) (Started, error) {
 	if err != nil && !fresh {
 		return Started{}, fmt.Errorf("read the running configuration: %w", err)
 	}
-	p, err := k.Store.Pending()
+	p, err := k.pendingAtStart(fresh)
 	if err != nil {
 		return Started{}, err
 	}
@@ -59,14 +59,12 @@ func (k *Keeper) Start(files config.Config, broken error) (Started, error) {
 		return k.resume(fmt.Errorf("%w: %s", ErrPending, Describe(p)))
 	}
 	if broken == nil {
-		refused, err := k.Store.Refused()
-		if err != nil {
+		if broken, err = k.Refuses(files.Digest); err != nil {
 			return Started{}, err
 		}
-		if refused == nil || refused.Digest != files.Digest {
+		if broken == nil {
 			return k.startFiles(files)
 		}
-		broken = fmt.Errorf("the files are those of a change that was not confirmed, %q; \"hairpin apply\" or \"hairpin reload\" runs them nevertheless", refused.Command)
 	}
 	if !fresh {
 		return k.resume(broken)
@@ -77,6 +75,29 @@ func (k *Keeper) Start(files config.Config, broken error) (Started, error) {
 	}
 	result, err := k.Router.Apply(cfg)
 	return Started{Outcome{Result: result}, broken}, err
+}
+
+// pendingAtStart returns the pending change, nil if there is none. A command that was killed before its swap has left the file of a
+// change, but nothing to take back: the wait of this change is ended.
+func (k *Keeper) pendingAtStart(fresh bool) (*history.Pending, error) {
+	p, err := k.Store.Pending()
+	if p == nil || err != nil || fresh {
+		return p, err
+	}
+	made, err := k.made(p)
+	if err == nil && !made {
+		return nil, k.forget(p)
+	}
+	return p, err
+}
+
+// Refuses returns why a start does not run files with this digest: nobody has confirmed them. It returns nil if a start runs them.
+func (k *Keeper) Refuses(digest string) (why, err error) {
+	refused, err := k.Store.Refused()
+	if err != nil || refused == nil || refused.Digest != digest {
+		return nil, err
+	}
+	return fmt.Errorf("the files are those of a change that was not confirmed, %q; \"hairpin apply\" or \"hairpin reload\" runs them nevertheless", refused.Command), nil
 }
 
 // resume keeps what runs.

@@ -63,16 +63,22 @@ func (d *daemon) warnUnkept(why error) {
 	}
 }
 
-// seeFiles looks whether a command has made the files run that a reload or the start could not run.
+// seeFiles looks, after each change, whether a command has made the files run that a reload or the start could not run; or whether the
+// files are those of a change that was taken back.
 func (d *daemon) seeFiles() {
-	if d.state.apart.Load() == nil {
-		return
+	if p, err := d.keeper.Store.Pending(); d.waits && p == nil && err == nil {
+		d.waits = false
+		d.seeEndOfWait()
 	}
 	now, err := d.router.Generation()
 	if err != nil || now == d.apartAt {
 		return
 	}
 	d.apartAt = now
+	if d.state.apart.Load() == nil {
+		d.seeTakenBack()
+		return
+	}
 	running, err := d.router.Settings()
 	if err != nil || running.Digest == "" {
 		return
@@ -81,6 +87,39 @@ func (d *daemon) seeFiles() {
 		d.log.Info("the files run now")
 		d.state.apart.Store(nil)
 		d.reloaded(true)
+	}
+}
+
+// seeEndOfWait says what is true of the files after the change has ended for which the start waited.
+func (d *daemon) seeEndOfWait() {
+	running, err := d.router.Settings()
+	files, failed := d.read()
+	if err = errors.Join(err, failed); err != nil {
+		d.sayApart(err)
+		return
+	}
+	why, err := d.keeper.Refuses(files.Digest)
+	switch {
+	case files.Digest == running.Digest:
+		d.reloaded(true)
+	case why == nil && err == nil:
+		why = errors.New("what was confirmed is another configuration; see \"hairpin diff\"")
+	}
+	d.sayApart(errors.Join(why, err))
+}
+
+// seeTakenBack looks whether the files are those of a change that was taken back.
+func (d *daemon) seeTakenBack() {
+	if refused, err := d.keeper.Store.Refused(); err != nil || refused == nil {
+		return
+	}
+	files, err := d.read()
+	if err != nil {
+		return // the next reload tells
+	}
+	if why, err := d.keeper.Refuses(files.Digest); err == nil && why != nil {
+		d.sayApart(why)
+		d.reloaded(false)
 	}
 }
 
@@ -107,11 +146,13 @@ func (d *daemon) finishChanges(ctx context.Context) {
 	over, _, failed := d.keeper.DrainsOver()
 	if err = errors.Join(err, failed); err == nil && (over || p != nil && change.Left(p) == 0) {
 		err = d.locked(ctx, func() error {
+			// The end of drains is a change, too: after it, a change that was never made looks like one that runs.
+			failed := d.settle()
 			gone, err := d.keeper.FinishDrains()
 			if len(gone) > 0 {
 				d.log.Info("deleted forwards that had drained", "forwards", gone)
 			}
-			return errors.Join(err, d.settle())
+			return errors.Join(failed, err)
 		})
 	}
 	if ctx.Err() == nil && !errors.Is(err, loader.ErrNotLoaded) {

@@ -6,12 +6,14 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/control"
+	"hairpin/maps/rule"
 )
 
 // ready is what /-/ready says.
@@ -136,6 +138,96 @@ func TestDaemonTakesAnUnconfirmedChangeBack(t *testing.T) {
 	}
 	if !strings.Contains(d.output.String(), `was not confirmed in time`) {
 		t.Errorf("log:\n%s", &d.output)
+	}
+}
+
+// After a change was taken back, the files are still those of the change: everybody says that they do not run, until they are corrected.
+func TestFilesOfAChangeThatWasTakenBack(t *testing.T) {
+	d := newDaemonFake(t)
+	if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
+		t.Fatal(err)
+	}
+	d.seeFiles()
+	d.file.Digest, d.file.MetricsListen = "two", "127.0.0.1:0"
+	if _, waits, err := d.keeper.ApplyUntil(d.file, "apply two", time.Hour, func() error { return nil }); err != nil || !waits {
+		t.Fatalf("waits %v, %v", waits, err)
+	}
+	d.seeFiles()
+	if d.ready() != "" {
+		t.Errorf("while the change runs: ready: %q", d.ready())
+	}
+	if _, err := d.keeper.Rollback(1); err != nil {
+		t.Fatal(err)
+	}
+	d.taken = nil
+	d.seeFiles()
+	if !strings.Contains(d.ready(), `not confirmed, "apply two"`) || len(d.taken) != 1 || d.taken[0] {
+		t.Errorf("after the change was taken back: ready %q, %v", d.ready(), d.taken)
+	}
+	if answer := d.reload(context.Background()); !answer.Done || d.ready() != "" {
+		t.Errorf("after a reload: %+v, ready %q", answer, d.ready())
+	}
+}
+
+// A daemon that starts while a change waits tells how the wait has ended.
+func TestStartWhileAChangeWaits(t *testing.T) {
+	for name, test := range map[string]struct {
+		files string // the digest of the files meanwhile
+		end   func(*change.Keeper) error
+		want  string
+	}{
+		"confirmed":           {"two", func(k *change.Keeper) error { _, _, err := k.Confirm(); return err }, ""},
+		"another, confirmed":  {"one", func(k *change.Keeper) error { _, _, err := k.Confirm(); return err }, "what was confirmed is another configuration"},
+		"taken back":          {"two", func(k *change.Keeper) error { _, err := k.Rollback(1); return err }, "not confirmed"},
+		"another, taken back": {"one", func(k *change.Keeper) error { _, err := k.Rollback(1); return err }, ""},
+	} {
+		d := newDaemonFake(t)
+		d.file.Digest = "one"
+		if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
+			t.Fatal(err)
+		}
+		two := d.file
+		two.Digest, two.MetricsListen = "two", "127.0.0.1:0"
+		if _, waits, err := d.keeper.ApplyUntil(two, "apply two", time.Hour, func() error { return nil }); err != nil || !waits {
+			t.Fatalf("waits %v, %v", waits, err)
+		}
+		d.file.Digest = test.files
+		d.sayApart(change.ErrPending) // as start does
+		d.waits = true
+		if err := test.end(d.keeper); err != nil {
+			t.Fatal(err)
+		}
+		d.seeFiles()
+		if got := d.ready(); (got == "") != (test.want == "") || !strings.Contains(got, test.want) {
+			t.Errorf("%s: ready %q, want %q", name, got, test.want)
+		}
+	}
+}
+
+// A change that was never made is not taken for one that runs because a forward has drained meanwhile.
+func TestDrainBesideAChangeThatWasNotMade(t *testing.T) {
+	d := newDaemonFake(t)
+	one := d.file
+	one.Forwards = slices.Clone(one.Forwards)
+	drains := one.Forwards[0]
+	drains.Name, drains.Ports, drains.DrainUntil = "drains", rule.Ports{First: 99, Last: 99}, change.SinceBoot()
+	one.Forwards = append(one.Forwards, drains)
+	if _, err := d.keeper.Edit(one, "forward del drains --drain 0s"); err != nil {
+		t.Fatal(err)
+	}
+	func() {
+		defer func() { _ = recover() }()
+		two := d.file
+		two.Digest = "two"
+		_, _, err := d.keeper.ApplyUntil(two, "apply two", time.Hour, func() error { panic("killed") })
+		t.Error(err)
+	}()
+	d.finishChanges(context.Background())
+	if len(d.machine.Config.Forwards) != len(d.file.Forwards) {
+		t.Errorf("%+v run", d.machine.Config.Forwards)
+	}
+	if p, err := d.keeper.Store.Pending(); p != nil || err != nil {
+		t.Errorf("a change that was not made waits: %+v, %v", p, err)
 	}
 }
 

@@ -187,7 +187,8 @@ type daemon struct {
 	gone      error            // set when the datapath was removed
 
 	unconfirmed <-chan time.Time // the time of a change that nobody confirmed is over; nil: no change waits
-	apartAt     uint32           // generation in which the files were compared last while they did not run
+	waits       bool             // at the start a change waited for its confirmation, and state.apart says so
+	apartAt     uint32           // generation in which seeFiles looked last
 	warned      []string         // warnings about forwarding that were logged
 }
 
@@ -283,6 +284,7 @@ func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error
 	d.port.move(cfg.MetricsListen)
 	d.log.Info(result.String())
 	d.sayApart(started.Apart)
+	d.waits = errors.Is(started.Apart, change.ErrPending)
 	d.warnUnkept(started.Unkept)
 	d.warnNotices(cfg)
 	d.show(result.Ports)

@@ -163,6 +163,9 @@ func TestJudgements(t *testing.T) {
 		{"no daemon", func(f *Facts) { f.Datapath.Daemon, f.Datapath.Outdated = false, "x" }, nil, "warning no-daemon, warning programs-outdated"},
 		{"the daemon loads programs anew", func(f *Facts) { f.Datapath.Outdated = "x" }, nil, ""},
 		{"an invalid file", func(f *Facts) { f.Datapath.Invalid = []string{"a", "b"} }, nil, "problem configuration-invalid, problem configuration-invalid"},
+		{"a file of others", func(f *Facts) {
+			f.Datapath.FileUnseen, f.Config.WAN, f.Config.LAN, f.Ports = errors.New("no"), nil, nil, nil
+		}, []string{}, "unknown configuration-unseen"},
 		{"no interface is named", func(f *Facts) { f.Config.WAN, f.Config.LAN, f.Ports = nil, nil, nil }, []string{}, "problem no-interfaces"},
 		{"an interface is missing", func(f *Facts) { f.Ports[1].Link = nil }, []string{}, "problem no-interface lan0"},
 		{"an interface refuses", func(f *Facts) { f.Ports[1].Err = errors.New("lan0: no") }, nil, "problem interface-refused"},
@@ -189,7 +192,11 @@ func TestJudgements(t *testing.T) {
 		{"nftables is not readable", func(f *Facts) { f.Rules, f.RulesErr = nil, loader.ErrPermission }, nil, "unknown nftables-unseen"},
 		{"sockets are not readable", func(f *Facts) { f.SocketsErr = errors.New("no") }, nil, "unknown services-unseen"},
 		{"shapers are not readable", func(f *Facts) { f.Ports[0].ShapingErr = errors.New("no") }, nil, "unknown shaping-unseen wan0"},
-		{"iptables-legacy", func(f *Facts) { f.Legacy = []string{"ip nat"} }, nil, "unknown iptables-legacy-unseen"},
+		{"iptables-legacy", func(f *Facts) { f.Legacy, f.LegacyErr = []string{"ip nat"}, errors.New("no") }, nil, "unknown iptables-legacy-unseen"},
+		{"iptables-legacy beside a DNAT", func(f *Facts) {
+			f.Legacy, f.LegacyErr = []string{"ip nat"}, errors.New("no")
+			f.Rules.Chains = []Chain{chain("pre", "prerouting", "nat", false, on(DNAT, numbers(FieldPort, 80)))}
+		}, nil, "unknown iptables-legacy-unseen, warning second-dnat web"},
 		{"a full table", func(f *Facts) { f.Datapath.Connections = 900 }, nil, "warning table-nearly-full"},
 		{"a table of another size", func(f *Facts) { f.Datapath.Resize = "x" }, nil, "warning table-size"},
 		{"an address is away", func(f *Facts) { f.Datapath.Away = []netip.Addr{netip.MustParseAddr("203.0.113.7")} }, nil, ""},

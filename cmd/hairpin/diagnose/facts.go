@@ -35,8 +35,8 @@ type Facts struct {
 
 	Rules     *Ruleset
 	RulesErr  error    // why Rules is not known
-	Legacy    []string // tables of iptables-legacy, which are not looked at
-	LegacyErr error    // why Legacy is not known
+	Legacy    []string // tables of iptables-legacy whose rules are not in Rules
+	LegacyErr error    // why they are not, or why Legacy is not known
 
 	Sockets    []Socket // those that take packets of anybody
 	SocketsErr error    // why Sockets is not known
@@ -62,8 +62,10 @@ type Datapath struct {
 	Unseen  bool
 	Foreign bool // one runs, but of a version with another table layout
 	// File is the configuration file that was read in place of the running configuration, or "". Invalid are its problems.
-	File    string
-	Invalid []string
+	// FileUnseen is why this user could not read it; nil: it was read.
+	File       string
+	FileUnseen error
+	Invalid    []string
 
 	Daemon      bool
 	Outdated    string       // what has changed since the programs were loaded, or ""

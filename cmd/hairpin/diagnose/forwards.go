@@ -237,7 +237,7 @@ func (c *ipsec) findings() (list []Finding) {
 	case isPermission(err) && c.forwards > 0:
 		list = append(list, Finding{Level: Unknown, Code: "ipsec-unseen", Text: "IPsec policies were not looked at: needs CAP_NET_ADMIN"})
 	case isPermission(err):
-		// "hairpin check" needs no privilege otherwise.
+		return list // "hairpin check" needs no privilege otherwise
 	case err != nil:
 		list = append(list, Finding{Level: Unknown, Code: "ipsec-unseen", Text: fmt.Sprintf("cannot look for IPsec policies: %s", err)})
 	case len(c.facts.Policies) > config.MaxPolicies:

@@ -66,6 +66,9 @@ func configuration(f *Facts) []Finding {
 	if d.File != "" {
 		from = d.File
 	}
+	if d.FileUnseen != nil {
+		return []Finding{{Level: Unknown, Code: "configuration-unseen", Text: fmt.Sprintf("the configuration was not looked at: %s", d.FileUnseen)}}
+	}
 	var list []Finding
 	for _, text := range d.Invalid {
 		list = append(list, Finding{Level: Problem, Code: "configuration-invalid", Text: text}.advise("correct the configuration; hairpin check shows what is left"))

@@ -103,10 +103,7 @@ func (c *natRules) findings() []Finding {
 	if c.forwards == 0 {
 		return nil
 	}
-	if found := rulesUnseen(c.facts); len(found) > 0 {
-		return found
-	}
-	list := c.found.each(func(r *Rule) Finding {
+	list := append(rulesUnseen(c.facts), c.found.each(func(r *Rule) Finding {
 		chain := c.chains[r]
 		code, does := "second-dnat", "translates the destination of the same packets (DNAT)"
 		if r.Action == SNAT {
@@ -114,19 +111,19 @@ func (c *natRules) findings() []Finding {
 		}
 		return Finding{Level: Warning, Code: code, Text: fmt.Sprintf(
 			"%s %s; while hairpin runs it sees none of them, and without hairpin it takes them", chain.named(r), does)}.run("%s", chain.deletion(r))
-	})
-	return orOK(list, "no rule of nftables translates the same packets")
+	})...)
+	return orOK(list, "no rule of nftables or iptables translates the same packets")
 }
 
 // rulesUnseen says what of the rules of netfilter could not be looked at.
 func rulesUnseen(f *Facts) (list []Finding) {
-	if len(f.Legacy) > 0 {
+	switch err := f.LegacyErr; {
+	case len(f.Legacy) > 0:
 		list = append(list, Finding{Level: Unknown, Code: "iptables-legacy-unseen", Text: fmt.Sprintf(
-			"rules of iptables-legacy were not looked at (tables %s); hairpin's packets skip them", strings.Join(f.Legacy, ", "))}.
-			advise("read them with iptables-legacy-save, and remove DNAT rules for the same ports"))
-	}
-	if f.LegacyErr != nil && !isPermission(f.LegacyErr) {
-		list = append(list, Finding{Level: Unknown, Code: "iptables-legacy-unseen", Text: f.LegacyErr.Error()})
+			"rules of iptables-legacy were not looked at (tables %s): %s; hairpin's packets skip these rules", strings.Join(f.Legacy, ", "), oneLine(err))}.
+			advise("install iptables-legacy-save, and remove DNAT rules for the same ports"))
+	case err != nil && !isPermission(err):
+		list = append(list, Finding{Level: Unknown, Code: "iptables-legacy-unseen", Text: oneLine(err)})
 	}
 	if err := f.RulesErr; err != nil {
 		text := fmt.Sprintf("cannot look at the rules of nftables: %s", err)
@@ -137,6 +134,8 @@ func rulesUnseen(f *Facts) (list []Finding) {
 	}
 	return list
 }
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // firewall looks for forwards that the firewall would have refused. Translated packets skip it.
 type firewall struct {
@@ -172,7 +171,7 @@ func (c *firewall) add(forward *rule.Forward) {
 func (c *firewall) findings() []Finding {
 	list := c.found.each(func(chain *Chain) Finding {
 		return Finding{Level: Warning, Code: "firewall-bypassed", Text: fmt.Sprintf(
-			"the chain %s %s %s would drop these packets, but they skip it: everybody may connect", chain.Family, chain.Table, chain.Name)}.
+			"the chain %s would drop these packets, but they skip it: everybody may connect", chain)}.
 			advise("say who may connect (key from), or accept the target's port in the chain")
 	})
 	if c.kept > 0 {

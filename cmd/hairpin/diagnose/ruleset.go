@@ -11,7 +11,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-// Ruleset is what matters of the rules of nftables. Rules of iptables-nft are among them.
+// Ruleset is what matters of the rules of nftables and of iptables-legacy. Rules of iptables-nft are among those of nftables.
 type Ruleset struct {
 	Chains     []Chain
 	Flowtables []Flowtable
@@ -19,6 +19,7 @@ type Ruleset struct {
 
 // Chain is a chain of a table of the families ip, ip6 or inet.
 type Chain struct {
+	Program             string // "iptables-legacy" or "ip6tables-legacy"; "": the table is of nftables
 	Family, Table, Name string
 	Hook                string // "prerouting", "forward", "postrouting", another hook, or "" for a chain that others jump to
 	Type                string // "nat", "filter", "route", or ""
@@ -50,7 +51,7 @@ const (
 
 // Rule is a rule of a chain.
 type Rule struct {
-	Handle     uint64
+	Handle     uint64 // of nftables; of iptables-legacy the number of the rule in its chain, from 1
 	Conditions []Condition
 	Action     Action
 	Chain      string // of Jump and Goto
@@ -200,11 +201,22 @@ func (r *Rule) has(field Field) bool {
 
 // named returns the rule as its user knows it.
 func (c *Chain) named(r *Rule) string {
-	return fmt.Sprintf("rule %d of the chain %s %s %s", r.Handle, c.Family, c.Table, c.Name)
+	return fmt.Sprintf("rule %d of the chain %s", r.Handle, c)
+}
+
+// String returns the name of the chain.
+func (c *Chain) String() string {
+	if c.Program != "" {
+		return fmt.Sprintf("%s %s of %s", c.Table, c.Name, c.Program)
+	}
+	return fmt.Sprintf("%s %s %s", c.Family, c.Table, c.Name)
 }
 
 // deletion returns the command that deletes a rule of the chain.
 func (c *Chain) deletion(r *Rule) string {
+	if c.Program != "" {
+		return fmt.Sprintf("%s -t %s -D %s %d", c.Program, c.Table, shellWord(c.Name), r.Handle)
+	}
 	return fmt.Sprintf("nft delete rule %s %s %s handle %d", c.Family, shellWord(c.Table), shellWord(c.Name), r.Handle)
 }
 
@@ -215,7 +227,7 @@ func (c *Chain) isFor(addr netip.Addr) bool {
 
 // walk follows packets through the base chains of a hook.
 type walk struct {
-	chains map[string]*Chain // by family, table and name
+	chains map[string]*Chain // by program, family, table and name
 	bases  []*Chain          // in the order in which they run
 }
 
@@ -235,7 +247,9 @@ func newWalk(rules *Ruleset, hook, kind string) *walk {
 	return w
 }
 
-func chainKey(c *Chain, name string) string { return c.Family + " " + c.Table + " " + name }
+func chainKey(c *Chain, name string) string {
+	return c.Program + " " + c.Family + " " + c.Table + " " + name
+}
 
 // translates returns the first rule with this action that a packet meets, or may meet. A rule that it may meet counts only if the
 // rule, or a jump to it, names ports: otherwise most of what is found would be wrong.

@@ -9,6 +9,7 @@ import (
 	"hairpin/bpf"
 	"hairpin/loader"
 	"hairpin/maps"
+	"hairpin/maps/compile"
 	"hairpin/maps/config"
 	"hairpin/maps/layout"
 	"hairpin/maps/rule"
@@ -26,11 +27,15 @@ type Options struct {
 	Running *maps.Tables // whose connections are borrowed; nil: no connections
 	Config  config.Config
 	Links   []loader.Link
+	// NotForwarding returns "" if the kernel forwards packets of this IP version that come in by an interface; otherwise what is off, and the
+	// command that turns it on.
+	NotForwarding func(link *loader.Link, v6 bool) string
 }
 
 // Explainer answers questions. The caller closes what Options hold.
 type Explainer struct {
 	Options
+	roster   *compile.Roster
 	borrowed map[bpf.HairpinTuple]bool
 }
 
@@ -41,7 +46,11 @@ func New(o Options) (*Explainer, error) {
 			return nil, err
 		}
 	}
-	return &Explainer{Options: o, borrowed: make(map[bpf.HairpinTuple]bool)}, nil
+	roster, err := o.Tables.Roster()
+	if err != nil {
+		return nil, err
+	}
+	return &Explainer{Options: o, roster: roster, borrowed: make(map[bpf.HairpinTuple]bool)}, nil
 }
 
 // Connection is a connection that existed before the packet.

@@ -27,24 +27,20 @@ func (x *Explainer) leg(q Question, link *loader.Link, result *bpf.ExplainExplan
 		Verdict: maps.VerdictName(result.Verdict), Reason: maps.ReasonName(result.Reason),
 		Back: x.linkName(result.BackIfindex), Notes: []string{},
 	}
-	roster, err := x.Tables.Roster()
-	if err != nil {
-		return l, err
-	}
-	l.Forward = roster.Name(result.Forward)
+	l.Forward = x.roster.Name(result.Forward)
 	if result.Identity != 0 {
 		l.Path = maps.PathName(uint32(result.Identity) >> uint32(bpf.HairpinConnFlagCONN_PATH_SHIFT) & 3)
-		if name := roster.Name(result.ConnForward); name != "" {
+		if name := x.roster.Name(result.ConnForward); name != "" {
 			l.Forward = name
 		}
 	}
 	if known != nil {
-		l.Connection = &Connection{State: maps.StateOf(known), Path: maps.PathName(uint32(known.Path)), Forward: roster.Name(known.Forward)}
+		l.Connection = &Connection{State: maps.StateOf(known), Path: maps.PathName(uint32(known.Path)), Forward: x.roster.Name(known.Forward)}
 	}
 	if l.Sent() {
 		x.way(&l, q, result)
 	}
-	return l, x.words(&l, q, result)
+	return l, x.words(&l, q, link, result)
 }
 
 // role is the role of an interface in the configuration.
@@ -78,7 +74,7 @@ func (x *Explainer) way(l *Leg, q Question, result *bpf.ExplainExplanation) {
 }
 
 // words adds the reason, near misses, and what is not known.
-func (x *Explainer) words(l *Leg, q Question, result *bpf.ExplainExplanation) error {
+func (x *Explainer) words(l *Leg, q Question, link *loader.Link, result *bpf.ExplainExplanation) error {
 	switch {
 	case l.Sent():
 		l.Why = x.source(l)
@@ -90,10 +86,13 @@ func (x *Explainer) words(l *Leg, q Question, result *bpf.ExplainExplanation) er
 		l.Why = "hairpin cannot read the packet"
 		return nil
 	case l.Reason != "":
-		l.Why = reasons[l.Reason]
+		l.Why = x.reason(l.Reason, q, link)
 		return nil
-	case l.Role == "":
+	case result.Attached == 0 && l.Role == "":
 		l.Why = fmt.Sprintf("hairpin is not attached to %s: %s is in neither interfaces.wan nor interfaces.lan", l.Interface, l.Interface)
+		return nil
+	case result.Attached == 0:
+		l.Why = fmt.Sprintf("hairpin is not attached to %s; \"hairpin status\" says why", l.Interface)
 		return nil
 	case l.Forward != "" && l.Intercept:
 		l.Why = fmt.Sprintf("intercept %s takes only packets that open a connection, and the packet belongs to a connection of the kernel", l.Forward)
@@ -103,6 +102,17 @@ func (x *Explainer) words(l *Leg, q Question, result *bpf.ExplainExplanation) er
 		return nil
 	}
 	return x.near(l, q)
+}
+
+// reason returns a reason in words. Where forwarding is off, the kernel finds no route back to the source of a packet, so the datapath says
+// spoofed.
+func (x *Explainer) reason(name string, q Question, link *loader.Link) string {
+	if name == "spoofed" || name == "forwarding_off" {
+		if off := x.NotForwarding(link, q.Source.Addr().Is6()); off != "" {
+			return off
+		}
+	}
+	return reasons[name]
 }
 
 // source says how the source that the receiver sees was chosen.

@@ -55,6 +55,9 @@ func (d *decoder) meetPorts(ports [2]uint16, not bool) {
 // have the bits of nftables.
 const xtStateDNAT = 1 << 7
 
+// statusDNAT is the bit of conntrack's status for a destination that was translated (IPS_DST_NAT).
+const statusDNAT = 0x20
+
 func (d *decoder) meetConntrack(flags, inverted uint16, state, status uint32) {
 	if flags&^uint16(xt.ConntrackState|xt.ConntrackStatus|xt.ConntrackStateAlias) != 0 {
 		d.other()
@@ -62,7 +65,7 @@ func (d *decoder) meetConntrack(flags, inverted uint16, state, status uint32) {
 	if flags&uint16(xt.ConntrackState) != 0 {
 		not := inverted&uint16(xt.ConntrackState) != 0
 		if state&xtStateDNAT != 0 {
-			d.meet(diagnose.Condition{Field: diagnose.FieldStatus, Not: not, Numbers: []diagnose.Range{{First: 0x20}}})
+			d.meet(diagnose.Condition{Field: diagnose.FieldStatus, Not: not, Numbers: []diagnose.Range{{First: statusDNAT}}})
 		} else {
 			d.meet(diagnose.Condition{Field: diagnose.FieldState, Not: not, Numbers: []diagnose.Range{{First: state}}})
 		}

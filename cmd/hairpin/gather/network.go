@@ -3,9 +3,7 @@
 package gather
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -100,23 +98,4 @@ func (r *Routing) Neighbour(addr netip.Addr) diagnose.Neighbour {
 		}
 	}
 	return diagnose.NeighbourUnknown
-}
-
-// LegacyTables lists the tables of iptables-legacy in this network namespace. It needs CAP_DAC_READ_SEARCH or root.
-func LegacyTables() ([]string, error) {
-	var list []string
-	for _, name := range []string{"ip_tables_names", "ip6_tables_names"} {
-		data, err := os.ReadFile("/proc/thread-self/net/" + name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // the module is not loaded
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list the tables of iptables-legacy: %w", err)
-		}
-		family := strings.TrimSuffix(name, "_tables_names")
-		for _, table := range strings.Fields(string(data)) {
-			list = append(list, family+" "+table)
-		}
-	}
-	return list, nil
 }

@@ -25,13 +25,16 @@ func State(bpffs string) string { return place(bpffs, stateDir) }
 // Socket returns the path of the socket at which the daemon of the datapath answers commands.
 func Socket(bpffs string) string { return filepath.Join(place(bpffs, runDir), "control") }
 
+// escaped makes one name of a path, as systemd-escape(1) does. Two paths never get one name.
+var escaped = strings.NewReplacer("/", "-", "-", `\x2d`, `\`, `\x5c`)
+
 func place(bpffs, usual string) string {
 	bpffs = filepath.Clean(bpffs)
 	switch {
 	case bpffs == loader.DefaultDir:
 		return usual
 	case strings.HasPrefix(bpffs, "/sys/"), isBPFFS(filepath.Dir(bpffs)):
-		return filepath.Join(usual, "other", strings.ReplaceAll(strings.TrimPrefix(bpffs, "/"), "/", "-"))
+		return filepath.Join(usual, "other", escaped.Replace(strings.TrimPrefix(bpffs, "/")))
 	}
 	return bpffs + ".state"
 }

@@ -9,6 +9,7 @@ func TestPlaces(t *testing.T) {
 		"/sys/fs/bpf/hairpin":  {"/var/lib/hairpin", "/run/hairpin/control"},
 		"/sys/fs/bpf/hairpin/": {"/var/lib/hairpin", "/run/hairpin/control"},
 		"/sys/fs/bpf/b/c":      {"/var/lib/hairpin/other/sys-fs-bpf-b-c", "/run/hairpin/other/sys-fs-bpf-b-c/control"},
+		"/sys/fs/bpf/b-c":      {`/var/lib/hairpin/other/sys-fs-bpf-b\x2dc`, `/run/hairpin/other/sys-fs-bpf-b\x2dc/control`},
 		"/tmp/x/pins":          {"/tmp/x/pins.state", "/tmp/x/pins.state/control"},
 		"none":                 {"none.state", "none.state/control"},
 	} {

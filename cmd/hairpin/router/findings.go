@@ -255,7 +255,14 @@ func look(f *diagnose.Facts) (done func()) {
 		f.Ports[i].AcceptRA = gather.AcceptRA(f.Ports[i].Name)
 	}
 	f.Rules, f.RulesErr = gather.Ruleset()
-	f.Legacy, f.LegacyErr = gather.LegacyTables()
+	var legacy []diagnose.Chain
+	legacy, f.Legacy, f.LegacyErr = gather.Legacy()
+	if f.Rules == nil && f.RulesErr == nil { // a kernel without nftables
+		f.Rules = &diagnose.Ruleset{}
+	}
+	if f.Rules != nil {
+		f.Rules.Chains = append(f.Rules.Chains, legacy...)
+	}
 	f.Sockets, f.SocketsErr = gather.Sockets()
 	f.Owner = gather.Owners()
 

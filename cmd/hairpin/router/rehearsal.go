@@ -5,7 +5,9 @@ package router
 import (
 	"errors"
 	"fmt"
+	"strings"
 
+	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
@@ -18,23 +20,30 @@ type Rehearsal struct {
 	Running *maps.Tables // of the running datapath; nil: the configuration does not run
 	Config  config.Config
 	Links   []loader.Link
+	// NotForwarding returns "" if the kernel forwards packets of this IP version that come in by an interface; otherwise what is off, and the
+	// command that turns it on.
+	NotForwarding func(link *loader.Link, v6 bool) string
 }
 
 // Rehearse prepares questions about the running configuration. Close the Rehearsal before the Session.
 func (s *Session) Rehearse() (*Rehearsal, error) {
-	cfg, err := s.Settings()
-	if err != nil {
-		return nil, err
-	}
-	links, err := s.listLinks()
-	if err != nil {
-		return nil, err
-	}
 	program, err := s.datapath.Rehearse()
 	if err != nil {
 		return nil, err
 	}
-	return &Rehearsal{Rehearsal: program, Tables: maps.New(program.Objects()), Running: s.Tables, Config: cfg, Links: links}, nil
+	// Read while the program is being loaded.
+	cfg, err := s.Settings()
+	if err != nil {
+		return nil, errors.Join(err, program.Close())
+	}
+	links, err := s.listLinks()
+	if err != nil {
+		return nil, errors.Join(err, program.Close())
+	}
+	tables := maps.New(program.Objects())
+	return &Rehearsal{
+		Rehearsal: program, Tables: tables, Running: s.Tables, Config: cfg, Links: links, NotForwarding: s.notForwarding,
+	}, nil
 }
 
 // Rehearse prepares questions about a configuration that does not run, as if it ran on this machine.
@@ -59,7 +68,25 @@ func Rehearse(cfg config.Config) (_ *Rehearsal, err error) {
 	if err := r.check(cfg, links); err != nil {
 		return nil, err
 	}
-	return &Rehearsal{Rehearsal: program, Tables: tables, Config: cfg, Links: links}, r.stage(cfg, links)
+	return &Rehearsal{
+		Rehearsal: program, Tables: tables, Config: cfg, Links: links, NotForwarding: r.notForwarding,
+	}, r.stage(cfg, links)
+}
+
+// notForwarding is Rehearsal.NotForwarding.
+func (r *Router) notForwarding(link *loader.Link, v6 bool) string {
+	here, all := r.forwarding(link.Name), r.forwarding("all")
+	if v6 {
+		here.IPv4, all.IPv4 = true, true // the question is not about IPv4
+	}
+	if here.IPv4 && (here.IPv6 || !v6) {
+		return ""
+	}
+	facts := &diagnose.Facts{
+		Ports:      []diagnose.Port{{Name: link.Name, Link: link, Attachment: new(loader.Attachment), Forwarding: here}},
+		Forwarding: all,
+	}
+	return strings.Join(diagnose.Notices(diagnose.Forwarding(facts, v6)), "; ")
 }
 
 // stage writes cfg into the tables, as if the programs were on every interface that cfg names.

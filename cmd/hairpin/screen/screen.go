@@ -4,6 +4,7 @@
 package screen
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -54,8 +55,10 @@ func Open(in io.Reader, out *os.File) (*Screen, error) {
 		go s.readKeys()
 	}
 	signal.Notify(s.resized, unix.SIGWINCH)
-	_, err := io.WriteString(out, enter)
-	return s, err
+	if _, err := io.WriteString(out, enter); err != nil {
+		return nil, errors.Join(fmt.Errorf("take the terminal: %w", err), s.Close())
+	}
+	return s, nil
 }
 
 // readKeys waits for the key that ends the command. It ends with the process: nobody can interrupt a read of a terminal.

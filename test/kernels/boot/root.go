@@ -21,7 +21,7 @@ var initScript string
 // slash may have wildcards.
 var programs = []string{
 	"busybox", "modprobe", "ip", "tc", "nft", "wg", "wg-quick", "bash", "ethtool", "ping", "traceroute", "tracepath", "curl", "dig",
-	"dnsmasq", "pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
+	"dnsmasq", "tshark", "pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
 }
 
 // inGuest is the guest's directory with hairpin, the tests and the list of runs.

@@ -65,7 +65,7 @@ const preface = `# Kernels
 
 ` + "`sudo make test-kernels`" + ` boots each of Debian's kernels in qemu, runs tests there, and writes this table.
 
-- load: hairpin attaches. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
+- load: hairpin attaches, and explain answers for both IP versions. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
 - conntrack: programs ask nf_conntrack, a module there. They ask whether the module was loaded before them or after them, with the daemon
   and without. Without CAP_SYS_ADMIN they work, and do not ask.
 - packets: translated packets, compared byte by byte, through both programs.
