@@ -19,6 +19,9 @@ STRESS ?= 2m
 # bench-run compares with this object, tree or revision; fuzz compares with this object.
 BASE ?=
 
+# torture runs for hours instead of minutes.
+LONG ?=
+
 # For test-kernels: 5.10, 6.1, 6.12, backports, newest; empty: all.
 KERNELS ?=
 # For test-kernels: load, conntrack, packets, T, N, beside, trace, virtio, devices, separated by commas; empty: all.
@@ -36,7 +39,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices floods demo bench bench-short bench-run check graph generate deps deps-build fuzz stress install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices floods torture demo bench bench-short bench-run check graph generate deps deps-build fuzz stress install uninstall clean root
 
 help:
 	@echo "sudo make demo      shows a LAN client that fails without hairpin and succeeds with hairpin"
@@ -45,6 +48,8 @@ help:
 	@echo "sudo make conformance   the checks of five RFCs; writes test/conformance/CONFORMANCE.md"
 	@echo "sudo make devices   kinds of devices, by family, mode and path; writes test/devices/DEVICES.md"
 	@echo "sudo make floods    clients during floods, with hairpin and with nftables; half an hour; writes test/floods/FLOODS.md"
+	@echo "sudo make torture   death, upgrades, writers, changes under load, with a figure for each promise; 20 minutes; writes test/TORTURE.md;"
+	@echo "                    LONG=1: hours"
 	@echo "sudo make bench     compares hairpin with nftables and the bare hooks; 15 minutes; writes test/bench/results"
 	@echo "sudo make bench-short   a short form of bench; two minutes; writes bin/bench"
 	@echo "sudo make bench-run     time of one run of each program; BASE=object, tree or revision: compares with it"
@@ -65,13 +70,13 @@ build:
 root:
 	@test "$$(id -u)" = 0 || { echo "needs root; run sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-# The packages that take longest begin first, so that no CPU waits at the end. The results of floods depend on free CPU time, so the
-# floods run after the other tests, alone.
+# The packages that take longest begin first, so that no CPU waits at the end. The results of floods and torture depend on free CPU
+# time, so they run after the other tests, one after the other.
 test: root deps
-	$(GO) test -count=1 -timeout 60m $$($(GO) list ./test/network ./test/program ./loader ./test/control ./... | grep -v /test/floods)
-	$(GO) test -count=1 -timeout 60m ./test/floods
+	$(GO) test -count=1 -timeout 60m $$($(GO) list ./test/network ./test/program ./loader ./test/control ./... | grep -v -e /test/floods -e /test/torture)
+	$(GO) test -count=1 -p 1 -timeout 60m ./test/floods ./test/torture
 	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test/program
-	@cat test/devices/DEVICES.md bin/floods.md
+	@cat test/devices/DEVICES.md bin/floods.md bin/torture.md
 
 test-kernels: root deps-kernels
 	$(GO) run ./test/kernels/boot -table test/KERNELS.md $(if $(RUNS),-runs $(RUNS)) $(KERNELS)
@@ -84,6 +89,9 @@ devices: root deps
 
 floods: root deps
 	$(GO) test -count=1 -timeout 2h -run '^TestFloods$$' ./test/floods -args -rewrite; status=$$?; cat test/floods/FLOODS.md; exit $$status
+
+torture: root deps
+	$(GO) test -count=1 -v -timeout $(if $(LONG),0,1h) -run '^TestTorture$$' ./test/torture -args -rewrite $(if $(LONG),-long)
 
 fuzz: root deps
 	$(GO) test -count=1 -v -timeout 0 -run '^$(if $(BASE),TestDifferential,TestMutations)$$' ./test/program -args -executions=$(MUTATIONS) -seed=$(SEED) \

@@ -25,6 +25,8 @@ type Flood struct {
 	// Times is the number of packets of each tuple; 0 means 1. The second packet of a tuple follows after the first
 	// packets of floodBlock tuples, so that an answer can come in between.
 	Times int
+	// Seed makes two floods have the same tuples; 0: each flood has its own.
+	Seed uint64
 }
 
 // floodBlock is the number of tuples whose first packets are sent before their second packets.
@@ -39,7 +41,10 @@ func (h *Host) SendFlood(dev string, neighbour net.HardwareAddr, f Flood, stop f
 	}
 	wire := h.Wire(dev, neighbour)
 	ethernet := append(append(append([]byte(nil), neighbour...), h.HardwareAddr(dev)...), kind...)
-	b, seed, times := newBatch(), rand.Uint64(), max(1, f.Times)
+	b, seed, times := newBatch(), f.Seed, max(1, f.Times)
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
 	sent := 0
 	for next := time.Now(); !stop(sent); sent += batchSize {
 		if f.Rate > 0 {

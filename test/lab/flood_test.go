@@ -114,3 +114,25 @@ func TestWatchResets(t *testing.T) {
 		t.Errorf("where they were sent: %q, want none", got)
 	}
 }
+
+// TestWatchInside: packets with inside sources of both families are seen, others are not.
+func TestWatchInside(t *testing.T) {
+	a, b := NewHost(t, "a"), NewHost(t, "b")
+	Cable(a, "eth0", b, "eth0")
+	arrived, strangers := a.WatchInside("eth0"), a.WatchStrangers("eth0", netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("11.0.0.1"))
+	to := b.Wire("eth0", a.HardwareAddr("eth0"))
+	for _, source := range []string{"192.168.1.20", "10.1.2.3", "127.0.0.1", "203.0.113.2", "11.0.0.1", "192.169.0.1", "8.8.8.8"} {
+		header := append([]byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 0, 0, 0}, netip.MustParseAddr(source).AsSlice()...)
+		Must(to.Send(append(header, 192, 0, 2, 1)))
+	}
+	for _, source := range []string{"fd00:1::20", "2001:db8::1", "fe80::1"} {
+		header := append([]byte{0x60, 0, 0, 0, 0, 0, 59, 64}, netip.MustParseAddr(source).AsSlice()...)
+		Must(to.Send(append(header, make([]byte, 16)...)))
+	}
+	if got := arrived.Stop(); len(got) != 4 {
+		t.Errorf("arrived: %q, want the four packets with inside sources", got)
+	}
+	if got := strangers.Stop(); len(got) != 5 {
+		t.Errorf("strangers: %q, want the five IPv4 packets with other sources", got)
+	}
+}

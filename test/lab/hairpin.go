@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -68,6 +69,13 @@ func (hp *Hairpin) For(tb testing.TB) *Hairpin {
 	return &other
 }
 
+// With returns hp with another binary, which has the same files and pins.
+func (hp *Hairpin) With(binary string) *Hairpin {
+	other := *hp
+	other.binary = binary
+	return &other
+}
+
 // Write replaces the configuration file.
 func (hp *Hairpin) Write(config string) {
 	hp.tb.Helper()
@@ -117,12 +125,29 @@ func (hp *Hairpin) Kill() {
 	hp.daemon.Wait()
 }
 
+// Signal sends a signal to the daemon.
+func (hp *Hairpin) Signal(signal syscall.Signal) { hp.daemon.Signal(signal) }
+
+// Gone waits until the daemon has ended.
+func (hp *Hairpin) Gone() {
+	hp.tb.Helper()
+	hp.daemon.Wait()
+}
+
+// Pid returns the daemon's process id.
+func (hp *Hairpin) Pid() int { return hp.daemon.Pid() }
+
 // Log returns the daemon's output so far.
 func (hp *Hairpin) Log() string { return hp.daemon.Stdout.String() + hp.daemon.Stderr.String() }
 
 // Try runs a command of the CLI. It may be called from any goroutine.
 func (hp *Hairpin) Try(args ...string) (Result, error) {
 	return hp.host.Try(hp.args(args...)...)
+}
+
+// KillAfter is Try, but the command is killed after a time. It may be called from any goroutine.
+func (hp *Hairpin) KillAfter(limit time.Duration, args ...string) (Result, error) {
+	return hp.host.KillAfter(limit, hp.args(args...)...)
 }
 
 // Run runs a command of the CLI and returns its standard output. The command must succeed.

@@ -161,6 +161,22 @@ func (h *Host) TryInput(stdin string, args ...string) (Result, error) {
 	return Result{p.Stdout.String(), p.Stderr.String(), p.cmd.ProcessState.ExitCode()}, nil
 }
 
+// KillAfter runs a command on the host. If it has not ended after a time, it is killed by SIGKILL, and the exit code is -1. Any
+// goroutine may call it.
+func (h *Host) KillAfter(limit time.Duration, args ...string) (Result, error) {
+	p, err := h.spawn(nil, "", args)
+	if err != nil {
+		return Result{}, fmt.Errorf("%s: start %s: %w", h.Name, args[0], err)
+	}
+	select {
+	case <-p.done:
+	case <-time.After(limit):
+		p.cmd.Process.Kill()
+		<-p.done
+	}
+	return Result{p.Stdout.String(), p.Stderr.String(), p.cmd.ProcessState.ExitCode()}, nil
+}
+
 // Run runs a command on the host and returns its standard output. The command must succeed.
 func (h *Host) Run(args ...string) string {
 	h.tb.Helper()

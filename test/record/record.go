@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Rewrite reports whether tests write their results to the files. `make conformance`, `make devices` and `make floods` set it.
-var Rewrite = flag.Bool("rewrite", false, "write the results of TestConformance, TestDevices or TestFloods to CONFORMANCE.md, DEVICES.md or FLOODS.md")
+// Rewrite reports whether tests write their results to the files. `make conformance`, `make devices`, `make floods` and `make torture` set it.
+var Rewrite = flag.Bool("rewrite", false, "write the results of TestConformance, TestDevices, TestFloods or TestTorture to CONFORMANCE.md, DEVICES.md, FLOODS.md or TORTURE.md")
 
 // The results in the tables.
 const (

@@ -29,7 +29,6 @@ import (
 	"hairpin/cmd/hairpin/control"
 	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/history"
-	"hairpin/cmd/hairpin/presence"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/loader"
 	"hairpin/maps"
@@ -91,13 +90,14 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	lock, err := presence.Claim(ctx, o.Dir)
+	serving, err := claim(ctx, o.Dir)
 	if err != nil {
 		return errors.Join(err, s.Discard())
 	}
-	defer lock.Close()
+	defer serving.Close()
 
 	d := newDaemon(s, o)
+	d.restore = serving.restore
 	events, err := loader.Follow(ctx)
 	if err != nil {
 		return errors.Join(fmt.Errorf("follow the network: %w", err), s.Discard())
@@ -160,6 +160,7 @@ type daemon struct {
 	lock     func(context.Context) (func(), error) // takes the writer lock
 	read     func() (config.Config, error)         // reads the configuration files
 	notices  func(config.Config) []string          // warnings about a configuration just applied; "" is no warning
+	restore  func() (bool, error)                  // pins everything again if the bpffs was unmounted
 	renew    func() (bool, error)                  // replaces the programs if the kernel can do more than before
 	reloads  <-chan os.Signal
 	asked    chan chan control.Reload // "hairpin reload" asks for a reload; the answer goes into the channel that it sends
@@ -369,7 +370,11 @@ func (d *daemon) follow(ctx context.Context, event loader.Event) {
 		d.tried, d.graceRead = time.Now(), false
 	}
 	err := d.locked(ctx, func() error {
-		var errs []error
+		restored, err := d.restore()
+		if restored {
+			d.log.Warn("the bpffs was unmounted; pinned everything again in a new one")
+		}
+		errs := []error{err}
 		if event.Links {
 			errs = append(errs, d.followLinks(), d.followKernel(time.Now()))
 		}

@@ -55,6 +55,7 @@ func newDaemonFake(t *testing.T) *daemonFake {
 		lock:     func(context.Context) (func(), error) { return func() {}, d.lockErr },
 		read:     func() (config.Config, error) { return d.file, errors.Join(d.fileErr, d.file.Validate()) }, // package toml validates, too
 		notices:  func(config.Config) []string { return nil },
+		restore:  func() (bool, error) { return false, nil },
 		renew: func() (bool, error) {
 			d.renewals++
 			return d.renewed, d.renewErr
