@@ -152,9 +152,19 @@ static __always_inline long nat_ask_route(void *ctx, struct work *work, struct f
 	return fib_route(ctx, &work->route.fib, start, to, sizeof(struct iphdr));
 }
 
+/* Would this packet show a private address to the Internet? A LAN's route may be gone, so that the default route leads to the LAN's
+ * hosts. A WAN may show its own addresses, and a WAN with a private IPv4 address is another router's network. */
+static __always_inline bool nat_shows_inside(const union addr *source, __u32 ifindex)
+{
+	const struct interface *out = bpf_map_lookup_elem(&interfaces, &ifindex);
+
+	return out && out->role == ROLE_WAN && !out->private && addr_private(source) && !own_address_has(ifindex, source);
+}
+
 /* Asks the kernel for the route, and fills rw. The kernel resolves the neighbour in rw->gateway. If the
  * connection's WAN has no route to the opener, the answer may leave by another WAN, never by a LAN. The source MAC
- * address of the opener's packets is never used as the next hop: every host on that link can forge it. */
+ * address of the opener's packets is never used as the next hop: every host on that link can forge it. All other packets
+ * leave by no WAN that would see an inside source. */
 static __always_inline enum reason nat_route(void *ctx, struct work *work, const struct entry *entry)
 {
 	struct fib_start start = nat_route_start(work, entry);
@@ -176,6 +186,8 @@ static __always_inline enum reason nat_route(void *ctx, struct work *work, const
 	}
 	if (!fib_found(result))
 		return fib_reason(result);
+	if (!start.flags && nat_shows_inside(&entry->to.src, fib->ifindex))
+		return REASON_NO_ROUTE;
 	rw->ifindex = fib->ifindex;
 	fib_gateway(fib, &rw->gateway);
 	rw->resolved = result == BPF_FIB_LKUP_RET_SUCCESS;
