@@ -41,7 +41,6 @@ const (
 func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 	t.Helper()
 	c := &crowd{t: t, conns: make([]member, count), stop: make(chan struct{})}
-	allowDescriptors(t, count)
 	const parallel = 50
 	t.Cleanup(c.close)
 	lab.Together(parallel, func(worker int) {
@@ -65,17 +64,15 @@ func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 	return c
 }
 
-// allowDescriptors lets this process have both ends of this many connections, with a pipe for each echo.
-func allowDescriptors(t *trial, connections int) {
+// descriptors is how many descriptors this process may have. It leaves some for all that is not a connection.
+func (t *trial) descriptors() int {
 	t.Helper()
 	var limit unix.Rlimit
-	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-	if want := uint64(1000 + 4*connections); err == nil && limit.Cur < want {
-		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: want, Max: max(want, limit.Max)})
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatalf("read the limit of descriptors: %v", err)
 	}
-	if err != nil {
-		t.Fatalf("raise the limit of descriptors: %v", err)
-	}
+	const others = 2000
+	return int(min(limit.Cur, 1<<20)) - others
 }
 
 func (c *crowd) close() {
