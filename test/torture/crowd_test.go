@@ -4,6 +4,7 @@ package torture
 
 import (
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -64,14 +65,22 @@ func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 	return c
 }
 
-// descriptors is how many descriptors this process may have. It leaves some for all that is not a connection.
+// descriptors is how many descriptors this process may have for connections. It returns when those of earlier connections are closed:
+// servers close theirs a moment later.
 func (t *trial) descriptors() int {
 	t.Helper()
+	const others = 2000
+	lab.Eventually(t, lab.Patience, func() error {
+		used, err := os.ReadDir("/proc/self/fd")
+		if err == nil && len(used) > others/2 {
+			err = fmt.Errorf("%d descriptors are in use", len(used))
+		}
+		return err
+	})
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatalf("read the limit of descriptors: %v", err)
 	}
-	const others = 2000
 	return int(min(limit.Cur, 1<<20)) - others
 }
 
@@ -135,7 +144,7 @@ func (c *crowd) advance(more int) {
 	})
 }
 
-// finish ends the stream. It returns the number of connections that ended too early, and the number of segments that were lost.
+// finish ends the stream and closes the connections. It returns the number of connections that ended too early, and the number of segments that were lost.
 func (c *crowd) finish() (ended, lost int) {
 	c.t.Helper()
 	close(c.stop)
@@ -147,5 +156,6 @@ func (c *crowd) finish() (ended, lost int) {
 		}
 		lost += n
 	}
+	c.close()
 	return int(c.ended.Load()), lost
 }
