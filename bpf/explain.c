@@ -43,8 +43,8 @@ struct {
 	__uint(max_entries, 1);
 } explanations SEC(".maps");
 
-/* Looks up what listens on the packet's destination, even if the packet was refused before it got there. */
-static __always_inline void explain_listeners(const struct packet *pkt, struct explanation *to)
+/* Looks up what listens on the packet's destination, even if the packet was refused before it got there. Not inlined, to save stack. */
+static __noinline void explain_listeners(const struct packet *pkt, struct explanation *to)
 {
 	const struct external *external = external_find(&pkt->tuple.dst);
 	const struct forward *forward = NULL;
