@@ -116,7 +116,6 @@ func (t *trial) changeBack(n *lab.Network, hp *lab.Hairpin, idle *crowd, change 
 		t.progress(round+1, rounds, fmt.Sprintf("changes, %s, %s", mode, change.name))
 	}
 	ended, _ = busy.finish()
-	busy.close()
 	return ended
 }
 

@@ -4,6 +4,7 @@ package torture
 
 import (
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -41,7 +42,6 @@ const (
 func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 	t.Helper()
 	c := &crowd{t: t, conns: make([]member, count), stop: make(chan struct{})}
-	allowDescriptors(t, count)
 	const parallel = 50
 	t.Cleanup(c.close)
 	lab.Together(parallel, func(worker int) {
@@ -65,17 +65,23 @@ func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 	return c
 }
 
-// allowDescriptors lets this process have both ends of this many connections, with a pipe for each echo.
-func allowDescriptors(t *trial, connections int) {
+// descriptors is how many descriptors this process may have for connections. It returns when those of earlier connections are closed:
+// servers close theirs a moment later.
+func (t *trial) descriptors() int {
 	t.Helper()
+	const others = 2000
+	lab.Eventually(t, lab.Patience, func() error {
+		used, err := os.ReadDir("/proc/self/fd")
+		if err == nil && len(used) > others/2 {
+			err = fmt.Errorf("%d descriptors are in use", len(used))
+		}
+		return err
+	})
 	var limit unix.Rlimit
-	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
-	if want := uint64(1000 + 4*connections); err == nil && limit.Cur < want {
-		err = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: want, Max: max(want, limit.Max)})
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatalf("read the limit of descriptors: %v", err)
 	}
-	if err != nil {
-		t.Fatalf("raise the limit of descriptors: %v", err)
-	}
+	return int(min(limit.Cur, 1<<20)) - others
 }
 
 func (c *crowd) close() {
@@ -138,7 +144,7 @@ func (c *crowd) advance(more int) {
 	})
 }
 
-// finish ends the stream. It returns the number of connections that ended too early, and the number of segments that were lost.
+// finish ends the stream and closes the connections. It returns the number of connections that ended too early, and the number of segments that were lost.
 func (c *crowd) finish() (ended, lost int) {
 	c.t.Helper()
 	close(c.stop)
@@ -150,5 +156,6 @@ func (c *crowd) finish() (ended, lost int) {
 		}
 		lost += n
 	}
+	c.close()
 	return int(c.ended.Load()), lost
 }

@@ -62,13 +62,13 @@ func dieOften(t *trial) figures {
 		d := &dying{t, n, t.start(n, mode, config), home.Config(mode, config)}
 		f := t.newFlow(n, t.size(deathRate/5, deathRate))
 		var all tally
-		for _, how := range deaths {
+		for i, how := range deaths {
 			for range t.count(1, how.rounds) {
 				count := d.die(f, t.time(deathPause, how.away), how.do, how.after)
 				t.none(count.lost, fmt.Sprintf("datagrams lost by %s, %s, of %d", how.name, mode, count.sent))
 				all.sent, all.lost, all.dropped, all.rate = all.sent+count.sent, all.lost+count.lost, all.dropped+count.dropped, max(all.rate, count.rate)
 			}
-			t.progress(1, 1, "kinds of death: "+how.name+", "+mode)
+			t.progress(i+1, len(deaths), "kinds of death, "+mode)
 		}
 		said = append(said, fmt.Sprintf("%s: %d of %d lost, at %d/s", mode, all.lost, all.sent, all.rate))
 	}

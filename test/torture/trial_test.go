@@ -76,6 +76,7 @@ func (t *trial) none(happened int, what string) {
 
 // progress shows how far the scenario is, about ten times.
 func (t *trial) progress(done, of int, what string) {
+	t.Helper()
 	if step := max(1, of/10); t.scale != short && (done%step == 0 || done == of) {
 		t.Logf("%d of %d %s", done, of, what)
 	}

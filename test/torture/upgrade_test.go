@@ -72,11 +72,11 @@ const (
 	upgradeFlow      = 5_000 // datagrams a second
 )
 
-// newStream opens connections and uses each of them all the time. A third comes from the LAN: a LAN client that appears as the router
-// has one of 4,536 source ports.
+// newStream opens connections and uses each of them all the time: 10,000, or as many as this process may have both ends of. A third
+// comes from the LAN: a LAN client that appears as the router has one of 4,536 source ports.
 func (t *trial) newStream(n *lab.Network) *crowd {
 	t.Helper()
-	c := t.newCrowd(t.size(200, 10_000), n.Internet, n.Internet, n.Client)
+	c := t.newCrowd(min(t.size(200, 10_000), t.descriptors()/2), n.Internet, n.Internet, n.Client)
 	c.stream(time.Duration(t.size(1, 4)) * time.Second)
 	return c
 }
