@@ -13,8 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Anchor keeps the pins of a datapath when its bpffs is unmounted: a descriptor of the old root keeps the old bpffs alive with
-// everything that is pinned in it, so the programs stay attached. Its methods are not safe for concurrent use.
+// Anchor keeps the pins of a datapath when its bpffs is unmounted. The Anchor has an open descriptor of the root of the bpffs. While this
+// descriptor is open, the kernel keeps the bpffs and all pins in it, so the programs stay attached. The methods of Anchor are not safe for
+// concurrent use.
 type Anchor struct {
 	dir  string
 	root *os.File // the root of the bpffs with the pins

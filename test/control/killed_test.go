@@ -52,6 +52,18 @@ func newDoomed(t *testing.T, at time.Duration, everyone bool) *doomed {
 	return &doomed{hp: hp, at: at, everyone: everyone, before: before}
 }
 
+// killWhenDue kills at the moment that the test is about, and reports whether the command had ended by itself.
+func (d *doomed) killWhenDue(t *testing.T) (ended bool) {
+	<-time.After(time.Until(d.due))
+	select {
+	case <-d.command.Done():
+		ended = true
+	default:
+	}
+	d.kill(t)
+	return ended
+}
+
 func (d *doomed) kill(t *testing.T) {
 	d.command.Signal(unix.SIGKILL)
 	d.hp.Kill()
@@ -87,21 +99,16 @@ func TestKilledAtEverySecond(t *testing.T) {
 		if d.at < time.Second {
 			// Before the file of the pending change nothing has happened, and a start of the daemon runs the files.
 			awaitFile(t, stateFile(d.hp, "pending.json"), true)
-			time.Sleep(time.Until(d.due)) // the moment is what the test is about
-			d.kill(t)
+			d.killWhenDue(t)
 		}
 	}
 	later := slices.DeleteFunc(slices.Clone(all), func(d *doomed) bool { return d.at < time.Second })
 	slices.SortFunc(later, func(a, b *doomed) int { return a.due.Compare(b.due) })
 	made := 0
 	for _, d := range later {
-		time.Sleep(time.Until(d.due))
-		select {
-		case <-d.command.Done():
+		if d.killWhenDue(t) {
 			made++
-		default:
 		}
-		d.kill(t)
 	}
 	if made < len(later)/2 {
 		t.Errorf("%d of %d commands had made their change when they were killed", made, len(later))

@@ -148,11 +148,16 @@ port = "80"
 to = "192.168.1.20:8080"
 `
 
+// without takes the router's addresses of a family away, an option of ip(8).
+func without(n *lab.Network, family string) {
+	for _, dev := range []string{"wan0", "lan0", "lan1"} {
+		n.Router.Run("ip", family, "address", "flush", "dev", dev)
+	}
+}
+
 // withoutAddresses takes the router's IPv4 addresses away. A route to the LAN stays.
 func withoutAddresses(t *testing.T, n *lab.Network) {
-	for _, dev := range []string{"wan0", "lan0", "lan1"} {
-		n.Router.Run("ip", "-4", "address", "flush", "dev", dev)
-	}
+	without(n, "-4")
 	n.Router.Route("lan0", "192.168.1.0/24", "", "")
 }
 
@@ -167,9 +172,7 @@ to = "fd00:1::20"
 
 // withoutAddresses6 takes the router's IPv6 addresses away. The routes stay.
 func withoutAddresses6(t *testing.T, n *lab.Network) {
-	for _, dev := range []string{"wan0", "lan0", "lan1"} {
-		n.Router.Run("ip", "-6", "address", "flush", "dev", dev)
-	}
+	without(n, "-6")
 	n.Router.Route("lan0", "fd00:1::/64", "", "")
 	n.Router.Route("wan0", "::/0", lab.GatewayLink6, "")
 }

@@ -310,12 +310,7 @@ func (s *rtpStream) age(t *testing.T) {
 // survives says whether the stream still comes.
 func (s *rtpStream) survives() bool {
 	from := s.received.Load()
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline); time.Sleep(streamPace) {
-		if s.received.Load() >= from+10 {
-			return true
-		}
-	}
-	return false
+	return lab.Within(2*time.Second, func() bool { return s.received.Load() >= from+10 })
 }
 
 // floodConns is TCP connections that are established before a flood: idle ones, and active ones.

@@ -202,18 +202,22 @@ func Eventually(tb interface {
 	Fatalf(string, ...any)
 }, within time.Duration, ask func() error) {
 	tb.Helper()
+	var err error
+	if !Within(within, func() bool { err = ask(); return err == nil }) {
+		tb.Fatalf("not within %v: %v", within, err)
+	}
+}
+
+// Within asks again and again until the answer is true, for at most this time, but at least once. It returns the last answer.
+func Within(within time.Duration, ask func() bool) bool {
 	deadline := time.Now().Add(within)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	for {
-		err := ask()
-		if err == nil {
-			return
-		}
+	for !ask() {
 		if time.Now().After(deadline) {
-			tb.Fatalf("not within %v: %v", within, err)
-			return
+			return false
 		}
 		<-tick.C
 	}
+	return true
 }

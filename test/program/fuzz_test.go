@@ -5,16 +5,13 @@ package program
 import (
 	"bytes"
 	"encoding/binary"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/bpf"
+	"hairpin/test/lab"
 	"hairpin/test/rig"
 )
 
@@ -457,7 +455,7 @@ const executionsPerState = 20_000
 // TestMutations is FuzzDatapath without its search for new paths, and ten times as fast: for millions of
 // frames (make fuzz). A frame that fails comes again with the same seed and number of processors.
 func TestMutations(t *testing.T) {
-	log := openKernelLog(t)
+	log := lab.OpenKernelLog(t)
 	workers := runtime.GOMAXPROCS(0)
 	began := time.Now()
 	var all sync.WaitGroup
@@ -483,7 +481,9 @@ func TestMutations(t *testing.T) {
 		}
 	}
 	all.Wait()
-	log.check(t)
+	for _, complaint := range log.Complaints(t) {
+		t.Errorf("the kernel says %s", complaint)
+	}
 	t.Logf("%d executions, seed %d, %d workers, %.0f a second", *executions, *fuzzSeed, workers,
 		float64(*executions)/time.Since(began).Seconds())
 }
@@ -496,42 +496,4 @@ func (x *executor) mutate(m mutator, count int) error {
 		}
 	}
 	return nil
-}
-
-// kernelLog reads what the kernel says from now on.
-type kernelLog struct{ fd int }
-
-func openKernelLog(t *testing.T) kernelLog {
-	t.Helper()
-	fd, err := unix.Open("/dev/kmsg", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		t.Fatalf("open kernel log: %v", err)
-	}
-	t.Cleanup(func() { unix.Close(fd) })
-	if _, err := unix.Seek(fd, 0, io.SeekEnd); err != nil {
-		t.Fatalf("seek in kernel log: %v", err)
-	}
-	return kernelLog{fd}
-}
-
-// check fails on warnings and worse. Lines of less weight are others': links that come and go.
-func (l kernelLog) check(t *testing.T) {
-	t.Helper()
-	record := make([]byte, 8192)
-	for {
-		n, err := unix.Read(l.fd, record)
-		switch {
-		case errors.Is(err, unix.EAGAIN):
-			return
-		case errors.Is(err, unix.EPIPE): // overwritten before it was read
-		case err != nil:
-			t.Fatalf("read kernel log: %v", err)
-		default:
-			var priority int
-			text := string(record[:n])
-			if _, err := fmt.Sscanf(text, "%d,", &priority); err != nil || priority&7 <= 4 {
-				t.Errorf("the kernel says %s", strings.TrimSpace(text))
-			}
-		}
-	}
 }

@@ -82,7 +82,7 @@ func changeOften(t *trial) figures {
 	t.none(ended, "established connections ended although the interface came back within the grace")
 	t.none(untold, "ends of connections were not told to a side")
 	return figures{
-		measured: fmt.Sprintf("%d changes with 30 idle and, where the programs stay attached, 12 busy connections from the Internet: %d ended; away for longer: %d ends told, %d not", done, ended, told, untold),
+		measured: fmt.Sprintf("%d changes with 30 idle and, where the programs stay attached, 12 busy connections: %d ended; away for longer: %d ends told, %d not", done, ended, told, untold),
 		nftables: t.beside(t.changeNFT),
 	}
 }
@@ -90,9 +90,7 @@ func changeOften(t *trial) figures {
 // changeBack takes interfaces away and brings them back within the grace. It returns how many connections have ended.
 func (t *trial) changeBack(n *lab.Network, hp *lab.Hairpin, idle *crowd, change linkChange, mode string, rounds int) (ended int) {
 	t.Helper()
-	// The busy clients are on the Internet. While the route to the LAN is gone, the datapath sends what a LAN client says to its server by
-	// the default route, with an inside source.
-	busy := t.newCrowd(12, n.Internet)
+	busy := t.newCrowd(12, n.Internet, n.Client)
 	if !change.detached {
 		busy.stream(100 * time.Millisecond)
 	}

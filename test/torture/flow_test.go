@@ -16,8 +16,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// flow is datagrams of a fixed number of connections from the Internet to a server that sends each of them back. Every datagram is
-// counted where it leaves and where its answer arrives, so that a single lost or untranslated one shows.
+// flow is datagrams of a fixed number of connections from the Internet to a server. The server sends each datagram back. The Internet host
+// counts the datagrams that it sends and the translated answers that it gets. A lost or an untranslated datagram is missing in the second count.
 type flow struct {
 	t    *trial
 	n    *lab.Network
@@ -122,17 +122,12 @@ func (r *ride) end() (c tally) {
 	}
 	c.sent = int(r.sent.Load())
 	c.rate = int(float64(c.sent) / time.Since(r.began).Seconds())
-	// The last datagrams are still on their way: wait until no more arrive.
-	deadline, last := time.Now().Add(lab.Patience), -1
-	for c.lost = 1; c.lost != 0 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		arrived := int(r.arrivals() - r.arrived)
+	// The last datagrams are still on their way.
+	lab.Within(lab.Patience, func() bool {
 		c.dropped = int(r.flow.dropped() - r.missed)
-		c.lost = c.sent - arrived - c.dropped
-		if arrived == last && c.lost == 0 {
-			break
-		}
-		last = arrived
-	}
+		c.lost = c.sent - int(r.arrivals()-r.arrived) - c.dropped
+		return c.lost == 0
+	})
 	return c
 }
 

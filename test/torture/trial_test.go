@@ -4,22 +4,20 @@ package torture
 
 import (
 	"fmt"
-	"strings"
 	"testing"
 
 	"hairpin/test/home"
 	"hairpin/test/lab"
 )
 
-// trial is one run of a scenario. It watches the networks that the scenario gives it: whatever the scenario does, no packet with an
-// inside source leaves by a WAN, the kernel does not complain, and nothing leaks.
+// trial is one run of a scenario. A scenario gives the trial its networks. The trial watches them during the whole scenario, and fails if
+// a packet with an inside source leaves by a WAN, if the kernel's log has a warning, or if something leaks.
 type trial struct {
 	*testing.T
 	scale
 
-	log      *kernelLog
-	watched  []*watched
-	expected []report // the kernel's messages that the scenario causes on purpose
+	log     *lab.KernelLog
+	watched []*watched
 }
 
 // watched is a router with hairpin, and what it had at the start.
@@ -32,7 +30,7 @@ type watched struct {
 
 func newTrial(t *testing.T, s scale) *trial {
 	t.Helper()
-	return &trial{T: t, scale: s, log: openKernelLog(t)}
+	return &trial{T: t, scale: s, log: lab.OpenKernelLog(t)}
 }
 
 // start runs hairpin on the network's router, and watches both.
@@ -112,9 +110,9 @@ func (t *trial) verdict() (v verdict) {
 			t.Errorf("left by the WAN with an inside source: %s", packet)
 		}
 	}
-	for _, complaint := range t.log.complaints(t.T, t.expected) {
+	for _, complaint := range t.log.Complaints(t) {
 		v.complaints++
-		t.Errorf("the kernel's log: %s", strings.TrimSpace(complaint))
+		t.Errorf("the kernel's log: %s", complaint)
 	}
 	t.none(v.leaked, "packets with an inside source left by the WAN")
 	return v

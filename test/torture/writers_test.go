@@ -45,7 +45,7 @@ type shelf interface {
 }
 
 const (
-	// Each writer has its own ports, so that it knows what they must have.
+	// Each writer changes only forwards of its own ports. So a writer knows the target port that each of these forwards must have.
 	portsPerWriter = 8
 	firstPort      = 10_000
 	// writerPatience is the time limit for a command that is not killed: it waits for all others.
@@ -175,7 +175,11 @@ func (w *writing) killHolders(over <-chan struct{}) {
 		if pid == 0 {
 			continue
 		}
-		time.Sleep(rand.N(20 * time.Millisecond)) // a random moment of the change
+		select {
+		case <-over:
+			return
+		case <-time.After(rand.N(20 * time.Millisecond)): // a random moment of the change
+		}
 		if w.shelf.holder() == pid && unix.Kill(pid, unix.SIGKILL) == nil {
 			hit++
 		}

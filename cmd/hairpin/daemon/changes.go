@@ -146,7 +146,8 @@ func (d *daemon) finishChanges(ctx context.Context) {
 	over, _, failed := d.keeper.DrainsOver()
 	if err = errors.Join(err, failed); err == nil && (over || p != nil && change.Left(p) == 0) {
 		err = d.locked(ctx, func() error {
-			// The end of drains is a change, too: after it, a change that was never made looks like one that runs.
+			// settle comes first. It compares generations to find whether the change that waits was ever made, and FinishDrains begins a
+			// new generation.
 			failed := d.settle()
 			gone, err := d.keeper.FinishDrains()
 			if len(gone) > 0 {

@@ -27,7 +27,7 @@ var reasons = map[string]string{
 	"no_port":          "no source port is free for the connection (reflection.ports)",
 	"port_fixed":       "its source port is taken, and cannot be changed",
 	"no_address":       "the output interface has no address that the server could see as the source",
-	"no_route":         "the router has no route to the target, or a route forbids the way",
+	"no_route":         "the router has no route to the target, a route forbids the way, or the only route leads out of a WAN, which would see an inside source",
 	"not_attached":     "hairpin is not attached to the interface by which the packet would leave",
 	"forwarding_off":   "the kernel does not forward packets of this interface (sysctl net.ipv4.ip_forward, net.ipv6.conf.all.forwarding)",
 	"next_hop":         "the MAC address of the next hop is not known yet",
