@@ -22,21 +22,25 @@ import (
 
 // floodKind is a kind of flood. The tuples of its packets are random within its sources.
 type floodKind struct {
-	name  string
-	tcp   bool
-	churn bool // real TCP connections, opened and closed
-	port  uint16
-	times int // packets with the same tuple
+	name      string
+	protocol  uint8
+	churn     bool // real TCP connections, opened and closed
+	fragments bool
+	port      uint16
+	times     int // packets with the same tuple
 }
 
 var (
-	floodSYN   = floodKind{name: "SYN", tcp: true, port: portFlooded}
-	floodUDP   = floodKind{name: "UDP, answered, 1 datagram a tuple", port: portAnswering, times: 1}
-	floodUDP2  = floodKind{name: "UDP, answered, 2 datagrams a tuple", port: portAnswering, times: 2}
-	floodSlow  = floodKind{name: "UDP, answered after 150 ms", port: portSlow, times: 1}
-	floodChurn = floodKind{name: "TCP, opened and closed", tcp: true, churn: true, port: portFlooded}
+	floodSYN   = floodKind{name: "SYN", protocol: unix.IPPROTO_TCP, port: portFlooded}
+	floodUDP   = floodKind{name: "UDP, answered, 1 datagram a tuple", protocol: unix.IPPROTO_UDP, port: portAnswering, times: 1}
+	floodUDP2  = floodKind{name: "UDP, answered, 2 datagrams a tuple", protocol: unix.IPPROTO_UDP, port: portAnswering, times: 2}
+	floodSlow  = floodKind{name: "UDP, answered after 150 ms", protocol: unix.IPPROTO_UDP, port: portSlow, times: 1}
+	floodChurn = floodKind{name: "TCP, opened and closed", protocol: unix.IPPROTO_TCP, churn: true, port: portFlooded}
+	// In turn a first fragment, which is answered, and a last fragment of another datagram, which hairpin holds back.
+	floodFragments = floodKind{name: "fragments of UDP, first and last", protocol: unix.IPPROTO_UDP, fragments: true, port: portAnswering, times: 1}
+	floodErrors    = floodKind{name: "ICMP errors, about unknown connections", protocol: unix.IPPROTO_ICMP, port: portFlooded}
 
-	floodKinds = []floodKind{floodSYN, floodUDP, floodUDP2, floodSlow, floodChurn}
+	floodKinds = []floodKind{floodSYN, floodUDP, floodUDP2, floodSlow, floodChurn, floodFragments, floodErrors}
 )
 
 // sources are the addresses from which a flood is sent.
@@ -110,7 +114,22 @@ func Short() []Case {
 		{floodChurn, sourceAny, []translator{hairpinFew}},
 		{floodUDP, sourceLAN, []translator{hairpinFew}},
 		{floodUDP, source6, []translator{hairpinFew}},
+		{floodFragments, sourceAny, []translator{hairpinFew}},
+		{floodErrors, sourceAny, []translator{hairpinFew}},
 	}
+}
+
+// Medium returns the floods of the full form: those of the short form, with both sizes of the table.
+func Medium() []Case {
+	cases := Short()
+	for i := range cases {
+		for _, h := range []translator{hairpinTC, hairpinFew} {
+			if !slices.Contains(cases[i].hairpins, h) {
+				cases[i].hairpins = append(cases[i].hairpins, h)
+			}
+		}
+	}
+	return cases
 }
 
 // All returns every kind of flood from every kind of source.
@@ -333,11 +352,8 @@ func (n *floodNetwork) startFlood(t *testing.T, c Case, rate int) *floodRun {
 		if c.flood.churn {
 			_, _, r.err = from.ChurnTCP(c.sources.churn, to, stop)
 		} else {
-			protocol := uint8(unix.IPPROTO_UDP)
-			if c.flood.tcp {
-				protocol = unix.IPPROTO_TCP
-			}
-			_, r.err = from.SendFlood(dev, neighbour, lab.Flood{Protocol: protocol, From: c.sources.from, To: to, Rate: rate, Times: c.flood.times}, stop)
+			f := lab.Flood{Protocol: c.flood.protocol, Fragments: c.flood.fragments, From: c.sources.from, To: to, Rate: rate, Times: c.flood.times}
+			_, r.err = from.SendFlood(dev, neighbour, f, stop)
 		}
 		r.took = time.Since(r.began)
 	}()
