@@ -48,7 +48,7 @@ help:
 	@echo "sudo make conformance   the checks of five RFCs; writes test/conformance/CONFORMANCE.md"
 	@echo "sudo make devices   kinds of devices, by family, mode and path; writes test/devices/DEVICES.md"
 	@echo "sudo make floods    clients during floods, with hairpin and with nftables; half an hour; writes test/floods/FLOODS.md"
-	@echo "sudo make torture   death, upgrades, writers, changes under load, with a figure for each promise; 20 minutes; writes test/TORTURE.md;"
+	@echo "sudo make torture   floods, death, upgrades, writers, changes under load, with a figure for each promise; 20 minutes; writes test/TORTURE.md;"
 	@echo "                    LONG=1: hours"
 	@echo "sudo make bench     compares hairpin with nftables and the bare hooks; 15 minutes; writes test/bench/results"
 	@echo "sudo make bench-short   a short form of bench; two minutes; writes bin/bench"
@@ -71,12 +71,12 @@ root:
 	@test "$$(id -u)" = 0 || { echo "needs root; run sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
 # The packages that take longest begin first, so that no CPU waits at the end. The results of floods and torture depend on free CPU
-# time, so they run after the other tests, one after the other.
+# time, so they run after the other tests, one after the other. torture runs the short form of TestFloods.
 test: root deps
 	$(GO) test -count=1 -timeout 60m $$($(GO) list ./test/network ./test/program ./loader ./test/control ./... | grep -v -e /test/floods -e /test/torture)
-	$(GO) test -count=1 -p 1 -timeout 60m ./test/floods ./test/torture
+	$(GO) test -count=1 -p 1 -timeout 60m -skip '^TestFloods$$' ./test/floods ./test/torture
 	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test/program
-	@cat test/devices/DEVICES.md bin/floods.md bin/torture.md
+	@cat test/devices/DEVICES.md bin/torture.md
 
 test-kernels: root deps-kernels
 	$(GO) run ./test/kernels/boot -table test/KERNELS.md $(if $(RUNS),-runs $(RUNS)) $(KERNELS)

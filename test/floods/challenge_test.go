@@ -74,7 +74,7 @@ func (n *floodNetwork) challenge(t *testing.T, clients []challenged, from source
 	}
 
 	challenged, heard := n.Router.WatchResets("wan0"), n.Server.WatchResets("eth0")
-	run := n.startFlood(t, floodCase{flood: floodSYN, sources: from}, 0)
+	run := n.startFlood(t, Case{flood: floodSYN, sources: from}, 0)
 	run.fill(placesFew)
 	var busy sync.WaitGroup
 	for _, c := range clients {

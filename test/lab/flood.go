@@ -13,9 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Flood is packets from random sources to one address: TCP SYNs or UDP datagrams.
+// Flood is packets from random sources to one address: TCP SYNs, UDP datagrams or fragments of them, or ICMP errors.
 type Flood struct {
-	Protocol uint8 // unix.IPPROTO_TCP or unix.IPPROTO_UDP
+	// Protocol is unix.IPPROTO_TCP, unix.IPPROTO_UDP, or unix.IPPROTO_ICMP in both families: errors about segments that To never sent.
+	Protocol uint8
+	// Fragments makes the UDP datagrams fragments, in turn a first one and a last one. No two are of the same datagram.
+	Fragments bool
 	// From has the networks of the packets' source addresses. If it is empty, the sources are random public IPv4
 	// addresses.
 	From []netip.Prefix
@@ -75,41 +78,123 @@ func (h *Host) FloodSYN(dev string, neighbour net.HardwareAddr, to netip.AddrPor
 func (f *Flood) append(b []byte, tuple uint64) []byte {
 	random := rand.NewPCG(tuple, 0)
 	src := netip.AddrPortFrom(f.source(random), uint16(1024+random.Uint64()%64512))
-	at := len(b)
-	payload := 12
-	if f.Protocol == unix.IPPROTO_TCP {
-		payload = 24
+	at, part := len(b), wholeDatagram
+	if f.Fragments {
+		part = firstFragment + int(tuple%2)
 	}
-	if f.To.Addr().Is6() {
-		b = append(b, 0x60, 0, 0, 0, 0, byte(payload), f.Protocol, 64)
-	} else {
-		b = append(b, 0x45, 0, 0, byte(20+payload))
-		b = binary.BigEndian.AppendUint32(b, rand.Uint32()<<16|0x4000)
-		b = append(b, 64, f.Protocol, 0, 0)
+	b = f.appendHeader(b, f.protocol(), part, src.Addr(), f.To.Addr())
+	transport, check := len(b), 0
+	switch {
+	case part == lastFragment:
+		b = append(b, "fragment"...)
+	case f.Protocol == unix.IPPROTO_ICMP:
+		b = f.appendError(b, src)
+		check = transport + 2
+	default:
+		b = binary.BigEndian.AppendUint16(b, src.Port())
+		b = binary.BigEndian.AppendUint16(b, f.To.Port())
+		if f.Protocol == unix.IPPROTO_TCP {
+			check = transport + 16
+			b = binary.BigEndian.AppendUint32(b, rand.Uint32())
+			b = append(b, 0, 0, 0, 0, 6<<4, SYN, 0xfa, 0xf0, 0, 0, 0, 0, 2, 4, 5, 180)
+			break
+		}
+		check = transport + 6
+		b = append(b, 0, 12, 0, 0, 'f', 'l', 'o', 'd')
+		if part == firstFragment {
+			b[transport+5] += 4 + 8
+			b = append(b, "rest"...)
+		}
 	}
-	addresses := len(b)
-	b = appendAddr(appendAddr(b, src.Addr()), f.To.Addr())
-	transport := len(b)
-	b = binary.BigEndian.AppendUint16(b, src.Port())
-	b = binary.BigEndian.AppendUint16(b, f.To.Port())
-	check := transport + 6
-	if f.Protocol == unix.IPPROTO_TCP {
-		check = transport + 16
+	f.finish(b[at:], transport-at)
+	if check != 0 {
+		binary.BigEndian.PutUint16(b[check:], f.checksum(b[transport:], src.Addr()))
+	}
+	return b
+}
+
+// The parts of a datagram that a packet of a flood may be. The first fragment has fragmentBytes of it, the second fragment the rest.
+const (
+	wholeDatagram = iota
+	firstFragment
+	lastFragment
+
+	fragmentBytes = 16
+)
+
+// protocol returns the number of the protocol in the header.
+func (f *Flood) protocol() uint8 {
+	if f.Protocol == unix.IPPROTO_ICMP && f.To.Addr().Is6() {
+		return unix.IPPROTO_ICMPV6
+	}
+	return f.Protocol
+}
+
+// appendHeader appends an IP header whose length is 0. The ids of fragments are random, so no datagram is ever complete.
+func (f *Flood) appendHeader(b []byte, protocol uint8, part int, src, dst netip.Addr) []byte {
+	offset := uint16(0)
+	if part == lastFragment {
+		offset = fragmentBytes / 8
+	}
+	if src.Is4() {
+		flags := [...]uint16{wholeDatagram: 0x4000, firstFragment: 0x2000, lastFragment: 0}[part]
+		b = append(b, 0x45, 0, 0, 0)
+		b = binary.BigEndian.AppendUint32(b, rand.Uint32()<<16|uint32(flags|offset))
+		return appendAddr(appendAddr(append(b, 64, protocol, 0, 0), src), dst)
+	}
+	next := protocol
+	if part != wholeDatagram {
+		next = unix.IPPROTO_FRAGMENT
+	}
+	b = appendAddr(appendAddr(append(b, 0x60, 0, 0, 0, 0, 0, next, 64), src), dst)
+	if part != wholeDatagram {
+		more := [...]uint16{firstFragment: 1, lastFragment: 0}[part]
+		b = binary.BigEndian.AppendUint16(append(b, protocol, 0), offset<<3|more)
 		b = binary.BigEndian.AppendUint32(b, rand.Uint32())
-		b = append(b, 0, 0, 0, 0, 6<<4, SYN, 0xfa, 0xf0, 0, 0, 0, 0, 2, 4, 5, 180)
+	}
+	return b
+}
+
+// finish writes the length of a packet into its IP header, and in IPv4 the header's checksum.
+func (f *Flood) finish(packet []byte, header int) {
+	if packet[0]>>4 == 6 {
+		binary.BigEndian.PutUint16(packet[4:], uint16(len(packet)-40))
+		return
+	}
+	binary.BigEndian.PutUint16(packet[2:], uint16(len(packet)))
+	binary.BigEndian.PutUint16(packet[10:], ^sum(0, packet[:header]))
+}
+
+// appendError appends an ICMP error, Port Unreachable. It quotes the head of a TCP segment from the flooded port to the tuple's source.
+func (f *Flood) appendError(b []byte, src netip.AddrPort) []byte {
+	if src.Addr().Is6() {
+		b = append(b, 1, 4, 0, 0, 0, 0, 0, 0)
 	} else {
-		b = append(b, 0, byte(payload), 0, 0, 'f', 'l', 'o', 'd')
+		b = append(b, Unreachable, PortUnreachable, 0, 0, 0, 0, 0, 0)
 	}
-	if f.To.Addr().Is4() {
-		binary.BigEndian.PutUint16(b[at+10:], ^sum(0, b[at:transport]))
+	quote := len(b)
+	b = f.appendHeader(b, unix.IPPROTO_TCP, wholeDatagram, f.To.Addr(), src.Addr())
+	header := len(b) - quote
+	b = binary.BigEndian.AppendUint16(b, f.To.Port())
+	b = binary.BigEndian.AppendUint16(b, src.Port())
+	b = binary.BigEndian.AppendUint32(b, rand.Uint32())
+	f.finish(b[quote:], header)
+	return b
+}
+
+// checksum returns the checksum of the transport layer, whose checksum field is 0. That of a first fragment is wrong: it would be of the
+// whole datagram.
+func (f *Flood) checksum(transport []byte, src netip.Addr) uint16 {
+	pseudo := uint16(0)
+	if protocol := f.protocol(); protocol != unix.IPPROTO_ICMP {
+		addresses := appendAddr(appendAddr(make([]byte, 0, 32), src), f.To.Addr())
+		pseudo = sum(sum(0, addresses), []byte{0, protocol, 0, byte(len(transport))})
 	}
-	pseudo := sum(sum(0, b[addresses:transport]), []byte{0, f.Protocol, 0, byte(payload)})
-	checksum := ^sum(pseudo, b[transport:])
+	checksum := ^sum(pseudo, transport)
 	if checksum == 0 && f.Protocol == unix.IPPROTO_UDP {
 		checksum = 0xffff
 	}
-	binary.BigEndian.PutUint16(b[check:], checksum)
-	return b
+	return checksum
 }
 
 func (f *Flood) source(random rand.Source) netip.Addr {

@@ -3,6 +3,7 @@
 package lab
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"testing"
 	"time"
@@ -12,7 +13,7 @@ import (
 
 // Every packet of a flood is one that a host would accept, and a tuple's packets have the same source.
 func TestFloodPacketsAreValid(t *testing.T) {
-	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP} {
 		f := Flood{Protocol: protocol, To: netip.MustParseAddrPort("203.0.113.2:80")}
 		for tuple := range uint64(10000) {
 			p, err := parsePacket(f.append(nil, tuple), false)
@@ -20,6 +21,12 @@ func TestFloodPacketsAreValid(t *testing.T) {
 				t.Fatalf("%v: %v", p, err)
 			}
 			again, _ := parsePacket(f.append(nil, tuple), false)
+			if protocol == unix.IPPROTO_ICMP {
+				if p.ICMP == nil || p.ICMP.Quote == nil || p.ICMP.Quote.Src != f.To || p.ICMP.Quote.Dst.Addr() != p.Src.Addr() {
+					t.Fatalf("%v", p)
+				}
+				continue
+			}
 			if p.Src != again.Src || p.Dst != f.To {
 				t.Fatalf("%v, then %v", p, again)
 			}
@@ -31,9 +38,48 @@ func TestFloodPacketsAreValid(t *testing.T) {
 			if !f.From[0].Contains(src) || len(b) != 40+length {
 				t.Fatalf("% x: source %v", b, src)
 			}
-			if s := sum(sum(sum(0, b[8:40]), []byte{0, protocol, 0, byte(length)}), b[40:]); s != 0xffff {
+			if s := sum(sum(sum(0, b[8:40]), []byte{0, f.protocol(), 0, byte(length)}), b[40:]); s != 0xffff {
 				t.Fatalf("% x: sum is %#04x", b, s)
 			}
+		}
+	}
+}
+
+// A flood of fragments has first and last fragments of datagrams that are never complete.
+func TestFloodOfFragments(t *testing.T) {
+	for _, f := range []Flood{
+		{Protocol: unix.IPPROTO_UDP, Fragments: true, To: netip.MustParseAddrPort("203.0.113.2:53")},
+		{Protocol: unix.IPPROTO_UDP, Fragments: true, To: netip.MustParseAddrPort("[2001:db8::2]:53"),
+			From: []netip.Prefix{netip.MustParsePrefix("2001:db8:66::/33")}},
+	} {
+		ids := map[uint32]int{}
+		for tuple := range uint64(1000) {
+			b := f.append(nil, tuple)
+			var id uint32
+			var offset, more uint16
+			header, length := 20, len(b)
+			if f.To.Addr().Is6() {
+				header, length = 48, 40+int(binary.BigEndian.Uint16(b[4:]))
+				word := binary.BigEndian.Uint16(b[42:])
+				offset, more, id = word>>3, word&1, binary.BigEndian.Uint32(b[44:])
+				if b[6] != unix.IPPROTO_FRAGMENT || b[40] != unix.IPPROTO_UDP {
+					t.Fatalf("% x: no fragment of UDP", b)
+				}
+			} else {
+				if _, err := parsePacket(b, false); err != nil {
+					t.Fatalf("% x: %v", b, err)
+				}
+				word := binary.BigEndian.Uint16(b[6:])
+				offset, more, id = word&0x1fff, word>>13&1, uint32(binary.BigEndian.Uint16(b[4:]))
+			}
+			if len(b) != length || tuple%2 == 0 && (offset != 0 || more != 1 || len(b) != header+fragmentBytes) ||
+				tuple%2 == 1 && (offset != fragmentBytes/8 || more != 0) {
+				t.Fatalf("% x: offset %d, more %d", b, offset, more)
+			}
+			ids[id]++
+		}
+		if len(ids) < 900 {
+			t.Errorf("%d ids in 1000 fragments", len(ids))
 		}
 	}
 }

@@ -18,6 +18,7 @@ type trial struct {
 
 	log     *lab.KernelLog
 	watched []*watched
+	parts   verdict // on the routers of watchPart
 }
 
 // watched is a router with hairpin, and what it had at the start.
@@ -45,6 +46,14 @@ func (t *trial) start(n *lab.Network, mode, forwards string) *lab.Hairpin {
 func (t *trial) watch(n *lab.Network, hp *lab.Hairpin) {
 	t.Helper()
 	t.watched = append(t.watched, &watched{n, hp, n.Internet.WatchInside("eth0"), footprintOf(t.T, n, hp)})
+}
+
+// watchPart watches a router that exists only in a part of the scenario, from now until the returned function is called. That function
+// takes hairpin out of the router.
+func (t *trial) watchPart(part *testing.T, n *lab.Network, hp *lab.Hairpin) (end func()) {
+	p := &trial{T: part, scale: t.scale}
+	p.watch(n, hp)
+	return func() { t.parts.add(p.routers()) }
 }
 
 // modes returns the modes of hairpin that a scenario goes through.
@@ -101,6 +110,18 @@ func (v verdict) String() string {
 // verdict asks the oracle at the end of a scenario. It takes hairpin out of the routers.
 func (t *trial) verdict() (v verdict) {
 	t.Helper()
+	v = t.routers()
+	v.add(t.parts)
+	for _, complaint := range t.log.Complaints(t) {
+		v.complaints++
+		t.Errorf("the kernel's log: %s", complaint)
+	}
+	return v
+}
+
+// routers asks the oracle about the watched routers. It takes hairpin out of them.
+func (t *trial) routers() (v verdict) {
+	t.Helper()
 	for _, w := range t.watched {
 		v.left += w.before.grown(t.T, w.Network, w.hp)
 		inside := w.inside.Stop() // without hairpin, the kernel sends on what still comes
@@ -109,10 +130,6 @@ func (t *trial) verdict() (v verdict) {
 		for _, packet := range inside[:min(len(inside), 5)] {
 			t.Errorf("left by the WAN with an inside source: %s", packet)
 		}
-	}
-	for _, complaint := range t.log.Complaints(t) {
-		v.complaints++
-		t.Errorf("the kernel's log: %s", complaint)
 	}
 	t.none(v.leaked, "packets with an inside source left by the WAN")
 	return v

@@ -117,7 +117,8 @@ type floodNetwork struct {
 	*lab.Network
 	far      []*lab.Host // by farTimes
 	attacker *lab.Host
-	family6  bool // which family the clients use
+	standing []standingSource // of the connections before a flood
+	family6  bool             // which family the clients use
 }
 
 // floodLANSources are the attacker's addresses, by family.
@@ -150,6 +151,7 @@ func newFloodNetwork(t *testing.T, family6 bool) *floodNetwork {
 	// Answers to random sources end here, in silence.
 	n.Internet.Run("ip", "route", "add", "blackhole", "default")
 	n.Internet.Run("ip", "-6", "route", "add", "blackhole", "default")
+	n.addStanding()
 	for i, rtt := range farTimes {
 		n.far = append(n.far, n.addFar(t, i, rtt))
 	}
@@ -322,7 +324,6 @@ type floodConns struct {
 }
 
 const (
-	standingIdle   = 1000
 	standingActive = 50
 	standingPace   = 50 * time.Millisecond
 	// standingPatience is the time limit for an exchange. Devices may drop a connection's segments during a flood, and TCP
@@ -330,26 +331,70 @@ const (
 	standingPatience = 10 * time.Second
 )
 
-// establish opens connections to the forward that is to be flooded, half from the LAN and half from the Internet.
-func (n *floodNetwork) establish(t *testing.T) *floodConns {
+// mostIdle6 is the number of idle connections in IPv6. It has a quarter of the places of IPv4, and the small table needs some of them for
+// new clients.
+const mostIdle6 = 2000
+
+// establish opens connections to the forward that is to be flooded, a quarter from the LAN and the others from the Internet. They have
+// several sources, so that no source reaches its share of a small table.
+func (n *floodNetwork) establish(t *testing.T, idle int) *floodConns {
 	t.Helper()
-	s := &floodConns{stop: make(chan struct{})}
-	for i := range standingIdle + standingActive {
-		c, err := []*lab.Host{n.Internet, n.Client}[i%2].DialTCP(n.external(portFlooded).String(), "", lab.Patience)
-		if err != nil {
-			t.Fatalf("establish connection %d: %v", i, err)
-		}
-		t.Cleanup(func() { c.Close() })
-		if err := c.Echo(1); err != nil {
-			t.Fatalf("use connection %d: %v", i, err)
-		}
-		if i < standingActive {
-			s.active = append(s.active, c)
-		} else {
-			s.idle = append(s.idle, c)
-		}
+	if n.family6 {
+		idle = min(idle, mostIdle6)
 	}
-	return s
+	conns := make([]*lab.Conn, idle+standingActive)
+	t.Cleanup(func() {
+		for _, c := range conns {
+			if c != nil {
+				c.Close()
+			}
+		}
+	})
+	const parallel = 50
+	lab.Together(parallel, func(worker int) {
+		for i := worker; i < len(conns); i += parallel {
+			from := n.standing[i%len(n.standing)]
+			c, err := from.host.DialTCP(n.external(portFlooded).String(), from.address, lab.Patience)
+			if err != nil {
+				t.Errorf("establish connection %d: %v", i, err)
+				return
+			}
+			conns[i] = c
+			if err := c.Echo(1); err != nil {
+				t.Errorf("use connection %d: %v", i, err)
+				return
+			}
+		}
+	})
+	if t.Failed() {
+		t.FailNow()
+	}
+	return &floodConns{active: conns[:standingActive], idle: conns[standingActive:], stop: make(chan struct{})}
+}
+
+// standingSource is a host, and one of its addresses as DialTCP takes it.
+type standingSource struct {
+	host    *lab.Host
+	address string
+}
+
+// addStanding gives hosts the addresses from which connections are established before a flood. Every fourth address is in the LAN. In
+// IPv6 each address on the Internet is in a /64 of its own.
+func (n *floodNetwork) addStanding() {
+	for i := range 8 {
+		host, ipv4, ipv6 := n.Internet, fmt.Sprintf("198.51.100.%d", 11+i), fmt.Sprintf("2001:db8:9:%d::10", 1+i)
+		if i%4 == 0 {
+			host, ipv4, ipv6 = n.Client, fmt.Sprintf("192.168.1.%d", 51+i), fmt.Sprintf("fd00:1::%d", 51+i)
+		}
+		from := standingSource{host, ipv4 + ":0"}
+		if n.family6 {
+			from.address = "[" + ipv6 + "]:0"
+			host.Address6("eth0", ipv6+"/128")
+		} else {
+			host.Address("eth0", ipv4+"/32")
+		}
+		n.standing = append(n.standing, from)
+	}
 }
 
 // begin starts the traffic of the active ones.
