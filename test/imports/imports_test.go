@@ -27,7 +27,7 @@ var layers = [][]string{
 	{"hairpin/cmd/hairpin/change", "hairpin/cmd/hairpin/explain"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
-	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record"},
+	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record", "hairpin/test/coverage"},
 	{"hairpin/test/rig", "hairpin/test/home"},
 	{"hairpin/test/..."},
 }

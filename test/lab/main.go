@@ -26,8 +26,8 @@ import (
 // isolated is in the environment of a process that already runs in its private mount namespace.
 const isolated = "HAIRPIN_LAB=isolated"
 
-// Main runs the tests of a package in a private mount namespace, and exits.
-func Main(m *testing.M) {
+// Main runs the tests of a package in a private mount namespace, and exits. The tests are usually a *testing.M.
+func Main(m interface{ Run() int }) {
 	if err := isolate(); err != nil {
 		fmt.Fprintln(os.Stderr, "isolate tests:", err)
 		os.Exit(1)

@@ -10,4 +10,4 @@ import (
 	"hairpin/test/lab"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+func TestMain(m *testing.M) { lab.Main(covered{m}) }

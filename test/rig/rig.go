@@ -159,10 +159,12 @@ func (r *Rig) load(tb testing.TB, spec *ebpf.CollectionSpec, connections, halfOp
 	}
 	spec.Maps[bpf.HairpinMapScratchPackets].MaxEntries = uint32(ebpf.MustPossibleCPU())
 	lab.Must(r.Router.Do(func() error { return loader.Suit(spec) }))
+	r.cover(tb, spec)
 	if err := spec.LoadAndAssign(&r.Objects, nil); err != nil {
 		tb.Fatalf("load programs: %+v", err)
 	}
 	tb.Cleanup(func() { r.Objects.Close() })
+	r.collect(tb)
 	r.Tables = maps.New(&r.Objects)
 }
 

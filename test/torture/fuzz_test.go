@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package torture
+
+import (
+	"fmt"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+)
+
+var fuzz = scenario{
+	number: 7, name: "Mutated frames through both programs, IPv4 and IPv6",
+	demanded: "0 frames with a wrong answer: a wrong verdict, a wrong checksum, a field that no translation changes, a connection that no packet opens, an inside address on the WAN, a change of state by another interface",
+	run:      mutate,
+}
+
+// fuzzSeed makes the frames of two runs the same.
+const fuzzSeed = 1
+
+// mutate runs TestMutations, which needs single runs of the programs instead of a network.
+func mutate(t *trial) figures {
+	executions := t.count(120_000, 2_000_000)
+	if t.scale == hours {
+		executions = 500_000_000
+	}
+	run := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-timeout=0", "-run=^TestMutations$", "hairpin/test/program",
+		"-args", "-executions="+strconv.Itoa(executions), "-seed="+strconv.Itoa(fuzzSeed))
+	began := time.Now()
+	if out, err := run.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(run.Args, " "), err, out)
+	}
+	return figures{measured: fmt.Sprintf("%d runs, seed %d: 0 wrong; %d a second", executions, fuzzSeed, int(float64(executions)/time.Since(began).Seconds()))}
+}
