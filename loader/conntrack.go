@@ -296,6 +296,20 @@ func Renew(opts Options) (bool, error) {
 	return true, d.Close()
 }
 
+// UpgradeLoses reports whether Upgrade would only lose something: the pinned programs are of this version and ask conntrack, and this
+// process may not load programs that ask.
+func (d *Datapath) UpgradeLoses() (bool, error) {
+	have, err := pins(d.dir).fit()
+	if err != nil {
+		return false, explain(err)
+	}
+	return have.loses(currentFit()), nil
+}
+
+func (f fit) loses(now fit) bool {
+	return f.Object == now.Object && f.Conntrack == ConntrackAsked && now.Conntrack == ConntrackDenied
+}
+
 // Conntrack says whether the pinned programs ask the kernel's connection tracking, or why they do not.
 func (d *Datapath) Conntrack() (Conntrack, error) {
 	f, err := pins(d.dir).fit()

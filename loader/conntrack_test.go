@@ -125,7 +125,7 @@ func TestLoadWithoutMemory(t *testing.T) {
 		return nil
 	})
 	suited := fit{Conntrack: ConntrackAsked}
-	coll, err := newCollection(spec, &suited)
+	coll, _, err := newCollection(spec, &suited)
 	if err == nil {
 		coll.Close()
 	}
@@ -162,7 +162,7 @@ func TestLoadWithoutConntrack(t *testing.T) {
 		}
 		Size(spec, connections)
 		suited := fit{Conntrack: test.find}
-		coll, err := newCollection(spec, &suited)
+		coll, _, err := newCollection(spec, &suited)
 		if err != nil {
 			t.Errorf("%s: %v", test.name, err)
 			continue

@@ -11,6 +11,8 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
+
+	"hairpin/maps/slots"
 )
 
 // kernelFloor is LINUX_VERSION_CODE of 6.1, the oldest kernel with every feature that the datapath needs.
@@ -52,6 +54,9 @@ func Explain(err error) error { return explain(err) }
 func explain(err error) error {
 	if err == nil || errors.Is(err, ErrPermission) {
 		return err
+	}
+	if errors.Is(err, slots.ErrUnpinned) { // its text says what to do
+		return fmt.Errorf("%w: %w", ErrPermission, err)
 	}
 	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
 		return err

@@ -22,6 +22,7 @@ import (
 	"github.com/cilium/ebpf/btf"
 
 	"hairpin/bpf"
+	"hairpin/maps/slots"
 )
 
 // DefaultDir is the directory of the pins when Options.Dir is empty.
@@ -102,7 +103,10 @@ func load(opts Options) (*Datapath, error) {
 
 	d, err := adopt(opts)
 	if err == nil {
-		if err = pins(opts.dir()).checkLayout(&d.objs.HairpinMaps); err != nil {
+		if err = pins(opts.dir()).checkLayout(&d.objs.HairpinMaps); err == nil {
+			err = d.pinInner()
+		}
+		if err != nil {
 			return nil, errors.Join(err, d.Close())
 		}
 	}
@@ -146,6 +150,21 @@ func (d *Datapath) Objects() *bpf.HairpinObjects {
 	return &d.objs
 }
 
+// Slots returns the slots of the outer maps.
+func (d *Datapath) Slots() *slots.Slots { return slots.Pinned(pins(d.dir).inner()) }
+
+// pinInner pins the maps in slots that have no pin, and removes the pins that a killed writer has left. A version before these pins
+// left none. Only CAP_SYS_ADMIN can pin such maps; afterwards no command needs it.
+func (d *Datapath) pinInner() error {
+	if err := fault("pin inner maps"); err != nil {
+		return err
+	}
+	if err := d.Slots().Complete(slots.Outers(&d.objs.HairpinMaps)); err != nil {
+		return fmt.Errorf("pin inner maps: %w", err)
+	}
+	return nil
+}
+
 // Adopted reports whether the datapath was pinned before this process opened it.
 func (d *Datapath) Adopted() bool {
 	return d.adopted
@@ -164,7 +183,7 @@ func create(opts Options) (_ *Datapath, err error) {
 		return nil, err
 	}
 	suited := currentFit()
-	coll, err := newCollection(spec, &suited)
+	coll, filled, err := newCollection(spec, &suited)
 	if err != nil {
 		return nil, fmt.Errorf("load datapath: %w", err)
 	}
@@ -180,7 +199,7 @@ func create(opts Options) (_ *Datapath, err error) {
 			err = errors.Join(err, os.RemoveAll(p.aside()))
 		}
 	}()
-	if err := errors.Join(p.pinAside(coll), suited.pin(p.asidePrograms())); err != nil {
+	if err := errors.Join(p.pinAside(coll, filled), suited.pin(p.asidePrograms())); err != nil {
 		return nil, err
 	}
 	if err := fault("rename"); err != nil {
@@ -200,13 +219,13 @@ func create(opts Options) (_ *Datapath, err error) {
 }
 
 // newCollection does the work of ebpf.NewCollection faster: it loads the programs in parallel, and fills
-// the slots of the outer maps at the same time. The programs are made to suit the kernel.
-func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, error) {
+// the slots of the outer maps at the same time, and returns these slots. The programs are made to suit the kernel.
+func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, []slot, error) {
 	bare := spec.Copy()
 	bare.Programs, bare.Variables = nil, nil
 	// Programs get their own, as in an upgrade: what they suit may turn out to be something else.
 	maps.DeleteFunc(bare.Maps, func(name string, _ *ebpf.MapSpec) bool { return isData(name) })
-	slots := takeSlots(bare.Maps)
+	toFill := takeSlots(bare.Maps)
 	for _, m := range bare.Maps {
 		// The kernel creates a devmap hash before it refuses the BTF types, and then waits for RCU to free
 		// the map.
@@ -216,22 +235,22 @@ func newCollection(spec *ebpf.CollectionSpec, suited *fit) (*ebpf.Collection, er
 	}
 	coll, err := ebpf.NewCollection(bare)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	filled := make(chan error, 1)
-	go func() { filled <- fillSlots(coll.Maps, slots) }()
+	go func() { filled <- fillSlots(coll.Maps, toFill) }()
 	coll.Programs, err = suited.load(spec, coll.Maps)
 	if err := errors.Join(err, <-filled); err != nil {
 		coll.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return coll, nil
+	return coll, toFill, nil
 }
 
 // slot is a key of an outer map, and the name of the inner map that belongs there.
 type slot struct {
 	outer string
-	key   any
+	key   uint32
 	inner string
 }
 
@@ -244,7 +263,7 @@ func takeSlots(specs map[string]*ebpf.MapSpec) (slots []slot) {
 		spec.Contents = slices.DeleteFunc(spec.Contents, func(entry ebpf.MapKV) bool {
 			inner, named := entry.Value.(string)
 			if named {
-				slots = append(slots, slot{name, entry.Key, inner})
+				slots = append(slots, slot{name, entry.Key.(uint32), inner})
 			}
 			return named
 		})

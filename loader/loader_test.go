@@ -325,7 +325,7 @@ func newPinnable(t *testing.T) *ebpf.Collection {
 	if err != nil {
 		t.Fatal(err)
 	}
-	coll, err := newCollection(spec, new(fit))
+	coll, _, err := newCollection(spec, new(fit))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -347,7 +347,7 @@ func (p pins) put(t *testing.T, coll *ebpf.Collection) {
 	for _, program := range coll.Programs {
 		err = errors.Join(err, program.Unpin())
 	}
-	if err := errors.Join(err, p.pinAside(coll), os.Rename(p.aside(), p.datapath())); err != nil {
+	if err := errors.Join(err, p.pinAside(coll, nil), os.Rename(p.aside(), p.datapath())); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -39,6 +39,10 @@ func (m mountPoint) ours() bool {
 	return m.root && m.FSType == "bpf" && m.Source == mountSource
 }
 
+// Mount mounts a bpffs for root alone on dir, unless a bpffs is mounted there. It lets processes without CAP_SYS_ADMIN do everything
+// else; empty means DefaultDir.
+func Mount(dir string) error { return explain(mountDir(Options{Dir: dir}.dir())) }
+
 // mountDir mounts a bpffs for root alone on dir, and makes the directory, unless a bpffs is mounted there.
 func mountDir(dir string) error {
 	for deadline := time.Now().Add(mountWait); ; {
@@ -178,7 +182,7 @@ func mountBPF(dir string) error {
 }
 
 // unmountDir unmounts dir if hairpin mounted it, then removes the directory if hairpin made it. It fails if
-// the bpffs holds pins of others.
+// the bpffs holds pins of others. Without CAP_SYS_ADMIN the empty bpffs stays.
 func unmountDir(dir string) error {
 	at, err := mountOf(dir)
 	if errors.Is(err, os.ErrNotExist) || err == nil && !at.ours() {
@@ -186,6 +190,9 @@ func unmountDir(dir string) error {
 	}
 	if err != nil {
 		return err
+	}
+	if !hasCapability(unix.CAP_SYS_ADMIN) {
+		return nil // somebody with this capability has mounted it for this process
 	}
 	kept, err := firstPin(dir)
 	if err != nil {

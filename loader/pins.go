@@ -17,11 +17,13 @@ import (
 	"github.com/cilium/ebpf"
 
 	"hairpin/bpf"
+	"hairpin/maps/slots"
 )
 
 // pins is the bpffs directory of a datapath. It contains:
 //
 //	datapath/maps/NAME       every map but data sections and templates
+//	datapath/inner/OUTER-SLOT-ID  the map in each slot of an outer map (package slots)
 //	datapath/programs/NAME
 //	datapath/links/KIND_IFINDEX
 //	new-PID/...              temporary: a process fills it, then renames it
@@ -34,6 +36,7 @@ func (p pins) aside() string             { return filepath.Join(string(p), aside
 func (p pins) maps() string              { return filepath.Join(p.datapath(), "maps") }
 func (p pins) programs() string          { return filepath.Join(p.datapath(), "programs") }
 func (p pins) links() string             { return filepath.Join(p.datapath(), "links") }
+func (p pins) inner() string             { return filepath.Join(p.datapath(), "inner") }
 func (p pins) mapPin(name string) string { return filepath.Join(p.maps(), name) }
 func (p pins) asidePrograms() string     { return filepath.Join(p.aside(), "programs") }
 
@@ -87,8 +90,8 @@ func isPinned(name string) bool {
 }
 
 // pinAside pins everything into the temporary directory, which no reader opens.
-func (p pins) pinAside(coll *ebpf.Collection) error {
-	for _, dir := range []string{"", "maps", "programs", "links"} {
+func (p pins) pinAside(coll *ebpf.Collection, filled []slot) error {
+	for _, dir := range []string{"", "maps", "inner", "programs", "links"} {
 		if err := os.Mkdir(filepath.Join(p.aside(), dir), 0o700); err != nil {
 			return fmt.Errorf("make pin directory: %w", err)
 		}
@@ -101,6 +104,18 @@ func (p pins) pinAside(coll *ebpf.Collection) error {
 			return err
 		}
 		if err := m.Pin(filepath.Join(p.aside(), "maps", name)); err != nil {
+			return fmt.Errorf("pin map %s: %w", name, err)
+		}
+	}
+	for _, s := range filled {
+		name, err := slots.Name(s.outer, s.key, coll.Maps[s.inner])
+		if err != nil {
+			return err
+		}
+		if err := fault("pin " + name); err != nil {
+			return err
+		}
+		if err := slots.Pin(filepath.Join(p.aside(), "inner", name), coll.Maps[s.inner]); err != nil {
 			return fmt.Errorf("pin map %s: %w", name, err)
 		}
 	}

@@ -33,6 +33,9 @@ func (d *Datapath) upgrade() error {
 	if err := clean(d.dir); err != nil {
 		return err
 	}
+	if err := d.pinInner(); err != nil {
+		return err
+	}
 	fresh, suited, err := d.loadPrograms()
 	if err != nil {
 		return err

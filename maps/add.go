@@ -108,17 +108,17 @@ func (t *Tables) extend(running *compile.Outline, f rule.Forward) (*compile.Outl
 
 // holds reports whether all entries of the document fit into the tries of its generation.
 func (t *Tables) holds(doc *compile.Document) (bool, error) {
-	forwards, err := liveSlot(t.objs.Forwards, doc.Generation)
+	forwards, err := t.liveSlot(t.objs.Forwards, doc.Generation)
 	if err != nil {
 		return false, fmt.Errorf("open forwards: %w", err)
 	}
 	defer forwards.Close()
-	allow, err := liveSlot(t.objs.Allow, doc.Generation)
+	allow, err := t.liveSlot(t.objs.Allow, doc.Generation)
 	if err != nil {
 		return false, fmt.Errorf("open from lists: %w", err)
 	}
 	defer allow.Close()
-	origins, err := liveSlot(t.objs.Origins, doc.Generation)
+	origins, err := t.liveSlot(t.objs.Origins, doc.Generation)
 	if err != nil {
 		return false, fmt.Errorf("open origins: %w", err)
 	}
@@ -130,7 +130,7 @@ func (t *Tables) holds(doc *compile.Document) (bool, error) {
 // storeAddition stores the text of an addition in the document's map. Readers do not read this entry before the live
 // generation is raised.
 func (t *Tables) storeAddition(doc *compile.Document, generation uint32, text []byte) error {
-	chunks, err := liveSlot(t.objs.Documents, generation)
+	chunks, err := t.liveSlot(t.objs.Documents, generation)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func readAdditions(d *compile.Document, chunks *ebpf.Map, generation uint32) err
 
 // isFinished reports whether the steps after the swap to doc, or after its last addition, were done.
 func (t *Tables) isFinished(doc *compile.Document) (bool, error) {
-	chunks, err := liveSlot(t.objs.Documents, doc.Generation)
+	chunks, err := t.liveSlot(t.objs.Documents, doc.Generation)
 	if err != nil {
 		return false, fmt.Errorf("open running configuration: %w", err)
 	}
@@ -174,7 +174,7 @@ func (t *Tables) isFinished(doc *compile.Document) (bool, error) {
 }
 
 func (t *Tables) recordFinished(doc *compile.Document) error {
-	chunks, err := liveSlot(t.objs.Documents, doc.Generation)
+	chunks, err := t.liveSlot(t.objs.Documents, doc.Generation)
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (t *Tables) enterAdded(doc *compile.Document) error {
 	if err != nil {
 		return err
 	}
-	allow, err := liveSlot(t.objs.Allow, doc.Generation)
+	allow, err := t.liveSlot(t.objs.Allow, doc.Generation)
 	if err != nil {
 		return err
 	}
@@ -208,7 +208,7 @@ func (t *Tables) enterAdded(doc *compile.Document) error {
 	if err := putAll(allow, p.AllowKeys, p.Allowed, 1); err != nil {
 		return err
 	}
-	forwards, err := liveSlot(t.objs.Forwards, doc.Generation)
+	forwards, err := t.liveSlot(t.objs.Forwards, doc.Generation)
 	if err != nil {
 		return err
 	}
@@ -216,7 +216,7 @@ func (t *Tables) enterAdded(doc *compile.Document) error {
 	if err := putAll(forwards, p.ForwardKeys, p.Forwards, 1); err != nil {
 		return err
 	}
-	origins, err := liveSlot(t.objs.Origins, doc.Generation)
+	origins, err := t.liveSlot(t.objs.Origins, doc.Generation)
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -17,6 +16,7 @@ import (
 	"hairpin/maps/config"
 	"hairpin/maps/layout"
 	"hairpin/maps/rule"
+	"hairpin/maps/slots"
 )
 
 // Plan returns the changes that Apply would make, without making them. It needs no writer lock.
@@ -223,18 +223,18 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 			return t.storeDocument(&p.Doc, &others)
 		}},
 		{"make forwards", func() error {
-			return addTrie(&others, t.objs.Forwards, slot, bpf.HairpinMapForwards, p.ForwardKeys, p.Forwards)
+			return addTrie(t, &others, t.objs.Forwards, slot, bpf.HairpinMapForwards, p.ForwardKeys, p.Forwards)
 		}},
 		{"make from lists", func() error {
-			return addTrie(&others, t.objs.Allow, slot, bpf.HairpinMapAllow, p.AllowKeys, p.Allowed)
+			return addTrie(t, &others, t.objs.Allow, slot, bpf.HairpinMapAllow, p.AllowKeys, p.Allowed)
 		}},
 		{"make stand-ins", func() error {
-			return addTrie(&others, t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.StandInKeys, p.StandIns)
+			return addTrie(t, &others, t.objs.StandIns, slot, bpf.HairpinMapStandIns, p.StandInKeys, p.StandIns)
 		}},
 		{"make origins", func() error {
-			return addTrie(&others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.OriginKeys, p.Origins)
+			return addTrie(t, &others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.OriginKeys, p.Origins)
 		}},
-		{"store tables", others.store},
+		{"store tables", func() error { return t.storeAll(others) }},
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"make buckets", func() error { return t.makeBuckets(p.Doc.Config.Forwards, p.Doc.EpochRefs, p.Fresh) }},
 		{"add external addresses", func() error { return t.addExternals(&p.Doc) }},
@@ -265,7 +265,7 @@ func (t *Tables) storeDocument(doc *compile.Document, others *fillings) error {
 		return nil
 	}
 	defer inner.Close()
-	return document.store()
+	return t.store(document)
 }
 
 // fillings are inner maps that are ready but not stored in their slots.
@@ -282,30 +282,25 @@ func (f *fillings) close() {
 	}
 }
 
-// store stores the maps in their slots, in parallel. Each write waits for an RCU grace period in the kernel, and parallel
+// storeAll stores the maps in their slots, in parallel. Each write waits for an RCU grace period in the kernel, and parallel
 // writes wait for the same grace period.
-func (f *fillings) store() error {
-	errs := make([]error, len(*f))
+func (t *Tables) storeAll(f fillings) error {
+	errs := make([]error, len(f))
 	var storing sync.WaitGroup
-	for i, one := range *f {
-		storing.Go(func() { errs[i] = one.store() })
+	for i, one := range f {
+		storing.Go(func() { errs[i] = t.store(one) })
 	}
 	storing.Wait()
 	return errors.Join(errs...)
 }
 
-func (f filling) store() error {
-	if err := f.outer.Put(f.slot, f.inner); err != nil {
-		return fmt.Errorf("fill slot %d of %s: %w", f.slot, outerName(f.outer), err)
-	}
-	return nil
-}
+func (t *Tables) store(f filling) error { return t.slots.Store(f.outer, f.slot, f.inner) }
 
 // addTrie makes a trie for a slot and appends it to to. It does nothing if there are no keys and the slot is already
 // empty.
-func addTrie[K, V any](to *fillings, outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
+func addTrie[K, V any](t *Tables, to *fillings, outer *ebpf.Map, slot uint32, name string, keys []K, values []V) error {
 	if len(keys) == 0 {
-		if empty, err := isEmptySlot(outer, slot); empty || err != nil {
+		if empty, err := t.isEmptySlot(outer, slot); empty || err != nil {
 			return err
 		}
 	}
@@ -316,20 +311,18 @@ func addTrie[K, V any](to *fillings, outer *ebpf.Map, slot uint32, name string, 
 	return err
 }
 
-func isEmptySlot(outer *ebpf.Map, slot uint32) (bool, error) {
-	var inner *ebpf.Map
-	if err := outer.Lookup(slot, &inner); err != nil {
-		return false, fmt.Errorf("open slot %d of %s: %w", slot, outerName(outer), err)
+func (t *Tables) isEmptySlot(outer *ebpf.Map, slot uint32) (bool, error) {
+	inner, err := t.slots.Open(outer, slot)
+	if err != nil {
+		return false, fmt.Errorf("open slot %d of %s: %w", slot, slots.OuterName(outer), err)
 	}
 	defer inner.Close()
 	key, err := inner.NextKeyBytes(nil)
 	if err != nil {
-		return false, fmt.Errorf("look into slot %d of %s: %w", slot, outerName(outer), err)
+		return false, fmt.Errorf("look into slot %d of %s: %w", slot, slots.OuterName(outer), err)
 	}
 	return key == nil, nil
 }
-
-func outerName(m *ebpf.Map) string { return strings.Split(m.String(), "#")[0] }
 
 func newTrie[K, V any](outer string, keys []K, values []V) (*ebpf.Map, error) {
 	trie, err := newInner(outer, 0)
@@ -375,8 +368,11 @@ func (t *Tables) addExternals(doc *compile.Document) error {
 }
 
 // finish does the steps after the last swap to this document, or after its last addition, if they are not done. It also ends the
-// connections of denied sources that a killed writer has left. It is safe to repeat.
+// connections of denied sources, and removes the pins of maps, that a killed writer has left. It is safe to repeat.
 func (t *Tables) finish(o *compile.Outline) error {
+	if err := t.slots.Sweep(slots.Outers(&t.objs.HairpinMaps)); err != nil {
+		return err
+	}
 	if err := t.endLeftDenied(); err != nil {
 		return err
 	}

@@ -620,7 +620,7 @@ func TestADocumentOfAnotherVersionIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer inner.Close()
-	if err := (filling{tables.objs.Documents, inner, 0}).store(); err != nil {
+	if err := tables.store(filling{tables.objs.Documents, inner, 0}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := tables.Running(); !mapstest.Contains(err, "written by another version of hairpin") {

@@ -18,6 +18,7 @@ import (
 	"hairpin/bpf"
 	"hairpin/maps/compile"
 	"hairpin/maps/layout"
+	"hairpin/maps/slots"
 )
 
 // A denied source opens no connection. The configuration denies sources, and commands deny sources at run time: each entry records
@@ -145,7 +146,7 @@ func (t *Tables) eachDenied(visit func(netip.Prefix, *bpf.HairpinDenial)) error 
 }
 
 func (t *Tables) eachDeniedAddress(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
-	table, err := openOnly(t.objs.Denied)
+	table, err := t.openOnly(t.objs.Denied)
 	if table == nil || err != nil {
 		return err
 	}
@@ -154,7 +155,7 @@ func (t *Tables) eachDeniedAddress(visit func(netip.Prefix, *bpf.HairpinDenial))
 }
 
 func (t *Tables) eachDeniedNetwork(visit func(netip.Prefix, *bpf.HairpinDenial)) error {
-	trie, err := openOnly(t.objs.DeniedNets)
+	trie, err := t.openOnly(t.objs.DeniedNets)
 	if trie == nil || err != nil {
 		return err
 	}
@@ -168,10 +169,10 @@ func single(addr bpf.HairpinAddr) netip.Prefix {
 }
 
 // openOnly opens the map in the only slot of an outer map, nil if there is none yet.
-func openOnly(outer *ebpf.Map) (*ebpf.Map, error) {
-	var inner *ebpf.Map
-	if err := outer.Lookup(uint32(0), &inner); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("open %s: %w", outerName(outer), err)
+func (t *Tables) openOnly(outer *ebpf.Map) (*ebpf.Map, error) {
+	inner, err := t.slots.Open(outer, 0)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("open %s: %w", slots.OuterName(outer), err)
 	}
 	return inner, nil
 }
@@ -199,7 +200,7 @@ func (t *Tables) updateAddresses(now uint32, sources []netip.Prefix, update func
 	if len(sources) == 0 {
 		return nil
 	}
-	table, err := openOnly(t.objs.Denied)
+	table, err := t.openOnly(t.objs.Denied)
 	if err != nil {
 		return err
 	}
@@ -268,13 +269,13 @@ func (t *Tables) growDenied(now uint32, keys []bpf.HairpinAddr, values []bpf.Hai
 	if err := t.remarkDenied(maps.Keys(all)); err != nil {
 		return err
 	}
-	return t.objs.Denied.Put(uint32(0), table)
+	return t.slots.Store(t.objs.Denied, 0, table)
 }
 
 // markDenied sets the bits of addresses in maybe_denied, before they are denied. growDenied has made the bits before the table.
 func (t *Tables) markDenied(addresses []bpf.HairpinAddr) error {
-	var marks *ebpf.Map
-	if err := t.objs.MaybeDenied.Lookup(uint32(0), &marks); err != nil {
+	marks, err := t.slots.Open(t.objs.MaybeDenied, 0)
+	if err != nil {
 		return fmt.Errorf("open the bits of denied addresses: %w", err)
 	}
 	defer marks.Close()
@@ -300,7 +301,7 @@ func (t *Tables) remarkDenied(addresses iter.Seq[bpf.HairpinAddr]) error {
 	if err := putMap(marks, wordsOf(addresses)); err != nil {
 		return err
 	}
-	return t.objs.MaybeDenied.Put(uint32(0), marks)
+	return t.slots.Store(t.objs.MaybeDenied, 0, marks)
 }
 
 func wordsOf(addresses iter.Seq[bpf.HairpinAddr]) map[uint32]uint64 {
@@ -462,14 +463,14 @@ func (t *Tables) endConnectionsOf(sources []netip.Prefix) (ended int, err error)
 
 // ensureDeniedNets opens the trie of networks, and makes it if there is none yet.
 func (t *Tables) ensureDeniedNets() (*ebpf.Map, error) {
-	trie, err := openOnly(t.objs.DeniedNets)
+	trie, err := t.openOnly(t.objs.DeniedNets)
 	if trie != nil || err != nil {
 		return trie, err
 	}
 	if trie, err = newInner(bpf.HairpinMapDeniedNets, 0); err != nil {
 		return nil, err
 	}
-	if err := t.objs.DeniedNets.Put(uint32(0), trie); err != nil {
+	if err := t.slots.Store(t.objs.DeniedNets, 0, trie); err != nil {
 		trie.Close()
 		return nil, err
 	}

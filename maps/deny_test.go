@@ -124,7 +124,7 @@ func TestDeniedTableGrows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	table, err := openOnly(tables.objs.Denied)
+	table, err := tables.openOnly(tables.objs.Denied)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,6 +18,7 @@ import (
 	"hairpin/maps/config"
 	"hairpin/maps/layout"
 	"hairpin/maps/rule"
+	"hairpin/maps/slots"
 )
 
 // SetInterfaces writes the current interfaces and addresses to the maps, if they differ. The connections of a lost address
@@ -410,12 +411,12 @@ func (t *Tables) putOwnAddresses(wanted map[bpf.HairpinOwnAddressKey]bpf.Hairpin
 // awaitPrograms waits until all programs have ended that run now. A write to an array of maps waits for them
 // (maybe_wait_bpf_programs), so the writer puts a map where it is already.
 func (t *Tables) awaitPrograms() error {
-	var inner *ebpf.Map
-	if err := t.objs.StandIns.Lookup(uint32(0), &inner); err != nil {
-		return fmt.Errorf("open slot 0 of %s: %w", outerName(t.objs.StandIns), err)
+	inner, err := t.slots.Open(t.objs.StandIns, 0)
+	if err != nil {
+		return fmt.Errorf("open slot 0 of %s: %w", slots.OuterName(t.objs.StandIns), err)
 	}
 	defer inner.Close()
-	return filling{t.objs.StandIns, inner, 0}.store()
+	return t.store(filling{t.objs.StandIns, inner, 0})
 }
 
 // dropListeners removes the ids that no longer belong to exactly one address. It must run before map externals changes,

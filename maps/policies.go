@@ -85,8 +85,7 @@ func mayProtectMore(old, now []bpf.HairpinPolicy) bool {
 
 // policies returns the stored list.
 func (t *Tables) policies() ([]bpf.HairpinPolicy, error) {
-	var list *ebpf.Map
-	err := t.objs.Policies.Lookup(uint32(0), &list)
+	list, err := t.slots.Open(t.objs.Policies, 0)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, nil
 	}
@@ -116,14 +115,14 @@ func (t *Tables) storePolicies(entries []bpf.HairpinPolicy) error {
 	if err := putAll(list, keys, entries, 1); err != nil {
 		return fmt.Errorf("write IPsec policies: %w", err)
 	}
-	if err := t.objs.Policies.Put(uint32(0), list); err != nil {
+	if err := t.slots.Store(t.objs.Policies, 0, list); err != nil {
 		return fmt.Errorf("store IPsec policies: %w", err)
 	}
 	return nil
 }
 
 func (t *Tables) dropPolicies() error {
-	if err := drop(t.objs.Policies, uint32(0)); err != nil {
+	if err := t.slots.Drop(t.objs.Policies, 0); err != nil {
 		return fmt.Errorf("drop IPsec policies: %w", err)
 	}
 	return nil

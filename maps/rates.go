@@ -59,14 +59,13 @@ func (t *Tables) makeBuckets(forwards []rule.Forward, refs, fresh []compile.Epoc
 }
 
 func (t *Tables) makeBucketsPage(number uint32, places []uint32) error {
-	var page *ebpf.Map
-	err := t.objs.Buckets.Lookup(number, &page)
+	page, err := t.slots.Open(t.objs.Buckets, number)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		if page, err = newInner(bpf.HairpinMapBuckets, 0); err != nil {
 			return err
 		}
 		defer page.Close()
-		return t.objs.Buckets.Put(number, page)
+		return t.slots.Store(t.objs.Buckets, number, page)
 	}
 	if err != nil {
 		return err
@@ -76,8 +75,8 @@ func (t *Tables) makeBucketsPage(number uint32, places []uint32) error {
 }
 
 func (t *Tables) makeSourceBuckets() error {
-	var table *ebpf.Map
-	if err := t.objs.SourceBuckets.Lookup(uint32(0), &table); err != nil {
+	table, err := t.slots.Open(t.objs.SourceBuckets, 0)
+	if err != nil {
 		return err
 	}
 	defer table.Close()
@@ -89,5 +88,5 @@ func (t *Tables) makeSourceBuckets() error {
 		return err
 	}
 	defer larger.Close()
-	return t.objs.SourceBuckets.Put(uint32(0), larger)
+	return t.slots.Store(t.objs.SourceBuckets, 0, larger)
 }

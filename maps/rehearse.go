@@ -43,17 +43,16 @@ func copyMap[K, V any](to, from *ebpf.Map) error {
 // borrowBuckets copies what the rates of forwards have counted.
 func (t *Tables) borrowBuckets(from *Tables) error {
 	for number := range from.objs.Buckets.MaxEntries() {
-		if err := copyInner[uint32, bpf.HairpinBucket](t.objs.Buckets, from.objs.Buckets, bpf.HairpinMapBuckets, number); err != nil {
+		if err := copyInner[uint32, bpf.HairpinBucket](t.objs.Buckets, from, from.objs.Buckets, bpf.HairpinMapBuckets, number); err != nil {
 			return err
 		}
 	}
-	return copyInner[bpf.HairpinSourceBucketKey, bpf.HairpinBucket](t.objs.SourceBuckets, from.objs.SourceBuckets, bpf.HairpinMapSourceBuckets, 0)
+	return copyInner[bpf.HairpinSourceBucketKey, bpf.HairpinBucket](t.objs.SourceBuckets, from, from.objs.SourceBuckets, bpf.HairpinMapSourceBuckets, 0)
 }
 
-// copyInner copies the inner map with this number, if there is one.
-func copyInner[K, V any](to, from *ebpf.Map, name string, number uint32) error {
-	var inner *ebpf.Map
-	err := from.Lookup(number, &inner)
+// copyInner copies the inner map with this number, if there is one. The copy gets no pin: the map that holds it has none either.
+func copyInner[K, V any](to *ebpf.Map, tables *Tables, from *ebpf.Map, name string, number uint32) error {
+	inner, err := tables.slots.Open(from, number)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil
 	}

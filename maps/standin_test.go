@@ -13,6 +13,7 @@ import (
 	"hairpin/maps/layout"
 	"hairpin/maps/mapstest"
 	"hairpin/maps/rule"
+	"hairpin/maps/slots"
 )
 
 // TestStandInsInTheKernel looks up stand-ins in the live slot, before and after a swap.
@@ -49,7 +50,7 @@ func TestStandInsInTheKernel(t *testing.T) {
 	for _, outer := range []*ebpf.Map{tables.objs.StandIns, tables.objs.Origins} {
 		var key, value []byte
 		if mapstest.Slot(t, outer, generation&1).Iterate().Next(&key, &value) {
-			t.Errorf("%s: something is left", outerName(outer))
+			t.Errorf("%s: something is left", slots.OuterName(outer))
 		}
 	}
 }

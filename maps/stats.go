@@ -41,8 +41,7 @@ func (t *Tables) forwardIDs() (uint32, error) {
 
 // openStatsPage opens the page with this number. It returns nil if there is no such page.
 func (t *Tables) openStatsPage(number uint32) (*ebpf.Map, error) {
-	var page *ebpf.Map
-	err := t.objs.ForwardStats.Lookup(number, &page)
+	page, err := t.slots.Open(t.objs.ForwardStats, number)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, nil
 	}
@@ -92,19 +91,18 @@ func (t *Tables) zeroStatsPage(number uint32, places []uint32) (bool, error) {
 	return true, putAll(page, places, make([]bpf.HairpinForwardStats, len(places)*cpus), cpus)
 }
 
-// makeStatsPages creates pages and stores all of them in one batch: after each write to an outer map, the kernel waits
-// for an RCU grace period (maybe_wait_bpf_programs).
+// makeStatsPages creates pages and stores all of them at once.
 func (t *Tables) makeStatsPages(numbers []uint32) error {
-	descriptors := make([]uint32, len(numbers))
+	pages := make([]*ebpf.Map, len(numbers))
 	for i := range numbers {
 		page, err := newInner(bpf.HairpinMapForwardStats, 0)
 		if err != nil {
 			return err
 		}
 		defer page.Close()
-		descriptors[i] = uint32(page.FD())
+		pages[i] = page
 	}
-	return putAll(t.objs.ForwardStats, numbers, descriptors, 1)
+	return t.slots.StoreAll(t.objs.ForwardStats, numbers, pages)
 }
 
 // StatsReader reads the counters of forwards, one page at a time, and reuses its memory.
@@ -228,7 +226,7 @@ func (t *Tables) dropStats(doc *compile.Document) error {
 			unused = append(unused, number)
 		}
 	}
-	return dropAll(t.objs.ForwardStats, unused)
+	return t.dropAll(t.objs.ForwardStats, unused)
 }
 
 // droppedAtOnce limits the number of threads that wait in the kernel.
@@ -236,12 +234,12 @@ const droppedAtOnce = 64
 
 // dropAll empties slots of an outer map, several in parallel. Each write waits for an RCU grace period in the kernel, and
 // parallel writes wait for the same grace period.
-func dropAll(outer *ebpf.Map, slots []uint32) error {
+func (t *Tables) dropAll(outer *ebpf.Map, slots []uint32) error {
 	for some := range slices.Chunk(slots, droppedAtOnce) {
 		errs := make([]error, len(some))
 		var dropping sync.WaitGroup
 		for i, slot := range some {
-			dropping.Go(func() { errs[i] = drop(outer, slot) })
+			dropping.Go(func() { errs[i] = t.slots.Drop(outer, slot) })
 		}
 		dropping.Wait()
 		if err := errors.Join(errs...); err != nil {

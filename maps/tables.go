@@ -18,6 +18,7 @@ import (
 	"hairpin/maps/compile"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
+	"hairpin/maps/slots"
 )
 
 // ErrEmpty means that no configuration was ever applied to these maps.
@@ -29,7 +30,8 @@ var ErrUnfinished = errors.New("the change is active, but a later step failed")
 // Tables gives access to the maps of a loaded datapath. Several goroutines may call its reading methods. The caller of a
 // writing method must hold the writer lock of the pins, and only one writing method may run at a time.
 type Tables struct {
-	objs *bpf.HairpinObjects
+	objs  *bpf.HairpinObjects
+	slots *slots.Slots
 
 	prepared uint32 // generation that Prepare staged for Swap; 0: none. Only the writer uses it.
 
@@ -41,9 +43,14 @@ type Tables struct {
 	step func(name string, do func() error) error
 }
 
-// New returns Tables for the maps and programs in objs. The caller closes objs.
+// New returns Tables for maps and programs that are not pinned. The caller closes objs.
 func New(objs *bpf.HairpinObjects) *Tables {
-	return &Tables{objs: objs, step: func(name string, do func() error) error {
+	return NewIn(objs, slots.Held(objs.ForwardsEmpty, objs.AllowEmpty, objs.StandInsEmpty, objs.OriginsEmpty, objs.SourceEmpty))
+}
+
+// NewIn returns Tables for the maps and programs in objs, whose inner maps are in slots. The caller closes objs.
+func NewIn(objs *bpf.HairpinObjects, in *slots.Slots) *Tables {
+	return &Tables{objs: objs, slots: in, step: func(name string, do func() error) error {
 		if err := do(); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
@@ -182,7 +189,7 @@ func (t *Tables) generation() (uint32, error) {
 }
 
 func (t *Tables) readOutline(generation uint32) (*compile.Outline, error) {
-	chunks, err := liveSlot(t.objs.Documents, generation)
+	chunks, err := t.liveSlot(t.objs.Documents, generation)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, ErrEmpty
 	}
@@ -206,10 +213,8 @@ func (t *Tables) readOutline(generation uint32) (*compile.Outline, error) {
 }
 
 // liveSlot opens the inner map of a generation.
-func liveSlot(outer *ebpf.Map, generation uint32) (*ebpf.Map, error) {
-	var m *ebpf.Map
-	err := outer.Lookup(generation&1, &m)
-	return m, err
+func (t *Tables) liveSlot(outer *ebpf.Map, generation uint32) (*ebpf.Map, error) {
+	return t.slots.Open(outer, generation&1)
 }
 
 // chunk is the value of one entry of a document's map. The first chunk of a text begins with the length of the text,

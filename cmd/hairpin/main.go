@@ -189,7 +189,7 @@ to reload, 5 lock not obtained, 128+N ended by signal N.`,
 		a.explainCommand(), a.doctorCommand(),
 		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
 		a.traceCommand(), a.watchCommand(),
-		a.completionCommand(), a.versionCommand(), a.laterCommand(),
+		a.completionCommand(), a.versionCommand(), a.laterCommand(), a.prepareCommand(),
 	)
 	return root
 }

@@ -16,6 +16,11 @@ import (
 // unitWords returns the words of a key in the unit's first section, from all lines with this key.
 func unitWords(t *testing.T, key string) (words []string) {
 	t.Helper()
+	return sectionWords(t, "Unit", key)
+}
+
+func sectionWords(t *testing.T, section, key string) (words []string) {
+	t.Helper()
 	file, err := os.Open("dist/hairpin.service")
 	if err != nil {
 		t.Fatal(err)
@@ -26,7 +31,7 @@ func unitWords(t *testing.T, key string) (words []string) {
 		t.Fatal(err)
 	}
 	for _, option := range options {
-		if option.Section == "Unit" && option.Name == key {
+		if option.Section == section && option.Name == key {
 			words = append(words, strings.Fields(option.Value)...)
 		}
 	}
@@ -51,6 +56,18 @@ func TestUnitComesBeforeTheNetwork(t *testing.T) {
 	}
 	if !slices.Contains(unitWords(t, "After"), "systemd-sysctl.service") {
 		t.Error("the daemon would look at forwarding before it is set")
+	}
+}
+
+// TestUnitNeedsFewCapabilities: the daemon has the capabilities of scenario 9 of test/torture, and CAP_CHOWN. What needs more is in the
+// command before it.
+func TestUnitNeedsFewCapabilities(t *testing.T) {
+	got, want := sectionWords(t, "Service", "CapabilityBoundingSet"), []string{"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON", "CAP_CHOWN"}
+	if !slices.Equal(got, want) {
+		t.Errorf("CapabilityBoundingSet=%q, want %q", got, want)
+	}
+	if got := sectionWords(t, "Service", "ExecStartPre"); !slices.Equal(got, []string{"+-/usr/local/bin/hairpin", "prepare"}) {
+		t.Errorf("ExecStartPre=%q: nothing mounts the bpffs for a daemon without CAP_SYS_ADMIN", got)
 	}
 }
 

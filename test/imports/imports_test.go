@@ -14,7 +14,7 @@ import (
 // folders below it.
 var layers = [][]string{
 	{"hairpin/bpf"},
-	{"hairpin/loader/dirlock"},
+	{"hairpin/loader/dirlock", "hairpin/maps/slots"},
 	{"hairpin/maps/rule", "hairpin/maps/layout"},
 	{"hairpin/maps/config", "hairpin/maps/entries"},
 	{"hairpin/maps/compile", "hairpin/maps/mapstest"},

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,6 +24,7 @@ type Hairpin struct {
 
 	tb     testing.TB
 	host   *Host
+	under  []string // the command that starts the binary
 	binary string
 	states *states
 	daemon *Process
@@ -73,6 +75,13 @@ func (hp *Hairpin) For(tb testing.TB) *Hairpin {
 func (hp *Hairpin) With(binary string) *Hairpin {
 	other := *hp
 	other.binary = binary
+	return &other
+}
+
+// Under returns hp for commands and a daemon that this command starts, such as setpriv.
+func (hp *Hairpin) Under(command ...string) *Hairpin {
+	other := *hp
+	other.under = command
 	return &other
 }
 
@@ -211,7 +220,7 @@ func (hp *Hairpin) Memory() (now, most int) {
 }
 
 func (hp *Hairpin) args(args ...string) []string {
-	return append([]string{hp.binary, "-c", hp.File, "--bpffs", hp.Dir}, args...)
+	return slices.Concat(hp.under, []string{hp.binary, "-c", hp.File, "--bpffs", hp.Dir}, args)
 }
 
 func (hp *Hairpin) socket() string { return filepath.Join(filepath.Dir(hp.File), "notify") }

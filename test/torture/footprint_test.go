@@ -119,10 +119,11 @@ type objects struct {
 	maps     map[ebpf.MapID]bool
 	links    map[link.ID]bool
 	pins     []string
+	inner    []string // names of the pins of inner maps; each new inner map has another name
 }
 
 func objectsOf(dir string) (o objects, err error) {
-	o = objects{make(map[ebpf.ProgramID]bool), make(map[ebpf.MapID]bool), make(map[link.ID]bool), nil}
+	o = objects{make(map[ebpf.ProgramID]bool), make(map[ebpf.MapID]bool), make(map[link.ID]bool), nil, nil}
 	if err := o.findPins(dir); err != nil {
 		return o, err
 	}
@@ -143,6 +144,10 @@ func (o *objects) findPins(dir string) error {
 		name, err := filepath.Rel(dir, path)
 		if err != nil {
 			return err
+		}
+		if filepath.Base(filepath.Dir(path)) == "inner" {
+			o.inner = append(o.inner, entry.Name())
+			return nil
 		}
 		o.pins = append(o.pins, name)
 		if filepath.Base(filepath.Dir(path)) != "maps" {

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"hairpin/cmd/hairpin/trust"
 )
 
 // ErrNoDaemon means that nobody answers at the socket.
@@ -63,10 +65,14 @@ type Server struct {
 	done chan struct{}
 }
 
-// Listen answers at the socket until Close. A file that a killed daemon left is replaced: the caller has made sure that no other daemon
+// Listen answers at the socket until Close. It fails if the directory belongs to another user. A file that a killed daemon left is replaced: the caller has made sure that no other daemon
 // serves this datapath.
 func Listen(path string, handler Handler) (*Server, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("answer commands: %w", err)
+	}
+	// The owner of the directory could put a socket of its own in the place of this one.
+	if err := trust.CheckDir(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("answer commands: %w", err)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -120,14 +126,15 @@ type ownUsers struct{ net.Listener }
 func (l ownUsers) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
-		if err != nil || mayAsk(conn) {
+		if err != nil || isTrusted(conn) {
 			return conn, err
 		}
 		conn.Close()
 	}
 }
 
-func mayAsk(conn net.Conn) bool {
+// isTrusted reports whether root or the user of this process is at the other end.
+func isTrusted(conn net.Conn) bool {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return false
@@ -157,7 +164,11 @@ func ask(ctx context.Context, patience time.Duration, method, socket, path strin
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", socket)
+			conn, err := dialer.DialContext(ctx, "unix", socket)
+			if err == nil && !isTrusted(conn) {
+				err = errors.Join(errors.New("the socket belongs to another user"), conn.Close())
+			}
+			return conn, err
 		},
 	}}
 	request, err := http.NewRequestWithContext(ctx, method, "http://daemon"+path, nil)

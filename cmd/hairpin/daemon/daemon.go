@@ -264,7 +264,11 @@ func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error
 	d.state.turn()
 	if s.Adopted() {
 		// The programs may be from an older binary. If the upgrade fails, they still run.
-		if err := s.Upgrade(); err != nil {
+		loses, err := s.UpgradeLoses()
+		if err == nil && !loses {
+			err = s.Upgrade()
+		}
+		if err != nil {
 			d.log.Error("cannot upgrade the programs; the old programs stay active", "error", err)
 		}
 	}

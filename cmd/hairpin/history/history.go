@@ -299,11 +299,7 @@ func (s *Store) makeDir(dir string) error {
 		return err
 	}
 	for _, path := range []string{s.dir, dir} {
-		info, err := os.Stat(path)
-		if err == nil {
-			err = trust.Check(path, info)
-		}
-		if err != nil {
+		if err := trust.CheckDir(path); err != nil {
 			return err
 		}
 	}
@@ -351,11 +347,7 @@ func readFrom(r *bufio.Reader, head any, cfg *config.Config) error {
 }
 
 func openTrusted(path string) (*os.File, error) {
-	dir, err := os.Stat(filepath.Dir(path))
-	if err != nil {
-		return nil, err
-	}
-	if err := trust.Check(filepath.Dir(path), dir); err != nil {
+	if err := trust.CheckDir(filepath.Dir(path)); err != nil {
 		return nil, err
 	}
 	file, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)

@@ -40,7 +40,7 @@ func (s *Session) Rehearse() (*Rehearsal, error) {
 	if err != nil {
 		return nil, errors.Join(err, program.Close())
 	}
-	tables := maps.New(program.Objects())
+	tables := maps.NewIn(program.Objects(), s.datapath.Slots())
 	return &Rehearsal{
 		Rehearsal: program, Tables: tables, Running: s.Tables, Config: cfg, Links: links, NotForwarding: s.notForwarding,
 	}, nil

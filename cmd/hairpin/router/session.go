@@ -25,7 +25,7 @@ type Session struct {
 }
 
 func newSession(dir string, datapath *loader.Datapath, release func()) *Session {
-	tables := maps.New(datapath.Objects())
+	tables := maps.NewIn(datapath.Objects(), datapath.Slots())
 	o := kernel()
 	o.Datapath, o.Tables, o.Conntrack = datapath, tables, datapath.Conntrack
 	return &Session{Router: New(o), Tables: tables, dir: dir, datapath: datapath, release: release}
@@ -108,6 +108,9 @@ func (s *Session) Adopted() bool { return s.datapath.Adopted() }
 
 // Upgrade replaces the attached programs with the programs of this binary.
 func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
+
+// UpgradeLoses reports whether Upgrade would only lose something, for want of a capability.
+func (s *Session) UpgradeLoses() (bool, error) { return s.datapath.UpgradeLoses() }
 
 // Renew replaces the programs if the kernel can do now what it could not when they were loaded, and reports whether it did. The
 // caller holds the writer lock.

@@ -33,7 +33,7 @@ func newNamer(dir string) (*namer, error) {
 		return nil, err
 	}
 	return &namer{
-		datapath: datapath, tables: maps.New(datapath.Objects()), interfaces: map[uint32]string{}, forwards: map[uint32]string{},
+		datapath: datapath, tables: maps.NewIn(datapath.Objects(), datapath.Slots()), interfaces: map[uint32]string{}, forwards: map[uint32]string{},
 	}, nil
 }
 

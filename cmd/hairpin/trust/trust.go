@@ -36,6 +36,31 @@ func Check(path string, info fs.FileInfo) error {
 	return check(path, info.Mode().Perm(), int(stat.Uid), os.Geteuid())
 }
 
+// CheckDir is Check for a directory that this process writes files in. If the path is a symbolic link, CheckDir also fails if another
+// user has made the link: root would write where this user wants.
+func CheckDir(path string) error {
+	link, err := os.Lstat(path)
+	if err != nil {
+		return err
+	}
+	if link.Mode()&fs.ModeSymlink != 0 {
+		if stat, ok := link.Sys().(*syscall.Stat_t); ok {
+			err = check(path, 0, int(stat.Uid), os.Geteuid()) // the mode of a link says nothing
+		}
+	}
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is not a directory", path)
+	}
+	return Check(path, info)
+}
+
 func check(path string, mode fs.FileMode, owner, self int) error {
 	if owner != 0 && owner != self {
 		allowed := "root"
