@@ -37,7 +37,7 @@ type figures struct {
 
 // scenarios returns all scenarios, in the order of the table.
 func scenarios() []scenario {
-	return []scenario{flood, emptying, honest, death, unmount, upgrade, writers, change}
+	return []scenario{flood, emptying, honest, death, unmount, upgrade, writers, change, soak}
 }
 
 // scale is the length of a run. Counts and times grow with it, demands do not.
