@@ -96,9 +96,17 @@ func (n *honestNetwork) open(rate int) *arrivals {
 	a := &arrivals{stop: make(chan struct{})}
 	for _, h := range n.clients {
 		a.running.Go(func() {
-			begun := time.Now()
+			begun, free := time.Now(), make(chan struct{}, burstsAtOnce)
 			for second := time.Duration(1); ; second++ {
-				a.running.Go(func() { a.burst(h, rate/len(n.clients)) })
+				select {
+				case <-a.stop:
+					return
+				case free <- struct{}{}:
+				}
+				a.running.Go(func() {
+					a.burst(h, rate/len(n.clients))
+					<-free
+				})
 				select {
 				case <-a.stop:
 					return
@@ -109,6 +117,10 @@ func (n *honestNetwork) open(rate int) *arrivals {
 	}
 	return a
 }
+
+// burstsAtOnce is the number of seconds whose connections a client may have at the same time. On a machine that is too busy for the rate, the
+// rate falls; otherwise this process would have too many descriptors.
+const burstsAtOnce = 3
 
 func (a *arrivals) burst(h *lab.Host, count int) {
 	opened, err := h.OpenBurst(lab.Burst{

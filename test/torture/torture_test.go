@@ -37,7 +37,16 @@ type figures struct {
 
 // scenarios returns all scenarios, in the order of the table.
 func scenarios() []scenario {
-	return []scenario{flood, emptying, honest, death, unmount, upgrade, writers, fuzz, change, privilege}
+	return []scenario{
+		flood, emptying, honest,
+		death, unmount,
+		upgrade,
+		writers,
+		fuzz,
+		change,
+		privilege,
+		soak,
+	}
 }
 
 // scale is the length of a run. Counts and times grow with it, demands do not.
