@@ -29,14 +29,14 @@ func openOften(t *trial) figures {
 		n := t.newHonest(mode)
 		// More connections come than there are places, so each place is used again.
 		t.start(n.Network, mode, fmt.Sprintf("max_connections = %d\n", t.size(16_384, 131_072))+home.Forwards)
-		c := n.openFor(t, t.time(10*time.Second, 10*time.Minute/time.Duration(len(t.modes()))))
+		c := n.openFor(t, t.time(10*time.Second, time.Minute/time.Duration(len(t.modes()))))
 		t.none(c.refused, fmt.Sprintf("of %d new connections did not open, %s", c.tried, mode))
 		said = append(said, mode+": "+c.String())
 	}
 	return figures{measured: strings.Join(said, "; "), nftables: t.beside(func() string {
 		n := t.newHonest("tc")
 		useNFT(n.Router)
-		return n.openFor(t, time.Minute).String()
+		return n.openFor(t, 10*time.Second).String()
 	})}
 }
 
