@@ -4,15 +4,28 @@ package lab
 
 import (
 	"errors"
+	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// KernelLog reads the kernel's messages from when it was opened.
-type KernelLog struct{ fd int }
+// KernelLog reads the kernel's messages from when it was opened. It reads them as they come: the kernel overwrites old ones.
+type KernelLog struct {
+	fd int
+
+	mu         sync.Mutex
+	complaints []string
+	killing    []string // a report of a kill, until its last line says whose memory was at its limit
+	err        error
+}
+
+// logPause is the time between two looks at the log. In this time the kernel must not write more than its buffer has room for.
+const logPause = 200 * time.Millisecond
 
 // OpenKernelLog opens the log. The end of the test closes the log.
 func OpenKernelLog(tb testing.TB) *KernelLog {
@@ -21,11 +34,29 @@ func OpenKernelLog(tb testing.TB) *KernelLog {
 	if err != nil {
 		tb.Fatalf("open the kernel's log: %v", err)
 	}
-	tb.Cleanup(func() { unix.Close(fd) })
+	l, stop := &KernelLog{fd: fd}, make(chan struct{})
+	var reading sync.WaitGroup
+	tb.Cleanup(func() {
+		close(stop)
+		reading.Wait()
+		unix.Close(fd)
+	})
 	if _, err := unix.Seek(fd, 0, unix.SEEK_END); err != nil {
 		tb.Fatalf("go to the end of the kernel's log: %v", err)
 	}
-	return &KernelLog{fd}
+	reading.Go(func() {
+		pause := time.NewTicker(logPause)
+		defer pause.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-pause.C:
+				l.read()
+			}
+		}
+	})
+	return l
 }
 
 // kernelWarning is the highest level of a message that is a warning: linux/kern_levels.h, KERN_WARNING.
@@ -35,34 +66,53 @@ const kernelWarning = 4
 // reports of a process that was killed for the limit of its own memory cgroup: tests do that on purpose, and several run at once.
 func (l *KernelLog) Complaints(tb testing.TB) (complaints []string) {
 	tb.Helper()
-	var killing []string // a report of a kill, until its last line says whose memory was at its limit
+	l.read()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		tb.Fatalf("read the kernel's log: %v", l.err)
+	}
+	complaints = append(l.complaints, l.killing...)
+	l.complaints, l.killing = nil, nil
+	return complaints
+}
+
+// read reads the messages that are there.
+func (l *KernelLog) read() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	record := make([]byte, 8192)
 	for {
 		n, err := unix.Read(l.fd, record)
 		switch {
 		case errors.Is(err, unix.EAGAIN):
-			return append(complaints, killing...)
+			return
 		case errors.Is(err, unix.EPIPE):
-			complaints = append(complaints, "messages were overwritten before they were read")
+			l.complaints = append(l.complaints, "messages were overwritten before they were read")
 			continue
 		case err != nil:
-			tb.Fatalf("read the kernel's log: %v", err)
+			l.err = err
+			return
 		}
-		// Documentation/ABI/testing/dev-kmsg: PRIORITY,SEQUENCE,TIME,FLAGS;TEXT. The priority includes the facility.
-		head, text, _ := strings.Cut(string(record[:n]), ";")
-		priority, _, _ := strings.Cut(head, ",")
-		level, err := strconv.Atoi(priority)
-		text = strings.TrimSpace(text)
-		switch {
-		case err != nil:
-			tb.Fatalf("the kernel's log: %q has no priority", record[:n])
-		case strings.HasPrefix(text, "Memory cgroup out of memory: Killed"):
-			killing = nil
-		case level&7 > kernelWarning:
-		case killing != nil || strings.Contains(text, "invoked oom-killer"):
-			killing = append(killing, text)
-		default:
-			complaints = append(complaints, text)
-		}
+		l.add(string(record[:n]))
+	}
+}
+
+// add adds a record. Documentation/ABI/testing/dev-kmsg: PRIORITY,SEQUENCE,TIME,FLAGS;TEXT. The priority includes the facility.
+func (l *KernelLog) add(record string) {
+	head, text, _ := strings.Cut(record, ";")
+	priority, _, _ := strings.Cut(head, ",")
+	level, err := strconv.Atoi(priority)
+	text = strings.TrimSpace(text)
+	switch {
+	case err != nil:
+		l.err = fmt.Errorf("%q has no priority", record)
+	case strings.HasPrefix(text, "Memory cgroup out of memory: Killed"):
+		l.killing = nil
+	case level&7 > kernelWarning:
+	case l.killing != nil || strings.Contains(text, "invoked oom-killer"):
+		l.killing = append(l.killing, text)
+	default:
+		l.complaints = append(l.complaints, text)
 	}
 }
