@@ -38,30 +38,37 @@ const floodBlock = 8192
 // SendFlood sends a flood out of an interface to a neighbour's MAC address, without the host's IP stack. The argument of stop
 // is the number of packets sent; SendFlood ends when stop returns true, and returns this number.
 func (h *Host) SendFlood(dev string, neighbour net.HardwareAddr, f Flood, stop func(sent int) bool) (int, error) {
-	kind := []byte{0x08, 0x00}
-	if f.To.Addr().Is6() {
-		kind = []byte{0x86, 0xdd}
-	}
-	wire := h.Wire(dev, neighbour)
-	ethernet := append(append(append([]byte(nil), neighbour...), h.HardwareAddr(dev)...), kind...)
-	b, seed, times := newBatch(), f.Seed, max(1, f.Times)
+	seed, times := f.Seed, max(1, f.Times)
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	sent := 0
+	return h.sendFrames(dev, neighbour, f.Rate, stop, func(b []byte, at int) []byte {
+		tuple := at/(floodBlock*times)*floodBlock + at%floodBlock
+		return f.append(b, seed+uint64(tuple))
+	})
+}
+
+// sendFrames sends packets out of an interface to a neighbour's MAC address, in batches, without the host's IP stack. appendPacket appends
+// the packet with a number to b. The argument of stop is the number of packets sent; sendFrames ends when stop returns true, and returns
+// this number. rate is the maximum number of packets per second; 0: as fast as one thread can.
+func (h *Host) sendFrames(dev string, neighbour net.HardwareAddr, rate int, stop func(sent int) bool, appendPacket func(b []byte, at int) []byte) (int, error) {
+	wire := h.Wire(dev, neighbour)
+	ethernet := append(append(append([]byte(nil), neighbour...), h.HardwareAddr(dev)...), 0x08, 0x00)
+	b, sent := newBatch(), 0
 	for next := time.Now(); !stop(sent); sent += batchSize {
-		if f.Rate > 0 {
+		if rate > 0 {
 			time.Sleep(time.Until(next))
-			next = time.Now().Add(batchSize * time.Second / time.Duration(f.Rate))
+			next = time.Now().Add(batchSize * time.Second / time.Duration(rate))
 		}
 		for i := range batchSize {
-			at := sent + i
-			tuple := at/(floodBlock*times)*floodBlock + at%floodBlock
-			frame := f.append(append(b.data[i][:0], ethernet...), seed+uint64(tuple))
+			frame := appendPacket(append(b.data[i][:0], ethernet...), sent+i)
+			if frame[len(ethernet)]>>4 == 6 {
+				binary.BigEndian.PutUint16(frame[12:], unix.ETH_P_IPV6)
+			}
 			b.vectors[i].SetLen(len(frame))
 		}
 		if err := b.send(wire.fd, batchSize); err != nil {
-			return sent, fmt.Errorf("%s: flood: %w", h.Name, err)
+			return sent, fmt.Errorf("%s: send many: %w", h.Name, err)
 		}
 	}
 	return sent, nil

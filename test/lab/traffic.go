@@ -51,9 +51,20 @@ func family(network, address string) string {
 // ServeTCP serves on an address of the host until the test ends.
 func (h *Host) ServeTCP(address string) {
 	h.tb.Helper()
+	h.serveTCP(address, net.ListenConfig{})
+}
+
+// ServeSilentTCP is ServeTCP without TCP keepalives.
+func (h *Host) ServeSilentTCP(address string) {
+	h.tb.Helper()
+	h.serveTCP(address, net.ListenConfig{KeepAlive: -1})
+}
+
+func (h *Host) serveTCP(address string, config net.ListenConfig) {
+	h.tb.Helper()
 	var listener net.Listener
 	h.must("listen on "+address, h.Do(func() (err error) {
-		listener, err = net.Listen(family("tcp", address), address)
+		listener, err = config.Listen(context.Background(), family("tcp", address), address)
 		return err
 	}))
 	h.tb.Cleanup(func() { listener.Close() })

@@ -58,6 +58,7 @@ type Datagram struct {
 	TTL      uint8  // 0: 64
 	ID       uint16 // 0: random
 	DF       bool
+	Options  []byte // of IPv4, padded to a multiple of 4
 	Payload  []byte
 }
 
@@ -95,11 +96,12 @@ func (d Datagram) piece(from, to int, id uint16) []byte {
 	if d.DF {
 		flags |= 0x4000
 	}
-	b := binary.BigEndian.AppendUint16([]byte{0x45, 0}, uint16(20+to-from))
+	header := 20 + len(d.Options)
+	b := binary.BigEndian.AppendUint16([]byte{0x40 | byte(header/4), 0}, uint16(header+to-from))
 	b = binary.BigEndian.AppendUint16(b, id)
 	b = binary.BigEndian.AppendUint16(b, flags)
 	b = append(b, ttl, d.Protocol, 0, 0)
-	b = append(append(b, d.Src.AsSlice()...), d.Dst.AsSlice()...)
+	b = append(append(append(b, d.Src.AsSlice()...), d.Dst.AsSlice()...), d.Options...)
 	binary.BigEndian.PutUint16(b[10:], ^sum(0, b))
 	return append(b, d.Payload[from:to]...)
 }

@@ -14,7 +14,7 @@ import (
 	"hairpin/test/lab"
 )
 
-// crowd is established TCP connections through the forward "web" of home.Forwards.
+// crowd is established TCP connections through one forward.
 type crowd struct {
 	t     *trial
 	conns []member
@@ -41,13 +41,19 @@ const (
 // newCrowd opens this many connections, the same number from each host.
 func (t *trial) newCrowd(count int, hosts ...*lab.Host) *crowd {
 	t.Helper()
+	return t.newCrowdTo(lab.External+":80", count, hosts...)
+}
+
+// newCrowdTo is newCrowd for another forward.
+func (t *trial) newCrowdTo(address string, count int, hosts ...*lab.Host) *crowd {
+	t.Helper()
 	c := &crowd{t: t, conns: make([]member, count), stop: make(chan struct{})}
 	const parallel = 50
 	t.Cleanup(c.close)
 	lab.Together(parallel, func(worker int) {
 		for i := worker; i < count; i += parallel {
 			host := hosts[i%len(hosts)]
-			conn, err := host.DialTCP(lab.External+":80", "", lab.Patience)
+			conn, err := host.DialTCP(address, "", lab.Patience)
 			if err != nil {
 				t.Errorf("open connection %d: %v", i, err)
 				return

@@ -134,21 +134,27 @@ func (r *ride) end() (c tally) {
 // arrivals returns the number of translated answers that have arrived.
 func (f *flow) arrivals() uint64 {
 	f.t.Helper()
+	return uint64(f.t.counter(f.n.Internet, "arrivals", "answers"))
+}
+
+// counter returns the packets of a counter in a netdev table of nftables.
+func (t *trial) counter(h *lab.Host, table, name string) int {
+	t.Helper()
 	var list struct {
 		Nftables []struct {
-			Counter *struct{ Packets uint64 }
+			Counter *struct{ Packets int }
 		}
 	}
-	out := f.n.Internet.Run("nft", "-j", "list", "counter", "netdev", "arrivals", "answers")
+	out := h.Run("nft", "-j", "list", "counter", "netdev", table, name)
 	if err := json.Unmarshal([]byte(out), &list); err != nil {
-		f.t.Fatalf("read counter: %v\n%s", err, out)
+		t.Fatalf("read counter: %v\n%s", err, out)
 	}
 	for _, entry := range list.Nftables {
 		if entry.Counter != nil {
 			return entry.Counter.Packets
 		}
 	}
-	f.t.Fatalf("no counter in %s", out)
+	t.Fatalf("no counter in %s", out)
 	return 0
 }
 
