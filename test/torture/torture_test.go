@@ -45,6 +45,7 @@ func scenarios() []scenario {
 		fuzz,
 		change,
 		privilege,
+		scrape,
 		soak,
 	}
 }
