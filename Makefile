@@ -19,6 +19,9 @@ STRESS ?= 2m
 # bench-run compares with this object, tree or revision; fuzz compares with this object.
 BASE ?=
 
+# check asks this database of vulnerabilities, a URL; empty: that of govulncheck.
+VULNDB ?=
+
 # torture runs for hours instead of minutes.
 LONG ?=
 
@@ -56,7 +59,7 @@ help:
 	@echo "make build          builds bin/hairpin"
 	@echo "sudo make install   installs bin/hairpin, a systemd unit and a first configuration"
 	@echo "sudo make uninstall stops the daemon, detaches, removes the installed files; /etc/hairpin stays"
-	@echo "make check          formatting, vet, staticcheck, C warnings, generated files up to date"
+	@echo "make check          formatting, vet, staticcheck, govulncheck, C warnings, generated files up to date"
 	@echo "make graph          the packages and their imports"
 	@echo "make generate       generates *_bpfel.* again, with clang $(CLANG_VERSION)"
 	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N: other frames;"
@@ -122,6 +125,12 @@ check: deps-build
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
+	@said=$$($(GO) tool govulncheck $(if $(VULNDB),-db $(VULNDB)) ./... 2>&1) || status=$$?; \
+		case "$$status $$said" in \
+		" "*) ;; \
+		"1 govulncheck: fetching vulnerabilities"*) echo "govulncheck: its database cannot be reached; nothing was looked up" ;; \
+		*) echo "$$said" >&2; exit 1 ;; \
+		esac
 	@cd bpf && for header in *.h; do \
 		$(CLANG) -target bpf -O2 -Wall -Wextra -Werror -Wno-unused-function $(BPF2GO_CFLAGS) -fsyntax-only -include $$header -x c /dev/null || \
 		{ echo "bpf/$$header does not compile alone" >&2; exit 1; }; \

@@ -219,6 +219,12 @@ func (hp *Hairpin) Memory() (now, most int) {
 	return now, most
 }
 
+// ForgetPeak makes Memory return the highest value from now on.
+func (hp *Hairpin) ForgetPeak() {
+	hp.tb.Helper()
+	hp.host.must("forget the daemon's highest memory", os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", hp.daemon.Pid()), []byte("5"), 0))
+}
+
 func (hp *Hairpin) args(args ...string) []string {
 	return slices.Concat(hp.under, []string{hp.binary, "-c", hp.File, "--bpffs", hp.Dir}, args)
 }

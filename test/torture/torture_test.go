@@ -46,6 +46,7 @@ func scenarios() []scenario {
 		fuzz,
 		change,
 		privilege,
+		scrape,
 		soak,
 	}
 }

@@ -8,38 +8,85 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 )
 
 // clients are the open connections of the metrics server. At the limit, a new connection replaces a
-// connection that gets no answer at the moment. Without replacement, a client that opens all connections
-// and sends nothing would keep everybody else out.
+// connection that has been silent for a while. Without replacement, a client that opens all connections
+// and sends nothing would keep everybody else out. If there is none, the new connection waits: a
+// connection that has just opened must not be replaced before its request arrives.
 type clients struct {
-	limit int
+	limit      int
+	silence    time.Duration
+	sendBuffer int
 
-	mu   sync.Mutex
-	open []*client // sorted by the time of opening or of the last answer, oldest first
+	mu     sync.Mutex
+	change sync.Cond // with mu: a connection or its answer has ended
+	closed bool
+	open   []*client // sorted by the time of opening or of the last answer, oldest first
 }
 
 type client struct {
 	conn     net.Conn
-	answered bool // an answer is being written at this moment
+	answered bool      // an answer is being written at this moment
+	since    time.Time // of opening or of the last answer
+}
+
+// cut ends the connection, and discards what the client has not taken: the kernel would keep it until the client takes it.
+func (c *client) cut() {
+	if tcp, ok := c.conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0)
+	}
+	c.conn.Close()
 }
 
 type clientKey struct{}
 
-// admit adds a new connection. It is the server's ConnContext.
+func newClients(limits serverLimits) *clients {
+	c := &clients{limit: limits.connections, silence: limits.silence, sendBuffer: limits.sendBuffer}
+	c.change.L = &c.mu
+	return c
+}
+
+// admit adds a new connection. It is the server's ConnContext. While it waits, the server accepts no other connection: the kernel keeps
+// them in the order in which they came.
 func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
-	entered := &client{conn: conn}
+	// With its own choice, the kernel would keep megabytes for each client that does not read.
+	if tcp, ok := conn.(*net.TCPConn); ok && c.sendBuffer != 0 {
+		_ = tcp.SetWriteBuffer(c.sendBuffer)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.open = append(c.open, entered)
-	if len(c.open) > c.limit {
-		if i := slices.IndexFunc(c.open, func(other *client) bool { return !other.answered }); i >= 0 {
-			c.open[i].conn.Close()
-			c.open = slices.Delete(c.open, i, i+1)
-		}
+	for len(c.open) >= c.limit && !c.closed && !c.replace() {
+		later := time.AfterFunc(c.silence/4, c.change.Broadcast)
+		c.change.Wait()
+		later.Stop()
 	}
+	if c.closed {
+		conn.Close()
+	}
+	entered := &client{conn: conn, since: time.Now()}
+	c.open = append(c.open, entered)
 	return context.WithValue(ctx, clientKey{}, entered)
+}
+
+// replace closes the connection that has been silent for longest, and reports whether there was one.
+func (c *clients) replace() bool {
+	i := slices.IndexFunc(c.open, func(other *client) bool { return !other.answered && time.Since(other.since) >= c.silence })
+	if i < 0 {
+		return false
+	}
+	c.open[i].conn.Close()
+	c.open = slices.Delete(c.open, i, i+1)
+	return true
+}
+
+// close lets a connection that waits go.
+func (c *clients) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	c.change.Broadcast()
 }
 
 // forget removes a connection that has ended. It is the server's ConnState.
@@ -50,6 +97,7 @@ func (c *clients) forget(conn net.Conn, state http.ConnState) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.open = slices.DeleteFunc(c.open, func(other *client) bool { return other.conn == conn })
+	c.change.Broadcast()
 }
 
 // answering marks a connection as answered while next runs.
@@ -66,8 +114,9 @@ func (c *clients) answering(next http.Handler) http.Handler {
 func (c *clients) mark(asking *client, answered bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	asking.answered = answered
+	asking.answered, asking.since = answered, time.Now()
 	if i := slices.Index(c.open, asking); i >= 0 {
 		c.open = append(slices.Delete(c.open, i, i+1), asking)
 	}
+	c.change.Broadcast()
 }

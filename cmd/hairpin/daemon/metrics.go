@@ -31,8 +31,12 @@ type serverLimits struct {
 	stop        time.Duration // for the last answers when the server stops
 	headerBytes int
 	bodyBytes   int64
-	connections int // open at the same time; at the limit, see clients
-	scrapes     int // in progress at the same time; more get status 503
+	connections int           // open at the same time; at the limit, see clients
+	silence     time.Duration // at the limit, a connection without a request for so long may be closed
+	scrapes     int           // in progress at the same time; more wait
+	wait        time.Duration // of a scrape for its turn; then it gets status 503
+	stall       time.Duration // a client that takes no data for so long is cut off if others wait
+	sendBuffer  int           // of a connection, in the kernel; the kernel doubles it
 }
 
 var defaultLimits = serverLimits{
@@ -44,7 +48,11 @@ var defaultLimits = serverLimits{
 	headerBytes: 8 << 10,
 	bodyBytes:   4 << 10,
 	connections: 64,
+	silence:     500 * time.Millisecond,
 	scrapes:     4,
+	wait:        20 * time.Second,
+	stall:       200 * time.Millisecond,
+	sendBuffer:  64 << 10,
 }
 
 // health is the state that /-/healthy and /-/ready report.
@@ -56,7 +64,7 @@ type health interface {
 // metricsHandler serves /metrics, /-/healthy and /-/ready, and nothing else.
 func metricsHandler(page *metricsPage, health health, limits serverLimits) http.Handler {
 	mux := http.NewServeMux()
-	page.places = make(chan struct{}, limits.scrapes)
+	page.turns = newTurns(limits)
 	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed))
 	if err != nil {
 		panic(err) // cannot happen: the options are valid
@@ -83,18 +91,17 @@ type metricsPage struct {
 	gatherer prometheus.Gatherer
 	forwards func(io.Writer) error // writes the metrics of the forwards
 	log      *slog.Logger
-	places   chan struct{} // semaphore: one element for each scrape in progress; when it is full, a new scrape gets 503
+	turns    *turns
 }
 
 // ServeHTTP implements http.Handler.
 func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	select {
-	case m.places <- struct{}{}:
-		defer func() { <-m.places }()
-	default:
+	turn, err := m.turns.take(r.Context())
+	if err != nil {
 		http.Error(w, "too many scrapes at once; try again", http.StatusServiceUnavailable)
 		return
 	}
+	defer turn.end()
 	families, err := m.gatherer.Gather()
 	if err != nil {
 		// Gather also returns the metrics that it could collect; serve these.
@@ -102,7 +109,7 @@ func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	format := expfmt.NewFormat(expfmt.TypeTextPlain)
 	w.Header().Set("Content-Type", string(format))
-	out := bufio.NewWriterSize(w, 64<<10)
+	out := bufio.NewWriterSize(turn.watch(w), 64<<10)
 	encoder := expfmt.NewEncoder(out, format)
 	err = nil
 	for i := 0; i < len(families) && err == nil; i++ {
@@ -147,6 +154,7 @@ func refuseBody(next http.Handler, limit int64) http.Handler {
 // metricsServer is a running server.
 type metricsServer struct {
 	http     *http.Server
+	clients  *clients
 	listener net.Listener
 	stop     time.Duration
 	ended    chan struct{} // closed when Serve has returned
@@ -160,8 +168,9 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 	if err != nil {
 		return nil, fmt.Errorf("serve metrics: %w", err)
 	}
-	clients := &clients{limit: limits.connections}
+	clients := newClients(limits)
 	s := &metricsServer{
+		clients: clients,
 		http: &http.Server{
 			Handler:           clients.answering(handler),
 			ConnContext:       clients.admit,
@@ -225,6 +234,7 @@ func (s *metricsServer) serves() bool {
 func (s *metricsServer) Close() error {
 	// Shutdown does not close the listener if Serve has not started yet.
 	s.listener.Close()
+	s.clients.close()
 	ctx, cancel := context.WithTimeout(context.Background(), s.stop)
 	defer cancel()
 	if s.http.Shutdown(ctx) == nil {

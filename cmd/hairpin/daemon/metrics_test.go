@@ -4,13 +4,16 @@ package daemon
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +32,7 @@ var tightLimits = serverLimits{
 	header: 200 * time.Millisecond, read: patience, write: patience,
 	idle: 200 * time.Millisecond, stop: 100 * time.Millisecond,
 	headerBytes: 4 << 10, bodyBytes: 1 << 10, connections: 2, scrapes: 1,
+	wait: 200 * time.Millisecond, stall: 100 * time.Millisecond, silence: 50 * time.Millisecond, sendBuffer: 4 << 10,
 }
 
 func serveTest(t *testing.T, health health, collectors ...prometheus.Collector) *metricsServer {
@@ -173,27 +177,93 @@ func TestMetricsBesideSilentClients(t *testing.T) {
 	}
 }
 
-// TestMetricsConnectionLimit: a client that is being answered stays connected when too many clients come.
+// TestMetricsConnectionLimit: clients that are being answered stay connected when too many clients come. The next one waits for the end
+// of an answer.
 func TestMetricsConnectionLimit(t *testing.T) {
 	limits := tightLimits
 	limits.header, limits.read, limits.idle, limits.scrapes = patience, patience, patience, limits.connections
 	slow := slowCollector{make(chan struct{}), make(chan struct{})}
 	s := serveWithin(t, limits, pageOf(slow), &healthFake{})
+	ask := func(path string) net.Conn {
+		conn := dial(t, s)
+		io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n")
+		return conn
+	}
 	var open []net.Conn
 	for range limits.connections {
-		conn := dial(t, s)
-		io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+		open = append(open, ask("/metrics"))
 		<-slow.entered
-		open = append(open, conn)
 	}
-	if _, err := io.Copy(io.Discard, dial(t, s)); err != nil {
-		t.Errorf("one more than the limit was not cut off: %v", err)
+	next := ask("/-/healthy")
+	next.SetReadDeadline(time.Now().Add(limits.stop))
+	if _, err := next.Read(make([]byte, 1)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("one more than the limit: %v, want it to wait", err)
 	}
+	next.SetReadDeadline(time.Now().Add(patience))
 	close(slow.leave)
-	for _, conn := range open {
+	for _, conn := range append(open, next) {
 		if _, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil {
-			t.Errorf("one that was being answered: %v", err)
+			t.Errorf("an answer: %v", err)
 		}
+	}
+}
+
+// TestMetricsBesideStalledClients: a scrape succeeds although more clients than the server has connections for ask for the page, do not
+// read it, and come back when they are cut off.
+func TestMetricsBesideStalledClients(t *testing.T) {
+	const stalled = 40
+	limits := defaultLimits
+	limits.connections, limits.write, limits.stall = stalled/2, 10*patience, 20*time.Millisecond
+	page := pageOf()
+	page.forwards = func(w io.Writer) error {
+		line := []byte(strings.Repeat("hairpin_forward_test 1\n", 1000))
+		for range 200 {
+			if _, err := w.Write(line); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	s := serveWithin(t, limits, page, &healthFake{})
+	ctx, stop := context.WithCancel(t.Context())
+	var attackers sync.WaitGroup
+	for range stalled {
+		attackers.Go(func() {
+			for ctx.Err() == nil {
+				stallOnce(ctx, s.address())
+			}
+		})
+	}
+	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	for i := range 3 {
+		response, err := client.Get("http://" + s.address() + "/metrics")
+		if err == nil {
+			_, err = io.Copy(io.Discard, response.Body)
+			response.Body.Close()
+			if err == nil && response.StatusCode != http.StatusOK {
+				err = errors.New(response.Status)
+			}
+		}
+		if err != nil {
+			t.Errorf("scrape %d: %v", i, err)
+		}
+	}
+	stop()
+	attackers.Wait()
+}
+
+// stallOnce asks for the page and does not read it, until the server cuts the connection or ctx ends.
+func stallOnce(ctx context.Context, address string) {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer conn.Close()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for _, err = io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err == nil; <-tick.C {
+		_, err = conn.Write([]byte("G")) // fails if the connection is cut; otherwise it begins the next request
 	}
 }
 
