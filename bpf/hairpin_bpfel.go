@@ -299,7 +299,7 @@ type HairpinInterface struct {
 	RpFilter       uint8
 	PrivateSources uint8
 	XdpTx          uint8
-	Pad            [2]uint8
+	Lost           uint16
 	Below          uint32
 	MssMtu         uint32
 	InterceptV4    uint32

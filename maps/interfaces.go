@@ -37,25 +37,26 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	doc := &o.Document // without the decoded forwards, which are not needed here
 	own, every := compile.OwnAddresses(doc, ifs), ifs
 	ifs = slices.DeleteFunc(slices.Clone(ifs), func(link config.Interface) bool { return link.Role == 0 })
-	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
+	present, err := t.interfaces()
 	if err != nil {
-		return fmt.Errorf("list interfaces: %w", err)
+		return err
 	}
 	absences, err := t.findAbsences(doc, every)
 	if err != nil {
 		return err
 	}
+	lost := compile.FindLost(doc, present, every, layout.Monotonic())
 	if err := t.putOwnAddresses(own); err != nil {
 		return err
 	}
 	// A new interface is added before its external addresses. A removed interface is deleted after them.
-	if err := t.putInterfaces(doc, ifs, present); err != nil {
+	if err := t.putInterfaces(doc, ifs, lost, present); err != nil {
 		return err
 	}
 	if err := t.followAddresses(doc, ifs, absences); err != nil {
 		return err
 	}
-	if err := t.dropInterfaces(ifs, present); err != nil {
+	if err := t.dropInterfaces(ifs, lost, present); err != nil {
 		return err
 	}
 	if err := t.setTransmitters(ifs, present); err != nil {
@@ -64,19 +65,47 @@ func (t *Tables) SetInterfaces(ifs []config.Interface) error {
 	return t.pruneCounters(ifs)
 }
 
-// GraceLeft returns how long it takes until the grace of a lost address is over. away reports whether there is such an
-// address. Then SetInterfaces must be called.
+// LostInterfaces returns the indexes of the interfaces that keep their role for the grace of the configuration, although they have
+// another name now, or are ports of a bridge. Their programs must stay.
+func (t *Tables) LostInterfaces() (list []int, err error) {
+	lost, err := t.lost()
+	for index := range lost {
+		list = append(list, int(index))
+	}
+	return list, err
+}
+
+// lost returns the entries of the lost interfaces.
+func (t *Tables) lost() (map[uint32]bpf.HairpinInterface, error) {
+	present, err := t.interfaces()
+	maps.DeleteFunc(present, func(_ uint32, entry bpf.HairpinInterface) bool { return entry.Lost == 0 })
+	return present, err
+}
+
+func (t *Tables) interfaces() (map[uint32]bpf.HairpinInterface, error) {
+	present, err := readAll[uint32, bpf.HairpinInterface](t.objs.Interfaces)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	return present, nil
+}
+
+// GraceLeft returns how long it takes until the grace of a lost address or of a lost interface is over. away reports whether there is
+// one. Then SetInterfaces must be called.
 func (t *Tables) GraceLeft() (left time.Duration, away bool, err error) {
 	absences, err := t.absences()
-	if err != nil || len(absences) == 0 {
+	if err != nil {
+		return 0, false, err
+	}
+	lost, err := t.lost()
+	if err != nil || len(absences)+len(lost) == 0 {
 		return 0, false, err
 	}
 	o, _, err := t.outline()
 	if err != nil && !errors.Is(err, ErrEmpty) {
 		return 0, false, err
 	}
-	left, away = compile.Left(absences, o.Config.Timeouts.AddressGrace, layout.Monotonic())
-	return left, away, nil
+	return compile.Left(absences, lost, o.Config.Timeouts.AddressGrace, layout.Monotonic()), true, nil
 }
 
 // AwayAddresses returns the lost addresses whose connections have not ended yet, sorted.
@@ -186,22 +215,25 @@ func (t *Tables) followAddresses(doc *compile.Document, ifs []config.Interface, 
 	return nil
 }
 
-func (t *Tables) putInterfaces(doc *compile.Document, ifs []config.Interface, present map[uint32]bpf.HairpinInterface) error {
+func (t *Tables) putInterfaces(doc *compile.Document, ifs []config.Interface, lost, present map[uint32]bpf.HairpinInterface) error {
+	wanted := maps.Clone(lost)
 	for _, link := range ifs {
-		value := doc.InterfaceEntry(link)
-		if present[uint32(link.Index)] == value {
+		wanted[uint32(link.Index)] = doc.InterfaceEntry(link)
+	}
+	for index, value := range wanted {
+		if present[index] == value {
 			continue
 		}
-		if err := t.objs.Interfaces.Put(uint32(link.Index), value); err != nil {
-			return fmt.Errorf("write interface %s: %w", link.Name, err)
+		if err := t.objs.Interfaces.Put(index, value); err != nil {
+			return fmt.Errorf("write interface %d: %w", index, err)
 		}
 	}
 	return nil
 }
 
-func (t *Tables) dropInterfaces(ifs []config.Interface, present map[uint32]bpf.HairpinInterface) error {
+func (t *Tables) dropInterfaces(ifs []config.Interface, lost, present map[uint32]bpf.HairpinInterface) error {
 	for index := range present {
-		if indexOf(ifs, index) >= 0 {
+		if _, keeps := lost[index]; keeps || indexOf(ifs, index) >= 0 {
 			continue
 		}
 		if err := drop(t.objs.Interfaces, index); err != nil {

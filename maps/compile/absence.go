@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -124,14 +125,14 @@ func (d *Document) replaced(group uint32, lost bpf.HairpinAddr, before Router, i
 	return false
 }
 
-// Left returns how long it takes until the first grace is over, and whether there is an absence.
-func Left(absences map[bpf.HairpinAddr]bpf.HairpinAbsence, grace time.Duration, now uint64) (left time.Duration, any bool) {
+// Left returns how long it takes until the first grace is over, of an absent address or of a lost interface. There is at least one.
+func Left(absences map[bpf.HairpinAddr]bpf.HairpinAbsence, lost map[uint32]bpf.HairpinInterface, grace time.Duration, now uint64) time.Duration {
+	left := time.Duration(math.MaxInt64)
 	for _, absence := range absences {
-		rest := max(0, grace-time.Duration(now-absence.Since))
-		if !any || rest < left {
-			left = rest
-		}
-		any = true
+		left = min(left, max(0, grace-time.Duration(now-absence.Since)))
 	}
-	return left, any
+	for _, entry := range lost {
+		left = min(left, leftOf(entry, grace, now))
+	}
+	return left
 }

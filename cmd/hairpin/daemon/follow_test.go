@@ -83,6 +83,18 @@ func TestDaemonFollowsNames(t *testing.T) {
 	d.follow(ctx, links())
 	d.machine.WantDone(t, "attach wan0 auto", "interfaces wan0,lan0")
 
+	// While the tables keep its role, a renamed interface keeps its programs.
+	d.machine.Edit("lan0", func(l *loader.Link) { l.Name = "old1" })
+	d.machine.Lost = []int{3}
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces wan0")
+	d.machine.Lost = nil
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "interfaces wan0", "detach lan0")
+	d.machine.Edit("old1", func(l *loader.Link) { l.Name = "lan0" })
+	d.follow(ctx, links())
+	d.machine.WantDone(t, "attach lan0 auto", "interfaces wan0,lan0")
+
 	// Two interfaces swap their names: both keep their programs and swap their roles. The new WAN gets the
 	// guard before the tables change; the other interface loses the guard after that.
 	d.machine.Edit("wan0", func(l *loader.Link) { l.Name = "tmp0" })

@@ -293,8 +293,8 @@ func (r *Router) reversal(p Port, before string) func() error {
 var ErrOldPolicies = errors.New("hairpin asks the IPsec policies of before")
 
 // settle first writes the IPsec policies: a connection must not open by a new interface before they are known. Then it
-// writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not ports, and removes
-// the guard from ports that are no longer WANs. In the other order, an interface would lose its programs while the tables
+// writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not ports, but not those that keep
+// their role for the grace, and removes the guard from ports that are no longer WANs. In the other order, an interface would lose its programs while the tables
 // still have it as a WAN: packets with a target's private address could leave by it.
 func (r *Router) settle(seen *inventory, mode string) error {
 	policies := r.settlePolicies()
@@ -305,8 +305,14 @@ func (r *Router) settle(seen *inventory, mode string) error {
 	if err := r.tables.SetInterfaces(seen.interfaces()); err != nil {
 		return errors.Join(policies, fmt.Errorf("set interfaces: %w", err))
 	}
+	lost, err := r.tables.LostInterfaces()
+	if err != nil {
+		return errors.Join(policies, err)
+	}
 	for _, a := range seen.unmanaged {
-		errs = append(errs, r.datapath.Detach(a.Index))
+		if !slices.Contains(lost, a.Index) {
+			errs = append(errs, r.datapath.Detach(a.Index))
+		}
 	}
 	for i := range seen.ports {
 		p := &seen.ports[i]

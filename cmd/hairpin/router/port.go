@@ -227,9 +227,12 @@ func (v *inventory) interfaces() []config.Interface {
 		}
 	}
 	for _, link := range v.links {
-		if !watched[link.Index] {
-			interfaces = append(interfaces, asInterface(link, 0))
+		if watched[link.Index] {
+			continue
 		}
+		i := asInterface(link, 0)
+		i.Attached = slices.ContainsFunc(v.unmanaged, func(a loader.Attachment) bool { return a.Index == link.Index })
+		interfaces = append(interfaces, i)
 	}
 	return interfaces
 }

@@ -49,6 +49,7 @@ type Tables interface {
 	SetInterfaces([]config.Interface) error
 	SetPolicies([]config.Policy) error
 	HasInterfaces() (bool, error)
+	LostInterfaces() ([]int, error)
 	GraceLeft() (left time.Duration, away bool, err error)
 	HasIPv6() (bool, error)
 	BumpRoutes() error
@@ -168,8 +169,8 @@ func (r *Router) listLinks() ([]loader.Link, error) {
 	return links, nil
 }
 
-// GraceLeft returns how long it takes until the connections of a lost address end. away reports whether there is such an
-// address. Then Follow must be called.
+// GraceLeft returns how long it takes until the connections of a lost address end, or until an interface that has lost its name loses
+// its programs. away reports whether there is such an address or interface. Then Follow must be called.
 func (r *Router) GraceLeft() (left time.Duration, away bool, err error) { return r.tables.GraceLeft() }
 
 // Running returns the running configuration. Before the first one, the error wraps maps.ErrEmpty.

@@ -42,6 +42,7 @@ type Machine struct {
 	PoliciesSet   []config.Policy // IPsec policies that the tables have
 	PoliciesErr   error           // error of Policies
 	Grace         time.Duration   // what is left of the grace of a lost address; 0: no address is lost
+	Lost          []int           // interfaces that keep their role though they have lost their name
 	Sweep         func() (int, error)
 	GraceAsked    int // number of calls of GraceLeft
 
@@ -233,6 +234,9 @@ func (m *Machine) SetPolicies(list []config.Policy) error {
 func (m *Machine) HasInterfaces() (bool, error) {
 	return slices.ContainsFunc(m.Interfaces, func(i config.Interface) bool { return i.Role != 0 }), nil
 }
+
+// LostInterfaces implements router.Tables.
+func (m *Machine) LostInterfaces() ([]int, error) { return m.Lost, nil }
 
 // GraceLeft implements router.Tables.
 func (m *Machine) GraceLeft() (left time.Duration, away bool, err error) {
