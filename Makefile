@@ -42,7 +42,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices floods torture demo bench bench-short bench-run check graph generate deps deps-build fuzz stress install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices floods torture demo bench bench-short bench-run check graph generate deps deps-build fuzz coverage stress install uninstall clean root
 
 help:
 	@echo "sudo make demo      shows a LAN client that fails without hairpin and succeeds with hairpin"
@@ -64,6 +64,7 @@ help:
 	@echo "make generate       generates *_bpfel.* again, with clang $(CLANG_VERSION)"
 	@echo "sudo make fuzz      $(MUTATIONS) mutated frames through both programs; SEED=N: other frames;"
 	@echo "                    BASE=object: also through the programs of this object; the verdicts must be equal"
+	@echo "sudo make coverage  which lines of C the tests of single packets run; writes test/program/COVERAGE.md"
 	@echo "sudo make stress    connections opened, closed and ended on two CPUs at once, for $(STRESS)"
 	@echo "make deps           installs missing packages; the other targets call it. deps-kernels: for test-kernels"
 
@@ -99,6 +100,9 @@ torture: root deps
 fuzz: root deps
 	$(GO) test -count=1 -v -timeout 0 -run '^$(if $(BASE),TestDifferential,TestMutations)$$' ./test/program -args -executions=$(MUTATIONS) -seed=$(SEED) \
 		$(if $(BASE),-base=$(abspath $(BASE)))
+
+coverage: root deps
+	$(GO) test -count=1 -timeout 2h ./test/program -args -coverage=$(CURDIR)/test/program/COVERAGE.md; status=$$?; cat test/program/COVERAGE.md; exit $$status
 
 stress: root deps
 	$(GO) test -count=1 -v -timeout 0 -run '^TestRaces$$' ./test/program -args -stress=$(STRESS)

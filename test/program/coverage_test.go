@@ -5,23 +5,24 @@ package program
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"hairpin/bpf"
-	"hairpin/maps"
+	tables "hairpin/maps"
 	"hairpin/test/coverage"
 	"hairpin/test/rig"
 )
 
-var coverageFile = flag.String("coverage", "", "the file to which the lines of C are written that the tests have run, and those that they have not")
+var coverageFile = flag.String("coverage", "", "write to this file which lines of C and which reasons the tests have reached; fail if a line is missing that no other test reaches")
 
-// covered is tests that also show which lines of C they have run, if -coverage asks for it.
+// covered is the tests of this package. With -coverage they also show what they have reached.
 type covered struct{ *testing.M }
 
-// Run runs the tests.
+// Run runs the tests, and returns the exit code.
 func (c covered) Run() int {
 	flag.Parse()
 	if *coverageFile == "" {
@@ -33,7 +34,9 @@ func (c covered) Run() int {
 		return 1
 	}
 	defer seen.Close()
-	code := c.M.Run()
+	if code := c.M.Run(); code != 0 {
+		return code
+	}
 	report, missed, err := coverageReport(seen)
 	if err == nil {
 		err = os.WriteFile(*coverageFile, []byte(report), 0o644)
@@ -42,45 +45,163 @@ func (c covered) Run() int {
 		fmt.Fprintln(os.Stderr, "write the coverage:", err)
 		return 1
 	}
-	if missed != 0 {
-		fmt.Fprintf(os.Stderr, "%d lines or reasons were not reached, see %s\n", missed, *coverageFile)
-		return 1
+	for _, what := range missed {
+		fmt.Fprintln(os.Stderr, "not reached:", what)
 	}
-	return code
+	return min(len(missed), 1)
 }
 
-func coverageReport(seen *rig.Coverage) (report string, missed int, err error) {
+const coveragePreface = `# Coverage
+
+Which lines of the C code the tests of this package have run. ` + "`make coverage`" + ` puts a probe into each basic block of the programs, runs
+the tests, and writes this file. A line without code of its own is not counted. The command fails if a line was not run that is not in the list below.
+
+| file | lines | run here | run by other tests |
+|---|---|---|---|
+`
+
+// coverageReport returns the text of COVERAGE.md, and what no test reaches.
+func coverageReport(seen *rig.Coverage) (report string, missed []string, err error) {
 	run, not, blind, err := seen.Lines()
 	if err != nil {
-		return "", 0, err
+		return "", nil, err
 	}
-	var text strings.Builder
-	files := map[string][2]int{}
-	for i, lines := range [][]coverage.Line{run, not} {
-		for _, line := range lines {
-			counts := files[line.File]
-			counts[i]++
-			files[line.File] = counts
+	var table, list strings.Builder
+	here, others := perFile(run), perFile(not)
+	for _, file := range slices.Sorted(maps.Keys(here)) {
+		fmt.Fprintf(&table, "| %s | %d | %d | %d |\n", file, here[file]+others[file], here[file], others[file])
+	}
+	fmt.Fprintf(&table, "| all | %d | %d | %d |\n", len(run)+len(not), len(run), len(not))
+	by := make(map[string]string)
+	for _, e := range linesElsewhere {
+		for _, line := range e.lines {
+			by[line] = e.by
 		}
 	}
-	names := make([]string, 0, len(files))
-	for name := range files {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		fmt.Fprintf(&text, "| %s | %d | %d |\n", name, files[name][0]+files[name][1], files[name][0])
-	}
+	lines := make(map[string][]string)
 	for _, line := range not {
-		fmt.Fprintf(&text, "%s: %s\n", line, seen.Text(line))
+		text := line.File + ": " + seen.Text(line)
+		if by[text] == "" {
+			missed = append(missed, fmt.Sprintf("%s: %s", line, seen.Text(line)))
+		}
+		lines[by[text]] = append(lines[by[text]], text)
 	}
-	for _, line := range blind {
-		fmt.Fprintf(&text, "no probe: %s: %s\n", line, seen.Text(line))
-	}
-	for reason := bpf.HairpinReasonREASON_NONE; reason <= bpf.HairpinReasonREASON_SOURCE_RATE; reason++ {
-		if !seen.Counted(reason) {
-			fmt.Fprintf(&text, "not counted: %s\n", maps.ReasonName(uint32(reason)))
+	for _, e := range linesElsewhere {
+		if len(lines[e.by]) != 0 {
+			fmt.Fprintf(&list, "\n%s:\n\n```\n%s\n```\n", e.by, strings.Join(lines[e.by], "\n"))
 		}
 	}
-	return text.String(), len(not), nil
+	fmt.Fprintf(&list, "\nNo probe fits into the blocks of %d other lines.\n\n## Reasons\n\n", len(blind))
+	for reason := bpf.HairpinReasonREASON_MALFORMED; reason <= bpf.HairpinReasonREASON_SOURCE_RATE; reason++ {
+		if seen.Counted(reason) {
+			continue
+		}
+		where, known := reasonsElsewhere[reason]
+		if !known {
+			missed = append(missed, "reason "+tables.ReasonName(uint32(reason)))
+		}
+		fmt.Fprintf(&list, "- %s is not counted here: %s.\n", tables.ReasonName(uint32(reason)), where)
+	}
+	list.WriteString("- All other reasons are counted here.\n")
+	return coveragePreface + table.String() + "\n## Lines that single packets do not reach\n" + list.String(), missed, nil
+}
+
+func perFile(lines []coverage.Line) map[string]int {
+	count := make(map[string]int)
+	for _, line := range lines {
+		count[line.File]++
+	}
+	return count
+}
+
+// reasonsElsewhere has the reasons that single packets do not get, with the tests that show them, or why nothing counts them.
+var reasonsElsewhere = map[bpf.HairpinReason]string{
+	bpf.HairpinReasonREASON_NO_ADDRESS:     "test/control (reasons)",
+	bpf.HairpinReasonREASON_FORWARDING_OFF: "test/doctor",
+	bpf.HairpinReasonREASON_IPSEC:          "test/network (ipsec)",
+	bpf.HairpinReasonREASON_WRITE_FAILED:   "only a kernel without memory fails to change a packet",
+	bpf.HairpinReasonREASON_BEGUN:          "internal",
+	bpf.HairpinReasonREASON_OBSTACLE:       "internal",
+	bpf.HairpinReasonREASON_NOT_OURS:       "internal",
+}
+
+// linesElsewhere has the lines that single packets do not reach, and the tests that reach them.
+var linesElsewhere = []struct {
+	by    string
+	lines []string // file and text
+}{
+	{"devices without an Ethernet header: test/devices", []string{
+		`packet.h: pkt->l3_off += by;`,
+		`packet.h: pkt->frame_length += by;`,
+		`packet.h: pkt->quote.l3_off += by;`,
+		`packet.h: l4[i]->off += by;`,
+		`packet.h: l4[i]->ports_off += by;`,
+		`packet.h: l4[i]->check_off += l4[i]->check_off ? by : 0;`,
+		`packet.h: void *ip = data + (pkt->l3_off & ETHERNET_MASK);`,
+		`packet.h: __builtin_memset(pkt->local_mac, 0, ETH_ALEN);`,
+		`tc.h: struct ethhdr *eth = (void *)(long)skb->data, mac, net;`,
+		`tc.h: if ((void *)(eth + 1) > (void *)(long)skb->data_end || eth->h_proto != skb->protocol)`,
+		`tc.h: return bpf_skb_load_bytes_relative(skb, 0, &mac, sizeof(mac), BPF_HDR_START_MAC) == 0 &&`,
+		`tc.h: bpf_skb_load_bytes_relative(skb, 0, &net, sizeof(net), BPF_HDR_START_NET) == 0 &&`,
+		`tc.h: __builtin_memcmp(&mac, &net, sizeof(mac)) != 0;`,
+		`tc.h: return tc_keeps_ethernet(skb) ? sizeof(*eth) : 0;`,
+		`tc.h: if (!tc_ensure_ethernet(skb, &work->pkt))`,
+	}},
+	{"packets with several segments, unfinished checksums, or data in pages: test/network (bigtcp, mtu, transfer)", []string{
+		`packet.h: pkt->segment = pkt->length - available + header + pkt->gso_size;`,
+		`tc.h: return bpf_skb_pull_data(skb, skb->len < wanted ? skb->len : wanted) == 0;`,
+		`tc.h: static long tc_resegment_step(__u32 index, struct tc_resegment *work)`,
+		`tc.h: __u32 step = work->excess < RESEGMENT_STEP ? work->excess : RESEGMENT_STEP;`,
+		`tc.h: if (bpf_skb_adjust_room(work->skb, (__s32)step, BPF_ADJ_ROOM_NET, BPF_F_ADJ_ROOM_NO_CSUM_RESET) != 0 ||`,
+		`tc.h: bpf_skb_adjust_room(work->skb, -(__s32)step, BPF_ADJ_ROOM_NET,`,
+		`tc.h: work->excess -= step;`,
+		`tc.h: return !work->excess;`,
+		`tc.h: }`,
+		`tc.h: bpf_loop(RESEGMENT_STEPS, tc_resegment_step, &resegment, 0);`,
+		`tc.h: check = (__u16 *)&buffer->packet[(pkt->l4.check_off - pkt->l3_off) & (SCRATCH_PACKET_PIECE - 1)];`,
+		`tc.h: *check = ~scratch_packet_sum(packet_header(pkt), pkt->length);`,
+		`tc.h: if (pkt->tuple.protocol == IPPROTO_UDP && !*check)`,
+	}},
+	{"what the tables send and correct by running a program: maps, test/network (ended, ended_sides)", []string{
+		`hairpin.c: int hairpin_correct(struct correct_request *request)`,
+		`hairpin.c: __u32 index = request->ring;`,
+		`hairpin.c: struct ring *ring = bpf_map_lookup_elem(&rings, &index);`,
+		`hairpin.c: if (ring)`,
+		`hairpin.c: __sync_fetch_and_add(&ring->count, request->change);`,
+		`hairpin.c: return 0;`,
+		`reply.h: return own_address_has(ifindex, from);`,
+		`reply.h: (nat_find_way(skb, work, entry) != REASON_NONE || !(work->rw.resolved || work->rw.local)))`,
+		`reply.h: __builtin_memset(work->rw.macs, 0, sizeof(work->rw.macs));`,
+		`reply.h: if (hop_recall(work->reply.sender_hop, &work->rw))`,
+		`reply.h: if (fib_route_back(skb, &work->route, pkt->ifindex, &pkt->tuple) != BPF_FIB_LKUP_RET_SUCCESS)`,
+		`reply.h: __builtin_memcpy(work->rw.macs, work->route.fib.dmac, ETH_ALEN);`,
+		`reply.h: __builtin_memcpy(work->rw.macs + ETH_ALEN, work->route.fib.smac, ETH_ALEN);`,
+		`reply.h: reset = (struct reply_segment){ .ack = pkt->seq + pkt->seq_length, .flags = TCP_RST | TCP_ACK };`,
+	}},
+	{"the router's own connections: test/network (local)", []string{
+		`packet.h: return pkt->remote_mac[0];`,
+		`tc.h: __u8 again = 2;	/* first byte of the source MAC address: locally administered */`,
+		`tc.h: if (bpf_skb_store_bytes(skb, ETH_ALEN, &again, sizeof(again), 0) != 0)`,
+	}},
+	{"real TCP, whose SYNs have a window scale: test/network", []string{
+		`option.h: scale = work->options[at];`,
+		`option.h: return scale > TCP_SCALE_MAX ? TCP_SCALE_MAX : scale;`,
+	}},
+	{"a kernel whose conntrack can be asked: test/kernels", []string{
+		`conntrack.h: bpf_ct_release(conn);`,
+	}},
+	{"two CPUs at once, or one value of 65,536: test/program (races), by chance", []string{
+		`fragment.h: work->rw.reason = reason;`,
+		`hairpin.c: return frag_drop(work, REASON_NO_CONNECTION);`,
+		`icmp.h: rw->quoted_check = 0xffff;`,
+		`lifecycle.h: source_add(client, changes);`,
+		`lifecycle.h: if (!place_take(key, scratch, false)) {`,
+		`lifecycle.h: if (value)`,
+		`nat.h: work->open.inserted = false;`,
+		`nat.h: return VERDICT_BEGUN;`,
+		`open.h: if (life_over_share(source.half_open, PLACE_HALF_PROVEN, v6))`,
+		`open.h: proven_note(source_hash(client, in->role == ROLE_WAN), pkt->second);`,
+		`rate.h: if (!of_client || rate_take(of_client, each, now))`,
+		`rate.h: __sync_fetch_and_sub(&of_all->full, rate_interval(all));`,
+	}},
 }
