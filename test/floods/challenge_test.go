@@ -51,7 +51,7 @@ type challenged struct {
 // challenge floods a small table with SYNs, and wants all clients to open all connections.
 func (n *floodNetwork) challenge(t *testing.T, clients []challenged, from sources) {
 	n.serve(t)
-	n.useHairpin("tc", placesFew)
+	n.newHairpin("tc", placesFew).Start()
 	open := func(c challenged, count int) int {
 		opened, err := c.host.OpenBurst(lab.Burst{
 			To: n.external(portFlooded), Count: count, Over: clientsOver, Within: clientsTime, FastOpen: c.fastOpen,

@@ -6,7 +6,6 @@ package floods
 
 import (
 	"fmt"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -146,8 +145,10 @@ const (
 	floodClients   = 100 // for each place and each forward
 	floodExchanges = 60
 	floodTime      = 3 * time.Second
-	// floodFilling is the time between the start of a flood and the first client: the tables are full then.
-	floodFilling = 2 * time.Second
+	// floodFilling is the shortest time between the start of a flood and the first client. The table is full then: a quarter of its places
+	// is the most that connections of a flood can have. On a busy machine that takes longer, at most floodFillingMost.
+	floodFilling     = 2 * time.Second
+	floodFillingMost = 30 * time.Second
 	// churnFilling is the longest time to fill a table of placesFew by connections that are opened and closed; a table is full
 	// after twice its places. Such a flood is slower, so larger tables get more time, at most churnFillingMost.
 	churnFilling     = 15 * time.Second
@@ -181,9 +182,9 @@ var floodedForwards = []struct {
 // Setup is how a flood runs.
 type Setup struct {
 	Idle int // established TCP connections without traffic
-	// Watch is called when hairpin runs on the router, before the flood. It returns a function that is called after the flood. nil:
-	// nothing is called.
-	Watch func(t *testing.T, n *lab.Network, hp *lab.Hairpin) (end func())
+	// Start starts hairpin on the router, before the flood. It returns a function that is called after the flood. nil: hairpin is
+	// started, and nothing is called.
+	Start func(t *testing.T, n *lab.Network, hp *lab.Hairpin) (end func())
 }
 
 // Rows returns the number of rows that a case adds to the table.
@@ -247,8 +248,10 @@ func measureFlood(t *testing.T, c Case, tr translator, s Setup, rate int) (row R
 		end := func() {}
 		if tr.mode == "" {
 			n.useNFT()
-		} else if hp := n.useHairpin(tr.mode, tr.connections); s.Watch != nil {
-			end = s.Watch(t, n.Network, hp)
+		} else if hp := n.newHairpin(tr.mode, tr.connections); s.Start != nil {
+			end = s.Start(t, n.Network, hp)
+		} else {
+			hp.Start()
 		}
 		row = n.measure(t, c, tr, s.Idle, rate)
 		end()
@@ -378,11 +381,11 @@ func ownSources(h *lab.Host, s sources) {
 
 // fill returns when the flood has gone on for long enough to fill a table of that size.
 func (r *floodRun) fill(places int) {
-	limit, enough := floodFilling, int64(math.MaxInt64)
+	least, limit, enough := floodFilling, floodFillingMost, int64(places/2)
 	if r.kind.churn {
-		limit, enough = min(churnFilling*time.Duration(places)/placesFew, churnFillingMost), int64(2*places)
+		least, limit, enough = 0, min(churnFilling*time.Duration(places)/placesFew, churnFillingMost), int64(2*places)
 	}
-	for time.Since(r.began) < limit && r.sent.Load() < enough {
+	for time.Since(r.began) < least || time.Since(r.began) < limit && r.sent.Load() < enough {
 		select {
 		case <-r.ended:
 			return

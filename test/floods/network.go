@@ -214,15 +214,13 @@ func (n *floodNetwork) serve(t *testing.T) {
 // useNFT makes nftables translate, with conntrack as it is by default.
 func (n *floodNetwork) useNFT() { n.Router.RunInput(floodNFT, "nft", "-f", "-") }
 
-// useHairpin makes hairpin translate; with 0 connections its table has its default size.
-func (n *floodNetwork) useHairpin(mode string, connections int) *lab.Hairpin {
+// newHairpin prepares hairpin on the router; with 0 connections its table has its default size.
+func (n *floodNetwork) newHairpin(mode string, connections int) *lab.Hairpin {
 	size := ""
 	if connections != 0 {
 		size = fmt.Sprintf("max_connections = %d\n", connections)
 	}
-	hp := lab.NewHairpin(n.Router, home.Config(mode, size+floodForwards))
-	hp.Start()
-	return hp
+	return lab.NewHairpin(n.Router, home.Config(mode, size+floodForwards))
 }
 
 // rtpStream is datagrams that a server sends to a client who asked once and never says anything again, as RTP

@@ -82,6 +82,18 @@ func (c *MemoryCgroup) Adopt(pid int) {
 // Squeeze sets the limit to this number of bytes more than the processes use now.
 func (c *MemoryCgroup) Squeeze(more int) {
 	c.tb.Helper()
+	c.Limit(c.Used() + more)
+}
+
+// Limit sets the limit in bytes.
+func (c *MemoryCgroup) Limit(most int) {
+	c.tb.Helper()
+	c.write(c.limit, strconv.Itoa(most))
+}
+
+// Used returns how many bytes the processes use: their own memory, the page cache and the kernel's memory for them, such as BPF maps.
+func (c *MemoryCgroup) Used() int {
+	c.tb.Helper()
 	text, err := os.ReadFile(filepath.Join(c.dir, c.used))
 	if err != nil {
 		c.tb.Fatalf("read memory of cgroup: %v", err)
@@ -90,7 +102,7 @@ func (c *MemoryCgroup) Squeeze(more int) {
 	if err != nil {
 		c.tb.Fatalf("read memory of cgroup: %v", err)
 	}
-	c.write(c.limit, strconv.Itoa(used+more))
+	return used
 }
 
 func (c *MemoryCgroup) write(file, text string) {

@@ -103,6 +103,12 @@ func (hp *Hairpin) StartWithLog(path string) {
 	hp.start(append([]string{"sh", "-c", `exec "$@" >"$0" 2>&1`, path}, hp.args("run")...))
 }
 
+// StartIn is Start, but the daemon is in a cgroup from its first instruction on, so all its memory counts there.
+func (hp *Hairpin) StartIn(c *MemoryCgroup) {
+	hp.tb.Helper()
+	hp.start(append([]string{"sh", "-c", `echo $$ >"$0" && exec "$@"`, filepath.Join(c.dir, "cgroup.procs")}, hp.args("run")...))
+}
+
 func (hp *Hairpin) start(args []string) {
 	hp.tb.Helper()
 	from := hp.states.count()
