@@ -166,6 +166,8 @@ func parseEndpoint(text string, protocol rule.Protocol, source bool) (netip.Addr
 	switch {
 	case err != nil:
 		return at, fmt.Errorf("%q is not an address%s", clip(text), map[bool]string{true: " with a port, such as 192.0.2.1:443 or [2001:db8::1]:443"}[ports])
+	case at.Addr().Zone() != "":
+		return netip.AddrPort{}, fmt.Errorf("%q: leave the zone out, the interface is given by \"in\"", clip(text))
 	case !ports && !identified:
 		return at, fmt.Errorf("%q has a port, but %s has none", clip(text), protocol)
 	case at.Port() == 0 && ports:

@@ -90,7 +90,10 @@ func main() {
 // run executes one command and returns its exit code.
 func run(ctx context.Context, env env, args []string) int {
 	a := newApp(env)
-	root := a.rootCommand()
+	return a.execute(ctx, a.rootCommand(), args)
+}
+
+func (a *app) execute(ctx context.Context, root *cobra.Command, args []string) int {
 	if args == nil {
 		args = []string{} // for nil, cobra takes the arguments of the process
 	}

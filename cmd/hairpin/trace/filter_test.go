@@ -4,7 +4,9 @@ package trace
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -40,6 +42,33 @@ func TestFilterInTheKernel(t *testing.T) {
 			t.Errorf("%q (-want +got):\n%s", row.words, diff)
 		}
 	}
+}
+
+func FuzzParseFilter(f *testing.F) {
+	for _, line := range []string{
+		"forward web client 10.0.0.0/8 port 80-90 interface lan0 proto tcp", "client ::ffff:1.2.3.4", "client 10.0.0.1/8", "port 0", "port port", "proto any",
+		"client 1.2.3.4 client 1.2.3.4", "interface", "interface ../..", "forward \x1b[2J",
+	} {
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line string) {
+		filter, err := ParseFilter(strings.Split(line, " "))
+		if err != nil {
+			if strings.ContainsFunc(err.Error(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
+				t.Fatalf("not fit for a terminal: %q", err)
+			}
+			return
+		}
+		encoded := filter.encode(7, 3)
+		if encoded.PortFirst > encoded.PortLast || encoded.ByClient != 0 != filter.Client.IsValid() {
+			t.Fatalf("%q: %+v", line, encoded)
+		}
+		for i, mask := range encoded.ClientMask.Bytes {
+			if encoded.Client.Bytes[i]&^mask != 0 {
+				t.Fatalf("%q: no client has the address %v under the mask %v", line, encoded.Client, encoded.ClientMask)
+			}
+		}
+	})
 }
 
 // TestLines: the lines have what a reader looks for, and what is missing is a dash.
