@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"io"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -18,9 +19,16 @@ type turns struct {
 	free        *semaphore.Weighted
 	wait, stall time.Duration
 
+	// calm fires when no scrape had to wait for a while. Then the memory that many scrapes needed goes back to the kernel.
+	calm *time.Timer
+
 	mu      sync.Mutex
 	running []*turn
+	cut     time.Time // when a client was cut off last
 }
+
+// calmAfter is the time after the last wait.
+const calmAfter = 2 * time.Second
 
 // turn is one scrape in progress.
 type turn struct {
@@ -31,12 +39,22 @@ type turn struct {
 }
 
 func newTurns(limits serverLimits) *turns {
-	return &turns{free: semaphore.NewWeighted(int64(limits.scrapes)), wait: limits.wait, stall: limits.stall}
+	t := &turns{free: semaphore.NewWeighted(int64(limits.scrapes)), wait: limits.wait, stall: limits.stall}
+	t.calm = time.AfterFunc(calmAfter, giveBack)
+	t.calm.Stop()
+	return t
+}
+
+// giveBack gives memory back to the kernel. Objects of a sync.Pool, such as gzip writers, survive the first collection.
+func giveBack() {
+	debug.FreeOSMemory()
+	debug.FreeOSMemory()
 }
 
 // take waits for a turn. It fails if there is none for too long, or if ctx ends.
 func (t *turns) take(ctx context.Context) (*turn, error) {
 	if !t.free.TryAcquire(1) {
+		defer t.calm.Reset(calmAfter)
 		waiting, cancel := context.WithTimeout(ctx, t.wait)
 		defer cancel()
 		go t.cutStalled(waiting)
@@ -52,7 +70,8 @@ func (t *turns) take(ctx context.Context) (*turn, error) {
 	return taken, nil
 }
 
-// cutStalled cuts off clients that stall, until ctx ends.
+// cutStalled cuts off clients that stall, until ctx ends. It takes the one that has stalled longest, and then waits: an honest client may
+// stall for a moment, too.
 func (t *turns) cutStalled(ctx context.Context) {
 	tick := time.NewTicker(t.stall / 4)
 	defer tick.Stop()
@@ -62,14 +81,28 @@ func (t *turns) cutStalled(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		t.mu.Lock()
-		for _, one := range t.running {
-			if one.client != nil && !one.writing.IsZero() && time.Since(one.writing) > t.stall {
-				one.client.cut() // the write then fails
-			}
-		}
-		t.mu.Unlock()
+		t.cutOne()
 	}
+}
+
+func (t *turns) cutOne() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if time.Since(t.cut) < t.stall/4 {
+		return // another waiting scrape has done it
+	}
+	var longest *turn
+	for _, one := range t.running {
+		if one.client != nil && !one.writing.IsZero() && (longest == nil || one.writing.Before(longest.writing)) {
+			longest = one
+		}
+	}
+	if longest == nil || time.Since(longest.writing) <= t.stall {
+		return
+	}
+	t.cut = time.Now()
+	longest.client.cut() // the write then fails
+	longest.client = nil
 }
 
 // end gives the turn to the next scrape.
