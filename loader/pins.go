@@ -26,7 +26,7 @@ import (
 //	datapath/inner/OUTER-SLOT-ID  the map in each slot of an outer map (package slots)
 //	datapath/programs/NAME
 //	datapath/links/KIND_IFINDEX
-//	new-PID/...              temporary: a process fills it, then renames it
+//	new-PID/...              temporary: a process fills it, then renames it; or it has what a process removes
 //
 // Names have no dot: bpffs refuses names with a dot.
 type pins string

@@ -29,10 +29,10 @@ func remove(p pins) error {
 		// A process that was killed may have made the directory, but not the mount.
 		return removeDir(string(p))
 	}
-	if err := removePins(p); err != nil {
+	if err := clean(string(p)); err != nil {
 		return err
 	}
-	if err := clean(string(p)); err != nil {
+	if err := removePins(p); err != nil {
 		return err
 	}
 	return unmountDir(string(p))
@@ -55,7 +55,12 @@ func removePins(p pins) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...)
 	}
-	if err := os.RemoveAll(p.datapath()); err != nil {
+	// One rename takes all pins away, so that nobody finds half of them if this process is killed now. The next writer removes the
+	// rest (clean).
+	if err := os.Rename(p.datapath(), p.aside()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("unpin: %w", err)
+	}
+	if err := os.RemoveAll(p.aside()); err != nil {
 		return fmt.Errorf("unpin: %w", err)
 	}
 	return nil

@@ -160,6 +160,11 @@ func (hp *Hairpin) Try(args ...string) (Result, error) {
 	return hp.host.Try(hp.args(args...)...)
 }
 
+// Steps is Try, but decide is asked about each step of the command.
+func (hp *Hairpin) Steps(decide func(Step) Fate, args ...string) (Result, int, error) {
+	return hp.host.Steps(decide, hp.args(args...)...)
+}
+
 // KillAfter is Try, but the command is killed after a time. It may be called from any goroutine.
 func (hp *Hairpin) KillAfter(limit time.Duration, args ...string) (Result, error) {
 	return hp.host.KillAfter(limit, hp.args(args...)...)

@@ -28,6 +28,10 @@ const isolated = "HAIRPIN_LAB=isolated"
 
 // Main runs the tests of a package in a private mount namespace, and exits. The tests are usually a *testing.M.
 func Main(m interface{ Run() int }) {
+	if path := os.Getenv(stepsSocket); path != "" {
+		fmt.Fprintln(os.Stderr, "run a program by steps:", stepped(path))
+		os.Exit(1)
+	}
 	if err := isolate(); err != nil {
 		fmt.Fprintln(os.Stderr, "isolate tests:", err)
 		os.Exit(1)

@@ -92,11 +92,17 @@ func (s softly) Fatalf(format string, args ...any) {
 // removed stops the daemon, detaches everything, and returns the number of things that are left. The test fails if there are any.
 func removed(t *testing.T, hp *lab.Hairpin) (left int) {
 	t.Helper()
+	hp.Stop()
+	return detached(t, hp)
+}
+
+// detached is removed for a router without a daemon.
+func detached(t *testing.T, hp *lab.Hairpin) (left int) {
+	t.Helper()
 	before, err := objectsOf(hp.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	hp.Stop()
 	hp.Run("detach", "--all")
 	// The kernel frees objects after an RCU grace period.
 	lab.Eventually(softly{t, &left}, lab.Patience, func() error {

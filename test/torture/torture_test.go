@@ -42,6 +42,7 @@ func scenarios() []scenario {
 		death, unmount,
 		upgrade,
 		writers,
+		steps,
 		forgery,
 		fuzz,
 		change,
