@@ -282,6 +282,7 @@ func (n *floodNetwork) measure(t *testing.T, c Case, tr translator, idle, rate i
 	row.stream = rtp.survives()
 	row.established = len(conns.idle) + len(conns.active)
 	row.lostIdle, row.lostBusy = conns.lost()
+	conns.end(t)
 	return row
 }
 

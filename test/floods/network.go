@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -319,6 +320,7 @@ type floodConns struct {
 	stop         chan struct{}
 	running      sync.WaitGroup
 	lostActive   atomic.Int64
+	descriptors  int // of this process before
 }
 
 const (
@@ -341,13 +343,8 @@ func (n *floodNetwork) establish(t *testing.T, idle int) *floodConns {
 		idle = min(idle, mostIdle6)
 	}
 	conns := make([]*lab.Conn, idle+standingActive)
-	t.Cleanup(func() {
-		for _, c := range conns {
-			if c != nil {
-				c.Close()
-			}
-		}
-	})
+	s := &floodConns{active: conns[:standingActive], idle: conns[standingActive:], stop: make(chan struct{}), descriptors: descriptors(t)}
+	t.Cleanup(s.close)
 	const parallel = 50
 	lab.Together(parallel, func(worker int) {
 		for i := worker; i < len(conns); i += parallel {
@@ -367,7 +364,38 @@ func (n *floodNetwork) establish(t *testing.T, idle int) *floodConns {
 	if t.Failed() {
 		t.FailNow()
 	}
-	return &floodConns{active: conns[:standingActive], idle: conns[standingActive:], stop: make(chan struct{})}
+	return s
+}
+
+// descriptors returns the number of this process's descriptors.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(open)
+}
+
+func (s *floodConns) close() {
+	for _, c := range slices.Concat(s.active, s.idle) {
+		if c != nil {
+			c.Close()
+		}
+	}
+}
+
+// end closes the connections, and returns when the server has done so, too: it must hear of that while the router still translates. Otherwise
+// its descriptors are missing in the next flood.
+func (s *floodConns) end(t *testing.T) {
+	t.Helper()
+	s.close()
+	lab.Eventually(t, lab.Patience, func() error {
+		if now := descriptors(t); now > s.descriptors+len(s.idle)/10 {
+			return fmt.Errorf("%d descriptors are open, were %d before the connections", now, s.descriptors)
+		}
+		return nil
+	})
 }
 
 // standingSource is a host, and one of its addresses as DialTCP takes it.
