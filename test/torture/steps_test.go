@@ -25,19 +25,17 @@ var steps = scenario{
 	run: stepOften,
 }
 
-// Commands of bpf(2), linux/bpf.h.
-const (
-	bpfMapLookup = 1
-	bpfNextKey   = 4
-	bpfProgLoad  = 5
-	bpfGet       = 7
-	bpfInfo      = 15
-)
-
 // bpfReads are the commands of bpf(2) that change nothing: look-ups, lists of ids, descriptors of objects, queries.
-var bpfReads = []int{bpfMapLookup, bpfNextKey, bpfGet, 11, 12, 13, 14, bpfInfo, 16, 19, 20, 23, 24, 30, 31}
+var bpfReads = []int{
+	unix.BPF_MAP_LOOKUP_ELEM, unix.BPF_MAP_GET_NEXT_KEY, unix.BPF_OBJ_GET, unix.BPF_PROG_GET_NEXT_ID, unix.BPF_MAP_GET_NEXT_ID,
+	unix.BPF_PROG_GET_FD_BY_ID, unix.BPF_MAP_GET_FD_BY_ID, unix.BPF_OBJ_GET_INFO_BY_FD, unix.BPF_PROG_QUERY, unix.BPF_BTF_GET_FD_BY_ID,
+	unix.BPF_TASK_FD_QUERY, unix.BPF_BTF_GET_NEXT_ID, unix.BPF_MAP_LOOKUP_BATCH, unix.BPF_LINK_GET_FD_BY_ID, unix.BPF_LINK_GET_NEXT_ID,
+}
 
-// changes reports whether a step may change something. A kill at another step is a kill at the next step that does.
+// bpfDecides are the commands of bpf(2) after which packets are handled in another way: a batch of entries, links.
+var bpfDecides = []int{unix.BPF_MAP_UPDATE_BATCH, unix.BPF_LINK_CREATE, unix.BPF_LINK_UPDATE, unix.BPF_LINK_DETACH}
+
+// changesAnything reports whether a step may change something. A kill at another step is a kill at the next step that does.
 func changesAnything(s lab.Step) bool { return s.BPF < 0 || !slices.Contains(bpfReads, s.BPF) }
 
 // faults are the errors by which steps fail, in turn.
@@ -78,6 +76,7 @@ type stepping struct {
 
 	programs map[string]string // on each interface before the command
 
+	steps         int // that there are to be disturbed
 	kills, faults int // that have hit
 	mixed         int // states
 	stuck         int // commands that did not work afterwards
@@ -192,7 +191,8 @@ func (s *stepping) walk(o ordeal) {
 		s.t.Fatalf("hairpin %s by steps: exit code %d\n%s", o.name, r.Code, r.Stderr)
 	}
 	after := s.look()
-	for i, d := range s.choose(all) {
+	chosen := s.choose(all)
+	for i, d := range chosen {
 		if now := s.ready(o); !maps.Equal(now, before) {
 			s.t.Fatalf("%s is not prepared: %v, was %v", o.name, now, before)
 		}
@@ -200,56 +200,70 @@ func (s *stepping) walk(o ordeal) {
 		if s.mixed > 5 {
 			return
 		}
-		s.t.progress(i+1, len(all), "steps of "+o.name)
+		s.t.progress(i+1, len(chosen), "steps of "+o.name)
 	}
 }
 
-// disturbance is what happens to the step with this number.
+// disturbance is what happens to the step that is the nth of its kind: the numbers of the steps differ a little from run to run.
 type disturbance struct {
-	number int
-	fate   lab.Fate
+	kind string
+	nth  int
+	fate lab.Fate
 }
 
-// choose returns disturbances for the steps of a command. The full form kills at each step that changes something, and lets it fail; of
-// the other steps every twentieth fails. The short form takes a few of these.
+func kindOf(step lab.Step) string { return fmt.Sprint(step.Call, step.BPF) }
+
+// choose returns disturbances for the steps of a command. The long form kills at each step that changes something, and lets it fail; of
+// the other steps every twentieth fails. The full form takes an even spread of these. The short form takes two steps that decide: the
+// middle one fails, and a kill comes at the last one.
 func (s *stepping) choose(all []lab.Step) (list []disturbance) {
+	seen := make(map[string]int)
 	for i, step := range all {
+		kind := kindOf(step)
+		seen[kind]++
 		fault := lab.Fate(faults[i%len(faults)])
-		if step.BPF == bpfProgLoad {
+		if step.BPF == unix.BPF_PROG_LOAD {
 			fault = lab.Fate(rejected)
 		}
 		switch {
+		case s.t.scale == short && !slices.Contains(bpfDecides, step.BPF) && !strings.HasPrefix(step.Call, "rename"):
 		case changesAnything(step):
-			list = append(list, disturbance{step.Number, lab.Killed}, disturbance{step.Number, fault})
+			list = append(list, disturbance{kind, seen[kind], lab.Killed}, disturbance{kind, seen[kind], fault})
 		case i%20 == 0:
-			list = append(list, disturbance{step.Number, fault})
+			list = append(list, disturbance{kind, seen[kind], fault})
 		}
 	}
-	if s.t.scale != short {
+	s.steps += len(list)
+	switch s.t.scale {
+	case short:
+		return []disturbance{list[len(list)/2|1], list[len(list)-2]} // of each step there are a kill and a fault, in this order
+	case full:
+		var some []disturbance
+		for i := range min(fullSteps, len(list)) {
+			some = append(some, list[i*len(list)/min(fullSteps, len(list))])
+		}
+		return some
+	default:
 		return list
 	}
-	const few = 2
-	var some []disturbance
-	for i := range few {
-		at := (2*i + 1) * len(list) / (2 * few)
-		for list[at].fate == lab.Killed != (i%2 == 0) { // by turns a kill and a fault
-			at++
-		}
-		some = append(some, list[at])
-	}
-	return some
 }
+
+// fullSteps is the number of disturbances of a command in the full form.
+const fullSteps = 51
 
 // disturb runs the command with a disturbance, and looks at what it leaves.
 func (s *stepping) disturb(o ordeal, d disturbance, before, after state) {
 	s.t.Helper()
 	var hit lab.Step
+	nth := 0
 	r, _, err := s.hp.Steps(func(step lab.Step) lab.Fate {
-		again := d.fate == lab.Fate(rejected) && step.BPF == bpfProgLoad && step.Number > d.number
-		if step.Number == d.number {
+		if kindOf(step) != d.kind {
+			return lab.Happens
+		}
+		if nth++; nth == d.nth {
 			hit = step
 		}
-		if step.Number == d.number || again {
+		if nth == d.nth || d.fate == lab.Fate(rejected) && nth > d.nth {
 			return d.fate
 		}
 		return lab.Happens
@@ -323,6 +337,6 @@ func stepOften(t *trial) figures {
 	left := detached(t.T, s.hp)
 	t.none(len(inside.Stop()), "packets with an inside source left by the WAN")
 	return figures{
-		measured: fmt.Sprintf("%d faults, %d kills: %d mixed states, %d commands did not work afterwards, %d left", s.faults, s.kills, s.mixed, s.stuck, s.left+left),
+		measured: fmt.Sprintf("%d faults, %d kills, of %d that are possible: %d mixed states, %d commands did not work afterwards, %d left", s.faults, s.kills, s.steps, s.mixed, s.stuck, s.left+left),
 	}
 }
