@@ -78,6 +78,7 @@ type stepping struct {
 
 	steps         int // that there are to be disturbed
 	kills, faults int // that have hit
+	missed        int // disturbances that have not
 	mixed         int // states
 	stuck         int // commands that did not work afterwards
 	left          int // temporary files and pins
@@ -270,7 +271,9 @@ func (s *stepping) disturb(o ordeal, d disturbance, before, after state) {
 	}, o.args...)
 	s.check(err)
 	if hit.Number == 0 {
-		return // the command had fewer steps this time
+		s.missed++ // the command had fewer steps this time
+		s.t.Logf("%s had no step %d of %s", o.name, d.nth, d.kind)
+		return
 	}
 	killed := d.fate == lab.Killed
 	what := fmt.Sprintf("%s, %v: killed", o.name, hit)
@@ -330,8 +333,12 @@ func stepOften(t *trial) figures {
 	n.Server.ServeTCP(":8080")
 	s := &stepping{t: t, n: n, hp: lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))}
 	inside := n.Internet.WatchInside("eth0")
+	s.attach() // the first command has more steps than later ones: it writes the history of changes
 	for _, o := range ordeals {
 		s.walk(o)
+	}
+	if hit := s.kills + s.faults; s.missed > hit/20 {
+		t.Errorf("%d disturbances have hit a step, and %d have not", hit, s.missed)
 	}
 	s.attach()
 	left := detached(t.T, s.hp)

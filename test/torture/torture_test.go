@@ -43,7 +43,7 @@ func scenarios() []scenario {
 		upgrade,
 		writers,
 		steps,
-		forgery,
+		forgery, shadow, loop,
 		fuzz,
 		change,
 		privilege,

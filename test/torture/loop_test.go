@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package torture
+
+import (
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"hairpin/test/home"
+	"hairpin/test/lab"
+)
+
+var loop = scenario{
+	number: 6, name: "Two routers that forward one port to each other",
+	demanded: fmt.Sprintf("a datagram crosses the cable between them at most %d times, its TTL; the datagrams of one source open no more half-open connections than one of them crosses the cable, and no other connection", loopTTL),
+	run:      loopOften,
+}
+
+const (
+	loopPort = 7777
+	loopTTL  = 64
+)
+
+// loopForward is a forward of loopPort to the other router.
+func loopForward(to string) string {
+	return fmt.Sprintf("[[forward]]\nname = \"loop\"\nprotocol = [\"udp\"]\nport = \"%d\"\nto = \"%s:%d\"\n", loopPort, to, loopPort)
+}
+
+func loopOften(t *trial) figures {
+	most, opened, sent := 0, 0, t.count(20, 1000)
+	n := lab.NewNetwork(t)
+	n.AddFar(t)
+	// Each router has its default route by the cable between them.
+	n.Internet.Route("eth0", "0.0.0.0/0", lab.External, "")
+	hp := t.start(n, "tc", loopForward(lab.Gateway))
+	other := lab.NewHairpin(n.Internet, "version = 1\n[interfaces]\nwan = [\"eth0\"]\nlan = [\"eth1\"]\n[metrics]\nlisten = \"\"\n"+loopForward(lab.External))
+	other.Run("attach")
+	var crossed atomic.Int64
+	for _, end := range []struct {
+		host *lab.Host
+		dev  string
+	}{{n.Router, "wan0"}, {n.Internet, "eth0"}} {
+		end.host.CaptureEarly(end.dev, func(p *lab.Packet) error {
+			if p.Dst.Port() == loopPort {
+				crossed.Add(1)
+			}
+			return nil
+		})
+	}
+	wire := n.Internet.Wire("eth0", n.Router.HardwareAddr("wan0"))
+	source := netip.MustParseAddrPort("8.7.6.5:40000")
+	for range sent {
+		before := crossed.Load()
+		if err := wire.Send(lab.UDP(source, netip.AddrPortFrom(home.ExternalAddress, loopPort), []byte("round and round")).Packet()); err != nil {
+			t.Fatal(err)
+		}
+		most = max(most, int(t.settled(&crossed)-before))
+	}
+	for _, hp := range []*lab.Hairpin{hp, other} {
+		list := home.Show(t.T, hp, "conn", "show").Connections
+		opened += len(list)
+		for _, c := range list {
+			if c.State != "half-open" {
+				t.Errorf("nobody has answered, but there is %+v", c)
+			}
+		}
+	}
+	if most > loopTTL || most < 2 {
+		t.Errorf("a datagram crosses the cable %d times, want at least 2, at most %d", most, loopTTL)
+	}
+	// Each router shows the other one its own address with a new port, so that it gets the answers.
+	if opened > loopTTL {
+		t.Errorf("%d datagrams of one source have opened %d connections, want at most %d", sent, opened, loopTTL)
+	}
+	other.Run("detach", "--all")
+	return figures{measured: fmt.Sprintf("%d datagrams: at most %d crossings; %d half-open connections on both together", sent, most, opened)}
+}
+
+// settled returns a count when it has not changed for a moment.
+func (t *trial) settled(count *atomic.Int64) int64 {
+	t.Helper()
+	const quiet = 50 * time.Millisecond
+	last, since := count.Load(), time.Now()
+	lab.Eventually(t, lab.Patience, func() error {
+		if now := count.Load(); now != last {
+			last, since = now, time.Now()
+		}
+		if time.Since(since) < quiet {
+			return fmt.Errorf("packets still cross the cable: %d", last)
+		}
+		return nil
+	})
+	return last
+}
