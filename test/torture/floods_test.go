@@ -41,12 +41,12 @@ const idleScrapes = 40
 func (t *trial) startSqueezed(part *testing.T, n *lab.Network, hp *lab.Hairpin) (end func()) {
 	group := lab.NewMemoryCgroup(part)
 	hp.StartIn(group)
-	end = t.watchPart(part, n, hp)
 	idle := group.Used()
 	for range idleScrapes {
 		home.Scrape(part, n, "go_goroutines")
 		idle = max(idle, group.Used())
 	}
+	end = t.watchPart(part, n, hp) // after the scrapes: just after READY some goroutines may not run yet
 	group.Limit(idle + idle/10)
 	part.Logf("hairpin takes up to %d KiB when it is idle", idle>>10)
 	return end
