@@ -74,8 +74,9 @@ build:
 root:
 	@test "$$(id -u)" = 0 || { echo "needs root; run sudo make $(MAKECMDGOALS)" >&2; exit 1; }
 
-# The packages that take longest begin first, so that no CPU waits at the end. Three run at the same time, as tests often wait. The results of floods and torture depend on free CPU
-# time, so they run after the other tests, one after the other. torture runs the short form of TestFloods.
+# The packages that take longest begin first, so that no CPU waits at the end. Three run at the same time, as tests often wait. The
+# results of floods and torture depend on free CPU time, so they run after the other tests, one after the other. torture runs the short
+# form of TestFloods.
 test: root deps
 	$(GO) test -count=1 -p 3 -timeout 60m $$($(GO) list ./test/network ./test/program ./loader ./test/control ./... | grep -v -e /test/floods -e /test/torture)
 	$(GO) test -count=1 -p 1 -timeout 60m -skip '^TestFloods$$' ./test/floods ./test/torture
@@ -127,6 +128,7 @@ generate: deps-build
 check: deps-build
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
 	$(GO) vet ./...
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/hairpin
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
 	@said=$$($(GO) tool govulncheck $(if $(VULNDB),-db $(VULNDB)) ./... 2>&1) || status=$$?; \
