@@ -383,7 +383,7 @@ struct interface {
 	__u8 private_sources;	/* 1: the configuration accepts private sources on this WAN */
 	__u8 xdp_tx;		/* 1: XDP sends frames back by this interface with XDP_TX */
 	__u16 lost;		/* not 0: the interface has lost its name, and keeps its role for the grace: since when (CLOCK_MONOTONIC
-				 * in seconds, lower 16 bits; 1 for 0). Only the control plane reads and writes this field. */
+				 * in seconds, lower 16 bits; 65535 for 0). Only the control plane reads and writes this field. */
 	__u32 below;		/* macvlan: index of the device below it, which sends and receives its frames; 0: none */
 	__u32 mss_mtu;		/* MTU in bytes that the MSS of a forwarded SYN must fit; 0: the MSS stays */
 	__u32 intercept_v4, intercept_v6; /* LAN: external ids of its intercepts; 0: none */

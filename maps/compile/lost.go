@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"math"
 	"slices"
 	"time"
 
@@ -10,12 +11,11 @@ import (
 	"hairpin/maps/config"
 )
 
-// FindLost returns the entries of the interfaces that keep their role, although the configuration does not mean them any more: an
-// interface has another name, or is a port of a bridge now. Its programs stay for the grace, too. Otherwise the kernel would answer the
-// segments of connections with RSTs, as addresses and sockets of the router do not know these connections.
+// FindLost returns the entries of the lost interfaces: they were renamed, or have become ports of a bridge. They keep their role for the
+// grace, and the caller leaves their programs attached. Otherwise the kernel would answer the segments of their connections with RSTs.
 //
 // before has the entries in the table, now is a time of layout.Monotonic. An interface is lost only while the configuration names an
-// interface of its role that is not there. So an interface that the configuration has given up loses its role at once.
+// interface of its role that is not there.
 //
 // The entry records since when the interface is lost, so it does not matter which writer has seen it (see Absences).
 func FindLost(doc *Document, before map[uint32]bpf.HairpinInterface, ifs []config.Interface, now uint64) map[uint32]bpf.HairpinInterface {
@@ -26,7 +26,7 @@ func FindLost(doc *Document, before map[uint32]bpf.HairpinInterface, ifs []confi
 			continue
 		}
 		if entry.Lost == 0 {
-			entry.Lost = max(1, uint16(now/uint64(time.Second)))
+			entry.Lost = lostAt(now)
 		}
 		if leftOf(entry, doc.Config.Timeouts.AddressGrace, now) > 0 {
 			lost[uint32(link.Index)] = entry
@@ -43,8 +43,16 @@ func (d *Document) misses(role bpf.HairpinRole, ifs []config.Interface) bool {
 	})
 }
 
-// leftOf returns what is left of the grace of a lost interface, up to two seconds more: the entry has whole seconds. An address of the
-// interface must not be waiting any more when the interface loses its programs.
+// lostAt returns the time of a lost interface for its entry. 0 means that an interface is not lost, so 65535 stands for it: a second less.
+func lostAt(now uint64) uint16 {
+	if at := uint16(now / uint64(time.Second)); at != 0 {
+		return at
+	}
+	return math.MaxUint16
+}
+
+// leftOf returns how long a lost interface keeps its role and its programs: up to two seconds longer than the grace of its addresses, as
+// the entry has whole seconds, and the connections of the addresses must end first.
 func leftOf(entry bpf.HairpinInterface, grace time.Duration, now uint64) time.Duration {
 	if grace == 0 {
 		return 0

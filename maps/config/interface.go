@@ -26,7 +26,7 @@ type Interface struct {
 	Name        string
 	Index       int
 	Role        Role           // 0: hairpin is not configured for it
-	Attached    bool           // without a role: it still has the programs, because it had a role before it got another name
+	Attached    bool           // the programs are on it, although it has no role: it may be lost (compile.FindLost)
 	Addresses   []netip.Prefix // addresses with their networks; per family, the preferred source address first
 	Passive     []netip.Prefix // IPv6 addresses that must not be sources of new connections: deprecated or tentative
 	XDPTransmit bool           // the driver can send redirected XDP frames (ndo_xdp_xmit)

@@ -187,6 +187,8 @@ func (r *Router) complete(p *plan) error {
 	if p.seen, err = r.inventory(p.cfg); err != nil {
 		return err
 	}
+	has := slices.Concat(p.cfg.WAN, p.cfg.LAN)
+	p.seen.givenUp = slices.DeleteFunc(slices.Concat(running.WAN, running.LAN), func(name string) bool { return slices.Contains(has, name) })
 	return r.probe(p.seen.ports, p.cfg.Mode, p.before)
 }
 
@@ -292,10 +294,10 @@ func (r *Router) reversal(p Port, before string) func() error {
 // ErrOldPolicies means that the datapath asks the IPsec policies of before, because those of now could not be read or written.
 var ErrOldPolicies = errors.New("hairpin asks the IPsec policies of before")
 
-// settle first writes the IPsec policies: a connection must not open by a new interface before they are known. Then it
-// writes the present interfaces and their roles to the tables. Then it detaches interfaces that are not ports, but not those that keep
-// their role for the grace, and removes the guard from ports that are no longer WANs. In the other order, an interface would lose its programs while the tables
-// still have it as a WAN: packets with a target's private address could leave by it.
+// settle first writes the IPsec policies: a connection must not open by a new interface before they are known. Then it writes the
+// present interfaces and their roles to the tables. Then it detaches interfaces that are not ports, unless they are lost and keep their
+// role for the grace. It also removes the guard from ports that are no longer WANs. In the other order, an interface would lose its
+// programs while the tables still have it as a WAN: packets with a target's private address could leave by it.
 func (r *Router) settle(seen *inventory, mode string) error {
 	policies := r.settlePolicies()
 	if policies != nil && !errors.Is(policies, ErrOldPolicies) {

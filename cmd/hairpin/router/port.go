@@ -125,6 +125,7 @@ func Pending(ports []Port) []string {
 type inventory struct {
 	ports     []Port              // the interfaces of the configuration
 	unmanaged []loader.Attachment // attachments on any other interface
+	givenUp   []string            // names of interfaces that only the configuration before has
 	links     []loader.Link       // every interface
 	xdpTx     string              // config.Config.XDPTx
 }
@@ -231,7 +232,8 @@ func (v *inventory) interfaces() []config.Interface {
 			continue
 		}
 		i := asInterface(link, 0)
-		i.Attached = slices.ContainsFunc(v.unmanaged, func(a loader.Attachment) bool { return a.Index == link.Index })
+		i.Attached = !slices.Contains(v.givenUp, link.Name) &&
+			slices.ContainsFunc(v.unmanaged, func(a loader.Attachment) bool { return a.Index == link.Index })
 		interfaces = append(interfaces, i)
 	}
 	return interfaces

@@ -51,6 +51,29 @@ func TestApplyAttachesFirstAndDetachesLast(t *testing.T) {
 	}
 }
 
+// TestInterfaceGivenUp: an interface that a change takes out of the configuration is not lost, even while another one is missing. A
+// renamed interface may be lost.
+func TestInterfaceGivenUp(t *testing.T) {
+	m := routertest.NewMachine("wan0", "lan1", "else0")
+	for index := 2; index <= 4; index++ {
+		m.Attached[index] = loader.Attachment{Index: index, TC: loader.TCX}
+	}
+	cfg := routertest.Config() // wan0, lan0
+	before := cfg
+	before.LAN = []string{"lan0", "lan1"}
+	m.Config = &before
+	if _, err := routerOf(m).Apply(cfg); err != nil {
+		t.Fatal(err)
+	}
+	attached := map[string]bool{}
+	for _, i := range m.Interfaces {
+		attached[i.Name] = i.Attached
+	}
+	if want := map[string]bool{"wan0": false, "lan1": false, "else0": true}; !cmp.Equal(attached, want) {
+		t.Errorf("may be lost: %v, want %v", attached, want)
+	}
+}
+
 // TestApplyIsAllOrNothing: if an interface or a table refuses, nothing changes.
 func TestApplyIsAllOrNothing(t *testing.T) {
 	t.Run("interface refuses", func(t *testing.T) {
