@@ -25,11 +25,16 @@ func mutate(t *trial) figures {
 	if t.scale == hours {
 		executions = 500_000_000
 	}
-	run := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-timeout=0", "-run=^TestMutations$", "hairpin/test/program",
+	run := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-v", "-timeout=0", "-run=^TestMutations$", "hairpin/test/program",
 		"-args", "-executions="+strconv.Itoa(executions), "-seed="+strconv.Itoa(fuzzSeed))
 	began := time.Now()
-	if out, err := run.CombinedOutput(); err != nil {
+	out, err := run.CombinedOutput()
+	if err != nil {
 		t.Fatalf("%s: %v\n%s", strings.Join(run.Args, " "), err, out)
+	}
+	// Without a test of this name the command succeeds, too.
+	if done := fmt.Sprintf("%d executions, seed %d", executions, fuzzSeed); !strings.Contains(string(out), done) {
+		t.Fatalf("%s does not say %q:\n%s", strings.Join(run.Args, " "), done, out)
 	}
 	return figures{measured: fmt.Sprintf("%d runs, seed %d: 0 wrong; %d a second", executions, fuzzSeed, int(float64(executions)/time.Since(began).Seconds()))}
 }
