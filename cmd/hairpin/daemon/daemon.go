@@ -274,7 +274,7 @@ func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error
 	}
 	started, err := d.keeper.Start(cfg, broken)
 	result := started.Result
-	if err == nil && !s.Adopted() {
+	if err == nil && s.Fresh() {
 		err = router.Refusals(result.Ports)
 	}
 	if err != nil && !(result.Done && errors.Is(err, router.ErrOldPolicies)) {

@@ -20,6 +20,7 @@ type Session struct {
 	Tables *maps.Tables // for commands that read the tables or end connections
 
 	dir      string
+	fresh    bool // no configuration had been applied when the session began
 	datapath *loader.Datapath
 	release  func() // releases the writer lock; nil for a reader
 }
@@ -52,12 +53,18 @@ func OpenLocked(ctx context.Context, dir string) (*Session, error) {
 // Load takes the writer lock and opens the datapath. It creates a datapath with maxConnections if there is
 // none. It waits for the lock until ctx ends.
 func Load(ctx context.Context, dir string, maxConnections uint32) (*Session, error) {
-	return locked(ctx, dir, func() (*loader.Datapath, error) {
+	s, err := locked(ctx, dir, func() (*loader.Datapath, error) {
 		if err := loader.Check(loader.Options{Dir: dir}); err == nil {
 			maxConnections = 0 // keep the size; ResizeWarning warns of the difference
 		}
 		return loader.Load(loader.Options{Dir: dir, MaxConnections: maxConnections})
 	})
+	if err != nil {
+		return nil, err
+	}
+	_, err = s.Tables.Settings()
+	s.fresh = errors.Is(err, maps.ErrEmpty)
+	return s, nil
 }
 
 func locked(ctx context.Context, dir string, open func() (*loader.Datapath, error)) (*Session, error) {
@@ -87,11 +94,10 @@ func (s *Session) Unlock() {
 	}
 }
 
-// Discard closes the session. It removes the datapath if this session created it, for a start that failed.
+// Discard closes the session. It removes a Fresh datapath, for a start that failed.
 func (s *Session) Discard() error {
 	defer s.Unlock()
-	adopted := s.datapath.Adopted()
-	if err := s.datapath.Close(); err != nil || adopted {
+	if err := s.datapath.Close(); err != nil || !s.fresh {
 		return err
 	}
 	return Remove(s.dir)
@@ -105,6 +111,10 @@ func Remove(dir string) error {
 
 // Adopted reports whether the datapath existed before this session.
 func (s *Session) Adopted() bool { return s.datapath.Adopted() }
+
+// Fresh reports whether no configuration had been applied when the session began: this session created the datapath, or "hairpin prepare"
+// did. A session of Open or OpenLocked is never Fresh.
+func (s *Session) Fresh() bool { return s.fresh }
 
 // Upgrade replaces the attached programs with the programs of this binary.
 func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
