@@ -161,6 +161,21 @@ func (t *trial) newAttack(n *lab.Network) *attack {
 	return a
 }
 
+// firstSilence is how long the idle connections are silent before the first forged packet. A connection that a forged packet refreshes is
+// then idle for at least this much less than its hosts are silent. compare allows 2 s for whole seconds and for the time of its command.
+const firstSilence = 5 * time.Second
+
+// waitSilent returns when the idle connections are silent for firstSilence.
+func (a *attack) waitSilent() {
+	a.t.Helper()
+	lab.Eventually(a.t, firstSilence+lab.Patience, func() error {
+		if silent := time.Since(a.silent); silent < firstSilence {
+			return fmt.Errorf("silent for %v only", silent)
+		}
+		return nil
+	})
+}
+
 // assault sends all forged packets: segments and errors as many as count says.
 func (a *attack) assault(count int) {
 	a.t.Helper()
@@ -331,14 +346,8 @@ func forge(t *trial) figures {
 		n := t.newVictims(mode)
 		hp := t.start(n, mode, forgeryForwards)
 		a := t.newAttack(n)
+		a.waitSilent()
 		a.assault(t.forgedCount())
-		// The shortest silence that a refreshed connection shows in.
-		lab.Eventually(t, lab.Patience, func() error {
-			if silent := time.Since(a.silent); silent < 5*time.Second {
-				return fmt.Errorf("silent for %v only", silent)
-			}
-			return nil
-		})
 		seen := a.compare(hp)
 		got := a.finish()
 		c = table{c.closed + seen.closed, c.created + seen.created, c.refreshed + seen.refreshed}
