@@ -313,7 +313,7 @@ func (s *stepping) disturb(o ordeal, d disturbance, before, after state) {
 	}
 }
 
-// leftovers returns the temporary files and pins.
+// leftovers returns the temporary files and pins, and the number of pins of inner maps that are in no slot.
 func (s *stepping) leftovers() (list []string) {
 	s.t.Helper()
 	dir := filepath.Dir(s.hp.File)
@@ -325,6 +325,13 @@ func (s *stepping) leftovers() (list []string) {
 		return err
 	})
 	s.check(err)
+	o, err := objectsOf(s.hp.Dir)
+	s.check(err)
+	stale, err := o.stale(s.hp.Dir)
+	s.check(err)
+	if stale != 0 {
+		list = append(list, fmt.Sprintf("%d pins of inner maps that are in no slot", stale))
+	}
 	return list
 }
 
