@@ -39,11 +39,13 @@ func sweepRound(maxConnections int) time.Duration {
 const scrapePause = 100 * time.Millisecond
 
 func empty(t *trial) figures {
-	maxConnections, timeout := t.size(16_384, 131_072), time.Duration(t.size(int(5*time.Second), int(time.Minute)))
+	// Filling takes less time than the timeout, on a busy machine, too.
+	maxConnections, timeout := t.size(16_384, 131_072), time.Duration(t.size(int(10*time.Second), int(time.Minute)))
 	n := lab.NewNetwork(t)
 	hp := t.start(n, "tc", fmt.Sprintf("max_connections = %d\n[timeouts]\ntcp_established = %[2]q\ntcp_transitory = %[2]q\nudp = %[2]q\nport_hold = \"1s\"\n",
 		maxConnections, timeout)+home.Forwards)
 
+	first := time.Now()
 	t.fillTCP(n, 3*maxConnections/4)
 	t.fillRest(n, maxConnections)
 	last := time.Now()
@@ -56,13 +58,23 @@ func empty(t *trial) figures {
 	limit := timeout + sweepRound(maxConnections)
 	pause := time.NewTicker(scrapePause)
 	defer pause.Stop()
-	left := all
-	for left != 0 && time.Since(last) < limit+lab.Patience {
+	left, whole, early := all, 0, 0
+	var took, begun time.Duration // from last to the end, and to the begin, of a count
+	for left != 0 && took < limit+lab.Patience {
 		<-pause.C
+		begun = time.Since(last)
 		left = int(home.Scrape(t.T, n, "hairpin_connections"))
+		took = time.Since(last)
+		if time.Since(first) < timeout {
+			whole++
+			early = max(early, all-left)
+		}
 	}
-	took := time.Since(last)
-	if left != 0 || took > limit+scrapePause {
+	t.none(early, "connections went before the timeout of the first one")
+	if whole == 0 {
+		t.Errorf("no count was taken before the timeout of the first connection: to fill the table took %v", last.Sub(first))
+	}
+	if left != 0 || begun > limit+scrapePause {
 		t.Errorf("%d of %d connections are left after %v, want none after %v", left, all, took, limit)
 	}
 	// The last packet is a little older than last.
@@ -72,8 +84,8 @@ func empty(t *trial) figures {
 	if out := hp.Run("conn", "count"); out != "0\n" {
 		t.Errorf("conn count says %q, want 0", out)
 	}
-	return figures{measured: fmt.Sprintf("%d connections, %d of them established, with a timeout of %v: 0 left after %.1f s; %.1f s were allowed",
-		all, established, timeout, took.Seconds(), limit.Seconds())}
+	return figures{measured: fmt.Sprintf("%d connections, %d of them established, with a timeout of %v: 0 left after %.1f s; %.1f s were allowed; %d went early in %d counts before the first timeout",
+		all, established, timeout, took.Seconds(), limit.Seconds(), early, whole)}
 }
 
 // forgotten are the sources of the TCP connections that fill a table. No source reaches its share.

@@ -23,6 +23,7 @@ import (
 type footprint struct {
 	programs, maps, links   int
 	pins                    []string
+	stale                   int // pins of inner maps that are in no slot
 	descriptors, goroutines int // of the daemon
 }
 
@@ -41,6 +42,9 @@ func tryFootprint(t *testing.T, n *lab.Network, hp *lab.Hairpin) (f footprint, e
 		return f, err
 	}
 	f.programs, f.maps, f.links, f.pins = len(o.programs), len(o.maps), len(o.links), o.pins
+	if f.stale, err = o.stale(hp.Dir); err != nil {
+		return f, err
+	}
 	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", hp.Pid()))
 	if err != nil {
 		return f, err
@@ -60,7 +64,7 @@ func (f footprint) grown(t *testing.T, n *lab.Network, hp *lab.Hairpin) (more in
 		}
 		more = 0
 		for _, pair := range [][2]int{{now.programs, f.programs}, {now.maps, f.maps}, {now.links, f.links},
-			{now.descriptors, f.descriptors}, {now.goroutines, f.goroutines}} {
+			{now.stale, f.stale}, {now.descriptors, f.descriptors}, {now.goroutines, f.goroutines}} {
 			more += max(0, pair[0]-pair[1])
 		}
 		for _, pin := range now.pins {

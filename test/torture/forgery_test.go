@@ -72,6 +72,7 @@ type attack struct {
 	known      []known
 	silent     time.Time // the idle connections are silent from here on
 	sent       forged
+	wrong      map[string]int // packets sent with wrongTTL, for each interface of the router
 }
 
 // known is a tuple of a connection, and the interface of the router by which its packets come in.
@@ -161,11 +162,27 @@ func (t *trial) newAttack(n *lab.Network) *attack {
 	return a
 }
 
+// firstSilence is how long the idle connections are silent before the first forged packet. A connection that a forged packet refreshes is
+// then idle for at least this much less than its hosts are silent. compare allows 2 s for whole seconds and for the time of its command.
+const firstSilence = 5 * time.Second
+
+// waitSilent returns when the idle connections are silent for firstSilence.
+func (a *attack) waitSilent() {
+	a.t.Helper()
+	lab.Eventually(a.t, firstSilence+lab.Patience, func() error {
+		if silent := time.Since(a.silent); silent < firstSilence {
+			return fmt.Errorf("silent for %v only", silent)
+		}
+		return nil
+	})
+}
+
 // assault sends all forged packets: segments and errors as many as count says.
 func (a *attack) assault(count int) {
 	a.t.Helper()
 	attackers := a.attackers()
 	each := count / (2 * len(attackers))
+	wrong := make([]int, len(attackers))
 	lab.Together(len(attackers), func(i int) {
 		from := attackers[i]
 		var fits, strange, near, far []lab.Tuple
@@ -184,11 +201,29 @@ func (a *attack) assault(count int) {
 			}
 		}
 		a.forge(from, lab.Forge{Tuples: fits, Flags: forgedFlags, TTL: numbersTTL}, each, &a.sent.segments)
-		a.forge(from, lab.Forge{Tuples: strange, Flags: forgedFlags, TTL: wrongTTL}, each, &a.sent.segments)
+		wrong[i] += a.forge(from, lab.Forge{Tuples: strange, Flags: forgedFlags, TTL: wrongTTL}, each, &a.sent.segments)
 		a.forge(from, lab.Forge{Tuples: near, Errors: forgedErrors, From: addressOf(from), TTL: numbersTTL}, each, &a.sent.errors)
-		a.forge(from, lab.Forge{Tuples: far, Errors: forgedErrors, From: addressOf(from), TTL: wrongTTL}, each, &a.sent.errors)
-		a.strange(from)
+		wrong[i] += a.forge(from, lab.Forge{Tuples: far, Errors: forgedErrors, From: addressOf(from), TTL: wrongTTL}, each, &a.sent.errors)
+		wrong[i] += a.strange(from)
 	})
+	a.wrong = make(map[string]int)
+	for i, from := range attackers {
+		a.wrong[from.dev] = wrong[i]
+	}
+}
+
+// arrived fails the trial if the forged packets did not reach the router, and returns how many hairpin has dropped. hairpin drops almost
+// all packets with wrongTTL: the kernel drops the others, and a busy device loses some.
+func (a *attack) arrived() (dropped int) {
+	a.t.Helper()
+	for dev, sent := range a.wrong {
+		count := int(home.Scrape(a.t.T, a.n, "hairpin_packets_dropped_total", fmt.Sprintf("interface=%q", dev)))
+		dropped += count
+		if count < sent/2 {
+			a.t.Errorf("%s: hairpin has dropped %d of %d packets whose interface, source or route is wrong, want at least half", dev, count, sent)
+		}
+	}
+	return dropped
 }
 
 // addressOf returns the attacker's own address.
@@ -196,14 +231,15 @@ func addressOf(from attacker) netip.Addr {
 	return netip.MustParseAddr(map[string]string{"wan0": lab.InternetSource, "lan0": lab.Client, "lan1": lab.Guest}[from.dev])
 }
 
-// forge sends this many forged packets.
-func (a *attack) forge(from attacker, f lab.Forge, count int, counter *atomic.Int64) {
+// forge sends this many forged packets or a few more, and returns how many.
+func (a *attack) forge(from attacker, f lab.Forge, count int, counter *atomic.Int64) int {
 	a.t.Helper()
 	sent, err := from.SendForged("eth0", a.n.Router.HardwareAddr(from.dev), f, func(sent int) bool { return sent >= count })
 	if err != nil {
 		a.t.Error(err)
 	}
 	counter.Add(int64(sent))
+	return sent
 }
 
 // wrongSources are sources that no packet may have. The first ones are wrong on every interface.
@@ -219,8 +255,8 @@ func wrongSources(dev string) []string {
 	}
 }
 
-// strange sends martians, land packets, and packets with a source route.
-func (a *attack) strange(from attacker) {
+// strange sends martians, land packets, and packets with a source route. It returns how many.
+func (a *attack) strange(from attacker) (sent int) {
 	a.t.Helper()
 	// Loose and strict source route (RFC 791 3.1) by the router's LAN address, padded.
 	routes := [][]byte{{131, 7, 4, 192, 168, 1, 1, 0}, {137, 7, 4, 192, 168, 1, 1, 0}}
@@ -253,10 +289,12 @@ func (a *attack) strange(from attacker) {
 	for range a.t.count(20, 500) {
 		if err := wire.Send(list...); err != nil {
 			a.t.Error(err)
-			return
+			return sent
 		}
-		a.sent.others.Add(int64(len(list)))
+		sent += len(list)
 	}
+	a.sent.others.Add(int64(sent))
+	return sent
 }
 
 // outcome is what an attack has done.
@@ -327,20 +365,19 @@ func forge(t *trial) figures {
 	var all forged
 	var o outcome
 	var c table
+	dropped := 0
 	for i, mode := range t.modes() {
 		n := t.newVictims(mode)
 		hp := t.start(n, mode, forgeryForwards)
 		a := t.newAttack(n)
+		a.waitSilent()
 		a.assault(t.forgedCount())
-		// The shortest silence that a refreshed connection shows in.
-		lab.Eventually(t, lab.Patience, func() error {
-			if silent := time.Since(a.silent); silent < 5*time.Second {
-				return fmt.Errorf("silent for %v only", silent)
-			}
-			return nil
-		})
 		seen := a.compare(hp)
+		dropped += a.arrived()
 		got := a.finish()
+		if got.numbers == 0 {
+			t.Errorf("no forged packet reached a host, want those of which only the numbers are wrong, %s", mode)
+		}
 		c = table{c.closed + seen.closed, c.created + seen.created, c.refreshed + seen.refreshed}
 		o = outcome{o.ended + got.ended, o.wrong + got.wrong, o.numbers + got.numbers}
 		all.segments.Add(a.sent.segments.Load())
@@ -358,8 +395,8 @@ func forge(t *trial) figures {
 		t.Errorf("%.2f hits by chance are expected, want at most %v", chance, mayHit)
 	}
 	return figures{
-		measured: fmt.Sprintf("%d segments, %d ICMP errors, %d others: %d ended, %d closed, %d opened, %d refreshed, %d let through; expected by chance %.2g; judged by their receivers: %d",
-			all.segments.Load(), all.errors.Load(), all.others.Load(), o.ended, c.closed, c.created, c.refreshed, o.wrong, chance, o.numbers),
+		measured: fmt.Sprintf("%d segments, %d ICMP errors, %d others: %d ended, %d closed, %d opened, %d refreshed, %d let through, %d dropped by hairpin; expected by chance %.2g; judged by their receivers: %d",
+			all.segments.Load(), all.errors.Load(), all.others.Load(), o.ended, c.closed, c.created, c.refreshed, o.wrong, dropped, chance, o.numbers),
 		nftables: t.beside(t.forgeNFT),
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 
 	"golang.org/x/sys/unix"
 
@@ -215,10 +216,11 @@ type disturbance struct {
 func kindOf(step lab.Step) string { return fmt.Sprint(step.Call, step.BPF) }
 
 // choose returns disturbances for the steps of a command. The long form kills at each step that changes something, and lets it fail; of
-// the other steps every twentieth fails. The full form takes an even spread of these. The short form takes two steps that decide: the
-// middle one fails, and a kill comes at the last one.
+// the other steps every twentieth fails. The full form takes an even spread of these steps, and kills and faults in turn. The short form
+// takes two steps that decide: the middle one fails, and a kill comes at the last one.
 func (s *stepping) choose(all []lab.Step) (list []disturbance) {
 	seen := make(map[string]int)
+	var fates [][]disturbance // of each step
 	for i, step := range all {
 		kind := kindOf(step)
 		seen[kind]++
@@ -229,23 +231,55 @@ func (s *stepping) choose(all []lab.Step) (list []disturbance) {
 		switch {
 		case s.t.scale == short && !slices.Contains(bpfDecides, step.BPF) && !strings.HasPrefix(step.Call, "rename"):
 		case changesAnything(step):
-			list = append(list, disturbance{kind, seen[kind], lab.Killed}, disturbance{kind, seen[kind], fault})
+			fates = append(fates, []disturbance{{kind, seen[kind], lab.Killed}, {kind, seen[kind], fault}})
 		case i%20 == 0:
-			list = append(list, disturbance{kind, seen[kind], fault})
+			fates = append(fates, []disturbance{{kind, seen[kind], fault}})
 		}
 	}
+	list = slices.Concat(fates...)
 	s.steps += len(list)
 	switch s.t.scale {
 	case short:
-		return []disturbance{list[len(list)/2|1], list[len(list)-2]} // of each step there are a kill and a fault, in this order
+		return []disturbance{fates[len(fates)/2][1], fates[len(fates)-1][0]}
 	case full:
-		var some []disturbance
-		for i := range min(fullSteps, len(list)) {
-			some = append(some, list[i*len(list)/min(fullSteps, len(list))])
-		}
-		return some
+		return spread(fates, min(fullSteps, len(list)))
 	default:
 		return list
+	}
+}
+
+// spread takes disturbances evenly from the steps, at most this many. Kills and faults take turns.
+func spread(fates [][]disturbance, count int) (some []disturbance) {
+	for i := range count {
+		of := fates[i*len(fates)/count]
+		if d := of[i%len(of)]; !slices.Contains(some, d) {
+			some = append(some, d)
+		}
+	}
+	return some
+}
+
+// A full form with kills only would prove nothing about faults.
+func TestSpread(t *testing.T) {
+	for _, steps := range []int{1, 25, 26, 51, 52, 102, 153, 500} {
+		var fates [][]disturbance
+		for i := range steps {
+			fates = append(fates, []disturbance{{"step", i, lab.Killed}, {"step", i, lab.Fate(unix.EPERM)}})
+		}
+		count := min(fullSteps, 2*steps)
+		some := spread(fates, count)
+		kills := 0
+		for _, d := range some {
+			if d.fate == lab.Killed {
+				kills++
+			}
+		}
+		if len(some) != count || 2*kills-count < 0 || 2*kills-count > 1 {
+			t.Errorf("%d steps: %d disturbances, %d of them kills, want %d, and half of them kills", steps, len(some), kills, count)
+		}
+		if last := some[len(some)-1].nth; last < steps-1-steps/count {
+			t.Errorf("%d steps: the last disturbance is at step %d", steps, last)
+		}
 	}
 }
 
@@ -313,7 +347,7 @@ func (s *stepping) disturb(o ordeal, d disturbance, before, after state) {
 	}
 }
 
-// leftovers returns the temporary files and pins.
+// leftovers returns the temporary files and pins, and the number of pins of inner maps that are in no slot.
 func (s *stepping) leftovers() (list []string) {
 	s.t.Helper()
 	dir := filepath.Dir(s.hp.File)
@@ -325,6 +359,13 @@ func (s *stepping) leftovers() (list []string) {
 		return err
 	})
 	s.check(err)
+	o, err := objectsOf(s.hp.Dir)
+	s.check(err)
+	stale, err := o.stale(s.hp.Dir)
+	s.check(err)
+	if stale != 0 {
+		list = append(list, fmt.Sprintf("%d pins of inner maps that are in no slot", stale))
+	}
 	return list
 }
 
