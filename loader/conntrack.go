@@ -296,18 +296,19 @@ func Renew(opts Options) (bool, error) {
 	return true, d.Close()
 }
 
-// UpgradeLoses reports whether Upgrade would only lose something: the pinned programs are of this version and ask conntrack, and this
-// process may not load programs that ask.
-func (d *Datapath) UpgradeLoses() (bool, error) {
+// CompareUpgrade reports what Upgrade would do now. useful: the pinned programs are of another version, or no longer suit the kernel.
+// loses: the pinned programs ask conntrack, and this process may not load programs that ask.
+func (d *Datapath) CompareUpgrade() (useful, loses bool, err error) {
 	have, err := pins(d.dir).fit()
 	if err != nil {
-		return false, explain(err)
+		return false, false, explain(err)
 	}
-	return have.loses(currentFit()), nil
+	now := currentFit()
+	return have.Object != now.Object || have.improves(now), have.loses(now), nil
 }
 
 func (f fit) loses(now fit) bool {
-	return f.Object == now.Object && f.Conntrack == ConntrackAsked && now.Conntrack == ConntrackDenied
+	return f.Conntrack == ConntrackAsked && now.Conntrack == ConntrackDenied
 }
 
 // Conntrack says whether the pinned programs ask the kernel's connection tracking, or why they do not.

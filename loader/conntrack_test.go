@@ -77,6 +77,18 @@ func TestFitImproves(t *testing.T) {
 	}
 }
 
+// Programs lose conntrack for want of a privilege alone. That conntrack is not there says nothing: programs that ask hold it.
+func TestFitLoses(t *testing.T) {
+	for have := ConntrackUnknown; have <= ConntrackLate; have++ {
+		for now := ConntrackUnknown; now <= ConntrackLate; now++ {
+			want := have == ConntrackAsked && now == ConntrackDenied
+			if got := (fit{Object: 1, Conntrack: have}).loses(fit{Object: 2, Conntrack: now}); got != want {
+				t.Errorf("%v, then %v: %v, want %v", have, now, got, want)
+			}
+		}
+	}
+}
+
 // Only what would be refused again counts as refused.
 func TestRefusesToAsk(t *testing.T) {
 	verdict := func(errno unix.Errno) error { return fmt.Errorf("load program: %w", &ebpf.VerifierError{Cause: errno}) }

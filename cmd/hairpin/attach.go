@@ -69,7 +69,7 @@ func (a *app) upgrade(ctx context.Context) error {
 		return err
 	}
 	defer s.Close()
-	if err := s.Upgrade(); err != nil {
+	if err := a.upgradePrograms(s); err != nil {
 		return err
 	}
 	ports, err := s.Attached()
@@ -78,6 +78,18 @@ func (a *app) upgrade(ctx context.Context) error {
 	}
 	a.say("upgraded on %s", count(len(ports), "interface"))
 	return a.printInterfaces("upgrade", newPortRows(ports))
+}
+
+// upgradePrograms warns if the new programs cannot ask conntrack and the old ones could.
+func (a *app) upgradePrograms(s *router.Session) error {
+	_, loses, err := s.CompareUpgrade()
+	if err == nil {
+		err = s.Upgrade()
+	}
+	if err == nil && loses {
+		a.warn("the programs no longer ask conntrack, because CAP_SYS_ADMIN is missing; run \"hairpin upgrade\" as root, with every capability")
+	}
+	return err
 }
 
 func (a *app) attach(ctx context.Context) error {

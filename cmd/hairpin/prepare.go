@@ -41,7 +41,7 @@ func (a *app) prepare(ctx context.Context) error {
 		return err
 	}
 	defer s.Close()
-	return s.Upgrade()
+	return a.upgradePrograms(s)
 }
 
 // loadEmpty creates the datapath without forwards and attachments. Its tables have the size that the daemon would give them. If no

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -71,7 +73,38 @@ func TestUnitNeedsFewCapabilities(t *testing.T) {
 	}
 }
 
-// TestUnitIsValid runs systemd-analyze, which works without a running systemd.
+// dropIn returns the drop-in that doc/limits.md describes.
+func dropIn(t *testing.T) []byte {
+	t.Helper()
+	text, err := os.ReadFile("doc/limits.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, found := strings.Cut(string(text), "```ini\n")
+	lines, _, ended := strings.Cut(rest, "```")
+	if !found || !ended {
+		t.Fatal("doc/limits.md has no drop-in")
+	}
+	return []byte(strings.ReplaceAll(lines, "\n  ", "\n"))
+}
+
+// TestDropInLetsTheDaemonMount: mount(2) needs CAP_SYS_ADMIN, and the unit's filter has no system call for mounts.
+func TestDropInLetsTheDaemonMount(t *testing.T) {
+	options, err := unit.DeserializeOptions(bytes.NewReader(dropIn(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"CapabilityBoundingSet=CAP_SYS_ADMIN", "SystemCallFilter=@mount"} {
+		name, value, _ := strings.Cut(key, "=")
+		if !slices.ContainsFunc(options, func(o *unit.UnitOption) bool {
+			return *o == unit.UnitOption{Section: "Service", Name: name, Value: value}
+		}) {
+			t.Errorf("the drop-in lacks %s", key)
+		}
+	}
+}
+
+// TestUnitIsValid runs systemd-analyze, which works without a running systemd. The drop-in is valid, too.
 func TestUnitIsValid(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
@@ -84,6 +117,10 @@ func TestUnitIsValid(t *testing.T) {
 	// The program need not be installed.
 	path := filepath.Join(t.TempDir(), "hairpin.service")
 	if err := os.WriteFile(path, []byte(strings.ReplaceAll(string(text), "/usr/local/bin/hairpin", "/bin/true")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dir := path + ".d"
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(filepath.Join(dir, "override.conf"), dropIn(t), 0o644)); err != nil {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command(analyze, "verify", path).CombinedOutput(); err != nil || len(out) > 0 {

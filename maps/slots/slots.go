@@ -177,6 +177,23 @@ func (s *Slots) Store(outer *ebpf.Map, slot uint32, inner *ebpf.Map) error {
 // waits for an RCU grace period (maybe_wait_bpf_programs).
 func (s *Slots) StoreAll(outer *ebpf.Map, slots []uint32, inner []*ebpf.Map) error {
 	old := make([]ebpf.MapID, len(slots))
+	if err := s.storeAll(outer, slots, inner, old); err != nil {
+		return errors.Join(err, s.forgetOutside(outer, slots, inner, old))
+	}
+	for i, slot := range slots {
+		id, err := idOf(inner[i])
+		if err == nil && old[i] != 0 && old[i] != id {
+			err = s.forget(outer, slot, old[i])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// storeAll does the steps 1 and 2 of Store. It writes to old which maps were in the slots, 0 for an empty slot.
+func (s *Slots) storeAll(outer *ebpf.Map, slots []uint32, inner []*ebpf.Map, old []ebpf.MapID) error {
 	for i, slot := range slots {
 		var err error
 		if old[i], err = in(outer, slot); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -189,16 +206,31 @@ func (s *Slots) StoreAll(outer *ebpf.Map, slots []uint32, inner []*ebpf.Map) err
 	if err := write(outer, slots, inner); err != nil {
 		return fmt.Errorf("fill slots of %s: %w", OuterName(outer), err)
 	}
+	return nil
+}
+
+// forgetOutside removes the pins of old and inner maps that are not in their slots, after a write that failed: some slots may have the new
+// map, and others the old one.
+func (s *Slots) forgetOutside(outer *ebpf.Map, slots []uint32, inner []*ebpf.Map, old []ebpf.MapID) error {
+	var errs []error
 	for i, slot := range slots {
-		id, err := idOf(inner[i])
-		if err == nil && old[i] != 0 && old[i] != id {
-			err = s.forget(outer, slot, old[i])
-		}
+		fresh, err := idOf(inner[i])
 		if err != nil {
-			return err
+			errs = append(errs, err)
+			continue
+		}
+		now, err := in(outer, slot)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			errs = append(errs, err)
+			continue
+		}
+		for _, id := range []ebpf.MapID{old[i], fresh} {
+			if id != 0 && id != now {
+				errs = append(errs, s.forget(outer, slot, id))
+			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func write(outer *ebpf.Map, slots []uint32, inner []*ebpf.Map) error {

@@ -4,6 +4,7 @@ package slots
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -205,6 +206,42 @@ func TestKilledWriter(t *testing.T) {
 			if now, want := pinsIn(t, s.dir), []string{mustName(t, 0, live)}; !slices.Equal(now, want) {
 				t.Errorf("pins %q, want %q", now, want)
 			}
+		})
+	}
+}
+
+// TestFailedWrite: a write that fails leaves one pin, or one descriptor, for each map in a slot, and none for the others. The batch writes
+// the first slot before the kernel refuses the second.
+func TestFailedWrite(t *testing.T) {
+	for kind, s := range map[string]*Slots{"pinned": Pinned(newDir(t)), "held": Held()} {
+		t.Run(kind, func(t *testing.T) {
+			outer := newOuter(t)
+			old, fresh := newInner(t, 1), newInner(t, 2)
+			mustStore(t, s, outer, 0, old)
+			beyond := outer.MaxEntries()
+			want := []string{mustName(t, 0, old)}
+			check := func() {
+				t.Helper()
+				now := slices.Sorted(maps.Keys(s.held))
+				if s.dir != "" {
+					now = pinsIn(t, s.dir)
+				}
+				if !slices.Equal(now, want) {
+					t.Errorf("kept %q, want %q", now, want)
+				}
+			}
+			if s.Store(outer, beyond, fresh) == nil {
+				t.Fatal("stored in a slot that does not exist")
+			}
+			check()
+			if s.StoreAll(outer, []uint32{0, beyond}, []*ebpf.Map{fresh, newInner(t, 3)}) == nil {
+				t.Fatal("stored in a slot that does not exist")
+			}
+			if now, err := in(outer, 0); err != nil || mustName(t, 0, fresh) != name("outer", 0, now) {
+				t.Fatalf("slot 0 has map %d, %v: the batch wrote nothing before it failed", now, err)
+			}
+			want = []string{mustName(t, 0, fresh)}
+			check()
 		})
 	}
 }

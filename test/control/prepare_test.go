@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"hairpin/test/home"
@@ -28,6 +29,11 @@ var asModule = []string{"unshare", "--mount", "sh", "-ec", `
 	: >"$0/nf_conntrack"
 	mount --move "$0" /sys/kernel/btf
 	exec "$@"`}
+
+// moduleUnderUnit returns hp with the capabilities of the service unit, where nf_conntrack looks like a module.
+func moduleUnderUnit(t *testing.T, hp *lab.Hairpin) *lab.Hairpin {
+	return hp.Under(slices.Concat(asModule, []string{t.TempDir()}, unitCapabilities)...)
+}
 
 // datapathStatus has what status says about the programs and the tables.
 type datapathStatus struct {
@@ -69,7 +75,7 @@ func TestBootAsksConntrack(t *testing.T) {
 			if tc, xdp := n.Router.Attached("wan0"); len(tc) > 0 || xdp != 0 {
 				t.Error("prepare attached the programs")
 			}
-			hp.Under(slices.Concat(asModule, []string{t.TempDir()}, unitCapabilities)...).Start()
+			moduleUnderUnit(t, hp).Start()
 			status := statusOf(t, hp)
 			if !status.Conntrack.Asked {
 				t.Errorf("conntrack is not asked: %s", status.Conntrack.Reason)
@@ -129,5 +135,59 @@ func TestPrepareForUnmountedDaemon(t *testing.T) {
 	})
 	if after, _ := n.Router.Attached("wan0"); !slices.Equal(after, before) {
 		t.Errorf("programs %v on wan0, want %v", after, before)
+	}
+}
+
+// TestStartUpgradesForTheBetter: a start replaces programs of another version, and not those that prepare has loaded. It does not replace
+// programs that ask conntrack by programs that do not. "hairpin upgrade" does, and warns.
+func TestStartUpgradesForTheBetter(t *testing.T) {
+	n := lab.NewNetwork(t)
+	hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
+	restart := func(as *lab.Hairpin, what string, replaces bool) (log string) {
+		t.Helper()
+		before, _ := n.Router.Attached("wan0")
+		as.Start()
+		as.Stop()
+		if after, _ := n.Router.Attached("wan0"); len(after) != 1 || slices.Equal(after, before) == replaces {
+			t.Errorf("%s: programs %v before the start, %v after; replaced has to be %v", what, before, after, replaces)
+		}
+		if now := statusOf(t, hp).Conntrack; !now.Asked {
+			t.Errorf("%s: conntrack is not asked: %s", what, now.Reason)
+		}
+		return as.Log()
+	}
+	module, few := moduleUnderUnit(t, hp), hp.Under(unitCapabilities...)
+	hp.Run("prepare")
+	restart(module, "the first start", true)
+	restart(few, "the second start", false)
+	ageFit(t, hp)
+	if log := restart(module, "programs of another version, a module", false); !strings.Contains(log, "stay active") {
+		t.Errorf("no warning of the programs that stay:\n%s", log)
+	}
+	restart(few, "programs of another version", true)
+	r, err := module.Try("upgrade")
+	if err != nil || r.Code != 0 || !strings.Contains(r.Stderr, "no longer ask conntrack") {
+		t.Errorf("upgrade to programs that do not ask: exit code %d, %v, want a warning\n%s", r.Code, err, r.Stderr)
+	}
+	if statusOf(t, hp).Conntrack.Asked {
+		t.Error("the kernel's BTF of a module was read without CAP_SYS_ADMIN")
+	}
+}
+
+// ageFit makes the pinned programs those of another version: the first eight bytes of the map say which.
+func ageFit(t *testing.T, hp *lab.Hairpin) {
+	t.Helper()
+	m, err := ebpf.LoadPinnedMap(filepath.Join(hp.Dir, "datapath/programs/fit"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	fit, err := m.LookupBytes(uint32(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fit[0] ^= 1
+	if err := m.Put(uint32(0), fit); err != nil {
+		t.Fatal(err)
 	}
 }

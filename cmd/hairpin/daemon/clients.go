@@ -14,7 +14,8 @@ import (
 // clients are the open connections of the metrics server. At the limit, a new connection replaces a
 // connection that has been silent for a while. Without replacement, a client that opens all connections
 // and sends nothing would keep everybody else out. If there is none, the new connection waits: a
-// connection that has just opened must not be replaced before its request arrives.
+// connection that has just opened must not be replaced before its request arrives. While a connection
+// waits, every answer is the last one of its connection: clients that ask often are never silent.
 type clients struct {
 	limit      int
 	silence    time.Duration
@@ -23,6 +24,7 @@ type clients struct {
 	mu     sync.Mutex
 	change sync.Cond // with mu: a connection or its answer has ended
 	closed bool
+	waits  bool      // a new connection waits
 	open   []*client // sorted by the time of opening or of the last answer, oldest first
 }
 
@@ -58,10 +60,12 @@ func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for len(c.open) >= c.limit && !c.closed && !c.replace() {
+		c.waits = true
 		later := time.AfterFunc(c.silence/4, c.change.Broadcast)
 		c.change.Wait()
 		later.Stop()
 	}
+	c.waits = false
 	if c.closed {
 		conn.Close()
 	}
@@ -104,14 +108,16 @@ func (c *clients) forget(conn net.Conn, state http.ConnState) {
 func (c *clients) answering(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asking := r.Context().Value(clientKey{}).(*client)
-		c.mark(asking, true)
+		if last := c.mark(asking, true); last {
+			w.Header().Set("Connection", "close")
+		}
 		defer c.mark(asking, false)
 		next.ServeHTTP(w, r)
 	})
 }
 
-// mark stores whether a client is being answered, and moves the client to the end of open.
-func (c *clients) mark(asking *client, answered bool) {
+// mark stores whether a client is being answered, and moves the client to the end of open. It reports whether another client waits.
+func (c *clients) mark(asking *client, answered bool) (waits bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	asking.answered, asking.since = answered, time.Now()
@@ -119,4 +125,5 @@ func (c *clients) mark(asking *client, answered bool) {
 		c.open = append(slices.Delete(c.open, i, i+1), asking)
 	}
 	c.change.Broadcast()
+	return c.waits
 }

@@ -263,14 +263,7 @@ func (d *daemon) setWatchdog() {
 func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error {
 	d.state.turn()
 	if s.Adopted() {
-		// The programs may be from an older binary. If the upgrade fails, they still run.
-		loses, err := s.UpgradeLoses()
-		if err == nil && !loses {
-			err = s.Upgrade()
-		}
-		if err != nil {
-			d.log.Error("cannot upgrade the programs; the old programs stay active", "error", err)
-		}
+		d.upgrade(s)
 	}
 	started, err := d.keeper.Start(cfg, broken)
 	result := started.Result
@@ -298,6 +291,23 @@ func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error
 	d.reloaded(started.Apart == nil)
 	d.state.ready.Store(true)
 	return nil
+}
+
+// upgrade replaces programs of another binary, or programs that no longer suit the kernel. If "hairpin prepare" has done so, upgrade does
+// nothing.
+func (d *daemon) upgrade(s *router.Session) {
+	useful, loses, err := s.CompareUpgrade()
+	switch {
+	case err != nil, !useful:
+	case loses:
+		d.log.Warn("the programs of another version stay active: they ask conntrack, and the new programs could not, because CAP_SYS_ADMIN is missing; " +
+			"run \"hairpin upgrade\" as root, with every capability")
+	default:
+		err = s.Upgrade()
+	}
+	if err != nil {
+		d.log.Error("cannot upgrade the programs; the old programs stay active", "error", err)
+	}
 }
 
 // loop follows the network until ctx ends. It fails only if the kernel stops reporting changes, or if

@@ -177,6 +177,66 @@ func TestMetricsBesideSilentClients(t *testing.T) {
 	}
 }
 
+// TestMetricsBesideChattyClients: a scrape is answered although all connections belong to clients that ask for something small before
+// they count as silent, and come back when their connection ends.
+func TestMetricsBesideChattyClients(t *testing.T) {
+	limits := defaultLimits
+	limits.silence = 10 * patience // so that no client is ever silent, however slow this machine is
+	s := serveWithin(t, limits, pageOf(), &healthFake{})
+	ctx, stop := context.WithCancel(t.Context())
+	var attackers, connected sync.WaitGroup
+	for range limits.connections {
+		connected.Add(1)
+		attackers.Go(func() {
+			first := sync.OnceFunc(connected.Done)
+			for ctx.Err() == nil {
+				chatOnce(ctx, s.address(), first)
+			}
+			first()
+		})
+	}
+	connected.Wait()
+	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
+	for i := range 3 {
+		response, err := client.Get("http://" + s.address() + "/metrics")
+		if err != nil {
+			t.Errorf("scrape %d: %v", i, err)
+			continue
+		}
+		response.Body.Close()
+		if response.StatusCode != http.StatusOK {
+			t.Errorf("scrape %d: %s", i, response.Status)
+		}
+	}
+	stop()
+	attackers.Wait()
+}
+
+// chatOnce asks again and again on one connection, until the server ends it or ctx ends. It calls answered after each answer.
+func chatOnce(ctx context.Context, address string, answered func()) {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return
+	}
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	defer conn.Close()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for reader := bufio.NewReader(conn); ; <-tick.C {
+		if _, err := io.WriteString(conn, "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			return
+		}
+		response, err := http.ReadResponse(reader, nil)
+		if err != nil {
+			return
+		}
+		if _, err := io.Copy(io.Discard, response.Body); err != nil {
+			return
+		}
+		answered()
+	}
+}
+
 // TestMetricsConnectionLimit: clients that are being answered stay connected when too many clients come. The next one waits for the end
 // of an answer.
 func TestMetricsConnectionLimit(t *testing.T) {

@@ -119,8 +119,11 @@ func (s *Session) Fresh() bool { return s.fresh }
 // Upgrade replaces the attached programs with the programs of this binary.
 func (s *Session) Upgrade() error { return s.datapath.Upgrade() }
 
-// UpgradeLoses reports whether Upgrade would only lose something, for want of a capability.
-func (s *Session) UpgradeLoses() (bool, error) { return s.datapath.UpgradeLoses() }
+// CompareUpgrade reports whether Upgrade would change something for the better, and whether the programs would no longer ask conntrack
+// afterwards because CAP_SYS_ADMIN is missing.
+func (s *Session) CompareUpgrade() (useful, loses bool, err error) {
+	return s.datapath.CompareUpgrade()
+}
 
 // Renew replaces the programs if the kernel can do now what it could not when they were loaded, and reports whether it did. The
 // caller holds the writer lock.
