@@ -29,7 +29,7 @@ func floodOften(t *trial) figures {
 	}
 	t.Logf("\n%s", floods.Report(s, rows))
 	measured, nftables := floods.Summary(rows)
-	return figures{measured, nftables}
+	return figures{measured: measured, nftables: nftables}
 }
 
 // idleScrapes is the number of scrapes of a daemon without traffic. Its heap grows and shrinks with them by some MiB; right after its start
