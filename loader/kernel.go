@@ -58,10 +58,12 @@ func explain(err error) error {
 	if errors.Is(err, slots.ErrUnpinned) { // its text says what to do
 		return fmt.Errorf("%w: %w", ErrPermission, err)
 	}
-	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+	missing := MissingCapabilities()
+	// The library asks the kernel again after a refusal, is refused again, and takes the call for one that the kernel does not have.
+	hidden := errors.Is(err, ebpf.ErrNotSupported) && len(missing) > 0
+	if !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) && !hidden {
 		return err
 	}
-	missing := MissingCapabilities()
 	switch {
 	case len(missing) > 0:
 		return fmt.Errorf("%w: %w: needs %s; run as root", ErrPermission, err, strings.Join(missing, ", "))

@@ -88,7 +88,12 @@ func (a *app) doctor(probe bool) ([]diagnose.Finding, error) {
 	if d.Daemon, err = presence.Running(a.dir); err != nil {
 		return nil, err
 	}
-	return s.Diagnose(cfg, ask)
+	findings, err := s.Diagnose(cfg, ask)
+	if errors.Is(err, loader.ErrPermission) {
+		// Without capabilities root can open the pins, but not ask which programs an interface has.
+		return a.doctorFile(ask, err)
+	}
+	return findings, err
 }
 
 // doctorFile checks the configuration file, because no configuration runs, or this user may not look at it. stopped says why.
