@@ -103,7 +103,7 @@ func (t *trial) upgradeIn(mode string, b builds) string {
 			binary = b.here
 		}
 		hp.With(binary).Run("upgrade")
-		if i%10 == 3 { // systemctl restart hairpin
+		if i%10 == 3 || i == upgrades+downgrades-1 { // systemctl restart hairpin; until then the daemon has the programs of before
 			hp.Stop()
 			*hp = *hp.With(binary)
 			hp.Start()
