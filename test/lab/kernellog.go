@@ -14,7 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// KernelLog reads the kernel's messages from when it was opened. It reads them as they come: the kernel overwrites old ones.
+// KernelLog collects the kernel's messages, from the moment at which OpenKernelLog is called. The kernel overwrites old messages, so
+// KernelLog reads each message soon after the kernel has written it.
 type KernelLog struct {
 	fd int
 

@@ -11,7 +11,7 @@ import (
 )
 
 var flood = scenario{
-	number: 1, name: "Floods of SYNs, of UDP to answering and slow servers, of TCP opened and closed, of fragments, of ICMP errors; from one source, a LAN, an IPv6 prefix, random sources",
+	number: 1, name: "Floods of six kinds: SYNs, UDP to a fast server, UDP to a slow server, short TCP connections, fragments, ICMP errors",
 	demanded: "0 established connections lost; of 100 new connections from each place at most one fewer opens than with nftables; a stream that only the server sends goes on; all this with a memory limit 10 % above what an idle hairpin takes",
 	run:      floodOften,
 }

@@ -27,8 +27,8 @@ type flow struct {
 // flowPort is the port of the forward "dns" in home.Forwards.
 const flowPort = 53
 
-// newFlow prepares a flow of a rate in datagrams a second, and opens its connections.
-func (t *trial) newFlow(n *lab.Network, rate int) *flow {
+// answerUDP makes the target of the forward "dns" send each datagram back.
+func (t *trial) answerUDP(n *lab.Network) {
 	t.Helper()
 	answerer, err := traffic.Load()
 	if err != nil {
@@ -38,6 +38,12 @@ func (t *trial) newFlow(n *lab.Network, rate int) *flow {
 	if err := n.Server.Do(func() error { return answerer.AnswerUDP(n.Server.Index("eth0"), 5353) }); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// newFlow prepares a flow of a rate in datagrams a second, and opens its connections.
+func (t *trial) newFlow(n *lab.Network, rate int) *flow {
+	t.Helper()
+	t.answerUDP(n)
 	// Only translated answers count. They do not go on to the Internet host's IP stack, which has no socket for them.
 	n.Internet.RunInput(fmt.Sprintf(`table netdev arrivals {
 		counter answers { }

@@ -14,7 +14,7 @@ import (
 
 var loop = scenario{
 	number: 6, name: "Two routers that forward one port to each other",
-	demanded: fmt.Sprintf("a datagram crosses the cable between them at most %d times, its TTL; the datagrams of one source open no more half-open connections than one of them crosses the cable, and no other connection", loopTTL),
+	demanded: fmt.Sprintf("a datagram crosses the cable between the routers at most %d times, which is its TTL; all datagrams of one source together open at most %[1]d connections, all half-open", loopTTL),
 	run:      loopOften,
 }
 
@@ -70,7 +70,7 @@ func loopOften(t *trial) figures {
 	if most > loopTTL || most < 2 {
 		t.Errorf("a datagram crosses the cable %d times, want at least 2, at most %d", most, loopTTL)
 	}
-	// Each router shows the other one its own address with a new port, so that it gets the answers.
+	// A router replaces the source of what it sends by its own address and a new port. So each crossing can open a connection.
 	if opened > loopTTL {
 		t.Errorf("%d datagrams of one source have opened %d connections, want at most %d", sent, opened, loopTTL)
 	}
