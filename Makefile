@@ -161,12 +161,14 @@ deps-kernels:
 
 INSTALLED_BINARY := $(DESTDIR)$(PREFIX)/bin/hairpin
 INSTALLED_SHARE := $(DESTDIR)$(PREFIX)/share/hairpin
-INSTALLED_UNIT := $(DESTDIR)$(PREFIX)/lib/systemd/system/hairpin.service
+INSTALLED_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
+UNITS := hairpin.service hairpin-prepare.service
 
 install: build
 	install -D -m 0755 bin/hairpin $(INSTALLED_BINARY)
-	sed 's#/usr/local/bin/#$(PREFIX)/bin/#' cmd/hairpin/dist/hairpin.service | \
-		install -D -m 0644 /dev/stdin $(INSTALLED_UNIT)
+	for unit in $(UNITS); do \
+		sed 's#/usr/local/bin/#$(PREFIX)/bin/#' cmd/hairpin/dist/$$unit | install -D -m 0644 /dev/stdin $(INSTALLED_UNITS)/$$unit; \
+	done
 	test -e $(DESTDIR)/etc/hairpin/hairpin.toml || \
 		install -D -m 0644 cmd/hairpin/dist/hairpin.toml $(DESTDIR)/etc/hairpin/hairpin.toml
 	install -d $(DESTDIR)/etc/hairpin/forwards.d
@@ -177,12 +179,12 @@ install: build
 # only files in a package's tree are removed, and nothing of this machine is stopped.
 uninstall: $(if $(DESTDIR),,root)
 ifeq ($(DESTDIR),)
-	@if test -d /run/systemd/system && test "$$(systemctl show --property=FragmentPath --value hairpin.service)" -ef $(INSTALLED_UNIT); then \
+	@if test -d /run/systemd/system && test "$$(systemctl show --property=FragmentPath --value hairpin.service)" -ef $(INSTALLED_UNITS)/hairpin.service; then \
 		echo systemctl disable --now hairpin.service; systemctl disable --now hairpin.service; \
 	fi
 	@if test -x $(INSTALLED_BINARY); then echo $(INSTALLED_BINARY) detach --all; $(INSTALLED_BINARY) detach --all; fi
 endif
-	rm -f $(INSTALLED_BINARY) $(INSTALLED_UNIT)
+	rm -f $(INSTALLED_BINARY) $(addprefix $(INSTALLED_UNITS)/,$(UNITS))
 	rm -rf $(INSTALLED_SHARE)
 ifeq ($(DESTDIR),)
 	rm -rf /var/lib/hairpin

@@ -118,7 +118,8 @@ func Run(ctx context.Context, o Options) error {
 
 	defer d.answer(o.Socket)()
 
-	d.notify(systemd.SdNotifyReady)
+	d.saidStatus = d.state.summary()
+	d.notify(systemd.SdNotifyReady + "\nSTATUS=" + d.saidStatus)
 	err = d.loop(ctx, events)
 	d.notify(systemd.SdNotifyStopping)
 	if err == nil {
@@ -190,6 +191,7 @@ type daemon struct {
 	waits       bool             // at the start a change waited for its confirmation, and state.apart says so
 	apartAt     uint32           // generation in which seeFiles looked last
 	warned      []string         // warnings about forwarding that were logged
+	saidStatus  string           // the last status that the service manager got
 }
 
 func newDaemon(s *router.Session, o Options) *daemon {
@@ -351,6 +353,15 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 		if d.gone != nil {
 			return d.gone
 		}
+		d.sayStatus()
+	}
+}
+
+// sayStatus tells the service manager how the daemon is, if that has changed.
+func (d *daemon) sayStatus() {
+	if now := d.state.summary(); now != d.saidStatus {
+		d.notify("STATUS=" + now)
+		d.saidStatus = now
 	}
 }
 
@@ -518,6 +529,7 @@ func (d *daemon) reload(ctx context.Context) control.Reload {
 		d.state.apart.Store(&apart{fmt.Sprintf("the last reload failed: %s", err)})
 	}
 	d.notify(systemd.SdNotifyReady + "\nSTATUS=" + status)
+	d.saidStatus = status
 	return answer
 }
 

@@ -361,6 +361,33 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 	}
 }
 
+// TestStatusForServiceManager: the service manager learns which interfaces are attached and which are not there, once for each change,
+// and that the files do not run.
+func TestStatusForServiceManager(t *testing.T) {
+	d := newDaemonFake(t)
+	ctx := context.Background()
+	say := func(want ...string) {
+		t.Helper()
+		d.sayStatus()
+		d.sayStatus()
+		if !slices.Equal(d.notified, want) {
+			t.Errorf("told the service manager %q, want %q", d.notified, want)
+		}
+		d.notified = nil
+	}
+	say("STATUS=attached: wan0, lan0")
+	d.machine.Unplug("wan0")
+	d.follow(ctx, links())
+	say("STATUS=attached: lan0; not there yet: wan0")
+	d.machine.Plug("wan0", 9)
+	d.follow(ctx, links())
+	say("STATUS=attached: wan0, lan0")
+	d.fileErr = errors.New("x.toml:1:1: no key\nx.toml:2:1: no value")
+	d.reload(ctx)
+	d.notified = nil // the answer to the reload
+	say("STATUS=attached: wan0, lan0; the last reload failed: x.toml:1:1: no key")
+}
+
 // TestReloadThatIsUnfinished: a configuration that runs counts as taken, even if a later step failed. The next beat repeats that step.
 func TestReloadThatIsUnfinished(t *testing.T) {
 	d := newDaemonFake(t)
@@ -493,7 +520,7 @@ func TestLoopNoticesWhatOthersApply(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	d.notify = func(state string) {
-		if state != "WATCHDOG=1" {
+		if state != "WATCHDOG=1" && !strings.HasPrefix(state, "STATUS=attached: wan0, lan0") {
 			t.Errorf("told the service manager %q", state)
 		}
 		if len(d.state.load()) == 3 {

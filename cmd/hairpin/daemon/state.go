@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -65,6 +66,29 @@ func (s *state) Ready() error {
 		return errors.New(why)
 	}
 	return nil
+}
+
+// summary is the daemon's state in one line, for the service manager.
+func (s *state) summary() string {
+	names := make(map[string][]string)
+	for _, p := range s.load() {
+		names[p.State()] = append(names[p.State()], p.Name)
+	}
+	parts := []string{"no interface is attached"}
+	if attached := names["attached"]; len(attached) > 0 {
+		parts[0] = "attached: " + strings.Join(attached, ", ")
+	}
+	if detached := names["detached"]; len(detached) > 0 {
+		parts = append(parts, "cannot attach: "+strings.Join(detached, ", "))
+	}
+	if pending := names["pending"]; len(pending) > 0 {
+		parts = append(parts, "not there yet: "+strings.Join(pending, ", "))
+	}
+	if why := s.Status().Apart; why != "" {
+		first, _, _ := strings.Cut(why, "\n")
+		parts = append(parts, first)
+	}
+	return strings.Join(parts, "; ")
 }
 
 // apart is why the forwards are not as in the files.
