@@ -29,7 +29,7 @@ ip link add wan0 type veth peer name wan1
 ip link set wan0 up
 mkdir -p $work/fake $PREFIX/bin $PREFIX/lib/systemd/system
 cp $binary $PREFIX/bin/hairpin
-cp $root/cmd/hairpin/dist/hairpin.service $PREFIX/lib/systemd/system/
+cp $root/cmd/hairpin/dist/hairpin.service $root/cmd/hairpin/dist/hairpin-prepare.service $PREFIX/lib/systemd/system/
 mkdir -p $PREFIX/share/hairpin
 cp -r $root/cmd/hairpin/dist/fail2ban $root/cmd/hairpin/dist/crowdsec $PREFIX/share/hairpin/
 printf 'version = 1\n[interfaces]\nwan = ["wan0"]\n[metrics]\nlisten = ""\n' > $work/hairpin.toml
@@ -79,7 +79,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 start
 test -d /sys/fs/bpf/hairpin/datapath -a -e /var/lib/hairpin/generations/1.json -a -S /run/hairpin/control
 uninstall
-gone /var/lib/hairpin /sys/fs/bpf/hairpin $PREFIX/bin/hairpin $UNIT /proc/$(cat $work/daemon)/fd/0
+gone /var/lib/hairpin /sys/fs/bpf/hairpin $PREFIX/bin/hairpin $UNIT $PREFIX/lib/systemd/system/hairpin-prepare.service /proc/$(cat $work/daemon)/fd/0
 echo asked: && cat $work/asked
 uninstall # nothing to do is no error
 `)
