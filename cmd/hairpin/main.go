@@ -190,7 +190,7 @@ to reload, 5 lock not obtained, 128+N ended by signal N.`,
 		a.checkCommand(), a.diffCommand(), a.applyCommand(), a.confirmCommand(), a.rollbackCommand(), a.reloadCommand(), a.saveCommand(),
 		a.attachCommand(), a.detachCommand(), a.upgradeCommand(), a.statusCommand(),
 		a.explainCommand(), a.doctorCommand(),
-		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(),
+		a.forwardCommand(), a.connCommand(), a.denyCommand(), a.dnsCommand(), a.importCommand(),
 		a.traceCommand(), a.watchCommand(),
 		a.completionCommand(), a.versionCommand(), a.laterCommand(), a.prepareCommand(),
 	)

@@ -24,7 +24,7 @@ var layers = [][]string{
 	{"hairpin/cmd/hairpin/diagnose"},
 	{"hairpin/cmd/hairpin/gather"},
 	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
-	{"hairpin/cmd/hairpin/change", "hairpin/cmd/hairpin/explain"},
+	{"hairpin/cmd/hairpin/change", "hairpin/cmd/hairpin/explain", "hairpin/cmd/hairpin/importer"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
 	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record", "hairpin/test/coverage"},
@@ -71,6 +71,7 @@ var forbidden = []struct {
 	{"values know no kernel", "Deps", []string{"hairpin/maps/rule", "hairpin/maps/config"}, []string{"hairpin/bpf", "github.com/cilium/ebpf"}},
 	{"package maps alone opens maps", "Imports", []string{"hairpin/maps/layout", "hairpin/maps/compile", "hairpin/maps/metrics"}, []string{"github.com/cilium/ebpf"}},
 	{"values look at no machine", "Imports", []string{"hairpin/maps/rule", "hairpin/maps/config", "hairpin/maps/compile"}, []string{"os", "os/exec"}},
+	{"an import reads its input alone", "Imports", []string{"hairpin/cmd/hairpin/importer"}, []string{"os", "os/exec", "net", "github.com/vishvananda/netlink", "hairpin/loader"}},
 	{"what judges looks at no machine", "Imports", []string{"hairpin/cmd/hairpin/diagnose"}, []string{"os", "os/exec", "net", "github.com/vishvananda/netlink"}},
 	{"tests alone use fixtures", "Deps", []string{"hairpin/cmd/hairpin"}, []string{"hairpin/maps/mapstest", "hairpin/cmd/hairpin/router/routertest", "testing"}},
 	{"the command line and the daemon alone write a log", "Imports", []string{
@@ -78,6 +79,7 @@ var forbidden = []struct {
 		"hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router/...",
 		"hairpin/cmd/hairpin/diagnose", "hairpin/cmd/hairpin/gather", "hairpin/cmd/hairpin/explain",
 		"hairpin/cmd/hairpin/places", "hairpin/cmd/hairpin/detached", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/change",
+		"hairpin/cmd/hairpin/importer",
 	}, []string{"log/slog", "log"}},
 }
 

@@ -21,8 +21,12 @@ const header = "# Written by `hairpin save`, which replaces it as a whole.\n\n"
 
 // fileForwards is the content of a file in DropInDir.
 type fileForwards struct {
-	Version    int             `toml:"version"`
-	Forwards   []fileForward   `toml:"forward"`
+	Version int `toml:"version"`
+	fileTables
+}
+
+type fileTables struct {
+	Forwards   []fileForward   `toml:"forward,omitempty"`
 	Intercepts []fileIntercept `toml:"intercept,omitempty"`
 }
 
@@ -71,7 +75,20 @@ func Write(path string, forwards []rule.Forward) error {
 }
 
 func format(forwards []rule.Forward) ([]byte, error) {
-	file := fileForwards{Version: version}
+	file := fileForwards{Version: version, fileTables: tables(forwards)}
+	text := bytes.NewBufferString(header)
+	if err := toml.NewEncoder(text).Encode(file); err != nil {
+		return nil, err
+	}
+	return text.Bytes(), nil
+}
+
+// Table returns a forward or intercept as a table of a configuration file.
+func Table(f rule.Forward) ([]byte, error) {
+	return toml.Marshal(tables([]rule.Forward{f}))
+}
+
+func tables(forwards []rule.Forward) (file fileTables) {
 	for _, f := range forwards {
 		if f.Intercept {
 			file.Intercepts = append(file.Intercepts, fileIntercept{
@@ -103,11 +120,7 @@ func format(forwards []rule.Forward) ([]byte, error) {
 			Enabled:  enabled(f),
 		})
 	}
-	text := bytes.NewBufferString(header)
-	if err := toml.NewEncoder(text).Encode(file); err != nil {
-		return nil, err
-	}
-	return text.Bytes(), nil
+	return file
 }
 
 // enabled returns the value of the key: nil leaves the key out, which means true.
