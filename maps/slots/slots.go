@@ -56,8 +56,8 @@ func name(outer string, slot uint32, id ebpf.MapID) string {
 	return fmt.Sprintf("%s-%d-%d", outer, slot, id)
 }
 
-// parse is the inverse of name.
-func parse(name string) (outer string, slot uint32, id ebpf.MapID, ok bool) {
+// Parse returns what the name of a pin says. It is the inverse of Name.
+func Parse(name string) (outer string, slot uint32, id ebpf.MapID, ok bool) {
 	parts := strings.Split(name, "-")
 	if len(parts) != 3 {
 		return "", 0, 0, false
@@ -339,7 +339,7 @@ func (s *Slots) Sweep(outers map[string]*ebpf.Map) error {
 		return fmt.Errorf("look for pins of replaced maps: %w", err)
 	}
 	for _, entry := range entries {
-		outer, slot, id, ok := parse(entry.Name())
+		outer, slot, id, ok := Parse(entry.Name())
 		if !ok || outers[outer] == nil {
 			continue // of another version
 		}

@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -22,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"hairpin/loader/dirlock"
+	"hairpin/maps/slots"
 	"hairpin/test/home"
 	"hairpin/test/lab"
 )
@@ -80,7 +80,7 @@ func (t *trial) fewCapabilities(mode string) string {
 	start()
 	t.watch(n, hp)
 	c := t.newCrowd(10, n.Internet, n.Client)
-	rounds := t.count(1, 20)
+	rounds := t.choose(1, 2, 20)
 	for round := range rounds {
 		name := fmt.Sprintf("late%d", round)
 		run("forward add "+name+" tcp 8443 to "+lab.Server+":8080",
@@ -88,7 +88,14 @@ func (t *trial) fewCapabilities(mode string) string {
 			"explain in wan0 tcp 203.0.113.9:5000 to "+lab.External+":8443",
 			"forward disable "+name, "forward enable "+name, "forward replace "+name+" tcp 8444 to "+lab.Server+":8080",
 			"save", "deny add 203.0.113.77", "deny add 203.0.113.128/26", "deny show", "deny del 203.0.113.77 203.0.113.128/26",
-			"upgrade", "reload", "apply", "forward del "+name)
+			"upgrade", "reload", "apply", "forward del "+name, "save", "diff", "apply --confirm 60s", "confirm",
+			"forward disable dns", "rollback --list", "rollback",
+			"trace --for 100ms", "watch --interval 100ms --count 2", "watch conn --for 100ms")
+		doomed := home.Waiting(t.T, n.Guest)
+		run("conn flush client " + lab.Guest)
+		if err := hears(member{doomed, n.Guest.Name}); err != nil {
+			t.Errorf("conn flush: %v", err)
+		}
 		if home.Scrape(t.T, n, "hairpin_forward_connections_total") == 0 {
 			t.Error("no connections in the metrics")
 		}
@@ -138,22 +145,21 @@ func stale(t *trial, dir string) (count int) {
 // stale returns the number of pins of inner maps that are in no slot.
 func (o *objects) stale(dir string) (count int, err error) {
 	for _, name := range o.inner {
-		parts := strings.Split(name, "-") // OUTER-SLOT-ID
-		slot, err := strconv.ParseUint(parts[1], 10, 32)
-		if err != nil {
-			return 0, err
+		outerName, slot, pinned, ok := slots.Parse(name)
+		if !ok {
+			return 0, fmt.Errorf("%q is no name of a pin of an inner map", name)
 		}
-		outer, err := ebpf.LoadPinnedMap(filepath.Join(dir, "datapath/maps", parts[0]), nil)
+		outer, err := ebpf.LoadPinnedMap(filepath.Join(dir, "datapath/maps", outerName), nil)
 		if err != nil {
 			return 0, err
 		}
 		var id uint32
-		err = outer.Lookup(uint32(slot), &id)
+		err = outer.Lookup(slot, &id)
 		outer.Close()
 		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 			return 0, err
 		}
-		if strconv.Itoa(int(id)) != parts[2] {
+		if ebpf.MapID(id) != pinned {
 			count++
 		}
 	}
@@ -471,8 +477,8 @@ func listing(top string) string {
 // planted has a stranger set every trap, and then starts hairpin.
 func (t *trial) planted() (c attemptCount) {
 	t.Helper()
+	n := lab.NewNetwork(t)
 	for _, trap := range traps {
-		n := lab.NewNetwork(t)
 		hp := lab.NewHairpin(n.Router, home.Config("tc", home.Forwards))
 		dir := filepath.Dir(hp.Dir)
 		lair := filepath.Join(dir, "lair")
