@@ -198,18 +198,23 @@ func (n *floodNetwork) listen(port int) string {
 // serve starts the services behind the forwards, except the stream.
 func (n *floodNetwork) serve(t *testing.T) {
 	t.Helper()
-	n.Server.ServeTCP(n.listen(8080))
-	n.Server.ServeTCP(n.listen(8081))
+	n.Server.ServeTCPApart(n.listen(8080), n.listen(8081))
+	AnswerUDP(t, n.Server, 5353)
+	n.Server.AnswerUDP(n.listen(5354), slowAnswer)
+}
+
+// AnswerUDP makes a host send back each datagram to a port, until the test ends. A program in the kernel answers: a process would answer
+// late, when half-open connections have given way already.
+func AnswerUDP(t *testing.T, h *lab.Host, port uint16) {
+	t.Helper()
 	answerer, err := traffic.Load()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { answerer.Close() })
-	// A process would answer late, when half-open connections have given way already.
-	if err := n.Server.Do(func() error { return answerer.AnswerUDP(n.Server.Index("eth0"), 5353) }); err != nil {
+	if err := h.Do(func() error { return answerer.AnswerUDP(h.Index("eth0"), port) }); err != nil {
 		t.Fatal(err)
 	}
-	n.Server.AnswerUDP(n.listen(5354), slowAnswer)
 }
 
 // useNFT makes nftables translate, with conntrack as it is by default.
@@ -320,7 +325,6 @@ type floodConns struct {
 	stop         chan struct{}
 	running      sync.WaitGroup
 	lostActive   atomic.Int64
-	descriptors  int // of this process before
 }
 
 const (
@@ -343,7 +347,7 @@ func (n *floodNetwork) establish(t *testing.T, idle int) *floodConns {
 		idle = min(idle, mostIdle6)
 	}
 	conns := make([]*lab.Conn, idle+standingActive)
-	s := &floodConns{active: conns[:standingActive], idle: conns[standingActive:], stop: make(chan struct{}), descriptors: descriptors(t)}
+	s := &floodConns{active: conns[:standingActive], idle: conns[standingActive:], stop: make(chan struct{})}
 	t.Cleanup(s.close)
 	const parallel = 50
 	lab.Together(parallel, func(worker int) {
@@ -367,35 +371,12 @@ func (n *floodNetwork) establish(t *testing.T, idle int) *floodConns {
 	return s
 }
 
-// descriptors returns the number of this process's descriptors.
-func descriptors(t *testing.T) int {
-	t.Helper()
-	open, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return len(open)
-}
-
 func (s *floodConns) close() {
 	for _, c := range slices.Concat(s.active, s.idle) {
 		if c != nil {
 			c.Close()
 		}
 	}
-}
-
-// end closes the connections, and returns when the server has done so, too: it must hear of that while the router still translates. Otherwise
-// its descriptors are missing in the next flood.
-func (s *floodConns) end(t *testing.T) {
-	t.Helper()
-	s.close()
-	lab.Eventually(t, lab.Patience, func() error {
-		if now := descriptors(t); now > s.descriptors+len(s.idle)/10 {
-			return fmt.Errorf("%d descriptors are open, were %d before the connections", now, s.descriptors)
-		}
-		return nil
-	})
 }
 
 // standingSource is a host, and one of its addresses as DialTCP takes it.

@@ -32,22 +32,9 @@ func forget(c *net.TCPConn) error {
 // ServeForgetting accepts connections on an address of the host until the test ends, and forgets each at once.
 func (h *Host) ServeForgetting(address string) {
 	h.tb.Helper()
-	var listener net.Listener
-	h.must("listen on "+address, h.Do(func() (err error) {
-		listener, err = net.Listen(family("tcp", address), address)
-		return err
-	}))
-	h.tb.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			if err := forget(c.(*net.TCPConn)); err != nil {
-				h.tb.Errorf("%s: %v", h.Name, err)
-				return
-			}
+	h.listenTCP(address, net.ListenConfig{}, func(c *net.TCPConn) {
+		if err := forget(c); err != nil {
+			h.tb.Errorf("%s: %v", h.Name, err)
 		}
-	}()
+	})
 }

@@ -16,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -30,6 +31,10 @@ const isolated = "HAIRPIN_LAB=isolated"
 func Main(m interface{ Run() int }) {
 	if path := os.Getenv(stepsSocket); path != "" {
 		fmt.Fprintln(os.Stderr, "run a program by steps:", stepped(path))
+		os.Exit(1)
+	}
+	if addresses := os.Getenv(apartAddresses); addresses != "" {
+		fmt.Fprintln(os.Stderr, "serve in a process of its own:", serveApart(strings.Fields(addresses)))
 		os.Exit(1)
 	}
 	if err := isolate(); err != nil {

@@ -62,24 +62,36 @@ func (h *Host) ServeSilentTCP(address string) {
 
 func (h *Host) serveTCP(address string, config net.ListenConfig) {
 	h.tb.Helper()
+	h.listenTCP(address, config, serveConn)
+}
+
+// listenTCP listens on an address of the host until the test ends, and calls handle for each connection.
+func (h *Host) listenTCP(address string, config net.ListenConfig, handle func(*net.TCPConn)) {
+	h.tb.Helper()
 	var listener net.Listener
 	h.must("listen on "+address, h.Do(func() (err error) {
 		listener, err = config.Listen(context.Background(), family("tcp", address), address)
 		return err
 	}))
 	h.tb.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			c, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer c.Close()
-				serve(c)
-			}()
+	go acceptAll(listener, handle)
+}
+
+// acceptAll calls handle for each connection, each in a goroutine of its own, until the listener is closed.
+func acceptAll(listener net.Listener, handle func(*net.TCPConn)) {
+	for {
+		c, err := listener.Accept()
+		if err != nil {
+			return
 		}
-	}()
+		go handle(c.(*net.TCPConn))
+	}
+}
+
+// serveConn answers the requests of a connection until its peer ends.
+func serveConn(c *net.TCPConn) {
+	defer c.Close()
+	_ = serve(c)
 }
 
 func serve(c net.Conn) error {

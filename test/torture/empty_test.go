@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"hairpin/test/floods"
 	"hairpin/test/home"
 	"hairpin/test/lab"
 )
@@ -39,7 +40,7 @@ const scrapePause = 100 * time.Millisecond
 
 func empty(t *trial) figures {
 	// Filling takes less time than the timeout, on a busy machine, too.
-	maxConnections, timeout := t.size(16_384, 131_072), time.Duration(t.size(int(10*time.Second), int(time.Minute)))
+	maxConnections, timeout := t.size(16_384, 131_072), time.Duration(t.choose(int(10*time.Second), int(30*time.Second), int(time.Minute)))
 	n := lab.NewNetwork(t)
 	hp := t.start(n, "tc", fmt.Sprintf("max_connections = %d\n[timeouts]\ntcp_established = %[2]q\ntcp_transitory = %[2]q\nudp = %[2]q\nport_hold = \"1s\"\n",
 		maxConnections, timeout)+home.Forwards)
@@ -113,7 +114,7 @@ func (t *trial) fillTCP(n *lab.Network, count int) {
 // fillRest fills the places of a table that no TCP connection may have, and those of half-open TCP connections.
 func (t *trial) fillRest(n *lab.Network, maxConnections int) {
 	t.Helper()
-	t.answerUDP(n)
+	floods.AnswerUDP(t.T, n.Server, flowTarget)
 	for protocol, port := range map[uint8]uint16{unix.IPPROTO_UDP: 53, unix.IPPROTO_TCP: 80} {
 		f := lab.Flood{Protocol: protocol, To: netip.AddrPortFrom(home.ExternalAddress, port), Rate: 50_000}
 		if _, err := n.Internet.SendFlood("eth0", n.Router.HardwareAddr("wan0"), f, func(sent int) bool { return sent >= maxConnections/2 }); err != nil {

@@ -17,11 +17,11 @@ var flood = scenario{
 }
 
 func floodOften(t *trial) figures {
-	s := floods.Setup{Idle: t.size(1000, min(10_000, t.descriptors()/2-floodOthers)), Start: t.startSqueezed}
+	s := floods.Setup{Idle: t.size(1000, min(10_000, t.descriptors()-floodOthers)), Start: t.startSqueezed}
 	var rows []floods.Row
 	cases := floods.Short()
-	if t.scale != short {
-		cases = floods.Medium()
+	if t.scale == hours {
+		cases = floods.All()
 	}
 	for i, c := range cases {
 		rows = append(rows, c.Run(t.T, s)...)
@@ -52,5 +52,6 @@ func (t *trial) startSqueezed(part *testing.T, n *lab.Network, hp *lab.Hairpin) 
 	return end
 }
 
-// floodOthers is the number of connections that this process has besides the idle ones: the active ones, the new clients', the flood's.
+// floodOthers is the number of descriptors that this process needs besides those of the idle connections: the active connections, the new
+// clients', the flood's.
 const floodOthers = 2000

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"hairpin/test/bench/traffic"
+	"hairpin/test/floods"
 	"hairpin/test/home"
 	"hairpin/test/lab"
 )
@@ -24,26 +24,13 @@ type flow struct {
 	rate int // datagrams a second
 }
 
-// flowPort is the port of the forward "dns" in home.Forwards.
-const flowPort = 53
-
-// answerUDP makes the target of the forward "dns" send each datagram back.
-func (t *trial) answerUDP(n *lab.Network) {
-	t.Helper()
-	answerer, err := traffic.Load()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { answerer.Close() })
-	if err := n.Server.Do(func() error { return answerer.AnswerUDP(n.Server.Index("eth0"), 5353) }); err != nil {
-		t.Fatal(err)
-	}
-}
+// flowPort is the port of the forward "dns" in home.Forwards, flowTarget the port of its target.
+const flowPort, flowTarget = 53, 5353
 
 // newFlow prepares a flow of a rate in datagrams a second, and opens its connections.
 func (t *trial) newFlow(n *lab.Network, rate int) *flow {
 	t.Helper()
-	t.answerUDP(n)
+	floods.AnswerUDP(t.T, n.Server, flowTarget)
 	// Only translated answers count. They do not go on to the Internet host's IP stack, which has no socket for them.
 	n.Internet.RunInput(fmt.Sprintf(`table netdev arrivals {
 		counter answers { }

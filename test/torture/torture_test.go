@@ -66,20 +66,13 @@ const (
 const longer = 10
 
 // count returns a number of rounds: the hours have more of them.
-func (s scale) count(inShort, inFull int) int {
-	if s == hours {
-		inFull *= longer
-	}
-	return s.size(inShort, inFull)
-}
+func (s scale) count(inShort, inFull int) int { return s.choose(inShort, inFull, inFull*longer) }
+
+// choose returns the number for this length.
+func (s scale) choose(inShort, inFull, inHours int) int { return [...]int{inShort, inFull, inHours}[s] }
 
 // size returns a number that does not grow with the hours, such as how many connections there are at the same time.
-func (s scale) size(inShort, inFull int) int {
-	if s == short {
-		return inShort
-	}
-	return inFull
-}
+func (s scale) size(inShort, inFull int) int { return s.choose(inShort, inFull, inFull) }
 
 // time returns a duration, which grows with the hours.
 func (s scale) time(inShort, inFull time.Duration) time.Duration {

@@ -72,11 +72,11 @@ const (
 	upgradeFlow      = 5_000 // datagrams a second
 )
 
-// newStream opens connections and uses each of them all the time: 10,000, or as many as this process may have both ends of. A third
-// comes from the LAN: a LAN client that appears as the router has one of 4,536 source ports.
+// newStream opens connections and uses each of them all the time: 10,000, or as many as this process may have. A third comes from the
+// LAN: a LAN client that appears as the router has one of 4,536 source ports.
 func (t *trial) newStream(n *lab.Network) *crowd {
 	t.Helper()
-	c := t.newCrowd(min(t.size(200, 10_000), t.descriptors()/2), n.Internet, n.Internet, n.Client)
+	c := t.newCrowd(min(t.size(200, 10_000), t.descriptors()), n.Internet, n.Internet, n.Client)
 	c.stream(time.Duration(t.size(1, 4)) * time.Second)
 	return c
 }
@@ -86,7 +86,7 @@ func (t *trial) upgradeIn(mode string, b builds) string {
 	t.Helper()
 	n := lab.NewNetwork(t)
 	n.SetOffloads(home.OffloadsFor(mode))
-	n.Server.ServeTCP(":8080")
+	n.Server.ServeTCPApart(":8080")
 	hp := t.start(n, mode, home.Forwards)
 	strangers := []*lab.Sieve{
 		n.Internet.WatchStrangers("eth0", home.ExternalAddress), n.Client.WatchStrangers("eth0", home.ExternalAddress),
@@ -163,12 +163,12 @@ func (t *trial) refuses(hp *lab.Hairpin, binary string) {
 func (t *trial) upgradeNFT() string {
 	t.Helper()
 	n := lab.NewNetwork(t)
-	n.Server.ServeTCP(":8080")
+	n.Server.ServeTCPApart(":8080")
 	useNFT(n.Router)
 	f := t.newFlow(n, upgradeFlow)
 	c := t.newStream(n)
 	r := f.begin()
-	replaced := t.count(4, 120)
+	replaced := t.choose(4, 30, 120)
 	for range replaced {
 		n.Router.RunInput("flush table ip nat\n"+nftForwards, "nft", "-f", "-")
 		c.advance(len(c.conns) / 10)
