@@ -162,7 +162,7 @@ func (t *trial) changeForGood(mode string) (told, untold int) {
 		if !change.ends {
 			continue
 		}
-		for round := range t.count(1, 5) {
+		for round := range t.count(1, 3) {
 			when := fmt.Sprintf("%s, %s, round %d", mode, change.name, round)
 			c := t.newCrowd(20, n.Internet, n.Client)
 			t.quiet(n)

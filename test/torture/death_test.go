@@ -35,10 +35,10 @@ var deaths = []struct {
 	do     func(d *dying)
 	after  func(d *dying)
 }{
-	{"kill -9", 3, 2 * time.Second, func(d *dying) { d.hp.Kill() }, (*dying).restart},
-	{"SIGSTOP", 1, 30 * time.Second, func(d *dying) { d.hp.Signal(unix.SIGSTOP) }, func(d *dying) { d.hp.Signal(unix.SIGCONT) }},
-	{"OOM kill", 3, 2 * time.Second, (*dying).exhaust, (*dying).restart},
-	{"crash", 3, 2 * time.Second, func(d *dying) {
+	{"kill -9", 2, time.Second, func(d *dying) { d.hp.Kill() }, (*dying).restart},
+	{"SIGSTOP", 1, 12 * time.Second, func(d *dying) { d.hp.Signal(unix.SIGSTOP) }, func(d *dying) { d.hp.Signal(unix.SIGCONT) }},
+	{"OOM kill", 1, time.Second, (*dying).exhaust, (*dying).restart},
+	{"crash", 1, time.Second, func(d *dying) {
 		d.hp.Signal(unix.SIGSEGV)
 		d.hp.Gone()
 	}, (*dying).restart},

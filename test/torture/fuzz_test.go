@@ -21,10 +21,7 @@ const fuzzSeed = 1
 
 // mutate runs TestMutations, which needs single runs of the programs instead of a network.
 func mutate(t *trial) figures {
-	executions := t.count(120_000, 2_000_000)
-	if t.scale == hours {
-		executions = 500_000_000
-	}
+	executions := t.choose(120_000, 500_000, 500_000_000)
 	run := exec.CommandContext(t.Context(), "go", "test", "-count=1", "-v", "-timeout=0", "-run=^TestMutations$", "hairpin/test/program",
 		"-args", "-executions="+strconv.Itoa(executions), "-seed="+strconv.Itoa(fuzzSeed))
 	began := time.Now()

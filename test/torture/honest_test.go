@@ -36,8 +36,8 @@ func openOften(t *trial) figures {
 	for _, mode := range t.modes() {
 		n := t.newHonest(mode)
 		// More connections come than there are places, so each place is used again.
-		t.start(n.Network, mode, fmt.Sprintf("max_connections = %d\n", t.size(16_384, 131_072))+home.Forwards)
-		c := n.openFor(t, t.time(10*time.Second, time.Minute/time.Duration(len(t.modes()))))
+		t.start(n.Network, mode, fmt.Sprintf("max_connections = %d\n", t.choose(16_384, 16_384, 131_072))+home.Forwards)
+		c := n.openFor(t, honestTime(t))
 		t.none(c.refused, fmt.Sprintf("of %d new connections did not open, %s", c.tried, mode))
 		if t.scale != short && c.rate < honestLeast {
 			t.Errorf("%d new connections a second, want at least %d, %s", c.rate, honestLeast, mode)
@@ -49,6 +49,11 @@ func openOften(t *trial) figures {
 		useNFT(n.Router)
 		return n.openFor(t, 10*time.Second).String()
 	})}
+}
+
+// honestTime is how long connections come in each mode.
+func honestTime(t *trial) time.Duration {
+	return time.Duration(t.choose(10, 15, 600)) * time.Second
 }
 
 // openFor opens honestRate connections a second for a time, and returns what it has counted.

@@ -27,8 +27,8 @@ const (
 )
 
 func soakLong(t *trial) figures {
-	every := [...]time.Duration{short: 4 * time.Second, full: 20 * time.Second, hours: time.Minute}[t.scale]
-	rate, changes := t.size(200, honestRate), int(t.time(16*time.Second, 3*time.Minute)/every)
+	every := time.Duration(t.choose(4, 15, 60)) * time.Second
+	rate, changes := t.size(200, honestRate), t.choose(2, 5, 24*60)
 	n := t.newHonest("tc")
 	s := &soaking{t, n, lab.NewHairpin(n.Router, ""), t.size(16_384, 131_072)}
 	s.hp.Write(s.config(0))

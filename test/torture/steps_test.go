@@ -217,7 +217,7 @@ func kindOf(step lab.Step) string { return fmt.Sprint(step.Call, step.BPF) }
 
 // choose returns disturbances for the steps of a command. The long form kills at each step that changes something, and lets it fail; of
 // the other steps every twentieth fails. The full form takes an even spread of these steps, and kills and faults in turn. The short form
-// takes two steps that decide: the middle one fails, and a kill comes at the last one.
+// takes one step that decides: of one command the middle one fails, of the next a kill comes at the last one.
 func (s *stepping) choose(all []lab.Step) (list []disturbance) {
 	seen := make(map[string]int)
 	var fates [][]disturbance // of each step
@@ -240,7 +240,10 @@ func (s *stepping) choose(all []lab.Step) (list []disturbance) {
 	s.steps += len(list)
 	switch s.t.scale {
 	case short:
-		return []disturbance{fates[len(fates)/2][1], fates[len(fates)-1][0]}
+		if s.faults > s.kills {
+			return fates[len(fates)-1][:1]
+		}
+		return fates[len(fates)/2][1:]
 	case full:
 		return spread(fates, min(fullSteps, len(list)))
 	default:
@@ -261,7 +264,7 @@ func spread(fates [][]disturbance, count int) (some []disturbance) {
 
 // A full form with kills only would prove nothing about faults.
 func TestSpread(t *testing.T) {
-	for _, steps := range []int{1, 25, 26, 51, 52, 102, 153, 500} {
+	for _, steps := range []int{1, 5, 6, 11, 12, 22, 33, 153, 500} {
 		var fates [][]disturbance
 		for i := range steps {
 			fates = append(fates, []disturbance{{"step", i, lab.Killed}, {"step", i, lab.Fate(unix.EPERM)}})
@@ -284,7 +287,7 @@ func TestSpread(t *testing.T) {
 }
 
 // fullSteps is the number of disturbances of a command in the full form.
-const fullSteps = 51
+const fullSteps = 11
 
 // disturb runs the command with a disturbance, and looks at what it leaves.
 func (s *stepping) disturb(o ordeal, d disturbance, before, after state) {

@@ -30,7 +30,7 @@ func unmountOften(t *trial) figures {
 		hp := t.start(n, mode, home.Forwards)
 		f, c := t.newFlow(n, upgradeFlow), t.newCrowd(100, n.Internet, n.Client)
 		r := f.begin()
-		rounds := t.count(1, 10)
+		rounds := t.choose(1, 5, 50)
 		for i := range rounds {
 			t.unmount(hp, i)
 			t.progress(i+1, rounds, "unmounts, "+mode)
