@@ -22,7 +22,7 @@ BASE ?=
 # check asks this database of vulnerabilities, a URL; empty: that of govulncheck.
 VULNDB ?=
 
-# torture runs for hours instead of minutes.
+# torture runs for two days instead of 20 minutes.
 LONG ?=
 
 # For test-kernels: 5.10, 6.1, 6.12, backports, newest; empty: all.
@@ -51,8 +51,8 @@ help:
 	@echo "sudo make conformance   the checks of five RFCs; writes test/conformance/CONFORMANCE.md"
 	@echo "sudo make devices   kinds of devices, by family, mode and path; writes test/devices/DEVICES.md"
 	@echo "sudo make floods    clients during floods, with hairpin and with nftables; half an hour; writes test/floods/FLOODS.md"
-	@echo "sudo make torture   floods, death, upgrades, writers, changes under load, with a figure for each promise; an hour;"
-	@echo "                    writes test/TORTURE.md; LONG=1: hours"
+	@echo "sudo make torture   floods, death, upgrades, writers, changes under load, with a figure for each promise; 20 minutes;"
+	@echo "                    writes test/TORTURE.md; LONG=1: two days"
 	@echo "sudo make bench     compares hairpin with nftables and the bare hooks; 15 minutes; writes test/bench/results"
 	@echo "sudo make bench-short   a short form of bench; two minutes; writes bin/bench"
 	@echo "sudo make bench-run     time of one run of each program; BASE=object, tree or revision: compares with it"
@@ -96,7 +96,7 @@ floods: root deps
 	$(GO) test -count=1 -timeout 2h -run '^TestFloods$$' ./test/floods -args -rewrite; status=$$?; cat test/floods/FLOODS.md; exit $$status
 
 torture: root deps
-	$(GO) test -count=1 -v -timeout $(if $(LONG),0,3h) -run '^TestTorture$$' ./test/torture -args -rewrite $(if $(LONG),-long)
+	$(GO) test -count=1 -v -timeout $(if $(LONG),0,1h) -run '^TestTorture$$' ./test/torture -args -rewrite $(if $(LONG),-long)
 
 fuzz: root deps
 	$(GO) test -count=1 -v -timeout 0 -run '^$(if $(BASE),TestDifferential,TestMutations)$$' ./test/program -args -executions=$(MUTATIONS) -seed=$(SEED) \

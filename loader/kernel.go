@@ -72,6 +72,8 @@ func explain(err error) error {
 	case isVerifierError(err):
 		// The verifier returns EACCES for a program that it rejects; no privilege is missing.
 		return err
+	case !hasCapability(unix.CAP_SYS_ADMIN):
+		return fmt.Errorf("%w: %w: needs CAP_SYS_ADMIN, or a security module, lockdown or container refuses it", ErrPermission, err)
 	}
 	return fmt.Errorf("%w: %w: a security module, lockdown or container refuses it", ErrPermission, err)
 }

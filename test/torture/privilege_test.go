@@ -28,7 +28,7 @@ import (
 
 var privilege = scenario{
 	number: 9, name: "Privilege",
-	demanded: "a user, also with CAP_NET_ADMIN, cannot read, write or pre-create pins, sockets, files or the lock; every command and the daemon work with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON alone",
+	demanded: "a user, also with CAP_NET_ADMIN, cannot read, write or pre-create pins, sockets, files or the lock; the daemon and every command work with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON alone, except trace and watch conn, which say that they need CAP_SYS_ADMIN",
 	run:      privileges,
 }
 
@@ -60,6 +60,7 @@ func (t *trial) fewCapabilities(mode string) string {
 	few := hp.Under(threeCapabilities...)
 	tried, failed := 0, 0
 	run := func(commands ...string) {
+		t.Helper()
 		for _, command := range commands {
 			tried++
 			r, err := few.Try(strings.Fields(command)...)
@@ -90,7 +91,7 @@ func (t *trial) fewCapabilities(mode string) string {
 			"save", "deny add 203.0.113.77", "deny add 203.0.113.128/26", "deny show", "deny del 203.0.113.77 203.0.113.128/26",
 			"upgrade", "reload", "apply", "forward del "+name, "save", "diff", "apply --confirm 60s", "confirm",
 			"forward disable dns", "rollback --list", "rollback",
-			"trace --for 100ms", "watch --interval 100ms --count 2", "watch conn --for 100ms")
+			"watch --interval 100ms --count 2")
 		doomed := home.Waiting(t.T, n.Guest)
 		run("conn flush client " + lab.Guest)
 		if err := hears(member{doomed, n.Guest.Name}); err != nil {
@@ -98,6 +99,12 @@ func (t *trial) fewCapabilities(mode string) string {
 		}
 		if home.Scrape(t.T, n, "hairpin_forward_connections_total") == 0 {
 			t.Error("no connections in the metrics")
+		}
+		// They attach to the running programs, whose types the kernel shows only to CAP_SYS_ADMIN (BPF_BTF_GET_FD_BY_ID).
+		for _, command := range [][]string{{"trace", "--for", "100ms"}, {"watch", "conn", "--for", "100ms"}} {
+			if said := few.Fail(2, command...); !strings.Contains(said, "needs CAP_SYS_ADMIN") {
+				t.Errorf("hairpin %s with three capabilities says %q", command, said)
+			}
 		}
 		few.Stop()
 		t.forgets(hp, few)

@@ -18,7 +18,7 @@ import (
 	"hairpin/test/record"
 )
 
-var long = flag.Bool("long", false, "with -rewrite: hours instead of minutes")
+var long = flag.Bool("long", false, "with -rewrite: two days instead of 20 minutes")
 
 // scenario is a promise, and the ordeal that proves it. Each scenario is in a file of its own.
 type scenario struct {
@@ -140,7 +140,7 @@ func tortureReport(s scale, rows []row) string {
 const torturePreface = `# Torture
 
 This table shows what hairpin promises, and what was counted when the promise was put to the test. ` + "`make torture`" + ` measures and writes
-this file. ` + "`make torture LONG=1`" + ` does the same for hours. ` + "`make test`" + ` runs a short form of every scenario, and fails if a promise does not hold.
+this file. ` + "`make torture LONG=1`" + ` does the same for two days. ` + "`make test`" + ` runs a short form of every scenario, and fails if a promise does not hold.
 Where nftables has something equal, it goes through the same ordeal in the same network: DNAT and masquerade, with the default settings of
 conntrack. These figures are from Linux %s, %d CPUs, %s.
 
