@@ -31,6 +31,7 @@ printed. Nothing on the machine is read or changed. FILE - is standard input.
 
 FORMAT is
   nft        the output of "nft -j list ruleset"
+  iptables   the output of iptables-save, of ip6tables-save, or of both
 
 Comments in the file say what could not be translated, with the place and the reason,
 and how to remove the rules that hairpin replaces. A rule is translated only if

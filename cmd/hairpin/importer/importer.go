@@ -35,6 +35,7 @@ var readers = []struct {
 	read   reader
 }{
 	{"nft", readNFT},
+	{"iptables", readIPTables},
 }
 
 // Formats returns the names of the formats.

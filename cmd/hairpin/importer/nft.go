@@ -186,6 +186,9 @@ func (r *nftReader) steps(n *nftRule) []step {
 	case "ip6":
 		d.steps[0].match.family = 6
 	}
+	if n.Chain == dockerChain {
+		d.steps[0].byDocker()
+	}
 	// A verdict is the last statement of a rule.
 	for _, e := range n.Expr {
 		for kind, body := range e {
@@ -258,12 +261,24 @@ func (d *nftDecoder) take(kind string, body json.RawMessage) {
 	case "dnat", "snat", "redirect", "masquerade":
 		d.nat(kind, body)
 	case "xt":
-		d.each(func(s *step) {
-			s.verdict, s.action = translates, otherNAT
-			s.problems = join(s.problems, []string{"iptables-nft made it, and nft does not show what it does; import the output of iptables-save, too"})
-		})
+		d.xt(body)
 	default:
 		d.other(fmt.Sprintf("the statement %s", compact(kind, body)))
+	}
+}
+
+// xt reads an extension of iptables, of which nft knows the name alone.
+func (d *nftDecoder) xt(body json.RawMessage) {
+	var x struct{ Type, Name string }
+	_ = json.Unmarshal(body, &x)
+	switch {
+	case x.Type == "match" && x.Name != "comment":
+		d.other(compact("xt", body))
+	case x.Type == "target" && !slices.Contains([]string{"LOG", "NFLOG", "MARK", "CONNMARK", "TRACE"}, x.Name):
+		d.each(func(s *step) {
+			s.verdict, s.action = translates, otherNAT
+			s.problems = join(s.problems, []string{"iptables made it, and nft does not show what it does; import the output of iptables-save instead"})
+		})
 	}
 }
 

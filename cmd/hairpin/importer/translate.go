@@ -428,6 +428,7 @@ func sources(n networks, v6 bool) (list []netip.Prefix, err error) {
 	if len(left) == 0 {
 		return nil, errors.New("it leaves out all of its clients")
 	}
+	slices.SortFunc(left, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
 	return left, nil
 }
 
