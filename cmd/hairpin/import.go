@@ -32,6 +32,8 @@ printed. Nothing on the machine is read or changed. FILE - is standard input.
 FORMAT is
   nft        the output of "nft -j list ruleset"
   iptables   the output of iptables-save, of ip6tables-save, or of both
+  uci        the output of "uci export firewall" of OpenWrt; with "uci export network"
+             behind it, the interfaces are known, too
 
 Comments in the file say what could not be translated, with the place and the reason,
 and how to remove the rules that hairpin replaces. A rule is translated only if

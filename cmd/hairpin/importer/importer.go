@@ -36,6 +36,7 @@ var readers = []struct {
 }{
 	{"nft", readNFT},
 	{"iptables", readIPTables},
+	{"uci", readUCI},
 }
 
 // Formats returns the names of the formats.

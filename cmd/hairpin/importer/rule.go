@@ -59,7 +59,6 @@ type Rule struct {
 	until   int          // of pass: the index of the first rule that sees the packet again
 
 	reflect  rule.Reflect // of a format that says so; "": what the other rules do
-	serves   bool         // LAN clients are served though match has only a WAN: reflect is not off
 	problems []string     // why it cannot be translated
 	notes    []string     // what is lost by the translation
 }

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"hairpin/maps/rule"
 )
 
 // sides are the interfaces of the router, by their side, with the reason.
@@ -67,7 +69,7 @@ func findSides(f *found, o Options) *sides {
 
 // add adds a name to a side, unless it is there or on the other side.
 func (s *sides) add(side *[]string, name, why string) {
-	if slices.Contains(s.wan, name) || slices.Contains(s.lan, name) || strings.HasSuffix(name, "*") || name == "lo" {
+	if slices.Contains(s.wan, name) || slices.Contains(s.lan, name) || strings.HasSuffix(name, "*") || name == "lo" || rule.CheckInterfaceName(name) != nil {
 		return
 	}
 	*side = append(*side, name)
@@ -79,6 +81,9 @@ func (s *sides) add(side *[]string, name, why string) {
 		s.why = append(s.why, fmt.Sprintf("%s is in %s because %s", name, word, why))
 	}
 }
+
+// Names that stand for all interfaces of a side, for formats that know sides, but no interfaces. No interface has such a name.
+const everyWAN, everyLAN = "/wan", "/lan"
 
 // incoming is what a condition about the incoming interface means.
 type incoming struct {
@@ -99,7 +104,18 @@ func (s *sides) incoming(n names) (in incoming) {
 		}
 		return in
 	}
+	allWAN, allLAN := false, false
 	for _, pattern := range n.only {
+		switch pattern {
+		case everyWAN:
+			in.wan, allWAN = s.wan, true
+			continue
+		case everyLAN:
+			if in.lan, allLAN = s.lan, true; len(s.lan) == 0 {
+				in.problem = "the rules do not show which interfaces lead to a LAN: name them by --lan"
+			}
+			continue
+		}
 		found := false
 		for _, name := range s.wan {
 			if nameMatches(pattern, name) && !slices.Contains(n.not, name) {
@@ -121,8 +137,8 @@ func (s *sides) incoming(n names) (in incoming) {
 			in.problem = fmt.Sprintf("the rules do not show whether %s leads to the Internet or to a LAN: say --wan %s or --lan %s", pattern, pattern, pattern)
 		}
 	}
-	in.everyWAN = len(s.wan) > 0 && len(in.wan) == len(s.wan)
-	in.everyLAN = len(s.lan) > 0 && len(in.lan) == len(s.lan)
+	in.everyWAN = allWAN || len(s.wan) > 0 && len(in.wan) == len(s.wan)
+	in.everyLAN = allLAN || len(s.lan) > 0 && len(in.lan) == len(s.lan)
 	return in
 }
 

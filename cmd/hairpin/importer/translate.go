@@ -282,7 +282,7 @@ func oneToOneTargets(r *Rule) ([]target, error) {
 // routerAddr returns where a redirect leads.
 func (t *translator) routerAddr(r *Rule) (netip.Addr, error) {
 	in := t.incoming(r.match.in)
-	if r.match.in.only == nil || len(in.wan) > 0 || in.problem != "" {
+	if r.match.in.only == nil || len(in.wan) > 0 || in.everyWAN || in.problem != "" {
 		if in.problem != "" {
 			return netip.Addr{}, errors.New(in.problem)
 		}
@@ -314,7 +314,7 @@ func (t *translator) forwards(r *Rule, at target) (list []candidate, err error) 
 	if in.problem != "" {
 		return nil, errors.New(in.problem)
 	}
-	onlyLAN := m.in.only != nil && len(in.wan) == 0
+	onlyLAN := m.in.only != nil && len(in.wan) == 0 && !in.everyWAN
 	if onlyLAN && dest.only == nil && !m.local {
 		c, err := t.intercept(f, r, in)
 		return []candidate{c}, err
@@ -325,7 +325,7 @@ func (t *translator) forwards(r *Rule, at target) (list []candidate, err error) 
 	if f.From, err = sources(m.source, at.addr.Is6()); err != nil {
 		return nil, err
 	}
-	served := m.in.only == nil && (in.everyLAN || len(in.lan) > 0) || len(in.lan) > 0 || r.serves
+	served := m.in.only == nil && (in.everyLAN || len(in.lan) > 0) || len(in.lan) > 0
 	externals := []rule.External{{}}
 	if !onlyLAN || dest.only != nil {
 		if externals, err = t.externals(dest, in, at.addr.Is6()); err != nil {
