@@ -15,6 +15,7 @@ const bareBytes = 2_000_000
 // TestBarePackets: an interface whose packets have no Ethernet header, as PPP's, WireGuard's and
 // tun's, is a WAN, a LAN, or both, and mixes with any other.
 func TestBarePackets(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name      string
 		wan, lan1 bool

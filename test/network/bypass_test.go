@@ -49,6 +49,7 @@ func TestWhatNetfilterDoesNotSee(t *testing.T) {
 // TestRoutesHold: routes and rules that send a client or a target nowhere keep connections from being opened, and end those there are
 // within the time of a next hop.
 func TestRoutesHold(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork6(t)
 		n.SetOffloads(home.OffloadsFor(mode))

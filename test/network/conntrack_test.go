@@ -394,6 +394,7 @@ seccomp_sandbox=NO
 // TestRouterBesideOneToOne: the router renews its lease, pings, asks for the time and is told of errors though every port of its
 // address is forwarded. All else comes to the server.
 func TestRouterBesideOneToOne(t *testing.T) {
+	t.Parallel()
 	for _, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {
 			n := lab.NewNetwork6(t)

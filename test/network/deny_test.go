@@ -66,6 +66,7 @@ func (c client) isServed(t *testing.T, when string) {
 
 // TestDenied: a denied source opens nothing, and its connections end at once. Nobody else notices.
 func TestDenied(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork6(t)
 		n.SetOffloads(home.OffloadsFor(mode))
@@ -118,6 +119,7 @@ func denied(t *testing.T, hp *lab.Hairpin) map[string]bool {
 // TestDenialEndsByItself: at its time, whether a daemon runs or not. A shorter time within a network that is denied
 // for longer changes nothing.
 func TestDenialEndsByItself(t *testing.T) {
+	t.Parallel()
 	n := lab.NewNetwork6(t)
 	n.Server.ServeTCP(":8080")
 	n.Server.ServeTCP("[::]:8080")
@@ -310,6 +312,7 @@ func hairpinOnPath(t *testing.T, hp *lab.Hairpin) string {
 
 // TestFail2banBans: fail2ban bans who fails at the server's log, and lets them in again.
 func TestFail2banBans(t *testing.T) {
+	t.Parallel()
 	n := lab.NewNetwork6(t)
 	n.Server.ServeTCP(":8080")
 	n.Server.ServeTCP("[::]:8080")
@@ -383,6 +386,7 @@ func TestFail2banBans(t *testing.T) {
 
 // TestCrowdSecBans: the script does what CrowdSec's custom bouncer asks it for.
 func TestCrowdSecBans(t *testing.T) {
+	t.Parallel()
 	n := lab.NewNetwork6(t)
 	n.Server.ServeTCP(":8080")
 	n.Server.ServeTCP("[::]:8080")

@@ -20,6 +20,7 @@ const silent = "[icmp]\nrefuse = []\n"
 // TestBothSidesHearTheEnd: client and server of an ended TCP connection get a RST, whatever icmp.refuse says. A client on the
 // Internet gets no RST from an address that the router no longer has.
 func TestBothSidesHearTheEnd(t *testing.T) {
+	t.Parallel()
 	ends := []struct {
 		name  string
 		hears bool // the Internet's client

@@ -48,6 +48,7 @@ var endings = []ending{
 
 // TestEndedAreTold: when a connection ends, a side that waits for the other side gets a RST at once, without sending anything.
 func TestEndedAreTold(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tc", "xdp"} {
 		for _, e := range endings {
 			t.Run(mode+", "+e.name, func(t *testing.T) { endedAreTold(t, mode, e) })
@@ -99,6 +100,7 @@ func noneEstablished(server *lab.Host, peer string) error {
 // TestOthersAreToldOfTheirEnd: the router's own processes get the RST, too. Clients of UDP get an ICMP error for their next
 // datagram.
 func TestOthersAreToldOfTheirEnd(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tc", "xdp"} {
 		t.Run(mode, func(t *testing.T) {
 			n := lab.NewNetwork(t)

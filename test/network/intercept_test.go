@@ -114,6 +114,7 @@ except = [%q, %q]
 // TestIntercept: whatever name server a LAN client asks, the target answers, and the answer's source is the address that the client
 // asked. Other clients and other packets are not redirected.
 func TestIntercept(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tc", "xdp"} {
 		for _, to := range []struct{ who, target, target6, seen, seen6 string }{
 			{"router", lab.RouterLAN, lab.RouterLAN6, lab.RouterLAN, lab.RouterLAN6},

@@ -51,6 +51,7 @@ func countedIPsec(t *testing.T, n *lab.Network, before float64) {
 // TestIPsecTarget: nothing for a target that a policy protects leaves unencrypted. Each command that takes the forward
 // warns. A policy that is removed, and one that lets the packets pass before it, protect nothing.
 func TestIPsecTarget(t *testing.T) {
+	t.Parallel()
 	for _, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {
 			n := lab.NewNetwork6(t)

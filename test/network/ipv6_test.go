@@ -270,6 +270,7 @@ func iperf6(t *testing.T, from *lab.Host, flags []string) {
 
 // TestAddressReplaced6: forwards follow the WAN's addresses, as after a night with another prefix.
 func TestAddressReplaced6(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tc", "xdp"} {
 		n := lab.NewNetwork6(t)
 		n.SetOffloads(home.OffloadsFor(mode))

@@ -70,6 +70,7 @@ func moveServer(n *lab.Network) {
 // TestNextHopsChange: connections go on by every path when what is next on their way becomes another: at
 // once with the daemon, and within about a second without.
 func TestNextHopsChange(t *testing.T) {
+	t.Parallel()
 	for _, mode := range home.Modes {
 		for _, killed := range []bool{false, true} {
 			name, within := mode, atOnce

@@ -100,6 +100,7 @@ func TestPortsAreHardToGuess(t *testing.T) {
 // TestFreedPort: no other client gets the tuple of a client that has gone for a while (RFC 6888 REQ-8). The client itself gets
 // its tuple back at once.
 func TestFreedPort(t *testing.T) {
+	t.Parallel()
 	n := lab.NewNetwork(t)
 	udp := n.Server.ServeUDP(":5353")
 	hp := home.Start(t, n, "tc", "[timeouts]\nudp = \"1s\"\n"+everyPort+home.Forwards)

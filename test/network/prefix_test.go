@@ -203,6 +203,7 @@ func loseAll(t *testing.T, hp *lab.Hairpin) {
 // TestRestartBreaksNothing: hairpin forgets every connection. With reflect prefix they go on, whoever speaks first;
 // by the same rules, and nothing of it shows.
 func TestRestartBreaksNothing(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"tc", "xdp"} {
 		for _, family := range []struct{ name, at, external string }{
 			{"IPv4", "192.168.1.20:8080", lab.External + ":80"}, {"IPv6", "[fd00:1::20]:8080", "[" + lab.External6 + "]:80"},

@@ -54,6 +54,7 @@ func external(v6 bool) string {
 
 // With any number of subnets on one interface, a reflected client appears as the router's address in the server's subnet.
 func TestRouterAddressInTheServersSubnet(t *testing.T) {
+	t.Parallel()
 	for _, mode := range home.Modes {
 		t.Run(mode, func(t *testing.T) {
 			n := lab.NewNetwork6(t)

@@ -71,6 +71,7 @@ func keepalive(t *testing.T, n *lab.Network) {
 // TestVirtualRouter: the LAN's gateway is a virtual router of VRRP. The frames of clients and servers come in by a macvlan device, while the
 // routes to them leave by the device below.
 func TestVirtualRouter(t *testing.T) {
+	t.Parallel()
 	for _, mode := range home.Modes {
 		for _, filter := range []string{"0", "1", "2"} {
 			t.Run(mode+", rp_filter "+filter, func(t *testing.T) {
@@ -127,6 +128,7 @@ func asymmetric(n *lab.Network) {
 // TestAsymmetricLAN: a LAN client whose packets come in by another interface than the one that leads back to it is served as rp_filter of
 // that interface says: the higher one of its own value and the value of all. A source of the Internet is never taken from a LAN.
 func TestAsymmetricLAN(t *testing.T) {
+	t.Parallel()
 	const forged, forged6 = "198.51.100.77", "2001:db8:9::77"
 	for _, mode := range home.Modes {
 		for _, test := range []struct {
@@ -192,6 +194,7 @@ func vpns() map[string][]string {
 // TestVPNIsTheDefaultRoute: the router's default route leads into the tunnel of a VPN, which no list of the configuration names. Clients
 // on the Internet reach the forwards by the WAN, and the answers leave by the WAN. LAN sources are refused there as ever.
 func TestVPNIsTheDefaultRoute(t *testing.T) {
+	t.Parallel()
 	for _, mode := range home.Modes {
 		for name, routes := range vpns() {
 			for _, filter := range []string{"0", "1", "2"} {

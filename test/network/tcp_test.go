@@ -31,6 +31,7 @@ func awaitState(t *testing.T, hp *lab.Hairpin, client, state string) {
 // TestHalfClosed: a connection of which one side has nothing more to say lasts as long as one of
 // which both have: the answer may be long in coming.
 func TestHalfClosed(t *testing.T) {
+	t.Parallel()
 	n := lab.NewNetwork(t)
 	listener := listen(t, n.Server, ":8080")
 	hp := home.Start(t, n, "tc", "[timeouts]\ntcp_transitory = \"1s\"\n"+home.Forwards)
