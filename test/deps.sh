@@ -14,7 +14,7 @@ test=("${build[@]}" "${demo[@]}"
 	fail2ban-server:fail2ban ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
 	systemd-analyze:systemd iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
 	keepalived:keepalived dig:bind9-dnsutils dnsmasq:dnsmasq-base unbound:unbound named:bind9 named-checkzone:bind9-utils
-	busybox:busybox-static vsftpd:vsftpd tshark:tshark)
+	busybox:busybox-static vsftpd:vsftpd tshark:tshark prometheus:prometheus promtool:prometheus chromium-headless-shell:chromium-headless-shell)
 kernels=("${test[@]}" qemu-system-x86_64:qemu-system-x86 cpio:cpio modprobe:kmod
 	wg:wireguard-tools pppd:ppp pppoe:pppoe)
 
@@ -62,7 +62,7 @@ install_quietly() {
 	DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends "$@" >/dev/null
 	for package in "$@"; do
 		case $package in
-		nginx | unbound | keepalived | fail2ban | vsftpd) unit=$package ;;
+		nginx | unbound | keepalived | fail2ban | vsftpd | prometheus) unit=$package ;;
 		bind9) unit=named ;;
 		openssh-server) unit=ssh ;;
 		*) continue ;;

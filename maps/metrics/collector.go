@@ -30,7 +30,7 @@ type Interface struct {
 	Name      string
 	Index     int // 0 if the interface is absent
 	Role      config.Role
-	Mode      string // mode of attaching; if not attached, the mode that would be used
+	Mode      string // mode of attaching; only used if attached
 	Attached  bool
 	Addresses []netip.Addr
 }
@@ -69,7 +69,8 @@ var (
 	icmpTranslated     = desc("icmp_errors_translated_total", "ICMP errors about packets of connections, translated and sent on.")
 	icmpSent           = desc("icmp_errors_sent_total", "ICMP errors that hairpin sent for dropped packets, by incoming interface of the packet and reason.", "interface", "reason")
 	fragmentsHeld      = desc("fragments_held_total", "Fragments that came before the first fragment of their datagram and were held until it arrives.")
-	interfaceAttached  = desc("interface_attached", "1 if the datapath is attached to the interface, 0 if not.", "interface", "role", "mode")
+	interfaceAttached  = desc("interface_attached", "1 if the datapath is attached to the interface, 0 if not.", "interface", "role")
+	interfaceMode      = desc("interface_mode_info", "How the datapath is attached to the interface. There is no series while it is not attached.", "interface", "mode")
 	externalAddress    = desc("external_address_info", "Address of a WAN interface on which forwards listen.", "interface", "address")
 	reloadSuccessful   = desc("config_last_reload_successful", "1 if the last configuration that was read was activated, 0 if it was refused.")
 	reloadTime         = desc("config_last_reload_success_timestamp_seconds", "When a configuration was last activated, in seconds since 1970.")
@@ -85,7 +86,7 @@ func (c *Collector) Describe(descs chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		connections, connectionsLimit,
 		halfOpenEvicted, displaced, connectionsFixed, connectionsRefused, packetsDropped, packetsPassed, icmpTranslated, icmpSent, fragmentsHeld,
-		interfaceAttached, externalAddress, reloadSuccessful, reloadTime, buildInfo,
+		interfaceAttached, interfaceMode, externalAddress, reloadSuccessful, reloadTime, buildInfo,
 	} {
 		descs <- d
 	}
@@ -166,8 +167,9 @@ func (s scrape) interfaces(interfaces []Interface) {
 		attached := 0.0
 		if link.Attached {
 			attached = 1
+			s.gauge(interfaceMode, 1, link.Name, link.Mode)
 		}
-		s.gauge(interfaceAttached, attached, link.Name, link.Role.String(), link.Mode)
+		s.gauge(interfaceAttached, attached, link.Name, link.Role.String())
 		for _, addr := range link.Addresses {
 			if link.Role == config.RoleWAN && config.IsExternal(addr) {
 				s.gauge(externalAddress, 1, link.Name, addr.String())

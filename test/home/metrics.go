@@ -26,21 +26,25 @@ func Get(t *testing.T, n *lab.Network, path string) *http.Response {
 
 // TryGet is Get, but returns an error if there is no server.
 func TryGet(t *testing.T, n *lab.Network, path string) (*http.Response, error) {
-	client := http.Client{Transport: &http.Transport{
+	response, err := HTTPClient(n.Router).Get("http://127.0.0.1:9845" + path)
+	if err == nil {
+		t.Cleanup(func() { response.Body.Close() })
+	}
+	return response, err
+}
+
+// HTTPClient returns a client on this host. It makes a connection for each request.
+func HTTPClient(h *lab.Host) *http.Client {
+	return &http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
-			err = n.Router.Do(func() (err error) {
+			err = h.Do(func() (err error) {
 				conn, err = net.Dial(network, address)
 				return err
 			})
 			return conn, err
 		},
 	}}
-	response, err := client.Get("http://127.0.0.1:9845" + path)
-	if err == nil {
-		t.Cleanup(func() { response.Body.Close() })
-	}
-	return response, err
 }
 
 // Scrape returns the sum of all samples of a metric that have the given labels.
