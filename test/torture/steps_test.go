@@ -127,6 +127,9 @@ func (s *stepping) look() state {
 			now[dev] = fmt.Sprintf("attached, programs of before: %v", programs == s.programs[dev])
 		}
 	}
+	if _, err := os.Lstat(filepath.Join(s.hp.Dir, "datapath")); err == nil {
+		now["datapath"] = "pinned"
+	}
 	saved, err := filepath.Glob(filepath.Join(s.dropIns(), "*.toml"))
 	s.check(err)
 	for _, path := range saved {
