@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -12,14 +13,15 @@ import (
 )
 
 // clients are the open connections of the metrics server. At the limit, a new connection replaces a
-// connection that has been silent for a while. Without replacement, a client that opens all connections
-// and sends nothing would keep everybody else out. If there is none, the new connection waits: a
-// connection that has just opened must not be replaced before its request arrives. While a connection
-// waits, every answer is the last one of its connection: clients that ask often are never silent.
+// connection that has been silent for a while, or else one that has taken no data for a while. Without
+// replacement, a client that opens all connections and sends or reads nothing would keep everybody else
+// out. If there is none, the new connection waits: a connection that has just opened must not be replaced
+// before its request arrives. While a connection waits, every answer is the last one of its connection:
+// clients that ask often are never silent.
 type clients struct {
-	limit      int
-	silence    time.Duration
-	sendBuffer int
+	limit          int
+	silence, stall time.Duration
+	sendBuffer     int
 
 	mu     sync.Mutex
 	change sync.Cond // with mu: a connection or its answer has ended
@@ -29,9 +31,12 @@ type clients struct {
 }
 
 type client struct {
-	conn     net.Conn
-	answered bool      // an answer is being written at this moment
+	of   *clients
+	conn net.Conn
+	// of.mu guards these.
+	answered bool      // the server makes or writes an answer at this moment
 	since    time.Time // of opening or of the last answer
+	writing  time.Time // since when the client has to take data; zero: it does not have to
 }
 
 // cut ends the connection, and discards what the client has not taken: the kernel would keep it until the client takes it.
@@ -44,8 +49,11 @@ func (c *client) cut() {
 
 type clientKey struct{}
 
+// clientOf returns the client of a request.
+func clientOf(r *http.Request) *client { return r.Context().Value(clientKey{}).(*client) }
+
 func newClients(limits serverLimits) *clients {
-	c := &clients{limit: limits.connections, silence: limits.silence, sendBuffer: limits.sendBuffer}
+	c := &clients{limit: limits.connections, silence: limits.silence, stall: limits.stall, sendBuffer: limits.sendBuffer}
 	c.change.L = &c.mu
 	return c
 }
@@ -61,7 +69,7 @@ func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
 	defer c.mu.Unlock()
 	for len(c.open) >= c.limit && !c.closed && !c.replace() {
 		c.waits = true
-		later := time.AfterFunc(c.silence/4, c.change.Broadcast)
+		later := time.AfterFunc(min(c.silence, c.stall)/4, c.change.Broadcast)
 		c.change.Wait()
 		later.Stop()
 	}
@@ -69,20 +77,36 @@ func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
 	if c.closed {
 		conn.Close()
 	}
-	entered := &client{conn: conn, since: time.Now()}
+	entered := &client{of: c, conn: conn, since: time.Now()}
 	c.open = append(c.open, entered)
 	return context.WithValue(ctx, clientKey{}, entered)
 }
 
-// replace closes the connection that has been silent for longest, and reports whether there was one.
+// replace closes the connection that has been silent for longest, or else the one that has taken no data for longest, and reports whether
+// there was one.
 func (c *clients) replace() bool {
-	i := slices.IndexFunc(c.open, func(other *client) bool { return !other.answered && time.Since(other.since) >= c.silence })
-	if i < 0 {
+	now := time.Now()
+	i := slices.IndexFunc(c.open, func(other *client) bool { return !other.answered && now.Sub(other.since) >= c.silence })
+	if i >= 0 {
+		c.open[i].conn.Close()
+	} else if i = c.stalled(now); i >= 0 {
+		c.open[i].cut()
+	} else {
 		return false
 	}
-	c.open[i].conn.Close()
 	c.open = slices.Delete(c.open, i, i+1)
 	return true
+}
+
+// stalled returns the index of the connection that has taken no data for longest, -1 if there is none.
+func (c *clients) stalled(now time.Time) int {
+	longest, at := c.stall, -1
+	for i, other := range c.open {
+		if stall := now.Sub(other.writing); !other.writing.IsZero() && stall >= longest {
+			longest, at = stall, i
+		}
+	}
+	return at
 }
 
 // close lets a connection that waits go.
@@ -107,7 +131,7 @@ func (c *clients) forget(conn net.Conn, state http.ConnState) {
 // answering marks a connection as answered while next runs.
 func (c *clients) answering(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asking := r.Context().Value(clientKey{}).(*client)
+		asking := clientOf(r)
 		if last := c.mark(asking, true); last {
 			w.Header().Set("Connection", "close")
 		}
@@ -126,4 +150,25 @@ func (c *clients) mark(asking *client, answered bool) (waits bool) {
 	}
 	c.change.Broadcast()
 	return c.waits
+}
+
+// watch returns a writer to the client that notes how long each write takes.
+func (c *client) watch(to io.Writer) io.Writer { return watchedWriter{c, to} }
+
+type watchedWriter struct {
+	client *client
+	to     io.Writer
+}
+
+// Write implements io.Writer.
+func (w watchedWriter) Write(p []byte) (int, error) {
+	w.client.setWriting(time.Now())
+	defer w.client.setWriting(time.Time{})
+	return w.to.Write(p)
+}
+
+func (c *client) setWriting(since time.Time) {
+	c.of.mu.Lock()
+	defer c.of.mu.Unlock()
+	c.writing = since
 }

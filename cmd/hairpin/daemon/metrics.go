@@ -4,19 +4,21 @@ package daemon
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"mime"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
-	"github.com/klauspost/compress/gzhttp"
-	"github.com/klauspost/compress/gzip"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 	"golang.org/x/sys/unix"
@@ -33,9 +35,9 @@ type serverLimits struct {
 	bodyBytes   int64
 	connections int           // open at the same time; at the limit, see clients
 	silence     time.Duration // at the limit, a connection without a request for so long may be closed
-	scrapes     int           // in progress at the same time; more wait
-	wait        time.Duration // of a scrape for its turn; then it gets status 503
-	stall       time.Duration // a client that takes no data for so long is cut off if others wait
+	stall       time.Duration // at the limit, a client that takes no data for so long may be cut off
+	rest        time.Duration // between two pages
+	keptBytes   int           // of earlier pages that clients still read; see pages
 	sendBuffer  int           // of a connection, in the kernel; the kernel doubles it
 }
 
@@ -49,9 +51,9 @@ var defaultLimits = serverLimits{
 	bodyBytes:   4 << 10,
 	connections: 64,
 	silence:     500 * time.Millisecond,
-	scrapes:     4,
-	wait:        20 * time.Second,
 	stall:       200 * time.Millisecond,
+	rest:        100 * time.Millisecond,
+	keptBytes:   4 << 20,
 	sendBuffer:  64 << 10,
 }
 
@@ -64,12 +66,8 @@ type health interface {
 // metricsHandler serves /metrics, /-/healthy and /-/ready, and nothing else.
 func metricsHandler(page *metricsPage, health health, limits serverLimits) http.Handler {
 	mux := http.NewServeMux()
-	page.turns = newTurns(limits)
-	compressed, err := gzhttp.NewWrapper(gzhttp.EnableZstd(false), gzhttp.CompressionLevel(gzip.BestSpeed))
-	if err != nil {
-		panic(err) // cannot happen: the options are valid
-	}
-	mux.Handle("GET /metrics", compressed(page))
+	page.pages = newPages(page.write, limits)
+	mux.Handle("GET /metrics", page)
 	answer := func(check func() error) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			if err := check(); err != nil {
@@ -91,50 +89,71 @@ type metricsPage struct {
 	gatherer prometheus.Gatherer
 	forwards func(io.Writer) error // writes the metrics of the forwards
 	log      *slog.Logger
-	turns    *turns
+	pages    *pages
 }
+
+var metricsFormat = expfmt.NewFormat(expfmt.TypeTextPlain)
 
 // ServeHTTP implements http.Handler.
 func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	turn, err := m.turns.take(r.Context())
+	page, err := m.pages.next(r.Context())
 	if err != nil {
-		http.Error(w, "too many scrapes at once; try again", http.StatusServiceUnavailable)
+		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	defer turn.end()
-	families, err := m.gatherer.Gather()
-	if err != nil {
-		// Gather also returns the metrics that it could collect; serve these.
-		m.log.Warn("cannot gather all metrics", "error", err)
+	asking := clientOf(r)
+	defer m.pages.hold(page, asking)()
+	w.Header().Set("Content-Type", string(metricsFormat))
+	w.Header().Set("Vary", "Accept-Encoding")
+	send := page.plain
+	if acceptsGzip(r.Header) {
+		w.Header().Set("Content-Encoding", "gzip")
+		w.Header().Set("Content-Length", strconv.Itoa(page.size))
+		send = page.compressed
 	}
-	format := expfmt.NewFormat(expfmt.TypeTextPlain)
-	w.Header().Set("Content-Type", string(format))
-	out := bufio.NewWriterSize(turn.watch(w), 64<<10)
-	encoder := expfmt.NewEncoder(out, format)
-	err = nil
-	for i := 0; i < len(families) && err == nil; i++ {
-		err = encoder.Encode(families[i])
-	}
-	if err == nil {
-		err = m.forwards(out)
-	}
-	if err == nil {
-		err = out.Flush()
-	}
-	if err != nil {
-		m.logBroken(r.Context(), err)
+	if err := send(asking.watch(w)); err != nil {
+		m.log.Debug("a scrape was cut off", "error", err)
 		// Break the connection, so that no client takes a part of the metrics for all metrics.
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// logBroken logs why a scrape was cut off. A client that closes the connection is not the router's fault.
-func (m *metricsPage) logBroken(ctx context.Context, err error) {
-	level := slog.LevelWarn
-	if network := net.Error(nil); ctx.Err() != nil || errors.As(err, &network) {
-		level = slog.LevelDebug
+// write writes all metrics.
+func (m *metricsPage) write(to io.Writer) (err error) {
+	defer func() {
+		if err != nil {
+			m.log.Warn("cannot read the metrics", "error", err)
+		}
+	}()
+	families, err := m.gatherer.Gather()
+	if err != nil {
+		// Gather also returns the metrics that it could collect; serve these.
+		m.log.Warn("cannot gather all metrics", "error", err)
 	}
-	m.log.Log(ctx, level, "a scrape was cut off", "error", err)
+	out := bufio.NewWriterSize(to, 64<<10)
+	encoder := expfmt.NewEncoder(out, metricsFormat)
+	for _, family := range families {
+		if err := encoder.Encode(family); err != nil {
+			return err
+		}
+	}
+	if err := m.forwards(out); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// acceptsGzip reports whether a client takes gzip (RFC 9110, 12.5.3).
+func acceptsGzip(header http.Header) bool {
+	for _, coding := range strings.Split(strings.Join(header.Values("Accept-Encoding"), ","), ",") {
+		name, parameters, err := mime.ParseMediaType(coding)
+		if err != nil || name != "gzip" {
+			continue
+		}
+		weight, err := strconv.ParseFloat(cmp.Or(parameters["q"], "1"), 64)
+		return err == nil && weight > 0
+	}
+	return false
 }
 
 // refuseBody refuses a request with a body of unknown length or of more than limit bytes.
