@@ -42,7 +42,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices floods torture demo bench bench-short bench-run check graph generate deps deps-build fuzz coverage stress install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices floods torture demo bench bench-short bench-run check graph generate man deps deps-build fuzz coverage stress install uninstall clean root
 
 help:
 	@echo "sudo make demo      shows a LAN client that fails without hairpin and succeeds with hairpin"
@@ -57,7 +57,7 @@ help:
 	@echo "sudo make bench-short   a short form of bench; two minutes; writes bin/bench"
 	@echo "sudo make bench-run     time of one run of each program; BASE=object, tree or revision: compares with it"
 	@echo "make build          builds bin/hairpin"
-	@echo "sudo make install   installs bin/hairpin, a systemd unit and a first configuration"
+	@echo "sudo make install   installs bin/hairpin, systemd units, man pages and a first configuration"
 	@echo "sudo make uninstall stops the daemon, detaches, removes the installed files; /etc/hairpin stays"
 	@echo "make check          formatting, vet, staticcheck, govulncheck, C warnings, generated files up to date"
 	@echo "make graph          the packages and their imports"
@@ -66,6 +66,7 @@ help:
 	@echo "                    BASE=object: also through the programs of this object; the verdicts must be equal"
 	@echo "sudo make coverage  which lines of C the tests of single packets run; writes test/program/COVERAGE.md"
 	@echo "sudo make stress    connections opened, closed and ended on two CPUs at once, for $(STRESS)"
+	@echo "make man            writes the man pages again, from the help texts and the comments of the configuration file"
 	@echo "make deps           installs missing packages; the other targets call it. deps-kernels: for test-kernels"
 
 build:
@@ -125,6 +126,9 @@ generate: deps-build
 		{ echo "needs clang $(CLANG_VERSION) of Debian's package clang-19" >&2; exit 1; }
 	$(GO) generate ./bpf ./test/bench/traffic
 
+man: deps-build
+	$(GO) test -count=1 -run '^TestManPages$$' ./cmd/hairpin -args -rewrite
+
 check: deps-build
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
 	$(GO) vet ./...
@@ -161,6 +165,7 @@ deps-kernels:
 
 INSTALLED_BINARY := $(DESTDIR)$(PREFIX)/bin/hairpin
 INSTALLED_SHARE := $(DESTDIR)$(PREFIX)/share/hairpin
+INSTALLED_MAN := $(DESTDIR)$(PREFIX)/share/man
 INSTALLED_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 UNITS := hairpin.service hairpin-prepare.service
 
@@ -172,6 +177,8 @@ install: build
 	test -e $(DESTDIR)/etc/hairpin/hairpin.toml || \
 		install -D -m 0644 cmd/hairpin/dist/hairpin.toml $(DESTDIR)/etc/hairpin/hairpin.toml
 	install -d $(DESTDIR)/etc/hairpin/forwards.d
+	install -D -m 0644 cmd/hairpin/dist/hairpin.8 $(INSTALLED_MAN)/man8/hairpin.8
+	install -D -m 0644 cmd/hairpin/dist/hairpin.toml.5 $(INSTALLED_MAN)/man5/hairpin.toml.5
 	install -D -m 0644 cmd/hairpin/dist/fail2ban/action.d/hairpin.conf $(INSTALLED_SHARE)/fail2ban/action.d/hairpin.conf
 	install -D -m 0755 cmd/hairpin/dist/crowdsec/hairpin-bouncer $(INSTALLED_SHARE)/crowdsec/hairpin-bouncer
 
@@ -185,6 +192,7 @@ ifeq ($(DESTDIR),)
 	@if test -x $(INSTALLED_BINARY); then echo $(INSTALLED_BINARY) detach --all; $(INSTALLED_BINARY) detach --all; fi
 endif
 	rm -f $(INSTALLED_BINARY) $(addprefix $(INSTALLED_UNITS)/,$(UNITS))
+	rm -f $(INSTALLED_MAN)/man8/hairpin.8 $(INSTALLED_MAN)/man5/hairpin.toml.5
 	rm -rf $(INSTALLED_SHARE)
 ifeq ($(DESTDIR),)
 	rm -rf /var/lib/hairpin

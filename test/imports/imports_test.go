@@ -23,7 +23,7 @@ var layers = [][]string{
 	{"hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/screen", "hairpin/cmd/hairpin/trust", "hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/places", "hairpin/cmd/hairpin/detached", "hairpin/cmd/hairpin/trace"},
 	{"hairpin/cmd/hairpin/diagnose"},
 	{"hairpin/cmd/hairpin/gather"},
-	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/leases", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
+	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/leases", "hairpin/cmd/hairpin/man", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
 	{"hairpin/cmd/hairpin/change", "hairpin/cmd/hairpin/explain", "hairpin/cmd/hairpin/importer"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
@@ -76,7 +76,7 @@ var forbidden = []struct {
 	{"tests alone use fixtures", "Deps", []string{"hairpin/cmd/hairpin"}, []string{"hairpin/maps/mapstest", "hairpin/cmd/hairpin/router/routertest", "testing"}},
 	{"the command line and the daemon alone write a log", "Imports", []string{
 		"hairpin/bpf", "hairpin/maps/...", "hairpin/loader/...", "hairpin/cmd/hairpin/atomicfile", "hairpin/cmd/hairpin/trust",
-		"hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/leases", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router/...",
+		"hairpin/cmd/hairpin/presence", "hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/leases", "hairpin/cmd/hairpin/man", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/router/...",
 		"hairpin/cmd/hairpin/diagnose", "hairpin/cmd/hairpin/gather", "hairpin/cmd/hairpin/explain",
 		"hairpin/cmd/hairpin/places", "hairpin/cmd/hairpin/detached", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/change",
 		"hairpin/cmd/hairpin/importer",

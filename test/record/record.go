@@ -10,8 +10,9 @@ import (
 	"testing"
 )
 
-// Rewrite reports whether tests write their results to the files. `make conformance`, `make devices`, `make floods` and `make torture` set it.
-var Rewrite = flag.Bool("rewrite", false, "write the results of TestConformance, TestDevices, TestFloods or TestTorture to CONFORMANCE.md, DEVICES.md, FLOODS.md or TORTURE.md")
+// Rewrite reports whether tests write their results to the files. `make conformance`, `make devices`, `make floods`, `make torture` and
+// `make man` set it.
+var Rewrite = flag.Bool("rewrite", false, "write the results of a test to its file, such as those of TestConformance to CONFORMANCE.md")
 
 // The results in the tables.
 const (
