@@ -209,7 +209,8 @@ type HairpinForward struct {
 	Restricted   uint8
 	HidesClients uint8
 	Wide         uint8
-	Pad          [3]uint8
+	LanOnly      uint8
+	Pad          [2]uint8
 	Rate         HairpinRate
 	SourceRate   HairpinRate
 	_            [4]byte

@@ -810,6 +810,9 @@ static __always_inline enum verdict nat_slow_path(void *ctx, struct work *work, 
 	forward = external ? forward_find(forward_slot(), external, pkt->tuple.protocol, pkt->tuple.dport) : NULL;
 	if (!forward)
 		return nat_intercept_or_rebuild(ctx, work, hook, begin, stale);
+	/* A mapping of another program: that program's rules in the kernel serve the Internet. */
+	if (forward->lan_only && nat_role(pkt->ifindex) == ROLE_WAN)
+		return nat_verdict(work, REASON_NONE);
 	if (open_kernels_own(ctx, hook))
 		return nat_verdict(work, REASON_NONE);
 	return nat_opening(work, open_connection(ctx, work, hook, &external->address, forward));

@@ -254,7 +254,8 @@ struct forward {
 	__u8 restricted;	/* 1: the map allow has the sources that the forward takes */
 	__u8 hides_clients;	/* 1: the target sees the router's address for every client, also from a WAN */
 	__u8 wide;		/* 1: the forward has several ports */
-	__u8 pad[3];
+	__u8 lan_only;		/* 1: packets that come in by a WAN belong to the kernel, as without the forward */
+	__u8 pad[2];
 	struct rate rate;	/* of all clients together */
 	struct rate source_rate;	/* of each client */
 };

@@ -103,7 +103,7 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
 		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0, f.Clients != "",
-		!f.Rate.IsZero(), !f.RatePerSource.IsZero(), f.Comment != "", f.DrainUntil != 0, f.Disabled)
+		!f.Rate.IsZero(), !f.RatePerSource.IsZero(), f.Comment != "", f.DrainUntil != 0, f.Disabled, f.LANOnly)
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
 	c.port(&f.Ports.First)
@@ -125,6 +125,7 @@ func (c *codec) forward(f *rule.Forward) {
 	optional(c, has&8192, &f.Comment, (*codec).string)
 	optional(c, has&16384, &f.DrainUntil, (*codec).duration)
 	f.Disabled = has&32768 != 0
+	f.LANOnly = has&65536 != 0
 }
 
 // bits encodes or decodes flags as one number. The first flag is the lowest bit.

@@ -258,5 +258,8 @@ func (p *Program) value(i int) (bpf.HairpinForward, error) {
 	if f.Ports.Len() > 1 {
 		value.Wide = 1
 	}
+	if f.LANOnly {
+		value.LanOnly = 1
+	}
 	return value, nil
 }

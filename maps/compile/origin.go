@@ -55,8 +55,8 @@ func (p *Program) claim(at rule.Place, protocol rule.Protocol, tree *portTree, b
 			p.addClaim(service{target: f.Target, protocol: protocol}, to)
 		}
 		// Behind a forward that hides its clients, a server answers to the router. What it sends to an Internet host is
-		// no answer.
-		if wan && !f.HidesClients() {
+		// no answer. A forward for LANs alone has no client on the Internet.
+		if wan && !f.HidesClients() && !f.LANOnly {
 			to.origin.Wan = 1
 			if len(c.WAN) > 1 {
 				to.origin.SeveralWans = 1

@@ -21,7 +21,7 @@ func TestSameWrittenSeesEveryField(t *testing.T) {
 		TargetPort: 3, From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"a.b"}, Intercept: true,
 		LAN: []string{"lan0"}, Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Source: "x:1",
 		Rate: rule.Rate{Count: 1, Per: time.Second}, RatePerSource: rule.Rate{Count: 2, Per: time.Hour},
-		Comment: "what it is for", Disabled: true, DrainUntil: time.Hour,
+		Comment: "what it is for", Disabled: true, DrainUntil: time.Hour, LANOnly: true,
 	}
 	fields := reflect.TypeFor[rule.Forward]()
 	for i := range fields.NumField() {

@@ -150,7 +150,7 @@ func SameBesides(f, g rule.Forward) bool {
 func SameBehaviour(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
 	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
 		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
-		f.TargetPorts() == g.TargetPorts() && fc.ReflectOf(f) == gc.ReflectOf(g) && f.HidesClients() == g.HidesClients() &&
+		f.TargetPorts() == g.TargetPorts() && fc.ReflectOf(f) == gc.ReflectOf(g) && f.HidesClients() == g.HidesClients() && f.LANOnly == g.LANOnly &&
 		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From) &&
 		(fc.ReflectOf(f) != rule.ReflectPrefix || sameSet(fc.standInsOf(f), gc.standInsOf(g)))
 }

@@ -204,6 +204,9 @@ type Forward struct {
 	Comment       string         `json:"comment,omitempty"`
 	// Disabled forwards match no packet. Config.Disabled has them, never Config.Forwards.
 	Disabled bool `json:"disabled,omitempty"`
+	// LANOnly forwards are for clients of LANs and for the router itself. Packets that come in by a WAN are left to the kernel, as if the
+	// forward did not exist.
+	LANOnly bool `json:"lan_only,omitempty"`
 	// DrainUntil is not 0 for a forward that is being deleted: it opens no connection, and its established connections stay until
 	// this time since the boot (CLOCK_BOOTTIME).
 	DrainUntil time.Duration `json:"drain_until,omitempty"`
@@ -238,6 +241,13 @@ func (f Forward) externalString() string {
 	}
 	return where + ":" + ports
 }
+
+// SourceLease is the Source of a forward that stands for a mapping in a lease file. The daemon makes and removes these forwards. They
+// are in no configuration file.
+const SourceLease = "lease"
+
+// IsLease reports whether the forward stands for a mapping in a lease file.
+func (f *Forward) IsLease() bool { return f.Source == SourceLease }
 
 // Drains reports whether the forward is being deleted: it opens no connection any more.
 func (f *Forward) Drains() bool { return f.DrainUntil != 0 }

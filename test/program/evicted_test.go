@@ -54,6 +54,13 @@ var evictedCases = map[string]evictedCase{
 	"another port of the server": {
 		forwards: []string{"slow udp 203.0.113.9:53 to 192.168.1.20:5353"}, external: "203.0.113.9:53", target: "192.168.1.20:5354",
 	},
+	"the forward is for LANs alone": {
+		forwards: []string{"slow udp 203.0.113.9:53 to 192.168.1.20:5353"}, external: "203.0.113.9:53", target: "192.168.1.20:5353",
+		change: func(t *testing.T, b *bench, _ *rig.Flow) {
+			b.Config.Forwards[1].LANOnly = true
+			b.Apply(t)
+		},
+	},
 	"the forward is of TCP": {
 		forwards: []string{"slow tcp 203.0.113.9:53 to 192.168.1.20:5353"}, external: "203.0.113.9:53", target: "192.168.1.20:5353",
 	},

@@ -178,6 +178,8 @@ func miss(f *rule.Forward, q Question, addr netip.Addr, port uint16, external bo
 	switch {
 	case hasProtocol && hasPort && !external:
 		return fmt.Sprintf("forward %s has this port, at another address: %s", f.Name, where(f))
+	case hasProtocol && hasPort && f.LANOnly:
+		return fmt.Sprintf("forward %s has this port, but is for clients of the LAN: the kernel gets what comes from the Internet", f.Name)
 	case hasProtocol && hasPort:
 		return fmt.Sprintf("forward %s has this port, but listens on %s only", f.Name, where(f))
 	case hasPort && external && q.Protocol.HasPorts():
