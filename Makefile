@@ -25,9 +25,9 @@ VULNDB ?=
 # torture runs for two days instead of 20 minutes.
 LONG ?=
 
-# For test-kernels: 5.10, 6.1, 6.12, backports, newest; empty: all.
+# For test-kernels: 5.10, 6.1, 6.12, backports, newest, arm64; empty: all.
 KERNELS ?=
-# For test-kernels: load, conntrack, packets, T, N, beside, trace, virtio, devices, separated by commas; empty: all.
+# For test-kernels: load, conntrack, death, packets, T, N, beside, trace, virtio, devices, separated by commas; empty: all.
 RUNS ?=
 
 GENERATED := $(foreach object,hairpin explain trace,$(addprefix bpf/$(object)_bpfel,.go .o)) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)

@@ -68,8 +68,8 @@ const kernelWarning = 4
 const cgroupMounted = "new mount options do not match the existing superblock, will be ignored"
 
 // Complaints returns the new messages of level warning and worse. Lines of less weight are others': links that come and go. Left out are
-// cgroupMounted, and reports of a process that was killed for the limit of its own memory cgroup: tests do that on purpose, and several
-// run at once.
+// cgroupMounted, reports of a process that was killed for the limit of its own memory cgroup: tests do that on purpose, and several run
+// at once; and what the kernel says once about timers that were late: the processor of a virtual machine has to wait.
 func (l *KernelLog) Complaints(tb testing.TB) (complaints []string) {
 	tb.Helper()
 	l.read()
@@ -115,7 +115,7 @@ func (l *KernelLog) add(record string) {
 		l.err = fmt.Errorf("%q has no priority", record)
 	case strings.HasPrefix(text, "Memory cgroup out of memory: Killed"):
 		l.killing = nil
-	case level&7 > kernelWarning, text == cgroupMounted:
+	case level&7 > kernelWarning, text == cgroupMounted, strings.HasPrefix(text, "hrtimer: interrupt took"):
 	case l.killing != nil || strings.Contains(text, "invoked oom-killer"):
 		l.killing = append(l.killing, text)
 	default:

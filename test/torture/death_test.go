@@ -60,7 +60,7 @@ func dieOften(t *trial) figures {
 		n.Server.ServeTCP(":8080")
 		config := deathTimeouts + home.Forwards
 		d := &dying{t, n, t.start(n, mode, config), home.Config(mode, config)}
-		f := t.newFlow(n, t.size(deathRate/5, deathRate))
+		f := t.newFlow(n, t.pace(t.size(deathRate/5, deathRate)))
 		var all tally
 		for i, how := range deaths {
 			for range t.count(1, how.rounds) {

@@ -41,7 +41,7 @@ const (
 
 func scrapeOften(t *trial) figures {
 	sizes := []int{fewForwards}
-	if t.scale != short {
+	if t.scale > short {
 		sizes = append(sizes, manyForwards)
 	}
 	var said []string
@@ -111,7 +111,7 @@ func (t *trial) scrapeMany(forwards int) string {
 		return nil
 	})
 	rate := ""
-	if t.scale != short && forwards == fewForwards {
+	if t.scale > short && forwards == fewForwards {
 		rate = t.rateBeside(n, func() { together(1) })
 	}
 	return fmt.Sprintf("%d forwards: %d of %d scrapes in at most %v (%v without attack) beside %d slow clients that came back %d times; %d MiB idle, at most %d MiB, %d MiB afterwards%s",

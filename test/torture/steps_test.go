@@ -232,7 +232,7 @@ func (s *stepping) choose(all []lab.Step) (list []disturbance) {
 			fault = lab.Fate(rejected)
 		}
 		switch {
-		case s.t.scale == short && !slices.Contains(bpfDecides, step.BPF) && !strings.HasPrefix(step.Call, "rename"):
+		case s.t.scale <= short && !slices.Contains(bpfDecides, step.BPF) && !strings.HasPrefix(step.Call, "rename"):
 		case changesAnything(step):
 			fates = append(fates, []disturbance{{kind, seen[kind], lab.Killed}, {kind, seen[kind], fault}})
 		case i%20 == 0:
@@ -242,7 +242,7 @@ func (s *stepping) choose(all []lab.Step) (list []disturbance) {
 	list = slices.Concat(fates...)
 	s.steps += len(list)
 	switch s.t.scale {
-	case short:
+	case brief, short:
 		if s.faults > s.kills {
 			return fates[len(fates)-1][:1]
 		}

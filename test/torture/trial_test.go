@@ -58,7 +58,7 @@ func (t *trial) watchPart(part *testing.T, n *lab.Network, hp *lab.Hairpin) (end
 
 // modes returns the modes of hairpin that a scenario goes through.
 func (t *trial) modes() []string {
-	if t.scale == short {
+	if t.scale <= short {
 		return home.Modes[:1]
 	}
 	return home.Modes
@@ -67,7 +67,7 @@ func (t *trial) modes() []string {
 // beside returns the figure of nftables. The short form has none: nobody compares it.
 func (t *trial) beside(nftables func() string) string {
 	t.Helper()
-	if t.scale == short {
+	if t.scale <= short {
 		return ""
 	}
 	return nftables()
@@ -84,7 +84,7 @@ func (t *trial) none(happened int, what string) {
 // progress shows how far the scenario is, about ten times.
 func (t *trial) progress(done, of int, what string) {
 	t.Helper()
-	if step := max(1, of/10); t.scale != short && (done%step == 0 || done == of) {
+	if step := max(1, of/10); t.scale > short && (done%step == 0 || done == of) {
 		t.Logf("%d of %d %s", done, of, what)
 	}
 }

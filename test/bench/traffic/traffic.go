@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -256,10 +257,31 @@ func (t *Traffic) AnswerUDP(ifindex int, port uint16) error {
 		return fmt.Errorf("set port to answer: %w", err)
 	}
 	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: t.objs.Answer, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, link.ErrNotSupported) {
+		return attachFilter(ifindex, t.objs.Answer)
+	}
 	if err != nil {
 		return fmt.Errorf("attach answer: %w", err)
 	}
 	t.links = append(t.links, l)
+	return nil
+}
+
+// attachFilter attaches a program to an interface on kernels without TCX, before 6.6. The program stays until the interface goes.
+func attachFilter(ifindex int, program *ebpf.Program) error {
+	attrs := netlink.QdiscAttrs{LinkIndex: ifindex, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}
+	if err := netlink.QdiscReplace(&netlink.GenericQdisc{QdiscAttrs: attrs, QdiscType: "clsact"}); err != nil {
+		return fmt.Errorf("add clsact qdisc: %w", err)
+	}
+	err := netlink.FilterReplace(&netlink.BpfFilter{
+		FilterAttrs:  netlink.FilterAttrs{LinkIndex: ifindex, Parent: netlink.HANDLE_MIN_INGRESS, Handle: 1, Priority: 1, Protocol: unix.ETH_P_ALL},
+		Fd:           program.FD(),
+		Name:         "answer",
+		DirectAction: true,
+	})
+	if err != nil {
+		return fmt.Errorf("add clsact filter: %w", err)
+	}
 	return nil
 }
 

@@ -77,14 +77,16 @@ func TestFormat(t *testing.T) {
 		{kernel: kernels[0], runs: runsFor(kernels[0], nil), version: "5.10.0-32-amd64", outcomes: outcomes},
 		{kernel: kernels[1], runs: runsFor(kernels[1], nil), version: "6.12.117+deb13-amd64", outcomes: outcomes},
 		{kernel: kernels[4], runs: runsFor(kernels[4], []string{"load", "T"}), version: "7.2.13-amd64", outcomes: outcomes},
+		{kernel: kernels[5], runs: runsFor(kernels[5], nil), version: "6.1.0-50-arm64", outcomes: outcomes},
 	}
 	lines := strings.Split(format(rows), "\n")
 	want := []string{
-		"| 5.10, bullseye | refused |" + strings.Repeat("  |", 21),
-		"| 6.12, bookworm | ok |" + strings.Repeat(" FAILED |", 10) + " ok |" + strings.Repeat(" FAILED |", 10),
-		"| 7.2, unstable | ok |  |  | FAILED |" + strings.Repeat("  |", 18),
+		"| 5.10, bullseye | refused |" + strings.Repeat("  |", 22),
+		"| 6.12, bookworm | ok |" + strings.Repeat(" FAILED |", 11) + " ok |" + strings.Repeat(" FAILED |", 10),
+		"| 7.2, unstable | ok |" + strings.Repeat("  |", 3) + " FAILED |" + strings.Repeat("  |", 18),
+		"| 6.1, bookworm, arm64 | ok |" + strings.Repeat("  |", 2) + " FAILED |" + strings.Repeat("  |", 19),
 	}
-	if diff := cmp.Diff(want, lines[2:5]); diff != "" {
+	if diff := cmp.Diff(want, lines[2:6]); diff != "" {
 		t.Error(diff)
 	}
 	if err := failures(rows); err == nil || strings.Contains(err.Error(), "5.10") || !strings.Contains(err.Error(), "6.12") {
@@ -108,6 +110,21 @@ func TestPlace(t *testing.T) {
 		"./usr/lib/modules/7.2/kernel/arch/x86/crypto/curve25519-x86_64.ko": "root/usr/lib/modules/7.2/kernel/arch/x86/crypto/curve25519-x86_64.ko",
 	} {
 		if got := place(name); got != want {
+			t.Errorf("%s goes to %q, want %q", name, got, want)
+		}
+	}
+}
+
+func TestPlaceProgram(t *testing.T) {
+	for name, want := range map[string]string{
+		"./bin/ip":                                "root/usr/bin/ip",
+		"./sbin/modprobe":                         "root/usr/sbin/modprobe",
+		"./lib/ld-linux-aarch64.so.1":             "root/usr/lib/ld-linux-aarch64.so.1",
+		"./usr/lib/aarch64-linux-gnu/libz.so.1.2": "root/usr/lib/aarch64-linux-gnu/libz.so.1.2",
+		"./usr/share/doc/iproute2/copyright":      "",
+		"./etc/iproute2/rt_tables":                "",
+	} {
+		if got := placeProgram(name); got != want {
 			t.Errorf("%s goes to %q, want %q", name, got, want)
 		}
 	}

@@ -16,14 +16,14 @@ import (
 const bridgedMTU = 9000
 
 // followWithCards is follow for a guest with virtio-net devices. qemu runs in a network namespace of its own, with the bridges.
-func followWithCards(ctx context.Context, cmd *exec.Cmd) (outcomes map[string]*outcome, err error) {
+func followWithCards(ctx context.Context, a *arch, cmd *exec.Cmd) (outcomes map[string]*outcome, err error) {
 	failed := lab.Play(ctx, func(tb testing.TB) {
 		host := lab.NewHost(tb, "qemu")
 		for wire := byte(1); wire <= cards.Wires; wire++ {
 			cmd.Args = append(cmd.Args, plug(host, wire)...)
 		}
 		err = host.Do(func() (err error) {
-			outcomes, err = follow(cmd)
+			outcomes, err = follow(a, cmd)
 			return err
 		})
 	})

@@ -28,16 +28,16 @@ type image struct {
 // Names in an image's directory.
 const (
 	kernelFile = "vmlinuz"
-	moduleRoot = "root" // directory with the modules
+	moduleRoot = "root" // directory with the modules, and with programs for another architecture
 )
 
 // keyring belongs to the package debian-archive-keyring.
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
-// fetch returns the kernel of a suite from the cache. If the cache has none, it downloads the kernel. It installs nothing: apt
+// fetch returns the kernel of a suite and an architecture from the cache. If the cache has none, it downloads the kernel. It installs nothing: apt
 // uses a configuration in the cache, with only this suite.
-func fetch(ctx context.Context, cache, suite string) (image, error) {
-	dir := filepath.Join(cache, imageDir(suite))
+func fetch(ctx context.Context, cache, suite string, a *arch) (image, error) {
+	dir := filepath.Join(cache, imageDir(suite, a))
 	if img, err := open(dir); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return img, err
 	}
@@ -49,9 +49,9 @@ func fetch(ctx context.Context, cache, suite string) (image, error) {
 		return image{}, err
 	}
 	defer os.RemoveAll(work)
-	fmt.Println("\nfetching the kernel of", suite)
+	fmt.Println("\nfetching the kernel of", suite, "for", a.name)
 	made := filepath.Join(work, "image")
-	if err := download(ctx, work, made, suite); err != nil {
+	if err := download(ctx, work, made, suite, a); err != nil {
 		return image{}, fmt.Errorf("fetch from %s: %w", suite, err)
 	}
 	// ErrExist: another process has made the image meanwhile.
@@ -61,10 +61,13 @@ func fetch(ctx context.Context, cache, suite string) (image, error) {
 	return open(dir)
 }
 
-// imageDir returns the name of a suite's directory in the cache. An image that was made with another choice of modules has another
-// name: it may lack modules.
-func imageDir(suite string) string {
-	sum := sha256.Sum256([]byte(guestModules.String()))
+// imageFormat has another value if images are made in another way.
+const imageFormat = "decompressed "
+
+// imageDir returns the name of a suite's directory in the cache. An image that was made with another choice of modules or packages has
+// another name: it may lack some.
+func imageDir(suite string, a *arch) string {
+	sum := sha256.Sum256([]byte(imageFormat + guestModules.String() + a.key()))
 	return fmt.Sprintf("%s-%x", suite, sum[:4])
 }
 
@@ -83,8 +86,8 @@ func open(dir string) (image, error) {
 }
 
 // download makes an image from a suite's packages.
-func download(ctx context.Context, work, made, suite string) error {
-	apt, err := newApt(ctx, filepath.Join(work, "apt"), suite)
+func download(ctx context.Context, work, made, suite string, a *arch) error {
+	apt, err := newApt(ctx, filepath.Join(work, "apt"), suite, a)
 	if err != nil {
 		return err
 	}
@@ -99,13 +102,16 @@ func download(ctx context.Context, work, made, suite string) error {
 	if _, err := apt.run(ctx, archives, "apt-get", append([]string{"-q", "download"}, packages...)...); err != nil {
 		return err
 	}
-	files, err := filepath.Glob(filepath.Join(archives, "*.deb"))
-	if err != nil {
+	if err := unpackAll(ctx, archives, made, place); err != nil {
 		return err
 	}
-	for _, file := range files {
-		if err := unpack(ctx, file, made); err != nil {
-			return fmt.Errorf("unpack %s: %w", filepath.Base(file), err)
+	if len(a.packages) > 0 {
+		programs, err := apt.downloadWhole(ctx, a.packages)
+		if err != nil {
+			return err
+		}
+		if err := unpackAll(ctx, programs, made, placeProgram); err != nil {
+			return err
 		}
 	}
 	if _, err := os.Stat(filepath.Join(made, kernelFile)); err != nil {
@@ -119,14 +125,50 @@ func download(ctx context.Context, work, made, suite string) error {
 	if err := os.Symlink("usr/lib", filepath.Join(root, "lib")); err != nil {
 		return err
 	}
+	if err := decompress(ctx, root); err != nil {
+		return err
+	}
 	_, err = output(ctx, "depmod", "-b", root, img.version)
 	return err
 }
 
-// apt is a configuration of apt with one suite, and the machine's own Debian mirror.
-type apt struct{ config string }
+// decompress decompresses all modules. modprobe may first offer a compressed file to the kernel, which then writes an error into its log.
+func decompress(ctx context.Context, root string) error {
+	var files []string
+	err := filepath.WalkDir(root, func(name string, _ fs.DirEntry, err error) error {
+		if strings.HasSuffix(name, ".ko.xz") {
+			files = append(files, name)
+		}
+		return err
+	})
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	_, err = output(ctx, "xz", append([]string{"--decompress", "--"}, files...)...)
+	return err
+}
 
-func newApt(ctx context.Context, dir, suite string) (apt, error) {
+// unpackAll extracts the files that a guest needs from all packages in a directory. place returns their paths in the image.
+func unpackAll(ctx context.Context, archives, made string, place func(name string) string) error {
+	files, err := filepath.Glob(filepath.Join(archives, "*.deb"))
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if err := unpack(ctx, file, made, place); err != nil {
+			return fmt.Errorf("unpack %s: %w", filepath.Base(file), err)
+		}
+	}
+	return nil
+}
+
+// apt is a configuration of apt with one suite and one architecture, and the machine's own Debian mirror. In its view nothing is installed.
+type apt struct {
+	arch        *arch
+	config, dir string
+}
+
+func newApt(ctx context.Context, dir, suite string, of *arch) (apt, error) {
 	archive, err := archiveURI(ctx)
 	if err != nil {
 		return apt{}, err
@@ -136,15 +178,16 @@ func newApt(ctx context.Context, dir, suite string) (apt, error) {
 			return apt{}, err
 		}
 	}
-	a := apt{filepath.Join(dir, "apt.conf")}
+	a := apt{of, filepath.Join(dir, "apt.conf"), dir}
 	sources := filepath.Join(dir, "sources.list")
-	line := fmt.Sprintf("deb [arch=amd64 target=Packages signed-by=%s] %s %s main\n", keyring, archive, suite)
+	line := fmt.Sprintf("deb [arch=%s target=Packages signed-by=%s] %s %s main\n", of.name, keyring, archive, suite)
 	if err := os.WriteFile(sources, []byte(line), 0o644); err != nil {
 		return apt{}, err
 	}
 	config := fmt.Sprintf(`Dir::State "%[1]s/state"; Dir::State::status "/dev/null"; Dir::Cache "%[1]s/cache";
 Dir::Etc::SourceList "%[2]s"; Dir::Etc::SourceParts "/dev/null"; APT::Sandbox::User "root";
-`, dir, sources)
+APT::Architecture "%[3]s"; APT::Architectures "%[3]s";
+`, dir, sources, of.name)
 	if err := os.WriteFile(a.config, []byte(config), 0o644); err != nil {
 		return apt{}, err
 	}
@@ -181,19 +224,27 @@ var (
 // kernelPackages returns the packages of the suite's kernel. An older kernel is one package. A newer kernel is an empty package,
 // which depends on the packages with the kernel and the modules.
 func (a apt) kernelPackages(ctx context.Context) ([]string, error) {
-	meta, err := a.run(ctx, "", "apt-cache", "show", "--no-all-versions", "linux-image-amd64")
+	whole := "linux-image-" + a.arch.name
+	meta, err := a.run(ctx, "", "apt-cache", "show", "--no-all-versions", whole)
 	if err != nil {
 		return nil, err
 	}
 	name := imageName.FindString(depends(meta))
 	if name == "" {
-		return nil, errors.New("linux-image-amd64 does not depend on a linux-image package")
+		return nil, fmt.Errorf("%s does not depend on a linux-image package", whole)
 	}
 	about, err := a.run(ctx, "", "apt-cache", "show", "--no-all-versions", name)
 	if err != nil {
 		return nil, err
 	}
 	return append([]string{name}, partName.FindAllString(depends(about), -1)...), nil
+}
+
+// downloadWhole downloads packages with all that they depend on, and returns the directory with them.
+func (a apt) downloadWhole(ctx context.Context, packages []string) (dir string, err error) {
+	// Nothing is installed: there is no system whose state could matter.
+	_, err = a.run(ctx, a.dir, "apt-get", append([]string{"-q", "-y", "--download-only", "--no-install-recommends", "install"}, packages...)...)
+	return filepath.Join(a.dir, "cache/archives"), err
 }
 
 // depends returns the dependencies that a package's description lists.
@@ -207,7 +258,7 @@ func depends(about string) string {
 }
 
 // unpack extracts the files that a guest needs from a package.
-func unpack(ctx context.Context, file, dir string) error {
+func unpack(ctx context.Context, file, dir string, place func(name string) string) error {
 	cmd := exec.CommandContext(ctx, "dpkg-deb", "--fsys-tarfile", file)
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
@@ -218,7 +269,7 @@ func unpack(ctx context.Context, file, dir string) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	failed := extract(out, dir)
+	failed := extract(out, dir, place)
 	if failed != nil {
 		cmd.Process.Kill()
 	}
@@ -228,7 +279,7 @@ func unpack(ctx context.Context, file, dir string) error {
 	return failed
 }
 
-func extract(archive io.Reader, dir string) error {
+func extract(archive io.Reader, dir string, place func(name string) string) error {
 	for in := tar.NewReader(archive); ; {
 		header, err := in.Next()
 		if err == io.EOF {
@@ -238,21 +289,26 @@ func extract(archive io.Reader, dir string) error {
 			return err
 		}
 		name := place(header.Name)
-		if header.Typeflag != tar.TypeReg || name == "" {
+		if name == "" || header.Typeflag != tar.TypeReg && header.Typeflag != tar.TypeSymlink {
 			continue
 		}
 		name = filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 			return err
 		}
-		if err := writeFile(name, in); err != nil {
+		if header.Typeflag == tar.TypeSymlink {
+			err = os.Symlink(header.Linkname, name)
+		} else {
+			err = writeFile(name, in, header.FileInfo().Mode())
+		}
+		if err != nil {
 			return err
 		}
 	}
 }
 
-func writeFile(name string, content io.Reader) error {
-	file, err := os.Create(name)
+func writeFile(name string, content io.Reader, mode fs.FileMode) error {
+	file, err := os.OpenFile(name, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, mode.Perm())
 	if err != nil {
 		return err
 	}
@@ -262,7 +318,7 @@ func writeFile(name string, content io.Reader) error {
 
 // guestModules matches the modules for networks without network cards other than virtio's, and the modules that they depend on.
 var guestModules = regexp.MustCompile(
-	`^kernel/(net|lib|crypto|arch/x86/crypto|drivers/virtio|drivers/net/(bonding|ppp|slip|vxlan|wireguard|[^/]+$))`)
+	`^kernel/(net|lib|crypto|arch/[^/]+/crypto|drivers/virtio|drivers/net/(bonding|ppp|slip|vxlan|wireguard|[^/]+$))`)
 
 // place returns the path in an image for a file of a package; "": a guest does not need the file.
 func place(name string) string {
@@ -282,6 +338,17 @@ func place(name string) string {
 		return ""
 	}
 	return path.Join(moduleRoot, "usr/lib/modules", inside)
+}
+
+// placeProgram is place for the packages with programs. Programs and libraries are needed; all are below usr, as in Debian today.
+func placeProgram(name string) string {
+	name = strings.TrimPrefix(path.Clean(name), "usr/")
+	for _, dir := range []string{"bin/", "sbin/", "lib/"} {
+		if strings.HasPrefix(name, dir) {
+			return path.Join(moduleRoot, "usr", name)
+		}
+	}
+	return ""
 }
 
 // output runs a command and returns its standard output. It is an error if the command fails.

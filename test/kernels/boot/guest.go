@@ -24,6 +24,7 @@ import (
 
 // guest is a machine that boots, runs tests and powers off.
 type guest struct {
+	arch  *arch
 	image image
 	tests string // archive of the root file system
 	runs  []testRun
@@ -32,7 +33,7 @@ type guest struct {
 // lanes is the number of runs at the same time: a guest has two processors.
 const lanes = 2
 
-// alone is the lane of runs that go before those of all others.
+// alone is the lane of runs that go before those of all others: one test needs a kernel that nobody has used, others all of the processors.
 const alone = -1
 
 // testRun is one process of tests in a guest.
@@ -40,7 +41,7 @@ type testRun struct {
 	lane    int // or alone
 	name    string
 	binary  string
-	pattern string // regular expression for top-level tests
+	pattern string // as for go test -run
 }
 
 // outcome is the result of a run.
@@ -62,18 +63,19 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 		return nil, err
 	}
 	console := filepath.Join(work, "console")
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2G",
+	cmd := exec.CommandContext(ctx, g.arch.qemu[0], append(g.arch.qemu[1:],
+		"-accel", "tcg,thread=multi", "-smp", "2", "-m", "2G",
 		"-nodefaults", "-display", "none", "-no-reboot",
 		"-kernel", filepath.Join(g.image.dir, kernelFile), "-initrd", initrd,
-		"-append", "console=ttyS0 loglevel=5 panic=-1 oops=panic", "-serial", "file:"+console)
+		"-append", g.arch.commandLine(),
+		"-serial", "file:"+console)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	var outcomes map[string]*outcome
 	if g.has(virtioRun) {
-		outcomes, err = followWithCards(ctx, cmd)
+		outcomes, err = followWithCards(ctx, g.arch, cmd)
 	} else {
-		outcomes, err = follow(cmd)
+		outcomes, err = follow(g.arch, cmd)
 	}
 	if ctx.Err() != nil {
 		err = ctx.Err()
@@ -93,7 +95,7 @@ func (g guest) has(name string) bool {
 }
 
 // follow runs qemu with an additional serial port for each lane, and reads these ports until qemu ends.
-func follow(cmd *exec.Cmd) (map[string]*outcome, error) {
+func follow(a *arch, cmd *exec.Cmd) (map[string]*outcome, error) {
 	var ports []*os.File
 	for lane := range lanes {
 		port, end, err := os.Pipe()
@@ -103,7 +105,7 @@ func follow(cmd *exec.Cmd) (map[string]*outcome, error) {
 		defer port.Close()
 		defer end.Close()
 		ports, cmd.ExtraFiles = append(ports, port), append(cmd.ExtraFiles, end)
-		cmd.Args = append(cmd.Args, "-serial", fmt.Sprintf("file:/dev/fd/%d", 3+lane))
+		cmd.Args = append(cmd.Args, a.serial(lane, fmt.Sprintf("/dev/fd/%d", 3+lane))...)
 	}
 	// Pdeathsig is sent when the thread that started qemu ends, so this thread must live as long as qemu.
 	runtime.LockOSThread()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command boot runs the tests on Debian's kernels, each booted in qemu. It needs amd64 and no KVM:
-// the processor is emulated, ten times slower than the real one.
+// the processor is emulated, ten times slower than the real one. So another architecture is not slower.
 //
 //	boot [-cache DIR] [-timeout TIME] [-table FILE] [KERNEL...]
 //
@@ -27,17 +27,21 @@ import (
 
 // kernel is the kernel of a Debian suite.
 type kernel struct {
-	name    string
-	suite   string
-	refused bool // older than 6.1: hairpin must refuse to start
+	name  string
+	suite string
+	arch  *arch
+	runs  []string // nil: all
+	// refused: the kernel is older than 6.1, and hairpin must refuse to start.
+	refused bool
 }
 
 var kernels = []kernel{
-	{name: "5.10", suite: "bullseye", refused: true},
-	{name: "6.1", suite: "bookworm"},
-	{name: "6.12", suite: "trixie"},
-	{name: "backports", suite: "stable-backports"},
-	{name: "newest", suite: "unstable"},
+	{name: "5.10", suite: "bullseye", arch: amd64, runs: []string{"load"}, refused: true},
+	{name: "6.1", suite: "bookworm", arch: amd64},
+	{name: "6.12", suite: "trixie", arch: amd64},
+	{name: "backports", suite: "stable-backports", arch: amd64},
+	{name: "newest", suite: "unstable", arch: amd64},
+	{name: "arm64", suite: "bookworm", arch: arm64, runs: []string{"load", "packets"}},
 }
 
 type options struct {
@@ -68,7 +72,7 @@ func parse(args []string) (options, error) {
 	var opts options
 	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
 	flags.StringVar(&opts.cache, "cache", "", "directory for kernels, by default hairpin-kernels among the user's caches")
-	flags.DurationVar(&opts.timeout, "timeout", 20*time.Minute, "for the tests on one kernel")
+	flags.DurationVar(&opts.timeout, "timeout", 40*time.Minute, "for the tests on one kernel")
 	names := flags.String("runs", "", "tests to run, as \"load,packets\", by default all")
 	flags.StringVar(&opts.table, "table", "", "file for the table of every kernel")
 	if err := flags.Parse(args); err != nil {
@@ -79,7 +83,7 @@ func parse(args []string) (options, error) {
 	}
 	for _, name := range opts.runs {
 		if !slices.ContainsFunc(runs, func(r testRun) bool { return r.name == name }) {
-			return options{}, fmt.Errorf("there are no tests %q; choose from load, conntrack, packets, T, N, beside, trace, virtio and devices", name)
+			return options{}, fmt.Errorf("there are no tests %q; choose from %s", name, strings.Join(runNames(), ", "))
 		}
 	}
 	if opts.cache == "" {
@@ -116,21 +120,23 @@ func selectKernels(names []string) ([]kernel, error) {
 
 func run(ctx context.Context, opts options) error {
 	if runtime.GOARCH != "amd64" {
-		return fmt.Errorf("this machine is %s, but the kernels are for amd64", runtime.GOARCH)
+		return fmt.Errorf("this machine is %s, but the programs for the guests are copied from a machine that is amd64", runtime.GOARCH)
 	}
 	work, err := os.MkdirTemp("", "hairpin-kernels-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
-	fmt.Println("building the tests")
-	tests, err := buildRoot(ctx, work)
-	if err != nil {
-		return err
-	}
+	roots := make(map[*arch]string)
 	var rows []row
 	for _, k := range opts.kernels {
-		r, err := test(ctx, opts, k, tests)
+		if roots[k.arch] == "" {
+			fmt.Println("building the tests for", k.arch.name)
+			if roots[k.arch], err = buildRoot(ctx, filepath.Join(work, k.arch.name), k.arch, runsOf(k.arch, opts)); err != nil {
+				return err
+			}
+		}
+		r, err := test(ctx, opts, k, roots[k.arch])
 		if err != nil {
 			return fmt.Errorf("kernel %s: %w", k.name, err)
 		}
@@ -148,7 +154,7 @@ func run(ctx context.Context, opts options) error {
 
 // test boots one kernel and returns its row. Tests that fail in the guest are in the row; the error is for all other failures.
 func test(ctx context.Context, opts options, k kernel, tests string) (row, error) {
-	image, err := fetch(ctx, opts.cache, k.suite)
+	image, err := fetch(ctx, opts.cache, k.suite, k.arch)
 	if err != nil {
 		return row{}, err
 	}
@@ -156,7 +162,7 @@ func test(ctx context.Context, opts options, k kernel, tests string) (row, error
 	defer cancel()
 	fmt.Printf("\nLinux %s of %s\n", image.version, k.suite)
 	began := time.Now()
-	g := guest{image: image, tests: tests, runs: runsFor(k, opts.runs)}
+	g := guest{arch: k.arch, image: image, tests: tests, runs: runsFor(k, opts.runs)}
 	outcomes, err := g.boot(ctx)
 	fmt.Printf("  %v in all\n", time.Since(began).Round(time.Second))
 	return row{kernel: k, runs: g.runs, version: image.version, outcomes: outcomes, died: err}, nil

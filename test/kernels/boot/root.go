@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -27,18 +28,21 @@ var programs = []string{
 // inGuest is the guest's directory with hairpin, the tests and the list of runs.
 const inGuest = "tests"
 
-// buildRoot makes the root file system of every guest, without the modules and the list of runs.
-func buildRoot(ctx context.Context, work string) (archive string, err error) {
+// buildRoot makes the root file system of every guest of an architecture, without the modules and the list of runs. It has what these
+// runs need.
+func buildRoot(ctx context.Context, work string, a *arch, runs []testRun) (archive string, err error) {
 	root := filepath.Join(work, "root")
 	if err := layOut(root); err != nil {
 		return "", err
 	}
-	for _, pattern := range programs {
-		if err := copyPrograms(ctx, root, pattern); err != nil {
-			return "", fmt.Errorf("copy %s: %w", pattern, err)
+	if a.packages == nil {
+		for _, pattern := range programs {
+			if err := copyPrograms(ctx, root, pattern); err != nil {
+				return "", fmt.Errorf("copy %s: %w", pattern, err)
+			}
 		}
 	}
-	if err := buildTests(ctx, filepath.Join(root, inGuest)); err != nil {
+	if err := buildTests(ctx, filepath.Join(root, inGuest), a, runs); err != nil {
 		return "", err
 	}
 	if err := os.WriteFile(filepath.Join(root, "init"), []byte(initScript), 0o755); err != nil {
@@ -118,14 +122,17 @@ func copyInto(root, name string) error {
 	return os.WriteFile(to, content, 0o755)
 }
 
-// buildTests builds hairpin and the tests as static binaries.
-func buildTests(ctx context.Context, dir string) error {
-	for _, args := range [][]string{
-		{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/cmd/hairpin"},
-		{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/test/program", "hairpin/test/network", "hairpin/test/kernels"},
-	} {
+// buildTests builds hairpin and the tests of these runs as static binaries.
+func buildTests(ctx context.Context, dir string, a *arch, runs []testRun) error {
+	tests := []string{"test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", dir}
+	for _, r := range runs {
+		if name := "hairpin/test/" + strings.TrimSuffix(r.binary, ".test"); !slices.Contains(tests, name) {
+			tests = append(tests, name)
+		}
+	}
+	for _, args := range [][]string{{"build", "-trimpath", "-ldflags", "-s -w", "-o", dir, "hairpin/cmd/hairpin"}, tests} {
 		cmd := exec.CommandContext(ctx, "go", args...)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+a.name)
 		if _, err := collect(cmd); err != nil {
 			return err
 		}

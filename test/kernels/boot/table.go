@@ -12,10 +12,11 @@ import (
 // virtioRun is the run that needs virtio-net devices.
 const virtioRun = "virtio"
 
-// runs has the runs of a guest. All of them take three or four minutes.
+// runs has the runs of a guest.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
 	{alone, "conntrack", "kernels.test", "^TestConntrackModule$"},
+	{alone, "death", "torture.test", "^TestTorture$/^2_Death"},
 	{1, "packets", "program.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
@@ -25,20 +26,28 @@ var runs = []testRun{
 	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestDoctorSeesVLANOnTop|TestFlowtable)$"},
 }
 
-// runsFor returns the runs of a kernel whose names are in only; nil: all runs. For a kernel that hairpin refuses, only the run "load".
+// runsFor returns the runs of a kernel whose names are in only; nil: all runs of this kernel.
 func runsFor(k kernel, only []string) []testRun {
-	if k.refused {
-		return runs[:1]
-	}
 	return slices.DeleteFunc(slices.Clone(runs), func(r testRun) bool {
-		return only != nil && !slices.Contains(only, r.name)
+		return only != nil && !slices.Contains(only, r.name) || k.runs != nil && !slices.Contains(k.runs, r.name)
 	})
+}
+
+// runsOf returns all runs on the selected kernels of an architecture; some are there several times.
+func runsOf(a *arch, opts options) (all []testRun) {
+	for _, k := range opts.kernels {
+		if k.arch == a {
+			all = append(all, runsFor(k, opts.runs)...)
+		}
+	}
+	return all
 }
 
 // columns are the columns of the table: each is a run, or one test of a run.
 var columns = []struct{ title, run, test string }{
 	{"load", "load", ""},
 	{"conntrack", "conntrack", ""},
+	{"death", "death", ""},
 	{"packets", "packets", ""},
 	{"T", "T", ""},
 	{"N", "N", ""},
@@ -68,6 +77,7 @@ const preface = `# Kernels
 - load: hairpin attaches, and explain answers for both IP versions. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
 - conntrack: programs ask nf_conntrack, a module there. They ask whether the module was loaded before them or after them, with the daemon
   and without. Without CAP_SYS_ADMIN they work, and do not ask.
+- death: the daemon dies in the ways of scenario 2 of [TORTURE.md](TORTURE.md), under fewer datagrams a second, with the oracle of every scenario.
 - packets: translated packets, compared byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
 - N: real clients in network namespaces: all reflect modes, the router's own connections, ping, refusals.
@@ -104,6 +114,14 @@ type row struct {
 	died     error // the guest's error, if it ended before all runs had ended
 }
 
+// title names the kernel's source in the table.
+func (k kernel) title() string {
+	if k.arch == amd64 {
+		return k.suite
+	}
+	return k.suite + ", " + k.arch.name
+}
+
 func (r row) cell(run, test string) string {
 	o := r.outcomes[run]
 	switch {
@@ -126,7 +144,7 @@ func format(rows []row) string {
 	}
 	b.WriteString("\n|---|" + strings.Repeat("---|", len(columns)) + "\n")
 	for _, r := range rows {
-		fmt.Fprintf(&b, "| %s, %s |", series(r.version), r.kernel.suite)
+		fmt.Fprintf(&b, "| %s, %s |", series(r.version), r.kernel.title())
 		for _, c := range columns {
 			b.WriteString(" " + r.cell(c.run, c.test) + " |")
 		}
@@ -165,4 +183,12 @@ func failures(rows []row) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// runNames returns the names of all runs.
+func runNames() (names []string) {
+	for _, r := range runs {
+		names = append(names, r.name)
+	}
+	return names
 }
