@@ -34,6 +34,8 @@ FORMAT is
   iptables   the output of iptables-save, of ip6tables-save, or of both
   uci        the output of "uci export firewall" of OpenWrt; with "uci export network"
              behind it, the interfaces are known, too
+  pfsense    config.xml of pfSense or OPNsense; interfaces have other names on Linux:
+             name them by --wan and --lan
 
 Comments in the file say what could not be translated, with the place and the reason,
 and how to remove the rules that hairpin replaces. A rule is translated only if

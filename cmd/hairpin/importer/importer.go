@@ -37,6 +37,7 @@ var readers = []struct {
 	{"nft", readNFT},
 	{"iptables", readIPTables},
 	{"uci", readUCI},
+	{"pfsense", readPfSense},
 }
 
 // Formats returns the names of the formats.

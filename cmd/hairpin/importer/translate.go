@@ -69,7 +69,7 @@ func translate(f *found, o Options) (*Result, error) {
 	t := &translator{sides: findSides(f, o), found: f, router: o.Router, told: map[Left]bool{}, notes: f.notes}
 	for i := range f.rules {
 		switch r := &f.rules[i]; {
-		case r.hook == prerouting && r.action == pass:
+		case r.hook == prerouting && r.action == pass && !r.disabled:
 			t.exceptions = append(t.exceptions, i)
 		case r.hook == postrouting && !r.disabled && (r.action == masquerade || r.action == snat):
 			t.sources = append(t.sources, i)
@@ -680,7 +680,11 @@ func (t *translator) result() *Result {
 		}
 		replaced[r.place] = false
 		if r.remove == "" {
-			result.Names = append(result.Names, r.place)
+			name := r.place
+			if r.comment != "" {
+				name += ": " + clean(r.comment)
+			}
+			result.Names = append(result.Names, name)
 		} else {
 			result.Removals = append(result.Removals, r.remove)
 		}
