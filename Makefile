@@ -42,7 +42,7 @@ export BPF2GO_CC = $(CLANG)
 export BPF2GO_STRIP = $(STRIP)
 export BPF2GO_CFLAGS = -I/usr/include/$(shell uname -m)-linux-gnu
 
-.PHONY: help build test test-kernels deps-kernels conformance devices floods torture demo bench bench-short bench-run check graph generate man deps deps-build fuzz coverage stress install uninstall clean root
+.PHONY: help build test test-kernels deps-kernels conformance devices floods torture demo bench bench-short bench-run check graph generate man deps deps-build fuzz coverage stress packages install install-files uninstall clean root
 
 help:
 	@echo "sudo make demo      shows a LAN client that fails without hairpin and succeeds with hairpin"
@@ -59,6 +59,7 @@ help:
 	@echo "make build          builds bin/hairpin"
 	@echo "sudo make install   installs bin/hairpin, systemd units, man pages and a first configuration"
 	@echo "sudo make uninstall stops the daemon, detaches, removes the installed files; /etc/hairpin stays"
+	@echo "make packages       builds deb, rpm, apk, ipk and a tarball, for amd64 and arm64, into bin/packages"
 	@echo "make check          formatting, vet, staticcheck, govulncheck, C warnings, generated files up to date"
 	@echo "make graph          the packages and their imports"
 	@echo "make generate       generates *_bpfel.* again, with clang $(CLANG_VERSION)"
@@ -163,14 +164,21 @@ deps:
 deps-kernels:
 	@CLANG=$(CLANG) STRIP=$(STRIP) test/deps.sh kernels
 
+packages:
+	GO=$(GO) cmd/hairpin/package/build.sh bin/packages
+
+# The binary that install-files installs.
+BINARY := bin/hairpin
 INSTALLED_BINARY := $(DESTDIR)$(PREFIX)/bin/hairpin
 INSTALLED_SHARE := $(DESTDIR)$(PREFIX)/share/hairpin
 INSTALLED_MAN := $(DESTDIR)$(PREFIX)/share/man
 INSTALLED_UNITS := $(DESTDIR)$(PREFIX)/lib/systemd/system
 UNITS := hairpin.service hairpin-prepare.service
 
-install: build
-	install -D -m 0755 bin/hairpin $(INSTALLED_BINARY)
+install: build install-files
+
+install-files:
+	install -D -m 0755 $(BINARY) $(INSTALLED_BINARY)
 	for unit in $(UNITS); do \
 		sed 's#/usr/local/bin/#$(PREFIX)/bin/#' cmd/hairpin/dist/$$unit | install -D -m 0644 /dev/stdin $(INSTALLED_UNITS)/$$unit; \
 	done
