@@ -4,7 +4,7 @@
 # Builds the packages into a directory: deb, rpm, apk and ipk with nfpm, and a tarball, for amd64 and arm64. The same commit gives the
 # same bytes. Usage: build.sh DIRECTORY [FORMAT-ARCH...], for example build.sh bin/packages deb-amd64; without formats: all.
 #
-# PACKAGE_VERSION replaces the version, SOURCE_DATE_EPOCH the time of the files, which is otherwise the time of the commit.
+# PACKAGE_VERSION replaces the version, of the binary too, SOURCE_DATE_EPOCH the time of the files, which is otherwise the time of the commit.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 top=$(cd "$here/../../.." && pwd)
@@ -19,7 +19,7 @@ main() {
 	mkdir -p "$out"
 	out=$(cd "$out" && pwd)
 	cd "$top"
-	release=$(git describe --tags --always --dirty 2>/dev/null || echo devel)
+	release=${PACKAGE_VERSION:-$(git describe --tags --always --dirty 2>/dev/null || echo devel)}
 	SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 	PACKAGE_VERSION=${PACKAGE_VERSION:-$(version)}
 	PACKAGE_MAINTAINER=${PACKAGE_MAINTAINER:-hairpin maintainers <hairpin@users.noreply.invalid>}
