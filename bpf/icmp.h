@@ -79,6 +79,24 @@ static __always_inline enum reason icmp_other_interface(void *ctx, struct work *
 	return wan ? REASON_NONE : ingress_source(ctx, work, in);
 }
 
+/* Can the quoted TCP segment have been in flight (RFC 5927 4.1)? Its number is then from the other side's highest acknowledgement
+ * on, up to the end of what the sender has sent. A keepalive is one below. Nothing is judged while the numbers of a side are
+ * not known, or while the other side has acknowledged more than hairpin has seen. answers: the entry of the answers to the
+ * quoted packet. */
+static __always_inline bool icmp_quotes_sent(struct work *work, const struct conn *answers)
+{
+	const struct conn *sent;
+	__u32 first;
+
+	if (!(work->error.entry.identity & CONN_NUMBERED))
+		return true;
+	sent = conn_other(&work->error.entry, &work->other);
+	if (!sent || !(work->other.entry.identity & CONN_NUMBERED) || seq_after(answers->ack, sent->end))
+		return true;
+	first = answers->ack - 1;
+	return work->pkt.seq - first <= sent->end - first;
+}
+
 /* Decides what happens to an ICMP error. */
 static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 {
@@ -98,7 +116,8 @@ static __always_inline enum verdict icmp_decide(void *ctx, struct work *work)
 		return nat_verdict(work, REASON_ENDED);
 	reason = pkt->flaw;
 	/* The error must be addressed to the source of the quoted packet, and come from the side to which it went. */
-	if (reason == REASON_NONE && !addr_equal(&pkt->tuple.dst, &pkt->quote.tuple.src))
+	if (reason == REASON_NONE &&
+	    (!addr_equal(&pkt->tuple.dst, &pkt->quote.tuple.src) || !icmp_quotes_sent(work, conn)))
 		reason = REASON_NO_CONNECTION;
 	if (reason == REASON_NONE && conn->ifindex != pkt->ifindex)
 		reason = icmp_other_interface(ctx, work, conn->ifindex);

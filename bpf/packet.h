@@ -121,7 +121,7 @@ struct packet {
 	/* Members up to here are set for every packet, and are not cleared before (id and piece: for fragments,
 	 * v6_fragment: for IPv6). Members from here on are zero unless a parser sets them. */
 	enum reason flaw __attribute__((aligned(8)));	/* ports are valid, but the packet must not be sent on */
-	__u32 seq, ack;		/* TCP: sequence and acknowledgement number, host order */
+	__u32 seq, ack;		/* TCP: sequence and acknowledgement number, host order; ICMP error: seq of the quoted segment */
 	__u32 seq_length;	/* TCP: sequence space of the segment: payload bytes, SYN, FIN */
 	struct transport l4;
 	__u16 window;		/* TCP: window as sent, not scaled, host order */
@@ -485,6 +485,8 @@ static __always_inline bool packet_parse_quote(void *ip, void *data_end, __u32 a
 	pkt->broken = !icmp;
 	if (!icmp || packet_opaque(quote->tuple.protocol))
 		return true;
+	/* The second word of a TCP header. Every quote has it: RFC 792 demands 8 bytes behind the IP header. */
+	pkt->seq = bpf_ntohl(((struct tcphdr *)icmp)->seq);
 	if (packet_is_icmp(pkt, quote->tuple.protocol))
 		return packet_query(icmp, quote->l4.off, &quote->tuple, &quote->l4);
 	return packet_has_ports(quote->tuple.protocol) &&

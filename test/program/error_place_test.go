@@ -14,8 +14,8 @@ func errorPlaceRows() (rows []row) {
 	for _, way := range ways6Names {
 		for _, protocol := range []string{"TCP", "UDP", "half-open UDP"} {
 			packets := func(c *corpus) (f rig.Flow, steps []step, in, back frames.Frame) {
-				f, steps, packet := c.openFlow(protocol, way)
-				r := report{kind: icmpUnreachable, code: codePortUnreachable, limit: 28, packet: packet}
+				f, steps, r := c.openFlow(protocol, way)
+				r.kind, r.code, r.limit = icmpUnreachable, codePortUnreachable, 28
 				in, _ = toServer(f, f.Client.Addr(), r)
 				back, _ = toClient(f, f.Target.Addr(), r)
 				return f, append(steps, c.errorIn(f, f.Client.Addr(), r), c.errorBack(f, f.Target.Addr(), r)), in, back

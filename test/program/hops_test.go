@@ -61,8 +61,8 @@ func lastHopRows() (rows []row) {
 				return []step{expired(c.in(f, echo(icmpEchoRequest, 1, "traceroute -I"), frames.TTL(1)), routerAt(f)).mayOpen()}
 			}},
 			row{"row 95: ICMP error with TTL 1 is not answered, " + way, func(c *corpus) []step {
-				f, steps, packet := c.openFlow("UDP", way)
-				r := report{kind: icmpUnreachable, code: codePortUnreachable, limit: 28, packet: packet, header: frames.TTL(1)}
+				f, steps, r := c.openFlow("UDP", way)
+				r.kind, r.code, r.limit, r.header = icmpUnreachable, codePortUnreachable, 28, frames.TTL(1)
 				in, back := c.errorIn(f, f.Client.Addr(), r), c.errorBack(f, f.Target.Addr(), r)
 				return append(steps, in.dropped("ttl_expired"), back.dropped("ttl_expired"))
 			}},

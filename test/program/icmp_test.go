@@ -24,6 +24,7 @@ type report struct {
 	rest       uint32
 	limit      int                 // of the quote
 	packet     func(*frames.Frame) // what it is about
+	answer     func(*frames.Frame) // what it is about if the server has sent that; nil: packet
 	tail       string              // behind the quote: extensions by RFC 4884
 	damage     func([]byte)        // of the finished ICMP error, checksums not made good
 	header     func(*frames.Frame) // of the error itself
@@ -35,7 +36,11 @@ func (r report) body(quoted []byte) func(*frames.Frame) {
 
 // toServer is an error about an answer of the server, from the client's side, and what the server must get.
 func toServer(f rig.Flow, reporter netip.Addr, r report) (in, want frames.Frame) {
-	sent, arrived := f.Back(r.packet)
+	about := r.packet
+	if r.answer != nil {
+		about = r.answer
+	}
+	sent, arrived := f.Back(about)
 	sent.TTL = arrived.TTL
 	in = frames.Frame{From: f.MAC, To: f.At.MAC, Src: netip.AddrPortFrom(reporter, 0), Dst: f.External, Mutate: r.damage}
 	if r.header != nil {
@@ -88,31 +93,34 @@ func icmpRows() []row {
 	return slices.Concat(errorRows(), quoteRows(), badErrorRows(), foreignErrorRows(), echoRows(), otherICMPRows())
 }
 
-// openFlow is an open flow of a protocol, and a packet of it that can go either way.
-func (c *corpus) openFlow(protocol, way string) (f rig.Flow, opening []step, packet func(*frames.Frame)) {
+// openFlow is an open flow of a protocol, and a report about the last packets of it.
+func (c *corpus) openFlow(protocol, way string) (f rig.Flow, opening []step, about report) {
+	data := frames.Payload("some of the data")
 	switch protocol {
 	case "TCP":
 		f = c.flow(way, false)
-		return f, c.opened(f), func(f *frames.Frame) { middle(f); frames.Payload("some of the data")(f) }
+		about.packet = func(f *frames.Frame) { middle(f); data(f) }
+		about.answer = func(f *frames.Frame) { answerer(f); data(f) }
+		return f, append(c.opened(f), c.in(f, about.packet), c.back(f, about.answer)), about
 	case "UDP":
 		f = c.flow(way, true)
-		return f, c.opened(f), frames.Payload("some of the data")
+		return f, c.opened(f), report{packet: data}
 	case "UDP without checksum":
 		f = c.flow(way, true)
-		return f, c.opened(f), func(f *frames.Frame) { noChecksum(f); frames.Payload("some of the data")(f) }
+		return f, c.opened(f), report{packet: func(f *frames.Frame) { noChecksum(f); data(f) }}
 	case "half-open TCP":
 		f = c.flow(way, false)
-		return f, []step{c.in(f, frames.TCP("S", rig.ClientISN, 0)).opening()}, middle
+		return f, []step{c.in(f, frames.TCP("S", rig.ClientISN, 0)).opening()}, report{packet: middle, answer: answerer}
 	case "half-open UDP":
 		f = c.flow(way, true)
-		return f, []step{c.in(f, frames.Payload("open")).opening()}, frames.Payload("some of the data")
+		return f, []step{c.in(f, frames.Payload("open")).opening()}, report{packet: data}
 	case "SCTP":
 		f = c.media(way)
-		return f, []step{c.in(f, sctpPacket(0, sctpInit, "initiate")).opening(), c.back(f, sctpPacket(8, 2, "INIT ACK"))}, sctpPacket(8, sctpData, "data")
+		return f, []step{c.in(f, sctpPacket(0, sctpInit, "initiate")).opening(), c.back(f, sctpPacket(8, 2, "INIT ACK"))}, report{packet: sctpPacket(8, sctpData, "data")}
 	case "GRE":
 		f = c.basic(way)
-		packet = raw(protocolGRE, "\x00\x00\x08\x00inner packet")
-		return f, []step{c.in(f, packet).opening(), c.back(f, packet)}, packet
+		about.packet = raw(protocolGRE, "\x00\x00\x08\x00inner packet")
+		return f, []step{c.in(f, about.packet).opening(), c.back(f, about.packet)}, about
 	default:
 		panic(protocol)
 	}
@@ -139,8 +147,8 @@ func errorRows() (rows []row) {
 			}
 			for _, kind := range kinds {
 				rows = append(rows, row{fmt.Sprintf("row 42, 43, 44: %s, %s %s", kind.name, protocol, way), func(c *corpus) []step {
-					f, steps, packet := c.openFlow(protocol, way)
-					r := report{kind: kind.kind, code: kind.code, rest: kind.rest, packet: packet}
+					f, steps, r := c.openFlow(protocol, way)
+					r.kind, r.code, r.rest = kind.kind, kind.code, kind.rest
 					return append(steps, c.everyReport(f, r)...)
 				}})
 			}
@@ -172,13 +180,14 @@ func quoteRows() (rows []row) {
 		for _, protocol := range protocols {
 			for _, way := range []string{"hairpin", "from the Internet"} {
 				rows = append(rows, row{name + ", " + protocol + " " + way, func(c *corpus) []step {
-					f, steps, packet := c.openFlow(protocol, way)
+					f, steps, about := c.openFlow(protocol, way)
 					r, change := r, r.packet
-					r.kind, r.code, r.packet = icmpUnreachable, codePortUnreachable, func(f *frames.Frame) {
-						packet(f)
-						if change != nil {
-							change(f)
-						}
+					r.kind, r.code, r.packet, r.answer = icmpUnreachable, codePortUnreachable, about.packet, about.answer
+					if change != nil {
+						r.packet = func(f *frames.Frame) { about.packet(f); change(f) }
+					}
+					if change != nil && r.answer != nil {
+						r.answer = func(f *frames.Frame) { about.answer(f); change(f) }
 					}
 					return append(steps, c.errorIn(f, f.Client.Addr(), r), c.errorBack(f, f.Target.Addr(), r))
 				}})
@@ -212,13 +221,13 @@ func badErrorRows() (rows []row) {
 	for _, way := range []string{"hairpin", "from the Internet"} {
 		on := func(name, reason string, r report, steps func(c *corpus, f rig.Flow, opened []step) []step) {
 			rows = append(rows, row{name + ", " + way, func(c *corpus) []step {
-				f, opened, packet := c.openFlow("UDP", way)
+				f, opened, about := c.openFlow("UDP", way)
 				r := r
 				if r.kind == 0 {
 					r.kind, r.code = icmpUnreachable, codePortUnreachable
 				}
 				if r.packet == nil {
-					r.packet = packet
+					r.packet = about.packet
 				}
 				if steps != nil {
 					opened = steps(c, f, opened)
@@ -289,17 +298,17 @@ func foreignErrorRows() (rows []row) {
 			return []step{pass(c.b.WAN, in.Bytes())}
 		}},
 		row{"row 45: about a connection that is over", func(c *corpus) []step {
-			f, steps, packet := c.openFlow("TCP", "hairpin")
-			r := report{kind: icmpUnreachable, code: codePortUnreachable, limit: 28, packet: packet}
+			f, steps, r := c.openFlow("TCP", "hairpin")
+			r.kind, r.code, r.limit = icmpUnreachable, codePortUnreachable, 28
 			in, back := c.errorIn(f, f.Client.Addr(), r).dropped("ended"), c.errorBack(f, f.Target.Addr(), r).dropped("ended")
 			in.before = c.end
 			return append(steps, in, back)
 		}},
 		row{"row 48: about the right ports of the wrong server", func(c *corpus) []step {
-			f, steps, packet := c.openFlow("TCP", "from the Internet")
+			f, steps, r := c.openFlow("TCP", "from the Internet")
 			stranger := f
 			stranger.Client = netip.AddrPortFrom(farRouter, f.Client.Port())
-			r := report{kind: icmpUnreachable, code: codePortUnreachable, limit: 28, packet: packet}
+			r.kind, r.code, r.limit = icmpUnreachable, codePortUnreachable, 28
 			in, _ := toServer(stranger, farRouter, r)
 			return append(steps, step{at: f.At, in: in.Bytes()}.dropped("no_connection"))
 		}},
@@ -307,7 +316,7 @@ func foreignErrorRows() (rows []row) {
 			f, steps, _ := c.openFlow("TCP", "from the Internet")
 			for _, mtu := range []uint32{0, 68} {
 				r := report{kind: icmpUnreachable, code: codeFragNeeded, rest: mtu, limit: 28, packet: frames.TCP("A", rig.ServerISN-100000, 5)}
-				steps = append(steps, c.errorIn(f, farRouter, r))
+				steps = append(steps, c.errorIn(f, farRouter, r).dropped("no_connection"))
 			}
 			return steps
 		}},

@@ -33,7 +33,7 @@ type twinFlow struct {
 }
 
 func allTwins() []twin {
-	return slices.Concat(interfaceTwins(), halfOpenTwins(), closingTwins(), priorityTwins())
+	return slices.Concat(interfaceTwins(), halfOpenTwins(), closingTwins(), priorityTwins(), quoteTwins())
 }
 
 func twinRows() (rows []row) {
