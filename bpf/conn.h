@@ -385,6 +385,41 @@ static __always_inline void conn_number(const struct packet *pkt, struct conn *c
 	conn_mark(conn, identity, CONN_NUMBERED | (pkt->tcp_flags & TCP_FIN ? CONN_FIN : 0), 0);
 }
 
+/* The last SYN that the opener has sent in a connection that had its handshake before. */
+struct late_syn {
+	__u32 serial;	/* of the connection */
+	__u32 first;	/* sequence number after the SYN */
+	__u32 end;	/* sequence number after the data of the SYN */
+	__u32 pad;
+};
+
+/* Index: the serial of the connection. Connections may share a place: then the later SYN counts. A new program begins without
+ * SYNs: the opener sends its SYN again. */
+enum { LATE_SYNS = 4096 };
+static struct late_syn late_syns[LATE_SYNS];
+
+static __always_inline struct late_syn *conn_late_syn(__u64 identity)
+{
+	return &late_syns[conn_serial(identity) % LATE_SYNS];
+}
+
+static __always_inline void conn_keep_syn(const struct packet *pkt, __u64 identity)
+{
+	struct late_syn *syn = conn_late_syn(identity);
+
+	syn->first = pkt->seq + 1;
+	syn->end = pkt->seq + pkt->seq_length;
+	syn->serial = conn_serial(identity);
+}
+
+/* Does the packet acknowledge the late SYN of the opener, or also its data (RFC 7413)? */
+static __always_inline bool conn_late_syn_acknowledged(const struct packet *pkt, __u64 identity)
+{
+	const struct late_syn *syn = conn_late_syn(identity);
+
+	return syn->serial == conn_serial(identity) && pkt->ack - syn->first <= syn->end - syn->first;
+}
+
 /* Has the other side acknowledged the sender's FIN? Only then the FIN counts: nobody acknowledges a forged FIN. */
 static __always_inline bool conn_fin_acknowledged(__u64 from, const struct conn *sender, const struct conn *by)
 {

@@ -466,13 +466,13 @@ __noinline int nat_evidence(struct conn *conn)
 	return 0;
 }
 
-/* Is this a SYN/ACK with other numbers than in the handshake? Then the answerer has lost the connection, and
- * answers a new SYN of the opener. As in conntrack, both sides then get new numbers. Only a host on the answerer's
- * side of the router can send this SYN/ACK. */
+/* Is this a SYN/ACK with other numbers than in the handshake? If it acknowledges a SYN that the opener has sent since, the answerer
+ * has lost the connection. As in conntrack, both sides then get new numbers. Any other such SYN/ACK is forged: a host on the
+ * answerer's side of the router can send it, but does not know the number of the SYN. */
 static __always_inline bool nat_server_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
 	return !(identity & CONN_OPENER) && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
-	       identity & CONN_NUMBERED && !conn_near(pkt, conn);
+	       identity & CONN_NUMBERED && !conn_near(pkt, conn) && conn_late_syn_acknowledged(pkt, identity);
 }
 
 /* Stores the numbers of a segment that is in order, and marks its FIN. */
@@ -513,6 +513,8 @@ __noinline bool nat_track_tcp(struct conn *conn)
 			conn_number(pkt, conn, identity);
 			return true;
 		}
+		if (identity & CONN_OPENER && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN)
+			conn_keep_syn(pkt, identity);
 		if (!(pkt->tcp_flags & TCP_ACK) || pkt->tcp_flags & TCP_SYN)
 			return false;
 		if (!(identity & CONN_NUMBERED))

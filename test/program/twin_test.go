@@ -33,7 +33,7 @@ type twinFlow struct {
 }
 
 func allTwins() []twin {
-	return slices.Concat(interfaceTwins(), halfOpenTwins(), closingTwins(), priorityTwins(), quoteTwins())
+	return slices.Concat(interfaceTwins(), halfOpenTwins(), closingTwins(), priorityTwins(), quoteTwins(), restartTwins())
 }
 
 func twinRows() (rows []row) {

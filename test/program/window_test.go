@@ -69,7 +69,7 @@ func TestRandomPacketsRefreshNothing(t *testing.T) {
 			if hits > allowed {
 				t.Errorf("a packet of random numbers refreshed the connection in %d of %d rounds", hits, rounds)
 			}
-			wantState(t, b, "after random FINs and ACKs", "established")
+			wantState(t, b, "after random FINs, ACKs and SYN/ACKs", "established")
 			b.age(t, aged*time.Second)
 		}
 		steps = append(steps, last.is("established"))
@@ -83,12 +83,12 @@ func TestRandomPacketsRefreshNothing(t *testing.T) {
 	})
 }
 
-// throwRandom sends FINs and ACKs of random numbers from both sides through both programs.
+// throwRandom sends FINs, ACKs and SYN/ACKs of random numbers from both sides through both programs.
 func (c twinCase) throwRandom(f twinFlow, random *rand.Rand, count int) error {
 	x := &executor{b: c.b, context: [2][]byte{make([]byte, 192), make([]byte, 24)}, out: [2][]byte{make([]byte, 2048), make([]byte, 2048)}}
 	return c.b.Router.Do(func() error {
 		for i := range count {
-			change, at := frames.TCP([]string{"A", "FA", "PA"}[i%3], random.Uint32(), random.Uint32()), f.At
+			change, at := frames.TCP([]string{"A", "FA", "PA", "SA"}[i/2%4], random.Uint32(), random.Uint32()), f.At
 			data, _ := f.inBytes(change)
 			if i&1 != 0 {
 				data, _ = f.backBytes(change)
