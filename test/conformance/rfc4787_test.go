@@ -483,7 +483,7 @@ func checkAnyReporter(p *probe) {
 				}[way]},
 			} {
 				e.flow, e.kind, e.code, e.cut = f, lab.TimeExceeded, 0, 28
-				e.change = frames.With(frames.TCP("PA", rig.ClientISN+1, rig.ServerISN+1), frames.Payload("on its way"))
+				e.change = someError(f, e.ofClient).change
 				all++
 				if s.translates(e) {
 					through++
