@@ -394,7 +394,9 @@ struct late_syn {
 };
 
 /* Index: the serial of the connection. Connections may share a place: then the later SYN counts. A new program begins without
- * SYNs: the opener sends its SYN again. */
+ * SYNs: the opener sends its SYN again.
+ * Race: two CPUs write one place at the same time. The place then mixes two SYNs, and a SYN/ACK must still acknowledge a number of one
+ * of them. If no answer does, the opener sends its SYN again. */
 enum { LATE_SYNS = 4096 };
 static struct late_syn late_syns[LATE_SYNS];
 
