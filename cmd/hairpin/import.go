@@ -41,7 +41,7 @@ Comments in the file say what could not be translated, with the place and the re
 and how to remove the rules that hairpin replaces. A rule is translated only if
 hairpin does the same with its packets. Interfaces whose side the rules do not show
 are named by --wan and --lan. -j prints the translation as JSON.`,
-		Example: `  nft -j list ruleset | hairpin import nft - > import.toml
+		Example: `  nft -j list ruleset | hairpin import nft - --lan lan0 > import.toml
   hairpin -c import.toml check
   hairpin import nft rules.json --wan wan0 --lan lan0,lan1`,
 		Args: cobra.MatchAll(needs("FORMAT: "+strings.Join(importer.Formats(), ", ")), knownFormat, takes(2)),

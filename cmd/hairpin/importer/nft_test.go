@@ -317,10 +317,13 @@ func TestBrokenNFT(t *testing.T) {
 	})
 }
 
-func TestNoWAN(t *testing.T) {
-	_, err := Import("nft", "rules", []byte(ruleset("chain prerouting prerouting -100\ntcp=80 dnat=192.168.1.20")), Options{})
-	if err != ErrNoWAN {
+func TestInterfacesThatAreNotKnown(t *testing.T) {
+	rules := []byte(ruleset("chain prerouting prerouting -100\ntcp=80 dnat=192.168.1.20"))
+	if _, err := Import("nft", "rules", rules, Options{LAN: []string{"lan0"}}); err != ErrNoWAN {
 		t.Errorf("error %v, want %v", err, ErrNoWAN)
+	}
+	if _, err := Import("nft", "rules", rules, Options{WAN: []string{"wan0"}}); err != ErrNoLAN {
+		t.Errorf("error %v, want %v", err, ErrNoLAN)
 	}
 }
 

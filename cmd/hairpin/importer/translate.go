@@ -38,8 +38,11 @@ type Left struct {
 	Said string `json:"comment,omitempty"`
 }
 
-// ErrNoWAN says that forwards need a WAN interface, and that the rules show none.
-var ErrNoWAN = errors.New("the rules do not show which interface leads to the Internet; name it by --wan")
+// Errors of rules that do not show the interfaces which forwards need. Without a LAN interface, hairpin sees no answers of targets.
+var (
+	ErrNoWAN = errors.New("the rules do not show which interface leads to the Internet; name it by --wan")
+	ErrNoLAN = errors.New("the rules do not show which interfaces lead to the servers and clients; name them by --lan")
+)
 
 // translator makes forwards of rules.
 type translator struct {
@@ -91,6 +94,9 @@ func translate(f *found, o Options) (*Result, error) {
 	t.firewall()
 	if len(t.wan) == 0 && slices.ContainsFunc(t.candidates, func(c candidate) bool { return !c.Intercept && !c.External.Address.IsValid() }) {
 		return nil, ErrNoWAN
+	}
+	if len(t.lan) == 0 && len(t.candidates) > 0 {
+		return nil, ErrNoLAN
 	}
 	t.name()
 	if err := t.validate(); err != nil {

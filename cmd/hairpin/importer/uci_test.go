@@ -185,7 +185,7 @@ config redirect
 		cases[i].rules = firewall(cases[i].rules)
 	}
 	return append(cases, importCase{
-		name: "a file of /etc/config, with two zones that masquerade", options: &Options{WAN: []string{"wan0", "wan1"}}, rules: `
+		name: "a file of /etc/config, with two zones that masquerade", options: &Options{WAN: []string{"wan0", "wan1"}, LAN: []string{"lan0"}}, rules: `
 config zone
 	option name 'wan'
 	option masq '1'

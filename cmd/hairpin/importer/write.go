@@ -26,7 +26,7 @@ func (r *Result) TOML(format string) ([]byte, error) {
 	w.line("")
 	w.line("[interfaces]")
 	w.line("wan = [%s]", quoted(r.WAN))
-	w.line("lan = [%s]%s", quoted(r.LAN), map[bool]string{true: " # name the LAN interfaces, by --lan or here: the clients there are not served yet"}[len(r.LAN) == 0])
+	w.line("lan = [%s]", quoted(r.LAN))
 	if err := w.forwards(r.Forwards); err != nil {
 		return nil, err
 	}
