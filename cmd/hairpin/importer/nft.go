@@ -368,7 +368,7 @@ func (d *nftDecoder) pairs(key, data json.RawMessage) []pair {
 // unwrap returns the value of an element that has more than a value, such as a comment.
 func unwrap(item json.RawMessage) json.RawMessage {
 	var e struct{ Elem struct{ Val json.RawMessage } }
-	if json.Unmarshal(item, &e) == nil && e.Elem.Val != nil {
+	if begins(item, '{') && json.Unmarshal(item, &e) == nil && e.Elem.Val != nil {
 		return e.Elem.Val
 	}
 	return item
@@ -377,7 +377,7 @@ func unwrap(item json.RawMessage) json.RawMessage {
 // elements returns the elements of a set or map: a set in the rule, or "@name". moves: they change while the rules run.
 func (d *nftDecoder) elements(data json.RawMessage) (items []json.RawMessage, moves, ok bool) {
 	var name string
-	if json.Unmarshal(data, &name) == nil {
+	if begins(data, '"') && json.Unmarshal(data, &name) == nil {
 		set := d.reader.sets[d.rule.Family+" "+d.rule.Table+" "+strings.TrimPrefix(name, "@")]
 		if set == nil || !strings.HasPrefix(name, "@") {
 			return nil, false, false
@@ -385,7 +385,7 @@ func (d *nftDecoder) elements(data json.RawMessage) (items []json.RawMessage, mo
 		return set.items, set.moves, true
 	}
 	var inline struct{ Set json.RawMessage }
-	if json.Unmarshal(data, &inline) != nil || inline.Set == nil {
+	if !begins(data, '{') || json.Unmarshal(data, &inline) != nil || inline.Set == nil {
 		return nil, false, false
 	}
 	if json.Unmarshal(inline.Set, &items) != nil {
@@ -409,7 +409,7 @@ func (d *nftDecoder) match(body json.RawMessage) {
 // compare returns the alternatives of a condition.
 func (d *nftDecoder) compare(left json.RawMessage, op string, right json.RawMessage) []match {
 	var parts struct{ Concat []json.RawMessage }
-	if json.Unmarshal(left, &parts) == nil && parts.Concat != nil {
+	if bytes.Contains(left, []byte(`"concat"`)) && json.Unmarshal(left, &parts) == nil && parts.Concat != nil {
 		return d.compareAll(parts.Concat, op, right)
 	}
 	values, ok := d.values(right)
@@ -470,10 +470,8 @@ func (d *nftDecoder) values(right json.RawMessage) (list []value, ok bool) {
 	if moves {
 		return nil, false
 	}
-	if !isSet {
-		if json.Unmarshal(right, &items) != nil {
-			items = []json.RawMessage{right}
-		}
+	if !isSet && (!begins(right, '[') || json.Unmarshal(right, &items) != nil) {
+		items = []json.RawMessage{right}
 	}
 	for _, item := range items {
 		v, ok := readValue(unwrap(item))
@@ -511,11 +509,21 @@ func readValue(item json.RawMessage) (value, bool) {
 	return value{first, last}, ok1 && ok2
 }
 
+// begins reports whether a value begins with a byte. It saves decoding a value only to learn of what kind it is.
+func begins(value json.RawMessage, first byte) bool {
+	value = bytes.TrimLeft(value, " \t\r\n")
+	return len(value) > 0 && value[0] == first
+}
+
 // scalar returns a string or a number as text.
 func scalar(item json.RawMessage) (string, bool) {
 	var text string
-	if json.Unmarshal(item, &text) == nil {
-		return text, !strings.HasPrefix(text, "@")
+	if begins(item, '"') {
+		err := json.Unmarshal(item, &text)
+		return text, err == nil && !strings.HasPrefix(text, "@")
+	}
+	if begins(item, '{') || begins(item, '[') {
+		return "", false
 	}
 	var number json.Number
 	if json.Unmarshal(item, &number) == nil {
@@ -686,11 +694,11 @@ func (d *nftDecoder) nat(kind string, body json.RawMessage) {
 	var chosen struct {
 		Map struct{ Key, Data json.RawMessage }
 	}
-	if json.Unmarshal(n.Addr, &chosen) == nil && chosen.Map.Key != nil {
+	if begins(n.Addr, '{') && json.Unmarshal(n.Addr, &chosen) == nil && chosen.Map.Key != nil {
 		d.natByMap(chosen.Map.Key, chosen.Map.Data, n.Port)
 		return
 	}
-	if json.Unmarshal(n.Port, &chosen) == nil && chosen.Map.Key != nil {
+	if begins(n.Port, '{') && json.Unmarshal(n.Port, &chosen) == nil && chosen.Map.Key != nil {
 		d.each(func(s *step) { s.problems = join(s.problems, []string{"a map chooses the port alone"}) })
 		return
 	}

@@ -50,28 +50,31 @@ func ruleset(lines string) string {
 	return `{"nftables": [` + strings.Join(objects, ",\n") + `]}`
 }
 
-var statements = []struct{ short, json string }{
-	{`^iif(!?)=(.*)$`, `{"match":{"op":"$1=","left":{"meta":{"key":"iifname"}},"right":$2}}`},
-	{`^oif(!?)=(.*)$`, `{"match":{"op":"$1=","left":{"meta":{"key":"oifname"}},"right":$2}}`},
-	{`^(tcp|udp|sctp|th)(!?)=(.*)$`, `{"match":{"op":"$2=","left":{"payload":{"protocol":"$1","field":"dport"}},"right":$3}}`},
-	{`^(ip6?)\.(saddr|daddr)(!?)=(.*)$`, `{"match":{"op":"$3=","left":{"payload":{"protocol":"$1","field":"$2"}},"right":$4}}`},
-	{`^proto=(.*)$`, `{"match":{"op":"==","left":{"meta":{"key":"l4proto"}},"right":$1}}`},
-	{`^local$`, `{"match":{"op":"==","left":{"fib":{"result":"type","flags":["daddr"]}},"right":"local"}}`},
-	{`^ct=(.*)$`, `{"match":{"op":"in","left":{"ct":{"key":"state"}},"right":$1}}`},
-	{`^mark=(.*)$`, `{"match":{"op":"==","left":{"meta":{"key":"mark"}},"right":$1}}`},
-	{`^(dnat|snat)=([^,{]*),(.*)$`, `{"$1":{"addr":"$2","port":$3}}`},
-	{`^(dnat|snat)=([^{].*)$`, `{"$1":{"addr":"$2"}}`},
-	{`^(dnat)=(\{.*)$`, `{"$1":$2}`},
-	{`^redirect=(.*)$`, `{"redirect":{"port":$1}}`},
-	{`^(masquerade|accept|return|counter|log|redirect|drop)$`, `{"$1":null}`},
-	{`^(jump|goto)=(.*)$`, `{"$1":{"target":"$2"}}`},
-	{`^dportmap=(.*)$`, `{"dnat":{"addr":{"map":{"key":{"payload":{"protocol":"tcp","field":"dport"}},"data":$1}}}}`},
+var statements = []struct {
+	short *regexp.Regexp
+	json  string
+}{
+	{regexp.MustCompile(`^iif(!?)=(.*)$`), `{"match":{"op":"$1=","left":{"meta":{"key":"iifname"}},"right":$2}}`},
+	{regexp.MustCompile(`^oif(!?)=(.*)$`), `{"match":{"op":"$1=","left":{"meta":{"key":"oifname"}},"right":$2}}`},
+	{regexp.MustCompile(`^(tcp|udp|sctp|th)(!?)=(.*)$`), `{"match":{"op":"$2=","left":{"payload":{"protocol":"$1","field":"dport"}},"right":$3}}`},
+	{regexp.MustCompile(`^(ip6?)\.(saddr|daddr)(!?)=(.*)$`), `{"match":{"op":"$3=","left":{"payload":{"protocol":"$1","field":"$2"}},"right":$4}}`},
+	{regexp.MustCompile(`^proto=(.*)$`), `{"match":{"op":"==","left":{"meta":{"key":"l4proto"}},"right":$1}}`},
+	{regexp.MustCompile(`^local$`), `{"match":{"op":"==","left":{"fib":{"result":"type","flags":["daddr"]}},"right":"local"}}`},
+	{regexp.MustCompile(`^ct=(.*)$`), `{"match":{"op":"in","left":{"ct":{"key":"state"}},"right":$1}}`},
+	{regexp.MustCompile(`^mark=(.*)$`), `{"match":{"op":"==","left":{"meta":{"key":"mark"}},"right":$1}}`},
+	{regexp.MustCompile(`^(dnat|snat)=([^,{]*),(.*)$`), `{"$1":{"addr":"$2","port":$3}}`},
+	{regexp.MustCompile(`^(dnat|snat)=([^{].*)$`), `{"$1":{"addr":"$2"}}`},
+	{regexp.MustCompile(`^(dnat)=(\{.*)$`), `{"$1":$2}`},
+	{regexp.MustCompile(`^redirect=(.*)$`), `{"redirect":{"port":$1}}`},
+	{regexp.MustCompile(`^(masquerade|accept|return|counter|log|redirect|drop)$`), `{"$1":null}`},
+	{regexp.MustCompile(`^(jump|goto)=(.*)$`), `{"$1":{"target":"$2"}}`},
+	{regexp.MustCompile(`^dportmap=(.*)$`), `{"dnat":{"addr":{"map":{"key":{"payload":{"protocol":"tcp","field":"dport"}},"data":$1}}}}`},
 }
 
 func statement(word string) string {
 	for _, s := range statements {
-		if short := regexp.MustCompile(s.short); short.MatchString(word) {
-			text := short.ReplaceAllString(word, s.json)
+		if s.short.MatchString(word) {
+			text := s.short.ReplaceAllString(word, s.json)
 			return strings.ReplaceAll(text, `"op":"="`, `"op":"=="`)
 		}
 	}
@@ -183,10 +186,15 @@ tcp=82 dnat=192.168.1.20`,
 chain prerouting prerouting -100
 ip.saddr={"prefix":{"addr":"0.0.0.0","len":1}} return
 iif="wan0" tcp=80 dnat=192.168.1.20
+ip.saddr="198.51.100.1" ip.daddr="203.0.113.2" tcp=82 return
+ip.daddr="203.0.113.2" iif="wan0" ip.saddr!={"prefix":{"addr":"128.0.0.0","len":2}} tcp=82 dnat=192.168.1.20
 mark=7 accept
 iif="wan0" tcp=81 dnat=192.168.1.20`,
-			want: []string{"tcp-80 tcp 80 to 192.168.1.20:80 from 128.0.0.0/1 reflect off"},
-			left: []string{"rule 5 ... rule 4 of the chain ip nat prerouting may take packets away from it"}},
+			want: []string{
+				"tcp-80 tcp 80 to 192.168.1.20:80 from 128.0.0.0/1 reflect off",
+				"tcp-82 tcp 203.0.113.2:82 to 192.168.1.20:82 from 192.0.0.0/6,196.0.0.0/7,198.0.0.0/11,198.32.0.0/12,198.48.0.0/15,198.50.0.0/16,198.51.0.0/18,198.51.64.0/19,198.51.96.0/22,198.51.100.0/32,198.51.100.2/31,198.51.100.4/30,198.51.100.8/29,198.51.100.16/28,198.51.100.32/27,198.51.100.64/26,198.51.100.128/25,198.51.101.0/24,198.51.102.0/23,198.51.104.0/21,198.51.112.0/20,198.51.128.0/17,198.52.0.0/14,198.56.0.0/13,198.64.0.0/10,198.128.0.0/9,199.0.0.0/8,200.0.0.0/5,208.0.0.0/4,224.0.0.0/3 reflect off",
+			},
+			left: []string{"rule 7 ... rule 6 of the chain ip nat prerouting may take packets away from it"}},
 		{name: "IPv6, and a table of both families", rules: `
 table inet nat
 chain prerouting prerouting -100

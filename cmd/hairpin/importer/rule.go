@@ -251,6 +251,11 @@ func (m *match) covers(o *match) bool {
 		coversNames(m.in, o.in) && coversNames(m.out, o.out) && (!m.local || o.local)
 }
 
+// coversNetworks reports whether a surely matches every address that b matches.
+func coversNetworks(a, b networks) bool {
+	return a.any() || a.not == nil && b.only != nil && !slices.ContainsFunc(b.only, func(p netip.Prefix) bool { return !within(p, a.only) })
+}
+
 func coversNames(a, b names) bool {
 	switch {
 	case a.any():

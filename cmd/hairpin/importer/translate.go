@@ -174,9 +174,9 @@ func (t *translator) applyExceptions(i int, r *Rule) error {
 			continue
 		}
 		switch {
-		case x.match.covers(&r.match) && x.match.source.not == nil && x.match.source.only != nil && x.match.dest.any():
+		case x.match.covers(&r.match) && x.match.source.not == nil && x.match.source.only != nil && coversNetworks(x.match.dest, r.match.dest):
 			r.match.source.not = join(r.match.source.not, x.match.source.only)
-		case x.match.covers(&r.match) && x.match.dest.not == nil && x.match.dest.only != nil && x.match.source.any():
+		case x.match.covers(&r.match) && x.match.dest.not == nil && x.match.dest.only != nil && coversNetworks(x.match.source, r.match.source):
 			r.match.dest.not = join(r.match.dest.not, x.match.dest.only)
 		default:
 			return fmt.Errorf("%s may take packets away from it", x.place)
