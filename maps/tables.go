@@ -119,6 +119,24 @@ func (t *Tables) Drains() (list []rule.Forward, err error) {
 	return list, err
 }
 
+// Leases returns the running forwards that stand for mappings in lease files. Those that drain are left out.
+func (t *Tables) Leases() (list []rule.Forward, err error) {
+	o, _, err := t.outline()
+	if errors.Is(err, ErrEmpty) {
+		return nil, nil
+	}
+	if err != nil || len(o.Config.Leases.Files) == 0 {
+		return nil, err
+	}
+	err = o.Each(func(f *rule.Forward, _ compile.EpochRef) bool {
+		if f.IsLease() && !f.Drains() {
+			list = append(list, f.Clone())
+		}
+		return true
+	})
+	return list, err
+}
+
 // running returns the live document and its generation. Callers share the document and must not change it.
 func (t *Tables) running() (*compile.Document, uint32, error) {
 	o, generation, err := t.outline()

@@ -224,6 +224,9 @@ func (a *app) printPlan(path string) (bool, error) {
 	if err := s.Check(cfg); err != nil {
 		return false, err
 	}
+	if cfg, err = (&change.Keeper{Router: s.Router}).WithLeases(cfg); err != nil {
+		return false, err
+	}
 	change, err := s.Tables.Plan(cfg)
 	if err != nil {
 		return false, err

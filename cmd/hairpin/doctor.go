@@ -88,6 +88,9 @@ func (a *app) doctor(probe bool) ([]diagnose.Finding, error) {
 	if d.Daemon, err = presence.Running(a.dir); err != nil {
 		return nil, err
 	}
+	if d.Leases, err = diagnoseLeases(s, cfg); err != nil {
+		return nil, err
+	}
 	findings, err := s.Diagnose(cfg, ask)
 	if errors.Is(err, loader.ErrPermission) {
 		// Without capabilities root can open the pins, but not ask which programs an interface has.

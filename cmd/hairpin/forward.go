@@ -59,6 +59,10 @@ EXTERNAL has the addresses on which the forward listens now, with their interfac
 "(drains)": it opens no connection any more, and is deleted when its connections
 have ended; see "forward del --drain". -v adds the comments.
 
+SOURCE "lease": the forward is a mapping that a program of the LAN has made with
+miniupnpd (section leases of the configuration). FROM "lan" means that it is for LAN
+clients: the rules of miniupnpd serve the Internet.
+
 With -s: PACKETS and BYTES count both directions since the forward was added. REFUSED
 counts packets that would have opened a connection and were refused: by from, reflect,
 a rate, a limit, a denied source, a full table or a missing route. LAST HIT is the time
@@ -299,6 +303,7 @@ func (a *app) edit(w *writer, doing string, edit func(*config.Config) error) (co
 	if err := edit(&wanted); err != nil {
 		return running, change.Outcome{}, err
 	}
+	change.DropMet(&wanted)
 	if err := wanted.Validate(); err != nil {
 		return running, change.Outcome{}, err
 	}
@@ -332,6 +337,9 @@ func (a *app) replaceForward(command *cobra.Command, forward rule.Forward) error
 	running, out, err := a.edit(w, "forward replace "+forward.Name, func(wanted *config.Config) error {
 		found, err := findForwards(*wanted, []string{forward.Name})
 		if err != nil {
+			return err
+		}
+		if err := refuseLeases(found); err != nil {
 			return err
 		}
 		if old = found[0]; old.Intercept {
@@ -380,6 +388,9 @@ func (a *app) switchForwards(command *cobra.Command, names []string, enable bool
 	var switched []rule.Forward
 	running, out, err := a.edit(w, "forward "+name+" "+strings.Join(names, " "), func(wanted *config.Config) error {
 		found, err := findForwards(*wanted, names)
+		if err == nil {
+			err = refuseLeases(found)
+		}
 		if err != nil {
 			return err
 		}
@@ -420,7 +431,10 @@ func (a *app) delForwards(command *cobra.Command, names []string, drain time.Dur
 	defer s.Close()
 	var deleted []rule.Forward
 	running, out, err := a.edit(s, "forward del "+strings.Join(names, " "), func(wanted *config.Config) (err error) {
-		if deleted, err = findForwards(*wanted, names); err != nil {
+		if deleted, err = findForwards(*wanted, names); err == nil {
+			err = refuseLeases(deleted)
+		}
+		if err != nil {
 			return err
 		}
 		named := func(f rule.Forward) bool { return slices.Contains(names, f.Name) }
@@ -453,6 +467,26 @@ func (a *app) delForwards(command *cobra.Command, names []string, drain time.Dur
 		}
 	}
 	return a.printForwardRows("del", running, deleted, withEmptyLists(out.Change).Ends)
+}
+
+// refuseLeases returns an error if one of the forwards stands for a mapping in a lease file: the daemon would make it again.
+func refuseLeases(forwards []rule.Forward) error {
+	var errs []error
+	for _, f := range forwards {
+		if f.IsLease() && !f.Drains() {
+			errs = append(errs, fmt.Errorf("%q is a mapping of a lease file; delete the mapping where it was made, for example by \"upnpc -d %s %s\" on the host %s",
+				f.Name, f.Ports, strings.ToUpper(joinProtocols(f.Protocols)), f.Target))
+		}
+	}
+	return invalid(errors.Join(errs...))
+}
+
+func joinProtocols(protocols []rule.Protocol) string {
+	names := make([]string, len(protocols))
+	for i, p := range protocols {
+		names[i] = p.String()
+	}
+	return strings.Join(names, ",")
 }
 
 func findForward(cfg config.Config, name string) (rule.Forward, bool) {
@@ -507,6 +541,7 @@ type forwardRow struct {
 	Except      []string `json:"except,omitempty"` // of an intercept: networks that are not redirected
 	Comment     string   `json:"comment,omitempty"`
 	Enabled     bool     `json:"enabled"`
+	LANOnly     bool     `json:"lan_only,omitempty"`       // the kernel gets what comes in by a WAN
 	Drains      float64  `json:"drains_seconds,omitempty"` // it opens nothing any more, and is deleted after so long at the latest
 	Source      string   `json:"source"`
 	Connections int      `json:"connections"` // present number
@@ -542,6 +577,7 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		Hosts:    slices.Clone(f.Hosts),
 		Comment:  f.Comment,
 		Enabled:  !f.Disabled,
+		LANOnly:  f.LANOnly,
 		Source:   f.Source,
 		target:   f.Target,
 	}
@@ -669,6 +705,8 @@ func (r *forwardRow) fromCell() string {
 	switch {
 	case len(r.Except) > 0:
 		return "!" + strings.Join(r.Except, ",!")
+	case len(r.From) == 0 && r.LANOnly:
+		return "lan"
 	case len(r.From) == 0:
 		return "any"
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"hairpin/cmd/hairpin/change"
 	"hairpin/cmd/hairpin/toml"
 	"hairpin/maps/config"
 	"hairpin/maps/rule"
@@ -49,7 +50,12 @@ func (a *app) save(command *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	change, err := s.Tables.Plan(files)
+	// Mappings of lease files are no difference.
+	with, err := (&change.Keeper{Router: s.Router}).WithLeases(files)
+	if err != nil {
+		return err
+	}
+	change, err := s.Tables.Plan(with)
 	if err != nil {
 		return err
 	}
@@ -100,7 +106,7 @@ func unsaved(running, files config.Config, change config.Change, path string) ([
 	}
 	var own []rule.Forward
 	for _, f := range running.All() {
-		if !elsewhere[f.Name] && !f.Drains() {
+		if !elsewhere[f.Name] && !f.Drains() && !f.IsLease() {
 			own = append(own, f)
 		}
 	}

@@ -67,6 +67,10 @@ func settingText(cfg config.Config, key string) string {
 		return strconv.Quote(cfg.MetricsListen)
 	case "log.connections":
 		return strconv.Quote(cfg.LogConnections)
+	case "leases.files":
+		return listText(cfg.Leases.Files)
+	case "leases.max":
+		return strconv.FormatUint(uint64(cfg.Leases.Limit()), 10)
 	case "dns.write":
 		return dnsText(cfg, func(file config.DNSFile) string { return strconv.Quote(file.Path) })
 	case "dns.reload":

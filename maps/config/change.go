@@ -87,6 +87,8 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"log.connections", cmp.Or(from.LogConnections, LogOff), cmp.Or(to.LogConnections, LogOff)},
 		{"dns.write", dnsWrites(from), dnsWrites(to)},
 		{"dns.reload", dnsReloads(from), dnsReloads(to)},
+		{"leases.files", sorted(from.Leases.Files), sorted(to.Leases.Files)},
+		{"leases.max", from.Leases.Limit(), to.Leases.Limit()},
 	} {
 		// Compare as text, so that a nil list equals an empty list.
 		if fmt.Sprint(setting.from) != fmt.Sprint(setting.to) {

@@ -100,6 +100,7 @@ type Config struct {
 	MetricsListen  string         `json:"metrics_listen"`            // ADDR:PORT; "": no metrics
 	LogConnections string         `json:"log_connections,omitempty"` // LogOff, LogText or LogJSON; "": LogOff
 	DNS            []DNSFile      `json:"dns,omitempty"`             // split DNS files, at most one per format
+	Leases         Leases         `json:"leases,omitzero"`
 	Forwards       []rule.Forward `json:"forwards"`
 	Disabled       []rule.Forward `json:"disabled,omitempty"` // forwards and intercepts that match no packet; each has Disabled set
 	Digest         string         `json:"digest,omitempty"`   // hash of the files that the configuration was read from

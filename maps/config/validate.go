@@ -166,6 +166,7 @@ func (v *validator) settings() {
 		v.check(-1, "log.connections", fmt.Errorf("%s is not possible; %s", rule.Quote(v.LogConnections), rule.Suggest(v.LogConnections, logs...)))
 	}
 	v.dns()
+	v.leases()
 }
 
 // Limits of reflection.ports. Below 1024 are the well-known ports: clients that have one of them keep to them (RFC 4787

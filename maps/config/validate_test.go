@@ -89,6 +89,10 @@ func TestValidateRefuses(t *testing.T) {
 		{"deny twice", nil, func(c *config.Config) {
 			c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("192.0.2.1/32")}
 		}, "deny.sources: 192.0.2.1 is listed twice"},
+		{"too many leases", nil, func(c *config.Config) { c.Leases.Max = 4097 }, "leases.max: 4097 is out of range; it is 1 to 4096"},
+		{"too many lease files", nil, func(c *config.Config) { c.Leases.Files = strings.Fields("/1 /2 /3 /4 /5 /6 /7 /8 /9") }, "leases.files: there are 9 files"},
+		{"lease file twice", nil, func(c *config.Config) { c.Leases.Files = []string{"/a", "/a"} }, `leases.files: "/a" is listed twice`},
+		{"lease file without a name", nil, func(c *config.Config) { c.Leases.Files = []string{""} }, "leases.files: it is empty"},
 		{"deny no network", nil, func(c *config.Config) { c.Deny = []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")} }, "deny.sources: 192.0.2.1/24 is not a network"},
 		{"listen", nil, func(c *config.Config) { c.MetricsListen = "9845" }, "metrics.listen: "},
 		{"log", nil, func(c *config.Config) { c.LogConnections = "jsonl" }, `log.connections: "jsonl" is not possible; did you mean "json"?`},

@@ -85,7 +85,7 @@ func Quote(text string) string {
 }
 
 // Suggest returns a hint for a mistyped word. It names the most similar known word. If no known word is similar, it
-// lists the known words, or returns "" if they are more than ten.
+// lists the known words, or returns "" if they are more than 16.
 func Suggest(word string, known ...string) string {
 	best, distance := "", 3
 	for _, candidate := range known {
@@ -104,7 +104,7 @@ func Suggest(word string, known ...string) string {
 		return fmt.Sprintf("did you mean %q?", best)
 	case len(known) == 1:
 		return "only " + known[0] + " is possible here"
-	case len(known) > 1 && len(known) <= 12:
+	case len(known) > 1 && len(known) <= 16:
 		return "possible are " + strings.Join(known[:len(known)-1], ", ") + " and " + known[len(known)-1]
 	}
 	return ""

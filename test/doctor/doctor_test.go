@@ -6,8 +6,10 @@ package doctor
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -119,6 +121,24 @@ func (p *patient) rewrite(old, new string) {
 		p.t.Fatalf("no %q in the configuration file: %v", old, err)
 	}
 	p.hp.Write(strings.Replace(string(text), old, new, 1))
+}
+
+func leasePath(name string) string {
+	return filepath.Join(os.TempDir(), fmt.Sprintf("hairpin-doctor-%d-%s.leases", os.Getpid(), name))
+}
+
+func leaseSettings(name string) string {
+	return fmt.Sprintf("[leases]\nfiles = [%q]\n", leasePath(name))
+}
+
+// leases writes a lease file.
+func (p *patient) leases(name, text string, mode os.FileMode) {
+	p.t.Helper()
+	path := leasePath(name)
+	p.t.Cleanup(func() { os.Remove(path) })
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.Chmod(path, mode)); err != nil {
+		p.t.Fatal(err)
+	}
 }
 
 func (p *patient) sh(format string, args ...any) {
@@ -313,6 +333,16 @@ var provocations = []provocation{
 	{code: "firewall-bypassed", level: diagnose.Warning, says: "chain filter FORWARD of iptables-legacy would drop", provoke: func(p *patient) {
 		p.sh("iptables-legacy -N wan; iptables-legacy -A FORWARD -i wan0 -g wan; iptables-legacy -A wan -m state --state ESTABLISHED -j ACCEPT; iptables-legacy -A wan -j REJECT")
 	}, cure: func(p *patient) { p.sh("iptables-legacy -I wan -m conntrack --ctstate DNAT -j ACCEPT") }},
+	{code: "lease-file", level: diagnose.Problem, settings: leaseSettings("untrusted"), says: "mode 0666",
+		provoke: func(p *patient) { p.leases("untrusted", "", 0o666) }, cure: func(p *patient) { p.leases("untrusted", "", 0o644) }},
+	{code: "lease-file-missing", level: diagnose.Warning, settings: leaseSettings("missing"), provoke: none, says: "does not exist",
+		cure: func(p *patient) { p.leases("missing", "", 0o644) }},
+	{code: "lease-lines", level: diagnose.Warning, settings: leaseSettings("lines"), says: `1 line of `,
+		provoke: func(p *patient) { p.leases("lines", "TCP:3074:192.168.1.20:3074:17890", 0o644) },
+		cure:    func(p *patient) { p.leases("lines", "TCP:3074:192.168.1.20:3074:1789012345:console\n", 0o644) }},
+	{code: "lease-refused", level: diagnose.Warning, settings: leaseSettings("refused"), says: "lease-tcp-80 is not reflected: forward",
+		provoke: func(p *patient) { p.leases("refused", "TCP:80:192.168.1.20:3074:0:console\n", 0o644) }, cure: func(p *patient) { p.leases("refused", "", 0o644) }},
+	{code: "lease-daemon", level: diagnose.Warning, settings: leaseSettings("daemon"), provoke: none, cure: func(p *patient) { p.hp.Start() }},
 	{code: "denies-router", level: diagnose.Warning, settings: "[deny]\nsources = [\"192.168.1.0/24\"]\n", provoke: none, says: "contains this router's address 192.168.1.1 (lan0)",
 		cure: func(p *patient) { p.rewrite("192.168.1.0/24", "192.168.9.0/24"); p.hp.Run("apply") }},
 	{code: "ingress-unshaped", level: diagnose.Warning, provoke: func(p *patient) {
@@ -559,6 +589,7 @@ var elsewhere = map[string]string{
 	"kernel-too-old":         "TestLoad of test/kernels, on Linux 5.10",
 	"flowtable":              "TestFlowtable of test/kernels",
 	"vlan-tags-unseen":       "TestDoctorSeesVLANOnTop of test/kernels",
+	"lease-file-unseen":      "table test alone: root may read every file",
 	"services-unseen":        "table test alone: without /proc, where the sockets are, no command finds its pins",
 	"shaping-unseen":         "table test alone: the kernel lists the qdiscs of every interface to everybody",
 }

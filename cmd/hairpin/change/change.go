@@ -89,7 +89,7 @@ func Boot() (string, error) {
 // Apply makes a configuration that was read from files the running one. Forwards that drain go on to drain. It fails with ErrPending if a
 // change waits for its confirmation.
 func (k *Keeper) Apply(cfg config.Config, command string) (Outcome, error) {
-	cfg, err := k.withDrains(cfg)
+	cfg, err := k.withTransient(cfg)
 	if err != nil {
 		return Outcome{}, err
 	}
@@ -107,7 +107,16 @@ func (k *Keeper) Edit(cfg config.Config, command string) (Outcome, error) {
 
 // Add adds a forward to the running configuration; see router.Router.Add. Beside very many forwards the addition is kept only with the
 // next change: writing all forwards would take ten times as long as the addition.
+//
+// A mapping of a lease file that has the port gives way.
 func (k *Keeper) Add(running config.Config, forward rule.Forward, command string) (Outcome, error) {
+	leases, err := k.Router.Leases()
+	if err != nil {
+		return Outcome{}, err
+	}
+	if slices.ContainsFunc(leases, func(lease rule.Forward) bool { return lease.Meets(&forward) }) {
+		return k.addInPlaceOfLease(forward, command)
+	}
 	if k.Store.Large() {
 		if err := k.Guard(); err != nil {
 			return Outcome{}, err
@@ -116,6 +125,19 @@ func (k *Keeper) Add(running config.Config, forward rule.Forward, command string
 		return Outcome{Result: result, Later: result.Done}, err
 	}
 	return k.do(command, func() (router.Result, error) { return k.Router.Add(running, forward) }, k.Router.Running)
+}
+
+func (k *Keeper) addInPlaceOfLease(forward rule.Forward, command string) (Outcome, error) {
+	cfg, err := k.Router.Running()
+	if err != nil {
+		return Outcome{}, err
+	}
+	cfg.Forwards = append(slices.Clone(cfg.Forwards), forward)
+	DropMet(&cfg)
+	if err := cfg.Validate(); err != nil {
+		return Outcome{}, err
+	}
+	return k.Edit(cfg, command)
 }
 
 // do makes a change, and keeps what runs then.
@@ -221,7 +243,7 @@ func (k *Keeper) ApplyUntil(cfg config.Config, command string, wait time.Duratio
 	if err != nil {
 		return Outcome{}, false, err
 	}
-	if cfg, err = k.withDrains(cfg); err != nil {
+	if cfg, err = k.withTransient(cfg); err != nil {
 		return Outcome{}, false, err
 	}
 	if err := k.Router.Check(cfg); err != nil {
@@ -261,7 +283,7 @@ func (k *Keeper) pending(cfg config.Config, command string, wait time.Duration) 
 		return history.Pending{}, err
 	}
 	return history.Pending{
-		Command: history.Shorten(command), Boot: boot, Deadline: SinceBoot() + wait, Generation: generation, Digest: cfg.Digest, Before: withoutDrains(before),
+		Command: history.Shorten(command), Boot: boot, Deadline: SinceBoot() + wait, Generation: generation, Digest: cfg.Digest, Before: withoutTransient(before),
 	}, nil
 }
 
@@ -324,7 +346,7 @@ func (k *Keeper) Settle() (*Reverted, error) {
 // revert applies the configuration before a pending change. The file of the pending change is removed last: until then the revert is
 // repeated.
 func (k *Keeper) revert(p *history.Pending) (*Reverted, error) {
-	before, err := k.withDrains(p.Before)
+	before, err := k.withTransient(p.Before)
 	if err != nil {
 		return nil, err
 	}
@@ -392,7 +414,7 @@ func (k *Keeper) Rollback(back int) (Outcome, error) {
 	if err != nil {
 		return Outcome{}, err
 	}
-	if cfg, err = k.withDrains(cfg); err != nil {
+	if cfg, err = k.withTransient(cfg); err != nil {
 		return Outcome{}, err
 	}
 	result, err := k.Router.Apply(cfg)
@@ -405,6 +427,15 @@ func (k *Keeper) Rollback(back int) (Outcome, error) {
 		err = errors.Join(err, k.forget(p))
 	}
 	return out, err
+}
+
+// withTransient adds what runs and no configuration has: forwards that drain, and forwards that stand for mappings in lease files.
+func (k *Keeper) withTransient(cfg config.Config) (config.Config, error) {
+	with, err := k.withDrains(cfg)
+	if err != nil {
+		return cfg, err
+	}
+	return k.WithLeases(with)
 }
 
 // withDrains adds the running forwards that drain to a configuration that does not have them, so that their connections live on.
@@ -427,8 +458,8 @@ func (k *Keeper) withDrains(cfg config.Config) (config.Config, error) {
 	return with, nil
 }
 
-func withoutDrains(cfg config.Config) config.Config {
-	cfg.Forwards = slices.DeleteFunc(slices.Clone(cfg.Forwards), func(f rule.Forward) bool { return f.Drains() })
+func withoutTransient(cfg config.Config) config.Config {
+	cfg.Forwards = slices.DeleteFunc(slices.Clone(cfg.Forwards), func(f rule.Forward) bool { return f.Drains() || f.IsLease() })
 	return cfg
 }
 

@@ -107,7 +107,7 @@ func (k *Keeper) resume(apart error) (Started, error) {
 }
 
 func (k *Keeper) startFiles(files config.Config) (Started, error) {
-	files, err := k.withDrains(files)
+	files, err := k.withTransient(files)
 	if err != nil {
 		return Started{}, err
 	}

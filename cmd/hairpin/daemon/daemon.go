@@ -169,6 +169,7 @@ type daemon struct {
 	reloaded func(taken bool)      // counts a reload for the metrics
 	audit    func(context.Context) // checks the datapath's connection counts until the context ends
 	names    *publisher
+	leases   *leaseFollower
 	port     *metricsPort
 	conns    *connectionLog
 	notify   func(state string) // sends a state to the service manager
@@ -227,6 +228,14 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		beat:    defaultBeat,
 		failing: make(failures),
 	}
+	d.leases = newLeaseFollower(d)
+	d.leases.blocked = func() error {
+		useful, _, err := s.CompareUpgrade()
+		if err == nil && useful {
+			err = errors.New("the programs of another version are active, which do not know forwards for LANs alone; run \"hairpin upgrade\"")
+		}
+		return err
+	}
 	d.setMetrics(s.Tables, o.Version)
 	d.setWatchdog()
 	return d
@@ -239,7 +248,7 @@ func (d *daemon) setMetrics(tables *maps.Tables, version string) {
 		collector.Run(ctx, func(err error) { d.log.Warn("cannot check the counts of connections", "error", err) })
 	}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector, d.names.counters, d.conns.counter(), collectors.NewGoCollector(),
+	registry.MustRegister(collector, d.names.counters, d.conns.counter(), d.leases.counters, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	page := &metricsPage{gatherer: registry, forwards: collector.WriteForwards, log: d.log}
 	handler := metricsHandler(page, &d.state, defaultLimits)
@@ -322,6 +331,7 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 		d.state.turn()
 		d.awaitGrace()
 		d.awaitConfirmation()
+		d.leases.configure(time.Now())
 		select {
 		case <-ctx.Done():
 			return nil
@@ -336,6 +346,8 @@ func (d *daemon) loop(ctx context.Context, events <-chan loader.Event) error {
 				return errors.New("follow the network: the kernel sends no more messages")
 			}
 			d.follow(ctx, event)
+		case <-d.leases.wait(time.Now()):
+			d.leases.follow(ctx, time.Now())
 		case <-d.graceOver:
 			d.follow(ctx, loader.Event{Links: true})
 		case <-ticker.C:

@@ -69,6 +69,7 @@ func newDaemonFake(t *testing.T) *daemonFake {
 		log:   log, beat: time.Hour, failing: failures{},
 	}
 	d.keeper.Router = d.router
+	d.leases = newLeaseFollower(d.daemon)
 	result, err := d.router.Start(d.file)
 	if err != nil {
 		t.Fatal(err)

@@ -62,6 +62,7 @@ var checks = []check{
 	{name: "nat-rules", scope: everywhere, start: newNATRules},
 	{name: "firewall", scope: everywhere, start: newFirewall},
 	{name: "flowtables", scope: Doctor, judge: flowtables},
+	{name: "leases", scope: Doctor, judge: leases},
 	{name: "deny", scope: Doctor | Status | Change, judge: deniesRouter},
 	{name: "shaping", scope: everywhere, judge: shaping},
 	{name: "local-ports", scope: everywhere, judge: localPorts},

@@ -478,6 +478,65 @@ func TestScopes(t *testing.T) {
 	}
 }
 
+// TestLeases: what keeps mappings from being reflected, one finding each.
+func TestLeases(t *testing.T) {
+	facts := healthy()
+	facts.Datapath.Daemon = false
+	facts.Datapath.Leases = &Leases{
+		Files: []LeaseFile{
+			{Path: "/a"}, {Path: "/b", Err: errors.New("mode 0666")}, {Path: "/c", Err: errors.New("denied"), Unseen: true}, {Path: "/d", Missing: true}, {Path: "/e", Bad: 2, First: "line 7: rubbish"},
+		},
+		Refused: []RefusedLease{{"lease-tcp-80", `forward "web" has this port`}},
+	}
+	var got []string
+	for _, f := range judge(t, facts, Doctor) {
+		if f.Check == "leases" {
+			got = append(got, string(f.Level)+" "+f.Code)
+		}
+	}
+	want := []string{"problem lease-file", "unknown lease-file-unseen", "warning lease-file-missing", "warning lease-lines", "warning lease-daemon", "warning lease-refused"}
+	if strings.Join(got, ", ") != strings.Join(want, ", ") {
+		t.Errorf("%q, want %q", got, want)
+	}
+	facts.Datapath.Daemon, facts.Datapath.Leases = true, &Leases{Files: []LeaseFile{{Path: "/a"}}, Running: 2}
+	for _, f := range judge(t, facts, Doctor) {
+		t.Errorf("%+v", f)
+	}
+}
+
+// TestRulesOfMappings: the rules of netfilter for a mapping serve the Internet, so nothing is wrong with them.
+func TestRulesOfMappings(t *testing.T) {
+	facts := healthy()
+	facts.Rules = &Ruleset{Chains: []Chain{
+		{Family: "ip", Table: "nat", Name: "prerouting", Hook: "prerouting", Type: "nat", Rules: []Rule{{Handle: 1, Action: DNAT, Conditions: []Condition{
+			{Field: FieldProtocol, Numbers: []Range{{6, 6}}}, {Field: FieldPort, Numbers: []Range{{443, 443}}},
+		}}}},
+		{Family: "ip", Table: "filter", Name: "forward", Hook: "forward", Type: "filter", Drops: true},
+	}}
+	forward, err := rule.ParseForward(strings.Fields("web tcp 443 to 192.168.1.20:8443"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	codes := func() string {
+		var list []string
+		d := New(facts, Doctor)
+		d.Add(&forward)
+		for _, f := range d.Findings() {
+			if f.Level != OK {
+				list = append(list, f.Code)
+			}
+		}
+		return strings.Join(list, " ")
+	}
+	if got := codes(); got != "second-dnat firewall-bypassed" {
+		t.Errorf("a forward for everybody: %q", got)
+	}
+	forward.LANOnly = true
+	if got := codes(); got != "" {
+		t.Errorf("a forward for LANs alone: %q", got)
+	}
+}
+
 // TestDoctorIsShort: what is right has one line for each check.
 func TestDoctorIsShort(t *testing.T) {
 	d := New(healthy(), Doctor)

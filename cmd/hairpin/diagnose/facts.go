@@ -77,7 +77,29 @@ type Datapath struct {
 	PrivateDropped map[string]uint64
 	// Traffic is that of the forwards that had any, by name.
 	Traffic map[string]Traffic
+	// Leases are the lease files that the daemon follows; nil: none.
+	Leases *Leases
 }
+
+// Leases is what lease files say.
+type Leases struct {
+	Files   []LeaseFile
+	Running int // forwards that stand for mappings
+	Refused []RefusedLease
+}
+
+// LeaseFile is a lease file.
+type LeaseFile struct {
+	Path    string
+	Err     error // why it could not be read
+	Unseen  bool  // this user may not read it
+	Missing bool
+	Bad     int    // lines that could not be read
+	First   string // what is wrong with the first of them
+}
+
+// RefusedLease is a mapping that becomes no forward.
+type RefusedLease struct{ Name, Text string }
 
 // Traffic is what a forward has carried, and what it carries.
 type Traffic struct {

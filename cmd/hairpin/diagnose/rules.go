@@ -68,7 +68,8 @@ func newNATRules(f *Facts) forwardCheck {
 
 func (c *natRules) add(forward *rule.Forward) {
 	c.forwards++
-	if c.dnat == nil || forward.Intercept {
+	// The rules for the Internet are those of the program that made the mapping.
+	if c.dnat == nil || forward.Intercept || forward.LANOnly {
 		return
 	}
 	if len(c.dnat.bases) > 0 {
@@ -154,7 +155,7 @@ func newFirewall(f *Facts) forwardCheck {
 }
 
 func (c *firewall) add(forward *rule.Forward) {
-	if c.walk == nil || len(c.walk.bases) == 0 || forward.Intercept {
+	if c.walk == nil || len(c.walk.bases) == 0 || forward.Intercept || forward.LANOnly {
 		return
 	}
 	if len(forward.From) == 0 {

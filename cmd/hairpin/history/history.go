@@ -65,7 +65,8 @@ type Generation struct {
 }
 
 // Keep stores a configuration that runs now as the newest generation, and removes the oldest one if there are more than Limit. It does
-// nothing if the newest generation is this configuration. Forwards that drain are left out: they are on their way out.
+// nothing if the newest generation is this configuration. Forwards that drain are left out: they are on their way out. So are mappings of
+// lease files.
 func (s *Store) Keep(cfg config.Config, command string) error {
 	now, err := SumOf(cfg)
 	if err != nil {
@@ -121,7 +122,8 @@ func SumOf(cfg config.Config) (string, error) {
 	return hex.EncodeToString(hash.Sum(nil)), err
 }
 
-// encode writes a configuration: one line for all but the forwards, and one for each forward that does not drain. There may be so many
+// encode writes a configuration: one line for all but the forwards, and one for each forward that neither drains nor stands for a mapping
+// of a lease file. There may be so many
 // forwards that their text must not be in memory as a whole.
 func encode(w io.Writer, cfg config.Config) error {
 	encoder := json.NewEncoder(w)
@@ -131,7 +133,7 @@ func encode(w io.Writer, cfg config.Config) error {
 		return err
 	}
 	for i := range cfg.Forwards {
-		if cfg.Forwards[i].Drains() {
+		if cfg.Forwards[i].Drains() || cfg.Forwards[i].IsLease() {
 			continue
 		}
 		if err := encoder.Encode(&cfg.Forwards[i]); err != nil {

@@ -80,6 +80,72 @@ type Content struct {
 	Bad      int       // number of all lines that could not be read
 }
 
+// Reasons why a mapping is not chosen. They are labels of a metric.
+const (
+	ReasonRemoteHost = "remote_host" // it is for one client on the Internet
+	ReasonLimit      = "limit"       // there are too many
+	ReasonDuplicate  = "duplicate"   // an earlier file has a mapping of the port
+)
+
+// Refusal is a mapping that is not chosen.
+type Refusal struct {
+	Name   string // of the forward that it would have been
+	Reason string
+	Text   string
+}
+
+// Choose returns the forwards for the mappings of all files whose time is not over, at most limit, and why others are not among them. The
+// forwards are for clients of LANs alone: the rules that miniupnpd itself has made serve the Internet.
+func Choose(files []Content, now time.Time, limit int) (forwards []rule.Forward, refused []Refusal) {
+	taken := map[string]bool{}
+	for i := range files {
+		for _, l := range files[i].Leases {
+			if l.Over(now) {
+				continue
+			}
+			f := l.forward()
+			switch {
+			case l.RemoteHost != "":
+				refused = append(refused, Refusal{f.Name, ReasonRemoteHost, fmt.Sprintf("the mapping is for %s alone", l.RemoteHost)})
+			case taken[f.Name]:
+				refused = append(refused, Refusal{f.Name, ReasonDuplicate, "another lease file has a mapping of this port"})
+			case len(forwards) == limit:
+				refused = append(refused, Refusal{f.Name, ReasonLimit, fmt.Sprintf("there are more than %d mappings (leases.max)", limit)})
+			default:
+				taken[f.Name] = true
+				forwards = append(forwards, f)
+			}
+		}
+	}
+	return forwards, refused
+}
+
+// forward returns the forward of a mapping.
+func (l *Lease) forward() rule.Forward {
+	return rule.Forward{
+		Name:       fmt.Sprintf("lease-%s-%d", l.Protocol, l.Port),
+		Protocols:  []rule.Protocol{l.Protocol},
+		Ports:      rule.Ports{First: l.Port, Last: l.Port},
+		Target:     l.Target.Addr(),
+		TargetPort: l.Target.Port(),
+		Comment:    l.Description,
+		LANOnly:    true,
+		Source:     rule.SourceLease,
+	}
+}
+
+// NextEnd returns when the time of the next mapping is over; zero: none has an end.
+func NextEnd(files []Content, now time.Time) (next time.Time) {
+	for i := range files {
+		for _, l := range files[i].Leases {
+			if !l.Expires.IsZero() && l.Expires.After(now) && (next.IsZero() || l.Expires.Before(next)) {
+				next = l.Expires
+			}
+		}
+	}
+	return next
+}
+
 // Read reads the file at path. A file that does not exist has no mappings: miniupnpd writes it with the first one. Read fails for a
 // file that another user could have written, see trust.Check.
 func Read(path string) (Content, error) {

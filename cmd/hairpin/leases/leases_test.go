@@ -127,6 +127,42 @@ func TestOver(t *testing.T) {
 	}
 }
 
+// TestChoose: mappings for one client on the Internet, mappings that another file has, and too many of them are refused. Those whose time is
+// over are not there.
+func TestChoose(t *testing.T) {
+	now := time.Unix(1789054293, 0)
+	first := Parse([]byte("TCP:1:192.168.1.50:11:0:one\nTCP:2:192.168.1.50:2:1789054293:over\nUDP:1:192.168.1.50:1:1789054294:\nTCP:3:1.2.3.4:192.168.1.50:3:0:x\n"))
+	second := Parse([]byte("TCP:1:192.168.1.51:1:0:again\nTCP:4:192.168.1.51:4:1789054400:\nTCP:5:192.168.1.51:5:0:\n"))
+	forwards, refused := Choose([]Content{first, second}, now, 3)
+	var got []string
+	for _, f := range forwards {
+		if !f.LANOnly || !f.IsLease() || f.Reflect != "" || len(f.From) > 0 {
+			t.Errorf("%+v", f)
+		}
+		got = append(got, f.String())
+	}
+	want := []string{"lease-tcp-1 tcp 1 to 192.168.1.50:11 comment one", "lease-udp-1 udp 1 to 192.168.1.50:1", "lease-tcp-4 tcp 4 to 192.168.1.51:4"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("forwards (-want +got):\n%s", diff)
+	}
+	got = nil
+	for _, r := range refused {
+		got = append(got, r.Name+" "+r.Reason)
+	}
+	if diff := cmp.Diff([]string{"lease-tcp-3 remote_host", "lease-tcp-1 duplicate", "lease-tcp-5 limit"}, got); diff != "" {
+		t.Errorf("refused (-want +got):\n%s", diff)
+	}
+	for _, test := range []struct {
+		now  time.Time
+		want int64 // Unix time; 0: no end
+	}{{now.Add(-time.Hour), 1789054293}, {now, 1789054294}, {now.Add(time.Second), 1789054400}, {now.Add(time.Hour), 0}} {
+		next := NextEnd([]Content{first, second}, test.now)
+		if next.IsZero() != (test.want == 0) || !next.IsZero() && next.Unix() != test.want {
+			t.Errorf("after %v the next end is %v, want %d", test.now, next, test.want)
+		}
+	}
+}
+
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "upnp.leases")

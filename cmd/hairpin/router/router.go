@@ -41,6 +41,7 @@ type Tables interface {
 	Settings() (config.Config, error)
 	Generation() (uint32, error)
 	Drains() ([]rule.Forward, error)
+	Leases() ([]rule.Forward, error)
 	CountConnections(rule.Selector) (maps.Count, error)
 	Plan(config.Config) (config.Change, error)
 	Prepare(config.Config) (config.Change, error)
@@ -184,6 +185,35 @@ func (r *Router) Generation() (uint32, error) { return r.tables.Generation() }
 
 // Drains returns the running forwards that drain.
 func (r *Router) Drains() ([]rule.Forward, error) { return r.tables.Drains() }
+
+// Leases returns the running forwards that stand for mappings in lease files, without those that drain.
+func (r *Router) Leases() ([]rule.Forward, error) { return r.tables.Leases() }
+
+// Inside returns a function that says why an address cannot be the target of a mapping: it is in no network of a LAN of cfg, or no other
+// host may have it. A program of the LAN asks for mappings, so their targets are hosts of the LAN.
+func (r *Router) Inside(cfg config.Config) (func(netip.Addr) error, error) {
+	links, err := r.listLinks()
+	if err != nil {
+		return nil, err
+	}
+	here, alone := machine(cfg, links), cfg
+	alone.StandIns = nil
+	return func(target netip.Addr) error {
+		for _, link := range here {
+			if link.Role != config.RoleLAN {
+				continue
+			}
+			if slices.ContainsFunc(link.Addresses, func(p netip.Prefix) bool { return p.Masked().Contains(target) }) {
+				alone.Forwards = []rule.Forward{{Target: target}}
+				if problems := rule.Problems(alone.CheckAddresses(here)); len(problems) > 0 {
+					return errors.New(problems[0].Message)
+				}
+				return nil
+			}
+		}
+		return fmt.Errorf("%s is in no network of a LAN interface", target)
+	}, nil
+}
 
 // Connections returns the number of connections of each forward that has some.
 func (r *Router) Connections() (map[string]int, error) {

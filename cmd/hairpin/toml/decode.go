@@ -264,6 +264,7 @@ func (r *reader) sections() map[string]fields {
 		"deny":    {"sources": intoNetworks(&c.Deny)},
 		"metrics": {"listen": intoString(&c.MetricsListen)},
 		"log":     {"connections": intoString(&c.LogConnections)},
+		"leases":  {"files": intoStrings(&c.Leases.Files), "max": intoLeases(&c.Leases.Max)},
 		"dns": {
 			"write":  r.perFormat("dns.write.", readDNSPath),
 			"reload": r.perFormat("dns.reload.", readDNSReload),
@@ -592,6 +593,17 @@ func intoLimit(into *uint32) func(position, *value) error {
 		err := intoUint32(into)(at, v)
 		if err == nil && *into == 0 {
 			err = errors.New("0 would refuse every connection; leave the key out for the default")
+		}
+		return err
+	}
+}
+
+// intoLeases reads leases.max. It refuses 0, because 0 stands for an absent key.
+func intoLeases(into *uint32) func(position, *value) error {
+	return func(at position, v *value) error {
+		err := intoUint32(into)(at, v)
+		if err == nil && *into == 0 {
+			err = errors.New("with 0 no mapping would become a forward; leave the section out instead")
 		}
 		return err
 	}

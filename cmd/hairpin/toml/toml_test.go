@@ -55,6 +55,9 @@ prefixes = { "192.168.1.0/24" = "198.18.1.0/24", "fd00:1::/64" = "fd00:2::/64" }
 sources = ["198.51.100.7", "2001:db8:bad::/48"]
 [metrics]
 listen = "127.0.0.1:9999"
+[leases]
+files = ["/var/lib/miniupnpd/upnp.leases", "/run/pinholes"]
+max = 100
 [dns]
 write = { unbound = "/u", hosts = "/h" }
 [dns.reload]
@@ -132,6 +135,7 @@ func TestParseReadsEveryKey(t *testing.T) {
 			UDP: 6 * time.Minute, ICMP: 61 * time.Second, PortHold: 121 * time.Second, AddressGrace: 3 * time.Second,
 		},
 		ICMP:       config.ICMPErrors{Refuse: []string{"wan", "lan"}, Rate: 50},
+		Leases:     config.Leases{Files: []string{"/var/lib/miniupnpd/upnp.leases", "/run/pinholes"}, Max: 100},
 		Reflection: rule.ReflectRouter, ReflectPorts: rule.Ports{First: 62000, Last: 65000}, MetricsListen: "127.0.0.1:9999", LogConnections: config.LogJSON, Digest: got.Digest,
 		Deny: []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32"), netip.MustParsePrefix("2001:db8:bad::/48")},
 		StandIns: []rule.StandIn{
@@ -139,49 +143,49 @@ func TestParseReadsEveryKey(t *testing.T) {
 			{Clients: netip.MustParsePrefix("fd00:1::/64"), Network: netip.MustParsePrefix("fd00:2::/64")},
 		},
 		DNS: []config.DNSFile{
-			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:33"},
-			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:33"},
+			{Format: config.DNSHosts, Path: "/h", Source: "x.toml:36"},
+			{Format: config.DNSUnbound, Path: "/u", Reload: []string{"unbound-control", "reload"}, Source: "x.toml:36"},
 		},
 		Forwards: []rule.Forward{
 			{
 				Name: "web", Protocols: []rule.Protocol{rule.TCP, rule.UDP}, External: rule.External{Interface: "wan0"},
 				Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.20"), TargetPort: 8443,
 				From:    []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("192.0.2.1/32")},
-				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Comment: "the shop, see the wiki", Source: "x.toml:36",
+				Reflect: rule.ReflectAuto, Clients: rule.ClientsRouter, Hosts: []string{"www.example.org", "xn--bcher-kva.example"}, Comment: "the shop, see the wiki", Source: "x.toml:39",
 			},
 			{
 				Name: "games", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 6000, Last: 6010},
-				Target: netip.MustParseAddr("192.168.1.30"), Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute}, Source: "x.toml:47",
+				Target: netip.MustParseAddr("192.168.1.30"), Rate: rule.Rate{Count: 100, Per: time.Second}, RatePerSource: rule.Rate{Count: 20, Per: time.Minute}, Source: "x.toml:50",
 			},
 			{
 				Name: "all", Protocols: []rule.Protocol{rule.TCP}, External: rule.External{Address: netip.MustParseAddr("203.0.113.7")},
-				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:54",
+				Target: netip.MustParseAddr("192.168.1.40"), Source: "x.toml:57",
 			},
 			{
 				Name: "tunnels", Protocols: []rule.Protocol{rule.ICMP, rule.GRE, rule.ESP, rule.IPIP, rule.UDPLite},
-				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:59",
+				Target: netip.MustParseAddr("192.168.1.50"), Source: "x.toml:62",
 			},
 			{
 				Name: "signals", Protocols: []rule.Protocol{rule.SCTP}, Ports: rule.Ports{First: 2905, Last: 2906},
-				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:63",
+				Target: netip.MustParseAddr("192.168.1.50"), TargetPort: 2905, Source: "x.toml:66",
 			},
 			{
-				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:74",
+				Name: "rest", Protocols: []rule.Protocol{rule.Any}, Target: netip.MustParseAddr("192.168.1.60"), Source: "x.toml:77",
 			},
 			{
 				Intercept: true, Name: "dns", Protocols: []rule.Protocol{rule.UDP, rule.TCP}, Ports: rule.Ports{First: 53, Last: 53},
 				Target: netip.MustParseAddr("192.168.1.1"), TargetPort: 5353, LAN: []string{"lan0"},
 				Except:  []netip.Prefix{netip.MustParsePrefix("192.168.1.53/32"), netip.MustParsePrefix("10.0.0.0/8")},
-				Reflect: rule.ReflectRouter, Comment: "clients with fixed name servers", Source: "x.toml:78",
+				Reflect: rule.ReflectRouter, Comment: "clients with fixed name servers", Source: "x.toml:81",
 			},
 			{
 				Intercept: true, Name: "time", Protocols: []rule.Protocol{rule.UDP}, Ports: rule.Ports{First: 123, Last: 123},
-				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:88",
+				Target: netip.MustParseAddr("fd00::1"), Source: "x.toml:91",
 			},
 		},
 		Disabled: []rule.Forward{{
 			Name: "later", Protocols: []rule.Protocol{rule.TCP}, Ports: rule.Ports{First: 443, Last: 443}, Target: netip.MustParseAddr("192.168.1.21"),
-			Disabled: true, Source: "x.toml:68",
+			Disabled: true, Source: "x.toml:71",
 		}},
 	}
 	if diff := cmp.Diff(want, got, values...); diff != "" {
@@ -288,6 +292,8 @@ func TestProblems(t *testing.T) {
 		{"an intercept with a rate", "version = 1\ninterfaces.lan = [\"lan0\"]\n[[intercept]]\nname = \"a\"\nprotocol = \"tcp\"\nport = \"80\"\nto = \"10.0.0.1\"\nrate = \"1/s\"\nrate_per_source = \"1/s\"\n", []string{
 			`x.toml:8:1: intercept "a": intercepts have no rate; only forwards have`, `x.toml:9:1: intercept "a": intercepts have no rate_per_source; only forwards have`,
 		}},
+		{"a lease file without a folder", "version = 1\n[leases]\nfiles = [\"/a\", \"b\"]\n", []string{`x.toml:3:16: leases.files: "b" is not an absolute path`}},
+		{"no leases", "version = 1\n[leases]\nmax = 0\n", []string{`x.toml:3:7: leases.max: with 0 no mapping would become a forward`}},
 		{"a name denied", "version = 1\n[deny]\nsources = [\"192.0.2.1\", \"bad.example\"]\n", []string{`x.toml:3:25: deny.sources: "bad.example" is not an address`}},
 		{"a number denied", "version = 1\n[deny]\nsources = [7]\n", []string{`x.toml:3:12: deny.sources: "7" is an integer where a string was expected`}},
 		{"a table denied", "version = 1\n[deny]\nsources = { a = 1 }\n", []string{`x.toml:3:11: deny.sources: it is a table where a string was expected`}},

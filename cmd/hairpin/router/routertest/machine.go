@@ -179,6 +179,19 @@ func (m *Machine) Drains() (list []rule.Forward, err error) {
 	return list, nil
 }
 
+// Leases implements router.Tables.
+func (m *Machine) Leases() (list []rule.Forward, err error) {
+	if m.Config == nil {
+		return nil, nil
+	}
+	for _, f := range m.Config.Forwards {
+		if f.IsLease() && !f.Drains() {
+			list = append(list, f)
+		}
+	}
+	return list, nil
+}
+
 // CountConnections implements router.Tables. It ignores the selector.
 func (m *Machine) CountConnections(rule.Selector) (maps.Count, error) {
 	return maps.Count{Forwards: m.Connections}, nil
