@@ -3,7 +3,6 @@
 package network
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -187,9 +186,14 @@ func (u *upnp) notInTheFiles() {
 	if out := u.hp.Run("diff"); out != "" {
 		u.t.Errorf("diff:\n%s", out)
 	}
+	if said := u.hp.Run("-j", "save"); !strings.Contains(said, `"written":false`) {
+		u.t.Errorf("save: %s", said)
+	}
+	u.hp.Run("forward", "add", "own", "tcp", "5000", "to", lab.Server)
 	u.hp.Run("save")
-	if _, err := os.Stat(filepath.Join(filepath.Dir(u.hp.File), "forwards.d")); !errors.Is(err, os.ErrNotExist) {
-		u.t.Errorf("saved: %v", err)
+	saved, err := os.ReadFile(filepath.Join(filepath.Dir(u.hp.File), "forwards.d", "50-cli.toml"))
+	if text := string(saved); err != nil || !strings.Contains(text, "own") || strings.Contains(text, "lease-") {
+		u.t.Errorf("saved: %v\n%s", err, text)
 	}
 	for _, command := range [][]string{{"del", "lease-tcp-3074"}, {"disable", "lease-tcp-3074"}, {"replace", "lease-tcp-3074", "tcp", "3074", "to", lab.Server}} {
 		if said := u.hp.Fail(1, append([]string{"forward"}, command...)...); !strings.Contains(said, "upnpc -d 3074 TCP") {
