@@ -45,6 +45,7 @@ func (a *app) laterCommand() *cobra.Command {
 // finishLater runs in a process of its own until nothing waits any more; see packages change and detached. The time is compared with the
 // clock every lookEvery, because the clock of a timer stands still while the machine sleeps.
 func (a *app) finishLater(ctx context.Context) error {
+	defer func() { a.changes = false }() // nobody ran this command
 	if err := detached.Ready(); err != nil {
 		return err
 	}

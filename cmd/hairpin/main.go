@@ -58,6 +58,7 @@ type app struct {
 	styledErr  painter // of stderr
 
 	started bool // the arguments were accepted; a later error is not a usage error
+	changes bool // the command has taken the writer lock, to change something
 }
 
 // sparseGC is the GC percentage of most commands. Most commands end before the first collection; with many
@@ -102,6 +103,9 @@ func (a *app) execute(ctx context.Context, root *cobra.Command, args []string) i
 	command, err := root.ExecuteContextC(ctx)
 	if err != nil && !a.started {
 		err = fmt.Errorf("%w\nsee %q", usageError{err}, command.CommandPath()+" --help")
+	}
+	if err == nil && a.changes {
+		a.tellChanged(ctx, args)
 	}
 	return a.finish(err)
 }

@@ -34,6 +34,7 @@ func (a *app) prepare(ctx context.Context) error {
 		return err
 	}
 	s, err := a.openLocked(ctx)
+	defer func() { a.changes = false }() // the daemon starts only now
 	if errors.Is(err, loader.ErrNotLoaded) {
 		return a.loadEmpty(ctx)
 	}

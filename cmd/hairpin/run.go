@@ -6,8 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -33,7 +31,10 @@ the running configuration, with the forwards that were changed at run time.
 
 If the file is invalid, the daemon keeps what runs. If nothing runs, as after a boot,
 it runs the configuration that was applied last. It says so in its log, in "hairpin
-status", in the metrics and at /-/ready.`,
+status", in the metrics and at /-/ready.
+
+The log goes to stderr: text on a terminal, lines with priorities in the systemd
+journal, JSON with -j.`,
 		Args: takes(0),
 		RunE: func(command *cobra.Command, _ []string) error { return a.runDaemon(command.Context()) },
 	}
@@ -100,42 +101,4 @@ func untilSignal(parent context.Context, signals ...os.Signal) (ctx context.Cont
 		signal.Stop(arrived)
 		cancel(nil)
 	}
-}
-
-func (a *app) newLogger() *slog.Logger {
-	level := slog.LevelInfo
-	switch {
-	case a.quiet:
-		level = slog.LevelWarn
-	case a.verbose:
-		level = slog.LevelDebug
-	}
-	options := &slog.HandlerOptions{Level: level}
-	if onJournal(a.getenv("JOURNAL_STREAM"), a.stderr) {
-		// The journal adds its own time.
-		options.ReplaceAttr = func(groups []string, attr slog.Attr) slog.Attr {
-			if len(groups) == 0 && attr.Key == slog.TimeKey {
-				return slog.Attr{}
-			}
-			return attr
-		}
-	}
-	return slog.New(slog.NewTextHandler(a.stderr, options))
-}
-
-// onJournal reports whether out is the journal; stream is the value of JOURNAL_STREAM. A child process
-// inherits the variable even if its output is redirected, so systemd.exec(5) asks to compare the device and
-// inode with the descriptor. journal.StderrIsJournalStream of go-systemd always uses the process's
-// environment and descriptor 2, which commands here do not use directly.
-func onJournal(stream string, out io.Writer) bool {
-	file, ok := out.(*os.File)
-	if !ok || stream == "" {
-		return false
-	}
-	info, err := file.Stat()
-	if err != nil {
-		return false
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	return ok && stream == fmt.Sprintf("%d:%d", stat.Dev, stat.Ino)
 }

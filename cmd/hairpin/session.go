@@ -6,11 +6,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
 
 	"hairpin/cmd/hairpin/change"
+	"hairpin/cmd/hairpin/control"
 	"hairpin/cmd/hairpin/detached"
 	"hairpin/cmd/hairpin/history"
 	"hairpin/cmd/hairpin/places"
@@ -24,6 +27,7 @@ func (a *app) open() (*router.Session, error) { return router.Open(a.dir) }
 
 // openLocked takes the writer lock and opens the datapath.
 func (a *app) openLocked(ctx context.Context) (*router.Session, error) {
+	a.changes = true
 	ctx, cancel := context.WithTimeout(ctx, a.lockWait)
 	defer cancel()
 	return router.OpenLocked(ctx, a.dir)
@@ -31,9 +35,29 @@ func (a *app) openLocked(ctx context.Context) (*router.Session, error) {
 
 // load takes the writer lock and opens the datapath. It creates the datapath if there is none.
 func (a *app) load(ctx context.Context, maxConnections uint32) (*router.Session, error) {
+	a.changes = true
 	ctx, cancel := context.WithTimeout(ctx, a.lockWait)
 	defer cancel()
 	return router.Load(ctx, a.dir, maxConnections)
+}
+
+// tellChanged tells the daemon what this command has changed, for its log. It does not matter whether a daemon runs.
+func (a *app) tellChanged(ctx context.Context, args []string) {
+	_ = control.TellChanged(ctx, places.Socket(a.dir), control.Changed{Command: history.Shorten(strings.Join(args, " ")), Login: loginName()})
+}
+
+// loginName returns the name of the user who logged in: sudo and su keep it (proc_pid_loginuid(5)). It returns "" if nobody did, as for a
+// program that a service started.
+func loginName() string {
+	const nobody = "4294967295"
+	id, err := os.ReadFile("/proc/self/loginuid")
+	if err != nil || string(id) == nobody {
+		return ""
+	}
+	if login, err := user.LookupId(string(id)); err == nil {
+		return login.Username
+	}
+	return string(id)
 }
 
 // store is where the configurations of this datapath are kept.

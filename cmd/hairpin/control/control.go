@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package control lets commands ask the running daemon: to reload, and how it is. It is HTTP with JSON on a Unix socket that only root,
+// Package control lets commands ask the running daemon: to reload, and how it is. Commands also tell the daemon what they have changed. It is HTTP with JSON on a Unix socket that only root,
 // or the daemon's own user, may use.
 //
 // It never decides anything: the daemon gives the answers. Commands do not need it to change what runs.
 package control
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
@@ -40,15 +42,26 @@ type Status struct {
 	Apart string `json:"apart"`
 }
 
+// Changed says that a command has changed something, for the daemon's log.
+type Changed struct {
+	Command string `json:"command"` // its arguments
+	// Login is the name of the user who logged in, and then became root; "" if it is unknown. The command says so.
+	Login string `json:"login"`
+	// UID is the user of the command. The kernel says so.
+	UID int `json:"-"`
+}
+
 // Handler answers for the daemon. Its methods may run at the same time as each other.
 type Handler interface {
 	Reload(context.Context) (Reload, error) // it fails if the daemon ends first
 	Status() Status
+	Changed(Changed)
 }
 
 const (
 	reloadPath = "/reload"
 	statusPath = "/status"
+	changePath = "/changed"
 
 	// headerPatience is the longest time for a request line and header.
 	headerPatience = 5 * time.Second
@@ -57,6 +70,9 @@ const (
 	reloadPatience = 2 * time.Minute
 	statusPatience = 2 * time.Second
 	maxAnswer      = 1 << 20
+	// changedPatience is short: the change is made, and the command has nothing else to do.
+	changedPatience = 500 * time.Millisecond
+	maxChanged      = 4 << 10
 )
 
 // Server answers at a socket.
@@ -95,8 +111,18 @@ func Listen(path string, handler Handler) (*Server, error) {
 		write(w, answer)
 	})
 	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) { write(w, handler.Status()) })
+	mux.HandleFunc("POST "+changePath, func(w http.ResponseWriter, r *http.Request) {
+		var changed Changed
+		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxChanged)).Decode(&changed); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		changed.UID, _ = r.Context().Value(uidKey{}).(int)
+		handler.Changed(changed)
+		write(w, struct{}{})
+	})
 	s := &Server{
-		http: &http.Server{Handler: mux, ReadHeaderTimeout: headerPatience, MaxHeaderBytes: maxHeader},
+		http: &http.Server{Handler: mux, ReadHeaderTimeout: headerPatience, MaxHeaderBytes: maxHeader, ConnContext: withUID},
 		done: make(chan struct{}),
 	}
 	go func() {
@@ -135,29 +161,57 @@ func (l ownUsers) Accept() (net.Conn, error) {
 
 // isTrusted reports whether root or the user of this process is at the other end.
 func isTrusted(conn net.Conn) bool {
+	uid, err := uidOf(conn)
+	return err == nil && (uid == 0 || uid == os.Geteuid())
+}
+
+// uidOf returns the user at the other end.
+func uidOf(conn net.Conn) (int, error) {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
-		return false
+		return 0, err
 	}
 	var peer *unix.Ucred
 	var failed error
 	err = raw.Control(func(fd uintptr) { peer, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	return err == nil && failed == nil && (peer.Uid == 0 || int(peer.Uid) == os.Geteuid())
+	if err = errors.Join(err, failed); err != nil {
+		return 0, err
+	}
+	return int(peer.Uid), nil
+}
+
+type uidKey struct{}
+
+func withUID(ctx context.Context, conn net.Conn) context.Context {
+	uid, err := uidOf(conn)
+	if err != nil {
+		uid = -1
+	}
+	return context.WithValue(ctx, uidKey{}, uid)
 }
 
 // AskReload asks the daemon at the socket to reload, and waits for its answer. The error wraps ErrNoDaemon if nobody listens.
 func AskReload(ctx context.Context, path string) (answer Reload, err error) {
-	err = ask(ctx, reloadPatience, http.MethodPost, path, reloadPath, &answer)
+	err = ask(ctx, reloadPatience, http.MethodPost, path, reloadPath, nil, &answer)
 	return answer, err
 }
 
 // AskStatus asks the daemon at the socket how it is.
 func AskStatus(ctx context.Context, path string) (answer Status, err error) {
-	err = ask(ctx, statusPatience, http.MethodGet, path, statusPath, &answer)
+	err = ask(ctx, statusPatience, http.MethodGet, path, statusPath, nil, &answer)
 	return answer, err
 }
 
-func ask(ctx context.Context, patience time.Duration, method, socket, path string, answer any) error {
+// TellChanged tells the daemon at the socket what a command has changed.
+func TellChanged(ctx context.Context, path string, changed Changed) error {
+	body, err := json.Marshal(changed)
+	if err != nil {
+		return err
+	}
+	return ask(ctx, changedPatience, http.MethodPost, path, changePath, bytes.NewReader(body), new(struct{}))
+}
+
+func ask(ctx context.Context, patience time.Duration, method, socket, path string, body io.Reader, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var dialer net.Dialer
@@ -171,7 +225,7 @@ func ask(ctx context.Context, patience time.Duration, method, socket, path strin
 			return conn, err
 		},
 	}}
-	request, err := http.NewRequestWithContext(ctx, method, "http://daemon"+path, nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://daemon"+path, body)
 	if err != nil {
 		return err
 	}

@@ -8,15 +8,17 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
-type answers struct{}
+type answers struct{ changed chan Changed }
 
 func (answers) Reload(context.Context) (Reload, error) {
 	return Reload{Code: 3, Errors: []string{"no"}}, nil
 }
-func (answers) Status() Status { return Status{Apart: "why"} }
+func (answers) Status() Status      { return Status{Apart: "why"} }
+func (a answers) Changed(c Changed) { a.changed <- c }
 
 func TestAnswers(t *testing.T) {
 	ctx := context.Background()
@@ -37,7 +39,8 @@ func TestAnswers(t *testing.T) {
 	if _, err := AskReload(ctx, path); !errors.Is(err, ErrNoDaemon) {
 		t.Errorf("a socket of nobody: %v", err)
 	}
-	s, err := Listen(path, answers{})
+	told := answers{make(chan Changed, 1)}
+	s, err := Listen(path, told)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,6 +52,17 @@ func TestAnswers(t *testing.T) {
 	}
 	if status, err := AskStatus(ctx, path); err != nil || status.Apart != "why" {
 		t.Errorf("%+v, %v", status, err)
+	}
+	want := Changed{Command: "forward del web", Login: "anna"}
+	if err := TellChanged(ctx, path, want); err != nil {
+		t.Error(err)
+	}
+	want.UID = os.Geteuid() // the kernel's word, whatever the command says
+	if got := <-told.changed; got != want {
+		t.Errorf("told %+v, want %+v", got, want)
+	}
+	if err := TellChanged(ctx, path, Changed{Command: strings.Repeat("x", maxChanged)}); err == nil {
+		t.Error("a command of any length is taken")
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)

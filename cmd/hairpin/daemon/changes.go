@@ -5,6 +5,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 
 // answer answers commands until stop. If the socket cannot be made, only "hairpin reload" does not work.
 func (d *daemon) answer(socket string) (stop func()) {
-	server, err := control.Listen(socket, &commands{asked: d.asked, state: &d.state})
+	server, err := control.Listen(socket, &commands{asked: d.asked, state: &d.state, log: d.log})
 	if err != nil {
 		d.log.Warn("\"hairpin reload\" does not work; SIGHUP does", "error", err)
 		return func() {}
@@ -26,7 +27,17 @@ func (d *daemon) answer(socket string) (stop func()) {
 // commands answers commands; its methods run outside the loop.
 type commands struct {
 	asked chan<- chan control.Reload
+	log   *slog.Logger
 	*state
+}
+
+// Changed implements control.Handler.
+func (c *commands) Changed(changed control.Changed) {
+	attrs := []any{"command", changed.Command, "uid", changed.UID}
+	if changed.Login != "" {
+		attrs = append(attrs, "login", changed.Login)
+	}
+	c.log.Info("a command was run", attrs...)
 }
 
 // Reload implements control.Handler.
