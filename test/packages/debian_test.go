@@ -29,6 +29,9 @@ type debian struct {
 	host *lab.Host
 	root string
 	init string // pid of systemd
+
+	machine *lab.Process
+	bpffs   string
 }
 
 // debootstrapped returns the directory of a new Debian, from the mirror and of the release of this machine.
@@ -56,7 +59,7 @@ func boot(t *testing.T, host *lab.Host, root string) *debian {
 		"--machine="+fmt.Sprintf("hairpin-test-%d", os.Getpid()), "--register=no", "--keep-unit", "--boot", "--console=pipe",
 		"--network-namespace-path=/proc/self/ns/net", "--capability=all", "--system-call-filter=bpf perf_event_open @mount",
 		"--bind="+bpffs+":/sys/fs/bpf")
-	d := &debian{t: t, host: host, root: root}
+	d := &debian{t: t, host: host, root: root, machine: machine, bpffs: bpffs}
 	t.Cleanup(func() {
 		machine.Signal(unix.SIGTERM)
 		machine.Signal(unix.SIGTERM) // the second one does not wait for the services
@@ -79,6 +82,17 @@ func boot(t *testing.T, host *lab.Host, root string) *debian {
 		return err
 	})
 	return d
+}
+
+// reboot ends all services as systemd does, and boots again. The programs and tables in the kernel end, as at a reboot.
+func (d *debian) reboot() *debian {
+	d.t.Helper()
+	d.run("systemctl", "--no-block", "poweroff")
+	d.machine.Wait()
+	if err := unix.Unmount(d.bpffs, unix.MNT_DETACH); err != nil {
+		d.t.Fatal(err)
+	}
+	return boot(d.t, d.host, d.root)
 }
 
 func (d *debian) try(args ...string) (lab.Result, error) {
@@ -174,7 +188,7 @@ func TestDebian(t *testing.T) {
 		t.Fatalf("after the installation the service is %q\n%s", got, d.journal())
 	}
 
-	// ppp9 is absent.
+	// ppp9 is absent, also at the boot.
 	config := strings.Replace(home.Config("tc", ""), `wan = ["wan0"]`, `wan = ["wan0", "ppp9"]`, 1)
 	if !strings.Contains(config, "ppp9") {
 		t.Fatal("no wan0 in the configuration")
@@ -184,7 +198,11 @@ func TestDebian(t *testing.T) {
 	d.run("hairpin", "forward", "add", "web", "tcp", "80", "to", lab.Server+":8080")
 	d.run("hairpin", "forward", "add", "echo", "udp", "5300", "to", lab.Server+":5300")
 	d.run("hairpin", "save")
-	d.eventually("StatusText", is("attached: wan0, lan0, lan1, lo; not there yet: ppp9"))
+	const status = "attached: wan0, lan0, lan1, lo; not there yet: ppp9"
+	d.eventually("StatusText", is(status))
+	d = d.reboot()
+	d.eventually("StatusText", is(status))
+	wantBeforeNetwork(t, d)
 	inside, outside := home.Waiting(t, n.Client), home.Waiting(t, n.Internet)
 	works := func(when string) {
 		t.Helper()
@@ -258,6 +276,18 @@ func TestDebian(t *testing.T) {
 	}
 	if got, err := d.try("systemctl", "list-unit-files", "--no-legend", "hairpin*"); err != nil || strings.TrimSpace(got.Stdout) != "" {
 		t.Errorf("units after the purge: %q, %v", got.Stdout, err)
+	}
+}
+
+// wantBeforeNetwork: at the boot the forwards were there before the network.
+func wantBeforeNetwork(t *testing.T, d *debian) {
+	t.Helper()
+	var ready, network int64
+	const key = "--property=ActiveEnterTimestampMonotonic"
+	_, err := fmt.Sscan(d.run("systemctl", "show", "--value", key, "hairpin.service"), &ready)
+	_, failed := fmt.Sscan(d.run("systemctl", "show", "--value", key, "network-pre.target"), &network)
+	if err = errors.Join(err, failed); err != nil || ready == 0 || network < ready {
+		t.Errorf("the daemon was ready at %d us, and the network could begin at %d us, %v", ready, network, err)
 	}
 }
 
