@@ -203,6 +203,7 @@ func TestDebian(t *testing.T) {
 	d = d.reboot()
 	d.eventually("StatusText", is(status))
 	wantBeforeNetwork(t, d)
+	wantPriorities(t, d)
 	inside, outside := home.Waiting(t, n.Client), home.Waiting(t, n.Internet)
 	works := func(when string) {
 		t.Helper()
@@ -276,6 +277,26 @@ func TestDebian(t *testing.T) {
 	}
 	if got, err := d.try("systemctl", "list-unit-files", "--no-legend", "hairpin*"); err != nil || strings.TrimSpace(got.Stdout) != "" {
 		t.Errorf("units after the purge: %q, %v", got.Stdout, err)
+	}
+}
+
+// wantPriorities: the journal knows which lines of the daemon are warnings, and who ran which command.
+func wantPriorities(t *testing.T, d *debian) {
+	t.Helper()
+	d.run("journalctl", "--sync")
+	show := func(options ...string) string {
+		t.Helper()
+		return d.run(append([]string{"journalctl", "--no-pager", "--output=cat", "--unit=hairpin"}, options...)...)
+	}
+	const warning, info = "no such interface yet", "serving metrics"
+	if got := show("--priority=warning"); !strings.Contains(got, warning) || strings.Contains(got, info) {
+		t.Errorf("the warnings of the daemon are\n%s", got)
+	}
+	all := show()
+	for _, want := range []string{info, `command="forward add web tcp 80 to ` + lab.Server + `:8080" uid=0`} {
+		if !strings.Contains(all, want) {
+			t.Errorf("the journal lacks %s:\n%s", want, all)
+		}
 	}
 }
 
