@@ -5,8 +5,11 @@ package control
 import (
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"hairpin/test/home"
 	"hairpin/test/lab"
@@ -49,5 +52,41 @@ func TestMemoryOfTheDaemon(t *testing.T) {
 	check("reloaded")
 	if log := hp.Log(); !strings.Contains(log, "325 changed, 64675 unchanged") {
 		t.Errorf("not reloaded:\n%s", log)
+	}
+}
+
+// TestMappingsBesideManyForwards: the daemon follows a lease file beside as many forwards as there may be, and stays small.
+func TestMappingsBesideManyForwards(t *testing.T) {
+	const forwards, mappings, steady, peak = 65000, 256, 64 << 20, 100 << 20
+	n := lab.NewNetwork(t)
+	path := filepath.Join(t.TempDir(), "upnp.leases")
+	hp := lab.NewHairpin(n.Router, home.Config("tc", fmt.Sprintf("[leases]\nfiles = [%q]\n", path)+manyForwards(forwards, "192.168.1.21")))
+	hp.Start()
+	hp.ForgetPeak()
+	write := func(first int) {
+		var text strings.Builder
+		for i := range mappings {
+			fmt.Fprintf(&text, "UDP:%d:%s:%d:0:console %d\n", first+i, lab.Server, first+i, i)
+		}
+		lab.Must(os.WriteFile(path, []byte(text.String()), 0o644))
+	}
+	for _, first := range []int{2000, 2001} {
+		write(first)
+		began := time.Now()
+		lab.Eventually(t, 3*lab.Patience, func() error {
+			r, err := hp.Try("forward", "show", fmt.Sprintf("lease-udp-%d", first+mappings-1))
+			if err == nil && r.Code != 0 {
+				err = fmt.Errorf("exit code %d: %s", r.Code, r.Stderr)
+			}
+			return err
+		})
+		if got := home.Scrape(t, n, "hairpin_leases"); got != mappings {
+			t.Errorf("%v mappings", got)
+		}
+		now, most := hp.Memory()
+		t.Logf("after %s: %d MiB, at most %d MiB", time.Since(began).Round(time.Millisecond), now>>20, most>>20)
+		if now > steady || most > peak {
+			t.Errorf("%d bytes, at most %d so far; want up to %d and %d", now, most, steady, peak)
+		}
 	}
 }

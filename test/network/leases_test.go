@@ -159,6 +159,16 @@ func TestLeases(t *testing.T) {
 			if out := u.hp.Run("doctor"); !strings.Contains(out, "1 mapping of lease files") || strings.Contains(out, "lease-tcp-3074") {
 				t.Errorf("doctor says:\n%s", out)
 			}
+			explain := func(from string) string {
+				command := []string{lab.Binary(t), "--bpffs", u.hp.Dir, "explain", "in"}
+				return u.Router.Run(append(append(command, strings.Fields(from)...), "to", lab.External+":3074")...)
+			}
+			if said := explain("lan0 tcp " + lab.Client + ":4711"); !strings.Contains(said, "lease-tcp-3074") || !strings.Contains(said, lab.Server+":8080") {
+				t.Errorf("explain of a LAN client:\n%s", said)
+			}
+			if said := explain("wan0 tcp " + lab.InternetSource + ":4711"); !strings.Contains(said, "to the kernel: forward lease-tcp-3074 is for clients of the LAN") {
+				t.Errorf("explain of a client on the Internet:\n%s", said)
+			}
 			u.notInTheFiles()
 
 			// Connections live on when the mapping is deleted, both those of hairpin and those of conntrack.

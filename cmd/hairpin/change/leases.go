@@ -53,8 +53,6 @@ func (k *Keeper) SetLeases(leases []rule.Forward) (Leased, error) {
 	if err != nil {
 		return Leased{}, err
 	}
-	wanted := running
-	wanted.Forwards = WithoutLeases(running.Forwards)
 	if running.Reflection == rule.ReflectOff {
 		// Whoever follows lease files wants mappings to be reflected.
 		leases = slices.Clone(leases)
@@ -62,18 +60,26 @@ func (k *Keeper) SetLeases(leases []rule.Forward) (Leased, error) {
 			leases[i].Reflect = rule.ReflectAuto
 		}
 	}
+	// One copy of the forwards: there may be tens of thousands, and the daemon must stay small.
+	wanted := running
+	wanted.Forwards = make([]rule.Forward, 0, len(running.Forwards)+len(leases))
+	var before []rule.Forward
+	for _, f := range running.Forwards {
+		if f.IsLease() {
+			before = append(before, f)
+		} else {
+			wanted.Forwards = append(wanted.Forwards, f)
+		}
+	}
+	running.Forwards = nil
 	fit, refused := FitLeases(wanted, leases, inside)
 	done := Leased{Running: len(fit), Refused: refused}
-	wanted.Forwards = append(wanted.Forwards, fit...)
 
 	// What has ended drains. What drains already goes on, unless its mapping is back.
 	has := config.IndexByName(fit)
 	var drains []rule.Forward
 	same := 0
-	for _, f := range running.Forwards {
-		if !f.IsLease() {
-			continue
-		}
+	for _, f := range before {
 		if i, there := has[f.Name]; there {
 			if wanted.Same(f, fit[i]) {
 				same++
@@ -90,7 +96,7 @@ func (k *Keeper) SetLeases(leases []rule.Forward) (Leased, error) {
 	if done.Added+done.Removed == 0 {
 		return done, nil
 	}
-	wanted.Forwards = append(wanted.Forwards, newestDrains(drains, int(running.Leases.Limit()))...)
+	wanted.Forwards = append(append(wanted.Forwards, fit...), newestDrains(drains, int(wanted.Leases.Limit()))...)
 	if err := wanted.Validate(); err != nil {
 		return Leased{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -31,7 +32,7 @@ const (
 	// leaseRetry is the time until mappings that were refused are tried again, and after a failure.
 	leaseRetry = 30 * time.Second
 	// leasePauses is how many times as long as the last change of the tables took the next one has to wait.
-	leasePauses = 10
+	leasePauses = 4
 )
 
 // leaseFollower keeps the forwards in line with the lease files. Only the daemon's loop uses it.
@@ -237,6 +238,7 @@ func (l *leaseFollower) apply(ctx context.Context, wanted []rule.Forward, now ti
 		l.daemon.graceRead = false
 	}
 	if done.Ports != nil {
+		debug.FreeOSMemory() // the change has needed much if there are many forwards
 		l.daemon.show(done.Ports)
 		l.due = now.Add(max(leasePoll, min(leaseRetry, leasePauses*time.Since(now))))
 	}

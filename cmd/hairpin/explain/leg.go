@@ -97,11 +97,19 @@ func (x *Explainer) words(l *Leg, q Question, link *loader.Link, result *bpf.Exp
 	case l.Forward != "" && l.Intercept:
 		l.Why = fmt.Sprintf("intercept %s takes only packets that open a connection, and the packet belongs to a connection of the kernel", l.Forward)
 		return nil
+	case l.Forward != "" && l.Role == config.RoleWAN.String() && x.isLANOnly(l.Forward):
+		l.Why = fmt.Sprintf("forward %s is for clients of the LAN: the kernel gets what comes from the Internet", l.Forward)
+		return nil
 	case l.Forward != "":
 		l.Why = fmt.Sprintf("forward %s listens there, but the packet belongs to a connection or a socket that the kernel has", l.Forward)
 		return nil
 	}
 	return x.near(l, q)
+}
+
+func (x *Explainer) isLANOnly(name string) bool {
+	f, _, err := x.Tables.Find(name)
+	return err == nil && f.LANOnly
 }
 
 // reason returns a reason in words. Where forwarding is off, the kernel finds no route back to the source of a packet, so the datapath says
@@ -178,8 +186,6 @@ func miss(f *rule.Forward, q Question, addr netip.Addr, port uint16, external bo
 	switch {
 	case hasProtocol && hasPort && !external:
 		return fmt.Sprintf("forward %s has this port, at another address: %s", f.Name, where(f))
-	case hasProtocol && hasPort && f.LANOnly:
-		return fmt.Sprintf("forward %s has this port, but is for clients of the LAN: the kernel gets what comes from the Internet", f.Name)
 	case hasProtocol && hasPort:
 		return fmt.Sprintf("forward %s has this port, but listens on %s only", f.Name, where(f))
 	case hasPort && external && q.Protocol.HasPorts():
