@@ -61,31 +61,16 @@ config interface 'lan'
 func openwrt(t *testing.T) (root string) {
 	t.Helper()
 	root = t.TempDir()
-	write := func(path string, data []byte) {
-		to := filepath.Join(root, path)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o755), os.WriteFile(to, data, 0o755)); err != nil {
-			t.Fatal(err)
-		}
-	}
 	for path, f := range contents(t, "ipk", packageFile(t, "ipk", "amd64")) {
-		write(path, f.content)
+		place(t, root, path, f.content)
 	}
 	for path, f := range ipkControl(t, "amd64") {
-		write(path, f.content)
+		place(t, root, path, f.content)
 	}
 	for path, text := range fakes {
-		write(path, []byte(text))
+		place(t, root, path, []byte(text))
 	}
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	write("/bin/busybox", data)
-	output(t, "chroot", root, "/bin/busybox", "--install", "-s", "/bin")
+	installBusybox(t, root)
 	return root
 }
 
