@@ -197,7 +197,7 @@ func TestJudgements(t *testing.T) {
 			f.Legacy, f.LegacyErr = []string{"ip nat"}, errors.New("no")
 			f.Rules.Chains = []Chain{chain("pre", "prerouting", "nat", false, on(DNAT, numbers(FieldPort, 80)))}
 		}, nil, "unknown iptables-legacy-unseen, warning second-dnat web"},
-		{"a full table", func(f *Facts) { f.Datapath.Connections = 900 }, nil, "warning table-nearly-full"},
+		{"a table that is full soon, as TCP has three quarters of it", func(f *Facts) { f.Datapath.Connections = 700 }, nil, "warning table-nearly-full"},
 		{"a table of another size", func(f *Facts) { f.Datapath.Resize = "x" }, nil, "warning table-size"},
 		{"an address is away", func(f *Facts) { f.Datapath.Away = []netip.Addr{netip.MustParseAddr("203.0.113.7")} }, nil, ""},
 		{"an address is away, and no daemon runs", func(f *Facts) {

@@ -413,8 +413,9 @@ func localPorts(f *Facts) []Finding {
 		run("sysctl -w net.ipv4.ip_local_reserved_ports=%s", list)}
 }
 
-// nearlyFull is the used share of the connection table from which the table counts as nearly full.
-const nearlyFull = 0.9
+// nearlyFull is the used share of the connection table from which the table counts as nearly full. TCP may use three quarters of the
+// table; beyond them, new TCP connections are refused.
+const nearlyFull = 0.7
 
 // NearlyFull reports whether a connection table is nearly full; limit 0 means that the limit is not known.
 func NearlyFull(used int, limit uint32) bool {
