@@ -47,6 +47,7 @@ type Counter struct {
 // Totals has the counters of a forward, summed over all paths and both directions.
 type Totals struct {
 	Packets, Bytes uint64 // Bytes: IP total length
+	WANBytes       uint64 // those of Bytes that came from the Internet or went there
 	Established    uint64 // connections that completed their handshake
 	Refused        uint64 // packets that would have opened a connection, and were refused
 	// LastHit is the time since the last packet that was translated or the last opening that was refused, in whole seconds.
@@ -63,6 +64,8 @@ func (t *Tables) ForwardTotals() (map[string]Totals, error) {
 			sum.Packets += path[0].Packets + path[1].Packets
 			sum.Bytes += path[0].Bytes + path[1].Bytes
 		}
+		wan := s.Traffic[bpf.HairpinConnPathPATH_WAN]
+		sum.WANBytes = wan[0].Bytes + wan[1].Bytes
 		for _, established := range s.Established {
 			sum.Established += established
 		}

@@ -60,6 +60,9 @@ func TestRefusalsAndLastHit(t *testing.T) {
 	now := uint32(layout.Monotonic() / uint64(time.Second))
 	cpus := make([]bpf.HairpinForwardStats, ebpf.MustPossibleCPU())
 	cpus[0] = bpf.HairpinForwardStats{Refused: 3, Hit: now - min(now, 50)}
+	cpus[0].Traffic[bpf.HairpinConnPathPATH_WAN][0].Bytes, cpus[0].Traffic[bpf.HairpinConnPathPATH_HAIRPIN][1].Bytes = 1, 100
+	cpus[len(cpus)-1].Traffic[bpf.HairpinConnPathPATH_WAN][1].Bytes += 10
+	cpus[len(cpus)-1].Traffic[bpf.HairpinConnPathPATH_LOCAL][0].Bytes += 1000
 	cpus[len(cpus)-1].Refused += 4
 	cpus[len(cpus)-1].Hit = now - min(now, 10)
 	mapstest.WriteStats(t, tables.objs, a, cpus)
@@ -69,6 +72,9 @@ func TestRefusalsAndLastHit(t *testing.T) {
 	}
 	if got := totals["a"]; got.Refused != 7 || got.LastHit < 10*time.Second || got.LastHit >= 50*time.Second {
 		t.Errorf("%d refused, last hit %s ago; want 7, and 10 s or a little more", got.Refused, got.LastHit)
+	}
+	if got := totals["a"]; got.Bytes != 1111 || got.WANBytes != 11 || got.Packets != 0 {
+		t.Errorf("%d bytes, %d of them of the Internet; want 1111 and 11", got.Bytes, got.WANBytes)
 	}
 	if got, there := totals["b"]; there {
 		t.Errorf("a forward without packets has totals: %+v", got)

@@ -3,6 +3,8 @@
 package control
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -39,6 +41,7 @@ func TestMemoryOfTheDaemon(t *testing.T) {
 		if err != nil || strings.Contains(string(page), "hairpin_forward_") {
 			t.Errorf("%s: scrape of %d bytes, %v", what, len(page), err)
 		}
+		askPage(t, n, what, forwards)
 		now, most := hp.Memory()
 		t.Logf("%s: %d MiB, at most %d MiB so far", what, now>>20, most>>20)
 		if now > steady || most > peak {
@@ -88,5 +91,41 @@ func TestMappingsBesideManyForwards(t *testing.T) {
 		if now > steady || most > peak {
 			t.Errorf("%d bytes, at most %d so far; want up to %d and %d", now, most, steady, peak)
 		}
+	}
+}
+
+// askPage asks for the status page until "hairpin doctor" has looked. The answers stay small however many forwards there are.
+func askPage(t *testing.T, n *lab.Network, what string, forwards int) {
+	t.Helper()
+	var answer struct {
+		Status struct {
+			Forwards struct {
+				Total, Matching int
+				List            []struct{ Name string }
+			}
+			Findings *struct{ Error string }
+		}
+	}
+	first := true
+	lab.Eventually(t, 2*lab.Patience, func() error {
+		start := time.Now()
+		text, err := io.ReadAll(home.Get(t, n, "/api/v1/status?filter=forward-6&limit=200").Body)
+		if err == nil {
+			err = json.Unmarshal(text, &answer)
+		}
+		if err != nil || len(text) > 200_000 {
+			t.Fatalf("status of %d bytes: %v", len(text), err)
+		}
+		if first {
+			t.Logf("%s: a status of %d bytes in %v", what, len(text), time.Since(start))
+		}
+		first = false
+		if answer.Status.Findings == nil {
+			return errors.New("the doctor has not looked")
+		}
+		return nil
+	})
+	if s := answer.Status; s.Forwards.Total != forwards || len(s.Forwards.List) != 200 || s.Findings.Error != "" {
+		t.Errorf("%s: status %+v", what, s)
 	}
 }

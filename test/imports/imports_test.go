@@ -25,6 +25,7 @@ var layers = [][]string{
 	{"hairpin/cmd/hairpin/gather"},
 	{"hairpin/cmd/hairpin/toml", "hairpin/cmd/hairpin/leases", "hairpin/cmd/hairpin/man", "hairpin/cmd/hairpin/pcapng", "hairpin/cmd/hairpin/dns", "hairpin/cmd/hairpin/history", "hairpin/cmd/hairpin/control", "hairpin/cmd/hairpin/router", "hairpin/cmd/hairpin/router/routertest"},
 	{"hairpin/cmd/hairpin/change", "hairpin/cmd/hairpin/explain", "hairpin/cmd/hairpin/importer"},
+	{"hairpin/cmd/hairpin/statuspage"},
 	{"hairpin/cmd/hairpin/daemon"},
 	{"hairpin/cmd/hairpin"},
 	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record", "hairpin/test/coverage"},

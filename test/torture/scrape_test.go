@@ -242,9 +242,10 @@ func scrapeOnce(client *http.Client, forwards int) error {
 
 // requests are what slow clients send before they wait.
 var requests = []string{
-	"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
-	"GET /metrics HTTP/1.1\r\nHost: x\r\nAccept-Encoding: gzip\r\n\r\n",
-	"GET /metrics HTTP/1.1\r\nHost: x\r\nX: ",
+	"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+	"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n",
+	"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: ",
+	"GET /api/v1/status?limit=500 HTTP/1.1\r\nHost: localhost\r\n\r\n",
 	"",
 }
 

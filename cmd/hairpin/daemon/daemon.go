@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package daemon keeps a datapath in line with the configuration files and the network while it runs. It
-// also serves metrics, and publishes the host names of forwards to name servers.
+// also serves metrics and the status page, and publishes the host names of forwards to name servers.
 //
 // Packets do not go through the daemon: the kernel translates them also before the daemon starts and after
 // it ends. The package never parses arguments or installs a signal handler. It never removes a datapath
@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -30,6 +31,7 @@ import (
 	"hairpin/cmd/hairpin/diagnose"
 	"hairpin/cmd/hairpin/history"
 	"hairpin/cmd/hairpin/router"
+	"hairpin/cmd/hairpin/statuspage"
 	"hairpin/loader"
 	"hairpin/maps"
 	"hairpin/maps/config"
@@ -236,13 +238,13 @@ func newDaemon(s *router.Session, o Options) *daemon {
 		}
 		return err
 	}
-	d.setMetrics(s.Tables, o.Version)
+	d.setMetrics(s.Tables, o)
 	d.setWatchdog()
 	return d
 }
 
-func (d *daemon) setMetrics(tables *maps.Tables, version string) {
-	collector := metrics.New(tables, metrics.Options{Version: version, Interfaces: d.state.interfaces})
+func (d *daemon) setMetrics(tables *maps.Tables, o Options) {
+	collector := metrics.New(tables, metrics.Options{Version: o.Version, Interfaces: d.state.interfaces})
 	d.reloaded = collector.Reloaded
 	d.audit = func(ctx context.Context) {
 		collector.Run(ctx, func(err error) { d.log.Warn("cannot check the counts of connections", "error", err) })
@@ -250,11 +252,41 @@ func (d *daemon) setMetrics(tables *maps.Tables, version string) {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collector, d.names.counters, d.conns.counter(), d.leases.counters, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	page := &metricsPage{gatherer: registry, forwards: collector.WriteForwards, log: d.log}
-	handler := metricsHandler(page, &d.state, defaultLimits)
+	scrapes := &metricsPage{gatherer: registry, forwards: collector.WriteForwards, log: d.log}
+	handler := listenerHandler(statuspage.Options{
+		Tables: tables, Version: o.Version, Ports: d.state.load, Log: d.log,
+		Apart:  func() string { return d.state.Status().Apart },
+		Doctor: func() ([]diagnose.Finding, error) { return doctor(o.Dir) },
+		Fresh:  statuspage.DefaultFresh, Kept: statuspage.DefaultKept, DoctorPause: statuspage.DefaultDoctorPause,
+	}, metricsHandler(scrapes, &d.state, defaultLimits), defaultLimits)
 	d.port = &metricsPort{log: d.log, start: func(address string) (*metricsServer, error) {
 		return startMetrics(address, handler, defaultLimits, d.log)
 	}}
+}
+
+// listenerHandler serves the status page beside metrics.
+func listenerHandler(o statuspage.Options, metrics http.Handler, limits serverLimits) http.Handler {
+	return refuseBody(statuspage.Handler(o, metrics), limits.bodyBytes)
+}
+
+// doctor returns the findings of "hairpin doctor". It opens the datapath for itself: the programs may have been replaced.
+func doctor(dir string) ([]diagnose.Finding, error) {
+	s, err := router.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer s.Close()
+	cfg, err := s.Settings()
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		return nil, err
+	}
+	return s.Diagnose(cfg, router.Diagnosis{Datapath: &diagnose.Datapath{
+		Kernel: strings.TrimSpace(string(kernel)), Daemon: true, TooOld: loader.CheckKernel(), Missing: loader.MissingCapabilities(),
+	}})
 }
 
 // setWatchdog shortens the beat if the service manager expects messages more often.

@@ -45,3 +45,6 @@ var reasons = map[string]string{
 	"rate":             "the forward has opened as many connections as its rate allows",
 	"source_rate":      "the client has opened as many connections as the forward's rate_per_source allows",
 }
+
+// Meaning says in plain words what a reason means for a packet; "" if the datapath drops no packet for this reason.
+func Meaning(reason string) string { return reasons[reason] }
