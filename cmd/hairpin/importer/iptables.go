@@ -259,11 +259,10 @@ func (d *iptablesDecoder) take(option, value string, not bool) (ok bool) {
 			m = match{out: n}
 		}
 	case "-p":
-		m.protocols, ok = protocolList(single(value))
-		ok = ok && !not
-		if value == "all" || value == "0" {
+		if not || value == "all" || value == "0" {
 			return !not
 		}
+		m.protocols, ok = protocolList(single(value))
 	case "--dport", "--dports":
 		m, ok = iptablesPorts(value, not)
 	default:

@@ -418,7 +418,8 @@ func (d *nftDecoder) compare(left json.RawMessage, op string, right json.RawMess
 		m, ok = d.condition(left, op, values)
 	}
 	if !ok {
-		return []match{{others: []string{fmt.Sprintf("the condition %s %s %s", compactValue(left), op, compactValue(right))}}}
+		// The protocols say at least what the condition is not about.
+		m = match{protocols: m.protocols, others: []string{fmt.Sprintf("the condition %s %s %s", compactValue(left), op, compactValue(right))}}
 	}
 	return []match{m}
 }
@@ -557,9 +558,12 @@ func (d *nftDecoder) condition(left json.RawMessage, op string, values []value) 
 		return addressCondition(l.Payload.Protocol, l.Payload.Field, not, values)
 	case l.Payload.Field == "protocol" && l.Payload.Protocol == "ip", l.Payload.Field == "nexthdr", l.Meta.Key == "l4proto":
 		m := match{family: map[string]int{"ip": 4, "ip6": 6}[l.Payload.Protocol]}
+		if not {
+			return m, false
+		}
 		var ok bool
 		m.protocols, ok = protocolList(values)
-		return m, ok && !not
+		return m, ok
 	case l.Meta.Key == "iifname", l.Meta.Key == "iif":
 		return match{in: nameCondition(not, values)}, true
 	case l.Meta.Key == "oifname", l.Meta.Key == "oif":

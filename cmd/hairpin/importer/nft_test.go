@@ -270,12 +270,26 @@ iif="wan0" ip.saddr="198.51.100.1" tcp=99 dnat=192.168.1.26
 iif="wan0" tcp=99 dnat=192.168.1.27`,
 			want: []string{
 				"tcp-80 tcp 80 to 192.168.1.20:80 reflect off", "tcp-80-90 tcp 80-90 to 192.168.1.23:80-90 reflect off",
-				"udp-80 udp 80 to 192.168.1.25:80 reflect off", "tcp-99 tcp 99 to 192.168.1.26:99 from 198.51.100.1/32 reflect off",
+				"udp-80 udp 80 to 192.168.1.25:80 reflect off",
 			},
 			left: []string{
 				"rule 3 ... rule 2 of the chain ip nat prerouting takes all", "rule 4 ... rule 2 of the chain ip nat prerouting takes all",
 				"rule 6 ... rule 5 of the chain ip nat prerouting takes some", "rule 7 ... rule 2 of the chain ip nat prerouting takes all",
+				"rule 8 ... hairpin would refuse clients that it does not take, and that rule 9 of the chain ip nat prerouting takes",
 				"rule 9 ... rule 8 of the chain ip nat prerouting takes some clients",
+			}},
+		{name: "a rule that stays takes its packets, so a rule behind it stays, too", rules: `
+chain prerouting prerouting -100
+iif="wan0" tcp={"range":[80,81]} mark=5 dnat=192.168.1.20
+iif="wan0" tcp=81 dnat=192.168.1.21
+iif="wan0" tcp={"range":[81,90]} dnat=192.168.1.22
+iif="wan0" tcp=90 dnat=192.168.1.23
+iif="lan0" tcp=80 ip.daddr="203.0.113.2" dnat=192.168.1.24
+iif="wan0" udp=81 dnat=192.168.1.25`,
+			want: []string{"udp-81 udp 81 to 192.168.1.25:81 reflect off"},
+			left: []string{
+				"rule 2 ... mark", "rule 3 ... rule 2 of the chain ip nat prerouting is left", "rule 4 ... rule 2 of the chain ip nat prerouting is left",
+				"rule 5 ... rule 4 of the chain ip nat prerouting is left", "rule 6 ... for LAN clients alone",
 			}},
 		{name: "the priority of chains", rules: `
 chain late prerouting -90

@@ -21,13 +21,14 @@ func (t *translator) order() {
 	o := &ordering{wan: t.wan, places: map[placeKey]*bucket{}, restricted: map[rule.Protocol]*bucket{}}
 	for i := range t.candidates {
 		c := &t.candidates[i]
-		why := ""
+		why, dead := "", true
 		var earlier *candidate
 		protocols := c.Protocols
 		c.Protocols = nil
 		for _, p := range protocols {
 			if e, reason := o.meets(c, p); e != nil {
 				earlier, why = e, reason
+				dead = dead && reason == takesAll && e.hides(c, p)
 			} else {
 				c.Protocols = append(c.Protocols, p)
 			}
@@ -39,7 +40,14 @@ func (t *translator) order() {
 				earlier.places, earlier.served = addPlace(earlier.places, c.from.place), earlier.served || c.served
 				continue
 			}
-			t.leave(c.from, "%s %s", earlier.from.place, why)
+			if dead {
+				t.leave(c.from, "%s %s", earlier.from.place, why) // no packet reaches it, so it keeps none from rules behind it
+			} else {
+				t.leaveLate(c.from, "%s %s", earlier.from.place, why)
+			}
+			if why == takesClients {
+				t.leaveLate(earlier.from, "hairpin would refuse clients that it does not take, and that %s takes", c.from.place)
+			}
 		}
 		if len(c.Protocols) > 0 {
 			o.add(c)
@@ -49,6 +57,19 @@ func (t *translator) order() {
 	for _, c := range o.kept {
 		t.candidates = append(t.candidates, *c)
 	}
+}
+
+// hides reports whether no packet of a protocol reaches the rule of c, because the rule of e takes all of them. Where a forward listens
+// does not say this: an interface may have an address, or not.
+func (e *candidate) hides(c *candidate, p rule.Protocol) bool {
+	m := c.from.match
+	if m.protocols != nil {
+		m.protocols = []rule.Protocol{p}
+	}
+	if !c.Ports.Every() {
+		m.ports = []rule.Ports{c.Ports}
+	}
+	return e.from.match.covers(&m) && coversNetworks(e.from.match.source, m.source) && coversNetworks(e.from.match.dest, m.dest)
 }
 
 // ordering finds earlier forwards that meet a later one.
@@ -127,6 +148,13 @@ func (o *ordering) add(c *candidate) {
 	}
 }
 
+// What an earlier rule does to a later one.
+const (
+	takesAll     = "takes all of its packets before it"
+	takesSome    = "takes some of its packets before it; hairpin would choose otherwise between the two"
+	takesClients = "takes some clients of these ports before it; hairpin would refuse the others"
+)
+
 // meets returns an earlier forward beside which c cannot have protocol p, and why.
 func (o *ordering) meets(c *candidate, p rule.Protocol) (earlier *candidate, why string) {
 	for _, at := range c.Places() {
@@ -136,11 +164,11 @@ func (o *ordering) meets(c *candidate, p rule.Protocol) (earlier *candidate, why
 					covers := e.Ports == c.Ports || c.Ports.Within(e.Ports)
 					switch {
 					case len(e.From) > 0:
-						earlier, why = e, "takes some clients of these ports before it; hairpin would refuse the others"
+						earlier, why = e, takesClients
 					case covers:
-						earlier, why = e, "takes all of its packets before it"
+						earlier, why = e, takesAll
 					case around != at || !e.Ports.Within(c.Ports) || q != p:
-						earlier, why = e, "takes some of its packets before it; hairpin would choose otherwise between the two"
+						earlier, why = e, takesSome
 					}
 					return earlier != nil
 				})
@@ -157,7 +185,7 @@ func (o *ordering) meets(c *candidate, p rule.Protocol) (earlier *candidate, why
 	for _, q := range of {
 		o.restricted[q].overlapping(c.Ports, func(e *candidate) bool {
 			if e.Intercept == c.Intercept && e.Target.Is6() == c.Target.Is6() && (e.External == c.External || !e.External.Address.IsValid() && e.External.Interface == "" || !c.External.Address.IsValid()) {
-				earlier, why = e, "takes some clients of these ports before it; hairpin would refuse the others"
+				earlier, why = e, takesClients
 			}
 			return earlier != nil
 		})

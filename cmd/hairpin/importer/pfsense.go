@@ -194,7 +194,6 @@ func (r *pfReader) protocols(u *Rule, text string) {
 		p, ok := readProtocol(name)
 		if !ok {
 			u.problem("hairpin does not forward the protocol %s", rule.Quote(text))
-			return
 		}
 		u.match.protocols = append(u.match.protocols, p)
 	}
@@ -203,9 +202,12 @@ func (r *pfReader) protocols(u *Rule, text string) {
 // incoming sets the interface of a rule.
 func (r *pfReader) incoming(u *Rule, name string) *pfInterface {
 	i := r.interfaces[name]
+	u.match.in.only = []string{"/interface/" + name} // the packets of other interfaces are others
 	switch {
 	case i == nil:
 		u.problem("it is for the interface %s, which is no single interface of the firewall", rule.Quote(name))
+	case i.wan && r.wans > 1:
+		u.match.in.only = []string{everyWAN + "/" + name}
 	case i.wan:
 		u.match.in.only = []string{everyWAN}
 	case r.lans > 1:

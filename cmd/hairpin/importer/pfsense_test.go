@@ -68,7 +68,7 @@ func pfCases() []importCase {
 			pfOther("wan", "<address>office</address>", "<address>203.0.113.5</address><port>25</port>", "192.168.1.25", "25", ""),
 			pfRule("tcp", "81", "servers", "81", ""),
 			pfRule("tcp", "web", "server", "90", ""),
-			pfRule("tcp", "nothing", "loop", "91", ""),
+			pfRule("udp", "nothing", "loop", "91", ""),
 		}, "\n")),
 			want: []string{
 				"tcp-80 tcp 80 to 192.168.1.20:80 reflect off", "tcp-443 tcp 443 to 192.168.1.20:443 reflect off", "tcp-8000-8010 tcp 8000-8010 to 192.168.1.20:8000-8010 reflect off",

@@ -267,3 +267,58 @@ func coversNames(a, b names) bool {
 	}
 	return !slices.ContainsFunc(a.not, func(n string) bool { return !slices.Contains(b.not, n) })
 }
+
+// matchIndex finds conditions that may overlap others by their ports. Its numbers are those of rules.
+type matchIndex struct {
+	single map[uint16][]int
+	wide   []int
+}
+
+// maxIndexed is how many ports of a condition are listed one by one.
+const maxIndexed = 64
+
+func (x *matchIndex) add(i int, m *match) {
+	count := 0
+	for _, p := range m.ports {
+		count += p.Len()
+	}
+	if m.ports == nil || count > maxIndexed {
+		x.wide = append(x.wide, i)
+		return
+	}
+	if x.single == nil {
+		x.single = map[uint16][]int{}
+	}
+	for _, p := range m.ports {
+		for port := int(p.First); port <= int(p.Last); port++ {
+			x.single[uint16(port)] = append(x.single[uint16(port)], i)
+		}
+	}
+}
+
+// meeting returns the numbers of all conditions that may overlap m, in order.
+func (x *matchIndex) meeting(m *match) []int {
+	list := slices.Clone(x.wide)
+	switch {
+	case m.ports == nil:
+		for _, more := range x.single {
+			list = append(list, more...)
+		}
+	default:
+		for _, p := range m.ports {
+			if p.Len() > maxIndexed {
+				for port, more := range x.single {
+					if p.Has(port) {
+						list = append(list, more...)
+					}
+				}
+				continue
+			}
+			for port := int(p.First); port <= int(p.Last); port++ {
+				list = append(list, x.single[uint16(port)]...)
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}

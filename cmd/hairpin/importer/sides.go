@@ -82,7 +82,8 @@ func (s *sides) add(side *[]string, name, why string) {
 	}
 }
 
-// Names that stand for all interfaces of a side, for formats that know sides, but no interfaces. No interface has such a name.
+// Names that stand for all interfaces of a side, for formats that know sides, but no interfaces. No interface has such a name. A WAN
+// among others is everyWAN with its name behind a slash: packets of two WANs are not the same, but what they are called is not known.
 const everyWAN, everyLAN = "/wan", "/lan"
 
 // incoming is what a condition about the incoming interface means.
@@ -106,11 +107,11 @@ func (s *sides) incoming(n names) (in incoming) {
 	}
 	allWAN, allLAN := false, false
 	for _, pattern := range n.only {
-		switch pattern {
-		case everyWAN:
+		switch {
+		case pattern == everyWAN, strings.HasPrefix(pattern, everyWAN+"/"):
 			in.wan, allWAN = s.wan, true
 			continue
-		case everyLAN:
+		case pattern == everyLAN:
 			if in.lan, allLAN = s.lan, true; len(s.lan) == 0 {
 				in.problem = "the rules do not show which interfaces lead to a LAN: name them by --lan"
 			}

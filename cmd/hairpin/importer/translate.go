@@ -5,6 +5,7 @@ package importer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -49,8 +50,10 @@ type translator struct {
 	*sides
 	found      *found
 	router     []netip.Addr
-	exceptions []int // indices of the rules with action pass in prerouting
-	sources    []int // indices of the rules that translate sources
+	before     matchIndex          // rules that keep packets from those behind them: with action pass, or left
+	excluded   map[string][]string // reasons of rules that an earlier round has left, by place
+	late       map[string][]string // the same of this round
+	sources    []int               // indices of the rules that translate sources
 	candidates []candidate
 	inside     []candidate // rules for LAN clients alone, and for the router itself
 	left       []Left
@@ -68,41 +71,49 @@ type candidate struct {
 	inside bool // the rule is for LAN clients alone, but has an external address
 }
 
+// translate goes through the rules several times. A rule that is left stays, and takes its packets: so a rule behind it that wants
+// some of these packets must be left, too. Whether a rule can be translated may turn out only when all others are.
 func translate(f *found, o Options) (*Result, error) {
-	t := &translator{sides: findSides(f, o), found: f, router: o.Router, told: map[Left]bool{}, notes: f.notes}
-	for i := range f.rules {
-		switch r := &f.rules[i]; {
-		case r.hook == prerouting && r.action == pass && !r.disabled:
-			t.exceptions = append(t.exceptions, i)
-		case r.hook == postrouting && !r.disabled && (r.action == masquerade || r.action == snat):
+	excluded := map[string][]string{}
+	for {
+		t := &translator{sides: findSides(f, o), found: f, router: o.Router, told: map[Left]bool{}, notes: f.notes, excluded: excluded, late: map[string][]string{}}
+		if err := t.round(); err != nil {
+			return nil, err
+		}
+		if len(t.late) == 0 {
+			return t.result()
+		}
+		maps.Copy(excluded, t.late)
+	}
+}
+
+func (t *translator) round() error {
+	reached := map[string]bool{}
+	for i := range t.found.rules {
+		r := &t.found.rules[i]
+		reached[r.place] = reached[r.place] || !r.match.never
+		if r.hook == postrouting && !r.disabled && (r.action == masquerade || r.action == snat) {
 			t.sources = append(t.sources, i)
 		}
 	}
-	reached := map[string]bool{}
-	for i := range f.rules {
-		reached[f.rules[i].place] = reached[f.rules[i].place] || !f.rules[i].match.never
-	}
-	for i := range f.rules {
-		r := &f.rules[i]
-		if (r.hook == prerouting || r.hook == output) && r.action != pass && (!r.match.never || !reached[r.place]) {
+	for i := range t.found.rules {
+		r := &t.found.rules[i]
+		switch {
+		case r.disabled && r.action == pass, r.match.never && reached[r.place]:
+		case r.hook == prerouting && r.action == pass:
+			t.before.add(i, &r.match)
+		case r.hook == prerouting && !t.one(i, r) && !r.disabled && !r.match.never:
+			t.before.add(i, &r.match)
+		case r.hook == output && r.action != pass, r.hook == postrouting && r.action == otherNAT:
 			t.one(i, r)
 		}
 	}
+	t.refused()
 	t.pairInside()
 	t.order()
 	t.reflection()
-	t.firewall()
-	if len(t.wan) == 0 && slices.ContainsFunc(t.candidates, func(c candidate) bool { return !c.Intercept && !c.External.Address.IsValid() }) {
-		return nil, ErrNoWAN
-	}
-	if len(t.lan) == 0 && len(t.candidates) > 0 {
-		return nil, ErrNoLAN
-	}
 	t.name()
-	if err := t.validate(); err != nil {
-		return nil, err
-	}
-	return t.result(), nil
+	return t.validate()
 }
 
 func (t *translator) leave(r *Rule, format string, args ...any) {
@@ -113,11 +124,21 @@ func (t *translator) leave(r *Rule, format string, args ...any) {
 	}
 }
 
-// one translates one rule.
-func (t *translator) one(i int, r *Rule) {
+// leaveLate leaves a rule of which earlier steps have made forwards. The next round leaves it at once.
+func (t *translator) leaveLate(r *Rule, format string, args ...any) {
+	if reason := fmt.Sprintf(format, args...); !slices.Contains(t.late[r.place], reason) {
+		t.late[r.place] = append(t.late[r.place], reason)
+	}
+}
+
+// one translates one rule. It reports whether the rule is not left.
+func (t *translator) one(i int, r *Rule) bool {
 	if r.disabled {
 		t.leave(r, "it is disabled")
-		return
+		return false
+	}
+	for _, reason := range t.excluded[r.place] {
+		t.leave(r, "%s", reason)
 	}
 	for _, text := range r.problems {
 		t.leave(r, "%s", text)
@@ -125,30 +146,32 @@ func (t *translator) one(i int, r *Rule) {
 	for _, text := range r.match.others {
 		t.leave(r, "hairpin has no such condition: %s", text)
 	}
-	if len(r.problems)+len(r.match.others) > 0 || r.action == otherNAT {
-		return
+	if len(t.excluded[r.place])+len(r.problems)+len(r.match.others) > 0 || r.action == otherNAT {
+		return false
 	}
+	narrowed := *r
+	r = &narrowed
 	if err := t.applyExceptions(i, r); err != nil {
 		t.leave(r, "%s", err)
-		return
+		return false
 	}
 	targets, err := t.targets(r)
 	if err != nil {
 		t.leave(r, "%s", err)
-		return
+		return false
 	}
 	var made []candidate
 	for _, target := range targets {
 		list, err := t.forwards(r, target)
 		if err != nil {
 			t.leave(r, "%s", err)
-			return
+			return false
 		}
 		made = append(made, list...)
 	}
 	if len(made) > maxFrom {
 		t.leave(r, "it stands for %d forwards; an import makes at most %d of one rule", len(made), maxFrom)
-		return
+		return false
 	}
 	for _, c := range made {
 		c.from, c.places = r, []string{r.place}
@@ -158,6 +181,7 @@ func (t *translator) one(i int, r *Rule) {
 			t.candidates = append(t.candidates, c)
 		}
 	}
+	return true
 }
 
 // applyExceptions takes away from a rule what rules before it keep from it: an earlier "ip saddr 10.0.0.0/8 return".
@@ -165,15 +189,14 @@ func (t *translator) applyExceptions(i int, r *Rule) error {
 	if r.hook != prerouting {
 		return nil
 	}
-	for _, e := range t.exceptions {
+	for _, e := range t.before.meeting(&r.match) {
 		x := &t.found.rules[e]
-		if e >= i {
-			break
-		}
-		if x.until <= i || !x.match.overlaps(&r.match) {
+		if x.action == pass && x.until <= i || !x.match.overlaps(&r.match) || x.place == r.place {
 			continue
 		}
 		switch {
+		case x.action != pass:
+			return fmt.Errorf("%s is left, and takes packets before it", x.place)
 		case x.match.covers(&r.match) && x.match.source.not == nil && x.match.source.only != nil && coversNetworks(x.match.dest, r.match.dest):
 			r.match.source.not = join(r.match.source.not, x.match.source.only)
 		case x.match.covers(&r.match) && x.match.dest.not == nil && x.match.dest.only != nil && coversNetworks(x.match.source, r.match.source):
@@ -343,6 +366,9 @@ func (t *translator) forwards(r *Rule, at target) (list []candidate, err error) 
 		if m.in.only == nil && dest.only == nil && !m.local && r.reflect == "" {
 			c.notes = []string{"the rule took packets to every address, also those of LAN clients to the Internet; the forward takes packets to the addresses of WANs"}
 		}
+		if len(in.wan) > 0 && !in.everyWAN && dest.only != nil {
+			c.notes = []string{fmt.Sprintf("the rule took packets that come in by %s; the forward takes all to this address", strings.Join(in.wan, ", "))}
+		}
 		c.External = e
 		list = append(list, c)
 	}
@@ -459,6 +485,24 @@ func (t *translator) intercept(f rule.Forward, r *Rule, in incoming) (candidate,
 	return candidate{Forward: f, served: true}, nil
 }
 
+// refused leaves rules for some clients if another rule is left that takes other clients: hairpin would refuse these.
+func (t *translator) refused() {
+	for i := range t.candidates {
+		c := &t.candidates[i]
+		if len(c.From) == 0 {
+			continue
+		}
+		everybody := c.from.match
+		everybody.source = networks{}
+		for _, e := range t.before.meeting(&everybody) {
+			if x := &t.found.rules[e]; x.action != pass && x.place != c.from.place && x.match.overlaps(&everybody) {
+				t.leaveLate(c.from, "%s is left, and takes clients that hairpin would refuse", x.place)
+				break
+			}
+		}
+	}
+}
+
 // pairInside finds the forwards that do what the rules for LAN clients, and for the router's own programs, do.
 func (t *translator) pairInside() {
 	type key struct {
@@ -491,7 +535,7 @@ func (t *translator) pairInside() {
 					continue
 				}
 				// A forward with from serves the clients inside only if they are in the list, too.
-				if len(with.From) > 0 && len(c.From) == 0 {
+				if len(with.From) > 0 && (len(c.From) == 0 || !privateOnly(c.From)) {
 					continue
 				}
 				if len(with.From) > 0 && c.from.hook == prerouting {
@@ -507,13 +551,13 @@ func (t *translator) pairInside() {
 		case pairs == len(c.Protocols) || left[c.from.place]:
 		case c.from.hook == output:
 			left[c.from.place] = true
-			t.leave(c.from, "it is for programs of the router alone; hairpin serves these by each forward, but has no forward for them alone")
-		case len(c.From) > 0 && c.External.Address.IsValid():
+			t.leaveLate(c.from, "it is for programs of the router alone; hairpin serves these by each forward, but has no forward for them alone")
+		case len(c.From) > 0 && privateOnly(c.From) && c.External.Address.IsValid():
 			c.served, c.inside = true, false
 			t.candidates = append(t.candidates, *c)
 		default:
 			left[c.from.place] = true
-			t.leave(c.from, "it is for LAN clients alone, and no rule for all clients of the Internet has the same ports and target; a forward serves both, unless from says who may connect")
+			t.leaveLate(c.from, "it is for LAN clients alone, and no rule for all clients of the Internet has the same ports and target; a forward serves both, unless from says who may connect")
 		}
 	}
 }
@@ -625,31 +669,16 @@ func (t *translator) firewall() {
 
 // validate leaves out what hairpin itself refuses, with its reason.
 func (t *translator) validate() error {
-	for range 100 {
-		c := t.config()
-		problems := rule.Problems(c.Validate())
-		if len(problems) == 0 {
-			return nil
+	for _, p := range rule.Problems(t.config().Validate()) {
+		// The last rounds find what is wrong with interfaces.
+		if p.Index >= 0 && (p.Field != "external" || len(t.wan) > 0) && (p.Field != "lan" || len(t.lan) > 0) {
+			reason := strings.TrimPrefix(p.Error(), fmt.Sprintf("%s %s: ", p.Kind, rule.Quote(p.Forward)))
+			t.leaveLate(t.candidates[p.Index].from, "hairpin refuses it: %s", reason)
+		} else if p.Index < 0 {
+			return p
 		}
-		bad := map[int]bool{}
-		for _, p := range problems {
-			if p.Index < 0 {
-				return p
-			}
-			if !bad[p.Index] {
-				bad[p.Index] = true
-				t.leave(t.candidates[p.Index].from, "hairpin refuses it: %s", strings.TrimPrefix(p.Error(), fmt.Sprintf("%s %s: ", p.Kind, rule.Quote(p.Forward))))
-			}
-		}
-		var kept []candidate
-		for i := range t.candidates {
-			if !bad[i] {
-				kept = append(kept, t.candidates[i])
-			}
-		}
-		t.candidates = kept
 	}
-	return errors.New("the translation is not valid; please report this with the rules")
+	return nil
 }
 
 func (t *translator) config() config.Config {
@@ -663,7 +692,14 @@ func (t *translator) config() config.Config {
 
 // result collects the forwards, and the commands that remove the rules that they replace. A rule that was left, in part or as a
 // whole, stays.
-func (t *translator) result() *Result {
+func (t *translator) result() (*Result, error) {
+	if len(t.wan) == 0 && slices.ContainsFunc(t.candidates, func(c candidate) bool { return !c.Intercept && !c.External.Address.IsValid() }) {
+		return nil, ErrNoWAN
+	}
+	if len(t.lan) == 0 && len(t.candidates) > 0 {
+		return nil, ErrNoLAN
+	}
+	t.firewall()
 	left := map[string]bool{}
 	for _, l := range t.left {
 		left[l.Place] = true
@@ -698,7 +734,7 @@ func (t *translator) result() *Result {
 	if t.found.cleanup != "" && len(result.Removals) > 0 {
 		result.Removals = append(result.Removals, t.found.cleanup)
 	}
-	return result
+	return result, nil
 }
 
 // sortLeft orders what was left as the rules are ordered.

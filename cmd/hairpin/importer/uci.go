@@ -213,7 +213,7 @@ func (r *uciReader) redirect(s *uciSection) Rule {
 		u.remove = "uci delete firewall." + s.name
 	}
 	if target := s.get("target"); target != "" && target != "DNAT" {
-		u.action = otherNAT
+		u.action, u.hook = otherNAT, postrouting
 		u.problems = []string{fmt.Sprintf("its target is %s; a forward is a DNAT", rule.Quote(target))}
 		return u
 	}
@@ -237,6 +237,7 @@ func (r *uciReader) redirect(s *uciSection) Rule {
 // from sets the incoming interface by the zone of the packets.
 func (r *uciReader) from(u *Rule, name string, problem func(string, ...any)) *uciZone {
 	zone := r.zones[name]
+	u.match.in.only = []string{"/zone/" + name} // no name of an interface: the packets of other zones are others
 	switch {
 	case zone == nil:
 		problem("there is no zone %s", rule.Quote(name))

@@ -92,9 +92,19 @@ config redirect
 			want: []string{
 				"tcp-udp-6000-6010 tcp,udp 6000-6010 to 192.168.1.20:6000-6010 reflect router",
 				"tcp-udp-81 tcp,udp 81 to 192.168.1.20:81 reflect router", "tcp-udp-82 tcp,udp 82 to 192.168.1.20:82 reflect router",
-				"any any any to 192.168.1.99 reflect router",
 			},
-			left: []string{"line 19: netfilter chooses one of the target ports"}},
+			left: []string{"line 19: netfilter chooses one of the target ports", "line 31: line 19 is left, and takes packets before it"}},
+		{name: "a host for all other ports", rules: `
+config redirect
+	option src 'wan'
+	option src_dport '80'
+	option dest_ip '192.168.1.20'
+
+config redirect
+	option src 'wan'
+	option proto 'all'
+	option dest_ip '192.168.1.99'`,
+			want: []string{"tcp-udp-80 tcp,udp 80 to 192.168.1.20:80 reflect router", "any any any to 192.168.1.99 reflect router"}},
 		{name: "clients, external address, reflection", rules: `
 config redirect
 	option src 'wan'

@@ -115,17 +115,20 @@ func cut(p, hole netip.Prefix) (list []netip.Prefix) {
 	return list
 }
 
+// otherProtocol stands for protocols that hairpin does not forward.
+const otherProtocol rule.Protocol = 0
+
 // protocolList reads names and numbers of protocols. It reports false if hairpin does not forward one of them.
 func protocolList(values []value) ([]rule.Protocol, bool) {
-	list := []rule.Protocol{}
+	list, all := []rule.Protocol{}, true
 	for _, v := range values {
-		p, ok := readProtocol(v.first)
-		if !ok || v.first != v.last {
+		if v.first != v.last {
 			return nil, false
 		}
-		list = append(list, p)
+		p, ok := readProtocol(v.first)
+		list, all = append(list, p), all && ok
 	}
-	return list, true
+	return list, all
 }
 
 func readProtocol(text string) (rule.Protocol, bool) {
@@ -140,14 +143,14 @@ func readProtocol(text string) (rule.Protocol, bool) {
 	}
 	number, err := strconv.ParseUint(text, 10, 8)
 	if err != nil {
-		return 0, false
+		return otherProtocol, false
 	}
 	for _, p := range rule.Protocols() {
 		if p == rule.ProtocolOf(uint8(number)) && p != rule.Any {
 			return p, true
 		}
 	}
-	return 0, false
+	return otherProtocol, false
 }
 
 // readTarget sets the address of a translation: an address, or a network for a translation of networks.
