@@ -38,6 +38,7 @@ type tablesFake struct {
 	count              maps.Count
 	counters           []maps.Counter
 	reads              int // of the totals
+	counting           time.Duration
 	err                error
 }
 
@@ -63,9 +64,18 @@ func (f *tablesFake) ForwardTotals() (map[string]maps.Totals, error) {
 	return totals, f.err
 }
 
-func (f *tablesFake) CountConnections(rule.Selector) (maps.Count, error) { return f.count, nil }
-func (f *tablesFake) Counters() ([]maps.Counter, error)                  { return f.counters, nil }
-func (f *tablesFake) ConnectionsLimit() uint32                           { return 1000 }
+func (f *tablesFake) CountConnections(rule.Selector) (maps.Count, error) {
+	f.Lock()
+	defer f.Unlock()
+	count, wait := f.count, f.counting
+	f.Unlock()
+	time.Sleep(wait)
+	f.Lock()
+	return count, nil
+}
+
+func (f *tablesFake) Counters() ([]maps.Counter, error) { return f.counters, nil }
+func (f *tablesFake) ConnectionsLimit() uint32          { return 1000 }
 
 func forwardOf(t testing.TB, text string) rule.Forward {
 	t.Helper()
@@ -243,6 +253,32 @@ func TestManyClients(t *testing.T) {
 			t.Errorf("the doctor looked %d times, want 2", looks)
 		}
 		time.Sleep(o.Kept)
+	})
+}
+
+// TestCountBesideAnswers: only the first answer waits for a count of the connections. Later answers have the last count, and one count is
+// made at a time.
+func TestCountBesideAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const counting = 1500 * time.Millisecond
+		tables := &tablesFake{counting: counting}
+		h := Handler(options(tables), otherPaths)
+		began := time.Now()
+		for second, established := range []int{0, 0, 0, 0, 2, 2, 4} {
+			got := statusOf(t, h, "").Connections.Established
+			if waited := time.Since(began) - time.Duration(second)*time.Second; waited != counting {
+				t.Errorf("answer %d comes %v after its time", second, waited-counting)
+			}
+			if got != established {
+				t.Errorf("answer %d: %d connections, want %d", second, got, established)
+			}
+			time.Sleep(time.Second / 2)
+			tables.Lock()
+			tables.count.Established = second + 1
+			tables.Unlock()
+			time.Sleep(time.Second / 2)
+		}
+		time.Sleep(2 * DefaultKept)
 	})
 }
 

@@ -126,8 +126,9 @@ type statusHandler struct {
 
 	turn chan struct{} // has an element while an answer is made; guards what follows
 	look *look
-	last *look     // the look before
-	idle time.Time // of the last request
+	last *look        // the look before
+	next chan counted // gets the count of connections for the next look; nil: none is made
+	idle time.Time    // of the last request
 
 	forget *time.Timer
 
@@ -209,7 +210,7 @@ func (h *statusHandler) answer(ctx context.Context, q question) ([]byte, error) 
 func (h *statusHandler) release() {
 	h.turn <- struct{}{}
 	if time.Since(h.idle) >= h.o.Kept {
-		h.look, h.last = nil, nil
+		h.look, h.last, h.next = nil, nil, nil
 	}
 	<-h.turn
 	debug.FreeOSMemory()
@@ -224,6 +225,35 @@ type look struct {
 	answers     map[question][]byte // by question
 }
 
+// counted is the result of a count of connections.
+type counted struct {
+	maps.Count
+	err error
+}
+
+// count returns the last count of connections, and starts the next one. A count walks the tables of connections. This takes longer than
+// everything else, so only the first look waits for it; later looks have the count that the look before began.
+func (h *statusHandler) count() (maps.Count, error) {
+	var now counted
+	switch {
+	case h.next == nil || h.look == nil:
+		now.Count, now.err = h.o.Tables.CountConnections(rule.Selector{})
+	default:
+		select {
+		case now = <-h.next:
+		default:
+			return h.look.connections, nil // it is not finished
+		}
+	}
+	next := make(chan counted, 1)
+	h.next = next
+	go func() {
+		count, err := h.o.Tables.CountConnections(rule.Selector{})
+		next <- counted{count, err}
+	}()
+	return now.Count, now.err
+}
+
 type dropKey struct {
 	reason  string
 	refused bool
@@ -235,7 +265,7 @@ func (h *statusHandler) take() (*look, error) {
 	if l.forwards, err = h.o.Tables.ForwardTotals(); err != nil {
 		return nil, err
 	}
-	if l.connections, err = h.o.Tables.CountConnections(rule.Selector{}); err != nil {
+	if l.connections, err = h.count(); err != nil {
 		return nil, err
 	}
 	counters, err := h.o.Tables.Counters()
