@@ -373,21 +373,31 @@ static __always_inline bool place_spared(const struct scratch *scratch)
 	return scratch->want.kind == PLACE_HALF_OTHER && scratch->want.from_wan && !(scratch->holder.entry.identity & CONN_FROM_WAN);
 }
 
+/* How many connections of this kind has the holder's forward? 0 for TCP: its clients prove their addresses. */
+static __always_inline __u32 place_crowd(const struct scratch *scratch, const struct conn *holder)
+{
+	const struct load *load = load_of(conn_forward(holder));
+	__s32 crowd;
+
+	if (!load)
+		return 0;
+	crowd = scratch->want.kind == PLACE_OTHER ? load->other : scratch->want.kind == PLACE_HALF_OTHER ? load->half_open_other : 0;
+	return crowd > 0 ? crowd : 0;
+}
+
 /* Returns the worth of a holder. The holder with the lowest worth is evicted.
  *  - Established, not TCP: first holders without evidence (nat_evidence), then holders whose forward has the most
  *    connections, then holders with the least evidence.
- *  - All others: first holders that are not spared, then the oldest. */
+ *  - All others: first holders that are not spared, then, if not TCP, holders whose forward has the most half-open connections, then
+ *    the oldest. */
 static __always_inline __u64 place_worth(const struct scratch *scratch, const struct conn *holder)
 {
+	__u64 few = (__u64)(~place_crowd(scratch, holder) & 0x7fffffff) << 32;
 	__s32 age = (__s32)(scratch->now - holder->seen);
-	const struct load *load;
-	__u32 others;
 
-	if (scratch->want.kind != PLACE_OTHER)
-		return (__u64)place_spared(scratch) << 32 | ~(__u32)(age > 0 ? age : 0);
-	load = load_of(conn_forward(holder));
-	others = load && load->other > 0 ? load->other : 0;
-	return (__u64)!!holder->end << 63 | (__u64)(~others & 0x7fffffff) << 32 | holder->end;
+	if (scratch->want.kind == PLACE_OTHER)
+		return (__u64)!!holder->end << 63 | few | holder->end;
+	return (__u64)place_spared(scratch) << 63 | few | ~(__u32)(age > 0 ? age : 0);
 }
 
 /* Examines one place (callback of bpf_loop). 1 ends the search: the place is taken, or its holder will be evicted. */

@@ -261,6 +261,33 @@ func TestFloodSparesLAN(t *testing.T) {
 	}
 }
 
+// TestFloodSparesOtherForwards: a flood whose forward has not quite its share of the half-open places does not evict the connection of a slow
+// server behind another forward. The newcomer's search meets this connection first, and it is the oldest.
+func TestFloodSparesOtherForwards(t *testing.T) {
+	b, c := newSparingBench(t)
+	slow := c.to("from the Internet", true, "203.0.113.9:53", "192.168.1.20:5353")
+	slow.Send(t, true, frames.Payload("question"))
+	flooding := func(client byte) rig.Flow {
+		f := c.to("from the Internet", true, "203.0.113.10:9", "192.168.1.22:9")
+		f.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, client}), 30000)
+		f.Source = f.Client
+		return f
+	}
+	const unanswered = evictedPlaces/2 - 1
+	for i := range evictedPlaces - 1 {
+		f := flooding(byte(100 + i))
+		if i < unanswered {
+			f.Send(t, true, frames.Payload("forged"))
+		} else {
+			f.Open(t)
+		}
+	}
+	flooding(200).Send(t, true, frames.Payload("forged"))
+	if list := b.of(t, slow); len(list) != 1 {
+		t.Errorf("after the flood the client of the slow server has %+v", list)
+	}
+}
+
 // TestLANFloodAdmits: LAN clients hold all half-open places. New clients from the Internet and from LANs are still admitted.
 func TestLANFloodAdmits(t *testing.T) {
 	b, c := newSparingBench(t)

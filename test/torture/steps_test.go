@@ -119,7 +119,9 @@ func (s *stepping) look() state {
 	now["forwards"] = fmt.Sprintf("exit code %d", show.Code)
 	for _, f := range running.Forwards {
 		now["forwards"] += fmt.Sprintf("; %s %v %s to %s %s %v", f.Name, f.Protocol, f.Port, f.Target, f.Reflect, f.From)
-		now["addresses"] += fmt.Sprintf("; %s %s %v", f.Name, f.External, f.Listens)
+		if len(f.Listens) > 0 { // otherwise the forward takes no packet, as before it was there
+			now["addresses"] += fmt.Sprintf("; %s %s %v", f.Name, f.External, f.Listens)
+		}
 	}
 	for dev, programs := range s.attached() {
 		now[dev] = programs

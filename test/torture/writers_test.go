@@ -277,7 +277,7 @@ func writeOften(t *trial) figures {
 	n := lab.NewNetwork(t)
 	hp := t.start(n, "tc", home.Forwards)
 	s := hairpinShelf{hp}
-	w := t.write(s, t.size(8, 64), t.choose(10, 25, 100), t.choose(20, 250, 1000))
+	w := t.write(s, t.size(8, 64), t.choose(10, 12, 100), t.choose(20, 120, 1000))
 
 	// A last change, so that the last save writes. It waits for no other command: the lock must be free.
 	const last = firstPort - 1
@@ -408,7 +408,7 @@ func (t *trial) writeNFT() string {
 		}
 	}`, "nft", "-f", "-")
 	s := nftShelf{n.Router}
-	w := t.write(s, t.size(8, 64), t.choose(10, 25, 100), 2*t.choose(20, 250, 1000)) // twice: half of the kills need a holder of a lock
+	w := t.write(s, t.size(8, 64), t.choose(10, 12, 100), 2*t.choose(20, 120, 1000)) // twice: half of the kills need a holder of a lock
 	differ := t.compare("the map of nftables", w.expected, s.look)
 	return fmt.Sprintf("%d operations, %d killed: %d forwards, %d differ in the kernel; it saves nothing", w.done.Load(), w.killed.Load(), len(w.expected), differ)
 }
