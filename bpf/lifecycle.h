@@ -50,7 +50,7 @@
  * handshake of a client with a round trip of 300 ms takes less. */
 enum { HALF_SURE_MS = 1000 };
 /* How many places a search examines (place_tries). */
-enum { TRIES_FIFO = 4, TRIES_SHARE = 8, TRIES_SAMPLE = 8, TRIES_TCP = 64 };
+enum { TRIES_FIFO = 4, TRIES_SHARE = 8, TRIES_SAMPLE = 8, TRIES_ROOM = 64 };
 /* How often the search for a place runs. The second search is for the case that another CPU was faster. */
 enum { PLACE_ROUNDS = 2 };
 /* One client may fill 1/SOURCE_SHARE of a ring with half-open connections, one forward 1/FORWARD_SHARE. */
@@ -439,13 +439,17 @@ static long place_try(__u32 step, struct place_search *search)
 	return verifier_same(own) ? 1 : 0;
 }
 
-static __always_inline __u32 place_tries(enum place_kind kind, bool share)
+/* Returns how many places a search examines. In a ring that is at most half full, a free place is near, even behind a row of places that
+ * connections of the same moment have taken: then nobody is evicted. The ring of established TCP always has free places. */
+static __always_inline __u32 place_tries(const struct place_want *want, bool v6)
 {
-	if (kind == PLACE_TCP)
-		return TRIES_TCP;
-	if (kind == PLACE_OTHER)
+	const struct ring *ring = ring_of(want->kind, v6);
+
+	if (want->kind == PLACE_TCP || (ring && ring->count <= (__s64)(ring->size / 2)))
+		return TRIES_ROOM;
+	if (want->kind == PLACE_OTHER)
 		return TRIES_SAMPLE;
-	return share ? TRIES_SHARE : TRIES_FIFO;
+	return want->forward_over_share || want->client_over_share ? TRIES_SHARE : TRIES_FIFO;
 }
 
 /* Stores when a half-open UDP connection was last evicted, for open_evicted. */
@@ -482,7 +486,7 @@ static __always_inline bool place_take(const struct tuple *key, struct scratch *
 
 	for (int i = 0; i < PLACE_ROUNDS && !want->taken; i++) {
 		scratch->victim.holder = 0;
-		bpf_loop(place_tries(want->kind, want->forward_over_share || want->client_over_share), place_try, &search, 0);
+		bpf_loop(place_tries(want, tuple_is_v6(key)), place_try, &search, 0);
 		want->chosen = false;
 		if (!want->taken && scratch->victim.holder)
 			want->taken = place_displace(key, scratch, sweeping);

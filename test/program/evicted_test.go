@@ -261,30 +261,44 @@ func TestFloodSparesLAN(t *testing.T) {
 	}
 }
 
-// TestFloodSparesOtherForwards: a flood whose forward has not quite its share of the half-open places does not evict the connection of a slow
-// server behind another forward. The newcomer's search meets this connection first, and it is the oldest.
+// TestFloodSparesOtherForwards: a flood does not evict the connections of a slow server behind another forward. The newcomer's search meets
+// these connections first, and they are the oldest.
 func TestFloodSparesOtherForwards(t *testing.T) {
-	b, c := newSparingBench(t)
-	slow := c.to("from the Internet", true, "203.0.113.9:53", "192.168.1.20:5353")
-	slow.Send(t, true, frames.Payload("question"))
-	flooding := func(client byte) rig.Flow {
-		f := c.to("from the Internet", true, "203.0.113.10:9", "192.168.1.22:9")
-		f.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, client}), 30000)
-		f.Source = f.Client
-		return f
-	}
-	const unanswered = evictedPlaces/2 - 1
-	for i := range evictedPlaces - 1 {
-		f := flooding(byte(100 + i))
-		if i < unanswered {
+	for name, c := range map[string]struct{ slow, unanswered int }{
+		"the flood has not quite its share of the places": {slow: 1, unanswered: evictedPlaces/2 - 1},
+		"the flood is answered, most places are free":     {slow: 4, unanswered: 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, corpus := newSparingBench(t)
+			from := func(client byte, external, target string) rig.Flow {
+				f := corpus.to("from the Internet", true, external, target)
+				f.Client = netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, 100, client}), 30000)
+				f.Source = f.Client
+				return f
+			}
+			flooding := func(i int) rig.Flow { return from(byte(100+i), "203.0.113.10:9", "192.168.1.22:9") }
+
+			var slow []rig.Flow
+			for i := range c.slow {
+				slow = append(slow, from(byte(20+i), "203.0.113.9:53", "192.168.1.20:5353"))
+				slow[i].Send(t, true, frames.Payload("question"))
+			}
+			for i := range evictedPlaces - c.slow {
+				f := flooding(i)
+				if i < c.unanswered {
+					f.Send(t, true, frames.Payload("forged"))
+				} else {
+					f.Open(t)
+				}
+			}
+			f := flooding(evictedPlaces)
 			f.Send(t, true, frames.Payload("forged"))
-		} else {
-			f.Open(t)
-		}
-	}
-	flooding(200).Send(t, true, frames.Payload("forged"))
-	if list := b.of(t, slow); len(list) != 1 {
-		t.Errorf("after the flood the client of the slow server has %+v", list)
+			for _, f := range slow {
+				if list := b.of(t, f); len(list) != 1 {
+					t.Errorf("after the flood the client %s of the slow server has %+v", f.Client, list)
+				}
+			}
+		})
 	}
 }
 
