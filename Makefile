@@ -189,6 +189,9 @@ install-files:
 	install -D -m 0644 cmd/hairpin/dist/hairpin.toml.5 $(INSTALLED_MAN)/man5/hairpin.toml.5
 	install -D -m 0644 cmd/hairpin/dist/fail2ban/action.d/hairpin.conf $(INSTALLED_SHARE)/fail2ban/action.d/hairpin.conf
 	install -D -m 0755 cmd/hairpin/dist/crowdsec/hairpin-bouncer $(INSTALLED_SHARE)/crowdsec/hairpin-bouncer
+	install -D -m 0755 cmd/hairpin/dist/containers/hairpin-containers $(INSTALLED_SHARE)/containers/hairpin-containers
+	sed 's#/usr/local/share/#$(PREFIX)/share/#' cmd/hairpin/dist/containers/hairpin-containers.service | \
+		install -D -m 0644 /dev/stdin $(INSTALLED_SHARE)/containers/hairpin-containers.service
 
 # In this order: stop the daemon, detach its programs, remove the files. If a step fails, uninstall can run again. With DESTDIR,
 # only files in a package's tree are removed, and nothing of this machine is stopped.

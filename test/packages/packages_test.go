@@ -193,8 +193,8 @@ func expected(format string) map[string]fs.FileMode {
 		}
 	}
 	if format != "ipk" {
-		add(text, "/usr/share/hairpin/fail2ban/action.d/hairpin.conf")
-		add(program, "/usr/share/hairpin/crowdsec/hairpin-bouncer")
+		add(text, "/usr/share/hairpin/fail2ban/action.d/hairpin.conf", "/usr/share/hairpin/containers/hairpin-containers.service")
+		add(program, "/usr/share/hairpin/crowdsec/hairpin-bouncer", "/usr/share/hairpin/containers/hairpin-containers")
 	}
 	if format == "deb" || format == "rpm" || format == "apk" {
 		add(text, "/usr/share/bash-completion/completions/hairpin", "/usr/share/fish/vendor_completions.d/hairpin.fish")

@@ -52,7 +52,8 @@ stage() {
 	local unit page
 	mkdir -p "$work"/{usr-share/{hairpin,bash-completion/completions,fish/vendor_completions.d},doc}
 	cp -r "$here/scripts" "$here/hairpin.procd" "$here/hairpin.openrc" cmd/hairpin/dist/hairpin.toml "$work"
-	cp -r cmd/hairpin/dist/fail2ban cmd/hairpin/dist/crowdsec "$work/usr-share/hairpin"
+	cp -r cmd/hairpin/dist/fail2ban cmd/hairpin/dist/crowdsec cmd/hairpin/dist/containers "$work/usr-share/hairpin"
+	sed -i 's#/usr/local/share/#/usr/share/#' "$work/usr-share/hairpin/containers/hairpin-containers.service"
 	cp "$here/lintian-overrides" "$work/lintian"
 	for unit in cmd/hairpin/dist/*.service; do
 		sed 's#/usr/local/bin/#/usr/bin/#' "$unit" >"$work/${unit##*/}"
@@ -70,7 +71,7 @@ stage() {
 	printf 'hairpin (%s) unstable; urgency=medium\n\n  * Built from %s.\n\n -- %s  %s\n' "$PACKAGE_VERSION" "$release" "$PACKAGE_MAINTAINER" \
 		"$(LC_ALL=C date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$work/changelog.gz"
 	chmod -R u=rwX,go=rX "$work"
-	chmod 755 "$work/usr-share/hairpin/crowdsec/hairpin-bouncer"
+	chmod 755 "$work/usr-share/hairpin/crowdsec/hairpin-bouncer" "$work/usr-share/hairpin/containers/hairpin-containers"
 	find "$work" -exec touch --no-dereference --date="@$SOURCE_DATE_EPOCH" {} +
 }
 
