@@ -59,6 +59,9 @@ func newHost(t *testing.T, e engine) *host {
 		t.Fatal(err)
 	}
 	h.Router.RunInput(string(rules), e.load...)
+	if e.name == "Docker" {
+		h.allowLAN(t)
+	}
 	// The router gives clients of its LANs the Internet.
 	h.Router.RunInput("table ip home { chain c { type nat hook postrouting priority srcnat; oifname wan0 ip saddr 192.168.0.0/16 masquerade; }; }", "nft", "-f", "-")
 	serveWeb(t, h.Web, ":8080", "forward")
@@ -67,22 +70,42 @@ func newHost(t *testing.T, e engine) *host {
 	return h
 }
 
-// configuration is hairpin's: port 80, which nobody publishes, and port 8081, which is published, too.
-func (h *host) configuration(mode string) string {
-	forwards := strings.ReplaceAll(`
-[[forward]]
-name = "web"
-protocol = ["tcp"]
-port = "80"
-to = "TARGET:8080"
+// configuration is the page's, whose port 80 nobody publishes, with this engine's bridge, the second LAN, and port 8081, which is published, too.
+func (h *host) configuration(t *testing.T, mode string) string {
+	t.Helper()
+	page := ""
+	for _, b := range blocksOf(t, "containers.md") {
+		if b.language == "toml" {
+			page += b.text
+		}
+	}
+	return strings.NewReplacer(`"docker0"`, fmt.Sprintf(`"lan1", %q`, h.bridge), "172.17.0.2", h.web()).Replace(fmt.Sprintf(`version = 1
 
+[datapath]
+mode = %q
+
+%s
 [[forward]]
 name = "both"
 protocol = ["tcp"]
 port = "8081"
-to = "TARGET:8080"
-`, "TARGET", h.web())
-	return strings.Replace(home.Config(mode, forwards), `"lan1"`, fmt.Sprintf(`"lan1", %q`, h.bridge), 1)
+to = "172.17.0.2:8080"
+`, lab.DeviceMode(mode), page))
+}
+
+// allowLAN runs the page's commands that let the LAN reach the Internet beside Docker.
+func (h *host) allowLAN(t *testing.T) {
+	t.Helper()
+	found := false
+	for _, b := range blocksOf(t, "containers.md") {
+		if strings.Contains(b.text, "DOCKER-USER") {
+			h.Router.Run("sh", "-e", "-c", b.text)
+			found = true
+		}
+	}
+	if !found {
+		t.Fatal("the page has no commands for DOCKER-USER")
+	}
 }
 
 // bridgeFilter says whether the rules of netfilter see the frames of bridges. The kernel's default is that they do.
@@ -101,7 +124,7 @@ func TestContainerHost(t *testing.T) {
 					h := newHost(t, e)
 					h.SetOffloads(home.OffloadsFor(mode))
 					h.bridgeFilter(filter)
-					lab.NewHairpin(h.Router, h.configuration(mode)).Start()
+					lab.NewHairpin(h.Router, h.configuration(t, mode)).Start()
 					h.serves(t, filter)
 				})
 			}

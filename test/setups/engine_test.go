@@ -166,7 +166,7 @@ func TestContainerAddressChanges(t *testing.T) {
 	h := newHost(t, engines[0])
 	h.bridgeFilter(false)
 	serveWeb(t, h.Other, ":8080", "second")
-	hp := lab.NewHairpin(h.Router, h.configuration("tc"))
+	hp := lab.NewHairpin(h.Router, h.configuration(t, "tc"))
 	hp.Start()
 	files := targets(t, hp)
 	with := func(more map[string]string) map[string]string {
@@ -198,7 +198,7 @@ func TestContainerAddressChanges(t *testing.T) {
 func TestContainerForwardsAfterReload(t *testing.T) {
 	t.Parallel()
 	h := newHost(t, engines[0])
-	hp := lab.NewHairpin(h.Router, h.configuration("tc"))
+	hp := lab.NewHairpin(h.Router, h.configuration(t, "tc"))
 	hp.Start()
 	want := targets(t, hp)
 	want["shop"] = h.web() + ":8080"
