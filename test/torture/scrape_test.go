@@ -178,7 +178,11 @@ func (t *trial) costBeside(n *lab.Network, dir string, scrape func()) string {
 	}
 	var quiet, again, beside []float64
 	for i := range scrapePair {
-		quiet, again = append(quiet, slice()), append(again, slice())
+		first, second := slice(), slice()
+		if i%2 == 1 { // what follows the attack may differ: each of the two is as often the first
+			first, second = second, first
+		}
+		quiet, again = append(quiet, first), append(again, second)
 		end := attackMetrics(n, new(atomic.Int64))
 		var scraping sync.WaitGroup
 		scraping.Go(scrape)
