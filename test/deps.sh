@@ -13,7 +13,7 @@ test=("${build[@]}" "${demo[@]}"
 	ethtool:ethtool iptables:iptables tcpdump:tcpdump
 	fail2ban-server:fail2ban ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
 	systemd-analyze:systemd iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
-	keepalived:keepalived dig:bind9-dnsutils dnsmasq:dnsmasq-base unbound:unbound named:bind9 named-checkzone:bind9-utils
+	keepalived:keepalived dig:bind9-dnsutils dnsmasq:dnsmasq-base ifup:ifupdown dhclient:isc-dhcp-client unbound:unbound named:bind9 named-checkzone:bind9-utils
 	debootstrap:debootstrap systemd-nspawn:systemd-container rpm:rpm lintian:lintian
 	busybox:busybox-static vsftpd:vsftpd tshark:tshark miniupnpd:miniupnpd-nftables upnpc:miniupnpc natpmpc:natpmpc prometheus:prometheus promtool:prometheus chromium-headless-shell:chromium-headless-shell)
 kernels=("${test[@]}" qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm cpio:cpio xz:xz-utils modprobe:kmod
@@ -66,6 +66,8 @@ install_quietly() {
 		nginx | unbound | keepalived | fail2ban | vsftpd | prometheus) unit=$package ;;
 		bind9) unit=named ;;
 		openssh-server) unit=ssh ;;
+		ifupdown) unit=networking ;;
+		miniupnpd-nftables) unit=miniupnpd ;;
 		*) continue ;;
 		esac
 		systemctl --quiet disable "$unit" 2>/dev/null || true
