@@ -136,6 +136,7 @@ check: deps-build
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/hairpin
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
+	$(GO) test -count=1 -run '^TestManPages$$' ./cmd/hairpin
 	@said=$$($(GO) tool govulncheck $(if $(VULNDB),-db $(VULNDB)) ./... 2>&1) || status=$$?; \
 		case "$$status $$said" in \
 		" "*) ;; \
