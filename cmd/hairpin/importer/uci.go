@@ -208,9 +208,9 @@ func (r *uciReader) redirect(s *uciSection) Rule {
 	if u.comment == "" {
 		u.comment = s.get("_name")
 	}
-	u.remove = fmt.Sprintf("uci delete firewall.@redirect[%d]", s.index)
+	u.remove = "uci delete " + shellWord(fmt.Sprintf("firewall.@redirect[%d]", s.index))
 	if s.name != "" {
-		u.remove = "uci delete firewall." + s.name
+		u.remove = "uci delete " + shellWord("firewall."+s.name)
 	}
 	if target := s.get("target"); target != "" && target != "DNAT" {
 		u.action, u.hook = otherNAT, postrouting

@@ -66,7 +66,16 @@ config redirect 'ssh'
 				`web-server tcp 80 to 192.168.1.20:8080 reflect router comment "Web server"`,
 				"tcp-2222 tcp 2222 to 192.168.1.20:22 reflect router",
 			},
-			remove: []string{"uci delete firewall.ssh", "uci delete firewall.@redirect[0]", "uci commit firewall && /etc/init.d/firewall reload"}},
+			remove: []string{"uci delete firewall.ssh", "uci delete 'firewall.@redirect[0]'", "uci commit firewall && /etc/init.d/firewall reload"}},
+		{name: "a name with a command in it", rules: `
+config redirect 'x; reboot'
+	option src 'wan'
+	option src_dport '80'
+	option dest_ip '192.168.1.20'
+	option dest_port '8080'
+	option proto 'tcp'`,
+			want:   []string{"tcp-80 tcp 80 to 192.168.1.20:8080 reflect router"},
+			remove: []string{"uci delete 'firewall.x; reboot'", "uci commit firewall && /etc/init.d/firewall reload"}},
 		{name: "protocols and ranges", rules: `
 config redirect
 	option src 'wan'
