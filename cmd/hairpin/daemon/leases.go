@@ -29,7 +29,7 @@ const (
 	leaseSettle = 5 * time.Second
 	// leaseFresh is how old a file must be when it is read. A write within the same tick of the kernel's clock leaves its times as they are.
 	leaseFresh = time.Second
-	// leaseRetry is the time until mappings that were refused are tried again, and after a failure.
+	// leaseRetry is the time until mappings that were refused are tried again, and until the next try after a failure.
 	leaseRetry = 30 * time.Second
 	// leasePauses is how many times as long as the last change of the tables took the next one has to wait.
 	leasePauses = 4
@@ -39,8 +39,10 @@ const (
 type leaseFollower struct {
 	set      func(context.Context, []rule.Forward) (change.Leased, error)
 	settings func() (config.Config, error)
-	changed  func() (uint32, error) // generation of the running configuration
-	blocked  func() error           // why forwards for LANs alone are not possible
+	running  func() ([]rule.Forward, error) // the forwards that stand for mappings
+	changed  func() (uint32, error)         // generation of the running configuration
+	blocked  func() error                   // why forwards for LANs alone are not possible
+	read     func(path string) (leases.Content, error)
 	counters *leaseCounters
 	daemon   *daemon
 
@@ -55,12 +57,15 @@ type leaseFollower struct {
 	denied  []change.RefusedLease
 	next    time.Time // when the next mapping is over; zero: none
 	retry   time.Time // zero: there is nothing to try again
+	// unread are the running mappings that may be those of files never read. Nil if every file was read.
+	unread []leases.Lease
 }
 
 // leaseFile is a lease file as it was seen last.
 type leaseFile struct {
 	stamp   leaseStamp
 	dirty   time.Time // since when it is to be read; zero: it is not
+	retry   time.Time // when to read it again after a failure; zero: the last read succeeded
 	read    bool      // content is that of the file, or was
 	content leases.Content
 }
@@ -91,7 +96,7 @@ func (s leaseStamp) isFresh(now time.Time) bool {
 
 func newLeaseFollower(d *daemon) *leaseFollower {
 	return &leaseFollower{
-		daemon: d, settings: d.router.Settings, changed: d.router.Generation, blocked: func() error { return nil },
+		daemon: d, settings: d.router.Settings, running: d.router.Leases, changed: d.router.Generation, blocked: func() error { return nil }, read: leases.Read,
 		counters: newLeaseCounters(), files: map[string]*leaseFile{},
 		set: func(ctx context.Context, wanted []rule.Forward) (done change.Leased, err error) {
 			err = d.locked(ctx, func() error {
@@ -153,12 +158,10 @@ func (l *leaseFollower) follow(ctx context.Context, now time.Time) {
 	if err != nil || !news && l.known && generation == l.at {
 		return
 	}
-	contents := make([]leases.Content, 0, len(l.order))
-	for _, path := range l.order {
-		if !l.files[path].read {
-			return // what runs stays until every file was read once
-		}
-		contents = append(contents, l.files[path].content)
+	contents, err := l.contents()
+	if err != nil {
+		l.known = false // others report this; the next look tries again
+		return
 	}
 	wanted, refused := leases.Choose(contents, now, l.limit)
 	l.next = leases.NextEnd(contents, now)
@@ -171,6 +174,41 @@ func (l *leaseFollower) follow(ctx context.Context, now time.Time) {
 		return
 	}
 	l.apply(ctx, wanted, now)
+}
+
+// contents returns the contents of the files that were read. As long as a file was never read, since a start of the daemon or a change of
+// the configuration, running mappings that the other files do not have may be those of this file. They come first, so that leases.max does
+// not end them.
+func (l *leaseFollower) contents() ([]leases.Content, error) {
+	contents := make([]leases.Content, 1, len(l.order)+1)
+	known := map[string]bool{}
+	for _, path := range l.order {
+		if f := l.files[path]; f.read {
+			contents = append(contents, f.content)
+			for i := range f.content.Leases {
+				known[f.content.Leases[i].Name()] = true
+			}
+		}
+	}
+	if len(contents) == len(l.order)+1 {
+		l.unread = nil
+		return contents, nil
+	}
+	if l.unread == nil {
+		running, err := l.running()
+		if err != nil {
+			return nil, err
+		}
+		l.unread = make([]leases.Lease, 0, len(running))
+		for _, f := range running {
+			if !f.Drains() {
+				l.unread = append(l.unread, leases.Of(f))
+			}
+		}
+	}
+	l.unread = slices.DeleteFunc(l.unread, func(lease leases.Lease) bool { return known[lease.Name()] })
+	contents[0].Leases = slices.Clone(l.unread)
+	return contents, nil
 }
 
 // look reads the files that have changed, and reports whether it has read one.
@@ -186,18 +224,18 @@ func (l *leaseFollower) look(now time.Time) (news bool) {
 				continue // the next look reads it, if it stays as it is
 			}
 		}
-		if f.dirty.IsZero() {
+		if f.dirty.IsZero() && (f.retry.IsZero() || now.Before(f.retry)) {
 			continue
 		}
-		content, err := leases.Read(path)
-		f.dirty = time.Time{}
+		content, err := l.read(path)
+		f.dirty, f.retry = time.Time{}, time.Time{}
 		if f.stamp.isFresh(now) {
 			f.dirty = now
 		}
 		l.daemon.report("read the lease file "+path, err)
 		if err != nil {
 			l.counters.failures.Inc()
-			f.dirty = time.Time{} // the next change may cure it
+			f.dirty, f.retry = time.Time{}, now.Add(leaseRetry) // an error that passes changes nothing of the file
 			continue
 		}
 		if content.Bad > 0 && content.Bad != f.content.Bad {

@@ -11,12 +11,14 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"hairpin/cmd/hairpin/leases"
 	"hairpin/loader"
 	"hairpin/maps/rule"
 )
@@ -42,13 +44,18 @@ func newLeaseFake(t *testing.T) *leaseFake {
 // write replaces the lease file by one with a mapping of each port, and with extra. The file is not fresh.
 func (d *leaseFake) write(t *testing.T, extra string, ports ...int) {
 	t.Helper()
+	d.writeTo(t, d.path, extra, ports...)
+}
+
+func (d *leaseFake) writeTo(t *testing.T, path, extra string, ports ...int) {
+	t.Helper()
 	var text strings.Builder
 	for _, port := range ports {
 		fmt.Fprintf(&text, "TCP:%d:10.0.3.50:%d:0:console\n", port, port)
 	}
 	text.WriteString(extra)
-	next := d.path + "XXXXXX"
-	if err := errors.Join(os.WriteFile(next, []byte(text.String()), 0o644), os.Chtimes(next, d.now, d.now.Add(-2*time.Hour)), os.Rename(next, d.path)); err != nil {
+	next := path + ".next"
+	if err := errors.Join(os.WriteFile(next, []byte(text.String()), 0o644), os.Chtimes(next, d.now, d.now.Add(-2*time.Hour)), os.Rename(next, path)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -204,7 +211,7 @@ func TestBrokenLeaseFile(t *testing.T) {
 	d.want(t, "cured", "3074 3075*")
 }
 
-// TestLeasesAtStart: until the daemon has read every file once, what runs stays.
+// TestLeasesAtStart: the running forwards stay until the daemon has read the file once.
 func TestLeasesAtStart(t *testing.T) {
 	d := newLeaseFake(t)
 	d.write(t, "", 3074)
@@ -218,6 +225,64 @@ func TestLeasesAtStart(t *testing.T) {
 	d.write(t, "", 3075)
 	d.look(2)
 	d.want(t, "the file can be read", "3074* 3075")
+}
+
+// TestUnreadableLeaseFileAtStart: the forwards of a file that the daemon cannot read stay. The other files are followed.
+func TestUnreadableLeaseFileAtStart(t *testing.T) {
+	d := newLeaseFake(t)
+	other := d.path + "2"
+	d.file.Digest, d.file.Leases.Files = "two files", []string{d.path, other}
+	if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
+		t.Fatal(err)
+	}
+	end := d.now.Add(20 * leasePoll).Truncate(time.Second)
+	ending := fmt.Sprintf("TCP:3075:10.0.3.50:3075:%d:console\n", end.Unix())
+	d.write(t, ending, 3074)
+	d.writeTo(t, other, "", 4000)
+	d.look(2)
+	d.want(t, "both files can be read", "3074 3075 4000")
+	if err := os.Chmod(other, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	d.leases = newLeaseFollower(d.daemon) // as after a restart
+	d.look(2)
+	d.want(t, "the second file cannot be read", "3074 3075 4000")
+	d.write(t, ending, 3074, 3076)
+	d.look(2)
+	d.want(t, "made in the first file", "3074 3075 3076 4000")
+	d.write(t, ending, 3076)
+	d.look(2)
+	d.want(t, "deleted in the first file", "3074* 3075 3076 4000")
+	d.look(20)
+	d.want(t, "ended in the first file", "3074* 3075* 3076 4000")
+	d.writeTo(t, other, "", 4001)
+	d.look(2)
+	d.want(t, "the second file can be read", "3074* 3075* 3076 4000* 4001")
+}
+
+// TestLeaseFileIsReadAgain: an error that passes changes nothing of the file, so the daemon tries again by itself.
+func TestLeaseFileIsReadAgain(t *testing.T) {
+	d := newLeaseFake(t)
+	d.write(t, "", 3074)
+	d.look(2)
+	read, tries := d.leases.read, 0
+	d.leases.read = func(path string) (leases.Content, error) {
+		if tries++; tries <= 2 {
+			return leases.Content{}, syscall.EIO
+		}
+		return read(path)
+	}
+	d.write(t, "", 3075)
+	d.look(10)
+	d.want(t, "the file cannot be read", "3074")
+	if tries != 1 {
+		t.Errorf("%d tries in 5 seconds, want 1", tries)
+	}
+	d.look(3 * int(leaseRetry/leasePoll))
+	d.want(t, "the file can be read", "3074* 3075")
+	if tries != 3 {
+		t.Errorf("%d tries, want 3: the third succeeds", tries)
+	}
 }
 
 // TestRefusedLeasesAreTold once, with their reasons, and are tried again.

@@ -120,10 +120,13 @@ func Choose(files []Content, now time.Time, limit int) (forwards []rule.Forward,
 	return forwards, refused
 }
 
-// forward returns the forward of a mapping.
+// Name returns the name of the forward for the mapping.
+func (l *Lease) Name() string { return fmt.Sprintf("lease-%s-%d", l.Protocol, l.Port) }
+
+// forward returns the forward of a mapping. Of returns the mapping of such a forward.
 func (l *Lease) forward() rule.Forward {
 	return rule.Forward{
-		Name:       fmt.Sprintf("lease-%s-%d", l.Protocol, l.Port),
+		Name:       l.Name(),
 		Protocols:  []rule.Protocol{l.Protocol},
 		Ports:      rule.Ports{First: l.Port, Last: l.Port},
 		Target:     l.Target.Addr(),
@@ -132,6 +135,11 @@ func (l *Lease) forward() rule.Forward {
 		LANOnly:    true,
 		Source:     rule.SourceLease,
 	}
+}
+
+// Of returns the mapping that a forward stands for, without the time of its end and its line: a forward does not have them.
+func Of(f rule.Forward) Lease {
+	return Lease{Protocol: f.Protocols[0], Port: f.Ports.First, Target: netip.AddrPortFrom(f.Target, f.TargetPorts().First), Description: f.Comment}
 }
 
 // NextEnd returns when the time of the next mapping is over; zero: none has an end.

@@ -163,6 +163,17 @@ func TestChoose(t *testing.T) {
 	}
 }
 
+// TestOf: from the forward comes the mapping again, and from the mapping the forward.
+func TestOf(t *testing.T) {
+	for _, text := range []string{"TCP:1:192.168.1.50:11:0:one\n", "UDP:65535:192.168.1.50:65535:0:\n"} {
+		lease := Parse([]byte(text)).Leases[0]
+		lease.Line = 0
+		if got := Of(lease.forward()); got != lease {
+			t.Errorf("%+v, want %+v", got, lease)
+		}
+	}
+}
+
 func TestRead(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "upnp.leases")
