@@ -6,9 +6,6 @@ import (
 	"errors"
 	"strings"
 	"testing"
-	"unicode"
-
-	"hairpin/cmd/hairpin/toml"
 )
 
 // fuzzImport checks what is true for every input: a result is a file that hairpin takes, with a forward for each of the result; an
@@ -27,18 +24,8 @@ func fuzzImport(t *testing.T, format, rules string) {
 		}
 		return
 	}
-	text, err := result.TOML(format)
-	if err != nil {
-		t.Fatal(err)
-	}
-	config, err := toml.Parse("import.toml", text)
-	if err != nil {
-		t.Fatalf("hairpin refuses the file: %v\n%s", err, text)
-	}
-	if len(config.All()) != len(result.Forwards) {
-		t.Fatalf("the file has %d forwards, but the result has %d\n%s", len(config.All()), len(result.Forwards), text)
-	}
-	if i := strings.IndexFunc(string(text), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }); i >= 0 {
+	text, _ := load(t, result, format)
+	if i := unprintable(text); i >= 0 {
 		t.Fatalf("the file has a character that is not fit for a terminal: %q", text[max(0, i-20):])
 	}
 	left := map[string]bool{}
@@ -52,30 +39,15 @@ func fuzzImport(t *testing.T, format, rules string) {
 	}
 }
 
-func FuzzNFT(f *testing.F) {
-	for _, c := range nftCases() {
+// fuzz starts with the rules of the cases.
+func fuzz(f *testing.F, format string, cases []importCase) {
+	for _, c := range cases {
 		f.Add(c.rules)
 	}
-	f.Fuzz(func(t *testing.T, rules string) { fuzzImport(t, "nft", rules) })
+	f.Fuzz(func(t *testing.T, rules string) { fuzzImport(t, format, rules) })
 }
 
-func FuzzIPTables(f *testing.F) {
-	for _, c := range iptablesCases() {
-		f.Add(c.rules)
-	}
-	f.Fuzz(func(t *testing.T, rules string) { fuzzImport(t, "iptables", rules) })
-}
-
-func FuzzUCI(f *testing.F) {
-	for _, c := range uciCases() {
-		f.Add(c.rules)
-	}
-	f.Fuzz(func(t *testing.T, rules string) { fuzzImport(t, "uci", rules) })
-}
-
-func FuzzPfSense(f *testing.F) {
-	for _, c := range pfCases() {
-		f.Add(c.rules)
-	}
-	f.Fuzz(func(t *testing.T, rules string) { fuzzImport(t, "pfsense", rules) })
-}
+func FuzzNFT(f *testing.F)      { fuzz(f, "nft", nftCases()) }
+func FuzzIPTables(f *testing.F) { fuzz(f, "iptables", iptablesCases()) }
+func FuzzUCI(f *testing.F)      { fuzz(f, "uci", uciCases()) }
+func FuzzPfSense(f *testing.F)  { fuzz(f, "pfsense", pfCases()) }

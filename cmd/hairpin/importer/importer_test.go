@@ -3,15 +3,20 @@
 package importer
 
 import (
+	"bytes"
 	"errors"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 
 	"hairpin/cmd/hairpin/toml"
+	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // usual are the interfaces of most tests.
@@ -63,6 +68,20 @@ func (c importCase) check(t *testing.T, format string) {
 	if got := slices.Concat(result.Removals, result.Names); c.remove != nil && !slices.Equal(got, c.remove) {
 		t.Errorf("removals (-want +got)\n%s", cmp.Diff(c.remove, got))
 	}
+	text, config := load(t, result, format)
+	if err := config.Validate(); err != nil {
+		t.Error(err)
+	}
+	for _, l := range result.Left {
+		if !strings.Contains(string(text), l.Place) {
+			t.Errorf("the file does not name %s", l.Place)
+		}
+	}
+}
+
+// load writes a translation as a file, and reads the file as hairpin does.
+func load(t *testing.T, result *Result, format string) ([]byte, config.Config) {
+	t.Helper()
 	text, err := result.TOML(format)
 	if err != nil {
 		t.Fatal(err)
@@ -72,17 +91,10 @@ func (c importCase) check(t *testing.T, format string) {
 		t.Fatalf("hairpin refuses the file: %v\n%s", err, text)
 	}
 	if len(config.All()) != len(result.Forwards) || !slices.Equal(config.WAN, result.WAN) || !slices.Equal(config.LAN, result.LAN) {
-		t.Errorf("the file has %d forwards, WANs %q and LANs %q, but the translation has %d, %q and %q",
-			len(config.All()), config.WAN, config.LAN, len(result.Forwards), result.WAN, result.LAN)
+		t.Fatalf("the file has %d forwards, WANs %q and LANs %q, but the translation has %d, %q and %q\n%s",
+			len(config.All()), config.WAN, config.LAN, len(result.Forwards), result.WAN, result.LAN, text)
 	}
-	if err := config.Validate(); err != nil {
-		t.Error(err)
-	}
-	for _, l := range result.Left {
-		if !strings.Contains(string(text), l.Place) {
-			t.Errorf("the file does not name %s", l.Place)
-		}
-	}
+	return text, config
 }
 
 // containsAll reports whether text has all parts of want, which are separated by " ... ".
@@ -126,6 +138,35 @@ func TestFormats(t *testing.T) {
 	if _, err := Import("nft", "rules", []byte("{\n \"ü\xff\""), usual); err == nil || !strings.Contains(err.Error(), "rules:2:4: this byte is not part") {
 		t.Error(err)
 	}
+}
+
+// TestStrangeInterfaceNames: the kernel takes nearly every byte in the name of an interface. TOML 1.0 takes fewer escapes than Go, and
+// go-toml some that are no part of TOML 1.0.
+func TestStrangeInterfaceNames(t *testing.T) {
+	otherEscape := regexp.MustCompile(`\\[^btnfr"\\uU]`)
+	for _, name := range []string{"wan\x7f", "wan\x01\a", `wan"\'`, "w\u00e4n", "wan\u0085", "wan\u200b", "wan\U0001d173"} {
+		if err := rule.CheckInterfaceName(name); err != nil {
+			t.Fatal(err)
+		}
+		importCase{rules: "*nat\nCOMMIT\n", options: &Options{WAN: []string{name}, LAN: []string{name + "1"}}}.check(t, "iptables")
+		text, err := (&Result{WAN: []string{name}}).TOML("iptables")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, line, _ := strings.Cut(string(text), "wan = ")
+		line, _, _ = strings.Cut(line, "\n")
+		if escape := otherEscape.FindString(strings.ReplaceAll(line, `\\`, "")); escape != "" {
+			t.Errorf("%q: TOML 1.0 has no escape %s: %s", name, escape, line)
+		}
+		if i := unprintable(text); i >= 0 {
+			t.Errorf("%q: the file has a character that is not printable: %q", name, text[i:])
+		}
+	}
+}
+
+// unprintable returns the index of the first character that is not fit for a terminal, or -1.
+func unprintable(text []byte) int {
+	return bytes.IndexFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) })
 }
 
 func TestRangesOfAddresses(t *testing.T) {

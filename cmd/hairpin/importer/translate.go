@@ -71,8 +71,8 @@ type candidate struct {
 	inside bool // the rule is for LAN clients alone, but has an external address
 }
 
-// translate goes through the rules several times. A rule that is left stays, and takes its packets: so a rule behind it that wants
-// some of these packets must be left, too. Whether a rule can be translated may turn out only when all others are.
+// translate goes through the rules in rounds. An untranslated rule stays in netfilter, but hairpin sees packets first. So a later rule that
+// matches some of the same packets must stay, too. If a round finds late that a rule cannot be translated, the next round leaves it at once.
 func translate(f *found, o Options) (*Result, error) {
 	excluded := map[string][]string{}
 	for {

@@ -55,9 +55,26 @@ func (w *writer) comment(text string) {
 func quoted(names []string) string {
 	words := make([]string, len(names))
 	for i, name := range names {
-		words[i] = strconv.Quote(name)
+		words[i] = `"` + escaped(name) + `"`
 	}
 	return strings.Join(words, ", ")
+}
+
+// escaped returns text for a basic string of TOML 1.0. The file may be read in a terminal, so every character that is not printable is
+// escaped. go-toml escapes only what TOML demands.
+func escaped(text string) string {
+	var out strings.Builder
+	for _, r := range text {
+		switch {
+		case r == '"' || r == '\\':
+			out.WriteString(`\` + string(r))
+		case unicode.IsPrint(r):
+			out.WriteRune(r)
+		default:
+			fmt.Fprintf(&out, `\U%08X`, r)
+		}
+	}
+	return out.String()
 }
 
 // forwards writes the forwards, and behind them the intercepts.
