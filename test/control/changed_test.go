@@ -12,8 +12,8 @@ import (
 	"hairpin/test/lab"
 )
 
-// TestCommandsLeaveALine: each command that changes something leaves a line in the daemon's log, with what it was and whose. Commands that
-// only read leave none, nor do commands that failed.
+// TestCommandsLeaveALine: the daemon logs each command that changed something, with its arguments and the user's id. The daemon logs no
+// command that only reads, and none that failed.
 func TestCommandsLeaveALine(t *testing.T) {
 	n := lab.NewNetwork(t)
 	hp := home.Start(t, n, "tc", home.Forwards)

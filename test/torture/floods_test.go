@@ -12,7 +12,7 @@ import (
 
 var flood = scenario{
 	number: 1, name: "Floods of six kinds: SYNs, UDP to a fast server, UDP to a slow server, short TCP connections, fragments, ICMP errors",
-	demanded: "0 established connections lost; of 100 new connections from each place at most one fewer opens than with nftables, to another forward than the flooded one all; the UDP server answers all datagrams, where devices drop some or its own forward is flooded at most one fewer than with nftables; a stream that only the server sends goes on; all this with a memory limit 10 % above what an idle hairpin takes",
+	demanded: "no established connection is lost; of 100 new connections from each place to the flooded forward, at most one fewer opens than with nftables; all new connections to another forward open; the UDP server answers all datagrams, or at most one fewer than with nftables if devices drop packets or its own forward is flooded; a stream that only the server sends goes on; the memory limit is 10 % above what an idle hairpin takes",
 	run:      floodOften,
 }
 

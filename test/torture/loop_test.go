@@ -15,7 +15,7 @@ import (
 
 var loop = scenario{
 	number: 6, name: "Two routers that forward one port to each other",
-	demanded: fmt.Sprintf("a datagram crosses the cable between the routers at most %d times, which is its TTL; all datagrams of one source together open at most %[1]d connections, all half-open", loopTTL),
+	demanded: fmt.Sprintf("each datagram crosses the cable between the routers at most %d times (its TTL); all datagrams of one source open at most %[1]d connections in total; each of these stays half-open", loopTTL),
 	run:      loopOften,
 }
 

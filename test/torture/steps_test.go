@@ -222,7 +222,8 @@ func kindOf(step lab.Step) string { return fmt.Sprint(step.Call, step.BPF) }
 
 // choose returns disturbances for the steps of a command. The long form kills at each step that changes something, and lets it fail; of
 // the other steps every twentieth fails. The full form takes an even spread of these steps, and kills and faults in turn. The short form
-// takes one step that decides: of one command the middle one fails, of the next a kill comes at the last one.
+// has one disturbance for each command, and only at renames and at the commands of bpfDecides. The commands take turns: one gets a fault at
+// the middle one of these steps, the next is killed at the last one.
 func (s *stepping) choose(all []lab.Step) (list []disturbance) {
 	seen := make(map[string]int)
 	var fates [][]disturbance // of each step

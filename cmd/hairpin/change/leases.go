@@ -75,7 +75,7 @@ func (k *Keeper) SetLeases(leases []rule.Forward) (Leased, error) {
 	fit, refused := FitLeases(wanted, leases, inside)
 	done := Leased{Running: len(fit), Refused: refused}
 
-	// What has ended drains. What drains already goes on, unless its mapping is back.
+	// A lease whose mapping ended drains. A lease that already drains keeps draining, unless its mapping has returned.
 	has := config.IndexByName(fit)
 	var drains []rule.Forward
 	same := 0

@@ -33,12 +33,19 @@ type leaseFake struct {
 func newLeaseFake(t *testing.T) *leaseFake {
 	t.Helper()
 	d := &leaseFake{newDaemonFake(t), filepath.Join(t.TempDir(), "upnp.leases"), time.Now()}
-	d.file.Digest, d.file.Leases.Files = "leases", []string{d.path}
+	d.file.Leases.Files = []string{d.path}
+	d.apply(t, "leases")
+	d.machine.Did()
+	return d
+}
+
+// apply makes d.file the running configuration.
+func (d *leaseFake) apply(t *testing.T, digest string) {
+	t.Helper()
+	d.file.Digest = digest
 	if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
 		t.Fatal(err)
 	}
-	d.machine.Did()
-	return d
 }
 
 // write replaces the lease file by one with a mapping of each port, and with extra. The file is not fresh.
@@ -84,14 +91,18 @@ func (d *leaseFake) want(t *testing.T, when, want string) {
 	}
 }
 
-// changes returns the number of changes of the tables since the last call.
-func (d *leaseFake) changes() (n int) {
+// wantChanges checks how often the tables were changed since the machine's last Did.
+func (d *leaseFake) wantChanges(t *testing.T, when string, want int) {
+	t.Helper()
+	got := 0
 	for _, did := range d.machine.Did() {
 		if did == "apply" {
-			n++
+			got++
 		}
 	}
-	return n
+	if got != want {
+		t.Errorf("%s: %d changes of the tables, want %d", when, got, want)
+	}
 }
 
 func valueOf(t *testing.T, metric prometheus.Metric) float64 {
@@ -112,21 +123,15 @@ func TestLeasesAreFollowed(t *testing.T) {
 	d.want(t, "the file has just changed", "")
 	d.look(1)
 	d.want(t, "two looks later", "3074 3075")
-	if n := d.changes(); n != 1 {
-		t.Errorf("%d changes, want 1", n)
-	}
+	d.wantChanges(t, "two mappings", 1)
 	if got := valueOf(t, d.leases.counters.running); got != 2 {
 		t.Errorf("%v mappings in the metrics", got)
 	}
 	d.look(100)
-	if n := d.changes(); n != 0 {
-		t.Errorf("%d changes although nothing has changed", n)
-	}
+	d.wantChanges(t, "nothing has changed", 0)
 	d.write(t, "", 3074, 3075)
 	d.look(2)
-	if n := d.changes(); n != 0 {
-		t.Errorf("%d changes by a file with the same mappings", n)
-	}
+	d.wantChanges(t, "a file with the same mappings", 0)
 	d.write(t, "", 3075)
 	d.look(2)
 	d.want(t, "deleted", "3074* 3075")
@@ -142,15 +147,13 @@ func TestRenewedLease(t *testing.T) {
 	d := newLeaseFake(t)
 	d.write(t, "", 3074)
 	d.look(2)
-	d.changes()
+	d.machine.Did()
 	d.write(t, "")
 	d.look(1)
 	d.write(t, "", 3074)
 	d.look(3)
 	d.want(t, "renewed", "3074")
-	if n := d.changes(); n != 0 {
-		t.Errorf("%d changes", n)
-	}
+	d.wantChanges(t, "renewed", 0)
 }
 
 // TestFileThatChangesAllTheTime is read nevertheless.
@@ -176,9 +179,7 @@ func TestLeaseEnds(t *testing.T) {
 	d.want(t, "before", "3074 3075")
 	d.look(12)
 	d.want(t, "after", "3074* 3075")
-	if n := d.changes(); n != 2 {
-		t.Errorf("%d changes, want 2", n)
-	}
+	d.wantChanges(t, "made, and ended", 2)
 }
 
 // TestBrokenLeaseFile: what cannot be read keeps the forwards as they are; broken lines cost only themselves.
@@ -231,10 +232,8 @@ func TestLeasesAtStart(t *testing.T) {
 func TestUnreadableLeaseFileAtStart(t *testing.T) {
 	d := newLeaseFake(t)
 	other := d.path + "2"
-	d.file.Digest, d.file.Leases.Files = "two files", []string{d.path, other}
-	if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
-		t.Fatal(err)
-	}
+	d.file.Leases.Files = append(d.file.Leases.Files, other)
+	d.apply(t, "two files")
 	end := d.now.Add(20 * leasePoll).Truncate(time.Second)
 	ending := fmt.Sprintf("TCP:3075:10.0.3.50:3075:%d:console\n", end.Unix())
 	d.write(t, ending, 3074)
@@ -324,10 +323,7 @@ func TestLeasesOfAnotherConfiguration(t *testing.T) {
 	d.look(2)
 	apply := func(digest string) {
 		t.Helper()
-		d.file.Digest = digest
-		if _, err := d.keeper.Apply(d.file, "apply"); err != nil {
-			t.Fatal(err)
-		}
+		d.apply(t, digest)
 		d.leases.configure(d.now)
 		d.look(2)
 	}
