@@ -164,6 +164,22 @@ func TestStrangeInterfaceNames(t *testing.T) {
 	}
 }
 
+// TestUnprintableInterfaceOfRules: an interface whose name a terminal could take for commands is taken only if the user names it.
+func TestUnprintableInterfaceOfRules(t *testing.T) {
+	const rules = "*nat\n:PREROUTING ACCEPT\n:POSTROUTING ACCEPT\n" +
+		"-A PREROUTING -i wan\u009b2J -p tcp --dport 80 -j DNAT --to-destination 192.168.1.20\n" +
+		"-A PREROUTING -i wan1 -p tcp --dport 81 -j DNAT --to-destination 192.168.1.20\n" +
+		"-A POSTROUTING -o wan\u009b2J -j MASQUERADE\n-A POSTROUTING -o wan1 -j MASQUERADE\nCOMMIT\n"
+	result, err := Import("iptables", "rules", []byte(rules), Options{LAN: []string{"lan0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, _ := load(t, result, "iptables")
+	if i := unprintable(text); i >= 0 || len(result.Forwards) != 1 || len(result.Left) == 0 {
+		t.Errorf("%d forwards, left %+v, want 1 and a reason:\n%q", len(result.Forwards), result.Left, text)
+	}
+}
+
 // unprintable returns the index of the first character that is not fit for a terminal, or -1.
 func unprintable(text []byte) int {
 	return bytes.IndexFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) })

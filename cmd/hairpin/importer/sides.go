@@ -67,9 +67,11 @@ func findSides(f *found, o Options) *sides {
 	return s
 }
 
-// add adds a name to a side, unless it is there or on the other side.
+// add adds a name to a side, unless it is there or on the other side. A name that is not printable is not added: the forwards would have it,
+// and a terminal may take it for commands.
 func (s *sides) add(side *[]string, name, why string) {
-	if slices.Contains(s.wan, name) || slices.Contains(s.lan, name) || strings.HasSuffix(name, "*") || name == "lo" || rule.CheckInterfaceName(name) != nil {
+	if slices.Contains(s.wan, name) || slices.Contains(s.lan, name) || strings.HasSuffix(name, "*") || name == "lo" ||
+		rule.CheckInterfaceName(name) != nil || clean(name) != name {
 		return
 	}
 	*side = append(*side, name)
