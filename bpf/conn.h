@@ -385,41 +385,30 @@ static __always_inline void conn_number(const struct packet *pkt, struct conn *c
 	conn_mark(conn, identity, CONN_NUMBERED | (pkt->tcp_flags & TCP_FIN ? CONN_FIN : 0), 0);
 }
 
-/* The last SYN that the opener has sent in a connection that had its handshake before. */
-struct late_syn {
-	__u32 serial;	/* of the connection */
-	__u32 first;	/* sequence number after the SYN */
-	__u32 end;	/* sequence number after the data of the SYN */
-	__u32 pad;
-};
-
-/* Index: the serial of the connection. Connections may share a place: then the later SYN counts. A new program begins without
- * SYNs: the opener sends its SYN again.
- * Race: two CPUs write one place at the same time. The place then mixes two SYNs, and a SYN/ACK must still acknowledge a number of one
- * of them. If no answer does, the opener sends its SYN again. */
-enum { LATE_SYNS = 4096 };
-static struct late_syn late_syns[LATE_SYNS];
-
 static __always_inline struct late_syn *conn_late_syn(__u64 identity)
 {
-	return &late_syns[conn_serial(identity) % LATE_SYNS];
+	__u32 index = conn_serial(identity) % LATE_SYNS;
+
+	return bpf_map_lookup_elem(&late_syns, &index);
 }
 
 static __always_inline void conn_keep_syn(const struct packet *pkt, __u64 identity)
 {
 	struct late_syn *syn = conn_late_syn(identity);
 
-	syn->first = pkt->seq + 1;
+	if (!syn)
+		return;
+	syn->first = pkt->seq;
 	syn->end = pkt->seq + pkt->seq_length;
 	syn->serial = conn_serial(identity);
 }
 
-/* Does the packet acknowledge the late SYN of the opener, or also its data (RFC 7413)? */
-static __always_inline bool conn_late_syn_acknowledged(const struct packet *pkt, __u64 identity)
+/* Is this a number of the opener's late SYN: its own, or one of its data (RFC 7413)? Not inlined, to save stack. */
+__noinline bool conn_in_late_syn(__u64 identity, __u32 seq)
 {
 	const struct late_syn *syn = conn_late_syn(identity);
 
-	return syn->serial == conn_serial(identity) && pkt->ack - syn->first <= syn->end - syn->first;
+	return syn && syn->serial == conn_serial(identity) && seq - syn->first < syn->end - syn->first;
 }
 
 /* Has the other side acknowledged the sender's FIN? Only then the FIN counts: nobody acknowledges a forged FIN. */

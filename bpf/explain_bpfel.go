@@ -85,6 +85,7 @@ const (
 	ExplainMapHops            = "hops"
 	ExplainMapIcmpBudgets     = "icmp_budgets"
 	ExplainMapInterfaces      = "interfaces"
+	ExplainMapLateSyns        = "late_syns"
 	ExplainMapListeners       = "listeners"
 	ExplainMapLive            = "live"
 	ExplainMapLoads           = "loads"
@@ -201,6 +202,7 @@ type ExplainMapSpecs struct {
 	Hops           *ebpf.MapSpec `ebpf:"hops"`
 	IcmpBudgets    *ebpf.MapSpec `ebpf:"icmp_budgets"`
 	Interfaces     *ebpf.MapSpec `ebpf:"interfaces"`
+	LateSyns       *ebpf.MapSpec `ebpf:"late_syns"`
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
@@ -293,6 +295,7 @@ type ExplainMaps struct {
 	Hops           *ebpf.Map `ebpf:"hops"`
 	IcmpBudgets    *ebpf.Map `ebpf:"icmp_budgets"`
 	Interfaces     *ebpf.Map `ebpf:"interfaces"`
+	LateSyns       *ebpf.Map `ebpf:"late_syns"`
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
@@ -356,6 +359,7 @@ func (m *ExplainMaps) Close() error {
 		m.Hops,
 		m.IcmpBudgets,
 		m.Interfaces,
+		m.LateSyns,
 		m.Listeners,
 		m.Live,
 		m.Loads,

@@ -307,6 +307,14 @@ type HairpinInterface struct {
 	InterceptV6    uint32
 }
 
+type HairpinLateSyn struct {
+	_      structs.HostLayout
+	Serial uint32
+	First  uint32
+	End    uint32
+	Pad    uint32
+}
+
 type HairpinLive struct {
 	_          structs.HostLayout
 	Generation uint32
@@ -512,7 +520,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 12
+	HairpinSchemaSCHEMA HairpinSchema = 13
 )
 
 type HairpinSecret struct {
@@ -736,6 +744,7 @@ const (
 	HairpinMapHops            = "hops"
 	HairpinMapIcmpBudgets     = "icmp_budgets"
 	HairpinMapInterfaces      = "interfaces"
+	HairpinMapLateSyns        = "late_syns"
 	HairpinMapListeners       = "listeners"
 	HairpinMapLive            = "live"
 	HairpinMapLoads           = "loads"
@@ -861,6 +870,7 @@ type HairpinMapSpecs struct {
 	Hops           *ebpf.MapSpec `ebpf:"hops"`
 	IcmpBudgets    *ebpf.MapSpec `ebpf:"icmp_budgets"`
 	Interfaces     *ebpf.MapSpec `ebpf:"interfaces"`
+	LateSyns       *ebpf.MapSpec `ebpf:"late_syns"`
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
@@ -952,6 +962,7 @@ type HairpinMaps struct {
 	Hops           *ebpf.Map `ebpf:"hops"`
 	IcmpBudgets    *ebpf.Map `ebpf:"icmp_budgets"`
 	Interfaces     *ebpf.Map `ebpf:"interfaces"`
+	LateSyns       *ebpf.Map `ebpf:"late_syns"`
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
@@ -1014,6 +1025,7 @@ func (m *HairpinMaps) Close() error {
 		m.Hops,
 		m.IcmpBudgets,
 		m.Interfaces,
+		m.LateSyns,
 		m.Listeners,
 		m.Live,
 		m.Loads,

@@ -81,8 +81,8 @@ static __always_inline enum reason icmp_other_interface(void *ctx, struct work *
 
 /* Can the quoted TCP segment have been in flight (RFC 5927 4.1)? Its number is then from the other side's highest acknowledgement
  * on, up to the end of what the sender has sent. A keepalive is one below. Nothing is judged while the numbers of a side are
- * not known, or while the other side has acknowledged more than hairpin has seen. answers: the entry of the answers to the
- * quoted packet. */
+ * not known, or while the other side has acknowledged more than hairpin has seen. A SYN with which the opener begins anew has other
+ * numbers. answers: the entry of the answers to the quoted packet. */
 static __always_inline bool icmp_quotes_sent(struct work *work, const struct conn *answers)
 {
 	const struct conn *sent;
@@ -94,7 +94,8 @@ static __always_inline bool icmp_quotes_sent(struct work *work, const struct con
 	if (!sent || !(work->other.entry.identity & CONN_NUMBERED) || seq_after(answers->ack, sent->end))
 		return true;
 	first = answers->ack - 1;
-	return work->pkt.seq - first <= sent->end - first;
+	return work->pkt.seq - first <= sent->end - first ||
+	       (work->other.entry.identity & CONN_OPENER && conn_in_late_syn(work->other.entry.identity, work->pkt.seq));
 }
 
 /* Decides what happens to an ICMP error. */

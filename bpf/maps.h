@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Version of the layout of the pinned maps. It is raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 12 };
+enum schema { SCHEMA = 13 };
 
 /* Multiplicative hashing (Knuth): 2^32 divided by the golden ratio. Use the upper bits of the product: they mix best. */
 enum { HASH_MULTIPLIER = 2654435761u };
@@ -335,7 +335,7 @@ struct {
 	__uint(max_entries, HOPS);
 } hops SEC(".maps");
 
-enum { SOURCES = 16384, LOADS = 4096, PROVEN = 16384 };
+enum { SOURCES = 16384, LOADS = 4096, PROVEN = 16384, LATE_SYNS = 4096 };
 
 /* The counts of each client, in two rows: each row has another hash of the address as index. The lower of both counts is
  * used. A client's count is too high only if other clients use both of its counters. An array, because no count may be evicted. */
@@ -353,6 +353,21 @@ struct {
 	__type(value, struct load_page);
 	__uint(max_entries, LOADS / COUNTS_PAGE);
 } loads SEC(".maps");
+
+/* Index: the serial of the connection % LATE_SYNS. XDP and TC share the SYNs: one may see the SYN, the other the SYN/ACK. Two
+ * connections may have the same place: the later SYN counts. A client with many connections can so displace the SYN of another one,
+ * whose restart then waits for the next SYN, at the longest until the old connection expires.
+ *
+ * Race: CPU A and CPU B write one place.
+ *   A writes first and end. B writes first, end and serial. A writes serial.
+ * The place then has the numbers of B's SYN for A's connection. A SYN/ACK of A's server does not fit, and A's client sends its SYN
+ * again. A forged SYN/ACK would have to hit B's number. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct late_syn);
+	__uint(max_entries, LATE_SYNS);
+} late_syns SEC(".maps");
 
 /* Index: a hash of a source address. */
 struct {

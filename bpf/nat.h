@@ -472,7 +472,7 @@ __noinline int nat_evidence(struct conn *conn)
 static __always_inline bool nat_server_restarts(const struct packet *pkt, const struct conn *conn, __u64 identity)
 {
 	return !(identity & CONN_OPENER) && (pkt->tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK) &&
-	       identity & CONN_NUMBERED && !conn_near(pkt, conn) && conn_late_syn_acknowledged(pkt, identity);
+	       identity & CONN_NUMBERED && !conn_near(pkt, conn) && conn_in_late_syn(identity, pkt->ack - 1);
 }
 
 /* Stores the numbers of a segment that is in order, and marks its FIN. */

@@ -155,6 +155,7 @@ const (
 	TraceMapHops           = "hops"
 	TraceMapIcmpBudgets    = "icmp_budgets"
 	TraceMapInterfaces     = "interfaces"
+	TraceMapLateSyns       = "late_syns"
 	TraceMapListeners      = "listeners"
 	TraceMapLive           = "live"
 	TraceMapLoads          = "loads"
@@ -285,6 +286,7 @@ type TraceMapSpecs struct {
 	Hops           *ebpf.MapSpec `ebpf:"hops"`
 	IcmpBudgets    *ebpf.MapSpec `ebpf:"icmp_budgets"`
 	Interfaces     *ebpf.MapSpec `ebpf:"interfaces"`
+	LateSyns       *ebpf.MapSpec `ebpf:"late_syns"`
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
@@ -377,6 +379,7 @@ type TraceMaps struct {
 	Hops           *ebpf.Map `ebpf:"hops"`
 	IcmpBudgets    *ebpf.Map `ebpf:"icmp_budgets"`
 	Interfaces     *ebpf.Map `ebpf:"interfaces"`
+	LateSyns       *ebpf.Map `ebpf:"late_syns"`
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
@@ -443,6 +446,7 @@ func (m *TraceMaps) Close() error {
 		m.Hops,
 		m.IcmpBudgets,
 		m.Interfaces,
+		m.LateSyns,
 		m.Listeners,
 		m.Live,
 		m.Loads,

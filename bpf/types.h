@@ -548,6 +548,14 @@ struct load_page {
 	struct load load[COUNTS_PAGE];
 };
 
+/* The last SYN that the opener has sent in a connection that had its handshake before. */
+struct late_syn {
+	__u32 serial;	/* of the connection */
+	__u32 first;	/* sequence number of the SYN */
+	__u32 end;	/* sequence number after the SYN and its data */
+	__u32 pad;
+};
+
 /* Each value: 16 bits of a source's hash, then the low 16 bits of the second in which the source answered a challenge. */
 struct proven_page {
 	__u32 proven[COUNTS_PAGE];

@@ -22,7 +22,7 @@ const rehearsalConnections = 256
 var changedByPackets = []string{
 	bpf.HairpinMapConns4, bpf.HairpinMapConns6, bpf.HairpinMapTables, bpf.HairpinMapRings, bpf.HairpinMapPlaces,
 	bpf.HairpinMapSweepers, bpf.HairpinMapHops, bpf.HairpinMapMappings, bpf.HairpinMapSources, bpf.HairpinMapLoads,
-	bpf.HairpinMapProven, bpf.HairpinMapSerials, bpf.HairpinMapDirects, bpf.HairpinMapFragments, bpf.HairpinMapHeldFragments,
+	bpf.HairpinMapProven, bpf.HairpinMapLateSyns, bpf.HairpinMapSerials, bpf.HairpinMapDirects, bpf.HairpinMapFragments, bpf.HairpinMapHeldFragments,
 	bpf.HairpinMapScratchPackets, bpf.HairpinMapIcmpBudgets, bpf.HairpinMapForwardStats, bpf.HairpinMapBuckets,
 	bpf.HairpinMapSourceBuckets, bpf.HairpinMapCounters, bpf.HairpinMapConnEvents, bpf.HairpinMapWorks,
 }

@@ -3,6 +3,8 @@
 package program
 
 import (
+	"slices"
+
 	"hairpin/test/frames"
 	"hairpin/test/rig"
 )
@@ -40,10 +42,14 @@ func quoteTwins() (twins []twin) {
 			const unseen = 5000
 			return append([]step{c.back(f, frames.TCP("A", rig.ServerISN+1+size, rig.ClientISN+unseen))}, c.errorsBack(f, rig.ClientISN+unseen/2)...)
 		})
+		const fresh, answer = rig.ClientISN + 1<<24, rig.ServerISN + 1<<25
+		syn := frames.TCP("S", fresh, 0)
+		add("errors about a new SYN, without an answer", func(c twinCase, f twinFlow) []step {
+			return slices.Concat([]step{c.in(f, syn)}, c.errorsBack(f, fresh), noneConnected(append(c.errorsBack(f, fresh-1), c.errorsBack(f, fresh+1)...)),
+				noneConnected(c.errorsIn(f, fresh)))
+		})
 		add("errors about the SYN to a server that has lost the connection", func(c twinCase, f twinFlow) []step {
-			const fresh, answer = rig.ClientISN + 1<<24, rig.ServerISN + 1<<25
-			steps := []step{c.in(f, frames.TCP("S", fresh, 0)), c.back(f, frames.TCP("SA", answer, fresh+1))}
-			return append(steps, c.errorsBack(f, fresh)...)
+			return append([]step{c.in(f, syn), c.back(f, frames.TCP("SA", answer, fresh+1))}, c.errorsBack(f, fresh)...)
 		})
 	}
 	return twins
