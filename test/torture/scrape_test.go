@@ -124,7 +124,7 @@ func attackMetrics(n *lab.Network, returns *atomic.Int64) (stop func()) {
 	end := make(chan struct{})
 	var attack sync.WaitGroup
 	for i := range slowClients {
-		attack.Go(func() { slowClient(n, requests[i%len(requests)], end, returns) })
+		attack.Go(func() { slowClient(n, i, end, returns) })
 	}
 	return func() {
 		close(end)
@@ -244,7 +244,7 @@ func scrapeOnce(client *http.Client, forwards int) error {
 	return err
 }
 
-// requests are what slow clients send before they wait.
+// requests are what slow clients send before they wait, one after the other.
 var requests = []string{
 	"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
 	"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n",
@@ -253,15 +253,16 @@ var requests = []string{
 	"",
 }
 
-// slowClient sends a request, does not read the answer, and comes back when it is cut off, until stop is closed.
-func slowClient(n *lab.Network, request string, stop <-chan struct{}, returns *atomic.Int64) {
+// slowClient sends a request, does not read the answer, and comes back with the next request when it is cut off, until stop is closed. If
+// one of the requests could keep its connection, all slow clients would end with this request, and take all connections.
+func slowClient(n *lab.Network, first int, stop <-chan struct{}, returns *atomic.Int64) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for i := first; ; i++ {
 		conn, err := dialMetrics(n)
 		if err == nil {
 			conn.(*net.TCPConn).SetReadBuffer(1)
-			_, err = io.WriteString(conn, request)
+			_, err = io.WriteString(conn, requests[i%len(requests)])
 		}
 		for err == nil {
 			select {

@@ -4,7 +4,6 @@ package daemon
 
 import (
 	"context"
-	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -128,7 +127,7 @@ func (c *clients) forget(conn net.Conn, state http.ConnState) {
 	c.change.Broadcast()
 }
 
-// answering marks a connection as answered while next runs.
+// answering marks a connection as answered while next runs, and notes how long each write of next takes.
 func (c *clients) answering(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		asking := clientOf(r)
@@ -136,7 +135,7 @@ func (c *clients) answering(next http.Handler) http.Handler {
 			w.Header().Set("Connection", "close")
 		}
 		defer c.mark(asking, false)
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(watchedWriter{w, asking}, r)
 	})
 }
 
@@ -152,20 +151,31 @@ func (c *clients) mark(asking *client, answered bool) (waits bool) {
 	return c.waits
 }
 
-// watch returns a writer to the client that notes how long each write takes.
-func (c *client) watch(to io.Writer) io.Writer { return watchedWriter{c, to} }
-
+// watchedWriter notes how long the client takes no data.
 type watchedWriter struct {
+	http.ResponseWriter
 	client *client
-	to     io.Writer
 }
+
+// watchedBytes are written at once at most. A slow client that still reads is not one that has stalled.
+const watchedBytes = 32 << 10
 
 // Write implements io.Writer.
-func (w watchedWriter) Write(p []byte) (int, error) {
-	w.client.setWriting(time.Now())
+func (w watchedWriter) Write(p []byte) (written int, err error) {
 	defer w.client.setWriting(time.Time{})
-	return w.to.Write(p)
+	for piece := range slices.Chunk(p, watchedBytes) {
+		w.client.setWriting(time.Now())
+		n, err := w.ResponseWriter.Write(piece)
+		written += n
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, nil
 }
+
+// Unwrap is for http.ResponseController.
+func (w watchedWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (c *client) setWriting(since time.Time) {
 	c.of.mu.Lock()

@@ -101,8 +101,7 @@ func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	asking := clientOf(r)
-	defer m.pages.hold(page, asking)()
+	defer m.pages.hold(page, clientOf(r))()
 	w.Header().Set("Content-Type", string(metricsFormat))
 	w.Header().Set("Vary", "Accept-Encoding")
 	send := page.plain
@@ -111,7 +110,7 @@ func (m *metricsPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(page.size))
 		send = page.compressed
 	}
-	if err := send(asking.watch(w)); err != nil {
+	if err := send(w); err != nil {
 		m.log.Debug("a scrape was cut off", "error", err)
 		// Break the connection, so that no client takes a part of the metrics for all metrics.
 		panic(http.ErrAbortHandler)

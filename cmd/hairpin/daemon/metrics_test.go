@@ -295,19 +295,25 @@ func TestMetricsBesideStalledClients(t *testing.T) {
 		}
 		return nil
 	}
-	s := serveWithin(t, limits, page, &healthFake{})
+	besideStalledClients(t, serveWithin(t, limits, page, &healthFake{}), stalled, "/metrics", "/metrics")
+}
+
+// besideStalledClients asks for each of the paths, while clients ask for another path, do not read the answer, and come back when they are
+// cut off.
+func besideStalledClients(t *testing.T, s *metricsServer, stalled int, stalledPath string, paths ...string) {
+	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	var attackers sync.WaitGroup
 	for range stalled {
 		attackers.Go(func() {
 			for ctx.Err() == nil {
-				stallOnce(ctx, s.address())
+				stallOnce(ctx, s.address(), stalledPath)
 			}
 		})
 	}
 	client := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
-	scrape := func() error {
-		response, err := client.Get("http://" + s.address() + "/metrics")
+	ask := func(path string) error {
+		response, err := client.Get("http://" + s.address() + path)
 		if err != nil {
 			return err
 		}
@@ -319,22 +325,24 @@ func TestMetricsBesideStalledClients(t *testing.T) {
 		return err
 	}
 	for i := range 3 {
-		// On a busy machine this client stalls, too, and is cut off; it tries again, as Prometheus does.
-		until := time.Now().Add(patience)
-		err := scrape()
-		for err != nil && time.Now().Before(until) {
-			err = scrape()
-		}
-		if err != nil {
-			t.Errorf("scrape %d: %v", i, err)
+		for _, path := range paths {
+			// On a busy machine this client stalls, too, and is cut off; it tries again, as Prometheus does.
+			until := time.Now().Add(patience)
+			err := ask(path)
+			for err != nil && time.Now().Before(until) {
+				err = ask(path)
+			}
+			if err != nil {
+				t.Errorf("%s, time %d: %v", path, i, err)
+			}
 		}
 	}
 	stop()
 	attackers.Wait()
 }
 
-// stallOnce asks for the page and does not read it, until the server cuts the connection or ctx ends.
-func stallOnce(ctx context.Context, address string) {
+// stallOnce asks for a path and does not read the answer, until the server cuts the connection or ctx ends.
+func stallOnce(ctx context.Context, address, path string) {
 	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		return
@@ -343,7 +351,7 @@ func stallOnce(ctx context.Context, address string) {
 	defer conn.Close()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for _, err = io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"); err == nil; <-tick.C {
+	for _, err = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n"); err == nil; <-tick.C {
 		_, err = conn.Write([]byte("G")) // fails if the connection is cut; otherwise it begins the next request
 	}
 }

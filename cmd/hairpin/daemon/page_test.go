@@ -18,14 +18,22 @@ import (
 	"hairpin/maps/rule"
 )
 
-// tablesFake has no forwards. A read of the totals waits for wait.
-type tablesFake struct{ wait <-chan struct{} }
+// tablesFake has forwards without traffic. A read of the totals waits for wait.
+type tablesFake struct {
+	wait     <-chan struct{}
+	forwards []rule.Forward
+}
 
 func (f tablesFake) Settings() (config.Config, error)                       { return config.Config{}, nil }
-func (f tablesFake) EachForward(func(*rule.Forward) bool) error             { return nil }
 func (f tablesFake) CountConnections(rule.Selector) (c maps.Count, e error) { return c, e }
 func (f tablesFake) Counters() ([]maps.Counter, error)                      { return nil, nil }
 func (f tablesFake) ConnectionsLimit() uint32                               { return 1 }
+func (f tablesFake) EachForward(visit func(*rule.Forward) bool) error {
+	for i := range f.forwards {
+		visit(&f.forwards[i])
+	}
+	return nil
+}
 func (f tablesFake) ForwardTotals() (map[string]maps.Totals, error) {
 	if f.wait != nil {
 		<-f.wait
@@ -96,7 +104,7 @@ func TestPageOfHostileClients(t *testing.T) {
 // TestScrapeBesideThePage: a scrape is answered while an answer of the page takes long.
 func TestScrapeBesideThePage(t *testing.T) {
 	wait := make(chan struct{})
-	s := servePage(t, defaultLimits, tablesFake{wait})
+	s := servePage(t, defaultLimits, tablesFake{wait: wait})
 	for range 8 {
 		fmt.Fprint(dial(t, s), "GET /api/v1/status HTTP/1.1\r\nHost: localhost\r\n\r\n")
 	}
@@ -112,4 +120,17 @@ func TestScrapeBesideThePage(t *testing.T) {
 		}
 	}
 	close(wait)
+}
+
+// TestPageBesideStalledClients: every path is answered although more clients than the server has connections for ask for the status, do not
+// read it, and come back when they are cut off.
+func TestPageBesideStalledClients(t *testing.T) {
+	limits := defaultLimits
+	limits.connections, limits.write, limits.stall = 20, 10*patience, 20*time.Millisecond
+	forwards := make([]rule.Forward, 500)
+	for i := range forwards {
+		forwards[i] = rule.Forward{Name: fmt.Sprint("forward-", i), Comment: strings.Repeat("a long comment ", 200)}
+	}
+	s := servePage(t, limits, tablesFake{forwards: forwards})
+	besideStalledClients(t, s, 2*limits.connections, "/api/v1/status?limit=500", "/metrics", "/", "/api/v1/status?limit=1")
 }

@@ -17,8 +17,8 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// pages renders the metrics for all clients together, so that many scrapes cost what one costs. A scrape waits for the page whose rendering
-// begins next: no figure is older than the request. All scrapes that wait get the same page. Rendering takes at most half of the time.
+// pages renders the metrics for all clients together. All waiting clients get one rendered page, so many scrapes cost as much as one.
+// A scrape waits for the page whose rendering begins next: no figure is older than the request. Rendering takes at most half of the time.
 //
 // A client that reads slowly keeps its page. If such pages need too much memory, the clients of the oldest page lose their connections.
 type pages struct {
