@@ -27,9 +27,18 @@ type container struct {
 	NetworkSettings struct {
 		Networks map[string]struct{ IPAddress string }
 	}
-	Config struct {
-		Labels map[string]string
-	}
+	Image  string
+	Config labels
+}
+
+type labels struct {
+	Labels map[string]string
+}
+
+// images has what a container engine says of the images.
+var images = map[string]struct{ Config *labels }{
+	"plain":    {},
+	"labelled": {&labels{map[string]string{"hairpin.forward": "image tcp 22 2222"}}},
 }
 
 // standIn answers the commands that hairpin-containers gives to docker, and no others.
@@ -51,11 +60,13 @@ func standIn(dir string, args []string) error {
 		if !there {
 			return fmt.Errorf("no such container: %s", args[3])
 		}
-		format, err := template.New("").Parse(args[2] + "\n")
-		if err != nil {
-			return err
+		return show(args[2], found)
+	case len(args) == 6 && slices.Equal(args[:4], []string{"inspect", "--type", "image", "--format"}):
+		found, there := images[args[5]]
+		if !there {
+			return fmt.Errorf("no such image: %s", args[5])
 		}
-		return format.Execute(os.Stdout, found)
+		return show(args[4], found)
 	case len(args) > 3 && args[0] == "events" && args[1] == "--since":
 		events, err := os.Open(filepath.Join(dir, "events"))
 		if err != nil {
@@ -65,6 +76,14 @@ func standIn(dir string, args []string) error {
 		return err
 	}
 	return fmt.Errorf("unexpected arguments %q", args)
+}
+
+func show(format string, of any) error {
+	parsed, err := template.New("").Parse(format + "\n")
+	if err != nil {
+		return err
+	}
+	return parsed.Execute(os.Stdout, of)
 }
 
 // docker is a stand-in for a container engine, and hairpin-containers beside it.
@@ -134,6 +153,7 @@ func (d *docker) happens(t *testing.T, id, address, label string) {
 
 func newContainer(address, label string) (c container) {
 	c.NetworkSettings.Networks = map[string]struct{ IPAddress string }{"bridge": {address}}
+	c.Image = "plain"
 	c.Config.Labels = map[string]string{"hairpin.forward": label}
 	return c
 }
@@ -205,5 +225,30 @@ func TestContainerForwardsAfterReload(t *testing.T) {
 	follow(t, h.Router, hp, "0.5", map[string]container{"aaa": newContainer(h.web(), "shop tcp 8443 8080")})
 	become(t, hp, want)
 	hp.Reload()
+	become(t, hp, want)
+}
+
+// TestContainerLabelOfImage: a container engine gives a container the labels of its image. Such a label makes no forward: who writes an image
+// must not get a port of the router. A label that the container itself has does make a forward. Without an answer about the image there is
+// no forward.
+func TestContainerLabelOfImage(t *testing.T) {
+	t.Parallel()
+	h := newHost(t, engines[0])
+	hp := lab.NewHairpin(h.Router, h.configuration(t, "tc"))
+	hp.Start()
+	want := targets(t, hp)
+	want["shop"] = h.web() + ":8080"
+	running := make(map[string]container)
+	// The script looks at the containers in this order, so the last forward is there after all the others.
+	for _, c := range []struct{ id, image, label string }{
+		{"aaa", "labelled", images["labelled"].Config.Labels["hairpin.forward"]},
+		{"bbb", "removed", "removed tcp 23 2323"},
+		{"ccc", "labelled", "shop tcp 8443 8080"},
+	} {
+		one := newContainer(h.web(), c.label)
+		one.Image = c.image
+		running[c.id] = one
+	}
+	follow(t, h.Router, hp, "3600", running)
 	become(t, hp, want)
 }
