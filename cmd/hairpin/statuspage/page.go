@@ -3,7 +3,8 @@
 // Package statuspage serves the status page: a picture of the network, the forwards with their rates, connections, refusals and the findings
 // of "hairpin doctor". The page takes its data from one document, GET /api/v1/status. Both only read.
 //
-// However many clients ask, the tables are read once a second at most, and one answer is made at a time.
+// However many clients ask, the counters are read once a second at most. Only the list of forwards is read again for every new filter.
+// One answer is made at a time, for at most half of the time.
 package statuspage
 
 import (

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -38,15 +39,20 @@ type tablesFake struct {
 	count              maps.Count
 	counters           []maps.Counter
 	reads              int // of the totals
+	settings           int // reads of them
 	counting           time.Duration
+	listing, listed    time.Duration // how long a read of the forwards takes; all reads together
 	err                error
 }
 
 func (f *tablesFake) Settings() (config.Config, error) {
+	f.settings++
 	return config.Config{Disabled: f.disabled}, nil
 }
 
 func (f *tablesFake) EachForward(visit func(*rule.Forward) bool) error {
+	time.Sleep(f.listing)
+	f.listed += f.listing
 	for i := range f.forwards {
 		visit(&f.forwards[i])
 	}
@@ -223,7 +229,7 @@ func TestListOfForwards(t *testing.T) {
 	})
 }
 
-// TestManyClients: the tables are read once a second at most, and the doctor looks once a minute, however many clients ask.
+// TestManyClients: the counters are read once a second at most, and the doctor looks once a minute, however many clients ask.
 func TestManyClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tables, looks := &tablesFake{}, 0
@@ -253,6 +259,51 @@ func TestManyClients(t *testing.T) {
 			t.Errorf("the doctor looked %d times, want 2", looks)
 		}
 		time.Sleep(o.Kept)
+	})
+}
+
+// TestManyFilters: clients that change their filter without end make the daemon work for at most half of the time. What does not depend on
+// the filter is read once a second at most. A question that was answered in this second does not wait.
+func TestManyFilters(t *testing.T) {
+	const clients, listing, minute = 64, 100 * time.Millisecond, time.Minute
+	synctest.Test(t, func(t *testing.T) {
+		tables := &tablesFake{forwards: []rule.Forward{forwardOf(t, "web tcp 80 to 192.168.1.20:8080")}}
+		h := Handler(options(tables), otherPaths)
+		statusOf(t, h, "")
+		tables.listing, tables.settings = listing, 0
+		began := time.Now()
+		var all sync.WaitGroup
+		answered := make([]int, clients)
+		for i := range clients {
+			all.Go(func() {
+				for time.Since(began) < minute {
+					statusOf(t, h, fmt.Sprintf("?filter=%d-%d", i, answered[i]))
+					answered[i]++
+				}
+			})
+		}
+		all.Wait()
+		took := time.Since(began)
+		if tables.listed > took/2+2*listing {
+			t.Errorf("the forwards were read for %v of %v", tables.listed, took)
+		}
+		if most := int(took/time.Second) + 1; tables.settings > most {
+			t.Errorf("the settings were read %d times in %v, want %d at most", tables.settings, took, most)
+		}
+		if fewest := slices.Min(answered); fewest+1 < slices.Max(answered) {
+			t.Errorf("answers of each client %v: some wait for longer than others", answered)
+		}
+		time.Sleep(2 * DefaultKept)
+		statusOf(t, h, "?filter=a")
+		asked := time.Now()
+		all.Go(func() { statusOf(t, h, "?filter=b") })
+		synctest.Wait()
+		statusOf(t, h, "?filter=a")
+		if waited := time.Since(asked); waited != 0 {
+			t.Errorf("the answer to a known question took %v", waited)
+		}
+		all.Wait()
+		time.Sleep(2 * DefaultKept)
 	})
 }
 

@@ -20,7 +20,6 @@ import (
 	"hairpin/cmd/hairpin/explain"
 	"hairpin/cmd/hairpin/router"
 	"hairpin/maps"
-	"hairpin/maps/config"
 	"hairpin/maps/rule"
 )
 
@@ -120,11 +119,15 @@ const (
 	maxAnswers  = 8 // that are kept
 )
 
-// statusHandler answers with the document. Between two looks at the tables it answers the same question with the same bytes.
+// statusHandler answers with the document. Between two looks at the tables it answers the same question with the same bytes. Only the list
+// of forwards is read for every other question: 65,000 forwards are too many to keep.
 type statusHandler struct {
 	o Options
 
-	turn chan struct{} // has an element while an answer is made; guards what follows
+	making chan struct{} // has an element while an answer is made, or waits for the rest after the answer before
+	rested time.Time     // the end of this rest; making guards it
+
+	turn chan struct{} // has an element while the fields below are used
 	look *look
 	last *look        // the look before
 	next chan counted // gets the count of connections for the next look; nil: none is made
@@ -143,7 +146,7 @@ type statusHandler struct {
 
 // newStatus returns the handler of the API.
 func newStatus(o Options) http.Handler {
-	h := &statusHandler{o: o, turn: make(chan struct{}, 1)}
+	h := &statusHandler{o: o, making: make(chan struct{}, 1), turn: make(chan struct{}, 1)}
 	h.forget = time.AfterFunc(o.Kept, h.release)
 	h.forget.Stop()
 	return h
@@ -170,26 +173,91 @@ func (h *statusHandler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body)
 }
 
-// answer returns the document for a question. One answer is made at a time, so that many clients cost no more than one.
+// answer returns the document for a question. One answer is made at a time, and after it none is made for as long as it took. So clients
+// that change their question without end leave half of a processor's time to others.
 func (h *statusHandler) answer(ctx context.Context, q question) ([]byte, error) {
+	if body, err := h.known(ctx, q); body != nil || err != nil {
+		return body, err
+	}
+	leave, err := enter(ctx, h.making)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	// Another client may have asked the same question meanwhile.
+	if body, err := h.known(ctx, q); body != nil || err != nil {
+		return body, err
+	}
+	if err := wait(ctx, time.Until(h.rested)); err != nil {
+		return nil, err
+	}
+	return h.make(ctx, q)
+}
+
+// enter waits for the room of one element in a channel. leave makes room for the next.
+func enter(ctx context.Context, room chan struct{}) (leave func(), err error) {
 	select {
-	case h.turn <- struct{}{}:
+	case room <- struct{}{}:
+		return func() { <-room }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	defer func() { <-h.turn }()
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// known returns the answer that was given before to the same question, nil if there is none since the tables are to be read again.
+func (h *statusHandler) known(ctx context.Context, q question) ([]byte, error) {
+	leave, err := enter(ctx, h.turn)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	h.idle = time.Now()
 	h.forget.Reset(h.o.Kept)
 	h.diagnose()
-	if h.look == nil || time.Since(h.look.at) >= h.o.Fresh {
-		now, err := h.take()
+	if !h.fresh() {
+		return nil, nil
+	}
+	return h.look.answers[q], nil
+}
+
+// fresh reports whether the tables need not be read again.
+func (h *statusHandler) fresh() bool { return h.look != nil && time.Since(h.look.at) < h.o.Fresh }
+
+// make makes an answer. The caller has entered making.
+func (h *statusHandler) make(ctx context.Context, q question) ([]byte, error) {
+	leave, err := enter(ctx, h.turn)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	stale := !h.fresh()
+	var connections maps.Count
+	if stale {
+		if connections, err = h.count(); err != nil {
+			return nil, err
+		}
+	}
+	// The count is not part of the work: one count is made at a time, and mostly in the background.
+	began := time.Now()
+	defer func() { h.rested = time.Now().Add(time.Since(began)) }()
+	if stale {
+		now, err := h.take(connections)
 		if err != nil {
 			return nil, err
 		}
 		h.last, h.look = h.look, now
-	}
-	if body := h.look.answers[q]; body != nil {
-		return body, nil
 	}
 	doc, err := h.document(q)
 	if err != nil {
@@ -222,7 +290,11 @@ type look struct {
 	forwards    map[string]maps.Totals
 	connections maps.Count
 	dropped     map[dropKey]uint64
+	disabled    []rule.Forward
 	answers     map[question][]byte // by question
+
+	targets     []target // the busiest; nil: not yet read
+	moreTargets int
 }
 
 // counted is the result of a count of connections.
@@ -259,15 +331,17 @@ type dropKey struct {
 	refused bool
 }
 
-func (h *statusHandler) take() (*look, error) {
-	l := &look{at: time.Now(), dropped: map[dropKey]uint64{}, answers: map[question][]byte{}}
+func (h *statusHandler) take(connections maps.Count) (*look, error) {
+	l := &look{at: time.Now(), connections: connections, dropped: map[dropKey]uint64{}, answers: map[question][]byte{}}
 	var err error
 	if l.forwards, err = h.o.Tables.ForwardTotals(); err != nil {
 		return nil, err
 	}
-	if l.connections, err = h.count(); err != nil {
+	cfg, err := h.o.Tables.Settings()
+	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return nil, err
 	}
+	l.disabled = cfg.Disabled
 	counters, err := h.o.Tables.Counters()
 	if err != nil {
 		return nil, err
@@ -313,10 +387,7 @@ func (h *statusHandler) wanRate(name string) float64 {
 }
 
 func (h *statusHandler) document(q question) (*document, error) {
-	cfg, err := h.o.Tables.Settings()
-	if err != nil && !errors.Is(err, maps.ErrEmpty) {
-		return nil, err
-	}
+	var err error
 	ports := h.o.Ports()
 	count := h.look.connections
 	s := status{
@@ -326,12 +397,15 @@ func (h *statusHandler) document(q question) (*document, error) {
 		Dropped:     h.showDropped(),
 		Findings:    h.findings(),
 	}
-	if s.Forwards, err = h.showForwards(&cfg, q); err != nil {
+	if s.Forwards, err = h.showForwards(q); err != nil {
 		return nil, err
 	}
-	if s.Targets, s.MoreTargets, err = h.showTargets(ports); err != nil {
-		return nil, err
+	if h.look.targets == nil {
+		if h.look.targets, h.look.moreTargets, err = h.showTargets(ports); err != nil {
+			return nil, err
+		}
 	}
+	s.Targets, s.MoreTargets = h.look.targets, h.look.moreTargets
 	return &document{Schema: 1, Status: s}, nil
 }
 
@@ -362,8 +436,8 @@ func (h *statusHandler) showDropped() []dropped {
 	return list
 }
 
-// each visits the running and the disabled forwards.
-func (h *statusHandler) each(cfg *config.Config, visit func(*rule.Forward)) error {
+// each visits the running forwards and then those in more.
+func (h *statusHandler) each(more []rule.Forward, visit func(*rule.Forward)) error {
 	err := h.o.Tables.EachForward(func(f *rule.Forward) bool {
 		visit(f)
 		return true
@@ -371,14 +445,14 @@ func (h *statusHandler) each(cfg *config.Config, visit func(*rule.Forward)) erro
 	if err != nil && !errors.Is(err, maps.ErrEmpty) {
 		return fmt.Errorf("read the forwards: %w", err)
 	}
-	for i := range cfg.Disabled {
-		visit(&cfg.Disabled[i])
+	for i := range more {
+		visit(&more[i])
 	}
 	return nil
 }
 
 // showForwards keeps at most twice as many forwards as asked for, so that its memory does not grow with their number.
-func (h *statusHandler) showForwards(cfg *config.Config, q question) (forwards, error) {
+func (h *statusHandler) showForwards(q question) (forwards, error) {
 	found := forwards{List: []forward{}}
 	busier := func(a, b forward) int {
 		return cmp.Or(cmp.Compare(b.Bytes, a.Bytes), cmp.Compare(b.Connections, a.Connections), cmp.Compare(a.Name, b.Name))
@@ -389,7 +463,7 @@ func (h *statusHandler) showForwards(cfg *config.Config, q question) (forwards, 
 		found.List = found.List[:min(len(found.List), q.limit)]
 	}
 	var worst *forward // of the last trim
-	err := h.each(cfg, func(f *rule.Forward) {
+	err := h.each(h.look.disabled, func(f *rule.Forward) {
 		found.Total++
 		found.Bytes += h.bytesRate(f.Name)
 		found.WANBytes += h.wanRate(f.Name)
@@ -449,8 +523,7 @@ func (h *statusHandler) showTargets(ports []router.Port) (list []target, more in
 		bytes                 float64
 	}
 	sums := map[netip.Addr]sum{}
-	none := &config.Config{}
-	err = h.each(none, func(f *rule.Forward) {
+	err = h.each(nil, func(f *rule.Forward) {
 		s := sums[f.Target]
 		sums[f.Target] = sum{s.forwards + 1, s.connections + h.look.connections.Forwards[f.Name], s.bytes + h.bytesRate(f.Name)}
 	})
@@ -473,7 +546,7 @@ func (h *statusHandler) showTargets(ports []router.Port) (list []target, more in
 		s := sums[addr]
 		list = append(list, target{addr.String(), networkOf(addr, ports), s.forwards, []string{}, s.connections, s.bytes})
 	}
-	err = h.each(none, func(f *rule.Forward) {
+	err = h.each(nil, func(f *rule.Forward) {
 		if i := slices.Index(busiest, f.Target); i >= 0 && len(list[i].Names) < maxNames {
 			list[i].Names = append(list[i].Names, f.Name)
 		}
