@@ -17,7 +17,7 @@ var fakes = map[string]string{
 case $* in
 "-q show firewall") echo "firewall.web=$SECTION" ;;
 "export firewall") cat /firewall ;;
-"export network") cat /network ;;
+"export network") cat /network; test "$NETWORK" != incomplete ;;
 *) exit 1 ;;
 esac
 `,
@@ -115,7 +115,13 @@ func TestOpenWrtScripts(t *testing.T) {
 		t.Errorf("without redirects: %s is there, %v", imported, err)
 	}
 
-	said, asked := opkg(t, root, "/postinst", "SECTION=redirect")
+	said, asked := opkg(t, root, "/postinst", "SECTION=redirect", "NETWORK=incomplete")
+	check("with an incomplete export of the network", asked, "enable restart")
+	if left := glob(filepath.Join(root, "etc/hairpin/import*")); len(left) > 0 || !strings.Contains(said, "could not be translated") {
+		t.Errorf("with an incomplete export of the network: /etc/hairpin has %q, and the installation says\n%s", left, said)
+	}
+
+	said, asked = opkg(t, root, "/postinst", "SECTION=redirect")
 	check("installation", asked, "enable restart")
 	text, err := os.ReadFile(imported)
 	for _, want := range []string{`wan = ["eth1"]`, `lan = ["br-lan"]`, `to = '192.168.1.20:8080'`} {
@@ -140,7 +146,7 @@ func TestOpenWrtScripts(t *testing.T) {
 	}
 
 	_, asked = opkg(t, root, "/prerm")
-	check("removal", asked, "stop disable")
+	check("removal", asked, "running stop disable")
 	if left := glob(filepath.Join(root, "etc/hairpin/*")); len(left) != 1 || filepath.Base(left[0]) != "hairpin.toml" {
 		t.Errorf("after the removal /etc/hairpin has %q", left)
 	}
