@@ -38,11 +38,24 @@ type debian struct {
 func debootstrapped(t *testing.T) string {
 	t.Helper()
 	root := filepath.Join(t.TempDir(), "root")
-	sites := strings.Fields(string(output(t, "apt-get", "indextargets", "--format", "$(SITE) $(CODENAME)", "Identifier: Packages", "Component: main")))
-	if len(sites) < 2 {
-		t.Fatal("apt has no list of packages: run \"apt-get update\"")
+	release := strings.TrimSpace(string(output(t, "sh", "-e", "-c", `. /etc/os-release && echo "$VERSION_CODENAME"`)))
+	mirrors := strings.Fields(string(output(t, "apt-get", "indextargets", "--format", "$(SITE)", "Identifier: Packages", "Component: main",
+		"Origin: Debian", "Codename: "+release)))
+	if len(mirrors) == 0 {
+		t.Fatalf("apt has no list of packages of Debian %s: run \"apt-get update\"", release)
 	}
-	output(t, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", sites[1], root, sites[0])
+	mirror := mirrors[0]
+	if list, found := strings.CutPrefix(mirror, "mirror+file:"); found {
+		text, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mirrors = strings.Fields(string(text)); len(mirrors) == 0 {
+			t.Fatalf("%s names no mirror", list)
+		}
+		mirror = mirrors[0]
+	}
+	output(t, "debootstrap", "--variant=minbase", "--include=systemd,systemd-sysv,dbus", release, root, mirror)
 	return root
 }
 
