@@ -118,6 +118,14 @@ func Short() []Case {
 	}
 }
 
+// Brief returns two floods, for slow processors.
+func Brief() []Case {
+	return []Case{
+		{floodSYN, sourceAny, []translator{hairpinFew}},
+		{floodUDP, source6, []translator{hairpinFew}},
+	}
+}
+
 // All returns every kind of flood from every kind of source.
 func All() (cases []Case) {
 	for _, f := range floodKinds {
@@ -140,8 +148,12 @@ const (
 	// after twice its places. Such a flood is slower, so larger tables get more time, at most churnFillingMost.
 	churnFilling     = 15 * time.Second
 	churnFillingMost = time.Minute
-	clientsOver      = time.Second
-	clientsTime      = 3 * time.Second
+)
+
+// The new clients of a place open all their connections within clientsOver. Each connection has clientsTime.
+var (
+	clientsOver = time.Second * lab.Slowness
+	clientsTime = 3 * time.Second * lab.Slowness
 )
 
 // Row is a row of the table in FLOODS.md.
@@ -170,6 +182,7 @@ var floodedForwards = []struct {
 // Setup is how a flood runs.
 type Setup struct {
 	Idle int // established TCP connections without traffic
+	Rate int // of the flood, in packets a second; 0: as fast as possible
 	// Start starts hairpin on the router, before the flood. It returns a function that is called after the flood. nil: hairpin is
 	// started, and nothing is called.
 	Start func(t *testing.T, n *lab.Network, hp *lab.Hairpin) (end func())
@@ -182,10 +195,10 @@ func (c Case) Rows() int { return 1 + len(c.hairpins) }
 // breaks a promise; what nftables does in the same run is part of the promises.
 func (c Case) Run(t *testing.T, s Setup) (rows []Row) {
 	t.Run(c.flood.name+" from "+c.sources.name, func(t *testing.T) {
-		peer := measureFlood(t, c, nftables, s, 0)
+		peer := measureFlood(t, c, nftables, s, s.Rate)
 		rows = append(rows, peer)
 		for _, h := range c.hairpins {
-			rate := 0
+			rate := s.Rate
 			if h.paced {
 				rate = peer.rate / 2
 			}

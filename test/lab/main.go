@@ -9,11 +9,8 @@
 package lab
 
 import (
-	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -22,6 +19,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"hairpin/test/build"
 )
 
 // isolated is in the environment of a process that already runs in its private mount namespace.
@@ -96,57 +95,10 @@ func Binary(tb testing.TB) string {
 			return
 		}
 		built.path = filepath.Join(built.dir, "hairpin")
-		built.err = build(built.path)
+		built.err = build.Hairpin(built.path)
 	})
 	if built.err != nil {
 		tb.Fatalf("build hairpin: %v", built.err)
 	}
 	return built.path
-}
-
-func build(path string, flags ...string) error {
-	arguments := append([]string{"build", "-o", path}, flags...)
-	build := exec.Command("go", append(arguments, "hairpin/cmd/hairpin")...)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// Variant builds hairpin from this tree with other contents of a file, and returns the path of the binary. file is a path from the
-// top of the tree.
-func Variant(tb testing.TB, file string, change func(contents string) string) string {
-	tb.Helper()
-	dir := tb.TempDir()
-	path, err := variant(dir, file, change)
-	if err != nil {
-		tb.Fatalf("build hairpin with another %s: %v", file, err)
-	}
-	return path
-}
-
-func variant(dir, file string, change func(contents string) string) (string, error) {
-	module, err := exec.Command("go", "env", "GOMOD").Output()
-	if err != nil {
-		return "", err
-	}
-	file = filepath.Join(filepath.Dir(string(module)), file)
-	contents, err := os.ReadFile(file)
-	if err != nil {
-		return "", err
-	}
-	changed := change(string(contents))
-	if changed == string(contents) {
-		return "", fmt.Errorf("the contents of %s are the same", file)
-	}
-	replacement, overlay, path := filepath.Join(dir, filepath.Base(file)), filepath.Join(dir, "overlay.json"), filepath.Join(dir, "hairpin")
-	list, err := json.Marshal(map[string]any{"Replace": map[string]string{file: replacement}})
-	if err != nil {
-		return "", err
-	}
-	if err := errors.Join(os.WriteFile(replacement, []byte(changed), 0o600), os.WriteFile(overlay, list, 0o600)); err != nil {
-		return "", err
-	}
-	return path, build(path, "-overlay", overlay, "-ldflags", "-s -w")
 }

@@ -18,9 +18,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Patience is the time limit for events that should happen at once, on a busy machine. On a slow machine, set HAIRPIN_SLOWNESS to a
-// whole number: the time limit is multiplied by it.
-var Patience = 20 * time.Second * slowness()
+// Patience is the time limit for events that should happen at once, on a busy machine.
+var Patience = 20 * time.Second * Slowness
+
+// Slowness is the factor for times on a slow machine: HAIRPIN_SLOWNESS, a whole number.
+var Slowness = slowness()
 
 func slowness() time.Duration {
 	factor, err := strconv.Atoi(os.Getenv("HAIRPIN_SLOWNESS"))

@@ -20,7 +20,10 @@ func floodOften(t *trial) figures {
 	s := floods.Setup{Idle: t.size(1000, min(10_000, t.descriptors()-floodOthers)), Start: t.startSqueezed}
 	var rows []floods.Row
 	cases := floods.Short()
-	if t.scale == hours {
+	switch t.scale {
+	case brief:
+		cases, s.Idle, s.Rate = floods.Brief(), t.pace(s.Idle), briefFlood
+	case hours:
 		cases = floods.All()
 	}
 	for i, c := range cases {
@@ -31,6 +34,10 @@ func floodOften(t *trial) figures {
 	measured, nftables := floods.Summary(rows)
 	return figures{measured: measured, nftables: nftables}
 }
+
+// briefFlood is the rate of a flood on an emulated processor, in packets a second. It leaves time for the clients, which share the processor
+// with the flood.
+const briefFlood = 1000
 
 // idleScrapes is the number of scrapes of a daemon without traffic. Its heap grows and shrinks with them by some MiB; right after its start
 // it is smallest.

@@ -365,7 +365,7 @@ func (a *attack) compare(hp *lab.Hairpin) (c table) {
 // forgedCount is how many segments, and how many ICMP errors, a run sends.
 func (t *trial) forgedCount() int {
 	// The sum of all kinds of the short form.
-	return t.count(50_000, 1_000_000) / len(t.modes())
+	return t.pace(t.count(50_000, 1_000_000) / len(t.modes()))
 }
 
 func forge(t *trial) figures {

@@ -5,9 +5,11 @@ package torture
 import (
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"strings"
 	"time"
 
+	"hairpin/test/build"
 	"hairpin/test/home"
 	"hairpin/test/lab"
 )
@@ -28,33 +30,27 @@ type builds struct {
 func (t *trial) newBuilds() builds {
 	t.Helper()
 	b := builds{
-		here: lab.Binary(t),
-		// A loader of ELF files does not read what follows the last section.
-		other: lab.Variant(t, "bpf/hairpin_bpfel.o", func(object string) string { return object + "another build" }),
-		apart: []string{lab.Variant(t, "bpf/hairpin_bpfel.go", anotherSchema)},
+		here:  lab.Binary(t),
+		other: t.variant(build.AnotherBuild),
+		apart: []string{t.variant(build.AnotherSchema)},
 	}
 	if t.scale != short {
-		b.apart = append(b.apart, lab.Variant(t, "bpf/gen.go", anotherMap))
+		b.apart = append(b.apart, t.variant(build.AnotherMap))
 	}
 	return b
 }
 
-// anotherSchema gives the layout another number, as a release does that changes the maps.
-func anotherSchema(source string) string {
-	head, rest, _ := strings.Cut(source, "HairpinSchemaSCHEMA HairpinSchema = ")
-	number, tail, _ := strings.Cut(rest, "\n")
-	return head + "HairpinSchemaSCHEMA HairpinSchema = 1" + number + "\n" + tail
-}
-
-// anotherMap changes a map and forgets to change the number of the layout.
-func anotherMap(source string) string {
-	return strings.Replace(source, "func Spec() (*ebpf.CollectionSpec, error) { return spec() }", `func Spec() (*ebpf.CollectionSpec, error) {
-	s, err := spec()
-	if err == nil {
-		s.Maps[HairpinMapEpochs].ValueSize = 8
+// variant returns the path of another build. On the kernels of test/kernels there is no Go: the builds are there already.
+func (t *trial) variant(v build.Variant) string {
+	t.Helper()
+	if t.scale == brief {
+		return filepath.Join(filepath.Dir(lab.Binary(t)), v.Name)
 	}
-	return s, err
-}`, 1)
+	path, err := v.In(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 func upgradeOften(t *trial) figures {

@@ -72,7 +72,7 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	cmd.Stderr = os.Stderr
 	var outcomes map[string]*outcome
-	if g.has(virtioRun) {
+	if hasRun(g.runs, virtioRun) {
 		outcomes, err = followWithCards(ctx, g.arch, cmd)
 	} else {
 		outcomes, err = follow(g.arch, cmd)
@@ -90,8 +90,8 @@ func (g guest) boot(ctx context.Context) (map[string]*outcome, error) {
 	return outcomes, err
 }
 
-func (g guest) has(name string) bool {
-	return slices.ContainsFunc(g.runs, func(r testRun) bool { return r.name == name })
+func hasRun(runs []testRun, name string) bool {
+	return slices.ContainsFunc(runs, func(r testRun) bool { return r.name == name })
 }
 
 // follow runs qemu with an additional serial port for each lane, and reads these ports until qemu ends.

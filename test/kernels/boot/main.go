@@ -41,7 +41,7 @@ var kernels = []kernel{
 	{name: "6.12", suite: "trixie", arch: amd64},
 	{name: "backports", suite: "stable-backports", arch: amd64},
 	{name: "newest", suite: "unstable", arch: amd64},
-	{name: "arm64", suite: "bookworm", arch: arm64, runs: []string{"load", "packets"}},
+	{name: "arm64", suite: "bookworm", arch: arm64, runs: []string{"load", "packets", "T"}},
 }
 
 type options struct {

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"hairpin/test/build"
 )
 
 //go:embed init
@@ -21,7 +23,7 @@ var initScript string
 // programs are this machine's programs that init and the tests call. A name without a slash is looked up in PATH. A name with a
 // slash may have wildcards.
 var programs = []string{
-	"busybox", "modprobe", "ip", "tc", "nft", "wg", "wg-quick", "bash", "ethtool", "ping", "traceroute", "tracepath", "curl", "dig",
+	"busybox", "modprobe", "ip", "ss", "tc", "nft", "wg", "wg-quick", "bash", "ethtool", "ping", "traceroute", "tracepath", "curl", "dig",
 	"dnsmasq", "tshark", "pppd", "pppoe", "pppoe-server", "/usr/lib/pppd/*/*pppoe.so",
 }
 
@@ -44,6 +46,11 @@ func buildRoot(ctx context.Context, work string, a *arch, runs []testRun) (archi
 	}
 	if err := buildTests(ctx, filepath.Join(root, inGuest), a, runs); err != nil {
 		return "", err
+	}
+	if hasRun(runs, upgradeRun) {
+		if err := buildVariants(filepath.Join(work, "variants"), filepath.Join(root, inGuest)); err != nil {
+			return "", err
+		}
 	}
 	if err := os.WriteFile(filepath.Join(root, "init"), []byte(initScript), 0o755); err != nil {
 		return "", err
@@ -134,6 +141,23 @@ func buildTests(ctx context.Context, dir string, a *arch, runs []testRun) error 
 		cmd := exec.CommandContext(ctx, "go", args...)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH="+a.name)
 		if _, err := collect(cmd); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildVariants builds the other builds of hairpin in a directory of their own, and moves them to where hairpin is.
+func buildVariants(dir, to string) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	for _, v := range build.Variants {
+		path, err := v.In(dir)
+		if err != nil {
+			return err
+		}
+		if err := os.Rename(path, filepath.Join(to, v.Name)); err != nil {
 			return err
 		}
 	}

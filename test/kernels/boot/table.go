@@ -9,14 +9,19 @@ import (
 	"strings"
 )
 
-// virtioRun is the run that needs virtio-net devices.
-const virtioRun = "virtio"
+const (
+	virtioRun  = "virtio"   // needs virtio-net devices
+	upgradeRun = "upgrades" // needs other builds of hairpin
+)
 
 // runs has the runs of a guest.
 var runs = []testRun{
 	{0, "load", "kernels.test", "^TestLoad$"},
 	{alone, "conntrack", "kernels.test", "^TestConntrackModule$"},
+	{alone, "floods", "torture.test", "^TestTorture$/^1_Floods"},
 	{alone, "death", "torture.test", "^TestTorture$/^2_Death"},
+	{alone, upgradeRun, "torture.test", "^TestTorture$/^3_"},
+	{alone, "forgery", "torture.test", "^TestTorture$/^6_Forged"},
 	{1, "packets", "program.test", "^(TestTranslation|TestTranslation6)$"},
 	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
@@ -47,7 +52,10 @@ func runsOf(a *arch, opts options) (all []testRun) {
 var columns = []struct{ title, run, test string }{
 	{"load", "load", ""},
 	{"conntrack", "conntrack", ""},
+	{"floods", "floods", ""},
 	{"death", "death", ""},
+	{upgradeRun, upgradeRun, ""},
+	{"forgery", "forgery", ""},
 	{"packets", "packets", ""},
 	{"T", "T", ""},
 	{"N", "N", ""},
@@ -77,7 +85,8 @@ const preface = `# Kernels
 - load: hairpin attaches, and explain answers for both IP versions. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
 - conntrack: programs ask nf_conntrack, a module there. They ask whether the module was loaded before them or after them, with the daemon
   and without. Without CAP_SYS_ADMIN they work, and do not ask.
-- death: the daemon dies in the ways of scenario 2 of [TORTURE.md](TORTURE.md), under fewer datagrams a second, with the oracle of every scenario.
+- floods, death, upgrades, forgery: the first scenarios 1, 2, 3 and 6 of [TORTURE.md](TORTURE.md), with fewer packets, and with the oracle
+  of every scenario.
 - packets: translated packets, compared byte by byte, through both programs.
 - T: the packet corpus of both families, connection state and expiry, through both programs.
 - N: real clients in network namespaces: all reflect modes, the router's own connections, ping, refusals.
@@ -125,7 +134,7 @@ func (k kernel) title() string {
 func (r row) cell(run, test string) string {
 	o := r.outcomes[run]
 	switch {
-	case !slices.ContainsFunc(r.runs, func(t testRun) bool { return t.name == run }):
+	case !hasRun(r.runs, run):
 		return ""
 	case !o.passed(test):
 		return "FAILED"
