@@ -34,7 +34,7 @@ func (a *app) checkCommand() *cobra.Command {
 			path := a.configPath(args)
 			cfg, err := a.readConfig(path)
 			if err == nil {
-				err = errors.Join(a.checkNames(cfg), router.CheckHere(cfg))
+				err = errors.Join(a.checkNames(cfg), daemon.CheckWebConfig(cfg.MetricsWeb), router.CheckHere(cfg))
 				a.noticeFindings(a.findings(cfg))
 			}
 			if a.json {

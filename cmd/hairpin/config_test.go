@@ -53,7 +53,7 @@ func TestEverySettingHasText(t *testing.T) {
 		"timeouts.tcp_established", "timeouts.tcp_transitory", "timeouts.tcp_opening", "timeouts.tcp_closing",
 		"timeouts.udp", "timeouts.icmp", "timeouts.port_hold", "timeouts.address_grace", "icmp.refuse", "icmp.rate", "reflection.default", "reflection.ports", "reflection.prefixes",
 		"deny.sources",
-		"metrics.listen", "log.connections",
+		"metrics.listen", "metrics.web_config", "log.connections",
 	} {
 		text := "version = 1\n" + key + " = " + settingText(cfg, key) + "\n"
 		if key == "datapath.mss_clamp" || key == "interfaces.private_sources" {

@@ -65,6 +65,8 @@ func settingText(cfg config.Config, key string) string {
 		return sourcesText(cfg.Deny)
 	case "metrics.listen":
 		return strconv.Quote(cfg.MetricsListen)
+	case "metrics.web_config":
+		return strconv.Quote(cfg.MetricsWeb)
 	case "log.connections":
 		return strconv.Quote(cfg.LogConnections)
 	case "leases.files":

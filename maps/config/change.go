@@ -84,6 +84,7 @@ func CompareSettings(from, to Config) (keys []string) {
 		{"reflection.prefixes", rule.SortedStandIns(from.StandIns), rule.SortedStandIns(to.StandIns)},
 		{"deny.sources", sortedPrefixes(from.Deny), sortedPrefixes(to.Deny)},
 		{"metrics.listen", from.MetricsListen, to.MetricsListen},
+		{"metrics.web_config", from.MetricsWeb, to.MetricsWeb},
 		{"log.connections", cmp.Or(from.LogConnections, LogOff), cmp.Or(to.LogConnections, LogOff)},
 		{"dns.write", dnsWrites(from), dnsWrites(to)},
 		{"dns.reload", dnsReloads(from), dnsReloads(to)},

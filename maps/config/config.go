@@ -98,6 +98,7 @@ type Config struct {
 	StandIns       []rule.StandIn `json:"stand_ins,omitempty"`
 	Deny           []netip.Prefix `json:"deny,omitempty"`            // sources that open no connection, of any forward
 	MetricsListen  string         `json:"metrics_listen"`            // ADDR:PORT; "": no metrics
+	MetricsWeb     string         `json:"metrics_web,omitempty"`     // path of a file about TLS and passwords; "": there are none
 	LogConnections string         `json:"log_connections,omitempty"` // LogOff, LogText or LogJSON; "": LogOff
 	DNS            []DNSFile      `json:"dns,omitempty"`             // split DNS files, at most one per format
 	Leases         Leases         `json:"leases,omitzero"`

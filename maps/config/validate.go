@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -162,6 +163,7 @@ func (v *validator) settings() {
 	v.standIns()
 	v.deny()
 	v.check(-1, "metrics.listen", checkListen(v.MetricsListen))
+	v.check(-1, "metrics.web_config", checkWebConfig(v.MetricsWeb))
 	if v.LogConnections != "" && !slices.Contains(logs, v.LogConnections) {
 		v.check(-1, "log.connections", fmt.Errorf("%s is not possible; %s", rule.Quote(v.LogConnections), rule.Suggest(v.LogConnections, logs...)))
 	}
@@ -280,6 +282,13 @@ func checkListen(listen string) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%s is not a listening address; write ADDR:PORT such as 127.0.0.1:9845, or \"\" for no metrics", rule.Quote(listen))
+	}
+	return nil
+}
+
+func checkWebConfig(path string) error {
+	if path != "" && !filepath.IsAbs(path) {
+		return fmt.Errorf("%s is not an absolute path", rule.Quote(path))
 	}
 	return nil
 }

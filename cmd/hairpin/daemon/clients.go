@@ -4,6 +4,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"slices"
@@ -31,7 +32,7 @@ type clients struct {
 
 type client struct {
 	of   *clients
-	conn net.Conn
+	conn net.Conn // without TLS, see below
 	// of.mu guards these.
 	answered bool      // the server makes or writes an answer at this moment
 	since    time.Time // of opening or of the last answer
@@ -44,6 +45,15 @@ func (c *client) cut() {
 		_ = tcp.SetLinger(0)
 	}
 	c.conn.Close()
+}
+
+// below returns the connection that carries a TLS connection, and any other connection itself. To close TLS a message is sent, which may
+// take seconds: too long while clients.mu is held.
+func below(conn net.Conn) net.Conn {
+	if secure, ok := conn.(*tls.Conn); ok {
+		return secure.NetConn()
+	}
+	return conn
 }
 
 type clientKey struct{}
@@ -60,6 +70,7 @@ func newClients(limits serverLimits) *clients {
 // admit adds a new connection. It is the server's ConnContext. While it waits, the server accepts no other connection: the kernel keeps
 // them in the order in which they came.
 func (c *clients) admit(ctx context.Context, conn net.Conn) context.Context {
+	conn = below(conn)
 	// With its own choice, the kernel would keep megabytes for each client that does not read.
 	if tcp, ok := conn.(*net.TCPConn); ok && c.sendBuffer != 0 {
 		_ = tcp.SetWriteBuffer(c.sendBuffer)
@@ -123,7 +134,7 @@ func (c *clients) forget(conn net.Conn, state http.ConnState) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.open = slices.DeleteFunc(c.open, func(other *client) bool { return other.conn == conn })
+	c.open = slices.DeleteFunc(c.open, func(other *client) bool { return other.conn == below(conn) })
 	c.change.Broadcast()
 }
 

@@ -259,8 +259,8 @@ func (d *daemon) setMetrics(tables *maps.Tables, o Options) {
 		Doctor: func() ([]diagnose.Finding, error) { return doctor(o.Dir) },
 		Fresh:  statuspage.DefaultFresh, Kept: statuspage.DefaultKept, DoctorPause: statuspage.DefaultDoctorPause,
 	}, metricsHandler(scrapes, &d.state, defaultLimits), defaultLimits)
-	d.port = &metricsPort{log: d.log, start: func(address string) (*metricsServer, error) {
-		return startMetrics(address, handler, defaultLimits, d.log)
+	d.port = &metricsPort{log: d.log, start: func(at place) (*metricsServer, error) {
+		return startMetrics(at, handler, defaultLimits, d.log)
 	}}
 }
 
@@ -321,7 +321,7 @@ func (d *daemon) start(cfg config.Config, broken error, s *router.Session) error
 			return err
 		}
 	}
-	d.port.move(cfg.MetricsListen)
+	d.port.move(placeOf(cfg))
 	d.log.Info(result.String())
 	d.sayApart(started.Apart)
 	d.waits = errors.Is(started.Apart, change.ErrPending)
@@ -579,6 +579,9 @@ func (d *daemon) reload(ctx context.Context) control.Reload {
 
 func (d *daemon) tryReload(ctx context.Context) (change.Outcome, error) {
 	cfg, err := d.read()
+	if err == nil {
+		err = CheckWebConfig(cfg.MetricsWeb)
+	}
 	if err != nil {
 		return change.Outcome{}, err
 	}
@@ -592,7 +595,7 @@ func (d *daemon) tryReload(ctx context.Context) (change.Outcome, error) {
 		return err
 	})
 	if out.Done {
-		d.port.move(cfg.MetricsListen)
+		d.port.move(placeOf(cfg))
 		d.report("log connections", d.conns.set(cfg.LogConnections))
 		d.warnNotices(cfg)
 		d.warnForwarding(out.Ports)

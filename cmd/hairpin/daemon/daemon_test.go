@@ -62,8 +62,8 @@ func newDaemonFake(t *testing.T) *daemonFake {
 		},
 		reloaded: func(taken bool) { d.taken = append(d.taken, taken) },
 		notify:   func(state string) { d.notified = append(d.notified, state) },
-		port: &metricsPort{log: log, start: func(address string) (*metricsServer, error) {
-			return startMetrics(address, http.NotFoundHandler(), defaultLimits, log)
+		port: &metricsPort{log: log, start: func(at place) (*metricsServer, error) {
+			return startMetrics(at, http.NotFoundHandler(), defaultLimits, log)
 		}},
 		conns: newConnectionLog("", io.Discard, log),
 		log:   log, beat: time.Hour, failing: failures{},
@@ -337,7 +337,10 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 			d.file.LAN = []string{"lan0", "lan1"}
 		},
 		"metrics address": func(d *daemonFake) { d.file.MetricsListen = "127.0.0.1:99999" },
-		"locked":          func(d *daemonFake) { d.lockErr = loader.ErrLocked },
+		"web config": func(d *daemonFake) {
+			d.file.MetricsListen, d.file.MetricsWeb = "127.0.0.1:0", "/nowhere/web.yml"
+		},
+		"locked": func(d *daemonFake) { d.lockErr = loader.ErrLocked },
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := newDaemonFake(t)
@@ -346,7 +349,7 @@ func TestReloadOfInvalidFiles(t *testing.T) {
 			spoil(d)
 			d.reload(context.Background())
 			d.machine.WantDone(t)
-			if d.machine.Config.Forwards[0].Target != before.Forwards[0].Target || d.port.address != "" {
+			if d.machine.Config.Forwards[0].Target != before.Forwards[0].Target || d.port.at.listen != "" {
 				t.Error("something changed")
 			}
 			if len(d.taken) != 1 || d.taken[0] {
@@ -410,7 +413,7 @@ func TestReloadThatIsUnfinished(t *testing.T) {
 // address. If the reload fails, the server stays.
 func TestReloadMovesMetrics(t *testing.T) {
 	d := newDaemonFake(t)
-	probe, err := startMetrics("127.0.0.1:0", http.NotFoundHandler(), defaultLimits, d.log)
+	probe, err := startMetrics(place{listen: "127.0.0.1:0"}, http.NotFoundHandler(), defaultLimits, d.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -418,8 +421,8 @@ func TestReloadMovesMetrics(t *testing.T) {
 	probe.Close()
 	serves := func(want string) {
 		t.Helper()
-		if d.port.address != want {
-			t.Errorf("metrics at %q, want %q", d.port.address, want)
+		if d.port.at.listen != want {
+			t.Errorf("metrics at %q, want %q", d.port.at.listen, want)
 		}
 		response, err := http.Get("http://127.0.0.1:" + port + "/")
 		if err != nil {
@@ -483,7 +486,7 @@ func TestMetricsPortInUse(t *testing.T) {
 // TestMetricsServerThatStopped: a server that has stopped is started again.
 func TestMetricsServerThatStopped(t *testing.T) {
 	d := newDaemonFake(t)
-	d.port.move("127.0.0.1:0")
+	d.port.move(place{listen: "127.0.0.1:0"})
 	first := d.port.server
 	first.listener.Close()
 	<-first.ended

@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,7 +23,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sys/unix"
+
+	"hairpin/maps/config"
 )
 
 // serverLimits limit the time and memory that clients of the metrics server can use.
@@ -178,11 +183,14 @@ type metricsServer struct {
 	ended    chan struct{} // closed when Serve has returned
 }
 
-// startMetrics serves handler on listen, "HOST:PORT".
-func startMetrics(listen string, handler http.Handler, limits serverLimits, log *slog.Logger) (*metricsServer, error) {
+// startMetrics serves handler at a place.
+func startMetrics(at place, handler http.Handler, limits serverLimits, log *slog.Logger) (*metricsServer, error) {
+	if err := CheckWebConfig(at.webConfig); err != nil {
+		return nil, err
+	}
 	// IP_FREEBIND: at boot the router may get the address only later.
 	free := net.ListenConfig{Control: freebind}
-	listener, err := free.Listen(context.Background(), tcpFamily(listen), listen)
+	listener, err := free.Listen(context.Background(), tcpFamily(at.listen), at.listen)
 	if err != nil {
 		return nil, fmt.Errorf("serve metrics: %w", err)
 	}
@@ -199,19 +207,57 @@ func startMetrics(listen string, handler http.Handler, limits serverLimits, log 
 			IdleTimeout:       limits.idle,
 			MaxHeaderBytes:    limits.headerBytes,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+			Protocols:         new(http.Protocols),
 		},
 		listener: listener,
 		stop:     limits.stop,
 		ended:    make(chan struct{}),
 	}
-	log.Info("serving metrics", "address", s.address())
+	s.http.Protocols.SetHTTP1(true) // clients counts connections, and each of them has one answer at a time
+	log.Info("serving metrics", "address", s.address(), "web_config", at.webConfig)
 	go func() {
 		defer close(s.ended)
-		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		if err := at.serve(listener, s.http, log); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			log.Warn("metrics server stopped", "error", err)
 		}
 	}()
 	return s, nil
+}
+
+// place is where and how metrics are served.
+type place struct {
+	listen    string // HOST:PORT; "": nowhere
+	webConfig string // path of the file about TLS and passwords; "": there are none
+	// content is the hash of that file. serve reads the file again for each connection and each request, but decides only once whether
+	// there is TLS.
+	content [sha256.Size]byte
+}
+
+func placeOf(cfg config.Config) place {
+	content, _ := os.ReadFile(cfg.MetricsWeb) // start says what is wrong with the file
+	return place{cfg.MetricsListen, cfg.MetricsWeb, sha256.Sum256(content)}
+}
+
+// CheckWebConfig fails if nobody could be served with a file about TLS and passwords: if it cannot be read, or has a mistake, or names a
+// certificate that cannot be read.
+func CheckWebConfig(path string) error {
+	if err := web.Validate(path); err != nil {
+		return fmt.Errorf("metrics.web_config: %s: %w", path, err)
+	}
+	return nil
+}
+
+// serve answers requests until the server or its listener is closed.
+func (p place) serve(listener net.Listener, server *http.Server, log *slog.Logger) error {
+	return web.Serve(listener, server, &web.FlagConfig{WebConfigFile: &p.webConfig}, slog.New(complaints{log.Handler()}))
+}
+
+// complaints passes on warnings and errors alone: package web also says where it listens, as hairpin does.
+type complaints struct{ slog.Handler }
+
+// Enabled implements slog.Handler.
+func (c complaints) Enabled(ctx context.Context, level slog.Level) bool {
+	return level >= slog.LevelWarn && c.Handler.Enabled(ctx, level)
 }
 
 // tcpFamily returns "tcp4" for an IPv4 address: with "tcp", 0.0.0.0 would include every IPv6 address.
@@ -261,36 +307,36 @@ func (s *metricsServer) Close() error {
 	return s.http.Close()
 }
 
-// metricsPort keeps a metrics server at the configured address. Only the daemon's loop uses it. If the
+// metricsPort keeps a metrics server at the configured place. Only the daemon's loop uses it. If the
 // address is in use or refused, the daemon continues, and ensure tries again.
 type metricsPort struct {
-	start   func(address string) (*metricsServer, error)
-	log     *slog.Logger
-	address string // "" for no metrics
-	server  *metricsServer
-	logged  string // last logged error: an error is logged only once
+	start  func(at place) (*metricsServer, error)
+	log    *slog.Logger
+	at     place
+	server *metricsServer
+	logged string // last logged error: an error is logged only once
 }
 
-// move serves at address. If this is the present address, it only restarts a stopped server.
-func (p *metricsPort) move(address string) {
-	if address != p.address {
+// move serves at a place. If this is the present place, it only restarts a stopped server.
+func (p *metricsPort) move(at place) {
+	if at != p.at {
 		// Stop first, because the addresses may share a port: 0.0.0.0 includes 127.0.0.1.
 		p.stop()
-		p.address, p.logged = address, ""
+		p.at, p.logged = at, ""
 	}
 	p.ensure()
 }
 
 // ensure starts the server if it does not run.
 func (p *metricsPort) ensure() {
-	if p.address == "" || p.server != nil && p.server.serves() {
+	if p.at.listen == "" || p.server != nil && p.server.serves() {
 		return
 	}
 	p.stop()
-	server, err := p.start(p.address)
+	server, err := p.start(p.at)
 	if err != nil {
 		if p.logged != err.Error() {
-			p.log.Warn("cannot serve metrics; forwarding continues, and the daemon tries this address again", "address", p.address, "error", err)
+			p.log.Warn("cannot serve metrics; forwarding continues, and the daemon tries this address again", "address", p.at.listen, "error", err)
 		}
 		p.logged = err.Error()
 		return

@@ -53,7 +53,7 @@ func pageOf(collectors ...prometheus.Collector) *metricsPage {
 
 func serveWithin(t *testing.T, limits serverLimits, page *metricsPage, health health) *metricsServer {
 	t.Helper()
-	s, err := startMetrics("127.0.0.1:0", metricsHandler(page, health, limits), limits, page.log)
+	s, err := startMetrics(place{listen: "127.0.0.1:0"}, metricsHandler(page, health, limits), limits, page.log)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -417,12 +417,12 @@ func TestMetricsPageThatFails(t *testing.T) {
 
 // TestMetricsAddressToCome: the server can listen on an address that no interface has yet, as at boot.
 func TestMetricsAddressToCome(t *testing.T) {
-	s, err := startMetrics("192.0.2.77:0", http.NotFoundHandler(), tightLimits, slog.New(slog.DiscardHandler))
+	s, err := startMetrics(place{listen: "192.0.2.77:0"}, http.NotFoundHandler(), tightLimits, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
-	if _, err := startMetrics("127.0.0.1:http-no", http.NotFoundHandler(), tightLimits, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := startMetrics(place{listen: "127.0.0.1:http-no"}, http.NotFoundHandler(), tightLimits, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("a port that does not exist was taken")
 	}
 }

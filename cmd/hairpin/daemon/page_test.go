@@ -49,7 +49,7 @@ func servePage(t *testing.T, limits serverLimits, tables statuspage.Tables) *met
 		Tables: tables, Ports: func() []router.Port { return nil }, Apart: func() string { return "" }, Log: log,
 		Fresh: statuspage.DefaultFresh, Kept: statuspage.DefaultKept, DoctorPause: statuspage.DefaultDoctorPause,
 	}, metricsHandler(pageOf(), &healthFake{}, limits), limits)
-	s, err := startMetrics("127.0.0.1:0", handler, limits, log)
+	s, err := startMetrics(place{listen: "127.0.0.1:0"}, handler, limits, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,6 +64,7 @@ var checks = []check{
 	{name: "flowtables", scope: Doctor, judge: flowtables},
 	{name: "leases", scope: Doctor, judge: leases},
 	{name: "deny", scope: Doctor | Status | Change, judge: deniesRouter},
+	{name: "metrics", scope: Doctor | Status | Change, judge: metricsOpen},
 	{name: "shaping", scope: everywhere, judge: shaping},
 	{name: "local-ports", scope: everywhere, judge: localPorts},
 	{name: "answers", scope: Doctor, start: newAnswers},

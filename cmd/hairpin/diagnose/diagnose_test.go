@@ -160,6 +160,12 @@ func TestJudgements(t *testing.T) {
 		{"not running", func(f *Facts) { f.Datapath.Stopped = loader.ErrNotLoaded }, nil, "problem not-running"},
 		{"another layout", func(f *Facts) { f.Datapath.Stopped, f.Datapath.Foreign = loader.ErrSchema, true }, nil, "problem other-layout"},
 		{"perhaps running", func(f *Facts) { f.Datapath.Stopped, f.Datapath.Unseen = loader.ErrPermission, true }, nil, "unknown datapath-unseen"},
+		{"metrics for everybody", func(f *Facts) { f.Config.MetricsListen = ":9845" }, nil, "warning metrics-open"},
+		{"metrics on a public address", func(f *Facts) { f.Config.MetricsListen = "203.0.113.2:9845" }, nil, "warning metrics-open"},
+		{"metrics on a public address, with a password", func(f *Facts) {
+			f.Config.MetricsListen, f.Config.MetricsWeb = "[::]:9845", "/etc/hairpin/web.yml"
+		}, nil, ""},
+		{"metrics in the LAN", func(f *Facts) { f.Config.MetricsListen = "[fd00:1::1]:9845" }, nil, ""},
 		{"no daemon", func(f *Facts) { f.Datapath.Daemon, f.Datapath.Outdated = false, "x" }, nil, "warning no-daemon, warning programs-outdated"},
 		{"the daemon loads programs anew", func(f *Facts) { f.Datapath.Outdated = "x" }, nil, ""},
 		{"an invalid file", func(f *Facts) { f.Datapath.Invalid = []string{"a", "b"} }, nil, "problem configuration-invalid, problem configuration-invalid"},

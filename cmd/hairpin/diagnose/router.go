@@ -327,6 +327,30 @@ func flowtables(f *Facts) []Finding {
 	return orOK(list, "no flowtable of nftables has an interface of hairpin")
 }
 
+// metricsOpen warns if strangers may be able to ask for the status page and the metrics, which tell about the LAN.
+func metricsOpen(f *Facts) []Finding {
+	listen := f.Config.MetricsListen
+	if listen == "" {
+		return nil
+	}
+	if f.Config.MetricsWeb != "" || !open(listen) {
+		return ok("strangers cannot ask for the status page and the metrics")
+	}
+	return []Finding{Finding{Level: Warning, Code: "metrics-open", Text: fmt.Sprintf(
+		"metrics.listen: %s is for everybody whom the firewall lets through; the status page and the metrics tell about the LAN", listen)}.
+		advise("listen on 127.0.0.1 or an address of the LAN, or ask for a password with metrics.web_config")}
+}
+
+// open reports whether a listening address is not of a LAN and not of the router alone.
+func open(listen string) bool {
+	if strings.HasPrefix(listen, "localhost:") {
+		return false
+	}
+	at, err := netip.ParseAddrPort(listen) // without an address, it is every address
+	address := at.Addr()
+	return err != nil || address.IsUnspecified() || !address.IsLoopback() && !address.IsPrivate() && !address.IsLinkLocalUnicast()
+}
+
 // deniesRouter names the denied sources that hold an address of the router's own.
 func deniesRouter(f *Facts) (list []Finding) {
 	for _, source := range f.Config.Deny {

@@ -105,12 +105,14 @@ func secured(next http.Handler) http.Handler {
 // to the router's address (DNS rebinding). A browser then takes the router's answers for the site's own. The name in the header Host is
 // still the site's. A site cannot do this with an address in place of a name.
 //
+// A browser that was led here by another name does not accept the certificate, so with TLS every name is taken.
+//
 // A Prometheus elsewhere may know the router by any name. So the metrics and the health have this check only where the connection is
 // to a loopback address.
 func guarded(next http.Handler) http.Handler {
 	own, _ := os.Hostname()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !ownName(r.Host, own) && (isPage(r.URL.Path) || toLoopback(r)) {
+		if r.TLS == nil && !ownName(r.Host, own) && (isPage(r.URL.Path) || toLoopback(r)) {
 			http.Error(w, "use the address of the router, localhost, or the router's host name", http.StatusForbidden)
 			return
 		}

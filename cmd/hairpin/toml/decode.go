@@ -262,7 +262,7 @@ func (r *reader) sections() map[string]fields {
 			"prefixes": r.standIns,
 		},
 		"deny":    {"sources": intoNetworks(&c.Deny)},
-		"metrics": {"listen": intoString(&c.MetricsListen)},
+		"metrics": {"listen": intoString(&c.MetricsListen), "web_config": intoString(&c.MetricsWeb)},
 		"log":     {"connections": intoString(&c.LogConnections)},
 		"leases":  {"files": intoStrings(&c.Leases.Files), "max": intoLeases(&c.Leases.Max)},
 		"dns": {
