@@ -214,7 +214,11 @@ func startMetrics(at place, handler http.Handler, limits serverLimits, log *slog
 		ended:    make(chan struct{}),
 	}
 	s.http.Protocols.SetHTTP1(true) // clients counts connections, and each of them has one answer at a time
-	log.Info("serving metrics", "address", s.address(), "web_config", at.webConfig)
+	said := log.With("address", s.address())
+	if at.webConfig != "" {
+		said = said.With("web_config", at.webConfig)
+	}
+	said.Info("serving metrics")
 	go func() {
 		defer close(s.ended)
 		if err := at.serve(listener, s.http, log); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
