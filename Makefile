@@ -27,7 +27,7 @@ LONG ?=
 
 # For test-kernels: 5.10, 6.1, 6.12, backports, newest, arm64; empty: all.
 KERNELS ?=
-# For test-kernels: load, conntrack, floods, death, upgrades, forgery, packets, T, N, beside, trace, virtio, devices, separated by commas; empty: all.
+# For test-kernels: load, conntrack, floods, death, upgrades, forgery, packets, T, T6, N, beside, trace, tracing, virtio, devices, separated by commas; empty: all.
 RUNS ?=
 
 GENERATED := $(foreach object,hairpin explain trace,$(addprefix bpf/$(object)_bpfel,.go .o)) $(addprefix test/bench/traffic/traffic_bpfel,.go .o)

@@ -81,10 +81,10 @@ func TestFormat(t *testing.T) {
 	}
 	lines := strings.Split(format(rows), "\n")
 	want := []string{
-		"| 5.10, bullseye | refused |" + strings.Repeat("  |", 25),
-		"| 6.12, bookworm | ok |" + strings.Repeat(" FAILED |", 14) + " ok |" + strings.Repeat(" FAILED |", 10),
-		"| 7.2, unstable | ok |" + strings.Repeat("  |", 6) + " FAILED |" + strings.Repeat("  |", 18),
-		"| 6.1, bookworm, arm64 | ok |" + strings.Repeat("  |", 5) + " FAILED |" + strings.Repeat("  |", 19),
+		"| 5.10, bullseye | refused |" + strings.Repeat("  |", 27),
+		"| 6.12, bookworm | ok |" + strings.Repeat(" FAILED |", 16) + " ok |" + strings.Repeat(" FAILED |", 10),
+		"| 7.2, unstable | ok |" + strings.Repeat("  |", 6) + " FAILED |" + strings.Repeat("  |", 20),
+		"| 6.1, bookworm, arm64 | ok |" + strings.Repeat("  |", 5) + strings.Repeat(" FAILED |", 3) + strings.Repeat("  |", 19),
 	}
 	if diff := cmp.Diff(want, lines[2:6]); diff != "" {
 		t.Error(diff)

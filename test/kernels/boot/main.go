@@ -41,7 +41,7 @@ var kernels = []kernel{
 	{name: "6.12", suite: "trixie", arch: amd64},
 	{name: "backports", suite: "stable-backports", arch: amd64},
 	{name: "newest", suite: "unstable", arch: amd64},
-	{name: "arm64", suite: "bookworm", arch: arm64, runs: []string{"load", "packets", "T"}},
+	{name: "arm64", suite: "bookworm", arch: arm64, runs: []string{"load", "packets", "T", "T6"}},
 }
 
 type options struct {
@@ -72,7 +72,7 @@ func parse(args []string) (options, error) {
 	var opts options
 	flags := flag.NewFlagSet("boot", flag.ContinueOnError)
 	flags.StringVar(&opts.cache, "cache", "", "directory for kernels, by default hairpin-kernels among the user's caches")
-	flags.DurationVar(&opts.timeout, "timeout", 40*time.Minute, "for the tests on one kernel")
+	flags.DurationVar(&opts.timeout, "timeout", time.Hour, "for the tests on one kernel")
 	names := flags.String("runs", "", "tests to run, as \"load,packets\", by default all")
 	flags.StringVar(&opts.table, "table", "", "file for the table of every kernel")
 	if err := flags.Parse(args); err != nil {

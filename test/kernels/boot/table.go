@@ -23,10 +23,12 @@ var runs = []testRun{
 	{alone, upgradeRun, "torture.test", "^TestTorture$/^3_"},
 	{alone, "forgery", "torture.test", "^TestTorture$/^6_Forged"},
 	{1, "packets", "program.test", "^(TestTranslation|TestTranslation6)$"},
-	{1, "T", "program.test", "^(TestCorpus|TestCorpus6|TestHandshake|TestExpiry)$"},
+	{1, "T", "program.test", "^(TestCorpus|TestHandshake|TestExpiry)$"},
+	{0, "T6", "program.test", "^TestCorpus6$"},
 	{1, "N", "network.test", "^(TestReflectModes|TestLocalClients|TestPingForward|TestCurlIsRefused)$"},
 	{0, "beside", "kernels.test", "^(TestIPsecTunnel|TestPriorityTags|TestWGQuick|TestMSSOfWireGuardLAN)$"},
-	{1, "trace", "kernels.test", "^TestTrace"},
+	{1, "trace", "kernels.test", "^TestTrace(Packets|Connections)$"},
+	{1, "tracing", "kernels.test", "^TestTrace(Filters|Limits|FollowsAnUpgrade|WritesPcapng|Log|Session)$"},
 	{1, virtioRun, "kernels.test", "^TestVirtio$"},
 	{0, "devices", "kernels.test", "^(TestDevices|TestVLANOnTop|TestDoctorSeesVLANOnTop|TestFlowtable)$"},
 }
@@ -58,12 +60,14 @@ var columns = []struct{ title, run, test string }{
 	{"forgery", "forgery", ""},
 	{"packets", "packets", ""},
 	{"T", "T", ""},
+	{"T6", "T6", ""},
 	{"N", "N", ""},
 	{"IPsec", "beside", "TestIPsecTunnel"},
 	{"VLAN 0", "beside", "TestPriorityTags"},
 	{"wg-quick", "beside", "TestWGQuick"},
 	{"MSS", "beside", "TestMSSOfWireGuardLAN"},
 	{"trace", "trace", ""},
+	{"tracing", "tracing", ""},
 	{"virtio-net", virtioRun, "TestVirtio"},
 	{"veth", "devices", "TestDevices/veth"},
 	{"bridge", "devices", "TestDevices/bridge"},
@@ -88,15 +92,15 @@ const preface = `# Kernels
 - floods, death, upgrades, forgery: the first scenarios 1, 2, 3 and 6 of [TORTURE.md](TORTURE.md), with fewer packets, and with the oracle
   of every scenario.
 - packets: translated packets, compared byte by byte, through both programs.
-- T: the packet corpus of both families, connection state and expiry, through both programs.
+- T, T6: the packet corpus of IPv4 and of IPv6, through both programs; T also has connection state and expiry.
 - N: real clients in network namespaces: all reflect modes, the router's own connections, ping, refusals.
 - IPsec: ESP tunnels of both families beside forwards. What a policy protects never leaves unencrypted, the tunnels go on, and a target
   behind an xfrm interface is served.
 - VLAN 0: hosts that begin to send priority tags, from VLAN devices with id 0, keep their connections, and a VLAN beside them is untouched.
 - wg-quick: wg-quick has made a WireGuard tunnel the default route, with strict rp_filter. The Internet is served by the WAN.
 - MSS: a WireGuard interface with a small MTU in ` + "`lan`" + `. TCP fits into it by default, though the server ignores ICMP errors.
-- trace: packets and connections are traced by programs that are attached to the running ones: filters, limits, losses, an upgrade,
-  pcapng files, the log of connections. Nothing stays attached, also after a kill.
+- trace: packets and connections are traced by programs that are attached to the running ones.
+- tracing: filters, limits, losses, an upgrade, pcapng files, the log of connections. Nothing stays attached, also after a kill.
 - virtio-net: the WAN and the LAN are virtio-net devices of the virtual machine, at bridges with other virtio-net devices. The traffic is
   that of a kind of device, and more than a megabyte where frames are long. Every frame that arrives at a host has a correct checksum.
   - Modes tc, auto and xdp. Native XDP runs on a device whose receive offloads the driver can switch off, or that has none.
