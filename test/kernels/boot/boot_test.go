@@ -94,6 +94,21 @@ func TestFormat(t *testing.T) {
 	}
 }
 
+// The rows of other kernels stay, in the order of all kernels; those of a table with other columns do not.
+func TestUpdate(t *testing.T) {
+	rowOf := func(i int, version string) row { return row{kernel: kernels[i], version: version} }
+	before := preface + format([]row{rowOf(1, "6.1.0"), rowOf(4, "7.1.0"), rowOf(5, "6.1.0")})
+	want := format([]row{rowOf(1, "6.1.0"), rowOf(2, "6.12.0"), rowOf(4, "7.2.0"), rowOf(5, "6.1.0")})
+	run := []row{rowOf(4, "7.2.0"), rowOf(2, "6.12.0")}
+	if diff := cmp.Diff(want, update(before, run)); diff != "" {
+		t.Error(diff)
+	}
+	older := strings.Replace(before, "| load |", "|", 1)
+	if diff := cmp.Diff(format([]row{rowOf(2, "6.12.0"), rowOf(4, "7.2.0")}), update(older, run)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // Debian packs kernels in two layouts; place returns equal paths for both, and leaves out files that a guest does not need.
 func TestPlace(t *testing.T) {
 	for name, want := range map[string]string{

@@ -5,8 +5,8 @@
 //
 //	boot [-cache DIR] [-timeout TIME] [-table FILE] [KERNEL...]
 //
-// It prints a table of the kernels and their results. It writes the table to FILE only if the table has every kernel. A suite's
-// kernel stays in the cache; to test a newer kernel, remove it from the cache.
+// It prints a table of the kernels and their results. If it has run all tests, it also writes their rows to FILE, where the rows of other
+// kernels stay. A suite's kernel stays in the cache; to test a newer kernel, remove it from the cache.
 package main
 
 import (
@@ -142,10 +142,13 @@ func run(ctx context.Context, opts options) error {
 		}
 		rows = append(rows, r)
 	}
-	table := format(rows)
-	fmt.Print("\n", table)
-	if opts.table != "" && len(rows) == len(kernels) && opts.runs == nil {
-		if err := os.WriteFile(opts.table, []byte(preface+table), 0o644); err != nil {
+	fmt.Print("\n", format(rows))
+	if opts.table != "" && opts.runs == nil {
+		before, err := os.ReadFile(opts.table)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		if err := os.WriteFile(opts.table, []byte(preface+update(string(before), rows)), 0o644); err != nil {
 			return err
 		}
 	}

@@ -85,6 +85,7 @@ var columns = []struct{ title, run, test string }{
 const preface = `# Kernels
 
 ` + "`sudo make test-kernels`" + ` boots each of Debian's kernels in qemu, runs tests there, and writes this table.
+Each row is from one run.
 
 - load: hairpin attaches, and explain answers for both IP versions. On kernels older than 6.1, hairpin refuses to start, and its message names 6.1.
 - conntrack: programs ask nf_conntrack, a module there. They ask whether the module was loaded before them or after them, with the daemon
@@ -148,22 +149,50 @@ func (r row) cell(run, test string) string {
 	return "ok"
 }
 
-// format returns the table in Markdown. It contains nothing that differs from run to run.
-func format(rows []row) string {
-	var b strings.Builder
-	b.WriteString("| kernel |")
+// header returns the first two lines of the table.
+func header() string {
+	line := "| kernel |"
 	for _, c := range columns {
-		b.WriteString(" " + c.title + " |")
+		line += " " + c.title + " |"
 	}
-	b.WriteString("\n|---|" + strings.Repeat("---|", len(columns)) + "\n")
+	return line + "\n|---|" + strings.Repeat("---|", len(columns)) + "\n"
+}
+
+// line returns the kernel's line of the table. It contains nothing that differs from run to run.
+func (r row) line() string {
+	line := fmt.Sprintf("| %s, %s |", series(r.version), r.kernel.title())
+	for _, c := range columns {
+		line += " " + r.cell(c.run, c.test) + " |"
+	}
+	return line + "\n"
+}
+
+// format returns the table in Markdown.
+func format(rows []row) string {
+	table := header()
 	for _, r := range rows {
-		fmt.Fprintf(&b, "| %s, %s |", series(r.version), r.kernel.title())
-		for _, c := range columns {
-			b.WriteString(" " + r.cell(c.run, c.test) + " |")
-		}
-		b.WriteString("\n")
+		table += r.line()
 	}
-	return b.String()
+	return table
+}
+
+// update returns the table with the rows of this run, and those that the text before has of other kernels. A text with other columns has
+// none.
+func update(before string, rows []row) string {
+	table := header()
+	_, kept, _ := strings.Cut(before, table)
+	for _, k := range kernels {
+		if i := slices.IndexFunc(rows, func(r row) bool { return r.kernel.name == k.name }); i >= 0 {
+			table += rows[i].line()
+			continue
+		}
+		for line := range strings.Lines(kept) {
+			if _, title, _ := strings.Cut(line, ", "); strings.HasPrefix(title, k.title()+" |") {
+				table += line
+			}
+		}
+	}
+	return table
 }
 
 // series returns the first two numbers of a version.
