@@ -14,7 +14,7 @@ test=("${build[@]}" "${demo[@]}"
 	fail2ban-server:fail2ban ping:iputils-ping tracepath:iputils-tracepath traceroute:traceroute hping3:hping3 nmap:nmap
 	systemd-analyze:systemd iperf3:iperf3 wrk:wrk ssh:openssh-client sshd:openssh-server
 	keepalived:keepalived dig:bind9-dnsutils dnsmasq:dnsmasq-base ifup:ifupdown dhclient:isc-dhcp-client unbound:unbound named:bind9 named-checkzone:bind9-utils
-	/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring debootstrap:debootstrap systemd-nspawn:systemd-container rpm:rpm lintian:lintian
+	/usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring mmdebstrap:mmdebstrap systemd-nspawn:systemd-container rpm:rpm lintian:lintian
 	busybox:busybox-static vsftpd:vsftpd tshark:tshark miniupnpd:miniupnpd-nftables upnpc:miniupnpc natpmpc:natpmpc prometheus:prometheus promtool:prometheus openssl:openssl htpasswd:apache2-utils chromium-headless-shell:chromium-headless-shell)
 kernels=("${test[@]}" qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm cpio:cpio xz:xz-utils modprobe:kmod
 	wg:wireguard-tools pppd:ppp pppoe:pppoe)

@@ -30,7 +30,7 @@ var layers = [][]string{
 	{"hairpin/cmd/hairpin"},
 	{"hairpin/test/build"},
 	{"hairpin/test/tables", "hairpin/test/bench/traffic", "hairpin/test/lab", "hairpin/test/frames", "hairpin/test/record", "hairpin/test/coverage"},
-	{"hairpin/test/rig", "hairpin/test/home"},
+	{"hairpin/test/rig", "hairpin/test/home", "hairpin/test/debian"},
 	{"hairpin/test/..."},
 }
 
