@@ -18,6 +18,7 @@ type block struct {
 }
 
 // blocksOf returns the fenced blocks of a page of cmd/hairpin/doc. A block whose first line is a comment with a path is a file.
+// A script has its path in the second line.
 func blocksOf(t *testing.T, page string) (blocks []block) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("../../cmd/hairpin/doc", page))
@@ -34,7 +35,7 @@ func blocksOf(t *testing.T, page string) (blocks []block) {
 		case isFence:
 			open, blocks = false, append(blocks, b)
 		case open:
-			if b.text == "" {
+			if b.text == "" || strings.HasPrefix(b.text, "#!") && strings.Count(b.text, "\n") == 1 {
 				b.path = pathIn(line)
 			}
 			b.text += line
@@ -46,6 +47,23 @@ func blocksOf(t *testing.T, page string) (blocks []block) {
 		t.Fatalf("%s: a fence is missing", page)
 	}
 	return blocks
+}
+
+// blocksIn returns the blocks of these sections. Each section has some.
+func blocksIn(t *testing.T, blocks []block, sections ...string) (found []block) {
+	t.Helper()
+	for _, section := range sections {
+		before := len(found)
+		for _, b := range blocks {
+			if b.section == section {
+				found = append(found, b)
+			}
+		}
+		if len(found) == before {
+			t.Fatalf("the page has no section %q", section)
+		}
+	}
+	return found
 }
 
 // pathIn returns the path in a comment such as "# /etc/file" or "<!-- /etc/file -->", or "".
