@@ -266,7 +266,7 @@ func survives(t *testing.T, d router, works func(when string)) {
 func snapshot(t *testing.T, root string) map[string]bool {
 	t.Helper()
 	paths := make(map[string]bool)
-	ignored := []string{"/root", "/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/var/log", "/var/cache", "/var/lib/dpkg", "/var/lib/apt", "/var/lib/systemd", "/run"}
+	ignored := []string{"/root", "/proc", "/sys", "/dev", "/tmp", "/var/tmp", "/var/log", "/var/cache", "/var/lib/dpkg", "/var/lib/apt", "/var/lib/rpm", "/var/lib/systemd", "/run"}
 	err := filepath.WalkDir(root, func(name string, _ fs.DirEntry, err error) error {
 		path := strings.TrimPrefix(name, root)
 		switch {
