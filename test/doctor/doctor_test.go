@@ -345,6 +345,8 @@ var provocations = []provocation{
 	{code: "lease-daemon", level: diagnose.Warning, settings: leaseSettings("daemon"), provoke: none, cure: func(p *patient) { p.hp.Start() }},
 	{code: "denies-router", level: diagnose.Warning, settings: "[deny]\nsources = [\"192.168.1.0/24\"]\n", provoke: none, says: "contains this router's address 192.168.1.1 (lan0)",
 		cure: func(p *patient) { p.rewrite("192.168.1.0/24", "192.168.9.0/24"); p.hp.Run("apply") }},
+	{code: "metrics-open", level: diagnose.Warning, settings: "[metrics]\nlisten = \":9845\"\n", provoke: none, says: "metrics.listen: :9845 is for everybody",
+		cure: func(p *patient) { p.rewrite(`":9845"`, `"127.0.0.1:9845"`); p.hp.Run("apply") }},
 	{code: "ingress-unshaped", level: diagnose.Warning, provoke: func(p *patient) {
 		p.sh("tc qdisc add dev wan0 handle ffff: ingress && tc filter add dev wan0 parent ffff: protocol all u32 match u32 0 0 flowid 1:1")
 	}, cure: func(p *patient) { p.sh("tc qdisc del dev wan0 ingress") }},
