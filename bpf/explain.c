@@ -18,6 +18,7 @@ struct explanation {
 	__u32 attached;		/* 1: the programs are on the input interface */
 	__u32 parsed;		/* 1: hairpin can read the packet */
 	__u32 opened;		/* 1: the packet has opened its connection */
+	__u32 by_affinity;	/* 1: with the server of the client's last connection */
 	__u32 external;		/* 1: forwards listen on the destination */
 	__u32 forward;		/* id of the forward or intercept of the destination and the port; 0: none */
 	__u32 intercept;	/* 1: this forward is an intercept */
@@ -101,8 +102,10 @@ int hairpin_explain(struct __sk_buff *skb)
 	to->reason = work->rw.reason;
 	to->back_ifindex = work->route.back_ifindex;
 	to->opened = work->open.inserted;
-	if (to->opened)
+	if (to->opened) {
 		to->answer = work->open.answer;
+		to->by_affinity = work->open.by_affinity;
+	}
 	conn = conn_find(&work->pkt.tuple, &work->rw.entry);
 	if (conn) {
 		to->identity = work->rw.entry.identity;

@@ -27,11 +27,13 @@ type ExplainExplanation struct {
 	Attached      uint32
 	Parsed        uint32
 	Opened        uint32
+	ByAffinity    uint32
 	External      uint32
 	Forward       uint32
 	Intercept     uint32
 	ConnForward   uint32
 	BackIfindex   uint32
+	_             [4]byte
 	Sent          ExplainTuple
 	Ifindex       uint32
 	Mtu           uint32
@@ -59,6 +61,8 @@ type ExplainTuple struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	ExplainMapAbsences        = "absences"
+	ExplainMapAffinities      = "affinities"
+	ExplainMapAffinityEmpty   = "affinity_empty"
 	ExplainMapAllow           = "allow"
 	ExplainMapAllowEmpty      = "allow_empty"
 	ExplainMapBitsEmpty       = "bits_empty"
@@ -89,6 +93,8 @@ const (
 	ExplainMapListeners       = "listeners"
 	ExplainMapLive            = "live"
 	ExplainMapLoads           = "loads"
+	ExplainMapLookups         = "lookups"
+	ExplainMapLookupsEmpty    = "lookups_empty"
 	ExplainMapMappings        = "mappings"
 	ExplainMapMaybeDenied     = "maybe_denied"
 	ExplainMapMaybeExternal   = "maybe_external"
@@ -106,6 +112,8 @@ const (
 	ExplainMapScratchPackets  = "scratch_packets"
 	ExplainMapSecrets         = "secrets"
 	ExplainMapSerials         = "serials"
+	ExplainMapServers         = "servers"
+	ExplainMapServersEmpty    = "servers_empty"
 	ExplainMapSettings        = "settings"
 	ExplainMapSourceBuckets   = "source_buckets"
 	ExplainMapSourceEmpty     = "source_empty"
@@ -176,6 +184,8 @@ type ExplainProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type ExplainMapSpecs struct {
 	Absences       *ebpf.MapSpec `ebpf:"absences"`
+	Affinities     *ebpf.MapSpec `ebpf:"affinities"`
+	AffinityEmpty  *ebpf.MapSpec `ebpf:"affinity_empty"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
 	BitsEmpty      *ebpf.MapSpec `ebpf:"bits_empty"`
@@ -206,6 +216,8 @@ type ExplainMapSpecs struct {
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
+	Lookups        *ebpf.MapSpec `ebpf:"lookups"`
+	LookupsEmpty   *ebpf.MapSpec `ebpf:"lookups_empty"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
 	MaybeDenied    *ebpf.MapSpec `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
@@ -223,6 +235,8 @@ type ExplainMapSpecs struct {
 	ScratchPackets *ebpf.MapSpec `ebpf:"scratch_packets"`
 	Secrets        *ebpf.MapSpec `ebpf:"secrets"`
 	Serials        *ebpf.MapSpec `ebpf:"serials"`
+	Servers        *ebpf.MapSpec `ebpf:"servers"`
+	ServersEmpty   *ebpf.MapSpec `ebpf:"servers_empty"`
 	Settings       *ebpf.MapSpec `ebpf:"settings"`
 	SourceBuckets  *ebpf.MapSpec `ebpf:"source_buckets"`
 	SourceEmpty    *ebpf.MapSpec `ebpf:"source_empty"`
@@ -269,6 +283,8 @@ func (o *ExplainObjects) Close() error {
 // It can be passed to LoadExplainObjects or ebpf.CollectionSpec.LoadAndAssign.
 type ExplainMaps struct {
 	Absences       *ebpf.Map `ebpf:"absences"`
+	Affinities     *ebpf.Map `ebpf:"affinities"`
+	AffinityEmpty  *ebpf.Map `ebpf:"affinity_empty"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
 	BitsEmpty      *ebpf.Map `ebpf:"bits_empty"`
@@ -299,6 +315,8 @@ type ExplainMaps struct {
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
+	Lookups        *ebpf.Map `ebpf:"lookups"`
+	LookupsEmpty   *ebpf.Map `ebpf:"lookups_empty"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
 	MaybeDenied    *ebpf.Map `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
@@ -316,6 +334,8 @@ type ExplainMaps struct {
 	ScratchPackets *ebpf.Map `ebpf:"scratch_packets"`
 	Secrets        *ebpf.Map `ebpf:"secrets"`
 	Serials        *ebpf.Map `ebpf:"serials"`
+	Servers        *ebpf.Map `ebpf:"servers"`
+	ServersEmpty   *ebpf.Map `ebpf:"servers_empty"`
 	Settings       *ebpf.Map `ebpf:"settings"`
 	SourceBuckets  *ebpf.Map `ebpf:"source_buckets"`
 	SourceEmpty    *ebpf.Map `ebpf:"source_empty"`
@@ -333,6 +353,8 @@ type ExplainMaps struct {
 func (m *ExplainMaps) Close() error {
 	return _ExplainClose(
 		m.Absences,
+		m.Affinities,
+		m.AffinityEmpty,
 		m.Allow,
 		m.AllowEmpty,
 		m.BitsEmpty,
@@ -363,6 +385,8 @@ func (m *ExplainMaps) Close() error {
 		m.Listeners,
 		m.Live,
 		m.Loads,
+		m.Lookups,
+		m.LookupsEmpty,
 		m.Mappings,
 		m.MaybeDenied,
 		m.MaybeExternal,
@@ -380,6 +404,8 @@ func (m *ExplainMaps) Close() error {
 		m.ScratchPackets,
 		m.Secrets,
 		m.Serials,
+		m.Servers,
+		m.ServersEmpty,
 		m.Settings,
 		m.SourceBuckets,
 		m.SourceEmpty,

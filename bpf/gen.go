@@ -12,7 +12,7 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-//go:generate go tool bpf2go -target bpfel -output-stem hairpin -type conn_path -type conn_state -type conn -type tuple4 -type conn4 -type conn6 -type hop -type ring -type conn_event -type source_page -type load_page -type proven_page -type reflect -type role -type verdict -type reason -type maybe -type epoch_ref -type traffic -type own_address -type own_address_key -type end_request -type correct_request -type place_kind -type conn_flag -type side -type absence -type policy -type policy_side -type denial -type denied_key -type rate -type bucket -type source_bucket_key Hairpin hairpin.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror
+//go:generate go tool bpf2go -target bpfel -output-stem hairpin -type conn_path -type conn_state -type conn -type tuple4 -type conn4 -type conn6 -type hop -type ring -type conn_event -type source_page -type load_page -type proven_page -type reflect -type role -type verdict -type reason -type maybe -type epoch_ref -type traffic -type own_address -type own_address_key -type end_request -type correct_request -type place_kind -type conn_flag -type side -type absence -type policy -type policy_side -type denial -type denied_key -type rate -type bucket -type source_bucket_key -type server -type lookup_page Hairpin hairpin.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror
 
 //go:generate go tool bpf2go -target bpfel -output-stem explain -no-global-types -type addr -type tuple -type explanation Explain explain.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-function
 

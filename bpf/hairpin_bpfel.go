@@ -25,6 +25,20 @@ type HairpinAddr struct {
 	Bytes [16]uint8
 }
 
+type HairpinAffinity struct {
+	_      structs.HostLayout
+	Second uint32
+	Serial uint32
+	Server uint32
+}
+
+type HairpinAffinityKey struct {
+	_       structs.HostLayout
+	Client  HairpinAddr
+	Forward uint32
+	Pad     uint32
+}
+
 type HairpinAllowKey struct {
 	_            structs.HostLayout
 	PrefixLength uint32
@@ -213,6 +227,10 @@ type HairpinForward struct {
 	Pad          [2]uint8
 	Rate         HairpinRate
 	SourceRate   HairpinRate
+	Places       uint32
+	FirstPage    uint32
+	FirstServer  uint32
+	Affinity     uint32
 	_            [4]byte
 }
 
@@ -331,6 +349,11 @@ type HairpinLoadPage struct {
 	}
 }
 
+type HairpinLookupPage struct {
+	_      structs.HostLayout
+	Server [64]uint8
+}
+
 type HairpinMapping struct {
 	_          structs.HostLayout
 	Client     HairpinAddr
@@ -352,6 +375,7 @@ type HairpinOrigin struct {
 	PortShift   uint16
 	Wan         uint8
 	SeveralWans uint8
+	Forward     uint32
 }
 
 type HairpinOriginKey struct {
@@ -520,7 +544,7 @@ type HairpinRoutes struct {
 type HairpinSchema uint32
 
 const (
-	HairpinSchemaSCHEMA HairpinSchema = 13
+	HairpinSchemaSCHEMA HairpinSchema = 14
 )
 
 type HairpinSecret struct {
@@ -532,6 +556,15 @@ type HairpinSerial struct {
 	_    structs.HostLayout
 	Next uint32
 	Pad  uint32
+}
+
+type HairpinServer struct {
+	_         structs.HostLayout
+	Target    HairpinAddr
+	Serial    uint32
+	PortShift uint16
+	Number    uint8
+	Takes     uint8
 }
 
 type HairpinSettings struct {
@@ -547,6 +580,8 @@ type HairpinSettings struct {
 	SourceLimit    uint32
 	InterfaceLimit uint32
 	StandIns       uint32
+	Affinity       uint32
+	Pad            uint32
 	InterceptFirst uint16
 	InterceptLast  uint16
 	ReflectFirst   uint16
@@ -719,6 +754,8 @@ const (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	HairpinMapAbsences        = "absences"
+	HairpinMapAffinities      = "affinities"
+	HairpinMapAffinityEmpty   = "affinity_empty"
 	HairpinMapAllow           = "allow"
 	HairpinMapAllowEmpty      = "allow_empty"
 	HairpinMapBitsEmpty       = "bits_empty"
@@ -748,6 +785,8 @@ const (
 	HairpinMapListeners       = "listeners"
 	HairpinMapLive            = "live"
 	HairpinMapLoads           = "loads"
+	HairpinMapLookups         = "lookups"
+	HairpinMapLookupsEmpty    = "lookups_empty"
 	HairpinMapMappings        = "mappings"
 	HairpinMapMaybeDenied     = "maybe_denied"
 	HairpinMapMaybeExternal   = "maybe_external"
@@ -765,6 +804,8 @@ const (
 	HairpinMapScratchPackets  = "scratch_packets"
 	HairpinMapSecrets         = "secrets"
 	HairpinMapSerials         = "serials"
+	HairpinMapServers         = "servers"
+	HairpinMapServersEmpty    = "servers_empty"
 	HairpinMapSettings        = "settings"
 	HairpinMapSourceBuckets   = "source_buckets"
 	HairpinMapSourceEmpty     = "source_empty"
@@ -845,6 +886,8 @@ type HairpinProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type HairpinMapSpecs struct {
 	Absences       *ebpf.MapSpec `ebpf:"absences"`
+	Affinities     *ebpf.MapSpec `ebpf:"affinities"`
+	AffinityEmpty  *ebpf.MapSpec `ebpf:"affinity_empty"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
 	BitsEmpty      *ebpf.MapSpec `ebpf:"bits_empty"`
@@ -874,6 +917,8 @@ type HairpinMapSpecs struct {
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
+	Lookups        *ebpf.MapSpec `ebpf:"lookups"`
+	LookupsEmpty   *ebpf.MapSpec `ebpf:"lookups_empty"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
 	MaybeDenied    *ebpf.MapSpec `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
@@ -891,6 +936,8 @@ type HairpinMapSpecs struct {
 	ScratchPackets *ebpf.MapSpec `ebpf:"scratch_packets"`
 	Secrets        *ebpf.MapSpec `ebpf:"secrets"`
 	Serials        *ebpf.MapSpec `ebpf:"serials"`
+	Servers        *ebpf.MapSpec `ebpf:"servers"`
+	ServersEmpty   *ebpf.MapSpec `ebpf:"servers_empty"`
 	Settings       *ebpf.MapSpec `ebpf:"settings"`
 	SourceBuckets  *ebpf.MapSpec `ebpf:"source_buckets"`
 	SourceEmpty    *ebpf.MapSpec `ebpf:"source_empty"`
@@ -937,6 +984,8 @@ func (o *HairpinObjects) Close() error {
 // It can be passed to LoadHairpinObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HairpinMaps struct {
 	Absences       *ebpf.Map `ebpf:"absences"`
+	Affinities     *ebpf.Map `ebpf:"affinities"`
+	AffinityEmpty  *ebpf.Map `ebpf:"affinity_empty"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
 	BitsEmpty      *ebpf.Map `ebpf:"bits_empty"`
@@ -966,6 +1015,8 @@ type HairpinMaps struct {
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
+	Lookups        *ebpf.Map `ebpf:"lookups"`
+	LookupsEmpty   *ebpf.Map `ebpf:"lookups_empty"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
 	MaybeDenied    *ebpf.Map `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
@@ -983,6 +1034,8 @@ type HairpinMaps struct {
 	ScratchPackets *ebpf.Map `ebpf:"scratch_packets"`
 	Secrets        *ebpf.Map `ebpf:"secrets"`
 	Serials        *ebpf.Map `ebpf:"serials"`
+	Servers        *ebpf.Map `ebpf:"servers"`
+	ServersEmpty   *ebpf.Map `ebpf:"servers_empty"`
 	Settings       *ebpf.Map `ebpf:"settings"`
 	SourceBuckets  *ebpf.Map `ebpf:"source_buckets"`
 	SourceEmpty    *ebpf.Map `ebpf:"source_empty"`
@@ -1000,6 +1053,8 @@ type HairpinMaps struct {
 func (m *HairpinMaps) Close() error {
 	return _HairpinClose(
 		m.Absences,
+		m.Affinities,
+		m.AffinityEmpty,
 		m.Allow,
 		m.AllowEmpty,
 		m.BitsEmpty,
@@ -1029,6 +1084,8 @@ func (m *HairpinMaps) Close() error {
 		m.Listeners,
 		m.Live,
 		m.Loads,
+		m.Lookups,
+		m.LookupsEmpty,
 		m.Mappings,
 		m.MaybeDenied,
 		m.MaybeExternal,
@@ -1046,6 +1103,8 @@ func (m *HairpinMaps) Close() error {
 		m.ScratchPackets,
 		m.Secrets,
 		m.Serials,
+		m.Servers,
+		m.ServersEmpty,
 		m.Settings,
 		m.SourceBuckets,
 		m.SourceEmpty,

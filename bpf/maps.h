@@ -9,7 +9,7 @@
 #include "types.h"
 
 /* Version of the layout of the pinned maps. It is raised with each incompatible change of types.h or of a map. */
-enum schema { SCHEMA = 13 };
+enum schema { SCHEMA = 14 };
 
 /* Multiplicative hashing (Knuth): 2^32 divided by the golden ratio. Use the upper bits of the product: they mix best. */
 enum { HASH_MULTIPLIER = 2654435761u };
@@ -118,6 +118,26 @@ struct origin_trie {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 };
 
+/* Tables of forwards with several servers (balance.h). The real maps have as many places as the configuration needs. */
+struct server_list {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct server);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP);
+};
+
+struct lookup_pages {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, struct lookup_page);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_INNER_MAP);
+};
+
+struct server_list servers_empty SEC(".maps");
+struct lookup_pages lookups_empty SEC(".maps");
+
 /* Each map has two slots. The control plane fills the unused slot with a new trie. It changes a live trie in one case
  * only: it adds a forward that shares no port with another forward. */
 struct forward_trie forwards_empty SEC(".maps");
@@ -219,6 +239,39 @@ struct {
 	__uint(max_entries, 2);
 	__array(values, struct origin_trie);
 } origins SEC(".maps") = { .values = { &origins_empty, &origins_empty } };
+
+/* The slots are empty while no forward has several servers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 2);
+	__array(values, struct server_list);
+} servers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, 2);
+	__array(values, struct lookup_pages);
+} lookups SEC(".maps");
+
+/* Index: enum affinity_kind. The least recently used client gives way. The control plane puts large tables in the slots when the first
+ * forward has affinity. */
+struct affinity_table {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+	__uint(max_entries, 1);
+};
+
+struct affinity_table affinity_empty SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__type(key, __u32);
+	__uint(max_entries, AFFINITIES);
+	__array(values, struct affinity_table);
+} affinities SEC(".maps") = { .values = { &affinity_empty, &affinity_empty } };
 
 /* Key: an external id. Value: the address with this id. An id of several addresses has no entry. One write changes an address. */
 struct {

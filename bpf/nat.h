@@ -353,6 +353,16 @@ static __always_inline bool nat_handshake_done(const struct packet *pkt, const s
 	return answerer_identity & CONN_ANSWERED && pkt->seq - opener->end < TCP_NEAR && pkt->ack - answerer->end < TCP_NEAR;
 }
 
+/* Makes a half-open connection established. key: of its opener. */
+static __always_inline enum reason nat_promote(const struct tuple *key, struct conn *opener, const struct entry *entry)
+{
+	enum reason reason = life_promote(key, opener, entry);
+
+	if (reason == REASON_NONE)
+		balance_know(key, conn_forward(opener), conn_path(entry->identity) == PATH_WAN);
+	return reason;
+}
+
 /* Handles a packet of the opener in a half-open TCP connection: a repeated SYN, a RST, or the last packet of the
  * handshake. NONE: the packet is sent on. */
 static __always_inline enum reason nat_advance_opener(struct work *work, struct conn *conn, struct conn *answerer)
@@ -372,7 +382,7 @@ static __always_inline enum reason nat_advance_opener(struct work *work, struct 
 		return pkt->seq != conn->end && challenge_answered(pkt) ? REASON_CHALLENGED : REASON_NONE;
 	if (identity & CONN_REBUILT ? !(other & CONN_NUMBERED) : !nat_handshake_done(pkt, conn, answerer, other))
 		return identity & CONN_REBUILT ? REASON_NONE : REASON_BAD_HANDSHAKE;
-	reason = life_promote(&pkt->tuple, conn, &work->rw.entry);
+	reason = nat_promote(&pkt->tuple, conn, &work->rw.entry);
 	if (reason == REASON_NONE) {
 		conn_number(pkt, conn, (identity & ~(__u64)CONN_STATE) | CONN_ESTABLISHED);
 		conn_change(answerer, other, CONN_ESTABLISHED, 0, 0);
@@ -419,7 +429,7 @@ __noinline enum reason nat_advance(struct conn *conn)
 		return nat_server_may(pkt, conn, other) ? REASON_NONE : REASON_NOT_OURS;
 	}
 	/* The first answer of a protocol other than TCP establishes the connection. */
-	reason = life_promote(&work->other.key, other, entry);
+	reason = nat_promote(&work->other.key, other, entry);
 	if (reason == REASON_NONE)
 		conn_change(conn, work->rw.entry.identity, CONN_ESTABLISHED, 0, 0);
 	return reason;

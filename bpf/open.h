@@ -4,6 +4,7 @@
  * inserted only after these questions are answered. */
 #pragma once
 
+#include "balance.h"
 #include "conn.h"
 #include "conntrack.h"
 #include "deny.h"
@@ -597,6 +598,22 @@ static __noinline enum reason open_permitted(void *ctx, struct work *work, const
 	return open_place(!forward->epoch_ref.id);
 }
 
+/* Sets the target in open->sent. A packet of the target, which rebuilds its connection, says itself which server it is. */
+static __always_inline void open_target(struct work *work, const struct interface *in, const struct forward *forward)
+{
+	struct opening *open = &work->open;
+	struct tuple *sent = &open->sent;
+
+	open->new_client = open->by_affinity = false;
+	if (open->by_server) {
+		sent->dst = work->pkt.tuple.src;
+		sent->dport = work->pkt.tuple.sport;
+	} else if (!forward->places || !balance_choose(open, forward, work->pkt.second, in->role == ROLE_WAN)) {
+		sent->dst = forward->target;
+		sent->dport = bpf_htons((__u16)(bpf_ntohs(sent->dport) + forward->port_shift));
+	}
+}
+
 /* Finds the route to the target. Then sets the source that the answerer sees (open->sent), and the key of the
  * answers (open->answer). Not inlined, to save stack. */
 static __noinline enum reason open_route(void *ctx, struct work *work, const struct interface *in,
@@ -609,8 +626,7 @@ static __noinline enum reason open_route(void *ctx, struct work *work, const str
 	long result;
 
 	*sent = open->key;
-	sent->dst = forward->target;
-	sent->dport = bpf_htons((__u16)(bpf_ntohs(sent->dport) + forward->port_shift));
+	open_target(work, in, forward);
 	result = fib_route(ctx, &work->route.fib, start, sent, sizeof(struct iphdr));
 	open->to_router = !fib_found(result) && in->role == ROLE_LAN && own_address_has(OWN_ADDRESS_ALL, &sent->dst);
 	if (!fib_found(result) && !open->to_router)
@@ -738,6 +754,7 @@ static __always_inline enum reason open_insert(void *ctx, struct work *work, enu
 	}
 	open->number = (__u32)number;
 	open->inserted = true;
+	balance_note(open);
 	return REASON_NONE;
 }
 
@@ -862,16 +879,6 @@ static __always_inline bool open_find_client(void *ctx, struct work *work)
 	return true;
 }
 
-/* Is the sender of the answer the target of this forward? At an address with several forwards, another forward may
- * have the asked port. */
-static __always_inline bool open_leads_to(const struct forward *forward, const struct tuple *asked,
-					  const struct tuple *answer)
-{
-	__u16 port = (__u16)(bpf_ntohs(asked->dport) + forward->port_shift);
-
-	return addr_equal(&forward->target, &answer->src) && bpf_htons(port) == answer->sport;
-}
-
 /* An eviction is recent for EVICTED_RECENTLY_MS. CPUs' clocks differ: the CPU that noted the eviction may be up to
  * EVICTED_AHEAD_MS ahead. */
 enum { EVICTED_RECENTLY_MS = 60000, EVICTED_AHEAD_MS = 1000 };
@@ -912,19 +919,20 @@ static __always_inline enum reason open_rebuild(void *ctx, struct work *work, en
 	struct opening *open = &work->open;
 	const struct external *external;
 	const struct forward *forward;
-	bool several_wans = false;
+	struct origin origin = {};
 
 	if (work->pkt.hook == HOOK_XDP && !open->from_wan)
 		return REASON_NEXT_HOP;
-	if (!origin_asked(&work->pkt.tuple, &open->key, open->from_wan, &several_wans))
+	if (!origin_asked(&work->pkt.tuple, &open->key, open->from_wan, &origin))
 		return REASON_NO_CONNECTION;
 	if (work->pkt.hook == HOOK_XDP)
 		return REASON_NEXT_HOP;
 	external = external_find(&open->key.dst);
 	forward = external ? forward_find(forward_slot(), external, open->key.protocol, open->key.dport) : NULL;
-	if (!forward || !open_leads_to(forward, &open->key, &work->pkt.tuple) || !open_find_client(ctx, work))
+	/* At an address with several forwards, another forward may have the asked port. */
+	if (!forward || forward->epoch_ref.id != origin.forward || !open_find_client(ctx, work))
 		return REASON_NO_CONNECTION;
-	if (open->from_wan && !open_client_fits(open, several_wans))
+	if (open->from_wan && !open_client_fits(open, origin.several_wans))
 		return REASON_NO_CONNECTION;
 	open->by_server = true;
 	open->key_used = true;

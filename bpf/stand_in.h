@@ -59,22 +59,22 @@ static __always_inline const struct origin *origin_find(const struct tuple *answ
 	return origin && origin->wan == wan ? origin : NULL;
 }
 
-/* Computes the tuple of the packet that the client must have sent to get this answer. several_wans is set if the router
- * has several WANs. False: the target's port has no origin, the origin has no single address, or the answer should go to
- * a stand-in and does not. Not inlined, to have its own stack frame. */
-static __noinline bool origin_asked(const struct tuple *answer, struct tuple *asked, bool wan, bool *several_wans)
+/* Computes the tuple of the packet that the client must have sent to get this answer, and copies the origin. False: the target's port
+ * has no origin, the origin has no single address, or the answer should go to a stand-in and does not. Not inlined, to have its own
+ * stack frame. */
+static __noinline bool origin_asked(const struct tuple *answer, struct tuple *asked, bool wan, struct origin *origin)
 {
-	const struct origin *origin = origin_find(answer, wan);
+	const struct origin *found = origin_find(answer, wan);
 	const union addr *listener;
 	__u32 external;
 
-	if (!origin)
+	if (!found)
 		return false;
-	external = origin->external;
+	external = found->external;
 	listener = bpf_map_lookup_elem(&listeners, &external);
 	if (!listener)
 		return false;
-	*several_wans = origin->several_wans;
+	*origin = *found;
 	tuple_reverse(answer, asked);
 	asked->dst = *listener;
 	asked->dport = bpf_htons((__u16)(bpf_ntohs(answer->sport) - origin->port_shift));

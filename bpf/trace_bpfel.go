@@ -130,6 +130,8 @@ type TraceTuple struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	TraceMapAbsences       = "absences"
+	TraceMapAffinities     = "affinities"
+	TraceMapAffinityEmpty  = "affinity_empty"
 	TraceMapAllow          = "allow"
 	TraceMapAllowEmpty     = "allow_empty"
 	TraceMapBitsEmpty      = "bits_empty"
@@ -159,6 +161,8 @@ const (
 	TraceMapListeners      = "listeners"
 	TraceMapLive           = "live"
 	TraceMapLoads          = "loads"
+	TraceMapLookups        = "lookups"
+	TraceMapLookupsEmpty   = "lookups_empty"
 	TraceMapMappings       = "mappings"
 	TraceMapMaybeDenied    = "maybe_denied"
 	TraceMapMaybeExternal  = "maybe_external"
@@ -176,6 +180,8 @@ const (
 	TraceMapScratchPackets = "scratch_packets"
 	TraceMapSecrets        = "secrets"
 	TraceMapSerials        = "serials"
+	TraceMapServers        = "servers"
+	TraceMapServersEmpty   = "servers_empty"
 	TraceMapSettings       = "settings"
 	TraceMapSourceBuckets  = "source_buckets"
 	TraceMapSourceEmpty    = "source_empty"
@@ -261,6 +267,8 @@ type TraceProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type TraceMapSpecs struct {
 	Absences       *ebpf.MapSpec `ebpf:"absences"`
+	Affinities     *ebpf.MapSpec `ebpf:"affinities"`
+	AffinityEmpty  *ebpf.MapSpec `ebpf:"affinity_empty"`
 	Allow          *ebpf.MapSpec `ebpf:"allow"`
 	AllowEmpty     *ebpf.MapSpec `ebpf:"allow_empty"`
 	BitsEmpty      *ebpf.MapSpec `ebpf:"bits_empty"`
@@ -290,6 +298,8 @@ type TraceMapSpecs struct {
 	Listeners      *ebpf.MapSpec `ebpf:"listeners"`
 	Live           *ebpf.MapSpec `ebpf:"live"`
 	Loads          *ebpf.MapSpec `ebpf:"loads"`
+	Lookups        *ebpf.MapSpec `ebpf:"lookups"`
+	LookupsEmpty   *ebpf.MapSpec `ebpf:"lookups_empty"`
 	Mappings       *ebpf.MapSpec `ebpf:"mappings"`
 	MaybeDenied    *ebpf.MapSpec `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.MapSpec `ebpf:"maybe_external"`
@@ -307,6 +317,8 @@ type TraceMapSpecs struct {
 	ScratchPackets *ebpf.MapSpec `ebpf:"scratch_packets"`
 	Secrets        *ebpf.MapSpec `ebpf:"secrets"`
 	Serials        *ebpf.MapSpec `ebpf:"serials"`
+	Servers        *ebpf.MapSpec `ebpf:"servers"`
+	ServersEmpty   *ebpf.MapSpec `ebpf:"servers_empty"`
 	Settings       *ebpf.MapSpec `ebpf:"settings"`
 	SourceBuckets  *ebpf.MapSpec `ebpf:"source_buckets"`
 	SourceEmpty    *ebpf.MapSpec `ebpf:"source_empty"`
@@ -354,6 +366,8 @@ func (o *TraceObjects) Close() error {
 // It can be passed to LoadTraceObjects or ebpf.CollectionSpec.LoadAndAssign.
 type TraceMaps struct {
 	Absences       *ebpf.Map `ebpf:"absences"`
+	Affinities     *ebpf.Map `ebpf:"affinities"`
+	AffinityEmpty  *ebpf.Map `ebpf:"affinity_empty"`
 	Allow          *ebpf.Map `ebpf:"allow"`
 	AllowEmpty     *ebpf.Map `ebpf:"allow_empty"`
 	BitsEmpty      *ebpf.Map `ebpf:"bits_empty"`
@@ -383,6 +397,8 @@ type TraceMaps struct {
 	Listeners      *ebpf.Map `ebpf:"listeners"`
 	Live           *ebpf.Map `ebpf:"live"`
 	Loads          *ebpf.Map `ebpf:"loads"`
+	Lookups        *ebpf.Map `ebpf:"lookups"`
+	LookupsEmpty   *ebpf.Map `ebpf:"lookups_empty"`
 	Mappings       *ebpf.Map `ebpf:"mappings"`
 	MaybeDenied    *ebpf.Map `ebpf:"maybe_denied"`
 	MaybeExternal  *ebpf.Map `ebpf:"maybe_external"`
@@ -400,6 +416,8 @@ type TraceMaps struct {
 	ScratchPackets *ebpf.Map `ebpf:"scratch_packets"`
 	Secrets        *ebpf.Map `ebpf:"secrets"`
 	Serials        *ebpf.Map `ebpf:"serials"`
+	Servers        *ebpf.Map `ebpf:"servers"`
+	ServersEmpty   *ebpf.Map `ebpf:"servers_empty"`
 	Settings       *ebpf.Map `ebpf:"settings"`
 	SourceBuckets  *ebpf.Map `ebpf:"source_buckets"`
 	SourceEmpty    *ebpf.Map `ebpf:"source_empty"`
@@ -421,6 +439,8 @@ type TraceMaps struct {
 func (m *TraceMaps) Close() error {
 	return _TraceClose(
 		m.Absences,
+		m.Affinities,
+		m.AffinityEmpty,
 		m.Allow,
 		m.AllowEmpty,
 		m.BitsEmpty,
@@ -450,6 +470,8 @@ func (m *TraceMaps) Close() error {
 		m.Listeners,
 		m.Live,
 		m.Loads,
+		m.Lookups,
+		m.LookupsEmpty,
 		m.Mappings,
 		m.MaybeDenied,
 		m.MaybeExternal,
@@ -467,6 +489,8 @@ func (m *TraceMaps) Close() error {
 		m.ScratchPackets,
 		m.Secrets,
 		m.Serials,
+		m.Servers,
+		m.ServersEmpty,
 		m.Settings,
 		m.SourceBuckets,
 		m.SourceEmpty,

@@ -198,12 +198,14 @@ struct settings {
 	__u32 source_limit;	/* RFC 6888 REQ-4: established connections of one client; 0: no limit */
 	__u32 interface_limit;	/* established connections of all clients behind one LAN interface; 0: no limit */
 	__u32 stand_ins;	/* 1: stand-ins are configured */
+	__u32 affinity;		/* 1: a forward has affinity */
+	__u32 pad;
 	__u16 intercept_first;	/* lowest port of all intercepts; without intercepts, it is above intercept_last */
 	__u16 intercept_last;	/* highest port of all intercepts */
 	__u16 reflect_first;	/* lowest and highest source port of connections that show the router's address */
 	__u16 reflect_last;
 };
-_Static_assert(sizeof(struct settings) == 80, "struct settings has implicit padding");
+_Static_assert(sizeof(struct settings) == 88, "struct settings has implicit padding");
 
 /* A forward or an external address, and its epoch when a connection was made. Once epochs[id] differs from epoch, the
  * connection is over. */
@@ -247,7 +249,7 @@ struct rate {
 _Static_assert(sizeof(struct rate) == 8, "struct rate has implicit padding");
 
 struct forward {
-	union addr target;
+	union addr target;	/* of the only server, or of the first one */
 	struct epoch_ref epoch_ref;
 	enum reflect reflect;
 	__u16 port_shift;	/* target port - external port, modulo 65536 */
@@ -258,8 +260,47 @@ struct forward {
 	__u8 pad[2];
 	struct rate rate;	/* of all clients together */
 	struct rate source_rate;	/* of each client */
+	/* Several servers (balance.h). */
+	__u32 places;		/* of the forward's lookup table; 0: there is one server */
+	__u32 first_page;	/* of the lookup table, in the map lookups */
+	__u32 first_server;	/* of the forward, in the map servers */
+	__u32 affinity;		/* for so many seconds after a client's last opening; 0: there is no affinity */
 };
-_Static_assert(sizeof(struct forward) == 56, "struct forward has implicit padding");
+_Static_assert(sizeof(struct forward) == 72, "struct forward has implicit padding");
+
+/* One of several servers of a forward. */
+struct server {
+	union addr target;
+	__u32 serial;		/* tells it from a later server with its number */
+	__u16 port_shift;	/* target port - external port, modulo 65536 */
+	__u8 number;		/* among the servers of the forward */
+	__u8 takes;		/* 1: it takes new connections */
+};
+_Static_assert(sizeof(struct server) == 24, "struct server has implicit padding");
+
+/* LOOKUP_PAGE places of a forward's lookup table. */
+enum { LOOKUP_PAGE = 64 };
+struct lookup_page {
+	__u8 server[LOOKUP_PAGE];	/* numbers of servers */
+};
+
+/* Which clients the datapath remembers (balance.h): those whose connections are not yet established, and those that had one. */
+enum affinity_kind { AFFINITY_NEW, AFFINITY_KNOWN, AFFINITIES };
+
+/* A client of a forward with affinity. */
+struct affinity_key {
+	union addr client;	/* an address; of the Internet's IPv6 addresses, a /64 */
+	__u32 forward;		/* id */
+	__u32 pad;
+};
+_Static_assert(sizeof(struct affinity_key) == 24, "struct affinity_key has implicit padding");
+
+/* The server of the client's last connection. */
+struct affinity {
+	__u32 second;		/* of the last opening, CLOCK_MONOTONIC */
+	__u32 serial;		/* of the server */
+	__u32 server;		/* its number */
+};
 
 enum { PORTS_ALL = 65536, PORT_BITS = 64 };
 
@@ -339,8 +380,9 @@ struct origin {
 	__u16 port_shift;	/* port_shift of the forward */
 	__u8 wan;		/* wan of the key, stored here too: the prefix of the key may end before wan */
 	__u8 several_wans;	/* 1: the router has several WANs */
+	__u32 forward;		/* id of the forward */
 };
-_Static_assert(sizeof(struct origin) == 8, "struct origin has implicit padding");
+_Static_assert(sizeof(struct origin) == 12, "struct origin has implicit padding");
 
 /* Reflect public: the external port that stands for a client's port (RFC 4787 REQ-1). A mapping has two entries. The
  * entry by client and external address gives one external port to all connections of the client's port. The entry by

@@ -94,6 +94,10 @@ struct opening {
 	bool to_router;		/* the target is the router itself */
 	bool resolved;		/* the MAC address of the next hop to the target is known */
 	bool mapped;		/* reflect public: the connection needs an external port that no other client has */
+	struct affinity_key affinity_key;
+	struct affinity affinity;	/* what is noted for it */
+	bool new_client;	/* the server must be noted */
+	bool by_affinity;	/* the server is that of the client's last connection */
 	bool fixed;		/* the source port cannot be changed */
 	bool other_port;	/* the opener's port is no choice: a direct connection of the opener has it, or needs another */
 	bool by_router;		/* the target sees the router's address, and the connection has ports */

@@ -23,7 +23,7 @@ var changedByPackets = []string{
 	bpf.HairpinMapConns4, bpf.HairpinMapConns6, bpf.HairpinMapTables, bpf.HairpinMapRings, bpf.HairpinMapPlaces,
 	bpf.HairpinMapSweepers, bpf.HairpinMapHops, bpf.HairpinMapMappings, bpf.HairpinMapSources, bpf.HairpinMapLoads,
 	bpf.HairpinMapProven, bpf.HairpinMapLateSyns, bpf.HairpinMapSerials, bpf.HairpinMapDirects, bpf.HairpinMapFragments, bpf.HairpinMapHeldFragments,
-	bpf.HairpinMapScratchPackets, bpf.HairpinMapIcmpBudgets, bpf.HairpinMapForwardStats, bpf.HairpinMapBuckets,
+	bpf.HairpinMapScratchPackets, bpf.HairpinMapAffinities, bpf.HairpinMapIcmpBudgets, bpf.HairpinMapForwardStats, bpf.HairpinMapBuckets,
 	bpf.HairpinMapSourceBuckets, bpf.HairpinMapCounters, bpf.HairpinMapConnEvents, bpf.HairpinMapWorks,
 }
 

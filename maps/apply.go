@@ -35,7 +35,7 @@ func (t *Tables) Plan(c config.Config) (config.Change, error) {
 // changeTo returns the change from the running configuration to c, with the connections that it ends.
 func (t *Tables) changeTo(c config.Config, running *compile.Running) (config.Change, error) {
 	change := running.Change(c)
-	if len(running.Ending) == 0 {
+	if len(running.Ending)+len(running.Dropping) == 0 {
 		return change, nil
 	}
 	now, err := t.CountConnections(rule.Selector{})
@@ -48,6 +48,18 @@ func (t *Tables) changeTo(c config.Config, running *compile.Running) (config.Cha
 				change.Ends = map[string]int{}
 			}
 			change.Ends[name] = number
+		}
+	}
+	for _, d := range running.Dropping {
+		number := now.Forwards[d.Forward] // of the only server
+		if d.Several {
+			number = now.Servers[Served{d.Forward, d.Target, d.Shift}]
+		}
+		if number > 0 {
+			if change.Ends == nil {
+				change.Ends = map[string]int{}
+			}
+			change.Ends[d.Forward] += number
 		}
 	}
 	return change, nil
@@ -234,6 +246,7 @@ func (t *Tables) stage(p *compile.Program, running *compile.Running, generation 
 		{"make origins", func() error {
 			return addTrie(t, &others, t.objs.Origins, slot, bpf.HairpinMapOrigins, p.OriginKeys, p.Origins)
 		}},
+		{"make servers", func() error { return t.makeServers(p, &others, slot) }},
 		{"store tables", func() error { return t.storeAll(others) }},
 		{"make counters", func() error { return t.makeStats(p) }},
 		{"make buckets", func() error { return t.makeBuckets(p.Doc.Config.Forwards, p.Doc.EpochRefs, p.Fresh) }},
@@ -399,6 +412,7 @@ func (t *Tables) finish(o *compile.Outline) error {
 		do   func() error
 	}{
 		{"end connections", func() error { return t.endForwards(doc) }},
+		{"end connections of removed servers", func() error { return t.endDropped(doc) }},
 		{"drop counters", func() error { return t.dropStats(doc) }},
 		{"drop external addresses", func() error { return t.dropExternals(doc) }},
 		{"drop ports", func() error { return t.dropPorts(&left.Ports) }},
@@ -425,7 +439,7 @@ func (t *Tables) endForwards(doc *compile.Document) error {
 }
 
 func (t *Tables) resetForwards(doc *compile.Document) error {
-	if len(doc.Ended) == 0 {
+	if len(doc.Ended)+len(doc.Dropped) == 0 {
 		return nil
 	}
 	return t.resetEnded()

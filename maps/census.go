@@ -4,6 +4,7 @@ package maps
 
 import (
 	"fmt"
+	"net/netip"
 
 	"hairpin/bpf"
 	"hairpin/maps/compile"
@@ -19,6 +20,14 @@ type Count struct {
 	Closing     int            `json:"closing"`
 	Ended       int            `json:"ended,omitempty"` // only if the selector asks for this state
 	Forwards    map[string]int `json:"forwards"`        // connections by the forward's name; only forwards with connections
+	Servers     map[Served]int `json:"-"`               // the same for each server of forwards with several
+}
+
+// Served is a server of a forward.
+type Served struct {
+	Forward string
+	Target  netip.Addr
+	Shift   uint16 // target port minus external port, modulo 65536
 }
 
 // CountConnections counts the connections that sel picks.
@@ -31,6 +40,14 @@ func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
 		Total:    found.HalfOpen + found.Established + found.Closing + found.ended,
 		HalfOpen: found.HalfOpen, Established: found.Established, Closing: found.Closing, Ended: found.ended,
 		Forwards: map[string]int{},
+	}
+	if len(found.servers) > 0 {
+		count.Servers = make(map[Served]int, len(found.servers))
+	}
+	for of, connections := range found.servers {
+		if name := found.roster.Name(of.forward); name != "" {
+			count.Servers[Served{name, layout.FromAddr(of.target), of.shift}] = int(connections)
+		}
 	}
 	for id, connections := range found.forwards {
 		// The forward may have been removed during the walk.
@@ -46,9 +63,16 @@ func (t *Tables) CountConnections(sel rule.Selector) (Count, error) {
 type Census struct {
 	HalfOpen, Established, Closing int
 
-	ended    int             // only if the selector asks for this state
-	forwards []uint32        // connections by the forward's id, up to the highest id with connections
+	ended    int      // only if the selector asks for this state
+	forwards []uint32 // connections by the forward's id, up to the highest id with connections
+	servers  map[served]uint32
 	roster   *compile.Roster // nil if there are no connections
+}
+
+type served struct {
+	forward uint32
+	target  bpf.HairpinAddr
+	shift   uint16
 }
 
 // Of returns the number of connections of the forward with this id. It returns 0 if the id belongs to another forward in
@@ -58,6 +82,14 @@ func (c *Census) Of(id uint32, now *compile.Roster) uint32 {
 		return 0
 	}
 	return c.forwards[id]
+}
+
+// OfServer is Of for one server of a forward with several.
+func (c *Census) OfServer(id uint32, server compile.ListedServer, now *compile.Roster) uint32 {
+	if !now.Has(id, c.roster) {
+		return 0
+	}
+	return c.servers[served{id, layout.ToAddr(server.Target), server.Shift}]
 }
 
 // Census counts the connections that sel picks.
@@ -82,14 +114,14 @@ func (t *Tables) Census(sel rule.Selector) (*Census, error) {
 				return nil
 			}
 		}
-		found.add(opener)
+		found.add(opener, w.roster)
 		return nil
 	})
 	found.roster = w.roster
 	return found, err
 }
 
-func (c *Census) add(opener *layout.Entry) {
+func (c *Census) add(opener *layout.Entry, roster *compile.Roster) {
 	switch stateOf(opener) {
 	case StateHalfOpen:
 		c.HalfOpen++
@@ -105,6 +137,12 @@ func (c *Census) add(opener *layout.Entry) {
 		c.forwards = append(c.forwards, make([]uint32, missing)...)
 	}
 	c.forwards[opener.Forward]++
+	if roster.Servers(opener.Forward) != nil {
+		if c.servers == nil {
+			c.servers = make(map[served]uint32)
+		}
+		c.servers[served{opener.Forward, opener.To.Dst, layout.Be16(opener.To.Dport) - layout.Be16(opener.Key.Dport)}]++
+	}
 }
 
 // Events counts events since the datapath was loaded.

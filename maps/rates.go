@@ -75,18 +75,23 @@ func (t *Tables) makeBucketsPage(number uint32, places []uint32) error {
 }
 
 func (t *Tables) makeSourceBuckets() error {
-	table, err := t.slots.Open(t.objs.SourceBuckets, 0)
+	return t.enlarge(t.objs.SourceBuckets, 0, bpf.HairpinMapSourceBuckets, sourceBuckets)
+}
+
+// enlarge puts a table of this size in a slot of an outer map, if a smaller one is there. What that one holds is lost.
+func (t *Tables) enlarge(outer *ebpf.Map, slot uint32, name string, size uint32) error {
+	table, err := t.slots.Open(outer, slot)
 	if err != nil {
 		return err
 	}
 	defer table.Close()
-	if table.MaxEntries() >= sourceBuckets {
+	if table.MaxEntries() >= size {
 		return nil
 	}
-	larger, err := newInner(bpf.HairpinMapSourceBuckets, sourceBuckets)
+	larger, err := newInner(name, size)
 	if err != nil {
 		return err
 	}
 	defer larger.Close()
-	return t.slots.Store(t.objs.SourceBuckets, 0, larger)
+	return t.slots.Store(outer, slot, larger)
 }

@@ -14,13 +14,15 @@ import (
 )
 
 // Borrow copies what decides about new connections from the running tables into those of a rehearsal: how full the tables are, what
-// each client has, the rates, and which ports are taken. It copies no connections.
+// each client has, which server it had last, the rates, and which ports are taken. It copies no connections.
 func (t *Tables) Borrow(from *Tables) error {
 	return errors.Join(
 		copyMap[uint32, bpf.HairpinRing](t.objs.Rings, from.objs.Rings),
 		copyMap[uint32, bpf.HairpinSourcePage](t.objs.Sources, from.objs.Sources),
 		copyMap[uint32, bpf.HairpinLoadPage](t.objs.Loads, from.objs.Loads),
 		copyMap[uint32, bpf.HairpinProvenPage](t.objs.Proven, from.objs.Proven),
+		copyInner[bpf.HairpinAffinityKey, bpf.HairpinAffinity](t.objs.Affinities, from, from.objs.Affinities, bpf.HairpinMapAffinities, slotOfNew),
+		copyInner[bpf.HairpinAffinityKey, bpf.HairpinAffinity](t.objs.Affinities, from, from.objs.Affinities, bpf.HairpinMapAffinities, slotOfKnown),
 		copyMap[bpf.HairpinTuple, [24]byte](t.objs.Mappings, from.objs.Mappings),
 		copyMap[bpf.HairpinTuple, [8]byte](t.objs.Directs, from.objs.Directs),
 		t.borrowBuckets(from),

@@ -45,7 +45,7 @@ type Tables struct {
 
 // New returns Tables for maps and programs that are not pinned. The caller closes objs.
 func New(objs *bpf.HairpinObjects) *Tables {
-	return NewIn(objs, slots.Held(objs.ForwardsEmpty, objs.AllowEmpty, objs.StandInsEmpty, objs.OriginsEmpty, objs.SourceEmpty))
+	return NewIn(objs, slots.Held(objs.ForwardsEmpty, objs.AllowEmpty, objs.StandInsEmpty, objs.OriginsEmpty, objs.SourceEmpty, objs.AffinityEmpty))
 }
 
 // NewIn returns Tables for the maps and programs in objs, whose inner maps are in slots. The caller closes objs.

@@ -82,7 +82,7 @@ func (a *app) completeForwardAdd(_ *cobra.Command, args []string, _ string) (com
 	case 3:
 		return completions{"to"}, nothing
 	case 5, 7, 9, 11, 13, 15, 17:
-		return rule.ForwardOptions(), nothing
+		return append(rule.ForwardOptions(), "weight", "to"), nothing
 	}
 	if len(args) > 5 && args[len(args)-1] == "reflect" {
 		return rule.ReflectNames(), nothing

@@ -91,6 +91,11 @@ same port of the target.
 
 ` + rule.IPv6Rule + `
 
+Several servers, each after a "to", share the new connections in proportion to their
+weights, 1 to 256. A server with weight 0 gets no new connection, and keeps those that
+it has. With affinity, a client that comes back within this time gets the server that
+it had last.
+
 PROTO is ` + strings.Join(rule.ProtocolNames(), ", ") + `
 or several, separated by commas. For sctp the target's port must be the same. icmp
 (ping) and the protocols after it have no ports: write "any" for PORT. PROTO any
@@ -115,6 +120,7 @@ comment says what the forward is for. "forward show -v" shows it.`,
 		Example: `  hairpin forward add web tcp,udp 443 to 192.168.1.20:8443
   hairpin forward add game udp wan0:6000-6010 to 192.168.1.30 reflect router
   hairpin forward add ssh tcp 203.0.113.1:2222 to 192.168.1.20:22 from 198.51.100.0/24
+  hairpin forward add pool tcp 80 to 192.168.1.20:80 weight 2 to 192.168.1.21:80 affinity 30m
   hairpin forward add mail tcp 25 to 192.168.1.25 rate 100/s rate_per_source 10/min
   hairpin forward add web6 tcp wan0:443 to [fd00::20]:8443
   hairpin forward add tunnel gre,icmp any to 192.168.1.40
@@ -527,9 +533,11 @@ func findForwards(cfg config.Config, names []string) ([]rule.Forward, error) {
 type forwardRow struct {
 	Name        string   `json:"name"`
 	Protocol    []string `json:"protocol"`
-	External    string   `json:"external"` // address or interface; "" means every WAN interface; "any" for an intercept: every address
-	Port        string   `json:"port"`     // "443", "6000-6010", "any"
-	Target      string   `json:"target"`   // "ADDR:PORT", "ADDR:PORT-PORT", or "ADDR" if Port is "any"
+	External    string   `json:"external"`           // address or interface; "" means every WAN interface; "any" for an intercept: every address
+	Port        string   `json:"port"`               // "443", "6000-6010", "any"
+	Target      string   `json:"target"`             // "ADDR:PORT", "ADDR:PORT-PORT", or "ADDR" if Port is "any"; of several servers the first one
+	Servers     []server `json:"servers,omitempty"`  // of a forward with several
+	Affinity    string   `json:"affinity,omitempty"` // such as "30m0s"
 	Reflect     string   `json:"reflect"`
 	Clients     string   `json:"clients,omitempty"` // "router": the target sees the router's address for every client
 	From        []string `json:"from"`              // networks that may connect; empty means all
@@ -557,6 +565,16 @@ type forwardRow struct {
 	places []listening // of Listens
 }
 
+// server is the JSON form of one of several servers.
+type server struct {
+	Target      string `json:"target"` // as forwardRow.Target
+	Weight      uint16 `json:"weight"` // 0: it gets no new connection
+	Connections int    `json:"connections"`
+
+	target netip.Addr
+	shift  uint16
+}
+
 // listening has the addresses of one WAN interface on which a forward listens now.
 type listening struct {
 	wan   string // "" for an address that the forward itself names
@@ -581,6 +599,12 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		Source:   f.Source,
 		target:   f.Target,
 	}
+	for _, s := range f.Servers {
+		row.Servers = append(row.Servers, server{Target: serverText(&f, s), Weight: s.Weight, target: s.Target, shift: f.PortShiftOf(s)})
+	}
+	if f.Affinity != 0 {
+		row.Affinity = f.Affinity.String()
+	}
 	if f.Drains() {
 		row.Drains = max(0.001, (f.DrainUntil - change.SinceBoot()).Seconds())
 	}
@@ -601,6 +625,14 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		row.Except = append(row.Except, prefix.String())
 	}
 	return row
+}
+
+// serverText returns a server as JSON shows it.
+func serverText(f *rule.Forward, s rule.Server) string {
+	if f.Ports.Every() {
+		return s.Target.String()
+	}
+	return f.ServerString(s)
 }
 
 // nameCell returns the text of column NAME: the name, and the state if the forward opens no connections.
@@ -669,18 +701,31 @@ func (r *forwardRow) externalCell(resolve *resolver) string {
 	return cell
 }
 
-// targetCell returns the text of column TARGET.
+// targetCell returns the text of column TARGET: how many servers there are, or the only one.
 func (r *forwardRow) targetCell(resolve *resolver) string {
-	host := resolve.host(r.target)
-	if resolve == nil || host == r.target.String() {
-		return r.Target
+	if len(r.Servers) > 0 {
+		return count(len(r.Servers), "server")
 	}
-	for _, addr := range []string{"[" + r.target.String() + "]", r.target.String()} {
-		if port, ok := strings.CutPrefix(r.Target, addr); ok {
+	return targetName(r.Target, r.target, resolve)
+}
+
+// cell returns the text of column TARGET in the line of a server.
+func (s *server) cell(resolve *resolver) string {
+	return fmt.Sprintf("%s weight %d", targetName(s.Target, s.target, resolve), s.Weight)
+}
+
+// targetName returns the text of a target, with a name in place of its address if there is one.
+func targetName(text string, addr netip.Addr, resolve *resolver) string {
+	host := resolve.host(addr)
+	if resolve == nil || host == addr.String() {
+		return text
+	}
+	for _, prefix := range []string{"[" + addr.String() + "]", addr.String()} {
+		if port, ok := strings.CutPrefix(text, prefix); ok {
 			return host + port
 		}
 	}
-	return r.Target
+	return text
 }
 
 // lastHitCell returns the text of column LAST HIT, "" if no packet has reached the forward.
@@ -830,6 +875,9 @@ func notFound(s *router.Session, missing []string) error {
 	return err
 }
 
+// Columns of forwardRows in which the line of a server has a text.
+const targetColumn, connectionsColumn = 4, 7
+
 // forwardRows returns a function that prints one forward, as JSON or as a table row, and a function to call
 // after the last forward.
 func (a *app) forwardRows(stats bool, resolve *resolver) (print func(*forwardRow) error, end func() error) {
@@ -862,6 +910,14 @@ func (a *app) forwardRows(stats bool, resolve *resolver) (print func(*forwardRow
 			cells = append(cells, r.Comment)
 		}
 		t.row(cells...)
+		for i := range r.Servers {
+			line := make([]string, len(cells))
+			line[targetColumn] = r.Servers[i].cell(resolve)
+			if stats {
+				line[connectionsColumn] = strconv.Itoa(r.Servers[i].Connections)
+			}
+			t.row(line...)
+		}
 		return nil
 	}
 	return print, func() error {
@@ -875,7 +931,7 @@ func (a *app) forwardRows(stats bool, resolve *resolver) (print func(*forwardRow
 // forwardCounters holds the counters of the running forwards, by the forward's name.
 type forwardCounters struct {
 	totals      map[string]maps.Totals
-	connections map[string]int
+	connections maps.Count
 }
 
 func readCounters(s *router.Session) (forwardCounters, error) {
@@ -884,11 +940,14 @@ func readCounters(s *router.Session) (forwardCounters, error) {
 		return forwardCounters{}, err
 	}
 	now, err := s.Tables.CountConnections(rule.Selector{})
-	return forwardCounters{totals, now.Forwards}, err
+	return forwardCounters{totals, now}, err
 }
 
 func (c forwardCounters) fill(row *forwardRow) {
-	row.Connections = c.connections[row.Name]
+	row.Connections = c.connections.Forwards[row.Name]
+	for i := range row.Servers {
+		row.Servers[i].Connections = c.connections.Servers[maps.Served{Forward: row.Name, Target: row.Servers[i].target, Shift: row.Servers[i].shift}]
+	}
 	sum, hit := c.totals[row.Name]
 	row.Packets, row.Bytes, row.Refused = sum.Packets, sum.Bytes, sum.Refused
 	if hit {

@@ -103,7 +103,7 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
 		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0, f.Clients != "",
-		!f.Rate.IsZero(), !f.RatePerSource.IsZero(), f.Comment != "", f.DrainUntil != 0, f.Disabled, f.LANOnly)
+		!f.Rate.IsZero(), !f.RatePerSource.IsZero(), f.Comment != "", f.DrainUntil != 0, f.Disabled, f.LANOnly, f.Balanced(), f.Affinity != 0)
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
 	c.port(&f.Ports.First)
@@ -126,6 +126,8 @@ func (c *codec) forward(f *rule.Forward) {
 	optional(c, has&16384, &f.DrainUntil, (*codec).duration)
 	f.Disabled = has&32768 != 0
 	f.LANOnly = has&65536 != 0
+	list(c, has&131072, &f.Servers, (*codec).server)
+	optional(c, has&262144, &f.Affinity, (*codec).duration)
 }
 
 // bits encodes or decodes flags as one number. The first flag is the lowest bit.
@@ -246,6 +248,15 @@ func (c *codec) string(s *string) {
 		return
 	}
 	*s, c.text = c.text[:length], c.text[length:]
+}
+
+func (c *codec) server(s *rule.Server) {
+	c.addr(&s.Target)
+	c.port(&s.Port)
+	c.port(&s.Weight)
+	number := uint16(s.Number)
+	c.port(&number)
+	s.Number = uint8(number)
 }
 
 func (c *codec) rate(r *rule.Rate) {

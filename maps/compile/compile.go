@@ -32,6 +32,10 @@ type Program struct {
 	claims      map[service][]claim
 	OriginKeys  []bpf.HairpinOriginKey
 	Origins     []bpf.HairpinOrigin
+
+	Servers  []bpf.HairpinServer
+	Lookups  []bpf.HairpinLookupPage
+	balanced map[int]bpf.HairpinForward // by the index of the forward: where its servers and its lookup table are
 }
 
 // Inventory has what Compile must know about the kernel's maps.
@@ -53,6 +57,7 @@ func Compile(c config.Config, running *Running, have Inventory) (*Program, error
 	if err := p.assignEpochRefs(running, have); err != nil {
 		return nil, err
 	}
+	p.number(running)
 	listening := p.listening()
 	p.assignExternals(listening, running, have)
 	for _, at := range slices.SortedFunc(maps.Keys(p.Doc.Externals), rule.ComparePlaces) {
@@ -261,5 +266,6 @@ func (p *Program) value(i int) (bpf.HairpinForward, error) {
 	if f.LANOnly {
 		value.LanOnly = 1
 	}
+	p.balance(i, &value)
 	return value, nil
 }

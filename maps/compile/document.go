@@ -12,7 +12,7 @@ import (
 	"hairpin/maps/rule"
 )
 
-const documentSchema = 3
+const documentSchema = 4
 
 // Document is the running configuration, with the ids and sizes that a later writer needs. It is stored in the kernel
 // and swaps together with the forwards. Forwards that Tables.Add added after the swap are its additions.
@@ -23,6 +23,7 @@ type Document struct {
 	EpochRefs  []EpochRef            `json:"-"`                  // epoch references of Config.Forwards, in the order of the forwards
 	Externals  map[rule.Place]uint32 `json:"externals"`          // external ids of WAN and LAN interfaces, one per family, and of fixed addresses
 	Ended      []EpochRef            `json:"-"`                  // epoch references of forwards whose connections must end after the swap to this document
+	Dropped    []DroppedServer       `json:"dropped,omitempty"`  // whose connections must end after the swap to this document
 	Entries    int                   `json:"entries"`            // upper bound of the entries in trie forwards
 	Sources    int                   `json:"sources"`            // upper bound of the entries in trie allow
 	Origins    int                   `json:"origins"`            // upper bound of the entries in trie origins
@@ -55,7 +56,7 @@ func (s EpochRef) kernel() bpf.HairpinEpochRef {
 // Takes reports whether Tables.Add can add f, if f is valid and meets no other forward. f must not be an intercept or
 // have protocol Any, its external ids must exist, and the configuration must have no stand-ins.
 func (d *Document) Takes(f rule.Forward) bool {
-	if f.Intercept || len(d.Config.StandIns) > 0 || slices.Contains(f.Protocols, rule.Any) {
+	if f.Intercept || f.Balanced() || len(d.Config.StandIns) > 0 || slices.Contains(f.Protocols, rule.Any) {
 		return false
 	}
 	for _, at := range d.listensAt(&f) {
@@ -146,7 +147,9 @@ const AdditionsRoom = 64
 func (d *Document) Targets() map[bpf.HairpinAddr]bool {
 	all := map[bpf.HairpinAddr]bool{}
 	for i := range d.Config.Forwards {
-		all[layout.ToAddr(d.Config.Forwards[i].Target)] = true
+		for s := range d.Config.Forwards[i].EachServer() {
+			all[layout.ToAddr(s.Target)] = true
+		}
 	}
 	return all
 }

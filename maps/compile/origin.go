@@ -45,23 +45,25 @@ func (p *Program) claim(at rule.Place, protocol rule.Protocol, tree *portTree, b
 	}
 	tree.eachRun(below, func(first, last, owner int) {
 		f := &c.Forwards[owner]
-		shift := f.PortShift()
-		from := int(uint16(first) + shift)
-		to := claim{from, from + last - first, bpf.HairpinOrigin{External: p.Doc.Externals[at], PortShift: shift}}
-		if f.Intercept {
-			to.origin.External = 0 // a client may have asked any address, so the origin is unknown
-		}
-		if standIns && c.ReflectOf(*f) == rule.ReflectPrefix {
-			p.addClaim(service{target: f.Target, protocol: protocol}, to)
-		}
-		// Behind a forward that hides its clients, a server answers to the router. What it sends to an Internet host is
-		// no answer. A forward for LANs alone has no client on the Internet.
-		if wan && !f.HidesClients() && !f.LANOnly {
-			to.origin.Wan = 1
-			if len(c.WAN) > 1 {
-				to.origin.SeveralWans = 1
+		for s := range f.EachServer() {
+			shift := f.PortShiftOf(s)
+			from := int(uint16(first) + shift)
+			to := claim{from, from + last - first, bpf.HairpinOrigin{External: p.Doc.Externals[at], PortShift: shift, Forward: p.Doc.EpochRefs[owner].ID}}
+			if f.Intercept {
+				to.origin.External, to.origin.Forward = 0, 0 // a client may have asked any address, so the origin is unknown
 			}
-			p.addClaim(service{f.Target, protocol, 1}, to)
+			if standIns && c.ReflectOf(*f) == rule.ReflectPrefix {
+				p.addClaim(service{target: s.Target, protocol: protocol}, to)
+			}
+			// Behind a forward that hides its clients, a server answers to the router. What it sends to an Internet host is
+			// no answer. A forward for LANs alone has no client on the Internet.
+			if wan && !f.HidesClients() && !f.LANOnly {
+				to.origin.Wan = 1
+				if len(c.WAN) > 1 {
+					to.origin.SeveralWans = 1
+				}
+				p.addClaim(service{s.Target, protocol, 1}, to)
+			}
 		}
 	})
 }

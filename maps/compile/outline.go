@@ -5,6 +5,7 @@ package compile
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -155,9 +156,10 @@ func (o *Outline) Survey(f *rule.Forward) (Survey, error) {
 // Roster has the names and epochs of the running forwards, by id. Counting by forward needs nothing else, so callers can
 // keep a Roster instead of all forwards.
 type Roster struct {
-	Names  []string // "": no forward has the id
-	epochs []uint32
-	IPv6   bool // there is an IPv6 forward
+	Names   []string // "": no forward has the id
+	epochs  []uint32
+	servers [][]ListedServer // of forwards with several
+	IPv6    bool             // there is an IPv6 forward
 }
 
 // Roster returns the names and epochs of the forwards. Callers share the result and must not change it.
@@ -184,9 +186,14 @@ func (o *Outline) enlist() (*Roster, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Names, r.epochs = make([]string, last+1), make([]uint32, last+1)
+	r.Names, r.epochs, r.servers = make([]string, last+1), make([]uint32, last+1), make([][]ListedServer, last+1)
 	err = o.Each(func(f *rule.Forward, s EpochRef) bool {
 		r.Names[s.ID], r.epochs[s.ID] = f.Name, s.Epoch
+		if f.Balanced() {
+			for server := range f.EachServer() {
+				r.servers[s.ID] = append(r.servers[s.ID], ListedServer{server.Target, f.PortShiftOf(server), f.ServerString(server)})
+			}
+		}
 		return true
 	})
 	return r, err
@@ -200,6 +207,21 @@ func (r *Roster) Name(id uint32) string {
 	return r.Names[id]
 }
 
+// ListedServer is one of several servers of a forward.
+type ListedServer struct {
+	Target netip.Addr
+	Shift  uint16 // target port minus external port, modulo 65536
+	Text   string // as rule.Forward.ServerString
+}
+
+// Servers returns the servers of the forward with this id, nil if there is only one.
+func (r *Roster) Servers(id uint32) []ListedServer {
+	if r == nil || id >= uint32(len(r.servers)) {
+		return nil
+	}
+	return r.servers[id]
+}
+
 // Has reports whether the id belongs to the same forward in both rosters: name and epoch are equal.
 func (r *Roster) Has(id uint32, other *Roster) bool {
 	return r == other || r.Name(id) != "" && r.Name(id) == other.Name(id) && r.epochs[id] == other.epochs[id]
@@ -207,7 +229,7 @@ func (r *Roster) Has(id uint32, other *Roster) bool {
 
 // Leftover has the parts of a document that the steps after a swap need.
 type Leftover struct {
-	Document // has all epoch references, but Config.Forwards has only the intercepts
+	Document // has all epoch references, but Config.Forwards has only what the settings depend on: intercepts and forwards with affinity
 	Targets  map[bpf.HairpinAddr]bool
 	Ports    PortSet
 }
@@ -219,9 +241,11 @@ func (o *Outline) Leftover() (*Leftover, error) {
 	left.Config.Forwards, left.EpochRefs = nil, nil
 	rest, err := o.eachWritten(func(f *rule.Forward, s EpochRef) bool {
 		left.EpochRefs = append(left.EpochRefs, s)
-		left.Targets[layout.ToAddr(f.Target)] = true
+		for s := range f.EachServer() {
+			left.Targets[layout.ToAddr(s.Target)] = true
+		}
 		left.Ports.Add(f)
-		if f.Intercept {
+		if f.Intercept || f.Affinity != 0 {
 			left.Config.Forwards = append(left.Config.Forwards, f.Clone())
 		}
 		return true

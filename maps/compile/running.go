@@ -3,7 +3,9 @@
 package compile
 
 import (
+	"net/netip"
 	"reflect"
+	"slices"
 
 	"hairpin/bpf"
 	"hairpin/maps/config"
@@ -20,16 +22,27 @@ type Running struct {
 	Targets   map[bpf.HairpinAddr]bool
 	removed   []string // names of forwards that are not in Config.Forwards of the new configuration
 	Ending    []string // names of forwards whose connections end
+	Dropping  []Dropping
 	of        []former // running forwards, by the index of the new forward with the same name
 	same      bool     // the forwards are equal, including their order and Source
+}
+
+// Dropping is a server whose connections end, although those of its forward go on.
+type Dropping struct {
+	Forward string
+	Target  netip.Addr
+	Shift   uint16 // target port minus external port, modulo 65536
+	Several bool   // the running forward has several servers
 }
 
 // former describes the running forward that has the name of a new forward.
 type former struct {
 	epochRef  EpochRef
-	there     bool // there is such a running forward
-	behaves   bool // the datapath does the same for both
-	unchanged bool // all else that Change reports is equal, too
+	forward   rule.Forward  // its servers and ports, and those of the forward of one server
+	dropped   []rule.Server // whose connections end, although those of the forward go on
+	there     bool          // there is such a running forward
+	behaves   bool          // the datapath does the same for both
+	unchanged bool          // all else that Change reports is equal, too
 }
 
 // running compares the document with the new configuration c. each must visit the forwards of the document.
@@ -43,7 +56,9 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 		e.same = e.same && at < len(c.Forwards) && sameWritten(f, &c.Forwards[at])
 		at++
 		e.epochRefs = append(e.epochRefs, s)
-		e.Targets[layout.ToAddr(f.Target)] = true
+		for s := range f.EachServer() {
+			e.Targets[layout.ToAddr(s.Target)] = true
+		}
 		i, there := index[f.Name]
 		if !there {
 			if !f.Drains() { // whoever deleted it has been told
@@ -57,11 +72,23 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 		if !behaves {
 			e.Ending = append(e.Ending, f.Name)
 		}
-		e.of[i] = former{epochRef: s, there: true, behaves: behaves, unchanged: behaves && config.SameBesides(*f, g)}
+		var dropped []rule.Server
+		for server := range f.EachServer() {
+			if behaves && !g.Has(f, server) {
+				dropped = append(dropped, server)
+				e.Dropping = append(e.Dropping, Dropping{f.Name, server.Target, f.PortShiftOf(server), f.Balanced()})
+			}
+		}
+		e.of[i] = former{epochRef: s, forward: serversOf(f), dropped: dropped, there: true, behaves: behaves, unchanged: behaves && config.SameBesides(*f, g)}
 		return true
 	})
 	e.same = e.same && at == len(c.Forwards)
 	return e, err
+}
+
+// serversOf returns a copy of what says which servers a forward has.
+func serversOf(f *rule.Forward) rule.Forward {
+	return rule.Forward{Ports: f.Ports, Target: f.Target, TargetPort: f.TargetPort, Servers: slices.Clone(f.Servers)}
 }
 
 // sameWritten reports whether two forwards are equal in every field, including Source. nil and empty lists are equal:
@@ -71,8 +98,18 @@ func sameWritten(f, g *rule.Forward) bool {
 	for _, h := range []*rule.Forward{&a, &b} {
 		h.Protocols, h.From, h.Hosts = clipped(h.Protocols), clipped(h.From), clipped(h.Hosts)
 		h.LAN, h.Except = clipped(h.LAN), clipped(h.Except)
+		h.Servers = unnumbered(h.Servers)
 	}
 	return reflect.DeepEqual(a, b)
+}
+
+// unnumbered returns servers without what package compile has set.
+func unnumbered(servers []rule.Server) (written []rule.Server) {
+	for _, s := range servers {
+		s.Number = 0
+		written = append(written, s)
+	}
+	return written
 }
 
 func clipped[T any](list []T) []T {

@@ -8,6 +8,7 @@ import (
 
 	"hairpin/bpf"
 	"hairpin/maps/config"
+	"hairpin/maps/rule"
 )
 
 // longestIdle limits each idle time. The datapath compares times as signed 32-bit milliseconds, at most 24.8 days. For a
@@ -34,6 +35,9 @@ func SettingsEntry(c config.Config) bpf.HairpinSettings {
 	settings.InterceptFirst, settings.InterceptLast = c.InterceptSpan()
 	if len(c.StandIns) > 0 {
 		settings.StandIns = 1
+	}
+	if slices.ContainsFunc(c.Forwards, func(f rule.Forward) bool { return f.Affinity != 0 }) {
+		settings.Affinity = 1
 	}
 	for name, side := range map[string]bpf.HairpinSide{
 		config.SideLAN: bpf.HairpinSideSIDE_LAN,

@@ -40,7 +40,9 @@ func (p *Program) addSources(i int) {
 	for _, prefix := range f.Except {
 		p.addSource(i, prefix, false)
 	}
-	p.addSource(i, netip.PrefixFrom(f.Target, f.Target.BitLen()), false)
+	for s := range f.EachServer() {
+		p.addSource(i, netip.PrefixFrom(s.Target, s.Target.BitLen()), false)
+	}
 }
 
 func (p *Program) addSource(i int, prefix netip.Prefix, allowed bool) {

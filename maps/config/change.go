@@ -146,16 +146,21 @@ func (c Config) Same(f, g rule.Forward) bool {
 // connection.
 func SameBesides(f, g rule.Forward) bool {
 	return slices.Equal(f.Hosts, g.Hosts) && f.Rate == g.Rate && f.RatePerSource == g.RatePerSource &&
-		f.Comment == g.Comment && f.Disabled == g.Disabled && f.DrainUntil == g.DrainUntil
+		f.Comment == g.Comment && f.Disabled == g.Disabled && f.DrainUntil == g.DrainUntil && rule.SameServers(&f, &g)
 }
 
 // SameBehaviour reports whether the datapath does the same for the connections of forward f of configuration fc and of forward g of gc.
 func SameBehaviour(fc Config, f rule.Forward, gc Config, g rule.Forward) bool {
 	return f.Intercept == g.Intercept && sameSet(f.LAN, g.LAN) && sameSet(f.Except, g.Except) &&
-		f.External == g.External && f.Ports == g.Ports && f.Target == g.Target &&
-		f.TargetPorts() == g.TargetPorts() && fc.ReflectOf(f) == gc.ReflectOf(g) && f.HidesClients() == g.HidesClients() && f.LANOnly == g.LANOnly &&
+		f.External == g.External && f.Ports == g.Ports && sameTarget(&f, &g) && fc.ReflectOf(f) == gc.ReflectOf(g) && f.HidesClients() == g.HidesClients() && f.LANOnly == g.LANOnly &&
 		sameSet(f.Protocols, g.Protocols) && sameSet(f.From, g.From) &&
 		(fc.ReflectOf(f) != rule.ReflectPrefix || sameSet(fc.standInsOf(f), gc.standInsOf(g)))
+}
+
+// sameTarget reports whether two forwards lead to the same server, or one of them to several: then each server keeps its connections as
+// long as the forward has it.
+func sameTarget(f, g *rule.Forward) bool {
+	return f.Balanced() || g.Balanced() || f.Target == g.Target && f.TargetPorts() == g.TargetPorts()
 }
 
 func sameSet[T comparable](a, b []T) bool {

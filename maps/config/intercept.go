@@ -50,10 +50,14 @@ func (v *validator) loops() {
 
 func (v *validator) loop(i, by int) error {
 	f, g := &v.Forwards[i], &v.Forwards[by]
-	if f.Target == g.Target || f.Target.Is6() != g.Target.Is6() || !g.Redirects(f.Target) ||
-		!slices.ContainsFunc(f.Protocols, func(p rule.Protocol) bool { return slices.Contains(g.Protocols, p) }) {
+	if f.Target.Is6() != g.Target.Is6() || !slices.ContainsFunc(f.Protocols, func(p rule.Protocol) bool { return slices.Contains(g.Protocols, p) }) {
 		return nil
 	}
-	return fmt.Errorf("intercept %s%s would redirect the queries of target %s to %s, so queries could loop; add %s to except of that intercept",
-		rule.Quote(g.Name), v.where(by), f.Target, g.Target, f.Target)
+	for s := range f.EachServer() {
+		if !g.Serves(s.Target) && g.Redirects(s.Target) {
+			return fmt.Errorf("intercept %s%s would redirect the queries of target %s to %s, so queries could loop; add %s to except of that intercept",
+				rule.Quote(g.Name), v.where(by), s.Target, g.TargetsString(), s.Target)
+		}
+	}
+	return nil
 }

@@ -140,7 +140,13 @@ func (w *PolicyWarnings) Add(f *rule.Forward) {
 		return
 	}
 	w.addAnswers(f)
-	i := w.protecting(f.Target)
+	for s := range f.EachServer() {
+		w.addTarget(f, s.Target)
+	}
+}
+
+func (w *PolicyWarnings) addTarget(f *rule.Forward, target netip.Addr) {
+	i := w.protecting(target)
 	if i < 0 {
 		return
 	}
@@ -151,7 +157,7 @@ func (w *PolicyWarnings) Add(f *rule.Forward) {
 	w.named[i] = true
 	p := &w.policies[i]
 	w.targets = append(w.targets, fmt.Sprintf("%s %q: IPsec policy %s to %s protects packets to the target %s; hairpin cannot encrypt, so it refuses connections of targets and clients that this policy matches",
-		f.Kind(), f.Name, p.Source.Network, p.Destination.Network, f.Target))
+		f.Kind(), f.Name, p.Source.Network, p.Destination.Network, target))
 }
 
 // addAnswers notes what the answers to clients of a forward look like.

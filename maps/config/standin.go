@@ -40,8 +40,8 @@ func (v *validator) standIns() {
 func (v *validator) inUse(s rule.StandIn) error {
 	for i, f := range v.Forwards {
 		switch name := rule.Quote(f.Name) + v.where(i); {
-		case f.Target.IsValid() && s.Network.Contains(f.Target):
-			return fmt.Errorf("%s contains %s, the target of %s %s; stand-ins must be unused addresses", s.Network, f.Target, f.Kind(), name)
+		case f.ServedFrom(s.Network).IsValid():
+			return fmt.Errorf("%s contains %s, the target of %s %s; stand-ins must be unused addresses", s.Network, f.ServedFrom(s.Network), f.Kind(), name)
 		case f.External.Address.IsValid() && s.Network.Contains(f.External.Address):
 			return fmt.Errorf("%s contains %s, the external address of forward %s; stand-ins must be unused addresses", s.Network, f.External.Address, name)
 		}

@@ -67,8 +67,8 @@ func (c Config) ValidLast() bool {
 		if g.Name == f.Name {
 			v.names[g.Name] = i
 		}
-		if g.External.Address.IsValid() && g.External.Address == f.Target {
-			v.fixed[f.Target] = i
+		if addr := g.External.Address; addr.IsValid() && f.Serves(addr) {
+			v.fixed[addr] = i
 		}
 		if len(f.Hosts) == 0 {
 			continue
@@ -377,8 +377,10 @@ func notOfSide(name, side, other string, own, others []string) error {
 }
 
 func (v *validator) target(f *rule.Forward) error {
-	if other, fixed := v.fixed[f.Target]; fixed {
-		return fmt.Errorf("%s is the external address of forward %s%s, so packets would loop", f.Target, rule.Quote(v.Forwards[other].Name), v.where(other))
+	for s := range f.EachServer() {
+		if other, fixed := v.fixed[s.Target]; fixed {
+			return fmt.Errorf("%s is the external address of forward %s%s, so packets would loop", s.Target, rule.Quote(v.Forwards[other].Name), v.where(other))
+		}
 	}
 	return nil
 }
@@ -403,9 +405,9 @@ func (v *validator) hosts(i int) {
 			v.hostOf[at] = i
 			continue
 		}
-		if g := &v.Forwards[other]; g.Target != f.Target {
+		if g := &v.Forwards[other]; !f.SameTargets(g) {
 			v.check(i, "hosts", rule.OfItem(n, fmt.Errorf("%s is also a host of forward %s%s, whose target is %s, not %s; a name has one address for all ports, so give each target another name",
-				host, rule.Quote(g.Name), v.where(other), g.Target, f.Target)))
+				host, rule.Quote(g.Name), v.where(other), g.TargetsString(), f.TargetsString())))
 		}
 	}
 }
@@ -497,10 +499,11 @@ func (c Config) CheckAddresses(ifs []Interface) error {
 	for i, f := range c.Forwards {
 		for _, link := range ifs {
 			for _, prefix := range slices.Concat(link.Addresses, link.Passive) {
-				if f.Intercept && f.Target == prefix.Addr() {
-					continue
+				for s := range f.EachServer() {
+					if !f.Intercept || s.Target != prefix.Addr() {
+						v.check(i, "to", checkAgainst(s.Target, prefix, link.Name))
+					}
 				}
-				v.check(i, "to", checkAgainst(f.Target, prefix, link.Name))
 			}
 		}
 	}

@@ -31,6 +31,7 @@ var (
 	forwardBytes       = metricFamily{"hairpin_forward_bytes_total", "Bytes of IP packets translated for a forward, by path and direction (in: to the target)." + seriesHelp, dto.MetricType_COUNTER, []string{"direction", "forward", "path"}}
 	forwardOpened      = metricFamily{"hairpin_forward_connections_total", "Connections of a forward that completed their handshake, by path." + seriesHelp, dto.MetricType_COUNTER, []string{"forward", "path"}}
 	forwardConnections = metricFamily{"hairpin_forward_connections", "Connections of a forward, including half-open connections." + seriesHelp, dto.MetricType_GAUGE, []string{"forward"}}
+	targetConnections  = metricFamily{"hairpin_target_connections", "Connections of each server of a forward with several, including half-open connections.", dto.MetricType_GAUGE, []string{"forward", "target"}}
 )
 
 // directions has the values of the label direction, by the second index of maps.ForwardStats.
@@ -57,7 +58,7 @@ func (c *Collector) WriteForwards(w io.Writer) error {
 		reader: reader, wanted: wanted, counted: counted, paths: rule.PathNames(),
 		active: make([]bool, len(wanted.Names)), out: newFamilyWriter(w),
 	}
-	for _, step := range []func() error{f.bytes, f.connections, f.opened, f.packets} {
+	for _, step := range []func() error{f.bytes, f.connections, f.targets, f.opened, f.packets} {
 		if err := step(); err != nil {
 			return fmt.Errorf("write metrics of forwards: %w", err)
 		}
@@ -163,6 +164,21 @@ func (f *forwardWriter) connections() error {
 		}
 		if err := f.out.sample(float64(connections), name); err != nil {
 			return err
+		}
+	}
+	return f.out.flush()
+}
+
+func (f *forwardWriter) targets() error {
+	f.out.begin(targetConnections)
+	for id, name := range f.wanted.Names {
+		if !f.active[id] && f.counted.Of(uint32(id), f.wanted) == 0 {
+			continue
+		}
+		for _, server := range f.wanted.Servers(uint32(id)) {
+			if err := f.out.sample(float64(f.counted.OfServer(uint32(id), server, f.wanted)), name, server.Text); err != nil {
+				return err
+			}
 		}
 	}
 	return f.out.flush()

@@ -35,7 +35,12 @@ func (f *Forward) Check() []*Problem {
 		check("from", checkFrom(f))
 		check("rate_per_source", checkRates(f))
 	}
-	check("to", checkTarget(f))
+	if f.Balanced() {
+		check("to", checkServers(f))
+	} else {
+		check("to", checkTarget(f))
+	}
+	check("affinity", checkAffinity(f))
 	check("reflect", checkReflect(f))
 	check("clients", checkClients(f))
 	check("comment", checkComment(f.Comment))

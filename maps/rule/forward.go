@@ -185,16 +185,20 @@ func ParseClients(text string) (Clients, error) {
 // packets of LAN clients to these ports go to the target, whatever their destination address is. An intercept has no
 // External, From, Clients and Hosts.
 type Forward struct {
-	Name       string         `json:"name"`
-	Protocols  []Protocol     `json:"protocol"`
-	External   External       `json:"external"`
-	Ports      Ports          `json:"port"`
-	Target     netip.Addr     `json:"target"`
-	TargetPort uint16         `json:"target_port,omitempty"` // target port for Ports.First; 0: the target ports equal Ports
-	From       []netip.Prefix `json:"from,omitempty"`        // networks of clients that may connect; empty: all
-	Reflect    Reflect        `json:"reflect,omitempty"`
-	Clients    Clients        `json:"clients,omitempty"`
-	Rate       Rate           `json:"rate,omitzero"` // of new connections
+	Name       string     `json:"name"`
+	Protocols  []Protocol `json:"protocol"`
+	External   External   `json:"external"`
+	Ports      Ports      `json:"port"`
+	Target     netip.Addr `json:"target"`
+	TargetPort uint16     `json:"target_port,omitempty"` // target port for Ports.First; 0: the target ports equal Ports
+	// Servers are all servers of a forward that has several. The first one is Target, too. nil: Target is the only server.
+	Servers []Server `json:"servers,omitempty"`
+	// Affinity is how long after its last opening a client gets the same server again. 0: each connection may get another server.
+	Affinity time.Duration  `json:"affinity,omitempty"`
+	From     []netip.Prefix `json:"from,omitempty"` // networks of clients that may connect; empty: all
+	Reflect  Reflect        `json:"reflect,omitempty"`
+	Clients  Clients        `json:"clients,omitempty"`
+	Rate     Rate           `json:"rate,omitzero"` // of new connections
 	// RatePerSource is the same of each client: an IPv4 address, an IPv6 /64 of a WAN, an address of a LAN.
 	RatePerSource Rate           `json:"rate_per_source,omitzero"`
 	Hosts         []string       `json:"hosts,omitempty"` // names for split DNS, in the form that ParseHost returns
@@ -256,22 +260,14 @@ func (f *Forward) Drains() bool { return f.DrainUntil != 0 }
 func (f *Forward) HidesClients() bool { return f.Clients == ClientsRouter }
 
 // TargetPorts returns the ports at the target. They are as many as f.Ports.
-func (f Forward) TargetPorts() Ports {
-	if f.Ports.Every() || f.TargetPort == 0 {
-		return f.Ports
-	}
-	return Ports{First: f.TargetPort, Last: f.TargetPort + (f.Ports.Last - f.Ports.First)}
-}
+func (f Forward) TargetPorts() Ports { return f.TargetPortsOf(Server{Port: f.TargetPort}) }
 
 // PortShift returns target port minus external port, modulo 65536.
 func (f *Forward) PortShift() uint16 { return f.TargetPorts().First - f.Ports.First }
 
 // TargetString formats the target as on the command line, with its ports. A 1:1 forward has no ports here.
 func (f Forward) TargetString() string {
-	if f.Ports.Every() {
-		return unmistakable(f.Target)
-	}
-	return withPorts(f.Target, f.TargetPorts().String())
+	return f.ServerString(Server{Target: f.Target, Port: f.TargetPort})
 }
 
 func withPorts(addr netip.Addr, ports string) string {
@@ -284,7 +280,7 @@ func withPorts(addr netip.Addr, ports string) string {
 // String formats the forward in the grammar of ParseForward. An intercept has "except CIDR,..." after its target, which
 // ParseForward does not read.
 func (f Forward) String() string {
-	words := []string{f.Name, joined(f.Protocols), f.externalString(), "to", f.TargetString()}
+	words := []string{f.Name, joined(f.Protocols), f.externalString(), f.serversString()}
 	if len(f.From) > 0 {
 		words = append(words, "from", joined(f.From))
 	}
@@ -302,6 +298,9 @@ func (f Forward) String() string {
 	}
 	if !f.RatePerSource.IsZero() {
 		words = append(words, "rate_per_source", f.RatePerSource.String())
+	}
+	if f.Affinity != 0 {
+		words = append(words, "affinity", f.Affinity.String())
 	}
 	if len(f.Hosts) > 0 {
 		words = append(words, "host", strings.Join(f.Hosts, ","))

@@ -11,7 +11,7 @@ import (
 )
 
 // ForwardSyntax is the grammar of ParseForward, for help texts and messages.
-const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [from CIDR[,CIDR]] [reflect MODE] [clients WHO] [rate N/UNIT] [rate_per_source N/UNIT] [host NAME[,NAME]] [comment TEXT]"
+const ForwardSyntax = "NAME PROTO [ADDR|IF:]PORT[-PORT] to ADDR[:PORT[-PORT]] [weight N] [to ADDR[:PORT[-PORT]] [weight N]]... [affinity TIME] [from CIDR[,CIDR]] [reflect MODE] [clients WHO] [rate N/UNIT] [rate_per_source N/UNIT] [host NAME[,NAME]] [comment TEXT]"
 
 // ParseForward reads the arguments of `forward add` (ForwardSyntax). PROTO is one of ProtocolNames, or several separated
 // by commas. The port "any" makes a 1:1 forward. The error joins one Problem for each mistake. ParseForward does not
@@ -27,10 +27,11 @@ func ParseForward(args []string) (Forward, error) {
 	if args[3] != "to" {
 		p.check("", fmt.Errorf("%s where \"to\" was expected, after the port; the order is %s", Quote(args[3]), ForwardSyntax))
 	}
-	p.target(args[4])
-	p.options(args[5:])
+	p.options(p.servers(args[3:]))
 	if p.problems == nil {
 		p.check("to", checkFamilies(&p.Forward))
+		p.check("to", checkServers(&p.Forward))
+		p.check("affinity", checkAffinity(&p.Forward))
 		p.check("from", checkFrom(&p.Forward))
 		p.check("rate_per_source", checkRates(&p.Forward))
 		p.check("protocol", checkProtocols(p.Protocols))
@@ -98,8 +99,24 @@ func (p *forwardParser) external(text string) {
 	p.check("port", err)
 }
 
-func (p *forwardParser) target(text string) {
-	p.check("to", p.SetTarget(text))
+// servers reads "to ADDR", each with a weight or without, and returns the words after them.
+func (p *forwardParser) servers(args []string) []string {
+	for i := 0; ; i++ {
+		text, weight := args[1], uint16(DefaultWeight)
+		args = args[2:]
+		if len(args) > 1 && args[0] == "weight" {
+			var err error
+			weight, err = ParseWeight(args[1])
+			p.check("to", OfItem(i, err))
+			args = args[2:]
+		}
+		p.check("to", p.AddServer(text, weight))
+		if len(args) < 2 || args[0] != "to" {
+			break
+		}
+	}
+	p.ServersRead()
+	return args
 }
 
 // SetTarget reads the target, ADDR[:PORT[-PORT]]. f.Ports must be set before. A range of target ports must be as long
@@ -165,7 +182,7 @@ func (p *forwardParser) options(args []string) {
 
 // ForwardOptions returns the words of ForwardSyntax that may follow the target.
 func ForwardOptions() []string {
-	return []string{"from", "reflect", "clients", "rate", "rate_per_source", "host", "comment"}
+	return []string{"affinity", "from", "reflect", "clients", "rate", "rate_per_source", "host", "comment"}
 }
 
 func (p *forwardParser) option(option, value string) {
@@ -174,6 +191,10 @@ func (p *forwardParser) option(option, value string) {
 		mode, err := ParseReflect(value)
 		p.check(option, err)
 		p.Reflect = mode
+	case "affinity":
+		affinity, err := ParseAffinity(value)
+		p.check(option, err)
+		p.Affinity = affinity
 	case "clients":
 		who, err := ParseClients(value)
 		p.check(option, err)

@@ -34,15 +34,27 @@ func (f *Forward) Meets(g *Forward) bool {
 // cannot tell the forward of such an answer, and neither forward has an origin entry for these ports.
 func (f *Forward) MeetsBehind(g *Forward) bool {
 	udp := func(p Protocol) bool { return p == UDP || p == Any }
-	return f.Target == g.Target && !g.Intercept && !f.Drains() && !g.Drains() && f.TargetPorts().Overlaps(g.TargetPorts()) &&
+	return !g.Intercept && !f.Drains() && !g.Drains() && f.sharesServer(g) &&
 		slices.ContainsFunc(f.Protocols, udp) && slices.ContainsFunc(g.Protocols, udp)
+}
+
+// sharesServer reports whether a server of f is one of g, at a port of both.
+func (f *Forward) sharesServer(g *Forward) bool {
+	for s := range f.EachServer() {
+		for t := range g.EachServer() {
+			if s.Target == t.Target && f.TargetPortsOf(s).Overlaps(g.TargetPortsOf(t)) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // Relates reports whether g can make f invalid although they do not meet: g has the name or a host of f, or listens at
 // the target of f. See Config.ValidLast.
 func (g *Forward) Relates(f *Forward) bool {
 	return g.Name == f.Name ||
-		g.External.Address.IsValid() && g.External.Address == f.Target ||
+		g.External.Address.IsValid() && f.Serves(g.External.Address) ||
 		slices.ContainsFunc(g.Hosts, func(host string) bool { return slices.Contains(f.Hosts, host) })
 }
 
@@ -50,6 +62,6 @@ func (g *Forward) Relates(f *Forward) bool {
 func (f *Forward) Clone() Forward {
 	c := *f
 	c.Protocols, c.From, c.Hosts = slices.Clone(f.Protocols), slices.Clone(f.From), slices.Clone(f.Hosts)
-	c.LAN, c.Except = slices.Clone(f.LAN), slices.Clone(f.Except)
+	c.LAN, c.Except, c.Servers = slices.Clone(f.LAN), slices.Clone(f.Except), slices.Clone(f.Servers)
 	return c
 }

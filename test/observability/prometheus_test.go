@@ -26,7 +26,7 @@ import (
 )
 
 // tableSize is small, so that a test can fill the table of connections. TCP may use three quarters.
-const tableSize = 80
+const tableSize = 120
 
 // watched is a configuration in which every metric can appear.
 func watched(dir string) string {
@@ -39,6 +39,11 @@ port = "81"
 to = "192.168.1.20:8080"
 from = ["192.0.2.0/24"]
 hosts = ["closed.example.org"]
+[[forward]]
+name = "pool"
+protocol = ["tcp"]
+port = "82"
+to = ["192.168.1.20:8080", "192.168.1.20:8081"]
 `
 }
 
@@ -47,9 +52,15 @@ func startWatched(t *testing.T) *lab.Network {
 	t.Helper()
 	n := lab.NewNetwork(t)
 	n.Server.ServeTCP(":8080")
+	n.Server.ServeTCP(":8081")
 	lab.NewHairpin(n.Router, watched(t.TempDir())).Start()
 	for _, from := range []*lab.Host{n.Internet, n.Client} {
 		home.Waiting(t, from)
+		pool, err := from.DialTCP(lab.External+":82", "", lab.Patience)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { pool.Close() })
 		if c, err := from.DialTCP(lab.External+":81", "", lab.Patience/10); err == nil {
 			c.Close()
 			t.Fatal("a forward took a client that is not in its list")

@@ -41,6 +41,19 @@ var evictedCases = map[string]evictedCase{
 	"a forward of every protocol": {
 		forwards: []string{"slow any 203.0.113.9:any to 192.168.1.20"}, external: "203.0.113.9:53", target: "192.168.1.20:53", asked: true, translated: true,
 	},
+	"the first of several servers": {
+		forwards: []string{"slow udp 203.0.113.9:53 to 192.168.1.20:5353 to 192.168.1.21:5354 weight 0"}, external: "203.0.113.9:53", target: "192.168.1.20:5353", asked: true, translated: true,
+	},
+	"the second of several servers": {
+		forwards: []string{"slow udp 203.0.113.9:53 to 192.168.1.20:5353 weight 0 to 192.168.1.21:5354"}, external: "203.0.113.9:53", target: "192.168.1.21:5354", asked: true, translated: true,
+	},
+	"another port of one of several servers": {
+		forwards: []string{"slow udp 203.0.113.9:53 to 192.168.1.20:5353 to 192.168.1.21:5354"}, external: "203.0.113.9:53", target: "192.168.1.21:5353",
+	},
+	"a server of two forwards": {
+		forwards: []string{"slow udp 203.0.113.9:53 to 192.168.1.20:5353 to 192.168.1.21:5353 weight 0", "same udp 203.0.113.9:54 to 192.168.1.20:5353"},
+		external: "203.0.113.9:53", target: "192.168.1.20:5353", asked: true,
+	},
 	"two forwards to one target": {
 		forwards: []string{"slow udp 203.0.113.9:53 to 192.168.1.20:5353", "same udp 203.0.113.9:54 to 192.168.1.20:5353"},
 		external: "203.0.113.9:53", target: "192.168.1.20:5353", asked: true,

@@ -119,11 +119,17 @@ func (c *clients) stalled(now time.Time) int {
 	return at
 }
 
-// close lets a connection that waits go.
+// close lets a connection that waits go, and closes those that are not answered at the moment. The server would close them with a message
+// of TLS, for which each of them may have to wait.
 func (c *clients) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
+	for _, open := range c.open {
+		if !open.answered {
+			open.conn.Close()
+		}
+	}
 	c.change.Broadcast()
 }
 

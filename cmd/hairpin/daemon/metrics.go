@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +14,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"syscall"
@@ -23,10 +21,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/exporter-toolkit/web"
 	"golang.org/x/sys/unix"
-
-	"hairpin/maps/config"
 )
 
 // serverLimits limit the time and memory that clients of the metrics server can use.
@@ -185,7 +180,8 @@ type metricsServer struct {
 
 // startMetrics serves handler at a place.
 func startMetrics(at place, handler http.Handler, limits serverLimits, log *slog.Logger) (*metricsServer, error) {
-	if err := CheckWebConfig(at.webConfig); err != nil {
+	guard, secure, err := at.guard(handler, log)
+	if err != nil {
 		return nil, err
 	}
 	// IP_FREEBIND: at boot the router may get the address only later.
@@ -198,7 +194,8 @@ func startMetrics(at place, handler http.Handler, limits serverLimits, log *slog
 	s := &metricsServer{
 		clients: clients,
 		http: &http.Server{
-			Handler:           clients.answering(handler),
+			Handler:           clients.answering(guard),
+			TLSConfig:         secure,
 			ConnContext:       clients.admit,
 			ConnState:         clients.forget,
 			ReadHeaderTimeout: limits.header,
@@ -207,13 +204,12 @@ func startMetrics(at place, handler http.Handler, limits serverLimits, log *slog
 			IdleTimeout:       limits.idle,
 			MaxHeaderBytes:    limits.headerBytes,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-			Protocols:         new(http.Protocols),
+			Protocols:         onlyHTTP1(),
 		},
 		listener: listener,
 		stop:     limits.stop,
 		ended:    make(chan struct{}),
 	}
-	s.http.Protocols.SetHTTP1(true) // clients counts connections, and each of them has one answer at a time
 	said := log.With("address", s.address())
 	if at.webConfig != "" {
 		said = said.With("web_config", at.webConfig)
@@ -221,47 +217,15 @@ func startMetrics(at place, handler http.Handler, limits serverLimits, log *slog
 	said.Info("serving metrics")
 	go func() {
 		defer close(s.ended)
-		if err := at.serve(listener, s.http, log); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
+		serve := s.http.Serve
+		if secure != nil {
+			serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
+		}
+		if err := serve(listener); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			log.Warn("metrics server stopped", "error", err)
 		}
 	}()
 	return s, nil
-}
-
-// place is where and how metrics are served.
-type place struct {
-	listen    string // HOST:PORT; "": nowhere
-	webConfig string // path of the file about TLS and passwords; "": there are none
-	// content is the hash of that file. serve reads the file again for each connection and each request, but decides only once whether
-	// there is TLS.
-	content [sha256.Size]byte
-}
-
-func placeOf(cfg config.Config) place {
-	content, _ := os.ReadFile(cfg.MetricsWeb) // start says what is wrong with the file
-	return place{cfg.MetricsListen, cfg.MetricsWeb, sha256.Sum256(content)}
-}
-
-// CheckWebConfig fails if nobody could be served with a file about TLS and passwords: if it cannot be read, or has a mistake, or names a
-// certificate that cannot be read.
-func CheckWebConfig(path string) error {
-	if err := web.Validate(path); err != nil {
-		return fmt.Errorf("metrics.web_config: %s: %w", path, err)
-	}
-	return nil
-}
-
-// serve answers requests until the server or its listener is closed.
-func (p place) serve(listener net.Listener, server *http.Server, log *slog.Logger) error {
-	return web.Serve(listener, server, &web.FlagConfig{WebConfigFile: &p.webConfig}, slog.New(complaints{log.Handler()}))
-}
-
-// complaints passes on warnings and errors alone: package web also says where it listens, as hairpin does.
-type complaints struct{ slog.Handler }
-
-// Enabled implements slog.Handler.
-func (c complaints) Enabled(ctx context.Context, level slog.Level) bool {
-	return level >= slog.LevelWarn && c.Handler.Enabled(ctx, level)
 }
 
 // tcpFamily returns "tcp4" for an IPv4 address: with "tcp", 0.0.0.0 would include every IPv6 address.

@@ -162,7 +162,7 @@ func TestJudgements(t *testing.T) {
 		{"perhaps running", func(f *Facts) { f.Datapath.Stopped, f.Datapath.Unseen = loader.ErrPermission, true }, nil, "unknown datapath-unseen"},
 		{"metrics for everybody", func(f *Facts) { f.Config.MetricsListen = ":9845" }, nil, "warning metrics-open"},
 		{"metrics on a public address", func(f *Facts) { f.Config.MetricsListen = "203.0.113.2:9845" }, nil, "warning metrics-open"},
-		{"metrics on a public address, with a password", func(f *Facts) {
+		{"metrics on a public address, with a file about who may ask", func(f *Facts) {
 			f.Config.MetricsListen, f.Config.MetricsWeb = "[::]:9845", "/etc/hairpin/web.yml"
 		}, nil, ""},
 		{"metrics in the LAN", func(f *Facts) { f.Config.MetricsListen = "[fd00:1::1]:9845" }, nil, ""},

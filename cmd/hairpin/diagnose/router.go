@@ -333,16 +333,19 @@ func metricsOpen(f *Facts) []Finding {
 	if listen == "" {
 		return nil
 	}
-	if f.Config.MetricsWeb != "" || !open(listen) {
+	if !reachable(listen) {
 		return ok("strangers cannot ask for the status page and the metrics")
+	}
+	if f.Config.MetricsWeb != "" {
+		return ok(f.Config.MetricsWeb + " says who may ask for the status page and the metrics")
 	}
 	return []Finding{Finding{Level: Warning, Code: "metrics-open", Text: fmt.Sprintf(
 		"metrics.listen: %s is for everybody whom the firewall lets through; the status page and the metrics tell about the LAN", listen)}.
 		advise("listen on 127.0.0.1 or an address of the LAN, or ask for a password with metrics.web_config")}
 }
 
-// open reports whether a listening address is not of a LAN and not of the router alone.
-func open(listen string) bool {
+// reachable reports whether strangers may reach a listening address: it is not of a LAN and not of the router alone.
+func reachable(listen string) bool {
 	if strings.HasPrefix(listen, "localhost:") {
 		return false
 	}

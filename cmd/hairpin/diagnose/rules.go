@@ -22,15 +22,17 @@ func (f *Facts) toTarget(forward *rule.Forward) (list []packet) {
 	if len(in) == 0 {
 		return nil
 	}
-	var out []string
-	if f.Route != nil {
-		out = []string{f.Route(forward.Target).Interface}
-	}
-	for _, protocol := range []rule.Protocol{rule.TCP, rule.UDP} {
-		if asks(forward, protocol) {
-			list = append(list, packet{
-				protocol: protocol.Number(forward.Target.Is6()), ports: forward.TargetPorts(), destination: forward.Target, in: names(in), out: out, translated: true,
-			})
+	for server := range forward.EachServer() {
+		var out []string
+		if f.Route != nil {
+			out = []string{f.Route(server.Target).Interface}
+		}
+		for _, protocol := range []rule.Protocol{rule.TCP, rule.UDP} {
+			if asks(forward, protocol) {
+				list = append(list, packet{
+					protocol: protocol.Number(server.Target.Is6()), ports: forward.TargetPortsOf(server), destination: server.Target, in: names(in), out: out, translated: true,
+				})
+			}
 		}
 	}
 	return list

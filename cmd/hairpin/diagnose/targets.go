@@ -33,14 +33,16 @@ func (c *targets) add(forward *rule.Forward) {
 	if c.facts.Route == nil || !c.up {
 		return
 	}
-	found, judged := c.known[forward.Target]
-	if !judged {
-		found = c.judge(forward.Target)
-		c.known[forward.Target] = found
-	}
-	// An intercept may lead to the router's own name server.
-	if found.Level != OK && !(forward.Intercept && found.Code == targetIsRouter) {
-		c.lost.add(forward.Target, forward.Name)
+	for _, target := range forward.Targets() {
+		found, judged := c.known[target]
+		if !judged {
+			found = c.judge(target)
+			c.known[target] = found
+		}
+		// An intercept may lead to the router's own name server.
+		if found.Level != OK && !(forward.Intercept && found.Code == targetIsRouter) {
+			c.lost.add(target, forward.Name)
+		}
 	}
 }
 
@@ -198,14 +200,17 @@ func (c *answers) add(forward *rule.Forward) {
 		return
 	}
 	found := Finding{Level: Warning, Code: "no-answers", Forward: forward.Name,
-		Text: fmt.Sprintf("%s to the target %s without an answer, and none with one", count(t.Waiting, "connection"), forward.Target)}
+		Text: fmt.Sprintf("%s to the target %s without an answer, and none with one", count(t.Waiting, "connection"), forward.TargetsString())}
 	if never {
-		found.Text = fmt.Sprintf("%s went to the target %s, and none came back", count(int(t.ToTarget), "packet"), forward.Target)
+		found.Text = fmt.Sprintf("%s went to the target %s, and none came back", count(int(t.ToTarget), "packet"), forward.TargetsString())
 	}
 	if asks(forward, rule.TCP) {
 		found.Level = Problem // UDP may need no answers
 	}
-	c.list = append(c.list, c.explain(found, forward.Target))
+	if !forward.Balanced() { // which of several servers is silent is not counted
+		found = c.explain(found, forward.Target)
+	}
+	c.list = append(c.list, found)
 }
 
 // explain says what keeps the answers of a target away, as far as the router can tell.
@@ -266,8 +271,11 @@ func newProbe(f *Facts) forwardCheck { return &probe{facts: f} }
 
 func (c *probe) add(forward *rule.Forward) {
 	// Of a range, the first port counts. Of every port, none is known to be used.
-	if c.facts.Probe != nil && asks(forward, rule.TCP) && !forward.Ports.Every() {
-		c.found.add(netip.AddrPortFrom(forward.Target, forward.TargetPorts().First), forward.Name)
+	if c.facts.Probe == nil || !asks(forward, rule.TCP) || forward.Ports.Every() {
+		return
+	}
+	for server := range forward.EachServer() {
+		c.found.add(netip.AddrPortFrom(server.Target, forward.TargetPortsOf(server).First), forward.Name)
 	}
 }
 

@@ -118,20 +118,24 @@ func (c *collector) add(f *rule.Forward) {
 			c.names[host] = name
 		}
 		name.Forwards = append(name.Forwards, f.Name)
-		if !slices.Contains(name.Addresses, f.Target) {
-			name.Addresses = append(name.Addresses, f.Target)
+		for s := range f.EachServer() {
+			// A server that gets no new connection must not get one by its name either.
+			if s.Weight > 0 && !slices.Contains(name.Addresses, s.Target) {
+				name.Addresses = append(name.Addresses, s.Target)
+			}
 		}
 	}
 }
 
 // warnPorts warns if the target's port differs from the external port: DNS carries no port.
 func (c *collector) warnPorts(f *rule.Forward) {
-	there := f.TargetPorts()
-	if there == f.Ports {
-		return
+	for s := range f.EachServer() {
+		if there := f.TargetPortsOf(s); there != f.Ports {
+			c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port, too, or leave hosts out to reflect these clients",
+				f.Ports, there, s.Target, hostsOf(f), f.Ports)
+			return
+		}
 	}
-	c.warn(f, "port %s is %s at %s, but DNS carries no port, so LAN clients of %s use port %s there; let the target listen on that port, too, or leave hosts out to reflect these clients",
-		f.Ports, there, f.Target, hostsOf(f), f.Ports)
 }
 
 func (c *collector) warnOtherTarget(f, other *rule.Forward) {
@@ -140,29 +144,35 @@ func (c *collector) warnOtherTarget(f, other *rule.Forward) {
 		ports = "a part of it"
 	}
 	c.warn(f, "%s goes to %s by forward %s, not to %s, but DNS has one address for all ports of %s; give the other target another name",
-		ports, other.Target, rule.Quote(other.Name), f.Target, hostsOf(f))
+		ports, other.TargetsString(), rule.Quote(other.Name), f.TargetsString(), hostsOf(f))
 }
 
 // warnFrom warns if LAN clients can bypass the from list of the forward, because they connect to the target
 // directly. The LAN networks are unknown here; only the target is known to be in a LAN.
 func (c *collector) warnFrom(f *rule.Forward) {
-	if len(f.From) == 0 || slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(f.Target) }) {
+	outside := slices.DeleteFunc(f.Targets(), func(target netip.Addr) bool {
+		return slices.ContainsFunc(f.From, func(p netip.Prefix) bool { return p.Contains(target) })
+	})
+	if len(f.From) == 0 || len(outside) == 0 {
 		return
 	}
-	c.warn(f, "its from list does not contain %s, but LAN clients of %s reach the target directly, so the list does not stop them; leave hosts out to stop them", f.Target, hostsOf(f))
+	c.warn(f, "its from list does not contain %s, but LAN clients of %s reach the target directly, so the list does not stop them; leave hosts out to stop them", outside[0], hostsOf(f))
 }
 
 func (c *collector) warnReach(f *rule.Forward) {
 	if c.options.Reach == nil {
 		return
 	}
-	reason, asked := c.reach[f.Target]
-	if !asked {
-		reason = c.options.Reach(f.Target)
-		c.reach[f.Target] = reason
-	}
-	if reason != nil {
-		c.warn(f, "LAN clients of %s do not reach the target: %v", hostsOf(f), reason)
+	for _, target := range f.Targets() {
+		reason, asked := c.reach[target]
+		if !asked {
+			reason = c.options.Reach(target)
+			c.reach[target] = reason
+		}
+		if reason != nil {
+			c.warn(f, "LAN clients of %s do not reach the target: %v", hostsOf(f), reason)
+			return
+		}
 	}
 }
 
@@ -227,7 +237,7 @@ func addNested(forwards []rule.Forward, group []int, found map[int]int) {
 		}
 		for _, outer := range around {
 			known, ok := found[outer]
-			if len(forwards[outer].Hosts) > 0 && forwards[outer].Target != forwards[i].Target && (!ok || i < known) {
+			if len(forwards[outer].Hosts) > 0 && !forwards[outer].SameTargets(&forwards[i]) && (!ok || i < known) {
 				found[outer] = i
 			}
 		}

@@ -79,6 +79,7 @@ type Leg struct {
 	NewSource      netip.AddrPort `json:"new_source"`
 	NewDestination netip.AddrPort `json:"new_destination"`
 	PortLikely     bool           `json:"port_likely"` // the new source port is drawn, so a real packet may get another one
+	Chosen         string         `json:"chosen"`      // how one of several servers was chosen: hash, affinity; "": there is one, or the connection existed
 	ToRouter       bool           `json:"to_router"`   // to a process of the router itself
 	Output         string         `json:"output"`      // interface
 	Gateway        netip.Addr     `json:"gateway"`     // next hop that the kernel resolves; invalid: the destination itself, or resolved

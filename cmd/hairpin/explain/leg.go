@@ -78,6 +78,9 @@ func (x *Explainer) words(l *Leg, q Question, link *loader.Link, result *bpf.Exp
 	switch {
 	case l.Sent():
 		l.Why = x.source(l)
+		if err := x.chosen(l, result); err != nil {
+			return err
+		}
 		if l.Gateway.IsValid() && !l.ToRouter {
 			l.Notes = append(l.Notes, fmt.Sprintf("unknown: is %s there? The kernel asks for its MAC address with the first packet", l.Gateway))
 		}
@@ -110,6 +113,29 @@ func (x *Explainer) words(l *Leg, q Question, link *loader.Link, result *bpf.Exp
 func (x *Explainer) isLANOnly(name string) bool {
 	f, _, err := x.Tables.Find(name)
 	return err == nil && f.LANOnly
+}
+
+// chosen says how one of several servers was chosen.
+func (x *Explainer) chosen(l *Leg, result *bpf.ExplainExplanation) error {
+	if !l.Opened {
+		return nil
+	}
+	f, _, err := x.Tables.Find(l.Forward)
+	if err != nil || !f.Balanced() {
+		return err
+	}
+	switch {
+	case result.ByAffinity != 0:
+		l.Chosen = "affinity"
+		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, the one that the client had last (affinity %s)", len(f.Servers), f.Affinity))
+	case f.Affinity != 0:
+		l.Chosen = "hash"
+		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, chosen by the client's address", len(f.Servers)))
+	default:
+		l.Chosen = "hash"
+		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, chosen by the client's address and port: another port may get another server", len(f.Servers)))
+	}
+	return nil
 }
 
 // reason returns a reason in words. Where forwarding is off, the kernel finds no route back to the source of a packet, so the datapath says

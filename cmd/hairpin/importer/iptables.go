@@ -243,7 +243,7 @@ func (d *iptablesDecoder) take(option, value string, not bool) (ok bool) {
 		return true
 	case "--to-destination", "--to-source", "--to-ports", "--to":
 		if d.to != "" {
-			d.step.problems = append(d.step.problems, "it has several targets; a forward has one")
+			d.step.problems = append(d.step.problems, "it has several targets; write a forward with several servers yourself")
 		}
 		d.to = value
 		return true

@@ -363,7 +363,7 @@ func (r *pfReader) target(u *Rule, e *element, in *pfInterface) {
 	case !ok:
 		u.problem("its target %s is not an address", rule.Quote(text))
 	case len(list) != 1 || !list[0].IsSingleIP():
-		u.problem("it spreads connections over the targets of %s; a forward has one target", rule.Quote(text))
+		u.problem("it spreads connections over the targets of %s; write a forward with several servers yourself", rule.Quote(text))
 	case list[0].Addr().IsLoopback():
 		u.action = redirect
 		r.toRouter(u, in)

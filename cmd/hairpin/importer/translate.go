@@ -233,7 +233,7 @@ func (t *translator) targets(r *Rule) ([]target, error) {
 	}
 	if !addr.IsValid() {
 		if r.network.IsValid() {
-			return nil, fmt.Errorf("it spreads connections over the targets of %s; a forward has one target", r.network)
+			return nil, fmt.Errorf("it spreads connections over the targets of %s; write a forward with several servers yourself", r.network)
 		}
 		return nil, errors.New("it changes the port, but not the address; a forward needs a target")
 	}

@@ -169,10 +169,10 @@ func (r *Rule) readTarget(first, last string, ok bool) {
 			return
 		}
 	case ok && fine:
-		r.problems = join(r.problems, []string{fmt.Sprintf("it spreads connections over the targets %s to %s; a forward has one target", first, last)})
+		r.problems = join(r.problems, []string{fmt.Sprintf("it spreads connections over the targets %s to %s; write a forward with several servers yourself", first, last)})
 		return
 	}
-	r.problems = join(r.problems, []string{"its target is not an address; a forward has one target"})
+	r.problems = join(r.problems, []string{"its target is not an address"})
 }
 
 // shellWord returns text as one word for a shell.

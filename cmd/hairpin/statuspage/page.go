@@ -105,7 +105,7 @@ func secured(next http.Handler) http.Handler {
 // to the router's address (DNS rebinding). A browser then takes the router's answers for the site's own. The name in the header Host is
 // still the site's. A site cannot do this with an address in place of a name.
 //
-// A browser that was led here by another name does not accept the certificate, so with TLS every name is taken.
+// With TLS every name is taken: the router's certificate is not for the name of that site, so the browser refuses it.
 //
 // A Prometheus elsewhere may know the router by any name. So the metrics and the health have this check only where the connection is
 // to a loopback address.

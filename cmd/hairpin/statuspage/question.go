@@ -65,6 +65,11 @@ func (q *question) takes(f *rule.Forward) bool {
 	if q.filter == "" || contains(f.Name) || contains(f.Comment) || contains(f.Ports.String()) || contains(f.TargetString()) {
 		return true
 	}
+	for _, s := range f.Servers {
+		if contains(f.ServerString(s)) {
+			return true
+		}
+	}
 	for _, host := range f.Hosts {
 		if contains(host) {
 			return true

@@ -486,9 +486,17 @@ func (h *statusHandler) showForwards(q question) (forwards, error) {
 	return found, err
 }
 
+// targetText returns the target, or the first of several servers and how many others there are.
+func targetText(f *rule.Forward) string {
+	if others := len(f.Servers) - 1; others > 0 {
+		return fmt.Sprintf("%s and %d more", f.TargetString(), others)
+	}
+	return f.TargetString()
+}
+
 func (h *statusHandler) showForward(f *rule.Forward) forward {
 	shown := forward{
-		Name: f.Name, External: f.External.String(), Port: f.Ports.String(), Target: f.TargetString(), Hosts: slices.Clone(f.Hosts),
+		Name: f.Name, External: f.External.String(), Port: f.Ports.String(), Target: targetText(f), Hosts: slices.Clone(f.Hosts),
 		Comment: f.Comment, State: "enabled", Connections: h.look.connections.Forwards[f.Name], Bytes: h.bytesRate(f.Name),
 	}
 	for _, p := range f.Protocols {
@@ -524,6 +532,19 @@ func (h *statusHandler) showTargets(ports []router.Port) (list []target, more in
 	}
 	sums := map[netip.Addr]sum{}
 	err = h.each(nil, func(f *rule.Forward) {
+		// Bytes are not counted for each of several servers.
+		if f.Balanced() {
+			for server := range f.EachServer() {
+				s := sums[server.Target]
+				of := maps.Served{Forward: f.Name, Target: server.Target, Shift: f.PortShiftOf(server)}
+				sums[server.Target] = sum{s.forwards, s.connections + h.look.connections.Servers[of], s.bytes}
+			}
+			for _, target := range f.Targets() {
+				s := sums[target]
+				sums[target] = sum{s.forwards + 1, s.connections, s.bytes}
+			}
+			return
+		}
 		s := sums[f.Target]
 		sums[f.Target] = sum{s.forwards + 1, s.connections + h.look.connections.Forwards[f.Name], s.bytes + h.bytesRate(f.Name)}
 	})
@@ -547,8 +568,10 @@ func (h *statusHandler) showTargets(ports []router.Port) (list []target, more in
 		list = append(list, target{addr.String(), networkOf(addr, ports), s.forwards, []string{}, s.connections, s.bytes})
 	}
 	err = h.each(nil, func(f *rule.Forward) {
-		if i := slices.Index(busiest, f.Target); i >= 0 && len(list[i].Names) < maxNames {
-			list[i].Names = append(list[i].Names, f.Name)
+		for _, target := range f.Targets() {
+			if i := slices.Index(busiest, target); i >= 0 && len(list[i].Names) < maxNames {
+				list[i].Names = append(list[i].Names, f.Name)
+			}
 		}
 	})
 	return list, len(sums) - len(list), err

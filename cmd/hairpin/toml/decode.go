@@ -383,7 +383,15 @@ func (r *reader) intercept(doc *document, t *table) {
 // of forwards.
 type begun struct {
 	rule.Forward
-	to string
+	to      []written // the servers; their ports are read when those of the forward are known
+	several bool      // to is a list
+}
+
+// written is a server as it is in the file.
+type written struct {
+	offset int
+	text   string
+	weight uint16
 }
 
 // beginFields makes what reads the keys of forwards, and of intercepts, into r.begun.
@@ -394,8 +402,15 @@ func (r *reader) beginFields() {
 			"name":     intoString(&f.Name),
 			"protocol": intoProtocols(&f.Protocols),
 			"port":     intoPorts(&f.Ports),
-			"to":       intoString(&f.to),
-			"comment":  intoString(&f.Comment),
+			"to":       f.intoServers,
+			"affinity": func(at position, v *value) (err error) {
+				if v.kind != unstable.String {
+					return fmt.Errorf("%w; write a string with a unit, as in \"30m\"", typeError(v, "a duration"))
+				}
+				f.Affinity, err = rule.ParseAffinity(v.text)
+				return err
+			},
+			"comment": intoString(&f.Comment),
 			"enabled": func(_ position, v *value) error {
 				if v.kind != unstable.Bool {
 					return fmt.Errorf("%w; write true or false", typeError(v, "a boolean"))
@@ -447,17 +462,89 @@ func (r *reader) oneForward(doc *document, t *table, empty rule.Forward, known f
 		}
 	}
 	about := place{index, "to"}
-	if r.broken[place{index, "port"}] && strings.Count(f.to, ":") == 1 {
-		// The port could not be read, so the target's ports cannot be compared with it. The address is
-		// still checked.
-		f.to, _, _ = strings.Cut(f.to, ":")
-	}
 	if t.get(about.field) != nil && !r.broken[about] {
-		if err := f.SetTarget(f.to); err != nil {
-			r.report(r.places[about], about, err)
+		for _, s := range f.to {
+			r.server(f, s, about)
 		}
+		f.ServersRead()
 	}
 	r.cfg.Forwards[index] = f.Forward
+}
+
+// server adds a server to the forward that is being read.
+func (r *reader) server(f *begun, s written, about place) {
+	if r.broken[place{about.index, "port"}] && strings.Count(s.text, ":") == 1 {
+		// The port could not be read, so the target's ports cannot be compared with it. The address is
+		// still checked.
+		s.text, _, _ = strings.Cut(s.text, ":")
+	}
+	set := f.SetTarget
+	if f.several {
+		set = func(text string) error { return f.AddServer(text, s.weight) }
+	}
+	if err := set(s.text); err != nil {
+		at := r.places[about]
+		at.offset = s.offset
+		r.report(at, about, err)
+	}
+}
+
+// intoServers reads to: a server, or a list of servers, each a string or a table with its weight.
+func (f *begun) intoServers(_ position, v *value) error {
+	if v.kind == unstable.String {
+		f.to = []written{{v.offset, v.text, rule.DefaultWeight}}
+		return nil
+	}
+	if v.kind != unstable.Array {
+		return typeError(v, "a string or a list")
+	}
+	if len(v.items) == 0 {
+		return errors.New("the list is empty, so the forward would lead nowhere")
+	}
+	f.several = true
+	var errs []error
+	for _, item := range v.items {
+		s, err := oneServer(item)
+		if err != nil {
+			errs = append(errs, itemError{item.offset, err})
+		}
+		f.to = append(f.to, s)
+	}
+	return errors.Join(errs...)
+}
+
+// oneServer reads "ADDR:PORT", or { target = "ADDR:PORT", weight = N }.
+func oneServer(v *value) (written, error) {
+	s := written{v.offset, v.text, rule.DefaultWeight}
+	if v.kind == unstable.String {
+		return s, nil
+	}
+	if v.table == nil {
+		return s, typeError(v, "a string or a table")
+	}
+	s.text = ""
+	for _, e := range v.table.entries {
+		var err error
+		switch {
+		case e.key == "target" && e.value.kind != unstable.String:
+			err = typeError(e.value, "a string")
+		case e.key == "target":
+			s.text = e.value.text
+		case e.key == "weight" && e.value.kind != unstable.Integer:
+			err = typeError(e.value, "an integer")
+		case e.key == "weight":
+			s.weight, err = rule.ParseWeight(e.value.text)
+		default:
+			err = fmt.Errorf("%s is not a key of a server; %s", rule.Quote(e.key), rule.Suggest(e.key, "target", "weight"))
+		}
+		if err != nil {
+			return s, err
+		}
+	}
+	if s.text == "" {
+		return s, errors.New("it has no target")
+	}
+	return s, nil
 }
 
 // validate adds the problems of values that could be read. A value that could not be read already has a

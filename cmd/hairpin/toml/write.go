@@ -35,7 +35,8 @@ type fileForward struct {
 	Protocol []string `toml:"protocol"`
 	External string   `toml:"external,omitempty"`
 	Port     string   `toml:"port,omitempty"`
-	To       string   `toml:"to"`
+	To       any      `toml:"to"` // a string, or a list of strings and of fileServers
+	Affinity string   `toml:"affinity,omitempty"`
 	From     []string `toml:"from,omitempty"`
 	Reflect  string   `toml:"reflect,omitempty"`
 	Clients  string   `toml:"clients,omitempty"`
@@ -50,7 +51,8 @@ type fileIntercept struct {
 	Name     string   `toml:"name"`
 	Protocol []string `toml:"protocol"`
 	Port     string   `toml:"port"`
-	To       string   `toml:"to"`
+	To       any      `toml:"to"` // a string, or a list of strings and of fileServers
+	Affinity string   `toml:"affinity,omitempty"`
 	LAN      []string `toml:"lan,omitempty"`
 	Except   []string `toml:"except,omitempty"`
 	Reflect  string   `toml:"reflect,omitempty"`
@@ -95,7 +97,8 @@ func tables(forwards []rule.Forward) (file fileTables) {
 				Name:     f.Name,
 				Protocol: texts(f.Protocols),
 				Port:     f.Ports.String(),
-				To:       f.TargetString(),
+				To:       target(&f),
+				Affinity: affinity(&f),
 				LAN:      f.LAN,
 				Except:   texts(f.Except),
 				Reflect:  string(f.Reflect),
@@ -109,7 +112,8 @@ func tables(forwards []rule.Forward) (file fileTables) {
 			Protocol: texts(f.Protocols),
 			External: f.External.Written(),
 			Port:     f.Ports.String(),
-			To:       f.TargetString(),
+			To:       target(&f),
+			Affinity: affinity(&f),
 			From:     texts(f.From),
 			Reflect:  string(f.Reflect),
 			Clients:  string(f.Clients),
@@ -121,6 +125,34 @@ func tables(forwards []rule.Forward) (file fileTables) {
 		})
 	}
 	return file
+}
+
+type fileServer struct {
+	Target string `toml:"target"`
+	Weight uint16 `toml:"weight"`
+}
+
+// target returns the value of the key to.
+func target(f *rule.Forward) any {
+	if !f.Balanced() {
+		return f.TargetString()
+	}
+	servers := make([]any, len(f.Servers))
+	for i, s := range f.Servers {
+		servers[i] = f.ServerString(s)
+		if s.Weight != rule.DefaultWeight {
+			servers[i] = fileServer{f.ServerString(s), s.Weight}
+		}
+	}
+	return servers
+}
+
+// affinity returns the value of the key; "" leaves the key out.
+func affinity(f *rule.Forward) string {
+	if f.Affinity == 0 {
+		return ""
+	}
+	return f.Affinity.String()
 }
 
 // enabled returns the value of the key: nil leaves the key out, which means true.

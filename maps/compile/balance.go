@@ -1,0 +1,103 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package compile
+
+import (
+	"hash/fnv"
+	"net/netip"
+	"slices"
+	"time"
+
+	"hairpin/bpf"
+	"hairpin/maps/layout"
+	"hairpin/maps/rule"
+)
+
+// number gives each server of the new configuration its number. A server that the running forward of this name has, too, keeps its number:
+// clients with affinity are remembered by it. number also notes the servers whose connections must end, although those of their forward
+// live on.
+func (p *Program) number(running *Running) {
+	for i := range p.Doc.Config.Forwards {
+		f, was := &p.Doc.Config.Forwards[i], running.of[i]
+		for _, s := range was.dropped {
+			p.Doc.Dropped = append(p.Doc.Dropped, DroppedServer{p.Doc.EpochRefs[i].ID, s.Target, was.forward.TargetPortsOf(s)})
+		}
+		if !f.Balanced() {
+			continue
+		}
+		f.Servers = slices.Clone(f.Servers) // the caller's configuration stays as it is
+		var used [rule.MaxServers]bool
+		known := make([]bool, len(f.Servers))
+		for j := range f.Servers {
+			s := &f.Servers[j]
+			at := slices.IndexFunc(was.forward.Servers, func(t rule.Server) bool { return f.SameServer(*s, &was.forward, t) })
+			if known[j] = at >= 0; known[j] {
+				s.Number = was.forward.Servers[at].Number
+				used[s.Number] = true
+			}
+		}
+		for j := range f.Servers {
+			if !known[j] {
+				s := &f.Servers[j]
+				s.Number = uint8(slices.Index(used[:], false)) // there are at most as many servers as numbers
+				used[s.Number] = true
+			}
+		}
+	}
+}
+
+// DroppedServer is a server that a forward no longer has.
+type DroppedServer struct {
+	Forward uint32     `json:"forward"` // id
+	Target  netip.Addr `json:"target"`
+	Ports   rule.Ports `json:"ports"` // at the target
+}
+
+// balance adds the servers of forward i and its lookup table, and says in value where they are.
+func (p *Program) balance(i int, value *bpf.HairpinForward) {
+	f := &p.Doc.Config.Forwards[i]
+	if !f.Balanced() {
+		return
+	}
+	value.Affinity = uint32(f.Affinity / time.Second)
+	if at, there := p.balanced[i]; there {
+		value.Places, value.FirstPage, value.FirstServer = at.Places, at.FirstPage, at.FirstServer
+		return
+	}
+	var choices []choice
+	servers := make([]bpf.HairpinServer, 0, len(f.Servers))
+	for _, s := range f.Servers {
+		for len(servers) <= int(s.Number) {
+			servers = append(servers, bpf.HairpinServer{})
+		}
+		servers[s.Number] = bpf.HairpinServer{
+			Target: layout.ToAddr(s.Target), PortShift: f.PortShiftOf(s), Number: s.Number, Serial: serialOf(f, s), Takes: 1,
+		}
+		if s.Weight == 0 {
+			servers[s.Number].Takes = 0
+			continue
+		}
+		choices = append(choices, choice{s.Number, netip.AddrPortFrom(s.Target, f.TargetPortsOf(s).First), s.Weight})
+	}
+	slices.SortFunc(choices, func(a, b choice) int { return a.at.Compare(b.at) })
+	table := maglev(choices, places(len(f.Servers)))
+	value.Places, value.FirstPage, value.FirstServer = uint32(len(table)), uint32(len(p.Lookups)), uint32(len(p.Servers))
+	p.Servers = append(p.Servers, servers...)
+	for page := range slices.Chunk(table, len(bpf.HairpinLookupPage{}.Server)) {
+		var c bpf.HairpinLookupPage
+		copy(c.Server[:], page)
+		p.Lookups = append(p.Lookups, c)
+	}
+	if p.balanced == nil {
+		p.balanced = map[int]bpf.HairpinForward{}
+	}
+	p.balanced[i] = *value
+}
+
+// serialOf tells a server from another one that gets its number later. The datapath compares it for clients with affinity.
+func serialOf(f *rule.Forward, s rule.Server) uint32 {
+	hash := fnv.New32a()
+	text, _ := netip.AddrPortFrom(s.Target, f.TargetPortsOf(s).First).MarshalBinary() // never fails
+	hash.Write(text)
+	return hash.Sum32()
+}
