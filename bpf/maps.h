@@ -240,7 +240,7 @@ struct {
 	__array(values, struct origin_trie);
 } origins SEC(".maps") = { .values = { &origins_empty, &origins_empty } };
 
-/* The slots are empty while no forward has several servers. */
+/* A slot is empty, or its map has one place, while no forward has several servers. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__type(key, __u32);

@@ -17,6 +17,9 @@ import (
 // clients with affinity are remembered by it. number also notes the servers whose connections must end, although those of their forward
 // live on.
 func (p *Program) number(running *Running) {
+	if slices.ContainsFunc(p.Doc.Config.Forwards, func(f rule.Forward) bool { return f.Balanced() }) {
+		p.Doc.Config.Forwards = slices.Clone(p.Doc.Config.Forwards) // the caller's configuration stays as it is
+	}
 	for i := range p.Doc.Config.Forwards {
 		f, was := &p.Doc.Config.Forwards[i], running.of[i]
 		for _, s := range was.dropped {
@@ -25,7 +28,7 @@ func (p *Program) number(running *Running) {
 		if !f.Balanced() {
 			continue
 		}
-		f.Servers = slices.Clone(f.Servers) // the caller's configuration stays as it is
+		f.Servers = slices.Clone(f.Servers)
 		var used [rule.MaxServers]bool
 		known := make([]bool, len(f.Servers))
 		for j := range f.Servers {

@@ -3,6 +3,7 @@
 package program
 
 import (
+	"fmt"
 	"math"
 	"net/netip"
 	"testing"
@@ -244,6 +245,36 @@ func TestServerAnswers(t *testing.T) {
 					c.play(t, h, s)
 				}
 			}
+		}
+	}
+}
+
+// TestAffinity6: with affinity, all addresses of a /64 of the Internet are one client, and each address of a LAN is one.
+func TestAffinity6(t *testing.T) {
+	const clients = 40
+	b := newBench6(t)
+	servers := []netip.Addr{target6, pingTarget6}
+	b.Config.Forwards = append(b.Config.Forwards,
+		rig.MustForward(t, fmt.Sprintf("pool udp 444 to [%s]:8443 to [%s]:8443 affinity 1h", servers[0], servers[1])))
+	b.Apply(t)
+	asked := map[string]map[netip.Addr]bool{}
+	for way, network := range map[string]string{"from the Internet": "2001:db8:77:1::", "from another LAN": "fd00:2::"} {
+		asked[way] = map[netip.Addr]bool{}
+		for i := range clients {
+			f := b.flow6(way, true, uint16(3000+i))
+			f.Client = netip.AddrPortFrom(netip.MustParseAddr(fmt.Sprintf("%s%x", network, 0x1000+i)), f.Client.Port())
+			f.Source, f.External = f.Client, netip.AddrPortFrom(f.External.Addr(), 444)
+			in, _ := f.In(also(frames.Payload("hello")))
+			got := b.TC(t, f.At, in.Bytes())
+			if got.Code != rig.TCRedirect {
+				t.Fatalf("%s: verdict %d for %s", way, int32(got.Code), f.Client)
+			}
+			asked[way][netip.AddrFrom16([16]byte(got.Data[frames.EthernetLength+24:]))] = true
+		}
+	}
+	for way, want := range map[string]int{"from the Internet": 1, "from another LAN": len(servers)} {
+		if len(asked[way]) != want {
+			t.Errorf("%s: the clients go to the servers %v, want %d of them", way, asked[way], want)
 		}
 	}
 }
