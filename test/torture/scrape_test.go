@@ -94,6 +94,13 @@ func (t *trial) scrapeMany(forwards int) string {
 
 	var returns atomic.Int64
 	stop := attackMetrics(n, &returns)
+	// Each slow client has come back about once: they now use all kinds of requests.
+	lab.Eventually(t, lab.Patience, func() error {
+		if came := returns.Load(); came < slowClients {
+			return fmt.Errorf("slow clients came back %d times only", came)
+		}
+		return nil
+	})
 	each := t.count(1, 5)
 	succeeded, beside := together(each)
 	_, most := hp.Memory()
