@@ -38,7 +38,7 @@ func (t *Tables) makeServers(p *compile.Program, to *fillings, slot uint32) erro
 	if err := addArray(t, to, t.objs.Lookups, slot, bpf.HairpinMapLookups, p.Lookups); err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(p.Doc.Config.Forwards, func(f rule.Forward) bool { return f.Affinity != 0 }) {
+	if !slices.ContainsFunc(p.Doc.Config.Forwards, func(f rule.Forward) bool { return f.Affinity() != 0 }) {
 		return nil
 	}
 	err := errors.Join(t.enlarge(t.objs.Affinities, slotOfNew, bpf.HairpinMapAffinities, newClients),

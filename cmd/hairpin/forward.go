@@ -599,11 +599,11 @@ func newForwardRow(cfg config.Config, f rule.Forward) forwardRow {
 		Source:   f.Source,
 		target:   f.Target,
 	}
-	for _, s := range f.Servers {
+	for _, s := range f.Servers() {
 		row.Servers = append(row.Servers, server{Target: serverText(&f, s), Weight: s.Weight, target: s.Target, shift: f.PortShiftOf(s)})
 	}
-	if f.Affinity != 0 {
-		row.Affinity = f.Affinity.String()
+	if f.Affinity() != 0 {
+		row.Affinity = f.Affinity().String()
 	}
 	if f.Drains() {
 		row.Drains = max(0.001, (f.DrainUntil - change.SinceBoot()).Seconds())

@@ -3,6 +3,7 @@
 package compile
 
 import (
+	"cmp"
 	"hash/fnv"
 	"net/netip"
 	"slices"
@@ -21,27 +22,28 @@ func (p *Program) number(running *Running) {
 		p.Doc.Config.Forwards = slices.Clone(p.Doc.Config.Forwards) // the caller's configuration stays as it is
 	}
 	for i := range p.Doc.Config.Forwards {
-		f, was := &p.Doc.Config.Forwards[i], running.of[i]
+		f, was := &p.Doc.Config.Forwards[i], cmp.Or(running.of[i].servers, new(formerServers))
 		for _, s := range was.dropped {
-			p.Doc.Dropped = append(p.Doc.Dropped, DroppedServer{p.Doc.EpochRefs[i].ID, s.Target, was.forward.TargetPortsOf(s)})
+			p.Doc.Dropped = append(p.Doc.Dropped, DroppedServer{p.Doc.EpochRefs[i].ID, s.Target, was.TargetPortsOf(s)})
 		}
 		if !f.Balanced() {
 			continue
 		}
-		f.Servers = slices.Clone(f.Servers)
+		servers := slices.Clone(f.Servers())
+		f.Pool = &rule.Pool{Servers: servers, Affinity: f.Affinity()}
 		var used [rule.MaxServers]bool
-		known := make([]bool, len(f.Servers))
-		for j := range f.Servers {
-			s := &f.Servers[j]
-			at := slices.IndexFunc(was.forward.Servers, func(t rule.Server) bool { return f.SameServer(*s, &was.forward, t) })
+		known := make([]bool, len(servers))
+		for j := range servers {
+			s := &servers[j]
+			at := slices.IndexFunc(was.Servers(), func(t rule.Server) bool { return f.SameServer(*s, &was.Forward, t) })
 			if known[j] = at >= 0; known[j] {
-				s.Number = was.forward.Servers[at].Number
+				s.Number = was.Servers()[at].Number
 				used[s.Number] = true
 			}
 		}
-		for j := range f.Servers {
+		for j := range servers {
 			if !known[j] {
-				s := &f.Servers[j]
+				s := &servers[j]
 				s.Number = uint8(slices.Index(used[:], false)) // there are at most as many servers as numbers
 				used[s.Number] = true
 			}
@@ -62,14 +64,14 @@ func (p *Program) balance(i int, value *bpf.HairpinForward) {
 	if !f.Balanced() {
 		return
 	}
-	value.Affinity = uint32(f.Affinity / time.Second)
+	value.Affinity = uint32(f.Affinity() / time.Second)
 	if at, there := p.balanced[i]; there {
 		value.Places, value.FirstPage, value.FirstServer = at.Places, at.FirstPage, at.FirstServer
 		return
 	}
 	var choices []choice
-	servers := make([]bpf.HairpinServer, 0, len(f.Servers))
-	for _, s := range f.Servers {
+	servers := make([]bpf.HairpinServer, 0, len(f.Servers()))
+	for _, s := range f.Servers() {
 		for len(servers) <= int(s.Number) {
 			servers = append(servers, bpf.HairpinServer{})
 		}
@@ -83,7 +85,7 @@ func (p *Program) balance(i int, value *bpf.HairpinForward) {
 		choices = append(choices, choice{s.Number, netip.AddrPortFrom(s.Target, f.TargetPortsOf(s).First), s.Weight})
 	}
 	slices.SortFunc(choices, func(a, b choice) int { return a.at.Compare(b.at) })
-	table := maglev(choices, places(len(f.Servers)))
+	table := maglev(choices, places(len(f.Servers())))
 	value.Places, value.FirstPage, value.FirstServer = uint32(len(table)), uint32(len(p.Lookups)), uint32(len(p.Servers))
 	p.Servers = append(p.Servers, servers...)
 	for page := range slices.Chunk(table, len(bpf.HairpinLookupPage{}.Server)) {

@@ -103,7 +103,7 @@ func decodeEpochRefs(text string) ([]EpochRef, error) {
 func (c *codec) forward(f *rule.Forward) {
 	has := c.bits(f.TargetPort != 0, f.Source != "", f.External.Interface != "", f.External.Address.IsValid(),
 		len(f.From) > 0, f.Reflect != "", len(f.Hosts) > 0, f.Intercept, len(f.LAN) > 0, len(f.Except) > 0, f.Clients != "",
-		!f.Rate.IsZero(), !f.RatePerSource.IsZero(), f.Comment != "", f.DrainUntil != 0, f.Disabled, f.LANOnly, f.Balanced(), f.Affinity != 0)
+		!f.Rate.IsZero(), !f.RatePerSource.IsZero(), f.Comment != "", f.DrainUntil != 0, f.Disabled, f.LANOnly, f.Pool != nil)
 	c.string(&f.Name)
 	items(c, &f.Protocols, (*codec).protocol)
 	c.port(&f.Ports.First)
@@ -126,8 +126,7 @@ func (c *codec) forward(f *rule.Forward) {
 	optional(c, has&16384, &f.DrainUntil, (*codec).duration)
 	f.Disabled = has&32768 != 0
 	f.LANOnly = has&65536 != 0
-	list(c, has&131072, &f.Servers, (*codec).server)
-	optional(c, has&262144, &f.Affinity, (*codec).duration)
+	optional(c, has&131072, &f.Pool, (*codec).pool)
 }
 
 // bits encodes or decodes flags as one number. The first flag is the lowest bit.
@@ -248,6 +247,15 @@ func (c *codec) string(s *string) {
 		return
 	}
 	*s, c.text = c.text[:length], c.text[length:]
+}
+
+// pool encodes or decodes a pool. Decoding makes a new one.
+func (c *codec) pool(p **rule.Pool) {
+	if c.out == nil {
+		*p = new(rule.Pool)
+	}
+	items(c, &(*p).Servers, (*codec).server)
+	c.duration(&(*p).Affinity)
 }
 
 func (c *codec) server(s *rule.Server) {

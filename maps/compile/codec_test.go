@@ -50,6 +50,9 @@ func fill(tb testing.TB, v reflect.Value, seed *int) {
 		for i := range v.Len() {
 			fill(tb, v.Index(i), seed)
 		}
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(tb, v.Elem(), seed)
 	case reflect.Struct:
 		for i := range v.NumField() {
 			fill(tb, v.Field(i), seed)

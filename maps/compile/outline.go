@@ -158,8 +158,8 @@ func (o *Outline) Survey(f *rule.Forward) (Survey, error) {
 type Roster struct {
 	Names   []string // "": no forward has the id
 	epochs  []uint32
-	servers [][]ListedServer // of forwards with several
-	IPv6    bool             // there is an IPv6 forward
+	servers map[uint32][]ListedServer // by id, of forwards with several
+	IPv6    bool                      // there is an IPv6 forward
 }
 
 // Roster returns the names and epochs of the forwards. Callers share the result and must not change it.
@@ -186,10 +186,13 @@ func (o *Outline) enlist() (*Roster, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Names, r.epochs, r.servers = make([]string, last+1), make([]uint32, last+1), make([][]ListedServer, last+1)
+	r.Names, r.epochs = make([]string, last+1), make([]uint32, last+1)
 	err = o.Each(func(f *rule.Forward, s EpochRef) bool {
 		r.Names[s.ID], r.epochs[s.ID] = f.Name, s.Epoch
 		if f.Balanced() {
+			if r.servers == nil {
+				r.servers = make(map[uint32][]ListedServer)
+			}
 			for server := range f.EachServer() {
 				r.servers[s.ID] = append(r.servers[s.ID], ListedServer{server.Target, f.PortShiftOf(server), f.ServerString(server)})
 			}
@@ -216,7 +219,7 @@ type ListedServer struct {
 
 // Servers returns the servers of the forward with this id, nil if there is only one.
 func (r *Roster) Servers(id uint32) []ListedServer {
-	if r == nil || id >= uint32(len(r.servers)) {
+	if r == nil {
 		return nil
 	}
 	return r.servers[id]
@@ -245,7 +248,7 @@ func (o *Outline) Leftover() (*Leftover, error) {
 			left.Targets[layout.ToAddr(s.Target)] = true
 		}
 		left.Ports.Add(f)
-		if f.Intercept || f.Affinity != 0 {
+		if f.Intercept || f.Affinity() != 0 {
 			left.Config.Forwards = append(left.Config.Forwards, f.Clone())
 		}
 		return true

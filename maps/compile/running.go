@@ -5,7 +5,6 @@ package compile
 import (
 	"net/netip"
 	"reflect"
-	"slices"
 
 	"hairpin/bpf"
 	"hairpin/maps/config"
@@ -35,14 +34,19 @@ type Dropping struct {
 	Several bool   // the running forward has several servers
 }
 
+// formerServers are the servers of a running forward, if it or the new one has several.
+type formerServers struct {
+	rule.Forward               // its ports and servers alone
+	dropped      []rule.Server // whose connections end, although those of the forward go on
+}
+
 // former describes the running forward that has the name of a new forward.
 type former struct {
 	epochRef  EpochRef
-	forward   rule.Forward  // its servers and ports, and those of the forward of one server
-	dropped   []rule.Server // whose connections end, although those of the forward go on
-	there     bool          // there is such a running forward
-	behaves   bool          // the datapath does the same for both
-	unchanged bool          // all else that Change reports is equal, too
+	servers   *formerServers // nil: both forwards have one server, as nearly all of tens of thousands
+	there     bool           // there is such a running forward
+	behaves   bool           // the datapath does the same for both
+	unchanged bool           // all else that Change reports is equal, too
 }
 
 // running compares the document with the new configuration c. each must visit the forwards of the document.
@@ -72,23 +76,31 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 		if !behaves {
 			e.Ending = append(e.Ending, f.Name)
 		}
-		var dropped []rule.Server
-		for server := range f.EachServer() {
-			if behaves && !g.Has(f, server) {
-				dropped = append(dropped, server)
-				e.Dropping = append(e.Dropping, Dropping{f.Name, server.Target, f.PortShiftOf(server), f.Balanced()})
-			}
+		var servers *formerServers
+		if f.Balanced() || g.Balanced() {
+			servers = &formerServers{serversOf(f), e.drop(f, &g, behaves)}
 		}
-		e.of[i] = former{epochRef: s, forward: serversOf(f), dropped: dropped, there: true, behaves: behaves, unchanged: behaves && config.SameBesides(*f, g)}
+		e.of[i] = former{epochRef: s, servers: servers, there: true, behaves: behaves, unchanged: behaves && config.SameBesides(*f, g)}
 		return true
 	})
 	e.same = e.same && at == len(c.Forwards)
 	return e, err
 }
 
-// serversOf returns a copy of what says which servers a forward has.
+// drop notes and returns the servers of a running forward that the new one has no more, if the connections of the others go on.
+func (e *Running) drop(f, g *rule.Forward, behaves bool) (dropped []rule.Server) {
+	for server := range f.EachServer() {
+		if behaves && !g.Has(f, server) {
+			dropped = append(dropped, server)
+			e.Dropping = append(e.Dropping, Dropping{f.Name, server.Target, f.PortShiftOf(server), f.Balanced()})
+		}
+	}
+	return dropped
+}
+
+// serversOf returns what says which servers a forward has.
 func serversOf(f *rule.Forward) rule.Forward {
-	return rule.Forward{Ports: f.Ports, Target: f.Target, TargetPort: f.TargetPort, Servers: slices.Clone(f.Servers)}
+	return rule.Forward{Ports: f.Ports, Target: f.Target, TargetPort: f.TargetPort, Pool: f.Pool}
 }
 
 // sameWritten reports whether two forwards are equal in every field, including Source. nil and empty lists are equal:
@@ -98,16 +110,20 @@ func sameWritten(f, g *rule.Forward) bool {
 	for _, h := range []*rule.Forward{&a, &b} {
 		h.Protocols, h.From, h.Hosts = clipped(h.Protocols), clipped(h.From), clipped(h.Hosts)
 		h.LAN, h.Except = clipped(h.LAN), clipped(h.Except)
-		h.Servers = unnumbered(h.Servers)
+		h.Pool = unnumbered(h.Pool)
 	}
 	return reflect.DeepEqual(a, b)
 }
 
-// unnumbered returns servers without what package compile has set.
-func unnumbered(servers []rule.Server) (written []rule.Server) {
-	for _, s := range servers {
+// unnumbered returns a pool without what package compile has set.
+func unnumbered(p *rule.Pool) *rule.Pool {
+	if p == nil {
+		return nil
+	}
+	written := &rule.Pool{Affinity: p.Affinity}
+	for _, s := range p.Servers {
 		s.Number = 0
-		written = append(written, s)
+		written.Servers = append(written.Servers, s)
 	}
 	return written
 }

@@ -22,7 +22,8 @@ func TestSameWrittenSeesEveryField(t *testing.T) {
 		LAN: []string{"lan0"}, Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}, Source: "x:1",
 		Rate: rule.Rate{Count: 1, Per: time.Second}, RatePerSource: rule.Rate{Count: 2, Per: time.Hour},
 		Comment: "what it is for", Disabled: true, DrainUntil: time.Hour, LANOnly: true,
-		Servers: []rule.Server{{Target: netip.MustParseAddr("10.0.0.1"), Port: 3, Weight: 2, Number: 4}, {Target: netip.MustParseAddr("10.0.0.2")}}, Affinity: time.Minute,
+		Pool: &rule.Pool{Affinity: time.Minute,
+			Servers: []rule.Server{{Target: netip.MustParseAddr("10.0.0.1"), Port: 3, Weight: 2, Number: 4}, {Target: netip.MustParseAddr("10.0.0.2")}}},
 	}
 	fields := reflect.TypeFor[rule.Forward]()
 	for i := range fields.NumField() {

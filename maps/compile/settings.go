@@ -36,7 +36,7 @@ func SettingsEntry(c config.Config) bpf.HairpinSettings {
 	if len(c.StandIns) > 0 {
 		settings.StandIns = 1
 	}
-	if slices.ContainsFunc(c.Forwards, func(f rule.Forward) bool { return f.Affinity != 0 }) {
+	if slices.ContainsFunc(c.Forwards, func(f rule.Forward) bool { return f.Affinity() != 0 }) {
 		settings.Affinity = 1
 	}
 	for name, side := range map[string]bpf.HairpinSide{

@@ -185,32 +185,30 @@ func ParseClients(text string) (Clients, error) {
 // packets of LAN clients to these ports go to the target, whatever their destination address is. An intercept has no
 // External, From, Clients and Hosts.
 type Forward struct {
-	Name       string     `json:"name"`
-	Protocols  []Protocol `json:"protocol"`
-	External   External   `json:"external"`
-	Ports      Ports      `json:"port"`
-	Target     netip.Addr `json:"target"`
-	TargetPort uint16     `json:"target_port,omitempty"` // target port for Ports.First; 0: the target ports equal Ports
-	// Servers are all servers of a forward that has several. The first one is Target, too. nil: Target is the only server.
-	Servers []Server `json:"servers,omitempty"`
-	// Affinity is how long after its last opening a client gets the same server again. 0: each connection may get another server.
-	Affinity time.Duration  `json:"affinity,omitempty"`
-	From     []netip.Prefix `json:"from,omitempty"` // networks of clients that may connect; empty: all
-	Reflect  Reflect        `json:"reflect,omitempty"`
-	Clients  Clients        `json:"clients,omitempty"`
-	Rate     Rate           `json:"rate,omitzero"` // of new connections
-	// RatePerSource is the same of each client: an IPv4 address, an IPv6 /64 of a WAN, an address of a LAN.
-	RatePerSource Rate           `json:"rate_per_source,omitzero"`
-	Hosts         []string       `json:"hosts,omitempty"` // names for split DNS, in the form that ParseHost returns
-	Intercept     bool           `json:"intercept,omitempty"`
-	LAN           []string       `json:"lan,omitempty"`    // intercept: its LAN interfaces; empty: all
-	Except        []netip.Prefix `json:"except,omitempty"` // intercept: clients and destinations that it does not redirect
-	Comment       string         `json:"comment,omitempty"`
+	Name      string     `json:"name"`
+	Protocols []Protocol `json:"protocol"`
+	External  External   `json:"external"`
+	Target    netip.Addr `json:"target"`
+	// The small fields are together, because there may be tens of thousands of forwards.
+	Ports      Ports  `json:"port"`
+	TargetPort uint16 `json:"target_port,omitempty"` // target port for Ports.First; 0: the target ports equal Ports
+	Intercept  bool   `json:"intercept,omitempty"`
 	// Disabled forwards match no packet. Config.Disabled has them, never Config.Forwards.
 	Disabled bool `json:"disabled,omitempty"`
 	// LANOnly forwards are for clients of LANs and for the router itself. Packets that come in by a WAN are left to the kernel, as if the
 	// forward did not exist.
-	LANOnly bool `json:"lan_only,omitempty"`
+	LANOnly bool           `json:"lan_only,omitempty"`
+	Pool    *Pool          `json:"pool,omitempty"` // nil: Target is the only server
+	From    []netip.Prefix `json:"from,omitempty"` // networks of clients that may connect; empty: all
+	Reflect Reflect        `json:"reflect,omitempty"`
+	Clients Clients        `json:"clients,omitempty"`
+	Rate    Rate           `json:"rate,omitzero"` // of new connections
+	// RatePerSource is the same of each client: an IPv4 address, an IPv6 /64 of a WAN, an address of a LAN.
+	RatePerSource Rate           `json:"rate_per_source,omitzero"`
+	Hosts         []string       `json:"hosts,omitempty"`  // names for split DNS, in the form that ParseHost returns
+	LAN           []string       `json:"lan,omitempty"`    // intercept: its LAN interfaces; empty: all
+	Except        []netip.Prefix `json:"except,omitempty"` // intercept: clients and destinations that it does not redirect
+	Comment       string         `json:"comment,omitempty"`
 	// DrainUntil is not 0 for a forward that is being deleted: it opens no connection, and its established connections stay until
 	// this time since the boot (CLOCK_BOOTTIME).
 	DrainUntil time.Duration `json:"drain_until,omitempty"`
@@ -299,8 +297,8 @@ func (f Forward) String() string {
 	if !f.RatePerSource.IsZero() {
 		words = append(words, "rate_per_source", f.RatePerSource.String())
 	}
-	if f.Affinity != 0 {
-		words = append(words, "affinity", f.Affinity.String())
+	if f.Affinity() != 0 {
+		words = append(words, "affinity", f.Affinity().String())
 	}
 	if len(f.Hosts) > 0 {
 		words = append(words, "host", strings.Join(f.Hosts, ","))

@@ -194,7 +194,7 @@ func (p *forwardParser) option(option, value string) {
 	case "affinity":
 		affinity, err := ParseAffinity(value)
 		p.check(option, err)
-		p.Affinity = affinity
+		p.pool().Affinity = affinity
 	case "clients":
 		who, err := ParseClients(value)
 		p.check(option, err)

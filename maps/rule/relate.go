@@ -62,6 +62,6 @@ func (g *Forward) Relates(f *Forward) bool {
 func (f *Forward) Clone() Forward {
 	c := *f
 	c.Protocols, c.From, c.Hosts = slices.Clone(f.Protocols), slices.Clone(f.From), slices.Clone(f.Hosts)
-	c.LAN, c.Except, c.Servers = slices.Clone(f.LAN), slices.Clone(f.Except), slices.Clone(f.Servers)
+	c.LAN, c.Except, c.Pool = slices.Clone(f.LAN), slices.Clone(f.Except), f.Pool.clone()
 	return c
 }

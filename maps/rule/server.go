@@ -31,22 +31,67 @@ const (
 	DefaultWeight = 1
 )
 
-// Limits of Forward.Affinity.
+// Limits of Pool.Affinity.
 const (
 	MinAffinity = time.Second
 	MaxAffinity = 720 * time.Hour
 )
 
-// Balanced reports whether the forward chooses one of several servers for each connection.
-func (f *Forward) Balanced() bool { return len(f.Servers) > 0 }
+// Pool is what only a forward with several servers has.
+type Pool struct {
+	Servers []Server `json:"servers"` // the first one is also Forward.Target
+	// Affinity is how long after its last opening a client gets the same server again. 0: each connection may get another server.
+	Affinity time.Duration `json:"affinity,omitempty"`
+}
 
-// EachServer returns the servers: Servers, or the only one.
-func (f *Forward) EachServer() iter.Seq[Server] {
-	if f.Balanced() {
-		return slices.Values(f.Servers)
+// pool returns f.Pool, and makes it first if there is none.
+func (f *Forward) pool() *Pool {
+	if f.Pool == nil {
+		f.Pool = new(Pool)
 	}
-	return func(yield func(Server) bool) {
+	return f.Pool
+}
+
+func (p *Pool) clone() *Pool {
+	if p == nil {
+		return nil
+	}
+	return &Pool{slices.Clone(p.Servers), p.Affinity}
+}
+
+// Servers returns the servers of a forward that has several, nil if there is only one.
+func (f *Forward) Servers() []Server {
+	if f.Pool == nil {
+		return nil
+	}
+	return f.Pool.Servers
+}
+
+// Affinity returns Pool.Affinity, 0 if there is only one server.
+func (f *Forward) Affinity() time.Duration {
+	if f.Pool == nil {
+		return 0
+	}
+	return f.Pool.Affinity
+}
+
+// Balanced reports whether the forward chooses one of several servers for each connection.
+func (f *Forward) Balanced() bool { return len(f.Servers()) > 0 }
+
+// EachServer returns the servers: Servers, or the only one. It is small enough to be inlined, so that a loop allocates nothing.
+func (f *Forward) EachServer() iter.Seq[Server] {
+	return func(yield func(Server) bool) { f.eachServer(yield) }
+}
+
+func (f *Forward) eachServer(yield func(Server) bool) {
+	if !f.Balanced() {
 		yield(Server{Target: f.Target, Port: f.TargetPort, Weight: DefaultWeight})
+		return
+	}
+	for _, s := range f.Servers() {
+		if !yield(s) {
+			return
+		}
 	}
 }
 
@@ -133,7 +178,7 @@ func (f *Forward) overlap(s, t Server) bool {
 
 // SameServers reports whether two forwards have the same servers with the same weights, in the same order, and the same affinity.
 func SameServers(f, g *Forward) bool {
-	return f.Affinity == g.Affinity && slices.EqualFunc(f.Servers, g.Servers, func(s, t Server) bool {
+	return f.Affinity() == g.Affinity() && slices.EqualFunc(f.Servers(), g.Servers(), func(s, t Server) bool {
 		return f.SameServer(s, g, t) && s.Weight == t.Weight
 	})
 }
@@ -145,19 +190,25 @@ func (f *Forward) AddServer(text string, weight uint16) error {
 	if err := one.SetTarget(text); err != nil {
 		return err
 	}
-	if len(f.Servers) == 0 {
+	if len(f.Servers()) == 0 {
 		f.Target, f.TargetPort = one.Target, one.TargetPort
 	}
-	f.Servers = append(f.Servers, Server{Target: one.Target, Port: one.TargetPort, Weight: weight})
+	f.pool().Servers = append(f.pool().Servers, Server{Target: one.Target, Port: one.TargetPort, Weight: weight})
 	return nil
 }
 
 // ServersRead ends the reading of servers: a list of one server that gets connections means the same as this server alone.
 func (f *Forward) ServersRead() {
-	if len(f.Servers) == 1 && f.Servers[0].Weight > 0 {
-		f.Servers = nil
+	if len(f.Servers()) == 1 && f.Servers()[0].Weight > 0 {
+		f.Pool.Servers = nil
+	}
+	if f.Pool != nil && len(f.Pool.Servers) == 0 && f.Pool.Affinity == 0 {
+		f.Pool = nil
 	}
 }
+
+// SetAffinity sets Pool.Affinity.
+func (f *Forward) SetAffinity(affinity time.Duration) { f.pool().Affinity = affinity }
 
 // ParseWeight reads a weight.
 func ParseWeight(text string) (uint16, error) {
@@ -193,23 +244,23 @@ func checkAffinityTime(affinity time.Duration) error {
 
 func checkAffinity(f *Forward) error {
 	switch {
-	case f.Affinity == 0:
+	case f.Affinity() == 0:
 		return nil
 	case !f.Balanced():
 		return errors.New("the forward has one server, so every client gets the same server; remove affinity, or give several servers in to")
 	}
-	return checkAffinityTime(f.Affinity)
+	return checkAffinityTime(f.Affinity())
 }
 
 // checkServers checks the servers of a forward that has several.
 func checkServers(f *Forward) error {
-	if len(f.Servers) > MaxServers {
-		return fmt.Errorf("%d servers; at most %d are possible", len(f.Servers), MaxServers)
+	if len(f.Servers()) > MaxServers {
+		return fmt.Errorf("%d servers; at most %d are possible", len(f.Servers()), MaxServers)
 	}
 	takes := false
-	for i, s := range f.Servers {
+	for i, s := range f.Servers() {
 		one := *f
-		one.Target, one.TargetPort, one.Servers = s.Target, s.Port, nil
+		one.Target, one.TargetPort, one.Pool = s.Target, s.Port, nil
 		err := checkTarget(&one)
 		switch {
 		case err != nil:
@@ -218,10 +269,10 @@ func checkServers(f *Forward) error {
 		case s.Weight > MaxWeight:
 			err = weightError(s.Weight)
 		default:
-			if slices.ContainsFunc(f.Servers[:i], func(t Server) bool { return f.SameServer(s, f, t) }) {
+			if slices.ContainsFunc(f.Servers()[:i], func(t Server) bool { return f.SameServer(s, f, t) }) {
 				err = fmt.Errorf("%s is there twice; give one of them the sum of the weights", f.ServerString(s))
-			} else if j := slices.IndexFunc(f.Servers[:i], func(t Server) bool { return f.overlap(s, t) }); j >= 0 {
-				err = fmt.Errorf("%s and %s have ports in common; a port of a server belongs to one of them", f.ServerString(f.Servers[j]), f.ServerString(s))
+			} else if j := slices.IndexFunc(f.Servers()[:i], func(t Server) bool { return f.overlap(s, t) }); j >= 0 {
+				err = fmt.Errorf("%s and %s have ports in common; a port of a server belongs to one of them", f.ServerString(f.Servers()[j]), f.ServerString(s))
 			}
 		}
 		if err != nil {
@@ -241,7 +292,7 @@ func (f *Forward) serversString() string {
 		return "to " + f.TargetString()
 	}
 	var words []string
-	for _, s := range f.Servers {
+	for _, s := range f.Servers() {
 		words = append(words, "to", f.ServerString(s))
 		if s.Weight != DefaultWeight {
 			words = append(words, "weight", strconv.Itoa(int(s.Weight)))

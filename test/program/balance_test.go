@@ -101,21 +101,21 @@ func TestServersComeAndGo(t *testing.T) {
 		}
 	}
 	f := &b.Config.Forwards[0]
-	f.Servers = append(f.Servers[:3:3], rule.Server{Target: netip.MustParseAddr("192.168.1.23"), Weight: 1})
+	f.Pool.Servers = append(f.Pool.Servers[:3:3], rule.Server{Target: netip.MustParseAddr("192.168.1.23"), Weight: 1})
 	b.Neighbour(t, b.LAN, netip.MustParseAddr("192.168.1.23"), rig.ServerMAC)
 	b.Apply(t)
 	stays("a server more", netip.Addr{})
-	f.Servers[0].Weight = 0
+	f.Pool.Servers[0].Weight = 0
 	b.Apply(t)
 	stays("a server with weight 0", netip.Addr{})
-	drained := f.Servers[0].Target
+	drained := f.Pool.Servers[0].Target
 	for i := clients; i < 2*clients; i++ {
 		if to := b.asked(t, hooks[0], clientNumber(i)); to.Addr() == drained {
 			t.Fatalf("a new client goes to %s, whose weight is 0", drained)
 		}
 	}
-	f.Servers = append([]rule.Server{}, f.Servers[1:]...)
-	f.Target, f.TargetPort = f.Servers[0].Target, f.Servers[0].Port
+	f.Pool.Servers = append([]rule.Server{}, f.Pool.Servers[1:]...)
+	f.Target, f.TargetPort = f.Pool.Servers[0].Target, f.Pool.Servers[0].Port
 	b.Apply(t)
 	stays("a server less", drained)
 }
@@ -126,14 +126,14 @@ func TestAffinity(t *testing.T) {
 	const clients = 200
 	b := balanced(t)
 	f := &b.Config.Forwards[0]
-	f.Affinity = time.Hour
+	f.Pool.Affinity = time.Hour
 	b.Apply(t)
 	from := func(i, port int) netip.AddrPort { return netip.AddrPortFrom(clientNumber(i).Addr(), uint16(port)) }
 	servers := make([]netip.AddrPort, clients)
 	for i := range clients {
 		servers[i] = b.asked(t, hooks[i%len(hooks)], from(i, 2000))
 	}
-	f.Servers[0].Weight, f.Servers[1].Weight, f.Servers[2].Weight = 256, 1, 1
+	f.Pool.Servers[0].Weight, f.Pool.Servers[1].Weight, f.Pool.Servers[2].Weight = 256, 1, 1
 	b.Apply(t)
 	for i, was := range servers {
 		if now := b.asked(t, hooks[i%len(hooks)], from(i, 3000)); now != was {
@@ -152,10 +152,10 @@ func TestAffinity(t *testing.T) {
 		t.Errorf("only %d of %d clients that were away for two hours follow the new weights", moved, clients)
 	}
 	// A server that takes no new connection gets none by affinity either.
-	f.Servers[0].Weight = 0
+	f.Pool.Servers[0].Weight = 0
 	b.Apply(t)
 	for i := range servers {
-		if now := b.asked(t, hooks[0], from(i, 5000)); now.Addr() == f.Servers[0].Target {
+		if now := b.asked(t, hooks[0], from(i, 5000)); now.Addr() == f.Pool.Servers[0].Target {
 			t.Fatalf("client %d goes to %s, which takes no new connection", i, now)
 		}
 	}
@@ -198,7 +198,7 @@ func TestAffinityOutlivesFlood(t *testing.T) {
 	const clients, spoofed = 50, 40_000
 	b := balanced(t)
 	f := &b.Config.Forwards[0]
-	f.Affinity = time.Hour
+	f.Pool.Affinity = time.Hour
 	b.Apply(t)
 	servers := make([]netip.AddrPort, clients)
 	for i := range clients {
@@ -213,8 +213,8 @@ func TestAffinityOutlivesFlood(t *testing.T) {
 	for i := range spoofed {
 		b.asked(t, hooks[0], netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)}), uint16(2000+i/65536)))
 	}
-	for i := range f.Servers {
-		f.Servers[i].Weight = []uint16{1, 1, 256}[i]
+	for i := range f.Pool.Servers {
+		f.Pool.Servers[i].Weight = []uint16{1, 1, 256}[i]
 	}
 	b.Apply(t)
 	for i, was := range servers {

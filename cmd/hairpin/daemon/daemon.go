@@ -134,7 +134,7 @@ func Run(ctx context.Context, o Options) error {
 // collects more often. The limit is soft: reading a configuration of tens of thousands of forwards exceeds
 // it for a moment.
 func keepSmall() {
-	const garbage, limit = 50, 40 << 20 // percent of the memory in use; bytes
+	const garbage, limit = 50, 46 << 20 // percent of the memory in use; bytes
 	debug.SetGCPercent(garbage)
 	debug.SetMemoryLimit(limit)
 }

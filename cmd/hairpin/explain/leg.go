@@ -127,13 +127,13 @@ func (x *Explainer) chosen(l *Leg, result *bpf.ExplainExplanation) error {
 	switch {
 	case result.ByAffinity != 0:
 		l.Chosen = "affinity"
-		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, the one that the client had last (affinity %s)", len(f.Servers), f.Affinity))
-	case f.Affinity != 0:
+		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, the one that the client had last (affinity %s)", len(f.Servers()), f.Affinity()))
+	case f.Affinity() != 0:
 		l.Chosen = "hash"
-		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, chosen by the client's address", len(f.Servers)))
+		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, chosen by the client's address", len(f.Servers())))
 	default:
 		l.Chosen = "hash"
-		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, chosen by the client's address and port: another port may get another server", len(f.Servers)))
+		l.Notes = append(l.Notes, fmt.Sprintf("of %d servers, chosen by the client's address and port: another port may get another server", len(f.Servers())))
 	}
 	return nil
 }

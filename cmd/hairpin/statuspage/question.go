@@ -65,7 +65,7 @@ func (q *question) takes(f *rule.Forward) bool {
 	if q.filter == "" || contains(f.Name) || contains(f.Comment) || contains(f.Ports.String()) || contains(f.TargetString()) {
 		return true
 	}
-	for _, s := range f.Servers {
+	for _, s := range f.Servers() {
 		if contains(f.ServerString(s)) {
 			return true
 		}

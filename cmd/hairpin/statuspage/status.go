@@ -488,7 +488,7 @@ func (h *statusHandler) showForwards(q question) (forwards, error) {
 
 // targetText returns the target, or the first of several servers and how many others there are.
 func targetText(f *rule.Forward) string {
-	if others := len(f.Servers) - 1; others > 0 {
+	if others := len(f.Servers()) - 1; others > 0 {
 		return fmt.Sprintf("%s and %d more", f.TargetString(), others)
 	}
 	return f.TargetString()

@@ -403,11 +403,12 @@ func (r *reader) beginFields() {
 			"protocol": intoProtocols(&f.Protocols),
 			"port":     intoPorts(&f.Ports),
 			"to":       f.intoServers,
-			"affinity": func(at position, v *value) (err error) {
+			"affinity": func(_ position, v *value) error {
 				if v.kind != unstable.String {
 					return fmt.Errorf("%w; write a string with a unit, as in \"30m\"", typeError(v, "a duration"))
 				}
-				f.Affinity, err = rule.ParseAffinity(v.text)
+				affinity, err := rule.ParseAffinity(v.text)
+				f.SetAffinity(affinity)
 				return err
 			},
 			"comment": intoString(&f.Comment),

@@ -137,8 +137,8 @@ func target(f *rule.Forward) any {
 	if !f.Balanced() {
 		return f.TargetString()
 	}
-	servers := make([]any, len(f.Servers))
-	for i, s := range f.Servers {
+	servers := make([]any, len(f.Servers()))
+	for i, s := range f.Servers() {
 		servers[i] = f.ServerString(s)
 		if s.Weight != rule.DefaultWeight {
 			servers[i] = fileServer{f.ServerString(s), s.Weight}
@@ -149,10 +149,10 @@ func target(f *rule.Forward) any {
 
 // affinity returns the value of the key; "" leaves the key out.
 func affinity(f *rule.Forward) string {
-	if f.Affinity == 0 {
+	if f.Affinity() == 0 {
 		return ""
 	}
-	return f.Affinity.String()
+	return f.Affinity().String()
 }
 
 // enabled returns the value of the key: nil leaves the key out, which means true.
