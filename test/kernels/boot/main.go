@@ -143,6 +143,9 @@ func run(ctx context.Context, opts options) error {
 		rows = append(rows, r)
 	}
 	fmt.Print("\n", format(rows))
+	if err := ctx.Err(); err != nil {
+		return err // the rows say nothing about tests that did not run
+	}
 	if opts.table != "" && opts.runs == nil {
 		before, err := os.ReadFile(opts.table)
 		if err != nil && !errors.Is(err, os.ErrNotExist) {
