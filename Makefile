@@ -80,7 +80,7 @@ root:
 # nearly always wait call t.Parallel, and four of a package run at the same time. The results of floods and torture depend on free CPU
 # time, so they run after the other tests, one after the other. torture runs the short form of TestFloods.
 test: root deps
-	$(GO) test -count=1 -p 3 -parallel 4 -timeout 60m $$($(GO) list ./test/network ./test/program ./loader ./test/control ./... | grep -v -e /test/floods -e /test/torture)
+	$(GO) test -count=1 -p 3 -parallel 4 -timeout 60m $$($(GO) list ./test/network ./test/program ./test/control ./test/packages ./loader ./test/setups ./test/doctor ./... | grep -v -e /test/floods -e /test/torture)
 	$(GO) test -count=1 -p 1 -timeout 60m -skip '^TestFloods$$' ./test/floods ./test/torture
 	$(GO) test -count=1 -timeout 30m -run '^$$' -fuzz '^FuzzDatapath$$' -fuzztime $(FUZZ_EXECUTIONS)x ./test/program
 	@cat test/devices/DEVICES.md bin/torture.md
