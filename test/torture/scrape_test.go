@@ -31,7 +31,7 @@ var scrape = scenario{
 }
 
 const (
-	scrapeGrowth   = 60 // %: two pages of 65,000 forwards, the one that slow clients still read and the next one
+	scrapeGrowth   = 50 // %
 	scrapeRest     = 10 // %
 	fewForwards    = 10_000
 	manyForwards   = 65_000
