@@ -81,26 +81,22 @@ func output(tb testing.TB, name string, args ...string) string {
 // booted counts the machines, so that each has a name of its own.
 var booted atomic.Int64
 
-// alone waits until no other process has booted a Debian, and makes this process the only one until it ends. All systemds have the control
-// groups /system.slice and so on, and where this machine has control groups of version 1, these are the same for all: one systemd would remove
-// those of another.
-var alone = sync.OnceValue(func() error {
+// alone waits until no other process has booted a Debian, and makes this process the only one until it ends: the kernel then releases the lock
+// that alone returns. All systemds have the control groups /system.slice and so on. Where this machine has control groups of version 1,
+// these are the same for all, and one systemd would remove those of another.
+var alone = sync.OnceValues(func() (*os.File, error) {
 	lock, err := os.OpenFile(filepath.Join(os.TempDir(), "hairpin-test-debian.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	held = lock
-	return unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	return lock, unix.Flock(int(lock.Fd()), unix.LOCK_EX)
 })
-
-// held is the lock of alone. The kernel releases it when this process ends.
-var held *os.File
 
 // Boot starts the Debian in root on a host, and returns when its boot is complete. Its /sys/fs/bpf is a bpffs of its own. If
 // the test fails, its log has the journal.
 func Boot(tb testing.TB, host *lab.Host, root string) *Machine {
 	tb.Helper()
-	if err := alone(); err != nil {
+	if _, err := alone(); err != nil {
 		tb.Fatalf("wait for the Debians of other tests: %v", err)
 	}
 	bpffs := tb.TempDir()
