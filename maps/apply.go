@@ -35,7 +35,7 @@ func (t *Tables) Plan(c config.Config) (config.Change, error) {
 // changeTo returns the change from the running configuration to c, with the connections that it ends.
 func (t *Tables) changeTo(c config.Config, running *compile.Running) (config.Change, error) {
 	change := running.Change(c)
-	if len(running.Ending)+len(running.Dropping) == 0 {
+	if len(running.Ending)+len(running.Dropped) == 0 {
 		return change, nil
 	}
 	now, err := t.CountConnections(rule.Selector{})
@@ -50,16 +50,16 @@ func (t *Tables) changeTo(c config.Config, running *compile.Running) (config.Cha
 			change.Ends[name] = number
 		}
 	}
-	for _, d := range running.Dropping {
-		number := now.Forwards[d.Forward] // of the only server
+	for _, d := range running.Dropped {
+		number := now.Forwards[d.Name] // of the only server
 		if d.Several {
-			number = now.Servers[Served{d.Forward, d.Target, d.Shift}]
+			number = now.Servers[Served{d.Name, d.Target, d.Shift}]
 		}
 		if number > 0 {
 			if change.Ends == nil {
 				change.Ends = map[string]int{}
 			}
-			change.Ends[d.Forward] += number
+			change.Ends[d.Name] += number
 		}
 	}
 	return change, nil

@@ -78,7 +78,8 @@ func (t *Tables) makeSourceBuckets() error {
 	return t.enlarge(t.objs.SourceBuckets, 0, bpf.HairpinMapSourceBuckets, sourceBuckets)
 }
 
-// enlarge puts a table of this size in a slot of an outer map, if a smaller one is there. What that one holds is lost.
+// enlarge replaces the table in a slot of an outer map by an empty one of this size, if the one there is smaller. The entries of the smaller
+// one are lost.
 func (t *Tables) enlarge(outer *ebpf.Map, slot uint32, name string, size uint32) error {
 	table, err := t.slots.Open(outer, slot)
 	if err != nil {

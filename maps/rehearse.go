@@ -13,8 +13,9 @@ import (
 	"hairpin/maps/layout"
 )
 
-// Borrow copies what decides about new connections from the running tables into those of a rehearsal: how full the tables are, what
-// each client has, which server it had last, the rates, and which ports are taken. It copies no connections.
+// Borrow copies what decides about new connections from the running tables into those of a rehearsal. This is how full the tables are, how
+// many connections each client has, the last server of each client, the counts of the rates, and the ports that are taken. Borrow copies no
+// connections.
 func (t *Tables) Borrow(from *Tables) error {
 	return errors.Join(
 		copyMap[uint32, bpf.HairpinRing](t.objs.Rings, from.objs.Rings),

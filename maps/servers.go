@@ -17,8 +17,8 @@ import (
 	"hairpin/maps/slots"
 )
 
-// The datapath remembers the server of so many clients, for all forwards with affinity together. The tables take 9 MiB, once there is such
-// a forward.
+// The datapath remembers the servers of so many clients, for all forwards with affinity together. These tables are made with the first such
+// forward, and stay.
 const (
 	knownClients = 65536
 	newClients   = 16384

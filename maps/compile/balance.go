@@ -4,6 +4,7 @@ package compile
 
 import (
 	"cmp"
+	"fmt"
 	"hash/fnv"
 	"net/netip"
 	"slices"
@@ -14,20 +15,25 @@ import (
 	"hairpin/maps/rule"
 )
 
-// number gives each server of the new configuration its number. A server that the running forward of this name has, too, keeps its number:
-// clients with affinity are remembered by it. number also notes the servers whose connections must end, although those of their forward
-// live on.
-func (p *Program) number(running *Running) {
+// maxLookupPages limits the lookup tables of all forwards together to 64 MiB.
+const maxLookupPages = 1 << 20
+
+// number gives each server of the new configuration its number. A server that the running forward of this name has, too, keeps its number,
+// because the datapath remembers the server of a client by its number.
+func (p *Program) number(running *Running) error {
 	if slices.ContainsFunc(p.Doc.Config.Forwards, func(f rule.Forward) bool { return f.Balanced() }) {
 		p.Doc.Config.Forwards = slices.Clone(p.Doc.Config.Forwards) // the caller's configuration stays as it is
 	}
+	p.Doc.Dropped = running.Dropped
+	pages := 0
 	for i := range p.Doc.Config.Forwards {
-		f, was := &p.Doc.Config.Forwards[i], cmp.Or(running.of[i].servers, new(formerServers))
-		for _, s := range was.dropped {
-			p.Doc.Dropped = append(p.Doc.Dropped, DroppedServer{p.Doc.EpochRefs[i].ID, s.Target, was.TargetPortsOf(s)})
-		}
+		f := &p.Doc.Config.Forwards[i]
 		if !f.Balanced() {
 			continue
+		}
+		was := cmp.Or(running.of[i].servers, new(rule.Forward))
+		if pages += places(len(f.Servers()))/lookupPage + 1; pages > maxLookupPages {
+			return fmt.Errorf("the forwards with several servers need more than 64 MiB for their tables; a forward of up to %d servers needs 1 KiB, one of more servers 25 KiB", fewServers)
 		}
 		servers := slices.Clone(f.Servers())
 		f.Pool = &rule.Pool{Servers: servers, Affinity: f.Affinity()}
@@ -35,7 +41,7 @@ func (p *Program) number(running *Running) {
 		known := make([]bool, len(servers))
 		for j := range servers {
 			s := &servers[j]
-			at := slices.IndexFunc(was.Servers(), func(t rule.Server) bool { return f.SameServer(*s, &was.Forward, t) })
+			at := slices.IndexFunc(was.Servers(), func(t rule.Server) bool { return f.SameServer(*s, was, t) })
 			if known[j] = at >= 0; known[j] {
 				s.Number = was.Servers()[at].Number
 				used[s.Number] = true
@@ -49,14 +55,11 @@ func (p *Program) number(running *Running) {
 			}
 		}
 	}
+	return nil
 }
 
-// DroppedServer is a server that a forward no longer has.
-type DroppedServer struct {
-	Forward uint32     `json:"forward"` // id
-	Target  netip.Addr `json:"target"`
-	Ports   rule.Ports `json:"ports"` // at the target
-}
+// lookupPage is the number of places in a page of a lookup table.
+const lookupPage = len(bpf.HairpinLookupPage{}.Server)
 
 // balance adds the servers of forward i and its lookup table, and says in value where they are.
 func (p *Program) balance(i int, value *bpf.HairpinForward) {
@@ -88,7 +91,7 @@ func (p *Program) balance(i int, value *bpf.HairpinForward) {
 	table := maglev(choices, places(len(f.Servers())))
 	value.Places, value.FirstPage, value.FirstServer = uint32(len(table)), uint32(len(p.Lookups)), uint32(len(p.Servers))
 	p.Servers = append(p.Servers, servers...)
-	for page := range slices.Chunk(table, len(bpf.HairpinLookupPage{}.Server)) {
+	for page := range slices.Chunk(table, lookupPage) {
 		var c bpf.HairpinLookupPage
 		copy(c.Server[:], page)
 		p.Lookups = append(p.Lookups, c)
@@ -99,7 +102,8 @@ func (p *Program) balance(i int, value *bpf.HairpinForward) {
 	p.balanced[i] = *value
 }
 
-// serialOf tells a server from another one that gets its number later. The datapath compares it for clients with affinity.
+// serialOf returns a hash of a server's address and port. When a server is removed, another one may get its number. The datapath then sees by the
+// serial that this is not the server that a client had.
 func serialOf(f *rule.Forward, s rule.Server) uint32 {
 	hash := fnv.New32a()
 	text, _ := netip.AddrPortFrom(s.Target, f.TargetPortsOf(s).First).MarshalBinary() // never fails

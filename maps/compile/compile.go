@@ -57,7 +57,9 @@ func Compile(c config.Config, running *Running, have Inventory) (*Program, error
 	if err := p.assignEpochRefs(running, have); err != nil {
 		return nil, err
 	}
-	p.number(running)
+	if err := p.number(running); err != nil {
+		return nil, err
+	}
 	listening := p.listening()
 	p.assignExternals(listening, running, have)
 	for _, at := range slices.SortedFunc(maps.Keys(p.Doc.Externals), rule.ComparePlaces) {

@@ -15,8 +15,9 @@ type choice struct {
 	weight uint16
 }
 
-// Places in a table: at least 100 for each server, so that the shares are near the weights. Both are prime numbers, so that every step
-// through the table comes to every place. There are only two sizes, because another size gives nearly every client another server.
+// The number of places in a table. There are at least 100 for each server, so that the shares are near the weights. Both numbers are prime:
+// then a server that goes through the table in steps of one length comes to every place. There are only two sizes, because nearly every
+// client gets another server when the size changes.
 const (
 	placesOfFew  = 1009 // up to fewServers
 	placesOfMany = 25603

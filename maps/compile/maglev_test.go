@@ -7,7 +7,10 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
+
+	"hairpin/maps/rule"
 )
 
 func choices(weights ...uint16) (list []choice) {
@@ -85,5 +88,25 @@ func TestMaglevIsTheSameEverywhere(t *testing.T) {
 		if other[a[i]].number != b[i] {
 			t.Fatalf("place %d is of server %v here, of another there", i, one[a[i]].at)
 		}
+	}
+}
+
+// TestLookupTablesHaveALimit: forwards that would need too much memory are refused before their tables are made.
+func TestLookupTablesHaveALimit(t *testing.T) {
+	pool := &rule.Pool{}
+	for i := range fewServers + 1 {
+		pool.Servers = append(pool.Servers, rule.Server{Target: netip.AddrFrom4([4]byte{192, 168, 1, byte(20 + i)}), Weight: 1})
+	}
+	number := func(forwards int) error {
+		p := &Program{}
+		p.Doc.Config.Forwards = slices.Repeat([]rule.Forward{{Name: "web", Ports: rule.Ports{First: 443, Last: 443}, Pool: pool}}, forwards)
+		return p.number(&Running{of: make([]former, forwards)})
+	}
+	most := maxLookupPages / (placesOfMany/lookupPage + 1)
+	if err := number(most); err != nil {
+		t.Errorf("%d forwards: %v", most, err)
+	}
+	if err := number(most + 1); err == nil || !strings.Contains(err.Error(), "64 MiB") {
+		t.Errorf("%d forwards: %v, want an error about 64 MiB", most+1, err)
 	}
 }

@@ -21,32 +21,30 @@ type Running struct {
 	Targets   map[bpf.HairpinAddr]bool
 	removed   []string // names of forwards that are not in Config.Forwards of the new configuration
 	Ending    []string // names of forwards whose connections end
-	Dropping  []Dropping
+	Dropped   []DroppedServer
 	of        []former // running forwards, by the index of the new forward with the same name
 	same      bool     // the forwards are equal, including their order and Source
 }
 
-// Dropping is a server whose connections end, although those of its forward go on.
-type Dropping struct {
-	Forward string
-	Target  netip.Addr
-	Shift   uint16 // target port minus external port, modulo 65536
-	Several bool   // the running forward has several servers
-}
+// DroppedServer is a server that a forward no longer has. Its connections end, although those of the forward go on.
+type DroppedServer struct {
+	Forward uint32     `json:"forward"` // id
+	Target  netip.Addr `json:"target"`
+	Ports   rule.Ports `json:"ports"` // at the target
 
-// formerServers are the servers of a running forward, if it or the new one has several.
-type formerServers struct {
-	rule.Forward               // its ports and servers alone
-	dropped      []rule.Server // whose connections end, although those of the forward go on
+	// For the report of the change.
+	Name    string `json:"-"` // of the forward
+	Shift   uint16 `json:"-"` // target port minus external port, modulo 65536
+	Several bool   `json:"-"` // the running forward has several servers
 }
 
 // former describes the running forward that has the name of a new forward.
 type former struct {
 	epochRef  EpochRef
-	servers   *formerServers // nil: both forwards have one server, as nearly all of tens of thousands
-	there     bool           // there is such a running forward
-	behaves   bool           // the datapath does the same for both
-	unchanged bool           // all else that Change reports is equal, too
+	servers   *rule.Forward // its ports and servers alone; nil: both forwards have one server, as nearly all of tens of thousands
+	there     bool          // there is such a running forward
+	behaves   bool          // the datapath does the same for both
+	unchanged bool          // all else that Change reports is equal, too
 }
 
 // running compares the document with the new configuration c. each must visit the forwards of the document.
@@ -76,9 +74,12 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 		if !behaves {
 			e.Ending = append(e.Ending, f.Name)
 		}
-		var servers *formerServers
+		var servers *rule.Forward
 		if f.Balanced() || g.Balanced() {
-			servers = &formerServers{serversOf(f), e.drop(f, &g, behaves)}
+			servers = &rule.Forward{Ports: f.Ports, Target: f.Target, TargetPort: f.TargetPort, Pool: f.Pool}
+			if behaves {
+				e.drop(f, &g, s.ID)
+			}
 		}
 		e.of[i] = former{epochRef: s, servers: servers, there: true, behaves: behaves, unchanged: behaves && config.SameBesides(*f, g)}
 		return true
@@ -87,20 +88,15 @@ func (d *Document) running(c config.Config, each func(visit func(*rule.Forward, 
 	return e, err
 }
 
-// drop notes and returns the servers of a running forward that the new one has no more, if the connections of the others go on.
-func (e *Running) drop(f, g *rule.Forward, behaves bool) (dropped []rule.Server) {
-	for server := range f.EachServer() {
-		if behaves && !g.Has(f, server) {
-			dropped = append(dropped, server)
-			e.Dropping = append(e.Dropping, Dropping{f.Name, server.Target, f.PortShiftOf(server), f.Balanced()})
+// drop notes the servers of a running forward that the new one has no more. The forward keeps its id.
+func (e *Running) drop(f, g *rule.Forward, id uint32) {
+	for s := range f.EachServer() {
+		if !g.Has(f, s) {
+			e.Dropped = append(e.Dropped, DroppedServer{
+				Forward: id, Target: s.Target, Ports: f.TargetPortsOf(s), Name: f.Name, Shift: f.PortShiftOf(s), Several: f.Balanced(),
+			})
 		}
 	}
-	return dropped
-}
-
-// serversOf returns what says which servers a forward has.
-func serversOf(f *rule.Forward) rule.Forward {
-	return rule.Forward{Ports: f.Ports, Target: f.Target, TargetPort: f.TargetPort, Pool: f.Pool}
 }
 
 // sameWritten reports whether two forwards are equal in every field, including Source. nil and empty lists are equal:

@@ -78,7 +78,8 @@ func (f *Forward) Affinity() time.Duration {
 // Balanced reports whether the forward chooses one of several servers for each connection.
 func (f *Forward) Balanced() bool { return len(f.Servers()) > 0 }
 
-// EachServer returns the servers: Servers, or the only one. It is small enough to be inlined, so that a loop allocates nothing.
+// EachServer returns all servers of a forward, also if there is only one. The compiler inlines EachServer because it is short. So a loop over
+// the servers allocates no memory.
 func (f *Forward) EachServer() iter.Seq[Server] {
 	return func(yield func(Server) bool) { f.eachServer(yield) }
 }

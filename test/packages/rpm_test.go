@@ -31,7 +31,7 @@ func (f fedora) rpm(environment string, args ...string) lab.Result {
 	return r
 }
 
-// must is rpm, which must succeed. It returns what rpm prints, and the programs that the scripts of the package have called.
+// must runs rpm, and fails the test if rpm fails. It returns the output of rpm, and the calls of programs by the scripts of the package.
 func (f fedora) must(args ...string) (out, called string) {
 	f.t.Helper()
 	if r := f.rpm("DAEMON=runs", args...); r.Code != 0 || strings.Contains(r.Stderr, "warning: %") {

@@ -11,8 +11,8 @@ import (
 )
 
 var flood = scenario{
-	number: 1, name: "Floods of six kinds: SYNs, UDP to a fast server, UDP to a slow server, short TCP connections, fragments, ICMP errors",
-	demanded: "no established connection is lost; of 100 new connections from each place to the flooded forward, at most one fewer opens than with nftables; all new connections to another forward open; the UDP server answers all datagrams, or at most one fewer than with nftables if devices drop packets or its own forward is flooded; a stream that only the server sends goes on; the memory limit is 10 % above what an idle hairpin takes",
+	number: 1, name: "Floods: SYNs, UDP to a fast server, UDP to a slow server, short TCP connections, fragments, ICMP errors",
+	demanded: "No established connection is lost. 100 clients at each place open a connection to the flooded forward: as many succeed as with nftables, or one fewer. All connections to another forward succeed. A UDP server that answers late answers every datagram. If devices drop packets, or if the forward of this server is flooded, it may answer one fewer than with nftables. A stream of the server to a silent client goes on. hairpin may use 10 % more memory than when it is idle",
 	run:      floodOften,
 }
 

@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -27,6 +28,7 @@ import (
 
 	"hairpin/cmd/hairpin/statuspage"
 	"hairpin/maps/config"
+	"hairpin/test/lab"
 )
 
 // webFiles are a file about TLS and passwords, and the certificate that it names.
@@ -270,9 +272,10 @@ func TestLimitsBelowTLS(t *testing.T) {
 		t.Error(err)
 	}
 	conn.Close()
-	for deadline := time.Now().Add(patience); len(open()) > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("a connection that has ended counts as open")
+	lab.Eventually(t, patience, func() error {
+		if len(open()) > 0 {
+			return errors.New("a connection that has ended counts as open")
 		}
-	}
+		return nil
+	})
 }

@@ -573,6 +573,7 @@ func (r *reader) validate() {
 		switch {
 		case r.broken[about],
 			unread[p.Index] && p.Field == "protocol",
+			unread[p.Index] && p.Field == "affinity",
 			noWAN && (p.Field == "external" || p.Field == "interfaces.private_sources"),
 			(noWAN || noLAN) && p.Field == "datapath.mss_clamp",
 			noLAN && p.Field == "lan",

@@ -72,3 +72,11 @@ func TestServersWithMistakes(t *testing.T) {
 		}
 	}
 }
+
+// TestAffinityBesideAnotherMistake: a list that could not be read is the only mistake that is told.
+func TestAffinityBesideAnotherMistake(t *testing.T) {
+	_, err := Parse("x", []byte("version = 1\n[[forward]]\nto = [1]\naffinity = \"30m\"\nname = \"web\"\nprotocol = [\"tcp\"]\nport = \"443\"\n"))
+	if err == nil || strings.Contains(err.Error(), "affinity") {
+		t.Errorf("%v", err)
+	}
+}
